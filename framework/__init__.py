@@ -1,0 +1,1 @@
+"""Cloze: a distributed trainer for transformer encoders."""

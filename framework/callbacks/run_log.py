@@ -1,0 +1,91 @@
+"""The rows of a run: one a step at which something is due, to metrics.jsonl, perf.jsonl and the loggers."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+from typing_extensions import override
+
+from framework.batch import StepBatch
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.throughput import Throughput
+from framework.modules.encoder_module import EncoderModule
+from framework.tracking.metric_names import depends_on_clock
+from framework.tracking.metrics_jsonl import MetricsFile
+
+
+class RunLog(pl.Callback):
+    """Collects a step's numbers, waiting for the device once, and writes them on rank 0 after the step's validation.
+
+    Attributes:
+        latest: The newest value of each metric key.
+    """
+
+    def __init__(
+        self, run_folder: Path, cadence: Cadence, throughput: Throughput, loggers: Sequence[Logger] = ()
+    ) -> None:
+        """Takes where rows go.
+
+        Args:
+            run_folder: Holds metrics.jsonl and perf.jsonl.
+            cadence: When a row is due.
+            throughput: Gives the numbers that depend on the clock.
+            loggers: Get each row with its step; they are finished with the run. Empty on all ranks but 0.
+        """
+        self.run_folder = run_folder
+        self.cadence = cadence
+        self.throughput = throughput
+        self.loggers = list(loggers)
+        self.latest: dict[str, float] = {}
+        self._files: dict[bool, MetricsFile] = {}
+        self._pending: dict[str, float] = {}
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Opens the files on rank 0 and cuts what lies past the step at which the run goes on."""
+        if trainer.is_global_zero:
+            names = {False: "metrics.jsonl", True: "perf.jsonl"}
+            self._files = {
+                clock: MetricsFile(self.run_folder / name, trainer.global_step) for clock, name in names.items()
+            }
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Takes the training metrics where they are due; the row is written now unless validation will add to it."""
+        step = trainer.global_step
+        if self.cadence.logs(step):
+            self._pending |= {key: float(value) for key, value in pl_module.step_metrics.items()}
+            self._pending["train/tokens"] = pl_module.num_tokens
+            self._pending |= self.throughput.take_window(pl_module)
+            self.latest |= self._pending
+        if not self.cadence.validates(step):
+            self._write(step)
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Adds the validation metrics and writes the row."""
+        self._pending |= pl_module.validation_metrics
+        self.latest |= pl_module.validation_metrics
+        self._write(trainer.global_step)
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+    def _write(self, step: int) -> None:
+        for clock, file in self._files.items():
+            row = {key: value for key, value in self._pending.items() if depends_on_clock(key) == clock}
+            if row:
+                file.append({"step": step, **row})
+        if self._pending:
+            for logger in self.loggers:
+                logger.log_metrics(self._pending, step=step)
+        self._pending = {}

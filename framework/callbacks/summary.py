@@ -1,0 +1,95 @@
+"""summary.json: how a run ended and what it reached."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from framework.callbacks.run_log import RunLog
+from framework.modules.encoder_module import EncoderModule
+from framework.tracking.metric_names import depends_on_clock
+from framework.tracking.metrics_jsonl import read_rows
+
+
+class Summary(pl.Callback):
+    """Writes summary.json on rank 0 at the end and when a run fails; the file is replaced whole."""
+
+    def __init__(self, run_folder: Path, run_log: RunLog, best_metric: str, best_mode: str) -> None:
+        """Takes what is summed up.
+
+        Args:
+            run_folder: Holds metrics.jsonl; gets summary.json.
+            run_log: Its throughput gives seconds and tokens a second.
+            best_metric: Validation metric without the `val/` prefix.
+            best_mode: "min" or "max".
+        """
+        self.run_folder = run_folder
+        self.run_log = run_log
+        self.best_key = f"val/{best_metric}"
+        self.best_mode = best_mode
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Writes `finished`, or `stopped` where the last step was not reached."""
+        if trainer.global_step >= trainer.max_steps:
+            self._write(trainer, pl_module, "finished", None)
+        else:
+            self._write(trainer, pl_module, "stopped", "a stop was asked for before the last step")
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
+        """Writes `stopped` after an interrupt from the keyboard, else `failed` and the error."""
+        if isinstance(exception, KeyboardInterrupt):
+            self._write(trainer, pl_module, "stopped", "interrupted from the keyboard")
+        else:
+            self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
+
+    def _write(self, trainer: pl.Trainer, pl_module: EncoderModule, ended: str, why: str | None) -> None:
+        if not trainer.is_global_zero:
+            return
+        throughput = self.run_log.throughput
+        rows = read_rows(self.run_folder / "metrics.jsonl")
+        summary = {
+            "ended": ended,
+            "why": why,
+            "steps": trainer.global_step,
+            "max_steps": trainer.max_steps,
+            "tokens": pl_module.num_tokens,
+            "wall_seconds": throughput.wall_seconds(),
+            "tokens_per_second": throughput.train_tokens / throughput.train_seconds
+            if throughput.train_seconds
+            else None,
+            "last": last_values(rows)
+            | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
+            "best": best_row(rows, self.best_key, self.best_mode),
+        }
+        path = self.run_folder / "summary.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The newest value of each key."""
+    values: dict[str, Any] = {}
+    for row in rows:
+        values |= row
+    values.pop("step", None)
+    return values
+
+
+def best_row(rows: Sequence[Mapping[str, Any]], key: str, mode: str) -> dict[str, Any] | None:
+    """Step and validation metrics of the row with the best value of a key, the earliest of equals; None without one."""
+    candidates = [row for row in rows if row.get(key) is not None]
+    if not candidates:
+        return None
+    choose = min if mode == "min" else max
+    best = choose(candidates, key=lambda row: row[key])
+    return {name: value for name, value in best.items() if name == "step" or name.startswith("val/")}

@@ -1,0 +1,1 @@
+"""Run checkpoints: layout, save, load and export."""

@@ -1,0 +1,134 @@
+"""The tensors of a checkpoint by name, and reading their index without giving its pickle any power.
+
+Keys: `model.<parameter>` (a tied parameter once, under its first name) and `optimizer.<parameter>.<state>`. All values are
+tensors, so that nothing in a checkpoint has to be unpickled but torch.distributed.checkpoint's own index.
+"""
+
+import enum
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint import FileSystemReader, metadata
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from framework.errors import CheckpointError
+from framework.optim.combined import CombinedOptimizer
+
+MODEL_PREFIX = "model."
+OPTIMIZER_PREFIX = "optimizer."
+
+_CLASSES: dict[tuple[str, str], Any] = {
+    (entry.__module__, entry.__qualname__): entry
+    for entry in (
+        metadata.Metadata,
+        metadata.MetadataIndex,
+        metadata.TensorStorageMetadata,
+        metadata.ChunkStorageMetadata,
+        metadata.BytesStorageMetadata,
+        metadata.TensorProperties,
+        metadata.StorageMeta,
+        metadata._MEM_FORMAT_ENCODING,
+        _StorageInfo,
+        torch.Size,
+    )
+}
+_LAYOUT = ("torch.serialization", "_get_layout")
+
+
+def _layout(name: str) -> torch.layout:
+    """Stands in for torch's own look-up of a layout by name; dense is the only one that checkpoints hold."""
+    if name != "torch.strided":
+        raise pickle.UnpicklingError(f"layout {name}")
+    return torch.strided
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    """Knows the classes of the index, dtypes and the dense layout; every other name is refused, so nothing can be called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Looks a global name up in the short list."""
+        if (module, name) in _CLASSES:
+            return _CLASSES[module, name]
+        if (module, name) == _LAYOUT:
+            return _layout
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def read_index(folder: Path) -> Metadata:
+    """Reads `.metadata` of torch.distributed.checkpoint and checks that it names only tensors and files of this folder.
+
+    Raises:
+        CheckpointError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign file.
+    """
+    path = folder / ".metadata"
+    try:
+        with path.open("rb") as file:
+            index = _IndexUnpickler(file).load()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint.") from error
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged or holds more than tensors ({error}); do not trust this checkpoint.") from error
+    if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
+        raise CheckpointError(f"{path} is not the index of a checkpoint; do not trust this checkpoint.")
+    for key, entry in index.state_dict_metadata.items():
+        # Anything else would be unpickled by torch when it is loaded.
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CheckpointError(f"{path}: {key} is not a tensor; do not trust this checkpoint.")
+    for info in (index.storage_data or {}).values():
+        if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
+            raise CheckpointError(f"{path} points to a file outside of the checkpoint; do not trust this checkpoint.")
+    return index
+
+
+class IndexReader(FileSystemReader):
+    """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Reads the index; the arguments are those of torch (2.11 to 2.13) and are not needed."""
+        index = read_index(Path(self.path))
+        index.storage_meta = index.storage_meta or metadata.StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, each once, sharded where the model is. Loading into them in place restores the model."""
+    # FSDP may still hold the root's parameters gathered after a pass without backward; its hook on state_dict puts
+    # the sharded ones back, and only then do the module's parameters have those.
+    model.state_dict(keep_vars=True)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def checkpoint_tensors(model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Tensor]:
+    """All tensors that a checkpoint holds, under their keys in the checkpoint."""
+    tensors = {MODEL_PREFIX + name: tensor for name, tensor in model_tensors(model).items()}
+    return tensors | {OPTIMIZER_PREFIX + name: tensor for name, tensor in optimizer.named_state().items()}
+
+
+def check_index(folder: Path, index: Metadata, wanted: dict[str, Tensor]) -> None:
+    """Compares names, shapes and dtypes of a checkpoint with those that are wanted.
+
+    Raises:
+        CheckpointError: They differ; the message names the first difference.
+    """
+    entries: dict[str, enum.Enum | Any] = index.state_dict_metadata
+    missing, unexpected = sorted(set(wanted) - set(entries)), sorted(set(entries) - set(wanted))
+    if missing or unexpected:
+        which = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}, which is not wanted"
+        raise CheckpointError(
+            f"{folder} {which} ({len(missing)} lacking, {len(unexpected)} too many); "
+            "resume with the model and optimizer that wrote it, or take only its weights with init_from."
+        )
+    for key, tensor in wanted.items():
+        entry = entries[key]
+        if tuple(entry.size) != tuple(tensor.shape) or entry.properties.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{folder}: {key} is {tuple(entry.size)} {entry.properties.dtype} there and {tuple(tensor.shape)} "
+                f"{tensor.dtype} here; resume with the model that wrote it."
+            )

@@ -1,0 +1,1 @@
+"""From Hydra configs to checked, built objects."""

@@ -1,0 +1,100 @@
+"""What every command shares: Hydra composes, errors that a user can cause are shown once, without a traceback."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from framework.config.nodes import suggestion
+from framework.config.resolvers import conf_folder, register_resolvers
+from framework.errors import ConfigError, FrameworkError
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Turns a function of a composed config into a command.
+
+    Args:
+        config_name: The primary config, a file directly under conf/.
+
+    Returns:
+        A decorator. The decorated function takes the command line; it leaves with the error's exit code after a
+        FrameworkError or an error of composition, and lets every other exception pass with its traceback.
+    """
+
+    def decorate(body: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(body)
+        def guarded(config: DictConfig) -> None:
+            try:
+                body(config)
+            except (FrameworkError, OmegaConfBaseException) as error:
+                leave(error)
+
+        @functools.wraps(body)
+        def main() -> None:
+            # Without it Hydra prints exceptions itself, shortened, and leaves with 1 for every one of them.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
+            register_resolvers()
+            try:
+                hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
+            except (HydraException, OmegaConfBaseException) as error:
+                leave(error)
+
+        return main
+
+    return decorate
+
+
+def leave(error: Exception) -> None:
+    """Shows an error once, from the lowest rank that has it, and ends the process."""
+    shown = as_framework_error(error)
+    sys.stderr.write(f"error: {shown}\n")
+    sys.exit(shown.exit_code)
+
+
+def as_framework_error(error: BaseException) -> FrameworkError:
+    """The error in our words: what caused it where that is ours, else one line of what Hydra or OmegaConf said."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, FrameworkError):
+            return link
+        if isinstance(link, OmegaConfBaseException) and isinstance(link.full_key, str) and "not in struct" in str(link):
+            return _unknown_key(link)
+        link = link.__cause__ or link.__context__
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"config key `{error.full_key}` has no value yet; give it one with `{error.full_key}=VALUE`.")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"the override `{error.override}` cannot be read ({error}); quote values with special signs.")
+    return ConfigError(_one_line(str(error)))
+
+
+def _one_line(text: str) -> str:
+    """Hydra's answer without its search path; options that it lists one a line are joined by commas."""
+    head, separator, options = text.split("Config search path:")[0].partition("Available options")
+    label, _, names = options.partition(":")
+    told = " ".join(head.split())
+    return f"{told}. Available options{label}: {', '.join(names.split())}." if separator else told
+
+
+def _unknown_key(error: OmegaConfBaseException) -> ConfigError:
+    """OmegaConf's answer to a key that no config has, with the closest one that is there."""
+    parent = error.parent_node
+    known = {str(name) for name in parent} if isinstance(parent, DictConfig) else set()
+    return ConfigError(f"unknown config key `{error.full_key}`; {suggestion(str(error.key), known)}")
+
+
+def plain(config: DictConfig) -> dict[str, object]:
+    """The config as plain containers, interpolations resolved.
+
+    Raises:
+        ConfigError: An interpolation cannot be resolved, or a mandatory value ("???") is missing.
+    """
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise as_framework_error(error) from error
+    return {str(name): value for name, value in dict(resolved).items()}  # type: ignore[arg-type]

@@ -1,0 +1,210 @@
+"""Checks one config node against the callable that it feeds: a dataclass of `schema.py` or the `_target_` of a part.
+
+There is one checker for both. Nothing is constructed here except the dataclasses of the schema; a part becomes a
+`Component`, which is built later, when what it needs at run time is known.
+"""
+
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from framework.errors import ConfigError
+
+TARGET_KEY = "_target_"
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part that was checked and not built yet.
+
+    Attributes:
+        path: The config key it stands under, for messages.
+        target: The class or function that builds it.
+        arguments: Its checked arguments; nested parts are components themselves.
+    """
+
+    path: str
+    target: Callable[..., Any]
+    arguments: Mapping[str, Any]
+
+    def build(self, **supplied: Any) -> Any:
+        """Builds the part.
+
+        Args:
+            supplied: Values that only the run knows (a vocabulary size, the number of steps); the config wins where it names them too.
+        """
+        return self.target(**{**supplied, **{name: _built(value) for name, value in self.arguments.items()}})
+
+
+def _built(value: Any) -> Any:
+    if isinstance(value, Component):
+        return value.build()
+    if isinstance(value, list):
+        return [_built(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _built(item) for name, item in value.items()}
+    return value
+
+
+def suggestion(word: str, known: Collection[str]) -> str:
+    """A remedy for a mistyped word: the closest known one, or all of them."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known here: {', '.join(sorted(known))}" if known else "no key is allowed here"
+
+
+def check_component(path: str, node: Any, supplied: Collection[str] = (), target: Callable[..., Any] | None = None) -> Component:
+    """Checks a part's node against the signature and the type hints of what it builds.
+
+    Args:
+        path: The config key of the node, for messages.
+        node: Plain containers, interpolations resolved.
+        supplied: Parameters that the run supplies at build time; the node may leave them out or null.
+        target: What the node feeds; None: its `_target_` key names it.
+
+    Raises:
+        ConfigError: The target cannot be imported, a key is unknown or missing, or a value has the wrong type.
+    """
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"`{path}` is {node!r}, but a group of keys is needed here; choose one with `{path}=NAME`.")
+    values = dict(node)
+    if target is None:
+        if TARGET_KEY not in values:
+            raise ConfigError(f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with `{path}=NAME`.")
+        target = import_target(path, values.pop(TARGET_KEY))
+    return Component(path, target, check_arguments(path, values, target, supplied))
+
+
+def import_target(path: str, name: Any) -> Callable[..., Any]:
+    """Imports what a `_target_` names.
+
+    Raises:
+        ConfigError: No such module or attribute, or it cannot be called.
+    """
+    module_name, _, attribute = str(name).rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class.") from error
+    if not callable(target):
+        raise ConfigError(f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class.")
+    return target
+
+
+def check_arguments(
+    path: str, values: Mapping[str, Any], target: Callable[..., Any], supplied: Collection[str] = ()
+) -> dict[str, Any]:
+    """Checks keys and types of one node; returns the arguments, converted to the types that the hints ask for."""
+    parameters = inspect.signature(target).parameters
+    hints = _type_hints(target)
+    metadata = {field.name: field.metadata for field in fields(target)} if is_dataclass(target) else {}
+    prefix = f"{path}." if path else ""
+    for name in values:
+        if name not in parameters:
+            raise ConfigError(f"unknown config key `{prefix}{name}`; {suggestion(str(name), set(parameters) - set(supplied))}")
+    arguments = {}
+    for name, parameter in parameters.items():
+        if name in supplied and values.get(name) is None:
+            continue
+        if name in values:
+            arguments[name] = check_value(f"{prefix}{name}", values[name], hints.get(name, Any), metadata.get(name, {}))
+        elif parameter.default is inspect.Parameter.empty:
+            raise ConfigError(f"config key `{prefix}{name}` is missing and has no default; give it a value of type {describe(hints.get(name, Any))}.")
+    return arguments
+
+
+def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
+    """Checks one value against a type hint and converts what YAML cannot say (paths, tuples, whole numbers as floats).
+
+    Raises:
+        ConfigError: The value is of another type.
+    """
+    if hint is Component:
+        return check_component(path, value, metadata.get("supplied", ()), metadata.get("target"))
+    if isinstance(value, Mapping) and TARGET_KEY in value:
+        return check_component(path, value)
+    matched, converted = _convert(path, value, hint)
+    if not matched:
+        raise ConfigError(f"`{path}` is {value!r}, which is not {describe(hint)}; give a value of that type.")
+    return converted
+
+
+def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
+    """Whether the value fits the hint, and the converted value."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any or hint is inspect.Parameter.empty or isinstance(hint, typing.TypeVar):
+        return True, value
+    if origin is typing.Annotated:
+        return _convert(path, value, arguments[0])
+    if origin in (Union, types.UnionType):
+        return next((result for option in arguments if (result := _convert(path, value, option))[0]), (False, value))
+    if origin is Literal:
+        return value in arguments and not (isinstance(value, bool) and not any(a is value for a in arguments)), value
+    if hint is None or hint is type(None):
+        return value is None, value
+    if is_dataclass(hint) and isinstance(hint, type):
+        return isinstance(value, Mapping), hint(**check_arguments(path, value, hint)) if isinstance(value, Mapping) else value
+    if hint is bool:
+        return isinstance(value, bool), value
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool), value
+    if hint is float:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        return fits, float(value) if fits else value
+    if hint is Path:
+        return isinstance(value, str), Path(value) if isinstance(value, str) else value
+    if _is_kind(origin or hint, Mapping):
+        return _convert_mapping(path, value, arguments)
+    if hint is not str and _is_kind(origin or hint, Sequence):
+        return _convert_sequence(path, value, origin or hint, arguments)
+    if isinstance(hint, type):
+        return isinstance(value, hint), value
+    return True, value
+
+
+def _is_kind(hint: Any, kind: type) -> bool:
+    return isinstance(hint, type) and issubclass(hint, kind)
+
+
+def _convert_mapping(path: str, value: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    if not isinstance(value, Mapping):
+        return False, value
+    hint = arguments[1] if len(arguments) == 2 else Any
+    return True, {name: check_value(f"{path}.{name}", item, hint) for name, item in value.items()}
+
+
+def _convert_sequence(path: str, value: Any, kind: type, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+    if not isinstance(value, list | tuple):
+        return False, value
+    item_hint = arguments[0] if arguments else Any
+    items = [check_value(f"{path}[{index}]", item, item_hint) for index, item in enumerate(value)]
+    return True, tuple(items) if issubclass(kind, tuple) else items
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    if is_dataclass(target) or not inspect.isclass(target):
+        return typing.get_type_hints(target)
+    return typing.get_type_hints(target.__init__)
+
+
+def describe(hint: Any) -> str:
+    """A type hint in the words of a message, for example "a whole number or null"."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Path: "a path"}
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(str(option) for option in arguments)
+    if hint is Component or is_dataclass(hint) or _is_kind(origin or hint, Mapping):
+        return "a group of keys"
+    if hint is not str and _is_kind(origin or hint, Sequence):
+        return f"a list, each {describe(arguments[0])}" if arguments else "a list"
+    return words.get(hint, getattr(hint, "__name__", str(hint)))
+

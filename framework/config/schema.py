@@ -1,0 +1,156 @@
+"""The fixed parts of a config, one dataclass a group; what may be of several kinds is a `Component` (see nodes.py).
+
+Each dataclass checks what it can see alone; rules between groups stand in checks.py.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from framework.config.nodes import Component
+from framework.errors import ConfigError
+from framework.models.config import EncoderConfig
+
+MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
+"""Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
+
+
+def _at_least(group: str, node: Any, minimum: float, *names: str) -> None:
+    """Raises ConfigError where a value that is given lies below the minimum."""
+    for name in names:
+        value = getattr(node, name)
+        if value is not None and value < minimum:
+            raise ConfigError(f"`{group}.{name}` is {value}, but it must be at least {minimum}; raise it.")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Which run this is and where it is kept.
+
+    Attributes:
+        id: The name of the run folder; null: from SLURM, a torchrun run id, or a hash of the config's identity.
+        dir: The folder that holds the run folders.
+        resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be new; else the
+            path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
+    """
+
+    id: str | None = None
+    dir: str = "runs"
+    resume: str = "auto"
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """How long and in what portions.
+
+    Attributes:
+        max_steps: Optimizer steps of the whole run; null where `max_epochs` is given.
+        max_epochs: Epochs of the whole run; null where `max_steps` is given.
+        global_batch_size: Sequences per optimizer step over all ranks.
+        micro_batch_tokens: Most tokens that one forward pass of one rank takes.
+        val_every_n_steps: Steps between validations; null: at the end of each epoch and of the run.
+        log_every_n_steps: Steps between logged rows.
+        checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
+        keep_last: Checkpoints that are kept.
+        gradient_clip: Largest global gradient norm; null: gradients are not clipped.
+        num_workers: Loader processes of each rank.
+        timeout_seconds: How long a rank waits for the others before it gives up.
+    """
+
+    max_steps: int | None
+    max_epochs: int | None
+    global_batch_size: int
+    micro_batch_tokens: int
+    val_every_n_steps: int | None = None
+    log_every_n_steps: int = 10
+    checkpoint_every_n_steps: int | None = None
+    keep_last: int = 2
+    gradient_clip: float | None = 1.0
+    num_workers: int = 0
+    timeout_seconds: int = 600
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.max_epochs is None):
+            raise ConfigError(
+                f"`trainer.max_steps` is {self.max_steps} and `trainer.max_epochs` is {self.max_epochs}, but exactly one of them says "
+                "how long to train; set the other to null."
+            )
+        _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "micro_batch_tokens", "log_every_n_steps")
+        _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
+        _at_least("trainer", self, 0, "num_workers", "gradient_clip")
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer.
+
+    Attributes:
+        path: A folder with tokenizer.json or vocab.txt; null: the tokenizer of `init_from`.
+    """
+
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """How ranks share the work.
+
+    Attributes:
+        name: "single" one process; "ddp" replicated weights; "fsdp2" sharded weights, gradients and optimizer state.
+    """
+
+    name: Literal["single", "ddp", "fsdp2"]
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """The numbers that products are made of.
+
+    Attributes:
+        name: "fp32"; "bf16" for matrix products; "auto": bf16 where the hardware multiplies it natively, else fp32.
+    """
+
+    name: Literal["fp32", "bf16", "auto"]
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Where metrics go beside the run folder.
+
+    Attributes:
+        name: "none", or "wandb" (Weights & Biases).
+        project: The project on the server.
+        group: A group of runs on the server, for example a sweep.
+        tags: Words to find the run by.
+        mode: "online", "offline", or "auto": online where an API key is configured.
+    """
+
+    name: Literal["none", "wandb"]
+    project: str = "cloze"
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    mode: Literal["auto", "online", "offline"] = "auto"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that `framework.train` takes: one field a config group.
+
+    Attributes:
+        seed: Decides order, pairs, masks, dropout and fresh weights.
+        init_from: Where weights start when nothing is resumed: a run (id or folder), an export, a Hugging Face folder or hub name;
+            null: fresh weights from the seed.
+    """
+
+    run: RunConfig
+    seed: int
+    init_from: str | None
+    trainer: TrainerConfig
+    tokenizer: TokenizerConfig
+    strategy: StrategyConfig
+    precision: PrecisionConfig
+    logger: LoggerConfig
+    task: Component
+    data: Component
+    optimizer: Component = field(metadata={"supplied": ("named_parameters",)})
+    schedule: Component = field(metadata={"supplied": ("total_steps",)})
+    model: Component = field(metadata=MODEL_METADATA)

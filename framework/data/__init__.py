@@ -1,0 +1,1 @@
+"""From text to packed batches; every draw is a function of (seed, epoch, index)."""

@@ -1,0 +1,1 @@
+"""Processes, meshes, and how a single-device model is spread over them."""

@@ -1,0 +1,111 @@
+"""Ranks that must see the same: one does something for all, all hold the same facts, all see the same folder."""
+
+import secrets
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch.distributed as dist
+
+from framework.errors import CheckpointError, DistributedError, FrameworkError
+
+_FOLDER_WAIT_SECONDS = 5.0
+
+
+def _gather(value: object) -> list[object]:
+    """Every rank's value, by rank."""
+    values: list[object] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_first_rank(action: Callable[[], None]) -> None:
+    """Runs an action on rank 0 and lets all ranks know how it went. Collective: all ranks must call.
+
+    Raises:
+        FrameworkError: Rank 0's, on all ranks; an OSError of rank 0 becomes a CheckpointError.
+    """
+    error: FrameworkError | None = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            action()
+        except FrameworkError as raised:
+            error = raised
+        except OSError as raised:
+            error = CheckpointError(f"The disk refused ({raised}); make room, or choose a folder that can be written.")
+    if dist.is_initialized():
+        outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        error = outcome[0]
+    if error is not None:
+        raise error
+
+
+def check_agreement(facts: Mapping[str, str]) -> None:
+    """Checks that all ranks hold the same facts, for example hashes of config, data and versions.
+
+    Collective: all ranks must call; on a difference all ranks raise.
+
+    Args:
+        facts: A value for each name; the same names on every rank.
+
+    Raises:
+        DistributedError: A value differs; the message names it, its values and the ranks that hold them.
+    """
+    if not dist.is_initialized():
+        return
+    by_rank = _gather(dict(facts))
+    first = by_rank[0]
+    assert isinstance(first, dict)
+    for rank, other in enumerate(by_rank):
+        assert isinstance(other, dict)
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                raise DistributedError(
+                    f"{name} is {first.get(name)} on rank 0 but {other.get(name)} on rank {rank}; "
+                    "start every process with the same code, config and data."
+                )
+
+
+def check_shared_folder(folder: Path) -> None:
+    """Checks that all ranks see the same folder: rank 0 writes a random word there and all read it.
+
+    Collective: all ranks must call.
+
+    Raises:
+        DistributedError: A rank does not see the word; the message names rank and host.
+    """
+    if not dist.is_initialized():
+        return
+    path = folder / ".shared_folder_check"
+    words = [secrets.token_hex(16)]
+    dist.broadcast_object_list(words, src=0)
+
+    def write() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(words[0], encoding="utf-8")
+
+    on_first_rank(write)
+    deadline = time.monotonic() + _FOLDER_WAIT_SECONDS
+    seen = _reads(path, words[0])
+    while not seen and time.monotonic() < deadline:
+        # Network file systems show new files late.
+        time.sleep(0.1)
+        seen = _reads(path, words[0])
+    by_rank = _gather((seen, socket.gethostname()))
+    on_first_rank(lambda: path.unlink(missing_ok=True))
+    for rank, entry in enumerate(by_rank):
+        assert isinstance(entry, tuple)
+        if not entry[0]:
+            raise DistributedError(
+                f"Rank {rank} on host {entry[1]} does not see what rank 0 writes to {folder}; "
+                "put the run folder on a file system that all hosts share."
+            )
+
+
+def _reads(path: Path, word: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == word
+    except OSError:
+        return False

@@ -1,0 +1,89 @@
+"""Which process this is, and how a run is named: both from the environment, before any device or group is touched."""
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from framework.errors import ConfigError, DistributedError
+
+_UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessInfo:
+    """One process's place among all.
+
+    Attributes:
+        rank: 0 to world_size - 1, over all nodes.
+        local_rank: Place on this node; also the index of the device.
+        world_size: Processes of all nodes.
+        local_world_size: Processes of this node.
+        num_nodes: Hosts (torchrun agents).
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def num_nodes(self) -> int:
+        """Hosts; every host runs the same number of processes."""
+        return self.world_size // self.local_world_size
+
+
+def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
+    """Reads what torchrun set; without torchrun this is the only process.
+
+    Raises:
+        DistributedError: The hosts run different numbers of processes.
+    """
+    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+        return ProcessInfo()
+    world_size = int(environ["WORLD_SIZE"])
+    info = ProcessInfo(
+        rank=int(environ["RANK"]),
+        local_rank=int(environ.get("LOCAL_RANK", environ["RANK"])),
+        world_size=world_size,
+        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", world_size)),
+    )
+    if info.world_size % info.local_world_size:
+        raise DistributedError(
+            f"This host runs {info.local_world_size} of {info.world_size} processes; every host must run the same number: "
+            "give each torchrun the same --nproc-per-node."
+        )
+    return info
+
+
+def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] = os.environ) -> str:
+    """Names a run so that starting the same thing again finds the same folder; the clock is never part of the name.
+
+    The first that exists: the given id, the SLURM job (array jobs: with the task), the torchrun run id where one was really
+    given, a hash of the config's identity. torchrun itself makes up a version 4 UUID on one node and "none" with a
+    static address; neither is taken.
+
+    Args:
+        given: `run.id` of the config.
+        identity: The identity keys of the config in one canonical text.
+        environ: The environment's variables.
+
+    Raises:
+        ConfigError: The given id cannot be a folder name.
+    """
+    if given is not None:
+        if not _RUN_ID.fullmatch(given):
+            raise ConfigError(
+                f"run.id={given!r} cannot name a folder; use letters, digits and . _ = , + - only, beginning with a letter or digit."
+            )
+        return given
+    if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:
+        return f"slurm-{environ['SLURM_ARRAY_JOB_ID']}-{environ['SLURM_ARRAY_TASK_ID']}"
+    if "SLURM_JOB_ID" in environ:
+        return f"slurm-{environ['SLURM_JOB_ID']}"
+    torchrun_id = environ.get("TORCHELASTIC_RUN_ID", "none")
+    if torchrun_id != "none" and not _UUID4.fullmatch(torchrun_id) and _RUN_ID.fullmatch(torchrun_id):
+        return f"torchrun-{torchrun_id}"
+    return f"config-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"

@@ -1,0 +1,70 @@
+"""Start and end of the process group: own timeout, a store that a restart cannot confuse, a clean leave."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from framework.distributed.environment import process_info
+from framework.distributed.mesh import check_strategy
+
+_BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+
+
+def attempt_prefix() -> str:
+    """Prefix of this attempt's keys in a store that outlives its workers (torchrun counts its restarts)."""
+    return "attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
+def _open_store(timeout: timedelta) -> dist.Store | None:
+    """The store to meet in; None leaves it to torch (rank 0 hosts a fresh one).
+
+    torchrun's own store lives through restarts of the workers, and gloo then reads the addresses of dead processes there
+    (torch 2.11 to 2.13): each attempt needs its own prefix. Restart counts of several agents can differ; launch those with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+        return dist.PrefixStore(attempt_prefix(), store)
+    if "MASTER_ADDR" not in os.environ:
+        return dist.HashStore()
+    return None
+
+
+@contextmanager
+def process_group(strategy: str, device_type: str, timeout_seconds: float) -> Iterator[None]:
+    """Holds the default process group while the block runs; `single` needs none. Collective: all ranks must enter.
+
+    A group that exists already is used and left alone. After an error the ranks do not wait for each other.
+    """
+    info = process_info()
+    check_strategy(strategy, info.world_size)
+    if strategy == "single" or dist.is_initialized():
+        yield
+        return
+    timeout = timedelta(seconds=timeout_seconds)
+    device = None
+    if device_type == "cuda":
+        device = torch.device("cuda", info.local_rank)
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        _BACKENDS[device_type],
+        store=_open_store(timeout),
+        rank=info.rank,
+        world_size=info.world_size,
+        timeout=timeout,
+        device_id=device,
+    )
+    left_cleanly = False
+    try:
+        yield
+        left_cleanly = True
+    finally:
+        if left_cleanly:
+            dist.barrier()
+        if left_cleanly or device_type == "cpu":
+            # Destroying an NCCL group waits for collectives that a failed peer will never join; the process ends anyway.
+            dist.destroy_process_group()

@@ -1,0 +1,81 @@
+"""What Lightning's Trainer needs to know of a strategy: who this process is and where the mesh comes from, nothing else.
+
+The module parallelizes its model itself, in `configure_model`, with `trainer.strategy.mesh`; checkpoints, gradient sync and
+clipping are not Lightning's either. So these classes only keep Lightning from doing those things.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.device_mesh import DeviceMesh
+
+from framework.distributed.environment import process_info
+from framework.distributed.mesh import build_mesh, check_strategy
+from framework.errors import DistributedError
+
+
+class SingleStrategy(SingleDeviceStrategy):
+    """One process, one device, no process group, no mesh."""
+
+    name = "single"
+    mesh: DeviceMesh | None = None
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """`ddp` and `fsdp2`: one runtime, one mesh; the process group is started before the Trainer.
+
+    Args:
+        name: "ddp" or "fsdp2".
+        timeout_seconds: Of collectives, should Lightning ever make a group.
+    """
+
+    def __init__(self, name: str, timeout_seconds: float) -> None:
+        super().__init__(data_parallel_size=1, tensor_parallel_size=1, timeout=timedelta(seconds=timeout_seconds))
+        self.name = name
+        self.mesh: DeviceMesh | None = None
+
+    def _configure_launcher(self) -> None:
+        """Processes come from torchrun only."""
+
+    def setup_environment(self) -> None:
+        """Takes the existing process group and builds the mesh over it. Collective: all ranks must call.
+
+        Raises:
+            DistributedError: There is no process group.
+        """
+        if not dist.is_initialized():
+            raise DistributedError(
+                f"strategy={self.name} has no process group; enter framework.distributed.process_group before the Trainer."
+            )
+        # Not the direct parent's: that one builds a mesh of its own over all local devices.
+        super(ModelParallelStrategy, self).setup_environment()
+        self.set_world_ranks()
+        if self.mesh is None:
+            self.mesh = build_mesh(self.name, self.world_size, self.root_device.type)
+        self._device_mesh = self.mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Data parallel rank and size."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+
+def build_strategy(name: str, world_size: int, timeout_seconds: float, device_type: str = "cpu") -> Strategy:
+    """Builds the Lightning strategy of a name.
+
+    Args:
+        name: "single", "ddp" or "fsdp2".
+        world_size: Processes in all.
+        timeout_seconds: Of collectives.
+        device_type: "cpu" or "cuda".
+
+    Raises:
+        ConfigError: The name is unknown, or `single` was started in several processes.
+    """
+    check_strategy(name, world_size)
+    if name == "single":
+        index = process_info().local_rank if device_type == "cuda" else None
+        return SingleStrategy(torch.device(device_type) if index is None else torch.device(device_type, index))
+    return MeshStrategy(name, timeout_seconds)

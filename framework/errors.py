@@ -1,0 +1,23 @@
+"""The errors a user can meet. A message names the value, the rule and the remedy; with bad data the file and the row too."""
+
+
+class FrameworkError(Exception):
+    """Root of all errors that are shown to the user without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(FrameworkError):
+    """A config value, or a combination of values, that cannot be run."""
+
+
+class DataError(FrameworkError):
+    """A file, row, column or label that cannot be used."""
+
+
+class CheckpointError(FrameworkError):
+    """A checkpoint, run folder or published weights that do not fit what was asked for."""
+
+
+class DistributedError(FrameworkError):
+    """Processes that cannot work together: sizes, hosts, or ranks that disagree."""

@@ -1,0 +1,1 @@
+"""Metrics, as thin classes over torchmetrics."""

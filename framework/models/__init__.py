@@ -1,0 +1,1 @@
+"""The encoder, its config, and the way to and from published checkpoints."""

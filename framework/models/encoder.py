@@ -1,0 +1,108 @@
+"""The encoder, assembled from `framework.nn` by an EncoderConfig. Packed only; knows nothing of devices or ranks."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.nn.attention import SelfAttention
+from framework.nn.dropout import HashedDropout
+from framework.nn.embeddings import TokenEmbeddings
+from framework.nn.feed_forward import FeedForward, GatedFeedForward
+from framework.nn.layer import EncoderLayer
+from framework.nn.norm import LayerNorm
+from framework.nn.rotary import RotaryTable
+
+_OUTSIDE_LAYERS = -1
+
+
+def _build_norm(config: EncoderConfig) -> LayerNorm:
+    return LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+
+
+def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
+    return TokenEmbeddings(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_positions=config.max_position_embeddings if config.position_encoding == "learned" else 0,
+        position_offset=config.position_offset,
+        type_vocab_size=config.type_vocab_size,
+        norm=_build_norm(config),
+        dropout=HashedDropout(config.embedding_dropout, _OUTSIDE_LAYERS, "embeddings"),
+    )
+
+
+def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
+    # With pre-norm the first layer's input was normalised by the embeddings already (ModernBERT does the same).
+    already_normalised = config.norm_placement == "pre" and index == 0
+    feed_forward_class = GatedFeedForward if config.gated else FeedForward
+    return EncoderLayer(
+        attention=SelfAttention(config.hidden_size, config.num_heads, config.bias, config.attention_window(index)),
+        attention_norm=nn.Identity() if already_normalised else _build_norm(config),
+        feed_forward=feed_forward_class(config.hidden_size, config.intermediate_size, config.activation, config.bias),
+        feed_forward_norm=_build_norm(config),
+        attention_output_dropout=HashedDropout(config.hidden_dropout, index, "attention output"),
+        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, index, "feed-forward output"),
+        norm_placement=config.norm_placement,
+    )
+
+
+def _build_rotary_tables(config: EncoderConfig) -> nn.ModuleDict:
+    """One table for global layers and one for local layers, where the config has them."""
+    if config.position_encoding != "rotary":
+        return nn.ModuleDict()
+    windows = {config.attention_window(index) for index in range(config.num_layers)}
+    thetas = {"global": config.rope_theta_global, "local": config.rope_theta_local}
+    kinds = {"global" if window is None else "local" for window in windows}
+    return nn.ModuleDict(
+        {kind: RotaryTable(config.head_dim, config.max_position_embeddings, thetas[kind]) for kind in sorted(kinds)}
+    )
+
+
+class TransformerEncoder(nn.Module):
+    """Embeddings, layers and, with pre-norm, a final norm.
+
+    `embed` and `encode` are separate calls, so that embeddings can come from elsewhere or be changed between the two.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = _build_embeddings(config)
+        self.layers = nn.ModuleList(_build_layer(config, index) for index in range(config.num_layers))
+        self.final_norm = _build_norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.rotary_tables = _build_rotary_tables(config)
+
+    def embed(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None switches dropout off."""
+        return self.embeddings(batch, dropout_keys)
+
+    def encode(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        """Maps embeddings (tokens, hidden) to hidden states (tokens, hidden)."""
+        hidden_states = embeddings
+        for hidden_states in self._layer_outputs(embeddings, batch, dropout_keys):
+            pass
+        return self.final_norm(hidden_states)
+
+    def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        """Maps a batch to hidden states (tokens, hidden)."""
+        return self.encode(self.embed(batch, dropout_keys), batch, dropout_keys)
+
+    def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
+        """The embeddings and the output of every layer, each (tokens, hidden), without dropout.
+
+        As in transformers' `output_hidden_states`, the last one is what `forward` gives (after the final norm).
+        """
+        embeddings = self.embed(batch)
+        states = [embeddings, *self._layer_outputs(embeddings, batch, None)]
+        states[-1] = self.final_norm(states[-1])
+        return states
+
+    def _layer_outputs(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None) -> Iterator[Tensor]:
+        tables = {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}
+        hidden_states = embeddings
+        for index, layer in enumerate(self.layers):
+            kind = "global" if self.config.attention_window(index) is None else "local"
+            hidden_states = layer(hidden_states, batch, tables.get(kind), dropout_keys)
+            yield hidden_states

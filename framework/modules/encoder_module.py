@@ -1,0 +1,191 @@
+"""The LightningModule that runs one global step as one Lightning batch, with one optimizer step at its end."""
+
+from collections.abc import Callable, Iterable
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from typing_extensions import override
+
+from framework.batch import PackedBatch, StepBatch
+from framework.distributed.gradient_norm import clip_gradients
+from framework.distributed.mesh import data_parallel_size
+from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
+from framework.distributed.precision import Precision
+from framework.distributed.reduce import sum_over_ranks
+from framework.distributed.strategy import MeshStrategy, SingleStrategy
+from framework.modules.evaluation import SplitEvaluation
+from framework.modules.objective import SumCountObjective
+from framework.nn.dropout import token_keys
+from framework.optim.combined import CombinedOptimizer
+from framework.tasks.task import Task, TaskModel
+
+InitialValues = Callable[[TaskModel], Iterable[tuple[str, Callable[[], Tensor]]]]
+
+
+class EncoderModule(pl.LightningModule):
+    """Trains and validates one task model.
+
+    Attributes:
+        step_metrics: What the last step measured, by metric key: scalars on the device, equal on all ranks.
+        step_batch: The batch of the step that is running or ran last.
+        validation_metrics: What the last validation measured, by metric key, on the host.
+    """
+
+    def __init__(
+        self,
+        model: TaskModel,
+        task: Task,
+        seed: int,
+        precision: Precision,
+        initial_values: InitialValues,
+        build_optimizer: Callable[[TaskModel], CombinedOptimizer],
+        schedule: Callable[[int], float],
+        max_grad_norm: float | None,
+    ) -> None:
+        """Takes the parts; nothing is allocated before `configure_model`.
+
+        Args:
+            model: On the meta device.
+            task: States the loss and what is measured.
+            seed: Of dropout.
+            precision: Of the forward pass.
+            initial_values: From the parallelized model to a maker of each parameter's full value.
+            build_optimizer: From the model with its weights to the one optimizer of the run.
+            schedule: From a step, counted from 0, to the factor on every learning rate.
+            max_grad_norm: Global gradient norm to clip at; None only measures it.
+        """
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.task = task
+        self.seed = seed
+        self.precision = precision
+        self.initial_values = initial_values
+        self.build_optimizer = build_optimizer
+        self.schedule = schedule
+        self.max_grad_norm = max_grad_norm
+        self.objective = SumCountObjective(task.loss_weights)
+        self.step_metrics: dict[str, Tensor] = {}
+        self.validation_metrics: dict[str, float] = {}
+        self.step_batch: StepBatch | None = None
+        self._num_tokens = torch.zeros((), dtype=torch.float64)
+        self._evaluation: SplitEvaluation | None = None
+
+    @override
+    def configure_model(self) -> None:
+        """Spreads the model over the mesh and gives it its initial weights; a second call does nothing."""
+        if not any(parameter.is_meta for parameter in self.model.parameters()):
+            return
+        strategy = self._strategy
+        parallelize(self.model, strategy.mesh, strategy.name, self.precision)
+        materialize(self.model, self.initial_values(self.model), strategy.root_device)
+
+    @override
+    def configure_optimizers(self) -> CombinedOptimizer:
+        """Builds the one optimizer of the run."""
+        return self.build_optimizer(self.model)
+
+    @property
+    def optimizer(self) -> CombinedOptimizer:
+        """The optimizer itself, without Lightning's wrapper."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, CombinedOptimizer)
+        return optimizer
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens of all ranks trained on so far in this run. Waits for the device."""
+        return int(self._num_tokens)
+
+    @num_tokens.setter
+    def num_tokens(self, value: int) -> None:
+        self._num_tokens.fill_(value)
+
+    @override
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Copies the micro-batches of a step."""
+        return batch.to(device, non_blocking=True)
+
+    @override
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Runs one global step: forward and backward of every micro-batch, clip, update.
+
+        Small all-reduces: the counts before the first forward, the sums after the last backward, the norm.
+        """
+        if batch.step != self.global_step:
+            raise RuntimeError(f"The loader gave step {batch.step}, but {self.global_step} steps are completed.")
+        self.step_batch = batch
+        counts, num_tokens = self._global_counts(batch)
+        sums = sum_over_ranks(self._accumulate_gradients(batch, counts))
+        values = self.objective.values(sums, counts)
+        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        self.optimizer.set_learning_rates(self.schedule(batch.step))
+        self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
+
+        self.step_metrics = {f"train/{name}": value for name, value in values.items()}
+        self.step_metrics |= {
+            "train/tokens": self._num_tokens,
+            "optim/lr": torch.tensor(self.optimizer.param_groups[0]["lr"]),
+            "optim/grad_norm": grad_norm,
+        }
+        counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
+        assert isinstance(counting_optimizer, LightningOptimizer)
+        counting_optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @override
+    def on_validation_start(self) -> None:
+        """Starts sums, counts and metrics anew."""
+        self._evaluation = SplitEvaluation(self.task, self.objective, self.device)
+
+    @override
+    def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
+        """Adds one step of the split, without gradients and without dropout."""
+        assert self._evaluation is not None
+        for micro_batch in batch.micro_batches:
+            outputs, sums = self._forward(micro_batch, None)
+            self._evaluation.update(outputs, sums, micro_batch)
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        """Reduces over ranks, once for the whole split."""
+        assert self._evaluation is not None
+        self.validation_metrics = {f"val/{name}": value for name, value in self._evaluation.compute().items()}
+        self._evaluation = None
+
+    @property
+    def _strategy(self) -> SingleStrategy | MeshStrategy:
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, SingleStrategy | MeshStrategy)
+        return strategy
+
+    def _forward(self, batch: PackedBatch, dropout_keys: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        with self.precision.autocast(self.device.type):
+            outputs = self.model(batch, dropout_keys)
+            return outputs, self.task.loss_sums(outputs, batch)
+
+    def _global_counts(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
+        """(terms,) float64 counts of the step, and its real tokens; over all ranks."""
+        rows = [[*self.objective.counts(micro), float(micro.num_tokens)] for micro in batch.micro_batches]
+        local = torch.tensor(rows, dtype=torch.float64).sum(dim=0)
+        total = sum_over_ranks(local.to(self.device, non_blocking=True))
+        return total[:-1], total[-1]
+
+    def _accumulate_gradients(self, batch: StepBatch, counts: Tensor) -> Tensor:
+        """Runs forward and backward of each micro-batch; gradients are reduced with the last one.
+
+        Data parallelism averages over ranks, but the objective holds the global denominator: the loss is scaled up.
+
+        Returns:
+            (terms,) float64 sums of this rank.
+        """
+        num_ranks = data_parallel_size(self._strategy.mesh)
+        stacked = []
+        for index, micro_batch in enumerate(batch.micro_batches):
+            set_gradient_sync(self.model, index == len(batch.micro_batches) - 1)
+            _, sums = self._forward(micro_batch, token_keys(self.seed, batch.step, 0, micro_batch))
+            self.manual_backward(self.objective.loss(sums, counts) * num_ranks)
+            stacked.append(self.objective.stack(sums))
+        return torch.stack(stacked).sum(dim=0)

@@ -1,0 +1,36 @@
+"""Loss and metrics of one split, from one global denominator: no mean of means, whatever the batches and ranks held."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.distributed.reduce import sum_over_ranks
+from framework.modules.objective import SumCountObjective
+from framework.tasks.task import Task
+
+
+class SplitEvaluation:
+    """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last."""
+
+    def __init__(self, task: Task, objective: SumCountObjective, device: torch.device) -> None:
+        self.task = task
+        self.objective = objective
+        self.metrics = {name: metric.to(device) for name, metric in task.build_metrics().items()}
+        self._sums = torch.zeros(len(objective.weights), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(len(objective.weights), dtype=torch.float64)
+
+    def update(self, outputs: Mapping[str, Tensor], sums: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Adds one micro-batch: the head's outputs, and the sum of each loss term. The host does not wait."""
+        self._sums += self.objective.stack(sums)
+        self._counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
+        self.task.update_metrics(self.metrics, outputs, batch)
+
+    def compute(self) -> dict[str, float]:
+        """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""
+        totals = sum_over_ranks(torch.cat([self._sums, self._counts.to(self._sums.device)]))
+        sums, counts = totals.chunk(2)
+        named = {name: float(value) for name, value in self.objective.values(sums, counts).items()}
+        named.update({name: float(metric.compute()) for name, metric in self.metrics.items()})
+        return named

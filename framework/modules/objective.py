@@ -1,0 +1,67 @@
+"""The loss of one step in its sum-and-count form: every term is a global sum divided by a global count.
+
+The two other forms that a task may state (step-level in two passes, several passes over one micro-batch) enter beside
+this one and give the module the same thing: a scalar for each micro-batch; the gradients add up to those of the step.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from framework.batch import PackedBatch
+
+
+class SumCountObjective:
+    """Weighted sum of terms, each the sum over all targets of the step / their count; a count of zero gives zero.
+
+    Sums and counts travel as (terms,) float64 tensors, so that the order in which micro-batches and ranks are added
+    does not show in fp32.
+    """
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = dict(weights)
+
+    def counts(self, batch: PackedBatch) -> list[float]:
+        """Count of each term in one micro-batch, on the host."""
+        return [float(batch.counts[term]) for term in self.weights]
+
+    def stack(self, sums: Mapping[str, Tensor]) -> Tensor:
+        """Sums of one micro-batch as one detached (terms,) float64 tensor."""
+        return torch.stack([sums[term].detach().double() for term in self.weights])
+
+    def loss(self, sums: Mapping[str, Tensor], counts: Tensor) -> Tensor:
+        """What one micro-batch contributes to the loss of the step.
+
+        Args:
+            sums: Sum of each term over the micro-batch's targets: fp32 scalars.
+            counts: (terms,) float64, counts of the whole step over all ranks.
+
+        Returns:
+            fp32 scalar; added over the micro-batches of all ranks it is the loss of the step.
+        """
+        scales = (self._weights_like(counts) / _safe(counts)).float()
+        return torch.stack([sums[term].float() for term in self.weights]).mul(scales).sum()
+
+    def values(self, sums: Tensor, counts: Tensor) -> dict[str, Tensor]:
+        """The loss and its terms.
+
+        Args:
+            sums: (terms,) float64 over all ranks.
+            counts: (terms,) float64 over all ranks.
+
+        Returns:
+            float64 scalars: `loss`, and `TERM_loss` for each term where there are several.
+        """
+        means = sums / _safe(counts)
+        named = {"loss": (means * self._weights_like(means)).sum()}
+        if len(self.weights) > 1:
+            named.update({f"{term}_loss": mean for term, mean in zip(self.weights, means.unbind(), strict=True)})
+        return named
+
+    def _weights_like(self, tensor: Tensor) -> Tensor:
+        return torch.tensor(list(self.weights.values()), dtype=tensor.dtype).to(tensor.device, non_blocking=True)
+
+
+def _safe(counts: Tensor) -> Tensor:
+    return torch.where(counts > 0, counts, 1.0)

@@ -1,0 +1,133 @@
+"""Attention over packed sequences: one function for every device, and a slow one that gives probabilities.
+
+CUDA in half precision uses `torch.nn.attention.varlen.varlen_attn`; short sequences on the CPU batched matrix products
+(`attention_cpu`); everything else a loop of `scaled_dot_product_attention` over sequences. None of them has dropout.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from framework.nn.attention_cpu import MAX_LENGTH, CpuPackedAttention, score_bias
+from framework.nn.rotary import apply_rotary
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    lengths: Sequence[int],
+    max_seqlen: int,
+    *,
+    window: int | None = None,
+    causal: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention within each sequence (Vaswani et al. 2017, section 3.2.1).
+
+    Args:
+        query: (tokens, heads, head_dim).
+        key: (tokens, heads, head_dim).
+        value: (tokens, heads, head_dim).
+        cu_seqlens: (sequences + 1,) int32 offsets of the sequences.
+        lengths: The same as lengths, on the host; not read on the CUDA path, so that compiled code does not depend on it.
+        max_seqlen: Upper bound of the lengths.
+        window: Tokens that a token sees around itself, half on each side; None for the whole sequence.
+        causal: A token sees only itself and what is before it.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    if _has_varlen_kernel(query):
+        side = -1 if window is None else window // 2
+        sides = (side, 0 if causal else side)
+        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=sides)
+    if _is_short(query, lengths):
+        return CpuPackedAttention.apply(torch.stack((query, key, value), dim=2), None, lengths, window, causal)
+    return _loop_over_sequences(query, key, value, lengths, window, causal)
+
+
+def self_attention(
+    qkv: Tensor,
+    rotary: tuple[Tensor, Tensor] | None,
+    cu_seqlens: Tensor,
+    lengths: Sequence[int],
+    max_seqlen: int,
+    *,
+    window: int | None = None,
+) -> Tensor:
+    """`attention` for a joint projection, which saves the CPU several copies.
+
+    Args:
+        qkv: (tokens, heads, 3, head_dim): queries, keys and values.
+        rotary: Cosines and sines, each (tokens, head_dim / 2), by which queries and keys are turned; None for no turn.
+        cu_seqlens: As in `attention`.
+        lengths: As in `attention`.
+        max_seqlen: As in `attention`.
+        window: As in `attention`.
+
+    Returns:
+        (tokens, heads, head_dim).
+    """
+    if not _has_varlen_kernel(qkv) and _is_short(qkv, lengths):
+        return CpuPackedAttention.apply(qkv, rotary, lengths, window, False)
+    query, key, value = qkv.unbind(dim=2)
+    if rotary is not None:
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+    return attention(query, key, value, cu_seqlens, lengths, max_seqlen, window=window)
+
+
+def reference_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    *,
+    window: int | None = None,
+    causal: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """`attention` by its formula, in fp32, one sequence after another: slow, and gives the probabilities.
+
+    Returns:
+        Outputs (tokens, heads, head_dim) fp32, and for each sequence the probabilities (heads, length, length), rows queries.
+    """
+    outputs, probabilities = [], []
+    for q, k, v in _sequences(query.float(), key.float(), value.float(), lengths):
+        positions = torch.arange(len(q), device=q.device)
+        distance = positions[:, None] - positions[None, :]
+        allowed = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+        if window is not None:
+            allowed = allowed & (distance.abs() <= window // 2)
+        scores = torch.einsum("ihd,jhd->hij", q, k) / math.sqrt(q.shape[-1])
+        weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
+        probabilities.append(weights)
+        outputs.append(torch.einsum("hij,jhd->ihd", weights, v))
+    return torch.cat(outputs), probabilities
+
+
+def _has_varlen_kernel(x: Tensor) -> bool:
+    return x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _is_short(x: Tensor, lengths: Sequence[int]) -> bool:
+    return x.device.type == "cpu" and max(lengths) <= MAX_LENGTH
+
+
+def _sequences(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> zip:
+    sizes = list(lengths)
+    return zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+
+
+def _loop_over_sequences(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], window: int | None, causal: bool
+) -> Tensor:
+    outputs = []
+    for sequence in _sequences(query, key, value, lengths):
+        q, k, v = (part.transpose(0, 1)[None] for part in sequence)
+        bias = score_bias(q.shape[2], window, causal, q)
+        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))
+    return torch.cat(outputs)

@@ -1,0 +1,155 @@
+"""Dropout whose mask is a hash of (seed, step, pass, sequence, position, layer, site, channel).
+
+The mask of a token does not depend on where the token lies in which micro-batch on which rank, and computing a layer again
+gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014): each token's
+key starts a stream, and each 64-bit output decides four channels, 15 bits each.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from framework.batch import PackedBatch
+from framework.random import key
+
+_LANES = 4
+_RESOLUTION = 1 << 15
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+_MULTIPLIER_2 = 0x94D049BB133111EB
+
+
+def _signed(value: int) -> int:
+    """The int64 that has the same 64 bits."""
+    value &= 0xFFFFFFFFFFFFFFFF
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _in_each_lane(value: int) -> int:
+    """A word whose four 16-bit lanes hold the value."""
+    return _signed(value * 0x0001000100010001)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift (torch shifts int64 arithmetically)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """`framework.random.mix` with base 0, on int64 tensors."""
+    x = x + _signed(_GOLDEN)
+    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIER_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIER_2)
+    return x ^ _shift_right(x, 31)
+
+
+def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Tensor:
+    """The dropout key of each token.
+
+    Args:
+        seed: The run's seed.
+        step: Optimizer steps completed before this one.
+        pass_index: Which forward pass over the same data within the step (0 where there is only one).
+        batch: Gives sequence ids and positions.
+
+    Returns:
+        (tokens,) int64, on the batch's device.
+    """
+    base = _signed(key(seed, "dropout", step, pass_index))
+    sequence_keys = _mix(batch.sequence_ids ^ base)
+    lengths = batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]
+    num_tokens = batch.position_ids.shape[0]
+    return _mix(torch.repeat_interleave(sequence_keys, lengths, output_size=num_tokens) ^ batch.position_ids)
+
+
+def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
+    """Draws which channels of each token are kept, and by what they are multiplied.
+
+    All passes work in place on 64-bit words, four channels each; only the last one touches one number a channel. Torch shifts
+    int64 arithmetically, where SplitMix64 shifts logically: that changes the highest bit of a word only, which no lane uses.
+
+    Args:
+        dropout_keys: (tokens,) int64.
+        num_channels: Channels of a token.
+        threshold: A channel is dropped with probability threshold / 2**15.
+        site_key: 64-bit key of the layer and the site.
+
+    Returns:
+        (tokens, num_channels) fp32: 0 where dropped, else 1 / (1 - threshold / 2**15).
+    """
+    num_words = -(-num_channels // _LANES)
+    streams = _mix(dropout_keys ^ _signed(site_key))
+    counters = torch.arange(1, num_words + 1, device=dropout_keys.device) * _signed(_GOLDEN)
+    words = streams[:, None] + counters
+    for bits, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
+        words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
+    words.bitwise_xor_(words >> 31)
+    # In each 16-bit lane: 15 random bits plus (2**15 - threshold) reach bit 15 exactly where the bits are >= threshold.
+    words.bitwise_and_(_in_each_lane(0x7FFF)).add_(_in_each_lane(0x8000 - threshold))
+    words.bitwise_right_shift_(15).bitwise_and_(_in_each_lane(1))
+    if words.device.type == "cpu":
+        keep = words.view(torch.int16)  # little-endian: lane 0 comes first
+    else:
+        lane_shifts = torch.arange(0, 16 * _LANES, 16, device=words.device)
+        keep = ((words[:, :, None] >> lane_shifts) & 1).flatten(1)
+    return keep[:, :num_channels].to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
+
+
+class _MaskedSum(torch.autograd.Function):
+    """x * mask, added to residual where there is one; one pass forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor, residual: Tensor | None) -> Tensor:
+        ctx.save_for_backward(mask)
+        ctx.x_dtype = x.dtype
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        if residual is None:
+            return x * mask.to(x.dtype)
+        return torch.addcmul(residual.float(), x.float(), mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        (mask,) = ctx.saved_tensors
+        grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
+        return (grad * mask).to(ctx.x_dtype), None, grad_residual
+
+
+class HashedDropout(nn.Module):
+    """Dropout at one place of the model.
+
+    Args:
+        prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for the
+            rounded one.
+        layer: Index of the layer; -1 outside the stack of layers.
+        site: Name of the place within the layer.
+    """
+
+    def __init__(self, prob: float, layer: int, site: str) -> None:
+        super().__init__()
+        self.prob = prob
+        self.layer = layer
+        self.site = site
+        self.threshold = round(prob * _RESOLUTION)
+        self.site_key = key("dropout site", layer, site)
+
+    def forward(self, x: Tensor, dropout_keys: Tensor | None, residual: Tensor | None = None) -> Tensor:
+        """Drops channels and adds the residual.
+
+        Args:
+            x: (tokens, channels), or (sequences, channels) with keys of that many tokens.
+            dropout_keys: (tokens,) int64 from `token_keys`; None switches dropout off.
+            residual: Like x, in fp32; added after dropout, in the same pass.
+
+        Returns:
+            Like x; fp32 where a residual was added.
+        """
+        if dropout_keys is None or self.threshold == 0:
+            return x if residual is None else residual + x
+        return _MaskedSum.apply(x, dropout_mask(dropout_keys, x.shape[1], self.threshold, self.site_key), residual)
+
+    def extra_repr(self) -> str:
+        """Shows what the constructor was given."""
+        return f"prob={self.prob}, layer={self.layer}, site={self.site!r}"

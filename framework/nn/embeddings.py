@@ -1,0 +1,53 @@
+"""Token embeddings: words, and where the model has them learned positions and segments; then norm and dropout."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.nn.dropout import HashedDropout
+from framework.nn.norm import LayerNorm
+
+
+class TokenEmbeddings(nn.Module):
+    """Sum of the embeddings of word, position and segment (Devlin et al. 2019, section 3, "Input/Output").
+
+    Args:
+        vocab_size: Rows of the word table.
+        hidden_size: Width.
+        num_positions: Rows of the position table; 0 for none.
+        position_offset: Row of position 0.
+        type_vocab_size: Rows of the segment table; 0 for none. With one row, every token gets it.
+        norm: Applied to the sum.
+        dropout: Applied after the norm.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        num_positions: int,
+        position_offset: int,
+        type_vocab_size: int,
+        norm: LayerNorm,
+        dropout: HashedDropout,
+    ) -> None:
+        super().__init__()
+        self.position_offset = position_offset
+        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
+        self.position_embeddings = nn.Embedding(num_positions, hidden_size) if num_positions else None
+        self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size) if type_vocab_size else None
+        self.norm = norm
+        self.dropout = dropout
+
+    def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        """Maps a packed batch to (tokens, hidden) fp32."""
+        embeddings = self.word_embeddings(batch.input_ids)
+        if self.token_type_embeddings is not None:
+            type_ids = batch.token_type_ids
+            if self.token_type_embeddings.num_embeddings == 1:
+                type_ids = type_ids.new_zeros(1)
+            embeddings = embeddings + self.token_type_embeddings(type_ids)
+        if self.position_embeddings is not None:
+            position_ids = batch.position_ids + self.position_offset
+            embeddings = embeddings + F.embedding(position_ids, self.position_embeddings.weight)
+        return self.dropout(self.norm(embeddings), dropout_keys)

@@ -1,0 +1,56 @@
+"""One encoder layer: attention and feed-forward, each in a residual branch with a norm and dropout."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.nn.attention import SelfAttention
+from framework.nn.dropout import HashedDropout
+
+
+class EncoderLayer(nn.Module):
+    """Residual branches around the two blocks.
+
+    Args:
+        attention: Self-attention.
+        attention_norm: Norm of the attention branch.
+        feed_forward: Feed-forward block.
+        feed_forward_norm: Norm of the feed-forward branch.
+        attention_output_dropout: On what attention adds.
+        feed_forward_output_dropout: On what feed-forward adds.
+        norm_placement: "post": norm(x + block(x)) (BERT); "pre": x + block(norm(x)) (Xiong et al. 2020).
+    """
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        attention_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module,
+        attention_output_dropout: HashedDropout,
+        feed_forward_output_dropout: HashedDropout,
+        norm_placement: str,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = feed_forward_norm
+        self.attention_output_dropout = attention_output_dropout
+        self.feed_forward_output_dropout = feed_forward_output_dropout
+        self.norm_placement = norm_placement
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,
+        rotary: tuple[Tensor, Tensor] | None,
+        dropout_keys: Tensor | None,
+    ) -> Tensor:
+        """Maps (tokens, hidden) to (tokens, hidden); the other arguments are those of the blocks."""
+        x = hidden_states
+        if self.norm_placement == "pre":
+            attended = self.attention(self.attention_norm(x), batch, rotary)
+            x = self.attention_output_dropout(attended, dropout_keys, residual=x)
+            return self.feed_forward_output_dropout(self.feed_forward(self.feed_forward_norm(x)), dropout_keys, residual=x)
+        x = self.attention_norm(self.attention_output_dropout(self.attention(x, batch, rotary), dropout_keys, residual=x))
+        return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))

@@ -1,0 +1,24 @@
+"""Layer normalisation (Ba, Kiros, Hinton 2016) that computes in fp32 whatever comes in."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.Module):
+    """Normalises each token over `hidden`."""
+
+    def __init__(self, hidden_size: int, eps: float, bias: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.bias = nn.Parameter(torch.zeros(hidden_size)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., hidden) of any floating dtype to (..., hidden) fp32."""
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
+
+    def extra_repr(self) -> str:
+        """Shows what the constructor was given."""
+        return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"

@@ -1,0 +1,48 @@
+"""AdamW (Loshchilov, Hutter 2019) on shards: the update is element by element, so each rank updates what it holds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from framework.optim.shards import local
+
+FUSED_DEVICES = ("cpu", "cuda")
+
+
+def initial_state(parameter: Tensor) -> dict[str, Tensor]:
+    """Zero moments, sharded as the parameter is, and the number of its updates (fp32 scalar, as torch's kernels want)."""
+    return {
+        "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+        "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+    }
+
+
+def update(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+    """One update of a group's parameters that have gradients."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    if not parameters:
+        return
+    states = [state[parameter] for parameter in parameters]
+    beta1, beta2 = group["betas"]
+    fused = parameters[0].device.type in FUSED_DEVICES
+    adamw(
+        [local(parameter) for parameter in parameters],
+        [local(parameter.grad) for parameter in parameters],
+        [local(own["exp_avg"]) for own in states],
+        [local(own["exp_avg_sq"]) for own in states],
+        [],
+        [own["step"] for own in states],
+        foreach=None if fused else False,
+        fused=fused,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )

@@ -1,0 +1,148 @@
+"""Which parameter gets which algorithm and which weight decay: rules on names, written in the config."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.errors import ConfigError
+from framework.optim.combined import CombinedOptimizer
+from framework.optim.muon import LEARNING_RATE_RULES
+
+NO_DECAY = ("*bias", "*norm.weight")
+"""Default: biases and norms keep their size."""
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value >= 0.0:
+            raise ConfigError(f"optimizer.{name}={value} is not a number >= 0; give one.")
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """AdamW for every parameter.
+
+    Attributes:
+        lr: Base learning rate.
+        betas: Decay of the first and second moments, each in [0, 1).
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled; times the learning rate of the step.
+        no_decay: Shell patterns of names that are not decayed.
+    """
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.01
+    no_decay: Sequence[str] = NO_DECAY
+
+    def __post_init__(self) -> None:
+        _check_positive(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
+        if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ConfigError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1); for example [0.9, 0.98].")
+
+    def group(self, decayed: bool) -> dict[str, Any]:
+        """The settings of one group, without its parameters."""
+        weight_decay = self.weight_decay if decayed else 0.0
+        return {"algorithm": "adamw", "lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": weight_decay}
+
+    def build(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        row_parts: Mapping[str, tuple[int, int]],
+        matrix_dtype: torch.dtype,
+    ) -> CombinedOptimizer:
+        """Builds the optimizer; `row_parts` and `matrix_dtype` are for those that work on whole matrices."""
+        return CombinedOptimizer(build_parameter_groups(named_parameters, self))
+
+
+@dataclass(frozen=True)
+class Muon:
+    """Muon for the matrices inside layers, AdamW for the rest.
+
+    Attributes:
+        adamw: For embeddings, head, norms and biases.
+        lr: Base learning rate of the matrices.
+        momentum: Of the Nesterov momentum, in [0, 1).
+        weight_decay: Of the matrices.
+        num_iterations: Of Newton-Schulz.
+        learning_rate_rule: "original" or "match_rms_adamw", see `framework.optim.muon.learning_rate_factor`.
+        matrices: Shell patterns of names; of these, the 2-D parameters get Muon.
+    """
+
+    adamw: AdamW
+    lr: float
+    momentum: float = 0.95
+    weight_decay: float = 0.1
+    num_iterations: int = 5
+    learning_rate_rule: str = "original"
+    matrices: Sequence[str] = ("*layers.*.weight",)
+
+    def __post_init__(self) -> None:
+        _check_positive(lr=self.lr, weight_decay=self.weight_decay)
+        if not 0.0 <= self.momentum < 1.0:
+            raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); 0.95 is usual.")
+        if self.learning_rate_rule not in LEARNING_RATE_RULES:
+            raise ConfigError(
+                f"optimizer.learning_rate_rule={self.learning_rate_rule} is unknown; use one of {', '.join(LEARNING_RATE_RULES)}."
+            )
+
+    def group(self, row_parts: tuple[int, int] | None, matrix_dtype: torch.dtype) -> dict[str, Any]:
+        """The settings of one group, without its parameters."""
+        return {
+            "algorithm": "muon",
+            "lr": self.lr,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "num_iterations": self.num_iterations,
+            "learning_rate_rule": self.learning_rate_rule,
+            "row_parts": row_parts,
+            "matrix_dtype": matrix_dtype,
+        }
+
+    def build(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        row_parts: Mapping[str, tuple[int, int]],
+        matrix_dtype: torch.dtype,
+    ) -> CombinedOptimizer:
+        """Builds the optimizer.
+
+        Args:
+            named_parameters: Of the model, on their device and sharded already.
+            row_parts: Shell pattern of a fused weight's name -> (outer, parts), see `framework.optim.muon.split_rows`.
+            matrix_dtype: Of Newton-Schulz: bf16 where the hardware multiplies it natively, else fp32.
+        """
+        matrices, rest = [], []
+        for name, parameter in named_parameters:
+            is_matrix = parameter.ndim == 2 and _matches(name, self.matrices)
+            (matrices if is_matrix else rest).append((name, parameter))
+        by_parts: dict[tuple[int, int] | None, list[tuple[str, Tensor]]] = {}
+        for name, parameter in matrices:
+            parts = next((tuple(value) for pattern, value in row_parts.items() if fnmatchcase(name, pattern)), None)
+            by_parts.setdefault(parts, []).append((name, parameter))
+        groups = build_parameter_groups(rest, self.adamw)
+        groups += [_with_parameters(self.group(parts, matrix_dtype), members) for parts, members in by_parts.items()]
+        return CombinedOptimizer(groups)
+
+
+def _with_parameters(settings: dict[str, Any], members: Sequence[tuple[str, Tensor]]) -> dict[str, Any]:
+    names, parameters = zip(*members, strict=True)
+    return {"params": list(parameters), "names": list(names), **settings}
+
+
+def build_parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], adamw: AdamW) -> list[dict[str, Any]]:
+    """Sorts parameters into decayed and not decayed; parameters that need no gradient are left out, empty groups too."""
+    decayed, kept = [], []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            (kept if _matches(name, adamw.no_decay) else decayed).append((name, parameter))
+    return [_with_parameters(adamw.group(flag), members) for flag, members in ((True, decayed), (False, kept)) if members]

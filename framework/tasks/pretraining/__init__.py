@@ -1,0 +1,1 @@
+"""Pre-training: masked language modelling and next-sentence prediction."""

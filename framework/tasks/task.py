@@ -1,0 +1,83 @@
+"""The task protocol: everything that Cloze needs to know about one use of an encoder.
+
+A task is one object. It turns data into sequences, builds the head, states its loss as sums and counts, and says what is
+measured. The module that runs steps, the planner and the callbacks know tasks only through this class.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from framework.batch import PackedBatch
+from framework.data.plan import SequenceSource
+from framework.data.tokenizer import Tokenizer
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+
+
+class TaskModel(nn.Module):
+    """An encoder and a task head, called as one so that sharding wraps one root."""
+
+    def __init__(self, encoder: TransformerEncoder, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> dict[str, Tensor]:
+        """Runs the encoder and the head.
+
+        Args:
+            batch: One packed micro-batch.
+            dropout_keys: (tokens,) int64 from `framework.nn.dropout.token_keys`; None switches dropout off.
+
+        Returns:
+            The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`.
+        """
+        return self.head(self.encoder(batch, dropout_keys), batch, dropout_keys)
+
+
+class Task(ABC):
+    """One use of an encoder. The loss is a weighted sum of terms; a term is a sum over targets divided by their count.
+
+    Attributes:
+        loss_weights: Weight of each loss term, by the term's name; `train/loss` is the weighted sum of the terms.
+        best_metric: Validation metric by which checkpoints are compared, without the `val/` prefix.
+        best_mode: "min" or "max".
+        wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short step.
+    """
+
+    loss_weights: Mapping[str, float]
+    best_metric: str
+    best_mode: str
+    wraps_epochs: bool
+
+    @abstractmethod
+    def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
+        """Reads the data and returns the sequences of each split (`train`, `validation`, where given `test`).
+
+        Raises:
+            DataError: A file, row, column or label cannot be used; the message names it.
+        """
+
+    @abstractmethod
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
+        """Builds the head; `head(hidden_states (tokens, hidden), batch, dropout_keys)` returns a dict of outputs."""
+
+    @abstractmethod
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Sum of each loss term over this micro-batch's targets: fp32 scalars. Counts are `batch.counts`."""
+
+    @abstractmethod
+    def build_metrics(self) -> dict[str, Metric]:
+        """Fresh validation metrics by name (beside the loss terms, which every task gets)."""
+
+    @abstractmethod
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Feeds one micro-batch into the metrics, real targets only."""
+
+    def side_config(self) -> dict[str, Any]:
+        """What an export must keep so that predictions can be read: label names, pooling, lengths."""
+        return {}

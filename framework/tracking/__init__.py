@@ -1,0 +1,1 @@
+"""Where metrics go: files, Weights & Biases, plots."""

@@ -1,0 +1,91 @@
+"""Append-only files of one JSON object a line, each with a `step`, that survive being killed at any byte.
+
+A row is written in one call and flushed. After a resume everything past the checkpoint's step is cut, and so is a last
+line that was torn: no step is missing and none appears twice.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.errors import CheckpointError
+
+
+class MetricsFile:
+    """One file of rows, open for appending."""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        """Opens the file and cuts what lies past a step.
+
+        Args:
+            path: The file; it and its folder are made where missing.
+            resume_step: Rows with a larger step are removed. 0 empties the file.
+
+        Raises:
+            CheckpointError: A line other than the last is not a JSON object with an integer `step`.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _cut(path, resume_step)
+        self._stream = path.open("ab")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes one row; numbers that JSON does not have (NaN, infinities) become null."""
+        line = json.dumps({name: _json_number(value) for name, value in row.items()}, allow_nan=False)
+        self._stream.write(line.encode() + b"\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Closes the file; a second call does nothing."""
+        self._stream.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads all rows; a torn last line is left out, a missing file has none.
+
+    Raises:
+        CheckpointError: A line other than the last is not a JSON object with an integer `step`.
+    """
+    if not path.exists():
+        return []
+    return [row for _, row in _whole_lines(path)]
+
+
+def _cut(path: Path, resume_step: int) -> None:
+    """Rewrites the file with the rows up to a step; the bytes of the rows that stay are not touched."""
+    kept = b"".join(line for line, row in _whole_lines(path) if row["step"] <= resume_step)
+    if kept == path.read_bytes():
+        return
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(kept)
+    os.replace(temporary, path)
+
+
+def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    lines = path.read_bytes().splitlines(keepends=True)
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        is_last = number == len(lines)
+        if is_last and not line.endswith(b"\n"):
+            break
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append((line, row))
+        elif not is_last:
+            raise CheckpointError(
+                f"{path}, line {number}: not a JSON object with an integer 'step', as every row of this file is; "
+                f"restore the file or start a new run.id."
+            )
+    return rows
+
+
+def _json_number(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

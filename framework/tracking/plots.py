@@ -1,0 +1,123 @@
+"""Pictures of one run, drawn from its metrics.jsonl and perf.jsonl: loss, learning rate, throughput."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.ticker
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from framework.tracking.metric_names import describe
+from framework.tracking.metrics_jsonl import read_rows
+
+_BLUE = "#2f6db3"
+_ORANGE = "#d9792b"
+_GREY = "#5a6270"
+_DOTS_PER_INCH = 150
+_SIZE_INCHES = (7.2, 4.0)
+
+
+def draw_plots(run_folder: Path, title: str) -> list[Path]:
+    """Draws what the run's files have rows for into `plots/`.
+
+    Args:
+        run_folder: Folder with metrics.jsonl and perf.jsonl.
+        title: Name of the run, shown above each picture.
+
+    Returns:
+        The PNG files that were written.
+    """
+    metrics = read_rows(run_folder / "metrics.jsonl")
+    perf = read_rows(run_folder / "perf.jsonl")
+    pictures = {
+        "loss": lambda axes: _draw_loss(axes, metrics),
+        "learning_rate": lambda axes: _draw_learning_rate(axes, metrics),
+        "throughput": lambda axes: _draw_throughput(axes, perf),
+    }
+    written = []
+    for name, draw in pictures.items():
+        figure, axes = _new_figure(title)
+        if draw(axes):
+            path = run_folder / "plots" / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            figure.savefig(path, dpi=_DOTS_PER_INCH)
+            written.append(path)
+    return written
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over a tenth of the points; the window shrinks towards both ends and stays symmetric."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    half = np.minimum(max(1, len(values) // 20), np.minimum(index, index[::-1]))
+    return (sums[index + half + 1] - sums[index - half]) / (2 * half + 1)
+
+
+def _series(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    steps, values = zip(*pairs, strict=True) if pairs else ((), ())
+    return np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64)
+
+
+def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
+    steps, values = _series(rows, "train/loss")
+    if not len(steps):
+        return False
+    axes.plot(steps, values, color=_BLUE, alpha=0.3, linewidth=1.0)
+    axes.plot(steps, smooth(values), color=_BLUE, linewidth=2.0, label="training (smoothed)")
+    val_steps, val_values = _series(rows, "val/loss")
+    if len(val_steps):
+        axes.plot(val_steps, val_values, color=_ORANGE, linewidth=1.0, alpha=0.5)
+        axes.plot(val_steps, val_values, "o", color=_ORANGE, markersize=5, label="validation")
+    axes.legend(frameon=False)
+    _label(axes, "train/loss", "Loss")
+    return True
+
+
+def _draw_learning_rate(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
+    steps, values = _series(rows, "optim/lr")
+    if not len(steps):
+        return False
+    axes.plot(steps, values, color=_BLUE, linewidth=2.0)
+    axes.set_ylim(bottom=0.0)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
+    _label(axes, "optim/lr", "Learning rate")
+    return True
+
+
+def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
+    steps, values = _series(rows, "perf/tokens_per_second")
+    if not len(steps):
+        return False
+    median = float(np.median(values))
+    axes.plot(steps, values, color=_BLUE, linewidth=1.5)
+    axes.axhline(median, color=_GREY, linewidth=1.0, linestyle="--", label=f"median {median:,.0f} tokens/s")
+    axes.set_ylim(bottom=0.0, top=1.25 * float(values.max()))
+    axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
+    axes.legend(frameon=False, loc="upper right")
+    _label(axes, "perf/tokens_per_second", "Throughput")
+    return True
+
+
+def _new_figure(title: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="right", color=_GREY, fontsize=9)
+    return figure, axes
+
+
+def _label(axes: Axes, key: str, title: str) -> None:
+    name = describe(key)
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=12)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"{name.label} ({name.unit})" if name.unit else name.label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e3e6ea", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))

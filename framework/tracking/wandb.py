@@ -1,0 +1,107 @@
+"""Weights & Biases through Lightning's WandbLogger: on rank 0 only, online where a key is configured, else offline.
+
+Nothing here imports `wandb` before a logger is really built; whether a key is there is found without network code.
+"""
+
+import netrc
+import os
+import re
+from collections.abc import Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from framework.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+_DEFAULT_SERVER = "https://api.wandb.ai"
+_MAX_ID_LENGTH = 64
+
+
+def build_wandb_logger(
+    run_folder: Path,
+    run_id: str,
+    config: Mapping[str, Any],
+    project: str = "cloze",
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    mode: str = "auto",
+) -> "WandbLogger":
+    """Builds the logger of one run; starting the same run id again continues the same W&B run. Call on rank 0 only.
+
+    Args:
+        run_folder: Where the folder `wandb/` is written.
+        run_id: `run.id` of the config; characters that W&B refuses become dashes.
+        config: The resolved config, without secrets, to be shown with the run.
+        project: W&B project.
+        group: W&B group, for example a sweep.
+        tags: W&B tags.
+        mode: "online", "offline", or "auto": online where credentials are configured, else offline.
+
+    Raises:
+        ConfigError: The mode is none of the three.
+    """
+    if mode not in ("auto", "online", "offline"):
+        raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
+    offline = mode == "offline" or (mode == "auto" and not has_credentials())
+    if offline:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
+    os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
+    from lightning.pytorch.loggers import WandbLogger
+
+    logger = WandbLogger(
+        name=run_id,
+        save_dir=str(run_folder),
+        id=wandb_run_id(run_id),
+        project=project,
+        group=group,
+        tags=list(tags),
+        offline=offline,
+    )
+    logger.log_hyperparams(dict(config))
+    return logger
+
+
+def wandb_run_id(run_id: str) -> str:
+    """A run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most)."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", run_id)[:_MAX_ID_LENGTH]
+
+
+def has_credentials() -> bool:
+    """True where wandb would find a key: WANDB_API_KEY, a netrc entry of its server, or its own settings files.
+
+    WANDB_MODE=offline, dryrun or disabled counts as having none, as wandb itself would not connect.
+    """
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = _settings_files()
+    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or _DEFAULT_SERVER
+    return bool(settings.get("api_key")) or _netrc_has(urlsplit(server).netloc)
+
+
+def _settings_files() -> dict[str, str]:
+    config_folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read([config_folder / "settings", Path("wandb") / "settings"])
+    except (ConfigParserError, UnicodeDecodeError):
+        return {}
+    return dict(parser["default"]) if "default" in parser else {}
+
+
+def _netrc_has(host: str) -> bool:
+    paths = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in paths:
+        try:
+            entry = netrc.netrc(str(path)).authenticators(host)
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if entry and entry[2]:
+            return True
+    return False

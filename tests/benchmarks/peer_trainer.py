@@ -1,0 +1,98 @@
+"""The peer's side of the pre-training benchmark: transformers' Trainer on the sequences that Cloze trains on.
+
+Run by `tests.benchmarks.pretraining` as a process of its own; prints one JSON line with the tokens a second after the warm-up.
+Padding goes to the longest sequence of a batch, attention is SDPA, logits are computed at every position: the Trainer as its
+documentation shows it. Only real tokens are counted, as on our side.
+"""
+
+import argparse
+import json
+import time
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForPreTraining,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+
+class StepTimes(TrainerCallback):
+    """Notes when each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sequences", required=True, help="npz with input_ids, token_type_ids, lengths, next_sentence_label")
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--warmup", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--mask-rate", type=float, required=True)
+    parser.add_argument("--dropout", type=float, required=True)
+    parser.add_argument("--bf16", action="store_true")
+    arguments = parser.parse_args()
+
+    stored = np.load(arguments.sequences)
+    offsets = np.concatenate([[0], np.cumsum(stored["lengths"])])
+    rows = [
+        {
+            "input_ids": stored["input_ids"][start:end].tolist(),
+            "token_type_ids": stored["token_type_ids"][start:end].tolist(),
+            "next_sentence_label": int(label),
+        }
+        for start, end, label in zip(offsets[:-1], offsets[1:], stored["next_sentence_label"], strict=True)
+    ]
+    tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        intermediate_size=1536,
+        hidden_dropout_prob=arguments.dropout,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    times = StepTimes()
+    trainer = Trainer(
+        model=BertForPreTraining(config),
+        args=TrainingArguments(
+            output_dir=arguments.output,
+            per_device_train_batch_size=arguments.batch,
+            max_steps=arguments.steps,
+            learning_rate=1e-4,
+            bf16=arguments.bf16,
+            use_cpu=True,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            train_sampling_strategy="sequential",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=arguments.mask_rate),
+        callbacks=[times],
+    )
+    trainer.train()
+    first, last = arguments.warmup * arguments.batch, arguments.steps * arguments.batch
+    seconds = times.ends[-1] - times.ends[arguments.warmup - 1]
+    tokens = int(stored["lengths"][first:last].sum())
+    print(json.dumps({"tokens_per_second": tokens / seconds, "seconds": seconds, "tokens": tokens}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""A whole training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
+
+Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step shared by counts of ranks or micro-batches
+in the wrong way shows.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchmetrics import MeanMetric, Metric
+
+from framework.batch import PackedBatch, StepBatch
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.standard import standard_callbacks
+from framework.constants import IGNORE_INDEX
+from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.plan import StepPlan
+from framework.distributed.environment import process_info
+from framework.distributed.precision import Precision
+from framework.distributed.strategy import build_strategy
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.modules.encoder_module import EncoderModule
+from framework.modules.trainer import build_trainer
+from framework.nn.initialization import initial_values
+from framework.optim.parameter_groups import AdamW
+from framework.random import below, key, mix
+from framework.tasks.task import Task, TaskModel
+
+VOCAB = 40
+SEED = 3
+CONFIG = EncoderConfig(
+    family="bert",
+    vocab_size=VOCAB,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=32,
+    max_position_embeddings=32,
+)
+
+
+class ToySource:
+    """Sequences whose lengths, tokens and labels are hashes of their index."""
+
+    max_length = 20
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return 4 + below(mix(key("length"), indices), 17)
+
+    def build(
+        self, epochs: np.ndarray, indices: np.ndarray, sequence_ids: np.ndarray, step: int, capacity: Capacity | None = None
+    ) -> PackedBatch:
+        lengths = self.lengths(epochs, indices)
+        tokens = [below(mix(key("token", int(index)), np.arange(n)), VOCAB) for index, n in zip(indices, lengths, strict=True)]
+        starts = np.cumsum(lengths) - lengths
+        # Every third token is predicted, but only sequences of an even index have a second label.
+        places = [start + np.arange(0, n, 3) for start, n in zip(starts, lengths, strict=True)]
+        positions = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+        labels = np.where(indices % 2 == 0, indices // 2 % 2, IGNORE_INDEX)
+        flat = np.concatenate([np.zeros(0, dtype=np.int64), *tokens])
+        targets = {
+            "positions": Target(positions, "targets", filler=0),
+            "words": Target((flat[positions] + 1) % VOCAB, "targets"),
+            "labels": Target(labels, "sequences"),
+        }
+        counts = {"word": len(positions), "pair": int((labels != IGNORE_INDEX).sum())}
+        return pack_sequences(flat, lengths, sequence_ids, targets=targets, counts=counts, capacity=capacity)
+
+
+class ToyHead(nn.Module):
+    """Predicts words at positions, and a label from each sequence's first token."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.word = nn.Linear(hidden_size, VOCAB)
+        self.pair = nn.Linear(hidden_size, 2)
+
+    def forward(self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None) -> dict[str, Tensor]:
+        first = hidden_states[batch.cu_seqlens[:-1].long()]
+        return {"word": self.word(hidden_states[batch.targets["positions"]]), "pair": self.pair(first)}
+
+
+class ToyTask(Task):
+    """Two terms of cross entropy; the second has half the weight."""
+
+    best_metric = "loss"
+    best_mode = "min"
+    wraps_epochs = True
+
+    def __init__(self) -> None:
+        self.loss_weights = {"word": 1.0, "pair": 0.5}
+
+    def build_sources(self, data: object, tokenizer: object, seed: int) -> dict[str, ToySource]:
+        return {"train": ToySource(37), "validation": ToySource(11)}
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
+        return ToyHead(config.hidden_size)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        targets = {"word": batch.targets["words"], "pair": batch.targets["labels"]}
+        return {
+            name: functional.cross_entropy(outputs[name].float(), target, ignore_index=IGNORE_INDEX, reduction="sum")
+            for name, target in targets.items()
+        }
+
+    def build_metrics(self) -> dict[str, Metric]:
+        return {"word_accuracy": MeanMetric()}
+
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        real = batch.targets["words"] != IGNORE_INDEX
+        metrics["word_accuracy"].update((outputs["word"].argmax(-1) == batch.targets["words"]).float()[real])
+
+
+class Steps(Dataset[StepBatch]):
+    """One rank's share of every step of a plan."""
+
+    def __init__(self, plan: StepPlan, num_steps: int, rank: int) -> None:
+        self.plan, self.num_steps, self.rank = plan, num_steps, rank
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> StepBatch:
+        shares = self.plan.micro_batches(step, self.rank)
+        built = tuple(self.plan.source.build(s.epochs, s.indices, s.sequence_ids, step) for s in shares)
+        return StepBatch(step=step, epoch=0, micro_batches=built)
+
+
+class From(Sampler[int]):
+    """Steps from a start on; its length is that of the whole run."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps, self.start = num_steps, 0
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self):
+        return iter(range(self.start, self.num_steps))
+
+
+class ToyData(pl.LightningDataModule):
+    """Loaders of both splits."""
+
+    def __init__(self, max_steps: int, global_batch_size: int, budget: int, rank: int, num_ranks: int) -> None:
+        super().__init__()
+        sources = ToyTask().build_sources(None, None, SEED)
+        train = StepPlan(sources["train"], SEED, global_batch_size, budget, num_ranks, wraps_epochs=True)
+        validation = StepPlan(sources["validation"], SEED, global_batch_size, budget, num_ranks, shuffle=False)
+        self.train, self.validation = Steps(train, max_steps, rank), Steps(validation, len(validation), rank)
+        self.sampler = From(max_steps)
+
+    def set_start(self, step: int) -> None:
+        self.sampler.start = step
+
+    def train_dataloader(self) -> DataLoader[StepBatch]:
+        return DataLoader(self.train, sampler=self.sampler, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader[StepBatch]:
+        return DataLoader(self.validation, batch_size=None)
+
+
+def build_module(lr: float = 1e-2, max_grad_norm: float | None = 1.0) -> EncoderModule:
+    """The module of a toy run, not yet on any device."""
+    task = ToyTask()
+    with torch.device("meta"):
+        encoder = TransformerEncoder(CONFIG)
+        model = TaskModel(encoder, task.build_head(encoder, CONFIG))
+    return EncoderModule(
+        model=model,
+        task=task,
+        seed=SEED,
+        precision=Precision("fp32"),
+        initial_values=lambda built: initial_values(built, CONFIG, SEED),
+        build_optimizer=lambda built: AdamW(lr=lr).build(built.named_parameters(), {}, torch.float32),
+        schedule=lambda step: 1.0 / (1 + step),
+        max_grad_norm=max_grad_norm,
+    )
+
+
+def train(
+    run_folder: Path,
+    strategy: str = "single",
+    cadence: Cadence | None = None,
+    budget: int = 24,
+    global_batch_size: int = 6,
+    checkpoint: Path | None = None,
+    extra_callbacks: tuple[pl.Callback, ...] = (),
+    module: EncoderModule | None = None,
+) -> EncoderModule:
+    """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
+    cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
+    info = process_info() if dist.is_initialized() and strategy != "single" else None
+    rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)
+    module = module or build_module()
+    callbacks = standard_callbacks(run_folder, cadence, module.task, keep_last=2, checkpoint=checkpoint)
+    trainer = build_trainer(
+        build_strategy(strategy, num_ranks, 60.0),
+        "cpu",
+        num_ranks,
+        1,
+        cadence.max_steps,
+        cadence.validate_every_n_steps,
+        [*callbacks, *extra_callbacks],
+    )
+    trainer.fit(module, datamodule=ToyData(cadence.max_steps, global_batch_size, budget, rank, num_ranks))
+    return module
