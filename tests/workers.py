@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COLLECTIVE_SECONDS = 60.0
+_PRELOADED = ("framework.distributed.parallelize", "framework.checkpoint.save", "framework.optim.parameter_groups")
 
 
 class WorkerError(AssertionError):
@@ -116,7 +117,7 @@ class WorkerPool:
     def _grow(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
         # One process imports these and forks the others: the imports are paid once, and replacing a worker costs little.
-        context.set_forkserver_preload(["torch", "lightning.pytorch", "framework.nn.norm"])
+        context.set_forkserver_preload(["lightning.pytorch", "torch._dynamo", *_PRELOADED])
         before = dict(os.environ)
         os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
         try:

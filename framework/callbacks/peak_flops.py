@@ -15,11 +15,16 @@ _BF16_PEAKS = {
 }
 
 
-def peak_flops(device: torch.device, num_devices: int) -> float | None:
-    """FLOPs a second of all devices together in bf16; None where the peak is not known."""
-    if device.type != "cuda":
+def peak_flops(device_type: str, num_devices: int) -> float | None:
+    """FLOPs a second of all devices together in bf16; None where the peak is not known.
+
+    Args:
+        device_type: "cpu" or "cuda"; all devices are taken to be like the current one.
+        num_devices: Devices of all nodes.
+    """
+    if device_type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
+    name = torch.cuda.get_device_name()
     for fragment in sorted(_BF16_PEAKS, key=len, reverse=True):
         if fragment in name:
             return _BF16_PEAKS[fragment] * num_devices

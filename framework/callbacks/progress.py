@@ -4,7 +4,7 @@
 # Lightning types its hooks for any module; ours are for one.
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -16,6 +16,8 @@ from framework.batch import StepBatch
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.metric_names import describe
+
+_FORMATS = {"perf/tokens_per_second": "{value:,.0f} tokens/s"}
 
 
 class ProgressLine(pl.Callback):
@@ -55,12 +57,16 @@ class ProgressLine(pl.Callback):
         if trainer.is_global_zero and self.console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=None, style="grey37", complete_style="blue", finished_style="green"),
+                BarColumn(
+                    bar_width=min(max(self.console.width - 90, 6), 30),
+                    style="grey37",
+                    complete_style="blue",
+                    finished_style="green",
+                ),
                 TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
                 _Values(),
                 console=self.console,
                 refresh_per_second=2,
-                expand=True,
             )
             self._bar.add_task(self.description, total=trainer.max_steps, completed=trainer.global_step, values="")
             self._bar.start()
@@ -69,50 +75,56 @@ class ProgressLine(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Moves on by a step."""
-        if trainer.is_global_zero:
-            self._show(trainer, self.description)
+        """Moves on by a step; a log file gets a line when enough time has passed."""
+        self._update_bar(trainer, self.description)
+        if time.monotonic() - self._last_plain >= self.plain_every_n_seconds:
+            self._print_plain(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Says that validation runs."""
-        if self._bar is not None:
-            self._show(trainer, f"{self.description} (validating)")
+        self._update_bar(trainer, f"{self.description} (validating)")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Shows the new validation metric; a log file gets a line for it at once."""
-        if trainer.is_global_zero:
-            self._last_plain = -self.plain_every_n_seconds
-            self._show(trainer, self.description)
+        self._update_bar(trainer, self.description)
+        if trainer.global_step < trainer.max_steps:
+            self._print_plain(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Leaves the last state standing."""
         self._stop()
+        self._print_plain(trainer)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
         """Gives the terminal back before an error is shown."""
         self._stop()
 
-    def _show(self, trainer: pl.Trainer, description: str) -> None:
-        step, now = trainer.global_step, time.monotonic()
-        values = shown_values(self.run_log.latest, self.val_key)
-        text = ", ".join([*values, self._time_left(step, trainer.max_steps, now)])
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, description=description, values=text)
-        elif now - self._last_plain >= self.plain_every_n_seconds or step == trainer.max_steps:
-            self._last_plain = now
-            self.console.print(
-                f"{description}: step {step:,}/{trainer.max_steps:,}, {text}", highlight=False, soft_wrap=True
-            )
+    def _text(self, trainer: pl.Trainer) -> str:
+        latest = self.run_log.latest
+        parts = shown_values(latest, ["train/loss", "perf/tokens_per_second"])
+        parts += [self._time_left(trainer.global_step, trainer.max_steps), *shown_values(latest, [self.val_key])]
+        return ", ".join(parts)
 
-    def _time_left(self, step: int, max_steps: int, now: float) -> str:
-        done = step - self._start_step
+    def _update_bar(self, trainer: pl.Trainer, description: str) -> None:
+        if self._bar is not None:
+            task = self._bar.task_ids[0]
+            self._bar.update(task, completed=trainer.global_step, description=description, values=self._text(trainer))
+
+    def _print_plain(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero and not self.console.is_terminal:
+            self._last_plain = time.monotonic()
+            place = f"{self.description}: step {trainer.global_step:,}/{trainer.max_steps:,}"
+            self.console.print(f"{place}, {self._text(trainer)}", highlight=False, soft_wrap=True)
+
+    def _time_left(self, step: int, max_steps: int) -> str:
+        done, seconds = step - self._start_step, time.monotonic() - self._start_time
         if not done or step >= max_steps:
-            return f"took {clock(now - self._start_time)}"
-        return f"{clock((now - self._start_time) / done * (max_steps - step))} left"
+            return f"took {clock(seconds)}"
+        return f"{clock(seconds / done * (max_steps - step))} left"
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -128,16 +140,15 @@ class _Values(ProgressColumn):
         return Text(task.fields["values"], no_wrap=True, overflow="ellipsis")
 
 
-def shown_values(latest: Mapping[str, float], val_key: str) -> list[str]:
-    """Loss, validation metric and tokens a second in words, as far as they are known."""
-    shown = []
-    if "train/loss" in latest:
-        shown.append(f"loss {latest['train/loss']:.3f}")
-    if val_key in latest:
-        shown.append(f"val {describe(val_key).label} {latest[val_key]:.3f}")
-    if "perf/tokens_per_second" in latest:
-        shown.append(f"{latest['perf/tokens_per_second']:,.0f} tokens/s")
-    return shown
+def shown_values(latest: Mapping[str, float], keys: Sequence[str]) -> list[str]:
+    """Values in words, those that are known."""
+    known = [key for key in keys if key in latest]
+    return [_FORMATS.get(key, "{label} {value:.3f}").format(label=_label(key), value=latest[key]) for key in known]
+
+
+def _label(key: str) -> str:
+    split, _, _ = key.partition("/")
+    return describe(key).label if split == "train" else f"{split} {describe(key).label}"
 
 
 def clock(seconds: float) -> str:

@@ -76,9 +76,20 @@ class RunLog(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Closes the files."""
+        """Closes files and loggers after a run that came to its end."""
+        self._close("success")
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
+        """Closes files and loggers after a failure."""
+        self._close("failed")
+
+    def _close(self, status: str) -> None:
         for file in self._files.values():
             file.close()
+        for logger in self.loggers:
+            logger.finalize(status)
+        self._files, self.loggers = {}, []
 
     def _write(self, step: int) -> None:
         for clock, file in self._files.items():

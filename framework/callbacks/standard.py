@@ -53,6 +53,6 @@ def standard_callbacks(
         FinalValidation(cadence),
         Checkpointing(run_folder / "checkpoints", cadence, timings, keep_last),
         ProgressLine(run_log, run_folder.name, task.best_metric),
-        Pictures(run_folder),
         Summary(run_folder, run_log, task.best_metric, task.best_mode),
+        Pictures(run_folder),
     ]

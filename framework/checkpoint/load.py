@@ -5,12 +5,20 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from framework.checkpoint.layout import read_state, verify
-from framework.checkpoint.tensors import MODEL_PREFIX, IndexReader, check_index, checkpoint_tensors, read_index
+from framework.checkpoint.tensors import (
+    MODEL_PREFIX,
+    IndexReader,
+    check_index,
+    checkpoint_tensors,
+    read_index,
+    without_single_process_warning,
+)
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
 
@@ -54,7 +62,7 @@ def read_full_state(folder: Path) -> dict[str, Tensor]:
     tensors = {
         key: torch.empty(entry.size, dtype=entry.properties.dtype)
         for key, entry in read_index(folder).state_dict_metadata.items()
-        if key.startswith(MODEL_PREFIX)
+        if key.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata)
     }
     _load(folder, tensors, no_dist=True)
     return {key.removeprefix(MODEL_PREFIX): tensor for key, tensor in tensors.items()}
@@ -62,7 +70,8 @@ def read_full_state(folder: Path) -> dict[str, Tensor]:
 
 def _load(folder: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
     try:
-        dcp.load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
+        with without_single_process_warning():
+            load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         raise CheckpointError(f"{folder} could not be read by rank {rank} ({cause}); use an older checkpoint.") from error

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from framework.checkpoint.layout import (
     COMPLETE,
@@ -19,7 +19,7 @@ from framework.checkpoint.layout import (
     temporary_folder,
     write_json,
 )
-from framework.checkpoint.tensors import checkpoint_tensors
+from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, without_single_process_warning
 from framework.distributed.agreement import on_first_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
@@ -64,15 +64,17 @@ def save_checkpoint(
 
     on_first_rank(prepare)
     try:
-        dcp.save(
-            checkpoint_tensors(model, optimizer),
-            storage_writer=dcp.FileSystemWriter(temporary, single_file_per_rank=True, sync_files=True),
-            no_dist=not dist.is_initialized(),
-        )
+        with without_single_process_warning():
+            save(
+                checkpoint_tensors(model, optimizer),
+                storage_writer=IndexWriter(temporary, single_file_per_rank=True, sync_files=True),
+                no_dist=not dist.is_initialized(),
+            )
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         raise CheckpointError(
-            f"{target} could not be written by rank {rank} ({cause}); make room or choose another folder. Older checkpoints are whole."
+            f"{target} could not be written by rank {rank} ({cause}); make room or choose another folder. "
+            "Older checkpoints are whole."
         ) from error
     on_first_rank(publish)
     return target

@@ -4,16 +4,18 @@ Keys: `model.<parameter>` (a tied parameter once, under its first name) and `opt
 tensors, so that nothing in a checkpoint has to be unpickled but torch.distributed.checkpoint's own index.
 """
 
-import enum
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, metadata
-from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint import metadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
@@ -24,13 +26,13 @@ OPTIMIZER_PREFIX = "optimizer."
 _CLASSES: dict[tuple[str, str], Any] = {
     (entry.__module__, entry.__qualname__): entry
     for entry in (
-        metadata.Metadata,
+        Metadata,
         metadata.MetadataIndex,
-        metadata.TensorStorageMetadata,
+        TensorStorageMetadata,
         metadata.ChunkStorageMetadata,
         metadata.BytesStorageMetadata,
         metadata.TensorProperties,
-        metadata.StorageMeta,
+        StorageMeta,
         metadata._MEM_FORMAT_ENCODING,
         _StorageInfo,
         torch.Size,
@@ -86,15 +88,31 @@ def read_index(folder: Path) -> Metadata:
     return index
 
 
+class IndexWriter(FileSystemWriter):
+    """Torch's writer of checkpoint folders; the index does not keep the folder's path, which would be pickled as an object."""
+
+    def storage_meta(self) -> StorageMeta:
+        """Only the id of the save."""
+        return StorageMeta(save_id=self.save_id)
+
+
 class IndexReader(FileSystemReader):
     """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Reads the index; the arguments are those of torch (2.11 to 2.13) and are not needed."""
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002  torch's signature
+        """Reads the index."""
         index = read_index(Path(self.path))
-        index.storage_meta = index.storage_meta or metadata.StorageMeta()
+        index.storage_meta = index.storage_meta or StorageMeta()
         index.storage_meta.load_id = self.load_id
         return index
+
+
+@contextmanager
+def without_single_process_warning() -> Iterator[None]:
+    """Torch warns at each save and load without a process group; a single process is meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -117,7 +135,7 @@ def check_index(folder: Path, index: Metadata, wanted: dict[str, Tensor]) -> Non
     Raises:
         CheckpointError: They differ; the message names the first difference.
     """
-    entries: dict[str, enum.Enum | Any] = index.state_dict_metadata
+    entries: dict[str, Any] = index.state_dict_metadata
     missing, unexpected = sorted(set(wanted) - set(entries)), sorted(set(entries) - set(wanted))
     if missing or unexpected:
         which = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}, which is not wanted"

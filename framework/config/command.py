@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from types import TracebackType
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
@@ -12,6 +13,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.nodes import suggestion
 from framework.config.resolvers import conf_folder, register_resolvers
+from framework.distributed.environment import process_info
+from framework.distributed.failure_report import speaks_for_all
 from framework.errors import ConfigError, FrameworkError
 
 
@@ -38,6 +41,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def main() -> None:
             # Without it Hydra prints exceptions itself, shortened, and leaves with 1 for every one of them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            sys.excepthook = _show_unexpected
             register_resolvers()
             try:
                 hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
@@ -50,10 +54,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
 
 def leave(error: Exception) -> None:
-    """Shows an error once, from the lowest rank that has it, and ends the process."""
+    """Shows an error once, from the rank that speaks for all, and ends the process with the error's exit code."""
     shown = as_framework_error(error)
-    sys.stderr.write(f"error: {shown}\n")
+    if speaks_for_all(shown):
+        info = process_info()
+        where = f" (rank {info.rank})" if info.world_size > 1 else ""
+        sys.stderr.write(f"error{where}: {shown}\n")
+        sys.stderr.flush()
     sys.exit(shown.exit_code)
+
+
+def _show_unexpected(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Python's hook for what nobody caught: the traceback, from one rank only."""
+    if isinstance(error, KeyboardInterrupt) or speaks_for_all(error):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def as_framework_error(error: BaseException) -> FrameworkError:

@@ -37,9 +37,12 @@ class Component:
         """Builds the part.
 
         Args:
-            supplied: Values that only the run knows (a vocabulary size, the number of steps); the config wins where it names them too.
+            supplied: Values that only the run knows (a vocabulary size, the number of steps); what the target does not take is
+                left out, and the config wins where it names them too.
         """
-        return self.target(**{**supplied, **{name: _built(value) for name, value in self.arguments.items()}})
+        taken = inspect.signature(self.target).parameters
+        given = {name: _built(value) for name, value in self.arguments.items()}
+        return self.target(**{**{name: value for name, value in supplied.items() if name in taken}, **given})
 
 
 def _built(value: Any) -> Any:

@@ -149,8 +149,8 @@ class TrainConfig:
     strategy: StrategyConfig
     precision: PrecisionConfig
     logger: LoggerConfig
-    task: Component
     data: Component
-    optimizer: Component = field(metadata={"supplied": ("named_parameters",)})
-    schedule: Component = field(metadata={"supplied": ("total_steps",)})
+    optimizer: Component
+    task: Component = field(metadata={"supplied": ("max_steps",)})
+    schedule: Component = field(metadata={"supplied": ("max_steps",)})
     model: Component = field(metadata=MODEL_METADATA)

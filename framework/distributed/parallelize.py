@@ -4,7 +4,10 @@ Model code knows one device. A model is built on the meta device, parallelized, 
 no rank ever holds more than its shard and one full parameter.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from framework.distributed.precision import Precision
 from framework.nn.norm import LayerNorm
-from framework.tasks.task import TaskModel
+
+if TYPE_CHECKING:
+    from framework.tasks.task import TaskModel
 
 
 def parallelize(model: TaskModel, mesh: DeviceMesh | None, strategy: str, precision: Precision) -> TaskModel:
@@ -58,9 +63,16 @@ def _apply_data_parallel(model: TaskModel, mesh: DeviceMesh, strategy: str, prec
 
 
 def set_gradient_sync(model: nn.Module, enabled: bool) -> None:
-    """Switches the reduction of gradients on or off for the next backward (off for all but the last micro-batch)."""
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(enabled)
+    """Switches the reduction of gradients on or off for the next backward (off for all but the last micro-batch).
+
+    While it is off, what stays gathered from forward to backward (root and norms) stays so until the next forward too.
+    """
+    if not isinstance(model, FSDPModule):
+        return
+    model.set_requires_gradient_sync(enabled)
+    for module in model.modules():
+        if isinstance(module, FSDPModule) and (module is model or isinstance(module, LayerNorm)):
+            module.set_reshard_after_backward(enabled, recurse=False)
 
 
 def materialize(

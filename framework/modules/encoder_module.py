@@ -125,11 +125,8 @@ class EncoderModule(pl.LightningModule):
         self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
 
         self.step_metrics = {f"train/{name}": value for name, value in values.items()}
-        self.step_metrics |= {
-            "train/tokens": self._num_tokens,
-            "optim/lr": torch.tensor(self.optimizer.param_groups[0]["lr"]),
-            "optim/grad_norm": grad_norm,
-        }
+        rate = torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
+        self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
         counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
         assert isinstance(counting_optimizer, LightningOptimizer)
         counting_optimizer.step()

@@ -1,5 +1,7 @@
 """The Trainer with which our steps run: what Lightning would do by itself and is done elsewhere is off."""
 
+import logging
+import warnings
 from collections.abc import Sequence
 
 import lightning.pytorch as pl
@@ -26,6 +28,7 @@ def build_trainer(
         validate_every_n_steps: None: never.
         callbacks: In the order in which they act.
     """
+    _quiet_lightning()
     return pl.Trainer(
         strategy=strategy,
         accelerator=accelerator,
@@ -45,3 +48,18 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_autolog_hparams=False,
     )
+
+
+_NOT_FOR_USERS = (
+    ".*overridden `transfer_batch_to_device` in `LightningModule`.*",
+    ".*does not have many workers.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+def _quiet_lightning() -> None:
+    """Drops Lightning's advertisements and the remarks on what is meant here as it is."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message)

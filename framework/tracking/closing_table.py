@@ -20,14 +20,18 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
         console: Where to write; None: standard output.
     """
     summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
-    (console or Console()).print(closing_table(run_folder, summary))
+    console = console or Console()
+    console.print(closing_table(run_folder.name, summary))
+    # Paths are not wrapped, so that they can be copied.
+    console.print(f"run folder  {run_folder}", highlight=False, soft_wrap=True)
+    plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))
+    if plots:
+        console.print(f"plots       {run_folder / 'plots'}: {', '.join(plots)}", highlight=False, soft_wrap=True)
 
 
-def closing_table(run_folder: Path, summary: dict[str, Any]) -> Table:
-    """Lays out the table of one run."""
-    table = Table(
-        title=f"{run_folder.name}: {summary['ended']}", title_justify="left", title_style="bold", show_header=True
-    )
+def closing_table(name: str, summary: dict[str, Any]) -> Table:
+    """Lays out the table of one run from its name and its summary."""
+    table = Table(title=f"{name}: {summary['ended']}", title_justify="left", title_style="bold", show_header=True)
     table.add_column("metric")
     table.add_column("last", justify="right")
     best = summary["best"] or {}
@@ -46,11 +50,6 @@ def closing_table(run_folder: Path, summary: dict[str, Any]) -> Table:
     }
     for name, text in facts.items():
         table.add_row(name, text)
-    plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))
-    table.caption = f"run folder {run_folder}" + (
-        f"\nplots      {run_folder / 'plots'} ({', '.join(plots)})" if plots else ""
-    )
-    table.caption_justify = "left"
     return table
 
 

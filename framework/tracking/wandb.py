@@ -53,7 +53,14 @@ def build_wandb_logger(
     os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
     from lightning.pytorch.loggers import WandbLogger
 
-    logger = WandbLogger(
+    class RunLogger(WandbLogger):
+        """Ends the W&B run with ours: Lightning leaves it open, and the next run of this process would continue it."""
+
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+    logger = RunLogger(
         name=run_id,
         save_dir=str(run_folder),
         id=wandb_run_id(run_id),

@@ -1,7 +1,7 @@
-"""A whole training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
+"""A training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
 
-Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step shared by counts of ranks or micro-batches
-in the wrong way shows.
+Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly among ranks and
+micro-batches shows.
 """
 
 from collections.abc import Mapping
@@ -62,10 +62,17 @@ class ToySource:
         return 4 + below(mix(key("length"), indices), 17)
 
     def build(
-        self, epochs: np.ndarray, indices: np.ndarray, sequence_ids: np.ndarray, step: int, capacity: Capacity | None = None
+        self,
+        epochs: np.ndarray,
+        indices: np.ndarray,
+        sequence_ids: np.ndarray,
+        step: int,
+        capacity: Capacity | None = None,
     ) -> PackedBatch:
         lengths = self.lengths(epochs, indices)
-        tokens = [below(mix(key("token", int(index)), np.arange(n)), VOCAB) for index, n in zip(indices, lengths, strict=True)]
+        tokens = [
+            below(mix(key("token", int(index)), np.arange(n)), VOCAB) for index, n in zip(indices, lengths, strict=True)
+        ]
         starts = np.cumsum(lengths) - lengths
         # Every third token is predicted, but only sequences of an even index have a second label.
         places = [start + np.arange(0, n, 3) for start, n in zip(starts, lengths, strict=True)]

@@ -1,0 +1,145 @@
+"""From checked settings to the objects of a run. Files are read here; no process group is made and no device is touched."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from framework.config.checks import check_enough_sequences, check_sequence_lengths, check_settings, check_vocabulary
+from framework.config.nodes import check_arguments
+from framework.config.schema import TrainConfig
+from framework.config.weights import StartingWeights, check_weights_fit, find_weights, starting_values
+from framework.data.plan import SequenceSource
+from framework.data.tokenizer import Tokenizer
+from framework.distributed.precision import Precision, multiplies_bf16
+from framework.errors import ConfigError
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.modules.encoder_module import EncoderModule
+from framework.tasks.task import Task, TaskModel
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before it has a device.
+
+    Attributes:
+        tokenizer: Of data and export.
+        config: Of the encoder, complete.
+        task: States loss, head and metrics.
+        sources: The sequences of each split.
+        weights: Where weights start unless the run resumes; None: fresh from the seed.
+        model: On the meta device.
+        max_steps: Optimizer steps of the whole run.
+        validate_every_n_steps: None: there is nothing to validate on.
+    """
+
+    tokenizer: Tokenizer
+    config: EncoderConfig
+    task: Task
+    sources: Mapping[str, SequenceSource]
+    weights: StartingWeights | None
+    model: TaskModel
+    max_steps: int
+    validate_every_n_steps: int | None
+
+
+def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
+    """Checks a composed config as a whole, before any file is read.
+
+    Args:
+        config: Plain containers, interpolations resolved.
+        world_size: Processes in all.
+
+    Raises:
+        ConfigError: A key is unknown or missing, a value has the wrong type, or two values cannot go together.
+    """
+    settings = TrainConfig(**check_arguments("", config, TrainConfig))
+    check_settings(settings, world_size)
+    return settings
+
+
+def build_parts(settings: TrainConfig, world_size: int) -> Parts:
+    """Reads tokenizer, data and starting weights, builds task and model, and checks that they go together.
+
+    Raises:
+        FrameworkError: A file cannot be used, or two parts do not fit each other.
+    """
+    weights = find_weights(settings.init_from, Path(settings.run.dir)) if settings.init_from is not None else None
+    tokenizer = build_tokenizer(settings.tokenizer.path, weights)
+    config = build_encoder_config(settings, tokenizer, weights)
+    check_vocabulary(tokenizer, config)
+    task: Task = settings.task.build(max_steps=settings.trainer.max_steps)
+    sources = task.build_sources(settings.data.build(), tokenizer, settings.seed)
+    check_sequence_lengths(sources, config)
+    check_enough_sequences(sources, world_size)
+    model = build_model(task, config)
+    if weights is not None:
+        check_weights_fit(weights, config, model)
+    max_steps, steps_per_epoch = _run_length(settings, len(sources["train"]), task.wraps_epochs)
+    every = settings.trainer.val_every_n_steps or steps_per_epoch
+    return Parts(tokenizer, config, task, sources, weights, model, max_steps, every if "validation" in sources else None)
+
+
+def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -> tuple[int, int]:
+    """Steps of the run and of an epoch. Where steps run across epoch ends, the epochs together are rounded up, not each."""
+    size, epochs = settings.trainer.global_batch_size, settings.trainer.max_epochs
+    steps_per_epoch = -(-num_sequences // size)
+    if epochs is None:
+        assert settings.trainer.max_steps is not None
+        return settings.trainer.max_steps, steps_per_epoch
+    return -(-num_sequences * epochs // size) if wraps_epochs else steps_per_epoch * epochs, steps_per_epoch
+
+
+def build_tokenizer(path: str | None, weights: StartingWeights | None) -> Tokenizer:
+    """Reads the tokenizer of the config, else the one that came with the weights.
+
+    Raises:
+        ConfigError: Neither is there.
+    """
+    if path is not None:
+        return Tokenizer.from_folder(path)
+    if weights is None or weights.tokenizer_folder is None:
+        source = weights.source if weights is not None else None
+        raise ConfigError(f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`.")
+    return Tokenizer.from_folder(weights.tokenizer_folder)
+
+
+def build_encoder_config(settings: TrainConfig, tokenizer: Tokenizer, weights: StartingWeights | None) -> EncoderConfig:
+    """Completes the model's config: what it leaves out comes from the weights, the vocabulary size else from the tokenizer."""
+    supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
+    return settings.model.build(**supplied)
+
+
+def build_model(task: Task, config: EncoderConfig) -> TaskModel:
+    """Encoder and head on the meta device: shapes and no memory."""
+    with torch.device("meta"):
+        encoder = TransformerEncoder(config)
+        return TaskModel(encoder, task.build_head(encoder, config))
+
+
+def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
+    """The LightningModule of a run, still without memory for its weights."""
+    native = precision.name == "bf16" and multiplies_bf16(device_type)
+
+    def build_optimizer(model: TaskModel) -> Optimizer:
+        return settings.optimizer.build().build(
+            model.named_parameters(),
+            # The query, key and value maps of a layer are one parameter of three matrices.
+            {"*.attention.qkv.weight": (parts.config.num_heads, 3)},
+            torch.bfloat16 if native else torch.float32,
+        )
+
+    return EncoderModule(
+        model=parts.model,
+        task=parts.task,
+        seed=settings.seed,
+        precision=precision,
+        initial_values=starting_values(parts.weights, parts.config, settings.seed),
+        build_optimizer=build_optimizer,
+        schedule=settings.schedule.build(max_steps=parts.max_steps),
+        max_grad_norm=settings.trainer.gradient_clip,
+    )

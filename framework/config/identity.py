@@ -1,0 +1,74 @@
+"""What makes two configs the same run: the keys that decide the numbers. All other keys may change when a run goes on."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from framework.errors import ConfigError
+
+IDENTITY_KEYS = (
+    "model",
+    "tokenizer",
+    "data",
+    "task",
+    "optimizer",
+    "schedule",
+    "seed",
+    "init_from",
+    "trainer.global_batch_size",
+    "trainer.gradient_clip",
+)
+GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
+"""Free to grow, not to shrink: the steps that were done stay done."""
+
+_SHOWN_DIFFERENCES = 4
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """A tree of plain containers as one dict by dotted key; lists and empty groups count as values."""
+    if not isinstance(node, Mapping) or not node:
+        return {path: node}
+    flat: dict[str, Any] = {}
+    for name, value in node.items():
+        flat.update(flatten(value, f"{path}.{name}" if path else str(name)))
+    return flat
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The identity keys of a resolved config with their values, by dotted key."""
+    return {
+        name: value
+        for name, value in flatten(config).items()
+        if any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
+    }
+
+
+def identity_text(config: Mapping[str, Any]) -> str:
+    """The identity in one canonical text, from which a run without a name gets its id."""
+    return json.dumps(identity(config), sort_keys=True, default=str)
+
+
+def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Compares the config of a run folder with the one that is to be run in it.
+
+    Args:
+        folder: Shown in the message.
+        saved: The resolved config that the folder holds.
+        config: The resolved config that wants to go on there.
+
+    Raises:
+        ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both values.
+    """
+    before, now = identity(saved), identity(config)
+    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if changed:
+        shown = "; ".join(f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here" for name in changed[:_SHOWN_DIFFERENCES])
+        more = f"; and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
+        raise ConfigError(f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same values.")
+    was, wanted = flatten(saved), flatten(config)
+    for name in GROWING_KEYS:
+        if was.get(name) is not None and wanted.get(name) is not None and wanted[name] < was[name]:
+            raise ConfigError(
+                f"the run folder {folder} was started with `{name}`={was[name]}, which may only grow, but {wanted[name]} is asked for; "
+                "choose another `run.id`, or at least that value."
+            )

@@ -1,0 +1,90 @@
+"""Where the numbers of a run come from: code, versions, command, hardware, data."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import framework
+
+LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "torchmetrics", "numpy")
+
+
+def library_versions() -> dict[str, str]:
+    """Installed versions of Python and of the libraries that decide numbers."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
+
+
+def code_commit() -> str:
+    """The commit of a checkout, "+changes" where files differ from it; for an installed package its version."""
+    root = Path(framework.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return f"cloze {_package_version()}"
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return f"cloze {_package_version()}, commit unknown"
+
+
+def _package_version() -> str:
+    try:
+        return importlib.metadata.version("cloze")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    return result.stdout.strip()
+
+
+def provenance(fingerprints: Mapping[str, str], world_size: int) -> dict[str, Any]:
+    """What provenance.json holds of one start of a run.
+
+    Args:
+        fingerprints: Of the tokenizer and of each data split.
+        world_size: Processes in all.
+    """
+    return {
+        "commit": code_commit(),
+        "versions": library_versions(),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "working_folder": os.getcwd(),
+        "host": socket.gethostname(),
+        "hardware": hardware(),
+        "world_size": world_size,
+        "fingerprints": dict(fingerprints),
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, its cores for this process, and the GPUs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {"processor": _processor(), "cores": cores, "torch_threads": torch.get_num_threads(), "gpus": gpus}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def facts_to_agree_on(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Short hashes that must be the same on every rank: config, code, data and library versions."""
+    facts = {"config": config, "data": dict(fingerprints), "library versions": library_versions()}
+    hashed = {name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12] for name, value in facts.items()}
+    return {**hashed, "commit": code_commit()}

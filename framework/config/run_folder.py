@@ -1,0 +1,142 @@
+"""The folder of a run: which one it is, whether it may be used, and what is written into it at the start."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, ListConfig
+
+from framework.checkpoint.layout import COMPLETE, newest_complete
+from framework.config.identity import check_same_run, identity_text
+from framework.config.schema import RunConfig
+from framework.distributed.environment import resolve_run_id
+from framework.errors import CheckpointError, ConfigError
+
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+_SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z0-9_]+)")
+_MASK = "*** from the environment, not saved ***"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk.
+
+    Attributes:
+        path: `run.dir/run.id`.
+        checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
+        is_new: True where the folder holds no run yet.
+    """
+
+    path: Path
+    checkpoint: Path | None
+    is_new: bool
+
+
+def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
+    """Finds the folder of a run and checks that it may be used; writes nothing.
+
+    Args:
+        run: Id, parent folder and how to resume.
+        config: The resolved config of the run.
+
+    Raises:
+        ConfigError: The folder belongs to another config, or holds a run where a new one is asked for.
+        CheckpointError: A checkpoint was named and is not there.
+    """
+    path = Path(run.dir) / resolve_run_id(run.id, identity_text(config))
+    saved = path / CONFIG_FILE
+    is_new = not saved.is_file()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"the run folder {path} is a file; choose another `run.id` or `run.dir`.")
+    if not is_new:
+        if run.resume == "never":
+            raise ConfigError(f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or resume=auto.")
+        check_same_run(str(path), read_config(path), config)
+    own = newest_complete(path / "checkpoints")
+    if own is not None or run.resume in ("auto", "never"):
+        return RunFolder(path, own, is_new)
+    return RunFolder(path, find_checkpoint(Path(run.resume)), is_new)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest complete one of a run folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    if (path / COMPLETE).is_file():
+        return path
+    newest = newest_complete(path / "checkpoints")
+    if newest is None:
+        raise CheckpointError(f"{path} holds no complete checkpoint; give a run folder that has one, or a folder checkpoints/step_N.")
+    return newest
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The resolved config of a run folder.
+
+    Raises:
+        CheckpointError: It is missing or cannot be read.
+    """
+    file = path / CONFIG_FILE
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); {path} is no run folder, or a damaged one.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no config; {path} is no run folder, or a damaged one.")
+    return content
+
+
+def write_start(folder: RunFolder, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Writes config.yaml and provenance.json; call on rank 0. A resumed run adds its start to the list of starts."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    file = folder.path / PROVENANCE_FILE
+    starts = []
+    if file.is_file():
+        starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+    # config.yaml last: it is what makes the folder a run.
+    _replace(file, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
+    _replace(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _replace(file: Path, text: str) -> None:
+    temporary = file.with_name(file.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(file)
+
+
+def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the resolved config without the secrets that the environment gave.
+
+    Args:
+        composed: The config before interpolations were resolved.
+        config: The same, resolved.
+
+    Returns:
+        `config` with each value masked that comes from an environment variable, where the key or the variable has the name of a
+        secret (key, token, secret, password, credential).
+    """
+    return {name: _masked(composed, str(name), value) for name, value in config.items()}
+
+
+def _masked(parent: Any, name: str | int, value: Any) -> Any:
+    known = isinstance(parent, DictConfig) and name in parent or isinstance(parent, ListConfig) and int(name) < len(parent)
+    node = parent._get_node(name) if known else None
+    raw = node._value() if node is not None else None
+    variable = _ENVIRONMENT.search(raw) if isinstance(raw, str) else None
+    if variable and (_SECRET_NAME.search(str(name)) or _SECRET_NAME.search(variable.group(1))):
+        return _MASK
+    if isinstance(value, Mapping):
+        return {key: _masked(node, str(key), item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_masked(node, index, item) for index, item in enumerate(value)]
+    return value

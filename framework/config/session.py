@@ -1,0 +1,122 @@
+"""One start of a run: its folder, what is written there first, its Trainer."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig
+
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.peak_flops import peak_flops
+from framework.callbacks.standard import standard_callbacks
+from framework.checkpoint.layout import step_of
+from framework.config.build import Parts
+from framework.config.provenance import facts_to_agree_on, provenance
+from framework.config.run_folder import TOKENIZER_FOLDER, RunFolder, masked, write_start
+from framework.config.schema import TrainConfig
+from framework.datamodules.datamodule import EncoderDataModule
+from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
+from framework.distributed.environment import ProcessInfo
+from framework.distributed.precision import Precision
+from framework.distributed.strategy import build_strategy
+from framework.modules.trainer import build_trainer
+from framework.tracking.wandb import build_wandb_logger
+
+
+def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
+    """The config with what was found out since it was composed: the whole model, and the precision that "auto" stands for."""
+    resolved = {name: value for name, value in config.items() if name != "experiment"}
+    return resolved | {"model": vars(parts.config).copy(), "precision": {"name": precision.name}}
+
+
+def is_finished(folder: RunFolder, parts: Parts) -> bool:
+    """True where the newest checkpoint of the run stands at its last step."""
+    return folder.checkpoint is not None and step_of(folder.checkpoint) >= parts.max_steps
+
+
+def start_run(folder: RunFolder, composed: DictConfig, config: Mapping[str, Any], parts: Parts, world_size: int) -> None:
+    """Checks that all ranks mean the same run in the same folder, and writes its config, provenance and tokenizer.
+
+    Collective: all ranks must call.
+
+    Args:
+        folder: Of the run.
+        composed: The config as Hydra gave it, to find what the environment put in.
+        config: The resolved config, as run.
+        parts: Of the run.
+        world_size: Processes in all.
+
+    Raises:
+        DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
+    """
+    fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": parts.fingerprint}
+    check_agreement(facts_to_agree_on(config, fingerprints))
+    check_shared_folder(folder.path)
+
+    def write() -> None:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        tokenizer = folder.path / TOKENIZER_FOLDER
+        if not tokenizer.exists():
+            temporary = tokenizer.with_name(TOKENIZER_FOLDER + ".tmp")
+            shutil.rmtree(temporary, ignore_errors=True)
+            parts.tokenizer.save(temporary)
+            temporary.rename(tokenizer)
+        write_start(folder, masked(composed, config), provenance(fingerprints, world_size))
+
+    on_first_rank(write)
+
+
+def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> EncoderDataModule:
+    """The LightningDataModule of a run."""
+    return EncoderDataModule(
+        sources=parts.sources,
+        seed=settings.seed,
+        global_batch_size=settings.trainer.global_batch_size,
+        micro_batch_tokens=settings.trainer.micro_batch_tokens,
+        max_steps=parts.max_steps,
+        rank=info.rank,
+        num_ranks=info.world_size,
+        wraps_epochs=parts.task.wraps_epochs,
+        num_workers=settings.trainer.num_workers,
+    )
+
+
+def build_run_trainer(
+    settings: TrainConfig, parts: Parts, folder: RunFolder, config: Mapping[str, Any], info: ProcessInfo, device_type: str
+) -> Trainer:
+    """The Trainer of a run, with its callbacks and, on rank 0, its logger."""
+    cadence = Cadence(
+        max_steps=parts.max_steps,
+        log_every_n_steps=settings.trainer.log_every_n_steps,
+        validate_every_n_steps=parts.validate_every_n_steps,
+        checkpoint_every_n_steps=settings.trainer.checkpoint_every_n_steps,
+    )
+    callbacks = standard_callbacks(
+        folder.path,
+        cadence,
+        parts.task,
+        settings.trainer.keep_last,
+        folder.checkpoint,
+        _loggers(settings, folder.path, config) if info.rank == 0 else (),
+        parts.flops_per_token,
+        peak_flops(device_type, info.world_size),
+    )
+    return build_trainer(
+        build_strategy(settings.strategy.name, info.world_size, settings.trainer.timeout_seconds, device_type),
+        device_type,
+        info.local_world_size,
+        info.num_nodes,
+        cadence.max_steps,
+        cadence.validate_every_n_steps,
+        callbacks,
+    )
+
+
+def _loggers(settings: TrainConfig, folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+    logger = settings.logger
+    if logger.name == "none":
+        return []
+    return [build_wandb_logger(folder, folder.name, config, logger.project, logger.group, logger.tags, logger.mode)]

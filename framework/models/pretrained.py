@@ -1,0 +1,279 @@
+"""Published weights or an export of ours, from a folder or hub name, into our names and into a model."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from framework.errors import CheckpointError, ConfigError
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.models.published.bert import BERT
+from framework.models.published.family import SEQUENCE_CLASSIFICATION, Family
+from framework.models.published.files import (
+    CONFIG_FILE,
+    SIDE_CONFIG_FILE,
+    SIDE_WEIGHTS_FILE,
+    find_folder,
+    read_json,
+    read_safetensors_if_there,
+    read_tensors,
+    tokenizer_folder,
+)
+from framework.models.published.modernbert import MODERNBERT
+from framework.models.published.roberta import ROBERTA
+from framework.models.published.rules import to_ours
+
+FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT}
+FORMAT = 1
+# Names that the first BERT checkpoints, converted from TensorFlow, still have.
+_OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+_SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps")
+_PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
+_MAX_PADDING = 127
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+_REMEDY = "choose the model (and the labels) that the weights belong to, or other weights."
+
+
+@dataclass(frozen=True)
+class PretrainedWeights:
+    """Weights in our names, all fp32 on the CPU.
+
+    Attributes:
+        source: Where they come from, for messages.
+        config: Of the encoder.
+        encoder: Parameters of TransformerEncoder, every one of them.
+        heads: Parameters of heads, as many as were found.
+        head_kind: "pretraining", "sequence_classification" or None where no whole head of ours was found.
+        side: What an export keeps beside the weights: for classification `labels` and `pooling`.
+        tokenizer_dir: Folder of the tokenizer, or None.
+        unused: Published tensors that have no place here.
+    """
+
+    source: str
+    config: EncoderConfig
+    encoder: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor] = field(default_factory=dict)
+    head_kind: str | None = None
+    side: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_dir: Path | None = None
+    unused: tuple[str, ...] = ()
+
+
+def load_pretrained(source: str) -> PretrainedWeights:
+    """Loads weights of a known family.
+
+    Args:
+        source: A folder (Hugging Face layout, sentence-transformers included, or an export of Cloze), or a name on the
+            Hugging Face Hub, which is used only where no such folder exists.
+
+    Raises:
+        CheckpointError: There is no model, its family is not known, or its files are incomplete or disagree.
+    """
+    folder = find_folder(str(source))
+    published = read_json(folder / CONFIG_FILE)
+    model_type = published.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} has model_type={model_type!r}; known families are {', '.join(FAMILIES)}."
+        )
+    family = FAMILIES[model_type]
+    side_config = read_json(folder / SIDE_CONFIG_FILE) if (folder / SIDE_CONFIG_FILE).is_file() else {}
+    config = _read_config(folder, family, published, side_config)
+    tensors = _canonical(read_tensors(folder), family)
+    class_name = str((published.get("architectures") or [""])[0])
+    encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(class_name)
+    encoder = to_ours(encoder_rules, tensors, config.num_heads)
+    _check_complete(str(source), config, encoder)
+    heads = to_ours(head_rules, tensors, config.num_heads)
+    untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
+    side_heads = read_safetensors_if_there(folder / SIDE_WEIGHTS_FILE)
+    used = {name for rule in [*encoder_rules, *head_rules] for name in rule.theirs} | family.tied | family.ignored
+    return PretrainedWeights(
+        source=str(source),
+        config=config,
+        encoder=encoder,
+        heads=heads | {name: tensor.float() for name, tensor in side_heads.items()},
+        head_kind=side_config.get("head") or (SEQUENCE_CLASSIFICATION if "classifier.weight" in heads else None),
+        side=side_config.get("task") or _published_side(published, class_name),
+        tokenizer_dir=tokenizer_folder(folder),
+        unused=tuple(sorted((tensors.keys() - used) | untied)),
+    )
+
+
+def weights_from_state(
+    source: str,
+    config: EncoderConfig,
+    state_dict: Mapping[str, Tensor],
+    head_kind: str | None = None,
+    side: Mapping[str, Any] | None = None,
+    tokenizer_dir: Path | None = None,
+) -> PretrainedWeights:
+    """Takes the full CPU tensors of a run's checkpoint ("encoder.*", "head.*") for weights to start from."""
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
+    for name, tensor in state_dict.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    _check_complete(source, config, parts["encoder"])
+    return PretrainedWeights(source, config, parts["encoder"], parts["head"], head_kind, side or {}, tokenizer_dir)
+
+
+def _read_config(
+    folder: Path, family: Family, published: Mapping[str, Any], side_config: Mapping[str, Any]
+) -> EncoderConfig:
+    """Our own record of the config where there is one, since config.json cannot hold all of it."""
+    name = SIDE_CONFIG_FILE if side_config else CONFIG_FILE
+    try:
+        if not side_config:
+            return family.read_config(published)
+        if side_config.get("format") != FORMAT:
+            found = side_config.get("format")
+            raise CheckpointError(f"format={found!r} is not known; this version of Cloze reads {FORMAT}.")
+        return EncoderConfig(**side_config["encoder"])
+    except (CheckpointError, ConfigError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / name} describes no encoder that Cloze can build: {error}") from error
+
+
+def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Published tensors in fp32, without the base model's prefix and with today's names of norms."""
+    canonical = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix(family.prefix)
+        for old, new in _OLD_NORM_NAMES.items():
+            if name.endswith(old):
+                name = name.removesuffix(old) + new
+        canonical[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return canonical
+
+
+def _check_complete(source: str, config: EncoderConfig, encoder: Mapping[str, Tensor]) -> None:
+    with torch.device("meta"):
+        expected = dict(TransformerEncoder(config).named_parameters())
+    missing = sorted(expected.keys() - encoder.keys())
+    if missing:
+        raise CheckpointError(
+            f"{source} lacks {len(missing)} of {len(expected)} weights of its encoder, for example {missing[0]} "
+            "(name in Cloze); fetch or export the model again."
+        )
+    for name, parameter in expected.items():
+        if encoder[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{source} holds {name} with shape {tuple(encoder[name].shape)}, but its config says "
+                f"{tuple(parameter.shape)}; fetch or export the model again."
+            )
+
+
+def _drop_untied(
+    heads: dict[str, Tensor], tensors: Mapping[str, Tensor], family: Family, word_embeddings: Tensor
+) -> set[str]:
+    """Takes out an MLM head whose decoder is not the word embeddings, since ours is; returns the decoder's name."""
+    untied = {name for name in family.tied & tensors.keys() if not torch.equal(tensors[name], word_embeddings)}
+    if untied:
+        for name in [name for name in heads if name.startswith("mlm.")]:
+            del heads[name]
+    return untied
+
+
+def _published_side(published: Mapping[str, Any], class_name: str) -> dict[str, Any]:
+    if not class_name.endswith("ForSequenceClassification"):
+        return {}
+    id2label = published.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    labels = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    return {"labels": labels, "pooling": published.get("classifier_pooling", "cls")}
+
+
+def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict[str, Tensor], list[str]]:
+    """Finds the full fp32 value of each parameter of a model, which may be on the meta device or sharded.
+
+    A vocabulary that the model pads by up to 127 rows is filled up with zeros. A classification head of ModernBERT
+    without weights of its own takes the transform of the MLM head, as transformers does.
+
+    Args:
+        model: A TaskModel: parameters "encoder.*" and "head.*", and an `encoder` that has a config.
+        weights: To start from.
+
+    Returns:
+        Values by parameter name, and the names of those for which there is none (all of them in the head).
+
+    Raises:
+        CheckpointError: The encoders are not the same, or a shape differs.
+    """
+    _check_same_arithmetic(cast(TransformerEncoder, model.get_submodule("encoder")).config, weights)
+    heads = dict(weights.heads)
+    for name, tensor in weights.heads.items():
+        if name.startswith(("mlm.dense.", "mlm.norm.")):
+            heads.setdefault("transform." + name.removeprefix("mlm."), tensor)
+    given = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
+    given |= {f"head.{name}": tensor for name, tensor in heads.items()}
+    found: dict[str, Tensor] = {}
+    new: list[str] = []
+    plain_names = set()
+    for name, parameter in model.named_parameters():
+        plain_name = name
+        for wrapper in _WRAPPERS:
+            plain_name = plain_name.replace(wrapper, "")
+        plain_names.add(plain_name)
+        if plain_name in given:
+            found[name] = _fitted(plain_name, given[plain_name], parameter.shape, weights.source)
+        elif plain_name.startswith("head."):
+            new.append(name)
+        else:
+            raise CheckpointError(f"{weights.source} has no {plain_name}, which this model has; {_REMEDY}")
+    extra = sorted(name for name in given.keys() - plain_names if name.startswith("encoder."))
+    if extra:
+        raise CheckpointError(f"{weights.source} has {extra[0]}, which this model has not; {_REMEDY}")
+    return found, new
+
+
+def copy_into(parameter: Tensor, value: Tensor) -> None:
+    """Copies a full value into an unsharded parameter."""
+    parameter.copy_(value)
+
+
+def load_into(
+    model: nn.Module, weights: PretrainedWeights, assign: Callable[[Tensor, Tensor], None] = copy_into
+) -> list[str]:
+    """Puts weights into a model that has memory.
+
+    Args:
+        model: See `match_parameters`.
+        weights: To start from.
+        assign: Puts a full value into a parameter; another one is wanted where parameters are sharded.
+
+    Returns:
+        The names of parameters that were left as they were.
+
+    Raises:
+        CheckpointError: As in `match_parameters`; the model is unchanged then.
+    """
+    found, new = match_parameters(model, weights)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in found.items():
+            assign(parameters[name], value)
+    return new
+
+
+def _check_same_arithmetic(config: EncoderConfig, weights: PretrainedWeights) -> None:
+    """Compares what changes the function that the same numbers compute, and that no shape shows."""
+    for name in _SAME_ARITHMETIC:
+        here, there = getattr(config, name), getattr(weights.config, name)
+        if here != there:
+            raise CheckpointError(
+                f"{weights.source} has {name}={there!r}, but this model has model.{name}={here!r}; {_REMEDY}"
+            )
+
+
+def _fitted(name: str, value: Tensor, shape: torch.Size, source: str) -> Tensor:
+    """The value, with rows of zeros for a padded vocabulary."""
+    padding = shape[0] - value.shape[0]
+    if name in _PADDED_BY_VOCABULARY and 0 < padding <= _MAX_PADDING and value.shape[1:] == shape[1:]:
+        return nn.functional.pad(value, (0, 0) * (value.dim() - 1) + (0, padding))
+    if value.shape != shape:
+        raise CheckpointError(
+            f"{source} has {name} of shape {tuple(value.shape)}, but this model wants {tuple(shape)}; {_REMEDY}"
+        )
+    return value.float()

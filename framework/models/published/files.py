@@ -1,0 +1,161 @@
+"""Where published weights lie: a folder or a name on the Hugging Face Hub, and the tensors in its files.
+
+Nothing here runs code that a folder brings along: pickles are read with `weights_only=True`.
+"""
+
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from framework.errors import CheckpointError
+
+CONFIG_FILE = "config.json"
+SIDE_CONFIG_FILE = "cloze.json"
+SIDE_WEIGHTS_FILE = "cloze_heads.safetensors"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+_VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
+_PICKLE_FILE = "pytorch_model.bin"
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES = (CONFIG_FILE, SIDE_CONFIG_FILE, SIDE_WEIGHTS_FILE, *TOKENIZER_FILES)
+_HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
+_HUB_PICKLES = (_PICKLE_FILE, "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
+
+
+def find_folder(source: str) -> Path:
+    """The folder of a source; a hub name is downloaded (or taken from the local cache) unless such a folder exists.
+
+    Raises:
+        CheckpointError: Neither a folder with a config.json nor a hub name that can be reached.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / CONFIG_FILE).is_file():
+            raise CheckpointError(
+                f"The folder {source} has no {CONFIG_FILE}; give the folder of a Hugging Face model or of an export."
+            )
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{source} is a file; give the folder that holds the model's {CONFIG_FILE}.")
+    if not _HUB_NAME.fullmatch(source):
+        raise CheckpointError(
+            f"The folder {source} is not there; give the folder of a model or a Hugging Face Hub name."
+        )
+    return _download(source)
+
+
+def _download(name: str) -> Path:
+    # Imported here because only hub names need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_SAFETENSORS]))
+        if not any((folder / file).exists() for file in _HUB_SAFETENSORS[:2]):
+            folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_PICKLES]))
+    except (OSError, HFValidationError) as error:
+        # Network, missing, private and offline errors of the hub are all kinds of OSError.
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{name!r} is not a folder here and could not be had from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}); check the name and the network, or give a local folder."
+        ) from error
+    if not (folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{name!r} has no {CONFIG_FILE} on the Hugging Face Hub; choose a repository with a model."
+        )
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        CheckpointError: The file cannot be read or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch or export the model again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object; fetch or export the model again.")
+    return content
+
+
+def tokenizer_folder(folder: Path) -> Path | None:
+    """The folder itself where it holds a tokenizer's vocabulary."""
+    return folder if any((folder / name).is_file() for name in _VOCABULARY_FILES) else None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Reads all weights of a folder: one safetensors file or an index of several; pickles only where there is neither.
+
+    Raises:
+        CheckpointError: There are none, or a file is missing, broken or not a plain pickle of tensors.
+    """
+    for name, read in ((WEIGHTS_FILE, _read_safetensors), (_PICKLE_FILE, _read_pickle)):
+        if (folder / name).is_file():
+            return read(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in _shards(index):
+                tensors.update(read(shard))
+            return tensors
+    raise CheckpointError(
+        f"The folder {folder} has neither {WEIGHTS_FILE} nor {_PICKLE_FILE}; fetch or export it again."
+    )
+
+
+def read_safetensors_if_there(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file, or gives nothing where there is none."""
+    return _read_safetensors(path) if path.is_file() else {}
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; fetch the model again.")
+    shards = []
+    for name in sorted({str(file) for file in weight_map.values()}):
+        path = index.parent / name
+        if Path(name).name != name or not path.is_file():
+            raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder; fetch the model again.")
+        shards.append(path)
+    return shards
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no whole safetensors file ({error}); fetch or export it again.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{path} is broken or holds more than tensors and is not loaded ({reason}); "
+            f"convert it to {WEIGHTS_FILE} first."
+        ) from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path} must hold a dict of tensors; convert it to {WEIGHTS_FILE} first.")
+    return content

@@ -1,0 +1,58 @@
+"""From the hidden states of a sequence to one vector, and the small projections that heads put before their scores."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.nn.feed_forward import ACTIVATIONS
+from framework.nn.norm import LayerNorm
+
+Pooling = Callable[[Tensor, PackedBatch], Tensor]
+
+
+def pool_first(hidden_states: Tensor, batch: PackedBatch) -> Tensor:
+    """The first token of each sequence, where BERT has [CLS]: (tokens, hidden) to (sequences, hidden)."""
+    return hidden_states.index_select(0, batch.cu_seqlens[:-1])
+
+
+def pool_mean(hidden_states: Tensor, batch: PackedBatch) -> Tensor:
+    """The mean of all tokens of each sequence, special ones included: (tokens, hidden) to (sequences, hidden) fp32."""
+    # `unsafe` only leaves out a check of the offsets, which would synchronise with the device.
+    return torch.segment_reduce(hidden_states.float(), "mean", offsets=batch.cu_seqlens, axis=0, unsafe=True)
+
+
+POOLINGS: dict[str, Pooling] = {"cls": pool_first, "mean": pool_mean}
+
+
+class Pooler(nn.Module):
+    """tanh(dense(x)): what BERT puts on a pooled vector (Devlin et al. 2019; `BertPooler` in transformers)."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (sequences, hidden) to (sequences, hidden)."""
+        return torch.tanh(self.dense(x))
+
+
+class PredictionTransform(nn.Module):
+    """norm(activation(dense(x))): stands before BERT's word predictions and before every head of ModernBERT."""
+
+    def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm) -> None:
+        super().__init__()
+        self.dense = dense
+        self.activation = ACTIVATIONS[activation]
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (..., hidden) to (..., hidden) fp32."""
+        return self.norm(self.activation(self.dense(x)))
+
+
+def transform_activation(config: EncoderConfig) -> str:
+    """The activation of a family's PredictionTransform: the encoder's, but for RoBERTa, whose head always has GELU."""
+    return "gelu" if config.family == "roberta" else config.activation

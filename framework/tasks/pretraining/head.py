@@ -1,0 +1,103 @@
+"""Heads of pre-training: words at masked positions, and whether the second segment follows the first."""
+
+import torch
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import Pooler, PredictionTransform, pool_first, transform_activation
+
+
+class TiedDecoder(nn.Module):
+    """Scores of all words by the word embeddings themselves, plus a bias (Press and Wolf 2017).
+
+    Args:
+        weight: (vocab, hidden), the very parameter of the word embeddings; it is shared, not copied.
+    """
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (targets, hidden) to logits (targets, vocab)."""
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class MaskedLanguageModelHead(PredictionTransform):
+    """Transform and decoder (`BertLMPredictionHead` in transformers).
+
+    Args:
+        dense: Hidden to hidden.
+        activation: Name of the activation.
+        norm: Stands before the decoder.
+        decoder: Tied to the word embeddings.
+    """
+
+    def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm, decoder: TiedDecoder) -> None:
+        super().__init__(dense, activation, norm)
+        self.decoder = decoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (targets, hidden) to logits (targets, vocab)."""
+        return self.decoder(super().forward(x))
+
+
+class PretrainingHead(nn.Module):
+    """Masked language modelling, and next-sentence prediction where a pooler and a classifier for it are given.
+
+    Args:
+        mlm: Scores words.
+        pooler: Reads the first token for NSP; None without NSP.
+        nsp: Hidden to 2; None without NSP.
+    """
+
+    def __init__(
+        self, mlm: MaskedLanguageModelHead, pooler: Pooler | None = None, nsp: nn.Linear | None = None
+    ) -> None:
+        super().__init__()
+        self.mlm = mlm
+        self.pooler = pooler
+        self.nsp = nsp
+
+    def forward(
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scores the targets only.
+
+        Args:
+            hidden_states: (tokens, hidden).
+            batch: `targets["mlm_positions"]` (targets,) int64 says which tokens to predict.
+            dropout_keys: Not used, since these heads have no dropout.
+
+        Returns:
+            `mlm` logits (targets, vocab) and, with NSP, `nsp` logits (sequences, 2): column 0 "follows", 1 "random".
+        """
+        del dropout_keys
+        # index_select, because the backward of plain indexing sorts the positions.
+        outputs = {"mlm": self.mlm(hidden_states.index_select(0, batch.targets["mlm_positions"]))}
+        if self.pooler is not None and self.nsp is not None:
+            outputs["nsp"] = self.nsp(self.pooler(pool_first(hidden_states, batch)))
+        return outputs
+
+
+def build_pretraining_head(encoder: TransformerEncoder, config: EncoderConfig, nsp: bool) -> PretrainingHead:
+    """Builds the head as the encoder's family has it.
+
+    Args:
+        encoder: Gives the word embeddings, which the decoder shares.
+        config: Of the encoder.
+        nsp: Whether next-sentence prediction is trained.
+    """
+    mlm = MaskedLanguageModelHead(
+        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+        activation=transform_activation(config),
+        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+        decoder=TiedDecoder(encoder.get_parameter("embeddings.word_embeddings.weight")),
+    )
+    if not nsp:
+        return PretrainingHead(mlm)
+    return PretrainingHead(mlm, Pooler(config.hidden_size), nn.Linear(config.hidden_size, 2))

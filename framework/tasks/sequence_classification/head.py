@@ -1,0 +1,97 @@
+"""Head of sequence classification: pooled hidden states to one score for each label."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.errors import ConfigError
+from framework.models.config import EncoderConfig
+from framework.nn.dropout import HashedDropout
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, transform_activation
+
+_OUTSIDE_LAYERS = -1
+
+
+class SequenceClassificationHead(nn.Module):
+    """Pooling, the family's projection, dropout, classifier.
+
+    Exactly one of `pooler` and `transform` is given; they are two names because published weights of the two do not fit
+    each other.
+
+    Args:
+        pooling: A function of `framework.tasks.pooling`.
+        dropout: Before the classifier.
+        classifier: Hidden to labels.
+        pooler: The projection of BERT and RoBERTa.
+        transform: The projection of ModernBERT.
+    """
+
+    def __init__(
+        self,
+        pooling: Pooling,
+        dropout: HashedDropout,
+        classifier: nn.Linear,
+        pooler: Pooler | None = None,
+        transform: PredictionTransform | None = None,
+    ) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.pooler = pooler
+        self.transform = transform
+        self.dropout = dropout
+        self.classifier = classifier
+
+    def forward(
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scores each sequence.
+
+        Args:
+            hidden_states: (tokens, hidden).
+            batch: Gives the offsets of the sequences.
+            dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None switches dropout off.
+
+        Returns:
+            `logits` (sequences, labels).
+        """
+        x = self.pooling(hidden_states, batch)
+        if self.pooler is not None:
+            x = self.pooler(x)
+        if self.transform is not None:
+            x = self.transform(x)
+        sequence_keys = None if dropout_keys is None else dropout_keys[batch.cu_seqlens[:-1]]
+        return {"logits": self.classifier(self.dropout(x, sequence_keys))}
+
+
+def build_sequence_classification_head(
+    config: EncoderConfig, num_labels: int, pooling: str = "cls", classifier_dropout: float = 0.1
+) -> SequenceClassificationHead:
+    """Builds the head as the encoder's family has it.
+
+    Args:
+        config: Of the encoder.
+        num_labels: Scores to give.
+        pooling: "cls" (first token) or "mean" (all tokens).
+        classifier_dropout: Probability of dropping a channel before the classifier.
+
+    Raises:
+        ConfigError: The pooling is not known.
+    """
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling={pooling!r} is not known; choose one of {', '.join(POOLINGS)}.")
+    pooler, transform = None, None
+    if config.family == "modernbert":
+        transform = PredictionTransform(
+            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+            activation=transform_activation(config),
+            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+        )
+    else:
+        pooler = Pooler(config.hidden_size)
+    return SequenceClassificationHead(
+        pooling=POOLINGS[pooling],
+        dropout=HashedDropout(classifier_dropout, _OUTSIDE_LAYERS, "classifier"),
+        classifier=nn.Linear(config.hidden_size, num_labels),
+        pooler=pooler,
+        transform=transform,
+    )

@@ -1,0 +1,44 @@
+"""Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME key=value`, the same under torchrun."""
+
+import torch
+from omegaconf import DictConfig
+
+from framework.config.build import build_module, build_parts, build_settings
+from framework.config.command import command, plain
+from framework.config.run_folder import find_run_folder
+from framework.config.session import as_run, build_data, build_run_trainer, is_finished, start_run
+from framework.distributed.environment import process_info
+from framework.distributed.precision import resolve_precision
+from framework.distributed.process_group import process_group
+from framework.tracking.closing_table import print_closing_table
+
+
+@command("train")
+def train(composed: DictConfig) -> None:
+    """Runs one training run from its config, or goes on with it."""
+    # Every key is checked, then every file is read, then parts are checked against each other.
+    info = process_info()
+    config = plain(composed)
+    settings = build_settings(config, info.world_size)
+    parts = build_parts(settings, info.world_size)
+
+    # The config as it will run decides which folder it is, and whether there is a checkpoint to go on from.
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = resolve_precision(settings.precision.name, device_type)
+    config = as_run(config, parts, precision)
+    folder = find_run_folder(settings.run, config)
+
+    # Only now do processes meet and devices get work.
+    if not is_finished(folder, parts):
+        with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
+            start_run(folder, composed, config, parts, info.world_size)
+            module = build_module(settings, parts, precision, device_type)
+            trainer = build_run_trainer(settings, parts, folder, config, info, device_type)
+            trainer.fit(module, datamodule=build_data(settings, parts, info))
+
+    if info.rank == 0:
+        print_closing_table(folder.path)
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,69 @@
+"""The line that shows where a run stands, in a terminal and in a log file."""
+
+import io
+import re
+from pathlib import Path
+
+from rich.console import Console
+
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.progress import ProgressLine, clock, shown_values
+from framework.callbacks.run_log import RunLog
+from framework.callbacks.throughput import Throughput
+from framework.callbacks.timings import Timings
+from tests.modules.toy_run import build_module
+
+
+class Trainer:
+    """What the line asks of the trainer."""
+
+    is_global_zero = True
+    global_step = 0
+    max_steps = 2000
+
+
+def drive(console: Console, plain_every_n_seconds: float = 1e9) -> None:
+    run_log = RunLog(Path("unused"), Cadence(2000), Throughput(Timings()))
+    line, trainer, module = (
+        ProgressLine(run_log, "demo", "accuracy", console, plain_every_n_seconds),
+        Trainer(),
+        build_module(),
+    )
+    line.on_train_start(trainer, module)
+    trainer.global_step = 1000
+    run_log.latest |= {"train/loss": 2.3456, "perf/tokens_per_second": 5012.4}
+    line.on_train_batch_end(trainer, module, None, None, 0)
+    run_log.latest |= {"val/accuracy": 0.75}
+    line.on_validation_start(trainer, module)
+    line.on_validation_end(trainer, module)
+    line.on_train_end(trainer, module)
+
+
+def test_a_log_file_gets_plain_lines_for_validation_and_the_end_only():
+    stream = io.StringIO()
+    drive(Console(file=stream, width=60))
+    lines = stream.getvalue().splitlines()
+    shown = "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, 0:00 left, val accuracy 0.750"
+    assert lines == [shown, shown]
+
+
+def test_a_log_file_gets_a_line_when_the_interval_has_passed():
+    stream = io.StringIO()
+    drive(Console(file=stream, width=60), plain_every_n_seconds=0.0)
+    assert stream.getvalue().splitlines()[0] == "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, 0:00 left"
+
+
+def test_a_terminal_gets_one_line_that_is_drawn_over():
+    stream = io.StringIO()
+    drive(Console(file=stream, width=110, force_terminal=True, color_system=None))
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").rstrip().splitlines()[-1]
+    assert re.fullmatch(r"demo [━╸╺ ]+ 1,000/2,000 loss 2.346, 5,012 tokens/s, 0:00 left, val accuracy 0.750 *", last)
+
+
+def test_values_that_are_not_known_yet_are_left_out():
+    assert shown_values({}, ["train/loss", "val/loss"]) == []
+    assert shown_values({"val/loss": 3.0}, ["train/loss", "val/loss"]) == ["val loss 3.000"]
+
+
+def test_seconds_as_a_clock():
+    assert [clock(0.4), clock(59.6), clock(3725)] == ["0:00", "1:00", "1:02:05"]

@@ -1,0 +1,79 @@
+"""Laps and windows with a clock that the test turns."""
+
+import time
+
+import pytest
+import torch
+
+from framework.callbacks.throughput import Throughput, peak_memory_bytes
+from framework.callbacks.timings import Timings
+
+
+class Clock:
+    """Stands for time.perf_counter."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Module:
+    """What Throughput asks of the module."""
+
+    device = torch.device("cpu")
+    num_tokens = 500
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    turned = Clock()
+    monkeypatch.setattr(time, "perf_counter", turned)
+    return turned
+
+
+def test_every_moment_belongs_to_one_name(clock: Clock):
+    timings = Timings()
+    clock.now = 103.0
+    timings.lap("train")
+    clock.now = 104.5
+    timings.lap("checkpoint")
+    clock.now = 106.5
+    timings.lap("train")
+    assert dict(timings.take()) == {"train": 5.0, "checkpoint": 1.5}
+    assert dict(timings.take()) == {}
+
+
+def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(clock: Clock):
+    module, timings = Module(), Timings()
+    throughput = Throughput(timings, flops_per_token=6.0, peak_flops=3000.0)
+    throughput.load_state_dict({"wall_seconds": 1000.0})
+    throughput.on_train_start(None, module)
+    clock.now = 101.0
+    throughput.on_train_batch_start(None, module, None, 0)
+    clock.now = 104.0
+    module.num_tokens = 900
+    throughput.on_train_batch_end(None, module, None, None, 0)
+    throughput.on_validation_start(None, module)
+    clock.now = 124.0
+    throughput.on_validation_end(None, module)
+    clock.now = 125.0
+    timings.lap("checkpoint")
+    row = throughput.take_window(module)
+    assert row.pop("perf/memory_bytes") > 0
+    assert row == {
+        "perf/tokens_per_second": 100.0,
+        "perf/data_wait_seconds": 1.0,
+        "perf/validation_seconds": 20.0,
+        "perf/checkpoint_seconds": 1.0,
+        "perf/wall_seconds": 1025.0,
+        "perf/mfu": 0.2,
+    }
+    assert throughput.state_dict() == {"wall_seconds": 1025.0}
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory_bytes(torch.device("cpu"))
+    held = torch.ones(before // 4 + 25_000_000)  # more than the peak so far
+    assert peak_memory_bytes(torch.device("cpu")) >= before + 50_000_000
+    assert held.sum() > 0

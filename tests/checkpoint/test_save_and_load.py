@@ -1,0 +1,237 @@
+"""Checkpoints written under one strategy and world size, continued under another."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from framework.checkpoint.layout import newest_complete, verify
+from framework.checkpoint.load import load_checkpoint, read_full_state
+from framework.checkpoint.save import save_checkpoint
+from framework.checkpoint.tensors import IndexWriter, read_index, without_single_process_warning
+from framework.errors import CheckpointError
+from tests.distributed.tiny import build, full, full_parameters
+from tests.workers import WorkerPool
+
+Curve = list[tuple[float, float]]
+
+
+def run_and_save(strategy: str, muon: bool, folder: str) -> Curve:
+    """Two steps, a validation, a checkpoint, two more steps; returns the two after the checkpoint."""
+    tiny = build(strategy, muon=muon)
+    for step in range(2):
+        tiny.step(step)
+    tiny.evaluate(2)
+    save_checkpoint(Path(folder), 2, tiny.model, tiny.optimizer, {"tokens": 77})
+    return [tiny.step(step) for step in range(2, 4)]
+
+
+def load_and_run(strategy: str, muon: bool, folder: str) -> Curve:
+    """Other initial weights, the checkpoint, two steps."""
+    tiny = build(strategy, muon=muon, seed=99)
+    newest = newest_complete(Path(folder))
+    assert newest is not None
+    assert load_checkpoint(newest, tiny.model, tiny.optimizer) == {"format": 1, "step": 2, "tokens": 77}
+    return [tiny.step(step) for step in range(2, 4)]
+
+
+def save_and_gather(strategy: str, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    tiny = build(strategy, muon=True)
+    tiny.step(0)
+    save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
+    return full_parameters(tiny.model), {name: full(value) for name, value in tiny.optimizer.named_state().items()}
+
+
+def run(workers: WorkerPool, function: Any, strategy: str, world_size: int, *args: Any) -> Any:
+    """On worker ranks, or right here for a single process."""
+    return function(strategy, *args) if strategy == "single" else workers.run(function, world_size, strategy, *args)[0]
+
+
+@pytest.mark.parametrize("muon", [False, True], ids=["adamw", "muon"])
+def test_continues_at_any_world_size_and_strategy(workers: WorkerPool, tmp_path: Path, muon: bool) -> None:
+    expected = run(workers, run_and_save, "fsdp2", 2, muon, str(tmp_path))
+    assert run(workers, load_and_run, "fsdp2", 2, muon, str(tmp_path)) == expected, "the same world size is bit for bit"
+    for strategy, world_size in (("single", 1), ("fsdp2", 4), ("fsdp2", 3), ("ddp", 2)):
+        found = run(workers, load_and_run, strategy, world_size, muon, str(tmp_path))
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("single", 1), ("ddp", 2)])
+def test_every_strategy_writes_the_same_format(
+    workers: WorkerPool, tmp_path: Path, strategy: str, world_size: int
+) -> None:
+    expected = run(workers, run_and_save, strategy, world_size, True, str(tmp_path))
+    assert run(workers, load_and_run, strategy, world_size, True, str(tmp_path)) == expected
+    found = run(workers, load_and_run, "fsdp2", 2, True, str(tmp_path))
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
+
+
+def test_full_state_needs_no_process_group(workers: WorkerPool, tmp_path: Path) -> None:
+    parameters, state = workers.run(save_and_gather, 3, "fsdp2", str(tmp_path))[0]
+    assert not dist.is_initialized()
+    found = read_full_state(tmp_path / "step_00000001")
+    assert found.keys() == parameters.keys()
+    assert all(torch.equal(found[name], parameters[name]) for name in parameters)
+    keys = read_index(tmp_path / "step_00000001").state_dict_metadata.keys()
+    assert keys == {f"model.{name}" for name in parameters} | {f"optimizer.{name}" for name in state}
+    assert "model.head.decoder.weight" not in keys, "a tied parameter is written once"
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a single process."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    run_and_save("single", False, str(folder))
+    return folder / "step_00000002"
+
+
+def copy(folder: Path, to: Path) -> Path:
+    target = to / folder.name
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_files_and_state(written: Path) -> None:
+    assert {path.name for path in written.iterdir()} == {"COMPLETE", "state.json", ".metadata", "__0_0.distcp"}
+    assert json.loads((written / "state.json").read_text()) == {"format": 1, "step": 2, "tokens": 77}
+    assert not list(written.parent.glob("*.tmp"))
+
+
+def test_is_never_overwritten(written: Path) -> None:
+    tiny = build("single")
+    before = {path.name: path.read_bytes() for path in written.iterdir()}
+    with pytest.raises(CheckpointError, match="never overwritten"):
+        save_checkpoint(written.parent, 2, tiny.model, tiny.optimizer, {})
+    assert before == {path.name: path.read_bytes() for path in written.iterdir()}
+
+
+def test_what_a_kill_left_is_replaced(written: Path, tmp_path: Path) -> None:
+    tiny = build("single")
+    cut_short = copy(written, tmp_path)
+    (cut_short / "COMPLETE").unlink()
+    (tmp_path / "step_00000002.tmp").mkdir()
+    (tmp_path / "step_00000002.tmp" / "old").touch()
+    assert newest_complete(tmp_path) is None
+    folder = save_checkpoint(tmp_path, 2, tiny.model, tiny.optimizer, {})
+    assert newest_complete(tmp_path) == folder
+    assert "tokens" not in json.loads((folder / "state.json").read_text())
+
+
+def test_damage_is_named(written: Path, tmp_path: Path) -> None:
+    tiny = build("single")
+    damaged = copy(written, tmp_path)
+    shard = damaged / "__0_0.distcp"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp has \d+ bytes, but \d+"):
+        load_checkpoint(damaged, tiny.model, tiny.optimizer)
+    shard.unlink()
+    with pytest.raises(CheckpointError, match=r"__0_0\.distcp is missing"):
+        read_full_state(damaged)
+    (damaged / "COMPLETE").unlink()
+    with pytest.raises(CheckpointError, match="COMPLETE"):
+        verify(damaged)
+
+
+def test_another_model_or_optimizer_is_refused(written: Path) -> None:
+    for other, message in ((build("single", modern=True), "lacks|holds"), (build("single", muon=True), "momentum_buffer")):
+        with pytest.raises(CheckpointError, match=message):
+            load_checkpoint(written, other.model, other.optimizer)
+    tiny = build("single")
+    tiny.model.head.dense.bias = torch.nn.Parameter(torch.zeros(31))
+    with pytest.raises(CheckpointError, match=r"model\.head\.dense\.bias is \(32,\) .* and \(31,\)"):
+        load_checkpoint(written, tiny.model, tiny.optimizer)
+
+
+class Attack:
+    """Unpickles into a call that leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        import os
+
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("where", ["instead", "inside", "getattr"])
+def test_index_cannot_run_code(written: Path, tmp_path: Path, where: str) -> None:
+    attacked = copy(written, tmp_path)
+    trace = tmp_path / "trace"
+    index = read_index(attacked)
+    if where == "instead":
+        payload = pickle.dumps(Attack(trace))
+    elif where == "inside":
+        index.planner_data = Attack(trace)
+        payload = pickle.dumps(index)
+    else:
+        # A name that exists in torch and leads on to others.
+        payload = b"ctorch\nserialization.os.system\n(S'touch " + str(trace).encode() + b"'\ntR."
+    (attacked / ".metadata").write_bytes(payload)
+    rewrite_sizes(attacked)
+    tiny = build("single")
+    for read in (lambda: load_checkpoint(attacked, tiny.model, tiny.optimizer), lambda: read_full_state(attacked)):
+        with pytest.raises(CheckpointError, match="do not trust"):
+            read()
+    assert not trace.exists()
+    if where == "instead":
+        # The attack is a real one: torch's own reader runs it.
+        subprocess.run(
+            [sys.executable, "-c", f"import pickle; pickle.load(open({str(attacked / '.metadata')!r}, 'rb'))"], check=True
+        )
+        assert trace.exists()
+
+
+def test_shards_cannot_run_code(tmp_path: Path) -> None:
+    """Objects that are not tensors would be unpickled by torch: they are refused by the index already."""
+    folder = tmp_path / "step_00000001"
+    state = {"model.a": torch.zeros(2), "model.b": Attack(tmp_path / "trace")}
+    with without_single_process_warning():
+        dcp.save(state, storage_writer=IndexWriter(folder), no_dist=True)
+    (folder / "state.json").write_text('{"format": 1, "step": 1}')
+    (folder / "COMPLETE").touch()
+    rewrite_sizes(folder)
+    with pytest.raises(CheckpointError, match=r"model\.b is not a tensor"):
+        read_full_state(folder)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_index_cannot_point_elsewhere(written: Path, tmp_path: Path) -> None:
+    attacked = copy(written, tmp_path)
+    index = read_index(attacked)
+    next(iter(index.storage_data.values())).relative_path = "../other.distcp"
+    (attacked / ".metadata").write_bytes(pickle.dumps(index))
+    rewrite_sizes(attacked)
+    with pytest.raises(CheckpointError, match="outside"):
+        read_full_state(attacked)
+
+
+def rewrite_sizes(folder: Path) -> None:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "COMPLETE"}
+    (folder / "COMPLETE").write_text(json.dumps({"file_sizes_bytes": sizes}))
+
+
+def fail_to_write(folder: str) -> str:
+    tiny = build("fsdp2")
+    try:
+        save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
+    except CheckpointError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_a_disk_that_refuses_is_one_error_on_all_ranks(workers: WorkerPool, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").touch()
+    messages = workers.run(fail_to_write, 2, str(tmp_path / "checkpoints"))
+    assert messages[0] == messages[1]
+    assert "The disk refused" in messages[0]

@@ -1,0 +1,117 @@
+"""Whose folder a run may use, what decides that, and what is written into it."""
+
+import json
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from framework.config.identity import check_same_run, identity, identity_text
+from framework.config.run_folder import find_run_folder, masked, read_config, write_start
+from framework.config.schema import RunConfig
+from framework.errors import CheckpointError, ConfigError
+
+CONFIG = {
+    "seed": 0,
+    "init_from": None,
+    "model": {"hidden_size": 8, "num_heads": 2},
+    "data": {"_target_": "x.Y", "labels": ["a", "b"]},
+    "trainer": {"max_steps": 10, "max_epochs": None, "global_batch_size": 4, "num_workers": 0},
+    "strategy": {"name": "single"},
+}
+
+
+def changed(**values):
+    flat = OmegaConf.create(CONFIG)
+    for key, value in values.items():
+        OmegaConf.update(flat, key.replace("__", "."), value)
+    return OmegaConf.to_container(flat)
+
+
+def test_identity_holds_what_decides_the_numbers():
+    assert identity(CONFIG) == {
+        "seed": 0,
+        "init_from": None,
+        "model.hidden_size": 8,
+        "model.num_heads": 2,
+        "data._target_": "x.Y",
+        "data.labels": ["a", "b"],
+        "trainer.global_batch_size": 4,
+    }
+    assert identity_text(CONFIG) == identity_text(changed(trainer__max_steps=20, strategy__name="ddp"))
+    assert identity_text(CONFIG) != identity_text(changed(seed=1))
+
+
+@pytest.mark.parametrize("values", [{"strategy__name": "fsdp2"}, {"trainer__num_workers": 2}, {"trainer__max_steps": 11}])
+def test_free_keys_may_change(values):
+    check_same_run("runs/x", CONFIG, changed(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"seed": 1}, "`seed` is 0 there and 1 here"),
+        ({"model__hidden_size": 16}, "`model.hidden_size` is 8 there and 16 here"),
+        ({"data__labels": ["a"]}, "`data.labels` is"),
+        ({"data__extra": 1}, "`data.extra` is None there and 1 here"),
+        ({"trainer__max_steps": 9}, "`trainer.max_steps`=10, which may only grow, but 9"),
+    ],
+)
+def test_another_run_is_refused_by_name(values, words):
+    with pytest.raises(ConfigError, match=words):
+        check_same_run("runs/x", CONFIG, changed(**values))
+
+
+def test_a_new_folder_is_written_once_and_found_again(tmp_path):
+    run = RunConfig(id="x", dir=str(tmp_path))
+    folder = find_run_folder(run, CONFIG)
+    assert (folder.path, folder.checkpoint, folder.is_new) == (tmp_path / "x", None, True)
+    assert not folder.path.exists()
+    write_start(folder, CONFIG, {"commit": "1"})
+    again = find_run_folder(run, CONFIG)
+    assert not again.is_new
+    write_start(again, CONFIG, {"commit": "2"})
+    assert read_config(folder.path) == CONFIG == yaml.safe_load((folder.path / "config.yaml").read_text())
+    assert [start["commit"] for start in json.loads((folder.path / "provenance.json").read_text())["starts"]] == ["1", "2"]
+
+
+def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
+    run = RunConfig(id="x", dir=str(tmp_path))
+    write_start(find_run_folder(run, CONFIG), CONFIG, {})
+    before = {path: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    with pytest.raises(ConfigError, match="belongs to another config"):
+        find_run_folder(run, changed(seed=5))
+    with pytest.raises(ConfigError, match="run.resume` is never"):
+        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume="never"), CONFIG)
+    assert {path: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
+
+
+def test_resume_from_a_path_without_a_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume=str(tmp_path)), CONFIG)
+
+
+def test_the_newest_complete_checkpoint_is_gone_on_from(tmp_path):
+    run = RunConfig(id="x", dir=str(tmp_path))
+    for step, complete in ((2, True), (4, True), (6, False)):
+        step_folder = tmp_path / "x" / "checkpoints" / f"step_{step:08d}"
+        step_folder.mkdir(parents=True)
+        if complete:
+            (step_folder / "COMPLETE").touch()
+    assert find_run_folder(run, CONFIG).checkpoint == tmp_path / "x" / "checkpoints" / "step_00000004"
+
+
+def test_secrets_of_the_environment_are_masked(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "s3cret")
+    monkeypatch.setenv("MY_FOLDER", "somewhere")
+    composed = OmegaConf.create(
+        {
+            "logger": {"note": "key ${oc.env:MY_API_KEY}", "password": "${oc.env:MY_FOLDER}", "list": ["${oc.env:MY_API_KEY}", "b"]},
+            "dir": "${oc.env:MY_FOLDER}",
+            "max_tokens": 5,
+        }
+    )
+    saved = masked(composed, OmegaConf.to_container(composed, resolve=True))
+    assert "s3cret" not in json.dumps(saved)
+    assert saved["dir"] == "somewhere" and saved["max_tokens"] == 5 and saved["logger"]["list"][1] == "b"
+    assert saved["logger"]["password"] != "somewhere"

@@ -1,0 +1,19 @@
+"""Run by torchrun in a test: the first attempt fails, the second must not meet what the first left in the store."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from framework.distributed.process_group import process_group
+from framework.distributed.reduce import sum_over_ranks
+
+with process_group("ddp", "cpu", 20.0):
+    total = sum_over_ranks(torch.tensor(float(os.environ["RANK"]) + 1.0)).item()
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        # A kill, not an exception: nobody tidies up.
+        os._exit(7)
+    if dist.get_rank() == 0:
+        sys.stdout.write(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']} sum {total}\n")
+assert not dist.is_initialized()

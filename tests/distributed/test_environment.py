@@ -1,0 +1,54 @@
+"""Who this process is and what a run is called."""
+
+import pytest
+
+from framework.distributed.environment import ProcessInfo, process_info, resolve_run_id
+from framework.errors import ConfigError, DistributedError
+
+
+def test_without_torchrun_one_process() -> None:
+    assert process_info({}) == ProcessInfo(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    assert process_info({}).num_nodes == 1
+
+
+def test_torchrun_on_two_hosts() -> None:
+    info = process_info({"RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"})
+    assert info == ProcessInfo(rank=5, local_rank=1, world_size=8, local_world_size=4)
+    assert info.num_nodes == 2
+
+
+def test_uneven_hosts_are_refused() -> None:
+    with pytest.raises(DistributedError, match="runs 2 of 5 processes"):
+        process_info({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"})
+
+
+UUID = "0d1fd3a6-0b3c-4a4e-9d6c-2b0c3b7d7f11"
+
+
+@pytest.mark.parametrize(
+    ("given", "environ", "expected"),
+    [
+        ("mine", {"SLURM_JOB_ID": "7"}, "mine"),
+        (None, {"SLURM_JOB_ID": "7", "TORCHELASTIC_RUN_ID": "job"}, "slurm-7"),
+        (None, {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}, "slurm-7-2"),
+        (None, {"TORCHELASTIC_RUN_ID": "job"}, "torchrun-job"),
+        (None, {"TORCHELASTIC_RUN_ID": "none"}, "config-"),
+        (None, {"TORCHELASTIC_RUN_ID": UUID}, "config-"),
+        (None, {}, "config-"),
+    ],
+)
+def test_run_id(given: str | None, environ: dict[str, str], expected: str) -> None:
+    run_id = resolve_run_id(given, "identity", environ)
+    assert run_id.startswith(expected) if expected.endswith("-") else run_id == expected
+
+
+def test_run_id_is_a_function_of_the_identity() -> None:
+    # sha256("identity") begins with 689f6a627384c7dc.
+    assert resolve_run_id(None, "identity", {}) == "config-689f6a627384"
+    assert resolve_run_id(None, "identity2", {}) != resolve_run_id(None, "identity", {})
+
+
+@pytest.mark.parametrize("given", ["", "a/b", "../x", ".hidden", "a b"])
+def test_run_id_must_name_a_folder(given: str) -> None:
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        resolve_run_id(given, "identity", {})

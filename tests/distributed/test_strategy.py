@@ -1,0 +1,140 @@
+"""The strategies inside Lightning's Trainer give what a plain loop gives."""
+
+import os
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+from framework.distributed.environment import process_info
+from framework.distributed.gradient_norm import clip_gradients
+from framework.distributed.process_group import process_group
+from framework.distributed.strategy import build_strategy
+from framework.errors import ConfigError, DistributedError
+from tests.distributed.tiny import Tiny, TinyModel, build
+from tests.workers import WorkerPool
+
+NUM_STEPS = 4
+Curve = list[tuple[float, float]]
+
+
+class TinyModule(pl.LightningModule):
+    """Runs the tiny loop by manual optimization; validates every second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tiny: Tiny | None = None
+        self.model: TinyModel | None = None
+        self.curve: Curve = []
+        self.validated_at: list[int] = []
+
+    def configure_model(self) -> None:
+        if self.tiny is None:
+            strategy: Any = self.trainer.strategy
+            self.tiny = build(strategy.name)
+            self.tiny.mesh = strategy.mesh
+            self.model = self.tiny.model
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert self.tiny is not None
+        return self.tiny.optimizer
+
+    def training_step(self, step: int, batch_idx: int) -> None:
+        assert self.tiny is not None and step == self.global_step
+        loss = self.tiny.gradients(step)
+        norm = clip_gradients(self.tiny.model.parameters(), 1.0)
+        optimizer: Any = self.optimizers()
+        optimizer.step()
+        optimizer.zero_grad()
+        self.curve.append((loss.item(), norm.item()))
+
+    def validation_step(self, step: int, batch_idx: int) -> None:
+        assert self.tiny is not None
+        self.tiny.evaluate(step)
+        self.validated_at.append(self.global_step)
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(range(100), batch_size=None)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(range(1), batch_size=None)
+
+
+def run_trainer(strategy: str) -> tuple[Curve, list[int], int]:
+    info = process_info()
+    built = build_strategy(strategy, info.world_size, 60.0)
+    trainer = pl.Trainer(
+        strategy=built,
+        accelerator="cpu",
+        devices=info.local_world_size,
+        num_nodes=info.num_nodes,
+        max_steps=NUM_STEPS,
+        max_epochs=-1,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    module = TinyModule()
+    trainer.fit(module)
+    assert trainer.global_rank == int(os.environ.get("RANK", "0"))
+    return module.curve, module.validated_at, trainer.global_step
+
+
+def run_plain(strategy: str) -> Curve:
+    tiny = build(strategy)
+    return [tiny.step(step) for step in range(NUM_STEPS)]
+
+
+def run_with_a_group_of_its_own() -> tuple[bool, bool]:
+    """In a process without torchrun: a group of one, gone afterwards."""
+    dist.destroy_process_group()
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    with process_group("fsdp2", "cpu", 30.0):
+        inside = dist.is_initialized()
+        build("fsdp2").step(0)
+    outside = dist.is_initialized()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return inside, outside
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2"])
+def test_trainer_equals_the_plain_loop(workers: WorkerPool, strategy: str) -> None:
+    if strategy == "single":
+        results, plain = [run_trainer("single")], run_plain("single")
+    else:
+        results, plain = workers.run(run_trainer, 2, strategy), workers.run(run_plain, 2, strategy)[0]
+    for curve, validated_at, global_step in results:
+        assert curve == plain
+        assert validated_at == [2, 4]
+        assert global_step == NUM_STEPS
+
+
+def test_process_group_of_one(workers: WorkerPool) -> None:
+    assert workers.run(run_with_a_group_of_its_own, 1) == [(True, False)]
+
+
+def test_single_needs_no_process_group() -> None:
+    with process_group("single", "cpu", 30.0):
+        assert not dist.is_initialized()
+
+
+def test_wrong_strategies_are_named() -> None:
+    with pytest.raises(ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2"):
+        build_strategy("zero3", 1, 30.0)
+    with pytest.raises(ConfigError, match="strategy=single runs one process, but torchrun started 2"):
+        build_strategy("single", 2, 30.0)
+
+
+def test_trainer_without_a_process_group_is_refused() -> None:
+    with pytest.raises(DistributedError, match="no process group"):
+        run_trainer("fsdp2")

@@ -1,0 +1,189 @@
+"""A tiny encoder with a tied decoder, its data, and a plain training loop: what multi-process tests run on every strategy."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from framework.batch import PackedBatch
+from framework.constants import DUMMY_SEQUENCE_ID
+from framework.distributed.gradient_norm import clip_gradients
+from framework.distributed.mesh import build_mesh, data_parallel_rank, data_parallel_size
+from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
+from framework.distributed.precision import Precision
+from framework.distributed.reduce import sum_over_ranks
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn.dropout import token_keys
+from framework.nn.initialization import initial_values
+from framework.nn.norm import LayerNorm
+from framework.optim.combined import CombinedOptimizer
+from framework.optim.parameter_groups import AdamW, Muon
+
+NUM_SEQUENCES = 12
+VOCAB_SIZE = 101
+"""Not divisible by 2, 3 or 4."""
+
+
+def tiny_config(modern: bool) -> EncoderConfig:
+    """A BERT of two layers, or pre-norm with rotary positions and a gate."""
+    modern_keys: dict[str, Any] = {}
+    if modern:
+        modern_keys = {"position_encoding": "rotary", "norm_placement": "pre", "gated": True, "type_vocab_size": 0}
+    return EncoderConfig(
+        family="modernbert" if modern else "bert",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=72,
+        max_position_embeddings=32,
+        hidden_dropout=0.1,
+        **modern_keys,
+    )
+
+
+class TiedHead(nn.Module):
+    """Dense, norm and a decoder whose weight is the word embedding's."""
+
+    def __init__(self, encoder: TransformerEncoder, config: EncoderConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = LayerNorm(config.hidden_size, 1e-12)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder.weight = encoder.embeddings.word_embeddings.weight
+
+    def forward(self, hidden_states: Tensor, batch: PackedBatch) -> Tensor:
+        picked = hidden_states[batch.targets["positions"]]
+        return self.decoder(self.norm(F.gelu(self.dense(picked))))
+
+
+class TinyModel(nn.Module):
+    """Encoder and head, called as one."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.encoder = TransformerEncoder(config)
+        self.head = TiedHead(self.encoder, config)
+
+    def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
+        return self.head(self.encoder(batch, dropout_keys), batch)
+
+
+def make_batch(step: int, sequences: list[int]) -> PackedBatch:
+    """Packs sequences that are functions of (step, index); none gives one dummy."""
+    parts, labels, positions, lengths = [], [], [], []
+    for index in sequences:
+        generator = torch.Generator().manual_seed(1000 * step + index)
+        length = int(torch.randint(4, 20, (1,), generator=generator))
+        ids = torch.randint(1, VOCAB_SIZE, (length,), generator=generator)
+        chosen = torch.randperm(length, generator=generator)[: 1 + length // 5]
+        positions.append(chosen + sum(lengths))
+        labels.append(ids[chosen])
+        parts.append(ids)
+        lengths.append(length)
+    if not sequences:
+        parts, lengths = [torch.ones(1, dtype=torch.long)], [1]
+        positions = labels = [torch.zeros(0, dtype=torch.long)]
+    ids = torch.cat(parts)
+    sequence_ids = [NUM_SEQUENCES * step + index for index in sequences] or [DUMMY_SEQUENCE_ID]
+    return PackedBatch(
+        input_ids=ids,
+        position_ids=torch.cat([torch.arange(length) for length in lengths]),
+        token_type_ids=torch.zeros_like(ids),
+        cu_seqlens=torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32),
+        sequence_ids=torch.tensor(sequence_ids),
+        lengths=tuple(lengths),
+        max_seqlen=max(lengths),
+        num_sequences=len(sequences),
+        num_tokens=len(ids) if sequences else 0,
+        targets={"positions": torch.cat(positions), "labels": torch.cat(labels)},
+        counts={"mlm": float(sum(len(label) for label in labels))},
+    )
+
+
+def micro_batches(step: int, rank: int, size: int, num_micro_batches: int) -> list[PackedBatch]:
+    """A rank's share of the step's sequences; with two or more ranks the last one's last micro-batch is empty."""
+    share = list(range(rank, NUM_SEQUENCES, size))
+    empty = size > 1 and rank == size - 1
+    filled = num_micro_batches - 1 if empty else num_micro_batches
+    return [make_batch(step, share[i::filled]) for i in range(filled)] + [make_batch(step, [])] * empty
+
+
+@dataclass
+class Tiny:
+    """One process's part of a tiny run."""
+
+    model: TinyModel
+    optimizer: CombinedOptimizer
+    precision: Precision
+    mesh: Any
+    num_micro_batches: int = 3
+    max_norm: float | None = 1.0
+
+    def gradients(self, step: int) -> Tensor:
+        """Forward and backward of a step; returns the loss over all ranks."""
+        rank, size = data_parallel_rank(self.mesh), data_parallel_size(self.mesh)
+        batches = micro_batches(step, rank, size, self.num_micro_batches)
+        count = sum_over_ranks(torch.tensor(sum(batch.counts["mlm"] for batch in batches)))
+        total = torch.zeros(())
+        for index, batch in enumerate(batches):
+            set_gradient_sync(self.model, index == len(batches) - 1)
+            with self.precision.autocast("cpu"):
+                logits = self.model(batch, token_keys(7, step, 0, batch))
+            loss = F.cross_entropy(logits.float(), batch.targets["labels"], reduction="sum") / count
+            (loss * size).backward()
+            total += loss.detach()
+        return sum_over_ranks(total)
+
+    def step(self, step: int) -> tuple[float, float]:
+        """One whole step; returns the loss and the gradient norm before clipping."""
+        loss = self.gradients(step)
+        norm = clip_gradients(self.model.parameters(), self.max_norm)
+        self.optimizer.set_learning_rates(1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.item(), norm.item()
+
+    def evaluate(self, step: int) -> None:
+        """A forward pass without gradients, as validation does it."""
+        with torch.no_grad(), self.precision.autocast("cpu"):
+            self.model(make_batch(step, [0, 1]))
+
+
+def build(strategy: str, modern: bool = False, muon: bool = False, precision: str = "fp32", seed: int = 3) -> Tiny:
+    """Builds a tiny run under a strategy, over the ranks of the process group."""
+    mesh = build_mesh(strategy, int(os.environ.get("WORLD_SIZE", "1")) if strategy != "single" else 1, "cpu")
+    config = tiny_config(modern)
+    with torch.device("meta"):
+        model = TinyModel(config)
+    resolved = Precision(precision)
+    parallelize(model, mesh, strategy, resolved)  # type: ignore[arg-type]
+    materialize(model, initial_values(model, config, seed), "cpu")
+    adamw = AdamW(lr=2e-3)
+    recipe = Muon(adamw=adamw, lr=1e-2) if muon else adamw
+    row_parts = {"*.attention.qkv.weight": (config.num_heads, 3)}
+    optimizer = recipe.build(model.named_parameters(), row_parts, torch.float32)
+    return Tiny(model, optimizer, resolved, mesh)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded. Collective: all ranks must call."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def full_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters whole. Collective: all ranks must call."""
+    return {name: full(parameter) for name, parameter in model.named_parameters()}
+
+
+def constant_values(model: nn.Module, value: float) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Initial values that are all the same."""
+    for name, parameter in model.named_parameters():
+        shape = parameter.shape
+        yield name, lambda shape=shape: torch.full(shape, value)

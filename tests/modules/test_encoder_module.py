@@ -1,0 +1,112 @@
+"""One global step is the same however it was split, and equals a step written down without any of our machinery."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from framework.callbacks.cadence import Cadence
+from framework.constants import IGNORE_INDEX
+from framework.data.plan import StepPlan
+from framework.distributed.parallelize import materialize
+from framework.nn.dropout import token_keys
+from framework.nn.initialization import initial_values
+from tests.modules.toy_run import CONFIG, SEED, ToySource, build_module, train
+
+STEPS = 4
+ONLY_STEPS = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)
+
+
+def rows(run_folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_and_norms(run_folder: Path) -> list[float]:
+    keys = ("train/loss", "train/word_loss", "train/pair_loss", "optim/grad_norm")
+    return [row[key] for row in rows(run_folder) for key in keys]
+
+
+def run_rank(run_folder: str, strategy: str, budget: int) -> None:
+    train(Path(run_folder), strategy, ONLY_STEPS, budget)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one process whose steps are one micro-batch each."""
+    run_folder = tmp_path_factory.mktemp("whole")
+    train(run_folder, cadence=ONLY_STEPS, budget=1000)
+    return run_folder
+
+
+def reference_run() -> tuple[list[float], float]:
+    """The same run as a plain loop: full batch, autograd, torch's own AdamW and clipping, no counts but `mean`."""
+    model = build_module().model
+    materialize(model, initial_values(model, CONFIG, SEED), "cpu")
+    decayed = [p for name, p in model.named_parameters() if not name.endswith(("bias", "norm.weight"))]
+    kept = [p for name, p in model.named_parameters() if name.endswith(("bias", "norm.weight"))]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": kept, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.98), eps=1e-6)
+    plan = StepPlan(ToySource(37), SEED, 6, 1000, wraps_epochs=True)
+    measured = []
+    for step in range(STEPS):
+        share = plan.sequences(step)
+        batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
+        outputs = model(batch, token_keys(SEED, step, 0, batch))
+        word = functional.cross_entropy(outputs["word"], batch.targets["words"])
+        pair = functional.cross_entropy(outputs["pair"], batch.targets["labels"], ignore_index=IGNORE_INDEX)
+        loss = word + 0.5 * pair
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (1 + step)
+        optimizer.step()
+        measured += [float(value) for value in (loss, word, pair, norm)]
+    share = StepPlan(ToySource(11), SEED, 11, 1000, shuffle=False).sequences(0)
+    batch = ToySource(11).build(share.epochs, share.indices, share.sequence_ids, 0)
+    with torch.no_grad():
+        outputs = model(batch)
+        word = functional.cross_entropy(outputs["word"], batch.targets["words"])
+        pair = functional.cross_entropy(outputs["pair"], batch.targets["labels"], ignore_index=IGNORE_INDEX)
+    return measured, float(word + 0.5 * pair)
+
+
+def test_run_equals_a_plain_loop_with_torchs_own_optimizer_clipping_and_means(whole: Path):
+    measured, val_loss = reference_run()
+    assert losses_and_norms(whole) == pytest.approx(measured, rel=1e-5)
+    assert rows(whole)[-1]["val/loss"] == pytest.approx(val_loss, rel=1e-5)
+
+
+def test_micro_batch_budget_does_not_show(whole: Path, tmp_path: Path):
+    train(tmp_path, cadence=ONLY_STEPS, budget=20)
+    assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ranks_do_not_show(strategy: str, whole: Path, tmp_path: Path, workers):
+    workers.run(run_rank, 2, str(tmp_path), strategy, 20)
+    assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
+    ours, theirs = rows(tmp_path)[-1], rows(whole)[-1]
+    assert ours["train/tokens"] == theirs["train/tokens"]
+    for key in ("val/loss", "val/word_loss", "val/pair_loss", "val/word_accuracy"):
+        assert ours[key] == pytest.approx(theirs[key], rel=1e-5)
+
+
+def test_tokens_are_the_sum_of_the_lengths_of_all_sequences(whole: Path):
+    plan = StepPlan(ToySource(37), SEED, 6, 1000, wraps_epochs=True)
+    expected = sum(int(plan.source.lengths(s.epochs, s.indices).sum()) for s in map(plan.sequences, range(STEPS)))
+    assert rows(whole)[-1]["train/tokens"] == expected
+
+
+def test_a_loader_at_another_step_is_refused(tmp_path: Path):
+    module = build_module()
+
+    class Displaced(type(module)):
+        def training_step(self, batch, batch_idx):
+            super().training_step(type(batch)(batch.step + 1, batch.epoch, batch.micro_batches), batch_idx)
+
+    module.__class__ = Displaced
+    with pytest.raises(RuntimeError, match="gave step 1, but 0 steps"):
+        train(tmp_path, cadence=ONLY_STEPS, module=module)
