@@ -43,7 +43,7 @@ def mix(base: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
         to a key whose state is `base`.
     """
     base = np.asarray(base, dtype=np.uint64)
-    value = base ^ np.asarray(counters).astype(np.uint64)
+    value: np.ndarray = base ^ np.asarray(counters).astype(np.uint64)
     with np.errstate(over="ignore"):
         value = value + np.uint64(_GOLDEN)
         value = (value ^ (value >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)

@@ -43,7 +43,6 @@ install() {
         rm -f "$log"
         fail "pip could not install: $*; its own message stands above"
     fi
-    grep -vE '^(WARNING: Running pip as|WARNING: Retrying|\[notice\])' "$log" >&2 || true
     rm -f "$log"
 }
 

@@ -7,7 +7,8 @@ import torch
 
 from tests.workers import WorkerPool
 
-# Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other processes.
+# Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other
+# processes.
 torch.set_num_threads(1)
 
 

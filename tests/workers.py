@@ -1,7 +1,7 @@
 """Warm processes for multi-process tests: torch and lightning are imported once, each call gets a fresh gloo group.
 
-`pool.run(function, world_size, *args)` runs a top-level function on ranks 0 to world_size - 1 and returns the results by
-rank. Inside, the environment is torchrun's (RANK, WORLD_SIZE, ...) and the default process group exists already.
+`pool.run(function, world_size, *args)` runs a top-level function on ranks 0 to world_size - 1 and returns the results
+by rank. Inside, the environment is torchrun's (RANK, WORLD_SIZE, ...) and the default process group exists already.
 """
 
 import importlib
@@ -116,7 +116,8 @@ class WorkerPool:
 
     def _grow(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        # One process imports these and forks the others: the imports are paid once, and replacing a worker costs little.
+        # One process imports these and forks the others: the imports are paid once, and replacing a worker costs
+        # little.
         context.set_forkserver_preload(["lightning.pytorch", "torch._dynamo", *_PRELOADED])
         before = dict(os.environ)
         os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
@@ -162,9 +163,8 @@ def _serve(connection: Connection, root: str) -> None:
             result = function(*args)
             dist.barrier()
             answer: tuple[bool, Any] = (True, result)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  the caller gets it, whatever it is
             answer = (False, traceback.format_exc())
         if dist.is_initialized():
             dist.destroy_process_group()
         connection.send(answer)
-

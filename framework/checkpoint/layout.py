@@ -1,7 +1,7 @@
 """Names on disk: step folders, what makes one complete, which is the newest, which may go.
 
-A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files and their sizes. Only
-what has COMPLETE is ever read; nothing that has it is ever written to again.
+A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files and their
+sizes. Only what has COMPLETE is ever read; nothing that has it is ever written to again.
 """
 
 import json
@@ -40,7 +40,9 @@ def step_of(folder: Path) -> int:
     """
     match = _STEP_FOLDER.fullmatch(folder.name)
     if match is None:
-        raise CheckpointError(f"{folder} is not named like a checkpoint; give a folder such as checkpoints/step_00000120.")
+        raise CheckpointError(
+            f"{folder} is not named like a checkpoint; give a folder such as checkpoints/step_00000120."
+        )
     return int(match.group(1))
 
 
@@ -48,7 +50,9 @@ def complete_checkpoints(checkpoints: Path) -> list[Path]:
     """All complete checkpoints, oldest first; a folder that does not exist holds none."""
     if not checkpoints.is_dir():
         return []
-    folders = [path for path in checkpoints.iterdir() if _STEP_FOLDER.fullmatch(path.name) and (path / COMPLETE).is_file()]
+    folders = [
+        path for path in checkpoints.iterdir() if _STEP_FOLDER.fullmatch(path.name) and (path / COMPLETE).is_file()
+    ]
     return sorted(folders, key=step_of)
 
 
@@ -65,7 +69,9 @@ def verify(folder: Path) -> None:
     """
     marker = folder / COMPLETE
     if not marker.is_file():
-        raise CheckpointError(f"{folder} has no file {COMPLETE}, so it was not written to its end; use an older checkpoint.")
+        raise CheckpointError(
+            f"{folder} has no file {COMPLETE}, so it was not written to its end; use an older checkpoint."
+        )
     sizes = _read_json(marker).get("file_sizes_bytes")
     if not isinstance(sizes, dict) or not sizes:
         raise CheckpointError(f"{marker} does not list the checkpoint's files; use an older checkpoint.")
@@ -124,12 +130,14 @@ def sync_folder(folder: Path) -> None:
 
 def mark_complete(folder: Path) -> None:
     """Writes COMPLETE with the sizes of all files."""
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     write_json(folder / COMPLETE, {"file_sizes_bytes": sizes})
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint, its COMPLETE first, so that a deletion that is cut short leaves nothing that looks whole."""
+    """Deletes a checkpoint, its COMPLETE first: a deletion that is cut short leaves nothing that looks whole."""
     (folder / COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(folder)
 

@@ -74,4 +74,6 @@ def _load(folder: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
             load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
-        raise CheckpointError(f"{folder} could not be read by rank {rank} ({cause}); use an older checkpoint.") from error
+        raise CheckpointError(
+            f"{folder} could not be read by rank {rank} ({cause}); use an older checkpoint."
+        ) from error

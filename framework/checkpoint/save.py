@@ -49,7 +49,9 @@ def save_checkpoint(
 
     def prepare() -> None:
         if (target / COMPLETE).exists():
-            raise CheckpointError(f"{target} is complete already and is never overwritten; resume from it or move it away.")
+            raise CheckpointError(
+                f"{target} is complete already and is never overwritten; resume from it or move it away."
+            )
         for leftover in (temporary, target):
             if leftover.exists():
                 shutil.rmtree(leftover)

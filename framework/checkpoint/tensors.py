@@ -1,6 +1,7 @@
 """The tensors of a checkpoint by name, and reading their index without giving its pickle any power.
 
-Keys: `model.<parameter>` (a tied parameter once, under its first name) and `optimizer.<parameter>.<state>`. All values are
+Keys: `model.<parameter>` (a tied parameter once, under its first name) and `optimizer.<parameter>.<state>`. All values
+    are
 tensors, so that nothing in a checkpoint has to be unpickled but torch.distributed.checkpoint's own index.
 """
 
@@ -49,7 +50,7 @@ def _layout(name: str) -> torch.layout:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Knows the classes of the index, dtypes and the dense layout; every other name is refused, so nothing can be called."""
+    """Knows the classes of the index, dtypes and the dense layout, and nothing else that could be called."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks a global name up in the short list."""
@@ -66,7 +67,8 @@ def read_index(folder: Path) -> Metadata:
     """Reads `.metadata` of torch.distributed.checkpoint and checks that it names only tensors and files of this folder.
 
     Raises:
-        CheckpointError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign file.
+        CheckpointError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign
+            file.
     """
     path = folder / ".metadata"
     try:
@@ -75,7 +77,9 @@ def read_index(folder: Path) -> Metadata:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint.") from error
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged or holds more than tensors ({error}); do not trust this checkpoint.") from error
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors ({error}); do not trust this checkpoint."
+        ) from error
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
         raise CheckpointError(f"{path} is not the index of a checkpoint; do not trust this checkpoint.")
     for key, entry in index.state_dict_metadata.items():
@@ -89,7 +93,7 @@ def read_index(folder: Path) -> Metadata:
 
 
 class IndexWriter(FileSystemWriter):
-    """Torch's writer of checkpoint folders; the index does not keep the folder's path, which would be pickled as an object."""
+    """Torch's writer of checkpoint folders, with an index that does not keep the folder's path (a pickled object)."""
 
     def storage_meta(self) -> StorageMeta:
         """Only the id of the save."""

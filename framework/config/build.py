@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from framework.config.checks import check_enough_sequences, check_sequence_lengths, check_settings, check_vocabulary
 from framework.config.nodes import check_arguments
 from framework.config.schema import TrainConfig
-from framework.config.weights import StartingWeights, check_weights_fit, find_weights, starting_values
+from framework.config.weights import find_weights, starting_values
 from framework.data.plan import SequenceSource
 from framework.data.tokenizer import Tokenizer
 from framework.distributed.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.models.pretrained import PretrainedWeights, match_parameters
 from framework.modules.encoder_module import EncoderModule
+from framework.optim.combined import CombinedOptimizer
 from framework.tasks.task import Task, TaskModel
 
 
@@ -41,7 +42,7 @@ class Parts:
     config: EncoderConfig
     task: Task
     sources: Mapping[str, SequenceSource]
-    weights: StartingWeights | None
+    weights: PretrainedWeights | None
     model: TaskModel
     max_steps: int
     validate_every_n_steps: int | None
@@ -72,13 +73,13 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     tokenizer = build_tokenizer(settings.tokenizer.path, weights)
     config = build_encoder_config(settings, tokenizer, weights)
     check_vocabulary(tokenizer, config)
-    task: Task = settings.task.build(max_steps=settings.trainer.max_steps)
+    task: Task = settings.task.build()
     sources = task.build_sources(settings.data.build(), tokenizer, settings.seed)
     check_sequence_lengths(sources, config)
     check_enough_sequences(sources, world_size)
     model = build_model(task, config)
     if weights is not None:
-        check_weights_fit(weights, config, model)
+        match_parameters(model, weights)
     max_steps, steps_per_epoch = _run_length(settings, len(sources["train"]), task.wraps_epochs)
     every = settings.trainer.val_every_n_steps or steps_per_epoch
     return Parts(tokenizer, config, task, sources, weights, model, max_steps, every if "validation" in sources else None)
@@ -94,7 +95,7 @@ def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -
     return -(-num_sequences * epochs // size) if wraps_epochs else steps_per_epoch * epochs, steps_per_epoch
 
 
-def build_tokenizer(path: str | None, weights: StartingWeights | None) -> Tokenizer:
+def build_tokenizer(path: str | None, weights: PretrainedWeights | None) -> Tokenizer:
     """Reads the tokenizer of the config, else the one that came with the weights.
 
     Raises:
@@ -102,13 +103,13 @@ def build_tokenizer(path: str | None, weights: StartingWeights | None) -> Tokeni
     """
     if path is not None:
         return Tokenizer.from_folder(path)
-    if weights is None or weights.tokenizer_folder is None:
+    if weights is None or weights.tokenizer_dir is None:
         source = weights.source if weights is not None else None
         raise ConfigError(f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`.")
-    return Tokenizer.from_folder(weights.tokenizer_folder)
+    return Tokenizer.from_folder(weights.tokenizer_dir)
 
 
-def build_encoder_config(settings: TrainConfig, tokenizer: Tokenizer, weights: StartingWeights | None) -> EncoderConfig:
+def build_encoder_config(settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None) -> EncoderConfig:
     """Completes the model's config: what it leaves out comes from the weights, the vocabulary size else from the tokenizer."""
     supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
     return settings.model.build(**supplied)
@@ -125,7 +126,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
     """The LightningModule of a run, still without memory for its weights."""
     native = precision.name == "bf16" and multiplies_bf16(device_type)
 
-    def build_optimizer(model: TaskModel) -> Optimizer:
+    def build_optimizer(model: TaskModel) -> CombinedOptimizer:
         return settings.optimizer.build().build(
             model.named_parameters(),
             # The query, key and value maps of a layer are one parameter of three matrices.

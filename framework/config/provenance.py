@@ -13,9 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import framework
+from framework.data.plan import SequenceSource
+
+_SAMPLED_SEQUENCES = 256
 
 LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "torchmetrics", "numpy")
 
@@ -81,6 +85,19 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def data_fingerprint(sources: Mapping[str, SequenceSource]) -> str:
+    """Hash of the number of sequences of each split and of some of them, spread evenly, as the first step would see them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for split, source in sorted(sources.items()):
+        size = len(source)
+        indices = np.unique(np.linspace(0, size - 1, min(size, _SAMPLED_SEQUENCES)).astype(np.int64))
+        batch = source.build(np.zeros_like(indices), indices, indices, step=0)
+        digest.update(f"{split} {size}".encode())
+        for tensor in (batch.input_ids, batch.cu_seqlens, *(batch.targets[name] for name in sorted(batch.targets))):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def facts_to_agree_on(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, str]:

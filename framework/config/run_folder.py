@@ -14,7 +14,7 @@ from framework.checkpoint.layout import COMPLETE, newest_complete
 from framework.config.identity import check_same_run, identity_text
 from framework.config.schema import RunConfig
 from framework.distributed.environment import resolve_run_id
-from framework.errors import CheckpointError, ConfigError
+from framework.errors import CheckpointError, ConfigError, DataError
 
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
@@ -94,6 +94,24 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no config; {path} is no run folder, or a damaged one.")
     return content
+
+
+def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
+    """Compares tokenizer and data with those that the run began with.
+
+    Raises:
+        DataError: They have changed, although the config names the same.
+    """
+    file = folder.path / PROVENANCE_FILE
+    if folder.is_new or not file.is_file():
+        return
+    before = json.loads(file.read_text(encoding="utf-8"))["starts"][0]["fingerprints"]
+    for name, value in fingerprints.items():
+        if before.get(name) != value:
+            raise DataError(
+                f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has {value} now; "
+                "restore the files that it began with, or choose another `run.id`."
+            )
 
 
 def write_start(folder: RunFolder, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:

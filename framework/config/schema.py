@@ -149,8 +149,55 @@ class TrainConfig:
     strategy: StrategyConfig
     precision: PrecisionConfig
     logger: LoggerConfig
+    task: Component
     data: Component
     optimizer: Component
-    task: Component = field(metadata={"supplied": ("max_steps",)})
     schedule: Component = field(metadata={"supplied": ("max_steps",)})
     model: Component = field(metadata=MODEL_METADATA)
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """The texts of a token store.
+
+    Attributes:
+        sources: Read in this order; the names are only for overrides.
+        strip_html: Turn tags into line ends or nothing, resolve entities.
+        deduplicate: Drop a document that was seen before.
+    """
+
+    sources: dict[str, Component]
+    strip_html: bool = False
+    deduplicate: bool = True
+
+
+@dataclass(frozen=True)
+class VocabularyConfig:
+    """The tokenizer of a token store.
+
+    Attributes:
+        path: A tokenizer folder; null: a WordPiece vocabulary is trained on the corpus.
+        size: Tokens in all, special tokens included.
+        lowercase: Fold case and strip accents.
+        alphabet: Most single characters in the vocabulary.
+    """
+
+    path: str | None = None
+    size: int = 8192
+    lowercase: bool = True
+    alphabet: int = 1000
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Everything that `framework.prepare` takes.
+
+    Attributes:
+        store: The folder that is made.
+        overwrite: Replace a store that was made from other files or settings.
+    """
+
+    store: str
+    corpus: CorpusConfig
+    vocabulary: VocabularyConfig
+    overwrite: bool = False

@@ -14,8 +14,8 @@ from framework.callbacks.peak_flops import peak_flops
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import step_of
 from framework.config.build import Parts
-from framework.config.provenance import facts_to_agree_on, provenance
-from framework.config.run_folder import TOKENIZER_FOLDER, RunFolder, masked, write_start
+from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
+from framework.config.run_folder import TOKENIZER_FOLDER, RunFolder, check_same_data, masked, write_start
 from framework.config.schema import TrainConfig
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
@@ -52,7 +52,8 @@ def start_run(folder: RunFolder, composed: DictConfig, config: Mapping[str, Any]
     Raises:
         DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
     """
-    fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": parts.fingerprint}
+    fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
+    check_same_data(folder, fingerprints)
     check_agreement(facts_to_agree_on(config, fingerprints))
     check_shared_folder(folder.path)
 
@@ -101,7 +102,7 @@ def build_run_trainer(
         settings.trainer.keep_last,
         folder.checkpoint,
         _loggers(settings, folder.path, config) if info.rank == 0 else (),
-        parts.flops_per_token,
+        None,
         peak_flops(device_type, info.world_size),
     )
     return build_trainer(

@@ -1,7 +1,7 @@
 """From raw documents to sentences: cleaning, exact duplicates, and simple rules for where a sentence ends.
 
-The rules need no model and serve English and other languages with Western punctuation, and Chinese and Japanese; what they get wrong (an
-unlisted abbreviation before a capital letter) moves a boundary and loses no text.
+The rules need no model and serve languages with Western punctuation, and Chinese and Japanese; what they get wrong (an unlisted
+abbreviation before a capital letter) moves a boundary and loses no text.
 """
 
 import hashlib
@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 
 _BREAK_TAG = re.compile(r"</?(?:br|p|hr|div|li|ul|ol|tr|table|h[1-6])\b[^<>]*>", re.IGNORECASE)
 _INLINE_TAG = re.compile(r"</?(?:i|b|u|s|em|strong|span|a|font|small|sub|sup)\b[^<>]*>", re.IGNORECASE)
-_SPACES = re.compile(r"\s+")
 # A blank line; Western marks with closing quotes before white space; Chinese marks with closing quotes.
 _BOUNDARY = re.compile(r"\n[^\S\n]*\n\s*|[.!?…]+[\"'”’)\]»]*\s+|[。！？]+[”’」』）】》\"]*\s*|……[”’」』）】》]*\s*")
 _OPENERS = "\"'“‘([«-–—「『（【《"
 # Before a capital letter these do not end a sentence.
-_ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof rev hon gen col capt lt sgt sen rep gov pres st jr sr vs etc fig no vol inc ltd co corp e.g i.e cf al approx "
-    "jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
-# These do, "etc." for example, where the next word shows it; titles and "vs." never stand at an end.
-_MAY_END = frozenset("jr sr etc no inc ltd co corp al".split())
+_TITLES = {"mr", "mrs", "ms", "dr", "prof", "rev", "hon", "gen", "col", "capt", "lt", "sgt", "sen", "rep", "gov", "pres", "st"}
+_SHORT_FORMS = {"vs", "fig", "vol", "e.g", "i.e", "cf", "approx"}
+_MONTHS = {"jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"}
+_ABBREVIATIONS = frozenset(_TITLES | _SHORT_FORMS | _MONTHS)
+# These end one only before a capital letter: "No. 5", but "etc. The".
+_MAY_END = frozenset({"jr", "sr", "etc", "no", "inc", "ltd", "co", "corp", "al"})
 
 
 @dataclass
@@ -30,8 +29,8 @@ class Cleaner:
     """Cleans texts and drops empty and repeated ones, counting what it drops.
 
     Attributes:
-        strip_html: Turn `<br />`, `<p>` and the like into line ends, drop `<i>`, `<b>` and the like, resolve entities (`&amp;`).
-            What only looks like a tag ("a < b", "<3", "<sarcasm>") stays.
+        strip_html: Turn `<br />`, `<p>` and the like into line ends, drop `<i>`, `<b>` and the like, resolve entities
+            (`&amp;`). What only looks like a tag ("a < b", "<3", "<sarcasm>") stays.
         deduplicate: Drop a document whose cleaned text, white space aside, was seen before.
         num_read: Documents that came in.
         num_empty: Of these, without text.
@@ -67,14 +66,14 @@ class Cleaner:
 
 def strip_html(text: str) -> str:
     """Plain text of what is mostly plain text with a few tags and entities."""
-    text = _BREAK_TAG.sub("\n", text)
-    text = _INLINE_TAG.sub("", text)
+    if "<" in text:
+        text = _INLINE_TAG.sub("", _BREAK_TAG.sub("\n", text))
     return html.unescape(text).strip()
 
 
 def text_hash(text: str) -> int:
     """64-bit hash of a text in which all white space counts as one space."""
-    normal = _SPACES.sub(" ", text).strip()
+    normal = " ".join(text.split())
     return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -84,9 +83,9 @@ def split_sentences(text: str) -> list[str]:
     A sentence ends
 
     1. at a blank line (a heading needs no full stop); a single line end is a space;
-    2. after `.`, `!`, `?` or `…` (several, closing quotes and brackets with them) where white space follows and what comes next does
-       not begin with a lower-case letter (in a text that has no capital letters every such mark counts);
-       not after a listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
+    2. after `.`, `!`, `?` or `…` (several, closing quotes and brackets with them) where white space follows and what comes next
+       does not begin with a lower-case letter (in a text that has no capital letters every such mark counts); not after a
+       listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
     3. after `。`, `！`, `？` or `……` with closing quotes, white space or not.
     """
     only_lower = not any(character.isupper() for character in text)
@@ -102,7 +101,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def _append(sentences: list[str], sentence: str) -> None:
-    sentence = _SPACES.sub(" ", sentence).strip()
+    sentence = " ".join(sentence.split())
     if sentence:
         sentences.append(sentence)
 
@@ -121,6 +120,8 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], only_lower: bool
     space = max(text.rfind(" ", start, match.start()), text.rfind("\n", start, match.start()), start - 1)
     word = text[space + 1 : match.start()].lstrip(_OPENERS)
     if word.lower() in _ABBREVIATIONS:
-        return word.lower() in _MAY_END and following[:1].isupper()
-    # One capital letter is an initial; "U.S" holds dots of its own. "I." ends a sentence far more often than it is an initial.
+        return False
+    if word.lower() in _MAY_END:
+        return following[:1].isupper()
+    # One capital letter is an initial, and "U.S" holds dots of its own; "I." ends a sentence more often than it is an initial.
     return not (word != "I" and word[-1:].isupper() and (len(word) == 1 or word[-2] == "."))

@@ -11,6 +11,10 @@ import numpy as np
 from framework.random import below, key, mix
 
 NUM_ROUNDS = 8
+SMALL_SIZE = 100
+NUM_ROUNDS_SMALL = 24
+"""Below SMALL_SIZE the halves have few values, so that a round mixes little: pairs of indices failed a chi-square test over
+400,000 keys with 8 rounds up to size 50, and with 16 rounds at size 6; with the numbers here none did from size 3 on."""
 
 
 def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
@@ -31,7 +35,8 @@ def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
         return np.zeros_like(positions)
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
-    round_keys = [key(order_key, "feistel", number) for number in range(NUM_ROUNDS)]
+    num_rounds = NUM_ROUNDS if size >= SMALL_SIZE else NUM_ROUNDS_SMALL
+    round_keys = [key(order_key, "feistel", number) for number in range(num_rounds)]
     result = positions.reshape(-1).copy()
     walking = np.arange(result.size)
     while walking.size:

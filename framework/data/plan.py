@@ -151,6 +151,12 @@ class StepPlan:
         """Steps in which every sequence is seen once."""
         return steps_per_epoch(len(self.source), self.global_batch_size)
 
+    def epoch(self, step: int) -> int:
+        """Epoch of a step's first sequence, counted from 0."""
+        if self.wraps_epochs:
+            return step * self.global_batch_size // len(self.source)
+        return step // self.steps_per_epoch
+
     def sequences(self, step: int) -> StepSequences:
         """The sequences of a global step in their order: the same at any number of ranks, budget and workers."""
         size = len(self.source)
@@ -158,7 +164,8 @@ class StepPlan:
             first = step * self.global_batch_size
             last = first + self.global_batch_size
         else:
-            epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+            epoch = self.epoch(step)
+            step_in_epoch = step - epoch * self.steps_per_epoch
             first = epoch * size + step_in_epoch * self.global_batch_size
             last = min(first + self.global_batch_size, (epoch + 1) * size)
         sequence_ids = np.arange(first, last, dtype=np.int64)

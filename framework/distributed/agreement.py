@@ -10,8 +10,6 @@ import torch.distributed as dist
 
 from framework.errors import CheckpointError, DistributedError, FrameworkError
 
-_FOLDER_WAIT_SECONDS = 5.0
-
 
 def _gather(value: object) -> list[object]:
     """Every rank's value, by rank."""
@@ -68,10 +66,14 @@ def check_agreement(facts: Mapping[str, str]) -> None:
                 )
 
 
-def check_shared_folder(folder: Path) -> None:
+def check_shared_folder(folder: Path, wait_seconds: float = 5.0) -> None:
     """Checks that all ranks see the same folder: rank 0 writes a random word there and all read it.
 
     Collective: all ranks must call.
+
+    Args:
+        folder: Made by rank 0 where it does not exist.
+        wait_seconds: How long a rank looks for the word; network file systems show new files late.
 
     Raises:
         DistributedError: A rank does not see the word; the message names rank and host.
@@ -87,10 +89,9 @@ def check_shared_folder(folder: Path) -> None:
         path.write_text(words[0], encoding="utf-8")
 
     on_first_rank(write)
-    deadline = time.monotonic() + _FOLDER_WAIT_SECONDS
+    deadline = time.monotonic() + wait_seconds
     seen = _reads(path, words[0])
     while not seen and time.monotonic() < deadline:
-        # Network file systems show new files late.
         time.sleep(0.1)
         seen = _reads(path, words[0])
     by_rank = _gather((seen, socket.gethostname()))

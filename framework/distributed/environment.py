@@ -52,8 +52,8 @@ def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
     )
     if info.world_size % info.local_world_size:
         raise DistributedError(
-            f"This host runs {info.local_world_size} of {info.world_size} processes; every host must run the same number: "
-            "give each torchrun the same --nproc-per-node."
+            f"This host runs {info.local_world_size} of {info.world_size} processes, but every host must run the same "
+            "number; give each torchrun the same --nproc-per-node."
         )
     return info
 
@@ -61,9 +61,9 @@ def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
 def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] = os.environ) -> str:
     """Names a run so that starting the same thing again finds the same folder; the clock is never part of the name.
 
-    The first that exists: the given id, the SLURM job (array jobs: with the task), the torchrun run id where one was really
-    given, a hash of the config's identity. torchrun itself makes up a version 4 UUID on one node and "none" with a
-    static address; neither is taken.
+    The first that exists: the given id, the SLURM job (array jobs: with the task), the torchrun run id where one was
+    really given, a hash of the config's identity. torchrun itself makes up a version 4 UUID on one node and "none" with
+    a static address; neither is taken.
 
     Args:
         given: `run.id` of the config.
@@ -76,7 +76,8 @@ def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] 
     if given is not None:
         if not _RUN_ID.fullmatch(given):
             raise ConfigError(
-                f"run.id={given!r} cannot name a folder; use letters, digits and . _ = , + - only, beginning with a letter or digit."
+                f"run.id={given!r} cannot name a folder; use letters, digits and . _ = , + - only, "
+                "beginning with a letter or digit."
             )
         return given
     if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:

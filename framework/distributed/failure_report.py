@@ -26,7 +26,7 @@ def _board(info: ProcessInfo) -> Path:
 
 
 def _priority(error: BaseException, rank: int) -> str:
-    """Sorts notes: errors that we name before the collectives that break because a peer has left; then the lowest rank."""
+    """Sorts notes: errors with a name before the collectives that broke because a peer has left; then by rank."""
     named = isinstance(error, FrameworkError)
     return f"{0 if named else 1}-{rank:08d}"
 

@@ -22,12 +22,25 @@ def _sharded_over(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
     return (tensor.device_mesh, dims) if dims else None
 
 
+def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
+    """Adds the squares of all elements, in fp64 beyond a row, so that it does not show which rank holds which part.
+
+    On the CPU torch's norm of a whole tensor adds up in fp32: of 30,522 x 256 elements it loses 3e-5. A row's loses
+    nothing.
+    """
+    if tensors[0].device.type == "cpu":
+        norms = torch.cat([torch.linalg.vector_norm(tensor, dim=-1).flatten() for tensor in tensors])
+    else:
+        norms = torch.stack(torch._foreach_norm(tensors))
+    return norms.double().square().sum()
+
+
 @torch.no_grad()
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Scales the gradients so that their global 2-norm is at most max_norm. Collective: all ranks must call.
 
-    The norm is that of the whole model's gradient: shards count once, replicas count once, a tied parameter counts once.
-    One all-reduce where parameters are sharded, none otherwise, and the host does not wait for the device.
+    The norm is that of the whole model's gradient: shards count once, replicas count once, a tied parameter counts
+    once. One all-reduce where parameters are sharded, none otherwise, and the host does not wait for the device.
 
     Args:
         parameters: The model's parameters; those without a gradient are left out.
@@ -45,8 +58,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         by_sharding[_sharded_over(gradient)].append(_local(gradient))
     total = torch.zeros((), dtype=torch.float64, device=_local(gradients[0]).device)
     for sharding, tensors in by_sharding.items():
-        # Squares are added in fp64, so that the order in which ranks hold the parts does not show.
-        squares = torch.stack(torch._foreach_norm(tensors)).double().square().sum()
+        squares = _sum_of_squares(tensors)
         if sharding is not None:
             mesh, dims = sharding
             for dim in dims:

@@ -1,7 +1,7 @@
 """The one function that applies parallelism to a model, in one stated order, and the one that gives it its weights.
 
-Model code knows one device. A model is built on the meta device, parallelized, and only then gets memory and values, so that
-no rank ever holds more than its shard and one full parameter.
+Model code knows one device. A model is built on the meta device, parallelized, and only then gets memory and values, so
+that no rank ever holds more than its shard and one full parameter.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def materialize(
 ) -> None:
     """Gives a model on the meta device its memory, initial values and buffers; each rank keeps its own shard.
 
-    No communication: every rank makes each full parameter in turn and keeps its part, so that weights are the same at any
-    world size. Tied parameters stay tied.
+    No communication: every rank makes each full parameter in turn and keeps its part, so that weights are the same at
+    any world size. Tied parameters stay tied.
 
     Args:
         model: Parallelized or not.
@@ -95,7 +95,9 @@ def materialize(
     aliases = _tied_names(model)
     names = {name for name, _ in model.named_parameters()}
     if names != set(makers):
-        raise ValueError(f"Initial values are wanted for exactly the model's parameters; they differ in {sorted(names ^ set(makers))}.")
+        raise ValueError(
+            f"Initial values must be those of the model's parameters, but differ in {sorted(names ^ set(makers))}."
+        )
     model.to_empty(device=torch.device(device))
     for alias, name in aliases.items():
         owner, _, attribute = alias.rpartition(".")
@@ -108,7 +110,9 @@ def materialize(
         if next(module.buffers(recurse=False), None) is None:
             continue
         if not hasattr(module, "reset_buffers"):
-            raise ValueError(f"The module {name} has buffers; it needs a reset_buffers() that fills them after the meta device.")
+            raise ValueError(
+                f"The module {name} has buffers; it needs a reset_buffers() that fills them after the meta device."
+            )
         module.reset_buffers()
 
 

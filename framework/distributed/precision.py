@@ -1,4 +1,4 @@
-"""One rule of precision under every strategy: weights fp32, products bf16; norms, softmax, losses and reductions fp32."""
+"""One rule of precision under every strategy: weights fp32, products bf16; norms, losses and reductions fp32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

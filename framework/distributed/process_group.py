@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from framework.distributed.environment import process_info
 from framework.distributed.mesh import check_strategy
@@ -19,18 +20,18 @@ def attempt_prefix() -> str:
     return "attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
-def _open_store(timeout: timedelta) -> dist.Store | None:
+def _open_store(timeout: timedelta) -> Store | None:
     """The store to meet in; None leaves it to torch (rank 0 hosts a fresh one).
 
-    torchrun's own store lives through restarts of the workers, and gloo then reads the addresses of dead processes there
-    (torch 2.11 to 2.13): each attempt needs its own prefix. Restart counts of several agents can differ; launch those with
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
+    torchrun's own store lives through restarts of the workers, and gloo then reads the addresses of dead processes
+    there (torch 2.11 to 2.13): each attempt needs its own prefix. Restart counts of several agents can differ; launch
+    those with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
-        return dist.PrefixStore(attempt_prefix(), store)
+        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+        return PrefixStore(attempt_prefix(), store)
     if "MASTER_ADDR" not in os.environ:
-        return dist.HashStore()
+        return HashStore()
     return None
 
 
@@ -66,5 +67,6 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
         if left_cleanly:
             dist.barrier()
         if left_cleanly or device_type == "cpu":
-            # Destroying an NCCL group waits for collectives that a failed peer will never join; the process ends anyway.
+            # Destroying an NCCL group waits for collectives that a failed peer will never join; the process ends
+            # anyway.
             dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""What Lightning's Trainer needs to know of a strategy: who this process is and where the mesh comes from, nothing else.
+"""What Lightning's Trainer needs to know of a strategy: who this process is and where the mesh comes from.
 
-The module parallelizes its model itself, in `configure_model`, with `trainer.strategy.mesh`; checkpoints, gradient sync and
-clipping are not Lightning's either. So these classes only keep Lightning from doing those things.
+The module parallelizes its model itself, in `configure_model`, with `trainer.strategy.mesh`; checkpoints, gradient sync
+and clipping are not Lightning's either. So these classes only keep Lightning from doing those things.
 """
 
 from datetime import timedelta
@@ -47,7 +47,7 @@ class MeshStrategy(ModelParallelStrategy):
         """
         if not dist.is_initialized():
             raise DistributedError(
-                f"strategy={self.name} has no process group; enter framework.distributed.process_group before the Trainer."
+                f"strategy={self.name} has no process group; enter framework.distributed.process_group before fitting."
             )
         # Not the direct parent's: that one builds a mesh of its own over all local devices.
         super(ModelParallelStrategy, self).setup_environment()

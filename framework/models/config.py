@@ -93,7 +93,8 @@ class EncoderConfig:
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"model.{name}={getattr(self, name)!r} is not known; choose one of {', '.join(choices)}.")
+                value, known = getattr(self, name), ", ".join(choices)
+                raise ConfigError(f"model.{name}={value!r} is not known; choose one of {known}.")
         for names, holds, rule in (
             (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
             (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
@@ -120,17 +121,18 @@ class EncoderConfig:
             )
         if self.attention_dropout:
             raise ConfigError(
-                f"model.attention_dropout={self.attention_dropout} cannot be had, since packed attention kernels have no "
-                "dropout; set it to 0 and use model.hidden_dropout."
+                f"model.attention_dropout={self.attention_dropout} cannot be had, since packed attention kernels have "
+                "no dropout; set it to 0 and use model.hidden_dropout."
             )
         if self.position_offset >= self.max_position_embeddings:
             raise ConfigError(
-                f"model.position_offset={self.position_offset} leaves no position free of model.max_position_embeddings="
-                f"{self.max_position_embeddings}; make the table larger."
+                f"model.position_offset={self.position_offset} leaves no position free of "
+                f"model.max_position_embeddings={self.max_position_embeddings}; make the table larger."
             )
         if self.global_attention_every < 1:
             raise ConfigError(
-                f"model.global_attention_every={self.global_attention_every} must be at least 1; 1 makes every layer global."
+                f"model.global_attention_every={self.global_attention_every} must be at least 1; "
+                "1 makes every layer global."
             )
         window = self.local_attention_window
         if window is not None and (window < 2 or window % 2):

@@ -1,7 +1,5 @@
 """The encoder, assembled from `framework.nn` by an EncoderConfig. Packed only; knows nothing of devices or ranks."""
 
-from collections.abc import Iterator
-
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
@@ -48,16 +46,9 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
     )
 
 
-def _build_rotary_tables(config: EncoderConfig) -> nn.ModuleDict:
-    """One table for global layers and one for local layers, where the config has them."""
-    if config.position_encoding != "rotary":
-        return nn.ModuleDict()
-    windows = {config.attention_window(index) for index in range(config.num_layers)}
-    thetas = {"global": config.rope_theta_global, "local": config.rope_theta_local}
-    kinds = {"global" if window is None else "local" for window in windows}
-    return nn.ModuleDict(
-        {kind: RotaryTable(config.head_dim, config.max_position_embeddings, thetas[kind]) for kind in sorted(kinds)}
-    )
+def _layer_kind(config: EncoderConfig, index: int) -> str:
+    """ "global" where a token sees its whole sequence, "local" where it sees a window."""
+    return "global" if config.attention_window(index) is None else "local"
 
 
 class TransformerEncoder(nn.Module):
@@ -72,7 +63,15 @@ class TransformerEncoder(nn.Module):
         self.embeddings = _build_embeddings(config)
         self.layers = nn.ModuleList(_build_layer(config, index) for index in range(config.num_layers))
         self.final_norm = _build_norm(config) if config.norm_placement == "pre" else nn.Identity()
-        self.rotary_tables = _build_rotary_tables(config)
+        self.layer_kinds = tuple(_layer_kind(config, index) for index in range(config.num_layers))
+        thetas = {"global": config.rope_theta_global, "local": config.rope_theta_local}
+        self.rotary_tables = nn.ModuleDict(
+            {
+                kind: RotaryTable(config.head_dim, config.max_position_embeddings, thetas[kind])
+                for kind in sorted(set(self.layer_kinds))
+                if config.position_encoding == "rotary"
+            }
+        )
 
     def embed(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None switches dropout off."""
@@ -81,8 +80,9 @@ class TransformerEncoder(nn.Module):
     def encode(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps embeddings (tokens, hidden) to hidden states (tokens, hidden)."""
         hidden_states = embeddings
-        for hidden_states in self._layer_outputs(embeddings, batch, dropout_keys):
-            pass
+        rotary = self._rotary(batch)
+        for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
+            hidden_states = layer(hidden_states, batch, rotary.get(kind), dropout_keys)
         return self.final_norm(hidden_states)
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
@@ -94,15 +94,13 @@ class TransformerEncoder(nn.Module):
 
         As in transformers' `output_hidden_states`, the last one is what `forward` gives (after the final norm).
         """
-        embeddings = self.embed(batch)
-        states = [embeddings, *self._layer_outputs(embeddings, batch, None)]
+        states = [self.embed(batch)]
+        rotary = self._rotary(batch)
+        for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
+            states.append(layer(states[-1], batch, rotary.get(kind), None))
         states[-1] = self.final_norm(states[-1])
         return states
 
-    def _layer_outputs(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None) -> Iterator[Tensor]:
-        tables = {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}
-        hidden_states = embeddings
-        for index, layer in enumerate(self.layers):
-            kind = "global" if self.config.attention_window(index) is None else "local"
-            hidden_states = layer(hidden_states, batch, tables.get(kind), dropout_keys)
-            yield hidden_states
+    def _rotary(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Cosines and sines of each kind of layer; none where positions were added to the embeddings."""
+        return {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}

@@ -104,11 +104,6 @@ class EncoderModule(pl.LightningModule):
         self._num_tokens.fill_(value)
 
     @override
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
-        """Copies the micro-batches of a step."""
-        return batch.to(device, non_blocking=True)
-
-    @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step: forward and backward of every micro-batch, clip, update.
 

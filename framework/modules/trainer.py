@@ -51,7 +51,6 @@ def build_trainer(
 
 
 _NOT_FOR_USERS = (
-    ".*overridden `transfer_batch_to_device` in `LightningModule`.*",
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",
 )

@@ -31,7 +31,8 @@ class SelfAttention(nn.Module):
         Args:
             hidden_states: (tokens, hidden).
             batch: Gives the offsets of the sequences.
-            rotary: Cosines and sines, each (tokens, head_dim / 2), or None where positions were added to the embeddings.
+            rotary: Cosines and sines, each (tokens, head_dim / 2), or None where positions were added to the
+                embeddings.
 
         Returns:
             (tokens, hidden).

@@ -5,11 +5,12 @@ CUDA in half precision uses `torch.nn.attention.varlen.varlen_attn`; short seque
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 from framework.nn.attention_cpu import MAX_LENGTH, CpuPackedAttention, score_bias
@@ -34,7 +35,8 @@ def attention(
         key: (tokens, heads, head_dim).
         value: (tokens, heads, head_dim).
         cu_seqlens: (sequences + 1,) int32 offsets of the sequences.
-        lengths: The same as lengths, on the host; not read on the CUDA path, so that compiled code does not depend on it.
+        lengths: The lengths of the sequences, on the host; not read where `varlen_attn` is used, so that compiled code
+            does not depend on them.
         max_seqlen: Upper bound of the lengths.
         window: Tokens that a token sees around itself, half on each side; None for the whole sequence.
         causal: A token sees only itself and what is before it.
@@ -45,7 +47,8 @@ def attention(
     if _has_varlen_kernel(query):
         side = -1 if window is None else window // 2
         sides = (side, 0 if causal else side)
-        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=sides)
+        mixed = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=sides)
+        return cast(Tensor, mixed)
     if _is_short(query, lengths):
         return CpuPackedAttention.apply(torch.stack((query, key, value), dim=2), None, lengths, window, causal)
     return _loop_over_sequences(query, key, value, lengths, window, causal)
@@ -93,7 +96,8 @@ def reference_attention(
     """`attention` by its formula, in fp32, one sequence after another: slow, and gives the probabilities.
 
     Returns:
-        Outputs (tokens, heads, head_dim) fp32, and for each sequence the probabilities (heads, length, length), rows queries.
+        Outputs (tokens, heads, head_dim) fp32, and for each sequence the probabilities (heads, length, length), whose
+        rows are queries.
     """
     outputs, probabilities = [], []
     for q, k, v in _sequences(query.float(), key.float(), value.float(), lengths):
@@ -117,7 +121,7 @@ def _is_short(x: Tensor, lengths: Sequence[int]) -> bool:
     return x.device.type == "cpu" and max(lengths) <= MAX_LENGTH
 
 
-def _sequences(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> zip:
+def _sequences(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
     sizes = list(lengths)
     return zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
 
@@ -129,5 +133,5 @@ def _loop_over_sequences(
     for sequence in _sequences(query, key, value, lengths):
         q, k, v = (part.transpose(0, 1)[None] for part in sequence)
         bias = score_bias(q.shape[2], window, causal, q)
-        outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))
+        outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from framework.constants import IGNORE_INDEX
 
-_BLOCK_ELEMENTS = 1 << 20
+_BLOCK_ELEMENTS = 1 << 18
 
 
 def _blocks(logits: Tensor) -> Iterator[slice]:

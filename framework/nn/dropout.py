@@ -1,8 +1,8 @@
 """Dropout whose mask is a hash of (seed, step, pass, sequence, position, layer, site, channel).
 
-The mask of a token does not depend on where the token lies in which micro-batch on which rank, and computing a layer again
-gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014): each token's
-key starts a stream, and each 64-bit output decides four channels, 15 bits each.
+The mask of a token does not depend on where the token lies in which micro-batch on which rank, and computing a layer
+again gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014): each
+token's key starts a stream, and each 64-bit output decides four channels, 15 bits each.
 """
 
 from typing import Any
@@ -67,8 +67,9 @@ def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Ten
 def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
     """Draws which channels of each token are kept, and by what they are multiplied.
 
-    All passes work in place on 64-bit words, four channels each; only the last one touches one number a channel. Torch shifts
-    int64 arithmetically, where SplitMix64 shifts logically: that changes the highest bit of a word only, which no lane uses.
+    All passes work in place on 64-bit words, four channels each; only the last one touches one number a channel. Torch
+    shifts int64 arithmetically where SplitMix64 shifts logically, which is as good a hash except for the highest bit of a
+    word; no lane uses that one.
 
     Args:
         dropout_keys: (tokens,) int64.
@@ -121,8 +122,8 @@ class HashedDropout(nn.Module):
     """Dropout at one place of the model.
 
     Args:
-        prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for the
-            rounded one.
+        prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for
+            the rounded one.
         layer: Index of the layer; -1 outside the stack of layers.
         site: Name of the place within the layer.
     """

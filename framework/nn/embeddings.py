@@ -1,7 +1,7 @@
 """Token embeddings: words, and where the model has them learned positions and segments; then norm and dropout."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.nn.dropout import HashedDropout
@@ -49,5 +49,5 @@ class TokenEmbeddings(nn.Module):
             embeddings = embeddings + self.token_type_embeddings(type_ids)
         if self.position_embeddings is not None:
             position_ids = batch.position_ids + self.position_offset
-            embeddings = embeddings + F.embedding(position_ids, self.position_embeddings.weight)
+            embeddings = embeddings + functional.embedding(position_ids, self.position_embeddings.weight)
         return self.dropout(self.norm(embeddings), dropout_keys)

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    return functional.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
+    "gelu": functional.gelu,
     "gelu_tanh": _gelu_tanh,
-    "relu": F.relu,
-    "silu": F.silu,
+    "relu": functional.relu,
+    "silu": functional.silu,
 }
 
 

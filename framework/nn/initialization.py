@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from framework.nn.norm import LayerNorm
+from framework.nn.rotary import RotaryTable
 from framework.random import generator
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -51,7 +52,8 @@ def initial_values(
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Gives a maker of the initial value of each parameter; the model may be on the meta device or sharded.
 
-    Weights of linear maps and embeddings are normal, biases 0, norm weights 1. A tied parameter comes once, under its first name.
+    Weights of linear maps and embeddings are normal, biases 0, norm weights 1. A tied parameter comes once, under its
+    first name.
 
     Args:
         model: Only its parameters' names and shapes and its modules' classes are read.
@@ -59,10 +61,10 @@ def initial_values(
         seed: The run's seed.
 
     Yields:
-        The name as in `model.named_parameters()`, and a function that makes the full value: fp32, on the CPU, depending on
-        the seed and the name only (names of wrappers that torch.compile and activation checkpointing insert are left out).
+        The name as in `model.named_parameters()`, and a function that makes the full value: fp32, on the CPU, depending
+        on the seed and the name only (what torch.compile and activation checkpointing insert into names is left out).
     """
-    norms = {id(parameter) for module in model.modules() if isinstance(module, LayerNorm) for parameter in module.parameters()}
+    norms = {id(module.weight) for module in model.modules() if isinstance(module, LayerNorm)}
     for name, parameter in model.named_parameters():
         plain_name = name
         for wrapper in _WRAPPERS:
@@ -84,5 +86,5 @@ def initial_values(
 def reset_buffers(model: nn.Module) -> None:
     """Fills every buffer that is not saved (tables of rotary positions) again, in place, on its present device."""
     for module in model.modules():
-        if module is not model and hasattr(module, "reset_buffers"):
+        if isinstance(module, RotaryTable):
             module.reset_buffers()

@@ -51,6 +51,8 @@ class EncoderLayer(nn.Module):
         if self.norm_placement == "pre":
             attended = self.attention(self.attention_norm(x), batch, rotary)
             x = self.attention_output_dropout(attended, dropout_keys, residual=x)
-            return self.feed_forward_output_dropout(self.feed_forward(self.feed_forward_norm(x)), dropout_keys, residual=x)
-        x = self.attention_norm(self.attention_output_dropout(self.attention(x, batch, rotary), dropout_keys, residual=x))
+            fed = self.feed_forward(self.feed_forward_norm(x))
+            return self.feed_forward_output_dropout(fed, dropout_keys, residual=x)
+        attended = self.attention(x, batch, rotary)
+        x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=x))
         return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))

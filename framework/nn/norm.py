@@ -1,8 +1,8 @@
 """Layer normalisation (Ba, Kiros, Hinton 2016) that computes in fp32 whatever comes in."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class LayerNorm(nn.Module):
@@ -17,7 +17,7 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., hidden) of any floating dtype to (..., hidden) fp32."""
         bias = None if self.bias is None else self.bias.float()
-        return F.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
+        return functional.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
 
     def extra_repr(self) -> str:
         """Shows what the constructor was given."""

@@ -13,7 +13,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 def initial_state(parameter: Tensor) -> dict[str, Tensor]:
-    """Zero moments, sharded as the parameter is, and the number of its updates (fp32 scalar, as torch's kernels want)."""
+    """Zero moments, sharded as the parameter is, and the number of updates (fp32 scalar, as torch's kernels want)."""
     return {
         "exp_avg": torch.zeros_like(parameter, requires_grad=False),
         "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),

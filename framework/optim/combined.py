@@ -1,7 +1,7 @@
 """One optimizer object for a whole model: each parameter group names its algorithm.
 
-One object, because Lightning counts a step for each optimizer. State exists from the start and is keyed by the parameter's
-name, so that a checkpoint can be loaded in place at any world size.
+One object, because Lightning counts a step for each optimizer. State exists from the start and is keyed by the
+parameter's name, so that a checkpoint can be loaded in place at any world size.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,9 @@ class CombinedOptimizer(Optimizer):
     """AdamW and Muon by parameter group.
 
     Args:
-        parameter_groups: Of `framework.optim.parameter_groups`; each has `params`, `names`, `algorithm`, `lr` and what the
-            algorithm wants. `initial_lr` keeps the base rate; set `lr` to `initial_lr * schedule(step)` before each step.
+        parameter_groups: Of `framework.optim.parameter_groups`; each has `params`, `names`, `algorithm`, `lr` and what
+            the algorithm wants. `initial_lr` keeps the base rate; set `lr` to `initial_lr * schedule(step)` before each
+            step.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]) -> None:
@@ -60,7 +61,7 @@ class CombinedOptimizer(Optimizer):
             group["lr"] = group["initial_lr"] * factor
 
     def named_state(self) -> dict[str, Tensor]:
-        """The state by `parameter name + "." + state key`; the tensors themselves, so that loading into them restores it."""
+        """The state by parameter name, dot, state key: the tensors themselves; loading into them restores it."""
         return {
             f"{name}.{key}": value
             for group in self.param_groups

@@ -1,7 +1,7 @@
 """Brings each matrix of a sharded model whole to one rank and takes the result back: two collectives a step.
 
-For updates that need the full matrix. Every rank doing all of them would cost world-size times the work; gathering one matrix
-after the other would cost about ten small collectives each.
+For updates that need the full matrix. Every rank doing all of them would cost world-size times the work; gathering one
+matrix after the other would cost about ten small collectives each.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,8 @@ class MatrixExchange:
     """Who owns which matrix, and the two transfers.
 
     Args:
-        parameters: The same on every rank: plain 2-D tensors, or DTensors over one 1-D mesh, replicated or sharded on dim 0.
+        parameters: The same on every rank: plain 2-D tensors, or DTensors over one 1-D mesh, replicated or sharded on
+            dim 0.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -76,7 +77,9 @@ class MatrixExchange:
         if not self.sharded:
             return {index: parts[index] for index in mine}
         sent, received = self._split_sizes()
-        outgoing = torch.cat([parts[index].flatten() for rank in range(self.num_ranks) for index in self._owned_by(rank)])
+        outgoing = torch.cat(
+            [parts[index].flatten() for rank in range(self.num_ranks) for index in self._owned_by(rank)]
+        )
         incoming = outgoing.new_empty(sum(received))
         dist.all_to_all_single(incoming, outgoing, received, sent, group=self.group)
         full: dict[int, list[Tensor]] = {index: [] for index in mine}
@@ -130,6 +133,8 @@ class MatrixExchange:
             else:
                 buffer = like[0].new_empty(sum(self.shapes[index].numel() for index in indices))
             dist.broadcast(buffer, group=self.group, group_src=rank)
-            for index, flat in zip(indices, buffer.split([self.shapes[index].numel() for index in indices]), strict=True):
+            for index, flat in zip(
+                indices, buffer.split([self.shapes[index].numel() for index in indices]), strict=True
+            ):
                 parts[index] = flat.view(self.shapes[index])
         return [parts[index] for index in range(len(self.shapes))]

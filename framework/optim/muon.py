@@ -1,8 +1,8 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): momentum, orthogonalised, for matrices in layers.
+"""Muon: momentum, orthogonalised, for matrices in layers (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/).
 
-The same update as `torch.optim.Muon` (2.11 to 2.13), with three differences: the Newton-Schulz iteration runs in a dtype that
-the caller chooses (torch always takes bf16, which CPUs without bf16 units multiply four times slower than fp32); matrices
-of one shape go through it together; and each matrix is orthogonalised by one rank instead of by all.
+The same update as `torch.optim.Muon` (2.11 to 2.13), with three differences: the Newton-Schulz iteration runs in a
+dtype that the caller chooses (torch always takes bf16, which CPUs without bf16 units multiply four times slower than
+fp32); matrices of one shape go through it together; and each matrix is orthogonalised by one rank instead of by all.
 """
 
 import math
@@ -67,8 +67,8 @@ def split_rows(matrix: Tensor, row_parts: tuple[int, int] | None) -> Tensor:
     """Takes a fused weight apart into the matrices that it holds.
 
     Args:
-        matrix: (outer * parts * inner, columns), rows ordered as (outer, parts, inner): for a fused query, key, value map
-            outer is the heads and parts is 3.
+        matrix: (outer * parts * inner, columns), rows ordered as (outer, parts, inner): for a fused query, key, value
+            map outer is the heads and parts is 3.
         row_parts: (outer, parts); None for a plain matrix.
 
     Returns:
@@ -108,7 +108,8 @@ def _orthogonal_updates(
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
     """One update of all groups together, so that ranks share the matrices evenly. Collective: all ranks must call.
 
-    The groups may differ in learning rate, decay and row parts; momentum, rule, iterations and dtype are those of the first.
+    The groups may differ in learning rate, decay and row parts; momentum, rule, iterations and dtype are those of the
+    first.
     """
     members = [(group, parameter) for group in groups for parameter in group["params"] if parameter.grad is not None]
     if not members:

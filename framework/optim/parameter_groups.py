@@ -1,5 +1,6 @@
 """Which parameter gets which algorithm and which weight decay: rules on names, written in the config."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
@@ -26,8 +28,28 @@ def _check_positive(**values: float) -> None:
             raise ConfigError(f"optimizer.{name}={value} is not a number >= 0; give one.")
 
 
+class OptimizerSettings(ABC):
+    """What `conf/optimizer` describes; it becomes an optimizer when there are parameters."""
+
+    @abstractmethod
+    def build(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        row_parts: Mapping[str, tuple[int, int]],
+        matrix_dtype: torch.dtype,
+    ) -> CombinedOptimizer:
+        """Builds the optimizer.
+
+        Args:
+            named_parameters: Of the model, on their device and sharded already.
+            row_parts: Shell pattern of a fused weight's name -> (outer, parts), see `framework.optim.muon.split_rows`;
+                for algorithms that work on whole matrices.
+            matrix_dtype: Of such algorithms' products: bf16 where the hardware multiplies it natively, else fp32.
+        """
+
+
 @dataclass(frozen=True)
-class AdamW:
+class AdamW(OptimizerSettings):
     """AdamW for every parameter.
 
     Attributes:
@@ -47,25 +69,34 @@ class AdamW:
     def __post_init__(self) -> None:
         _check_positive(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ConfigError(f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1); for example [0.9, 0.98].")
+            raise ConfigError(
+                f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1); for example [0.9, 0.98]."
+            )
 
     def group(self, decayed: bool) -> dict[str, Any]:
         """The settings of one group, without its parameters."""
         weight_decay = self.weight_decay if decayed else 0.0
-        return {"algorithm": "adamw", "lr": self.lr, "betas": tuple(self.betas), "eps": self.eps, "weight_decay": weight_decay}
+        return {
+            "algorithm": "adamw",
+            "lr": self.lr,
+            "betas": tuple(self.betas),
+            "eps": self.eps,
+            "weight_decay": weight_decay,
+        }
 
+    @override
     def build(
         self,
         named_parameters: Iterable[tuple[str, Tensor]],
         row_parts: Mapping[str, tuple[int, int]],
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
-        """Builds the optimizer; `row_parts` and `matrix_dtype` are for those that work on whole matrices."""
+        """Builds the optimizer; nothing here works on whole matrices."""
         return CombinedOptimizer(build_parameter_groups(named_parameters, self))
 
 
 @dataclass(frozen=True)
-class Muon:
+class Muon(OptimizerSettings):
     """Muon for the matrices inside layers, AdamW for the rest.
 
     Attributes:
@@ -92,7 +123,8 @@ class Muon:
             raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); 0.95 is usual.")
         if self.learning_rate_rule not in LEARNING_RATE_RULES:
             raise ConfigError(
-                f"optimizer.learning_rate_rule={self.learning_rate_rule} is unknown; use one of {', '.join(LEARNING_RATE_RULES)}."
+                f"optimizer.learning_rate_rule={self.learning_rate_rule} is unknown; "
+                f"use one of {', '.join(LEARNING_RATE_RULES)}."
             )
 
     def group(self, row_parts: tuple[int, int] | None, matrix_dtype: torch.dtype) -> dict[str, Any]:
@@ -108,26 +140,22 @@ class Muon:
             "matrix_dtype": matrix_dtype,
         }
 
+    @override
     def build(
         self,
         named_parameters: Iterable[tuple[str, Tensor]],
         row_parts: Mapping[str, tuple[int, int]],
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
-        """Builds the optimizer.
-
-        Args:
-            named_parameters: Of the model, on their device and sharded already.
-            row_parts: Shell pattern of a fused weight's name -> (outer, parts), see `framework.optim.muon.split_rows`.
-            matrix_dtype: Of Newton-Schulz: bf16 where the hardware multiplies it natively, else fp32.
-        """
-        matrices, rest = [], []
+        """Builds the optimizer; fused weights are orthogonalised in their parts."""
+        matrices: list[tuple[str, Tensor]] = []
+        rest: list[tuple[str, Tensor]] = []
         for name, parameter in named_parameters:
-            is_matrix = parameter.ndim == 2 and _matches(name, self.matrices)
+            is_matrix = parameter.ndim == 2 and parameter.requires_grad and _matches(name, self.matrices)
             (matrices if is_matrix else rest).append((name, parameter))
         by_parts: dict[tuple[int, int] | None, list[tuple[str, Tensor]]] = {}
         for name, parameter in matrices:
-            parts = next((tuple(value) for pattern, value in row_parts.items() if fnmatchcase(name, pattern)), None)
+            parts = next((value for pattern, value in row_parts.items() if fnmatchcase(name, pattern)), None)
             by_parts.setdefault(parts, []).append((name, parameter))
         groups = build_parameter_groups(rest, self.adamw)
         groups += [_with_parameters(self.group(parts, matrix_dtype), members) for parts, members in by_parts.items()]
@@ -140,9 +168,12 @@ def _with_parameters(settings: dict[str, Any], members: Sequence[tuple[str, Tens
 
 
 def build_parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], adamw: AdamW) -> list[dict[str, Any]]:
-    """Sorts parameters into decayed and not decayed; parameters that need no gradient are left out, empty groups too."""
-    decayed, kept = [], []
+    """Sorts parameters into decayed and not decayed, leaving out frozen ones and empty groups."""
+    decayed: list[tuple[str, Tensor]] = []
+    kept: list[tuple[str, Tensor]] = []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
             (kept if _matches(name, adamw.no_decay) else decayed).append((name, parameter))
-    return [_with_parameters(adamw.group(flag), members) for flag, members in ((True, decayed), (False, kept)) if members]
+    return [
+        _with_parameters(adamw.group(flag), members) for flag, members in ((True, decayed), (False, kept)) if members
+    ]

@@ -1,11 +1,13 @@
 """Learning-rate schedules: pure functions from the step to a factor of each group's base rate.
 
-`step` is the number of completed steps, so the first update uses `schedule(0)`. Warm-up rises linearly and reaches 1 with
-its last step: no step runs at rate 0. What decays reaches its final factor just after the last step.
+`step` is the number of completed steps, so the first update uses `schedule(0)`. Warm-up rises linearly and reaches 1
+with its last step: no step runs at rate 0. What decays reaches its final factor just after the last step.
 """
 
 import math
 from abc import ABC, abstractmethod
+
+from typing_extensions import override
 
 from framework.errors import ConfigError
 
@@ -14,7 +16,7 @@ def _steps(name: str, steps: int | None, fraction: float | None, max_steps: int)
     """Turns a number of steps or a fraction of all steps into steps; neither means 0."""
     if steps is not None and fraction is not None:
         raise ConfigError(
-            f"schedule.{name}_steps={steps} and schedule.{name}_fraction={fraction} are both set; give only one of them."
+            f"schedule.{name}_steps={steps} and schedule.{name}_fraction={fraction} are both set; give one of them."
         )
     if fraction is not None:
         if not 0.0 <= fraction <= 1.0:
@@ -22,7 +24,9 @@ def _steps(name: str, steps: int | None, fraction: float | None, max_steps: int)
         return round(fraction * max_steps)
     steps = steps or 0
     if not 0 <= steps <= max_steps:
-        raise ConfigError(f"schedule.{name}_steps={steps} is not in [0, {max_steps}]; it must fit into trainer.max_steps.")
+        raise ConfigError(
+            f"schedule.{name}_steps={steps} is not in [0, {max_steps}]; it must fit into trainer.max_steps."
+        )
     return steps
 
 
@@ -58,6 +62,7 @@ class Schedule(ABC):
 class Constant(Schedule):
     """Stays at 1."""
 
+    @override
     def after_warmup(self, step: int) -> float:
         """Always 1."""
         return 1.0
@@ -83,6 +88,7 @@ class Linear(Schedule):
         super().__init__(max_steps, warmup_steps, warmup_fraction)
         self.final_factor = final_factor
 
+    @override
     def after_warmup(self, step: int) -> float:
         """1 at the end of warm-up, final_factor at the end of the run."""
         return 1.0 + (self.final_factor - 1.0) * self._progress(step)
@@ -91,6 +97,7 @@ class Linear(Schedule):
 class Cosine(Linear):
     """Falls along half a cosine (Loshchilov, Hutter 2017, "SGDR", equation 5, without restarts)."""
 
+    @override
     def after_warmup(self, step: int) -> float:
         """1 at the end of warm-up, final_factor at the end of the run."""
         half_cosine = 0.5 * (1.0 + math.cos(math.pi * self._progress(step)))
@@ -98,7 +105,9 @@ class Cosine(Linear):
 
 
 class WarmupStableDecay(Schedule):
-    """Stays at 1 and falls at the end as 1 - sqrt (Hägele et al. 2024, "Scaling laws beyond fixed training durations", 3.2).
+    """Stays at 1 and falls at the end as 1 - sqrt.
+
+    After Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations", section 3.2.
 
     Args:
         max_steps: Steps of the whole run.
@@ -123,10 +132,11 @@ class WarmupStableDecay(Schedule):
         self.final_factor = final_factor
         if self.warmup_steps + self.decay_steps > max_steps:
             raise ConfigError(
-                f"Warm-up of {self.warmup_steps} and decay of {self.decay_steps} steps do not fit into {max_steps} steps; "
+                f"Warm-up of {self.warmup_steps} and decay of {self.decay_steps} steps do not fit into {max_steps}; "
                 "shorten one of them or raise trainer.max_steps."
             )
 
+    @override
     def after_warmup(self, step: int) -> float:
         """1 until the decay begins, then 1 - sqrt(part of the decay)."""
         begin = self.max_steps - self.decay_steps

@@ -143,7 +143,10 @@ def test_damage_is_named(written: Path, tmp_path: Path) -> None:
 
 
 def test_another_model_or_optimizer_is_refused(written: Path) -> None:
-    for other, message in ((build("single", modern=True), "lacks|holds"), (build("single", muon=True), "momentum_buffer")):
+    for other, message in (
+        (build("single", modern=True), "lacks|holds"),
+        (build("single", muon=True), "momentum_buffer"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(written, other.model, other.optimizer)
     tiny = build("single")
@@ -187,7 +190,8 @@ def test_index_cannot_run_code(written: Path, tmp_path: Path, where: str) -> Non
     if where == "instead":
         # The attack is a real one: torch's own reader runs it.
         subprocess.run(
-            [sys.executable, "-c", f"import pickle; pickle.load(open({str(attacked / '.metadata')!r}, 'rb'))"], check=True
+            [sys.executable, "-c", f"import pickle; pickle.load(open({str(attacked / '.metadata')!r}, 'rb'))"],
+            check=True,
         )
         assert trace.exists()
 

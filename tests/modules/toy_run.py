@@ -13,15 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, Sampler
 from torchmetrics import MeanMetric, Metric
 
-from framework.batch import PackedBatch, StepBatch
+from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.standard import standard_callbacks
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.plan import StepPlan
+from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import process_info
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
@@ -132,55 +131,6 @@ class ToyTask(Task):
         metrics["word_accuracy"].update((outputs["word"].argmax(-1) == batch.targets["words"]).float()[real])
 
 
-class Steps(Dataset[StepBatch]):
-    """One rank's share of every step of a plan."""
-
-    def __init__(self, plan: StepPlan, num_steps: int, rank: int) -> None:
-        self.plan, self.num_steps, self.rank = plan, num_steps, rank
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __getitem__(self, step: int) -> StepBatch:
-        shares = self.plan.micro_batches(step, self.rank)
-        built = tuple(self.plan.source.build(s.epochs, s.indices, s.sequence_ids, step) for s in shares)
-        return StepBatch(step=step, epoch=0, micro_batches=built)
-
-
-class From(Sampler[int]):
-    """Steps from a start on; its length is that of the whole run."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps, self.start = num_steps, 0
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __iter__(self):
-        return iter(range(self.start, self.num_steps))
-
-
-class ToyData(pl.LightningDataModule):
-    """Loaders of both splits."""
-
-    def __init__(self, max_steps: int, global_batch_size: int, budget: int, rank: int, num_ranks: int) -> None:
-        super().__init__()
-        sources = ToyTask().build_sources(None, None, SEED)
-        train = StepPlan(sources["train"], SEED, global_batch_size, budget, num_ranks, wraps_epochs=True)
-        validation = StepPlan(sources["validation"], SEED, global_batch_size, budget, num_ranks, shuffle=False)
-        self.train, self.validation = Steps(train, max_steps, rank), Steps(validation, len(validation), rank)
-        self.sampler = From(max_steps)
-
-    def set_start(self, step: int) -> None:
-        self.sampler.start = step
-
-    def train_dataloader(self) -> DataLoader[StepBatch]:
-        return DataLoader(self.train, sampler=self.sampler, batch_size=None)
-
-    def val_dataloader(self) -> DataLoader[StepBatch]:
-        return DataLoader(self.validation, batch_size=None)
-
-
 def build_module(lr: float = 1e-2, max_grad_norm: float | None = 1.0) -> EncoderModule:
     """The module of a toy run, not yet on any device."""
     task = ToyTask()
@@ -224,5 +174,9 @@ def train(
         cadence.validate_every_n_steps,
         [*callbacks, *extra_callbacks],
     )
-    trainer.fit(module, datamodule=ToyData(cadence.max_steps, global_batch_size, budget, rank, num_ranks))
+    sources = module.task.build_sources(None, None, SEED)
+    data = EncoderDataModule(
+        sources, SEED, global_batch_size, budget, cadence.max_steps, module.task.wraps_epochs, num_ranks, rank
+    )
+    trainer.fit(module, datamodule=data)
     return module

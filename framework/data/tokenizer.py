@@ -1,0 +1,180 @@
+"""A tokenizer folder as the rest of Cloze sees it: ids, special tokens, which ids begin a word.
+
+Reads the files that Hugging Face transformers reads (tokenizer.json, or vocab.txt of a BERT vocabulary), without transformers.
+Training is in `framework.data.tokenizer_training`.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from framework.errors import DataError
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""What a tokenizer folder may hold; `save` copies those that are there."""
+
+_USUAL_NAMES = {
+    "cls": ("[CLS]", "<s>"),
+    "sep": ("[SEP]", "</s>"),
+    "mask": ("[MASK]", "<mask>"),
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+}
+# Placeholders of published vocabularies that no text is encoded to.
+_UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
+
+
+class Tokenizer:
+    """Text to ids and what masking must know about ids; always backed by a folder.
+
+    Text that spells a special token ("[MASK]" in a review) is encoded as ordinary text.
+
+    Args:
+        backend: The `tokenizers` object; its padding and truncation are switched off.
+        special_tokens: Token of each of cls, sep, mask, pad, unk.
+        folder: Where the files are.
+
+    Attributes:
+        vocab_size: Largest id + 1.
+        cls_id: Like the other four a single id.
+        special_ids: Ascending ids of all special tokens; text never gives these, except `unk_id`.
+        ordinary_ids: Ascending ids of the words and word pieces: neither special nor placeholders such as `[unused7]`.
+        starts_word: (vocab_size,) True where a token begins a word: a WordPiece without `##`, a byte-level or sentence-piece token with
+            its space mark (a punctuation mark without one belongs to the word before it, as in fairseq); special tokens too.
+        space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
+        fingerprint: Hash of the tokenizer's files.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], folder: Path) -> None:
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = True
+        self.backend = backend
+        self.folder = folder
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self.cls_id, self.sep_id, self.mask_id, self.pad_id, self.unk_id = (
+            vocabulary[special_tokens[name]] for name in ("cls", "sep", "mask", "pad", "unk")
+        )
+        added = {token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special}
+        special = added | {vocabulary[token] for token in special_tokens.values()}
+        self.special_ids = np.array(sorted(special), dtype=np.int64)
+        self.ordinary_ids = np.array(
+            sorted(token_id for token, token_id in vocabulary.items() if token_id not in special and not _UNUSED.fullmatch(token)),
+            dtype=np.int64,
+        )
+        prefix = getattr(backend.model, "continuing_subword_prefix", None)
+        self.space_marked = not isinstance(backend.model, tokenizers.models.WordPiece)
+        self.starts_word = np.ones(self.vocab_size, dtype=bool)
+        for token, token_id in vocabulary.items():
+            begins = token.startswith(("Ġ", "▁")) if self.space_marked else not (prefix and token.startswith(prefix))
+            self.starts_word[token_id] = begins or token_id in special
+        self.fingerprint = _fingerprint(folder)
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+        """Loads a tokenizer folder.
+
+        Args:
+            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece; `do_lower_case` from tokenizer_config.json).
+
+        Raises:
+            DataError: The folder or its files are missing or broken, or one of the five special tokens is not found.
+        """
+        folder = Path(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        if (folder / "tokenizer.json").is_file():
+            backend = _load_backend(folder / "tokenizer.json")
+        elif (folder / "vocab.txt").is_file():
+            backend = _backend_of_vocabulary(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
+        else:
+            raise DataError(
+                f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or make one with "
+                "framework.prepare."
+            )
+        named = {**config, **_read_json(folder / "special_tokens_map.json")}
+        return cls(backend, _find_special_tokens(folder, named, backend), folder)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids of each text as int32 arrays, without special tokens."""
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def save(self, folder: str | Path) -> None:
+        """Copies the tokenizer's files, byte for byte; transformers' AutoTokenizer loads them."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TOKENIZER_FILES:
+            source = self.folder / name
+            if source.is_file() and source.resolve() != (folder / name).resolve():
+                shutil.copyfile(source, folder / name)
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    names = ["tokenizer.json"] if (folder / "tokenizer.json").is_file() else ["vocab.txt", "tokenizer_config.json"]
+    for name in names:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); restore the file.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _load_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as a tokenizer ({error}); restore the file.") from error
+
+
+def _backend_of_vocabulary(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
+    try:
+        tokens = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8; restore the file.") from error
+    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens([names[0] for names in _USUAL_NAMES.values() if names[0] in vocabulary])
+    return backend
+
+
+def _find_special_tokens(folder: Path, named: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
+    """The five special tokens: by the folder's own word, or else by their usual names."""
+    found: dict[str, str] = {}
+    for name, usual in _USUAL_NAMES.items():
+        given = named.get(f"{name}_token")
+        given = given.get("content") if isinstance(given, dict) else given
+        candidates = (given, *usual) if isinstance(given, str) else usual
+        present = [token for token in candidates if backend.token_to_id(token) is not None]
+        if not present:
+            raise DataError(
+                f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name it in "
+                "special_tokens_map.json."
+            )
+        found[name] = present[0]
+    return found

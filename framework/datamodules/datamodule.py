@@ -1,0 +1,116 @@
+"""The LightningDataModule of every task: sources and numbers in, loaders of StepBatches out."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from framework.batch import StepBatch
+from framework.data.collate import Capacity
+from framework.data.plan import SequenceSource, StepPlan
+from framework.datamodules.steps import SeekSampler, StepDataset
+from framework.errors import ConfigError
+
+
+class EncoderDataModule(LightningDataModule):
+    """Loads one rank's share of every global step. It has no state: `set_start` seeks, a checkpoint keeps nothing of it.
+
+    Args:
+        sources: Sequences by split: `train`, `validation`, perhaps `test`.
+        seed: Seed of the run, for the order of the training sequences.
+        global_batch_size: Sequences of an optimizer step over all ranks; evaluation uses the same number.
+        micro_batch_tokens: Token budget of a micro-batch.
+        max_steps: Optimizer steps of the whole run.
+        wraps_epochs: Whether training steps run across epoch ends (the task says).
+        num_ranks: Data-parallel ranks.
+        rank: This process's data-parallel rank.
+        num_workers: Loader processes of this rank; 0 builds batches in the training process.
+        capacity: Fixed shapes of compiled CUDA steps; None leaves shapes free.
+        micro_batch_sequences: Most sequences of a micro-batch; needed with a capacity.
+
+    Raises:
+        ConfigError: No training split, fewer training sequences than ranks, or sizes that no plan can be made of.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, SequenceSource],
+        seed: int,
+        global_batch_size: int,
+        micro_batch_tokens: int,
+        max_steps: int,
+        wraps_epochs: bool,
+        num_ranks: int = 1,
+        rank: int = 0,
+        num_workers: int = 0,
+        capacity: Capacity | None = None,
+        micro_batch_sequences: int | None = None,
+    ) -> None:
+        super().__init__()
+        if "train" in sources and len(sources["train"]) < num_ranks:
+            raise ConfigError(
+                f"there are {len(sources['train'])} training sequences for {num_ranks} ranks, each rank needs at least one; "
+                "use fewer processes or more data."
+            )
+        self.plans = {
+            split: StepPlan(
+                source,
+                seed,
+                global_batch_size,
+                micro_batch_tokens,
+                num_ranks,
+                wraps_epochs=wraps_epochs and split == "train",
+                shuffle=split == "train",
+                micro_batch_sequences=micro_batch_sequences,
+            )
+            for split, source in sources.items()
+        }
+        self.max_steps = max_steps
+        self.rank = rank
+        self.num_workers = num_workers
+        self.capacity = capacity
+        self.start_step = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in which every sequence is seen once."""
+        return self.plans["train"].steps_per_epoch
+
+    def set_start(self, step: int) -> None:
+        """Lets training begin after this many completed steps; takes no time, wherever the step is."""
+        if not 0 <= step <= self.max_steps:
+            raise ConfigError(f"the run has {self.max_steps} steps and cannot start after {step}; raise trainer.max_steps.")
+        self.start_step = step
+
+    def train_dataloader(self) -> DataLoader[StepBatch]:
+        """The steps from the start step on; its length is that of the whole run."""
+        dataset = StepDataset(self.plans["train"], self.rank, self.max_steps, self.capacity)
+        return self._loader(dataset, SeekSampler(self.start_step, self.max_steps))
+
+    def val_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
+        """The validation split once, in fixed order; an empty list where there is none."""
+        return self.eval_dataloader("validation") if "validation" in self.plans else []
+
+    def test_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
+        """The test split once, in fixed order; an empty list where there is none."""
+        return self.eval_dataloader("test") if "test" in self.plans else []
+
+    def eval_dataloader(self, split: str) -> DataLoader[StepBatch]:
+        """One split once, in fixed order: every sequence on exactly one rank, whatever their number.
+
+        Raises:
+            ConfigError: There is no such split.
+        """
+        if split not in self.plans:
+            raise ConfigError(f"there is no split {split!r}, the data has {', '.join(self.plans)}; name one of these.")
+        plan = self.plans[split]
+        dataset = StepDataset(plan, self.rank, len(plan), self.capacity)
+        return self._loader(dataset, SeekSampler(0, len(plan)))
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Copies a step to the device without waiting for the copy (Lightning's hook)."""
+        return batch.to(device, non_blocking=True)
+
+    def _loader(self, dataset: StepDataset, sampler: SeekSampler) -> DataLoader[StepBatch]:
+        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)

@@ -1,0 +1,61 @@
+"""A run as a map-style dataset of global steps, and the sampler that seeks in it."""
+
+from collections.abc import Iterator
+
+from torch.utils.data import Dataset, Sampler
+
+from framework.batch import StepBatch
+from framework.data.collate import Capacity
+from framework.data.plan import StepPlan
+
+
+class StepDataset(Dataset[StepBatch]):
+    """Item `step` is one rank's share of that global step; nothing is kept between items.
+
+    Args:
+        plan: The plan of the split.
+        rank: Data-parallel rank whose share is built.
+        num_steps: Steps of the whole run (evaluation: of the split).
+        capacity: Fixed shapes of compiled steps; None leaves them free.
+    """
+
+    def __init__(self, plan: StepPlan, rank: int, num_steps: int, capacity: Capacity | None = None) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.num_steps = num_steps
+        self.capacity = capacity
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> StepBatch:
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} is not within the {self.num_steps} steps of the run.")
+        source = self.plan.source
+        micro_batches = tuple(
+            source.build(share.epochs, share.indices, share.sequence_ids, step, self.capacity)
+            for share in self.plan.micro_batches(step, self.rank)
+        )
+        return StepBatch(step, self.plan.epoch(step), micro_batches)
+
+
+class SeekSampler(Sampler[int]):
+    """The steps from `start_step` to the end of the run.
+
+    Its length is that of the whole run also after a seek: with the remaining length Lightning 2.6 ends its epoch early and the
+    data begins again.
+
+    Args:
+        start_step: First step to come: steps that are completed already.
+        num_steps: Steps of the whole run.
+    """
+
+    def __init__(self, start_step: int, num_steps: int) -> None:
+        self.start_step = start_step
+        self.num_steps = num_steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start_step, self.num_steps))
+
+    def __len__(self) -> int:
+        return self.num_steps

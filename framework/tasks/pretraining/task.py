@@ -1,0 +1,143 @@
+"""Pre-training: masked language modelling, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.plan import SequenceSource
+from framework.data.store import StoreData
+from framework.data.tokenizer import Tokenizer
+from framework.errors import ConfigError, DataError
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.tasks.pretraining.features import MaskRate, PretrainingSource
+from framework.tasks.pretraining.head import build_pretraining_head
+from framework.tasks.task import Task
+
+
+class PretrainingTask(Task):
+    """Fill in hidden words; tell whether the second segment follows the first.
+
+    Args:
+        sequence_length: Most tokens of a sequence, special tokens included.
+        nsp: Train next-sentence prediction beside masked words; sequences are then pairs.
+        mask_rate: Share of the maskable tokens that is hidden in training, an exact count in each sequence.
+        eval_mask_rate: The same in evaluation.
+        mask_rate_end: Where the training rate goes linearly; None keeps it.
+        mask_rate_steps: Optimizer steps in which it gets there; needed with `mask_rate_end`.
+        whole_word: Hide whole words.
+        nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
+
+    Raises:
+        ConfigError: A rate outside (0, 1], a negative weight, or `mask_rate_end` without `mask_rate_steps`.
+    """
+
+    best_metric = "loss"
+    best_mode = "min"
+    wraps_epochs = True
+
+    def __init__(
+        self,
+        sequence_length: int = 128,
+        nsp: bool = True,
+        mask_rate: float = 0.30,
+        eval_mask_rate: float = 0.15,
+        mask_rate_end: float | None = None,
+        mask_rate_steps: int | None = None,
+        whole_word: bool = False,
+        nsp_weight: float = 1.0,
+    ) -> None:
+        rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
+        for name, rate in rates.items():
+            if rate is not None and not 0 < rate <= 1:
+                raise ConfigError(f"{name} is {rate}, it must be above 0 and at most 1.")
+        if mask_rate_end is not None and (mask_rate_steps is None or mask_rate_steps < 1):
+            raise ConfigError(
+                f"mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set mask_rate_steps to the optimizer "
+                "steps in which the rate gets there, at least 1."
+            )
+        if nsp_weight < 0:
+            raise ConfigError(f"nsp_weight is {nsp_weight}, it must be at least 0.")
+        self.sequence_length = sequence_length
+        self.nsp = nsp
+        self.mask_rate = MaskRate(mask_rate, mask_rate if mask_rate_end is None else mask_rate_end, mask_rate_steps or 0)
+        self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
+        self.whole_word = whole_word
+        self.loss_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
+
+    def build_sources(self, data: StoreData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
+        """Opens the store: `train`, and `validation` where documents are held out.
+
+        Raises:
+            DataError: The store is missing, was made with another tokenizer, or a split has too few documents.
+        """
+        store = data.opened
+        if store.meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
+            raise DataError(
+                f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}; "
+                f"set tokenizer.path={store.folder / 'tokenizer'}, or prepare a store with this one."
+            )
+        sources: dict[str, SequenceSource] = {}
+        for split, documents in data.documents().items():
+            training = split == "train"
+            sources[split] = PretrainingSource(
+                store,
+                documents,
+                tokenizer,
+                self.sequence_length,
+                self.nsp,
+                self.mask_rate if training else self.eval_mask_rate,
+                self.whole_word,
+                seed if training else None,
+            )
+        return sources
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
+        """The head of the encoder's family.
+
+        Raises:
+            ConfigError: Sequences are longer than the encoder's positions.
+        """
+        if self.sequence_length > config.max_position_embeddings:
+            raise ConfigError(
+                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_position_embeddings} positions; shorten the "
+                "sequences or raise model.max_position_embeddings."
+            )
+        return build_pretraining_head(encoder, config, self.nsp)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Cross-entropy summed over hidden words (`mlm`) and over sequences (`nsp`)."""
+        sums = {"mlm": _cross_entropy_sum(outputs["mlm"], batch.targets["mlm_labels"])}
+        if self.nsp:
+            sums["nsp"] = _cross_entropy_sum(outputs["nsp"], batch.targets["nsp_labels"])
+        return sums
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Share of right guesses: of hidden words, and of next sentences."""
+        metrics: dict[str, Metric] = {"mlm_accuracy": MeanMetric(nan_strategy=0.0)}
+        if self.nsp:
+            metrics["nsp_accuracy"] = MeanMetric(nan_strategy=0.0)
+        return metrics
+
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Adds one micro-batch."""
+        for name in ("mlm", "nsp") if self.nsp else ("mlm",):
+            labels = batch.targets[f"{name}_labels"]
+            right = outputs[name].argmax(dim=-1) == labels
+            metrics[f"{name}_accuracy"].update(right.float(), weight=(labels != IGNORE_INDEX).float())
+
+    def side_config(self) -> dict[str, Any]:
+        """The lengths and the meaning of the next-sentence labels."""
+        side: dict[str, Any] = {"sequence_length": self.sequence_length}
+        if self.nsp:
+            side["nsp_labels"] = ["follows", "random"]
+        return side
+
+
+def _cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")

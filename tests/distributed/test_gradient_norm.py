@@ -1,0 +1,74 @@
+"""The global norm against arithmetic by hand, and under sharding."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from framework.distributed.gradient_norm import clip_gradients
+from tests.distributed.tiny import build, full
+from tests.workers import WorkerPool
+
+
+def parameter(gradient: list[float]) -> nn.Parameter:
+    result = nn.Parameter(torch.zeros(len(gradient)))
+    result.grad = torch.tensor(gradient)
+    return result
+
+
+def test_by_hand() -> None:
+    first, second = parameter([3.0, 0.0]), parameter([0.0, 4.0])
+    assert clip_gradients([first, second], None).item() == 5.0
+    assert first.grad is not None and first.grad.tolist() == [3.0, 0.0]
+    assert clip_gradients([first, second], 1.0).item() == 5.0
+    torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.0]))
+    torch.testing.assert_close(clip_gradients([first, second], 7.0), torch.tensor(1.0))
+    torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.0]), msg="a small gradient stays")
+
+
+def test_tied_counts_once_and_missing_gradients_not_at_all() -> None:
+    tied = parameter([3.0])
+    assert clip_gradients([tied, tied, nn.Parameter(torch.zeros(2))], None).item() == 3.0
+    assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0).item() == 0.0
+
+
+def norms(strategy: str) -> tuple[float, float, float]:
+    """Found, that of the gradients put together, and that of what is left after clipping at a tenth."""
+    tiny = build(strategy)
+    tiny.gradients(0)
+    parameters = list(tiny.model.parameters())
+    whole = torch.cat([full(each.grad).flatten() for each in parameters])
+    found = clip_gradients(parameters, whole.norm().item() / 10)
+    left = torch.cat([full(each.grad).flatten() for each in parameters])
+    return found.item(), whole.double().norm().item(), left.double().norm().item()
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("single", 1), ("ddp", 2), ("fsdp2", 2), ("fsdp2", 4)])
+def test_is_that_of_the_whole_model(workers: WorkerPool, strategy: str, world_size: int) -> None:
+    results = [norms("single")] if strategy == "single" else workers.run(norms, world_size, strategy)
+    for found, whole, left in results:
+        assert found == pytest.approx(whole, rel=1e-6)
+        assert left == pytest.approx(whole / 10, rel=1e-4)
+
+
+def all_reduces(strategy: str) -> int:
+    tiny = build(strategy)
+    tiny.gradients(0)
+    calls = []
+    original = dist.all_reduce
+
+    def counting(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    dist.all_reduce = counting
+    try:
+        clip_gradients(tiny.model.parameters(), 1.0)
+    finally:
+        dist.all_reduce = original
+    return len(calls)
+
+
+def test_adds_at_most_one_all_reduce(workers: WorkerPool) -> None:
+    assert workers.run(all_reduces, 2, "fsdp2") == [1, 1]
+    assert workers.run(all_reduces, 2, "ddp") == [0, 0]

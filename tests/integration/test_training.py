@@ -1,0 +1,192 @@
+"""Pre-training on real parts, from text to metrics.jsonl: a step is the same however it is spread, and so is a resumed run.
+
+BERT mini with 30,522 words, dropout 0.1, masked words and next sentences; sequences of 17 to 32 tokens in micro-batches of at
+most 32, so that 9 sequences are 9 micro-batches: an odd number, of which some rank gets three or more and another an empty one.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.standard import standard_callbacks
+from framework.checkpoint.layout import newest_complete
+from framework.config.resolvers import conf_folder
+from framework.data.plan import StepPlan
+from framework.data.prepare import WordPieceTraining, prepare_store
+from framework.data.sources import TextFiles
+from framework.data.store import StoreData
+from framework.data.tokenizer import Tokenizer
+from framework.datamodules.datamodule import EncoderDataModule
+from framework.distributed.environment import ProcessInfo, process_info
+from framework.distributed.precision import Precision
+from framework.distributed.strategy import build_strategy
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.modules.encoder_module import EncoderModule
+from framework.modules.trainer import build_trainer
+from framework.nn.initialization import initial_values
+from framework.optim.parameter_groups import AdamW
+from framework.optim.schedules import LinearDecay
+from framework.random import below, key, mix
+from framework.tasks.pretraining.task import PretrainingTask
+from framework.tasks.task import TaskModel
+
+SEED = 7
+STEPS = 20
+GLOBAL_BATCH_SIZE = 9
+TIGHT, WIDE = 32, 512
+MEASURED = ("train/loss", "train/mlm_loss", "train/nsp_loss", "optim/grad_norm")
+
+
+def bert_mini(num_layers: int = 4) -> EncoderConfig:
+    """The preset as it ships; a smaller number of layers where only time is wanted."""
+    from omegaconf import OmegaConf
+
+    return EncoderConfig(**{**OmegaConf.load(conf_folder() / "model" / "bert_mini.yaml"), "num_layers": num_layers})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token store of 60 documents of words drawn by hash, each of 8 sentences of 4 to 13 words."""
+    folder = tmp_path_factory.mktemp("corpus")
+    words = np.array(
+        [f"{first}{second}{last}" for first in "bdfgklmnprstvz" for second in "aeiou" for last in "lmnrst"]
+    )
+    documents = []
+    for document in range(60):
+        lengths = 4 + below(mix(key("sentence", document), np.arange(8)), 10)
+        drawn = words[below(mix(key("word", document), np.arange(lengths.sum())), len(words))]
+        sentences = np.split(drawn, np.cumsum(lengths)[:-1])
+        documents.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in sentences))
+    (folder / "corpus.txt").write_text("\n\n".join(documents))
+    prepare_store([TextFiles(str(folder / "corpus.txt"), "blank_lines")], WordPieceTraining(600), folder / "store")
+    return folder / "store"
+
+
+def build_module(task: PretrainingTask, config: EncoderConfig, max_steps: int) -> EncoderModule:
+    with torch.device("meta"):
+        encoder = TransformerEncoder(config)
+        model = TaskModel(encoder, task.build_head(encoder, config))
+    return EncoderModule(
+        model=model,
+        task=task,
+        seed=SEED,
+        precision=Precision("fp32"),
+        initial_values=lambda built: initial_values(built, config, SEED),
+        build_optimizer=lambda built: AdamW(lr=5e-4).build(built.named_parameters(), {}, torch.float32),
+        schedule=LinearDecay(max_steps, warmup_fraction=0.1),
+        max_grad_norm=1.0,
+    )
+
+
+class StopAt(pl.Callback):
+    """Ends a run after a step, before anything of that step is logged or saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: object, batch_idx: int):
+        if trainer.global_step == self.step:
+            raise InterruptedError
+
+
+def run(
+    store: str, run_folder: str, strategy: str, budget: int, cadence: Cadence, num_layers: int, stop_at: int | None
+) -> list[list[int]]:
+    """One rank of a run, from the store to the files; goes on from the newest checkpoint. Returns its step shares."""
+    torch.set_num_threads(1)
+    info = process_info() if dist.is_initialized() else ProcessInfo()
+    task = PretrainingTask(sequence_length=32)
+    tokenizer = Tokenizer.from_folder(Path(store) / "tokenizer")
+    sources = task.build_sources(StoreData(store, validation_fraction=0.1), tokenizer, SEED)
+    data = EncoderDataModule(
+        sources, SEED, GLOBAL_BATCH_SIZE, budget, cadence.max_steps, task.wraps_epochs, info.world_size, info.rank
+    )
+    checkpoint = newest_complete(Path(run_folder) / "checkpoints")
+    callbacks = standard_callbacks(Path(run_folder), cadence, task, keep_last=1, checkpoint=checkpoint)
+    trainer = build_trainer(
+        build_strategy(strategy, info.world_size, 60.0),
+        "cpu",
+        info.local_world_size,
+        info.num_nodes,
+        cadence.max_steps,
+        cadence.validate_every_n_steps,
+        [*callbacks, *([StopAt(stop_at)] if stop_at is not None else [])],
+    )
+    try:
+        trainer.fit(build_module(task, bert_mini(num_layers), cadence.max_steps), datamodule=data)
+    except InterruptedError:
+        assert stop_at is not None
+    return shares(data.plans["train"], cadence.max_steps, info.rank)
+
+
+def shares(plan: StepPlan, num_steps: int, rank: int) -> list[list[int]]:
+    """Sequences in each micro-batch of each step of one rank."""
+    return [[len(share) for share in plan.micro_batches(step, rank)] for step in range(num_steps)]
+
+
+def measured(run_folder: Path) -> np.ndarray:
+    """(steps, measured) from metrics.jsonl."""
+    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    return np.array([[row[name] for name in MEASURED] for row in rows])
+
+
+EVERY_STEP = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)
+
+
+@pytest.fixture(scope="module")
+def one_process(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that all others must equal: one process, one micro-batch a step."""
+    run_folder = tmp_path_factory.mktemp("one_process")
+    run(str(store), str(run_folder), "single", WIDE, EVERY_STEP, 4, None)
+    return run_folder
+
+
+def check_equal(run_folder: Path, one_process: Path) -> None:
+    np.testing.assert_allclose(measured(run_folder), measured(one_process), rtol=1e-5)
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run_folder, one_process))
+    assert ours["tokens"] == theirs["tokens"]
+    for name in ("val/loss", "val/mlm_loss", "val/nsp_loss", "val/mlm_accuracy", "val/nsp_accuracy"):
+        assert ours["last"][name] == pytest.approx(theirs["last"][name], rel=1e-5)
+
+
+def test_another_micro_batch_budget(store: Path, one_process: Path, tmp_path: Path):
+    by_step = run(str(store), str(tmp_path), "single", TIGHT, EVERY_STEP, 4, None)
+    assert min(len(step) for step in by_step) >= 3
+    check_equal(tmp_path, one_process)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_and_strategies(strategy: str, world_size: int, store: Path, one_process: Path, tmp_path: Path, workers):
+    args = (str(store), str(tmp_path), strategy, TIGHT, EVERY_STEP, 4, None)
+    assert_uneven(workers.run(run, world_size, *args, timeout=400.0))
+    check_equal(tmp_path, one_process)
+
+
+def assert_uneven(by_rank: Sequence[list[list[int]]]) -> None:
+    """In some step one rank has three or more micro-batches with sequences, and another an empty one."""
+    steps = zip(*by_rank, strict=True)
+    assert any(
+        any(sum(size > 0 for size in share) >= 3 for share in ranks) and any(0 in share for share in ranks)
+        for ranks in steps
+    )
+
+
+@pytest.mark.parametrize(("strategy", "world_size", "stop_at"), [("fsdp2", 2, 5), ("ddp", 2, 6), ("fsdp2", 4, 6)])
+def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(
+    strategy: str, world_size: int, stop_at: int, store: Path, tmp_path: Path, workers
+):
+    cadence = Cadence(max_steps=9, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stop in ((whole, None), (cut, stop_at), (cut, None)):
+        workers.run(run, world_size, str(store), str(folder), strategy, TIGHT, cadence, 1, stop, timeout=400.0)
+    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()

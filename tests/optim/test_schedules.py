@@ -1,0 +1,53 @@
+"""Factors by hand, and what cannot be."""
+
+import math
+
+import pytest
+
+from framework.errors import ConfigError
+from framework.optim.schedules import Constant, Cosine, Linear, Schedule, WarmupStableDecay
+
+
+def factors(schedule: Schedule) -> list[float]:
+    return [round(schedule(step), 6) for step in range(schedule.max_steps + 1)]
+
+
+def test_constant() -> None:
+    assert factors(Constant(4)) == [1.0] * 5
+    assert factors(Constant(4, warmup_steps=2)) == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_linear_by_hand() -> None:
+    assert factors(Linear(8, warmup_steps=4)) == [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
+    assert factors(Linear(8, warmup_fraction=0.5)) == factors(Linear(8, warmup_steps=4))
+    assert factors(Linear(4, final_factor=0.2)) == [1.0, 0.8, 0.6, 0.4, 0.2]
+    assert Linear(4)(100) == 0.0
+
+
+def test_cosine_by_hand() -> None:
+    quarter = round(0.5 * (1 + math.sqrt(0.5)), 6)
+    assert factors(Cosine(5, warmup_steps=1)) == [1.0, 1.0, quarter, 0.5, round(1 - quarter, 6), 0.0]
+    assert Cosine(4, final_factor=0.1)(4) == pytest.approx(0.1)
+
+
+def test_warmup_stable_decay_by_hand() -> None:
+    schedule = WarmupStableDecay(8, warmup_steps=2, decay_fraction=0.5)
+    tail = [round(1 - math.sqrt(part), 6) for part in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    assert factors(schedule) == [0.5, 1.0, 1.0, 1.0, *tail]
+    assert factors(WarmupStableDecay(3)) == [1.0] * 4
+    assert factors(WarmupStableDecay(3, warmup_steps=3))[:3] == [round(1 / 3, 6), round(2 / 3, 6), 1.0]
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Linear(8, warmup_steps=1, warmup_fraction=0.1), "both set"),
+        (lambda: Linear(8, warmup_fraction=1.5), "warmup_fraction=1.5"),
+        (lambda: Cosine(8, warmup_steps=9), "warmup_steps=9"),
+        (lambda: Constant(8, warmup_steps=-1), "warmup_steps=-1"),
+        (lambda: WarmupStableDecay(8, warmup_steps=5, decay_steps=5), "do not fit into 8"),
+    ],
+)
+def test_what_does_not_fit_is_named(build: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()  # type: ignore[operator]
