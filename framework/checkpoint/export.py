@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.data.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT
@@ -24,7 +25,6 @@ from framework.models.published.files import (
     CONFIG_FILE,
     SIDE_CONFIG_FILE,
     SIDE_WEIGHTS_FILE,
-    TOKENIZER_FILES,
     WEIGHTS_FILE,
     tokenizer_folder,
 )
@@ -52,24 +52,23 @@ def export_huggingface(
         side: Of the task; `labels` (names in the order of scores) and `pooling` are read here, all of it is kept.
 
     Raises:
-        CheckpointError: No class of transformers has such an encoder, the tokenizer is not there, or the folder holds
-            something else.
+        CheckpointError: No class of transformers has such an encoder, the tokenizer is missing or does not fit, or the
+            folder holds something else.
     """
-    folder, tokenizer_dir = Path(folder), Path(tokenizer_dir)
+    folder = Path(folder)
+    _check_target(folder)
     family = FAMILIES[config.family]
     published_config = family.write_config(config)
+    tokenizer = _load_tokenizer(Path(tokenizer_dir), config)
     encoder = _part(state_dict, "encoder.")
     heads = {name: tensor for name, tensor in _part(state_dict, "head.").items() if name != _TIED_NAME}
     published_class = family.export_class(config, head_kind, heads.keys(), str(side.get("pooling", "cls")))
     published_config |= {"architectures": [published_class.name], "tie_word_embeddings": True}
-    published_config |= published_class.config or {}
+    published_config |= _special_token_config(family, tokenizer) | dict(published_class.config)
     if head_kind == SEQUENCE_CLASSIFICATION:
         published_config |= _label_config(side, heads["classifier.weight"].shape[0])
-    tensors = _published_tensors(family, published_class, config, encoder, heads)
-    rules = (*published_class.base_rules, *published_class.head_rules)
-    without_class = {
-        name: heads[name] for name in sorted(heads.keys() - {name for rule in rules for name in rule.ours})
-    }
+    in_class = {name for rule in (*published_class.base_rules, *published_class.head_rules) for name in rule.ours}
+    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - in_class)}
     side_config = {
         "format": FORMAT,
         "head": head_kind,
@@ -77,20 +76,11 @@ def export_huggingface(
         "task": dict(side),
         "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
-    _check_target(folder)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True)
-    try:
-        _write_json(temporary / CONFIG_FILE, published_config)
-        _write_json(temporary / SIDE_CONFIG_FILE, side_config)
-        save_file(tensors, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-        if without_class:
-            contiguous = {name: tensor.contiguous() for name, tensor in without_class.items()}
-            save_file(contiguous, temporary / SIDE_WEIGHTS_FILE, metadata={"format": "pt"})
-        _copy_tokenizer(tokenizer_dir, temporary)
-        _replace(folder, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    weights = {
+        WEIGHTS_FILE: _published_tensors(family, published_class, config, encoder, heads),
+        SIDE_WEIGHTS_FILE: without_class,
+    }
+    _write(folder, {CONFIG_FILE: published_config, SIDE_CONFIG_FILE: side_config}, weights, tokenizer)
 
 
 def _part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -129,16 +119,49 @@ def _check_target(folder: Path) -> None:
         raise CheckpointError(f"{folder} exists and is no export of Cloze, so it is left alone; choose another folder.")
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    if tokenizer_folder(source) is None:
-        raise CheckpointError(f"{source} holds no tokenizer; give the folder with tokenizer.json or vocab.txt.")
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def _load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+    if tokenizer_folder(folder) is None:
+        raise CheckpointError(f"{folder} holds no tokenizer; give the folder with tokenizer.json or vocab.txt.")
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} words, but the model has {config.vocab_size} rows; "
+            "give the tokenizer that the model was trained with."
+        )
+    # RoBERTa counts positions from its padding id, so that another one would shift them in transformers.
+    if config.family == "roberta" and tokenizer.pad_id != config.pad_token_id:
+        raise CheckpointError(
+            f"The tokenizer in {folder} pads with id {tokenizer.pad_id}, but the model has pad_token_id="
+            f"{config.pad_token_id}, from which RoBERTa counts positions; give the tokenizer that belongs to the model."
+        )
+    return tokenizer
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _special_token_config(family: Family, tokenizer: Tokenizer) -> dict[str, int]:
+    ids = {"cls": tokenizer.cls_id, "sep": tokenizer.sep_id}
+    return {"pad_token_id": tokenizer.pad_id} | {key: ids[token] for key, token in family.special_tokens.items()}
+
+
+def _write(
+    folder: Path,
+    configs: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, dict[str, Tensor]],
+    tokenizer: Tokenizer,
+) -> None:
+    """Writes all files into a temporary folder beside the wanted one and renames it when it is whole."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        for name, content in configs.items():
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            (temporary / name).write_text(text, encoding="utf-8")
+        for name, tensors in weights.items():
+            if tensors:
+                save_file(tensors, temporary / name, metadata={"format": "pt"})
+        tokenizer.save(temporary)
+        _replace(folder, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(folder: Path, temporary: Path) -> None:

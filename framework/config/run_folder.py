@@ -18,6 +18,7 @@ from framework.errors import CheckpointError, ConfigError, DataError
 
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
+TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 _SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
@@ -114,13 +115,37 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
             )
 
 
-def write_start(folder: RunFolder, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
-    """Writes config.yaml and provenance.json; call on rank 0. A resumed run adds its start to the list of starts."""
+def read_task_record(path: Path) -> dict[str, Any]:
+    """What a run folder keeps of its task: `config`, and what `Task.side_config` gave.
+
+    Raises:
+        CheckpointError: It is missing or cannot be read.
+    """
+    file = path / TASK_FILE
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it.") from error
+    return dict(record)
+
+
+def write_start(
+    folder: RunFolder, config: Mapping[str, Any], provenance: Mapping[str, Any], task_record: Mapping[str, Any]
+) -> None:
+    """Writes config.yaml, provenance.json and task.json; call on rank 0.
+
+    Args:
+        folder: Of the run.
+        config: The resolved config, secrets masked.
+        provenance: Of this start; it is added to those of earlier starts.
+        task_record: What predictions and exports need of the task.
+    """
     folder.path.mkdir(parents=True, exist_ok=True)
     file = folder.path / PROVENANCE_FILE
     starts = []
     if file.is_file():
         starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+    _replace(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
     # config.yaml last: it is what makes the folder a run.
     _replace(file, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
     _replace(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))

@@ -3,6 +3,7 @@
 Each dataclass checks what it can see alone; rules between groups stand in checks.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -201,3 +202,72 @@ class PrepareConfig:
     corpus: CorpusConfig
     vocabulary: VocabularyConfig
     overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Everything that `framework.evaluate` takes.
+
+    Attributes:
+        run: A run (id or folder), a checkpoint of one, or an export.
+        runs: The folder that holds the run folders.
+        split: "train", "validation" or "test".
+        data: Other data than that of the run; an export needs it.
+        micro_batch_tokens: Most tokens of a forward pass.
+        output: A JSON file for the metrics; null: they are only printed.
+    """
+
+    run: str
+    split: Literal["train", "validation", "test"]
+    precision: PrecisionConfig
+    data: Component | None = None
+    runs: str = "runs"
+    micro_batch_tokens: int = 8192
+    output: str | None = None
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Everything that `framework.predict` takes.
+
+    Attributes:
+        run: A run (id or folder), a checkpoint of one, or an export.
+        runs: The folder that holds the run folders.
+        input: A CSV, TSV or JSONL file; null where `text` is given.
+        text: Texts themselves; null where `input` is given.
+        text_column: Column, in JSONL key, of the text.
+        pair_column: Column of the second text; null for single texts.
+        keep_columns: Columns that are copied into the output.
+        output: A JSONL file; null: standard output.
+        micro_batch_tokens: Most tokens of a forward pass.
+    """
+
+    run: str
+    precision: PrecisionConfig
+    input: str | None = None
+    text: str | Sequence[str] | None = None
+    runs: str = "runs"
+    text_column: str = "text"
+    pair_column: str | None = None
+    keep_columns: Sequence[str] = ()
+    output: str | None = None
+    micro_batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        if (self.input is None) == (self.text is None):
+            raise ConfigError(f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict.")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything that `framework.export` takes.
+
+    Attributes:
+        run: A run (id or folder), or a checkpoint of one.
+        runs: The folder that holds the run folders.
+        output: The folder that is written; null: `export` in the run folder.
+    """
+
+    run: str
+    runs: str = "runs"
+    output: str | None = None

@@ -65,7 +65,8 @@ def start_run(folder: RunFolder, composed: DictConfig, config: Mapping[str, Any]
             shutil.rmtree(temporary, ignore_errors=True)
             parts.tokenizer.save(temporary)
             temporary.rename(tokenizer)
-        write_start(folder, masked(composed, config), provenance(fingerprints, world_size))
+        record = {**parts.task.side_config(), "config": config["task"]}
+        write_start(folder, masked(composed, config), provenance(fingerprints, world_size), record)
 
     on_first_rank(write)
 

@@ -49,11 +49,14 @@ class Capacity:
     max_seqlen: int
 
     @classmethod
-    def around(cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int, max_seqlen: int) -> "Capacity":
+    def around(
+        cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int, max_seqlen: int
+    ) -> "Capacity":
         """The smallest capacity into which every micro-batch within these limits fits, an empty one included.
 
-        A micro-batch of n sequences is completed by `sequences - n` dummies of 1 to `max_seqlen` tokens. So there must be a
-        token for each of them beside a full budget, and dummies enough to hold all tokens beside a full row of sequences.
+        A micro-batch of n sequences is completed by `sequences - n` dummies of 1 to `max_seqlen` tokens. So there must
+        be a token for each of them beside a full budget, and dummies enough to hold all tokens beside a full row of
+        sequences.
 
         Args:
             micro_batch_tokens: Most real tokens of a micro-batch.
@@ -65,7 +68,9 @@ class Capacity:
             ConfigError: `max_seqlen` is below 2.
         """
         if max_seqlen < 2:
-            raise ConfigError(f"max_seqlen is {max_seqlen}, fixed shapes need sequences of at least 2 tokens; raise it.")
+            raise ConfigError(
+                f"max_seqlen is {max_seqlen}, fixed shapes need sequences of at least 2 tokens; raise it."
+            )
         sequences = micro_batch_sequences
         while (sequences - micro_batch_sequences) * max_seqlen < micro_batch_tokens + sequences:
             missing = micro_batch_tokens + sequences - (sequences - micro_batch_sequences) * max_seqlen
@@ -84,8 +89,8 @@ def pack_sequences(
 ) -> PackedBatch:
     """Builds one micro-batch from sequences that already lie end to end.
 
-    Without sequences the batch holds one dummy sequence of one token. Without a capacity no other dummy is added, except that a
-    target with axis "targets" never has fewer than one entry, so that no head sees a tensor without rows.
+    Without sequences the batch holds one dummy sequence of one token. Without a capacity no other dummy is added,
+    except that a target with axis "targets" never has fewer than one entry, so that no head sees a tensor without rows.
 
     Args:
         input_ids: (tokens,) the sequences end to end.
@@ -106,8 +111,8 @@ def pack_sequences(
     num_tokens, num_sequences = int(lengths.sum()), len(lengths)
     if len(input_ids) != num_tokens or len(sequence_ids) != num_sequences or (num_sequences and lengths.min() < 1):
         raise ValueError(
-            f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not belong to {num_sequences} positive lengths "
-            f"with sum {num_tokens}."
+            f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not belong to {num_sequences} positive "
+            f"lengths with sum {num_tokens}."
         )
     dummies = _dummy_lengths(num_tokens, num_sequences, capacity)
     all_lengths = np.concatenate([lengths, dummies])

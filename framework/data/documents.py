@@ -1,7 +1,7 @@
 """From raw documents to sentences: cleaning, exact duplicates, and simple rules for where a sentence ends.
 
-The rules need no model and serve languages with Western punctuation, and Chinese and Japanese; what they get wrong (an unlisted
-abbreviation before a capital letter) moves a boundary and loses no text.
+The rules need no model and serve languages with Western punctuation, and Chinese and Japanese; what they get wrong (an
+unlisted abbreviation before a capital letter) moves a boundary and loses no text.
 """
 
 import hashlib
@@ -16,7 +16,25 @@ _INLINE_TAG = re.compile(r"</?(?:i|b|u|s|em|strong|span|a|font|small|sub|sup)\b[
 _BOUNDARY = re.compile(r"\n[^\S\n]*\n\s*|[.!?…]+[\"'”’)\]»]*\s+|[。！？]+[”’」』）】》\"]*\s*|……[”’」』）】》]*\s*")
 _OPENERS = "\"'“‘([«-–—「『（【《"
 # Before a capital letter these do not end a sentence.
-_TITLES = {"mr", "mrs", "ms", "dr", "prof", "rev", "hon", "gen", "col", "capt", "lt", "sgt", "sen", "rep", "gov", "pres", "st"}
+_TITLES = {
+    "mr",
+    "mrs",
+    "ms",
+    "dr",
+    "prof",
+    "rev",
+    "hon",
+    "gen",
+    "col",
+    "capt",
+    "lt",
+    "sgt",
+    "sen",
+    "rep",
+    "gov",
+    "pres",
+    "st",
+}
 _SHORT_FORMS = {"vs", "fig", "vol", "e.g", "i.e", "cf", "approx"}
 _MONTHS = {"jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"}
 _ABBREVIATIONS = frozenset(_TITLES | _SHORT_FORMS | _MONTHS)
@@ -83,12 +101,12 @@ def split_sentences(text: str) -> list[str]:
     A sentence ends
 
     1. at a blank line (a heading needs no full stop); a single line end is a space;
-    2. after `.`, `!`, `?` or `…` (several, closing quotes and brackets with them) where white space follows and what comes next
-       does not begin with a lower-case letter (in a text that has no capital letters every such mark counts); not after a
-       listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
+    2. after `.`, `!`, `?` or `…` (several, closing quotes and brackets with them) where white space follows and what
+       comes next does not begin with a lower-case letter (in a text that has no capital letters every such mark
+       counts); not after a listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
     3. after `。`, `！`, `？` or `……` with closing quotes, white space or not.
     """
-    only_lower = not any(character.isupper() for character in text)
+    only_lower = text == text.lower()
     sentences: list[str] = []
     start = 0
     for match in _BOUNDARY.finditer(text):
@@ -123,5 +141,6 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], only_lower: bool
         return False
     if word.lower() in _MAY_END:
         return following[:1].isupper()
-    # One capital letter is an initial, and "U.S" holds dots of its own; "I." ends a sentence more often than it is an initial.
+    # One capital letter is an initial, and "U.S" holds dots of its own; "I." ends a sentence more often than it is an
+    # initial.
     return not (word != "I" and word[-1:].isupper() and (len(word) == 1 or word[-2] == "."))

@@ -1,7 +1,8 @@
 """Which tokens are hidden, and behind what: an exact count in every sequence, a function of the sequence's key alone.
 
-Devlin et al. 2019 (arXiv:1810.04805, section 3.1): of the chosen tokens 80 % become the mask token, 10 % a random word, 10 % stay. They draw each
-token by itself; here each sequence hides an exact share. Everything is vectorised over a micro-batch.
+Devlin et al. 2019 (arXiv:1810.04805, section 3.1): of the chosen tokens 80 % become the mask token, 10 % a random word,
+10 % stay. They draw each token by itself; here each sequence hides an exact share. Everything is vectorised over a
+micro-batch.
 """
 
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class MaskingFacts:
 
 
 def num_masked(num_maskable: np.ndarray, rate: float) -> np.ndarray:
-    """Tokens to hide in each sequence: max(1, round(rate * maskable)), halves rounded up; none where nothing is maskable."""
+    """Tokens to hide in each sequence: max(1, round(rate * maskable)), halves up; 0 where nothing is maskable."""
     wanted = np.floor(rate * num_maskable + 0.5).astype(np.int64)
     return np.minimum(np.maximum(wanted, 1), num_maskable)
 
@@ -59,9 +60,9 @@ def mask_tokens(
     """Hides tokens of every sequence.
 
     Token by token, exactly `num_masked` are chosen. By whole words, words are taken in random order until that count is
-    reached; the word that would exceed it is taken too if that comes closer to the count than leaving it, and in any case if
-    no other word was taken. So the count is missed by at most half of that word, a single taken word aside. A word begins at a
-    token of `starts_word`, at the first token of a sequence and after a token that is not maskable.
+    reached; the word that would exceed it is taken too if that comes closer to the count than leaving it, and in any
+    case if no other word was taken. So the count is missed by at most half of that word, a single taken word aside. A
+    word begins at a token of `starts_word`, at the first token of a sequence and after a token that is not maskable.
 
     Args:
         input_ids: (tokens,) of all sequences end to end.
@@ -107,7 +108,12 @@ def _sorting_keys(sequence: np.ndarray, place: np.ndarray, last: np.ndarray, has
 
 
 def _choose_tokens(
-    sequence: np.ndarray, place: np.ndarray, maskable: np.ndarray, hashes: np.ndarray, starts: np.ndarray, wanted: np.ndarray
+    sequence: np.ndarray,
+    place: np.ndarray,
+    maskable: np.ndarray,
+    hashes: np.ndarray,
+    starts: np.ndarray,
+    wanted: np.ndarray,
 ) -> np.ndarray:
     """(tokens,) True for the `wanted` maskable tokens of each sequence that have the smallest hashes."""
     order = _sorting_keys(sequence, place, ~maskable, hashes)
@@ -119,14 +125,21 @@ def _choose_tokens(
 
 
 def _choose_words(
-    words: np.ndarray, sequence: np.ndarray, place: np.ndarray, maskable: np.ndarray, hashes: np.ndarray, wanted: np.ndarray
+    words: np.ndarray,
+    sequence: np.ndarray,
+    place: np.ndarray,
+    maskable: np.ndarray,
+    hashes: np.ndarray,
+    wanted: np.ndarray,
 ) -> np.ndarray:
     """(tokens,) True for the tokens of the chosen words; `words` numbers the words over the micro-batch from 0."""
     tokens = np.flatnonzero(maskable)
     sizes = np.bincount(words[tokens])
     # A word is ordered by the hash of its first token.
     firsts = tokens[np.cumsum(sizes) - sizes]
-    order = np.argsort(_sorting_keys(sequence[firsts], place[firsts], np.zeros(len(firsts), dtype=bool), hashes[firsts]))
+    order = np.argsort(
+        _sorting_keys(sequence[firsts], place[firsts], np.zeros(len(firsts), dtype=bool), hashes[firsts])
+    )
     owner, size = sequence[firsts][order], sizes[order]
     reached = np.cumsum(size)
     per_sequence = np.bincount(owner, weights=size, minlength=len(wanted)).astype(np.int64)

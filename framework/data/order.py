@@ -1,7 +1,8 @@
 """The order of an epoch: a stateless bijection of [0, size) that is computed for any positions at once, at any size.
 
-A Feistel network over Z_a x Z_b with additions modulo a and b (Black and Rogaway 2002, "Ciphers with arbitrary finite domains",
-section 4) and cycle walking over the few values beyond `size`: a * b < size + 2 * sqrt(size) + 1. No memory, no state.
+A Feistel network over Z_a x Z_b with additions modulo a and b (Black and Rogaway 2002, "Ciphers with arbitrary finite
+domains", section 4) and cycle walking over the few values beyond `size`: a * b < size + 2 * sqrt(size) + 1. No memory,
+no state.
 """
 
 import math
@@ -13,8 +14,9 @@ from framework.random import below, key, mix
 NUM_ROUNDS = 8
 SMALL_SIZE = 100
 NUM_ROUNDS_SMALL = 24
-"""Below SMALL_SIZE the halves have few values, so that a round mixes little: pairs of indices failed a chi-square test over
-400,000 keys with 8 rounds up to size 50, and with 16 rounds at size 6; with the numbers here none did from size 3 on."""
+"""Below SMALL_SIZE the halves have few values, so that a round mixes little: pairs of indices failed a chi-square test
+over 400,000 keys with 8 rounds up to size 50, and with 16 rounds at size 6; with the numbers here none did from size 3
+on."""
 
 
 def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
@@ -29,7 +31,7 @@ def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
         int64 indices of the same shape, each in [0, size).
     """
     positions = np.asarray(positions, dtype=np.int64)
-    if positions.size and not (0 <= positions.min() and positions.max() < size):
+    if positions.size and not (positions.min() >= 0 and positions.max() < size):
         raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, not within 0 to {size - 1}.")
     if size == 1:
         return np.zeros_like(positions)

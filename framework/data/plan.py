@@ -1,7 +1,7 @@
 """Who computes what in which step: the sequences of a global step, and their way to ranks and micro-batches.
 
-A plan is arithmetic over (seed, step): it has no state, so that any step can be asked for at any time, and the sequences of a
-step do not depend on ranks, budgets or workers. Building batches from sequences is the source's work.
+A plan is arithmetic over (seed, step): it has no state, so that any step can be asked for at any time, and the
+sequences of a step do not depend on ranks, budgets or workers. Building batches from sequences is the source's work.
 """
 
 import heapq
@@ -50,7 +50,7 @@ class SequenceSource(Protocol):
         step: int,
         capacity: Capacity | None = None,
     ) -> PackedBatch:
-        """Builds one micro-batch with the sequences in the given order, through `framework.data.collate.pack_sequences`.
+        """Builds one micro-batch with the sequences in the given order (`framework.data.collate.pack_sequences`).
 
         Args:
             epochs: (sequences,) int64.
@@ -60,7 +60,8 @@ class SequenceSource(Protocol):
             capacity: Fixed shapes; None leaves them as the content has them.
 
         Returns:
-            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a capacity full of dummies), counts zero.
+            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a capacity full of dummies), counts
+            zero.
         """
 
 
@@ -100,8 +101,8 @@ class StepPlan:
         global_batch_size: Sequences of a step over all ranks.
         micro_batch_tokens: Token budget of a micro-batch; no sequence may be longer.
         num_ranks: Data-parallel ranks.
-        wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch ends with
-            a short step.
+        wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch
+            ends with a short step.
         shuffle: False keeps the source's order in every epoch (evaluation).
         micro_batch_sequences: Most sequences of a micro-batch, where shapes are fixed; None is no limit.
 
@@ -127,11 +128,13 @@ class StepPlan:
             if value < 1:
                 raise ConfigError(f"{name} is {value}, it must be at least 1.")
         if len(source) < 1:
-            raise ConfigError("the split has 0 sequences, a step needs at least 1; check the data's filters and fractions.")
+            raise ConfigError(
+                "the split has 0 sequences, a step needs at least 1; check the data's filters and fractions."
+            )
         if micro_batch_tokens < source.max_length:
             raise ConfigError(
-                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {source.max_length} tokens and cannot "
-                f"be split; set micro_batch_tokens to at least {source.max_length} or shorten the sequences."
+                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {source.max_length} tokens and "
+                f"cannot be split; set micro_batch_tokens to at least {source.max_length} or shorten the sequences."
             )
         self.source = source
         self.seed = seed
@@ -198,11 +201,11 @@ class StepPlan:
 
 
 def spread_evenly(lengths: np.ndarray, budget: int, num_ranks: int, max_sequences: int) -> list[list[np.ndarray]]:
-    """Spreads sequences over ranks and over as few micro-batches a rank as the budget allows, tokens even on all of them.
+    """Spreads sequences over ranks, and over as few micro-batches a rank as the budget allows, with even tokens.
 
-    Best fit, longest first, tells how many micro-batches are needed. Then each sequence, longest first, goes to the emptiest
-    micro-batch of all ranks; where that overflows a tight budget, best fit is repeated with ever lower budgets as long as it
-    needs no more micro-batches (MULTIFIT: Coffman, Garey, Johnson 1978).
+    Best fit, longest first, tells how many micro-batches are needed. Then each sequence, longest first, goes to the
+    emptiest micro-batch of all ranks; where that overflows a tight budget, best fit is repeated with ever lower budgets
+    as long as it needs no more micro-batches (MULTIFIT: Coffman, Garey, Johnson 1978).
 
     Args:
         lengths: (sequences,) tokens of each, none above the budget.
@@ -211,15 +214,16 @@ def spread_evenly(lengths: np.ndarray, budget: int, num_ranks: int, max_sequence
         max_sequences: Most sequences of a micro-batch.
 
     Returns:
-        For each rank its micro-batches, fullest first, as ascending int64 places into `lengths`; all ranks have equally many.
+        For each rank its micro-batches, fullest first, as ascending int64 places into `lengths`; all ranks have equally
+        many.
 
     Raises:
         ConfigError: A sequence is longer than the budget.
     """
     if len(lengths) and lengths.max() > budget:
         raise ConfigError(
-            f"a sequence has {lengths.max()} tokens, above micro_batch_tokens={budget}; set micro_batch_tokens to at least "
-            f"{lengths.max()} or shorten the sequences."
+            f"a sequence has {lengths.max()} tokens, above micro_batch_tokens={budget}; set micro_batch_tokens to at "
+            f"least {lengths.max()} or shorten the sequences."
         )
     order = np.argsort(-lengths, kind="stable").tolist()
     sizes = lengths.tolist()

@@ -1,15 +1,16 @@
 """Makes a token store from sources: clean, train or take a tokenizer, split into sentences, encode, write.
 
-The order of the files, the text and the settings decide the store to the last byte. The command `framework.prepare` composes the
-config, calls this and shows the counts.
+The order of the files, the text and the settings decide the store to the last byte. The command `framework.prepare`
+composes the config, calls this and shows the counts.
 """
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,8 @@ def prepare_store(
 ) -> Prepared:
     """Makes the store, or finds that it is there.
 
-    The work is done in `<folder>.partial`, which gets its final name when it is complete; what a killed run left there is begun anew.
+    The work is done in `<folder>.partial`, which gets its final name when it is complete; what a killed run left there
+    is begun anew.
 
     Args:
         sources: Read in this order.
@@ -91,8 +93,8 @@ def prepare_store(
         progress: Is told how far it is.
 
     Raises:
-        DataError: A source or the tokenizer cannot be used, there are no documents, `folder` holds something else, or it cannot be
-            written.
+        DataError: A source or the tokenizer cannot be used, there are no documents, `folder` holds something else, or
+            it cannot be written.
     """
     folder = Path(folder)
     files = [path for source in sources for path in source.paths()]
@@ -106,54 +108,38 @@ def prepare_store(
         "deduplicate": deduplicate,
         "sources": [_source_settings(source) for source in sources],
     }
-    identity = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-    found = _existing(folder, identity, overwrite)
+    settings = json.loads(json.dumps(settings, default=_plain))
+    found = _existing(folder, settings, overwrite)
     if found is not None:
         return found
-    corpus = _Corpus(sources, sum(path.stat().st_size for path in files), strip_html, deduplicate, progress)
+    corpus = _Corpus(sources, files, strip_html, deduplicate, progress)
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        if isinstance(tokenizer, WordPieceTraining):
-            texts = (text for text, _ in corpus.stream("vocabulary"))
-            given = train_wordpiece(
-                texts, tokenizer.vocab_size, partial / TOKENIZER_FOLDER, tokenizer.lowercase, tokenizer.alphabet
-            )
-        assert given is not None
-        writer = StoreWriter(partial, given.vocab_size)
-        totals = _write_documents(corpus, given, writer)
-        counts = {
-            "files": len(files),
-            "bytes": corpus.num_bytes,
-            "documents": totals.documents,
-            "duplicates": corpus.cleaner.num_duplicates,
-            "empty": corpus.cleaner.num_read - corpus.cleaner.num_duplicates - totals.documents,
-            "sentences": totals.sentences,
-            "tokens": totals.tokens,
-            "unknown_tokens": totals.unknown_tokens,
-            "vocab_size": given.vocab_size,
-        }
-        if totals.documents == 0:
-            raise DataError(f"none of the {corpus.cleaner.num_read} documents holds text; check the sources and `strip_html`.")
-        writer.finish({**counts, "identity": identity, "settings": settings}, given)
+        _write_store(corpus, given or tokenizer, partial, settings)
         _put_in_place(partial, folder)
     except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error}); free space or give another folder, then start again.") from error
-    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-    return Prepared(folder, False, counts, meta["fingerprint"])
+        raise DataError(f"{folder} cannot be written ({error}); free space or give another folder.") from error
+    return _read_prepared(folder, reused=False)
 
 
 class _Corpus:
     """The cleaned documents of all sources, as often as they are wanted."""
 
     def __init__(
-        self, sources: Sequence[Source], num_bytes: int, strip_html: bool, deduplicate: bool, progress: Progress | None
+        self,
+        sources: Sequence[Source],
+        files: Sequence[Path],
+        strip_html: bool,
+        deduplicate: bool,
+        progress: Progress | None,
     ) -> None:
         self._sources = sources
         self._progress = progress
         self._settings = (strip_html, deduplicate)
-        self.num_bytes = num_bytes
+        self.num_files = len(files)
+        self.num_bytes = sum(path.stat().st_size for path in files)
         self.cleaner = Cleaner(*self._settings)
 
     def stream(self, stage: str) -> Iterator[tuple[str, int]]:
@@ -168,6 +154,33 @@ class _Corpus:
 
         self.cleaner = Cleaner(*self._settings)
         yield from self.cleaner.clean(text for source in self._sources for text in source.read(advance))
+
+
+def _write_store(
+    corpus: _Corpus, tokenizer: Tokenizer | WordPieceTraining | str | Path, folder: Path, settings: dict[str, Any]
+) -> None:
+    if isinstance(tokenizer, WordPieceTraining):
+        texts = (text for text, _ in corpus.stream("vocabulary"))
+        options = (tokenizer.lowercase, tokenizer.alphabet)
+        tokenizer = train_wordpiece(texts, tokenizer.vocab_size, folder / TOKENIZER_FOLDER, *options)
+    assert isinstance(tokenizer, Tokenizer)
+    writer = StoreWriter(folder, tokenizer.vocab_size)
+    totals = _write_documents(corpus, tokenizer, writer)
+    num_read, num_duplicates = corpus.cleaner.num_read, corpus.cleaner.num_duplicates
+    if totals.documents == 0:
+        raise DataError(f"none of the {num_read} documents holds text; check the sources and `strip_html`.")
+    counts = {
+        "files": corpus.num_files,
+        "bytes": corpus.num_bytes,
+        "documents": totals.documents,
+        "duplicates": num_duplicates,
+        "empty": num_read - num_duplicates - totals.documents,
+        "sentences": totals.sentences,
+        "tokens": totals.tokens,
+        "unknown_tokens": totals.unknown_tokens,
+        "vocab_size": tokenizer.vocab_size,
+    }
+    writer.finish({"counts": counts, "settings": settings}, tokenizer)
 
 
 def _write_documents(corpus: _Corpus, tokenizer: Tokenizer, writer: StoreWriter) -> _Totals:
@@ -195,7 +208,12 @@ def _write_documents(corpus: _Corpus, tokenizer: Tokenizer, writer: StoreWriter)
 
 
 def _write_batch(
-    encoder: SentenceEncoder, writer: StoreWriter, unk_id: int, documents: list[list[str]], hashes: list[int], totals: _Totals
+    encoder: SentenceEncoder,
+    writer: StoreWriter,
+    unk_id: int,
+    documents: list[list[str]],
+    hashes: list[int],
+    totals: _Totals,
 ) -> None:
     input_ids, lengths = encoder.encode([sentence for sentences in documents for sentence in sentences])
     owners = np.repeat(np.arange(len(documents)), [len(sentences) for sentences in documents])
@@ -206,7 +224,10 @@ def _write_batch(
     if not kept_documents.any():
         return
     writer.add(
-        input_ids, lengths[kept_sentences], num_sentences[kept_documents], np.array(hashes, dtype=np.uint64)[kept_documents]
+        input_ids,
+        lengths[kept_sentences],
+        num_sentences[kept_documents],
+        np.array(hashes, dtype=np.uint64)[kept_documents],
     )
     totals.documents += int(kept_documents.sum())
     totals.sentences += int(kept_sentences.sum())
@@ -215,7 +236,7 @@ def _write_batch(
 
 
 def _source_settings(source: Source) -> dict[str, object]:
-    """What a source adds to the store's identity: its kind, its options and the content of its files, not their paths."""
+    """What a source adds to the store's identity: kind, options and the content of its files, not their paths."""
     contents = hashlib.blake2b(digest_size=16)
     for path in source.paths():
         with path.open("rb") as file:
@@ -224,19 +245,30 @@ def _source_settings(source: Source) -> dict[str, object]:
     return {"kind": type(source).__name__, "options": options, "contents": contents.hexdigest()}
 
 
-def _existing(folder: Path, identity: str, overwrite: bool) -> Prepared | None:
+def _plain(value: Mapping[str, object] | Sequence[object]) -> object:
+    """What a config's own mapping and list types are in JSON."""
+    return dict(value) if isinstance(value, Mapping) else list(value)
+
+
+def _read_prepared(folder: Path, reused: bool) -> Prepared:
+    meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+    return Prepared(folder, reused, meta["counts"], meta["fingerprint"])
+
+
+def _existing(folder: Path, settings: dict[str, Any], overwrite: bool) -> Prepared | None:
+    """The store that is there, where it was made from the same files and settings; None where the way is free."""
     if not folder.exists():
         return None
-    if (folder / COMPLETE_FILE).is_file():
-        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-        if meta.get("identity") == identity:
-            return Prepared(folder, True, meta["counts"], meta["fingerprint"])
-        if overwrite:
-            return None
-        raise DataError(
-            f"{folder} holds a store made from other files or settings; give another folder, or set overwrite=true to replace it."
-        )
-    raise DataError(f"{folder} exists and is no complete store; give another folder, or delete it.")
+    if not (folder / COMPLETE_FILE).is_file():
+        raise DataError(f"{folder} exists and is no complete store; give another folder, or delete it.")
+    if json.loads((folder / META_FILE).read_text(encoding="utf-8")).get("settings") == settings:
+        return _read_prepared(folder, reused=True)
+    if overwrite:
+        return None
+    raise DataError(
+        f"{folder} holds a store made from other files or settings; give another folder, or set overwrite=true to "
+        "replace it."
+    )
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

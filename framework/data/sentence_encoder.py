@@ -14,8 +14,9 @@ _MAX_CHARACTERS = 20_000_000
 class SentenceEncoder:
     """Encodes sentences word by word where that gives the same ids as encoding them whole.
 
-    That is so where the tokenizer never looks across a space: BERT's pre-tokenizer, and byte-level BPE, whose words take the
-    space before them along (a sentence's first word too, as in running text). Other tokenizers encode whole sentences.
+    That is so where the tokenizer never looks across a space: BERT's pre-tokenizer, and byte-level BPE, whose words
+    take the space before them along (a sentence's first word too, as in running text). Other tokenizers encode whole
+    sentences.
 
     Args:
         tokenizer: Any tokenizer.
@@ -31,8 +32,8 @@ class SentenceEncoder:
         """Encodes sentences as `split_sentences` gives them: not empty, single spaces.
 
         Returns:
-            Ids of all sentences end to end (tokens,) int32, and the tokens of each sentence (sentences,) int64. A sentence of
-            control characters alone may have none.
+            Ids of all sentences end to end (tokens,) int32, and the tokens of each sentence (sentences,) int64. A
+            sentence of control characters alone may have none.
         """
         if not sentences:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)

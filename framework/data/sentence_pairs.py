@@ -1,7 +1,8 @@
 """Sequences of consecutive sentences, one segment or BERT's pairs, as stretches of a token store.
 
-Follows Devlin et al. 2019 (arXiv:1810.04805, appendix A.2) and its create_pretraining_data.py, with one departure: where a chunk begins and ends
-does not depend on the draws, so that a sequence index means the same text in every epoch and any index can be reached at once.
+Follows Devlin et al. 2019 (arXiv:1810.04805, appendix A.2) and its create_pretraining_data.py, with one departure:
+where a chunk begins and ends does not depend on the draws, so that a sequence index means the same text in every epoch
+and any index can be reached at once.
 """
 
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ class Segments:
 
 
 class SentenceChunks:
-    """A fixed division of documents into chunks of consecutive sentences that fit a sequence; one chunk is one sequence index.
+    """A fixed division of documents into chunks of consecutive sentences; one chunk is one sequence index.
 
-    A document's sentences are taken greedily while they fit. A sentence of more than half a chunk (without pairs: a whole chunk) is
-    first cut into pieces of even lengths, so that each chunk but a document's last can be split in two; no text is dropped.
+    A document's sentences are taken greedily while they fit. A sentence of more than half a chunk (without pairs: a
+    whole chunk) is first cut into pieces of even lengths, so that each chunk but a document's last can be split in two;
+    no text is dropped.
 
     Args:
         document_offsets: (documents + 1,) token places in the store.
@@ -61,10 +63,14 @@ class SentenceChunks:
         pairs: bool,
     ) -> None:
         if max_tokens < 2:
-            raise ConfigError(f"sequences have room for {max_tokens} tokens beside the special ones, 2 is the least; raise sequence_length.")
+            raise ConfigError(
+                f"sequences have room for {max_tokens} tokens beside the special ones, 2 is the least; raise "
+                "sequence_length."
+            )
         if pairs and len(documents) < 2:
             raise DataError(
-                f"next-sentence prediction draws from another document, but there is {len(documents)}; add documents or set task.nsp=false."
+                f"next-sentence prediction draws from another document, but there is {len(documents)}; add documents "
+                "or set task.nsp=false."
             )
         self.max_tokens = max_tokens
         self.pairs = pairs
@@ -109,12 +115,12 @@ class SentenceChunks:
     def draw_pairs(self, seed: int, epochs: np.ndarray, indices: np.ndarray) -> Segments:
         """Splits each chunk into the segments of a pair: a function of (seed, epoch, index) alone.
 
-        - With probability 0.1 the target length is uniform in [2, max_tokens] instead of max_tokens, and the chunk ends with the
-          sentence that reaches it.
+        - With probability 0.1 the target length is uniform in [2, max_tokens] instead of max_tokens, and the chunk ends
+          with the sentence that reaches it.
         - A is the first 1 to n - 1 of the chunk's n pieces, uniformly.
-        - With probability 0.5 B is the rest of the chunk. Otherwise, and always where the chunk has one piece only, B begins at a
-          uniformly drawn piece of a uniformly drawn other document and takes as many pieces as fit into the target beside A, at
-          least one, cut if it is longer than the room.
+        - With probability 0.5 B is the rest of the chunk. Otherwise, and always where the chunk has one piece only, B
+          begins at a uniformly drawn piece of a uniformly drawn other document and takes as many pieces as fit into the
+          target beside A, at least one, cut if it is longer than the room.
 
         Args:
             seed: Of the run.
@@ -149,8 +155,10 @@ class SentenceChunks:
         return Segments(starts, np.stack([length_a, length_b], axis=1), np.where(random_next, RANDOM, FOLLOWS))
 
     def unused_fraction(self, seed: int, epoch: int) -> float:
-        """Share of the text that next-sentence prediction leaves out in an epoch: the rest of chunks whose B is random, and what
-        short targets cut off. (The epoch after draws anew. BERT's own script puts such a rest into the next sequence.)
+        """Share of the text that next-sentence prediction leaves out in an epoch.
+
+        That is the rest of chunks whose B is random, and what short targets cut off. The next epoch draws anew; BERT's own
+        script instead puts such a rest into the next sequence.
         """
         if not self.pairs:
             return 0.0

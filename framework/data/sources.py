@@ -1,7 +1,7 @@
 """Documents from files: plain text, CSV, TSV and JSONL, UTF-8 only.
 
-A source is a small dataclass whose `read` streams texts; every fault of a file is a DataError that names the file and the line or
-row. Cleaning, duplicates and sentences are the work of `framework.data.documents`.
+A source is a small dataclass whose `read` streams texts; every fault of a file is a DataError that names the file and
+the line or row. Cleaning, duplicates and sentences are the work of `framework.data.documents`.
 """
 
 import csv
@@ -94,7 +94,8 @@ class TableFiles:
         """Streams the texts of the rows.
 
         Raises:
-            DataError: A file is missing, empty or not UTF-8, a column is missing, a row is broken, or no row fits `where`.
+            DataError: A file is missing, empty or not UTF-8, a column is missing, a row is broken, or no row fits
+                `where`.
         """
         wanted = {column: str(value) for column, value in (self.where or {}).items()}
         for path in self.paths():
@@ -173,11 +174,13 @@ def read_rows(path: Path, columns: Sequence[str], advance: Callable[[int], None]
     """Streams the wanted columns of a CSV, TSV (both quoted as by `csv`, with a header) or JSONL file.
 
     Raises:
-        DataError: The suffix is unknown, the file is missing, empty, without rows or not UTF-8, a column is missing, or a row
-            is broken.
+        DataError: The suffix is unknown, the file is missing, empty, without rows or not UTF-8, a column is missing, or
+            a row is broken.
     """
     if path.suffix not in TABLE_SUFFIXES:
-        raise DataError(f"{path} has suffix {path.suffix!r}, tables are told by {', '.join(TABLE_SUFFIXES)}; rename the file.")
+        raise DataError(
+            f"{path} has suffix {path.suffix!r}, tables are told by {', '.join(TABLE_SUFFIXES)}; rename the file."
+        )
     rows = _read_jsonl(path, columns, advance) if path.suffix == ".jsonl" else _read_csv(path, columns, advance)
     number = 0
     for number, (line, values) in enumerate(rows, start=1):
@@ -217,7 +220,8 @@ def _read_csv(
         for number, fields in enumerate((fields for fields in reader if fields), start=1):
             if len(fields) != len(header):
                 raise DataError(
-                    f"{path}, row {number} (line {reader.line_num}): {len(fields)} fields, the header has {len(header)}; "
+                    f"{path}, row {number} (line {reader.line_num}): {len(fields)} fields, the header has "
+                    f"{len(header)}; "
                     "quote fields that hold the delimiter, a quote or a line end."
                 )
             yield reader.line_num, {column: fields[place] for column, place in zip(columns, places, strict=True)}
@@ -236,14 +240,19 @@ def _read_jsonl(
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg}); each line must be one JSON object.") from error
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error.msg}); each line must be one JSON object."
+            ) from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: {type(row).__name__}, not an object; each line must be one JSON object.")
+            raise DataError(
+                f"{path}, line {number}: {type(row).__name__}, not an object; each line must be one JSON object."
+            )
         _check_columns(path, f"line {number}", columns, list(row))
         for column in columns:
             if not isinstance(row[column], str | int | float):
                 raise DataError(
-                    f"{path}, line {number}: {column!r} is {row[column]!r}, it must be text or a number; correct or remove the row."
+                    f"{path}, line {number}: {column!r} is {row[column]!r}, it must be text or a number; correct or "
+                    "remove the row."
                 )
         yield number, {column: str(row[column]) for column in columns}
 

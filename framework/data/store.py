@@ -1,7 +1,8 @@
 """The token store: an Arrow file of `datasets`, one row a document, read through its memory-mapped buffers.
 
-A store folder holds data.arrow (columns input_ids, sentence_lengths, text_hash; `datasets.Dataset.from_file` opens it too), tokenizer/,
-store.json (counts, settings, fingerprint) and COMPLETE, which is written last in a folder that gets its name after that.
+A store folder holds data.arrow (columns input_ids, sentence_lengths, text_hash; `datasets.Dataset.from_file` opens it
+too), tokenizer/, store.json (counts, settings, fingerprint) and COMPLETE, which is written last in a folder that gets
+its name after that.
 """
 
 import hashlib
@@ -43,7 +44,11 @@ class StoreWriter:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def add(
-        self, input_ids: np.ndarray, sentence_lengths: np.ndarray, document_sentences: np.ndarray, text_hashes: np.ndarray
+        self,
+        input_ids: np.ndarray,
+        sentence_lengths: np.ndarray,
+        document_sentences: np.ndarray,
+        text_hashes: np.ndarray,
     ) -> None:
         """Appends documents.
 
@@ -62,7 +67,11 @@ class StoreWriter:
             pa.ListArray.from_arrays(pa.array(sentence_ends, type=pa.int32()), lengths),
             pa.array(text_hashes, type=pa.uint64()),
         ]
-        for array in (input_ids.astype(np.int32), sentence_lengths.astype(np.int32), document_sentences.astype(np.int32)):
+        for array in (
+            input_ids.astype(np.int32),
+            sentence_lengths.astype(np.int32),
+            document_sentences.astype(np.int32),
+        ):
             self._digest.update(array.tobytes())
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), writer_batch_size=len(text_hashes))
 
@@ -70,7 +79,7 @@ class StoreWriter:
         """Closes the file and writes everything else, COMPLETE last.
 
         Args:
-            meta: What store.json tells beside format and fingerprints; must be JSON.
+            meta: What store.json tells beside format and fingerprints, `counts` among it; must be JSON.
             tokenizer: Its files go into the store.
         """
         self._writer.finalize()
@@ -82,7 +91,9 @@ class StoreWriter:
             "tokenizer_fingerprint": tokenizer.fingerprint,
             "fingerprint": self._digest.hexdigest(),
         }
-        (self._folder / META_FILE).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (self._folder / META_FILE).write_text(
+            json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
         (self._folder / COMPLETE_FILE).touch()
 
 
@@ -93,8 +104,10 @@ class TokenStore:
         folder: Of the store.
         meta: Content of store.json.
         fingerprint: Of tokens, boundaries and tokenizer.
-        document_offsets: (documents + 1,) int64 token place at which each document begins; the last is the number of tokens.
-        document_sentences: (documents + 1,) int64 sentence at which each document begins; the last is the number of sentences.
+        document_offsets: (documents + 1,) int64 token place at which each document begins; the last is the number of
+            tokens.
+        document_sentences: (documents + 1,) int64 sentence at which each document begins; the last is the number of
+            sentences.
         sentence_offsets: (sentences + 1,) int64 token place at which each sentence begins.
         text_hashes: (documents,) uint64 of their texts.
     """
@@ -110,12 +123,14 @@ class TokenStore:
         self.document_sentences = _offsets(lengths_chunks)
         lengths = np.concatenate([chunk.flatten().to_numpy() for chunk in lengths_chunks])
         self.sentence_offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        # The whole file as one array of ids: within a record batch ids lie side by side, so a place in the store is a place in the
-        # file plus a shift that only the record batch decides. That spares an index of rows, and any copy.
+        # The whole file as one array of ids: within a record batch ids lie side by side, so a place in the store is a
+        # place in the file plus a shift that only the record batch decides. That spares an index of rows, and any copy.
         dtype = np.dtype(table.schema.field("input_ids").type.value_type.to_pandas_dtype())
         self._file = np.frombuffer(mapped, dtype=dtype, count=mapped.size // dtype.itemsize)
         self._batch_starts = np.concatenate([[0], np.cumsum([len(chunk.flatten()) for chunk in id_chunks])])[:-1]
-        self._shifts = np.array([_address(chunk) - mapped.address for chunk in id_chunks]) // dtype.itemsize - self._batch_starts
+        self._shifts = (
+            np.array([_address(chunk) - mapped.address for chunk in id_chunks]) // dtype.itemsize - self._batch_starts
+        )
         # Tables of the Arrow library keep the mapping alive; so must we.
         self._mapped = mapped
 
@@ -135,14 +150,18 @@ class TokenStore:
             mapped = pa.memory_map(str(folder / DATA_FILE)).read_buffer()
             table = pa.ipc.open_stream(pa.BufferReader(mapped)).read_all()
         except (OSError, ValueError, pa.ArrowInvalid) as error:
-            raise DataError(f"the token store {folder} is damaged ({error}); delete it and run framework.prepare again.") from error
+            raise DataError(
+                f"the token store {folder} is damaged ({error}); delete it and run framework.prepare again."
+            ) from error
         if meta.get("format") != FORMAT:
             raise DataError(
-                f"the token store {folder} has format {meta.get('format')}, this version reads {FORMAT}; run framework.prepare again."
+                f"the token store {folder} has format {meta.get('format')}, this version reads {FORMAT}; run "
+                "framework.prepare again."
             )
-        if table.num_rows != meta["documents"]:
+        if table.num_rows != meta["counts"]["documents"]:
             raise DataError(
-                f"the token store {folder} holds {table.num_rows} documents, its store.json says {meta['documents']}; delete it and run "
+                f"the token store {folder} holds {table.num_rows} documents, its store.json says "
+                f"{meta['counts']['documents']}; delete it and run "
                 "framework.prepare again."
             )
         return cls(folder, meta, table, mapped)
@@ -215,7 +234,8 @@ class StoreData:
         for name, documents in splits.items():
             if len(documents) == 0:
                 raise DataError(
-                    f"{self.store} has {len(held_out)} documents, of which validation_fraction={self.validation_fraction} leaves none for "
+                    f"{self.store} has {len(held_out)} documents, of which "
+                    f"validation_fraction={self.validation_fraction} leaves none for "
                     f"{name}; change the fraction or add documents."
                 )
         return splits

@@ -1,7 +1,7 @@
 """A tokenizer folder as the rest of Cloze sees it: ids, special tokens, which ids begin a word.
 
-Reads the files that Hugging Face transformers reads (tokenizer.json, or vocab.txt of a BERT vocabulary), without transformers.
-Training is in `framework.data.tokenizer_training`.
+Reads the files that Hugging Face transformers reads (tokenizer.json, or vocab.txt of a BERT vocabulary), without
+transformers. Training is in `framework.data.tokenizer_training`.
 """
 
 import hashlib
@@ -53,8 +53,9 @@ class Tokenizer:
         cls_id: Like the other four a single id.
         special_ids: Ascending ids of all special tokens; text never gives these, except `unk_id`.
         ordinary_ids: Ascending ids of the words and word pieces: neither special nor placeholders such as `[unused7]`.
-        starts_word: (vocab_size,) True where a token begins a word: a WordPiece without `##`, a byte-level or sentence-piece token with
-            its space mark (a punctuation mark without one belongs to the word before it, as in fairseq); special tokens too.
+        starts_word: (vocab_size,) True where a token begins a word: a WordPiece without `##`, a byte-level or
+            sentence-piece token with its space mark (a punctuation mark without one belongs to the word before it, as
+            in fairseq); special tokens too.
         space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
         fingerprint: Hash of the tokenizer's files.
     """
@@ -74,7 +75,11 @@ class Tokenizer:
         special = added | {vocabulary[token] for token in special_tokens.values()}
         self.special_ids = np.array(sorted(special), dtype=np.int64)
         self.ordinary_ids = np.array(
-            sorted(token_id for token, token_id in vocabulary.items() if token_id not in special and not _UNUSED.fullmatch(token)),
+            sorted(
+                token_id
+                for token, token_id in vocabulary.items()
+                if token_id not in special and not _UNUSED.fullmatch(token)
+            ),
             dtype=np.int64,
         )
         prefix = getattr(backend.model, "continuing_subword_prefix", None)
@@ -90,7 +95,8 @@ class Tokenizer:
         """Loads a tokenizer folder.
 
         Args:
-            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece; `do_lower_case` from tokenizer_config.json).
+            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece; `do_lower_case` from
+                tokenizer_config.json).
 
         Raises:
             DataError: The folder or its files are missing or broken, or one of the five special tokens is not found.
@@ -103,7 +109,8 @@ class Tokenizer:
             backend = _backend_of_vocabulary(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
         else:
             raise DataError(
-                f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or make one with "
+                f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or "
+                "make one with "
                 "framework.prepare."
             )
         named = {**config, **_read_json(folder / "special_tokens_map.json")}
@@ -173,7 +180,8 @@ def _find_special_tokens(folder: Path, named: dict, backend: tokenizers.Tokenize
         present = [token for token in candidates if backend.token_to_id(token) is not None]
         if not present:
             raise DataError(
-                f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name it in "
+                f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name "
+                "it in "
                 "special_tokens_map.json."
             )
         found[name] = present[0]

@@ -1,7 +1,7 @@
 """Trains a WordPiece vocabulary, the same one from the same text on every machine.
 
-`tokenizers` numbers the alphabet in the order of a hash map, which changes with every process, and with it the ids and the
-merges of equal count. So the words are counted here, and the alphabet is handed to its trainer in a fixed order.
+`tokenizers` numbers the alphabet in the order of a hash map, which changes with every process, and with it the ids and
+the merges of equal count. So the words are counted here, and the alphabet is handed to its trainer in a fixed order.
 """
 
 import json
@@ -17,7 +17,7 @@ from framework.errors import ConfigError, DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_ALPHABET = 1000
-"""Characters that become tokens, the most frequent ones; Chinese text has thousands of characters and `alphabet` should say so."""
+"""Characters that become tokens, the most frequent ones; Chinese text wants several thousand."""
 
 _FLUSH_AT = 500_000
 
@@ -45,7 +45,8 @@ def train_wordpiece(
     fixed = [*SPECIAL_TOKENS, *_alphabet(words, alphabet)]
     if vocab_size < len(fixed):
         raise ConfigError(
-            f"vocab_size is {vocab_size}, but special tokens and the characters of the text take {len(fixed)}; set vocab_size above that."
+            f"vocab_size is {vocab_size}, but special tokens and the characters of the text take {len(fixed)}; set "
+            "vocab_size above that."
         )
     vocabulary = _train(words, vocab_size, fixed)
     return _write(vocabulary, normalizer, lowercase, Path(folder))
@@ -72,7 +73,7 @@ def _count_words(texts: Iterable[str], normalizer: normalizers.Normalizer) -> Co
 
 
 def _alphabet(words: Counter[str], limit: int) -> list[str]:
-    """The most frequent characters, and their `##` forms where they occur inside words, in the order of their code points."""
+    """The most frequent characters, and their `##` forms where they occur inside words, by code point."""
     characters: Counter[str] = Counter()
     inner: set[str] = set()
     for word, count in words.items():
@@ -108,8 +109,19 @@ def _write(vocabulary: dict[str, int], normalizer: normalizers.Normalizer, lower
         pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
         special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
-    config = {"tokenizer_class": "BertTokenizer", "do_lower_case": lowercase, "tokenize_chinese_chars": True, "strip_accents": None}
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": lowercase,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+    }
     folder.mkdir(parents=True, exist_ok=True)
     in_order = sorted(vocabulary, key=lambda token: vocabulary[token])
     contents = {

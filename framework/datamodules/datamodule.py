@@ -14,7 +14,7 @@ from framework.errors import ConfigError
 
 
 class EncoderDataModule(LightningDataModule):
-    """Loads one rank's share of every global step. It has no state: `set_start` seeks, a checkpoint keeps nothing of it.
+    """Loads one rank's share of every global step; a checkpoint keeps nothing of it, `set_start` seeks.
 
     Args:
         sources: Sequences by split: `train`, `validation`, perhaps `test`.
@@ -30,7 +30,7 @@ class EncoderDataModule(LightningDataModule):
         micro_batch_sequences: Most sequences of a micro-batch; needed with a capacity.
 
     Raises:
-        ConfigError: No training split, fewer training sequences than ranks, or sizes that no plan can be made of.
+        ConfigError: Fewer training sequences than ranks, or sizes that no plan can be made of.
     """
 
     def __init__(
@@ -50,8 +50,8 @@ class EncoderDataModule(LightningDataModule):
         super().__init__()
         if "train" in sources and len(sources["train"]) < num_ranks:
             raise ConfigError(
-                f"there are {len(sources['train'])} training sequences for {num_ranks} ranks, each rank needs at least one; "
-                "use fewer processes or more data."
+                f"there are {len(sources['train'])} training sequences for {num_ranks} ranks, each rank needs at least "
+                "one; use fewer processes or more data."
             )
         self.plans = {
             split: StepPlan(
@@ -80,7 +80,9 @@ class EncoderDataModule(LightningDataModule):
     def set_start(self, step: int) -> None:
         """Lets training begin after this many completed steps; takes no time, wherever the step is."""
         if not 0 <= step <= self.max_steps:
-            raise ConfigError(f"the run has {self.max_steps} steps and cannot start after {step}; raise trainer.max_steps.")
+            raise ConfigError(
+                f"the run has {self.max_steps} steps and cannot start after {step}; raise trainer.max_steps."
+            )
         self.start_step = step
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
@@ -108,7 +110,7 @@ class EncoderDataModule(LightningDataModule):
         dataset = StepDataset(plan, self.rank, len(plan), self.capacity)
         return self._loader(dataset, SeekSampler(0, len(plan)))
 
-    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:  # noqa: ARG002
         """Copies a step to the device without waiting for the copy (Lightning's hook)."""
         return batch.to(device, non_blocking=True)
 

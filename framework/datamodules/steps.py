@@ -42,8 +42,8 @@ class StepDataset(Dataset[StepBatch]):
 class SeekSampler(Sampler[int]):
     """The steps from `start_step` to the end of the run.
 
-    Its length is that of the whole run also after a seek: with the remaining length Lightning 2.6 ends its epoch early and the
-    data begins again.
+    Its length is that of the whole run also after a seek: with the remaining length Lightning 2.6 ends its epoch early
+    and the data begins again.
 
     Args:
         start_step: First step to come: steps that are completed already.

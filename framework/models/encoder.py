@@ -5,14 +5,12 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.attention import SelfAttention
-from framework.nn.dropout import HashedDropout
+from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm
 from framework.nn.rotary import RotaryTable
-
-_OUTSIDE_LAYERS = -1
 
 
 def _build_norm(config: EncoderConfig) -> LayerNorm:
@@ -27,7 +25,7 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
         position_offset=config.position_offset,
         type_vocab_size=config.type_vocab_size,
         norm=_build_norm(config),
-        dropout=HashedDropout(config.embedding_dropout, _OUTSIDE_LAYERS, "embeddings"),
+        dropout=HashedDropout(config.embedding_dropout, OUTSIDE_LAYERS, "embeddings"),
     )
 
 
@@ -40,14 +38,14 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
         attention_norm=nn.Identity() if already_normalised else _build_norm(config),
         feed_forward=feed_forward_class(config.hidden_size, config.intermediate_size, config.activation, config.bias),
         feed_forward_norm=_build_norm(config),
-        attention_output_dropout=HashedDropout(config.hidden_dropout, index, "attention output"),
-        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, index, "feed-forward output"),
+        attention_output_dropout=HashedDropout(config.hidden_dropout, OUTSIDE_LAYERS, "attention output"),
+        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, OUTSIDE_LAYERS, "feed-forward output"),
         norm_placement=config.norm_placement,
     )
 
 
 def _layer_kind(config: EncoderConfig, index: int) -> str:
-    """ "global" where a token sees its whole sequence, "local" where it sees a window."""
+    """Which rotary table a layer uses: "global" where a token sees its whole sequence, "local" where a window."""
     return "global" if config.attention_window(index) is None else "local"
 
 
@@ -81,8 +79,9 @@ class TransformerEncoder(nn.Module):
         """Maps embeddings (tokens, hidden) to hidden states (tokens, hidden)."""
         hidden_states = embeddings
         rotary = self._rotary(batch)
-        for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
-            hidden_states = layer(hidden_states, batch, rotary.get(kind), dropout_keys)
+        for index, layer in enumerate(self.layers):
+            keys = layer_keys(dropout_keys, index)
+            hidden_states = layer(hidden_states, batch, rotary.get(self.layer_kinds[index]), keys)
         return self.final_norm(hidden_states)
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:

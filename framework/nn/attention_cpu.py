@@ -1,8 +1,9 @@
 """Packed self-attention on the CPU by batched matrix products, forward and backward.
 
-Up to a few hundred tokens this beats `scaled_dot_product_attention`, whose CPU backward is made for long sequences: with 12
-heads of 32 and 32 sequences of 128 tokens, fp32, one thread, forward and backward took 56 ms instead of 74 (at 256 tokens as
-long, at 512 longer). One sequence's scores stay in the cache, and the gradient has the layout of the joint projection.
+Up to a few hundred tokens this beats `scaled_dot_product_attention`, whose CPU backward is made for long sequences.
+Forward and backward in fp32 on one thread, 12 heads of 32 and 4,096 tokens: 56 ms instead of 74 in sequences of 128, as
+long in sequences of 256, longer in sequences of 512. One sequence's scores stay in the cache, and the gradient has the
+layout of the joint projection.
 """
 
 import math

@@ -1,10 +1,11 @@
 """Dropout whose mask is a hash of (seed, step, pass, sequence, position, layer, site, channel).
 
 The mask of a token does not depend on where the token lies in which micro-batch on which rank, and computing a layer
-again gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014): each
-token's key starts a stream, and each 64-bit output decides four channels, 15 bits each.
+again gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014):
+each token's key starts a stream, and each 64-bit output decides four channels, 15 bits each.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from framework.batch import PackedBatch
 from framework.random import key
+
+OUTSIDE_LAYERS = -1
+"""Layer of a dropout that belongs to no layer."""
 
 _LANES = 4
 _RESOLUTION = 1 << 15
@@ -59,17 +63,31 @@ def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Ten
     """
     base = _signed(key(seed, "dropout", step, pass_index))
     sequence_keys = _mix(batch.sequence_ids ^ base)
-    lengths = batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]
+    lengths = batch.cu_seqlens.diff()
     num_tokens = batch.position_ids.shape[0]
     return _mix(torch.repeat_interleave(sequence_keys, lengths, output_size=num_tokens) ^ batch.position_ids)
+
+
+def _is_little_endian_cpu(x: Tensor) -> bool:
+    """Whether lane 0 comes first in memory and looking at it there is cheapest (a compiler would rather see shifts)."""
+    return x.device.type == "cpu" and sys.byteorder == "little"
+
+
+def layer_keys(dropout_keys: Tensor | None, layer: int) -> Tensor | None:
+    """The keys of one layer, each a function of the token's key and the layer's index.
+
+    A stack of equal layers gets its keys from outside, so that the layers stay equal: with the index inside, each would
+    be compiled anew.
+    """
+    return None if dropout_keys is None else _mix(dropout_keys ^ _signed(key("dropout layer", layer)))
 
 
 def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
     """Draws which channels of each token are kept, and by what they are multiplied.
 
     All passes work in place on 64-bit words, four channels each; only the last one touches one number a channel. Torch
-    shifts int64 arithmetically where SplitMix64 shifts logically, which is as good a hash except for the highest bit of a
-    word; no lane uses that one.
+    shifts int64 arithmetically where SplitMix64 shifts logically, which is as good a hash except for the highest bit of
+    a word; no lane uses that one.
 
     Args:
         dropout_keys: (tokens,) int64.
@@ -83,19 +101,19 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     num_words = -(-num_channels // _LANES)
     streams = _mix(dropout_keys ^ _signed(site_key))
     counters = torch.arange(1, num_words + 1, device=dropout_keys.device) * _signed(_GOLDEN)
-    words = streams[:, None] + counters
+    words = streams.unsqueeze(1) + counters
     for bits, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
         words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
     words.bitwise_xor_(words >> 31)
     # In each 16-bit lane: 15 random bits plus (2**15 - threshold) reach bit 15 exactly where the bits are >= threshold.
     words.bitwise_and_(_in_each_lane(0x7FFF)).add_(_in_each_lane(0x8000 - threshold))
     words.bitwise_right_shift_(15).bitwise_and_(_in_each_lane(1))
-    if words.device.type == "cpu":
-        keep = words.view(torch.int16)  # little-endian: lane 0 comes first
+    if _is_little_endian_cpu(words):
+        keep = words.view(torch.int16)
     else:
         lane_shifts = torch.arange(0, 16 * _LANES, 16, device=words.device)
-        keep = ((words[:, :, None] >> lane_shifts) & 1).flatten(1)
-    return keep[:, :num_channels].to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
+        keep = ((words.unsqueeze(2) >> lane_shifts) & 1).flatten(1)
+    return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
 
 
 class _MaskedSum(torch.autograd.Function):
@@ -124,7 +142,7 @@ class HashedDropout(nn.Module):
     Args:
         prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for
             the rounded one.
-        layer: Index of the layer; -1 outside the stack of layers.
+        layer: Index of the layer; OUTSIDE_LAYERS where there is none, or where the keys come from `layer_keys`.
         site: Name of the place within the layer.
     """
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from framework.nn.norm import LayerNorm
-from framework.nn.rotary import RotaryTable
 from framework.random import generator
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -81,10 +80,3 @@ def initial_values(
             else:
                 maker = functools.partial(_normal, seed, plain_name, parameter.shape, std)
         yield name, maker
-
-
-def reset_buffers(model: nn.Module) -> None:
-    """Fills every buffer that is not saved (tables of rotary positions) again, in place, on its present device."""
-    for module in model.modules():
-        if isinstance(module, RotaryTable):
-            module.reset_buffers()

@@ -46,7 +46,7 @@ class EncoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         dropout_keys: Tensor | None,
     ) -> Tensor:
-        """Maps (tokens, hidden) to (tokens, hidden); the other arguments are those of the blocks."""
+        """Maps (tokens, hidden) to (tokens, hidden); dropout_keys are those of this layer (`layer_keys`)."""
         x = hidden_states
         if self.norm_placement == "pre":
             attended = self.attention(self.attention_norm(x), batch, rotary)

@@ -1,19 +1,21 @@
 """The task protocol: everything that Cloze needs to know about one use of an encoder.
 
-A task is one object. It turns data into sequences, builds the head, states its loss as sums and counts, and says what is
-measured. The module that runs steps, the planner and the callbacks know tasks only through this class.
+A task is one object. It turns data into sequences, builds the head, states its loss as sums and counts, and says what
+is measured. The module that runs steps, the planner and the callbacks know tasks only through this class.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource
 from framework.data.tokenizer import Tokenizer
+from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 
@@ -46,13 +48,15 @@ class Task(ABC):
         loss_weights: Weight of each loss term, by the term's name; `train/loss` is the weighted sum of the terms.
         best_metric: Validation metric by which checkpoints are compared, without the `val/` prefix.
         best_mode: "min" or "max".
-        wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short step.
+        wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short
+            step.
     """
 
     loss_weights: Mapping[str, float]
     best_metric: str
     best_mode: str
     wraps_epochs: bool
+    head_kind: str
 
     @abstractmethod
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
@@ -81,3 +85,35 @@ class Task(ABC):
     def side_config(self) -> dict[str, Any]:
         """What an export must keep so that predictions can be read: label names, pooling, lengths."""
         return {}
+
+    def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that finds nothing in its data keeps nothing
+        """Takes back what `side_config` gave: before `build_sources` or `build_head` in evaluation and prediction."""
+
+    def build_source(
+        self, texts: list[str], pairs: list[str | None], labels: np.ndarray | None, tokenizer: Tokenizer
+    ) -> SequenceSource:
+        """The sequences of texts to predict, one for each text, in their order.
+
+        Args:
+            texts: One for each sequence.
+            pairs: The second texts; None in all places where there are none.
+            labels: (sequences,) int64; None: unknown.
+            tokenizer: Gives ids and special tokens.
+
+        Raises:
+            ConfigError: The task does not predict texts.
+        """
+        raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
+        """Predictions of one micro-batch, one for each real sequence, as values for JSON.
+
+        Raises:
+            ConfigError: The task does not predict texts.
+        """
+        raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
+
+    def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+        """What evaluation found for each class, one row a class; empty where a task has none."""
+        del metrics
+        return []

@@ -83,23 +83,21 @@ EXPORTS = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    """A WordPiece tokenizer with fewer words than the models have rows (a padded vocabulary)."""
-    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+def tokenizer_dirs(tmp_path_factory):
+    """By family a WordPiece tokenizer with fewer words than the models have rows (a padded vocabulary)."""
+    return {family: make_tokenizer(tmp_path_factory.mktemp(family), CONFIGS[family].pad_token_id) for family in CONFIGS}
+
+
+def make_tokenizer(folder, pad_id):
+    specials = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    specials.insert(pad_id, "[PAD]")
     vocabulary = {word: index for index, word in enumerate([*specials, *"abcdefgh"])}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.add_special_tokens(specials)
-    folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save(str(folder / "tokenizer.json"))
-    names = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
+    names = {f"{name.strip('[]').lower()}_token": name for name in specials}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "notes.txt").write_text("not of the tokenizer")
@@ -122,12 +120,12 @@ def build(config, kind, seed=0):
     return model
 
 
-def export(model, config, kind, folder, tokenizer_dir, **side):
+def export(model, config, kind, folder, tokenizer_dirs, **side):
     is_pretraining = kind.startswith("mlm")
     head_kind = "pretraining" if is_pretraining else "sequence_classification"
     if not is_pretraining:
         side = {"labels": list(peers.LABELS), "pooling": kind, **side}
-    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dir, side)
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
 
 
 def load_peer(auto, folder):
@@ -137,11 +135,11 @@ def load_peer(auto, folder):
 
 @pytest.mark.parametrize(("family", "kind", "class_name", "without_class"), EXPORTS)
 @torch.no_grad()
-def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, without_class, tmp_path, tokenizer_dir):
+def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, without_class, tmp_path, tokenizer_dirs):
     config = CONFIGS[family]
     model = build(config, kind)
     folder = tmp_path / "export"
-    export(model, config, kind, folder, tokenizer_dir)
+    export(model, config, kind, folder, tokenizer_dirs)
     (auto,) = (auto for suffix, auto in AUTO.items() if class_name.endswith(suffix))
     peer, report = load_peer(auto, folder)
     assert type(peer).__name__ == class_name
@@ -178,10 +176,10 @@ def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, w
 
 @pytest.mark.parametrize("family", CONFIGS)
 @torch.no_grad()
-def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dir):
+def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dirs):
     """AutoModel finds the whole encoder; it leaves only heads, and lacks at most a pooler that was never trained."""
     model = build(CONFIGS[family], "mlm")
-    export(model, CONFIGS[family], "mlm", tmp_path / "export", tokenizer_dir)
+    export(model, CONFIGS[family], "mlm", tmp_path / "export", tokenizer_dirs)
     peer, report = load_peer(transformers.AutoModel, tmp_path / "export")
     pooler = set() if family == "modernbert" else {"pooler.dense.weight", "pooler.dense.bias"}
     assert report.pop("missing_keys", set()) == pooler
@@ -195,9 +193,9 @@ def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dir):
 
 
 @pytest.mark.parametrize("family", CONFIGS)
-def test_tokenizer_of_an_export(family, tmp_path, tokenizer_dir):
+def test_tokenizer_of_an_export(family, tmp_path, tokenizer_dirs):
     config = CONFIGS[family]
-    export(build(config, "cls"), config, "cls", tmp_path / "export", tokenizer_dir)
+    export(build(config, "cls"), config, "cls", tmp_path / "export", tokenizer_dirs)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert tokenizer("a b", "c")["input_ids"] == [2, 5, 6, 3, 7, 3]
     assert tokenizer.mask_token_id == 4
@@ -207,11 +205,11 @@ def test_tokenizer_of_an_export(family, tmp_path, tokenizer_dir):
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 @torch.no_grad()
-def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokenizer_dir):
+def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokenizer_dirs):
     settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
     config = EncoderConfig(**(settings | {"type_vocab_size": 0}))
     model = build(config, "mlm")
-    export(model, config, "mlm", tmp_path / "export", tokenizer_dir)
+    export(model, config, "mlm", tmp_path / "export", tokenizer_dirs)
     peer, report = load_peer(transformers.AutoModelForMaskedLM, tmp_path / "export")
     assert report == {}
     ids = peers.sequences()
@@ -237,43 +235,67 @@ def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokeni
         ("modernbert", {"norm_placement": "post"}, "norm_placement"),
     ],
 )
-def test_encoder_without_a_class_is_refused(family, change, named, tmp_path, tokenizer_dir):
+def test_encoder_without_a_class_is_refused(family, change, named, tmp_path, tokenizer_dirs):
     settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
     config = EncoderConfig(**(settings | change))
     with pytest.raises(CheckpointError, match=f"model.{named}=.*no class in Hugging Face"):
-        export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dir)
+        export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_of_others_is_left_alone(tmp_path, tokenizer_dir):
+def test_folder_of_others_is_left_alone(tmp_path, tokenizer_dirs):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="is no export of Cloze"):
-        export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dir)
+        export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
 
 
-def test_earlier_export_is_replaced(tmp_path, tokenizer_dir):
+def test_earlier_export_is_replaced(tmp_path, tokenizer_dirs):
     folder = tmp_path / "export"
-    export(build(CONFIGS["roberta"], "mlm+nsp"), CONFIGS["roberta"], "mlm+nsp", folder, tokenizer_dir)
+    export(build(CONFIGS["roberta"], "mlm+nsp"), CONFIGS["roberta"], "mlm+nsp", folder, tokenizer_dirs)
     model = build(CONFIGS["bert"], "cls", seed=2)
-    export(model, CONFIGS["bert"], "cls", folder, tokenizer_dir)
+    export(model, CONFIGS["bert"], "cls", folder, tokenizer_dirs)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert not (folder / "cloze_heads.safetensors").exists()
     assert torch.equal(load_pretrained(str(folder)).heads["classifier.weight"], model.head.classifier.weight)
 
 
-def test_failed_export_keeps_the_earlier_one(tmp_path, tokenizer_dir):
+def test_failed_export_keeps_the_earlier_one(tmp_path, tokenizer_dirs):
     folder = tmp_path / "export"
-    export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dir)
+    export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", folder, tmp_path)
+        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", folder, {"bert": tmp_path})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dir):
+def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
     with pytest.raises(CheckpointError, match="are not 3"):
-        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", tmp_path / "e", tokenizer_dir, labels=["a", "b"])
+        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", tmp_path / "e", tokenizer_dirs, labels=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("bert", {"vocab_size": 12}, "has 13 words, but the model has 12 rows"),
+        ("roberta", {"pad_token_id": 0, "position_offset": 1}, "pads with id 1, but the model has pad_token_id=0"),
+    ],
+)
+def test_tokenizer_of_another_model(family, changes, message, tmp_path, tokenizer_dirs):
+    settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
+    config = EncoderConfig(**(settings | changes))
+    with pytest.raises(CheckpointError, match=message):
+        export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_special_tokens_in_the_config(tmp_path, tokenizer_dirs):
+    """ModernBERT's own defaults point past a small vocabulary."""
+    config = CONFIGS["modernbert"]
+    export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
+    published = transformers.AutoConfig.from_pretrained(tmp_path / "export")
+    ids = [published.pad_token_id, published.cls_token_id, published.sep_token_id, published.bos_token_id]
+    assert [*ids, published.eos_token_id] == [0, 2, 3, 2, 3]

@@ -85,6 +85,25 @@ def test_full_state_needs_no_process_group(workers: WorkerPool, tmp_path: Path) 
     assert "model.head.decoder.weight" not in keys, "a tied parameter is written once"
 
 
+def save_after_validation(strategy: str, folder: str) -> dict[str, Tensor]:
+    tiny = build(strategy, precision="bf16")
+    tiny.step(0)
+    parameters = full_parameters(tiny.model)
+    tiny.evaluate(1)
+    save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
+    return parameters
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_bf16_copies_that_a_validation_left_are_not_what_is_saved(
+    workers: WorkerPool, tmp_path: Path, strategy: str
+) -> None:
+    parameters = workers.run(save_after_validation, 2, strategy, str(tmp_path))[0]
+    found = read_full_state(tmp_path / "step_00000001")
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert all(torch.equal(found[name], parameters[name]) for name in parameters)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a single process."""

@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run, identity, identity_text
-from framework.config.run_folder import find_run_folder, masked, read_config, write_start
+from framework.config.run_folder import find_run_folder, masked, read_config, read_task_record, write_start
 from framework.config.schema import RunConfig
 from framework.errors import CheckpointError, ConfigError
 
@@ -67,17 +67,18 @@ def test_a_new_folder_is_written_once_and_found_again(tmp_path):
     folder = find_run_folder(run, CONFIG)
     assert (folder.path, folder.checkpoint, folder.is_new) == (tmp_path / "x", None, True)
     assert not folder.path.exists()
-    write_start(folder, CONFIG, {"commit": "1"})
+    write_start(folder, CONFIG, {"commit": "1"}, {"labels": ["a"]})
     again = find_run_folder(run, CONFIG)
     assert not again.is_new
-    write_start(again, CONFIG, {"commit": "2"})
+    write_start(again, CONFIG, {"commit": "2"}, {"labels": ["a"]})
+    assert read_task_record(folder.path) == {"labels": ["a"]}
     assert read_config(folder.path) == CONFIG == yaml.safe_load((folder.path / "config.yaml").read_text())
     assert [start["commit"] for start in json.loads((folder.path / "provenance.json").read_text())["starts"]] == ["1", "2"]
 
 
 def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
     run = RunConfig(id="x", dir=str(tmp_path))
-    write_start(find_run_folder(run, CONFIG), CONFIG, {})
+    write_start(find_run_folder(run, CONFIG), CONFIG, {}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "x").iterdir()}
     with pytest.raises(ConfigError, match="belongs to another config"):
         find_run_folder(run, changed(seed=5))

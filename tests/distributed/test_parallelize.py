@@ -154,6 +154,20 @@ class CollectiveCount(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def run_materialize(strategy: str) -> int:
+    """Collectives that giving a model its weights takes."""
+    tiny = build(strategy)
+    tiny.model.to("meta")
+    with CollectiveCount() as count:
+        materialize(tiny.model, initial_values(tiny.model, tiny_config(False), 5), "cpu")
+    return count.calls.total()
+
+
+def test_initial_weights_take_no_communication(workers: WorkerPool) -> None:
+    for strategy in ("ddp", "fsdp2"):
+        assert workers.run(run_materialize, 2, strategy) == [0, 0]
+
+
 def run_collectives(strategy: str, precision: str) -> Counter[str]:
     """Collectives of a step of three micro-batches."""
     tiny = build(strategy, precision=precision)

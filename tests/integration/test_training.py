@@ -1,7 +1,7 @@
-"""Pre-training on real parts, from text to metrics.jsonl: a step is the same however it is spread, and so is a resumed run.
+"""Pre-training on real parts, from text to metrics.jsonl: a step is the same however it is spread, so is a resumed run.
 
-BERT mini with 30,522 words, dropout 0.1, masked words and next sentences; sequences of 17 to 32 tokens in micro-batches of at
-most 32, so that 9 sequences are 9 micro-batches: an odd number, of which some rank gets three or more and another an empty one.
+BERT mini with 30,522 words, dropout 0.1, masked words and next sentences. A step has 9 sequences, most of them longer than
+half a micro-batch, so that some rank has three micro-batches or more and another an empty one.
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from omegaconf import OmegaConf
 
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.standard import standard_callbacks
@@ -33,7 +34,7 @@ from framework.modules.encoder_module import EncoderModule
 from framework.modules.trainer import build_trainer
 from framework.nn.initialization import initial_values
 from framework.optim.parameter_groups import AdamW
-from framework.optim.schedules import LinearDecay
+from framework.optim.schedules import Linear
 from framework.random import below, key, mix
 from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.task import TaskModel
@@ -42,12 +43,10 @@ SEED = 7
 STEPS = 20
 GLOBAL_BATCH_SIZE = 9
 TIGHT, WIDE = 32, 512
-MEASURED = ("train/loss", "train/mlm_loss", "train/nsp_loss", "optim/grad_norm")
 
 
 def bert_mini(num_layers: int = 4) -> EncoderConfig:
     """The preset as it ships; a smaller number of layers where only time is wanted."""
-    from omegaconf import OmegaConf
 
     return EncoderConfig(**{**OmegaConf.load(conf_folder() / "model" / "bert_mini.yaml"), "num_layers": num_layers})
 
@@ -81,7 +80,7 @@ def build_module(task: PretrainingTask, config: EncoderConfig, max_steps: int) -
         precision=Precision("fp32"),
         initial_values=lambda built: initial_values(built, config, SEED),
         build_optimizer=lambda built: AdamW(lr=5e-4).build(built.named_parameters(), {}, torch.float32),
-        schedule=LinearDecay(max_steps, warmup_fraction=0.1),
+        schedule=Linear(max_steps, warmup_fraction=0.1),
         max_grad_norm=1.0,
     )
 
@@ -132,11 +131,8 @@ def shares(plan: StepPlan, num_steps: int, rank: int) -> list[list[int]]:
     return [[len(share) for share in plan.micro_batches(step, rank)] for step in range(num_steps)]
 
 
-def measured(run_folder: Path) -> np.ndarray:
-    """(steps, measured) from metrics.jsonl."""
-    rows = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
-    return np.array([[row[name] for name in MEASURED] for row in rows])
+def rows_of(run_folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
 
 
 EVERY_STEP = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)
@@ -150,12 +146,12 @@ def one_process(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_folder
 
 
-def check_equal(run_folder: Path, one_process: Path) -> None:
-    np.testing.assert_allclose(measured(run_folder), measured(one_process), rtol=1e-5)
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (run_folder, one_process))
-    assert ours["tokens"] == theirs["tokens"]
-    for name in ("val/loss", "val/mlm_loss", "val/nsp_loss", "val/mlm_accuracy", "val/nsp_accuracy"):
-        assert ours["last"][name] == pytest.approx(theirs["last"][name], rel=1e-5)
+def check_equal(run_folder: Path, one_process: Path, num_steps: int = STEPS) -> None:
+    """Every number of every row, those of validation and the tokens too."""
+    ours, theirs = rows_of(run_folder), rows_of(one_process)[:num_steps]
+    assert [row["step"] for row in ours] == list(range(1, num_steps + 1))
+    for our_row, their_row in zip(ours, theirs, strict=True):
+        assert our_row == pytest.approx(their_row, rel=1e-5)
 
 
 def test_another_micro_batch_budget(store: Path, one_process: Path, tmp_path: Path):
@@ -164,12 +160,16 @@ def test_another_micro_batch_budget(store: Path, one_process: Path, tmp_path: Pa
     check_equal(tmp_path, one_process)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_and_strategies(strategy: str, world_size: int, store: Path, one_process: Path, tmp_path: Path, workers):
-    args = (str(store), str(tmp_path), strategy, TIGHT, EVERY_STEP, 4, None)
+@pytest.mark.parametrize(
+    ("strategy", "world_size", "num_steps"), [("ddp", 2, 5), ("ddp", 4, STEPS), ("fsdp2", 2, STEPS), ("fsdp2", 4, 5)]
+)
+def test_ranks_and_strategies(
+    strategy: str, world_size: int, num_steps: int, store: Path, one_process: Path, tmp_path: Path, workers
+):
+    stop_at = None if num_steps == STEPS else num_steps
+    args = (str(store), str(tmp_path), strategy, TIGHT, EVERY_STEP, 4, stop_at)
     assert_uneven(workers.run(run, world_size, *args, timeout=400.0))
-    check_equal(tmp_path, one_process)
+    check_equal(tmp_path, one_process, num_steps)
 
 
 def assert_uneven(by_rank: Sequence[list[list[int]]]) -> None:
@@ -181,11 +181,11 @@ def assert_uneven(by_rank: Sequence[list[list[int]]]) -> None:
     )
 
 
-@pytest.mark.parametrize(("strategy", "world_size", "stop_at"), [("fsdp2", 2, 5), ("ddp", 2, 6), ("fsdp2", 4, 6)])
+@pytest.mark.parametrize(("strategy", "world_size", "stop_at"), [("ddp", 2, 3), ("fsdp2", 4, 5)])
 def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(
     strategy: str, world_size: int, stop_at: int, store: Path, tmp_path: Path, workers
 ):
-    cadence = Cadence(max_steps=9, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
+    cadence = Cadence(max_steps=6, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, stop in ((whole, None), (cut, stop_at), (cut, None)):
         workers.run(run, world_size, str(store), str(folder), strategy, TIGHT, cadence, 1, stop, timeout=400.0)

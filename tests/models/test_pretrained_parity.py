@@ -75,12 +75,19 @@ def pretraining_model(folder, nsp):
 
 
 @pytest.mark.parametrize(
-    ("class_name", "family"),
-    [("BertForMaskedLM", "bert"), ("RobertaForMaskedLM", "roberta"), ("ModernBertForMaskedLM", "modernbert")],
+    ("class_name", "family", "config"),
+    [
+        ("BertForMaskedLM", "bert", {}),
+        ("BertForMaskedLM", "bert", {"hidden_act": "relu"}),
+        ("RobertaForMaskedLM", "roberta", {}),
+        # Its head has GELU all the same.
+        ("RobertaForMaskedLM", "roberta", {"hidden_act": "relu"}),
+        ("ModernBertForMaskedLM", "modernbert", {}),
+    ],
 )
 @torch.no_grad()
-def test_logits_of_masked_language_modelling(class_name, family, tmp_path):
-    peer = peers.peer(class_name, family)
+def test_logits_of_masked_language_modelling(class_name, family, config, tmp_path):
+    peer = peers.peer(class_name, family, **config)
     peer.save_pretrained(tmp_path)
     model, new = pretraining_model(tmp_path, nsp=False)
     assert new == []

@@ -1,7 +1,7 @@
 """A training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
 
-Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly among ranks and
-micro-batches shows.
+Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly among ranks
+and micro-batches shows.
 """
 
 from collections.abc import Mapping

@@ -194,4 +194,5 @@ BERT = Family(
     export_class=_export_class,
     tied=frozenset({"cls.predictions.decoder.weight"}),
     ignored=IGNORED | {"cls.predictions.decoder.bias"},
+    special_tokens={},
 )

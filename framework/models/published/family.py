@@ -1,8 +1,8 @@
 """What Cloze must know of a family of published models; `bert`, `roberta` and `modernbert` each give such an object."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
@@ -38,7 +38,7 @@ class PublishedClass:
     name: str
     base_rules: tuple[Rule, ...] = ()
     head_rules: tuple[Rule, ...] = ()
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Family:
             that has them all, or as many as any has.
         tied: Published tensors that repeat the word embeddings.
         ignored: Published tensors that hold nothing of their own.
+        special_tokens: Keys of config.json that name a special token's id, beside padding, and which one it is.
     """
 
     prefix: str
@@ -67,6 +68,7 @@ class Family:
     export_class: Callable[[EncoderConfig, str, Collection[str], str], PublishedClass]
     tied: frozenset[str]
     ignored: frozenset[str]
+    special_tokens: Mapping[str, Literal["cls", "sep"]]
 
 
 def read_activation(published: str) -> str:

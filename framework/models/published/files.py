@@ -62,14 +62,14 @@ def find_folder(source: str) -> Path:
 def _download(name: str) -> Path:
     # Imported here because only hub names need it.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_SAFETENSORS]))
         if not any((folder / file).exists() for file in _HUB_SAFETENSORS[:2]):
             folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_PICKLES]))
-    except (OSError, HFValidationError) as error:
-        # Network, missing, private and offline errors of the hub are all kinds of OSError.
+    except (OSError, HFValidationError, *HfHubHTTPError.__bases__) as error:
+        # The hub's own errors are kinds of OSError; the bases are the root of its HTTP library's, which differs by version.
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{name!r} is not a folder here and could not be had from the Hugging Face Hub "

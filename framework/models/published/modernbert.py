@@ -193,4 +193,5 @@ MODERNBERT = Family(
     export_class=_export_class,
     tied=frozenset({"decoder.weight"}),
     ignored=frozenset(),
+    special_tokens={"bos_token_id": "cls", "eos_token_id": "sep", "cls_token_id": "cls", "sep_token_id": "sep"},
 )

@@ -76,4 +76,5 @@ ROBERTA = Family(
     export_class=_export_class,
     tied=frozenset({"lm_head.decoder.weight"}),
     ignored=IGNORED | {"lm_head.decoder.bias"},
+    special_tokens={"bos_token_id": "cls", "eos_token_id": "sep"},
 )

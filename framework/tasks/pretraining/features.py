@@ -1,6 +1,7 @@
 """Sequences of pre-training: sentence pairs (or single segments) from a token store, with hidden words.
 
-Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. RoBERTa's doubled separator is not used.
+Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. RoBERTa's
+doubled separator is not used.
 """
 
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ class PretrainingSource:
         step: int,
         capacity: Capacity | None = None,
     ) -> PackedBatch:
-        """One micro-batch. Targets: mlm_positions, mlm_labels (targets,) and nsp_labels (sequences,); counts: mlm, nsp."""
+        """One micro-batch with targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
         epochs = self._seen(epochs)
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials

@@ -1,20 +1,20 @@
-"""Pre-training: masked language modelling, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
+"""Pre-training: hidden words, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
 from framework.data.plan import SequenceSource
 from framework.data.store import StoreData
 from framework.data.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
+from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.pretraining.features import MaskRate, PretrainingSource
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
@@ -40,6 +40,7 @@ class PretrainingTask(Task):
     best_metric = "loss"
     best_mode = "min"
     wraps_epochs = True
+    head_kind = "pretraining"
 
     def __init__(
         self,
@@ -58,14 +59,17 @@ class PretrainingTask(Task):
                 raise ConfigError(f"{name} is {rate}, it must be above 0 and at most 1.")
         if mask_rate_end is not None and (mask_rate_steps is None or mask_rate_steps < 1):
             raise ConfigError(
-                f"mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set mask_rate_steps to the optimizer "
+                f"mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set mask_rate_steps to "
+                "the optimizer "
                 "steps in which the rate gets there, at least 1."
             )
         if nsp_weight < 0:
             raise ConfigError(f"nsp_weight is {nsp_weight}, it must be at least 0.")
         self.sequence_length = sequence_length
         self.nsp = nsp
-        self.mask_rate = MaskRate(mask_rate, mask_rate if mask_rate_end is None else mask_rate_end, mask_rate_steps or 0)
+        self.mask_rate = MaskRate(
+            mask_rate, mask_rate if mask_rate_end is None else mask_rate_end, mask_rate_steps or 0
+        )
         self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
         self.whole_word = whole_word
         self.loss_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
@@ -105,31 +109,24 @@ class PretrainingTask(Task):
         """
         if self.sequence_length > config.max_position_embeddings:
             raise ConfigError(
-                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_position_embeddings} positions; shorten the "
+                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_position_embeddings} "
+                "positions; shorten the "
                 "sequences or raise model.max_position_embeddings."
             )
         return build_pretraining_head(encoder, config, self.nsp)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         """Cross-entropy summed over hidden words (`mlm`) and over sequences (`nsp`)."""
-        sums = {"mlm": _cross_entropy_sum(outputs["mlm"], batch.targets["mlm_labels"])}
-        if self.nsp:
-            sums["nsp"] = _cross_entropy_sum(outputs["nsp"], batch.targets["nsp_labels"])
-        return sums
+        return {term: cross_entropy_sum(outputs[term], batch.targets[f"{term}_labels"]) for term in self.loss_weights}
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Share of right guesses: of hidden words, and of next sentences."""
-        metrics: dict[str, Metric] = {"mlm_accuracy": MeanMetric(nan_strategy=0.0)}
-        if self.nsp:
-            metrics["nsp_accuracy"] = MeanMetric(nan_strategy=0.0)
-        return metrics
+        """Share of right guesses: of hidden words (`mlm_accuracy`) and of next sentences (`nsp_accuracy`)."""
+        return {f"{term}_accuracy": Accuracy() for term in self.loss_weights}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Adds one micro-batch."""
-        for name in ("mlm", "nsp") if self.nsp else ("mlm",):
-            labels = batch.targets[f"{name}_labels"]
-            right = outputs[name].argmax(dim=-1) == labels
-            metrics[f"{name}_accuracy"].update(right.float(), weight=(labels != IGNORE_INDEX).float())
+        for term in self.loss_weights:
+            metrics[f"{term}_accuracy"].update(outputs[term], batch.targets[f"{term}_labels"])
 
     def side_config(self) -> dict[str, Any]:
         """The lengths and the meaning of the next-sentence labels."""
@@ -137,7 +134,3 @@ class PretrainingTask(Task):
         if self.nsp:
             side["nsp_labels"] = ["follows", "random"]
         return side
-
-
-def _cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")

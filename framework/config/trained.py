@@ -1,0 +1,82 @@
+"""Opens what was trained: a run, a checkpoint or an export, with the task and the tokenizer that belong to it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from framework.config.build import build_model
+from framework.config.nodes import Component, check_component
+from framework.config.run_folder import read_config, read_task_record
+from framework.config.weights import find_run, find_weights, starting_values
+from framework.data.tokenizer import Tokenizer
+from framework.distributed.environment import process_info
+from framework.distributed.parallelize import materialize
+from framework.errors import CheckpointError, DistributedError
+from framework.models.pretrained import PretrainedWeights
+from framework.tasks.task import Task, TaskModel
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model before it has a device.
+
+    Attributes:
+        weights: All of them, on the CPU.
+        tokenizer: The one it was trained with.
+        task: With what it found in its data.
+        record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
+        folder: The run folder; None for an export.
+        data: The data it was trained on; None for an export.
+    """
+
+    weights: PretrainedWeights
+    tokenizer: Tokenizer
+    task: Task
+    record: Mapping[str, Any]
+    folder: Path | None
+    data: Component | None
+
+
+def open_trained(source: str, runs: Path) -> Trained:
+    """Reads a run (id or folder), a checkpoint of one, or an export of Cloze.
+
+    Args:
+        source: A run id below `runs`, or a path.
+        runs: The folder that holds the run folders.
+
+    Raises:
+        CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
+        DistributedError: There are several processes.
+    """
+    if process_info().world_size > 1:
+        raise DistributedError(f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun.")
+    run = find_run(source, runs)
+    weights = find_weights(source, runs)
+    record = read_task_record(run[0]) if run is not None else weights.side
+    if "config" not in record:
+        raise CheckpointError(f"{source} does not say which task it was trained for; give a run, or a folder that framework.export wrote.")
+    if weights.tokenizer_dir is None:
+        raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
+    task: Task = check_component("task", record["config"]).build()
+    task.restore(record)
+    data = check_component("data", read_config(run[0])["data"]) if run is not None else None
+    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir)
+    return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data)
+
+
+def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
+    """The model with its weights on a device.
+
+    Raises:
+        CheckpointError: Weights of the head are missing, or of another shape.
+    """
+    model = build_model(trained.task, trained.weights.config)
+    fresh = {name for name, _ in model.named_parameters() if name.startswith("head.")}
+    fresh -= {f"head.{name}" for name in trained.weights.heads}
+    if fresh:
+        raise CheckpointError(f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}; export or train it again.")
+    materialize(model, starting_values(trained.weights, trained.weights.config, seed=0)(model), device)
+    return model

@@ -1,0 +1,74 @@
+"""Metrics of a run, checkpoint or export on a split: `python -m framework.evaluate run=RUN split=test`."""
+
+import json
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from framework.config.command import command, plain
+from framework.config.nodes import check_arguments
+from framework.config.schema import EvaluateConfig
+from framework.config.trained import build_trained_model, open_trained
+from framework.distributed.precision import resolve_precision
+from framework.errors import ConfigError
+from framework.modules.inference import evaluate_split
+from framework.tracking.metric_names import describe
+
+
+@command("evaluate")
+def evaluate(composed: DictConfig) -> None:
+    """Evaluates one split and prints its metrics, and a table of the classes where the task has classes."""
+    config = plain(composed)
+    settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
+    trained = open_trained(settings.run, Path(settings.runs))
+    data = settings.data or trained.data
+    if data is None:
+        raise ConfigError(f"run={settings.run} is an export, which brings no data; choose some, for example data=table data.train=FILE.")
+    sources = trained.task.build_sources(data.build(), trained.tokenizer, seed=0)
+    if settings.split not in sources:
+        raise ConfigError(f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    evaluation = evaluate_split(
+        build_trained_model(trained, device),
+        trained.task,
+        sources[settings.split],
+        settings.micro_batch_tokens,
+        resolve_precision(settings.precision.name, device.type),
+        device,
+    )
+    values = evaluation.compute()
+    classes = trained.task.class_table(evaluation.metrics)
+    if settings.output is not None:
+        report = {"run": settings.run, "split": settings.split, "metrics": values, "classes": classes}
+        Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    console = Console()
+    console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(sources[settings.split]):,} sequences")
+    console.print(metric_table(values))
+    if classes:
+        console.print(class_table(classes))
+
+
+def metric_table(values: dict[str, float]) -> Table:
+    """Loss terms and metrics, one a row."""
+    table = Table("metric", show_header=True)
+    table.add_column("value", justify="right")
+    for name, value in values.items():
+        table.add_row(describe(f"val/{name}").label, f"{value:.4f}")
+    return table
+
+
+def class_table(classes: list[dict[str, object]]) -> Table:
+    """One row a class, columns as the task names them."""
+    table = Table()
+    for place, name in enumerate(classes[0]):
+        table.add_column(name, justify="right" if place else "left")
+    for row in classes:
+        table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
+    return table
+
+
+if __name__ == "__main__":
+    evaluate()

@@ -1,0 +1,38 @@
+"""A source without text: lengths from a hash, and every token tells which sequence and epoch it belongs to."""
+
+import numpy as np
+
+from framework.batch import PackedBatch
+from framework.data.collate import Capacity, Target, pack_sequences
+from framework.random import below, mix
+
+SHIFT = 1000
+
+
+class NumberedSource:
+    """Sequence `i` of epoch `e` is `length` times the token `e * 1000 + i`."""
+
+    def __init__(self, size: int, max_length: int = 20, same_length: bool = False) -> None:
+        self.size, self.max_length, self.same_length = size, max_length, same_length
+
+    def __len__(self) -> int:
+        return self.size
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        if self.same_length:
+            return np.full(len(indices), self.max_length)
+        return 1 + below(mix(mix(17, epochs), indices), self.max_length)
+
+    def build(
+        self,
+        epochs: np.ndarray,
+        indices: np.ndarray,
+        sequence_ids: np.ndarray,
+        step: int,
+        capacity: Capacity | None = None,
+    ) -> PackedBatch:
+        lengths = self.lengths(epochs, indices)
+        tokens = np.repeat(epochs * SHIFT + indices, lengths)
+        labels = Target(epochs * SHIFT + indices, "sequences")
+        counts = {"label": float(len(indices))}
+        return pack_sequences(tokens, lengths, sequence_ids, None, {"labels": labels}, counts, capacity)

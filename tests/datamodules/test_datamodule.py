@@ -1,0 +1,134 @@
+"""Loaders: the same steps with any number of workers and from any start, and shapes that stay fixed where they must."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framework.batch import StepBatch
+from framework.data.collate import Capacity
+from framework.datamodules.datamodule import EncoderDataModule
+from framework.errors import ConfigError
+from tests.data.sequences import SHIFT, NumberedSource
+
+MAX_STEPS = 12
+
+
+def datamodule(num_ranks=1, rank=0, num_workers=0, size=17, budget=40, **arguments):
+    sources = {"train": NumberedSource(size), "validation": NumberedSource(7), "test": NumberedSource(2)}
+    numbers = {"seed": 1, "global_batch_size": 6, "max_steps": MAX_STEPS, "wraps_epochs": True} | arguments
+    return EncoderDataModule(
+        sources, micro_batch_tokens=budget, num_ranks=num_ranks, rank=rank, num_workers=num_workers, **numbers
+    )
+
+
+def content(step: StepBatch) -> list[tuple[int, int, list[int]]]:
+    """(sequence id, label, tokens) of every real sequence of a step."""
+    found = []
+    for batch in step.micro_batches:
+        tokens = batch.input_ids.split(batch.lengths)
+        for place in range(batch.num_sequences):
+            label = int(batch.targets["labels"][place])
+            found.append((int(batch.sequence_ids[place]), label, tokens[place].tolist()))
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_ranks=st.integers(1, 5), budget=st.integers(20, 90), start=st.integers(0, MAX_STEPS))
+def test_any_ranks_budget_and_start_give_the_same_steps(num_ranks, budget, start):
+    whole = [(step.step, step.epoch, sorted(content(step))) for step in datamodule().train_dataloader()]
+    assert [step for step, _, _ in whole] == list(range(MAX_STEPS))
+    shares = []
+    for rank in range(num_ranks):
+        data = datamodule(num_ranks, rank, budget=budget)
+        data.set_start(start)
+        shares.append(list(data.train_dataloader()))
+    joined = [
+        (steps[0].step, steps[0].epoch, sorted(sequence for step in steps for sequence in content(step)))
+        for steps in zip(*shares, strict=True)
+    ]
+    assert joined == whole[start:]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing(num_workers):
+    alone, helped = datamodule(2, 1), datamodule(2, 1, num_workers)
+    for data in (alone, helped):
+        data.set_start(3)
+    expected = [(step.step, content(step)) for step in alone.train_dataloader()]
+    assert [(step.step, content(step)) for step in helped.train_dataloader()] == expected
+    assert [step for step, _ in expected] == list(range(3, MAX_STEPS))
+
+
+def test_tokens_are_those_of_the_sequences_that_were_planned():
+    data = datamodule()
+    for step in data.train_dataloader():
+        planned = data.plans["train"].sequences(step.step)
+        labels = {label for _, label, _ in content(step)}
+        assert labels == set((planned.epochs * SHIFT + planned.indices).tolist())
+        assert all(set(tokens) == {label} for _, label, tokens in content(step))
+
+
+def test_the_length_is_that_of_the_whole_run_after_a_seek_too():
+    data = datamodule()
+    data.set_start(9)
+    assert len(data.train_dataloader()) == MAX_STEPS
+    assert len(list(data.train_dataloader())) == 3
+
+
+def test_seeking_takes_no_time():
+    data = datamodule(size=10**8, max_steps=10**7)
+    data.set_start(10**6)
+    begin = time.perf_counter()
+    step = next(iter(data.train_dataloader()))
+    assert time.perf_counter() - begin < 1
+    assert step.step == 10**6
+    assert [sequence_id for sequence_id, _, _ in sorted(content(step))] == list(range(6 * 10**6, 6 * 10**6 + 6))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_evaluation_shows_every_row_once(num_ranks):
+    for split, size in (("validation", 7), ("test", 2)):
+        loaders = [datamodule(num_ranks, rank).eval_dataloader(split) for rank in range(num_ranks)]
+        assert len({len(loader) for loader in loaders}) == 1
+        assert sorted(found[1] for loader in loaders for step in loader for found in content(step)) == list(range(size))
+
+
+def test_without_a_validation_split_there_is_no_loader():
+    data = EncoderDataModule({"train": NumberedSource(5)}, 0, 2, 40, 3, wraps_epochs=False)
+    assert data.val_dataloader() == data.test_dataloader() == []
+    with pytest.raises(ConfigError, match="no split 'validation', the data has train"):
+        data.eval_dataloader("validation")
+
+
+def test_a_capacity_fixes_every_shape():
+    capacity = Capacity.around(40, micro_batch_sequences=4, max_targets=0, max_seqlen=20)
+    data = datamodule(2, 0, capacity=capacity, micro_batch_sequences=4)
+    free = datamodule(2, 0, micro_batch_sequences=4)
+    shapes, empty = set(), 0
+    for step, plain in zip(data.train_dataloader(), free.train_dataloader(), strict=True):
+        assert content(step) == content(plain)
+        for batch in step.micro_batches:
+            shapes.add((batch.input_ids.shape, batch.cu_seqlens.shape, batch.targets["labels"].shape, batch.max_seqlen))
+            empty += batch.num_sequences == 0
+    assert shapes == {
+        (torch.Size([capacity.tokens]), torch.Size([capacity.sequences + 1]), torch.Size([capacity.sequences]), 20)
+    }
+
+
+def test_fewer_training_sequences_than_ranks_are_refused():
+    with pytest.raises(ConfigError, match="3 training sequences for 4 ranks"):
+        datamodule(4, size=3)
+
+
+@pytest.mark.parametrize("start", [-1, MAX_STEPS + 1])
+def test_a_start_outside_the_run_is_refused(start):
+    with pytest.raises(ConfigError, match="12 steps"):
+        datamodule().set_start(start)
+
+
+def test_a_step_outside_the_run_is_no_item():
+    with pytest.raises(IndexError):
+        datamodule().train_dataloader().dataset[MAX_STEPS]

@@ -1,0 +1,65 @@
+"""Metrics against scikit-learn, over several ranks too."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score
+
+from framework.constants import IGNORE_INDEX
+from framework.metrics.classification import Accuracy, MacroF1
+
+NUM_LABELS = 5
+
+
+def draws(num_rows: int, classes: int = NUM_LABELS) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels; only `classes` of the labels occur."""
+    random = np.random.default_rng(num_rows)
+    logits = random.normal(size=(num_rows, NUM_LABELS))
+    logits[:, classes:] = -9
+    return torch.tensor(logits), torch.tensor(random.integers(0, classes, size=num_rows))
+
+
+def share_of_rank(num_rows: int) -> tuple[float, float]:
+    """Runs on each rank: an uneven share in uneven micro-batches, with filler, and an empty one."""
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    logits, labels = draws(num_rows)
+    mine = torch.arange(num_rows) % (size + 1)
+    mine = torch.nonzero((mine == rank) | ((mine == size) & (rank == 0)))[:, 0]
+    metrics = (Accuracy(), MacroF1(NUM_LABELS))
+    for rows in (mine[:3], mine[3:3], mine[3:]):
+        filler = torch.full((2,), IGNORE_INDEX)
+        for metric in metrics:
+            metric.update(
+                torch.cat([logits[rows], torch.ones(2, NUM_LABELS)]), torch.cat([labels[rows], filler])
+            )
+    return metrics[0].compute().item(), metrics[1].compute().item()
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_ranks_agree_with_one_computation_over_all_rows(workers, world_size):
+    num_rows = 200
+    logits, labels = draws(num_rows)
+    expected = accuracy_score(labels, logits.argmax(-1)), f1_score(labels, logits.argmax(-1), average="macro")
+    for found in workers.run(share_of_rank, world_size, num_rows):
+        assert found == pytest.approx(expected, abs=1e-7)
+
+
+def test_a_class_that_does_not_occur_is_left_out():
+    logits, labels = draws(50, classes=3)
+    metric = MacroF1(NUM_LABELS)
+    metric.update(logits, labels)
+    assert metric.compute().item() == pytest.approx(f1_score(labels, logits.argmax(-1), average="macro"), abs=1e-7)
+
+
+def test_without_targets_the_value_is_zero():
+    for metric in (Accuracy(), MacroF1(NUM_LABELS)):
+        metric.update(torch.zeros(2, NUM_LABELS), torch.full((2,), IGNORE_INDEX))
+        assert metric.compute().item() == 0.0
+
+
+def test_reset_starts_anew():
+    metric = Accuracy()
+    metric.update(torch.eye(2), torch.tensor([1, 0]))
+    metric.reset()
+    metric.update(torch.eye(2), torch.tensor([0, 0]))
+    assert metric.compute().item() == 0.5

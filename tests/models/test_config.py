@@ -1,0 +1,145 @@
+"""Configs: what is refused, and presets against published numbers."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from framework.errors import ConfigError
+from framework.models.accounting import count_parameters, training_flops_per_token
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from tests.models.shapes import BERT, MODERN
+
+CONF = Path(__file__).parents[2] / "conf" / "model"
+PRESETS = sorted(CONF.glob("*.yaml"))
+
+
+def preset(name: str) -> EncoderConfig:
+    return EncoderConfig(**yaml.safe_load((CONF / f"{name}.yaml").read_text()))
+
+
+def count_on_meta(config: EncoderConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TransformerEncoder(config).parameters())
+
+
+def pooler(config: EncoderConfig) -> int:
+    return config.hidden_size * (config.hidden_size + 1)
+
+
+def mlm_head(config: EncoderConfig) -> int:
+    """A dense map with bias, a norm with bias, and a bias for each word (the decoder is tied)."""
+    return config.hidden_size * (config.hidden_size + 1) + 2 * config.hidden_size + config.vocab_size
+
+
+def test_there_are_ten_presets() -> None:
+    assert len(PRESETS) == 10
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_builds_has_a_source_and_is_counted_by_formula(path: Path) -> None:
+    config = preset(path.stem)
+    assert count_parameters(config).total == count_on_meta(config)
+    header = path.read_text().split("family:")[0]
+    assert "arXiv:" in header and "section" in header
+
+
+# bert_*: table 1 of Turc et al. 2019 and the README of google-research/bert, in millions, pre-training heads included.
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 4.4), ("mini", 11.3), ("small", 29.1), ("base", 110.1)])
+def test_bert_sizes_are_the_published_ones(name: str, millions: float) -> None:
+    config = preset(f"bert_{name}")
+    assert round((count_on_meta(config) + pooler(config) + mlm_head(config)) / 1e6, 1) == millions
+
+
+# Number of elements of the published safetensors of the base model (with the pooler where the class has one), and for
+# ModernBERT the millions of its paper.
+@pytest.mark.parametrize(
+    ("name", "published", "digits"),
+    [
+        ("bert_base", 109_482_240, 0),
+        ("bert_large", 335_141_888, 0),
+        ("minilm_l6", 22_713_216, 0),
+        ("roberta_base", 124_645_632, 0),
+        ("modernbert_base", 149_000_000, -6),
+        ("modernbert_large", 395_000_000, -6),
+    ],
+)
+def test_other_sizes_are_the_published_ones(name: str, published: int, digits: int) -> None:
+    config = preset(name)
+    extra = 0 if config.family == "modernbert" else pooler(config)
+    assert round(count_on_meta(config) + extra, digits) == published
+
+
+def test_modernbert_has_a_global_layer_every_third() -> None:
+    config = preset("modernbert_base")
+    windows = [config.attention_window(index) for index in range(config.num_layers)]
+    assert windows[:7] == [None, 128, 128, None, 128, 128, None]
+    assert sum(window is None for window in windows) == 8
+
+
+def test_roberta_uses_512_positions_of_its_514() -> None:
+    assert preset("roberta_base").max_sequence_length == 512
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"num_heads": 5}, "num_heads=5 does not divide .*hidden_size=32"),
+    ({"family": "gpt"}, "family='gpt' is not known; choose one of bert, roberta, modernbert"),
+    ({"norm_placement": "middle"}, "norm_placement='middle' is not known"),
+    ({"activation": "swish"}, "activation='swish' is not known"),
+    ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
+    ({"num_layers": -1}, "num_layers=-1 must be at least 1"),
+    ({"type_vocab_size": -1}, "type_vocab_size=-1 must not be negative"),
+    ({"hidden_dropout": 1.0}, "hidden_dropout=1.0 must be a probability below 1"),
+    ({"embedding_dropout": -0.1}, "embedding_dropout=-0.1 must be a probability"),
+    ({"attention_dropout": 0.1}, "attention_dropout=0.1 cannot be had"),
+    ({"norm_eps": 0.0}, "norm_eps=0.0 must be greater than 0"),
+    ({"initializer_range": -1.0}, "initializer_range=-1.0 must not be negative"),
+    ({"local_attention_window": 5}, "local_attention_window=5 must be an even number"),
+    ({"global_attention_every": 0}, "global_attention_every=0 must be at least 1"),
+    ({"position_offset": 64}, "position_offset=64 leaves no position"),
+    ({"position_encoding": "rotary", "num_heads": 32}, "Rotary positions need an even head size"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_cannot_be_run_is_refused_with_value_and_rule(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(BERT, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"gated": True}, {"bias": False}, {"norm_bias": False}, {"norm_placement": "pre"}, {"type_vocab_size": 0}],
+    ids=str,
+)
+def test_parameters_are_counted_by_formula(change: dict[str, Any]) -> None:
+    for base in (BERT, MODERN):
+        config = dataclasses.replace(base, **change)
+        assert count_parameters(config).total == count_on_meta(config)
+
+
+def test_flops_are_those_of_the_matrix_products() -> None:
+    """Counted by torch over forward and backward of two sequences of 8, against the formula."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from tests.nn.packs import make_batch
+
+    for config in (BERT, MODERN):
+        config = dataclasses.replace(config, local_attention_window=None)
+        model, batch = TransformerEncoder(config), make_batch([8, 8])
+        with FlopCounterMode(display=False) as counter:
+            model.encode(model.embed(batch), batch).sum().backward()
+        assert counter.get_total_flops() / 16 == training_flops_per_token(config, 8)
+
+
+def test_flops_count_windows_and_predicted_tokens() -> None:
+    whole = dataclasses.replace(MODERN, local_attention_window=None)
+    # Layers 1 and 2 of 4 see 5 tokens instead of 64.
+    saved = 12.0 * 32 * 2 * (64 - 5)
+    assert training_flops_per_token(whole, 64) - training_flops_per_token(MODERN, 64) == saved
+    head = 6.0 * (32 * 32 + 32 * 50)
+    assert training_flops_per_token(BERT, 64, 0.5) - training_flops_per_token(BERT, 64) == 0.5 * head

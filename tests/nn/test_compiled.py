@@ -1,0 +1,121 @@
+"""What a GPU will run, as far as a machine without one can say: traced on fake tensors, no kernel is run.
+
+The CPU builds of torch cannot build an autograd graph on fake CUDA tensors, so that forward is traced there on its own;
+the whole layer with gradients is traced on fake CPU tensors, the choice of kernel being that of CUDA.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn import attention_backend
+from framework.nn.attention_backend import self_attention
+from framework.nn.dropout import HashedDropout, token_keys
+from tests.models.shapes import BERT, MODERN
+
+PACKS = [((30, 34, 64), 3), ((60, 60, 8), 2), ((64, 63, 1), 1)]
+"""Lengths and real sequences of micro-batches of one fixed capacity: 128 tokens, 3 sequences, none over 64."""
+
+
+def fixed_capacity_batch(lengths: tuple[int, ...], num_sequences: int, device: str) -> PackedBatch:
+    def zeros(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=device)
+
+    num_tokens, capacity = sum(lengths), len(lengths)
+    return PackedBatch(
+        input_ids=zeros(num_tokens),
+        position_ids=zeros(num_tokens),
+        token_type_ids=zeros(num_tokens),
+        cu_seqlens=zeros(capacity + 1, torch.int32),
+        sequence_ids=zeros(capacity),
+        lengths=lengths,
+        max_seqlen=64,
+        num_sequences=num_sequences,
+        num_tokens=sum(lengths[:num_sequences]),
+        targets={},
+        counts={},
+    )
+
+
+class Called(TorchDispatchMode):
+    """Keeps the names of the operators that were called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host() -> None:
+    with FakeTensorMode(), torch.no_grad(), Called() as called:
+        batch = fixed_capacity_batch(*PACKS[0], "cuda")
+        keys = token_keys(1, 2, 0, batch)
+        qkv = torch.empty(128, 4, 3, 16, dtype=torch.bfloat16, device="cuda")
+        rotary = (torch.empty(128, 8, device="cuda"), torch.empty(128, 8, device="cuda"))
+        mixed = self_attention(qkv, rotary, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=8)
+        residual = torch.empty(128, 64, device="cuda")
+        out = HashedDropout(0.1, 0, "site")(mixed.flatten(1), keys, residual=residual)
+    assert (mixed.shape, mixed.dtype, mixed.device.type) == ((128, 4, 16), torch.bfloat16, "cuda")
+    assert (out.shape, out.dtype) == ((128, 64), torch.float32)
+    assert any("varlen_attn" in name for name in called.names)
+    assert not [name for name in called.names if "_local_scalar_dense" in name or "nonzero" in name]
+
+
+@pytest.mark.parametrize(("config", "num_graphs"), [(BERT, 1), (MODERN, 3)], ids=["bert", "modernbert"])
+def test_layers_compile_without_break_once_for_all_packs_and_equal_layers(
+    config: EncoderConfig, num_graphs: int, varlen_everywhere: None
+) -> None:
+    """MODERN has three kinds of layer: the first (without a norm of attention), local ones and global ones."""
+    config = EncoderConfig(**{**vars(config), "num_layers": 10})
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with FakeTensorMode():
+        model = TransformerEncoder(config)
+        for layer in model.layers:
+            layer.compile(backend=counter, fullgraph=True, dynamic=False)
+        for lengths, num_sequences in PACKS:
+            batch = fixed_capacity_batch(lengths, num_sequences, "cpu")
+            with torch.autocast("cpu", torch.bfloat16):
+                out = model(batch, token_keys(1, 2, 0, batch))
+            out.sum().backward()
+            assert out.shape == (128, config.hidden_size)
+            assert all(parameter.grad is not None for parameter in model.layers.parameters())
+    assert counter.frame_count == num_graphs
+
+
+@pytest.mark.parametrize("config", [BERT, MODERN], ids=["bert", "modernbert"])
+def test_no_layer_takes_a_value_to_the_host(config: EncoderConfig, varlen_everywhere: None) -> None:
+    with FakeTensorMode():
+        model = TransformerEncoder(config)
+        batch = fixed_capacity_batch(*PACKS[0], "cpu")
+        with Called() as called, torch.autocast("cpu", torch.bfloat16):
+            model(batch, token_keys(1, 2, 0, batch)).sum().backward()
+    assert sum("varlen_attn" in name for name in called.names) >= config.num_layers
+    assert not [name for name in called.names if "_local_scalar_dense" in name or "nonzero" in name]
+
+
+def test_masks_of_the_path_for_other_devices_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from framework.nn import dropout
+
+    keys = torch.arange(50) * 7919
+    expected = dropout.dropout_mask(keys, 10, 3000, 11)
+    monkeypatch.setattr(dropout, "_is_little_endian_cpu", lambda x: False)
+    assert torch.equal(dropout.dropout_mask(keys, 10, 3000, 11), expected)

@@ -1,0 +1,42 @@
+"""The summed cross entropy against torch's own."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from framework.constants import IGNORE_INDEX
+from framework.nn import cross_entropy
+from framework.nn.cross_entropy import cross_entropy_sum
+
+
+@pytest.mark.parametrize("block_elements", [1, 70, 1 << 18])
+def test_sum_and_gradient_are_torchs(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "_BLOCK_ELEMENTS", block_elements)
+    logits = (torch.randn(9, 31) * 5).requires_grad_()
+    theirs = logits.detach().double().requires_grad_()
+    labels = torch.tensor([0, 30, IGNORE_INDEX, 4, 4, 17, IGNORE_INDEX, 2, 8])
+    loss = cross_entropy_sum(logits, labels)
+    expected = functional.cross_entropy(theirs, labels, reduction="sum", ignore_index=IGNORE_INDEX)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(logits.grad.double(), theirs.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_logits_give_an_fp32_sum_and_a_bf16_gradient() -> None:
+    logits = torch.randn(5, 40).bfloat16().requires_grad_()
+    labels = torch.arange(5)
+    loss = cross_entropy_sum(logits, labels)
+    loss.backward()
+    expected = functional.cross_entropy(logits.detach().float(), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+    assert logits.grad.dtype == torch.bfloat16
+
+
+def test_no_target_gives_zero_and_no_nan() -> None:
+    for labels in (torch.tensor([], dtype=torch.int64), torch.full((3,), IGNORE_INDEX)):
+        logits = torch.randn(len(labels), 7, requires_grad=True)
+        loss = cross_entropy_sum(logits, labels)
+        loss.backward()
+        assert loss.item() == 0.0
+        assert torch.equal(logits.grad, torch.zeros(len(labels), 7))

@@ -1,0 +1,149 @@
+"""Sequence classification: layout and truncation against transformers, labels through to loss and metrics."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertTokenizerFast
+
+from framework.constants import IGNORE_INDEX
+from framework.data.collate import Capacity
+from framework.data.table import TableData
+from framework.data.tokenizer import Tokenizer
+from framework.errors import ConfigError
+from framework.tasks.sequence_classification.features import ClassificationSource, truncate_longest_first
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return Tokenizer.from_folder(folder)
+
+
+def random_texts(number: int, longest: int) -> list[str]:
+    random = np.random.default_rng(longest)
+    return [" ".join(random.choice(list("abcdefgh"), size=1 + random.integers(longest))) for _ in range(number)]
+
+
+@pytest.mark.parametrize("max_length", [5, 6, 9, 10, 40])
+@pytest.mark.parametrize("paired", [False, True])
+def test_sequences_are_those_of_transformers(folder, tokenizer, max_length, paired):
+    texts, pairs = random_texts(60, 14), random_texts(60, 13) if paired else None
+    expected = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))(
+        texts, pairs, truncation="longest_first", max_length=max_length
+    )
+    source = ClassificationSource(texts, pairs, None, tokenizer, max_length)
+    order = np.random.default_rng(0).permutation(60)
+    epochs = np.zeros_like(order)
+    batch = source.build(epochs, order, order + 100, step=0)
+    assert batch.lengths == tuple(source.lengths(epochs, order).tolist())
+    assert [ids.tolist() for ids in batch.input_ids.split(batch.lengths)] == [expected["input_ids"][i] for i in order]
+    segments = [ids.tolist() for ids in batch.token_type_ids.split(batch.lengths)]
+    assert segments == [expected["token_type_ids"][i] for i in order]
+    assert batch.sequence_ids.tolist() == (order + 100).tolist()
+    assert max(batch.lengths) <= max_length
+
+
+def test_a_micro_batch_by_hand(tokenizer):
+    source = ClassificationSource(["a b", "c", "h a e"], None, np.array([1, IGNORE_INDEX, 0]), tokenizer, 4)
+    batch = source.build(np.array([0, 0]), np.array([2, 1]), np.array([5, 6]), step=0)
+    # h a e is cut to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
+    assert batch.input_ids.tolist() == [2, 12, 5, 3, 2, 7, 3]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
+    assert batch.cu_seqlens.tolist() == [0, 4, 7]
+    assert batch.targets["labels"].tolist() == [0, IGNORE_INDEX]
+    assert batch.counts == {"classification": 1.0}
+
+
+def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
+    source = ClassificationSource(["a b"], ["c"], np.array([1]), tokenizer, 8)
+    none = np.zeros(0, dtype=np.int64)
+    batch = source.build(none, none, none, step=3)
+    assert (batch.num_sequences, batch.num_tokens, batch.lengths) == (0, 0, (1,))
+    assert batch.targets["labels"].tolist() == [IGNORE_INDEX]
+    assert batch.counts == {"classification": 0.0}
+    full = source.build(none, none, none, 3, Capacity(12, 2, 1, 8))
+    assert full.lengths == (6, 6)
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Takes one token at a time from the longer text; of equals from the one that was not the longer at first."""
+    second_longer = first <= second
+    while first + second > room:
+        if first > second or (first == second and second_longer):
+            first -= 1
+        else:
+            second -= 1
+    return first, second
+
+
+def test_truncation_takes_from_the_longer_text():
+    sizes = np.array([(first, second) for first in range(12) for second in range(12)])
+    for room in (2, 5, 8):
+        expected = [longest_first(first, second, room) for first, second in sizes.tolist()]
+        assert truncate_longest_first(sizes[:, 0], sizes[:, 1], room).T.tolist() == [list(pair) for pair in expected]
+
+
+def test_a_table_becomes_sources_and_labels(tokenizer, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\n" + "".join(f"{'a b c d'[: 1 + 2 * (i % 4)]},{'xyz'[i % 3]}\n" for i in range(24)))
+    task = SequenceClassificationTask(max_length=5)
+    sources = task.build_sources(TableData(str(path)), tokenizer, seed=0)
+    assert task.labels == ("x", "y", "z")
+    assert task.side_config() == {"labels": ["x", "y", "z"], "pooling": "cls", "max_length": 5}
+    rows = np.arange(24)
+    batch = sources["train"].build(np.zeros_like(rows), rows, rows, 0)
+    assert batch.targets["labels"].tolist() == [0, 1, 2] * 8
+    assert set(task.build_metrics()) == {"accuracy", "macro_f1"}
+    assert batch.lengths == (3, 4, 5, 5) * 6
+
+
+def test_an_earlier_label_set_is_kept(tokenizer, tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,x\nb,z\n")
+    task = SequenceClassificationTask()
+    task.restore({"labels": ["z", "y", "x"], "pooling": "cls"})
+    batch = task.build_sources(TableData(str(path)), tokenizer, seed=0)["train"].build(
+        np.zeros(2, dtype=np.int64), np.arange(2), np.arange(2), 0
+    )
+    assert batch.targets["labels"].tolist() == [2, 0]
+
+
+def test_loss_and_metrics_leave_out_fillers(tokenizer):
+    task = SequenceClassificationTask()
+    task.restore({"labels": ["no", "yes"]})
+    source = ClassificationSource(["a", "b", "c"], None, np.array([1, 0, 1]), tokenizer, 8)
+    rows = np.arange(3)
+    batch = source.build(rows * 0, rows, rows, 0, Capacity(20, 6, 1, 8))
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], [9.0, -9.0], [9.0, -9.0], [9.0, -9.0]], requires_grad=True)
+    loss = task.loss_sums({"logits": logits}, batch)["classification"]
+    # -log softmax of the label: log(1 + e^-1) + log(1 + e^-2) + log(1 + e^3)
+    assert loss.item() == pytest.approx(np.log1p(np.exp([-1.0, -2.0, 3.0])).sum(), rel=1e-6)
+    loss.backward()
+    assert logits.grad[3:].abs().max() == 0
+    metrics = task.build_metrics()
+    task.update_metrics(metrics, {"logits": logits.detach()}, batch)
+    assert metrics["accuracy"].compute().item() == pytest.approx(2 / 3)
+    # F1 of "no" 2/3 (one right, one too many), of "yes" 2/3 (one right, one missed)
+    assert metrics["macro_f1"].compute().item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_length": 4}, "max_length is 4"),
+        ({"pooling": "max"}, "pooling is 'max'"),
+        ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
+    ],
+)
+def test_impossible_settings_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        SequenceClassificationTask(**arguments)
