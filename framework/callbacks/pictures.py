@@ -19,7 +19,7 @@ class Pictures(pl.Callback):
         self.run_folder = run_folder
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Draws what the run's files have rows for."""
         if trainer.is_global_zero:
             draw_plots(self.run_folder, self.run_folder.name)

@@ -3,8 +3,6 @@
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
+from framework.tracking.summary_file import write_summary
 
 
 class Summary(pl.Callback):
@@ -36,8 +35,11 @@ class Summary(pl.Callback):
         self.best_mode = best_mode
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes `finished`, or `stopped` where the last step was not reached."""
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Writes `finished`, or `stopped` where the last step was not reached.
+
+        Not at the end of training: a run that was killed after its last checkpoint has no step left to train.
+        """
         if trainer.global_step >= trainer.max_steps:
             self._write(trainer, pl_module, "finished", None)
         else:
@@ -63,17 +65,12 @@ class Summary(pl.Callback):
             "max_steps": trainer.max_steps,
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
-            "tokens_per_second": throughput.train_tokens / throughput.train_seconds
-            if throughput.train_seconds
-            else None,
+            "tokens_per_second": throughput.tokens_per_second(),
             "last": last_values(rows)
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
             "best": best_row(rows, self.best_key, self.best_mode),
         }
-        path = self.run_folder / "summary.json"
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_summary(self.run_folder, summary)
 
 
 def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ class Throughput(pl.Callback):
     """Measures windows of steps; who logs asks for the window that ends now. Stands before what logs and saves.
 
     Attributes:
-        train_seconds: Of this start: training and waiting for data, without validation and checkpoints.
+        train_seconds: Of the run: training and waiting for data, without validation and checkpoints.
         train_tokens: Real tokens of all ranks in that time.
     """
 
@@ -97,15 +97,25 @@ class Throughput(pl.Callback):
         """Of the run up to now: this start and, up to the checkpoint that it began with, the earlier ones."""
         return self._earlier_seconds + time.perf_counter() - self._start
 
+    def tokens_per_second(self) -> float | None:
+        """Of the run so far, without validation and checkpoints; None before the first window was taken."""
+        return self.train_tokens / self.train_seconds if self.train_seconds else None
+
     @override
     def state_dict(self) -> dict[str, float]:
         """What the next start must know."""
-        return {"wall_seconds": self.wall_seconds()}
+        return {
+            "wall_seconds": self.wall_seconds(),
+            "train_seconds": self.train_seconds,
+            "train_tokens": self.train_tokens,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Continues the count of an earlier start."""
         self._earlier_seconds = state_dict["wall_seconds"]
+        self.train_seconds = state_dict["train_seconds"]
+        self.train_tokens = int(state_dict["train_tokens"])
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -150,6 +150,7 @@ def _write(
 ) -> None:
     """Writes all files into a temporary folder beside the wanted one and renames it when it is whole."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         for name, content in configs.items():

@@ -89,9 +89,9 @@ def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -
     """Steps of the run and of an epoch. Where steps run across epoch ends, the epochs together are rounded up, not each."""
     size, epochs = settings.trainer.global_batch_size, settings.trainer.max_epochs
     steps_per_epoch = -(-num_sequences // size)
-    if epochs is None:
-        assert settings.trainer.max_steps is not None
+    if settings.trainer.max_steps is not None:
         return settings.trainer.max_steps, steps_per_epoch
+    assert epochs is not None
     return -(-num_sequences * epochs // size) if wraps_epochs else steps_per_epoch * epochs, steps_per_epoch
 
 

@@ -44,8 +44,8 @@ class TrainerConfig:
     """How long and in what portions.
 
     Attributes:
-        max_steps: Optimizer steps of the whole run; null where `max_epochs` is given.
-        max_epochs: Epochs of the whole run; null where `max_steps` is given.
+        max_steps: Optimizer steps of the whole run; null leaves it to `max_epochs`.
+        max_epochs: Epochs of the whole run, where `max_steps` is null.
         global_batch_size: Sequences per optimizer step over all ranks.
         micro_batch_tokens: Most tokens that one forward pass of one rank takes.
         val_every_n_steps: Steps between validations; null: at the end of each epoch and of the run.
@@ -70,11 +70,8 @@ class TrainerConfig:
     timeout_seconds: int = 600
 
     def __post_init__(self) -> None:
-        if (self.max_steps is None) == (self.max_epochs is None):
-            raise ConfigError(
-                f"`trainer.max_steps` is {self.max_steps} and `trainer.max_epochs` is {self.max_epochs}, but exactly one of them says "
-                "how long to train; set the other to null."
-            )
+        if self.max_steps is None and self.max_epochs is None:
+            raise ConfigError("`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one of them.")
         _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "micro_batch_tokens", "log_every_n_steps")
         _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         _at_least("trainer", self, 0, "num_workers", "gradient_clip")

@@ -13,6 +13,9 @@ from framework.errors import FrameworkError
 _GRACE_SECONDS = 1.0
 """How long failing ranks wait for each other's notes. torchrun stops the others only when this one has left."""
 
+_STALE_SECONDS = 30.0
+"""Older notes are of an earlier attempt: a change of membership restarts processes but does not count as a restart."""
+
 
 def _board(info: ProcessInfo) -> Path:
     """A folder for the notes of this host's processes of this attempt, whether or not a process group was ever made."""
@@ -44,7 +47,8 @@ def speaks_for_all(error: BaseException) -> bool:
     own = _priority(error, info.rank)
     (board / own).touch()
     time.sleep(_GRACE_SECONDS)
-    return min(note.name for note in board.iterdir()) == own
+    oldest = time.time() - _STALE_SECONDS
+    return min(note.name for note in board.iterdir() if note.stat().st_mtime > oldest) == own
 
 
 def report_once(error: BaseException) -> None:

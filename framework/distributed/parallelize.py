@@ -120,7 +120,7 @@ def assign_full(parameter: Tensor, value: Tensor) -> None:
     """Copies a full tensor into a parameter; a sharded one takes its own part. No communication."""
     if isinstance(parameter, DTensor):
         value = value.to(parameter.to_local().device)
-        part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=0)
+        part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.to_local().copy_(part.to_local())
     else:
         parameter.copy_(value)

@@ -1,6 +1,5 @@
 """The table that a training command ends with, read from what the run wrote."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.tracking.metric_names import describe
+from framework.tracking.summary_file import read_summary
 
 _SHOWN_PREFIXES = ("train/", "val/")
 
@@ -16,12 +16,13 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
     """Prints final and best metrics, speed and where things are.
 
     Args:
-        run_folder: Holds summary.json.
+        run_folder: Holds summary.json, unless the run was killed at its very end.
         console: Where to write; None: standard output.
     """
-    summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     console = console or Console()
-    console.print(closing_table(run_folder.name, summary))
+    summary = read_summary(run_folder)
+    if summary is not None:
+        console.print(closing_table(run_folder.name, summary))
     # Paths are not wrapped, so that they can be copied.
     console.print(f"run folder  {run_folder}", highlight=False, soft_wrap=True)
     plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))

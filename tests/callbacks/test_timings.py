@@ -47,7 +47,7 @@ def test_every_moment_belongs_to_one_name(clock: Clock):
 def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(clock: Clock):
     module, timings = Module(), Timings()
     throughput = Throughput(timings, flops_per_token=6.0, peak_flops=3000.0)
-    throughput.load_state_dict({"wall_seconds": 1000.0})
+    throughput.load_state_dict({"wall_seconds": 1000.0, "train_seconds": 6.0, "train_tokens": 100})
     throughput.on_train_start(None, module)
     clock.now = 101.0
     throughput.on_train_batch_start(None, module, None, 0)
@@ -69,7 +69,8 @@ def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(
         "perf/wall_seconds": 1025.0,
         "perf/mfu": 0.2,
     }
-    assert throughput.state_dict() == {"wall_seconds": 1025.0}
+    assert throughput.state_dict() == {"wall_seconds": 1025.0, "train_seconds": 10.0, "train_tokens": 500}
+    assert throughput.tokens_per_second() == 50.0
 
 
 def test_peak_memory_grows_with_what_is_held():

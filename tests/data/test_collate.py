@@ -111,7 +111,7 @@ def test_everything_within_the_limits_fits_the_capacity_around_them(data, max_se
     batch = pack_sequences(tokens, np.array(lengths, dtype=np.int64), np.arange(len(lengths)), capacity=capacity)
     assert len(batch.input_ids) == sum(batch.lengths) == capacity.tokens
     assert len(batch.lengths) == capacity.sequences
-    assert 1 <= min(batch.lengths)
+    assert min(batch.lengths) >= 1
     assert max(batch.lengths) <= max_seqlen
 
 

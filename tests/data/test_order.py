@@ -35,7 +35,7 @@ def p_value(counts: np.ndarray, expected: float) -> float:
     return float(chi2.sf(((counts - expected) ** 2 / expected).sum(), len(counts) - 1))
 
 
-@pytest.mark.parametrize(("size", "num_keys"), [(3, 500), (4, 1000), (5, 3000)])
+@pytest.mark.parametrize(("size", "num_keys"), [(3, 500), (4, 1000)])
 def test_every_permutation_of_a_small_epoch_is_equally_likely(size, num_keys):
     orders = [tuple(permute(key(3, "epoch", epoch), size, np.arange(size)).tolist()) for epoch in range(num_keys)]
     possible = list(itertools.permutations(range(size)))
@@ -44,8 +44,18 @@ def test_every_permutation_of_a_small_epoch_is_equally_likely(size, num_keys):
     assert p_value(counts, num_keys / len(possible)) > 1e-3
 
 
+def test_pairs_of_a_small_epoch_are_equally_likely():
+    """Places 0 and 2 of 6, two neighbours in one half of the network: with 8 rounds this fails."""
+    size, num_keys = 6, 2000
+    pairs = np.array([permute(key(6, "epoch", epoch), size, np.array([0, 2])) for epoch in range(num_keys)])
+    counts = np.bincount(pairs[:, 0] * size + pairs[:, 1], minlength=size * size)
+    possible = ~np.eye(size, dtype=bool).ravel()
+    assert not counts[~possible].any()
+    assert p_value(counts[possible], num_keys / possible.sum()) > 1e-3
+
+
 def test_pairs_of_a_middling_epoch_are_equally_likely():
-    """The two first indices of 100: few rounds fail this one first (below SMALL_SIZE there are more)."""
+    """The smallest epoch that has the usual number of rounds."""
     size, num_keys = order.SMALL_SIZE, 5_000
     pairs = np.array([permute(key(4, "epoch", epoch), size, np.array([0, 10])) for epoch in range(num_keys)])
     assert p_value(np.bincount(pairs[:, 0], minlength=size), num_keys / size) > 1e-3
@@ -70,7 +80,7 @@ def test_a_billion_sequences_cost_no_memory_and_no_time():
     indices = permute(1, size, last)
     assert time.perf_counter() - start < 0.5
     assert len(set(indices.tolist())) == 1000
-    assert 0 <= indices.min()
+    assert indices.min() >= 0
     assert indices.max() < size
 
 

@@ -21,7 +21,7 @@ def seen(plan: StepPlan, step: int) -> list[tuple[int, int, int]]:
     return sorted(found, key=lambda sequence: sequence[2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     size=st.integers(1, 60),
     global_batch_size=st.integers(1, 40),

@@ -85,7 +85,15 @@ def test_equal_texts_never_fall_into_two_splits(tmp_path):
 
 
 def test_repeats_are_left_out_and_counted(tmp_path, caplog):
-    rows = [("one", 0), ("two", 1), ("one  ", 0), ("e\u0301t\u00e9", 1), ("\u00e9t\u00e9", 1), ("three", 0), ("three", 1)]
+    rows = [
+        ("one", 0),
+        ("two", 1),
+        ("one  ", 0),
+        ("e\u0301t\u00e9", 1),
+        ("\u00e9t\u00e9", 1),
+        ("three", 0),
+        ("three", 1),
+    ]
     path = write(tmp_path / "data", [*rows, ("held out", 1), ("held out", 0)])
     test = write(tmp_path / "test", [("held out", 1), ("x", 1), ("x", 0)])
     with caplog.at_level(logging.INFO):
@@ -100,7 +108,9 @@ def test_repeats_are_left_out_and_counted(tmp_path, caplog):
 def test_where_takes_rows_by_their_values(tmp_path):
     path = tmp_path / "data.jsonl"
     rows = [("a", 0, "x", 1), ("b", 1, "x", 1), ("c", 1, "y", 1), ("d", 0, "x", 2)]
-    path.write_text("".join(json.dumps(dict(zip(("text", "label", "s", "n"), row, strict=True))) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps(dict(zip(("text", "label", "s", "n"), row, strict=True))) + "\n" for row in rows)
+    )
     assert texts(TableData(str(path), where={"s": "x", "n": 1}).load().splits["train"]) == ["a", "b"]
 
 
@@ -114,7 +124,8 @@ def test_fewer_training_rows_are_part_of_more(tmp_path):
     assert set(some) < set(more) < set(whole)
     assert more == [text for text in whole if text in set(more)]
     validation = [
-        texts(TableData(path, validation_fraction=0.2, max_train_rows=n).load().splits["validation"]) for n in (20, None)
+        texts(TableData(path, validation_fraction=0.2, max_train_rows=n).load().splits["validation"])
+        for n in (20, None)
     ]
     assert validation[0] == validation[1]
 
@@ -140,7 +151,11 @@ GOOD = "text,label\na,0\nb,1\n"
         (GOOD, {"where": {"label": 7}}, "data.csv has no row where {'label': '7'}"),
         ("text,label\na,0\n  ,1\n", {}, r"data.csv, row 2 \(line 3\): 'text' is empty"),
         ("text,label\na,0\nb,\n", {}, r"data.csv, row 2 \(line 3\): 'label' is empty"),
-        ("text,label\na,0\nb,2\nc,1\n", {"labels": [0, 1]}, r"data.csv, row 2 \(line 3\): the label '2' is none of 0, 1"),
+        (
+            "text,label\na,0\nb,2\nc,1\n",
+            {"labels": [0, 1]},
+            r"data.csv, row 2 \(line 3\): the label '2' is none of 0, 1",
+        ),
         ("text,label\na,0\nb,0\n", {}, r"data.csv, row 1 \(line 2\): all 2 training rows have the label '0'"),
         ("text,label\na,0\nb,0\n", {"labels": [0, 1]}, "all 2 training rows have the label '0'"),
         ("text,label\na,0\nb,1,9\n", {}, r"data.csv, row 2 \(line 3\): 3 fields, the header has 2"),

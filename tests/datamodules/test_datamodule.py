@@ -35,7 +35,7 @@ def content(step: StepBatch) -> list[tuple[int, int, list[int]]]:
     return found
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(num_ranks=st.integers(1, 5), budget=st.integers(20, 90), start=st.integers(0, MAX_STEPS))
 def test_any_ranks_budget_and_start_give_the_same_steps(num_ranks, budget, start):
     whole = [(step.step, step.epoch, sorted(content(step))) for step in datamodule().train_dataloader()]
@@ -107,12 +107,11 @@ def test_a_capacity_fixes_every_shape():
     capacity = Capacity.around(40, micro_batch_sequences=4, max_targets=0, max_seqlen=20)
     data = datamodule(2, 0, capacity=capacity, micro_batch_sequences=4)
     free = datamodule(2, 0, micro_batch_sequences=4)
-    shapes, empty = set(), 0
+    shapes = set()
     for step, plain in zip(data.train_dataloader(), free.train_dataloader(), strict=True):
         assert content(step) == content(plain)
         for batch in step.micro_batches:
             shapes.add((batch.input_ids.shape, batch.cu_seqlens.shape, batch.targets["labels"].shape, batch.max_seqlen))
-            empty += batch.num_sequences == 0
     assert shapes == {
         (torch.Size([capacity.tokens]), torch.Size([capacity.sequences + 1]), torch.Size([capacity.sequences]), 20)
     }

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def test_a_named_error_goes_before_the_connections_that_it_broke(tmp_path: Path)
     assert run(["other", "other", "named"], tmp_path) == ["", "", "ConfigError (rank 2): a config error\n"]
     # The next attempt has a board of its own.
     assert run(["other", "other", "other"], tmp_path, attempt=1)[0] == "RuntimeError (rank 0): a broken connection\n"
+
+
+def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
+    run(["named", "named"], tmp_path)
+    (board,) = tmp_path.iterdir()
+    for note in board.iterdir():
+        os.utime(note, (time.time() - 60, time.time() - 60))
+    assert run(["other"] * 2, tmp_path)[0] == "RuntimeError (rank 0): a broken connection\n"
 
 
 def test_a_single_process_speaks_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Pre-training on real parts, from text to metrics.jsonl: a step is the same however it is spread, so is a resumed run.
 
-BERT mini with 30,522 words, dropout 0.1, masked words and next sentences. A step has 9 sequences, most of them longer than
-half a micro-batch, so that some rank has three micro-batches or more and another an empty one.
+BERT mini with 30,522 words, dropout 0.1, masked words and next sentences. A step has 9 sequences, most of them longer
+than half a micro-batch, so that some rank has three micro-batches or more and another an empty one.
 """
 
 import json

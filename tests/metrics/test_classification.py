@@ -29,9 +29,7 @@ def share_of_rank(num_rows: int) -> tuple[float, float]:
     for rows in (mine[:3], mine[3:3], mine[3:]):
         filler = torch.full((2,), IGNORE_INDEX)
         for metric in metrics:
-            metric.update(
-                torch.cat([logits[rows], torch.ones(2, NUM_LABELS)]), torch.cat([labels[rows], filler])
-            )
+            metric.update(torch.cat([logits[rows], torch.ones(2, NUM_LABELS)]), torch.cat([labels[rows], filler]))
     return metrics[0].compute().item(), metrics[1].compute().item()
 
 

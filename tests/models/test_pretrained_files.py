@@ -81,7 +81,7 @@ def test_plain_pickle_is_read_and_another_is_not_run(folder, weights):
     torch.save({"a": Command()}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="broken or holds more than tensors and is not loaded"):
         load_pretrained(str(folder))
-    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Command()))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Command(), protocol=2))
     with pytest.raises(CheckpointError, match="broken or holds more than tensors and is not loaded"):
         load_pretrained(str(folder))
     assert not witness.exists()

@@ -82,6 +82,20 @@ def test_wall_seconds_count_the_earlier_starts(uninterrupted: Path, tmp_path: Pa
     assert 1000.0 < json.loads((tmp_path / "summary.json").read_text())["wall_seconds"] < 1100.0
 
 
+def test_a_run_killed_after_its_last_checkpoint_gets_its_summary_and_plots_without_a_step(
+    uninterrupted: Path, tmp_path: Path
+):
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "plots")
+    train(tmp_path, cadence=CADENCE, checkpoint=tmp_path / "checkpoints" / "step_00000009")
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (tmp_path, uninterrupted))
+    for name in ("ended", "steps", "tokens", "tokens_per_second", "best"):
+        assert ours[name] == theirs[name]
+    assert (tmp_path / "plots" / "loss.png").exists()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (uninterrupted / "metrics.jsonl").read_bytes()
+
+
 def test_fewer_rows_are_logged_than_steps_and_the_last_step_always(tmp_path: Path):
     cadence = Cadence(max_steps=5, log_every_n_steps=2, validate_every_n_steps=3)
     train(tmp_path, cadence=cadence)

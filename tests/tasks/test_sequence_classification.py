@@ -1,9 +1,9 @@
-"""Sequence classification: layout and truncation against transformers, labels through to loss and metrics."""
+"""Sequence classification: layout and truncation against the tokenizers library, labels through to loss and metrics."""
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
-from transformers import BertTokenizerFast
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
@@ -17,15 +17,22 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder):
     return Tokenizer.from_folder(folder)
+
+
+def published_pipeline(max_length: int) -> tokenizers.Tokenizer:
+    """BERT's own pipeline: template, truncation and all."""
+    vocabulary = {word: place for place, word in enumerate(WORDS)}
+    pipeline = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
+    pipeline.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    pipeline.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    pipeline.enable_truncation(max_length, strategy="longest_first")
+    return pipeline
 
 
 def random_texts(number: int, longest: int) -> list[str]:
@@ -35,19 +42,18 @@ def random_texts(number: int, longest: int) -> list[str]:
 
 @pytest.mark.parametrize("max_length", [5, 6, 9, 10, 40])
 @pytest.mark.parametrize("paired", [False, True])
-def test_sequences_are_those_of_transformers(folder, tokenizer, max_length, paired):
+def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, paired):
     texts, pairs = random_texts(60, 14), random_texts(60, 13) if paired else None
-    expected = BertTokenizerFast(vocab_file=str(folder / "vocab.txt"))(
-        texts, pairs, truncation="longest_first", max_length=max_length
-    )
+    inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
+    expected = published_pipeline(max_length).encode_batch(inputs)
     source = ClassificationSource(texts, pairs, None, tokenizer, max_length)
     order = np.random.default_rng(0).permutation(60)
     epochs = np.zeros_like(order)
     batch = source.build(epochs, order, order + 100, step=0)
     assert batch.lengths == tuple(source.lengths(epochs, order).tolist())
-    assert [ids.tolist() for ids in batch.input_ids.split(batch.lengths)] == [expected["input_ids"][i] for i in order]
+    assert [ids.tolist() for ids in batch.input_ids.split(batch.lengths)] == [expected[i].ids for i in order]
     segments = [ids.tolist() for ids in batch.token_type_ids.split(batch.lengths)]
-    assert segments == [expected["token_type_ids"][i] for i in order]
+    assert segments == [expected[i].type_ids for i in order]
     assert batch.sequence_ids.tolist() == (order + 100).tolist()
     assert max(batch.lengths) <= max_length
 
@@ -123,7 +129,7 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
     source = ClassificationSource(["a", "b", "c"], None, np.array([1, 0, 1]), tokenizer, 8)
     rows = np.arange(3)
     batch = source.build(rows * 0, rows, rows, 0, Capacity(20, 6, 1, 8))
-    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], [9.0, -9.0], [9.0, -9.0], [9.0, -9.0]], requires_grad=True)
+    logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], *[[9.0, -9.0]] * 3], requires_grad=True)
     loss = task.loss_sums({"logits": logits}, batch)["classification"]
     # -log softmax of the label: log(1 + e^-1) + log(1 + e^-2) + log(1 + e^3)
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1.0, -2.0, 3.0])).sum(), rel=1e-6)

@@ -7,7 +7,7 @@ import json
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -64,12 +64,14 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # The hub's own errors are kinds of OSError; these bases hold the root of its HTTP library's, whichever that is.
+    library_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
+    errors: tuple[type[Exception], ...] = (OSError, HFValidationError, *library_errors)
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_SAFETENSORS]))
         if not any((folder / file).exists() for file in _HUB_SAFETENSORS[:2]):
             folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_HUB_PICKLES]))
-    except (OSError, HFValidationError, *HfHubHTTPError.__bases__) as error:
-        # The hub's own errors are kinds of OSError; the bases are the root of its HTTP library's, which differs by version.
+    except errors as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
             f"{name!r} is not a folder here and could not be had from the Hugging Face Hub "

@@ -41,8 +41,8 @@ class ClassificationSource:
         self._labels = np.full(len(texts), IGNORE_INDEX) if labels is None else np.asarray(labels, dtype=np.int64)
         segments = [texts] if pairs is None else [texts, pairs]
         room = max_length - 1 - len(segments)
-        encoded = [_encode(segment, tokenizer, room) for segment in segments]
-        lengths = np.array([[len(ids) for ids in segment] for segment in encoded], dtype=np.int64)
+        encoded, whole = zip(*(_encode(segment, tokenizer, room) for segment in segments), strict=True)
+        lengths = np.array(whole, dtype=np.int64)
         kept = np.minimum(lengths, room) if pairs is None else truncate_longest_first(lengths[0], lengths[1], room)
         self._first_segment = kept[0] + 2
         self._lengths = kept.sum(axis=0) + 1 + len(segments)
@@ -106,11 +106,15 @@ def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> 
     return np.where(first > second, [long, short], [short, long])
 
 
-def _encode(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> list[np.ndarray]:
+def _encode(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> tuple[list[np.ndarray], list[int]]:
+    """The first `room` ids of each text, and how many it has in all."""
     encoded: list[np.ndarray] = []
+    lengths: list[int] = []
     for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        encoded += [ids[: room + 1].copy() for ids in tokenizer.encode_batch(texts[first : first + _TEXTS_AT_ONCE])]
-    return encoded
+        for ids in tokenizer.encode_batch(texts[first : first + _TEXTS_AT_ONCE]):
+            encoded.append(ids[:room].copy())
+            lengths.append(len(ids))
+    return encoded, lengths
 
 
 def _joined(arrays: list[np.ndarray]) -> np.ndarray:

@@ -1,0 +1,22 @@
+"""summary.json: how a run ended and what it reached; replaced whole, so that a reader never sees half of one."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_NAME = "summary.json"
+
+
+def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
+    """Replaces the summary of a run."""
+    temporary = run_folder / "summary.tmp"
+    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, run_folder / _NAME)
+
+
+def read_summary(run_folder: Path) -> dict[str, Any] | None:
+    """Reads the summary of a run; None where the run was killed before it wrote one."""
+    path = run_folder / _NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

