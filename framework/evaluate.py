@@ -26,10 +26,14 @@ def evaluate(composed: DictConfig) -> None:
     trained = open_trained(settings.run, Path(settings.runs))
     data = settings.data or trained.data
     if data is None:
-        raise ConfigError(f"run={settings.run} is an export, which brings no data; choose some, for example data=table data.train=FILE.")
+        raise ConfigError(
+            f"run={settings.run} is an export, which brings no data; choose some, for example data=table data.train=FILE."
+        )
     sources = trained.task.build_sources(data.build(), trained.tokenizer, seed=0)
     if settings.split not in sources:
-        raise ConfigError(f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these.")
+        raise ConfigError(
+            f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these."
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     evaluation = evaluate_split(
         build_trained_model(trained, device),

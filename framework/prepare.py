@@ -17,8 +17,14 @@ def prepare(composed: DictConfig) -> None:
     settings = PrepareConfig(**check_arguments("", plain(composed), PrepareConfig))
     vocabulary = settings.vocabulary
     training = WordPieceTraining(vocabulary.size, vocabulary.lowercase, vocabulary.alphabet)
-    columns = (TextColumn("{task.description:>10}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    columns = (
+        TextColumn("{task.description:>10}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeRemainingColumn(),
+    )
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
         stages = {stage: bars.add_task(stage, total=None, visible=False) for stage in ("vocabulary", "tokens")}
         prepared = prepare_store(
             [source.build() for source in settings.corpus.sources.values()],
@@ -30,7 +36,9 @@ def prepare(composed: DictConfig) -> None:
             lambda stage, done, total: bars.update(stages[stage], completed=done, total=total, visible=True),
         )
     console = Console()
-    console.print(f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made"))
+    console.print(
+        f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
+    )
     console.print(counts_table(prepared))
 
 

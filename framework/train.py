@@ -21,20 +21,21 @@ def train(composed: DictConfig) -> None:
     config = plain(composed)
     settings = build_settings(config, info.world_size)
     parts = build_parts(settings, info.world_size)
+    data = build_data(settings, parts, info)
 
     # The config as it will run decides which folder it is, and whether there is a checkpoint to go on from.
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     precision = resolve_precision(settings.precision.name, device_type)
     config = as_run(config, parts, precision)
+    module = build_module(settings, parts, precision, device_type)
     folder = find_run_folder(settings.run, config)
 
     # Only now do processes meet and devices get work.
     if not is_finished(folder, parts):
         with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
             start_run(folder, composed, config, parts, info.world_size)
-            module = build_module(settings, parts, precision, device_type)
             trainer = build_run_trainer(settings, parts, folder, config, info, device_type)
-            trainer.fit(module, datamodule=build_data(settings, parts, info))
+            trainer.fit(module, datamodule=data)
 
     if info.rank == 0:
         print_closing_table(folder.path)

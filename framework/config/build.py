@@ -82,7 +82,9 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         match_parameters(model, weights)
     max_steps, steps_per_epoch = _run_length(settings, len(sources["train"]), task.wraps_epochs)
     every = settings.trainer.val_every_n_steps or steps_per_epoch
-    return Parts(tokenizer, config, task, sources, weights, model, max_steps, every if "validation" in sources else None)
+    return Parts(
+        tokenizer, config, task, sources, weights, model, max_steps, every if "validation" in sources else None
+    )
 
 
 def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -> tuple[int, int]:
@@ -105,11 +107,15 @@ def build_tokenizer(path: str | None, weights: PretrainedWeights | None) -> Toke
         return Tokenizer.from_folder(path)
     if weights is None or weights.tokenizer_dir is None:
         source = weights.source if weights is not None else None
-        raise ConfigError(f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`.")
+        raise ConfigError(
+            f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`."
+        )
     return Tokenizer.from_folder(weights.tokenizer_dir)
 
 
-def build_encoder_config(settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None) -> EncoderConfig:
+def build_encoder_config(
+    settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None
+) -> EncoderConfig:
     """Completes the model's config: what it leaves out comes from the weights, the vocabulary size else from the tokenizer."""
     supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
     return settings.model.build(**supplied)
@@ -125,9 +131,10 @@ def build_model(task: Task, config: EncoderConfig) -> TaskModel:
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
     """The LightningModule of a run, still without memory for its weights."""
     native = precision.name == "bf16" and multiplies_bf16(device_type)
+    optimizer = settings.optimizer.build()
 
     def build_optimizer(model: TaskModel) -> CombinedOptimizer:
-        return settings.optimizer.build().build(
+        return optimizer.build(
             model.named_parameters(),
             # The query, key and value maps of a layer are one parameter of three matrices.
             {"*.attention.qkv.weight": (parts.config.num_heads, 3)},

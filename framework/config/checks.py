@@ -19,14 +19,25 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
     """
     check_strategy(settings.strategy.name, world_size)
     arguments = dict(settings.model.arguments)
-    if {"family", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings"} <= arguments.keys():
+    if {
+        "family",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "intermediate_size",
+        "max_position_embeddings",
+    } <= arguments.keys():
         settings.model.build(vocab_size=1)
     elif settings.init_from is None:
-        raise ConfigError("`model` leaves its shape to the weights, but `init_from` is null; choose a `model`, or give `init_from`.")
+        raise ConfigError(
+            "`model` leaves its shape to the weights, but `init_from` is null; choose a `model`, or give `init_from`."
+        )
     if settings.tokenizer.path is None and settings.init_from is None:
         raise ConfigError("`tokenizer.path` is null and `init_from` too, so there is no tokenizer; give one of them.")
     if settings.run.resume not in ("auto", "never") and not Path(settings.run.resume).is_dir():
-        raise ConfigError(f"`run.resume` is {settings.run.resume!r}, which is no folder; use auto, never, or the path of a run or checkpoint.")
+        raise ConfigError(
+            f"`run.resume` is {settings.run.resume!r}, which is no folder; use auto, never, or the path of a run or checkpoint."
+        )
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
@@ -64,4 +75,6 @@ def check_enough_sequences(sources: Mapping[str, SequenceSource], world_size: in
     """
     count = len(sources["train"])
     if count < world_size:
-        raise DataError(f"there are {count} training sequences for {world_size} ranks; start fewer processes, or give more data.")
+        raise DataError(
+            f"there are {count} training sequences for {world_size} ranks; start fewer processes, or give more data."
+        )

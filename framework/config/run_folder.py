@@ -59,7 +59,9 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
         raise ConfigError(f"the run folder {path} is a file; choose another `run.id` or `run.dir`.")
     if not is_new:
         if run.resume == "never":
-            raise ConfigError(f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or resume=auto.")
+            raise ConfigError(
+                f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or resume=auto."
+            )
         check_same_run(str(path), read_config(path), config)
     own = newest_complete(path / "checkpoints")
     if own is not None or run.resume in ("auto", "never"):
@@ -77,7 +79,9 @@ def find_checkpoint(path: Path) -> Path:
         return path
     newest = newest_complete(path / "checkpoints")
     if newest is None:
-        raise CheckpointError(f"{path} holds no complete checkpoint; give a run folder that has one, or a folder checkpoints/step_N.")
+        raise CheckpointError(
+            f"{path} holds no complete checkpoint; give a run folder that has one, or a folder checkpoints/step_N."
+        )
     return newest
 
 
@@ -125,7 +129,9 @@ def read_task_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it.") from error
+        raise CheckpointError(
+            f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it."
+        ) from error
     return dict(record)
 
 
@@ -172,7 +178,9 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _masked(parent: Any, name: str | int, value: Any) -> Any:
-    known = isinstance(parent, DictConfig) and name in parent or isinstance(parent, ListConfig) and int(name) < len(parent)
+    known = (
+        isinstance(parent, DictConfig) and name in parent or isinstance(parent, ListConfig) and int(name) < len(parent)
+    )
     node = parent._get_node(name) if known else None
     raw = node._value() if node is not None else None
     variable = _ENVIRONMENT.search(raw) if isinstance(raw, str) else None

@@ -71,8 +71,19 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None:
-            raise ConfigError("`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one of them.")
-        _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "micro_batch_tokens", "log_every_n_steps")
+            raise ConfigError(
+                "`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one of them."
+            )
+        _at_least(
+            "trainer",
+            self,
+            1,
+            "max_steps",
+            "max_epochs",
+            "global_batch_size",
+            "micro_batch_tokens",
+            "log_every_n_steps",
+        )
         _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         _at_least("trainer", self, 0, "num_workers", "gradient_clip")
 
@@ -252,7 +263,9 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         if (self.input is None) == (self.text is None):
-            raise ConfigError(f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict.")
+            raise ConfigError(
+                f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict."
+            )
 
 
 @dataclass(frozen=True)

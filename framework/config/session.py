@@ -37,7 +37,9 @@ def is_finished(folder: RunFolder, parts: Parts) -> bool:
     return folder.checkpoint is not None and step_of(folder.checkpoint) >= parts.max_steps
 
 
-def start_run(folder: RunFolder, composed: DictConfig, config: Mapping[str, Any], parts: Parts, world_size: int) -> None:
+def start_run(
+    folder: RunFolder, composed: DictConfig, config: Mapping[str, Any], parts: Parts, world_size: int
+) -> None:
     """Checks that all ranks mean the same run in the same folder, and writes its config, provenance and tokenizer.
 
     Collective: all ranks must call.
@@ -87,7 +89,12 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> Encode
 
 
 def build_run_trainer(
-    settings: TrainConfig, parts: Parts, folder: RunFolder, config: Mapping[str, Any], info: ProcessInfo, device_type: str
+    settings: TrainConfig,
+    parts: Parts,
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    info: ProcessInfo,
+    device_type: str,
 ) -> Trainer:
     """The Trainer of a run, with its callbacks and, on rank 0, its logger."""
     cadence = Cadence(

@@ -52,12 +52,16 @@ def open_trained(source: str, runs: Path) -> Trained:
         DistributedError: There are several processes.
     """
     if process_info().world_size > 1:
-        raise DistributedError(f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun.")
+        raise DistributedError(
+            f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
+        )
     run = find_run(source, runs)
     weights = find_weights(source, runs)
     record = read_task_record(run[0]) if run is not None else weights.side
     if "config" not in record:
-        raise CheckpointError(f"{source} does not say which task it was trained for; give a run, or a folder that framework.export wrote.")
+        raise CheckpointError(
+            f"{source} does not say which task it was trained for; give a run, or a folder that framework.export wrote."
+        )
     if weights.tokenizer_dir is None:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
     task: Task = check_component("task", record["config"]).build()
@@ -77,6 +81,8 @@ def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
     fresh = {name for name, _ in model.named_parameters() if name.startswith("head.")}
     fresh -= {f"head.{name}" for name in trained.weights.heads}
     if fresh:
-        raise CheckpointError(f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}; export or train it again.")
+        raise CheckpointError(
+            f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}; export or train it again."
+        )
     materialize(model, starting_values(trained.weights, trained.weights.config, seed=0)(model), device)
     return model

@@ -151,10 +151,11 @@ def _read_json(path: Path) -> dict:
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} cannot be read as a tokenizer ({error}); restore the file.") from error
+    # `tokenizers` raises bare exceptions, so what can be wrong with a file is looked at first.
+    model = _read_json(path).get("model")
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise DataError(f"{path} holds no model with a vocabulary, so it is no tokenizer; restore the file.")
+    return tokenizers.Tokenizer.from_file(str(path))
 
 
 def _backend_of_vocabulary(path: Path, lowercase: bool) -> tokenizers.Tokenizer:

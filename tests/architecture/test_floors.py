@@ -38,8 +38,16 @@ def imported_modules(source: str, file: Path) -> list[tuple[int, str]]:
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             # `from framework import nn` names a package by an alias, `from framework.nn import norm` a module.
-            found += [(node.lineno, f"{module}.{alias.name}") for alias in node.names] if module == "framework" else [(node.lineno, module)]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+            found += (
+                [(node.lineno, f"{module}.{alias.name}") for alias in node.names]
+                if module == "framework"
+                else [(node.lineno, module)]
+            )
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "import_module",
+            "__import__",
+        ):
             found += [(node.lineno, str(a.value)) for a in node.args[:1] if isinstance(a, ast.Constant)]
     return [(line, name) for line, name in found if name.split(".")[0] == "framework" and name != "framework"]
 
@@ -66,7 +74,9 @@ def test_every_room_has_a_floor():
     assert len(FILES) > 60
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.name != "__init__.py"], ids=lambda file: str(file.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.name != "__init__.py"], ids=lambda file: str(file.relative_to(PACKAGE))
+)
 def test_imports_go_down(file):
     assert upward_imports(file.read_text(encoding="utf-8"), file) == []
 

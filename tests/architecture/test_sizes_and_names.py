@@ -9,14 +9,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "framework"
 FILES = sorted(PACKAGE.rglob("*.py"))
-OWN_FILES = sorted(path for folder in ("framework", "tests", "launch", "conf") for path in (ROOT / folder).rglob("*") if path.is_file())
+OWN_FILES = sorted(
+    path for folder in ("framework", "tests", "launch", "conf") for path in (ROOT / folder).rglob("*") if path.is_file()
+)
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_CONSTRUCTOR_PARAMETERS = 12
 MAX_TRAIN_LINES = 80
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
-IMPURE = re.compile(r"lightning|hydra|omegaconf|wandb|torch\.distributed|DeviceMesh|DTensor|fully_shard|world_size|local_rank|\branks?\b|\bmesh(es)?\b")
+IMPURE = re.compile(
+    r"lightning|hydra|omegaconf|wandb|torch\.distributed|DeviceMesh|DTensor|fully_shard|world_size|local_rank|\branks?\b|\bmesh(es)?\b"
+)
 
 
 def name_of(file: Path) -> str:
@@ -32,7 +36,9 @@ def without_docstrings(source: str) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [line for line in body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))]
+            node.body = [
+                line for line in body if not (isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant))
+            ]
     return ast.unparse(tree)
 
 
@@ -52,7 +58,9 @@ def test_train_reads_at_a_glance():
     assert (PACKAGE / "train.py").read_text(encoding="utf-8").count("\n") < MAX_TRAIN_LINES
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.relative_to(PACKAGE).parts[0] in ("nn", "models")], ids=name_of)
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.relative_to(PACKAGE).parts[0] in ("nn", "models")], ids=name_of
+)
 def test_model_code_knows_one_device(file):
     """Nothing under nn/ and models/ mentions ranks, meshes, Lightning, Hydra or W&B; docstrings may say why."""
     found = IMPURE.search(without_docstrings(file.read_text(encoding="utf-8")))

@@ -1,6 +1,6 @@
 """The baseline of the quick-start: TF-IDF of words and word pairs, and logistic regression, on the split of an experiment.
 
-    python -m tests.benchmarks.tfidf [--output FILE] [experiment=finetune_demo] [key=value ...]
+python -m tests.benchmarks.tfidf [--output FILE] [experiment=finetune_demo] [key=value ...]
 """
 
 import argparse
@@ -59,7 +59,9 @@ def main() -> None:
     scores = measure(load_table(overrides), arguments.split)
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-    print(f"TF-IDF + logistic regression on {arguments.split}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}")
+    print(
+        f"TF-IDF + logistic regression on {arguments.split}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}"
+    )
 
 
 if __name__ == "__main__":

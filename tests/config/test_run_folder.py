@@ -42,7 +42,9 @@ def test_identity_holds_what_decides_the_numbers():
     assert identity_text(CONFIG) != identity_text(changed(seed=1))
 
 
-@pytest.mark.parametrize("values", [{"strategy__name": "fsdp2"}, {"trainer__num_workers": 2}, {"trainer__max_steps": 11}])
+@pytest.mark.parametrize(
+    "values", [{"strategy__name": "fsdp2"}, {"trainer__num_workers": 2}, {"trainer__max_steps": 11}]
+)
 def test_free_keys_may_change(values):
     check_same_run("runs/x", CONFIG, changed(**values))
 
@@ -73,7 +75,10 @@ def test_a_new_folder_is_written_once_and_found_again(tmp_path):
     write_start(again, CONFIG, {"commit": "2"}, {"labels": ["a"]})
     assert read_task_record(folder.path) == {"labels": ["a"]}
     assert read_config(folder.path) == CONFIG == yaml.safe_load((folder.path / "config.yaml").read_text())
-    assert [start["commit"] for start in json.loads((folder.path / "provenance.json").read_text())["starts"]] == ["1", "2"]
+    assert [start["commit"] for start in json.loads((folder.path / "provenance.json").read_text())["starts"]] == [
+        "1",
+        "2",
+    ]
 
 
 def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
@@ -107,7 +112,11 @@ def test_secrets_of_the_environment_are_masked(monkeypatch):
     monkeypatch.setenv("MY_FOLDER", "somewhere")
     composed = OmegaConf.create(
         {
-            "logger": {"note": "key ${oc.env:MY_API_KEY}", "password": "${oc.env:MY_FOLDER}", "list": ["${oc.env:MY_API_KEY}", "b"]},
+            "logger": {
+                "note": "key ${oc.env:MY_API_KEY}",
+                "password": "${oc.env:MY_FOLDER}",
+                "list": ["${oc.env:MY_API_KEY}", "b"],
+            },
             "dir": "${oc.env:MY_FOLDER}",
             "max_tokens": 5,
         }

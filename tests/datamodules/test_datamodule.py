@@ -93,7 +93,9 @@ def test_evaluation_shows_every_row_once(num_ranks):
     for split, size in (("validation", 7), ("test", 2)):
         loaders = [datamodule(num_ranks, rank).eval_dataloader(split) for rank in range(num_ranks)]
         assert len({len(loader) for loader in loaders}) == 1
-        assert sorted(found[1] for loader in loaders for step in loader for found in content(step)) == list(range(size))
+        found = [sequence for loader in loaders for step in loader for sequence in content(step)]
+        # Label and sequence id are both the row: the order is that of the file.
+        assert sorted((sequence_id, label) for sequence_id, label, _ in found) == [(row, row) for row in range(size)]
 
 
 def test_without_a_validation_split_there_is_no_loader():

@@ -214,7 +214,7 @@ def test_long_sequences_take_the_other_kernel_and_agree(monkeypatch: pytest.Monk
     model, batch = build(MODERN), make_batch([20, 33])
     expected = model(batch)
     monkeypatch.setattr(attention_backend, "MAX_LENGTH", 16)
-    torch.testing.assert_close(model(batch), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(batch), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_reset_buffers_fills_tables_after_the_meta_device() -> None:

@@ -98,7 +98,7 @@ class PretrainingSource:
         step: int,
         capacity: Capacity | None = None,
     ) -> PackedBatch:
-        """One micro-batch with targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
+        """One micro-batch; targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
         epochs = self._seen(epochs)
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials

@@ -1,0 +1,275 @@
+"""Bad input, command by command: one clear error, no traceback, exit code 2, nothing on disk made or harmed.
+
+Each case runs a command's own `main`, in this process and in an empty folder, on tiny data.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from framework.data.tokenizer_training import train_wordpiece
+from framework.errors import FrameworkError
+from framework.evaluate import evaluate
+from framework.export import export
+from framework.predict import predict
+from framework.prepare import prepare
+from framework.train import train
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "train": train,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+}
+TEXTS = [f"a {word} film of {year}" for year in range(1990, 1998) for word in ("good", "fine", "bad", "poor")]
+LABELS = ["1", "1", "0", "0"] * 8
+TINY = [
+    "model.hidden_size=16",
+    "model.num_layers=1",
+    "model.num_heads=2",
+    "model.intermediate_size=16",
+    "model.vocab_size=null",
+]
+FINETUNE = [
+    "experiment=finetune_demo",
+    "data=table",
+    "data.train=rows.csv",
+    "data.validation_fraction=0.2",
+    "tokenizer.path=tokenizer",
+    "logger=none",
+    "precision=fp32",
+    "run.id=mine",
+    "trainer.max_steps=2",
+    "trainer.global_batch_size=4",
+    *TINY,
+]
+
+
+@dataclass
+class Outcome:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    files: set[str] = field(default_factory=set)
+
+
+def write_rows(path: Path, texts: list[str], labels: list[str], columns: tuple[str, str] = ("text", "label")) -> None:
+    lines = [",".join(columns), *(f"{text},{label}" for text, label in zip(texts, labels, strict=True))]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece(iter(TEXTS), 80, folder)
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tokenizer_folder) -> Path:
+    """An empty folder with rows, a tokenizer and nothing else, as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
+    write_rows(tmp_path / "rows.csv", TEXTS, LABELS)
+    return tmp_path
+
+
+@pytest.fixture
+def call(here, monkeypatch, capfd) -> Callable[..., Outcome]:
+    """Runs a command as from the command line."""
+
+    def run(name: str, *overrides: str) -> Outcome:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [name, *overrides])
+        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        code = 0
+        try:
+            COMMANDS[name]()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err, files_below(here))
+
+    return run
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def rows(**changes: object) -> Callable[[Path], None]:
+    """Writes rows.csv with changed texts, labels or columns."""
+    values = {"texts": TEXTS, "labels": LABELS, **changes}
+    return lambda folder: write_rows(folder / "rows.csv", **values)  # type: ignore[arg-type]
+
+
+def content(data: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / "rows.csv").write_bytes(data) and None
+
+
+def nothing(folder: Path) -> None:
+    del folder
+
+
+BAD_INPUT = [
+    ("unknown key", nothing, ["trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`; did you mean `max_steps`?"),
+    ("unknown key with +", nothing, ["+trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`; did you mean `max_steps`?"),
+    ("unknown key of a part", nothing, ["+task.maxlength=3"], "unknown config key `task.maxlength`; did you mean `max_length`?"),
+    ("unknown group", nothing, ["optimiser=adamw"], "unknown config key `optimiser`; did you mean `optimizer`?"),
+    ("unknown option", nothing, ["strategy=fsdp3"], "Available options in 'strategy': ddp, fsdp2, single"),
+    ("unreadable override", nothing, ["trainer={"], "the override `trainer={` cannot be read"),
+    ("wrong type", nothing, ["trainer.global_batch_size=many"], "`trainer.global_batch_size` is 'many', which is not a whole number"),
+    ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
+    ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
+    ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
+    ("heads", nothing, ["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=16"),
+    ("too long for the positions", nothing, ["task.max_length=600", "trainer.micro_batch_tokens=600"], "600 tokens, but the model has positions for 512"),
+    ("too long for the budget", nothing, ["trainer.micro_batch_tokens=32"], "micro_batch_tokens is 32"),
+    ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),
+    ("missing file", nothing, ["data.train=nowhere.csv"], "nowhere.csv cannot be read"),
+    ("missing tokenizer", nothing, ["tokenizer.path=nowhere"], "nowhere holds no tokenizer.json and no vocab.txt"),
+    ("no tokenizer", nothing, ["tokenizer.path=null"], "`tokenizer.path` is null and `init_from` too"),
+    ("empty file", content(b""), [], "rows.csv is empty"),
+    ("header only", content(b"text,label\n"), [], "rows.csv has no rows"),
+    ("missing column", rows(columns=("text", "stars")), [], "rows.csv, line 1: no column 'label' among ['text', 'stars']"),
+    ("label outside the set", rows(labels=["1", "1", "0", "2"] * 8), ["data.labels=['0','1']"], "rows.csv, row 4 (line 5): the label '2' is none of 0, 1"),
+    ("not UTF-8", content(b"text,label\ngood,1\nb\xe9te,0\n"), [], "rows.csv, line 3: byte 0xe9"),
+    ("single class", rows(labels=["1"] * 32), [], "training rows have the label '1'"),
+    ("empty text", rows(texts=[" "] + TEXTS[1:]), [], "rows.csv, row 1 (line 2): 'text' is empty"),
+    ("fewer sequences than ranks", rows(texts=TEXTS[1:3], labels=LABELS[1:3]), ["data.validation_fraction=0", "strategy=ddp", "FOUR RANKS"], "2 training sequences for 4 ranks"),
+    ("single with ranks", nothing, ["FOUR RANKS"], "strategy"),
+    ("no such init_from", nothing, ["init_from=./nowhere"], "./nowhere is not there"),
+    ("no such package", nothing, ["init_from=${distribution_file:no-such-package,model,1.0}"], "`python -m pip install no-such-package==1.0`"),
+    ("no such resume", nothing, ["run.resume=nowhere"], "`run.resume` is 'nowhere', which is no folder"),
+    ("bad run id", nothing, ["run.id=a/b"], "run.id='a/b' cannot name a folder"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("prepare_folder", "overrides", "words"), [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT]
+)
+def test_train_tells_bad_input_in_one_line(here, call, monkeypatch, prepare_folder, overrides, words):
+    prepare_folder(here)
+    if "FOUR RANKS" in overrides:
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
+            monkeypatch.setenv(name, value)
+    before = files_below(here)
+    outcome = call("train", *FINETUNE, *(override for override in overrides if override != "FOUR RANKS"))
+    assert_clear_error(outcome, words)
+    assert outcome.files == before
+    assert not torch.distributed.is_initialized()
+
+
+def assert_clear_error(outcome: Outcome, words: str) -> None:
+    assert outcome.code == FrameworkError.exit_code
+    assert outcome.err.startswith("error")
+    assert words in outcome.err
+    assert "Traceback" not in outcome.err + outcome.out
+    assert outcome.err.count("\n") == 1, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "words"),
+    [
+        ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value yet"),
+        ("prepare", ["corpus=text", "corpus.sources.text.files=nowhere/*.txt"], "no file matches 'nowhere/*.txt'"),
+        ("prepare", ["vocabulary.sise=3"], "unknown config key `vocabulary.sise`; did you mean `size`?"),
+        ("evaluate", [], "config key `run` has no value yet"),
+        ("evaluate", ["run=./nowhere"], "./nowhere is not there"),
+        ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
+        ("predict", ["run=x", "input=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        ("export", ["run=./nowhere"], "./nowhere is not there"),
+    ],
+)
+def test_other_commands_tell_bad_input(here, call, command, overrides, words):
+    before = files_below(here)
+    outcome = call(command, *overrides)
+    assert_clear_error(outcome, words)
+    assert outcome.files == before
+
+
+def test_a_run_from_training_to_prediction(here, call):
+    """Train, evaluate, export, predict; then everything that could harm the run, which must not."""
+    trained = call("train", *FINETUNE)
+    assert trained.code == 0, trained.err
+    assert "finished" in trained.out
+    run = here / "runs" / "mine"
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["ended"], summary["steps"]) == ("finished", 2)
+    assert call("train", *FINETUNE).code == 0, "a finished run tells its table again"
+
+    evaluated = call("evaluate", "run=mine", "output=scores.json")
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads((here / "scores.json").read_text())
+    assert scores["metrics"]["accuracy"] == pytest.approx(summary["last"]["val/accuracy"])
+    assert [row["label"] for row in scores["classes"]] == ["0", "1"]
+
+    assert call("export", "run=mine").code == 0
+    (here / "in.jsonl").write_text(
+        "".join(json.dumps({"text": text, "id": place}) + "\n" for place, text in enumerate(TEXTS))
+    )
+    predicted = call(
+        "predict",
+        "run=runs/mine/export",
+        "input=in.jsonl",
+        "output=out.jsonl",
+        "keep_columns=[id]",
+        "micro_batch_tokens=64",
+    )
+    assert predicted.code == 0, predicted.err
+    predictions = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in predictions] == [str(place) for place in range(len(TEXTS))]
+    assert [row["text"] for row in predictions] == TEXTS
+    alone = call("predict", "run=mine", f"text={TEXTS[7]}")
+    assert json.loads(alone.out)["probability"] == pytest.approx(predictions[7]["probability"], abs=1e-5)
+
+    unchanged = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    bad = {
+        ("seed=1",): "belongs to another config: `seed` is 0 there and 1 here",
+        ("model.num_layers=2",): "`model.num_layers` is 1 there and 2 here",
+        ("trainer.max_steps=1",): "`trainer.max_steps`=2, which may only grow, but 1",
+        ("run.resume=never",): "holds a run already",
+        ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model wants",
+    }
+    for overrides, words in bad.items():
+        assert_clear_error(call("train", *FINETUNE, *overrides), words)
+    write_rows(here / "rows.csv", TEXTS[:28], LABELS[:28])
+    assert_clear_error(call("train", *FINETUNE, "trainer.max_steps=4"), "the data of the run")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == unchanged
+    assert not (here / "runs" / "other").exists()
+    assert not re.search(r"outputs|multirun|\.log$", " ".join(files_below(here)))
+
+
+def test_weights_of_a_run_start_another(here, call):
+    assert call("train", *FINETUNE, "run.id=first").code == 0
+    longer = [*FINETUNE, "init_from=first", "model=from_weights", "tokenizer=from_weights", "run.id=second"]
+    kept = [override for override in longer if not override.startswith(("model.", "tokenizer.path"))]
+    outcome = call("train", *kept)
+    assert outcome.code == 0, outcome.err
+    first, second = (
+        json.loads((here / "runs" / name / "metrics.jsonl").read_text().splitlines()[-1])
+        for name in ("first", "second")
+    )
+    assert second["val/loss"] != first["val/loss"]
+
+
+def test_an_unexpected_error_keeps_its_traceback(here, call, monkeypatch):
+    """Only errors that a user can cause are shortened."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr("framework.train.build_parts", broken)
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        call("train", *FINETUNE)
