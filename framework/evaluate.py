@@ -27,7 +27,8 @@ def evaluate(composed: DictConfig) -> None:
     data = settings.data or trained.data
     if data is None:
         raise ConfigError(
-            f"run={settings.run} is an export, which brings no data; choose some, for example data=table data.train=FILE."
+            f"run={settings.run} is an export, which brings no data; choose some, for example data=table "
+            "data.train=FILE."
         )
     sources = trained.task.build_sources(data.build(), trained.tokenizer, seed=0)
     if settings.split not in sources:

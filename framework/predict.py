@@ -1,4 +1,4 @@
-"""Predictions for texts: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, one row out for each row in."""
+"""Predictions for texts: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row."""
 
 import json
 import sys

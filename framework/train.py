@@ -1,4 +1,4 @@
-"""Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME key=value`, the same under torchrun."""
+"""Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME`, the same under torchrun."""
 
 import torch
 from omegaconf import DictConfig

@@ -1,4 +1,4 @@
-"""The closing table of the quick-start, read from the files that its commands wrote: python launch/quickstart_report.py FOLDER"""
+"""The closing table of the quick-start, read from what its commands wrote."""
 
 import json
 import sys
@@ -16,6 +16,7 @@ FINE_TUNED = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -54,6 +55,7 @@ def sentiment_table(folder: Path) -> Table:
 
 
 def main(folder: Path, seconds: int, is_quick: bool) -> None:
+    """Prints losses, scores, folders and the time that all of it took."""
     console = Console()
     pretraining = read_json(folder / "pretrain" / "summary.json")
     first, last = first_and_last_loss(folder / "pretrain")

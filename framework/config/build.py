@@ -1,4 +1,4 @@
-"""From checked settings to the objects of a run. Files are read here; no process group is made and no device is touched."""
+"""From checked settings to the objects of a run. Reads files, touches no device."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -88,7 +88,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
 
 
 def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -> tuple[int, int]:
-    """Steps of the run and of an epoch. Where steps run across epoch ends, the epochs together are rounded up, not each."""
+    """Steps of the run and of an epoch; where steps cross epoch ends, only the last one is rounded up."""
     size, epochs = settings.trainer.global_batch_size, settings.trainer.max_epochs
     steps_per_epoch = -(-num_sequences // size)
     if settings.trainer.max_steps is not None:
@@ -116,7 +116,7 @@ def build_tokenizer(path: str | None, weights: PretrainedWeights | None) -> Toke
 def build_encoder_config(
     settings: TrainConfig, tokenizer: Tokenizer, weights: PretrainedWeights | None
 ) -> EncoderConfig:
-    """Completes the model's config: what it leaves out comes from the weights, the vocabulary size else from the tokenizer."""
+    """Completes the model's config from the weights, or the vocabulary size from the tokenizer."""
     supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
     return settings.model.build(**supplied)
 

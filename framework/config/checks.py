@@ -36,7 +36,8 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
         raise ConfigError("`tokenizer.path` is null and `init_from` too, so there is no tokenizer; give one of them.")
     if settings.run.resume not in ("auto", "never") and not Path(settings.run.resume).is_dir():
         raise ConfigError(
-            f"`run.resume` is {settings.run.resume!r}, which is no folder; use auto, never, or the path of a run or checkpoint."
+            f"`run.resume` is {settings.run.resume!r}, which is no folder; use auto, never, or the path of a run or "
+            "checkpoint."
         )
 
 
@@ -48,7 +49,8 @@ def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
-            f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but model.vocab_size={config.vocab_size}; "
+            f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but "
+            f"model.vocab_size={config.vocab_size}; "
             "set model.vocab_size=null to take the tokenizer's, or choose the tokenizer that belongs to the model."
         )
 
@@ -62,8 +64,10 @@ def check_sequence_lengths(sources: Mapping[str, SequenceSource], config: Encode
     for split, source in sources.items():
         if source.max_length > config.max_sequence_length:
             raise ConfigError(
-                f"sequences of {split} may have {source.max_length} tokens, but the model has positions for {config.max_sequence_length} "
-                f"(model.max_position_embeddings={config.max_position_embeddings}); shorten the sequences of the task, or choose a model with more positions."
+                f"sequences of {split} may have {source.max_length} tokens, but the model has positions for "
+                f"{config.max_sequence_length} "
+                f"(model.max_position_embeddings={config.max_position_embeddings}); shorten the sequences of the "
+                "task, or choose a model with more positions."
             )
 
 

@@ -85,7 +85,8 @@ def as_framework_error(error: BaseException) -> FrameworkError:
         )
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with special signs."
+            f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with "
+            "special signs."
         )
     return ConfigError(_one_line(str(error)))
 

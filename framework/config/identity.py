@@ -1,4 +1,4 @@
-"""What makes two configs the same run: the keys that decide the numbers. All other keys may change when a run goes on."""
+"""What makes two configs the same run: the keys that decide the numbers; all others are free."""
 
 import json
 from collections.abc import Mapping
@@ -57,7 +57,8 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
         config: The resolved config that wants to go on there.
 
     Raises:
-        ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both values.
+        ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both
+            values.
     """
     before, now = identity(saved), identity(config)
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
@@ -68,12 +69,14 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
         )
         more = f"; and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
         raise ConfigError(
-            f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same values."
+            f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same "
+            "values."
         )
     was, wanted = flatten(saved), flatten(config)
     for name in GROWING_KEYS:
         if was.get(name) is not None and wanted.get(name) is not None and wanted[name] < was[name]:
             raise ConfigError(
-                f"the run folder {folder} was started with `{name}`={was[name]}, which may only grow, but {wanted[name]} is asked for; "
+                f"the run folder {folder} was started with `{name}`={was[name]}, which may only grow, but "
+                f"{wanted[name]} is asked for; "
                 "choose another `run.id`, or at least that value."
             )

@@ -37,8 +37,8 @@ class Component:
         """Builds the part.
 
         Args:
-            supplied: Values that only the run knows (a vocabulary size, the number of steps); what the target does not take is
-                left out, and the config wins where it names them too.
+            supplied: Values that only the run knows (a vocabulary size, the number of steps); what the target does not
+                take is left out, and the config wins where it names them too.
         """
         taken = inspect.signature(self.target).parameters
         given = {name: _built(value) for name, value in self.arguments.items()}
@@ -83,7 +83,8 @@ def check_component(
     if target is None:
         if TARGET_KEY not in values:
             raise ConfigError(
-                f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with `{path}=NAME`."
+                f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with "
+                f"`{path}=NAME`."
             )
         target = import_target(path, values.pop(TARGET_KEY))
     return Component(path, target, check_arguments(path, values, target, supplied))
@@ -130,7 +131,8 @@ def check_arguments(
             arguments[name] = check_value(f"{prefix}{name}", values[name], hints.get(name, Any), metadata.get(name, {}))
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
-                f"config key `{prefix}{name}` is missing and has no default; give it a value of type {describe(hints.get(name, Any))}."
+                f"config key `{prefix}{name}` is missing and has no default; give it a value of type "
+                f"{describe(hints.get(name, Any))}."
             )
     return arguments
 

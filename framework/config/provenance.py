@@ -100,7 +100,7 @@ def _processor() -> str:
 
 
 def data_fingerprint(sources: Mapping[str, SequenceSource]) -> str:
-    """Hash of the number of sequences of each split and of some of them, spread evenly, as the first step would see them."""
+    """Hash of the number of sequences of each split, and of some of them, spread evenly."""
     digest = hashlib.blake2b(digest_size=16)
     for split, source in sorted(sources.items()):
         size = len(source)

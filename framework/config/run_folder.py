@@ -60,7 +60,8 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     if not is_new:
         if run.resume == "never":
             raise ConfigError(
-                f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or resume=auto."
+                f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or "
+                "resume=auto."
             )
         check_same_run(str(path), read_config(path), config)
     own = newest_complete(path / "checkpoints")
@@ -114,7 +115,8 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
     for name, value in fingerprints.items():
         if before.get(name) != value:
             raise DataError(
-                f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has {value} now; "
+                f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has "
+                f"{value} now; "
                 "restore the files that it began with, or choose another `run.id`."
             )
 
@@ -171,17 +173,16 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
         config: The same, resolved.
 
     Returns:
-        `config` with each value masked that comes from an environment variable, where the key or the variable has the name of a
-        secret (key, token, secret, password, credential).
+        `config` with each value masked that comes from an environment variable, where the key or the variable has the
+        name of a secret (key, token, secret, password, credential).
     """
     return {name: _masked(composed, str(name), value) for name, value in config.items()}
 
 
 def _masked(parent: Any, name: str | int, value: Any) -> Any:
-    known = (
-        isinstance(parent, DictConfig) and name in parent or isinstance(parent, ListConfig) and int(name) < len(parent)
-    )
-    node = parent._get_node(name) if known else None
+    in_group = isinstance(parent, DictConfig) and name in parent
+    in_list = isinstance(parent, ListConfig) and int(name) < len(parent)
+    node = parent._get_node(name) if in_group or in_list else None
     raw = node._value() if node is not None else None
     variable = _ENVIRONMENT.search(raw) if isinstance(raw, str) else None
     if variable and (_SECRET_NAME.search(str(name)) or _SECRET_NAME.search(variable.group(1))):

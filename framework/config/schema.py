@@ -30,8 +30,8 @@ class RunConfig:
     Attributes:
         id: The name of the run folder; null: from SLURM, a torchrun run id, or a hash of the config's identity.
         dir: The folder that holds the run folders.
-        resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be new; else the
-            path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
+        resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be
+            new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
     """
 
     id: str | None = None
@@ -72,7 +72,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None:
             raise ConfigError(
-                "`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one of them."
+                "`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one "
+                "of them."
             )
         _at_least(
             "trainer",
@@ -146,8 +147,8 @@ class TrainConfig:
 
     Attributes:
         seed: Decides order, pairs, masks, dropout and fresh weights.
-        init_from: Where weights start when nothing is resumed: a run (id or folder), an export, a Hugging Face folder or hub name;
-            null: fresh weights from the seed.
+        init_from: Where weights start when nothing is resumed: a run (id or folder), an export, a Hugging Face folder
+            or hub name; null: fresh weights from the seed.
     """
 
     run: RunConfig

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -17,17 +18,21 @@ from framework.config.build import Parts
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import TOKENIZER_FOLDER, RunFolder, check_same_data, masked, write_start
 from framework.config.schema import TrainConfig
+from framework.data.plan import SequenceSource
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.environment import ProcessInfo
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
+from framework.models.accounting import training_flops_per_token
 from framework.modules.trainer import build_trainer
 from framework.tracking.wandb import build_wandb_logger
 
+_MEASURED_SEQUENCES = 1000
+
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
-    """The config with what was found out since it was composed: the whole model, and the precision that "auto" stands for."""
+    """The config as run: with the whole model, and the precision that "auto" stands for."""
     resolved = {name: value for name, value in config.items() if name != "experiment"}
     return resolved | {"model": vars(parts.config).copy(), "precision": {"name": precision.name}}
 
@@ -110,7 +115,7 @@ def build_run_trainer(
         settings.trainer.keep_last,
         folder.checkpoint,
         _loggers(settings, folder.path, config) if info.rank == 0 else (),
-        None,
+        training_flops_per_token(parts.config, mean_length(parts.sources["train"])),
         peak_flops(device_type, info.world_size),
     )
     return build_trainer(
@@ -122,6 +127,12 @@ def build_run_trainer(
         cadence.validate_every_n_steps,
         callbacks,
     )
+
+
+def mean_length(source: SequenceSource) -> int:
+    """Mean tokens of the sequences, over at most a thousand of them."""
+    indices = np.arange(min(len(source), _MEASURED_SEQUENCES))
+    return round(float(source.lengths(np.zeros_like(indices), indices).mean()))
 
 
 def _loggers(settings: TrainConfig, folder: Path, config: Mapping[str, Any]) -> list[Logger]:

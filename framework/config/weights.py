@@ -1,7 +1,7 @@
 """Where weights start: a run, a checkpoint, an export or published weights, all read into one form on the CPU.
 
-The order of starts, stated once: the run's newest complete checkpoint (see run_folder.py) > `init_from` (here) > fresh values
-from the seed (framework.nn.initialization).
+The order of starts, stated once: the run's newest complete checkpoint (see run_folder.py) > `init_from` (here) > fresh
+values from the seed (framework.nn.initialization).
 """
 
 import functools

@@ -157,8 +157,8 @@ class SentenceChunks:
     def unused_fraction(self, seed: int, epoch: int) -> float:
         """Share of the text that next-sentence prediction leaves out in an epoch.
 
-        That is the rest of chunks whose B is random, and what short targets cut off. The next epoch draws anew; in BERT's
-        own script such a rest goes into the next sequence instead.
+        That is the rest of chunks whose B is random, and what short targets cut off. The next epoch draws anew. (In
+        BERT's own script such a rest goes into the next sequence.)
         """
         if not self.pairs:
             return 0.0

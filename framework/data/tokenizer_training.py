@@ -42,7 +42,11 @@ def train_wordpiece(
     words = _count_words(texts, normalizer)
     if not words:
         raise DataError("the texts hold no words, so no vocabulary can be trained; check the sources.")
-    fixed = [*SPECIAL_TOKENS, *_alphabet(words, alphabet)]
+    kept = _alphabet(words, alphabet)
+    # WordPiece gives a word with a character that it does not know the unknown token, so such a word teaches nothing.
+    words = Counter({word: count for word, count in words.items() if kept.issuperset(word)})
+    inner = {character for word in words for character in word[1:]}
+    fixed = [*SPECIAL_TOKENS, *sorted(kept), *(f"##{character}" for character in sorted(inner))]
     if vocab_size < len(fixed):
         raise ConfigError(
             f"vocab_size is {vocab_size}, but special tokens and the characters of the text take {len(fixed)}; set "
@@ -72,16 +76,13 @@ def _count_words(texts: Iterable[str], normalizer: normalizers.Normalizer) -> Co
     return words
 
 
-def _alphabet(words: Counter[str], limit: int) -> list[str]:
-    """The most frequent characters, and their `##` forms where they occur inside words, by code point."""
+def _alphabet(words: Counter[str], limit: int) -> set[str]:
+    """The most frequent characters; of equally frequent ones those with the smaller code points."""
     characters: Counter[str] = Counter()
-    inner: set[str] = set()
     for word, count in words.items():
         for character in word:
             characters[character] += count
-        inner.update(word[1:])
-    kept = sorted(sorted(characters, key=lambda character: (-characters[character], character))[:limit])
-    return [*kept, *(f"##{character}" for character in kept if character in inner)]
+    return set(sorted(characters, key=lambda character: (-characters[character], character))[:limit])
 
 
 def _train(words: Counter[str], vocab_size: int, fixed: list[str]) -> dict[str, int]:

@@ -51,7 +51,10 @@ def build_wandb_logger(
     if offline:
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
     os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
+
+    wandb.setup()  # reads WANDB_SILENT now: Lightning 2.6 passes an argument to init of which wandb 0.31 warns
 
     class RunLogger(WandbLogger):
         """Ends the W&B run with ours: Lightning leaves it open, and the next run of this process would continue it."""

@@ -42,6 +42,23 @@ def without_docstrings(source: str) -> str:
     return ast.unparse(tree)
 
 
+def passes_through(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """True where a function takes **names and gives them on as they are."""
+    taken = function.args.kwarg.arg if function.args.kwarg else None
+    calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg is None]
+    return taken is not None and any(isinstance(value, ast.Name) and value.id == taken for value in given)
+
+
+def test_passing_through_would_be_seen():
+    for source, wrong in (
+        ("def f(**k):\n    g(**k)", True),
+        ("def f(**k):\n    g(k)", False),
+        ("def f():\n    g(**k)", False),
+    ):
+        assert passes_through(functions(ast.parse(source))[0]) == wrong
+
+
 @pytest.mark.parametrize("file", FILES, ids=name_of)
 def test_sizes(file):
     source = file.read_text(encoding="utf-8")
@@ -49,7 +66,7 @@ def test_sizes(file):
     for function in functions(ast.parse(source)):
         assert function.end_lineno - function.lineno + 1 <= MAX_FUNCTION_LINES, function.name
         arguments = function.args
-        assert arguments.kwarg is None or function.name in ("build", "read_metadata"), f"**kwargs in {function.name}"
+        assert not passes_through(function), f"{function.name} hands on its **{arguments.kwarg.arg} unseen"
         if function.name == "__init__":
             assert len(arguments.args) + len(arguments.kwonlyargs) - 1 <= MAX_CONSTRUCTOR_PARAMETERS
 

@@ -1,4 +1,4 @@
-"""The baseline of the quick-start: TF-IDF of words and word pairs, and logistic regression, on the split of an experiment.
+"""The baseline of the quick-start: TF-IDF with logistic regression, on the split of an experiment.
 
 python -m tests.benchmarks.tfidf [--output FILE] [experiment=finetune_demo] [key=value ...]
 """
@@ -60,7 +60,8 @@ def main() -> None:
     if arguments.output is not None:
         arguments.output.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
     print(
-        f"TF-IDF + logistic regression on {arguments.split}: accuracy {scores['accuracy']:.4f}, macro F1 {scores['macro_f1']:.4f}"
+        f"TF-IDF + logistic regression on {arguments.split}: accuracy {scores['accuracy']:.4f}, macro F1 "
+        f"{scores['macro_f1']:.4f}"
     )
 
 

@@ -87,7 +87,7 @@ def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "x").iterdir()}
     with pytest.raises(ConfigError, match="belongs to another config"):
         find_run_folder(run, changed(seed=5))
-    with pytest.raises(ConfigError, match="run.resume` is never"):
+    with pytest.raises(ConfigError, match=r"`run\.resume` is never"):
         find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume="never"), CONFIG)
     assert {path: path.read_bytes() for path in (tmp_path / "x").iterdir()} == before
 

@@ -42,7 +42,8 @@ def by_hand(tmp_path, tokenizer) -> TokenStore:
     folder = tmp_path / "by_hand"
     folder.mkdir()
     writer = StoreWriter(folder, vocab_size=100)
-    writer.add(np.array([10, 11, 12, 13]), np.array([2, 1, 1]), np.array([2, 1]), np.array([2**64 - 1, 5], dtype=np.uint64))
+    hashes = np.array([2**64 - 1, 5], dtype=np.uint64)
+    writer.add(np.array([10, 11, 12, 13]), np.array([2, 1, 1]), np.array([2, 1]), hashes)
     writer.add(np.array([14, 15, 16, 17]), np.array([1, 3]), np.array([2]), np.array([7], dtype=np.uint64))
     writer.finish({"counts": {"documents": 3}}, tokenizer)
     return TokenStore.open(folder)
@@ -124,7 +125,7 @@ def test_other_content_settings_or_tokenizer_is_another_store(tmp_path, corpus, 
         ([source], VOCABULARY, False),
         ([source], VOCABULARY, True),
         ([source], tokenizer.folder, True),
-        ([source], WordPieceTraining(vocab_size=150), True),
+        ([source], WordPieceTraining(vocab_size=200, lowercase=False), True),
     ]
     fingerprints = {first.fingerprint}
     for sources, vocabulary, strip_html in changed:

@@ -88,7 +88,8 @@ def test_vocabulary_file_alone(minilm, tmp_path):
 
 
 def test_byte_level_facts(byte_level):
-    assert (byte_level.cls_id, byte_level.pad_id, byte_level.sep_id, byte_level.unk_id, byte_level.mask_id) == (0, 1, 2, 3, 4)
+    ids = (byte_level.cls_id, byte_level.pad_id, byte_level.sep_id, byte_level.unk_id, byte_level.mask_id)
+    assert ids == (0, 1, 2, 3, 4)
     assert byte_level.space_marked
     vocabulary = byte_level.backend.get_vocab()
     assert byte_level.starts_word[vocabulary["Ġ"]] and not byte_level.starts_word[vocabulary["a"]]
@@ -123,7 +124,7 @@ def test_trained_vocabulary(trained):
 
 
 def test_merges_by_hand(tmp_path):
-    """a + ##b occurs 3 times, c + ##d twice; special tokens, characters, inner characters and merges come in that order."""
+    """a + ##b occurs 3 times, c + ##d twice; the order is special tokens, characters, inner characters, merges."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     expected = [*specials, "a", "b", "c", "d", "##b", "##d", "ab", "cd"]
     for size in (13, 12):

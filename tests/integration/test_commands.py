@@ -1,3 +1,4 @@
+# ruff: noqa: E501  the table of cases has one case a line
 """Bad input, command by command: one clear error, no traceback, exit code 2, nothing on disk made or harmed.
 
 Each case runs a command's own `main`, in this process and in an empty folder, on tiny data.
@@ -146,7 +147,7 @@ BAD_INPUT = [
     ("label outside the set", rows(labels=["1", "1", "0", "2"] * 8), ["data.labels=['0','1']"], "rows.csv, row 4 (line 5): the label '2' is none of 0, 1"),
     ("not UTF-8", content(b"text,label\ngood,1\nb\xe9te,0\n"), [], "rows.csv, line 3: byte 0xe9"),
     ("single class", rows(labels=["1"] * 32), [], "training rows have the label '1'"),
-    ("empty text", rows(texts=[" "] + TEXTS[1:]), [], "rows.csv, row 1 (line 2): 'text' is empty"),
+    ("empty text", rows(texts=[" ", *TEXTS[1:]]), [], "rows.csv, row 1 (line 2): 'text' is empty"),
     ("fewer sequences than ranks", rows(texts=TEXTS[1:3], labels=LABELS[1:3]), ["data.validation_fraction=0", "strategy=ddp", "FOUR RANKS"], "2 training sequences for 4 ranks"),
     ("single with ranks", nothing, ["FOUR RANKS"], "strategy"),
     ("no such init_from", nothing, ["init_from=./nowhere"], "./nowhere is not there"),

@@ -123,7 +123,7 @@ def test_channels_of_a_narrower_layer_are_the_first_ones() -> None:
 
 def test_fifteen_bits_decide_as_written_out() -> None:
     """The lanes by arithmetic on Python integers, from the same words."""
-    token, site_key, threshold = 12345, key("dropout site", 2, "x"), 3000
+    site_key, threshold = key("dropout site", 2, "x"), 2**14
 
     def finalise(z: int) -> int:
         def signed_shift(value: int, bits: int) -> int:
@@ -133,11 +133,12 @@ def test_fifteen_bits_decide_as_written_out() -> None:
         z = ((z ^ signed_shift(z, 27)) * 0x94D049BB133111EB) % 2**64
         return z ^ signed_shift(z, 31)
 
-    stream = int(mix(0, np.array([token ^ site_key], dtype=np.uint64))[0])
-    words = [finalise((stream + index * 0x9E3779B97F4A7C15) % 2**64) for index in (1, 2, 3)]
-    keep = [((word >> 16 * lane) & 0x7FFF) >= threshold for word in words for lane in range(4)]
-    mask = dropout_mask(torch.tensor([token]), 12, threshold, site_key)
-    assert (mask[0] > 0).tolist() == keep
+    tokens = [0, 1, 12345, 2**62 + 7, -5]
+    mask = dropout_mask(torch.tensor(tokens), 12, threshold, site_key)
+    for token, row in zip(tokens, (mask > 0).tolist(), strict=True):
+        stream = int(mix(0, np.array([token % 2**64 ^ site_key], dtype=np.uint64))[0])
+        words = [finalise((stream + index * 0x9E3779B97F4A7C15) % 2**64) for index in (1, 2, 3)]
+        assert row == [((word >> 16 * lane) & 0x7FFF) >= threshold for word in words for lane in range(4)]
 
 
 def test_gradient_and_residual_use_the_same_mask() -> None:

@@ -101,4 +101,5 @@ def test_without_a_key_it_runs_offline_and_opens_no_connection(bare_environment:
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.strip() == "my-run-7 True sweep ('a',) 3 2.5"
     assert attempts == []
+    assert "wandb:" not in finished.stderr
     assert list(bare_environment.glob("wandb/offline-run-*my-run-7/*.wandb"))

@@ -14,7 +14,8 @@ def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]
         labels: Names in the order of scores.
 
     Returns:
-        For each sequence `label`, its `probability`, and `probabilities` by label; of equal scores the first label wins.
+        For each sequence `label`, its `probability`, and `probabilities` by label; of equal scores the first label
+        wins.
     """
     rows = logits.float().softmax(dim=-1).cpu().tolist()
     predictions = []
