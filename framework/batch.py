@@ -1,8 +1,9 @@
 """What travels from the data engine to the model, and the legend of shapes that every docstring uses.
 
-Legend: `tokens` all tokens of one micro-batch laid end to end, filler included; `sequences` what attention may not leave (for
-next-sentence prediction one sequence holds two segments); `targets` the positions that a head predicts; `hidden` the width of
-the encoder; `heads` x `head_dim` = hidden; `vocab` the tokenizer's size; `labels` the classes of a task.
+Legend: `tokens` all tokens of one micro-batch laid end to end, filler included; `sequences` what attention may not
+leave (for next-sentence prediction one sequence holds two segments); `targets` the positions that a head predicts;
+`hidden` the width of the encoder; `heads` x `head_dim` = hidden; `vocab` the tokenizer's size; `labels` the classes of
+a task.
 """
 
 from collections.abc import Mapping

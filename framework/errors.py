@@ -1,4 +1,4 @@
-"""The errors a user can meet. A message names the value, the rule and the remedy; with bad data the file and the row too."""
+"""The errors a user can meet. A message names the value, the rule and the remedy; with bad data also file and row."""
 
 
 class FrameworkError(Exception):

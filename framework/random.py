@@ -1,7 +1,8 @@
 """Counter-based random numbers: every draw is a function of a key, no generator is carried along.
 
-Keys are 64-bit and come from `key(seed, "purpose", epoch, index, ...)`. The mixing function is the finaliser of SplitMix64
-(Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"). Bulk draws use NumPy's Philox keyed the same way.
+Keys are 64-bit and come from `key(seed, "purpose", epoch, index, ...)`. The mixing function is the finaliser of
+SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"). Bulk draws use NumPy's Philox,
+keyed the same way.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ def mix(base: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
         counters: Integers of any shape.
 
     Returns:
-        uint64 array of the broadcast shape, each element equal to what `key` gives when the counter is appended as a part
-        to a key whose state is `base`.
+        uint64 array of the broadcast shape, each element equal to what `key` gives when the counter is appended as a
+        part to a key whose state is `base`.
     """
     base = np.asarray(base, dtype=np.uint64)
     value: np.ndarray = base ^ np.asarray(counters).astype(np.uint64)

@@ -70,7 +70,7 @@ def build_wandb_logger(
         project=project,
         group=group,
         tags=list(tags),
-        offline=offline,
+        mode="offline" if offline else None,  # Lightning's own `offline` would write into the environment
     )
     logger.log_hyperparams(dict(config))
     return logger

