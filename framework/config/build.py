@@ -9,7 +9,7 @@ import torch
 
 from framework.config.checks import check_enough_sequences, check_sequence_lengths, check_settings, check_vocabulary
 from framework.config.nodes import check_arguments
-from framework.config.schema import TrainConfig
+from framework.config.schema import TokenizerConfig, TrainConfig
 from framework.config.weights import find_weights, starting_values
 from framework.data.plan import SequenceSource
 from framework.data.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
     """
     weights = find_weights(settings.init_from, Path(settings.run.dir)) if settings.init_from is not None else None
-    tokenizer = build_tokenizer(settings.tokenizer.path, weights)
+    tokenizer = build_tokenizer(settings.tokenizer, weights)
     config = build_encoder_config(settings, tokenizer, weights)
     check_vocabulary(tokenizer, config)
     task: Task = settings.task.build()
@@ -97,20 +97,26 @@ def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -
     return -(-num_sequences * epochs // size) if wraps_epochs else steps_per_epoch * epochs, steps_per_epoch
 
 
-def build_tokenizer(path: str | None, weights: PretrainedWeights | None) -> Tokenizer:
-    """Reads the tokenizer of the config, else the one that came with the weights.
+def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None) -> Tokenizer:
+    """Reads the tokenizer that the config names, else the one that came with the weights, else the fallback.
 
     Raises:
-        ConfigError: Neither is there.
+        ConfigError: There is none, or the named one is not that of the weights.
     """
-    if path is not None:
-        return Tokenizer.from_folder(path)
-    if weights is None or weights.tokenizer_dir is None:
+    own = weights.tokenizer_dir if weights is not None else None
+    folder = settings.path or own or settings.fallback
+    if folder is None:
         source = weights.source if weights is not None else None
         raise ConfigError(
             f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`."
         )
-    return Tokenizer.from_folder(weights.tokenizer_dir)
+    tokenizer = Tokenizer.from_folder(folder)
+    if weights is not None and own is not None and tokenizer.fingerprint != Tokenizer.from_folder(own).fingerprint:
+        raise ConfigError(
+            f"tokenizer.path={folder} is another tokenizer than the one of init_from={weights.source}, whose weights "
+            "know other ids; use tokenizer=from_weights."
+        )
+    return tokenizer
 
 
 def build_encoder_config(

@@ -32,7 +32,7 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
         raise ConfigError(
             "`model` leaves its shape to the weights, but `init_from` is null; choose a `model`, or give `init_from`."
         )
-    if settings.tokenizer.path is None and settings.init_from is None:
+    if settings.tokenizer.path is None and settings.tokenizer.fallback is None and settings.init_from is None:
         raise ConfigError("`tokenizer.path` is null and `init_from` too, so there is no tokenizer; give one of them.")
     if settings.run.resume not in ("auto", "never") and not Path(settings.run.resume).is_dir():
         raise ConfigError(

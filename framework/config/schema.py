@@ -95,9 +95,11 @@ class TokenizerConfig:
 
     Attributes:
         path: A folder with tokenizer.json or vocab.txt; null: the tokenizer of `init_from`.
+        fallback: The same, where `path` is null and `init_from` is null or brings no tokenizer.
     """
 
     path: str | None = None
+    fallback: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One start of a run: its folder, what is written there first, its Trainer."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from framework.models.accounting import training_flops_per_token
 from framework.modules.trainer import build_trainer
 from framework.tracking.wandb import build_wandb_logger
 
+SUMMARY_FILE = "summary.json"
 _MEASURED_SEQUENCES = 1000
 
 
@@ -38,8 +40,12 @@ def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dic
 
 
 def is_finished(folder: RunFolder, parts: Parts) -> bool:
-    """True where the newest checkpoint of the run stands at its last step."""
-    return folder.checkpoint is not None and step_of(folder.checkpoint) >= parts.max_steps
+    """True where the newest checkpoint of the run stands at its last step and its end was written down."""
+    file = folder.path / SUMMARY_FILE
+    if folder.checkpoint is None or step_of(folder.checkpoint) < parts.max_steps or not file.is_file():
+        return False
+    summary = json.loads(file.read_text(encoding="utf-8"))
+    return summary["ended"] == "finished" and summary["steps"] >= parts.max_steps
 
 
 def start_run(

@@ -119,7 +119,11 @@ def prepare_store(
         partial.mkdir(parents=True)
         _write_store(corpus, given or tokenizer, partial, settings)
         _put_in_place(partial, folder)
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise DataError(f"{folder} cannot be written ({error}); free space or give another folder.") from error
     return _read_prepared(folder, reused=False)
 

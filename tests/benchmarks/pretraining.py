@@ -1,10 +1,10 @@
 """Pre-training speed beside transformers' Trainer: `python -m tests.benchmarks.pretraining [--precision fp32]`.
 
 6 layers x 384, vocabulary 30,522, sequences of at most 128 tokens, 32 a step, masked words and next-sentence
-prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the same sequences in the same
-order. Cloze runs its command under torchrun, one process a core; the Trainer one process with a thread a core. The two
-alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted, padding is not. The
-last line is `ratio: N.NN`.
+prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the same sequences
+in the same order. Cloze runs its command under torchrun, one process a core; the Trainer one process with a thread a
+core. The two alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted,
+padding is not. The last line is `ratio: N.NN`.
 """
 
 import argparse

@@ -200,7 +200,7 @@ def test_nothing_to_prepare(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(DataError, match="none of the 1 documents holds text"):
         prepare_store([TextFiles(str(tmp_path / "a.txt"))], tokenizer.folder, tmp_path / "store")
-    assert not (tmp_path / "store").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, corpus):

@@ -140,7 +140,7 @@ BAD_INPUT = [
     ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),
     ("missing file", nothing, ["data.train=nowhere.csv"], "nowhere.csv cannot be read"),
     ("missing tokenizer", nothing, ["tokenizer.path=nowhere"], "nowhere holds no tokenizer.json and no vocab.txt"),
-    ("no tokenizer", nothing, ["tokenizer.path=null"], "`tokenizer.path` is null and `init_from` too"),
+    ("no tokenizer", nothing, ["tokenizer.path=null", "tokenizer.fallback=null"], "`tokenizer.path` is null and `init_from` too"),
     ("empty file", content(b""), [], "rows.csv is empty"),
     ("header only", content(b"text,label\n"), [], "rows.csv has no rows"),
     ("missing column", rows(columns=("text", "stars")), [], "rows.csv, line 1: no column 'label' among ['text', 'stars']"),
@@ -235,6 +235,7 @@ def test_a_run_from_training_to_prediction(here, call):
     alone = call("predict", "run=mine", f"text={TEXTS[7]}")
     assert json.loads(alone.out)["probability"] == pytest.approx(predictions[7]["probability"], abs=1e-5)
 
+    train_wordpiece(iter(TEXTS), 70, here / "foreign")
     unchanged = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     bad = {
         ("seed=1",): "belongs to another config: `seed` is 0 there and 1 here",
@@ -242,6 +243,7 @@ def test_a_run_from_training_to_prediction(here, call):
         ("trainer.max_steps=1",): "`trainer.max_steps`=2, which may only grow, but 1",
         ("run.resume=never",): "holds a run already",
         ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model wants",
+        ("run.id=other", "init_from=mine", "tokenizer.path=foreign"): "is another tokenizer than the one of init_from",
     }
     for overrides, words in bad.items():
         assert_clear_error(call("train", *FINETUNE, *overrides), words)

@@ -10,22 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
-TOOLS = [
-    "bash",
-    "cat",
-    "cut",
-    "dirname",
-    "grep",
-    "head",
-    "mktemp",
-    "paste",
-    "rm",
-    "sed",
-    "sha256sum",
-    "sort",
-    "tail",
-    "tr",
-]
+TOOLS = "bash cat cut dirname grep head mktemp paste rm sed sha256sum sort tail tr"
 
 
 def name_of(path: Path) -> str:
@@ -64,7 +49,7 @@ def tools(tmp_path) -> Path:
     """A PATH of a few tools and no Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    for name in TOOLS:
+    for name in TOOLS.split():
         found = shutil.which(name)
         assert found is not None
         (folder / name).symlink_to(found)

@@ -11,7 +11,7 @@ from framework.nn.attention_backend import attention, reference_attention, self_
 from framework.nn.rotary import RotaryTable, apply_rotary
 
 LENGTHS = (7, 1, 12, 5)
-OPTIONS = [(None, False), (4, False), (6, True), (None, True), (128, False)]
+OPTIONS = [(None, False), (4, False), (6, True), (10, False), (None, True), (128, False)]
 
 
 def random_qkv(num_heads: int = 3, head_dim: int = 8, seed: int = 0) -> Tensor:

@@ -107,11 +107,10 @@ class PretrainingTask(Task):
         Raises:
             ConfigError: Sequences are longer than the encoder's positions.
         """
-        if self.sequence_length > config.max_position_embeddings:
+        if self.sequence_length > config.max_sequence_length:
             raise ConfigError(
-                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_position_embeddings} "
-                "positions; shorten the "
-                "sequences or raise model.max_position_embeddings."
+                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_sequence_length} "
+                "positions; shorten the sequences or raise model.max_position_embeddings."
             )
         return build_pretraining_head(encoder, config, self.nsp)
 
