@@ -10,6 +10,8 @@ python=.venv/bin/python
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # Two processes share the cores; torchrun would give each one thread and say so.
 threads=$((cores > 1 ? cores / 2 : 1))
+# Threads that wait must not spin: where other work shares the cores, spinning made training fifteen times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 begin=$SECONDS
 
 run() {
@@ -47,15 +49,17 @@ run_on_two_processes framework.train experiment=pretrain_demo run.id=pretrain "$
 finetune() {
     local name=$1
     shift
-    run "$python" -m framework.train experiment=finetune_demo "run.id=$name" "${here[@]}" ${finetuning[@]+"${finetuning[@]}"} "$@"
-    run "$python" -m framework.evaluate "run=$folder/$name" split=test "output=$folder/$name.json"
+    run_on_two_processes framework.train experiment=finetune_demo strategy=ddp "run.id=$name" "${here[@]}" ${finetuning[@]+"${finetuning[@]}"} "$@"
 }
 
 finetune finetune_pretrained "init_from=$folder/pretrain"
 finetune finetune_random "tokenizer.path=$store/tokenizer"
 finetune finetune_minilm "${minilm[@]}"
-run "$python" -m tests.benchmarks.tfidf --output "$folder/tfidf.json" experiment=finetune_demo ${finetuning[@]+"${finetuning[@]}"}
+run "$python" -m tests.benchmarks.tfidf --split validation --output "$folder/tfidf.json" experiment=finetune_demo ${finetuning[@]+"${finetuning[@]}"}
 
+if [ "$quick" != 1 ]; then
+    run "$python" -m framework.evaluate "run=$folder/finetune_minilm" split=test
+fi
 run "$python" -m framework.export "run=$folder/finetune_minilm"
 run "$python" -m framework.predict "run=$folder/finetune_minilm/export" \
     'text=["A warm and funny film with a splendid cast.", "Two hours of my life that nobody will give back.", "The plot is thin but the songs are lovely."]'

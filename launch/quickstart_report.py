@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 FINE_TUNED = {
-    "finetune_pretrained": "pre-trained here, fine-tuned",
-    "finetune_random": "the same encoder, random weights",
-    "finetune_minilm": "published MiniLM weights, fine-tuned",
+    "finetune_pretrained": "encoder pre-trained here",
+    "finetune_random": "same encoder, random weights",
+    "finetune_minilm": "published MiniLM weights",
 }
 
 
@@ -28,8 +28,10 @@ def first_and_last_loss(folder: Path) -> tuple[float, float]:
 
 
 def sentiment_table(folder: Path) -> Table:
-    """Scores on the test sentences, and what each cost."""
-    table = Table(title="sentiment of Rotten Tomatoes sentences, test split", title_justify="left", title_style="bold")
+    """Scores on the held-out sentences, and what each cost."""
+    table = Table(
+        title="sentiment of Rotten Tomatoes sentences, validation split", title_justify="left", title_style="bold"
+    )
     table.add_column("model")
     for name in ("accuracy", "macro F1", "tokens/s", "seconds"):
         table.add_column(name, justify="right")
@@ -42,12 +44,11 @@ def sentiment_table(folder: Path) -> Table:
         f"{baseline['seconds']:.0f}",
     )
     for run, label in FINE_TUNED.items():
-        metrics = read_json(folder / f"{run}.json")["metrics"]
         summary = read_json(folder / run / "summary.json")
         table.add_row(
             label,
-            f"{metrics['accuracy']:.3f}",
-            f"{metrics['macro_f1']:.3f}",
+            f"{summary['last']['val/accuracy']:.3f}",
+            f"{summary['last']['val/macro_f1']:.3f}",
             f"{summary['tokens_per_second']:,.0f}",
             f"{summary['wall_seconds']:.0f}",
         )
@@ -62,12 +63,13 @@ def main(folder: Path, seconds: int, is_quick: bool) -> None:
     console.print(
         f"pre-training: masked-word loss {first:.2f} -> {last:.2f} in {pretraining['steps']:,} steps, "
         f"{pretraining['tokens']:,} tokens, {pretraining['tokens_per_second']:,.0f} tokens/s, "
-        f"{pretraining['wall_seconds']:.0f} seconds"
+        f"{pretraining['wall_seconds']:.0f} seconds",
+        soft_wrap=True,
     )
     console.print(sentiment_table(folder))
     for run in ("pretrain", *FINE_TUNED):
         plots = ", ".join(sorted(path.name for path in (folder / run / "plots").glob("*.png")))
-        console.print(f"run folder {folder / run}, plots/: {plots}", highlight=False)
+        console.print(f"run folder {folder / run}, plots/: {plots}", highlight=False, soft_wrap=True)
     console.print(f"all of it took {seconds // 60} min {seconds % 60} s")
     if is_quick:
         console.print("[bold]QUICK=1 trained on less of everything: these numbers only show that it runs.[/bold]")

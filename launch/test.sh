@@ -12,6 +12,8 @@ step() {
 
 # Nothing is downloaded or sent while testing.
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
+# Threads that wait must not spin: tests of several processes share the cores.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch
 step .venv/bin/mypy
