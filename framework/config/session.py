@@ -17,7 +17,14 @@ from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import step_of
 from framework.config.build import Parts
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
-from framework.config.run_folder import TOKENIZER_FOLDER, RunFolder, check_same_data, masked, write_start
+from framework.config.run_folder import (
+    TOKENIZER_FOLDER,
+    RunFolder,
+    check_same_data,
+    masked,
+    read_config,
+    write_start,
+)
 from framework.config.schema import TrainConfig
 from framework.data.plan import SequenceSource
 from framework.datamodules.datamodule import EncoderDataModule
@@ -103,11 +110,10 @@ def build_run_trainer(
     settings: TrainConfig,
     parts: Parts,
     folder: RunFolder,
-    config: Mapping[str, Any],
     info: ProcessInfo,
     device_type: str,
 ) -> Trainer:
-    """The Trainer of a run, with its callbacks and, on rank 0, its logger."""
+    """The Trainer of a run that was started, with its callbacks and, on rank 0, its logger."""
     cadence = Cadence(
         max_steps=parts.max_steps,
         log_every_n_steps=settings.trainer.log_every_n_steps,
@@ -120,7 +126,7 @@ def build_run_trainer(
         parts.task,
         settings.trainer.keep_last,
         folder.checkpoint,
-        _loggers(settings, folder.path, config) if info.rank == 0 else (),
+        _loggers(settings, folder.path) if info.rank == 0 else (),
         training_flops_per_token(parts.config, mean_length(parts.sources["train"])),
         peak_flops(device_type, info.world_size),
     )
@@ -141,8 +147,9 @@ def mean_length(source: SequenceSource) -> int:
     return round(float(source.lengths(np.zeros_like(indices), indices).mean()))
 
 
-def _loggers(settings: TrainConfig, folder: Path, config: Mapping[str, Any]) -> list[Logger]:
+def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:
     logger = settings.logger
     if logger.name == "none":
         return []
+    config = read_config(folder)  # as it was saved: with secrets masked
     return [build_wandb_logger(folder, folder.name, config, logger.project, logger.group, logger.tags, logger.mode)]

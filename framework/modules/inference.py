@@ -37,7 +37,9 @@ def run_split(
         for share in plan.micro_batches(step, rank=0):
             batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(device)
             with torch.inference_mode(), precision.autocast(device.type):
-                yield batch, model(batch)
+                outputs = model(batch)
+            # Outside the block: a generator would leave its modes switched on for the caller.
+            yield batch, outputs
 
 
 def evaluate_split(

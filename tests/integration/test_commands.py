@@ -276,3 +276,19 @@ def test_an_unexpected_error_keeps_its_traceback(here, call, monkeypatch):
     monkeypatch.setattr("framework.train.build_parts", broken)
     with pytest.raises(RuntimeError, match="a bug of ours"):
         call("train", *FINETUNE)
+
+
+def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monkeypatch):
+    monkeypatch.setenv("SOME_TOKEN", "76543210")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    arguments = [
+        *(argument for argument in FINETUNE if argument != "logger=none"),
+        "logger=wandb",
+        "logger.mode=offline",
+    ]
+    outcome = call("train", *arguments, "trainer.timeout_seconds='${oc.decode:${oc.env:SOME_TOKEN}}'")
+    assert outcome.code == 0, outcome.err
+    (record,) = (here / "runs" / "mine" / "wandb").rglob("*.wandb")
+    assert b"global_batch_size" in record.read_bytes()
+    saved = [path for path in (here / "runs").rglob("*") if path.is_file()]
+    assert [path for path in saved if b"76543210" in path.read_bytes()] == []
