@@ -128,12 +128,6 @@ def _load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
             f"The tokenizer in {folder} has {tokenizer.vocab_size} words, but the model has {config.vocab_size} rows; "
             "give the tokenizer that the model was trained with."
         )
-    # RoBERTa counts positions from its padding id, so that another one would shift them in transformers.
-    if config.family == "roberta" and tokenizer.pad_id != config.pad_token_id:
-        raise CheckpointError(
-            f"The tokenizer in {folder} pads with id {tokenizer.pad_id}, but the model has pad_token_id="
-            f"{config.pad_token_id}, from which RoBERTa counts positions; give the tokenizer that belongs to the model."
-        )
     return tokenizer
 
 

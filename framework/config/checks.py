@@ -7,7 +7,7 @@ from framework.config.schema import TrainConfig
 from framework.data.plan import SequenceSource
 from framework.data.tokenizer import Tokenizer
 from framework.distributed.mesh import check_strategy
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
 
@@ -42,16 +42,24 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
-    """Every id of the tokenizer must have an embedding; spare rows are legal.
+    """Every id of the tokenizer must have an embedding; spare rows are legal. RoBERTa counts positions from its padding.
 
     Raises:
-        ConfigError: The tokenizer has more ids than the model has rows.
+        ConfigError: The tokenizer has more ids than the model has rows, or pads with another id than RoBERTa counts from.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but "
             f"model.vocab_size={config.vocab_size}; "
             "set model.vocab_size=null to take the tokenizer's, or choose the tokenizer that belongs to the model."
+        )
+    pad_id = tokenizer.pad_id
+    if config.family == "roberta" and not pad_id == config.pad_token_id == config.position_offset - 1:
+        raise ConfigError(
+            f"the tokenizer in {tokenizer.folder} pads with id {pad_id}, but model.pad_token_id={config.pad_token_id} "
+            f"and model.position_offset={config.position_offset}, and a RoBERTa counts positions from its padding; set "
+            f"model.pad_token_id={pad_id} and model.position_offset={pad_id + 1}, or choose the tokenizer that belongs "
+            "to the model."
         )
 
 
@@ -75,10 +83,10 @@ def check_enough_sequences(sources: Mapping[str, SequenceSource], world_size: in
     """Every rank needs a training sequence.
 
     Raises:
-        DataError: There are fewer than ranks.
+        ConfigError: There are fewer than ranks.
     """
     count = len(sources["train"])
     if count < world_size:
-        raise DataError(
+        raise ConfigError(
             f"there are {count} training sequences for {world_size} ranks; start fewer processes, or give more data."
         )

@@ -30,7 +30,7 @@ class EncoderDataModule(LightningDataModule):
         micro_batch_sequences: Most sequences of a micro-batch; needed with a capacity.
 
     Raises:
-        ConfigError: Fewer training sequences than ranks, or sizes that no plan can be made of.
+        ConfigError: Sizes that no plan can be made of.
     """
 
     def __init__(
@@ -48,11 +48,6 @@ class EncoderDataModule(LightningDataModule):
         micro_batch_sequences: int | None = None,
     ) -> None:
         super().__init__()
-        if "train" in sources and len(sources["train"]) < num_ranks:
-            raise ConfigError(
-                f"there are {len(sources['train'])} training sequences for {num_ranks} ranks, each rank needs at least "
-                "one; use fewer processes or more data."
-            )
         self.plans = {
             split: StepPlan(
                 source,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from framework.nn.rotary import apply_rotary
+from framework.nn.rotary import rotate_into
 
 MAX_LENGTH = 256
 """Longest sequence for which keeping its probabilities is faster and takes little memory."""
@@ -44,7 +44,9 @@ def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, span: slice) -> 
     if rotary is None:
         query, key, value = qkv[span].permute(2, 1, 0, 3).unbind(0)
         return query, key, value
-    turned = apply_rotary(qkv[span, :, :2], rotary[0][span], rotary[1][span]).permute(2, 1, 0, 3)
+    straight = qkv[span, :, :2].permute(2, 1, 0, 3)
+    turned = qkv.new_empty(straight.shape)
+    rotate_into(turned, straight, rotary[0][span], rotary[1][span])
     return turned[0], turned[1], qkv[span, :, 2].transpose(0, 1)
 
 
@@ -95,23 +97,26 @@ class CpuPackedAttention(torch.autograd.Function):
         scale = 1.0 / math.sqrt(qkv.shape[-1])
         grad = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         num_heads, longest = qkv.shape[1], max(ctx.lengths)
+        back = (rotary[0], -rotary[1]) if rotary is not None else None
         scores_space = qkv.new_empty(num_heads * longest**2)
-        out_space = qkv.new_empty(num_heads * longest * qkv.shape[-1])
+        turned_space = qkv.new_empty(3 * num_heads * longest * qkv.shape[-1])
         with torch.autocast(qkv.device.type, enabled=False):
             for span, probabilities in zip(_spans(ctx.lengths), kept, strict=True):
                 query, key, value = _by_head(qkv, rotary, span)
                 grad_mixed = grad_output[span].transpose(0, 1)
-                grad_query, grad_key, grad_value = grad[span].permute(2, 1, 0, 3).unbind(0)
                 grad_scores = scores_space[: probabilities.numel()].view(probabilities.shape)
-                out = out_space[: query.numel()].view(query.shape)
-                grad_value.copy_(torch.bmm(probabilities.transpose(1, 2), grad_mixed, out=out))
+                turned = turned_space[: 3 * query.numel()].view(3, *query.shape)
+                torch.bmm(probabilities.transpose(1, 2), grad_mixed, out=turned[2])
                 torch.bmm(grad_mixed, value.transpose(1, 2), out=grad_scores)
                 torch._softmax_backward_data(
                     grad_scores, probabilities, -1, probabilities.dtype, grad_input=grad_scores
                 )
-                grad_query.copy_(torch.baddbmm(out, grad_scores, key, beta=0, alpha=scale, out=out))
-                grad_key.copy_(torch.baddbmm(out, grad_scores.transpose(1, 2), query, beta=0, alpha=scale, out=out))
-                if rotary is not None:
-                    turned = grad[span, :, :2]
-                    turned.copy_(apply_rotary(turned, rotary[0][span], -rotary[1][span]))
+                torch.baddbmm(turned[0], grad_scores, key, beta=0, alpha=scale, out=turned[0])
+                torch.baddbmm(turned[1], grad_scores.transpose(1, 2), query, beta=0, alpha=scale, out=turned[1])
+                straight = grad[span].permute(2, 1, 0, 3)
+                if back is None:
+                    straight.copy_(turned)
+                else:
+                    rotate_into(straight[:2], turned[:2], back[0][span], back[1][span])
+                    straight[2].copy_(turned[2])
         return grad, None, None, None, None

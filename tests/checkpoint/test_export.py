@@ -1,6 +1,7 @@
 """An export loads in transformers with nothing missing or left over, computes the same, and comes back bit for bit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -277,17 +278,9 @@ def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
         export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", tmp_path / "e", tokenizer_dirs, labels=["a", "b"])
 
 
-@pytest.mark.parametrize(
-    ("family", "changes", "message"),
-    [
-        ("bert", {"vocab_size": 12}, "has 13 words, but the model has 12 rows"),
-        ("roberta", {"pad_token_id": 0, "position_offset": 1}, "pads with id 1, but the model has pad_token_id=0"),
-    ],
-)
-def test_tokenizer_of_another_model(family, changes, message, tmp_path, tokenizer_dirs):
-    settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
-    config = EncoderConfig(**(settings | changes))
-    with pytest.raises(CheckpointError, match=message):
+def test_tokenizer_of_another_model(tmp_path, tokenizer_dirs):
+    config = replace(CONFIGS["bert"], vocab_size=12)
+    with pytest.raises(CheckpointError, match="has 13 words, but the model has 12 rows"):
         export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     assert list(tmp_path.iterdir()) == []
 

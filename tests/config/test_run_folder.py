@@ -46,6 +46,7 @@ def test_identity_holds_what_decides_the_numbers():
     "values", [{"strategy__name": "fsdp2"}, {"trainer__num_workers": 2}, {"trainer__max_steps": 11}]
 )
 def test_free_keys_may_change(values):
+    assert identity(changed(**values)) == identity(CONFIG)
     check_same_run("runs/x", CONFIG, changed(**values))
 
 

@@ -119,11 +119,6 @@ def test_a_capacity_fixes_every_shape():
     }
 
 
-def test_fewer_training_sequences_than_ranks_are_refused():
-    with pytest.raises(ConfigError, match="3 training sequences for 4 ranks"):
-        datamodule(4, size=3)
-
-
 @pytest.mark.parametrize("start", [-1, MAX_STEPS + 1])
 def test_a_start_outside_the_run_is_refused(start):
     with pytest.raises(ConfigError, match="12 steps"):

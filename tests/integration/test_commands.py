@@ -138,6 +138,7 @@ BAD_INPUT = [
     ("too long for the positions", nothing, ["task.max_length=600", "trainer.micro_batch_tokens=600"], "600 tokens, but the model has positions for 512"),
     ("too long for the budget", nothing, ["trainer.micro_batch_tokens=32"], "micro_batch_tokens is 32"),
     ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),
+    ("padding of a RoBERTa", nothing, ["model.family=roberta"], "a RoBERTa counts positions from its padding"),
     ("missing file", nothing, ["data.train=nowhere.csv"], "nowhere.csv cannot be read"),
     ("missing tokenizer", nothing, ["tokenizer.path=nowhere"], "nowhere holds no tokenizer.json and no vocab.txt"),
     ("no tokenizer", nothing, ["tokenizer.path=null", "tokenizer.fallback=null"], "`tokenizer.path` is null and `init_from` too"),

@@ -9,12 +9,15 @@ from torch import Tensor
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.published.family import (
+    FIELDS,
     PRETRAINING,
     Family,
     PublishedClass,
     check_expressible,
     read_activation,
+    read_fields,
     write_activation,
+    write_fields,
 )
 from framework.models.published.rules import Rule, fused_qkv, renamed
 
@@ -25,6 +28,8 @@ _MLM = (
 )
 _NSP = tuple(renamed("nsp", "cls.seq_relationship"))
 _CLASSIFIER = tuple(renamed("classifier", "classifier"))
+_FIELDS = {**FIELDS, "norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout_prob"}
+
 POOLER = tuple(renamed("pooler.dense", "pooler.dense"))
 IGNORED = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
@@ -48,19 +53,10 @@ def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]
         kind = values["position_embedding_type"]
         raise CheckpointError(f"position_embedding_type={kind!r} is not known; only 'absolute' positions can be read.")
     return {
-        "vocab_size": values["vocab_size"],
-        "hidden_size": values["hidden_size"],
-        "num_layers": values["num_hidden_layers"],
-        "num_heads": values["num_attention_heads"],
-        "intermediate_size": values["intermediate_size"],
-        "max_position_embeddings": values["max_position_embeddings"],
+        **read_fields(values, _FIELDS),
         "type_vocab_size": values["type_vocab_size"],
         "activation": read_activation(values["hidden_act"]),
-        "norm_eps": values["layer_norm_eps"],
-        "hidden_dropout": values["hidden_dropout_prob"],
         "embedding_dropout": values["hidden_dropout_prob"],
-        "initializer_range": values["initializer_range"],
-        "pad_token_id": values["pad_token_id"],
     }
 
 
@@ -87,19 +83,10 @@ def write_shared_config(config: EncoderConfig, position_offset: int, min_segment
         needed["local_attention_window"] = None
     check_expressible(config, needed)
     return {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
+        **write_fields(config, _FIELDS),
         "type_vocab_size": config.type_vocab_size or min_segments,
         "hidden_act": write_activation(config.activation),
-        "layer_norm_eps": config.norm_eps,
-        "hidden_dropout_prob": config.hidden_dropout,
         "attention_probs_dropout_prob": config.attention_dropout,
-        "initializer_range": config.initializer_range,
-        "pad_token_id": config.pad_token_id,
         "position_embedding_type": "absolute",
     }
 
@@ -138,7 +125,7 @@ def shared_encoder_rules(config: EncoderConfig, min_segments: int) -> list[Rule]
     return rules
 
 
-_DEFAULTS = {
+DEFAULTS = {
     "vocab_size": 30522,
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -156,7 +143,7 @@ _SEGMENTS = 2
 
 
 def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
-    return EncoderConfig(family="bert", **read_shared_config(published, _DEFAULTS))
+    return EncoderConfig(family="bert", **read_shared_config(published, DEFAULTS))
 
 
 def _write_config(config: EncoderConfig) -> dict[str, Any]:

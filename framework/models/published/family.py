@@ -23,6 +23,18 @@ _ACTIVATIONS = {
 }
 _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_position_embeddings": "max_position_embeddings",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+"""Fields of EncoderConfig and the keys of config.json that hold the same value in every family."""
+
 
 @dataclass(frozen=True)
 class PublishedClass:
@@ -69,6 +81,16 @@ class Family:
     tied: frozenset[str]
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
+
+
+def read_fields(published: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """EncoderConfig fields whose values config.json has as they are."""
+    return {ours: published[theirs] for ours, theirs in fields.items()}
+
+
+def write_fields(config: EncoderConfig, fields: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `read_fields`."""
+    return {theirs: getattr(config, ours) for ours, theirs in fields.items()}
 
 
 def read_activation(published: str) -> str:

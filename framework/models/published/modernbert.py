@@ -6,12 +6,15 @@ from typing import Any
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.published.family import (
+    FIELDS,
     PRETRAINING,
     Family,
     PublishedClass,
     check_expressible,
     read_activation,
+    read_fields,
     write_activation,
+    write_fields,
 )
 from framework.models.published.rules import Rule, renamed, reordered_qkv, split_in_two
 
@@ -33,6 +36,14 @@ _DEFAULTS = {
     "local_attention": 128,
     "embedding_dropout": 0.0,
     "mlp_dropout": 0.0,
+}
+_FIELDS = {
+    **FIELDS,
+    "norm_eps": "norm_eps",
+    "norm_bias": "norm_bias",
+    "bias": "attention_bias",
+    "hidden_dropout": "mlp_dropout",
+    "embedding_dropout": "embedding_dropout",
 }
 _THETAS = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
 
@@ -78,12 +89,7 @@ def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
     every = _global_attention_every(published, values["num_hidden_layers"])
     return EncoderConfig(
         family="modernbert",
-        vocab_size=values["vocab_size"],
-        hidden_size=values["hidden_size"],
-        num_layers=values["num_hidden_layers"],
-        num_heads=values["num_attention_heads"],
-        intermediate_size=values["intermediate_size"],
-        max_position_embeddings=values["max_position_embeddings"],
+        **read_fields(values, _FIELDS),
         type_vocab_size=0,
         position_encoding="rotary",
         rope_theta_global=_theta(published, "full_attention"),
@@ -93,14 +99,7 @@ def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
         norm_placement="pre",
         activation=activation,
         gated=True,
-        bias=bias,
-        norm_bias=values["norm_bias"],
-        norm_eps=values["norm_eps"],
-        hidden_dropout=values["mlp_dropout"],
-        embedding_dropout=values["embedding_dropout"],
-        initializer_range=values["initializer_range"],
         output_initialization="scaled",
-        pad_token_id=values["pad_token_id"],
     )
 
 
@@ -110,22 +109,10 @@ def _write_config(config: EncoderConfig) -> dict[str, Any]:
     window = config.local_attention_window
     return {
         "model_type": "modernbert",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "intermediate_size": config.intermediate_size,
-        "max_position_embeddings": config.max_position_embeddings,
+        **write_fields(config, _FIELDS),
         "hidden_activation": write_activation(config.activation),
-        "norm_eps": config.norm_eps,
-        "norm_bias": config.norm_bias,
-        "attention_bias": config.bias,
         "attention_dropout": config.attention_dropout,
         "mlp_bias": config.bias,
-        "mlp_dropout": config.hidden_dropout,
-        "embedding_dropout": config.embedding_dropout,
-        "initializer_range": config.initializer_range,
-        "pad_token_id": config.pad_token_id,
         # The names that published ModernBERT folders have; transformers 5 reads them too.
         "global_attn_every_n_layers": config.global_attention_every if window else 1,
         "local_attention": window or _DEFAULTS["local_attention"],

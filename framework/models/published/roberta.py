@@ -5,6 +5,7 @@ from typing import Any
 
 from framework.models.config import EncoderConfig
 from framework.models.published.bert import (
+    DEFAULTS,
     IGNORED,
     POOLER,
     read_shared_config,
@@ -20,20 +21,7 @@ _MLM = (
     Rule(("mlm.decoder.bias",), ("lm_head.bias",)),
 )
 _CLASSIFIER = (*renamed("pooler.dense", "classifier.dense"), *renamed("classifier", "classifier.out_proj"))
-_DEFAULTS = {
-    "vocab_size": 50265,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 1,
-}
+_DEFAULTS = {**DEFAULTS, "vocab_size": 50265, "pad_token_id": 1}
 _SEGMENTS = 1
 
 

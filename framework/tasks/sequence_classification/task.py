@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
 from framework.data.plan import SequenceSource
 from framework.data.table import TableData
 from framework.data.tokenizer import Tokenizer
@@ -17,6 +15,7 @@ from framework.errors import ConfigError
 from framework.metrics.classification import Accuracy, MacroF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.sequence_classification.decode import class_scores, decode_labels
 from framework.tasks.sequence_classification.features import ClassificationSource
@@ -99,8 +98,7 @@ class SequenceClassificationTask(Task):
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         """Cross-entropy summed over sequences (`classification`)."""
-        logits, labels = outputs["logits"].float(), batch.targets["labels"]
-        return {"classification": cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")}
+        return {"classification": cross_entropy_sum(outputs["logits"], batch.targets["labels"])}
 
     def build_metrics(self) -> dict[str, Metric]:
         """Accuracy and macro F1."""
