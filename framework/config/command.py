@@ -80,9 +80,7 @@ def as_framework_error(error: BaseException) -> FrameworkError:
             return _unknown_key(link)
         link = link.__cause__ or link.__context__
     if isinstance(error, MissingMandatoryValue):
-        return ConfigError(
-            f"config key `{error.full_key}` has no value yet; give it one with `{error.full_key}=VALUE`."
-        )
+        return _missing(str(error.full_key))
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with "
@@ -97,6 +95,18 @@ def _one_line(text: str) -> str:
     label, _, names = options.partition(":")
     told = " ".join(head.split())
     return f"{told}. Available options{label}: {', '.join(names.split())}." if separator else told
+
+
+def _missing(key: str) -> ConfigError:
+    """What to say of a key without a value: a group's options, where it is a group."""
+    if (conf_folder() / key).is_dir():
+        ways = " or ".join(f"`{group}=` one of {', '.join(_options(group))}" for group in ("experiment", key))
+        return ConfigError(f"no {key} is chosen; give {ways}.")
+    return ConfigError(f"config key `{key}` has no value yet; give it one with `{key}=VALUE`.")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(file.stem for file in (conf_folder() / group).glob("*.yaml"))
 
 
 def _unknown_key(error: OmegaConfBaseException) -> ConfigError:

@@ -181,12 +181,21 @@ def assert_clear_error(outcome: Outcome, words: str) -> None:
     assert outcome.err.count("\n") == 1, outcome.err
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_begins_with_the_command_line(here, call, command):
+    outcome = call(command, "--help")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"python -m framework.{command} ")
+
+
 @pytest.mark.parametrize(
     ("command", "overrides", "words"),
     [
         ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value yet"),
         ("prepare", ["corpus=text", "corpus.sources.text.files=nowhere/*.txt"], "no file matches 'nowhere/*.txt'"),
         ("prepare", ["vocabulary.sise=3"], "unknown config key `vocabulary.sise`; did you mean `size`?"),
+        ("train", [], "no task is chosen; give `experiment=` one of finetune_demo, finetune_imdb"),
+        ("train", ["task=pretraining"], "or `data=` one of demo_corpus"),
         ("evaluate", [], "config key `run` has no value yet"),
         ("evaluate", ["run=./nowhere"], "./nowhere is not there"),
         ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
