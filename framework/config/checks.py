@@ -42,10 +42,11 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
 
 
 def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
-    """Every id of the tokenizer must have an embedding; spare rows are legal. RoBERTa counts positions from its padding.
+    """Every id must have an embedding (spare rows are legal), and a RoBERTa counts positions from the padding id.
 
     Raises:
-        ConfigError: The tokenizer has more ids than the model has rows, or pads with another id than RoBERTa counts from.
+        ConfigError: The tokenizer has more ids than the model has rows, or pads with an id from which its RoBERTa does
+            not count.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
