@@ -32,6 +32,7 @@ def prepare(composed: DictConfig) -> None:
             settings.store,
             settings.corpus.strip_html,
             settings.corpus.deduplicate,
+            settings.corpus.on_bad_row,
             settings.overwrite,
             lambda stage, done, total: bars.update(stages[stage], completed=done, total=total, visible=True),
         )
@@ -40,6 +41,8 @@ def prepare(composed: DictConfig) -> None:
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
     )
     console.print(counts_table(prepared))
+    for told in prepared.skipped:
+        console.print(f"skipped: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def counts_table(prepared: Prepared) -> Table:

@@ -176,11 +176,13 @@ class CorpusConfig:
         sources: Read in this order; the names are only for overrides.
         strip_html: Turn tags into line ends or nothing, resolve entities.
         deduplicate: Drop a document that was seen before.
+        on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
     """
 
     sources: dict[str, Component]
     strip_html: bool = False
     deduplicate: bool = True
+    on_bad_row: Literal["error", "skip"] = "error"
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ class PredictConfig:
     Attributes:
         run: A run (id or folder), a checkpoint of one, or an export.
         runs: The folder that holds the run folders.
-        input: A CSV, TSV or JSONL file; null where `text` is given.
+        input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
         text: Texts themselves; null where `input` is given.
         text_column: Column, in JSONL key, of the text.
         pair_column: Column of the second text; null for single texts.

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from framework.data.documents import Cleaner, split_sentences
+from framework.data.files import Reading
 from framework.data.sentence_encoder import SentenceEncoder
 from framework.data.sources import Source
 from framework.data.store import COMPLETE_FILE, FORMAT, META_FILE, TOKENIZER_FOLDER, StoreWriter
@@ -51,13 +52,16 @@ class Prepared:
     Attributes:
         folder: Of the store; its tokenizer is in the folder `tokenizer` there.
         reused: True where the store was there already, made from the same files with the same settings.
-        counts: files, bytes, documents (kept), duplicates, empty, sentences, tokens, unknown_tokens, vocab_size.
+        counts: files, bytes, documents (kept), duplicates, empty, skipped_rows, sentences, tokens, unknown_tokens,
+            vocab_size.
+        skipped: What was wrong with the first rows that were left out.
         fingerprint: Of the store.
     """
 
     folder: Path
     reused: bool
     counts: dict[str, int]
+    skipped: list[str]
     fingerprint: str
 
 
@@ -75,6 +79,7 @@ def prepare_store(
     folder: str | Path,
     strip_html: bool = False,
     deduplicate: bool = True,
+    on_bad_row: Literal["error", "skip"] = "error",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Prepared:
@@ -89,6 +94,7 @@ def prepare_store(
         folder: Of the store.
         strip_html: See `Cleaner`.
         deduplicate: See `Cleaner`.
+        on_bad_row: See `framework.data.files.Reading`.
         overwrite: Replace a store that was made from other files or settings.
         progress: Is told how far it is.
 
@@ -106,13 +112,14 @@ def prepare_store(
         "tokenizer": asdict(tokenizer) if isinstance(tokenizer, WordPieceTraining) else given and given.fingerprint,
         "strip_html": strip_html,
         "deduplicate": deduplicate,
+        "on_bad_row": on_bad_row,
         "sources": [_source_settings(source) for source in sources],
     }
     settings = json.loads(json.dumps(settings, default=_plain))
     found = _existing(folder, settings, overwrite)
     if found is not None:
         return found
-    corpus = _Corpus(sources, files, strip_html, deduplicate, progress)
+    corpus = _Corpus(sources, files, strip_html, deduplicate, on_bad_row, progress)
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -137,6 +144,7 @@ class _Corpus:
         files: Sequence[Path],
         strip_html: bool,
         deduplicate: bool,
+        on_bad_row: Literal["error", "skip"],
         progress: Progress | None,
     ) -> None:
         self._sources = sources
@@ -144,10 +152,12 @@ class _Corpus:
         self._settings = (strip_html, deduplicate)
         self.num_files = len(files)
         self.num_bytes = sum(path.stat().st_size for path in files)
+        self._on_bad_row = on_bad_row
+        self.reading = Reading(on_bad_row)
         self.cleaner = Cleaner(*self._settings)
 
     def stream(self, stage: str) -> Iterator[tuple[str, int]]:
-        """(text, hash) of each document that is kept; `cleaner` then tells what was dropped."""
+        """(text, hash) of each document that is kept; `cleaner` and `reading` then tell what was dropped."""
         done = 0
 
         def advance(num_bytes: int) -> None:
@@ -156,8 +166,9 @@ class _Corpus:
             if self._progress is not None:
                 self._progress(stage, done, self.num_bytes)
 
+        self.reading = Reading(self._on_bad_row, advance)
         self.cleaner = Cleaner(*self._settings)
-        yield from self.cleaner.clean(text for source in self._sources for text in source.read(advance))
+        yield from self.cleaner.clean(text for source in self._sources for text in source.read(self.reading))
 
 
 def _write_store(
@@ -179,12 +190,13 @@ def _write_store(
         "documents": totals.documents,
         "duplicates": num_duplicates,
         "empty": num_read - num_duplicates - totals.documents,
+        "skipped_rows": corpus.reading.num_skipped,
         "sentences": totals.sentences,
         "tokens": totals.tokens,
         "unknown_tokens": totals.unknown_tokens,
         "vocab_size": tokenizer.vocab_size,
     }
-    writer.finish({"counts": counts, "settings": settings}, tokenizer)
+    writer.finish({"counts": counts, "skipped": corpus.reading.skipped, "settings": settings}, tokenizer)
 
 
 def _write_documents(corpus: _Corpus, tokenizer: Tokenizer, writer: StoreWriter) -> _Totals:
@@ -256,7 +268,7 @@ def _plain(value: Mapping[str, object] | Sequence[object]) -> object:
 
 def _read_prepared(folder: Path, reused: bool) -> Prepared:
     meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-    return Prepared(folder, reused, meta["counts"], meta["fingerprint"])
+    return Prepared(folder, reused, meta["counts"], meta["skipped"], meta["fingerprint"])
 
 
 def _existing(folder: Path, settings: dict[str, Any], overwrite: bool) -> Prepared | None:

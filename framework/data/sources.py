@@ -1,21 +1,22 @@
-"""Documents from files: plain text, CSV, TSV and JSONL, UTF-8 only.
+"""Documents from plain text, tables, and datasets of the `datasets` library.
 
 A source is a small dataclass whose `read` streams texts; every fault of a file is a DataError that names the file and
 the line or row. Cleaning, duplicates and sentences are the work of `framework.data.documents`.
 """
 
-import csv
-import glob
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import pyarrow as pa
+
+from framework.data.files import Reading, decode_line, find_files, raw_lines
+from framework.data.rows import Row, read_rows, rows_of_batches
 from framework.errors import ConfigError, DataError
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class Source(Protocol):
@@ -24,13 +25,13 @@ class Source(Protocol):
     def paths(self) -> list[Path]:
         """The files, in the order in which they are read."""
 
-    def read(self, advance: Callable[[int], None]) -> Iterator[str]:
-        """Streams the texts of the documents, empty ones too; `advance` is told the bytes that were read."""
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the texts of the documents, empty ones too."""
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Plain text files.
+    """Plain text files, gzip or zstd ones among them (told by the suffix).
 
     Attributes:
         files: A path or glob (`**` enters folders), or several.
@@ -54,23 +55,38 @@ class TextFiles:
         """
         return find_files(self.files, self.exclude)
 
-    def read(self, advance: Callable[[int], None]) -> Iterator[str]:
+    def read(self, reading: Reading) -> Iterator[str]:
         """Streams the documents.
 
         Raises:
-            DataError: A file is missing, empty or not UTF-8.
+            DataError: A file is missing, empty, damaged, or not UTF-8 and `reading` does not skip such documents.
         """
         for path in self.paths():
-            lines = (line for _, line in read_lines(path, advance))
-            if self.documents == "file":
-                yield "".join(lines)
-            else:
-                yield from _split_at_blank_lines(lines)
+            for lines in self._documents(path, reading):
+                try:
+                    yield "".join(decode_line(path, number, raw) for number, raw in lines)
+                except DataError as error:
+                    reading.bad_row(error)
+
+    def _documents(self, path: Path, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
+        """The numbered lines of each document."""
+        if self.documents == "file":
+            yield list(raw_lines(path, reading))
+            return
+        document: list[tuple[int, bytes]] = []
+        for number, raw in raw_lines(path, reading):
+            if raw.strip():
+                document.append((number, raw))
+            elif document:
+                yield document
+                document = []
+        if document:
+            yield document
 
 
 @dataclass(frozen=True)
 class TableFiles:
-    """Rows of CSV, TSV or JSONL files (told by the suffix); each row's text is a document.
+    """Rows of CSV, TSV, JSONL, Parquet or Arrow files (`framework.data.rows`); each row's text is a document.
 
     Attributes:
         files: A path or glob, or several.
@@ -90,174 +106,97 @@ class TableFiles:
         """
         return find_files(self.files)
 
-    def read(self, advance: Callable[[int], None]) -> Iterator[str]:
+    def read(self, reading: Reading) -> Iterator[str]:
         """Streams the texts of the rows.
 
         Raises:
-            DataError: A file is missing, empty or not UTF-8, a column is missing, a row is broken, or no row fits
-                `where`.
+            DataError: A file is missing, empty, damaged or not UTF-8, a column is missing, a row is broken, or no row
+                fits `where`.
         """
-        wanted = {column: str(value) for column, value in (self.where or {}).items()}
         for path in self.paths():
-            found = False
-            for row in read_rows(path, [self.text_column, *wanted], advance):
-                if all(row.values[column] == value for column, value in wanted.items()):
-                    found = True
-                    yield row.values[self.text_column]
-            if not found:
-                raise DataError(f"{path} has no row where {wanted}; correct `where`, or leave the file out.")
+            rows = read_rows(path, _columns(self.text_column, self.where), reading)
+            yield from _texts(str(path), rows, self.text_column, self.where)
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table.
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of a dataset of the `datasets` library; each row's text is a document.
 
     Attributes:
-        number: Counted from 1, the header not among them.
-        line: Line of the file at which the row ends, counted from 1.
-        values: Text of the wanted columns.
+        name: A name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
+        text_column: Column that holds the text.
+        split: Of the dataset; a saved folder without splits ignores it.
+        config: Configuration of a dataset on the hub.
+        revision: Commit, branch or tag of a dataset on the hub.
+        where: {column: value}; only rows that have all these values are taken.
     """
 
-    number: int
-    line: int
-    values: dict[str, str]
+    name: str
+    text_column: str = "text"
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    where: Mapping[str, object] | None = None
 
+    def paths(self) -> list[Path]:
+        """The Arrow files of the dataset; one on the hub is fetched first.
 
-def find_files(patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[Path]:
-    """Expands paths and globs, each pattern's matches sorted, no file twice.
+        Raises:
+            DataError: There is no such dataset or split.
+        """
+        return [Path(file["filename"]) for file in self._open().cache_files]
 
-    Raises:
-        DataError: A pattern matches no file.
-    """
-    left_out = {path for pattern in _as_list(exclude) for path in glob.glob(pattern, recursive=True)}
-    found: dict[str, None] = {}
-    for pattern in _as_list(patterns):
-        # A path is taken as it is, so that brackets in a file's name do no harm.
-        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
-        matches = [match for match in matches if Path(match).is_file()]
-        if not matches:
-            raise DataError(f"no file matches {pattern!r}; give a path or glob of existing text files.")
-        found.update(dict.fromkeys(match for match in matches if match not in left_out))
-    if not found:
-        raise DataError(f"`exclude` leaves none of the files that match {patterns!r}; shorten it.")
-    return [Path(path) for path in found]
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the texts of the rows.
 
-
-def read_lines(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[tuple[int, str]]:
-    """Streams (line number from 1, line with its ending); only the line feed ends a line, a byte order mark is dropped.
-
-    Raises:
-        DataError: The file cannot be opened, is empty or holds bytes that are not UTF-8.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
-    with file:
-        number = 0
-        for number, raw in enumerate(file, start=1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: byte 0x{raw[error.start]:02x} at place {error.start + 1} is not UTF-8; "
-                    "convert the file to UTF-8 (iconv) or leave it out."
-                ) from error
-            if advance is not None:
-                advance(len(raw))
-            yield number, line
-    if number == 0:
-        raise DataError(f"{path} is empty, a source needs text; remove or replace the file.")
-
-
-def read_rows(path: Path, columns: Sequence[str], advance: Callable[[int], None] | None = None) -> Iterator[Row]:
-    """Streams the wanted columns of a CSV, TSV (both quoted as by `csv`, with a header) or JSONL file.
-
-    Raises:
-        DataError: The suffix is unknown, the file is missing, empty, without rows or not UTF-8, a column is missing, or
-            a row is broken.
-    """
-    if path.suffix not in TABLE_SUFFIXES:
-        raise DataError(
-            f"{path} has suffix {path.suffix!r}, tables are told by {', '.join(TABLE_SUFFIXES)}; rename the file."
-        )
-    rows = _read_jsonl(path, columns, advance) if path.suffix == ".jsonl" else _read_csv(path, columns, advance)
-    number = 0
-    for number, (line, values) in enumerate(rows, start=1):
-        yield Row(number, line, values)
-    if number == 0:
-        raise DataError(f"{path} has no rows; add some or leave the file out.")
-
-
-def _as_list(patterns: str | Sequence[str]) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
-
-
-def _split_at_blank_lines(lines: Iterator[str]) -> Iterator[str]:
-    document: list[str] = []
-    for line in lines:
-        if line.strip():
-            document.append(line)
-        elif document:
-            yield "".join(document)
-            document = []
-    if document:
-        yield "".join(document)
-
-
-def _read_csv(
-    path: Path, columns: Sequence[str], advance: Callable[[int], None] | None
-) -> Iterator[tuple[int, dict[str, str]]]:
-    # The csv module refuses fields above 128 KiB unless told otherwise; documents may be longer.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    lines = (line for _, line in read_lines(path, advance))
-    reader = csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    number = 0
-    try:
-        header = next(reader)
-        _check_columns(path, "line 1", columns, header)
-        places = [header.index(column) for column in columns]
-        for number, fields in enumerate((fields for fields in reader if fields), start=1):
-            if len(fields) != len(header):
-                raise DataError(
-                    f"{path}, row {number} (line {reader.line_num}): {len(fields)} fields, the header has "
-                    f"{len(header)}; "
-                    "quote fields that hold the delimiter, a quote or a line end."
-                )
-            yield reader.line_num, {column: fields[place] for column, place in zip(columns, places, strict=True)}
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, row {number + 1} (line {reader.line_num}): {error}; quote the field and double the quotes in it."
-        ) from error
-
-
-def _read_jsonl(
-    path: Path, columns: Sequence[str], advance: Callable[[int], None] | None
-) -> Iterator[tuple[int, dict[str, str]]]:
-    for number, line in read_lines(path, advance):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{path}, line {number}: not JSON ({error.msg}); each line must be one JSON object."
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number}: {type(row).__name__}, not an object; each line must be one JSON object."
-            )
-        _check_columns(path, f"line {number}", columns, list(row))
+        Raises:
+            DataError: There is no such dataset, split or column, a text is missing, or no row fits `where`.
+        """
+        dataset, columns = self._open(), _columns(self.text_column, self.where)
         for column in columns:
-            if not isinstance(row[column], str | int | float):
-                raise DataError(
-                    f"{path}, line {number}: {column!r} is {row[column]!r}, it must be text or a number; correct or "
-                    "remove the row."
-                )
-        yield number, {column: str(row[column]) for column in columns}
+            if column not in dataset.column_names:
+                raise DataError(f"{self.name}: no column {column!r} among {dataset.column_names}; name one of these.")
+        batches = self._batches(dataset.select_columns(columns).with_format("arrow"), reading)
+        rows = rows_of_batches(self.name, batches, columns, reading)
+        yield from _texts(self.name, rows, self.text_column, self.where)
+
+    def _batches(self, dataset: "Dataset", reading: Reading) -> Iterator[pa.RecordBatch]:
+        size, done = sum(path.stat().st_size for path in self.paths()), 0
+        for table in dataset.iter(batch_size=1024):
+            yield from table.to_batches()
+            reading.advance(size * (done + len(table)) // len(dataset) - size * done // len(dataset))
+            done += len(table)
+
+    def _open(self) -> "Dataset":
+        from datasets import DatasetDict, load_dataset, load_from_disk
+
+        try:
+            if Path(self.name).is_dir():
+                found = load_from_disk(self.name)
+            else:
+                found = load_dataset(self.name, self.config, revision=self.revision)
+        except (OSError, ValueError) as error:  # what `datasets` raises for a folder or name that is none
+            raise DataError(
+                f"the dataset {self.name!r} cannot be opened ({' '.join(str(error).split())}); give a name on the hub "
+                "that can be reached, or a folder that `save_to_disk` wrote."
+            ) from error
+        if not isinstance(found, DatasetDict):
+            return found
+        if self.split not in found:
+            raise DataError(f"{self.name}: no split {self.split!r} among {', '.join(found)}; name one of these.")
+        return found[self.split]
 
 
-def _check_columns(path: Path, place: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    for column in wanted:
-        if column not in present:
-            raise DataError(f"{path}, {place}: no column {column!r} among {list(present)}; name one of these.")
+def _columns(text_column: str, where: Mapping[str, object] | None) -> list[str]:
+    return list(dict.fromkeys([text_column, *(where or {})]))
+
+
+def _texts(name: str, rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None) -> Iterator[str]:
+    wanted = {column: str(value) for column, value in (where or {}).items()}
+    found = False
+    for row in rows:
+        if all(row.values[column] == value for column, value in wanted.items()):
+            found = True
+            yield row.values[text_column]
+    if not found:
+        raise DataError(f"{name} has no row where {wanted}; correct `where`, or leave it out.")

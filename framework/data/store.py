@@ -23,7 +23,7 @@ from framework.errors import ConfigError, DataError
 from framework.random import key, mix, uniform
 
 DATA_FILE, META_FILE, COMPLETE_FILE, TOKENIZER_FOLDER = "data.arrow", "store.json", "COMPLETE", "tokenizer"
-FORMAT = 1
+FORMAT = 2
 
 
 class StoreWriter:

@@ -1,8 +1,8 @@
-"""Labelled rows of a CSV, TSV or JSONL file, checked, freed of repeats and split.
+"""Labelled rows of a table, checked, freed of repeats and split.
 
 Which split a row belongs to is a hash of its text, so it does not depend on the order of rows, other rows keep their
 split when some are added, and equal texts never fall into two splits. The sizes of the splits are therefore close to
-their fractions, not exact. Files are read by `framework.data.sources`.
+their fractions, not exact. Files are read by `framework.data.rows`.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.data.sources import read_rows
+from framework.data.rows import read_rows
 from framework.errors import ConfigError, DataError
 from framework.random import key
 
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class TableData:
-    """One labelled text, or pair of texts, a row; CSV and TSV with a header, or JSONL, told by the suffix.
+    """One labelled text, or pair of texts, a row, of files that `framework.data.rows` reads.
 
     Attributes:
         train: The training file.
@@ -151,7 +151,7 @@ class TableData:
         for row in read_rows(path, [*texts, self.label_column, *wanted]):
             if any(row.values[column] != value for column, value in wanted.items()):
                 continue
-            place = f"{path}, row {row.number} (line {row.line})"
+            place = f"{path}, {row.place}"
             for column in (*texts, self.label_column):
                 if not row.values[column].strip():
                     raise DataError(f"{place}: {column!r} is empty, each row needs one; fill in or remove the row.")

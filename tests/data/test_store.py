@@ -91,6 +91,7 @@ def test_prepared_text_comes_back(tmp_path, corpus, monkeypatch):
         "documents": 40,
         "duplicates": 0,
         "empty": 0,
+        "skipped_rows": 0,
         "sentences": 160,
         "tokens": store.num_tokens,
         "unknown_tokens": 0,
@@ -173,7 +174,7 @@ def test_damaged_stores(tmp_path, corpus):
         TokenStore.open(tmp_path / "cut")
     meta = damaged("old") / "store.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 0}))
-    with pytest.raises(DataError, match="has format 0, this version reads 1"):
+    with pytest.raises(DataError, match="has format 0, this version reads 2"):
         TokenStore.open(tmp_path / "old")
 
 
@@ -192,6 +193,19 @@ def test_counts_of_what_was_dropped_and_progress(tmp_path, tokenizer):
     assert {name: prepared.counts[name] for name in expected} == expected
     size = table.stat().st_size
     assert told[-1] == ("tokens", size, size) and [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+def test_bad_rows_are_counted_and_told(tmp_path, tokenizer):
+    table = tmp_path / "a.jsonl"
+    table.write_bytes(b'{"text": "the cat"}\n{"text": "dogs\n{"text": "\xff"}\n{"text": "dogs play"}\n')
+    source = TableFiles(str(table))
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: not JSON"):
+        prepare_store([source], tokenizer.folder, tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    for reused in (False, True):
+        prepared = prepare_store([source], tokenizer.folder, tmp_path / "store", on_bad_row="skip")
+        assert (prepared.reused, prepared.counts["documents"], prepared.counts["skipped_rows"]) == (reused, 2, 2)
+        assert [told.removeprefix(str(table)).split(":")[0] for told in prepared.skipped] == [", line 2", ", line 3"]
 
 
 def test_nothing_to_prepare(tmp_path, tokenizer):
