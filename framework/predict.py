@@ -12,7 +12,7 @@ from framework.config.command import command, plain
 from framework.config.nodes import check_arguments
 from framework.config.schema import PredictConfig
 from framework.config.trained import build_trained_model, open_trained
-from framework.data.rows import read_rows
+from framework.data.reading.rows import read_rows
 from framework.distributed.precision import resolve_precision
 from framework.errors import DataError
 from framework.modules.inference import run_split

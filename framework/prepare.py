@@ -2,47 +2,80 @@
 
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from framework.config.command import command, plain
 from framework.config.nodes import check_arguments
 from framework.config.schema import PrepareConfig
-from framework.data.prepare import Prepared, WordPieceTraining, prepare_store
+from framework.data.preparation.card_files import CARD_PICTURE_FILE
+from framework.data.preparation.corpus import Cleaning
+from framework.data.preparation.prepare import Prepared, prepare_store
 
 
 @command("prepare")
 def prepare(composed: DictConfig) -> None:
     """Trains or takes a tokenizer, encodes the corpus, and tells what came of it."""
     settings = PrepareConfig(**check_arguments("", plain(composed), PrepareConfig))
-    vocabulary = settings.vocabulary
-    training = WordPieceTraining(vocabulary.size, vocabulary.lowercase, vocabulary.alphabet)
-    columns = (
-        TextColumn("{task.description:>10}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeRemainingColumn(),
+    corpus = settings.corpus
+    cleaning = Cleaning(
+        corpus.strip_html,
+        corpus.deduplicate,
+        corpus.exclude,
+        corpus.exclude_ngram_bytes,
+        corpus.near_duplicates,
+        corpus.num_permutations,
     )
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
-        stages = {stage: bars.add_task(stage, total=None, visible=False) for stage in ("vocabulary", "tokens")}
+    with PassBars() as bars:
         prepared = prepare_store(
-            [source.build() for source in settings.corpus.sources.values()],
-            vocabulary.path or training,
+            {name: source.build() for name, source in corpus.sources.items()},
+            settings.vocabulary.build(),
             settings.store,
-            settings.corpus.strip_html,
-            settings.corpus.deduplicate,
-            settings.corpus.on_bad_row,
+            cleaning,
+            corpus.on_bad_row,
+            settings.num_workers,
             settings.overwrite,
-            lambda stage, done, total: bars.update(stages[stage], completed=done, total=total, visible=True),
+            bars.advance,
+            settings.stream,
         )
     console = Console()
     console.print(
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
     )
     console.print(counts_table(prepared))
+    console.print(f"its card: {prepared.folder / CARD_PICTURE_FILE}", markup=False, highlight=False, soft_wrap=True)
     for told in prepared.skipped:
         console.print(f"skipped: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+class PassBars:
+    """A progress bar for each pass over the corpus; one line for each where standard error is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:>10}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(),
+        )
+        self._screen = Console(stderr=True)
+        self._bars = Progress(*columns, console=self._screen, transient=True, disable=not self._screen.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "PassBars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def advance(self, stage: str, done: int, total: int) -> None:
+        """Is told of the bytes that a pass has read."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+            if not self._screen.is_terminal:
+                self._screen.print(f"{stage}: reading {total / 1e6:,.1f} MB", highlight=False)
+        self._bars.update(self._tasks[stage], completed=done)
 
 
 def counts_table(prepared: Prepared) -> Table:

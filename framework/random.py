@@ -5,6 +5,7 @@ SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number genera
 keyed the same way.
 """
 
+import functools
 import hashlib
 
 import numpy as np
@@ -13,6 +14,8 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = 0xFFFFFFFFFFFFFFFF
+# The same as arrays without dims: from scalars NumPy would make them anew in every call.
+_STEPS = [np.array(value, dtype=np.uint64) for value in (_GOLDEN, 30, _MULTIPLIER_1, 27, _MULTIPLIER_2, 31)]
 
 
 def _mix_int(value: int) -> int:
@@ -26,13 +29,16 @@ def key(*parts: int | str) -> int:
     """Mixes integers and purpose names into one 64-bit key; the order of the parts matters."""
     state = 0
     for part in parts:
-        if isinstance(part, str):
-            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
-        state = _mix_int(state ^ (int(part) & _MASK))
+        state = _mix_int(state ^ (_hash_name(part) if isinstance(part, str) else int(part) & _MASK))
     return state
 
 
-def mix(base: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
+@functools.cache
+def _hash_name(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def mix(base: int | np.ndarray, counters: int | np.ndarray) -> np.ndarray:
     """Hashes each counter with the base key (vectorised `key`).
 
     Args:
@@ -43,18 +49,26 @@ def mix(base: int | np.ndarray, counters: np.ndarray) -> np.ndarray:
         uint64 array of the broadcast shape, each element equal to what `key` gives when the counter is appended as a
         part to a key whose state is `base`.
     """
-    base = np.asarray(base, dtype=np.uint64)
-    value: np.ndarray = base ^ np.asarray(counters).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        value = value + np.uint64(_GOLDEN)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(_MULTIPLIER_1)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(_MULTIPLIER_2)
-    return value ^ (value >> np.uint64(31))
+    counters = np.asarray(counters)
+    # A view where it is the same: copies cost as much as the hash.
+    counters = counters.view(np.uint64) if counters.dtype == np.int64 else counters.astype(np.uint64, copy=False)
+    golden, shift_1, multiplier_1, shift_2, multiplier_2, shift_3 = _STEPS
+    value: np.ndarray = np.asarray(np.asarray(base, dtype=np.uint64) ^ counters)
+    value += golden
+    shifted = np.right_shift(value, shift_1, out=np.empty_like(value))
+    value ^= shifted
+    value *= multiplier_1
+    np.right_shift(value, shift_2, out=shifted)
+    value ^= shifted
+    value *= multiplier_2
+    np.right_shift(value, shift_3, out=shifted)
+    value ^= shifted
+    return value
 
 
 def uniform(hashes: np.ndarray) -> np.ndarray:
     """Maps uint64 hashes to float64 in [0, 1), using their upper 53 bits."""
-    return (hashes >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return (hashes >> np.uint64(11)) * 2.0**-53
 
 
 def below(hashes: np.ndarray, bounds: int | np.ndarray) -> np.ndarray:
@@ -62,8 +76,9 @@ def below(hashes: np.ndarray, bounds: int | np.ndarray) -> np.ndarray:
 
     Bounds must be smaller than 2**32 (multiply-shift on the upper half of the hash, Lemire 2019).
     """
-    upper = hashes >> np.uint64(32)
-    return ((upper * np.asarray(bounds, dtype=np.uint64)) >> np.uint64(32)).astype(np.int64)
+    products = (hashes >> np.uint64(32)) * np.asarray(bounds, dtype=np.uint64)
+    products >>= np.uint64(32)
+    return products.view(np.int64)
 
 
 def generator(*parts: int | str) -> np.random.Generator:

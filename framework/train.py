@@ -34,7 +34,7 @@ def train(composed: DictConfig) -> None:
     if not is_finished(folder, parts):
         with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
             start_run(folder, composed, config, parts, info.world_size)
-            trainer = build_run_trainer(settings, parts, folder, info, device_type)
+            trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
             trainer.fit(module, datamodule=data)
 
     if info.rank == 0:

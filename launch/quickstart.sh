@@ -28,7 +28,7 @@ if [ "$quick" = 1 ]; then
     echo "quickstart: QUICK=1, less of everything: the BBC texts only, few steps, few sentences"
     folder=runs/quickstart_quick
     store=data_cache/demo_quick
-    corpus=("store=$store" "~corpus.sources.imdb" vocabulary.size=4096)
+    corpus=("store=$store" "~corpus.sources.imdb" vocabulary.vocab_size=4096)
     pretraining=("data.store=$store" trainer.max_steps=60 trainer.val_every_n_steps=30)
     finetuning=("data.max_train_rows=600")
 else

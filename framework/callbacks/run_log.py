@@ -3,7 +3,7 @@
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -43,6 +43,7 @@ class RunLog(pl.Callback):
         self.latest: dict[str, float] = {}
         self._files: dict[bool, MetricsFile] = {}
         self._pending: dict[str, float] = {}
+        self._added: dict[str, float] = {}
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -62,7 +63,8 @@ class RunLog(pl.Callback):
         if self.cadence.logs(step):
             self._pending |= {key: float(value) for key, value in pl_module.step_metrics.items()}
             self._pending["train/tokens"] = pl_module.num_tokens
-            self._pending |= self.throughput.take_window(pl_module)
+            self._pending |= self.throughput.take_window(pl_module) | self._added
+            self._added = {}
             self.latest |= self._pending
         if not self.cadence.validates(step):
             self._write(step)
@@ -73,6 +75,10 @@ class RunLog(pl.Callback):
         self._pending |= pl_module.validation_metrics
         self.latest |= pl_module.validation_metrics
         self._write(trainer.global_step)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Puts numbers of another callback into the next row of training metrics."""
+        self._added |= values
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:

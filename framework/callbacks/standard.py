@@ -11,12 +11,14 @@ from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.final_validation import FinalValidation
 from framework.callbacks.finite_guard import FiniteGuard
 from framework.callbacks.pictures import Pictures
+from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.progress import ProgressLine
 from framework.callbacks.resume import Resume
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.summary import Summary
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
+from framework.data.plan import StepPlan
 from framework.tasks.task import Task
 
 
@@ -29,6 +31,7 @@ def standard_callbacks(
     loggers: Sequence[Logger] = (),
     flops_per_token: float | None = None,
     peak_flops: float | None = None,
+    plan: StepPlan | None = None,
 ) -> list[pl.Callback]:
     """Builds the callbacks of one run. Within a step they make: guard, update, measure, log, validate, log, save, show.
 
@@ -41,6 +44,7 @@ def standard_callbacks(
         loggers: Get each row; empty on all ranks but 0.
         flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is given.
         peak_flops: FLOPs a second of all devices together; None: not known.
+        plan: Of the training split, to be shown at the start; None: it is not shown.
     """
     timings = Timings()
     throughput = Throughput(timings, flops_per_token, peak_flops)
@@ -50,6 +54,7 @@ def standard_callbacks(
         FiniteGuard(),
         throughput,
         run_log,
+        *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),
         Checkpointing(run_folder / "checkpoints", cadence, timings, keep_last),
         ProgressLine(run_log, run_folder.name, task.best_metric),

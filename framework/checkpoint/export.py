@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT

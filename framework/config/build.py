@@ -9,10 +9,11 @@ import torch
 
 from framework.config.checks import check_enough_sequences, check_sequence_lengths, check_settings, check_vocabulary
 from framework.config.nodes import check_arguments
-from framework.config.schema import TokenizerConfig, TrainConfig
+from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.weights import find_weights, starting_values
-from framework.data.plan import SequenceSource
-from framework.data.tokenizer import Tokenizer
+from framework.data.batch_size import sequences_of, steps_until
+from framework.data.plan import SequenceSource, steps_per_epoch
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
@@ -34,6 +35,7 @@ class Parts:
         sources: The sequences of each split.
         weights: Where weights start unless the run resumes; None: fresh from the seed.
         model: On the meta device.
+        global_batch_size: Sequences of an optimizer step over all ranks, once the batch has grown.
         max_steps: Optimizer steps of the whole run.
         validate_every_n_steps: None: there is nothing to validate on.
     """
@@ -44,6 +46,7 @@ class Parts:
     sources: Mapping[str, SequenceSource]
     weights: PretrainedWeights | None
     model: TaskModel
+    global_batch_size: int
     max_steps: int
     validate_every_n_steps: int | None
 
@@ -80,21 +83,38 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     model = build_model(task, config)
     if weights is not None:
         match_parameters(model, weights)
-    max_steps, steps_per_epoch = _run_length(settings, len(sources["train"]), task.wraps_epochs)
-    every = settings.trainer.val_every_n_steps or steps_per_epoch
+    size = resolve_global_batch_size(settings.trainer, sources["train"])
+    num_sequences = len(sources["train"])
+    every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
     return Parts(
-        tokenizer, config, task, sources, weights, model, max_steps, every if "validation" in sources else None
+        tokenizer,
+        config,
+        task,
+        sources,
+        weights,
+        model,
+        global_batch_size=size,
+        max_steps=run_length(settings.trainer, size, num_sequences, task.wraps_epochs),
+        validate_every_n_steps=every if "validation" in sources else None,
     )
 
 
-def _run_length(settings: TrainConfig, num_sequences: int, wraps_epochs: bool) -> tuple[int, int]:
-    """Steps of the run and of an epoch; where steps cross epoch ends, only the last one is rounded up."""
-    size, epochs = settings.trainer.global_batch_size, settings.trainer.max_epochs
-    steps_per_epoch = -(-num_sequences // size)
-    if settings.trainer.max_steps is not None:
-        return settings.trainer.max_steps, steps_per_epoch
-    assert epochs is not None
-    return -(-num_sequences * epochs // size) if wraps_epochs else steps_per_epoch * epochs, steps_per_epoch
+def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:
+    """Sequences of an optimizer step, from the tokens of one where these are given."""
+    if trainer.global_batch_size is not None:
+        return trainer.global_batch_size
+    assert trainer.global_batch_tokens is not None
+    return sequences_of(trainer.global_batch_tokens, source.mean_length)
+
+
+def run_length(trainer: TrainerConfig, size: int, num_sequences: int, wraps_epochs: bool) -> int:
+    """Steps of the run; where steps cross epoch ends, only the last one is rounded up."""
+    if trainer.max_steps is not None:
+        return trainer.max_steps
+    assert trainer.max_epochs is not None
+    if wraps_epochs:
+        return steps_until(num_sequences * trainer.max_epochs, size, trainer.batch_warmup)
+    return steps_per_epoch(num_sequences, size) * trainer.max_epochs
 
 
 def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None) -> Tokenizer:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from framework.config.schema import TrainConfig
 from framework.data.plan import SequenceSource
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import check_strategy
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig

@@ -16,6 +16,9 @@ IDENTITY_KEYS = (
     "seed",
     "init_from",
     "trainer.global_batch_size",
+    "trainer.global_batch_tokens",
+    "trainer.batch_warmup_start",
+    "trainer.batch_warmup_steps",
     "trainer.gradient_clip",
 )
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from framework.config.nodes import Component
+from framework.data.batch_size import BatchWarmup
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -46,9 +47,13 @@ class TrainerConfig:
     Attributes:
         max_steps: Optimizer steps of the whole run; null leaves it to `max_epochs`.
         max_epochs: Epochs of the whole run, where `max_steps` is null.
-        global_batch_size: Sequences per optimizer step over all ranks.
+        global_batch_size: Sequences per optimizer step over all ranks; null leaves it to `global_batch_tokens`.
         micro_batch_tokens: Most tokens that one forward pass of one rank takes.
-        val_every_n_steps: Steps between validations; null: at the end of each epoch and of the run.
+        global_batch_tokens: Tokens per optimizer step over all ranks, where `global_batch_size` is null: about, since
+            the run takes the whole number of sequences that have so many on average.
+        batch_warmup_start: Sequences of the first steps, from which the global batch grows linearly; null: no growth.
+        batch_warmup_steps: Steps in which the global batch reaches its full size; null: no growth.
+        val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
         log_every_n_steps: Steps between logged rows.
         checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
         keep_last: Checkpoints that are kept.
@@ -59,8 +64,11 @@ class TrainerConfig:
 
     max_steps: int | None
     max_epochs: int | None
-    global_batch_size: int
+    global_batch_size: int | None
     micro_batch_tokens: int
+    global_batch_tokens: int | None = None
+    batch_warmup_start: int | None = None
+    batch_warmup_steps: int | None = None
     val_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
@@ -69,22 +77,32 @@ class TrainerConfig:
     num_workers: int = 0
     timeout_seconds: int = 600
 
+    @property
+    def batch_warmup(self) -> BatchWarmup | None:
+        """How the global batch grows; None: it does not."""
+        if self.batch_warmup_start is None or self.batch_warmup_steps is None:
+            return None
+        return BatchWarmup(self.batch_warmup_start, self.batch_warmup_steps)
+
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None:
             raise ConfigError(
                 "`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one "
                 "of them."
             )
-        _at_least(
-            "trainer",
-            self,
-            1,
-            "max_steps",
-            "max_epochs",
-            "global_batch_size",
-            "micro_batch_tokens",
-            "log_every_n_steps",
-        )
+        if (self.global_batch_size is None) == (self.global_batch_tokens is None):
+            raise ConfigError(
+                f"`trainer.global_batch_size` is {self.global_batch_size} and `trainer.global_batch_tokens` is "
+                f"{self.global_batch_tokens}, but exactly one of them says how large a step is; set the other to null."
+            )
+        if (self.batch_warmup_start is None) != (self.batch_warmup_steps is None):
+            raise ConfigError(
+                f"`trainer.batch_warmup_start` is {self.batch_warmup_start} and `trainer.batch_warmup_steps` is "
+                f"{self.batch_warmup_steps}, but a growing batch needs both; set both, or both to null."
+            )
+        _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
+        _at_least("trainer", self, 1, "micro_batch_tokens", "batch_warmup_start", "batch_warmup_steps")
+        _at_least("trainer", self, 1, "log_every_n_steps")
         _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         _at_least("trainer", self, 0, "num_workers", "gradient_clip")
 
@@ -173,33 +191,24 @@ class CorpusConfig:
     """The texts of a token store.
 
     Attributes:
-        sources: Read in this order; the names are only for overrides.
+        sources: Read in this order, each under a name of its own.
         strip_html: Turn tags into line ends or nothing, resolve entities.
         deduplicate: Drop a document that was seen before.
+        exclude: Paths or globs of evaluation texts; a document that overlaps one is dropped.
+        exclude_ngram_bytes: Bytes of letters and digits that two texts must share to overlap.
+        near_duplicates: Drop a document that is at least this similar (Jaccard) to an earlier one; null: none.
+        num_permutations: Hashes of the signature by which similarity is estimated.
         on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
     """
 
     sources: dict[str, Component]
     strip_html: bool = False
     deduplicate: bool = True
+    exclude: Sequence[str] = ()
+    exclude_ngram_bytes: int = 48
+    near_duplicates: float | None = None
+    num_permutations: int = 128
     on_bad_row: Literal["error", "skip"] = "error"
-
-
-@dataclass(frozen=True)
-class VocabularyConfig:
-    """The tokenizer of a token store.
-
-    Attributes:
-        path: A tokenizer folder; null: a WordPiece vocabulary is trained on the corpus.
-        size: Tokens in all, special tokens included.
-        lowercase: Fold case and strip accents.
-        alphabet: Most single characters in the vocabulary.
-    """
-
-    path: str | None = None
-    size: int = 8192
-    lowercase: bool = True
-    alphabet: int = 1000
 
 
 @dataclass(frozen=True)
@@ -208,13 +217,24 @@ class PrepareConfig:
 
     Attributes:
         store: The folder that is made.
+        vocabulary: A tokenizer, or how one is trained on the corpus.
         overwrite: Replace a store that was made from other files or settings.
+        num_workers: Processes; null: one for each core that this process may use; 0 or 1: no others.
+        stream: Keep no token ids; training reads the texts again from the Parquet shards of the corpus.
     """
 
     store: str
     corpus: CorpusConfig
-    vocabulary: VocabularyConfig
+    vocabulary: Component
     overwrite: bool = False
+    num_workers: int | None = None
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(
+                f"`num_workers` is {self.num_workers}, but it must be at least 0; raise it, or give null."
+            )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
@@ -26,7 +25,7 @@ from framework.config.run_folder import (
     write_start,
 )
 from framework.config.schema import TrainConfig
-from framework.data.plan import SequenceSource
+from framework.data.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.environment import ProcessInfo
@@ -37,7 +36,6 @@ from framework.modules.trainer import build_trainer
 from framework.tracking.wandb import build_wandb_logger
 
 SUMMARY_FILE = "summary.json"
-_MEASURED_SEQUENCES = 1000
 
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
@@ -96,19 +94,21 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> Encode
     return EncoderDataModule(
         sources=parts.sources,
         seed=settings.seed,
-        global_batch_size=settings.trainer.global_batch_size,
+        global_batch_size=parts.global_batch_size,
         micro_batch_tokens=settings.trainer.micro_batch_tokens,
         max_steps=parts.max_steps,
         rank=info.rank,
         num_ranks=info.world_size,
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
+        batch_warmup=settings.trainer.batch_warmup,
     )
 
 
 def build_run_trainer(
     settings: TrainConfig,
     parts: Parts,
+    plan: StepPlan,
     folder: RunFolder,
     info: ProcessInfo,
     device_type: str,
@@ -127,8 +127,9 @@ def build_run_trainer(
         settings.trainer.keep_last,
         folder.checkpoint,
         _loggers(settings, folder.path) if info.rank == 0 else (),
-        training_flops_per_token(parts.config, mean_length(parts.sources["train"])),
+        training_flops_per_token(parts.config, round(parts.sources["train"].mean_length)),
         peak_flops(device_type, info.world_size),
+        plan,
     )
     return build_trainer(
         build_strategy(settings.strategy.name, info.world_size, settings.trainer.timeout_seconds, device_type),
@@ -139,12 +140,6 @@ def build_run_trainer(
         cadence.validate_every_n_steps,
         callbacks,
     )
-
-
-def mean_length(source: SequenceSource) -> int:
-    """Mean tokens of the sequences, over at most a thousand of them."""
-    indices = np.arange(min(len(source), _MEASURED_SEQUENCES))
-    return round(float(source.lengths(np.zeros_like(indices), indices).mean()))
 
 
 def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:

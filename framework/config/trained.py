@@ -11,7 +11,7 @@ from framework.config.build import build_model
 from framework.config.nodes import Component, check_component
 from framework.config.run_folder import read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.environment import process_info
 from framework.distributed.parallelize import materialize
 from framework.errors import CheckpointError, DistributedError

@@ -92,6 +92,8 @@ def pack_sequences(
     Without sequences the batch holds one dummy sequence of one token. Without a capacity no other dummy is added,
     except that a target with axis "targets" never has fewer than one entry, so that no head sees a tensor without rows.
 
+    Arrays that need no filler and no other type are shared with the batch, not copied: leave them as they are after.
+
     Args:
         input_ids: (tokens,) the sequences end to end.
         lengths: (sequences,) tokens of each sequence, all positive; their sum is `tokens`.
@@ -114,12 +116,12 @@ def pack_sequences(
             f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not belong to {num_sequences} positive "
             f"lengths with sum {num_tokens}."
         )
-    dummies = _dummy_lengths(num_tokens, num_sequences, capacity)
-    all_lengths = np.concatenate([lengths, dummies])
+    all_lengths = np.concatenate([lengths, _dummy_lengths(num_tokens, num_sequences, capacity)])
     cu_seqlens = np.zeros(len(all_lengths) + 1, dtype=np.int32)
     np.cumsum(all_lengths, out=cu_seqlens[1:])
     tokens = int(cu_seqlens[-1])
-    position_ids = np.arange(tokens, dtype=np.int64) - np.repeat(cu_seqlens[:-1].astype(np.int64), all_lengths)
+    position_ids = np.arange(tokens, dtype=np.int64)
+    position_ids -= np.repeat(cu_seqlens[:-1], all_lengths)
     segments = np.zeros(0, dtype=np.int64) if token_type_ids is None else token_type_ids
     sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": capacity.targets if capacity else None}
     return PackedBatch(
@@ -159,7 +161,10 @@ def _filled_target(name: str, target: Target, size: int | None) -> torch.Tensor:
 def _filled(values: np.ndarray, size: int, filler: int) -> torch.Tensor:
     """The values followed by fillers up to `size` rows; integers become int64, floats float32."""
     values = np.asarray(values)
-    dtype = np.float32 if values.dtype.kind == "f" else np.int64
-    result = np.full((size, *values.shape[1:]), filler, dtype=dtype)
+    dtype = np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
+    if len(values) == size and values.dtype == dtype and values.flags.carray:
+        return torch.from_numpy(values)
+    result = np.empty((size, *values.shape[1:]), dtype=dtype)
     result[: len(values)] = values
+    result[len(values) :] = filler
     return torch.from_numpy(result)

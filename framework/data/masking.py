@@ -1,21 +1,44 @@
 """Which tokens are hidden, and behind what: an exact count in every sequence, a function of the sequence's key alone.
 
 Devlin et al. 2019 (arXiv:1810.04805, section 3.1): of the chosen tokens 80 % become the mask token, 10 % a random word,
-10 % stay. They draw each token by itself; here each sequence hides an exact share. Everything is vectorised over a
-micro-batch.
+10 % stay. They draw each token by itself; here each sequence hides an exact share. Spans are those of SpanBERT (Joshi
+et al. 2020, arXiv:1907.10529, section 3.1). Everything is vectorised over a micro-batch.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-from framework.data.tokenizer import Tokenizer
-from framework.random import below, mix, uniform
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.random import below, mix
+
+Masking = Literal["token", "whole_word", "span"]
 
 MASK_PROB = 0.8
 RANDOM_PROB = 0.1
-MAX_SEQUENCES = MAX_LENGTH = 2**16
-"""Limits of one call: places and sequences share a 64-bit sorting key with 31 random bits."""
+SPAN_PROB = 0.2
+MAX_SPAN_WORDS = 10
+MAX_LENGTH = 2**16
+"""Tokens of one sequence: more would leave too few random bits in its 32-bit sorting keys."""
+REPLACEMENT_DRAWS, SPAN_DRAWS = MAX_LENGTH, MAX_LENGTH + 1
+"""Counters under a sequence's key; the lower ones belong to the sorting keys."""
+SMALLEST_WIDTH_BITS = 7
+PADDING = np.uint32(2**32 - 1)
+
+
+def _span_lengths() -> np.ndarray:
+    """(65536,) words of a span for each 16-bit draw.
+
+    The paper "clips" the geometric distribution at 10 words and gives 3.8 as its mean. That is the mean of the
+    distribution cut off at 10, as in its released code; counting longer spans as 10 would make it 4.5.
+    """
+    shares = (1 - SPAN_PROB) ** np.arange(MAX_SPAN_WORDS)
+    bounds = np.round(np.cumsum(shares / shares.sum()) * 2**16)
+    return np.searchsorted(bounds, np.arange(2**16), side="right") + 1
+
+
+_SPAN_LENGTHS = _span_lengths()
 
 
 @dataclass(frozen=True)
@@ -44,7 +67,8 @@ class MaskingFacts:
 
 def num_masked(num_maskable: np.ndarray, rate: float) -> np.ndarray:
     """Tokens to hide in each sequence: max(1, round(rate * maskable)), halves up; 0 where nothing is maskable."""
-    wanted = np.floor(rate * num_maskable + 0.5).astype(np.int64)
+    # Products like 0.29 * 50 lie a little below their half.
+    wanted = np.floor(rate * num_maskable + (0.5 + 1e-9)).astype(np.int64)
     return np.minimum(np.maximum(wanted, 1), num_maskable)
 
 
@@ -55,7 +79,7 @@ def mask_tokens(
     keys: np.ndarray,
     rate: float,
     facts: MaskingFacts,
-    whole_word: bool = False,
+    masking: Masking = "token",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Hides tokens of every sequence.
 
@@ -64,93 +88,182 @@ def mask_tokens(
     case if no other word was taken. So the count is missed by at most half of that word, a single taken word aside. A
     word begins at a token of `starts_word`, at the first token of a sequence and after a token that is not maskable.
 
+    By spans, every stretch of words between tokens that are not maskable is cut into spans, whose numbers of words are
+    drawn one after the other; the last one ends with the stretch. Then whole spans are taken by the rule of whole
+    words. One draw decides for a whole span whether the mask token, random words or its own words stand in its place;
+    with the other kinds there is a draw for each token.
+
     Args:
         input_ids: (tokens,) of all sequences end to end.
-        lengths: (sequences,) tokens of each.
+        lengths: (sequences,) tokens of each, all positive and at most MAX_LENGTH.
         maskable: (tokens,) True where a token may be hidden: not a special token.
         keys: (sequences,) uint64, the randomness of each sequence.
         rate: Share of the maskable tokens, in [0, 1].
         facts: Of the vocabulary.
-        whole_word: Hide whole words.
+        masking: What is hidden as a whole.
 
     Returns:
         Ascending positions of the hidden tokens (targets,), their true ids (targets,), and the new ids (tokens,).
     """
-    starts = np.cumsum(lengths) - lengths
-    sequence = np.repeat(np.arange(len(lengths)), lengths)
-    place = np.arange(len(input_ids)) - starts[sequence]
-    hashes = mix(keys[sequence], place)
-    wanted = num_masked(np.bincount(sequence[maskable], minlength=len(lengths)), rate)
-    if whole_word:
-        begins = maskable & (facts.starts_word[input_ids] | (place == 0) | ~np.concatenate([[False], maskable[:-1]]))
-        chosen = _choose_words(np.cumsum(begins) - 1, sequence, place, maskable, hashes, wanted)
+    if lengths.max(initial=0) > MAX_LENGTH:
+        raise ValueError(f"a sequence has {lengths.max()} tokens, masking takes at most {MAX_LENGTH}.")
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    sizes = None
+    if masking == "token":
+        firsts = np.flatnonzero(maskable)
     else:
-        chosen = _choose_tokens(sequence, place, maskable, hashes, starts, wanted)
-    positions = np.flatnonzero(chosen)
-    labels = input_ids[positions]
-    draws = uniform(mix(hashes[positions], np.ones_like(positions)))
-    random_ids = facts.ordinary_ids[below(mix(hashes[positions], np.full_like(positions, 2)), len(facts.ordinary_ids))]
-    replaced = np.where(draws < MASK_PROB, facts.mask_id, np.where(draws < MASK_PROB + RANDOM_PROB, random_ids, labels))
+        begins_stretch = _stretch_begins(maskable, starts)
+        firsts, sizes = _words(facts.starts_word.take(input_ids), maskable, begins_stretch)
+        if masking == "span":
+            stretches = np.flatnonzero(begins_stretch)
+            sequence = np.searchsorted(starts, stretches, side="right") - 1
+            span_keys = mix(mix(keys, SPAN_DRAWS)[sequence], stretches - starts[sequence])
+            firsts, sizes = _spans(firsts, sizes, np.searchsorted(firsts, stretches), span_keys)
+    chosen = _choose_units(sizes, _offsets(firsts, ends), keys, rate)
+    chosen_sizes = None if sizes is None else sizes[chosen]
+    positions = _positions(firsts[chosen], chosen_sizes)
+    num_hidden = np.diff(_offsets(positions, ends))
+    draws = mix(np.repeat(mix(keys, REPLACEMENT_DRAWS), num_hidden), positions - np.repeat(starts, num_hidden))
+    labels = input_ids.take(positions)
     new_ids = input_ids.copy()
-    new_ids[positions] = replaced
+    new_ids[positions] = _replacements(labels, draws, chosen_sizes if masking == "span" else None, facts)
     return positions, labels, new_ids
 
 
-def _sorting_keys(sequence: np.ndarray, place: np.ndarray, last: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """Distinct uint64 that order by sequence, then whether `last`, then the hash, then the place."""
-    if len(place) and (sequence[-1] >= MAX_SEQUENCES or place.max() >= MAX_LENGTH):
-        raise ValueError(f"a micro-batch has at most {MAX_SEQUENCES} sequences of at most {MAX_LENGTH} tokens.")
-    order = sequence.astype(np.uint64) << np.uint64(48)
-    order |= last.astype(np.uint64) << np.uint64(47)
-    order |= (hashes >> np.uint64(33)) << np.uint64(16)
-    order |= place.astype(np.uint64)
+def _offsets(ascending: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """(sequences + 1,) how many of the positions lie before each sequence, and how many there are."""
+    return np.concatenate([[0], np.searchsorted(ascending, ends)])
+
+
+def _stretch_begins(maskable: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """(tokens,) True for maskable tokens that begin a sequence or follow a token that is not maskable."""
+    begins = np.empty_like(maskable)
+    np.logical_not(maskable[:-1], out=begins[1:])
+    begins[starts] = True
+    begins &= maskable
+    return begins
+
+
+def _words(starts_word: np.ndarray, maskable: np.ndarray, begins_stretch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First tokens and sizes (words,) of the words; all arguments are flags (tokens,)."""
+    begins = (starts_word & maskable) | begins_stretch
+    # A word ends before the next one, and before a token that is not maskable.
+    is_last = maskable.copy()
+    is_last[:-1] &= begins[1:] | ~maskable[1:]
+    firsts = np.flatnonzero(begins)
+    return firsts, np.flatnonzero(is_last) - firsts + 1
+
+
+def _spans(
+    firsts: np.ndarray, sizes: np.ndarray, first_words: np.ndarray, keys: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts each stretch of words into spans.
+
+    Args:
+        firsts: (words,) position of the first token of each word.
+        sizes: (words,) tokens of each word.
+        first_words: (stretches,) the first word of each stretch.
+        keys: (stretches,) uint64, the randomness of each stretch.
+
+    Returns:
+        First tokens and sizes (spans,) of the spans.
+    """
+    end_words = np.append(first_words, len(firsts))[1:]
+    # One hash gives four draws. As many draws as words are enough, since no span is empty.
+    num_hashes = (end_words - first_words + 3) // 4
+    offsets = np.cumsum(num_hashes) - num_hashes
+    counters = np.arange(num_hashes.sum()) - np.repeat(offsets, num_hashes)
+    num_words = _SPAN_LENGTHS.take(mix(np.repeat(keys, num_hashes), counters).view(np.uint16))
+    begins = np.cumsum(num_words) - num_words
+    begins += np.repeat(first_words - begins[4 * offsets], 4 * num_hashes)
+    begins = begins[np.flatnonzero(begins < np.repeat(end_words, 4 * num_hashes))]
+    tokens_before = np.append(0, np.cumsum(sizes))
+    return firsts[begins], np.diff(tokens_before[np.append(begins, len(firsts))])
+
+
+def _choose_units(sizes: np.ndarray | None, offsets: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
+    """Chooses tokens, words or spans.
+
+    Sequences with similarly many units are the rows of a rectangle, whose width is a power of two: sorting such rows of
+    32-bit keys costs a tenth of sorting a micro-batch as one. Width and sorting keys follow from the sequence alone.
+
+    Args:
+        sizes: (units,) tokens of each unit; None where each has one.
+        offsets: (sequences + 1,) the first unit of each sequence, and the number of all units.
+        keys: (sequences,) uint64.
+        rate: Share of the tokens.
+
+    Returns:
+        Ascending numbers of the chosen units.
+    """
+    num_units = np.diff(offsets)
+    num_maskable = num_units if sizes is None else np.diff(np.append(0, np.cumsum(sizes))[offsets])
+    wanted = num_masked(num_maskable, rate)
+    # The least exponent with num_units <= 2**exponent.
+    width_bits = np.maximum(np.frexp(num_units - 0.5)[1], SMALLEST_WIDTH_BITS)
+    width_bits[num_units == 0] = 0
+    is_chosen = np.zeros(offsets[-1], dtype=bool)
+    for bits in range(SMALLEST_WIDTH_BITS, int(width_bits.max(initial=0)) + 1):
+        rows = np.flatnonzero(width_bits == bits)
+        if len(rows):
+            first, goal = offsets[rows], wanted[rows]
+            order = _sorting_keys(keys[rows], num_units[rows], bits)
+            ranked = np.sort(order, axis=1)
+            num_taken = goal
+            if sizes is not None:
+                # Units have at least one token, so that none after the goal-th is taken.
+                numbers = ranked[:, : goal.max()] & np.uint32(2**bits - 1)
+                num_taken = _num_taken(sizes.take(first[:, None] + numbers, mode="clip"), goal[:, None])
+            last = ranked[np.arange(len(rows)), num_taken - 1]
+            cells = np.flatnonzero(order <= last[:, None])
+            is_chosen[first.take(cells >> bits) + (cells & 2**bits - 1)] = True
+    return np.flatnonzero(is_chosen)
+
+
+def _sorting_keys(keys: np.ndarray, num_units: np.ndarray, bits: int) -> np.ndarray:
+    """(rows, 2**bits) uint32: a random key for each unit of each row, its last bits the unit's number; then PADDING."""
+    number = np.arange(2**bits, dtype=np.uint32)
+    # One hash is two keys.
+    order = mix(keys[:, None], np.arange(2**bits // 2)).view(np.uint32)
+    order &= np.uint32(2**32 - 2**bits)
+    order |= number
+    np.copyto(order, PADDING, where=number >= num_units.astype(np.uint32)[:, None])
     return order
 
 
-def _choose_tokens(
-    sequence: np.ndarray,
-    place: np.ndarray,
-    maskable: np.ndarray,
-    hashes: np.ndarray,
-    starts: np.ndarray,
-    wanted: np.ndarray,
-) -> np.ndarray:
-    """(tokens,) True for the `wanted` maskable tokens of each sequence that have the smallest hashes."""
-    order = _sorting_keys(sequence, place, ~maskable, hashes)
-    ranked = np.sort(order)
-    some = wanted > 0
-    thresholds = np.zeros(len(wanted), dtype=np.uint64)
-    thresholds[some] = ranked[starts[some] + wanted[some] - 1]
-    return order <= thresholds[sequence]
-
-
-def _choose_words(
-    words: np.ndarray,
-    sequence: np.ndarray,
-    place: np.ndarray,
-    maskable: np.ndarray,
-    hashes: np.ndarray,
-    wanted: np.ndarray,
-) -> np.ndarray:
-    """(tokens,) True for the tokens of the chosen words; `words` numbers the words over the micro-batch from 0."""
-    tokens = np.flatnonzero(maskable)
-    sizes = np.bincount(words[tokens])
-    # A word is ordered by the hash of its first token.
-    firsts = tokens[np.cumsum(sizes) - sizes]
-    order = np.argsort(
-        _sorting_keys(sequence[firsts], place[firsts], np.zeros(len(firsts), dtype=bool), hashes[firsts])
-    )
-    owner, size = sequence[firsts][order], sizes[order]
-    reached = np.cumsum(size)
-    per_sequence = np.bincount(owner, weights=size, minlength=len(wanted)).astype(np.int64)
-    before_sequence = (np.cumsum(per_sequence) - per_sequence)[owner]
-    after = reached - before_sequence
-    before = after - size
-    goal = wanted[owner]
+def _num_taken(sizes: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """(rows,) how many of the units (rows, units) are taken, in this order, to reach the goal (rows, 1)."""
+    after = np.cumsum(sizes, axis=1)
+    before = after - sizes
     closer = (before < goal) & (after - goal < goal - before)
-    taken = (after <= goal) | closer | ((before == 0) & (goal > 0))
-    is_taken = np.zeros(len(sizes), dtype=bool)
-    is_taken[order] = taken
-    chosen = np.zeros(len(words), dtype=bool)
-    chosen[tokens] = is_taken[words[tokens]]
-    return chosen
+    return np.count_nonzero((after <= goal) | closer | (before == 0), axis=1)
+
+
+def _positions(firsts: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
+    """(targets,) positions of all tokens of units with these first tokens and sizes."""
+    if sizes is None:
+        return firsts
+    positions = np.arange(sizes.sum())
+    positions += np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
+    return positions
+
+
+def _replacements(labels: np.ndarray, draws: np.ndarray, alike: np.ndarray | None, facts: MaskingFacts) -> np.ndarray:
+    """(targets,) what stands in the place of the hidden tokens.
+
+    Args:
+        labels: (targets,) the hidden tokens.
+        draws: (targets,) uint64: the lower half decides what stands there, the upper half which random word.
+        alike: Numbers of consecutive targets for which the first one's lower half decides; None if each has its own.
+        facts: Of the vocabulary.
+    """
+    actions = draws.astype(np.uint32)
+    if alike is not None:
+        actions = np.repeat(actions[np.cumsum(alike) - alike], alike)
+    result = np.full_like(labels, facts.mask_id)
+    others = np.flatnonzero(actions >= round(MASK_PROB * 2**32))
+    is_random = actions[others] < round((MASK_PROB + RANDOM_PROB) * 2**32)
+    random_ids = facts.ordinary_ids[below(draws[others], len(facts.ordinary_ids))]
+    result[others] = np.where(is_random, random_ids, labels[others])
+    return result

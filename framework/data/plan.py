@@ -1,20 +1,21 @@
 """Who computes what in which step: the sequences of a global step, and their way to ranks and micro-batches.
 
 A plan is arithmetic over (seed, step): it has no state, so that any step can be asked for at any time, and the
-sequences of a step do not depend on ranks, budgets or workers. Building batches from sequences is the source's work.
+sequences of a step do not depend on ranks, budgets or workers. How they are packed is in `framework.data.packing`;
+building batches from them is the source's work.
 """
 
-import heapq
-from bisect import bisect_left, insort
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from framework.batch import PackedBatch
+from framework.data.batch_size import BatchWarmup, sequences_before
 from framework.data.collate import Capacity
-from framework.data.order import permute
+from framework.data.order import Shuffle
+from framework.data.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError
 from framework.random import key
 
@@ -24,12 +25,25 @@ class SequenceSource(Protocol):
 
     Attributes:
         max_length: Tokens that no sequence of this source exceeds, special tokens included.
+        shuffle: The order of an epoch.
     """
 
     max_length: int
+    shuffle: Shuffle
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where other sequences would come, whatever the seed."""
+
+    @property
+    def mean_length(self) -> float:
+        """Mean tokens of the sequences, special tokens included, over all or over a fixed sample of them."""
 
     def __len__(self) -> int:
         """Number of sequences in an epoch."""
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Is told that the sequences from index `start` up to `stop` of an epoch will be built soon."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Tokens of sequences, special tokens included, without building them.
@@ -65,9 +79,17 @@ class SequenceSource(Protocol):
         """
 
 
+@runtime_checkable
+class UnusedText(Protocol):
+    """What a source has beside, whose epochs leave text out."""
+
+    def unused_fraction(self, epoch: int) -> float:
+        """Share of the text that an epoch leaves out, over all or over a fixed sample of the sequences."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepSequences:
-    """Sequences of a step, or a micro-batch's share of them.
+    """Sequences of a step.
 
     Attributes:
         epochs: (sequences,) int64.
@@ -82,13 +104,37 @@ class StepSequences:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def take(self, slots: np.ndarray) -> "StepSequences":
-        """The sequences at these places of the step."""
-        return StepSequences(self.epochs[slots], self.indices[slots], self.sequence_ids[slots])
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch(StepSequences):
+    """A micro-batch's share of a step.
+
+    Attributes:
+        budget: Most tokens that it may have; one of `StepPlan.budgets`.
+    """
+
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """What some steps of a plan look like.
+
+    Attributes:
+        sequences: Fewest and most of a step.
+        micro_batches: Fewest and most of a rank in a step.
+        last_budgets: Ascending budgets that the last micro-batch of a rank has.
+        efficiency: Packing efficiency: real tokens / budgets of all micro-batches of all ranks.
+    """
+
+    sequences: tuple[int, int]
+    micro_batches: tuple[int, int]
+    last_budgets: tuple[int, ...]
+    efficiency: float
 
 
 def steps_per_epoch(num_sequences: int, global_batch_size: int) -> int:
-    """Steps in which every sequence is seen once, the last one perhaps short (or shared with the next epoch)."""
+    """Steps of full size in which every sequence is seen once, the last one perhaps short or shared with the next."""
     return -(-num_sequences // global_batch_size)
 
 
@@ -105,9 +151,11 @@ class StepPlan:
             ends with a short step.
         shuffle: False keeps the source's order in every epoch (evaluation).
         micro_batch_sequences: Most sequences of a micro-batch, where shapes are fixed; None is no limit.
+        batch_warmup: How the global batch grows at the beginning; None: it does not.
 
     Raises:
-        ConfigError: A size below 1, a source without sequences, or a budget below the source's longest sequence.
+        ConfigError: A size below 1, a source without sequences, a budget below the source's longest sequence, or a
+            batch that grows in steps that do not run across epoch ends or begins above its full size.
     """
 
     def __init__(
@@ -120,6 +168,7 @@ class StepPlan:
         wraps_epochs: bool = False,
         shuffle: bool = True,
         micro_batch_sequences: int | None = None,
+        batch_warmup: BatchWarmup | None = None,
     ) -> None:
         sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
         if micro_batch_sequences is not None:
@@ -136,6 +185,17 @@ class StepPlan:
                 f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {source.max_length} tokens and "
                 f"cannot be split; set micro_batch_tokens to at least {source.max_length} or shorten the sequences."
             )
+        if batch_warmup is not None and not wraps_epochs:
+            raise ConfigError(
+                f"batch_warmup_steps is {batch_warmup.steps}, but here each epoch ends with a step of its own, so that "
+                "the batch cannot grow across epochs; set trainer.batch_warmup_start and trainer.batch_warmup_steps to "
+                "null."
+            )
+        if batch_warmup is not None and batch_warmup.start > global_batch_size:
+            raise ConfigError(
+                f"batch_warmup_start is {batch_warmup.start}, but the batch grows to {global_batch_size} sequences; "
+                f"set trainer.batch_warmup_start to at most {global_batch_size}."
+            )
         self.source = source
         self.seed = seed
         self.global_batch_size = global_batch_size
@@ -144,6 +204,8 @@ class StepPlan:
         self.wraps_epochs = wraps_epochs
         self.shuffle = shuffle
         self.micro_batch_sequences = micro_batch_sequences
+        self.batch_warmup = batch_warmup
+        self.budgets = budget_sizes(micro_batch_tokens, source.max_length)
 
     def __len__(self) -> int:
         """Steps of one epoch."""
@@ -151,140 +213,74 @@ class StepPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps in which every sequence is seen once."""
+        """Steps of full size in which every sequence is seen once."""
         return steps_per_epoch(len(self.source), self.global_batch_size)
 
     def epoch(self, step: int) -> int:
         """Epoch of a step's first sequence, counted from 0."""
         if self.wraps_epochs:
-            return step * self.global_batch_size // len(self.source)
+            return self._sequences_before(step) // len(self.source)
         return step // self.steps_per_epoch
 
     def sequences(self, step: int) -> StepSequences:
         """The sequences of a global step in their order: the same at any number of ranks, budget and workers."""
-        size = len(self.source)
-        if self.wraps_epochs:
-            first = step * self.global_batch_size
-            last = first + self.global_batch_size
-        else:
-            epoch = self.epoch(step)
-            step_in_epoch = step - epoch * self.steps_per_epoch
-            first = epoch * size + step_in_epoch * self.global_batch_size
-            last = min(first + self.global_batch_size, (epoch + 1) * size)
-        sequence_ids = np.arange(first, last, dtype=np.int64)
+        size, stream = len(self.source), self._stream(step)
+        sequence_ids = np.arange(stream.start, stream.stop, dtype=np.int64)
         epochs, indices = np.divmod(sequence_ids, size)
         if self.shuffle:
             for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
                 here = epochs == epoch
-                indices[here] = permute(key(self.seed, "order", epoch), size, indices[here])
+                indices[here] = self.source.shuffle.indices(key(self.seed, "order", epoch), size, indices[here])
         return StepSequences(epochs, indices, sequence_ids)
 
-    def micro_batches(self, step: int, rank: int) -> list[StepSequences]:
-        """A rank's micro-batches of a step: the same number on every rank, perhaps without sequences."""
+    def windows(self, step: int) -> list[tuple[int, np.ndarray]]:
+        """What to read ahead: the window of the order in which the step ends, and the one after it in the same epoch.
+
+        Returns:
+            (epoch, ranges (blocks, 2) of sequence indices) of each window; nothing where the order has no windows.
+        """
+        order, size = self.source.shuffle, len(self.source)
+        if order.block_size is None or not self.shuffle:
+            return []
+        epoch, position = divmod(self._stream(step).stop - 1, size)
+        order_key = key(self.seed, "order", epoch)
+        following = min(position + order.block_size * order.window_blocks, size - 1)
+        return [(epoch, order.window(order_key, size, place)) for place in (position, following)]
+
+    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
+        """A rank's micro-batches of a step: the same number and budgets on every rank, perhaps without sequences."""
         sequences = self.sequences(step)
-        shares = self._spread(sequences)[rank]
-        return [sequences.take(slots) for slots in shares]
+        _, packing = self._pack(sequences)
+        return [
+            MicroBatch(sequences.epochs[slots], sequences.indices[slots], sequences.sequence_ids[slots], budget)
+            for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
+        ]
 
-    def efficiency(self, steps: Iterable[int]) -> float:
-        """Packing efficiency over steps: real tokens / (micro-batches x budget x ranks)."""
-        real = room = 0
-        for step in steps:
-            sequences = self.sequences(step)
-            real += int(self.source.lengths(sequences.epochs, sequences.indices).sum())
-            room += len(self._spread(sequences)[0]) * self.micro_batch_tokens * self.num_ranks
-        return real / room
-
-    def _spread(self, sequences: StepSequences) -> list[list[np.ndarray]]:
-        lengths = self.source.lengths(sequences.epochs, sequences.indices)
-        most = self.micro_batch_sequences or len(lengths)
-        return spread_evenly(lengths, self.micro_batch_tokens, self.num_ranks, most)
-
-
-def spread_evenly(lengths: np.ndarray, budget: int, num_ranks: int, max_sequences: int) -> list[list[np.ndarray]]:
-    """Spreads sequences over ranks, and over as few micro-batches a rank as the budget allows, with even tokens.
-
-    Best fit, longest first, tells how many micro-batches are needed. Then each sequence, longest first, goes to the
-    emptiest micro-batch of all ranks; where that overflows a tight budget, best fit is repeated with ever lower budgets
-    as long as it needs no more micro-batches (MULTIFIT: Coffman, Garey, Johnson 1978).
-
-    Args:
-        lengths: (sequences,) tokens of each, none above the budget.
-        budget: Most tokens of a micro-batch.
-        num_ranks: Ranks.
-        max_sequences: Most sequences of a micro-batch.
-
-    Returns:
-        For each rank its micro-batches, fullest first, as ascending int64 places into `lengths`; all ranks have equally
-        many.
-
-    Raises:
-        ConfigError: A sequence is longer than the budget.
-    """
-    if len(lengths) and lengths.max() > budget:
-        raise ConfigError(
-            f"a sequence has {lengths.max()} tokens, above micro_batch_tokens={budget}; set micro_batch_tokens to at "
-            f"least {lengths.max()} or shorten the sequences."
+    def summary(self, steps: Iterable[int]) -> PlanSummary:
+        """Measures some steps, at least one, over all ranks."""
+        planned = [self._pack(self.sequences(step)) for step in steps]
+        sizes = [len(packing.places) for _, packing in planned]
+        counts = [len(packing.budgets) for _, packing in planned]
+        room = sum(sum(packing.budgets) for _, packing in planned) * self.num_ranks
+        return PlanSummary(
+            sequences=(min(sizes), max(sizes)),
+            micro_batches=(min(counts), max(counts)),
+            last_budgets=tuple(sorted({packing.budgets[-1] for _, packing in planned})),
+            efficiency=sum(int(lengths.sum()) for lengths, _ in planned) / room,
         )
-    order = np.argsort(-lengths, kind="stable").tolist()
-    sizes = lengths.tolist()
-    bins = _best_fit(order, sizes, budget, max_sequences)
-    num_bins = -(-len(bins) // num_ranks) * num_ranks
-    even = _emptiest_first(order, sizes, num_bins, max_sequences)
-    if max(sum(sizes[slot] for slot in members) for members in even) <= budget:
-        bins = even
-    else:
-        lowest = -(-sum(sizes) // num_bins)
-        while budget - lowest > 1:
-            middle = (lowest + budget) // 2
-            tighter = _best_fit(order, sizes, middle, max_sequences)
-            if len(tighter) <= num_bins:
-                bins, budget = tighter, middle
-            else:
-                lowest = middle
-    bins = bins + [[] for _ in range(num_bins - len(bins))]
-    return _deal(bins, sizes, num_ranks)
 
+    def _stream(self, step: int) -> range:
+        """The places of a step's sequences in the run's stream of epochs."""
+        if self.wraps_epochs:
+            return range(self._sequences_before(step), self._sequences_before(step + 1))
+        size, epoch = len(self.source), self.epoch(step)
+        first = epoch * size + (step - epoch * self.steps_per_epoch) * self.global_batch_size
+        return range(first, min(first + self.global_batch_size, (epoch + 1) * size))
 
-def _best_fit(order: list[int], sizes: list[int], budget: int, max_sequences: int) -> list[list[int]]:
-    """Puts each sequence into the fullest micro-batch that can take it, opening new ones as needed."""
-    bins: list[list[int]] = []
-    room: list[tuple[int, int]] = []
-    for slot in order:
-        place = bisect_left(room, (sizes[slot], -1))
-        if place < len(room):
-            free, number = room.pop(place)
-        else:
-            free, number = budget, len(bins)
-            bins.append([])
-        bins[number].append(slot)
-        if len(bins[number]) < max_sequences:
-            insort(room, (free - sizes[slot], number))
-    return bins
+    def _sequences_before(self, step: int) -> int:
+        return sequences_before(step, self.global_batch_size, self.batch_warmup)
 
-
-def _emptiest_first(order: list[int], sizes: list[int], num_bins: int, max_sequences: int) -> list[list[int]]:
-    """Puts each sequence into the emptiest of a fixed number of micro-batches, whatever the budget is."""
-    bins: list[list[int]] = [[] for _ in range(num_bins)]
-    heap = [(0, number) for number in range(num_bins)]
-    for slot in order:
-        tokens, number = heap[0]
-        bins[number].append(slot)
-        if len(bins[number]) < max_sequences:
-            heapq.heapreplace(heap, (tokens + sizes[slot], number))
-        else:
-            heapq.heappop(heap)
-    return bins
-
-
-def _deal(bins: list[list[int]], sizes: list[int], num_ranks: int) -> list[list[np.ndarray]]:
-    """Deals micro-batches of like size to the ranks round by round, the fullest of a round to the emptiest rank."""
-    loads = [sum(sizes[slot] for slot in members) for members in bins]
-    by_load = sorted(range(len(bins)), key=lambda number: (-loads[number], number))
-    ranks: list[list[np.ndarray]] = [[] for _ in range(num_ranks)]
-    totals = [0] * num_ranks
-    for first in range(0, len(by_load), num_ranks):
-        emptiest = sorted(range(num_ranks), key=lambda rank: (totals[rank], rank))
-        for rank, number in zip(emptiest, by_load[first : first + num_ranks], strict=True):
-            ranks[rank].append(np.array(sorted(bins[number]), dtype=np.int64))
-            totals[rank] += loads[number]
-    return ranks
+    def _pack(self, sequences: StepSequences) -> tuple[np.ndarray, Packing]:
+        """Lengths of the sequences of a step, and the micro-batch of each."""
+        lengths = self.source.lengths(sequences.epochs, sequences.indices)
+        return lengths, pack(lengths, self.budgets, self.num_ranks, self.micro_batch_sequences or len(lengths))

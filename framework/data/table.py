@@ -2,7 +2,7 @@
 
 Which split a row belongs to is a hash of its text, so it does not depend on the order of rows, other rows keep their
 split when some are added, and equal texts never fall into two splits. The sizes of the splits are therefore close to
-their fractions, not exact. Files are read by `framework.data.rows`.
+their fractions, not exact. Files are read by `framework.data.reading.rows`.
 """
 
 import logging
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from framework.data.rows import read_rows
+from framework.data.reading.rows import read_rows
 from framework.errors import ConfigError, DataError
 from framework.random import key
 
@@ -61,7 +61,7 @@ class Table:
 
 @dataclass(frozen=True)
 class TableData:
-    """One labelled text, or pair of texts, a row, of files that `framework.data.rows` reads.
+    """One labelled text, or pair of texts, a row, of files that `framework.data.reading.rows` reads.
 
     Attributes:
         train: The training file.

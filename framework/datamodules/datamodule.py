@@ -7,6 +7,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
+from framework.data.batch_size import BatchWarmup
 from framework.data.collate import Capacity
 from framework.data.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
@@ -26,11 +27,13 @@ class EncoderDataModule(LightningDataModule):
         num_ranks: Data-parallel ranks.
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
-        capacity: Fixed shapes of compiled CUDA steps; None leaves shapes free.
-        micro_batch_sequences: Most sequences of a micro-batch; needed with a capacity.
+        capacities: Fixed shapes of compiled CUDA steps, one for each budget that a micro-batch can have
+            (`framework.data.packing.budget_sizes`); None leaves shapes free.
+        micro_batch_sequences: Most sequences of a micro-batch; needed with capacities.
+        batch_warmup: How the global batch of training grows at the beginning; None: it does not.
 
     Raises:
-        ConfigError: Sizes that no plan can be made of.
+        ConfigError: Sizes that no plan can be made of, or a budget without a capacity.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class EncoderDataModule(LightningDataModule):
         num_ranks: int = 1,
         rank: int = 0,
         num_workers: int = 0,
-        capacity: Capacity | None = None,
+        capacities: Mapping[int, Capacity] | None = None,
         micro_batch_sequences: int | None = None,
+        batch_warmup: BatchWarmup | None = None,
     ) -> None:
         super().__init__()
         self.plans = {
@@ -58,18 +62,26 @@ class EncoderDataModule(LightningDataModule):
                 wraps_epochs=wraps_epochs and split == "train",
                 shuffle=split == "train",
                 micro_batch_sequences=micro_batch_sequences,
+                batch_warmup=batch_warmup if split == "train" else None,
             )
             for split, source in sources.items()
         }
+        for split, plan in self.plans.items():
+            missing = sorted(set(plan.budgets) - capacities.keys()) if capacities is not None else []
+            if missing:
+                raise ConfigError(
+                    f"micro-batches of {split} may have a budget of {missing[0]} tokens, but capacities has none for "
+                    "it; give one for each size that budget_sizes names."
+                )
         self.max_steps = max_steps
         self.rank = rank
         self.num_workers = num_workers
-        self.capacity = capacity
+        self.capacities = capacities
         self.start_step = 0
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in which every sequence is seen once."""
+        """Training steps of full size in which every sequence is seen once."""
         return self.plans["train"].steps_per_epoch
 
     def set_start(self, step: int) -> None:
@@ -82,7 +94,7 @@ class EncoderDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The steps from the start step on; its length is that of the whole run."""
-        dataset = StepDataset(self.plans["train"], self.rank, self.max_steps, self.capacity)
+        dataset = StepDataset(self.plans["train"], self.rank, self.max_steps, self.capacities)
         return self._loader(dataset, SeekSampler(self.start_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
@@ -102,7 +114,7 @@ class EncoderDataModule(LightningDataModule):
         if split not in self.plans:
             raise ConfigError(f"there is no split {split!r}, the data has {', '.join(self.plans)}; name one of these.")
         plan = self.plans[split]
-        dataset = StepDataset(plan, self.rank, len(plan), self.capacity)
+        dataset = StepDataset(plan, self.rank, len(plan), self.capacities)
         return self._loader(dataset, SeekSampler(0, len(plan)))
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:  # noqa: ARG002

@@ -1,6 +1,6 @@
 """A run as a map-style dataset of global steps, and the sampler that seeks in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch.utils.data import Dataset, Sampler
 
@@ -10,20 +10,23 @@ from framework.data.plan import StepPlan
 
 
 class StepDataset(Dataset[StepBatch]):
-    """Item `step` is one rank's share of that global step; nothing is kept between items.
+    """Item `step` is one rank's share of that global step; nothing that decides an item is kept between items.
 
     Args:
         plan: The plan of the split.
         rank: Data-parallel rank whose share is built.
         num_steps: Steps of the whole run (evaluation: of the split).
-        capacity: Fixed shapes of compiled steps; None leaves them free.
+        capacities: Fixed shapes of compiled steps, one for each of `plan.budgets`; None leaves shapes free.
     """
 
-    def __init__(self, plan: StepPlan, rank: int, num_steps: int, capacity: Capacity | None = None) -> None:
+    def __init__(
+        self, plan: StepPlan, rank: int, num_steps: int, capacities: Mapping[int, Capacity] | None = None
+    ) -> None:
         self.plan = plan
         self.rank = rank
         self.num_steps = num_steps
-        self.capacity = capacity
+        self.capacities = capacities
+        self._announced: list[tuple[int, bytes]] = []
 
     def __len__(self) -> int:
         return self.num_steps
@@ -31,12 +34,28 @@ class StepDataset(Dataset[StepBatch]):
     def __getitem__(self, step: int) -> StepBatch:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is not within the {self.num_steps} steps of the run.")
-        source = self.plan.source
+        self._read_ahead(step)
+        source, capacities = self.plan.source, self.capacities
         micro_batches = tuple(
-            source.build(share.epochs, share.indices, share.sequence_ids, step, self.capacity)
+            source.build(
+                share.epochs,
+                share.indices,
+                share.sequence_ids,
+                step,
+                None if capacities is None else capacities[share.budget],
+            )
             for share in self.plan.micro_batches(step, self.rank)
         )
         return StepBatch(step, self.plan.epoch(step), micro_batches)
+
+    def _read_ahead(self, step: int) -> None:
+        """Tells the source about a window of the order before its sequences come, once."""
+        windows = [(epoch, ranges, (epoch, ranges.tobytes())) for epoch, ranges in self.plan.windows(step)]
+        for epoch, ranges, name in windows:
+            if name not in self._announced:
+                for start, stop in ranges.tolist():
+                    self.plan.source.read_ahead(epoch, start, stop)
+        self._announced = [name for _, _, name in windows]
 
 
 class SeekSampler(Sampler[int]):

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder

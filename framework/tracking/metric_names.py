@@ -32,6 +32,8 @@ _LAST_PARTS = {
     "checkpoint_seconds": MetricName("writing checkpoints", "s"),
     "validation_seconds": MetricName("validating", "s"),
     "wall_seconds": MetricName("wall time", "s"),
+    "packing_efficiency": MetricName("packing efficiency"),
+    "micro_batches": MetricName("micro-batches of a rank"),
     "memory_bytes": MetricName("peak memory of rank 0", "bytes"),
     "mfu": MetricName("model FLOPs utilisation"),
 }

@@ -23,10 +23,12 @@ import numpy as np
 import torch
 
 from framework.data.plan import StepPlan
-from framework.data.prepare import prepare_store
-from framework.data.sources import TableFiles
-from framework.data.store import StoreData
-from framework.data.tokenizer import Tokenizer
+from framework.data.preparation.corpus import Cleaning
+from framework.data.preparation.prepare import prepare_store
+from framework.data.reading.sources import TableFiles
+from framework.data.store_data import StoreData
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.tasks.pretraining.task import PretrainingTask
 
 BATCH = 32
@@ -124,7 +126,8 @@ def main() -> None:
     print(f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {arguments.precision}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare_store([TableFiles(reviews, "text", {"source": "imdb"})], tokenizer, folder / "store", strip_html=True)
+        sources = {"imdb": TableFiles(reviews, "text", {"source": "imdb"})}
+        prepare_store(sources, GivenTokenizer(str(tokenizer)), folder / "store", Cleaning(strip_html=True))
         write_sequences(folder / "store", tokenizer, arguments.steps, folder / "sequences.npz")
         ratios = []
         for index in range(arguments.rounds):

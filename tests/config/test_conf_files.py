@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from framework.config.build import build_settings
 from framework.config.command import plain
-from framework.config.nodes import check_arguments
+from framework.config.nodes import check_arguments, check_component
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig, TrainConfig
 from framework.models.config import EncoderConfig
@@ -23,9 +23,11 @@ NEEDS = {
     "tokenizer/folder": ["tokenizer.path=x"],
     "tokenizer/from_weights": ["init_from=x"],
     "model/from_weights": ["init_from=x"],
+    "vocabulary/given": ["vocabulary.path=x"],
     "corpus/text": ["corpus.sources.text.files=x.txt"],
     "corpus/table": ["corpus.sources.table.files=x.csv"],
     "corpus/dataset": ["corpus.sources.dataset.name=x"],
+    "corpus/shards": ["corpus.sources.shards.files=x.parquet"],
 }
 
 
@@ -48,7 +50,7 @@ def test_the_number_of_files_is_known():
     """A file in a folder that no test looks into would pass unseen; raise the numbers with each new file."""
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
-        "corpus": 4,
+        "corpus": 6,
         "data": 5,
         "experiment": 4,
         "logger": 2,
@@ -60,6 +62,7 @@ def test_the_number_of_files_is_known():
         "task": 2,
         "tokenizer": 5,
         "trainer": 1,
+        "vocabulary": 3,
     }
     assert len(FILES) == sum(by_group.values()) + 5
 
@@ -75,6 +78,8 @@ def test_every_file_composes_checks_and_builds(file):
         config = plain(composed("prepare", f"corpus={option}", *needs))
         settings = PrepareConfig(**check_arguments("", config, PrepareConfig))
         assert all(source.build() for source in settings.corpus.sources.values())
+    elif group == "vocabulary":
+        assert check_component(group, plain(composed(name, *needs))[group]).build()
     elif name == "data/of_run":
         assert plain(composed("evaluate", "run=x"))["data"] == {}
     elif group == "experiment":

@@ -16,7 +16,15 @@ CONFIG = {
     "init_from": None,
     "model": {"hidden_size": 8, "num_heads": 2},
     "data": {"_target_": "x.Y", "labels": ["a", "b"]},
-    "trainer": {"max_steps": 10, "max_epochs": None, "global_batch_size": 4, "num_workers": 0},
+    "trainer": {
+        "max_steps": 10,
+        "max_epochs": None,
+        "global_batch_size": 4,
+        "global_batch_tokens": None,
+        "batch_warmup_start": None,
+        "batch_warmup_steps": None,
+        "num_workers": 0,
+    },
     "strategy": {"name": "single"},
 }
 
@@ -37,6 +45,9 @@ def test_identity_holds_what_decides_the_numbers():
         "data._target_": "x.Y",
         "data.labels": ["a", "b"],
         "trainer.global_batch_size": 4,
+        "trainer.global_batch_tokens": None,
+        "trainer.batch_warmup_start": None,
+        "trainer.batch_warmup_steps": None,
     }
     assert identity_text(CONFIG) == identity_text(changed(trainer__max_steps=20, strategy__name="ddp"))
     assert identity_text(CONFIG) != identity_text(changed(seed=1))
@@ -55,6 +66,9 @@ def test_free_keys_may_change(values):
     [
         ({"seed": 1}, "`seed` is 0 there and 1 here"),
         ({"model__hidden_size": 16}, "`model.hidden_size` is 8 there and 16 here"),
+        ({"trainer__batch_warmup_steps": 7}, "`trainer.batch_warmup_steps` is None there and 7 here"),
+        ({"trainer__batch_warmup_start": 7}, "`trainer.batch_warmup_start` is None there and 7 here"),
+        ({"trainer__global_batch_tokens": 7}, "`trainer.global_batch_tokens` is None there and 7 here"),
         ({"data__labels": ["a"]}, "`data.labels` is"),
         ({"data__extra": 1}, "`data.extra` is None there and 1 here"),
         ({"trainer__max_steps": 9}, "`trainer.max_steps`=10, which may only grow, but 9"),

@@ -4,6 +4,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.order import Shuffle
 from framework.random import below, mix
 
 SHIFT = 1000
@@ -14,6 +15,21 @@ class NumberedSource:
 
     def __init__(self, size: int, max_length: int = 20, same_length: bool = False) -> None:
         self.size, self.max_length, self.same_length = size, max_length, same_length
+
+    @property
+    def shuffle(self) -> Shuffle:
+        return Shuffle()
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.size} {self.max_length} {self.same_length}"
+
+    @property
+    def mean_length(self) -> float:
+        return float(self.lengths(np.zeros(self.size, dtype=np.int64), np.arange(self.size)).mean())
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing is to be read."""
 
     def __len__(self) -> int:
         return self.size

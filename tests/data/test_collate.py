@@ -63,6 +63,28 @@ def test_a_capacity_is_filled_with_dummies():
     check(batch.targets["weights"], [0.5, 1, 1, 1, 1, 0.25, 0, 0, 0, 0, 0], torch.float32)
 
 
+def test_arrays_are_shared_where_nothing_changes():
+    ids, lengths = np.array([11, 12, 13]), np.array([1, 2])
+    target = Target(np.array([0, 2]), "targets", filler=0)
+
+    def packed(input_ids: np.ndarray, capacity: Capacity | None = None) -> PackedBatch:
+        return pack_sequences(input_ids, lengths, np.array([0, 1]), targets={"positions": target}, capacity=capacity)
+
+    batch = packed(ids)
+    assert np.shares_memory(batch.input_ids.numpy(), ids)
+    assert np.shares_memory(batch.targets["positions"].numpy(), target.values)
+    locked = ids.copy()
+    locked.flags.writeable = False
+    every_second = np.array([11, 0, 12, 0, 13])[::2]
+    for other in (locked, every_second, ids.astype(np.uint16)):
+        found = packed(other)
+        assert not np.shares_memory(found.input_ids.numpy(), other)
+        check(found.input_ids, [11, 12, 13])
+    filled = packed(ids, Capacity(tokens=5, sequences=3, targets=2, max_seqlen=2))
+    assert not np.shares_memory(filled.input_ids.numpy(), ids)
+    check(filled.input_ids, [11, 12, 13, 0, 0])
+
+
 def empty(capacity: Capacity | None = None) -> PackedBatch:
     none = np.zeros(0, dtype=np.int64)
     targets = {"positions": Target(none, "targets", filler=0), "labels": Target(none, "sequences")}

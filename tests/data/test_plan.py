@@ -1,4 +1,4 @@
-"""The plan: the same sequences at any number of ranks and any budget, none lost or repeated, tokens even."""
+"""The plan: the same sequences at any number of ranks and any budget, none lost or repeated."""
 
 import itertools
 
@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.plan import StepPlan, spread_evenly, steps_per_epoch
+from framework.data.batch_size import BatchWarmup
+from framework.data.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError
 from tests.data.sequences import NumberedSource
 
@@ -30,18 +31,24 @@ def seen(plan: StepPlan, step: int) -> list[tuple[int, int, int]]:
     most=st.one_of(st.none(), st.integers(1, 5)),
     step=st.integers(0, 10**6),
     wraps=st.booleans(),
+    warmup_steps=st.one_of(st.none(), st.integers(1, 10**6)),
 )
-def test_ranks_together_see_what_one_rank_sees(size, global_batch_size, num_ranks, budget, most, step, wraps):
+def test_ranks_together_see_what_one_rank_sees(
+    size, global_batch_size, num_ranks, budget, most, step, wraps, warmup_steps
+):
     source = NumberedSource(size)
-    alone = StepPlan(source, 3, global_batch_size, 10**6, wraps_epochs=wraps)
-    plan = StepPlan(source, 3, global_batch_size, budget, num_ranks, wraps, micro_batch_sequences=most)
+    warmup = BatchWarmup(1, warmup_steps) if wraps and warmup_steps else None
+    alone = StepPlan(source, 3, global_batch_size, 10**6, wraps_epochs=wraps, batch_warmup=warmup)
+    plan = StepPlan(
+        source, 3, global_batch_size, budget, num_ranks, wraps, micro_batch_sequences=most, batch_warmup=warmup
+    )
     assert seen(plan, step) == seen(alone, step)
     whole = alone.sequences(step)
     assert seen(plan, step) == list(zip(whole.epochs, whole.indices, whole.sequence_ids, strict=True))
     shares = [plan.micro_batches(step, rank) for rank in range(num_ranks)]
-    assert len({len(share) for share in shares}) == 1
+    assert len({tuple(micro_batch.budget for micro_batch in share) for share in shares}) == 1
     for micro_batch in itertools.chain(*shares):
-        assert source.lengths(micro_batch.epochs, micro_batch.indices).sum() <= budget
+        assert source.lengths(micro_batch.epochs, micro_batch.indices).sum() <= micro_batch.budget <= budget
         assert len(micro_batch) <= (most or len(whole))
         assert np.all(np.diff(micro_batch.sequence_ids) > 0)
 
@@ -87,38 +94,34 @@ def test_order_follows_the_seed():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_sequences_spread_by_hand():
-    """Six sequences, budget 10, two ranks: 26 tokens need two micro-batches each; longest first to the emptiest."""
-    shares = spread_evenly(np.array([2, 8, 3, 5, 7, 1]), budget=10, num_ranks=2, max_sequences=6)
-    # 8 -> a, 7 -> b, 5 -> c, 3 -> d, 2 -> d, 1 -> c (5 against 6: the first of equals)
-    assert [[share.tolist() for share in rank] for rank in shares] == [[[1], [0, 2]], [[4], [3, 5]]]
+def test_a_growing_batch_takes_the_sequences_in_their_order():
+    warmup = BatchWarmup(start=2, steps=4)
+    plan = StepPlan(NumberedSource(10), 5, 6, 100, wraps_epochs=True, batch_warmup=warmup)
+    steps = [plan.sequences(step) for step in range(6)]
+    assert [len(step) for step in steps] == [2, 4, 4, 6, 6, 6]
+    assert np.concatenate([step.sequence_ids for step in steps]).tolist() == list(range(28))
+    assert [plan.epoch(step) for step in range(6)] == [0, 0, 0, 1, 1, 2]
+    constant = StepPlan(NumberedSource(10), 5, 28, 100, wraps_epochs=True).sequences(0)
+    assert np.concatenate([step.indices for step in steps]).tolist() == constant.indices.tolist()
 
 
-def test_a_tight_budget_falls_back_to_best_fit():
-    """Emptiest first would give 5 + 4 and 5 + 3 + 3, which is above 10."""
-    shares = spread_evenly(np.array([5, 5, 4, 3, 3]), budget=10, num_ranks=1, max_sequences=5)
-    assert sorted(tuple(share.tolist()) for share in shares[0]) == [(0, 1), (2, 3, 4)]
+def test_micro_batches_say_their_budget():
+    plan = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 10, 40, num_ranks=2)
+    # 50 tokens each: one of 40, and 10 is the fourth of the sixteenths of 40, rounded up: 3, 5, 8, 10.
+    for rank in range(2):
+        micro_batches = plan.micro_batches(0, rank)
+        assert [(len(micro_batch), micro_batch.budget) for micro_batch in micro_batches] == [(4, 40), (1, 10)]
+    assert plan.budgets == [10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35, 38, 40]
 
 
-def test_a_rank_may_have_a_micro_batch_without_sequences():
-    shares = spread_evenly(np.array([10, 10, 10, 10, 10]), budget=10, num_ranks=2, max_sequences=5)
-    assert [[len(share) for share in rank] for rank in shares] == [[1, 1, 1], [1, 1, 0]]
-
-
-@pytest.mark.parametrize("num_ranks", [2, 4, 8])
-def test_ranks_are_even_in_tokens(num_ranks):
-    lengths = np.minimum(np.random.default_rng(0).geometric(1 / 120, size=512) + 8, 512)
-    shares = spread_evenly(lengths, 4096, num_ranks, 512)
-    tokens = [sum(int(lengths[share].sum()) for share in rank) for rank in shares]
-    assert max(tokens) / min(tokens) < 1.02
-
-
-def test_packs_are_full_from_eight_micro_batches_up():
-    lengths = np.minimum(np.random.default_rng(1).geometric(1 / 120, size=300) + 8, 512)
-    budget = -(-int(lengths.sum()) // 8) + 8
-    assert len(spread_evenly(lengths, budget, 1, 300)[0]) == 8
-    source = NumberedSource(640, max_length=128, same_length=True)
-    assert StepPlan(source, 0, 64, 1024).efficiency(range(3)) == 1.0
+def test_a_summary_by_hand():
+    plan = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 6, 40, num_ranks=2)
+    # Step 0: 3 sequences a rank in a micro-batch of 30; step 1: 2 in one of 20.
+    assert plan.summary(range(1)) == PlanSummary((6, 6), (1, 1), (30,), 1.0)
+    assert plan.summary(range(2)) == PlanSummary((4, 6), (1, 1), (20, 30), 1.0)
+    odd = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
+    # 5 sequences on one rank and 4 on the other.
+    assert odd.summary([0]) == PlanSummary((9, 9), (2, 2), (10,), 0.9)
 
 
 @pytest.mark.parametrize(
@@ -129,14 +132,11 @@ def test_packs_are_full_from_eight_micro_batches_up():
         (10, {"micro_batch_sequences": 0}, "micro_batch_sequences is 0"),
         (0, {}, "0 sequences"),
         (10, {"micro_batch_tokens": 19}, "set micro_batch_tokens to at least 20"),
+        (10, {"batch_warmup": BatchWarmup(1, 7)}, "batch_warmup_steps is 7, but here each epoch ends"),
+        (10, {"batch_warmup": BatchWarmup(5, 7), "wraps_epochs": True}, "batch_warmup_start is 5, but .* to 4"),
     ],
 )
 def test_impossible_plans_are_refused(size, arguments, message):
     numbers = {"global_batch_size": 4, "micro_batch_tokens": 100} | arguments
     with pytest.raises(ConfigError, match=message):
         StepPlan(NumberedSource(size), 0, **numbers)
-
-
-def test_a_sequence_above_the_budget_is_refused():
-    with pytest.raises(ConfigError, match="a sequence has 11 tokens, above micro_batch_tokens=10"):
-        spread_evenly(np.array([3, 11]), 10, 1, 2)

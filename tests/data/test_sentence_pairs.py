@@ -3,20 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.sentence_pairs import FOLLOWS, RANDOM, SentenceChunks
+from framework.data.sentence_pairs import FOLLOWS, RANDOM, Segments, SentenceChunks
 from framework.errors import ConfigError, DataError
+from framework.random import key, mix
+from tests.data.chunks import chunks_of
 
 
-def chunks_of(
-    documents: list[list[int]], max_tokens: int, pairs: bool, used: list[int] | None = None
-) -> SentenceChunks:
-    """Chunks of documents that are given as the lengths of their sentences."""
-    lengths = [length for document in documents for length in document]
-    sentence_offsets = np.cumsum([0, *lengths])
-    document_sentences = np.cumsum([0, *map(len, documents)])
-    document_offsets = sentence_offsets[document_sentences]
-    chosen = np.array(range(len(documents)) if used is None else used)
-    return SentenceChunks(document_offsets, document_sentences, sentence_offsets, chosen, max_tokens, pairs)
+def draw(chunks: SentenceChunks, seed: int, epochs: np.ndarray, indices: np.ndarray) -> Segments:
+    return chunks.draw_pairs(mix(mix(key(seed, "pairs of this test"), epochs), indices), indices)
 
 
 def whole(chunks: SentenceChunks) -> list[tuple[int, int]]:
@@ -45,8 +39,7 @@ def test_only_the_documents_of_the_split_exist():
     chunks = chunks_of(documents, 8, pairs=True, used=[1, 3])
     # 6 is cut into two threes.
     assert whole(chunks) == [(7, 6), (17, 7)]
-    assert chunks.num_tokens == 13
-    drawn = chunks.draw_pairs(0, np.arange(400), np.arange(400) % 2)
+    drawn = draw(chunks, 0, np.arange(400), np.arange(400) % 2)
     ends = drawn.starts + drawn.lengths
     inside = ((drawn.starts >= 7) & (ends <= 13)) | ((drawn.starts >= 17) & (ends <= 24))
     assert inside.all()
@@ -74,7 +67,7 @@ def test_chunks_cover_all_text_in_order(documents, max_tokens, pairs):
     chunks = chunks_of(documents, max_tokens, pairs)
     assert whole(chunks) == slow_chunks(documents, max_tokens, max_tokens // 2 if pairs else max_tokens)
     covered = [place for start, length in whole(chunks) for place in range(start, start + length)]
-    assert covered == list(range(sum(map(sum, documents)))) and chunks.num_tokens == len(covered)
+    assert covered == list(range(sum(map(sum, documents))))
 
 
 @settings(deadline=None)
@@ -82,7 +75,7 @@ def test_chunks_cover_all_text_in_order(documents, max_tokens, pairs):
 def test_pairs_keep_their_promises(documents, max_tokens, seed):
     chunks = chunks_of(documents, max_tokens, pairs=True)
     indices = np.tile(np.arange(len(chunks)), 20)
-    drawn = chunks.draw_pairs(seed, np.repeat(np.arange(20), len(chunks)), indices)
+    drawn = draw(chunks, seed, np.repeat(np.arange(20), len(chunks)), indices)
     of_chunk = chunks.whole(indices)
     owner = np.repeat(np.arange(len(documents)), [sum(document) for document in documents])
     follows = drawn.labels == FOLLOWS
@@ -101,9 +94,9 @@ def test_pairs_keep_their_promises(documents, max_tokens, seed):
 def test_a_pair_depends_on_seed_epoch_and_index_only(order, cut):
     chunks = chunks_of(random_documents(0, 12), 40, pairs=True)
     indices, epochs = np.arange(30) % len(chunks), np.arange(30) // 7
-    together = chunks.draw_pairs(3, epochs, indices)
+    together = draw(chunks, 3, epochs, indices)
     for part in (np.array(order[:cut]), np.array(order[cut:])):
-        alone = chunks.draw_pairs(3, epochs[part], indices[part])
+        alone = draw(chunks, 3, epochs[part], indices[part])
         assert (alone.starts == together.starts[part]).all() and (alone.lengths == together.lengths[part]).all()
         assert (alone.labels == together.labels[part]).all()
 
@@ -111,7 +104,7 @@ def test_a_pair_depends_on_seed_epoch_and_index_only(order, cut):
 def test_epochs_and_seeds_differ():
     chunks = chunks_of(random_documents(0, 30), 40, pairs=True)
     indices = np.arange(len(chunks))
-    base, epoch, seed = (chunks.draw_pairs(s, np.full(len(indices), e), indices) for s, e in ((0, 0), (0, 1), (1, 0)))
+    base, epoch, seed = (draw(chunks, s, np.full(len(indices), e), indices) for s, e in ((0, 0), (0, 1), (1, 0)))
     for other in (epoch, seed):
         assert 0.3 < (other.labels == base.labels).mean() < 0.9
         assert (other.starts[:, 1] != base.starts[:, 1]).mean() > 0.5
@@ -121,7 +114,7 @@ def test_rates_are_those_of_the_recipe():
     """Documents of 12 sentences with 5 tokens each; a chunk holds 6 of them. Bounds are 5 standard deviations."""
     chunks = chunks_of([[5] * 12] * 50, 30, pairs=True)
     number = 40_000
-    drawn = chunks.draw_pairs(0, np.arange(number) // len(chunks), np.arange(number) % len(chunks))
+    drawn = draw(chunks, 0, np.arange(number) // len(chunks), np.arange(number) % len(chunks))
     # With two pieces or more half of the B are random. A short target leaves one piece if it is 2 to 5 of 2 to 30.
     single = 0.1 * 4 / 29
     random_rate = single + (1 - single) * 0.5
@@ -145,7 +138,7 @@ def test_rates_are_those_of_the_recipe():
 
 def test_single_sentences_always_meet_a_random_next():
     chunks = chunks_of([[4], [6], [5]], 12, pairs=True)
-    drawn = chunks.draw_pairs(0, np.arange(300), np.arange(300) % 3)
+    drawn = draw(chunks, 0, np.arange(300), np.arange(300) % 3)
     assert (drawn.labels == RANDOM).all()
     # The chunk itself is never cut, and B is whole: at most 6 + 6 tokens.
     assert (drawn.lengths[:, 0] == np.array([4, 6, 5])[np.arange(300) % 3]).all()
@@ -157,15 +150,42 @@ def test_unused_text():
     chunks = chunks_of([[2, 2]] * 4000, 4, pairs=True)
     short = 0.1 * 1 / 3
     expected = 0.5 * (short + (1 - short) * 0.5)
-    assert abs(chunks.unused_fraction(0, 0) - expected) < 5 * 0.5 * np.sqrt(0.25 / 4000)
-    assert chunks.unused_fraction(0, 0) != chunks.unused_fraction(0, 1)
-    assert chunks_of([[2, 2]] * 4, 4, pairs=False).unused_fraction(0, 0) == 0
+    indices = np.arange(4000)
+    first, second = (mix(key(epoch, "unused"), indices) for epoch in (0, 1))
+    assert abs(chunks.unused_fraction(first, indices) - expected) < 5 * 0.5 * np.sqrt(0.25 / 4000)
+    assert chunks.unused_fraction(first, indices) != chunks.unused_fraction(second, indices)
+    assert chunks_of([[2, 2]] * 4, 4, pairs=False).unused_fraction(first[:4], indices[:4]) == 0
+
+
+def test_random_seconds_of_the_neighbourhood():
+    """Documents of 2 chunks each, 8 to a neighbourhood: chunks 8 to 15 are those of documents 4 to 7."""
+    chunks = chunks_of([[5, 5, 5, 5]] * 12, 10, pairs=True, neighbourhood=8)
+    indices = np.tile(np.arange(24), 400)
+    drawn = draw(chunks, 0, np.arange(len(indices)) // 24, indices)
+    random = drawn.labels == RANDOM
+    own, other = drawn.starts[random, 0] // 20, drawn.starts[random, 1] // 20
+    assert (own // 4 == other // 4).all() and (own != other).all()
+    # Each of the three others as often (chi-square over the pairs of a neighbourhood, 11 degrees, p = 1e-5).
+    for neighbourhood in range(3):
+        here = own // 4 == neighbourhood
+        counts = np.bincount(own[here] % 4 * 4 + other[here] % 4, minlength=16).reshape(4, 4)
+        counts = counts[~np.eye(4, dtype=bool)]
+        expected = counts.sum() / 12
+        assert ((counts - expected) ** 2 / expected).sum() < 44
+
+
+def test_a_document_that_fills_its_neighbourhood_meets_those_beside_it():
+    chunks = chunks_of([[5] * 8, [5] * 16, [5] * 8], 10, pairs=True, neighbourhood=4)
+    # Chunks 4 to 7 and 8 to 11 are of document 1 alone.
+    drawn = draw(chunks, 0, np.arange(800), 4 + np.arange(800) % 8)
+    others = drawn.starts[drawn.labels == RANDOM, 1]
+    assert set((others < 40).tolist()) == {True, False} and not ((others >= 40) & (others < 120)).any()
 
 
 def test_nothing_asked_nothing_drawn():
     none = np.zeros(0, dtype=np.int64)
     chunks = chunks_of([[2, 2], [3]], 6, pairs=True)
-    assert chunks.draw_pairs(0, none, none).starts.shape == (0, 2)
+    assert draw(chunks, 0, none, none).starts.shape == (0, 2)
     assert chunks.whole(none).starts.shape == (0, 1)
 
 

@@ -3,12 +3,13 @@
 import time
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.batch import StepBatch
+from framework.data.batch_size import BatchWarmup
 from framework.data.collate import Capacity
+from framework.data.packing import budget_sizes
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
 from tests.data.sequences import SHIFT, NumberedSource
@@ -105,18 +106,42 @@ def test_without_a_validation_split_there_is_no_loader():
         data.eval_dataloader("validation")
 
 
-def test_a_capacity_fixes_every_shape():
-    capacity = Capacity.around(40, micro_batch_sequences=4, max_targets=0, max_seqlen=20)
-    data = datamodule(2, 0, capacity=capacity, micro_batch_sequences=4)
+def capacities_of(budget: int) -> dict[int, Capacity]:
+    return {size: Capacity.around(size, 4, max_targets=0, max_seqlen=20) for size in budget_sizes(budget, 20)}
+
+
+def test_capacities_fix_the_shapes_of_every_budget():
+    capacities = capacities_of(40)
+    data = datamodule(2, 0, capacities=capacities, micro_batch_sequences=4)
     free = datamodule(2, 0, micro_batch_sequences=4)
-    shapes = set()
+    seen = set()
     for step, plain in zip(data.train_dataloader(), free.train_dataloader(), strict=True):
         assert content(step) == content(plain)
-        for batch in step.micro_batches:
-            shapes.add((batch.input_ids.shape, batch.cu_seqlens.shape, batch.targets["labels"].shape, batch.max_seqlen))
-    assert shapes == {
-        (torch.Size([capacity.tokens]), torch.Size([capacity.sequences + 1]), torch.Size([capacity.sequences]), 20)
-    }
+        shares = data.plans["train"].micro_batches(step.step, 0)
+        for share, batch in zip(shares, step.micro_batches, strict=True):
+            capacity = capacities[share.budget]
+            assert batch.input_ids.shape == (capacity.tokens,)
+            assert batch.cu_seqlens.shape == (capacity.sequences + 1,)
+            assert batch.targets["labels"].shape == (capacity.sequences,)
+            assert batch.max_seqlen == 20
+            seen.add(share.budget)
+    assert len(seen) > 2
+
+
+def test_every_budget_needs_its_capacity():
+    capacities = capacities_of(40)
+    del capacities[30]
+    with pytest.raises(ConfigError, match="train may have a budget of 30 tokens, but capacities has none"):
+        datamodule(capacities=capacities, micro_batch_sequences=4)
+
+
+def test_the_batch_of_training_grows_and_that_of_evaluation_does_not():
+    data = datamodule(batch_warmup=BatchWarmup(start=2, steps=4))
+    assert [len(content(step)) for step in data.train_dataloader()] == [2, 4, 4, *[6] * 9]
+    assert [len(content(step)) for step in data.val_dataloader()] == [6, 1]
+    whole = [content(step) for step in data.train_dataloader()]
+    data.set_start(3)
+    assert [content(step) for step in data.train_dataloader()] == whole[3:]
 
 
 @pytest.mark.parametrize("start", [-1, MAX_STEPS + 1])

@@ -15,7 +15,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from framework.data.tokenizer_training import train_wordpiece
+from framework.data.tokenization.word_counts import WordCounts
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import FrameworkError
 from framework.evaluate import evaluate
 from framework.export import export
@@ -72,8 +73,13 @@ def write_rows(path: Path, texts: list[str], labels: list[str], columns: tuple[s
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_wordpiece(iter(TEXTS), 80, folder)
+    train_vocabulary(TEXTS, 80, folder)
     return folder
+
+
+def train_vocabulary(texts: list[str], vocab_size: int, folder: Path) -> None:
+    training = WordPieceTraining(vocab_size)
+    training.train(WordCounts(training.count(texts)), folder)
 
 
 @pytest.fixture
@@ -134,6 +140,10 @@ BAD_INPUT = [
     ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
     ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
     ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
+    ("two sizes of a step", nothing, ["trainer.global_batch_tokens=512"], "`trainer.global_batch_size` is 4 and `trainer.global_batch_tokens` is 512"),
+    ("no size of a step", nothing, ["trainer.global_batch_size=null"], "`trainer.global_batch_size` is None and `trainer.global_batch_tokens` is None"),
+    ("half a warm-up", nothing, ["trainer.batch_warmup_steps=3"], "`trainer.batch_warmup_start` is None and `trainer.batch_warmup_steps` is 3"),
+    ("warm-up within epochs", nothing, ["trainer.batch_warmup_steps=3", "trainer.batch_warmup_start=2"], "batch_warmup_steps is 3, but here each epoch ends with a step of its own"),
     ("heads", nothing, ["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=16"),
     ("too long for the positions", nothing, ["task.max_length=600", "trainer.micro_batch_tokens=600"], "600 tokens, but the model has positions for 512"),
     ("too long for the budget", nothing, ["trainer.micro_batch_tokens=32"], "micro_batch_tokens is 32"),
@@ -193,7 +203,17 @@ def test_help_begins_with_the_command_line(here, call, command):
     [
         ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value yet"),
         ("prepare", ["corpus=text", "corpus.sources.text.files=nowhere/*.txt"], "no file matches 'nowhere/*.txt'"),
-        ("prepare", ["vocabulary.sise=3"], "unknown config key `vocabulary.sise`; did you mean `size`?"),
+        (
+            "prepare",
+            ["vocabulary.vocab_sise=3"],
+            "unknown config key `vocabulary.vocab_sise`; did you mean `vocab_size`?",
+        ),
+        (
+            "prepare",
+            ["corpus=table", "corpus.sources.table.files=rows.csv", "stream=true"],
+            "the source `table` is TableFiles",
+        ),
+        ("prepare", ["num_workers=-1"], "`num_workers` is -1"),
         ("train", [], "no task is chosen; give `experiment=` one of finetune_demo, finetune_imdb"),
         ("train", ["task=pretraining"], "or `data=` one of demo_corpus"),
         ("evaluate", [], "config key `run` has no value yet"),
@@ -208,6 +228,19 @@ def test_other_commands_tell_bad_input(here, call, command, overrides, words):
     outcome = call(command, *overrides)
     assert_clear_error(outcome, words)
     assert outcome.files == before
+
+
+def test_prepare_tells_its_passes_its_counts_and_its_card(here, call):
+    (here / "texts.txt").write_text("\n\n".join(TEXTS))
+    files = ["corpus.sources.text.files=texts.txt", "corpus.sources.text.documents=blank_lines"]
+    arguments = ["corpus=text", *files, "vocabulary.vocab_size=80", "store=made", "num_workers=1"]
+    outcome = call("prepare", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert outcome.err == "vocabulary: reading 0.0 MB\ntokens: reading 0.0 MB\n"
+    assert re.search(r"documents +│ +32 │", outcome.out) and "near duplicates" in outcome.out
+    assert outcome.out.endswith("its card: made/card.png\n") and (here / "made" / "card.png").is_file()
+    again = call("prepare", *arguments)
+    assert (again.code, again.err) == (0, "") and "made was there already, from the same texts" in again.out
 
 
 def test_a_run_from_training_to_prediction(here, call):
@@ -245,7 +278,7 @@ def test_a_run_from_training_to_prediction(here, call):
     alone = call("predict", "run=mine", f"text={TEXTS[7]}")
     assert json.loads(alone.out)["probability"] == pytest.approx(predictions[7]["probability"], abs=1e-5)
 
-    train_wordpiece(iter(["other words than those"]), 60, here / "foreign")
+    train_vocabulary(["other words than those"], 60, here / "foreign")
     unchanged = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     bad = {
         ("seed=1",): "belongs to another config: `seed` is 0 there and 1 here",

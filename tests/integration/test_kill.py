@@ -25,7 +25,9 @@ def corpus(tmp_path_factory) -> Path:
         sentences = [" ".join(draw.choices(words, k=draw.randint(3, 14))) + "." for _ in range(draw.randint(3, 12))]
         (folder / f"{index}.txt").write_text(" ".join(sentences), encoding="utf-8")
     command = [sys.executable, "-m", "framework.prepare", "corpus=text", f"corpus.sources.text.files={folder}/*.txt"]
-    subprocess.run([*command, f"store={folder / 'store'}", "vocabulary.size=120"], check=True, capture_output=True)
+    subprocess.run(
+        [*command, f"store={folder / 'store'}", "vocabulary.vocab_size=120"], check=True, capture_output=True
+    )
     return folder / "store"
 
 

@@ -20,10 +20,11 @@ from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import newest_complete
 from framework.config.resolvers import conf_folder
 from framework.data.plan import StepPlan
-from framework.data.prepare import WordPieceTraining, prepare_store
-from framework.data.sources import TextFiles
-from framework.data.store import StoreData
-from framework.data.tokenizer import Tokenizer
+from framework.data.preparation.prepare import prepare_store
+from framework.data.reading.sources import TextFiles
+from framework.data.store_data import StoreData
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import ProcessInfo, process_info
 from framework.distributed.precision import Precision
@@ -65,7 +66,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sentences = np.split(drawn, np.cumsum(lengths)[:-1])
         documents.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in sentences))
     (folder / "corpus.txt").write_text("\n\n".join(documents))
-    prepare_store([TextFiles(str(folder / "corpus.txt"), "blank_lines")], WordPieceTraining(600), folder / "store")
+    sources = {"texts": TextFiles(str(folder / "corpus.txt"), "blank_lines")}
+    prepare_store(sources, WordPieceTraining(600), folder / "store")
     return folder / "store"
 
 

@@ -20,6 +20,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.standard import standard_callbacks
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import process_info
 from framework.distributed.precision import Precision
@@ -50,9 +51,15 @@ class ToySource:
     """Sequences whose lengths, tokens and labels are hashes of their index."""
 
     max_length = 20
+    shuffle = Shuffle()
+    mean_length = 12.0
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.fingerprint = f"toy {size}"
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing is to be read."""
 
     def __len__(self) -> int:
         return self.size

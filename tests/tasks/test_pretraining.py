@@ -9,10 +9,11 @@ from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
 from framework.data.masking import num_masked
-from framework.data.prepare import WordPieceTraining, prepare_store
-from framework.data.sources import TextFiles
-from framework.data.store import StoreData
-from framework.data.tokenizer import Tokenizer
+from framework.data.preparation.prepare import prepare_store
+from framework.data.reading.sources import TextFiles
+from framework.data.store_data import StoreData
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -32,7 +33,7 @@ def data(tmp_path_factory) -> StoreData:
     for document in range(60):
         sentences = [" ".join(draws.choice(words, draws.integers(3, 10))) for _ in range(8)]
         (folder / f"{document}.txt").write_text(". ".join(sentence.capitalize() for sentence in sentences) + ".")
-    prepare_store([TextFiles(str(folder / "*.txt"))], WordPieceTraining(vocab_size=90), folder / "store")
+    prepare_store({"texts": TextFiles(str(folder / "*.txt"))}, WordPieceTraining(vocab_size=90), folder / "store")
     return StoreData(str(folder / "store"), validation_fraction=0.2)
 
 
@@ -73,8 +74,7 @@ def original_ids(sequence: tuple) -> list[int]:
 
 def store_text(source: PretrainingSource, epoch: int, index: int) -> tuple[list[list[int]], int]:
     """The segments of a sequence, read from the store a stretch at a time, and the next-sentence label."""
-    one = np.array([index])
-    drawn = source.chunks.draw_pairs(0, np.array([epoch]), one) if source.chunks.pairs else source.chunks.whole(one)
+    drawn = source._segments(np.array([epoch]), np.array([index]))
     stretches = zip(drawn.starts[0], drawn.lengths[0], strict=True)
     return [source._store.gather(np.array([a]), np.array([n])).tolist() for a, n in stretches], int(drawn.labels[0])
 
@@ -105,10 +105,10 @@ def test_layout_and_targets(data, tokenizer, nsp):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.permutations(range(20)), st.integers(0, 20), st.booleans())
-def test_a_sequence_is_the_same_in_any_batch(data, tokenizer, order, cut, whole_word):
+@given(st.permutations(range(20)), st.integers(0, 20), st.sampled_from(["token", "whole_word", "span"]))
+def test_a_sequence_is_the_same_in_any_batch(data, tokenizer, order, cut, masking):
     """Whatever the micro-batch, the rank and the order: same sequence, epoch and seed, same pair and same masks."""
-    source = sources_of(data, tokenizer, whole_word=whole_word)["train"]
+    source = sources_of(data, tokenizer, masking=masking)["train"]
     indices, epochs = np.arange(20) * 3 % len(source), np.arange(20) // 8
     expected = sequences_of(build(source, epochs, indices))
     got = []
@@ -135,7 +135,7 @@ def test_evaluation_is_fixed(data, tokenizer):
     hidden = sum(len(sequence[2]) for sequence in base)
     # 0.15 of the maskable tokens, rounded in each sequence.
     assert 0.12 < hidden / sum(len(sequence[0]) - 3 for sequence in base) < 0.18
-    train, validation = data.documents().values()
+    train, validation = (source.chunks._index.documents for source in sources_of(data, tokenizer).values())
     assert not set(train) & set(validation)
 
 
@@ -161,6 +161,24 @@ def test_empty_batches_and_fixed_shapes(data, tokenizer):
         batch = build(source, 0, indices, capacity=capacity)
         assert len(batch.input_ids) == capacity.tokens and len(batch.targets["mlm_labels"]) == capacity.targets
     assert sequences_of(batch) == sequences_of(build(source, 0, [1, 2, 3]))
+
+
+def test_the_kind_of_masking_reaches_both_splits(data, tokenizer):
+    """Hidden tokens come in runs, the longer the more is hidden as a whole."""
+    for split in ("train", "validation"):
+        mean_run = []
+        for masking in ("token", "whole_word", "span"):
+            source = sources_of(data, tokenizer, masking=masking, nsp=False)[split]
+            hidden = build(source, 0, np.arange(len(source))).targets["mlm_positions"].numpy()
+            mean_run.append(len(hidden) / (1 + np.count_nonzero(np.diff(hidden) > 1)))
+        assert mean_run[0] < 0.8 * mean_run[1] < 0.8 * 0.8 * mean_run[2]
+
+
+@pytest.mark.parametrize("nsp", [True, False])
+def test_mean_length_is_that_of_the_first_epoch(data, tokenizer, nsp):
+    source = sources_of(data, tokenizer, nsp=nsp)["train"]
+    built = [build(source, 0, [index]).num_tokens for index in range(len(source))]
+    assert source.mean_length == pytest.approx(sum(built) / len(built))
 
 
 def test_unused_text_is_stated(data, tokenizer):

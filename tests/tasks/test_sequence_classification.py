@@ -8,7 +8,7 @@ import torch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
 from framework.data.table import TableData
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import ClassificationSource, truncate_longest_first
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
@@ -38,6 +38,11 @@ def published_pipeline(max_length: int) -> tokenizers.Tokenizer:
 def random_texts(number: int, longest: int) -> list[str]:
     random = np.random.default_rng(longest)
     return [" ".join(random.choice(list("abcdefgh"), size=1 + random.integers(longest))) for _ in range(number)]
+
+
+def test_mean_length_counts_special_tokens(tokenizer):
+    source = ClassificationSource(["a b c", "a", "a b c d e f g h"], None, None, tokenizer, 6)
+    assert source.mean_length == (5 + 3 + 6) / 3
 
 
 @pytest.mark.parametrize("max_length", [5, 6, 9, 10, 40])

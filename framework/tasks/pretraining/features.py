@@ -5,19 +5,29 @@ doubled separator is not used.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.masking import MaskingFacts, mask_tokens
+from framework.data.masking import Masking, MaskingFacts, mask_tokens
+from framework.data.mixture import Mixture
+from framework.data.order import Shuffle
 from framework.data.sentence_pairs import Segments, SentenceChunks
-from framework.data.store import TokenStore
-from framework.data.tokenizer import Tokenizer
+from framework.data.store.token_store import TokenStore
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
 
 EVALUATION_SEED = 0
 """Pairs and masks of evaluation are those of this seed and epoch 0 in every run, so that runs compare."""
+SAMPLE_RUNS, SAMPLE_RUN = 40, 50
+"""Runs of consecutive sequences from which the mean length and the unused share of a split are told."""
+
+
+def num_specials(pairs: bool) -> int:
+    """Special tokens of a sequence."""
+    return 3 if pairs else 2
 
 
 @dataclass(frozen=True)
@@ -45,46 +55,53 @@ class PretrainingSource:
 
     Args:
         store: Holds the tokens.
-        documents: Ascending documents of this split.
+        chunks: Of this split.
+        mixture: Which chunk a sequence is.
+        shuffle: The order of an epoch.
         tokenizer: The one that made the store.
-        sequence_length: Most tokens of a sequence, special tokens included.
-        nsp: Whether sequences are pairs.
         mask_rate: By step.
-        whole_word: Hide whole words.
+        masking: What is hidden as a whole.
         seed: Of the run; None for evaluation, where neither seed nor epoch changes pairs and masks.
     """
 
     def __init__(
         self,
         store: TokenStore,
-        documents: np.ndarray,
+        chunks: SentenceChunks,
+        mixture: Mixture,
+        shuffle: Shuffle,
         tokenizer: Tokenizer,
-        sequence_length: int,
-        nsp: bool,
         mask_rate: MaskRate,
-        whole_word: bool,
+        masking: Masking,
         seed: int | None,
     ) -> None:
-        self.max_length = sequence_length
+        self.chunks = chunks
+        self.shuffle = shuffle
         self.mask_rate = mask_rate
+        self._num_specials = num_specials(chunks.pairs)
+        self.max_length = chunks.max_tokens + self._num_specials
         self._store = store
-        self._num_specials = 3 if nsp else 2
-        self.chunks = SentenceChunks(
-            store.document_offsets,
-            store.document_sentences,
-            store.sentence_offsets,
-            documents,
-            sequence_length - self._num_specials,
-            nsp,
-        )
+        self._mixture = mixture
         self._facts = MaskingFacts.of(tokenizer)
         self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
-        self._whole_word = whole_word
+        self._masking = masking
         self._is_evaluation = seed is None
-        self._seed = EVALUATION_SEED if seed is None else seed
+        seed = EVALUATION_SEED if seed is None else seed
+        self._pairs_key, self._masks_key = key(seed, "sentence pairs"), key(seed, "masks")
 
     def __len__(self) -> int:
-        return len(self.chunks)
+        return len(self._mixture)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the store and of which of its sequences these are."""
+        return f"{self._store.fingerprint} {len(self)} of {len(self.chunks)}"
+
+    @cached_property
+    def mean_length(self) -> float:
+        """Mean tokens of a sequence, special tokens included, from a sample of epoch 0."""
+        indices = self._sample()
+        return float(self.lengths(np.zeros_like(indices), indices).mean())
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """(sequences,) int64 tokens of each, special tokens included."""
@@ -112,9 +129,9 @@ class PretrainingSource:
         input_ids[separators] = self._sep_id
         input_ids[is_text] = self._store.gather(segments.starts.ravel(), segments.lengths.ravel())
         maskable = is_text & ~self._facts.is_special[input_ids]
-        keys = mix(mix(key(self._seed, "masks"), epochs), indices)
+        keys = mix(mix(self._masks_key, epochs), indices)
         positions, labels, hidden_ids = mask_tokens(
-            input_ids, lengths, maskable, keys, self.mask_rate.at(step), self._facts, self._whole_word
+            input_ids, lengths, maskable, keys, self.mask_rate.at(step), self._facts, self._masking
         )
         targets = {"mlm_positions": Target(positions, "targets", filler=0), "mlm_labels": Target(labels, "targets")}
         counts = {"mlm": float(len(positions))}
@@ -125,12 +142,34 @@ class PretrainingSource:
             counts["nsp"] = float(len(indices))
         return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, capacity)
 
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Is told that sequences from index `start` up to `stop` come soon; lets their text be read."""
+        epochs, indices = np.full(2, epoch), np.array([start, stop - 1])
+        chunks = self._mixture.chunks(self._seen(epochs), indices)
+        if chunks[0] <= chunks[1]:  # not where a source's rounds begin anew in between
+            ends = self.chunks.whole(chunks)
+            self._store.tokens.read_ahead(int(ends.starts[0, 0]), int(ends.starts[1, 0] + ends.lengths[1, 0]))
+
     def unused_fraction(self, epoch: int) -> float:
-        """Share of the text that next-sentence prediction leaves out in an epoch; see `SentenceChunks`."""
-        return self.chunks.unused_fraction(self._seed, int(self._seen(np.array([epoch]))[0]))
+        """Share of the text that next-sentence prediction leaves out in an epoch, from a sample of its sequences."""
+        indices = self._sample()
+        epochs = self._seen(np.full(len(indices), epoch))
+        return self.chunks.unused_fraction(self._pair_keys(epochs, indices), self._mixture.chunks(epochs, indices))
+
+    def _sample(self) -> np.ndarray:
+        starts = np.linspace(0, max(len(self) - SAMPLE_RUN, 0), SAMPLE_RUNS).astype(np.int64)
+        return np.unique(np.minimum(starts[:, None] + np.arange(SAMPLE_RUN), len(self) - 1))
 
     def _seen(self, epochs: np.ndarray) -> np.ndarray:
         return np.zeros_like(epochs) if self._is_evaluation else epochs
 
+    def _pair_keys(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        return mix(mix(self._pairs_key, epochs), indices)
+
     def _segments(self, epochs: np.ndarray, indices: np.ndarray) -> Segments:
-        return self.chunks.draw_pairs(self._seed, epochs, indices) if self.chunks.pairs else self.chunks.whole(indices)
+        chunks = self._mixture.chunks(epochs, indices)
+        return (
+            self.chunks.draw_pairs(self._pair_keys(epochs, indices), chunks)
+            if self.chunks.pairs
+            else self.chunks.whole(chunks)
+        )

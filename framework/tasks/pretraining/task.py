@@ -3,19 +3,24 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
+from framework.data.masking import Masking
+from framework.data.mixture import Mixture
 from framework.data.plan import SequenceSource
-from framework.data.store import StoreData
-from framework.data.tokenizer import Tokenizer
+from framework.data.sentence_pairs import SentenceChunks
+from framework.data.store.sequence_index import Division
+from framework.data.store_data import StoreData
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
-from framework.tasks.pretraining.features import MaskRate, PretrainingSource
+from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
 
@@ -30,7 +35,7 @@ class PretrainingTask(Task):
         eval_mask_rate: The same in evaluation.
         mask_rate_end: Where the training rate goes linearly; None keeps it.
         mask_rate_steps: Optimizer steps in which it gets there; needed with `mask_rate_end`.
-        whole_word: Hide whole words.
+        masking: Hide single tokens, whole words, or spans of words (`framework.data.masking.mask_tokens`).
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
 
     Raises:
@@ -50,7 +55,7 @@ class PretrainingTask(Task):
         eval_mask_rate: float = 0.15,
         mask_rate_end: float | None = None,
         mask_rate_steps: int | None = None,
-        whole_word: bool = False,
+        masking: Masking = "token",
         nsp_weight: float = 1.0,
     ) -> None:
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
@@ -71,7 +76,7 @@ class PretrainingTask(Task):
             mask_rate, mask_rate if mask_rate_end is None else mask_rate_end, mask_rate_steps or 0
         )
         self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
-        self.whole_word = whole_word
+        self.masking: Masking = masking
         self.loss_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
 
     def build_sources(self, data: StoreData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
@@ -86,17 +91,18 @@ class PretrainingTask(Task):
                 f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}; "
                 f"set tokenizer.path={store.folder / 'tokenizer'}, or prepare a store with this one."
             )
+        division = Division(self.sequence_length - num_specials(self.nsp), self.nsp)
         sources: dict[str, SequenceSource] = {}
-        for split, documents in data.documents().items():
+        for split, index in data.indexes(division).items():
             training = split == "train"
             sources[split] = PretrainingSource(
                 store,
-                documents,
+                SentenceChunks(index, division, data.block_size),
+                data.mixture(index) if training else Mixture(np.array([len(index)]), np.ones(1)),
+                data.shuffle,
                 tokenizer,
-                self.sequence_length,
-                self.nsp,
                 self.mask_rate if training else self.eval_mask_rate,
-                self.whole_word,
+                self.masking,
                 seed if training else None,
             )
         return sources

@@ -5,6 +5,7 @@ Layout: `[CLS] text [SEP]`, for pairs `[CLS] text [SEP] pair [SEP]` with segment
 used.
 """
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,8 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.tokenizer import Tokenizer
+from framework.data.order import Shuffle
+from framework.data.tokenization.tokenizer import Tokenizer
 
 _TEXTS_AT_ONCE = 1000
 """A tokenizer's result takes some hundred bytes a token until only the ids are kept."""
@@ -56,9 +58,26 @@ class ClassificationSource:
             )
             starts = starts + sizes + 1
         self._has_pairs = pairs is not None
+        self.shuffle = Shuffle()
 
     def __len__(self) -> int:
         return len(self._lengths)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of ids, lengths and labels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for array in (self._input_ids, self._lengths, self._first_segment, self._labels):
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def mean_length(self) -> float:
+        """Mean tokens of a sequence, special tokens included."""
+        return float(self._lengths.mean())
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing is to be read, everything is in memory."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
         """(sequences,) int64 tokens of each, special tokens included."""

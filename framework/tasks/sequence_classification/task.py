@@ -10,7 +10,7 @@ from torchmetrics import Metric
 from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource
 from framework.data.table import TableData
-from framework.data.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.metrics.classification import Accuracy, MacroF1
 from framework.models.config import EncoderConfig

@@ -1,0 +1,174 @@
+"""What a token store holds, in numbers: counts, lengths, and shares of what was dropped.
+
+The numbers are gathered while the store is written, in a state of a few kilobytes that a killed preparation can go on
+from. `framework.data.preparation.card_picture` draws them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+BINS_PER_DOUBLING = 8
+_LARGEST_EXPONENT = 24
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+_DROPPED = ("duplicates", "near_duplicates", "excluded", "empty", "skipped_rows")
+
+
+def length_edges(bins_per_doubling: int) -> np.ndarray:
+    """Edges of bins of whole numbers from 1 to 2**24, about equally wide in the logarithm; int64, ascending.
+
+    Below the number of bins of a doubling every length has its own bin.
+    """
+    exponents = np.arange(_LARGEST_EXPONENT * bins_per_doubling + 1) / bins_per_doubling
+    return np.unique(np.ceil(2.0**exponents).astype(np.int64))
+
+
+_EDGES = length_edges(BINS_PER_DOUBLING)
+
+
+class Lengths:
+    """Histogram of lengths in tokens.
+
+    Args:
+        counts: (bins,) of an earlier part; None: nothing yet.
+        total: Sum of all lengths.
+        maximum: Largest length; 0 where there is none.
+    """
+
+    def __init__(self, counts: Sequence[int] | None = None, total: int = 0, maximum: int = 0) -> None:
+        self.counts = np.zeros(len(_EDGES) - 1, dtype=np.int64)
+        if counts is not None:
+            self.counts[: len(counts)] = counts
+        self.total = total
+        self.maximum = maximum
+
+    def add(self, lengths: np.ndarray) -> None:
+        """Counts lengths, all positive; those beyond the last edge go into the last bin."""
+        if len(lengths) == 0:
+            return
+        bins = np.minimum(np.searchsorted(_EDGES, lengths, side="right") - 1, len(self.counts) - 1)
+        self.counts += np.bincount(bins, minlength=len(self.counts))
+        self.total += int(lengths.sum())
+        self.maximum = max(self.maximum, int(lengths.max()))
+
+    def state(self) -> dict[str, Any]:
+        """The arguments that make this object again, in JSON."""
+        return {"counts": np.trim_zeros(self.counts, "b").tolist(), "total": self.total, "maximum": self.maximum}
+
+    def quantile(self, share: float) -> float:
+        """Length that this share does not exceed; exact for short lengths, within 9 % for others."""
+        ends = np.cumsum(self.counts)
+        wanted = max(share * ends[-1], 1.0)
+        place = int(np.searchsorted(ends, wanted))
+        first, past = _EDGES[place], _EDGES[place + 1]
+        within = (wanted - (ends[place] - self.counts[place])) / self.counts[place]
+        return float(min(first + within * (past - first - 1), self.maximum))
+
+    def content(self) -> dict[str, Any]:
+        """Mean, quantiles, maximum, and the bins from the first to the last that is not empty."""
+        num = int(self.counts.sum())
+        if num == 0:
+            return {"mean": None, "quantiles": {}, "maximum": 0, "histogram": {"edges": [], "counts": []}}
+        filled = np.flatnonzero(self.counts)
+        first, past = int(filled[0]), int(filled[-1]) + 1
+        return {
+            "mean": self.total / num,
+            "quantiles": {f"{share:g}": round(self.quantile(share), 1) for share in _QUANTILES},
+            "maximum": self.maximum,
+            "histogram": {
+                "edges": _EDGES[first : past + 1].tolist(),
+                "counts": self.counts[first:past].tolist(),
+            },
+        }
+
+
+@dataclass
+class _Tokens:
+    """Tokens whose ids were seen, and how many of them were unknown."""
+
+    seen: int = 0
+    unknown: int = 0
+
+
+class CardBuilder:
+    """Gathers the numbers of a store, one record batch a call.
+
+    Args:
+        unk_id: The id of unknown tokens.
+    """
+
+    def __init__(self, unk_id: int) -> None:
+        self._unk_id = unk_id
+        self._tokens = _Tokens()
+        self._documents = Lengths()
+        self._sentences = Lengths()
+
+    def add(self, input_ids: np.ndarray | None, sentence_lengths: np.ndarray, document_sentences: np.ndarray) -> None:
+        """Counts documents, given as `StoreWriter.add` takes them.
+
+        Args:
+            input_ids: (tokens,) of all sentences end to end; None where they are not at hand.
+            sentence_lengths: (sentences,) tokens of each, all positive.
+            document_sentences: (documents,) sentences of each, all positive.
+        """
+        if input_ids is not None:
+            self._tokens.seen += len(input_ids)
+            self._tokens.unknown += int(np.count_nonzero(input_ids == self._unk_id))
+        self._sentences.add(sentence_lengths)
+        starts = np.cumsum(document_sentences) - document_sentences
+        self._documents.add(np.add.reduceat(sentence_lengths.astype(np.int64), starts))
+
+    def state(self) -> dict[str, Any]:
+        """What was gathered so far, in JSON."""
+        return {
+            "unk_id": self._unk_id,
+            "tokens": asdict(self._tokens),
+            "documents": self._documents.state(),
+            "sentences": self._sentences.state(),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "CardBuilder":
+        """Goes on from what `state` gave."""
+        builder = cls(state["unk_id"])
+        builder._tokens = _Tokens(**state["tokens"])
+        builder._documents = Lengths(**state["documents"])
+        builder._sentences = Lengths(**state["sentences"])
+        return builder
+
+    def content(
+        self, counts: Mapping[str, int], sources: Sequence[Mapping[str, Any]], packing: Mapping[int, float]
+    ) -> dict[str, Any]:
+        """The card, in JSON.
+
+        Args:
+            counts: Of the preparation: documents that were dropped, by reason (duplicates, near_duplicates, excluded,
+                empty, skipped_rows), and bytes, files, vocab_size; what is missing counts as 0.
+            sources: What is told of each source (name, documents).
+            packing: Packing efficiency in [0, 1] by sequence length in tokens; may be empty.
+
+        Returns:
+            documents (read, kept, and dropped by reason; a row that could not be read counts as a document), the rates
+            of duplicates among those that were read, totals, lengths, `unknown_token_rate` (None where no ids were
+            seen), sources and packing efficiency.
+        """
+        kept = int(self._documents.counts.sum())
+        dropped = {reason: int(counts.get(reason, 0)) for reason in _DROPPED}
+        read = kept + sum(dropped.values())
+        return {
+            "documents": {"read": read, "kept": kept, **dropped},
+            "duplicate_rate": dropped["duplicates"] / read if read else 0.0,
+            "near_duplicate_rate": dropped["near_duplicates"] / read if read else 0.0,
+            "files": int(counts.get("files", 0)),
+            "bytes": int(counts.get("bytes", 0)),
+            "sentences": int(self._sentences.counts.sum()),
+            "tokens": self._documents.total,
+            "vocab_size": int(counts.get("vocab_size", 0)),
+            "unknown_token_rate": self._tokens.unknown / self._tokens.seen if self._tokens.seen else None,
+            "tokens_per_document": self._documents.content(),
+            "tokens_per_sentence": self._sentences.content(),
+            "sources": [dict(source) for source in sources],
+            "packing_efficiency": {str(length): float(share) for length, share in sorted(packing.items())},
+        }

@@ -1,0 +1,72 @@
+"""What decides a token store, as JSON: two stores with the same settings are the same to the last byte."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from framework.data.preparation.corpus import Corpus
+from framework.data.preparation.exclusion import ExclusionIndex
+from framework.data.reading.shards import ParquetShards
+from framework.data.reading.sources import Source
+from framework.data.store.writer import FORMAT
+from framework.data.tokenization.vocabulary import GivenTokenizer, VocabularyTraining
+from framework.errors import ConfigError
+
+
+def store_settings(
+    corpus: Corpus, vocabulary: GivenTokenizer | VocabularyTraining, exclusion: ExclusionIndex | None
+) -> dict[str, Any]:
+    """The kind and the options of everything, and the content of files, not their paths.
+
+    Raises:
+        DataError: A source or the tokenizer cannot be read.
+    """
+    tokenizer: object
+    if isinstance(vocabulary, GivenTokenizer):
+        tokenizer = vocabulary.load().fingerprint
+    else:
+        tokenizer = {"kind": type(vocabulary).__name__, **vars(vocabulary)}
+    cleaning = corpus.cleaning
+    settings = {
+        "format": FORMAT,
+        "tokenizer": tokenizer,
+        "strip_html": cleaning.strip_html,
+        "deduplicate": cleaning.deduplicate,
+        "exclude": exclusion and exclusion.fingerprint,
+        "near_duplicates": cleaning.near_duplicates and [cleaning.near_duplicates, cleaning.num_permutations],
+        "on_bad_row": corpus.on_bad_row,
+        "streamed": corpus.streamed,
+        "sources": [{"name": name, **_identity(source)} for name, source in corpus.sources.items()],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
+    return plain
+
+
+def check_streamable(sources: Mapping[str, Source]) -> None:
+    """Raises ConfigError where a source cannot be read from the middle."""
+    for name, source in sources.items():
+        if not isinstance(source, ParquetShards):
+            raise ConfigError(
+                f"the source `{name}` is {type(source).__name__}, which has no index to seek in, so its texts "
+                "cannot be streamed while training; convert it to Parquet and name it as ParquetShards "
+                "(corpus=shards), or store the tokens (stream=false)."
+            )
+
+
+def _identity(source: Source) -> dict[str, object]:
+    kind = type(source).__name__
+    if isinstance(source, ParquetShards):
+        options = {"text_column": source.text_column, "where": source.where}
+        return {"kind": kind, "options": options, "contents": source.fingerprint()}
+    contents = hashlib.blake2b(digest_size=16)
+    for path in source.paths():
+        with path.open("rb") as file:
+            contents.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
+    options = {name: value for name, value in vars(source).items() if name not in ("files", "exclude")}
+    return {"kind": kind, "options": options, "contents": contents.hexdigest()}
+
+
+def _plain(value: Mapping[str, object] | Sequence[object]) -> object:
+    """What a config's own mapping and list types are in JSON."""
+    return dict(value) if isinstance(value, Mapping) else list(value)

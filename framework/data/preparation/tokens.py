@@ -1,0 +1,114 @@
+"""The last pass over a corpus: sentences and ids of its documents, written to the store as they come."""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from framework.data.preparation.card import CardBuilder
+from framework.data.preparation.corpus import Batch, Corpus
+from framework.data.preparation.pool import work_in_order
+from framework.data.store.writer import StoreWriter
+from framework.data.tokenization.document_encoder import DocumentEncoder, EncodedDocuments
+from framework.data.tokenization.tokenizer import Tokenizer
+
+COMMIT_CHARACTERS = 64_000_000
+"""Text after which what was written is made safe: at most so much is encoded again after a kill."""
+
+
+@dataclass
+class Totals:
+    """What was written so far.
+
+    Attributes:
+        documents: Of each source.
+        card: Gathers the numbers of the data card.
+        batches: Number of the next batch.
+    """
+
+    documents: list[int]
+    card: CardBuilder
+    batches: int = 0
+    sentences: int = 0
+    tokens: int = 0
+    unknown_tokens: int = 0
+
+    def add(self, batch: Batch, encoded: EncodedDocuments) -> None:
+        """Counts a batch that was written."""
+        self.batches = batch.number + 1
+        self.documents[batch.source] += len(encoded.document_sentences)
+        self.sentences += len(encoded.sentence_lengths)
+        self.tokens += len(encoded.input_ids)
+        self.unknown_tokens += encoded.num_unknown
+        self.card.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, in JSON."""
+        return {**vars(self), "card": self.card.state()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Totals":
+        """Goes on from what `state` gave."""
+        return cls(**{**state, "card": CardBuilder.from_state(state["card"])})
+
+
+def write_tokens(
+    corpus: Corpus, fates: np.ndarray | None, tokenizer: Tokenizer, writer: StoreWriter, num_workers: int | None
+) -> Totals:
+    """Encodes and writes the documents behind those that the writer has already, and makes all of it safe.
+
+    Args:
+        corpus: Read once from its beginning.
+        fates: See `Corpus.batches`.
+        tokenizer: Backed by a folder.
+        writer: Its state is that of a `Totals`.
+        num_workers: See `work_in_order`.
+
+    Raises:
+        DataError: See `Source.read`.
+        OSError: The store cannot be written.
+        BrokenProcessPool: See `work_in_order`.
+    """
+    if writer.state is None:
+        totals = Totals([0] * len(corpus.sources), CardBuilder(tokenizer.unk_id))
+    else:
+        totals = Totals.from_state(writer.state)
+    batches = corpus.batches("tokens", fates, first=totals.batches)
+    encoded = work_in_order(partial(DocumentEncoder, tokenizer.folder), batches, num_workers)
+    characters = 0
+    for _, found in itertools.groupby(encoded, key=lambda pair: _record_batch(pair[0])):
+        pieces = list(found)
+        _write_record_batch(writer, pieces)
+        for batch, documents in pieces:
+            totals.add(batch, documents)
+            characters += batch.num_characters
+        if characters >= COMMIT_CHARACTERS:
+            writer.commit(totals.state())
+            characters = 0
+    writer.commit(totals.state())
+    return totals
+
+
+def _record_batch(batch: Batch) -> int:
+    """What one record batch is made of: a batch, and where ids are streamed a row group, which is read as a whole."""
+    return batch.number if batch.group is None else batch.group
+
+
+def _write_record_batch(writer: StoreWriter, pieces: list[tuple[Batch, EncodedDocuments]]) -> None:
+    kept = [documents.kept for _, documents in pieces]
+    if not any(mask.any() for mask in kept):
+        return
+    group = pieces[0][0].group
+    hashes = np.concatenate([batch.hashes[mask] for (batch, _), mask in zip(pieces, kept, strict=True)])
+    rows = np.concatenate([batch.rows[mask] for (batch, _), mask in zip(pieces, kept, strict=True)])
+    writer.add(
+        np.concatenate([documents.input_ids for _, documents in pieces]),
+        np.concatenate([documents.sentence_lengths for _, documents in pieces]),
+        np.concatenate([documents.document_sentences for _, documents in pieces]),
+        hashes,
+        None if group is None else np.full(len(rows), group),
+        None if group is None else rows,
+    )

@@ -1,0 +1,1 @@
+"""Where text comes from: files, rows of tables, datasets, shards behind URLs; and what a document is."""

@@ -1,0 +1,149 @@
+"""Files of text: globs, compression told by the suffix, lines of UTF-8; and what is done about a bad row."""
+
+import glob
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import pyarrow as pa
+
+from framework.errors import ConfigError, DataError
+
+COMPRESSIONS = (".gz", ".zst")
+_REMEMBERED = 5
+
+
+def _ignore(num_bytes: int) -> None:
+    del num_bytes
+
+
+@dataclass
+class Reading:
+    """How files are read, and what came of it.
+
+    Attributes:
+        on_bad_row: "error" raises at the first row that cannot be read; "skip" counts it and goes on.
+        advance: Is told the bytes that were read, as they lie on the disk.
+        num_skipped: Rows that were left out.
+        skipped: What was wrong with the first few of them.
+    """
+
+    on_bad_row: Literal["error", "skip"] = "error"
+    advance: Callable[[int], None] = _ignore
+    num_skipped: int = 0
+    skipped: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ("error", "skip"):
+            raise ConfigError(f"on_bad_row={self.on_bad_row!r} is not known; use 'error' or 'skip'.")
+
+    def bad_row(self, error: DataError, num_rows: int = 1) -> None:
+        """Raises the error, or counts the rows that are lost by it."""
+        if self.on_bad_row == "error":
+            raise error
+        self.num_skipped += num_rows
+        if len(self.skipped) < _REMEMBERED:
+            self.skipped.append(str(error))
+
+
+def find_files(patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[Path]:
+    """Expands paths and globs, each pattern's matches sorted, no file twice.
+
+    Raises:
+        DataError: A pattern matches no file.
+    """
+    left_out = {path for pattern in _as_list(exclude) for path in glob.glob(pattern, recursive=True)}
+    found: dict[str, None] = {}
+    for pattern in _as_list(patterns):
+        # A path is taken as it is, so that brackets in a file's name do no harm.
+        matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
+        matches = [match for match in matches if Path(match).is_file()]
+        if not matches and Path(pattern).is_dir():
+            raise DataError(f"{pattern!r} is a folder; give a glob of the files in it, such as '{pattern}/**/*'.")
+        if not matches:
+            raise DataError(f"no file matches {pattern!r}; give a path or glob of existing files.")
+        found.update(dict.fromkeys(match for match in matches if match not in left_out))
+    if not found:
+        raise DataError(f"`exclude` leaves none of the files that match {patterns!r}; shorten it.")
+    return [Path(path) for path in found]
+
+
+def kind_of(path: Path) -> str:
+    """The suffix in lower case that tells the format, one of compression aside: ".csv" for "a.CSV.gz"."""
+    name = Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path
+    return name.suffix.lower()
+
+
+def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
+    """Streams (line number from 1, line with its ending) of a plain, gzip or zstd file; only the line feed ends a line.
+
+    Raises:
+        DataError: The file cannot be opened, is empty, or its compressed stream is damaged.
+    """
+    number = 0
+    try:
+        with _CountedFile(path, reading.advance) as file, _decompressed(path, io.BufferedReader(file)) as lines:
+            for number, raw in enumerate(lines, start=1):
+                yield number, raw
+    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        raise _damaged(path, number, error) from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's way to tell of a broken stream
+            raise _damaged(path, number, error) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+    if number == 0:
+        raise DataError(f"{path} is empty, a source needs text; remove or replace the file.")
+
+
+def decode_line(path: Path, number: int, raw: bytes | bytearray) -> str:
+    """Text of a line, or of several beginning with line `number`; a byte order mark before the first is dropped.
+
+    Raises:
+        DataError: It holds bytes that are not UTF-8.
+    """
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]  # without the mark
+        line, place = number + before.count(b"\n"), len(before) - before.rfind(b"\n")
+        raise DataError(
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} at place {place} is not UTF-8; convert the "
+            "file to UTF-8 (iconv) or leave it out."
+        ) from error
+
+
+class _CountedFile(io.FileIO):
+    """Tells how many bytes are read."""
+
+    def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._advance = advance
+
+    def readinto(self, buffer: bytearray | memoryview, /) -> int | None:  # type: ignore[override]
+        count = super().readinto(buffer)
+        self._advance(count or 0)
+        return count
+
+
+def _decompressed(path: Path, file: io.BufferedReader) -> BinaryIO | io.BufferedReader:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+    if suffix == ".zst":
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file), "zstd"))
+    return file
+
+
+def _damaged(path: Path, number: int, error: BaseException) -> DataError:
+    return DataError(
+        f"{path} is damaged after line {number} ({error}); fetch or compress the file again, since nothing behind that "
+        "place can be read."
+    )
+
+
+def _as_list(patterns: str | Sequence[str]) -> list[str]:
+    return [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]

@@ -1,0 +1,219 @@
+"""Documents from plain text, tables, and datasets of the `datasets` library.
+
+A source is a small dataclass whose `read` streams texts; every fault of a file is a DataError that names the file and
+the line or row. Cleaning, duplicates and sentences are the work of `framework.data.reading.documents`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import pyarrow as pa
+
+from framework.data.reading.files import Reading, decode_line, find_files, raw_lines
+from framework.data.reading.rows import Row, check_end_of_stream, read_rows, rows_of_batches
+from framework.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Source(Protocol):
+    """Something that gives documents."""
+
+    def paths(self) -> list[Path]:
+        """The files, in the order in which they are read."""
+
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the texts of the documents, empty ones too."""
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """Plain text files, gzip or zstd ones among them (told by the suffix).
+
+    Attributes:
+        files: A path or glob (`**` enters folders), or several.
+        documents: "file": each file is a document. "blank_lines": blank lines separate documents.
+        exclude: Paths or globs of files that are left out although `files` matches them.
+    """
+
+    files: str | Sequence[str]
+    documents: Literal["file", "blank_lines"] = "file"
+    exclude: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.documents not in ("file", "blank_lines"):
+            raise ConfigError(f"documents={self.documents!r} is not known; use 'file' or 'blank_lines'.")
+
+    def paths(self) -> list[Path]:
+        """The matching files, sorted within each pattern.
+
+        Raises:
+            DataError: A pattern matches no file.
+        """
+        return find_files(self.files, self.exclude)
+
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the documents.
+
+        Raises:
+            DataError: A file is missing, empty, damaged, or not UTF-8 and `reading` does not skip such documents.
+        """
+        for path in self.paths():
+            for number, raw in self._documents(path, reading):
+                try:
+                    yield decode_line(path, number, raw)
+                except DataError as error:
+                    reading.bad_row(error)
+
+    def _documents(self, path: Path, reading: Reading) -> Iterator[tuple[int, bytearray]]:
+        """(number of the first line, all lines) of each document."""
+        first, document = 1, bytearray()
+        for number, raw in raw_lines(path, reading):
+            if self.documents == "file" or raw.strip():
+                first = first if document else number
+                document += raw
+            elif document:
+                yield first, document
+                document = bytearray()
+        if document:
+            yield first, document
+
+
+@dataclass(frozen=True)
+class TableFiles:
+    """Rows of CSV, TSV, JSONL, Parquet or Arrow files (`framework.data.reading.rows`); each row's text is a document.
+
+    Attributes:
+        files: A path or glob, or several.
+        text_column: Column (JSONL: key) that holds the text.
+        where: {column: value}; only rows that have all these values are taken.
+    """
+
+    files: str | Sequence[str]
+    text_column: str = "text"
+    where: Mapping[str, object] | None = None
+
+    def paths(self) -> list[Path]:
+        """The matching files, sorted within each pattern.
+
+        Raises:
+            DataError: A pattern matches no file.
+        """
+        return find_files(self.files)
+
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the texts of the rows.
+
+        Raises:
+            DataError: A file is missing, empty, damaged or not UTF-8, a column is missing, a row is broken, or no row
+                fits `where`.
+        """
+        for path in self.paths():
+            rows = read_rows(path, needed_columns(self.text_column, self.where), reading)
+            yield from texts_of_rows(str(path), rows, self.text_column, self.where)
+
+
+@dataclass(frozen=True)
+class DatasetRows:
+    """Rows of a dataset of the `datasets` library; each row's text is a document.
+
+    Attributes:
+        name: A name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
+        text_column: Column that holds the text.
+        split: Of the dataset; a saved folder without splits ignores it.
+        config: Configuration of a dataset on the hub.
+        revision: Commit, branch or tag of a dataset on the hub.
+        where: {column: value}; only rows that have all these values are taken.
+    """
+
+    name: str
+    text_column: str = "text"
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    where: Mapping[str, object] | None = None
+
+    def paths(self) -> list[Path]:
+        """The Arrow files of the dataset; one on the hub is fetched first.
+
+        Raises:
+            DataError: There is no such dataset or split.
+        """
+        return [Path(file["filename"]) for file in self._open().cache_files]
+
+    def read(self, reading: Reading) -> Iterator[str]:
+        """Streams the texts of the rows.
+
+        Raises:
+            DataError: There is no such dataset, split or column, a file of it is damaged, no row fits `where`, or a
+                text is missing or not UTF-8 and `reading` does not skip such rows.
+        """
+        dataset, columns = self._open(), needed_columns(self.text_column, self.where)
+        for file in dataset.cache_files:
+            check_end_of_stream(Path(file["filename"]))
+        for column in columns:
+            if column not in dataset.column_names:
+                raise DataError(f"{self.name}: no column {column!r} among {dataset.column_names}; name one of these.")
+        batches = self._batches(dataset.select_columns(columns).with_format("arrow"), reading)
+        rows = rows_of_batches(self.name, batches, columns, reading)
+        yield from texts_of_rows(self.name, rows, self.text_column, self.where)
+
+    def _batches(self, dataset: "Dataset", reading: Reading) -> Iterator[pa.RecordBatch]:
+        size, done = sum(path.stat().st_size for path in self.paths()), 0
+        for table in dataset.iter(batch_size=1024):
+            yield from table.to_batches()
+            reading.advance(size * (done + len(table)) // len(dataset) - size * done // len(dataset))
+            done += len(table)
+
+    def _open(self) -> "Dataset":
+        from datasets import DatasetDict, load_dataset, load_from_disk
+
+        try:
+            if Path(self.name).is_dir():
+                found = load_from_disk(self.name)
+            else:
+                found = load_dataset(self.name, self.config, revision=self.revision)
+        except (OSError, ValueError) as error:  # what `datasets` raises for a folder or name that is none
+            raise DataError(
+                f"the dataset {self.name!r} cannot be opened ({' '.join(str(error).split())}); give a name on the hub "
+                "that can be reached, or a folder that `save_to_disk` wrote."
+            ) from error
+        if not isinstance(found, DatasetDict):
+            return found
+        if self.split not in found:
+            raise DataError(f"{self.name}: no split {self.split!r} among {', '.join(found)}; name one of these.")
+        return found[self.split]
+
+
+def needed_columns(text_column: str, where: Mapping[str, object] | None) -> list[str]:
+    """The columns that are read, none twice."""
+    return list(dict.fromkeys([text_column, *(where or {})]))
+
+
+def fitting_texts(rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None) -> Iterator[str]:
+    """Streams the texts of the rows that have all the values of `where`."""
+    wanted = {column: str(value) for column, value in (where or {}).items()}
+    return (
+        row.values[text_column] for row in rows if all(row.values[column] == value for column, value in wanted.items())
+    )
+
+
+def texts_of_rows(
+    name: str, rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None
+) -> Iterator[str]:
+    """Like `fitting_texts`.
+
+    Raises:
+        DataError: No row of `name` fits `where`.
+    """
+    found = False
+    for text in fitting_texts(rows, text_column, where):
+        found = True
+        yield text
+    # Without `where` only rows that are counted as bad can be missing.
+    if where and not found:
+        wanted = {column: str(value) for column, value in (where or {}).items()}
+        raise DataError(f"{name} has no row where {wanted}; correct `where`, or leave it out.")

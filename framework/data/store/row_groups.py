@@ -1,0 +1,115 @@
+"""The row groups behind a streamed store: which they are, and how the ids of one are made again."""
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from framework.data.reading.documents import Cleaner
+from framework.data.reading.files import Reading
+from framework.data.reading.shards import ParquetShards, RowGroup
+from framework.data.reading.sources import Source
+from framework.data.tokenization.document_encoder import DocumentEncoder
+from framework.errors import DataError
+
+if TYPE_CHECKING:
+    from framework.data.store.token_store import StoredBatch
+
+ROW_GROUPS_FILE = "row_groups.json"
+
+
+def save_row_groups(
+    folder: Path, sources: Iterable[Source], strip_html: bool, on_bad_row: Literal["error", "skip"]
+) -> None:
+    """Writes down what `RowGroupEncoder` needs, so that no footer is read when a run starts; no storage options.
+
+    Args:
+        folder: Of the store.
+        sources: All of them `ParquetShards`.
+        strip_html: See `Cleaner`.
+        on_bad_row: See `Reading`.
+    """
+    described: list[dict[str, object]] = []
+    for source in sources:
+        assert isinstance(source, ParquetShards)
+        where = dict(source.where) if source.where is not None else None
+        groups = [astuple(group) for group in source.groups()]
+        described.append({"text_column": source.text_column, "where": where, "groups": groups})
+    content = {"strip_html": strip_html, "on_bad_row": on_bad_row, "sources": described}
+    (folder / ROW_GROUPS_FILE).write_text(json.dumps(content), encoding="utf-8")
+
+
+class RowGroupEncoder:
+    """Reads the row group of a record batch and encodes those of its texts that are in the store.
+
+    Args:
+        folder: Of the store.
+        stored: Gives the boundaries of a record batch by its number.
+        tokenizer_folder: The tokenizer of the store.
+        storage_options: What the file systems of the shards are made with.
+
+    Raises:
+        DataError: The store does not say which row groups it was made of.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stored: "Callable[[int], StoredBatch]",
+        tokenizer_folder: Path,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            content = json.loads((folder / ROW_GROUPS_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"the token store {folder} does not tell its row groups ({error}); delete it and run framework.prepare "
+                "again."
+            ) from error
+        self._stored = stored
+        self._groups: list[tuple[ParquetShards, RowGroup]] = []
+        for described in content["sources"]:
+            groups = [RowGroup(*group) for group in described["groups"]]
+            shards = ParquetShards(
+                sorted({group.shard for group in groups}),
+                described["text_column"],
+                described["where"],
+                storage_options=storage_options,
+            )
+            self._groups += [(shards, group) for group in groups]
+        self._strip_html: bool = content["strip_html"]
+        self._on_bad_row: Literal["error", "skip"] = content["on_bad_row"]
+        self._tokenizer_folder = tokenizer_folder
+        self._of_thread = threading.local()
+
+    def __call__(self, number: int) -> np.ndarray:
+        """The ids (tokens,) of a record batch.
+
+        Raises:
+            DataError: The shard cannot be reached or read, or is not the one from which the store was made.
+        """
+        stored = self._stored(number)
+        assert stored.group is not None
+        assert stored.rows is not None
+        shards, group = self._groups[stored.group]
+        texts = list(shards.read_group(group, Reading(self._on_bad_row)))
+        # A row number behind the last text would be another text's place, which the lengths below would tell.
+        wanted = [texts[row] for row in stored.rows.tolist() if row < len(texts)]
+        encoded = self._encoder()(Cleaner(self._strip_html, deduplicate=False).clean(wanted).texts)
+        if not np.array_equal(encoded.sentence_lengths, stored.sentence_lengths):
+            raise DataError(
+                f"{group} gives other sentences than when the store was made; run framework.prepare again with "
+                "overwrite=true."
+            )
+        return encoded.input_ids
+
+    def _encoder(self) -> DocumentEncoder:
+        # An encoder remembers words, which several threads must not do at once.
+        if not hasattr(self._of_thread, "encoder"):
+            self._of_thread.encoder = DocumentEncoder(self._tokenizer_folder)
+        encoder: DocumentEncoder = self._of_thread.encoder
+        return encoder

@@ -1,0 +1,105 @@
+"""Trains a byte-level BPE vocabulary as GPT-2 and RoBERTa have it (Radford et al. 2019, section 2.2; arXiv:1907.11692).
+
+Its alphabet is the 256 bytes, so no text has unknown tokens; the 5 special tokens have RoBERTa's ids, `<mask>` follows
+them (in the published vocabulary it is the last).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.vocabulary import words_for_training, write_tokenizer
+from framework.data.tokenization.word_counts import WordCounts, repeated
+from framework.errors import ConfigError
+
+_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+_NUM_BYTES = 256
+_LONGEST_WORD = 256  # bytes; longer ones are counted in pieces, so that no blob outweighs the text.
+
+
+@dataclass(frozen=True)
+class ByteLevelBpeTraining:
+    """Train RoBERTa's kind of vocabulary on the corpus itself.
+
+    Attributes:
+        vocab_size: Tokens in all, 5 special tokens and 256 bytes included; a small corpus may give fewer.
+    """
+
+    vocab_size: int = 32768
+
+    def __post_init__(self) -> None:
+        smallest = len(_SPECIAL_TOKENS) + _NUM_BYTES
+        if self.vocab_size < smallest:
+            raise ConfigError(
+                f"the vocabulary's `vocab_size` is {self.vocab_size}, but special tokens and bytes take {smallest}; "
+                "set it to some ten thousand."
+            )
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """Words of a batch of texts as GPT-2 splits them, each byte a character; each distinct stretch is split once.
+
+        Every stretch has a space before it, the first one of a text too, as when sentences are encoded.
+        """
+        splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words: Counter[str] = Counter()
+        for stretch, count in Counter(stretch for text in texts for stretch in text.split()).items():
+            for word, _ in splitter.pre_tokenize_str(f" {stretch}"):
+                for first in range(0, len(word), _LONGEST_WORD):
+                    words[word[first : first + _LONGEST_WORD]] += count
+        return words
+
+    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
+        """Trains and writes tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
+
+        Args:
+            counts: From `count`.
+            folder: Where the files go.
+
+        Raises:
+            DataError: There are no words.
+        """
+        backend = tokenizers.Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=list(_SPECIAL_TOKENS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(repeated(words_for_training(counts)), trainer)
+        return _write(backend, folder)
+
+
+def _write(backend: tokenizers.Tokenizer, folder: str | Path) -> Tokenizer:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    # The mask takes the space before it along, so that " <mask>" stands for a word with its space.
+    mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
+    backend.add_special_tokens([*_SPECIAL_TOKENS[:-1], mask])
+    backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    content = backend.to_str(pretty=True)
+    model = json.loads(content)["model"]
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "cls_token": "<s>",
+        "pad_token": "<pad>",
+        "sep_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    described_mask = {"content": "<mask>", "lstrip": True, "normalized": False, "rstrip": False, "single_word": False}
+    files = {
+        "tokenizer.json": content,
+        "vocab.json": model["vocab"],
+        "merges.txt": "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in model["merges"]),
+        "tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, **names},
+        "special_tokens_map.json": {**names, "mask_token": described_mask},
+    }
+    return write_tokenizer(folder, files)

@@ -1,0 +1,78 @@
+"""Where the tokenizer of a token store comes from: given, or trained on the words of the corpus.
+
+One class for each choice of the config group `vocabulary`; those that train are in
+`framework.data.tokenization.wordpiece_training` and `framework.data.tokenization.byte_level_training`.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.word_counts import WordCounts
+from framework.errors import ConfigError, DataError
+
+
+class VocabularyTraining(Protocol):
+    """Trains a vocabulary from counted words; a plain dataclass of settings, so that it can be pickled."""
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """Words of a batch of texts; pure, so that batches can be counted in any process."""
+        ...
+
+    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
+        """Trains and writes files that transformers loads; the same bytes from the same counts in every process."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenTokenizer:
+    """A tokenizer that is there already.
+
+    Attributes:
+        path: A folder with tokenizer.json or vocab.txt.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not str(self.path).strip():
+            raise ConfigError("the vocabulary's `path` is empty; name a folder with tokenizer.json or vocab.txt.")
+
+    def load(self) -> Tokenizer:
+        """Loads it.
+
+        Raises:
+            DataError: See `Tokenizer.from_folder`.
+        """
+        return Tokenizer.from_folder(self.path)
+
+
+def words_for_training(counts: WordCounts) -> dict[str, int]:
+    """The words that a vocabulary is trained on.
+
+    Raises:
+        DataError: There are none.
+    """
+    words = counts.for_training()
+    if not words:
+        raise DataError("the texts hold no words, so no vocabulary can be trained; check the sources.")
+    return words
+
+
+def write_tokenizer(folder: str | Path, files: Mapping[str, object]) -> Tokenizer:
+    """Writes a tokenizer folder and loads it.
+
+    Args:
+        folder: Is made.
+        files: Contents by name; what is no text is written as JSON.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return Tokenizer.from_folder(folder)

@@ -1,0 +1,133 @@
+"""Trains a WordPiece vocabulary, the same one from the same counts on every machine.
+
+`tokenizers` numbers the alphabet in the order of a hash map, which changes with every process, and with it the ids and
+the merges of equal count. So the alphabet is handed to its trainer in a fixed order.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.vocabulary import words_for_training, write_tokenizer
+from framework.data.tokenization.word_counts import WordCounts, repeated
+from framework.errors import ConfigError
+
+_SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+_LONGEST_WORD = 100  # WordPiece makes longer words unknown tokens, so they teach nothing.
+
+
+@dataclass(frozen=True)
+class WordPieceTraining:
+    """Train BERT's kind of vocabulary on the corpus itself.
+
+    Attributes:
+        vocab_size: Tokens in all, special tokens included; a small corpus may give fewer.
+        lowercase: Fold case and strip accents.
+        alphabet: Most single characters in the vocabulary, the most frequent ones; words with others become unknown
+            tokens. Chinese text wants several thousand.
+    """
+
+    vocab_size: int = 8192
+    lowercase: bool = True
+    alphabet: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.alphabet < 1:
+            raise ConfigError(f"the vocabulary's `alphabet` is {self.alphabet}, it must be at least 1.")
+        if self.vocab_size <= len(_SPECIAL_TOKENS):
+            raise ConfigError(
+                f"the vocabulary's `vocab_size` is {self.vocab_size}, but the special tokens alone are "
+                f"{len(_SPECIAL_TOKENS)}; set it to some thousand."
+            )
+
+    def count(self, texts: Iterable[str]) -> Counter[str]:
+        """Words of a batch of texts as BERT splits them; each distinct stretch between spaces is split once."""
+        normalizer, splitter = self._normalizer(), pre_tokenizers.BertPreTokenizer()
+        words: Counter[str] = Counter()
+        for stretch, count in Counter(stretch for text in texts for stretch in text.split()).items():
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(stretch)):
+                if len(word) <= _LONGEST_WORD:
+                    words[word] += count
+        return words
+
+    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
+        """Trains and writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json.
+
+        Args:
+            counts: From `count`.
+            folder: Where the files go.
+
+        Raises:
+            ConfigError: `vocab_size` leaves no room for the alphabet.
+            DataError: There are no words.
+        """
+        words = words_for_training(counts)
+        kept = _most_frequent_characters(counts, self.alphabet)
+        # A word with a character that WordPiece does not know becomes an unknown token, so it teaches nothing.
+        words = {word: count for word, count in words.items() if kept.issuperset(word)}
+        inner = {character for word in words for character in word[1:]}
+        fixed = [*_SPECIAL_TOKENS.values(), *sorted(kept), *(f"##{character}" for character in sorted(inner))]
+        if self.vocab_size < len(fixed):
+            raise ConfigError(
+                f"vocab_size is {self.vocab_size}, but special tokens and the characters of the text take "
+                f"{len(fixed)}; set vocab_size above that."
+            )
+        return self._write(_learn(words, self.vocab_size, fixed), folder)
+
+    def _normalizer(self) -> normalizers.Normalizer:
+        return normalizers.BertNormalizer(lowercase=self.lowercase)
+
+    def _write(self, vocabulary: dict[str, int], folder: str | Path) -> Tokenizer:
+        backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+        backend.normalizer = self._normalizer()
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece(prefix="##")
+        backend.add_special_tokens(list(_SPECIAL_TOKENS.values()))
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS]:0 $A:0 [SEP]:0",
+            pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+            special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
+        )
+        config = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": self.lowercase,
+            "tokenize_chinese_chars": True,
+            "strip_accents": None,
+        }
+        in_order = sorted(vocabulary, key=lambda token: vocabulary[token])
+        files = {
+            "tokenizer.json": backend.to_str(pretty=True),
+            "vocab.txt": "".join(f"{token}\n" for token in in_order),
+            "tokenizer_config.json": {**config, **_SPECIAL_TOKENS},
+            "special_tokens_map.json": _SPECIAL_TOKENS,
+        }
+        return write_tokenizer(folder, files)
+
+
+def _most_frequent_characters(counts: WordCounts, limit: int) -> set[str]:
+    """Of equally frequent characters those with the smaller code points."""
+    characters: Counter[str] = Counter()
+    for word, count in counts.items():
+        for character in word:
+            characters[character] += count
+    return set(sorted(characters, key=lambda character: (-characters[character], character))[:limit])
+
+
+def _learn(words: Mapping[str, int], vocab_size: int, fixed: list[str]) -> dict[str, int]:
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # Named as special, the alphabet gets its ids in our order; here that has no other effect.
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
+    backend.train_from_iterator(repeated(words), trainer)
+    return backend.get_vocab(with_added_tokens=True)

@@ -1,0 +1,86 @@
+"""The line that says how the steps of a run are made up, and the numbers that go into its first row."""
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.plan_line import PlanLine
+from framework.callbacks.run_log import RunLog
+from framework.callbacks.throughput import Throughput
+from framework.callbacks.timings import Timings
+from framework.data.batch_size import BatchWarmup
+from framework.data.plan import StepPlan
+from tests.data.sequences import NumberedSource
+from tests.modules.toy_run import build_module
+
+
+class Trainer:
+    """What the callbacks ask of the trainer."""
+
+    def __init__(self, step: int = 0, is_global_zero: bool = True) -> None:
+        self.global_step = step
+        self.max_steps = 8
+        self.is_global_zero = is_global_zero
+
+
+class HalfUsed(NumberedSource):
+    def unused_fraction(self, epoch: int) -> float:
+        return 0.5
+
+
+def started(tmp_path: Path, plan: StepPlan, trainer: Trainer) -> tuple[str, RunLog]:
+    output = io.StringIO()
+    run_log = RunLog(tmp_path, Cadence(max_steps=8, log_every_n_steps=2), Throughput(Timings()))
+    line = PlanLine(plan, run_log, Console(file=output, width=60))
+    module = build_module()
+    for callback in (run_log, line):
+        callback.on_train_start(trainer, module)
+    for _ in range(4):
+        trainer.global_step += 1
+        run_log.on_train_batch_end(trainer, module, None, None, 0)
+    return output.getvalue(), run_log
+
+
+def test_the_line_by_hand(tmp_path):
+    """9 sequences of 10 tokens on two ranks: 5 and 4 of them, in micro-batches of 40 and 10."""
+    plan = StepPlan(NumberedSource(900, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
+    text, run_log = started(tmp_path, plan, Trainer())
+    assert text == (
+        "plan: 9 sequences a step; micro-batches of 40 tokens, 2 a rank, the last of 10; packing efficiency 90.0% over "
+        "5 steps\n"
+    )
+    first, second = map(json.loads, (tmp_path / "perf.jsonl").read_text().splitlines())
+    assert (first["step"], first["perf/packing_efficiency"], first["perf/micro_batches"]) == (2, 0.9, 2.0)
+    assert "perf/packing_efficiency" not in second
+    assert run_log.latest["perf/packing_efficiency"] == 0.9
+    assert "packing" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_growing_batch_and_unused_text_are_named(tmp_path):
+    source = HalfUsed(900, max_length=10, same_length=True)
+    plan = StepPlan(source, 0, 6, 40, wraps_epochs=True, batch_warmup=BatchWarmup(2, 4))
+    text, _ = started(tmp_path, plan, Trainer())
+    # Steps of 2, 4, 4, 6 and 6 sequences: 20, 40, 40, 40 + 20 twice.
+    assert text == (
+        "plan: 2 to 6 sequences a step (growing to 6 at step 4); micro-batches of 40 tokens, 1 to 2 a rank, the last "
+        "of 20 to 40; packing efficiency 100.0% over 5 steps; sentence pairs leave 50.0% of the text unused in "
+        "an epoch\n"
+    )
+
+
+def test_a_batch_that_has_grown_is_as_any_other(tmp_path):
+    plan = StepPlan(NumberedSource(900), 0, 6, 40, wraps_epochs=True, batch_warmup=BatchWarmup(2, 4))
+    assert started(tmp_path, plan, Trainer(step=4))[0].startswith("plan: 6 sequences a step; micro-batches")
+
+
+def test_a_run_that_goes_on_measures_the_steps_that_are_left(tmp_path):
+    plan = StepPlan(NumberedSource(900), 0, 6, 40)
+    assert "over 2 steps" in started(tmp_path, plan, Trainer(step=6))[0]
+    assert started(tmp_path, plan, Trainer(step=8))[0] == ""
+
+
+def test_other_ranks_say_nothing(tmp_path):
+    assert started(tmp_path, StepPlan(NumberedSource(9), 0, 6, 40), Trainer(is_global_zero=False))[0] == ""

@@ -1,0 +1,141 @@
+"""A process that prepares a store and is killed, or runs out of disk, at a chosen moment; run by test_prepare.py.
+
+`python -c "from tests.data.preparation.prepare_process import main; main()" JSON`, not `python -m`: then its workers
+import no more than they need.
+"""
+
+import functools
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.data.preparation import card_files, tokens
+from framework.data.preparation import corpus as corpora
+from framework.data.preparation.corpus import Progress
+from framework.data.preparation.prepare import prepare_store
+from framework.data.reading.sources import TextFiles
+from framework.data.store.writer import StoreWriter
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
+from framework.errors import DataError
+
+
+def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> None:
+    """Makes a store of small batches."""
+    corpora.BATCH_CHARACTERS, tokens.COMMIT_CHARACTERS = 300, 600
+    card_files.draw_card = no_picture
+    sources = {"texts": TextFiles(texts)}
+    training = WordPieceTraining(vocab_size=200)
+    prepare_store(sources, training, store, num_workers=num_workers, progress=progress)
+
+
+def no_picture(content: Mapping[str, Any], path: Path, title: str) -> None:
+    """Takes no time."""
+    path.write_text("a picture")
+
+
+def watch(event: Callable[[], None]) -> None:
+    """Tells `event` before and after whatever changes the disk."""
+
+    def told(method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            event()
+            result = method(*arguments, **options)
+            event()
+            return result
+
+        return wrapped
+
+    for owner, names in ((StoreWriter, ("add", "commit", "finish")), (Path, ("replace", "rename", "write_text"))):
+        for name in names:
+            setattr(owner, name, told(getattr(owner, name)))
+
+
+class Killer:
+    """Kills its process at the n-th event."""
+
+    def __init__(self, moment: int) -> None:
+        self.remaining = moment
+
+    def __call__(self) -> None:
+        """Is told of an event."""
+        if self.remaining == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.remaining -= 1
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """An event too."""
+        self()
+
+
+def killed_every_time(texts: str, folder: str, every: int) -> int:
+    """Prepares in one folder after another, killed at one event in the first, another in the second and so on.
+
+    Returns:
+        How many stores were made so; they are called 0, 1, ...
+    """
+    for moment in range(10_000):
+        child = os.fork()
+        if child == 0:
+            killer = Killer(moment * every)
+            watch(killer)
+            prepare(texts, f"{folder}/{moment}", 1, killer.progress)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if status == 0:
+            return moment
+        assert os.WTERMSIG(status) == signal.SIGKILL, status
+        child = os.fork()
+        if child == 0:
+            prepare(texts, f"{folder}/{moment}", 1, ignore)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert status == 0, (moment, status)
+    raise AssertionError("it never came to an end")
+
+
+def ignore(stage: str, done: int, total: int) -> None:
+    """Does nothing about progress."""
+
+
+def kill_with_workers(who: str) -> Progress:
+    """Kills this process, or its workers, when half of the texts were read; tells the workers' ids first."""
+
+    killed = False
+
+    def kill(stage: str, done: int, total: int) -> None:
+        nonlocal killed
+        if stage == "tokens" and 2 * done > total and not killed:
+            killed = True
+            workers = [str(worker.pid) for worker in multiprocessing.active_children()]
+            sys.stdout.write(f"{' '.join(workers)}\n")
+            sys.stdout.flush()
+            for pid in map(int, workers) if who == "workers" else [os.getpid()]:
+                os.kill(pid, signal.SIGKILL)
+
+    return kill
+
+
+def main() -> None:
+    """Does what its argument says.
+
+    {"texts", "folder", "every"}: `killed_every_time`. {"texts", "store", "num_workers"}: prepares, with "killed"
+    `kill_with_workers`, with "file_bytes" without room for larger files; an error's message goes to standard output.
+    """
+    options = json.loads(sys.argv[1])
+    if "every" in options:
+        sys.stdout.write(str(killed_every_time(options["texts"], options["folder"], options["every"])))
+        return
+    if "file_bytes" in options:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (options["file_bytes"], resource.RLIM_INFINITY))
+    progress = kill_with_workers(options["killed"]) if "killed" in options else ignore
+    try:
+        prepare(options["texts"], options["store"], options["num_workers"], progress)
+    except DataError as error:
+        sys.stdout.write(str(error))

@@ -1,0 +1,165 @@
+"""A preparation that is killed, runs out of disk or meets another one: it goes on, or says what to do."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from framework.data.preparation.corpus import Cleaning
+from framework.data.preparation.prepare import prepare_store
+from framework.data.reading.sources import TextFiles
+from framework.data.store.writer import StoreWriter
+from framework.data.tokenization import document_encoder
+from framework.errors import DataError
+from tests.data.preparation.texts import VOCABULARY, files_of, write_corpus
+
+
+def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
+    refused = []
+
+    def interfere(stage: str, done: int, total: int) -> None:
+        if not refused:
+            refused.append(stage)
+            with pytest.raises(DataError, match=r"another framework\.prepare is at work on .*store; wait until"):
+                prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+
+    assert not prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=interfere).reused
+    assert refused == ["vocabulary"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_a_store_that_is_complete_but_not_in_place_is_put_there(tmp_path, corpus, monkeypatch):
+    def fail(self, meta, tokenizer):
+        finish(self, meta, tokenizer)
+        raise KeyboardInterrupt
+
+    finish = StoreWriter.finish
+    monkeypatch.setattr(StoreWriter, "finish", fail)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+    assert not (tmp_path / "store").exists() and (tmp_path / "store.partial").exists()
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_other_settings_begin_anew(tmp_path, corpus, small_batches, monkeypatch):
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "tokens" and done > total / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=stop)
+    cleaning = Cleaning(strip_html=True)
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning)
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "other", cleaning)
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "other")
+
+
+def test_what_is_done_is_not_done_again(tmp_path, corpus, small_batches, monkeypatch):
+    """Of 80 batches of ... see below: those before the last commit are not encoded again, the vocabulary stays."""
+    encoded: list[str] = []
+    call = document_encoder.DocumentEncoder.__call__
+
+    def counted(self, texts):
+        encoded.extend(texts)
+        return call(self, texts)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "tokens" and done > total / 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(document_encoder.DocumentEncoder, "__call__", counted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=stop)
+    first = list(encoded)
+    stages = set()
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=lambda *state: stages.add(state[0]))
+    again = len(encoded) - 40
+    assert stages == {"tokens"}
+    # A commit comes after 600 characters at the latest, at 300 or fewer a batch: no more than 900 are done again.
+    assert len(first) > 10 and sum(map(len, first[len(first) - again :])) <= 900
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "whole")
+    assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
+
+
+def run_process(**options: object) -> str:
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    command = [
+        sys.executable,
+        "-c",
+        "from tests.data.preparation.prepare_process import main; main()",
+        json.dumps(options),
+    ]
+    # Into files: a pipe would be waited for until the last of its workers has ended.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        done = subprocess.run(command, env=environment, stdout=out, stderr=err, check=False)
+        out.seek(0)
+        err.seek(0)
+        assert done.returncode in (0, -signal.SIGKILL), err.read().decode()
+        return out.read().decode()
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, small_batches):
+    """Real processes, killed with SIGKILL before and after everything that they do to the disk."""
+    num_stores = int(run_process(texts=corpus.files, folder=str(tmp_path), every=9))
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "whole")
+    whole = files_of(tmp_path / "whole")
+    assert num_stores > 15
+    for number in range(num_stores):
+        assert files_of(tmp_path / str(number)) == whole, number
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", *map(str, range(num_stores + 1))}
+
+
+def test_a_full_disk_is_told_and_what_was_written_is_gone_on_with(tmp_path, small_batches):
+    """A limit of the size of a file stands for the disk: the tokenizer is smaller, the Arrow file is not."""
+    texts = str(write_corpus(tmp_path / "texts", 200) / "*.txt")
+    store = tmp_path / "made" / "store"
+    told = run_process(texts=texts, store=str(store), num_workers=1, file_bytes=9_000)
+    assert told.startswith(f"{store} cannot be written ([Errno 27] File too large); free space and start again")
+    assert [path.name for path in store.parent.iterdir()] == ["store.partial"]
+    journal = json.loads((tmp_path / "made" / "store.partial" / "store" / "journal.json").read_text())
+    assert journal["state"]["batches"] > 10
+    sources = {"texts": TextFiles(texts)}
+    prepare_store(sources, VOCABULARY, store)
+    prepare_store(sources, VOCABULARY, tmp_path / "whole")
+    assert files_of(store) == files_of(tmp_path / "whole")
+
+
+def test_workers_end_with_a_killed_main_process(tmp_path, corpus):
+    told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="main")
+    workers = told.split()
+    assert len(workers) == 2
+    for _ in range(600):
+        workers = [pid for pid in workers if is_running(pid)]
+        if not workers:
+            break
+        time.sleep(0.1)
+    for pid in workers:
+        os.kill(int(pid), signal.SIGKILL)
+    assert not workers, "after a minute"
+    assert [path.name for path in tmp_path.iterdir()] == ["store.lock", "store.partial"]
+    assert not prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store").reused
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_workers_are_told_and_the_work_gone_on_with(tmp_path, corpus):
+    told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="workers")
+    error = told.splitlines()[1]
+    assert error.startswith("a worker process was killed, probably for want of memory; start again with a smaller")
+    assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
+    stages = set()
+    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=lambda *state: stages.add(state[0]))
+    assert stages == {"tokens"}

