@@ -44,7 +44,8 @@ class Prepared:
         folder: Of the store; its tokenizer is in the folder `tokenizer` there.
         reused: True where the store was there already, made from the same files with the same settings.
         counts: files, bytes, documents (kept), duplicates, near_duplicates, excluded, empty, skipped_rows, sentences,
-            tokens, unknown_tokens, vocab_size.
+            tokens, unknown_tokens, vocab_size; where evaluation texts are excluded, evaluation_texts and those that
+            are too short to be searched for, evaluation_texts_too_short.
         skipped: What was wrong with the first rows that were left out.
         fingerprint: Of the store.
     """
@@ -192,6 +193,9 @@ class Preparation:
             totals = write_tokens(corpus, fates, tokenizer, writer, self.num_workers)
             sources = _sources(corpus, totals)
             counts = _counts(corpus, totals, sources, tokenizer)
+            if self.exclusion is not None:
+                counts["evaluation_texts"] = self.exclusion.num_texts
+                counts["evaluation_texts_too_short"] = self.exclusion.num_too_short
             efficiency = packing_efficiency(stored_boundaries(folder))
             write_card(totals.card.content(counts, sources, efficiency), folder, unfinished.folder.name)
             meta = {

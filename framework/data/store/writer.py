@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Features
 
 from framework.data.tokenization.tokenizer import Tokenizer
 
@@ -49,6 +48,9 @@ class StoreWriter:
             columns |= {"group": pa.int32(), "row": pa.int32()}
         else:
             columns = {"input_ids": pa.list_(self._id_type), **columns}
+        # Imported late: each process that prepares imports this module, and `datasets` takes a second and 90 MB.
+        from datasets import Features
+
         # With the features of `datasets` in its schema the file is one that Dataset.from_file opens.
         self._schema: pa.Schema = Features.from_arrow_schema(pa.schema(columns)).arrow_schema
         self.uncommitted_tokens = 0

@@ -10,6 +10,9 @@ from framework.data.reading.documents import split_sentences
 from framework.data.tokenization.sentence_encoder import SentenceEncoder
 from framework.data.tokenization.tokenizer import Tokenizer
 
+SENTENCES_AT_ONCE = 50_000
+"""The words of so many are held at once, or a document of 100 MB would take gigabytes."""
+
 
 @dataclass(frozen=True)
 class EncodedDocuments:
@@ -45,7 +48,7 @@ class DocumentEncoder:
     def __call__(self, texts: Sequence[str]) -> EncodedDocuments:
         """Encodes texts."""
         documents = [split_sentences(text) for text in texts]
-        input_ids, lengths = self._encoder.encode([sentence for sentences in documents for sentence in sentences])
+        input_ids, lengths = self._encode([sentence for sentences in documents for sentence in sentences])
         owners = np.repeat(np.arange(len(documents)), [len(sentences) for sentences in documents])
         # Sentences and documents of control characters alone have no tokens.
         has_tokens = lengths > 0
@@ -53,3 +56,9 @@ class DocumentEncoder:
         kept = num_sentences > 0
         num_unknown = int((input_ids == self._unk_id).sum())
         return EncodedDocuments(input_ids, lengths[has_tokens], num_sentences[kept], kept, num_unknown)
+
+    def _encode(self, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        starts = range(0, max(len(sentences), 1), SENTENCES_AT_ONCE)
+        encoded = [self._encoder.encode(sentences[start : start + SENTENCES_AT_ONCE]) for start in starts]
+        input_ids, lengths = zip(*encoded, strict=True)
+        return np.concatenate(input_ids), np.concatenate(lengths)

@@ -168,7 +168,7 @@ def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, sm
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts.values()))
     tests = tmp_path / "tests.txt"
-    tests.write_text("The quick brown fox jumps over the lazy dog and runs home!\n")
+    tests.write_text("The quick brown fox jumps over the lazy dog and runs home!\ntoo short\n")
     cleaning = Cleaning(exclude=[str(tests)], near_duplicates=0.7)
     stages: list[str] = []
     for store, num_workers in (("one", 1), ("two", 2)):
@@ -181,6 +181,7 @@ def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, sm
             progress=lambda *state: stages.append(state[0]),
         )
         expected = {"documents": 2, "duplicates": 1, "near_duplicates": 1, "excluded": 1, "empty": 1}
+        expected |= {"evaluation_texts": 1, "evaluation_texts_too_short": 1}
         assert {name: prepared.counts[name] for name in expected} == expected
     assert list(dict.fromkeys(stages)) == ["cleaning", "vocabulary", "tokens"]
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
