@@ -9,7 +9,6 @@ from framework.config.command import command, plain
 from framework.config.nodes import check_arguments
 from framework.config.schema import PrepareConfig
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
-from framework.data.preparation.corpus import Cleaning
 from framework.data.preparation.prepare import Prepared, prepare_store
 
 
@@ -18,20 +17,12 @@ def prepare(composed: DictConfig) -> None:
     """Trains or takes a tokenizer, encodes the corpus, and tells what came of it."""
     settings = PrepareConfig(**check_arguments("", plain(composed), PrepareConfig))
     corpus = settings.corpus
-    cleaning = Cleaning(
-        corpus.strip_html,
-        corpus.deduplicate,
-        corpus.exclude,
-        corpus.exclude_ngram_bytes,
-        corpus.near_duplicates,
-        corpus.num_permutations,
-    )
     with PassBars() as bars:
         prepared = prepare_store(
             {name: source.build() for name, source in corpus.sources.items()},
             settings.vocabulary.build(),
             settings.store,
-            cleaning,
+            corpus,
             corpus.on_bad_row,
             settings.num_workers,
             settings.overwrite,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from framework.config.nodes import Component
 from framework.data.batch_size import BatchWarmup
+from framework.data.preparation.corpus import Cleaning
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -186,28 +187,16 @@ class TrainConfig:
     model: Component = field(metadata=MODEL_METADATA)
 
 
-@dataclass(frozen=True)
-class CorpusConfig:
-    """The texts of a token store.
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig(Cleaning):
+    """The texts of a token store, beside what `Cleaning` does to them.
 
     Attributes:
         sources: Read in this order, each under a name of its own.
-        strip_html: Turn tags into line ends or nothing, resolve entities.
-        deduplicate: Drop a document that was seen before.
-        exclude: Paths or globs of evaluation texts; a document that overlaps one is dropped.
-        exclude_ngram_bytes: Bytes of letters and digits that two texts must share to overlap.
-        near_duplicates: Drop a document that is at least this similar (Jaccard) to an earlier one; null: none.
-        num_permutations: Hashes of the signature by which similarity is estimated.
         on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
     """
 
     sources: dict[str, Component]
-    strip_html: bool = False
-    deduplicate: bool = True
-    exclude: Sequence[str] = ()
-    exclude_ngram_bytes: int = 48
-    near_duplicates: float | None = None
-    num_permutations: int = 128
     on_bad_row: Literal["error", "skip"] = "error"
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from framework.data.sentence_pairs import SentenceChunks
 from framework.data.store.sequence_index import Division, divide_in_memory
-from framework.data.store.token_store import StoredBatch
+from framework.data.store.stored_batch import StoredBatch
 
 
 class Boundaries:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,11 +13,9 @@ from framework.data.reading.documents import Cleaner
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards, RowGroup
 from framework.data.reading.sources import Source
+from framework.data.store.stored_batch import StoredBatch
 from framework.data.tokenization.document_encoder import DocumentEncoder
 from framework.errors import DataError
-
-if TYPE_CHECKING:
-    from framework.data.store.token_store import StoredBatch
 
 ROW_GROUPS_FILE = "row_groups.json"
 
@@ -59,7 +57,7 @@ class RowGroupEncoder:
     def __init__(
         self,
         folder: Path,
-        stored: "Callable[[int], StoredBatch]",
+        stored: Callable[[int], StoredBatch],
         tokenizer_folder: Path,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:

@@ -8,7 +8,6 @@ folder that gets its name after that. A streamed store has no ids: they are read
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,35 +15,12 @@ import numpy as np
 import pyarrow as pa
 
 from framework.data.store.row_groups import RowGroupEncoder
+from framework.data.store.stored_batch import StoredBatch
 from framework.data.store.streamed_tokens import StreamedTokens
 from framework.data.store.writer import BATCHES_FILE, COMPLETE_FILE, DATA_FILE, FORMAT, META_FILE, TOKENIZER_FOLDER
 from framework.errors import DataError
 
 CACHE_BYTES = 2**30
-
-
-@dataclass(frozen=True, slots=True)
-class StoredBatch:
-    """The boundaries of the documents of one record batch.
-
-    Attributes:
-        sentence_lengths: (sentences,) int32 tokens of each.
-        document_sentences: (documents,) int64 sentences of each.
-        text_hashes: (documents,) uint64.
-        group: Of a streamed store, the row group that holds the texts; None elsewhere.
-        rows: Of a streamed store, (documents,) int32 places among the texts of the row group; None elsewhere.
-    """
-
-    sentence_lengths: np.ndarray
-    document_sentences: np.ndarray
-    text_hashes: np.ndarray
-    group: int | None
-    rows: np.ndarray | None
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents."""
-        return int(self.sentence_lengths.sum(dtype=np.int64))
 
 
 class TokenReader(Protocol):
