@@ -21,7 +21,8 @@ class StoreData:
 
     Attributes:
         store: Folder of the store.
-        validation_fraction: Share of the documents that is held out, about.
+        validation_fraction: Share of the documents that is held out, about; of a streamed store whole row groups are,
+            so that validation fetches no others.
         split_seed: Decides the split, apart from the run's seed.
         weights: How often the training texts of each source are seen in an epoch, by the source's name in the corpus;
             sources that are not named, and None, are seen once.
@@ -68,7 +69,16 @@ class StoreData:
         return TokenStore.open(self.store, self.cache_megabytes * 2**20, self.storage_options)
 
     def splits(self, text_hashes: np.ndarray) -> dict[str, np.ndarray]:
-        """Where documents belong: (documents,) bool for "train" and, unless its fraction is 0, "validation"."""
+        """Where the documents of a record batch belong.
+
+        Args:
+            text_hashes: (documents,) uint64.
+
+        Returns:
+            (documents,) bool for "train" and, unless its fraction is 0, "validation".
+        """
+        if self.opened.is_streamed:
+            text_hashes = np.full_like(text_hashes, text_hashes[0])
         draws = uniform(mix(key(self.split_seed, "validation documents"), text_hashes))
         held_out = draws < self.validation_fraction
         return {"train": ~held_out, "validation": held_out} if self.validation_fraction > 0 else {"train": ~held_out}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from framework.batch import StepBatch
 from framework.data.batch_size import BatchWarmup
 from framework.data.collate import Capacity
+from framework.data.order import Shuffle
 from framework.data.packing import budget_sizes
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
@@ -153,3 +154,25 @@ def test_a_start_outside_the_run_is_refused(start):
 def test_a_step_outside_the_run_is_no_item():
     with pytest.raises(IndexError):
         datamodule().train_dataloader().dataset[MAX_STEPS]
+
+
+def test_a_window_of_the_order_is_announced_before_its_sequences_come_and_once(monkeypatch):
+    """60 sequences in blocks of 5, windows of 2 blocks: 10 sequences, a step has 6."""
+    order, told = Shuffle(block_size=5, window_blocks=2), []
+    monkeypatch.setattr(NumberedSource, "shuffle", order)
+    monkeypatch.setattr(NumberedSource, "read_ahead", lambda _, epoch, start, stop: told.append((epoch, start, stop)))
+    data = datamodule(size=60)
+    dataset, plan = data.train_dataloader().dataset, data.plans["train"]
+    announced: set[int] = set()
+    for step in range(10):
+        told.clear()
+        dataset[step]
+        announced |= {index for epoch, start, stop in told for index in range(start, stop) if epoch == 0}
+        assert set(plan.sequences(step).indices.tolist()) <= announced
+        # This window and the one after it: two blocks each.
+        assert len(told) == 4 if step == 0 else len(told) <= 4
+        assert all(stop - start == 5 for _, start, stop in told)
+    assert len(announced) == 60
+    told.clear()
+    dataset[9]
+    assert told == []

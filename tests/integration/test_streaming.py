@@ -1,5 +1,6 @@
 """A corpus that stays behind a web server trains like one on the disk: the same batches, from any step, on any rank."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def server(folder, monkeypatch) -> Iterator[RangeServer]:
 def prepared(folder: Path, files: list[str], tokenizer: Tokenizer, streamed: bool) -> StoreData:
     sources = {"web": ParquetShards(files)}
     prepare_store(sources, GivenTokenizer(str(tokenizer.folder)), folder, streamed=streamed)
-    return StoreData(str(folder), 0.1, block_size=8, window_blocks=2, cache_megabytes=4)
+    return StoreData(str(folder), 0.0, block_size=8, window_blocks=2, cache_megabytes=4)
 
 
 def over_http(server: RangeServer) -> list[str]:
@@ -114,7 +115,7 @@ def test_batches_are_those_of_a_store_on_the_disk(tmp_path, server, folder, toke
     assert content(iter(datamodule(streamed, tokenizer).train_dataloader())) == expected
     assert len(expected) == STEPS and size["streamed"] < size["local"]
     # From another step, on two ranks, in a process that has fetched nothing yet.
-    again = StoreData(streamed.store, 0.1, block_size=8, window_blocks=2, cache_megabytes=4)
+    again = StoreData(streamed.store, 0.0, block_size=8, window_blocks=2, cache_megabytes=4)
     for rank in range(2):
         modules = [datamodule(data, tokenizer, num_ranks=2, rank=rank) for data in (local, again)]
         for module in modules:
@@ -136,6 +137,20 @@ def test_a_window_fetches_its_own_row_groups_once(tmp_path, server, tokenizer):
     assert 0 < server.bytes_served - before < 0.5 * shards
 
 
+def test_validation_fetches_no_row_group_of_training(tmp_path, folder, tokenizer):
+    prepared(tmp_path / "store", on_disk(folder), tokenizer, streamed=True)
+    data = StoreData(str(tmp_path / "store"), 0.4, block_size=8, window_blocks=2, cache_megabytes=4)
+    module, fetched = datamodule(data, tokenizer), []
+    encode = data.opened.tokens._fetch
+    data.opened.tokens._fetch = lambda number: fetched.append(number) or encode(number)
+    seen = {}
+    for split, loader in (("train", module.train_dataloader()), ("validation", module.val_dataloader())):
+        fetched.clear()
+        assert list(loader)
+        seen[split] = set(fetched)
+    assert seen["train"] and seen["validation"] and not seen["train"] & seen["validation"]
+
+
 def test_a_shard_that_changed_ends_the_run(tmp_path, server, folder, tokenizer):
     copies = tmp_path / "copies"
     copies.mkdir()
@@ -144,6 +159,16 @@ def test_a_shard_that_changed_ends_the_run(tmp_path, server, folder, tokenizer):
     data = prepared(tmp_path / "store", on_disk(copies), tokenizer, streamed=True)
     pq.write_table(pa.table({"text": ["something else."] * 40, "raw": ["x"] * 40}), copies / "1.parquet")
     with pytest.raises(DataError, match=r"1\.parquet has changed since it was indexed; run framework\.prepare again"):
+        list(datamodule(data, tokenizer).train_dataloader())
+
+
+def test_a_row_group_that_gives_other_sentences_ends_the_run(tmp_path, folder, tokenizer):
+    data = prepared(tmp_path / "store", on_disk(folder), tokenizer, streamed=True)
+    told = tmp_path / "store" / "row_groups.json"
+    content = json.loads(told.read_text())
+    content["sources"][0]["groups"].reverse()
+    told.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"row group \d gives other sentences than when the store was made"):
         list(datamodule(data, tokenizer).train_dataloader())
 
 

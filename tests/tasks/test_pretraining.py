@@ -251,3 +251,12 @@ def test_settings_that_cannot_be(data, tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text() + "\n")
     with pytest.raises(DataError, match="was made with another tokenizer"):
         PretrainingTask().build_sources(data, Tokenizer.from_folder(tmp_path), 0)
+
+
+def test_a_source_that_is_seen_twice_in_an_epoch_is_seen_with_other_masks(data, tokenizer):
+    twice = StoreData(data.store, validation_fraction=0.2, weights={"texts": 2.0})
+    source = sources_of(twice, tokenizer, nsp=False)["train"]
+    half = len(source) // 2
+    first, second = (sequences_of(build(source, 0, np.arange(half) + begin)) for begin in (0, half))
+    assert [original_ids(sequence) for sequence in first] == [original_ids(sequence) for sequence in second]
+    assert sum(one[2] == other[2] for one, other in zip(first, second, strict=True)) < 0.1 * half

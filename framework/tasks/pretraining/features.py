@@ -146,7 +146,8 @@ class PretrainingSource:
         """Is told that sequences from index `start` up to `stop` come soon; lets their text be read."""
         epochs, indices = np.full(2, epoch), np.array([start, stop - 1])
         chunks = self._mixture.chunks(self._seen(epochs), indices)
-        if chunks[0] <= chunks[1]:  # not where a source's rounds begin anew in between
+        # Not where a source ends or begins anew in between.
+        if chunks[1] - chunks[0] == stop - 1 - start:
             ends = self.chunks.whole(chunks)
             self._store.tokens.read_ahead(int(ends.starts[0, 0]), int(ends.starts[1, 0] + ends.lengths[1, 0]))
 

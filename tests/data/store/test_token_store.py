@@ -87,7 +87,7 @@ def test_a_writer_goes_on_after_what_was_committed(tmp_path, tokenizer, committe
                 # What was added behind the last commit lies in the file, perhaps in part.
                 writer.close()
                 with (folder / "data.arrow").open("ab") as file:
-                    file.write(b"torn")
+                    file.write(b"torn" * 5000)
                 return
             add(writer, [DOCUMENTS[number]], [number])
             if number < committed or stops_after is None:
