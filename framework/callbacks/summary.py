@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from typing_extensions import override
 
+from framework.callbacks.preemption import Preemption
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.metric_names import depends_on_clock
@@ -20,28 +21,34 @@ from framework.tracking.summary_file import write_summary
 class Summary(pl.Callback):
     """Writes summary.json on rank 0 at the end and when a run fails; the file is replaced whole."""
 
-    def __init__(self, run_folder: Path, run_log: RunLog, best_metric: str, best_mode: str) -> None:
+    def __init__(
+        self, run_folder: Path, run_log: RunLog, preemption: Preemption, best_metric: str, best_mode: str
+    ) -> None:
         """Takes what is summed up.
 
         Args:
             run_folder: Holds metrics.jsonl; gets summary.json.
             run_log: Its throughput gives seconds and tokens a second.
+            preemption: Knows why the run left before its last step, if it did.
             best_metric: Validation metric without the `val/` prefix.
             best_mode: "min" or "max".
         """
         self.run_folder = run_folder
         self.run_log = run_log
+        self.preemption = preemption
         self.best_key = f"val/{best_metric}"
         self.best_mode = best_mode
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes `finished`, or `stopped` where the last step was not reached.
+        """Writes `finished`, or `preempted` or `stopped` where the last step was not reached.
 
         Not at the end of training: a run that was killed after its last checkpoint has no step left to train.
         """
         if trainer.global_step >= trainer.max_steps:
             self._write(trainer, pl_module, "finished", None)
+        elif self.preemption.why is not None:
+            self._write(trainer, pl_module, "preempted", self.preemption.why)
         else:
             self._write(trainer, pl_module, "stopped", "a stop was asked for before the last step")
 

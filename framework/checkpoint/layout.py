@@ -1,7 +1,7 @@
-"""Names on disk: step folders, what makes one complete, which is the newest, which may go.
+"""Names on disk: step folders, what makes one complete, which is the newest, how one goes.
 
-A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files and their
-sizes. Only what has COMPLETE is ever read; nothing that has it is ever written to again.
+A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files (see
+integrity.py). Only what has COMPLETE is ever read; nothing that has it is ever written to again.
 """
 
 import json
@@ -18,8 +18,26 @@ FORMAT = 1
 
 COMPLETE = "COMPLETE"
 STATE = "state.json"
+DAMAGED = "DAMAGED"
+"""What COMPLETE is called in a checkpoint that was found damaged."""
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not as it was written, so that an older one may take its place.
+
+    Attributes:
+        reason: What is wrong with which file.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """The reason and the remedy."""
+        return f"{self.reason}; use an older checkpoint."
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -61,35 +79,14 @@ def newest_complete(checkpoints: Path) -> Path | None:
     return next(reversed(complete_checkpoints(checkpoints)), None)
 
 
-def verify(folder: Path) -> None:
-    """Checks that a checkpoint is whole: COMPLETE is there and every file has the size that was written.
-
-    Raises:
-        CheckpointError: It is not; the message names the file.
-    """
-    marker = folder / COMPLETE
-    if not marker.is_file():
-        raise CheckpointError(
-            f"{folder} has no file {COMPLETE}, so it was not written to its end; use an older checkpoint."
-        )
-    sizes = _read_json(marker).get("file_sizes_bytes")
-    if not isinstance(sizes, dict) or not sizes:
-        raise CheckpointError(f"{marker} does not list the checkpoint's files; use an older checkpoint.")
-    for name, size in sizes.items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes"
-            raise CheckpointError(f"{path} {what}, but {size} bytes were written; use an older checkpoint.")
-
-
 def read_state(folder: Path) -> dict[str, Any]:
     """Reads state.json: `format`, `step`, and what was saved as extra.
 
     Raises:
-        CheckpointError: It cannot be read, or it is of another format.
+        DamagedError: It cannot be read.
+        CheckpointError: It is of another format.
     """
-    state = _read_json(folder / STATE)
+    state = read_json(folder / STATE)
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}; "
@@ -98,13 +95,18 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a checkpoint.
+
+    Raises:
+        DamagedError: It cannot be read, or holds no JSON object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); use an older checkpoint.") from error
+        raise DamagedError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} does not hold a JSON object; use an older checkpoint.")
+        raise DamagedError(f"{path} does not hold a JSON object")
     return value
 
 
@@ -128,32 +130,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def mark_complete(folder: Path) -> None:
-    """Writes COMPLETE with the sizes of all files."""
-    sizes = {
-        path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-    write_json(folder / COMPLETE, {"file_sizes_bytes": sizes})
-
-
 def remove(folder: Path) -> None:
     """Deletes a checkpoint, its COMPLETE first: a deletion that is cut short leaves nothing that looks whole."""
     (folder / COMPLETE).unlink(missing_ok=True)
+    sync_folder(folder)
     shutil.rmtree(folder)
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Deletes all but the newest complete checkpoints, and what is left of writes that older kills cut short.
+def set_aside(folder: Path) -> None:
+    """Makes a damaged checkpoint count as not complete, so that a run may write its step again; its files stay."""
+    if (folder / COMPLETE).exists():
+        (folder / COMPLETE).rename(folder / DAMAGED)
+        sync_folder(folder)
 
-    Call it on one rank, after a save. Nothing is deleted that is as new as the newest complete checkpoint or newer.
-    """
-    complete = complete_checkpoints(checkpoints)
-    if not complete:
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Deletes what cut writes and deletions left, and damaged checkpoints, where a newer complete checkpoint stands."""
+    newest = newest_complete(checkpoints)
+    if newest is None:
         return
-    for folder in complete[: -max(keep_last, 1)]:
-        remove(folder)
-    newest = step_of(complete[-1])
     for path in checkpoints.iterdir():
         match = _STEP_FOLDER.fullmatch(path.name.removesuffix(".tmp"))
-        if match and int(match.group(1)) < newest and not (path / COMPLETE).exists():
+        if match and int(match.group(1)) < step_of(newest) and not (path / COMPLETE).exists():
             shutil.rmtree(path)

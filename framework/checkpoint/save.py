@@ -1,6 +1,7 @@
-"""Writing a checkpoint: every rank its shards, then one rename and COMPLETE last."""
+"""Writing a checkpoint: every rank its shards, then one rename and COMPLETE last; or nothing where the disk refuses."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,24 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.layout import (
     COMPLETE,
     FORMAT,
     STATE,
-    mark_complete,
     step_folder,
     sync_folder,
     temporary_folder,
     write_json,
 )
 from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, without_single_process_warning
-from framework.distributed.agreement import on_first_rank
+from framework.distributed.agreement import gather, on_first_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
+
+
+class SaveError(CheckpointError):
+    """The disk refused a checkpoint: nothing of it is left, and older ones are as they were."""
 
 
 def save_checkpoint(
@@ -43,7 +48,8 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: The step is there already, or the disk refused; on all ranks.
+        SaveError: The disk refused, on any rank; on all ranks.
+        CheckpointError: The step is there already, or it failed for another reason; on all ranks.
     """
     target, temporary = step_folder(checkpoints, step), temporary_folder(checkpoints, step)
 
@@ -62,21 +68,57 @@ def save_checkpoint(
         sync_folder(temporary)
         temporary.rename(target)
         sync_folder(checkpoints)
-        mark_complete(target)
+        mark_complete(target, checksums)
 
-    on_first_rank(prepare)
+    try:
+        _on_first_rank(target, prepare)
+        written = _write_tensors(target, temporary, model, optimizer)
+        checksums = {name: checksum for by_name in gather(written) for name, checksum in by_name.items()}
+        _on_first_rank(target, publish)
+    except SaveError:
+        on_first_rank(lambda: _clear(temporary, target))
+        raise
+    return target
+
+
+def _write_tensors(target: Path, temporary: Path, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, str]:
+    """Writes this rank's shards; returns the checksums of its files."""
+    writer = IndexWriter(temporary)
     try:
         with without_single_process_warning():
-            save(
-                checkpoint_tensors(model, optimizer),
-                storage_writer=IndexWriter(temporary, single_file_per_rank=True, sync_files=True),
-                no_dist=not dist.is_initialized(),
-            )
+            save(checkpoint_tensors(model, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
+        if all(isinstance(each, OSError) for each, _ in error.failures.values()):
+            raise _refusal(target, rank, cause) from error
         raise CheckpointError(
-            f"{target} could not be written by rank {rank} ({cause}); make room or choose another folder. "
-            "Older checkpoints are whole."
+            f"{target} could not be written by rank {rank} ({type(cause).__name__}: {cause}), and not because of the "
+            "disk; older checkpoints are whole, resume from the newest."
         ) from error
-    on_first_rank(publish)
-    return target
+    return writer.checksums
+
+
+def _on_first_rank(target: Path, action: Callable[[], None]) -> None:
+    """Runs an action on rank 0; an error of its disk is a SaveError on all ranks."""
+
+    def run() -> None:
+        try:
+            action()
+        except OSError as error:
+            raise _refusal(target, 0, error) from error
+
+    on_first_rank(run)
+
+
+def _refusal(target: Path, rank: int, cause: BaseException) -> SaveError:
+    return SaveError(
+        f"{target} could not be written: the disk refused rank {rank} ({cause}); make room, or choose a folder that "
+        "can be written. Older checkpoints are whole."
+    )
+
+
+def _clear(temporary: Path, target: Path) -> None:
+    """Removes what a refused save left, to give the room back; what cannot be removed is no checkpoint either."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    if not (target / COMPLETE).exists():
+        shutil.rmtree(target, ignore_errors=True)

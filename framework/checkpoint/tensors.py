@@ -18,6 +18,8 @@ from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
+from framework.checkpoint.integrity import HashingFileSystem
+from framework.checkpoint.layout import DamagedError
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
 
@@ -67,33 +69,50 @@ def read_index(folder: Path) -> Metadata:
     """Reads `.metadata` of torch.distributed.checkpoint and checks that it names only tensors and files of this folder.
 
     Raises:
-        CheckpointError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign
-            file.
+        DamagedError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign file.
     """
     path = folder / ".metadata"
     try:
         with path.open("rb") as file:
             index = _IndexUnpickler(file).load()
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint.") from error
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or holds more than tensors ({error}); do not trust this checkpoint."
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+    ) as error:
+        raise DamagedError(
+            f"{path} is damaged or holds more than tensors ({error}), do not trust this checkpoint"
         ) from error
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
-        raise CheckpointError(f"{path} is not the index of a checkpoint; do not trust this checkpoint.")
+        raise DamagedError(f"{path} is not the index of a checkpoint, do not trust this checkpoint")
     for key, entry in index.state_dict_metadata.items():
         # Anything else would be unpickled by torch when it is loaded.
         if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"{path}: {key} is not a tensor; do not trust this checkpoint.")
+            raise DamagedError(f"{path}: {key} is not a tensor, do not trust this checkpoint")
     for info in (index.storage_data or {}).values():
         if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
-            raise CheckpointError(f"{path} points to a file outside of the checkpoint; do not trust this checkpoint.")
+            raise DamagedError(f"{path} points to a file outside of the checkpoint, do not trust this checkpoint")
     return index
 
 
 class IndexWriter(FileSystemWriter):
-    """Torch's writer of checkpoint folders, with an index that does not keep the folder's path (a pickled object)."""
+    """Torch's writer of checkpoint folders, with an index that does not keep the folder's path (a pickled object).
+
+    Attributes:
+        checksums: Of the files that this rank wrote, by name.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, single_file_per_rank=True, sync_files=True)
+        hashing = HashingFileSystem()
+        self.fs = hashing
+        self.checksums = hashing.checksums
 
     def storage_meta(self) -> StorageMeta:
         """Only the id of the save."""

@@ -176,4 +176,5 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         build_optimizer=build_optimizer,
         schedule=settings.schedule.build(max_steps=parts.max_steps),
         max_grad_norm=settings.trainer.gradient_clip,
+        activation_checkpointing=settings.strategy.activation_checkpointing,
     )

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from framework.callbacks.time_limit import TimeLimit
+from framework.checkpoint.integrity import Verify
 from framework.config.nodes import Component
 from framework.data.batch_size import BatchWarmup
 from framework.data.preparation.corpus import Cleaning
+from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -34,11 +37,14 @@ class RunConfig:
         dir: The folder that holds the run folders.
         resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be
             new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
+        verify: What of the checkpoint's files is compared with what was written: "sizes", or "checksums" too, which
+            reads all of them once more; where it is damaged, the one before it is used.
     """
 
     id: str | None = None
     dir: str = "runs"
     resume: str = "auto"
+    verify: Verify = "sizes"
 
 
 @dataclass(frozen=True)
@@ -57,10 +63,14 @@ class TrainerConfig:
         val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
         log_every_n_steps: Steps between logged rows.
         checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
-        keep_last: Checkpoints that are kept.
+        keep_last: Newest checkpoints that are kept.
+        keep_every_n_steps: Checkpoints at multiples of it are kept forever; null: none are.
+        keep_best: Checkpoints with the best validations, by the task's metric, that are kept.
         gradient_clip: Largest global gradient norm; null: gradients are not clipped.
         num_workers: Loader processes of each rank.
         timeout_seconds: How long a rank waits for the others before it gives up.
+        max_time: Time within which one start of the run saves and leaves, counted from the start of its process:
+            HH:MM:SS, D-HH:MM:SS or seconds; null: no limit.
     """
 
     max_steps: int | None
@@ -74,9 +84,26 @@ class TrainerConfig:
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
     keep_last: int = 2
+    keep_every_n_steps: int | None = None
+    keep_best: int = 1
     gradient_clip: float | None = 1.0
     num_workers: int = 0
     timeout_seconds: int = 600
+    max_time: str | int | None = None
+
+    @property
+    def time_limit(self) -> TimeLimit | None:
+        """`max_time` as a length of time; None: no limit.
+
+        Raises:
+            ConfigError: It cannot be read as one.
+        """
+        try:
+            return None if self.max_time is None else TimeLimit.parse(self.max_time)
+        except ValueError as error:
+            raise ConfigError(
+                f"`trainer.max_time` cannot be used: {error}; write ten hours as 10:00:00, two days as 2-00:00:00."
+            ) from error
 
     @property
     def batch_warmup(self) -> BatchWarmup | None:
@@ -101,11 +128,21 @@ class TrainerConfig:
                 f"`trainer.batch_warmup_start` is {self.batch_warmup_start} and `trainer.batch_warmup_steps` is "
                 f"{self.batch_warmup_steps}, but a growing batch needs both; set both, or both to null."
             )
+        _at_least("trainer", self, 1, "keep_every_n_steps")
+        if self.keep_every_n_steps is not None and (
+            self.checkpoint_every_n_steps is None or self.keep_every_n_steps % self.checkpoint_every_n_steps
+        ):
+            raise ConfigError(
+                f"`trainer.keep_every_n_steps` is {self.keep_every_n_steps}, but checkpoints are written by "
+                f"`trainer.checkpoint_every_n_steps`, which is {self.checkpoint_every_n_steps}; set the first to a "
+                "multiple of the second."
+            )
         _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
         _at_least("trainer", self, 1, "micro_batch_tokens", "batch_warmup_start", "batch_warmup_steps")
         _at_least("trainer", self, 1, "log_every_n_steps")
         _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
-        _at_least("trainer", self, 0, "num_workers", "gradient_clip")
+        _at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best")
+        _ = self.time_limit  # raises where it cannot be read
 
 
 @dataclass(frozen=True)
@@ -127,9 +164,11 @@ class StrategyConfig:
 
     Attributes:
         name: "single" one process; "ddp" replicated weights; "fsdp2" sharded weights, gradients and optimizer state.
+        activation_checkpointing: What layers keep of their forward pass for the backward pass.
     """
 
     name: Literal["single", "ddp", "fsdp2"]
+    activation_checkpointing: ActivationCheckpointing = KEEP_ALL
 
 
 @dataclass(frozen=True)

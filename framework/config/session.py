@@ -14,6 +14,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.peak_flops import peak_flops
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import step_of
+from framework.checkpoint.retention import Retention
 from framework.config.build import Parts
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import (
@@ -124,12 +125,21 @@ def build_run_trainer(
         folder.path,
         cadence,
         parts.task,
-        settings.trainer.keep_last,
+        Retention(
+            settings.trainer.keep_last,
+            settings.trainer.keep_every_n_steps,
+            settings.trainer.keep_best,
+            f"val/{parts.task.best_metric}",
+            parts.task.best_mode,
+        ),
         folder.checkpoint,
         _loggers(settings, folder.path) if info.rank == 0 else (),
         training_flops_per_token(parts.config, round(parts.sources["train"].mean_length)),
         peak_flops(device_type, info.world_size),
         plan,
+        settings.run.verify,
+        settings.trainer.time_limit,
+        settings.trainer.timeout_seconds,
     )
     return build_trainer(
         build_strategy(settings.strategy.name, info.world_size, settings.trainer.timeout_seconds, device_type),

@@ -11,6 +11,7 @@ from framework.data.batch_size import BatchWarmup
 from framework.data.collate import Capacity
 from framework.data.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
+from framework.distributed.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
 
 
@@ -122,4 +123,10 @@ class EncoderDataModule(LightningDataModule):
         return batch.to(device, non_blocking=True)
 
     def _loader(self, dataset: StepDataset, sampler: SeekSampler) -> DataLoader[StepBatch]:
-        return DataLoader(dataset, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            worker_init_fn=ignore_stop_signals,
+        )

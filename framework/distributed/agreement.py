@@ -5,17 +5,43 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch.distributed as dist
 
 from framework.errors import CheckpointError, DistributedError, FrameworkError
 
+T = TypeVar("T")
 
-def _gather(value: object) -> list[object]:
-    """Every rank's value, by rank."""
-    values: list[object] = [None] * dist.get_world_size()
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank; without a process group the one value. Collective: all ranks must call."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_every_rank(action: Callable[[], T]) -> T:
+    """Runs an action on each rank; where one fails, all fail. Collective: all ranks must call.
+
+    Returns:
+        This rank's result.
+
+    Raises:
+        FrameworkError: The one of the lowest rank that raised one, on all ranks.
+    """
+    result: T | None = None
+    error: FrameworkError | None = None
+    try:
+        result = action()
+    except FrameworkError as raised:
+        error = raised
+    for other in gather(error):
+        if other is not None:
+            raise other
+    return cast(T, result)
 
 
 def on_first_rank(action: Callable[[], None]) -> None:
@@ -53,11 +79,9 @@ def check_agreement(facts: Mapping[str, str]) -> None:
     """
     if not dist.is_initialized():
         return
-    by_rank = _gather(dict(facts))
+    by_rank = gather(dict(facts))
     first = by_rank[0]
-    assert isinstance(first, dict)
     for rank, other in enumerate(by_rank):
-        assert isinstance(other, dict)
         for name in sorted(first.keys() | other.keys()):
             if first.get(name) != other.get(name):
                 raise DistributedError(
@@ -94,10 +118,9 @@ def check_shared_folder(folder: Path, wait_seconds: float = 5.0) -> None:
     while not seen and time.monotonic() < deadline:
         time.sleep(0.1)
         seen = _reads(path, words[0])
-    by_rank = _gather((seen, socket.gethostname()))
+    by_rank = gather((seen, socket.gethostname()))
     on_first_rank(lambda: path.unlink(missing_ok=True))
     for rank, entry in enumerate(by_rank):
-        assert isinstance(entry, tuple)
         if not entry[0]:
             raise DistributedError(
                 f"Rank {rank} on host {entry[1]} does not see what rank 0 writes to {folder}; "

@@ -16,6 +16,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from framework.distributed.activation_checkpoint import (
+    KEEP_ALL,
+    ActivationCheckpointing,
+    apply_activation_checkpointing,
+)
 from framework.distributed.precision import Precision
 from framework.nn.norm import LayerNorm
 
@@ -23,24 +28,31 @@ if TYPE_CHECKING:
     from framework.tasks.task import TaskModel
 
 
-def parallelize(model: TaskModel, mesh: DeviceMesh | None, strategy: str, precision: Precision) -> TaskModel:
+def parallelize(
+    model: TaskModel,
+    mesh: DeviceMesh | None,
+    strategy: str,
+    precision: Precision,
+    activation_checkpointing: ActivationCheckpointing = KEEP_ALL,
+) -> TaskModel:
     """Applies the strategy in place. Collective where there is a mesh: all ranks must call.
 
     The order is: tensor parallel, activation checkpointing, compile, data parallel last (of which this version has the
-    last). `ddp` and `fsdp2` are the same runtime with another placement of the parameters.
+    second and the last). `ddp` and `fsdp2` are the same runtime with another placement of the parameters.
 
     Args:
         model: On the meta device.
         mesh: Of `build_mesh`; None for a single process.
         strategy: "single", "ddp" or "fsdp2".
         precision: Decides in which dtype parameters are gathered.
+        activation_checkpointing: What the encoder's layers keep for the backward pass.
 
     Returns:
         The same model.
     """
-    if mesh is None:
-        return model
-    _apply_data_parallel(model, mesh, strategy, precision)
+    apply_activation_checkpointing(model.encoder.layers, activation_checkpointing)
+    if mesh is not None:
+        _apply_data_parallel(model, mesh, strategy, precision)
     return model
 
 

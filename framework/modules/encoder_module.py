@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from framework.batch import PackedBatch, StepBatch
+from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import data_parallel_size
 from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
@@ -43,6 +44,7 @@ class EncoderModule(pl.LightningModule):
         build_optimizer: Callable[[TaskModel], CombinedOptimizer],
         schedule: Callable[[int], float],
         max_grad_norm: float | None,
+        activation_checkpointing: ActivationCheckpointing = KEEP_ALL,
     ) -> None:
         """Takes the parts; nothing is allocated before `configure_model`.
 
@@ -55,6 +57,7 @@ class EncoderModule(pl.LightningModule):
             build_optimizer: From the model with its weights to the one optimizer of the run.
             schedule: From a step, counted from 0, to the factor on every learning rate.
             max_grad_norm: Global gradient norm to clip at; None only measures it.
+            activation_checkpointing: What layers keep of their forward pass.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -66,6 +69,7 @@ class EncoderModule(pl.LightningModule):
         self.build_optimizer = build_optimizer
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
+        self.activation_checkpointing = activation_checkpointing
         self.objective = SumCountObjective(task.loss_weights)
         self.step_metrics: dict[str, Tensor] = {}
         self.validation_metrics: dict[str, float] = {}
@@ -79,7 +83,7 @@ class EncoderModule(pl.LightningModule):
         if not any(parameter.is_meta for parameter in self.model.parameters()):
             return
         strategy = self._strategy
-        parallelize(self.model, strategy.mesh, strategy.name, self.precision)
+        parallelize(self.model, strategy.mesh, strategy.name, self.precision, self.activation_checkpointing)
         materialize(self.model, self.initial_values(self.model), strategy.root_device)
 
     @override

@@ -1,6 +1,6 @@
 """AdamW (Loshchilov, Hutter 2019) on shards: the update is element by element, so each rank updates what it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,13 @@ def initial_state(parameter: Tensor) -> dict[str, Tensor]:
     }
 
 
-def update(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """One update of a group's parameters that have gradients."""
+def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+    """One update of the groups' parameters that have gradients. No communication."""
+    for group in groups:
+        _update_group(group, state)
+
+
+def _update_group(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     if not parameters:
         return

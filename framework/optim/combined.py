@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from framework.optim import adamw, muon
+from framework.optim import adamw, lamb, muon, stable_adamw
 
-_INITIAL_STATE = {"adamw": adamw.initial_state, "muon": muon.initial_state}
+_INITIAL_STATE = {
+    "adamw": adamw.initial_state,
+    "lamb": adamw.initial_state,
+    "muon": muon.initial_state,
+    "stable_adamw": adamw.initial_state,
+}
+_UPDATES = {"adamw": adamw.update, "lamb": lamb.update, "muon": muon.update, "stable_adamw": stable_adamw.update}
 
 
 class CombinedOptimizer(Optimizer):
-    """AdamW and Muon by parameter group.
+    """One algorithm for each parameter group.
 
     Args:
         parameter_groups: Of `framework.optim.parameter_groups`; each has `params`, `names`, `algorithm`, `lr` and what
@@ -47,12 +53,10 @@ class CombinedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
-        for group in self.param_groups:
-            if group["algorithm"] == "adamw":
-                adamw.update(group, self.state)
-        muon_groups = [group for group in self.param_groups if group["algorithm"] == "muon"]
-        if muon_groups:
-            muon.update(muon_groups, self.state)
+        for algorithm, update in _UPDATES.items():
+            groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
+            if groups:
+                update(groups, self.state)
         return result
 
     def set_learning_rates(self, factor: float) -> None:

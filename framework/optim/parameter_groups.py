@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
+from framework.optim.layer_decay import layer_factors
 from framework.optim.muon import LEARNING_RATE_RULES
 
 NO_DECAY = ("*bias", "*norm.weight")
@@ -49,8 +50,8 @@ class OptimizerSettings(ABC):
 
 
 @dataclass(frozen=True)
-class AdamW(OptimizerSettings):
-    """AdamW for every parameter.
+class Adam(OptimizerSettings):
+    """What the members of Adam's family have in common: one algorithm for every parameter.
 
     Attributes:
         lr: Base learning rate.
@@ -58,13 +59,18 @@ class AdamW(OptimizerSettings):
         eps: Added to the root of the second moment.
         weight_decay: Decoupled; times the learning rate of the step.
         no_decay: Shell patterns of names that are not decayed.
+        layer_decay: By what a layer's rate is smaller than that of the next, in (0, 1]; see
+            `framework.optim.layer_decay`.
     """
+
+    algorithm: ClassVar[str]
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.01
     no_decay: Sequence[str] = NO_DECAY
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         _check_positive(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
@@ -72,16 +78,20 @@ class AdamW(OptimizerSettings):
             raise ConfigError(
                 f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1); for example [0.9, 0.98]."
             )
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ConfigError(
+                f"optimizer.layer_decay={self.layer_decay} is not in (0, 1]; 1 gives every layer the same rate."
+            )
 
-    def group(self, decayed: bool) -> dict[str, Any]:
+    def group(self, decayed: bool, layer_factor: float) -> dict[str, Any]:
         """The settings of one group, without its parameters."""
-        weight_decay = self.weight_decay if decayed else 0.0
         return {
-            "algorithm": "adamw",
-            "lr": self.lr,
+            "algorithm": self.algorithm,
+            "lr": self.lr * layer_factor,
             "betas": tuple(self.betas),
             "eps": self.eps,
-            "weight_decay": weight_decay,
+            "weight_decay": self.weight_decay if decayed else 0.0,
+            "decayed": decayed,
         }
 
     @override
@@ -92,15 +102,36 @@ class AdamW(OptimizerSettings):
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
         """Builds the optimizer; nothing here works on whole matrices."""
-        return CombinedOptimizer(build_parameter_groups(named_parameters, self))
+        named_parameters = list(named_parameters)
+        factors = layer_factors([name for name, _ in named_parameters], self.layer_decay)
+        return CombinedOptimizer(build_parameter_groups(named_parameters, self, factors))
+
+
+class AdamW(Adam):
+    """AdamW for every parameter, see `framework.optim.adamw`."""
+
+    algorithm = "adamw"
+
+
+class StableAdamW(Adam):
+    """StableAdamW for every parameter, see `framework.optim.stable_adamw`."""
+
+    algorithm = "stable_adamw"
+
+
+class Lamb(Adam):
+    """LAMB for every parameter, see `framework.optim.lamb`; what is not decayed has no trust ratio either."""
+
+    algorithm = "lamb"
 
 
 @dataclass(frozen=True)
 class Muon(OptimizerSettings):
-    """Muon for the matrices inside layers, AdamW for the rest.
+    """Muon for the matrices inside layers, another for the rest.
 
     Attributes:
-        adamw: For embeddings, head, norms and biases.
+        adamw: For embeddings, head, norms and biases: AdamW, or another of its family. Its `layer_decay` holds
+            for the matrices too.
         lr: Base learning rate of the matrices.
         momentum: Of the Nesterov momentum, in [0, 1).
         weight_decay: Of the matrices.
@@ -109,7 +140,7 @@ class Muon(OptimizerSettings):
         matrices: Shell patterns of names; of these, the 2-D parameters get Muon.
     """
 
-    adamw: AdamW
+    adamw: Adam
     lr: float
     momentum: float = 0.95
     weight_decay: float = 0.1
@@ -127,11 +158,13 @@ class Muon(OptimizerSettings):
                 f"use one of {', '.join(LEARNING_RATE_RULES)}."
             )
 
-    def group(self, row_parts: tuple[int, int] | None, matrix_dtype: torch.dtype) -> dict[str, Any]:
+    def group(
+        self, row_parts: tuple[int, int] | None, matrix_dtype: torch.dtype, layer_factor: float
+    ) -> dict[str, Any]:
         """The settings of one group, without its parameters."""
         return {
             "algorithm": "muon",
-            "lr": self.lr,
+            "lr": self.lr * layer_factor,
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
             "num_iterations": self.num_iterations,
@@ -148,17 +181,21 @@ class Muon(OptimizerSettings):
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
         """Builds the optimizer; fused weights are orthogonalised in their parts."""
-        matrices: list[tuple[str, Tensor]] = []
+        named_parameters = list(named_parameters)
+        factors = layer_factors([name for name, _ in named_parameters], self.adamw.layer_decay)
         rest: list[tuple[str, Tensor]] = []
+        matrices: dict[tuple[tuple[int, int] | None, float], list[tuple[str, Tensor]]] = {}
         for name, parameter in named_parameters:
-            is_matrix = parameter.ndim == 2 and parameter.requires_grad and _matches(name, self.matrices)
-            (matrices if is_matrix else rest).append((name, parameter))
-        by_parts: dict[tuple[int, int] | None, list[tuple[str, Tensor]]] = {}
-        for name, parameter in matrices:
-            parts = next((value for pattern, value in row_parts.items() if fnmatchcase(name, pattern)), None)
-            by_parts.setdefault(parts, []).append((name, parameter))
-        groups = build_parameter_groups(rest, self.adamw)
-        groups += [_with_parameters(self.group(parts, matrix_dtype), members) for parts, members in by_parts.items()]
+            if parameter.ndim == 2 and parameter.requires_grad and _matches(name, self.matrices):
+                parts = next((value for pattern, value in row_parts.items() if fnmatchcase(name, pattern)), None)
+                matrices.setdefault((parts, factors[name]), []).append((name, parameter))
+            else:
+                rest.append((name, parameter))
+        groups = build_parameter_groups(rest, self.adamw, factors)
+        groups += [
+            _with_parameters(self.group(parts, matrix_dtype, factor), members)
+            for (parts, factor), members in matrices.items()
+        ]
         return CombinedOptimizer(groups)
 
 
@@ -167,13 +204,25 @@ def _with_parameters(settings: dict[str, Any], members: Sequence[tuple[str, Tens
     return {"params": list(parameters), "names": list(names), **settings}
 
 
-def build_parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], adamw: AdamW) -> list[dict[str, Any]]:
-    """Sorts parameters into decayed and not decayed, leaving out frozen ones and empty groups."""
-    decayed: list[tuple[str, Tensor]] = []
-    kept: list[tuple[str, Tensor]] = []
+def build_parameter_groups(
+    named_parameters: Iterable[tuple[str, Tensor]], adam: Adam, factors: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Sorts parameters by rate and into decayed and not decayed, leaving out frozen ones.
+
+    Args:
+        named_parameters: Those that the Adam is for.
+        adam: The settings.
+        factors: Of `framework.optim.layer_decay.layer_factors`, by name.
+
+    Returns:
+        The groups, the largest rate first (it is the one that is logged), decayed before not decayed.
+    """
+    members: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (kept if _matches(name, adamw.no_decay) else decayed).append((name, parameter))
+            decayed = not _matches(name, adam.no_decay)
+            members.setdefault((factors[name], decayed), []).append((name, parameter))
     return [
-        _with_parameters(adamw.group(flag), members) for flag, members in ((True, decayed), (False, kept)) if members
+        _with_parameters(adam.group(decayed, factor), members[factor, decayed])
+        for factor, decayed in sorted(members, reverse=True)
     ]

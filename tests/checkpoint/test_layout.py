@@ -4,17 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from framework.checkpoint.integrity import mark_complete, verify
 from framework.checkpoint.layout import (
     complete_checkpoints,
-    mark_complete,
     newest_complete,
-    prune,
     read_state,
     step_folder,
     step_of,
-    verify,
     write_json,
 )
+from framework.checkpoint.retention import Retention
 from framework.errors import CheckpointError
 
 
@@ -55,16 +54,16 @@ def test_prune_keeps_the_newest_and_clears_older_leftovers(tmp_path: Path) -> No
     make(tmp_path, "step_00000009.tmp", complete=False)
     make(tmp_path, "step_00000008", complete=False)
     (tmp_path / "notes.txt").touch()
-    prune(tmp_path, keep_last=2)
+    Retention(keep_last=2).prune(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"step_00000002", "step_00000004", "step_00000009.tmp", "step_00000008", "notes.txt"}
-    prune(tmp_path, keep_last=0)
+    Retention(keep_last=0).prune(tmp_path)
     assert newest_complete(tmp_path) == tmp_path / "step_00000004", "the last one is never pruned"
 
 
 def test_prune_without_a_complete_checkpoint_deletes_nothing(tmp_path: Path) -> None:
     make(tmp_path, "step_00000001", complete=False)
-    prune(tmp_path, keep_last=1)
+    Retention(keep_last=1).prune(tmp_path)
     assert (tmp_path / "step_00000001").exists()
 
 

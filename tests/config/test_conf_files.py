@@ -55,7 +55,7 @@ def test_the_number_of_files_is_known():
         "experiment": 4,
         "logger": 2,
         "model": 11,
-        "optimizer": 2,
+        "optimizer": 4,
         "precision": 3,
         "schedule": 4,
         "strategy": 3,

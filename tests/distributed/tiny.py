@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID
+from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import build_mesh, data_parallel_rank, data_parallel_size
 from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
@@ -156,14 +157,21 @@ class Tiny:
             self.model(make_batch(step, [0, 1]))
 
 
-def build(strategy: str, modern: bool = False, muon: bool = False, precision: str = "fp32", seed: int = 3) -> Tiny:
+def build(
+    strategy: str,
+    modern: bool = False,
+    muon: bool = False,
+    precision: str = "fp32",
+    seed: int = 3,
+    checkpointing: ActivationCheckpointing = KEEP_ALL,
+) -> Tiny:
     """Builds a tiny run under a strategy, over the ranks of the process group."""
     mesh = build_mesh(strategy, int(os.environ.get("WORLD_SIZE", "1")) if strategy != "single" else 1, "cpu")
     config = tiny_config(modern)
     with torch.device("meta"):
         model = TinyModel(config)
     resolved = Precision(precision)
-    parallelize(model, mesh, strategy, resolved)  # type: ignore[arg-type]
+    parallelize(model, mesh, strategy, resolved, checkpointing)  # type: ignore[arg-type]
     materialize(model, initial_values(model, config, seed), "cpu")
     adamw = AdamW(lr=2e-3)
     recipe = Muon(adamw=adamw, lr=1e-2) if muon else adamw

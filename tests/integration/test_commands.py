@@ -140,6 +140,8 @@ BAD_INPUT = [
     ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
     ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
     ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
+    ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, but checkpoints are written by `trainer.checkpoint_every_n_steps`, which is 20"),
+    ("unknown verification", nothing, ["run.verify=hashes"], "`run.verify` is 'hashes'"),
     ("two sizes of a step", nothing, ["trainer.global_batch_tokens=512"], "`trainer.global_batch_size` is 4 and `trainer.global_batch_tokens` is 512"),
     ("no size of a step", nothing, ["trainer.global_batch_size=null"], "`trainer.global_batch_size` is None and `trainer.global_batch_tokens` is None"),
     ("half a warm-up", nothing, ["trainer.batch_warmup_steps=3"], "`trainer.batch_warmup_start` is None and `trainer.batch_warmup_steps` is 3"),

@@ -31,7 +31,7 @@ def corpus(tmp_path_factory) -> Path:
     return folder / "store"
 
 
-def start(store: Path, run_id: str, num_ranks: int, strategy: str) -> subprocess.Popen[bytes]:
+def start(store: Path, run_id: str, num_ranks: int, strategy: str, *overrides: str) -> subprocess.Popen[bytes]:
     """Starts torchrun in a process group of its own, so that all of it can be killed at once."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)),
@@ -41,7 +41,7 @@ def start(store: Path, run_id: str, num_ranks: int, strategy: str) -> subprocess
         *("model.num_layers=2", "model.num_heads=2", "model.intermediate_size=48", "model.hidden_dropout=0.1"),
         *("task.sequence_length=32", f"trainer.max_steps={STEPS}", "trainer.global_batch_size=9"),
         *("trainer.micro_batch_tokens=64", "trainer.log_every_n_steps=1", "trainer.val_every_n_steps=5"),
-        *("trainer.checkpoint_every_n_steps=3",),
+        *("trainer.checkpoint_every_n_steps=3", *overrides),
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(

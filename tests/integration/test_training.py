@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import newest_complete
+from framework.checkpoint.retention import Retention
 from framework.config.resolvers import conf_folder
 from framework.data.plan import StepPlan
 from framework.data.preparation.prepare import prepare_store
@@ -111,7 +112,7 @@ def run(
         sources, SEED, GLOBAL_BATCH_SIZE, budget, cadence.max_steps, task.wraps_epochs, info.world_size, info.rank
     )
     checkpoint = newest_complete(Path(run_folder) / "checkpoints")
-    callbacks = standard_callbacks(Path(run_folder), cadence, task, keep_last=1, checkpoint=checkpoint)
+    callbacks = standard_callbacks(Path(run_folder), cadence, task, Retention(keep_last=1), checkpoint=checkpoint)
     trainer = build_trainer(
         build_strategy(strategy, info.world_size, 60.0),
         "cpu",

@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric, Metric
 from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.standard import standard_callbacks
+from framework.checkpoint.retention import Retention
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
 from framework.data.order import Shuffle
@@ -171,7 +172,7 @@ def train(
     info = process_info() if dist.is_initialized() and strategy != "single" else None
     rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)
     module = module or build_module()
-    callbacks = standard_callbacks(run_folder, cadence, module.task, keep_last=2, checkpoint=checkpoint)
+    callbacks = standard_callbacks(run_folder, cadence, module.task, Retention(keep_last=2), checkpoint=checkpoint)
     trainer = build_trainer(
         build_strategy(strategy, num_ranks, 60.0),
         "cpu",

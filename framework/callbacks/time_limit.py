@@ -1,0 +1,56 @@
+"""How long one start of a run may take, in SLURM's way of writing it."""
+
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
+_SECONDS = re.compile(r"()()()(\d+)")
+_FIRST_LOOK = time.monotonic()
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """A length of time; written as `HH:MM:SS`, from a day on as `D-HH:MM:SS`."""
+
+    seconds: int
+
+    @classmethod
+    def parse(cls, text: str | int) -> "TimeLimit":
+        """Reads `HH:MM:SS`, `D-HH:MM:SS` or plain seconds.
+
+        Args:
+            text: What the config says. YAML reads an unquoted 10:00:00 as 36000 seconds, which is the same.
+
+        Raises:
+            ValueError: It has another form, or is no time at all.
+        """
+        match = _CLOCK.fullmatch(str(text)) or _SECONDS.fullmatch(str(text))
+        if match is None:
+            raise ValueError(f"{text!r} is not HH:MM:SS, D-HH:MM:SS or a number of seconds")
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        limit = cls(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+        if limit.seconds == 0:
+            raise ValueError(f"{text!r} is no time at all")
+        return limit
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(self.seconds, 60)
+        hours, minutes = divmod(minutes, 60)
+        days, hours = divmod(hours, 24)
+        clock = f"{hours:02}:{minutes:02}:{seconds:02}"
+        return f"{days}-{clock}" if days else clock
+
+
+def process_age_seconds() -> float:
+    """Seconds since this process was started; where the kernel does not tell, since this module was imported."""
+    try:
+        # The command's name, the second field, may hold spaces and brackets: fields are counted from its end.
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime_seconds = float(Path("/proc/uptime").read_text().split()[0])
+    except OSError:
+        return time.monotonic() - _FIRST_LOOK
+    start_ticks = int(fields[19])  # field 22 of proc(5), counted from 1; the third is the first here
+    return uptime_seconds - start_ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,23 @@
+"""Saves twice, the second time with a limit on the size of a file: `python -m ... FOLDER BYTES`. Run by a test."""
+
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from framework.checkpoint.save import SaveError, save_checkpoint
+from tests.distributed.tiny import build
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    checkpoints, limit_bytes = Path(sys.argv[1]), int(sys.argv[2])
+    tiny = build("single")
+    save_checkpoint(checkpoints, 1, tiny.model, tiny.optimizer, {})
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    try:
+        save_checkpoint(checkpoints, 2, tiny.model, tiny.optimizer, {})
+    except SaveError as error:
+        sys.exit(f"SaveError: {error}")

@@ -1,0 +1,125 @@
+"""What COMPLETE records, and what of it is compared."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from framework.checkpoint.integrity import HashingFileSystem, mark_complete, verify
+from framework.checkpoint.layout import DamagedError
+from framework.checkpoint.save import save_checkpoint
+from tests.distributed.tiny import build
+from tests.workers import WorkerPool
+
+
+def blake2b(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def save_one(folder: str) -> None:
+    tiny = build("fsdp2")
+    tiny.step(0)
+    save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
+
+
+def test_the_record_is_that_of_the_bytes_on_disk(workers: WorkerPool, tmp_path: Path) -> None:
+    workers.run(save_one, 2, str(tmp_path))
+    folder = tmp_path / "step_00000001"
+    names = {"__0_0.distcp", "__1_0.distcp", ".metadata", "state.json"}
+    record = json.loads((folder / "COMPLETE").read_text())
+    assert record == {
+        "file_sizes_bytes": {name: (folder / name).stat().st_size for name in names},
+        "blake2b": {name: blake2b(folder / name) for name in names},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of three files."""
+    folder = tmp_path / "step_00000001"
+    folder.mkdir()
+    for name in ("__0_0.distcp", "__1_0.distcp", "state.json"):
+        (folder / name).write_bytes(b"0123456789")
+    mark_complete(folder)
+    return folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_of_a_shard_shows_where_checksums_are_asked_for(folder: Path) -> None:
+    verify(folder, "checksums")
+    flip(folder / "__1_0.distcp")
+    verify(folder, "sizes")
+    with pytest.raises(DamagedError, match=r"__1_0\.distcp holds other bytes than were written"):
+        verify(folder, "checksums")
+
+
+def test_a_flipped_byte_of_a_small_file_always_shows(folder: Path) -> None:
+    flip(folder / "state.json")
+    with pytest.raises(DamagedError, match=r"state\.json holds other bytes than were written"):
+        verify(folder, "sizes")
+
+
+def test_a_flipped_byte_of_the_record_itself_shows(folder: Path) -> None:
+    record = folder / "COMPLETE"
+    content = record.read_bytes()
+    quiet = []
+    for place in range(len(content)):
+        record.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            verify(folder, "checksums")
+        except DamagedError:
+            continue
+        quiet.append(chr(content[place]))
+    assert "".join(quiet) == "blake2b", "without that name it is a record of an older version"
+
+
+def test_every_file_is_in_the_share_of_one_rank(folder: Path) -> None:
+    for name in ("__0_0.distcp", "__1_0.distcp", "state.json"):
+        before = (folder / name).read_bytes()
+        flip(folder / name)
+        found = []
+        for rank in range(2):
+            try:
+                verify(folder, "checksums", rank, num_ranks=2)
+            except DamagedError:
+                found.append(rank)
+        assert len(found) == 1, name
+        (folder / name).write_bytes(before)
+
+
+def test_a_checkpoint_of_an_older_version_has_its_sizes_compared(folder: Path) -> None:
+    sizes = dict.fromkeys(("__0_0.distcp", "__1_0.distcp", "state.json"), 10)
+    (folder / "COMPLETE").write_text(json.dumps({"file_sizes_bytes": sizes}))
+    verify(folder, "checksums")
+    (folder / "__0_0.distcp").write_bytes(b"012345678")
+    with pytest.raises(DamagedError, match=r"__0_0\.distcp has 9 bytes, but 10 bytes were written"):
+        verify(folder, "checksums")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"file_sizes_bytes": {}}', '{"file_sizes_bytes": {"a": 1}, "blake2b": 3}']
+)
+def test_a_record_that_lists_nothing_is_no_record(folder: Path, content: str) -> None:
+    (folder / "COMPLETE").write_text(content)
+    with pytest.raises(DamagedError, match="COMPLETE does not"):
+        verify(folder)
+
+
+def test_the_disk_s_own_error_leaves_the_stream(tmp_path: Path) -> None:
+    """What torch's zip writer raises after a failed write says nothing of the disk."""
+
+    def write_and_stumble() -> None:
+        with HashingFileSystem().create_stream("/dev/full", "wb") as stream:
+            try:
+                stream.write(b"0" * 100_000)
+            finally:
+                raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        write_and_stumble()

@@ -1,0 +1,336 @@
+"""Activation checkpointing: the same numbers and names in less memory, and what is computed twice for it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo.testing
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from framework.callbacks.cadence import Cadence
+from framework.checkpoint.layout import newest_complete
+from framework.checkpoint.load import load_checkpoint
+from framework.checkpoint.save import save_checkpoint
+from framework.config.build import Parts, build_model, build_module, build_settings
+from framework.config.command import plain
+from framework.config.identity import check_same_run
+from framework.config.resolvers import conf_folder, register_resolvers
+from framework.config.schema import TrainConfig
+from framework.distributed.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
+from framework.distributed.precision import Precision
+from framework.errors import ConfigError
+from framework.models.encoder import TransformerEncoder
+from framework.nn import attention_backend
+from framework.nn.dropout import token_keys
+from tests.distributed.test_parallelize import CollectiveCount
+from tests.distributed.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
+from tests.models.shapes import BERT
+from tests.modules import toy_run
+from tests.nn.test_compiled import PACKS, fixed_capacity_batch
+from tests.workers import WorkerPool
+
+NONE = ActivationCheckpointing()
+FULL = ActivationCheckpointing("full")
+SELECTIVE = ActivationCheckpointing("selective")
+EVERY_SECOND = ActivationCheckpointing("full", 2)
+ALL = (NONE, FULL, SELECTIVE, EVERY_SECOND)
+
+Results = list[Tensor]
+
+
+def numbers(tiny: Tiny) -> Results:
+    """The loss and norm of a whole step, then a validation, then the loss and all gradients of another step."""
+    first = torch.tensor(tiny.step(0))
+    tiny.evaluate(1)
+    return [first, tiny.gradients(1), *(full(parameter.grad) for parameter in tiny.model.parameters())]
+
+
+def run_numbers(strategy: str, modern: bool, precision: str) -> list[Results]:
+    return [numbers(build(strategy, modern, precision=precision, checkpointing=settings)) for settings in ALL]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "modern", "precision"),
+    [
+        *(("single", modern, precision) for modern in (False, True) for precision in ("fp32", "bf16")),
+        ("ddp", True, "fp32"),
+        ("ddp", False, "bf16"),
+        ("fsdp2", False, "fp32"),
+        ("fsdp2", False, "bf16"),
+        ("fsdp2", True, "bf16"),
+    ],
+)
+def test_no_number_changes_in_any_bit(workers: WorkerPool, strategy: str, modern: bool, precision: str) -> None:
+    single = strategy == "single"
+    ranks = (
+        [run_numbers(strategy, modern, precision)]
+        if single
+        else workers.run(run_numbers, 2, strategy, modern, precision)
+    )
+    for expected, *others in ranks:
+        assert sum(bool(value.any()) for value in expected) > 20, "gradients that are all zero show nothing"
+        for settings, found in zip(ALL[1:], others, strict=True):
+            differing = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
+            assert not differing, settings
+
+
+def test_other_dropout_in_the_second_pass_would_be_seen() -> None:
+    """The comparison of gradients is worth something only if a wrong recomputation changes them."""
+    gradients = []
+    for wrong in (False, True):
+        tiny = build("single", checkpointing=FULL)
+        tiny.num_micro_batches = 1
+        calls: Counter[str] = Counter()
+
+        def turn_keys(module: Any, args: Any, kwargs: Any, wrong: bool = wrong, calls: Counter[str] = calls) -> Any:
+            calls["all"] += 1
+            hidden_states, keys = args
+            return (hidden_states, keys + 1 if wrong and calls["all"] == 2 else keys), kwargs
+
+        tiny.model.encoder.layers[0].attention_output_dropout.register_forward_pre_hook(turn_keys, with_kwargs=True)
+        tiny.gradients(0)
+        assert calls["all"] == 2
+        gradients.append(tiny.model.get_parameter("encoder.layers.0.attention.output.weight").grad)
+    assert not torch.equal(*gradients)
+
+
+def run_collectives(strategy: str, precision: str) -> list[Counter[str]]:
+    found = []
+    for settings in (NONE, FULL, SELECTIVE):
+        tiny = build(strategy, precision=precision, checkpointing=settings)
+        with CollectiveCount() as count:
+            tiny.gradients(0)
+        found.append(count.calls)
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_computing_again_gathers_nothing_again(workers: WorkerPool, strategy: str, precision: str) -> None:
+    none, *others = workers.run(run_collectives, 2, strategy, precision)[0]
+    assert none["allreduce"] >= 2
+    assert others == [none, none]
+
+
+class Storages(TorchDispatchMode):
+    """Remembers the memory that operators made (weights and inputs come from outside), without keeping it alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outside: set[int] = set()
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._outside |= {storage._cdata for storage in self._storages((args, kwargs))} - self._made.keys()
+        out = func(*args, **(kwargs or {}))
+        for storage in self._storages(out):
+            if storage._cdata not in self._outside:
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def _storages(self, tree: Any) -> list[torch.UntypedStorage]:
+        return [value.untyped_storage() for value in tree_leaves(tree) if isinstance(value, Tensor)]
+
+    def alive_bytes(self) -> int:
+        return sum(num_bytes for reference, num_bytes in self._made.values() if not reference.expired())
+
+
+def kept_bytes_per_token(settings: ActivationCheckpointing, modern: bool, precision: str) -> float:
+    """What the layers' forward pass leaves in memory for the backward pass.
+
+    Hooks on saved tensors would not see it: inside a checkpointed layer its own hooks stand before them, and what
+    `selective` keeps is not a saved tensor at all.
+    """
+    tiny = build("single", modern, precision=precision, checkpointing=settings)
+    batch = make_batch(0, list(range(12)))
+    keys = token_keys(7, 0, 0, batch)
+    rotary = tiny.model.encoder._rotary(batch).get("global")
+    hidden_states = tiny.model.encoder.embed(batch, keys)
+    # Autocast keeps weights in bf16 while its context is open.
+    with Storages() as storages, tiny.precision.autocast("cpu"):
+        for layer in tiny.model.encoder.layers:
+            hidden_states = layer(hidden_states, batch, rotary, keys)
+    return storages.alive_bytes() / batch.num_tokens
+
+
+@pytest.mark.parametrize(("precision", "item_bytes"), [("fp32", 4), ("bf16", 2)])
+@pytest.mark.parametrize("modern", [False, True], ids=["bert", "modern"])
+def test_what_is_kept_is_what_was_promised(modern: bool, precision: str, item_bytes: int) -> None:
+    config = tiny_config(modern)
+    hidden, intermediate, layers = config.hidden_size, config.intermediate_size, config.num_layers
+    none, selective, full_, second = (
+        kept_bytes_per_token(settings, modern, precision) for settings in (NONE, SELECTIVE, FULL, EVERY_SECOND)
+    )
+    assert none > selective > full_
+    assert full_ == layers * 4 * hidden, "each layer leaves its output in fp32, which is the next one's input"
+    # Queries, keys and values; mixed values; the map back; up (and gate); down.
+    products = (3 + 1 + 1 + 1) * hidden + (2 if modern else 1) * intermediate
+    assert selective == full_ + layers * item_bytes * products
+    assert selective < 0.6 * none
+    # With the first of two layers checkpointed, half of what full saves; layers are not quite equal.
+    assert none - second == pytest.approx((none - full_) / 2, rel=0.1)
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_layer_is_computed_twice_where_asked_and_only_for_a_gradient() -> None:
+    for settings, times in ((NONE, [1, 1]), (FULL, [2, 2]), (SELECTIVE, [2, 2]), (EVERY_SECOND, [2, 1])):
+        tiny = build("single", checkpointing=settings)
+        tiny.num_micro_batches = 1
+        calls: Counter[int] = Counter()
+        for index, layer in enumerate(tiny.model.encoder.layers):
+
+            def count(module: Any, args: Any, index: int = index, calls: Counter[int] = calls) -> None:
+                calls[index] += 1
+
+            layer.attention.register_forward_pre_hook(count)
+        tiny.evaluate(0)
+        assert calls == {0: 1, 1: 1}, settings
+        tiny.gradients(0)
+        assert calls == {0: 1 + times[0], 1: 1 + times[1]}, settings
+
+
+def test_selective_multiplies_no_matrix_twice() -> None:
+    found = {}
+    for settings in (NONE, FULL, SELECTIVE):
+        tiny = build("single", checkpointing=settings)
+        tiny.num_micro_batches = 1
+        with Calls() as calls:
+            tiny.gradients(0)
+        found[settings.mode] = calls.names["aten.addmm.default"]
+    # Two layers of four maps with a bias, and two in the head; the backward pass itself uses mm.
+    assert found == {"none": 2 * 4 + 2, "full": 2 * 2 * 4 + 2, "selective": 2 * 4 + 2}
+
+
+def test_selective_attends_once_in_the_loop_over_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_backend, "_is_short", lambda x, lengths: False)
+    found = {}
+    for settings in (NONE, FULL, SELECTIVE):
+        tiny = build("single", checkpointing=settings)
+        tiny.num_micro_batches = 1
+        with Calls() as calls:
+            tiny.gradients(0)
+        found[settings.mode] = calls.names["aten._scaled_dot_product_flash_attention_for_cpu.default"]
+    assert found == {"none": 2 * NUM_SEQUENCES, "full": 2 * 2 * NUM_SEQUENCES, "selective": 2 * NUM_SEQUENCES}
+
+
+def test_selective_attends_once_with_the_kernel_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
+    found = {}
+    for settings in (NONE, FULL, SELECTIVE):
+        with FakeTensorMode():
+            model = TransformerEncoder(BERT)
+            apply_activation_checkpointing(model.layers, settings)
+            batch = fixed_capacity_batch(*PACKS[0], "cpu")
+            with Calls() as calls, torch.autocast("cpu", torch.bfloat16):
+                model(batch, token_keys(1, 2, 0, batch)).sum().backward()
+        found[settings.mode] = calls.names["torch_attn._varlen_attn.default"]
+    assert found == {"none": BERT.num_layers, "full": 2 * BERT.num_layers, "selective": BERT.num_layers}
+
+
+def save_and_go_on(strategy: str, settings: ActivationCheckpointing, folder: str) -> list[tuple[float, float]]:
+    tiny = build(strategy, checkpointing=settings)
+    tiny.step(0)
+    save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
+    return [tiny.step(1)]
+
+
+def load_and_go_on(strategy: str, settings: ActivationCheckpointing, folder: str) -> list[tuple[float, float]]:
+    tiny = build(strategy, seed=99, checkpointing=settings)
+    newest = newest_complete(Path(folder))
+    assert newest is not None
+    load_checkpoint(newest, tiny.model, tiny.optimizer)
+    return [tiny.step(1)]
+
+
+def test_a_checkpoint_does_not_tell_how_it_was_made(workers: WorkerPool, tmp_path: Path) -> None:
+    for number, (saver, loader) in enumerate(((FULL, NONE), (SELECTIVE, NONE), (NONE, FULL))):
+        folder = str(tmp_path / str(number))
+        expected = workers.run(save_and_go_on, 2, "fsdp2", saver, folder)
+        assert workers.run(load_and_go_on, 2, "fsdp2", loader, folder) == expected
+        alone = torch.tensor(load_and_go_on("single", loader, folder))
+        torch.testing.assert_close(alone, torch.tensor(expected[0]), rtol=1e-5, atol=0)
+
+
+def test_names_stay() -> None:
+    plain_model, model = TinyModel(tiny_config(False)), TinyModel(tiny_config(False))
+    apply_activation_checkpointing(model.encoder.layers, FULL)
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in plain_model.named_modules()]
+    assert list(model.state_dict()) == list(plain_model.state_dict())
+
+
+@pytest.mark.parametrize("settings", [FULL, SELECTIVE], ids=["full", "selective"])
+def test_checkpointed_layers_compile_without_break_once_for_all(
+    settings: ActivationCheckpointing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    with FakeTensorMode():
+        model = TransformerEncoder(BERT)
+        apply_activation_checkpointing(model.layers, settings)
+        for layer in model.layers:
+            layer.compile(backend=counter, fullgraph=True, dynamic=False)
+        for lengths, num_sequences in PACKS[:2]:
+            batch = fixed_capacity_batch(lengths, num_sequences, "cpu")
+            with torch.autocast("cpu", torch.bfloat16):
+                out = model(batch, token_keys(1, 2, 0, batch))
+            out.sum().backward()
+        assert all(parameter.grad is not None for parameter in model.layers.parameters())
+    torch._dynamo.reset()
+    assert counter.frame_count == 1
+
+
+def composed(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = plain(compose("train", ["experiment=pretrain_demo", "strategy=single", *overrides]))
+    return config, build_settings(config, world_size=1)
+
+
+def test_the_config_reaches_the_module_and_is_free_to_change() -> None:
+    before, _ = composed()
+    overrides = ("strategy.activation_checkpointing.mode=full", "strategy.activation_checkpointing.every_nth_layer=2")
+    after, settings = composed(*overrides)
+    check_same_run("runs/x", before, after)
+    config, task = settings.model.build(vocab_size=100), settings.task.build()
+    nothing: Any = None
+    parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None)
+    assert build_module(settings, parts, Precision("fp32"), "cpu").activation_checkpointing == EVERY_SECOND
+
+
+def test_a_run_folder_does_not_tell(tmp_path: Path) -> None:
+    logs = []
+    for settings in (NONE, FULL):
+        module = toy_run.build_module()
+        module.activation_checkpointing = settings
+        folder = tmp_path / settings.mode
+        toy_run.train(folder, cadence=Cadence(max_steps=3, log_every_n_steps=1), module=module)
+        logs.append((folder / "metrics.jsonl").read_bytes())
+        named_so = [type(layer).__name__ for layer in module.model.encoder.layers]
+        assert named_so == [("Checkpointed" if settings is FULL else "") + "EncoderLayer"] * 2
+    assert logs[0] == logs[1] and logs[0].count(b"\n") == 3
+
+
+def test_wrong_settings_are_config_errors() -> None:
+    with pytest.raises(ConfigError, match=r"every_nth_layer` is 0.*at least 1"):
+        composed("strategy.activation_checkpointing.every_nth_layer=0")
+    with pytest.raises(ConfigError, match=r"strategy\.activation_checkpointing\.mode.*none, full, selective"):
+        composed("strategy.activation_checkpointing.mode=op")
