@@ -177,11 +177,13 @@ def seek(folder: Path, num_documents: int) -> None:
     begin = time.perf_counter()
     steps_of(StoreData(str(folder / "store")), tokenizer, 128)
     print(f"divided it, once, in {time.perf_counter() - begin:.0f} s", flush=True)
+    command = f"{sys.executable} -m tests.benchmarks.data_engine one --folder {folder / 'store'} --step 1000000"
     for _ in range(2):
-        os.system(f"{sys.executable} -m tests.benchmarks.data_engine one --folder {folder / 'store'} --step 1000000")
-    drop_from_cache(folder / "store")
-    print("and with a cold page cache:", flush=True)
-    os.system(f"{sys.executable} -m tests.benchmarks.data_engine one --folder {folder / 'store'} --step 1000000")
+        os.system(command)
+    for options in ("", " --block-size 4096"):
+        drop_from_cache(folder / "store")
+        print(f"cold page cache, order in {'two levels' if options else 'one level'}:", flush=True)
+        os.system(command + options)
 
 
 def one(store: Path, step: int, block_size: int | None) -> None:
