@@ -6,7 +6,7 @@ from pathlib import Path
 from framework.config.schema import TrainConfig
 from framework.data.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.mesh import check_strategy
+from framework.distributed.mesh import mesh_shape
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -17,7 +17,7 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
     Raises:
         ConfigError: Two values cannot go together.
     """
-    check_strategy(settings.strategy.name, world_size)
+    mesh_shape(settings.strategy.name, world_size)
     arguments = dict(settings.model.arguments)
     if {
         "family",

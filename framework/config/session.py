@@ -30,6 +30,7 @@ from framework.data.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.environment import ProcessInfo
+from framework.distributed.mesh import mesh_shape
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
@@ -92,14 +93,15 @@ def start_run(
 
 def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> EncoderDataModule:
     """The LightningDataModule of a run."""
+    shape = mesh_shape(settings.strategy.name, info.world_size)
     return EncoderDataModule(
         sources=parts.sources,
         seed=settings.seed,
         global_batch_size=parts.global_batch_size,
         micro_batch_tokens=settings.trainer.micro_batch_tokens,
         max_steps=parts.max_steps,
-        rank=info.rank,
-        num_ranks=info.world_size,
+        rank=shape.data_parallel_rank(info.rank),
+        num_ranks=shape.data_parallel_size,
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
@@ -142,7 +144,12 @@ def build_run_trainer(
         settings.trainer.timeout_seconds,
     )
     return build_trainer(
-        build_strategy(settings.strategy.name, info.world_size, settings.trainer.timeout_seconds, device_type),
+        build_strategy(
+            settings.strategy.name,
+            mesh_shape(settings.strategy.name, info.world_size),
+            settings.trainer.timeout_seconds,
+            device_type,
+        ),
         device_type,
         info.local_world_size,
         info.num_nodes,

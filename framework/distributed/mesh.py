@@ -1,7 +1,9 @@
-"""The device mesh of a strategy: one axis of data parallel ranks, or no mesh at all."""
+"""The device mesh of a strategy: how many ranks lie along which axis, and which of them read the same data."""
 
+from dataclasses import dataclass
 from typing import Literal
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from framework.errors import ConfigError
@@ -10,40 +12,80 @@ StrategyName = Literal["single", "ddp", "fsdp2"]
 
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2")
 
-_AXES = {"ddp": "dp_replicate", "fsdp2": "dp_shard"}
+REPLICATE, SHARD, TENSOR = "dp_replicate", "dp_shard", "tp"
+"""Axes of a mesh, outermost first: whole copies; shards of the weights; shards of each matrix product."""
 
 
-def check_strategy(name: str, world_size: int) -> None:
-    """Says what is wrong with a strategy before anything is started.
+@dataclass(frozen=True, slots=True)
+class MeshShape:
+    """How many ranks lie along each axis. Ranks along the innermost axis, that of tensor parallel, are neighbours.
+
+    Attributes:
+        replicate: Copies of the weights that are kept equal by averaging gradients.
+        shard: Parts into which weights, gradients and optimizer state are split.
+        tensor: Parts into which each matrix product is split; such ranks read the same data.
+    """
+
+    replicate: int = 1
+    shard: int = 1
+    tensor: int = 1
+
+    @property
+    def data_parallel_size(self) -> int:
+        """How many ranks read different data."""
+        return self.replicate * self.shard
+
+    def data_parallel_rank(self, rank: int) -> int:
+        """The place of a rank among those that read different data."""
+        return rank // self.tensor
+
+
+def mesh_shape(strategy: str, world_size: int) -> MeshShape:
+    """Lays the ranks of a strategy out.
 
     Raises:
         ConfigError: The name is unknown, or `single` was started in several processes.
     """
-    if name not in STRATEGIES:
-        raise ConfigError(f"strategy={name} is unknown; use one of {', '.join(STRATEGIES)}.")
-    if name == "single" and world_size > 1:
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy={strategy} is unknown; use one of {', '.join(STRATEGIES)}.")
+    if strategy == "single" and world_size > 1:
         raise ConfigError(
             f"strategy=single runs one process, but torchrun started {world_size}; use strategy=ddp or strategy=fsdp2, "
             "or start without torchrun."
         )
+    return MeshShape(replicate=world_size) if strategy == "ddp" else MeshShape(shard=world_size)
 
 
-def build_mesh(strategy: str, world_size: int, device_type: str) -> DeviceMesh | None:
-    """Builds the one-dimensional mesh of `ddp` or `fsdp2`; `single` has none. Collective: all ranks must call.
+def build_mesh(strategy: str, shape: MeshShape, device_type: str) -> DeviceMesh | None:
+    """Builds the mesh of a strategy; `single` has none. Collective: all ranks must call.
 
-    With one axis of sharding and none of replication each group pays one reduce-scatter and no all-reduce.
+    An axis of one rank is left out: it would cost each group of parameters one collective more.
     """
-    check_strategy(strategy, world_size)
     if strategy == "single":
         return None
-    return init_device_mesh(device_type, (world_size,), mesh_dim_names=(_AXES[strategy],))
+    sizes = {REPLICATE: shape.replicate, SHARD: shape.shard, TENSOR: shape.tensor}
+    axes = [name for name, size in sizes.items() if size > 1] or [REPLICATE if strategy == "ddp" else SHARD]
+    return init_device_mesh(device_type, tuple(sizes[name] for name in axes), mesh_dim_names=tuple(axes))
 
 
-def data_parallel_rank(mesh: DeviceMesh | None) -> int:
-    """This process's place among the ranks that read different data."""
-    return 0 if mesh is None else mesh.get_local_rank()
+def data_parallel_mesh(mesh: DeviceMesh | None) -> DeviceMesh | None:
+    """The axes over which data are spread; None where all ranks read the same."""
+    names = () if mesh is None or mesh.mesh_dim_names is None else mesh.mesh_dim_names
+    axes = tuple(name for name in names if name != TENSOR)
+    return mesh[axes] if mesh is not None and axes else None
 
 
 def data_parallel_size(mesh: DeviceMesh | None) -> int:
     """How many ranks read different data."""
-    return 1 if mesh is None else mesh.size()
+    data_parallel = data_parallel_mesh(mesh)
+    return 1 if data_parallel is None else data_parallel.size()
+
+
+def data_parallel_groups(mesh: DeviceMesh | None) -> list[dist.ProcessGroup]:
+    """The groups whose all-reduces, one after the other, add up over the ranks that read different data."""
+    data_parallel = data_parallel_mesh(mesh)
+    if data_parallel is None:
+        return []
+    if data_parallel.size() == dist.get_world_size():
+        return [dist.group.WORLD]  # type: ignore[list-item]
+    return data_parallel.get_all_groups()

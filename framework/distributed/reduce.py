@@ -1,14 +1,22 @@
-"""Sums and maxima over the data parallel ranks; without a process group they are the tensor itself."""
+"""Sums over the ranks that read different data, and maxima over all; without a process group the tensor itself."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from framework.distributed.mesh import data_parallel_groups
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Adds a tensor up over all ranks, in place. Collective: all ranks must call."""
-    if dist.is_initialized():
-        dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+def sum_over_data_ranks(tensor: Tensor, mesh: DeviceMesh | None) -> Tensor:
+    """Adds a tensor up over the ranks that read different data, in place. Collective: all ranks must call.
+
+    Args:
+        tensor: Of this rank; the same on ranks that read the same data.
+        mesh: Of the strategy; None: a single process.
+    """
+    for group in data_parallel_groups(mesh):
+        dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.distributed.environment import process_info
-from framework.distributed.mesh import build_mesh, check_strategy
+from framework.distributed.mesh import MeshShape, build_mesh
 from framework.errors import DistributedError
 
 
@@ -20,6 +20,7 @@ class SingleStrategy(SingleDeviceStrategy):
     """One process, one device, no process group, no mesh."""
 
     name = "single"
+    shape = MeshShape()
     mesh: DeviceMesh | None = None
 
 
@@ -28,12 +29,14 @@ class MeshStrategy(ModelParallelStrategy):
 
     Args:
         name: "ddp" or "fsdp2".
+        shape: Of the mesh.
         timeout_seconds: Of collectives, should Lightning ever make a group.
     """
 
-    def __init__(self, name: str, timeout_seconds: float) -> None:
+    def __init__(self, name: str, shape: MeshShape, timeout_seconds: float) -> None:
         super().__init__(data_parallel_size=1, tensor_parallel_size=1, timeout=timedelta(seconds=timeout_seconds))
         self.name = name
+        self.shape = shape
         self.mesh: DeviceMesh | None = None
 
     def _configure_launcher(self) -> None:
@@ -53,29 +56,28 @@ class MeshStrategy(ModelParallelStrategy):
         super(ModelParallelStrategy, self).setup_environment()
         self.set_world_ranks()
         if self.mesh is None:
-            self.mesh = build_mesh(self.name, self.world_size, self.root_device.type)
+            self.mesh = build_mesh(self.name, self.shape, self.root_device.type)
         self._device_mesh = self.mesh
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Data parallel rank and size."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
+        return {
+            "num_replicas": self.shape.data_parallel_size,
+            "rank": self.shape.data_parallel_rank(self.global_rank),
+        }
 
 
-def build_strategy(name: str, world_size: int, timeout_seconds: float, device_type: str = "cpu") -> Strategy:
+def build_strategy(name: str, shape: MeshShape, timeout_seconds: float, device_type: str = "cpu") -> Strategy:
     """Builds the Lightning strategy of a name.
 
     Args:
         name: "single", "ddp" or "fsdp2".
-        world_size: Processes in all.
+        shape: Of `framework.distributed.mesh.mesh_shape`.
         timeout_seconds: Of collectives.
         device_type: "cpu" or "cuda".
-
-    Raises:
-        ConfigError: The name is unknown, or `single` was started in several processes.
     """
-    check_strategy(name, world_size)
     if name == "single":
         index = process_info().local_rank if device_type == "cuda" else None
         return SingleStrategy(torch.device(device_type) if index is None else torch.device(device_type, index))
-    return MeshStrategy(name, timeout_seconds)
+    return MeshStrategy(name, shape, timeout_seconds)

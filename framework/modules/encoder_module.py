@@ -14,7 +14,7 @@ from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import data_parallel_size
 from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
 from framework.distributed.precision import Precision
-from framework.distributed.reduce import sum_over_ranks
+from framework.distributed.reduce import sum_over_data_ranks
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.objective import SumCountObjective
@@ -117,7 +117,7 @@ class EncoderModule(pl.LightningModule):
             raise RuntimeError(f"The loader gave step {batch.step}, but {self.global_step} steps are completed.")
         self.step_batch = batch
         counts, num_tokens = self._global_counts(batch)
-        sums = sum_over_ranks(self._accumulate_gradients(batch, counts))
+        sums = sum_over_data_ranks(self._accumulate_gradients(batch, counts), self._strategy.mesh)
         values = self.objective.values(sums, counts)
         grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         self.optimizer.set_learning_rates(self.schedule(batch.step))
@@ -134,7 +134,7 @@ class EncoderModule(pl.LightningModule):
     @override
     def on_validation_start(self) -> None:
         """Starts sums, counts and metrics anew."""
-        self._evaluation = SplitEvaluation(self.task, self.objective, self.device)
+        self._evaluation = SplitEvaluation(self.task, self.objective, self.device, self._strategy.mesh)
 
     @override
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -166,7 +166,7 @@ class EncoderModule(pl.LightningModule):
         """(terms,) float64 counts of the step, and its real tokens; over all ranks."""
         rows = [[*self.objective.counts(micro), float(micro.num_tokens)] for micro in batch.micro_batches]
         local = torch.tensor(rows, dtype=torch.float64).sum(dim=0)
-        total = sum_over_ranks(local.to(self.device, non_blocking=True))
+        total = sum_over_data_ranks(local.to(self.device, non_blocking=True), self._strategy.mesh)
         return total[:-1], total[-1]
 
     def _accumulate_gradients(self, batch: StepBatch, counts: Tensor) -> Tensor:

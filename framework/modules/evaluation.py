@@ -4,9 +4,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.distributed.reduce import sum_over_ranks
+from framework.distributed.mesh import data_parallel_groups
+from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.objective import SumCountObjective
 from framework.tasks.task import Task
 
@@ -14,10 +16,18 @@ from framework.tasks.task import Task
 class SplitEvaluation:
     """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last."""
 
-    def __init__(self, task: Task, objective: SumCountObjective, device: torch.device) -> None:
+    def __init__(
+        self, task: Task, objective: SumCountObjective, device: torch.device, mesh: DeviceMesh | None = None
+    ) -> None:
         self.task = task
         self.objective = objective
         self.metrics = {name: metric.to(device) for name, metric in task.build_metrics().items()}
+        self.mesh = mesh
+        groups = data_parallel_groups(mesh)
+        for metric in self.metrics.values():
+            # Ranks of tensor parallel saw the same data: a metric over all ranks would count them again.
+            metric.sync_on_compute = bool(groups)
+            metric.process_group = groups[0] if groups else None
         self._sums = torch.zeros(len(objective.weights), dtype=torch.float64, device=device)
         self._counts = torch.zeros(len(objective.weights), dtype=torch.float64)
 
@@ -29,7 +39,7 @@ class SplitEvaluation:
 
     def compute(self) -> dict[str, float]:
         """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""
-        totals = sum_over_ranks(torch.cat([self._sums, self._counts.to(self._sums.device)]))
+        totals = sum_over_data_ranks(torch.cat([self._sums, self._counts.to(self._sums.device)]), self.mesh)
         sums, counts = totals.chunk(2)
         named = {name: float(value) for name, value in self.objective.values(sums, counts).items()}
         named.update({name: float(metric.compute()) for name, metric in self.metrics.items()})

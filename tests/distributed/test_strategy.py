@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from framework.distributed.environment import process_info
 from framework.distributed.gradient_norm import clip_gradients
+from framework.distributed.mesh import mesh_shape
 from framework.distributed.process_group import process_group
 from framework.distributed.strategy import build_strategy
 from framework.errors import ConfigError, DistributedError
@@ -66,7 +67,7 @@ class TinyModule(pl.LightningModule):
 
 def run_trainer(strategy: str) -> tuple[Curve, list[int], int]:
     info = process_info()
-    built = build_strategy(strategy, info.world_size, 60.0)
+    built = build_strategy(strategy, mesh_shape(strategy, info.world_size), 60.0)
     trainer = pl.Trainer(
         strategy=built,
         accelerator="cpu",
@@ -130,9 +131,9 @@ def test_single_needs_no_process_group() -> None:
 
 def test_wrong_strategies_are_named() -> None:
     with pytest.raises(ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2"):
-        build_strategy("zero3", 1, 30.0)
+        mesh_shape("zero3", 1)
     with pytest.raises(ConfigError, match="strategy=single runs one process, but torchrun started 2"):
-        build_strategy("single", 2, 30.0)
+        mesh_shape("single", 2)
 
 
 def test_trainer_without_a_process_group_is_refused() -> None:

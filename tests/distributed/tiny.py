@@ -14,10 +14,10 @@ from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID
 from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.gradient_norm import clip_gradients
-from framework.distributed.mesh import build_mesh, data_parallel_rank, data_parallel_size
+from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
 from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
 from framework.distributed.precision import Precision
-from framework.distributed.reduce import sum_over_ranks
+from framework.distributed.reduce import sum_over_data_ranks
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import token_keys
@@ -124,14 +124,15 @@ class Tiny:
     optimizer: CombinedOptimizer
     precision: Precision
     mesh: Any
+    data_rank: int
     num_micro_batches: int = 3
     max_norm: float | None = 1.0
 
     def gradients(self, step: int) -> Tensor:
         """Forward and backward of a step; returns the loss over all ranks."""
-        rank, size = data_parallel_rank(self.mesh), data_parallel_size(self.mesh)
-        batches = micro_batches(step, rank, size, self.num_micro_batches)
-        count = sum_over_ranks(torch.tensor(sum(batch.counts["mlm"] for batch in batches)))
+        size = data_parallel_size(self.mesh)
+        batches = micro_batches(step, self.data_rank, size, self.num_micro_batches)
+        count = sum_over_data_ranks(torch.tensor(sum(batch.counts["mlm"] for batch in batches)), self.mesh)
         total = torch.zeros(())
         for index, batch in enumerate(batches):
             set_gradient_sync(self.model, index == len(batches) - 1)
@@ -140,7 +141,7 @@ class Tiny:
             loss = functional.cross_entropy(logits.float(), batch.targets["labels"], reduction="sum") / count
             (loss * size).backward()
             total += loss.detach()
-        return sum_over_ranks(total)
+        return sum_over_data_ranks(total, self.mesh)
 
     def step(self, step: int) -> tuple[float, float]:
         """One whole step; returns the loss and the gradient norm before clipping."""
@@ -166,7 +167,11 @@ def build(
     checkpointing: ActivationCheckpointing = KEEP_ALL,
 ) -> Tiny:
     """Builds a tiny run under a strategy, over the ranks of the process group."""
-    mesh = build_mesh(strategy, int(os.environ.get("WORLD_SIZE", "1")) if strategy != "single" else 1, "cpu")
+    world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    if strategy == "single":
+        world_size, rank = 1, 0
+    shape = mesh_shape(strategy, world_size)
+    mesh = build_mesh(strategy, shape, "cpu")
     config = tiny_config(modern)
     with torch.device("meta"):
         model = TinyModel(config)
@@ -177,7 +182,7 @@ def build(
     recipe = Muon(adamw=adamw, lr=1e-2) if muon else adamw
     row_parts = {"*.attention.qkv.weight": (config.num_heads, 3)}
     optimizer = recipe.build(model.named_parameters(), row_parts, torch.float32)
-    return Tiny(model, optimizer, resolved, mesh)
+    return Tiny(model, optimizer, resolved, mesh, shape.data_parallel_rank(rank))
 
 
 def full(tensor: Tensor) -> Tensor:

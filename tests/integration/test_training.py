@@ -28,6 +28,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import ProcessInfo, process_info
+from framework.distributed.mesh import mesh_shape
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
@@ -114,7 +115,7 @@ def run(
     checkpoint = newest_complete(Path(run_folder) / "checkpoints")
     callbacks = standard_callbacks(Path(run_folder), cadence, task, Retention(keep_last=1), checkpoint=checkpoint)
     trainer = build_trainer(
-        build_strategy(strategy, info.world_size, 60.0),
+        build_strategy(strategy, mesh_shape(strategy, info.world_size), 60.0),
         "cpu",
         info.local_world_size,
         info.num_nodes,

@@ -24,6 +24,7 @@ from framework.data.collate import Capacity, Target, pack_sequences
 from framework.data.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import process_info
+from framework.distributed.mesh import mesh_shape
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
@@ -174,7 +175,7 @@ def train(
     module = module or build_module()
     callbacks = standard_callbacks(run_folder, cadence, module.task, Retention(keep_last=2), checkpoint=checkpoint)
     trainer = build_trainer(
-        build_strategy(strategy, num_ranks, 60.0),
+        build_strategy(strategy, mesh_shape(strategy, num_ranks), 60.0),
         "cpu",
         num_ranks,
         1,
