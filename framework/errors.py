@@ -2,9 +2,14 @@
 
 
 class FrameworkError(Exception):
-    """Root of all errors that are shown to the user without a traceback."""
+    """Root of all errors that are shown to the user without a traceback.
+
+    Attributes:
+        rank: The rank on which it happened, where others raise it too; None: the one that raises it.
+    """
 
     exit_code = 2
+    rank: int | None = None
 
 
 class ConfigError(FrameworkError):

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.config.command import command, plain
+from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
-from framework.config.schema import EvaluateConfig
 from framework.config.trained import build_trained_model, open_trained
 from framework.distributed.precision import resolve_precision
 from framework.errors import ConfigError
@@ -23,7 +23,7 @@ def evaluate(composed: DictConfig) -> None:
     """Evaluates one split and prints its metrics, and a table of the classes where the task has classes."""
     config = plain(composed)
     settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
-    trained = open_trained(settings.run, Path(settings.runs))
+    trained = open_trained(settings)
     data = settings.data or trained.data
     if data is None:
         raise ConfigError(

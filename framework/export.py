@@ -6,8 +6,8 @@ from omegaconf import DictConfig
 
 from framework.checkpoint.export import export_huggingface
 from framework.config.command import command, plain
+from framework.config.command_schema import ExportConfig
 from framework.config.nodes import check_arguments
-from framework.config.schema import ExportConfig
 from framework.config.trained import open_trained
 from framework.errors import ConfigError
 
@@ -16,7 +16,7 @@ from framework.errors import ConfigError
 def export(composed: DictConfig) -> None:
     """Writes config.json, safetensors and tokenizer files, and beside them what transformers has no place for."""
     settings = ExportConfig(**check_arguments("", plain(composed), ExportConfig))
-    trained = open_trained(settings.run, Path(settings.runs))
+    trained = open_trained(settings)
     if trained.folder is None:
         raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
     folder = Path(settings.output) if settings.output is not None else trained.folder / "export"

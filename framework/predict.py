@@ -9,8 +9,8 @@ import torch
 from omegaconf import DictConfig
 
 from framework.config.command import command, plain
+from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments
-from framework.config.schema import PredictConfig
 from framework.config.trained import build_trained_model, open_trained
 from framework.data.reading.rows import read_rows
 from framework.distributed.precision import resolve_precision
@@ -23,7 +23,7 @@ def predict(composed: DictConfig) -> None:
     """Predicts every text and writes JSONL in the order of the input."""
     settings = PredictConfig(**check_arguments("", plain(composed), PredictConfig))
     rows = read_input(settings)
-    trained = open_trained(settings.run, Path(settings.runs))
+    trained = open_trained(settings)
     texts = [row[settings.text_column] for row in rows]
     pairs = [row[settings.pair_column] if settings.pair_column else None for row in rows]
     source = trained.task.build_source(texts, pairs, None, trained.tokenizer)

@@ -6,8 +6,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from framework.config.command import command, plain
+from framework.config.command_schema import PrepareConfig
 from framework.config.nodes import check_arguments
-from framework.config.schema import PrepareConfig
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
 from framework.data.preparation.prepare import Prepared, prepare_store
 

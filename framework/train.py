@@ -7,6 +7,7 @@ from framework.config.build import build_module, build_parts, build_settings
 from framework.config.command import command, plain
 from framework.config.run_folder import find_run_folder
 from framework.config.session import as_run, build_data, build_run_trainer, is_finished, start_run
+from framework.config.supervision import Supervision
 from framework.distributed.environment import process_info
 from framework.distributed.precision import resolve_precision
 from framework.distributed.process_group import process_group
@@ -20,12 +21,13 @@ def train(composed: DictConfig) -> None:
     info = process_info()
     config = plain(composed)
     settings = build_settings(config, info.world_size)
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    wanted = settings.precision
+    precision = resolve_precision(wanted.name, device_type, wanted.init_scale, wanted.growth_interval)
     parts = build_parts(settings, info.world_size)
     data = build_data(settings, parts, info)
 
     # The config as it will run decides which folder it is, and whether there is a checkpoint to go on from.
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = resolve_precision(settings.precision.name, device_type)
     config = as_run(config, parts, precision)
     module = build_module(settings, parts, precision, device_type)
     folder = find_run_folder(settings.run, config)
@@ -34,8 +36,9 @@ def train(composed: DictConfig) -> None:
     if not is_finished(folder, parts):
         with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
             start_run(folder, composed, config, parts, info.world_size)
-            trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
-            trainer.fit(module, datamodule=data)
+            with Supervision(folder.path, info, settings.trainer.timeout_seconds):
+                trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
+                trainer.fit(module, datamodule=data)
 
     if info.rank == 0:
         print_closing_table(folder.path)

@@ -1,48 +1,97 @@
-"""Writes checkpoints: in the step's order after validation and after the row, and always one at the end."""
+"""Writes checkpoints: in the step's order after validation and after the row, and always one at the end.
+
+A save copies the tensors to host memory and writes them beside the training. What the ranks say to each other then goes
+over a process group of its own: two threads that use one gloo group take each other's messages.
+"""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
 
+import copy
+import logging
 import math
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import timedelta
+from typing import Any
 
 import lightning.pytorch as pl
+import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 from typing_extensions import override
 
 from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.timings import Timings
+from framework.checkpoint.finite import check_finite
 from framework.checkpoint.retention import VALIDATION, Retention
-from framework.checkpoint.save import SaveError, save_checkpoint
+from framework.checkpoint.save import SaveError, write_checkpoint
+from framework.checkpoint.staging import Staging
+from framework.checkpoint.storage import Location
+from framework.checkpoint.tensors import checkpoint_tensors
 from framework.distributed.agreement import on_first_rank
+from framework.distributed.position import mark
+from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.rank_log import RUN_LOGGER
+
+logger = logging.getLogger(RUN_LOGGER)
 
 
 class Checkpointing(pl.Callback):
     """Saves where the cadence says so, and where a stop was asked for. Stands after what logs and what asks for it.
 
-    A run that is killed before a step's validation has no checkpoint of that step: it does both again.
+    At most one checkpoint is being written: the next save waits for it first, and the last one, or that of a planned
+    leave, is waited for at once. How a write went is agreed by the ranks at its end and taken up where they wait for
+    it, so that all of them go on or fail at the same step. A run that is killed before a step's validation has no
+    checkpoint of that step: it does both again.
     """
 
     def __init__(
-        self, folder: Path, cadence: Cadence, timings: Timings, retention: Retention, console: Console | None = None
+        self,
+        folder: Location,
+        cadence: Cadence,
+        timings: Timings,
+        retention: Retention,
+        background: bool = True,
+        timeout_seconds: float = 600.0,
+        console: Console | None = None,
     ) -> None:
         """Takes where and when.
 
         Args:
-            folder: The run's `checkpoints/`.
+            folder: Of the run's checkpoints.
             cadence: When a checkpoint is due.
-            timings: Gets the seconds that training stood still.
+            timings: Gets the seconds that training stood still, and those of whole saves.
             retention: Which checkpoints stay; the others are removed after a save.
+            background: Write beside the training, from a copy in host memory; else training stands still.
+            timeout_seconds: How long a rank waits for the others.
             console: Where to say that the disk refused; None: standard output.
         """
         self.folder = folder
         self.cadence = cadence
         self.timings = timings
         self.retention = retention
+        self.timeout_seconds = timeout_seconds
         self.console = console or Console()
+        # Where no save falls between two steps there is nothing to write beside, and no memory to be spent on it.
+        self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._group: dist.ProcessGroup | None = None
+        self._in_flight: tuple[int, Future[str | None]] | None = None
         self._validated_step: int | None = None
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
+        """Makes the process group of the writes. Collective: all ranks must call."""
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Takes the host memory of the copies now: too little of it shows here, and the first save is no slower."""
+        if self._staging is not None and trainer.global_step < self.cadence.max_steps:
+            self._staging.copy(checkpoint_tensors(pl_module.model, pl_module.optimizer))
 
     @override
     def on_train_batch_end(
@@ -58,41 +107,105 @@ class Checkpointing(pl.Callback):
         self._validated_step = trainer.global_step
         self._save_if_due(trainer, pl_module)
 
-    def save(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Saves now, and removes what need not stay. Collective: all ranks must call.
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Waits for what is still being written, before anything says how the run ended."""
+        self.wait(trainer)
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
+        """Lets a write come to its end, as its step is worth keeping: the peers' threads take part while they live.
+
+        It ends in any case, with an error where a peer is gone or silent for `timeout_seconds`. The error that ends the
+        run is the other one.
+        """
+        if self._in_flight is not None:
+            step, write = self._in_flight
+            wait([write])
+            if write.exception() is not None and trainer.is_global_zero:
+                self._say(f"step {step}: its checkpoint was not written to its end ({write.exception()}).")
+
+    def save(self, trainer: pl.Trainer, pl_module: EncoderModule, waits: bool) -> None:
+        """Starts a save of this step, after the one before has come to its end. Collective: all ranks must call.
+
+        Args:
+            trainer: Knows the step.
+            pl_module: What is saved.
+            waits: Until it is written; else training may go on at once.
 
         Raises:
-            SaveError: The disk refused.
+            SaveError: The disk refused the last checkpoint of the run.
+            CheckpointError: It failed for another reason, this one or the one before.
         """
-        extra = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
+        self.wait(trainer)
+        logger.info("checkpoint begins")
+        mark("copies a checkpoint")
+        extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
+        if pl_module.loss_scale is not None:
+            extra["loss_scale"] = pl_module.loss_scale.state_dict()
         if self._validated_step == trainer.global_step:
             metrics = pl_module.validation_metrics.items()
             extra[VALIDATION] = {name: value for name, value in metrics if math.isfinite(value)}
-        save_checkpoint(self.folder, trainer.global_step, pl_module.model, pl_module.optimizer, extra)
-        on_first_rank(self._prune)
-
-    def _save_if_due(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Saves where it is due. A full disk costs a run this checkpoint, not the run, unless it is the last one."""
+        tensors = checkpoint_tensors(pl_module.model, pl_module.optimizer)
+        self.timings.begin("checkpoint")
+        if self._staging is not None and not waits:
+            tensors = self._staging.copy(tensors)
         step = trainer.global_step
-        if not (self.cadence.saves(step) or trainer.should_stop):
+        self._in_flight = step, self._writer.submit(self._write, step, tensors, copy.deepcopy(extra))
+        if waits or self._staging is None:
+            self.wait(trainer)
+
+    def wait(self, trainer: pl.Trainer) -> None:
+        """Waits for the checkpoint that is being written, if one is. Collective: all ranks must call.
+
+        A full disk costs a run this checkpoint, not the run, unless it is the last one.
+
+        Raises:
+            SaveError: The disk refused the last checkpoint of the run; on all ranks.
+            CheckpointError: It failed for another reason; on all ranks.
+        """
+        if self._in_flight is None:
             return
-        self.timings.lap("train")
+        mark("waits for a checkpoint to be written")
+        step, write = self._in_flight
+        self._in_flight = None
         try:
-            self.save(trainer, pl_module)
+            remark = write.result()
         except SaveError as error:
             if step == self.cadence.max_steps:
                 raise
-            if trainer.is_global_zero:
-                self._say(f"step {step}: {error} Training goes on without this checkpoint.")
-        self.timings.lap("checkpoint")
+            remark = f"step {step}: {error} Training goes on without this checkpoint."
+        if remark is not None and trainer.is_global_zero:
+            self._say(remark)
 
-    def _prune(self) -> None:
+    def _save_if_due(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        step = trainer.global_step
+        if self.cadence.saves(step) or trainer.should_stop:
+            self.timings.lap("train")
+            self.save(trainer, pl_module, waits=step == self.cadence.max_steps or trainer.should_stop)
+            self.timings.lap("checkpoint_stall")
+
+    def _write(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> str | None:
+        """Runs in the writer's thread; returns what is to be said. Collective: all ranks must call."""
+        remarks: list[str] = []
+
+        def prune() -> None:
+            try:
+                self.retention.prune(self.folder)
+            except (OSError, CheckpointError) as error:
+                remarks.append(f"An old checkpoint could not be removed ({error}); the next save tries it again.")
+
         try:
-            self.retention.prune(self.folder)
-        except OSError as error:
-            self._say(f"An old checkpoint could not be removed ({error}); it is tried again after the next save.")
+            check_finite(tensors, self._group)
+            write_checkpoint(self.folder, step, tensors, extra, self._group)
+            on_first_rank(prune, self._group)
+            logger.info("checkpoint of step %d is complete", step)
+        finally:
+            self.timings.end("checkpoint")
+        return remarks[0] if remarks else None
 
     def _say(self, text: str) -> None:
+        logger.warning(text)
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -7,9 +7,9 @@ places of a step, and its loop broadcasts a flag and waits for the device at eve
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
 
+import logging
 import signal
 from collections.abc import Callable
-from datetime import timedelta
 
 import lightning.pytorch as pl
 import torch
@@ -21,8 +21,12 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.time_limit import TimeLimit, process_age_seconds
 from framework.callbacks.timings import Timings
 from framework.distributed.environment import process_info
+from framework.distributed.process_group import collective_timeout
 from framework.distributed.stop_signals import StopSignals
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.rank_log import RUN_LOGGER
+
+logger = logging.getLogger(RUN_LOGGER)
 
 _MARGIN_SECONDS = 10.0
 """For what comes after the last checkpoint (plots, the logger's last words, the end of the process)."""
@@ -35,7 +39,7 @@ _RANKS = 1 << 24
 class Preemption(pl.Callback):
     """Lets ranks agree between two steps whether to leave. Stands after what measures and before what saves.
 
-    The agreement is one all-reduce of five integers on the host, over a process group of its own, so that no device is
+    The agreement is one all-reduce of six integers on the host, over a process group of its own, so that no device is
     waited for. It is made after each step, but with steps shorter than `agree_every_seconds` only after several. A step
     with validation agrees after it. The step at which a run leaves is saved by the callback that saves; at least one
     step is made at each start, so that a run whose limit is too short still gets on.
@@ -57,7 +61,7 @@ class Preemption(pl.Callback):
 
         Args:
             cadence: Says which of the next steps validate and save.
-            timings: Knows the longest step, validation and checkpoint so far.
+            timings: Knows the longest step, validation and checkpoint so far, and the one that is being written.
             max_time: Of this start, counted from the start of its process; None: no limit.
             timeout_seconds: How long a rank waits for the others.
             agree_every_seconds: Shortest time between agreements, where steps are shorter; 0: after each step.
@@ -82,7 +86,7 @@ class Preemption(pl.Callback):
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
         self._signals.install()
         if dist.is_initialized():
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
+            self._group = dist.new_group(backend="gloo", timeout=collective_timeout(self.timeout_seconds))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -121,16 +125,19 @@ class Preemption(pl.Callback):
 
         Everything is decided from the greatest values of all ranks, so that all decide the same: clocks differ.
         """
-        longest = self.timings.longest
+        longest, writing = self.timings.longest, self.timings.running("checkpoint")
+        checkpoint = max(longest["checkpoint"], writing)
         seconds = [
             longest["data_wait"] + longest["train"],
             longest["validation"],
-            longest["checkpoint"],
+            checkpoint,
+            # The leave's own save waits for one that is being written, which may only just have begun.
+            checkpoint if writing else 0.0,
             self.age_seconds(),
         ]
         local = [self._signal_number(), *(round(value * _MICROSECONDS) for value in seconds)]
         number, *microseconds = self._greatest(local)
-        step_seconds, validation, checkpoint, age = (value / _MICROSECONDS for value in microseconds)
+        step_seconds, validation, checkpoint, in_flight, age = (value / _MICROSECONDS for value in microseconds)
 
         num_steps = max(1, int(self.agree_every_seconds / max(step_seconds, 1 / _MICROSECONDS)))
         self._next_step = step + num_steps
@@ -139,11 +146,13 @@ class Preemption(pl.Callback):
             self.why = f"{signal.Signals(received).name} on rank {_RANKS - 1 - rank}"
         elif self.max_time is not None:
             window = range(step + 1, self._next_step + 1)
-            needed = num_steps * step_seconds + checkpoint + _MARGIN_SECONDS
+            needed = num_steps * step_seconds + in_flight + checkpoint + _MARGIN_SECONDS
             needed += validation * any(self.cadence.validates(due) for due in window)
             needed += checkpoint * sum(self.cadence.saves(due) for due in window[:-1])
             if age + needed > self.max_time.seconds:
                 self.why = f"max_time {self.max_time} reached"
+        if self.why is not None:
+            logger.info("leaves after this step: %s", self.why)
         return self.why is not None
 
     def _signal_number(self) -> int:

@@ -44,6 +44,7 @@ class RunLog(pl.Callback):
         self._files: dict[bool, MetricsFile] = {}
         self._pending: dict[str, float] = {}
         self._added: dict[str, float] = {}
+        self._row_is_due = False
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -60,11 +61,11 @@ class RunLog(pl.Callback):
     ) -> None:
         """Takes the training metrics where they are due; the row is written now unless validation will add to it."""
         step = trainer.global_step
-        if self.cadence.logs(step):
+        if self.cadence.logs(step) or self._row_is_due:
             self._pending |= {key: float(value) for key, value in pl_module.step_metrics.items()}
             self._pending["train/tokens"] = pl_module.num_tokens
             self._pending |= self.throughput.take_window(pl_module) | self._added
-            self._added = {}
+            self._added, self._row_is_due = {}, False
             self.latest |= self._pending
         if not self.cadence.validates(step):
             self._write(step)
@@ -76,9 +77,15 @@ class RunLog(pl.Callback):
         self.latest |= pl_module.validation_metrics
         self._write(trainer.global_step)
 
-    def add(self, values: Mapping[str, float]) -> None:
-        """Puts numbers of another callback into the next row of training metrics."""
+    def add(self, values: Mapping[str, float], at_once: bool = False) -> None:
+        """Puts numbers of another callback into the next row of training metrics.
+
+        Args:
+            values: By metric key.
+            at_once: The step that is running has a row, whether or not one is due.
+        """
         self._added |= values
+        self._row_is_due |= at_once
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:

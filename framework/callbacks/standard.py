@@ -9,19 +9,21 @@ from lightning.pytorch.loggers import Logger
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.final_validation import FinalValidation
-from framework.callbacks.finite_guard import FiniteGuard
+from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
 from framework.callbacks.pictures import Pictures
 from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.preemption import Preemption
 from framework.callbacks.progress import ProgressLine
+from framework.callbacks.rank_lines import RankLines
 from framework.callbacks.resume import Resume
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.summary import Summary
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.time_limit import TimeLimit
 from framework.callbacks.timings import Timings
-from framework.checkpoint.integrity import Verify
+from framework.checkpoint.layout import CHECKPOINTS
 from framework.checkpoint.retention import Retention
+from framework.checkpoint.storage import Location
 from framework.data.plan import StepPlan
 from framework.tasks.task import Task
 
@@ -31,14 +33,16 @@ def standard_callbacks(
     cadence: Cadence,
     task: Task,
     retention: Retention,
-    checkpoint: Path | None = None,
+    resume: Resume | None = None,
     loggers: Sequence[Logger] = (),
     flops_per_token: float | None = None,
     peak_flops: float | None = None,
     plan: StepPlan | None = None,
-    verify: Verify = "sizes",
     max_time: TimeLimit | None = None,
     timeout_seconds: float = 600.0,
+    checkpoint_async: bool = True,
+    non_finite: NonFinite = STOP,
+    checkpoints: Location | None = None,
 ) -> list[pl.Callback]:
     """Builds the callbacks of one run.
 
@@ -49,29 +53,36 @@ def standard_callbacks(
         cadence: What is due after which step.
         task: Names the validation metric that is shown and compared.
         retention: Which checkpoints stay.
-        checkpoint: The complete checkpoint folder to go on from; None starts at step 0.
+        resume: Puts the run back to a checkpoint; None starts at step 0.
         loggers: Get each row; empty on all ranks but 0.
         flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is given.
         peak_flops: FLOPs a second of all devices together; None: not known.
         plan: Of the training split, to be shown at the start; None: it is not shown.
-        verify: What of the checkpoint's files is compared with what was written.
         max_time: After which the run has saved and left; None: no limit.
         timeout_seconds: How long a rank waits for the others.
+        checkpoint_async: Write checkpoints beside the training.
+        non_finite: What is done at a step whose loss or gradient is not finite.
+        checkpoints: Where they are kept; None: in the run folder.
     """
     timings = Timings()
     throughput = Throughput(timings, flops_per_token, peak_flops)
     run_log = RunLog(run_folder, cadence, throughput, loggers)
+    checkpointing = Checkpointing(
+        checkpoints or run_folder / CHECKPOINTS, cadence, timings, retention, checkpoint_async, timeout_seconds
+    )
+    guard = FiniteGuard(non_finite, checkpointing, run_log)
     preemption = Preemption(cadence, timings, max_time, timeout_seconds)
     return [
-        *([Resume(checkpoint, run_folder / "checkpoints", verify)] if checkpoint is not None else []),
-        FiniteGuard(),
+        *([resume] if resume is not None else []),
+        guard,
         throughput,
         run_log,
         *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),
         preemption,
-        Checkpointing(run_folder / "checkpoints", cadence, timings, retention),
+        checkpointing,
         ProgressLine(run_log, run_folder.name, task.best_metric),
-        Summary(run_folder, run_log, preemption, task.best_metric, task.best_mode),
+        Summary(run_folder, run_log, preemption, guard, task.best_metric, task.best_mode),
         Pictures(run_folder),
+        RankLines(run_log, cadence),
     ]

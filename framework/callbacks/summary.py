@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+from rich.console import Console
 from typing_extensions import override
 
+from framework.callbacks.finite_guard import FiniteGuard
 from framework.callbacks.preemption import Preemption
+from framework.callbacks.rank_lines import failure_text
 from framework.callbacks.run_log import RunLog
+from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
@@ -22,7 +26,14 @@ class Summary(pl.Callback):
     """Writes summary.json on rank 0 at the end and when a run fails; the file is replaced whole."""
 
     def __init__(
-        self, run_folder: Path, run_log: RunLog, preemption: Preemption, best_metric: str, best_mode: str
+        self,
+        run_folder: Path,
+        run_log: RunLog,
+        preemption: Preemption,
+        guard: FiniteGuard,
+        best_metric: str,
+        best_mode: str,
+        console: Console | None = None,
     ) -> None:
         """Takes what is summed up.
 
@@ -30,14 +41,18 @@ class Summary(pl.Callback):
             run_folder: Holds metrics.jsonl; gets summary.json.
             run_log: Its throughput gives seconds and tokens a second.
             preemption: Knows why the run left before its last step, if it did.
+            guard: Knows how many steps were skipped.
             best_metric: Validation metric without the `val/` prefix.
             best_mode: "min" or "max".
+            console: Where to say, after a failure, that the summary could not be written either; None: standard output.
         """
         self.run_folder = run_folder
         self.run_log = run_log
         self.preemption = preemption
+        self.guard = guard
         self.best_key = f"val/{best_metric}"
         self.best_mode = best_mode
+        self.console = console or Console()
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -54,11 +69,14 @@ class Summary(pl.Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
-        """Writes `stopped` after an interrupt from the keyboard, else `failed` and the error."""
+        """Writes `stopped` after an interrupt from the keyboard, else `failed` and the first failure of all ranks."""
+        ended, why = "failed", failure_text(exception)
         if isinstance(exception, KeyboardInterrupt):
-            self._write(trainer, pl_module, "stopped", "interrupted from the keyboard")
-        else:
-            self._write(trainer, pl_module, "failed", f"{type(exception).__name__}: {exception}")
+            ended, why = "stopped", "interrupted from the keyboard"
+        try:
+            self._write(trainer, pl_module, ended, why)
+        except CheckpointError as error:  # must not take the place of what ended the run
+            self.console.print(str(error), highlight=False, markup=False, soft_wrap=True)
 
     def _write(self, trainer: pl.Trainer, pl_module: EncoderModule, ended: str, why: str | None) -> None:
         if not trainer.is_global_zero:
@@ -70,6 +88,7 @@ class Summary(pl.Callback):
             "why": why,
             "steps": trainer.global_step,
             "max_steps": trainer.max_steps,
+            **({"skipped_steps": self.guard.num_skipped_steps} if self.guard.skipped else {}),
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
             "tokens_per_second": throughput.tokens_per_second(),

@@ -85,6 +85,7 @@ class Throughput(pl.Callback):
             "perf/tokens_per_second": num_tokens / training,
             "perf/data_wait_seconds": seconds["data_wait"],
             "perf/validation_seconds": seconds["validation"],
+            "perf/checkpoint_stall_seconds": seconds["checkpoint_stall"],
             "perf/checkpoint_seconds": seconds["checkpoint"],
             "perf/memory_bytes": float(peak_memory_bytes(pl_module.device)),
             "perf/wall_seconds": self.wall_seconds(),

@@ -7,13 +7,13 @@ reading and also cover what the file system made of the bytes. BLAKE2b (RFC 7693
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystemBase
 from typing_extensions import override
 
 from framework.checkpoint.layout import COMPLETE, DamagedError, read_json, write_json
+from framework.checkpoint.storage import Location, move, size_of
 
 Verify = Literal["sizes", "checksums"]
 """What is compared on loading: the size of each file and the checksums of all but the shards, or all checksums too."""
@@ -24,13 +24,13 @@ _SIZES, _CHECKSUMS = "file_sizes_bytes", "blake2b"
 _DIGEST_BYTES = 16
 
 
-def checksum(path: Path) -> str:
+def checksum(path: Location) -> str:
     """Checksum of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
 
 
-def mark_complete(folder: Path, checksums: Mapping[str, str] | None = None) -> None:
+def mark_complete(folder: Location, checksums: Mapping[str, str] | None = None) -> None:
     """Writes COMPLETE with size and checksum of each file.
 
     Args:
@@ -38,15 +38,16 @@ def mark_complete(folder: Path, checksums: Mapping[str, str] | None = None) -> N
         checksums: By file name, those that are known; other files are read.
     """
     known = checksums or {}
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    names = sorted(path.name for path in folder.iterdir())
+    sizes = {name: size_of(folder / name) for name in names}
     record = {
-        _SIZES: {name: path.stat().st_size for name, path in paths.items()},
-        _CHECKSUMS: {name: known.get(name) or checksum(path) for name, path in paths.items()},
+        _SIZES: sizes,
+        _CHECKSUMS: {name: known.get(name) or checksum(folder / name) for name in sizes},
     }
     write_json(folder / COMPLETE, record)
 
 
-def verify(folder: Path, how: Verify = "sizes", rank: int = 0, num_ranks: int = 1) -> None:
+def verify(folder: Location, how: Verify = "sizes", rank: int = 0, num_ranks: int = 1) -> None:
     """Checks that a checkpoint is whole: COMPLETE is there and each file is as it was written.
 
     A checkpoint of an older version has no checksums: its sizes are compared.
@@ -74,9 +75,9 @@ def verify(folder: Path, how: Verify = "sizes", rank: int = 0, num_ranks: int = 
         _verify_file(folder / name, sizes[name], checksums.get(name) if with_checksum else None)
 
 
-def _verify_file(path: Path, size: int, expected: str | None) -> None:
+def _verify_file(path: Location, size: int, expected: str | None) -> None:
     try:
-        found = path.stat().st_size if path.is_file() else None
+        found = size_of(path)
         if found != size:
             what = "is missing" if found is None else f"has {found} bytes"
             raise DamagedError(f"{path} {what}, but {size} bytes were written")
@@ -86,8 +87,8 @@ def _verify_file(path: Path, size: int, expected: str | None) -> None:
         raise DamagedError(f"{path} cannot be read ({error})") from error
 
 
-class HashingFileSystem(FileSystem):
-    """Torch's local file system that keeps the checksum of each file written through it.
+class HashingFileSystem(FileSystemBase):
+    """What torch reads and writes checkpoints through: keeps the checksum of each file that is written.
 
     Attributes:
         checksums: By file name.
@@ -101,7 +102,7 @@ class HashingFileSystem(FileSystem):
     @override
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         """Opens a file; an error of the disk leaves as itself, not as what torch's zip writer makes of it later."""
-        with super().create_stream(path, mode) as stream:
+        with path.open(mode) as stream:
             if mode != "wb":
                 yield stream
                 return
@@ -112,14 +113,44 @@ class HashingFileSystem(FileSystem):
                 if hashed.error is None:
                     raise
                 raise hashed.error from error
-        self.checksums[Path(path).name] = hashed.hash.hexdigest()
+        self.checksums[path.name] = hashed.hash.hexdigest()
 
     @override
     def rename(self, path: Any, new_path: Any) -> None:
-        """Renames a file, and its checksum."""
-        super().rename(path, new_path)
-        if Path(path).name in self.checksums:
-            self.checksums[Path(new_path).name] = self.checksums.pop(Path(path).name)
+        """Renames a file in its folder, and its checksum."""
+        move(path, new_path.name)
+        self.checksums[new_path.name] = self.checksums.pop(path.name)
+
+    @override
+    def concat_path(self, path: Any, suffix: str) -> Any:
+        """A file of a folder."""
+        return path / suffix
+
+    @override
+    def init_path(self, path: Any) -> Any:
+        """The folder as it is."""
+        return path
+
+    @override
+    def mkdir(self, path: Any) -> None:
+        """Makes a folder."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    @override
+    def exists(self, path: Any) -> bool:
+        """True where something is there."""
+        return path.exists()
+
+    @override
+    def rm_file(self, path: Any) -> None:
+        """Deletes a file."""
+        path.unlink()
+
+    @classmethod
+    @override
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """True: which folders can be used is decided elsewhere."""
+        return True
 
 
 class _HashedStream:

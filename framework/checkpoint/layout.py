@@ -1,20 +1,22 @@
 """Names on disk: step folders, what makes one complete, which is the newest, how one goes.
 
 A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files (see
-integrity.py). Only what has COMPLETE is ever read; nothing that has it is ever written to again.
+integrity.py); where there is no rename it is written as `step_00000120`. Only what has COMPLETE is ever read; nothing
+that has it is ever written to again.
 """
 
 import json
-import os
 import re
-import shutil
-from pathlib import Path
 from typing import Any
 
+from framework.checkpoint.storage import Location, has_rename, move, remove_tree, sync_folder, write_whole
 from framework.errors import CheckpointError
 
 FORMAT = 1
 """Of state.json and of the keys of the tensors; a reader refuses what it does not know."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of step folders in a run folder."""
 
 COMPLETE = "COMPLETE"
 STATE = "state.json"
@@ -40,17 +42,17 @@ class DamagedError(CheckpointError):
         return f"{self.reason}; use an older checkpoint."
 
 
-def step_folder(checkpoints: Path, step: int) -> Path:
+def step_folder(checkpoints: Location, step: int) -> Location:
     """Folder of the checkpoint after `step` completed steps."""
     return checkpoints / f"step_{step:08d}"
 
 
-def temporary_folder(checkpoints: Path, step: int) -> Path:
-    """Where that checkpoint is written before it is whole."""
-    return checkpoints / f"step_{step:08d}.tmp"
+def temporary_folder(checkpoints: Location, step: int) -> Location:
+    """Where that checkpoint is written before it is whole: beside, or in its own folder where there is no rename."""
+    return checkpoints / f"step_{step:08d}.tmp" if has_rename(checkpoints) else step_folder(checkpoints, step)
 
 
-def step_of(folder: Path) -> int:
+def step_of(folder: Location) -> int:
     """Completed steps of a checkpoint, from its name.
 
     Raises:
@@ -64,22 +66,29 @@ def step_of(folder: Path) -> int:
     return int(match.group(1))
 
 
-def complete_checkpoints(checkpoints: Path) -> list[Path]:
-    """All complete checkpoints, oldest first; a folder that does not exist holds none."""
-    if not checkpoints.is_dir():
-        return []
-    folders = [
-        path for path in checkpoints.iterdir() if _STEP_FOLDER.fullmatch(path.name) and (path / COMPLETE).is_file()
-    ]
+def complete_checkpoints(checkpoints: Location) -> list[Location]:
+    """All complete checkpoints, oldest first; a folder that does not exist holds none.
+
+    Raises:
+        CheckpointError: The folder cannot be read.
+    """
+    try:
+        if not checkpoints.is_dir():
+            return []
+        folders = [
+            path for path in checkpoints.iterdir() if _STEP_FOLDER.fullmatch(path.name) and (path / COMPLETE).is_file()
+        ]
+    except OSError as error:
+        raise CheckpointError(f"{checkpoints} cannot be read ({error}); make it readable, and start again.") from error
     return sorted(folders, key=step_of)
 
 
-def newest_complete(checkpoints: Path) -> Path | None:
+def newest_complete(checkpoints: Location) -> Location | None:
     """The complete checkpoint with the most steps; None where there is none."""
     return next(reversed(complete_checkpoints(checkpoints)), None)
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Location) -> dict[str, Any]:
     """Reads state.json: `format`, `step`, and what was saved as extra.
 
     Raises:
@@ -95,7 +104,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Reads a JSON file of a checkpoint.
 
     Raises:
@@ -110,41 +119,26 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Writes a JSON file so that it is whole or not there: written beside, flushed to disk, renamed."""
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    sync_folder(path.parent)
+def write_json(path: Location, value: dict[str, Any]) -> None:
+    """Writes a JSON file so that it is whole or not there."""
+    write_whole(path, json.dumps(value, indent=1))
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def remove(folder: Path) -> None:
+def remove(folder: Location) -> None:
     """Deletes a checkpoint, its COMPLETE first: a deletion that is cut short leaves nothing that looks whole."""
     (folder / COMPLETE).unlink(missing_ok=True)
     sync_folder(folder)
-    shutil.rmtree(folder)
+    remove_tree(folder)
 
 
-def set_aside(folder: Path) -> None:
+def set_aside(folder: Location) -> None:
     """Makes a damaged checkpoint count as not complete, so that a run may write its step again; its files stay."""
     if (folder / COMPLETE).exists():
-        (folder / COMPLETE).rename(folder / DAMAGED)
+        move(folder / COMPLETE, DAMAGED)
         sync_folder(folder)
 
 
-def remove_leftovers(checkpoints: Path) -> None:
+def remove_leftovers(checkpoints: Location) -> None:
     """Deletes what cut writes and deletions left, and damaged checkpoints, where a newer complete checkpoint stands."""
     newest = newest_complete(checkpoints)
     if newest is None:
@@ -152,4 +146,4 @@ def remove_leftovers(checkpoints: Path) -> None:
     for path in checkpoints.iterdir():
         match = _STEP_FOLDER.fullmatch(path.name.removesuffix(".tmp"))
         if match and int(match.group(1)) < step_of(newest) and not (path / COMPLETE).exists():
-            shutil.rmtree(path)
+            remove_tree(path)

@@ -1,8 +1,8 @@
 """Reading a checkpoint, at any world size and under any strategy; an older one where the newest is damaged."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,54 +13,69 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from framework.checkpoint.integrity import Verify, verify
 from framework.checkpoint.layout import DamagedError, complete_checkpoints, read_state, step_of
+from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import (
     MODEL_PREFIX,
+    OPTIMIZER_PREFIX,
     IndexReader,
     check_index,
     checkpoint_tensors,
+    ignore_single_process_warning,
     read_index,
-    without_single_process_warning,
 )
 from framework.distributed.agreement import gather, on_every_rank
 from framework.errors import CheckpointError
-from framework.optim.combined import CombinedOptimizer
+from framework.optim.combined import AVERAGE, CombinedOptimizer
+
+Weights = Literal["auto", "raw", "ema"]
+"""Which weights of a run are meant: its moving average where it kept one, the trained ones, the moving average."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[T]):
     """What was loaded in the end.
 
     Attributes:
         folder: The checkpoint that was used.
-        state: What its state.json holds.
+        state: What was read from it.
         damaged: Newer checkpoints that could not be used, newest first, and what is wrong with each.
     """
 
-    folder: Path
-    state: dict[str, Any]
-    damaged: dict[Path, str]
+    folder: Location
+    state: T
+    damaged: dict[Location, str]
+
+    @property
+    def remark(self) -> str | None:
+        """Which checkpoints are damaged and which one is used instead; None where the newest is whole."""
+        reasons = "; ".join(f"{folder.name} is damaged ({reason})" for folder, reason in self.damaged.items())
+        return f"{reasons}; {self.folder.name} is used instead" if self.damaged else None
 
 
-def load_newest_whole(newest: Path, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes") -> Loaded:
-    """Restores model and optimizer from a checkpoint or, where it is damaged, from the one before it, and so on.
+def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
+    """Reads a checkpoint or, where it is damaged, the one before it, and so on.
 
-    Collective: all ranks must call; all use the same.
+    Collective where there is a process group: all ranks must call; all use the same.
 
     Args:
         newest: To be used if it is whole; older ones stand beside it.
-        model: As `load_checkpoint` takes it.
-        optimizer: Built on the model's parameters.
-        how: What is compared with what was written.
+        read: Reads a checkpoint, for example with `load_checkpoint`; with a process group it raises on all ranks alike.
+        falls_back: False where this very checkpoint was asked for, so that no other may take its place.
 
     Raises:
+        DamagedError: It is damaged, and no other may take its place.
         CheckpointError: None is whole, or one that is whole is of another model or optimizer.
     """
-    damaged: dict[Path, str] = {}
-    candidate: Path | None = newest
+    damaged: dict[Location, str] = {}
+    candidate: Location | None = newest
     while candidate is not None:
         try:
-            return Loaded(candidate, load_checkpoint(candidate, model, optimizer, how), damaged)
+            return Loaded(candidate, read(candidate), damaged)
         except DamagedError as error:
+            if not falls_back:
+                raise
             damaged[candidate] = error.reason
         candidate = gather(_older(candidate))[0]  # what rank 0 sees
     reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
@@ -69,14 +84,18 @@ def load_newest_whole(newest: Path, model: nn.Module, optimizer: CombinedOptimiz
     )
 
 
-def _older(folder: Path) -> Path | None:
+def _older(folder: Location) -> Location | None:
     """The complete checkpoint before one."""
-    before = [path for path in complete_checkpoints(folder.parent) if step_of(path) < step_of(folder)]
-    return before[-1] if before else None
+    return next(reversed(_before(folder)), None)
+
+
+def _before(folder: Location) -> list[Location]:
+    """The complete checkpoints before one, oldest first."""
+    return [path for path in complete_checkpoints(folder.parent) if step_of(path) < step_of(folder)]
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes"
+    folder: Location, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes"
 ) -> dict[str, Any]:
     """Restores model and optimizer in place. Collective: all ranks must call.
 
@@ -103,34 +122,79 @@ def load_checkpoint(
     return state
 
 
-def read_full_state(folder: Path) -> dict[str, Tensor]:
+def read_full_state(folder: Location, weights: Weights = "auto", average_last: int = 1) -> dict[str, Tensor]:
     """Reads the model's full parameters into CPU memory; needs no process group and no model.
 
     Args:
         folder: A complete checkpoint.
+        weights: "raw": the trained ones; "ema": their moving average; "auto": the moving average where one was kept.
+        average_last: More than 1: the arithmetic mean over this checkpoint and those before it, so many in all. They
+            are read one tensor at a time, and added up in fp64.
 
     Returns:
         Full tensors by parameter name (a tied parameter once, under its first name).
 
     Raises:
-        DamagedError: The checkpoint is not whole or not to be trusted.
-        CheckpointError: It is of another format.
+        DamagedError: A checkpoint is not whole or not to be trusted.
+        CheckpointError: One is of another format, holds no moving average, or there are fewer checkpoints.
     """
+    folders = _with_those_before(folder, average_last)
+    entries = [_parameter_entries(each, weights) for each in folders]
+    if len(folders) == 1:
+        return _read(folder, entries[0])
+    means = {}
+    for name in entries[0]:
+        total: Tensor | float = 0.0
+        for each, its_entries in zip(folders, entries, strict=True):
+            tensor = _read(each, {name: its_entries[name]})[name]
+            total = tensor.double() + total
+        assert isinstance(total, Tensor)
+        means[name] = total.div_(len(folders)).to(tensor.dtype)
+    return means
+
+
+def _with_those_before(folder: Location, count: int) -> list[Location]:
+    """A checkpoint and those before it, `count` in all."""
+    before = _before(folder) if count > 1 else []
+    if len(before) + 1 < count:
+        raise CheckpointError(
+            f"average_last={count}, but {folder.parent} holds {len(before) + 1} complete checkpoints up to "
+            f"{folder.name}; average fewer, or train with trainer.checkpoint_every_n_steps and "
+            f"trainer.keep_last={count}."
+        )
+    return [*before[len(before) + 1 - count :], folder]
+
+
+def _parameter_entries(folder: Location, weights: Weights) -> dict[str, tuple[str, TensorStorageMetadata]]:
+    """Key and shape of what is to be read for each parameter, from a checkpoint that is verified first."""
     verify(folder)
     read_state(folder)
-    tensors = {
-        key: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for key, entry in read_index(folder).state_dict_metadata.items()
-        if key.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata)
-    }
-    _load(folder, tensors, no_dist=True)
-    return {key.removeprefix(MODEL_PREFIX): tensor for key, tensor in tensors.items()}
+    entries = read_index(folder).state_dict_metadata
+    averages = {key for key in entries if key.startswith(OPTIMIZER_PREFIX) and key.endswith(f".{AVERAGE}")}
+    if weights == "ema" and not averages:
+        raise CheckpointError(
+            f"{folder} holds no moving average of the weights, since trainer.ema_decay was null; use weights=raw."
+        )
+    chosen = {}
+    for key, entry in entries.items():
+        if key.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata):
+            name = key.removeprefix(MODEL_PREFIX)
+            average = f"{OPTIMIZER_PREFIX}{name}.{AVERAGE}"
+            # A frozen parameter has no average and needs none.
+            chosen[name] = (average if weights != "raw" and average in averages else key, entry)
+    return chosen
 
 
-def _load(folder: Path, tensors: dict[str, Tensor], no_dist: bool) -> None:
+def _read(folder: Location, entries: Mapping[str, tuple[str, TensorStorageMetadata]]) -> dict[str, Tensor]:
+    tensors = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, (_, entry) in entries.items()}
+    _load(folder, {key: tensors[name] for name, (key, _) in entries.items()}, no_dist=True)
+    return tensors
+
+
+def _load(folder: Location, tensors: dict[str, Tensor], no_dist: bool) -> None:
     try:
-        with without_single_process_warning():
-            load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
+        ignore_single_process_warning()
+        load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         reason = f"{folder} could not be read by rank {rank} ({type(cause).__name__}: {cause})"

@@ -1,12 +1,14 @@
-"""Writing a checkpoint: every rank its shards, then one rename and COMPLETE last; or nothing where the disk refuses."""
+"""Writing a checkpoint: every rank its shards, then one rename and COMPLETE last; or nothing where the disk refuses.
 
-import shutil
-from collections.abc import Callable
-from pathlib import Path
+Behind a URL there is no rename, and COMPLETE alone makes it one.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -16,11 +18,11 @@ from framework.checkpoint.layout import (
     FORMAT,
     STATE,
     step_folder,
-    sync_folder,
     temporary_folder,
     write_json,
 )
-from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, without_single_process_warning
+from framework.checkpoint.storage import Location, put_in_place, remove_tree
+from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, ignore_single_process_warning
 from framework.distributed.agreement import gather, on_first_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
@@ -31,8 +33,19 @@ class SaveError(CheckpointError):
 
 
 def save_checkpoint(
-    checkpoints: Path, step: int, model: nn.Module, optimizer: CombinedOptimizer, extra: dict[str, Any]
-) -> Path:
+    checkpoints: Location, step: int, model: nn.Module, optimizer: CombinedOptimizer, extra: dict[str, Any]
+) -> Location:
+    """Writes model and optimizer as they are, as `write_checkpoint` does. Collective: all ranks must call."""
+    return write_checkpoint(checkpoints, step, checkpoint_tensors(model, optimizer), extra)
+
+
+def write_checkpoint(
+    checkpoints: Location,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    extra: dict[str, Any],
+    group: dist.ProcessGroup | None = None,
+) -> Location:
     """Writes the checkpoint after `step` completed steps. Collective: all ranks must call.
 
     Killed at any moment, it leaves either a whole checkpoint or one without COMPLETE, and all older ones as they were.
@@ -40,9 +53,10 @@ def save_checkpoint(
     Args:
         checkpoints: The run's folder of checkpoints, shared by all ranks.
         step: Completed steps.
-        model: Parallelized or not; its parameters are saved.
-        optimizer: Its state is saved.
+        tensors: Of `checkpoint_tensors`, or copies of them; nothing may change them until the end.
         extra: Goes into state.json beside `format` and `step`.
+        group: Of all ranks, on the host; another thread than the main one needs a group of its own. None: the default
+            group.
 
     Returns:
         The folder.
@@ -60,33 +74,33 @@ def save_checkpoint(
             )
         for leftover in (temporary, target):
             if leftover.exists():
-                shutil.rmtree(leftover)
+                remove_tree(leftover)
         temporary.mkdir(parents=True)
 
     def publish() -> None:
         write_json(temporary / STATE, {"format": FORMAT, "step": step, **extra})
-        sync_folder(temporary)
-        temporary.rename(target)
-        sync_folder(checkpoints)
+        put_in_place(temporary, target)
         mark_complete(target, checksums)
 
     try:
-        _on_first_rank(target, prepare)
-        written = _write_tensors(target, temporary, model, optimizer)
-        checksums = {name: checksum for by_name in gather(written) for name, checksum in by_name.items()}
-        _on_first_rank(target, publish)
+        _on_first_rank(target, prepare, group)
+        written = _write_tensors(target, temporary, tensors, group)
+        checksums = {name: checksum for by_name in gather(written, group) for name, checksum in by_name.items()}
+        _on_first_rank(target, publish, group)
     except SaveError:
-        on_first_rank(lambda: _clear(temporary, target))
+        on_first_rank(lambda: _clear(temporary, target), group)
         raise
     return target
 
 
-def _write_tensors(target: Path, temporary: Path, model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, str]:
+def _write_tensors(
+    target: Location, temporary: Location, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None
+) -> dict[str, str]:
     """Writes this rank's shards; returns the checksums of its files."""
     writer = IndexWriter(temporary)
     try:
-        with without_single_process_warning():
-            save(checkpoint_tensors(model, optimizer), storage_writer=writer, no_dist=not dist.is_initialized())
+        ignore_single_process_warning()
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         if all(isinstance(each, OSError) for each, _ in error.failures.values()):
@@ -98,7 +112,7 @@ def _write_tensors(target: Path, temporary: Path, model: nn.Module, optimizer: C
     return writer.checksums
 
 
-def _on_first_rank(target: Path, action: Callable[[], None]) -> None:
+def _on_first_rank(target: Location, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
     """Runs an action on rank 0; an error of its disk is a SaveError on all ranks."""
 
     def run() -> None:
@@ -107,18 +121,19 @@ def _on_first_rank(target: Path, action: Callable[[], None]) -> None:
         except OSError as error:
             raise _refusal(target, 0, error) from error
 
-    on_first_rank(run)
+    on_first_rank(run, group)
 
 
-def _refusal(target: Path, rank: int, cause: BaseException) -> SaveError:
+def _refusal(target: Location, rank: int, cause: BaseException) -> SaveError:
     return SaveError(
         f"{target} could not be written: the disk refused rank {rank} ({cause}); make room, or choose a folder that "
         "can be written. Older checkpoints are whole."
     )
 
 
-def _clear(temporary: Path, target: Path) -> None:
+def _clear(temporary: Location, target: Location) -> None:
     """Removes what a refused save left, to give the room back; what cannot be removed is no checkpoint either."""
-    shutil.rmtree(temporary, ignore_errors=True)
-    if not (target / COMPLETE).exists():
-        shutil.rmtree(target, ignore_errors=True)
+    for leftover in (temporary, target):
+        with contextlib.suppress(OSError):
+            if not (leftover / COMPLETE).exists():
+                remove_tree(leftover, ignore_errors=True)

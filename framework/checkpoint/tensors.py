@@ -7,10 +7,8 @@ tensors, so that nothing in a checkpoint has to be unpickled but torch.distribut
 
 import pickle
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 
 from framework.checkpoint.integrity import HashingFileSystem
 from framework.checkpoint.layout import DamagedError
+from framework.checkpoint.storage import Location, has_rename
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
 
@@ -51,8 +50,21 @@ def _layout(name: str) -> torch.layout:
     return torch.strided
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Knows the classes of the index, dtypes and the dense layout, and nothing else that could be called."""
+class _IndexUnpickler(pickle._Unpickler):
+    """Knows the classes of the index, dtypes and the dense layout, and nothing else that could be called.
+
+    The one in Python, as that in C cannot be kept from setting attributes of the classes themselves.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[misc]
+
+    def load_build(self) -> None:
+        """Fills an object; a class or a function is not to be changed."""
+        if callable(self.stack[-2]):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError(f"a change of {self.stack[-2]}")  # type: ignore[attr-defined]
+        super().load_build()  # type: ignore[misc]
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         """Looks a global name up in the short list."""
@@ -65,7 +77,7 @@ class _IndexUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
-def read_index(folder: Path) -> Metadata:
+def read_index(folder: Location) -> Metadata:
     """Reads `.metadata` of torch.distributed.checkpoint and checks that it names only tensors and files of this folder.
 
     Raises:
@@ -89,16 +101,38 @@ def read_index(folder: Path) -> Metadata:
         raise DamagedError(
             f"{path} is damaged or holds more than tensors ({error}), do not trust this checkpoint"
         ) from error
-    if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
+    if not isinstance(index, Metadata) or not all(
+        isinstance(part, dict) for part in (index.state_dict_metadata, index.storage_data)
+    ):
         raise DamagedError(f"{path} is not the index of a checkpoint, do not trust this checkpoint")
     for key, entry in index.state_dict_metadata.items():
         # Anything else would be unpickled by torch when it is loaded.
-        if not isinstance(entry, TensorStorageMetadata):
+        if not _is_tensor_entry(entry):
             raise DamagedError(f"{path}: {key} is not a tensor, do not trust this checkpoint")
-    for info in (index.storage_data or {}).values():
-        if not isinstance(info, _StorageInfo) or Path(info.relative_path).name != info.relative_path:
+    for info in index.storage_data.values():  # type: ignore[union-attr]
+        if not _is_inside(info):
             raise DamagedError(f"{path} points to a file outside of the checkpoint, do not trust this checkpoint")
     return index
+
+
+def _is_tensor_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, TensorStorageMetadata)
+        and isinstance(entry.size, torch.Size)
+        and isinstance(entry.properties, metadata.TensorProperties)
+        and isinstance(entry.properties.dtype, torch.dtype)
+    )
+
+
+def _is_inside(info: Any) -> bool:
+    """True for the bytes of a file beside the index, as they are: nothing that a reader would have to decode."""
+    return (
+        isinstance(info, _StorageInfo)
+        and isinstance(info.relative_path, str)
+        and info.relative_path not in ("", ".", "..")
+        and Path(info.relative_path).name == info.relative_path
+        and not info.transform_descriptors
+    )
 
 
 class IndexWriter(FileSystemWriter):
@@ -108,10 +142,16 @@ class IndexWriter(FileSystemWriter):
         checksums: Of the files that this rank wrote, by name.
     """
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, single_file_per_rank=True, sync_files=True)
+    fs: Any  # torch's types know local folders only
+    path: Any
+
+    def __init__(self, folder: Location) -> None:
+        # No look-ahead on a GPU: it would use the current device, which in another thread than the main one is GPU 0.
+        # Files behind a URL are not flushed: torch would flush all disks of the host instead.
+        super().__init__(folder.name, single_file_per_rank=True, sync_files=has_rename(folder), per_thread_copy_ahead=0)
         hashing = HashingFileSystem()
         self.fs = hashing
+        self.path = folder
         self.checksums = hashing.checksums
 
     def storage_meta(self) -> StorageMeta:
@@ -122,20 +162,29 @@ class IndexWriter(FileSystemWriter):
 class IndexReader(FileSystemReader):
     """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler."""
 
+    fs: Any  # as above
+    path: Any
+
+    def __init__(self, folder: Location) -> None:
+        super().__init__(folder.name)
+        self.fs = HashingFileSystem()
+        self.path = folder
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002  torch's signature
         """Reads the index."""
-        index = read_index(Path(self.path))
+        index = read_index(self.path)
         index.storage_meta = index.storage_meta or StorageMeta()
         index.storage_meta.load_id = self.load_id
         return index
 
 
-@contextmanager
-def without_single_process_warning() -> Iterator[None]:
-    """Torch warns at each save and load without a process group; a single process is meant here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+def ignore_single_process_warning() -> None:
+    """Torch warns at each save and load without a process group; a single process is meant here.
+
+    For good, not for the time of a save: filters are of the process, and putting them back would undo what another
+    thread has changed in the meantime.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -152,7 +201,7 @@ def checkpoint_tensors(model: nn.Module, optimizer: CombinedOptimizer) -> dict[s
     return tensors | {OPTIMIZER_PREFIX + name: tensor for name, tensor in optimizer.named_state().items()}
 
 
-def check_index(folder: Path, index: Metadata, wanted: dict[str, Tensor]) -> None:
+def check_index(folder: Location, index: Metadata, wanted: dict[str, Tensor]) -> None:
     """Compares names, shapes and dtypes of a checkpoint with those that are wanted.
 
     Raises:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from framework.config.checks import check_enough_sequences, check_sequence_lengths, check_settings, check_vocabulary
+from framework.config.checks import (
+    check_compile,
+    check_enough_sequences,
+    check_sequence_lengths,
+    check_settings,
+    check_tensor_parallel,
+    check_vocabulary,
+)
 from framework.config.nodes import check_arguments
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.weights import find_weights, starting_values
@@ -72,14 +79,19 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     Raises:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
     """
-    weights = find_weights(settings.init_from, Path(settings.run.dir)) if settings.init_from is not None else None
+    weights = None
+    if settings.init_from is not None:
+        runs = Path(settings.run.dir)
+        weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
     tokenizer = build_tokenizer(settings.tokenizer, weights)
     config = build_encoder_config(settings, tokenizer, weights)
     check_vocabulary(tokenizer, config)
+    shape = settings.strategy.shape(world_size)
+    check_tensor_parallel(config, shape.tensor)
     task: Task = settings.task.build()
     sources = task.build_sources(settings.data.build(), tokenizer, settings.seed)
     check_sequence_lengths(sources, config)
-    check_enough_sequences(sources, world_size)
+    check_enough_sequences(sources, shape.data_parallel_size)
     model = build_model(task, config)
     if weights is not None:
         match_parameters(model, weights)
@@ -155,17 +167,25 @@ def build_model(task: Task, config: EncoderConfig) -> TaskModel:
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
-    """The LightningModule of a run, still without memory for its weights."""
-    native = precision.name == "bf16" and multiplies_bf16(device_type)
+    """The LightningModule of a run, still without memory for its weights.
+
+    Raises:
+        ConfigError: Layers cannot be compiled on this device in this precision.
+    """
+    check_compile(settings, precision, device_type)
+    native = precision.compute_dtype == torch.bfloat16 and multiplies_bf16(device_type)
     optimizer = settings.optimizer.build()
 
     def build_optimizer(model: TaskModel) -> CombinedOptimizer:
-        return optimizer.build(
+        built = optimizer.build(
             model.named_parameters(),
             # The query, key and value maps of a layer are one parameter of three matrices.
             {"*.attention.qkv.weight": (parts.config.num_heads, 3)},
             torch.bfloat16 if native else torch.float32,
         )
+        if settings.trainer.ema_decay is not None:
+            built.keep_average(settings.trainer.ema_decay)
+        return built
 
     return EncoderModule(
         model=parts.model,
@@ -177,4 +197,6 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         schedule=settings.schedule.build(max_steps=parts.max_steps),
         max_grad_norm=settings.trainer.gradient_clip,
         activation_checkpointing=settings.strategy.activation_checkpointing,
+        sharding=settings.strategy,
+        compile_backend=settings.strategy.compile,
     )

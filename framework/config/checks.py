@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig
 from framework.data.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.mesh import mesh_shape
+from framework.distributed.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -17,7 +20,13 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
     Raises:
         ConfigError: Two values cannot go together.
     """
-    mesh_shape(settings.strategy.name, world_size)
+    settings.strategy.shape(world_size)
+    strategies = PRECISION_STRATEGIES.get(settings.precision.name)
+    if strategies is not None and settings.strategy.name not in strategies:
+        raise ConfigError(
+            f"precision={settings.precision.name} runs under strategy={' or strategy='.join(strategies)}, but "
+            f"strategy={settings.strategy.name} is asked for; use precision=bf16."
+        )
     arguments = dict(settings.model.arguments)
     if {
         "family",
@@ -34,10 +43,25 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
         )
     if settings.tokenizer.path is None and settings.tokenizer.fallback is None and settings.init_from is None:
         raise ConfigError("`tokenizer.path` is null and `init_from` too, so there is no tokenizer; give one of them.")
-    if settings.run.resume not in ("auto", "never") and not Path(settings.run.resume).is_dir():
+    named = location(settings.run.resume)
+    if settings.run.resume not in ("auto", "never") and isinstance(named, Path) and not named.is_dir():
         raise ConfigError(
             f"`run.resume` is {settings.run.resume!r}, which is no folder; use auto, never, or the path of a run or "
             "checkpoint."
+        )
+
+
+def check_compile(settings: TrainConfig, precision: Precision, device_type: str) -> None:
+    """Compiled layers need attention whose code does not depend on the lengths of sequences: that of CUDA in bf16.
+
+    Raises:
+        ConfigError: Layers are to be compiled elsewhere.
+    """
+    if settings.strategy.compile != "none" and (device_type != "cuda" or precision.compute_dtype != torch.bfloat16):
+        raise ConfigError(
+            f"`strategy.compile` is {settings.strategy.compile}, but here the device is {device_type} and the "
+            f"precision {precision.name}, and layers can be compiled on CUDA in bf16 only, whose attention does not "
+            "depend on each sequence's length; set `strategy.compile` to none."
         )
 
 
@@ -80,14 +104,37 @@ def check_sequence_lengths(sources: Mapping[str, SequenceSource], config: Encode
             )
 
 
-def check_enough_sequences(sources: Mapping[str, SequenceSource], world_size: int) -> None:
-    """Every rank needs a training sequence.
+def check_tensor_parallel(config: EncoderConfig, size: int) -> None:
+    """Ranks that share products compute whole heads, and each has some words and some intermediate channels.
+
+    Raises:
+        ConfigError: The ranks do not divide the heads, or there is too little for all of them.
+    """
+    if config.num_heads % size:
+        fitting = [str(divisor) for divisor in range(1, config.num_heads + 1) if config.num_heads % divisor == 0]
+        raise ConfigError(
+            f"model.num_heads={config.num_heads} cannot be shared by {size} ranks, since each takes whole heads; set "
+            "strategy.tensor_parallel_size (all processes where it is null) to one of "
+            f"{', '.join(fitting)}."
+        )
+    for name in ("intermediate_size", "vocab_size"):
+        value = getattr(config, name)
+        part = -(-value // size)
+        if (size - 1) * part >= value:
+            raise ConfigError(
+                f"model.{name}={value} cannot be shared by {size} ranks, since parts of {part} leave nothing for the "
+                "last one; lower strategy.tensor_parallel_size (all processes where it is null)."
+            )
+
+
+def check_enough_sequences(sources: Mapping[str, SequenceSource], num_ranks: int) -> None:
+    """Every rank that reads data of its own needs a training sequence.
 
     Raises:
         ConfigError: There are fewer than ranks.
     """
     count = len(sources["train"])
-    if count < world_size:
+    if count < num_ranks:
         raise ConfigError(
-            f"there are {count} training sequences for {world_size} ranks; start fewer processes, or give more data."
+            f"there are {count} training sequences for {num_ranks} ranks; start fewer processes, or give more data."
         )

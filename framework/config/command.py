@@ -13,8 +13,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.nodes import suggestion
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.distributed.environment import process_info
-from framework.distributed.failure_report import speaks_for_all
+from framework.distributed.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
 
 
@@ -42,6 +41,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             # Without it Hydra prints exceptions itself, shortened, and leaves with 1 for every one of them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             sys.excepthook = _show_unexpected
+            REPORT.close()
             register_resolvers()
             try:
                 hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
@@ -54,19 +54,19 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
 
 
 def leave(error: Exception) -> None:
-    """Shows an error once, from the rank that speaks for all, and ends the process with the error's exit code."""
+    """Shows the first failure once, from one rank, and ends the process with its own error's exit code."""
     shown = as_framework_error(error)
-    if speaks_for_all(shown):
-        info = process_info()
-        where = f" (rank {info.rank})" if info.world_size > 1 else ""
-        sys.stderr.write(f"error{where}: {shown}\n")
-        sys.stderr.flush()
+    report_once(shown)
     sys.exit(shown.exit_code)
 
 
 def _show_unexpected(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Python's hook for what nobody caught: the traceback, from one rank only."""
-    if isinstance(error, KeyboardInterrupt) or speaks_for_all(error):
+    """Python's hook for what nobody caught: one line from one rank, the traceback too unless a log file has it."""
+    if isinstance(error, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    shown = report_once(error)
+    if shown is not None and shown.log is None:
         sys.__excepthook__(kind, error, traceback)
 
 

@@ -15,11 +15,14 @@ IDENTITY_KEYS = (
     "schedule",
     "seed",
     "init_from",
+    "init_weights",
+    "init_average_last",
     "trainer.global_batch_size",
     "trainer.global_batch_tokens",
     "trainer.batch_warmup_start",
     "trainer.batch_warmup_steps",
     "trainer.gradient_clip",
+    "trainer.ema_decay",
 )
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Free to grow, not to shrink: the steps that were done stay done."""

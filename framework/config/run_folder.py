@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig
 
-from framework.checkpoint.layout import COMPLETE, newest_complete
+from framework.checkpoint.layout import CHECKPOINTS, COMPLETE, newest_complete, step_of
+from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.schema import RunConfig
 from framework.distributed.environment import resolve_run_id
@@ -32,13 +33,17 @@ class RunFolder:
 
     Attributes:
         path: `run.dir/run.id`.
+        checkpoints: The folder of its checkpoints, in it or elsewhere.
         checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
         is_new: True where the folder holds no run yet.
+        falls_back: An older checkpoint may take the place of that one where it is damaged.
     """
 
     path: Path
-    checkpoint: Path | None
+    checkpoints: Location
+    checkpoint: Location | None
     is_new: bool
+    falls_back: bool = True
 
 
 def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
@@ -64,26 +69,68 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
                 "resume=auto."
             )
         check_same_run(str(path), read_config(path), config)
-    own = newest_complete(path / "checkpoints")
+    checkpoints = checkpoints_folder(path, run.checkpoints)
+    own = newest_complete(checkpoints)
+    _check_own(path, checkpoints, own, is_new, run.resume)
     if own is not None or run.resume in ("auto", "never"):
-        return RunFolder(path, own, is_new)
-    return RunFolder(path, find_checkpoint(Path(run.resume)), is_new)
+        return RunFolder(path, checkpoints, own, is_new)
+    checkpoint, falls_back = find_checkpoint(location(run.resume))
+    return RunFolder(path, checkpoints, checkpoint, is_new, falls_back)
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path names: itself, or the newest complete one of a run folder.
+def checkpoints_folder(path: Path, place: str | None) -> Location:
+    """The folder of a run's checkpoints.
+
+    Args:
+        path: The run folder.
+        place: `run.checkpoints`.
+    """
+    return path / CHECKPOINTS if place is None else location(place) / path.resolve().name
+
+
+def saved_checkpoints_folder(path: Path) -> Location:
+    """The same, as the config says that the run folder holds."""
+    return checkpoints_folder(path, read_config(path).get("run", {}).get("checkpoints"))
+
+
+def _check_own(path: Path, checkpoints: Location, own: Location | None, is_new: bool, resume: str) -> None:
+    """Checks that checkpoints outside of the run folder are the run's own, and that it has no newer ones elsewhere."""
+    if is_new and own is not None and resume in ("auto", "never") and checkpoints.parent != path:
+        raise ConfigError(
+            f"{checkpoints} holds checkpoints, but the run folder {path} is new, so they may be of another run; choose "
+            f"another `run.id`, restore the run folder, or go on from them with run.resume={own}."
+        )
+    before = checkpoints if is_new else saved_checkpoints_folder(path)
+    newest = newest_complete(before) if before != checkpoints else None
+    if newest is not None and (own is None or step_of(own) < step_of(newest)):
+        found = "none" if own is None else f"{own.name} as its newest"
+        raise ConfigError(
+            f"the run in {path} has its checkpoints in {before}, up to {newest.name}, but `run.checkpoints` now means "
+            f"{checkpoints}, which has {found}; give the former value, or copy them there."
+        )
+
+
+def find_checkpoint(path: Location) -> tuple[Location, bool]:
+    """The checkpoint that a path names: itself, or the newest complete one of a run folder or of its checkpoints.
+
+    Returns:
+        The checkpoint, and whether an older one may take its place where it is damaged: who names a checkpoint means
+        that one, who names a run means its newest that can be used.
 
     Raises:
         CheckpointError: There is none.
     """
     if (path / COMPLETE).is_file():
-        return path
-    newest = newest_complete(path / "checkpoints")
+        return path, False
+    if isinstance(path, Path) and (path / CONFIG_FILE).is_file():
+        newest = newest_complete(saved_checkpoints_folder(path))
+    else:
+        newest = newest_complete(path)
     if newest is None:
         raise CheckpointError(
-            f"{path} holds no complete checkpoint; give a run folder that has one, or a folder checkpoints/step_N."
+            f"{path} holds no complete checkpoint; give a run folder that has one, or the folder step_N of one."
         )
-    return newest
+    return newest, True
 
 
 def read_config(path: Path) -> dict[str, Any]:

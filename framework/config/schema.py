@@ -3,16 +3,21 @@
 Each dataclass checks what it can see alone; rules between groups stand in checks.py.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from framework.callbacks.finite_guard import NonFinite, OnNonFinite
 from framework.callbacks.time_limit import TimeLimit
 from framework.checkpoint.integrity import Verify
+from framework.checkpoint.load import Weights
+from framework.checkpoint.storage import location
 from framework.config.nodes import Component
 from framework.data.batch_size import BatchWarmup
-from framework.data.preparation.corpus import Cleaning
 from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
+from framework.distributed.compile import CompileBackend
+from framework.distributed.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LARGEST_SCALE, SMALLEST_SCALE
+from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
+from framework.distributed.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -20,12 +25,18 @@ MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fie
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
 
 
-def _at_least(group: str, node: Any, minimum: float, *names: str) -> None:
+def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
     """Raises ConfigError where a value that is given lies below the minimum."""
     for name in names:
         value = getattr(node, name)
         if value is not None and value < minimum:
             raise ConfigError(f"`{group}.{name}` is {value}, but it must be at least {minimum}; raise it.")
+
+
+def check_average_last(name: str, value: int) -> None:
+    """Raises ConfigError where the number of checkpoints to average is below 1."""
+    if value < 1:
+        raise ConfigError(f"`{name}` is {value}, but it must be at least 1; 1 takes no mean.")
 
 
 @dataclass(frozen=True)
@@ -39,12 +50,23 @@ class RunConfig:
             new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
         verify: What of the checkpoint's files is compared with what was written: "sizes", or "checksums" too, which
             reads all of them once more; where it is damaged, the one before it is used.
+        checkpoints: Where checkpoints are kept: null: in the run folder; else a folder or an fsspec URL such as
+            s3://bucket/folder, below which each run has a folder of its id.
     """
 
     id: str | None = None
     dir: str = "runs"
     resume: str = "auto"
     verify: Verify = "sizes"
+    checkpoints: str | None = None
+
+    def __post_init__(self) -> None:
+        if "://" in self.dir:
+            raise ConfigError(
+                f"`run.dir` is {self.dir!r}, but a run folder is local; give the URL as `run.checkpoints`."
+            )
+        if self.checkpoints is not None:
+            location(self.checkpoints)  # raises where it cannot be used
 
 
 @dataclass(frozen=True)
@@ -55,7 +77,8 @@ class TrainerConfig:
         max_steps: Optimizer steps of the whole run; null leaves it to `max_epochs`.
         max_epochs: Epochs of the whole run, where `max_steps` is null.
         global_batch_size: Sequences per optimizer step over all ranks; null leaves it to `global_batch_tokens`.
-        micro_batch_tokens: Most tokens that one forward pass of one rank takes.
+        micro_batch_tokens: Most tokens that one forward pass of one rank takes; "auto": on CUDA what fits into memory,
+            found by trials at each start, on the CPU 4,096.
         global_batch_tokens: Tokens per optimizer step over all ranks, where `global_batch_size` is null: about, since
             the run takes the whole number of sequences that have so many on average.
         batch_warmup_start: Sequences of the first steps, from which the global batch grows linearly; null: no growth.
@@ -63,33 +86,48 @@ class TrainerConfig:
         val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
         log_every_n_steps: Steps between logged rows.
         checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
+        checkpoint_async: Write checkpoints beside the training, from a copy in host memory; false: training stands
+            still, and no copy is held.
         keep_last: Newest checkpoints that are kept.
         keep_every_n_steps: Checkpoints at multiples of it are kept forever; null: none are.
         keep_best: Checkpoints with the best validations, by the task's metric, that are kept.
         gradient_clip: Largest global gradient norm; null: gradients are not clipped.
+        ema_decay: In (0, 1), how slowly the moving average of the weights follows them; validation, export and other
+            readers then take the average. null: none is kept.
         num_workers: Loader processes of each rank.
-        timeout_seconds: How long a rank waits for the others before it gives up.
+        timeout_seconds: The longest time without progress before the rank that hangs is named and all end; progress
+            is each micro-batch, each validation batch, each phase of a step, so it must be longer than the slowest of
+            them: the first (compiled) forward pass, a whole checkpoint, the pictures at the end.
         max_time: Time within which one start of the run saves and leaves, counted from the start of its process:
             HH:MM:SS, D-HH:MM:SS or seconds; null: no limit.
+        on_non_finite: What is done at a step whose loss or gradient is not finite: "stop" ends the run; "skip" goes on
+            without its update; "roll_back" goes on at the next step with weights and optimizer of the newest
+            checkpoint at a multiple of `checkpoint_every_n_steps`.
+        max_non_finite_steps: Such steps that the whole run may meet before it ends, where it does not stop at the
+            first.
     """
 
     max_steps: int | None
     max_epochs: int | None
     global_batch_size: int | None
-    micro_batch_tokens: int
+    micro_batch_tokens: int | Literal["auto"]
     global_batch_tokens: int | None = None
     batch_warmup_start: int | None = None
     batch_warmup_steps: int | None = None
     val_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
+    checkpoint_async: bool = True
     keep_last: int = 2
     keep_every_n_steps: int | None = None
     keep_best: int = 1
     gradient_clip: float | None = 1.0
+    ema_decay: float | None = None
     num_workers: int = 0
     timeout_seconds: int = 600
     max_time: str | int | None = None
+    on_non_finite: OnNonFinite = "stop"
+    max_non_finite_steps: int = 10
 
     @property
     def time_limit(self) -> TimeLimit | None:
@@ -104,6 +142,11 @@ class TrainerConfig:
             raise ConfigError(
                 f"`trainer.max_time` cannot be used: {error}; write ten hours as 10:00:00, two days as 2-00:00:00."
             ) from error
+
+    @property
+    def non_finite(self) -> NonFinite:
+        """What is done at a step that is not finite."""
+        return NonFinite(self.on_non_finite, self.max_non_finite_steps)
 
     @property
     def batch_warmup(self) -> BatchWarmup | None:
@@ -128,7 +171,7 @@ class TrainerConfig:
                 f"`trainer.batch_warmup_start` is {self.batch_warmup_start} and `trainer.batch_warmup_steps` is "
                 f"{self.batch_warmup_steps}, but a growing batch needs both; set both, or both to null."
             )
-        _at_least("trainer", self, 1, "keep_every_n_steps")
+        at_least("trainer", self, 1, "keep_every_n_steps")
         if self.keep_every_n_steps is not None and (
             self.checkpoint_every_n_steps is None or self.keep_every_n_steps % self.checkpoint_every_n_steps
         ):
@@ -137,11 +180,23 @@ class TrainerConfig:
                 f"`trainer.checkpoint_every_n_steps`, which is {self.checkpoint_every_n_steps}; set the first to a "
                 "multiple of the second."
             )
-        _at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
-        _at_least("trainer", self, 1, "micro_batch_tokens", "batch_warmup_start", "batch_warmup_steps")
-        _at_least("trainer", self, 1, "log_every_n_steps")
-        _at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
-        _at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best")
+        if self.on_non_finite == "roll_back" and self.checkpoint_every_n_steps is None:
+            raise ConfigError(
+                "`trainer.on_non_finite` is roll_back, but `trainer.checkpoint_every_n_steps` is null, so there would "
+                "be no checkpoint to roll back to; set it, or choose skip."
+            )
+        at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
+        at_least("trainer", self, 1, "batch_warmup_start", "batch_warmup_steps")
+        if self.micro_batch_tokens != "auto":
+            at_least("trainer", self, 1, "micro_batch_tokens")
+        at_least("trainer", self, 1, "log_every_n_steps")
+        at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
+        at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best", "max_non_finite_steps")
+        if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
+            raise ConfigError(
+                f"`trainer.ema_decay` is {self.ema_decay}, but it must lie between 0 and 1; 0.999 is usual, null "
+                "keeps no average."
+            )
         _ = self.time_limit  # raises where it cannot be read
 
 
@@ -158,17 +213,46 @@ class TokenizerConfig:
     fallback: str | None = None
 
 
-@dataclass(frozen=True)
-class StrategyConfig:
-    """How ranks share the work.
+@dataclass(frozen=True, kw_only=True)
+class StrategyConfig(Sharding):
+    """How ranks share the work, beside what `Sharding` says of the strategies that shard weights.
 
     Attributes:
-        name: "single" one process; "ddp" replicated weights; "fsdp2" sharded weights, gradients and optimizer state.
+        name: "single" one process; "ddp" replicated weights; "fsdp2" sharded weights, gradients and optimizer state;
+            "hsdp" copies of the weights, each sharded over a group of ranks; "tp" all ranks share each matrix product;
+            "fsdp2_tp" groups of ranks share products, and the groups weights.
+        replicate_size: Copies, for "hsdp"; null: one a host, so that weights are gathered within a host and only
+            gradients travel between hosts (on one host there is one copy, which is "fsdp2").
+        tensor_parallel_size: Ranks that share each matrix product, for "tp" and "fsdp2_tp"; null: all.
         activation_checkpointing: What layers keep of their forward pass for the backward pass.
+        compile: "none": layers run as they are; else the backend of torch.compile for each layer: "inductor", or
+            "aot_eager" to look for faults.
     """
 
-    name: Literal["single", "ddp", "fsdp2"]
+    name: StrategyName
+    replicate_size: int | None = None
+    tensor_parallel_size: int | None = None
     activation_checkpointing: ActivationCheckpointing = KEEP_ALL
+    compile: CompileBackend = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in self.changed().items():
+            if self.name not in SHARDED:
+                raise ConfigError(
+                    f"`strategy.{name}` is {value!r}, but strategy {self.name} keeps whole weights and gradients on "
+                    f"every rank; use {' or '.join(f'strategy={each}' for each in SHARDED)}, or leave the key away."
+                )
+
+    def shape(self, world_size: int) -> MeshShape:
+        """Of the mesh over that many processes.
+
+        Raises:
+            ConfigError: The strategy cannot run on so many, or what it shares out does not fit them.
+        """
+        shape = mesh_shape(self.name, world_size, self.replicate_size, self.tensor_parallel_size)
+        check_sharding(self, shape)
+        return shape
 
 
 @dataclass(frozen=True)
@@ -176,10 +260,23 @@ class PrecisionConfig:
     """The numbers that products are made of.
 
     Attributes:
-        name: "fp32"; "bf16" for matrix products; "auto": bf16 where the hardware multiplies it natively, else fp32.
+        name: "fp32"; "bf16" or "fp16" for matrix products; "auto": bf16 where the hardware multiplies it natively, else
+            fp32; "float8" for the linear maps of layers, bf16 for the rest (CUDA with torchao, training only).
+        init_scale: What losses are multiplied by in fp16 at the start of a run, so that small gradients do not vanish.
+        growth_interval: Steps without an overflow after which that scale is doubled.
     """
 
-    name: Literal["fp32", "bf16", "auto"]
+    name: Literal["fp32", "bf16", "fp16", "auto", "float8"]
+    init_scale: float = INITIAL_SCALE
+    growth_interval: int = GROWTH_INTERVAL
+
+    def __post_init__(self) -> None:
+        at_least("precision", self, 1, "growth_interval")
+        if not SMALLEST_SCALE <= self.init_scale <= LARGEST_SCALE:
+            raise ConfigError(
+                f"`precision.init_scale` is {self.init_scale}, but it must be between 1 and 2^127, the largest power "
+                "of two in fp32; 65536 is usual."
+            )
 
 
 @dataclass(frozen=True)
@@ -209,6 +306,8 @@ class TrainConfig:
         seed: Decides order, pairs, masks, dropout and fresh weights.
         init_from: Where weights start when nothing is resumed: a run (id or folder), an export, a Hugging Face folder
             or hub name; null: fresh weights from the seed.
+        init_weights: Which weights of the run in `init_from`: as `TrainedConfig.weights`.
+        init_average_last: Over how many of its checkpoints the mean is taken: as `TrainedConfig.average_last`.
     """
 
     run: RunConfig
@@ -224,113 +323,13 @@ class TrainConfig:
     optimizer: Component
     schedule: Component = field(metadata={"supplied": ("max_steps",)})
     model: Component = field(metadata=MODEL_METADATA)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusConfig(Cleaning):
-    """The texts of a token store, beside what `Cleaning` does to them.
-
-    Attributes:
-        sources: Read in this order, each under a name of its own.
-        on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
-    """
-
-    sources: dict[str, Component]
-    on_bad_row: Literal["error", "skip"] = "error"
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Everything that `framework.prepare` takes.
-
-    Attributes:
-        store: The folder that is made.
-        vocabulary: A tokenizer, or how one is trained on the corpus.
-        overwrite: Replace a store that was made from other files or settings.
-        num_workers: Processes; null: one for each core that this process may use; 0 or 1: no others.
-        stream: Keep no token ids; training reads the texts again from the Parquet shards of the corpus.
-    """
-
-    store: str
-    corpus: CorpusConfig
-    vocabulary: Component
-    overwrite: bool = False
-    num_workers: int | None = None
-    stream: bool = False
+    init_weights: Weights = "auto"
+    init_average_last: int = 1
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 0:
+        check_average_last("init_average_last", self.init_average_last)
+        if self.init_from is None and (self.init_weights != "auto" or self.init_average_last != 1):
             raise ConfigError(
-                f"`num_workers` is {self.num_workers}, but it must be at least 0; raise it, or give null."
+                f"`init_weights` is {self.init_weights} and `init_average_last` is {self.init_average_last}, but "
+                "`init_from` is null; give the run whose weights are meant, or leave both out."
             )
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Everything that `framework.evaluate` takes.
-
-    Attributes:
-        run: A run (id or folder), a checkpoint of one, or an export.
-        runs: The folder that holds the run folders.
-        split: "train", "validation" or "test".
-        data: Other data than that of the run; an export needs it.
-        micro_batch_tokens: Most tokens of a forward pass.
-        output: A JSON file for the metrics; null: they are only printed.
-    """
-
-    run: str
-    split: Literal["train", "validation", "test"]
-    precision: PrecisionConfig
-    data: Component | None = None
-    runs: str = "runs"
-    micro_batch_tokens: int = 8192
-    output: str | None = None
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Everything that `framework.predict` takes.
-
-    Attributes:
-        run: A run (id or folder), a checkpoint of one, or an export.
-        runs: The folder that holds the run folders.
-        input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
-        text: Texts themselves; null where `input` is given.
-        text_column: Column, in JSONL key, of the text.
-        pair_column: Column of the second text; null for single texts.
-        keep_columns: Columns that are copied into the output.
-        output: A JSONL file; null: standard output.
-        micro_batch_tokens: Most tokens of a forward pass.
-    """
-
-    run: str
-    precision: PrecisionConfig
-    input: str | None = None
-    text: str | Sequence[str] | None = None
-    runs: str = "runs"
-    text_column: str = "text"
-    pair_column: str | None = None
-    keep_columns: Sequence[str] = ()
-    output: str | None = None
-    micro_batch_tokens: int = 8192
-
-    def __post_init__(self) -> None:
-        if (self.input is None) == (self.text is None):
-            raise ConfigError(
-                f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict."
-            )
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Everything that `framework.export` takes.
-
-    Attributes:
-        run: A run (id or folder), or a checkpoint of one.
-        runs: The folder that holds the run folders.
-        output: The folder that is written; null: `export` in the run folder.
-    """
-
-    run: str
-    runs: str = "runs"
-    output: str | None = None

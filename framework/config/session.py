@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
+from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.peak_flops import peak_flops
+from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import step_of
 from framework.checkpoint.retention import Retention
@@ -30,7 +33,7 @@ from framework.data.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.environment import ProcessInfo
-from framework.distributed.mesh import mesh_shape
+from framework.distributed.memory import CudaMemory
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
@@ -43,7 +46,7 @@ SUMMARY_FILE = "summary.json"
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
     """The config as run: with the whole model, and the precision that "auto" stands for."""
     resolved = {name: value for name, value in config.items() if name != "experiment"}
-    return resolved | {"model": vars(parts.config).copy(), "precision": {"name": precision.name}}
+    return resolved | {"model": vars(parts.config).copy(), "precision": config["precision"] | {"name": precision.name}}
 
 
 def is_finished(folder: RunFolder, parts: Parts) -> bool:
@@ -74,8 +77,12 @@ def start_run(
     """
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
     check_same_data(folder, fingerprints)
-    check_agreement(facts_to_agree_on(config, fingerprints))
+    # Ranks have read the weights each for itself: of a run that goes on meanwhile they could see different checkpoints.
+    start = {"init_from": parts.weights.source} if parts.weights is not None else {}
+    check_agreement(facts_to_agree_on(config, fingerprints) | start)
     check_shared_folder(folder.path)
+    if folder.checkpoints.parent != folder.path:
+        check_shared_folder(folder.checkpoints)
 
     def write() -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -92,19 +99,22 @@ def start_run(
 
 
 def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> EncoderDataModule:
-    """The LightningDataModule of a run."""
-    shape = mesh_shape(settings.strategy.name, info.world_size)
+    """The LightningDataModule of a run; an `auto` budget is chosen when the model has its memory (`AutoBudget`)."""
+    shape = settings.strategy.shape(info.world_size)
+    budget = settings.trainer.micro_batch_tokens
+    longest = max(source.max_length for source in parts.sources.values())
     return EncoderDataModule(
         sources=parts.sources,
         seed=settings.seed,
         global_batch_size=parts.global_batch_size,
-        micro_batch_tokens=settings.trainer.micro_batch_tokens,
+        micro_batch_tokens=longest if budget == "auto" else budget,
         max_steps=parts.max_steps,
         rank=shape.data_parallel_rank(info.rank),
         num_ranks=shape.data_parallel_size,
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
+        has_fixed_shapes=settings.strategy.compile != "none",
     )
 
 
@@ -133,20 +143,26 @@ def build_run_trainer(
             settings.trainer.keep_best,
             f"val/{parts.task.best_metric}",
             parts.task.best_mode,
+            settings.trainer.checkpoint_every_n_steps if settings.trainer.on_non_finite == "roll_back" else None,
         ),
-        folder.checkpoint,
-        _loggers(settings, folder.path) if info.rank == 0 else (),
-        training_flops_per_token(parts.config, round(parts.sources["train"].mean_length)),
-        peak_flops(device_type, info.world_size),
-        plan,
-        settings.run.verify,
-        settings.trainer.time_limit,
-        settings.trainer.timeout_seconds,
+        resume=_resume(settings, folder),
+        loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
+        flops_per_token=training_flops_per_token(parts.config, round(parts.sources["train"].mean_length)),
+        peak_flops=peak_flops(device_type, info.world_size),
+        plan=plan,
+        max_time=settings.trainer.time_limit,
+        timeout_seconds=settings.trainer.timeout_seconds,
+        checkpoint_async=settings.trainer.checkpoint_async,
+        non_finite=settings.trainer.non_finite,
+        checkpoints=folder.checkpoints,
     )
+    if settings.trainer.micro_batch_tokens == "auto":
+        memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
+        callbacks.insert(0, AutoBudget(memory))
     return build_trainer(
         build_strategy(
             settings.strategy.name,
-            mesh_shape(settings.strategy.name, info.world_size),
+            settings.strategy.shape(info.world_size),
             settings.trainer.timeout_seconds,
             device_type,
         ),
@@ -157,6 +173,12 @@ def build_run_trainer(
         cadence.validate_every_n_steps,
         callbacks,
     )
+
+
+def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
+    if folder.checkpoint is None:
+        return None
+    return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back)
 
 
 def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:

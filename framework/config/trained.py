@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from framework.config.build import build_model
+from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.run_folder import read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
@@ -40,12 +41,11 @@ class Trained:
     data: Component | None
 
 
-def open_trained(source: str, runs: Path) -> Trained:
+def open_trained(settings: TrainedConfig) -> Trained:
     """Reads a run (id or folder), a checkpoint of one, or an export of Cloze.
 
     Args:
-        source: A run id below `runs`, or a path.
-        runs: The folder that holds the run folders.
+        settings: Which one, and which of its weights.
 
     Raises:
         CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
@@ -55,8 +55,9 @@ def open_trained(source: str, runs: Path) -> Trained:
         raise DistributedError(
             f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
         )
+    source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
-    weights = find_weights(source, runs)
+    weights = find_weights(source, runs, settings.weights, settings.average_last)
     record = read_task_record(run[0]) if run is not None else weights.side
     if "config" not in record:
         raise CheckpointError(

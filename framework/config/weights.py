@@ -5,13 +5,23 @@ values from the seed (framework.nn.initialization).
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from torch import Tensor
 
-from framework.checkpoint.load import read_full_state
-from framework.config.run_folder import CONFIG_FILE, TOKENIZER_FOLDER, find_checkpoint, read_config
+from framework.checkpoint.layout import CHECKPOINTS
+from framework.checkpoint.load import Weights, newest_whole, read_full_state
+from framework.checkpoint.storage import Location, location
+from framework.config.run_folder import (
+    CONFIG_FILE,
+    TOKENIZER_FOLDER,
+    find_checkpoint,
+    read_config,
+    saved_checkpoints_folder,
+)
+from framework.distributed.environment import process_info
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
@@ -19,37 +29,55 @@ from framework.nn.initialization import initial_values
 from framework.tasks.task import TaskModel
 
 
-def find_run(source: str, runs: Path) -> tuple[Path, Path] | None:
+def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     """The run folder that a name means, and the folder in which to look for its checkpoint; None where it means no run.
 
     Args:
-        source: A run id below `runs`, the path of a run folder, or of a checkpoint in one.
+        source: A run id below `runs`, the path of a run folder, or the path or URL of a checkpoint of one.
         runs: The folder that holds the run folders.
     """
     for folder in (runs / source, Path(source)):
         if (folder / CONFIG_FILE).is_file():
             return folder, folder
-    if (Path(source).parent.parent / CONFIG_FILE).is_file() and Path(source).parent.name == "checkpoints":
-        return Path(source).parent.parent, Path(source)
+    checkpoint = location(source)
+    checkpoints = checkpoint.parent
+    # Those that are kept elsewhere are in a folder of the run's id.
+    folder = Path(source).parent.parent if checkpoints.name == CHECKPOINTS else runs / checkpoints.name
+    if (folder / CONFIG_FILE).is_file() and saved_checkpoints_folder(folder).resolve() == checkpoints.resolve():
+        return folder, checkpoint
     return None
 
 
-def find_weights(source: str, runs: Path) -> PretrainedWeights:
+def find_weights(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> PretrainedWeights:
     """Reads weights from a run (id or folder), a checkpoint, an export, a Hugging Face folder or hub name.
 
     Args:
         source: A run id below `runs`, or a path, or a name on the Hugging Face hub.
         runs: The folder that holds the run folders.
+        weights: Which ones of a run (`framework.checkpoint.load.read_full_state`).
+        average_last: Over how many checkpoints of a run the mean is taken.
 
     Raises:
-        CheckpointError: Nothing is found there, or it cannot be read.
+        CheckpointError: Nothing is found there, it cannot be read, or what is no run is to have other weights than one.
     """
     run = find_run(source, runs)
     if run is not None:
-        folder, checkpoint = run
+        folder, named = run
+        checkpoint, falls_back = find_checkpoint(named)
         config = EncoderConfig(**read_config(folder)["model"])
-        return weights_from_state(
-            source, config, read_full_state(find_checkpoint(checkpoint)), tokenizer_dir=folder / TOKENIZER_FOLDER
+        loaded = newest_whole(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
+        if loaded.remark is not None and process_info().rank == 0:
+            # Not to standard output, which may carry predictions.
+            sys.stderr.write(f"{source}: {loaded.remark}\n")
+        return weights_from_state(str(loaded.folder), config, loaded.state, tokenizer_dir=folder / TOKENIZER_FOLDER)
+    if weights != "auto" or average_last != 1:
+        raise CheckpointError(
+            f"{source} is no run, so it has one set of weights and no choice among them ({weights}, mean of "
+            f"{average_last}); leave the choice out, or give a run."
+        )
+    if "://" in source:
+        raise CheckpointError(
+            f"{source} is no checkpoint of a run in {runs}; give the run folder, or where `runs` are."
         )
     if source.startswith((".", "/", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{source} is not there; give a run id, a folder, or a name on the Hugging Face hub.")

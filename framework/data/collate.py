@@ -39,18 +39,18 @@ class Capacity:
     Attributes:
         tokens: Tokens of every micro-batch.
         sequences: Sequences of every micro-batch.
-        targets: Entries of every target with axis "targets".
+        targets: Entries of every target with axis "targets"; None: as many as there are.
         max_seqlen: `PackedBatch.max_seqlen` of every micro-batch; no dummy sequence is longer.
     """
 
     tokens: int
     sequences: int
-    targets: int
+    targets: int | None
     max_seqlen: int
 
     @classmethod
     def around(
-        cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int, max_seqlen: int
+        cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int | None, max_seqlen: int
     ) -> "Capacity":
         """The smallest capacity into which every micro-batch within these limits fits, an empty one included.
 
@@ -61,7 +61,7 @@ class Capacity:
         Args:
             micro_batch_tokens: Most real tokens of a micro-batch.
             micro_batch_sequences: Most real sequences of a micro-batch.
-            max_targets: Most entries of a target with axis "targets" in a micro-batch.
+            max_targets: Most entries of a target with axis "targets" in a micro-batch; None: their number stays free.
             max_seqlen: Most tokens of one sequence; at least 2.
 
         Raises:
@@ -75,7 +75,8 @@ class Capacity:
         while (sequences - micro_batch_sequences) * max_seqlen < micro_batch_tokens + sequences:
             missing = micro_batch_tokens + sequences - (sequences - micro_batch_sequences) * max_seqlen
             sequences += -(-missing // max_seqlen)
-        return cls(micro_batch_tokens + sequences, sequences, max(max_targets, 1), max_seqlen)
+        targets = None if max_targets is None else max(max_targets, 1)
+        return cls(micro_batch_tokens + sequences, sequences, targets, max_seqlen)
 
 
 def pack_sequences(

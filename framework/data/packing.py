@@ -14,7 +14,7 @@ import numpy as np
 from framework.errors import ConfigError
 
 NUM_SIZES = 16
-"""The last micro-batch of a rank has a whole number of sixteenths of the budget."""
+"""The last micro-batch of a rank has a whole number of sixteenths of the budget, where shapes are free."""
 
 _EXCHANGED = 4
 """Sequences of a bin that may leave it in one exchange, in any subset."""
@@ -49,9 +49,9 @@ class Packing:
         return np.split(slots[order], ends[:-1])
 
 
-def budget_sizes(budget: int, max_length: int) -> list[int]:
-    """The budgets that a micro-batch can have, ascending: sixteenths that hold any sequence, up to the full budget."""
-    sizes = np.unique(-(-budget * np.arange(1, NUM_SIZES + 1) // NUM_SIZES))
+def budget_sizes(budget: int, max_length: int, num_sizes: int = NUM_SIZES) -> list[int]:
+    """The budgets that a micro-batch can have, ascending: equal parts that hold any sequence, up to the full budget."""
+    sizes = np.unique(-(-budget * np.arange(1, num_sizes + 1) // num_sizes))
     return [int(size) for size in sizes if size >= max_length]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.batch_size import BatchWarmup, sequences_before
 from framework.data.collate import Capacity
+from framework.data.fixed_shapes import FixedShapes
 from framework.data.order import Shuffle
 from framework.data.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError
@@ -111,9 +112,11 @@ class MicroBatch(StepSequences):
 
     Attributes:
         budget: Most tokens that it may have; one of `StepPlan.budgets`.
+        capacity: What it is filled up to; None: its shapes are free.
     """
 
     budget: int
+    capacity: Capacity | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ class StepPlan:
         wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch
             ends with a short step.
         shuffle: False keeps the source's order in every epoch (evaluation).
-        micro_batch_sequences: Most sequences of a micro-batch, where shapes are fixed; None is no limit.
+        shapes: What micro-batches are filled up to; None leaves shapes free, with no limit to their sequences.
         batch_warmup: How the global batch grows at the beginning; None: it does not.
 
     Raises:
@@ -167,23 +170,16 @@ class StepPlan:
         num_ranks: int = 1,
         wraps_epochs: bool = False,
         shuffle: bool = True,
-        micro_batch_sequences: int | None = None,
+        shapes: FixedShapes | None = None,
         batch_warmup: BatchWarmup | None = None,
     ) -> None:
         sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
-        if micro_batch_sequences is not None:
-            sizes["micro_batch_sequences"] = micro_batch_sequences
         for name, value in sizes.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}, it must be at least 1.")
         if len(source) < 1:
             raise ConfigError(
                 "the split has 0 sequences, a step needs at least 1; check the data's filters and fractions."
-            )
-        if micro_batch_tokens < source.max_length:
-            raise ConfigError(
-                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {source.max_length} tokens and "
-                f"cannot be split; set micro_batch_tokens to at least {source.max_length} or shorten the sequences."
             )
         if batch_warmup is not None and not wraps_epochs:
             raise ConfigError(
@@ -199,13 +195,27 @@ class StepPlan:
         self.source = source
         self.seed = seed
         self.global_batch_size = global_batch_size
-        self.micro_batch_tokens = micro_batch_tokens
         self.num_ranks = num_ranks
         self.wraps_epochs = wraps_epochs
         self.shuffle = shuffle
-        self.micro_batch_sequences = micro_batch_sequences
         self.batch_warmup = batch_warmup
-        self.budgets = budget_sizes(micro_batch_tokens, source.max_length)
+        self.set_budget(micro_batch_tokens, shapes)
+
+    def set_budget(self, micro_batch_tokens: int, shapes: FixedShapes | None = None) -> None:
+        """Changes how steps are split, not what is in them; before loaders are made, since they may copy the plan.
+
+        Raises:
+            ConfigError: The budget is below the source's longest sequence.
+        """
+        longest = self.source.max_length
+        if micro_batch_tokens < longest:
+            raise ConfigError(
+                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {longest} tokens and "
+                f"cannot be split; set micro_batch_tokens to at least {longest} or shorten the sequences."
+            )
+        self.micro_batch_tokens = micro_batch_tokens
+        self.shapes = shapes
+        self.budgets = list(shapes.capacities) if shapes else budget_sizes(micro_batch_tokens, longest)
 
     def __len__(self) -> int:
         """Steps of one epoch."""
@@ -252,7 +262,13 @@ class StepPlan:
         sequences = self.sequences(step)
         _, packing = self._pack(sequences)
         return [
-            MicroBatch(sequences.epochs[slots], sequences.indices[slots], sequences.sequence_ids[slots], budget)
+            MicroBatch(
+                sequences.epochs[slots],
+                sequences.indices[slots],
+                sequences.sequence_ids[slots],
+                budget,
+                self.shapes.capacities[budget] if self.shapes else None,
+            )
             for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
         ]
 
@@ -283,4 +299,5 @@ class StepPlan:
     def _pack(self, sequences: StepSequences) -> tuple[np.ndarray, Packing]:
         """Lengths of the sequences of a step, and the micro-batch of each."""
         lengths = self.source.lengths(sequences.epochs, sequences.indices)
-        return lengths, pack(lengths, self.budgets, self.num_ranks, self.micro_batch_sequences or len(lengths))
+        most = self.shapes.micro_batch_sequences if self.shapes else len(lengths)
+        return lengths, pack(lengths, self.budgets, self.num_ranks, most)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
 from framework.data.batch_size import BatchWarmup
-from framework.data.collate import Capacity
+from framework.data.fixed_shapes import FixedShapes, fixed_shapes
 from framework.data.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.stop_signals import ignore_stop_signals
@@ -28,13 +28,11 @@ class EncoderDataModule(LightningDataModule):
         num_ranks: Data-parallel ranks.
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
-        capacities: Fixed shapes of compiled CUDA steps, one for each budget that a micro-batch can have
-            (`framework.data.packing.budget_sizes`); None leaves shapes free.
-        micro_batch_sequences: Most sequences of a micro-batch; needed with capacities.
         batch_warmup: How the global batch of training grows at the beginning; None: it does not.
+        has_fixed_shapes: Training steps are compiled, so that their micro-batches are filled up to few fixed shapes.
 
     Raises:
-        ConfigError: Sizes that no plan can be made of, or a budget without a capacity.
+        ConfigError: Sizes that no plan can be made of.
     """
 
     def __init__(
@@ -48,11 +46,11 @@ class EncoderDataModule(LightningDataModule):
         num_ranks: int = 1,
         rank: int = 0,
         num_workers: int = 0,
-        capacities: Mapping[int, Capacity] | None = None,
-        micro_batch_sequences: int | None = None,
         batch_warmup: BatchWarmup | None = None,
+        has_fixed_shapes: bool = False,
     ) -> None:
         super().__init__()
+        self.has_fixed_shapes = has_fixed_shapes
         self.plans = {
             split: StepPlan(
                 source,
@@ -62,28 +60,37 @@ class EncoderDataModule(LightningDataModule):
                 num_ranks,
                 wraps_epochs=wraps_epochs and split == "train",
                 shuffle=split == "train",
-                micro_batch_sequences=micro_batch_sequences,
                 batch_warmup=batch_warmup if split == "train" else None,
             )
             for split, source in sources.items()
         }
-        for split, plan in self.plans.items():
-            missing = sorted(set(plan.budgets) - capacities.keys()) if capacities is not None else []
-            if missing:
-                raise ConfigError(
-                    f"micro-batches of {split} may have a budget of {missing[0]} tokens, but capacities has none for "
-                    "it; give one for each size that budget_sizes names."
-                )
+        self.set_budget(micro_batch_tokens)
         self.max_steps = max_steps
         self.rank = rank
         self.num_workers = num_workers
-        self.capacities = capacities
         self.start_step = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Training steps of full size in which every sequence is seen once."""
         return self.plans["train"].steps_per_epoch
+
+    @property
+    def longest_sequence(self) -> int:
+        """Most tokens of a sequence of any split: the smallest budget there can be."""
+        return max(plan.source.max_length for plan in self.plans.values())
+
+    def shapes(self, micro_batch_tokens: int) -> FixedShapes | None:
+        """The fixed shapes that training would have with a budget; None: its shapes are free."""
+        source = self.plans["train"].source
+        if not self.has_fixed_shapes:
+            return None
+        return fixed_shapes(source.max_length, source.mean_length, micro_batch_tokens)
+
+    def set_budget(self, micro_batch_tokens: int) -> None:
+        """Changes the token budget of every split, which changes no result; before loaders are made."""
+        for split, plan in self.plans.items():
+            plan.set_budget(micro_batch_tokens, self.shapes(micro_batch_tokens) if split == "train" else None)
 
     def set_start(self, step: int) -> None:
         """Lets training begin after this many completed steps; takes no time, wherever the step is."""
@@ -95,7 +102,7 @@ class EncoderDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
         """The steps from the start step on; its length is that of the whole run."""
-        dataset = StepDataset(self.plans["train"], self.rank, self.max_steps, self.capacities)
+        dataset = StepDataset(self.plans["train"], self.rank, self.max_steps)
         return self._loader(dataset, SeekSampler(self.start_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
@@ -115,7 +122,7 @@ class EncoderDataModule(LightningDataModule):
         if split not in self.plans:
             raise ConfigError(f"there is no split {split!r}, the data has {', '.join(self.plans)}; name one of these.")
         plan = self.plans[split]
-        dataset = StepDataset(plan, self.rank, len(plan), self.capacities)
+        dataset = StepDataset(plan, self.rank, len(plan))
         return self._loader(dataset, SeekSampler(0, len(plan)))
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:  # noqa: ARG002

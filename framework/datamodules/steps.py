@@ -1,11 +1,10 @@
 """A run as a map-style dataset of global steps, and the sampler that seeks in it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from torch.utils.data import Dataset, Sampler
 
 from framework.batch import StepBatch
-from framework.data.collate import Capacity
 from framework.data.plan import StepPlan
 
 
@@ -16,16 +15,12 @@ class StepDataset(Dataset[StepBatch]):
         plan: The plan of the split.
         rank: Data-parallel rank whose share is built.
         num_steps: Steps of the whole run (evaluation: of the split).
-        capacities: Fixed shapes of compiled steps, one for each of `plan.budgets`; None leaves shapes free.
     """
 
-    def __init__(
-        self, plan: StepPlan, rank: int, num_steps: int, capacities: Mapping[int, Capacity] | None = None
-    ) -> None:
+    def __init__(self, plan: StepPlan, rank: int, num_steps: int) -> None:
         self.plan = plan
         self.rank = rank
         self.num_steps = num_steps
-        self.capacities = capacities
         self._announced: list[tuple[int, bytes]] = []
 
     def __len__(self) -> int:
@@ -35,15 +30,9 @@ class StepDataset(Dataset[StepBatch]):
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is not within the {self.num_steps} steps of the run.")
         self._read_ahead(step)
-        source, capacities = self.plan.source, self.capacities
+        build = self.plan.source.build
         micro_batches = tuple(
-            source.build(
-                share.epochs,
-                share.indices,
-                share.sequence_ids,
-                step,
-                None if capacities is None else capacities[share.budget],
-            )
+            build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
             for share in self.plan.micro_batches(step, self.rank)
         )
         return StepBatch(step, self.plan.epoch(step), micro_batches)

@@ -26,8 +26,9 @@ KEPT_OPERATORS = [
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.torch_attn._varlen_attn.default,
+    torch.ops._c10d_functional.all_reduce.default,
 ]
-"""What `selective` keeps: the outputs of all matrix products and of attention.
+"""What `selective` keeps: the outputs of all matrix products, of attention, and of tensor parallel's sums over ranks.
 
 torchtitan long kept every second product. Here dropout, norms and the activation hold about as much as the products
 do, so that keeping all of these saves about half already and multiplies nothing twice; and a rule that does not count
@@ -72,9 +73,9 @@ def apply_activation_checkpointing(layers: Iterable[nn.Module], settings: Activa
     """Makes layers checkpoint themselves, in place; before they are compiled or sharded.
 
     The first of each n layers is taken, so that the last one, whose backward pass comes first, is not computed twice
-    while all the others still hold what they kept. With "selective" a layer may run only once within one autocast
-    context: a second pass finds the weights' bf16 copies made already, and torch misses their making in the backward
-    pass (it raises an error).
+    while all the others still hold what they kept. With "selective" autocast may not cache what it casts (see
+    `Precision.autocast`): a second pass would find the weights' bf16 copies made already, and torch would miss their
+    making in the backward pass (it raises an error).
 
     Args:
         layers: In their order; `forward` takes positional arguments.

@@ -4,8 +4,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -14,17 +13,45 @@ from framework.errors import CheckpointError, DistributedError, FrameworkError
 T = TypeVar("T")
 
 
-def gather(value: T) -> list[T]:
-    """Every rank's value, by rank; without a process group the one value. Collective: all ranks must call."""
+class SharedPath(Protocol):
+    """What is asked of a folder that all ranks share, and of a file in it: a part of `pathlib.Path`."""
+
+    def __truediv__(self, name: str, /) -> "SharedPath":
+        """A file in it."""
+
+    def mkdir(self, *, parents: bool, exist_ok: bool) -> None:
+        """Makes the folder."""
+
+    def write_text(self, text: str, /, encoding: str) -> int:
+        """Writes the file."""
+
+    def read_text(self, encoding: str) -> str:
+        """The text of the file."""
+
+    def unlink(self, missing_ok: bool) -> None:
+        """Deletes the file."""
+
+
+def gather(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """Every rank's value, by rank; without a process group the one value. Collective: all ranks must call.
+
+    Args:
+        value: This rank's.
+        group: Of all ranks; None: the default group, which only the main thread may use.
+    """
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
-def on_every_rank(action: Callable[[], T]) -> T:
+def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> T:
     """Runs an action on each rank; where one fails, all fail. Collective: all ranks must call.
+
+    Args:
+        action: To be run.
+        group: Of all ranks; None: the default group, which only the main thread may use.
 
     Returns:
         This rank's result.
@@ -38,14 +65,19 @@ def on_every_rank(action: Callable[[], T]) -> T:
         result = action()
     except FrameworkError as raised:
         error = raised
-    for other in gather(error):
+    for rank, other in enumerate(gather(error, group)):
         if other is not None:
+            other.rank = rank
             raise other
     return cast(T, result)
 
 
-def on_first_rank(action: Callable[[], None]) -> None:
+def on_first_rank(action: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:
     """Runs an action on rank 0 and lets all ranks know how it went. Collective: all ranks must call.
+
+    Args:
+        action: To be run.
+        group: Of all ranks; None: the default group, which only the main thread may use.
 
     Raises:
         FrameworkError: Rank 0's, on all ranks; an OSError of rank 0 becomes a CheckpointError.
@@ -60,9 +92,10 @@ def on_first_rank(action: Callable[[], None]) -> None:
             error = CheckpointError(f"The disk refused ({raised}); make room, or choose a folder that can be written.")
     if dist.is_initialized():
         outcome = [error]
-        dist.broadcast_object_list(outcome, src=0)
+        dist.broadcast_object_list(outcome, src=0, group=group)
         error = outcome[0]
     if error is not None:
+        error.rank = 0
         raise error
 
 
@@ -90,8 +123,8 @@ def check_agreement(facts: Mapping[str, str]) -> None:
                 )
 
 
-def check_shared_folder(folder: Path, wait_seconds: float = 5.0) -> None:
-    """Checks that all ranks see the same folder: rank 0 writes a random word there and all read it.
+def check_shared_folder(folder: SharedPath, wait_seconds: float = 5.0) -> None:
+    """Checks that a folder can be written and that all ranks see the same: rank 0 writes a random word, all read it.
 
     Collective: all ranks must call.
 
@@ -100,35 +133,33 @@ def check_shared_folder(folder: Path, wait_seconds: float = 5.0) -> None:
         wait_seconds: How long a rank looks for the word; network file systems show new files late.
 
     Raises:
+        CheckpointError: It cannot be written.
         DistributedError: A rank does not see the word; the message names rank and host.
     """
-    if not dist.is_initialized():
-        return
     path = folder / ".shared_folder_check"
-    words = [secrets.token_hex(16)]
-    dist.broadcast_object_list(words, src=0)
+    word = gather(secrets.token_hex(16))[0]
 
     def write() -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(words[0], encoding="utf-8")
+        path.write_text(word, encoding="utf-8")
 
     on_first_rank(write)
     deadline = time.monotonic() + wait_seconds
-    seen = _reads(path, words[0])
+    seen = _reads(path, word)
     while not seen and time.monotonic() < deadline:
         time.sleep(0.1)
-        seen = _reads(path, words[0])
+        seen = _reads(path, word)
     by_rank = gather((seen, socket.gethostname()))
     on_first_rank(lambda: path.unlink(missing_ok=True))
     for rank, entry in enumerate(by_rank):
         if not entry[0]:
             raise DistributedError(
                 f"Rank {rank} on host {entry[1]} does not see what rank 0 writes to {folder}; "
-                "put the run folder on a file system that all hosts share."
+                "put it where all hosts share it."
             )
 
 
-def _reads(path: Path, word: str) -> bool:
+def _reads(path: SharedPath, word: str) -> bool:
     try:
         return path.read_text(encoding="utf-8") == word
     except OSError:

@@ -1,14 +1,32 @@
-"""One voice at failure: of all ranks that fail, the one whose error says most prints it, the others stay silent."""
+"""One voice at failure: of all ranks that fail, the first is named, once, with its step and its error.
+
+Failing ranks leave notes in a folder that the others see, wait a moment and read them: a process group is of no use to
+ranks of which one is gone. Before a run has its folder the notes are this host's; from then on they are the run's.
+"""
 
 import hashlib
+import json
 import os
+import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
-from framework.distributed.environment import ProcessInfo, process_info
-from framework.errors import FrameworkError
+import torch.distributed as dist
+
+from framework.distributed.beats import Beat, Beats, last_line
+from framework.distributed.environment import process_info
+from framework.distributed.position import POSITION
+from framework.errors import DistributedError, FrameworkError
+
+FAILURE_FILE = "failure.json"
 
 _GRACE_SECONDS = 1.0
 """How long failing ranks wait for each other's notes. torchrun stops the others only when this one has left."""
@@ -16,45 +34,262 @@ _GRACE_SECONDS = 1.0
 _STALE_SECONDS = 30.0
 """Older notes are of an earlier attempt: a change of membership restarts processes but does not count as a restart."""
 
+_NAMED, _OTHER, _BROKEN = range(3)
+"""Errors with a name come before others, and those before the collectives that broke because a peer has left."""
 
-def _board(info: ProcessInfo) -> Path:
+
+@dataclass(frozen=True)
+class Failure:
+    """What one rank says of a failure.
+
+    Attributes:
+        reporter: The rank that says it.
+        rank: The rank that failed; another than the reporter where that one cannot speak.
+        step: The step at which it failed; None: before the first.
+        point: What it was doing.
+        kind: Class of the error.
+        message: In one line.
+        order: See `_NAMED`.
+        seconds: Since the epoch, by the reporter's clock.
+        host: Of the rank that failed.
+        pid: Of the rank that failed.
+        log: The log file of the rank that failed, or of the reporter, with the traceback; None: there is none.
+    """
+
+    reporter: int
+    rank: int
+    step: int | None
+    point: str
+    kind: str
+    message: str
+    order: int
+    seconds: float
+    host: str
+    pid: int
+    log: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"rank {self.rank}"] if process_info().world_size > 1 else []
+        parts += [f"step {self.step}"] if self.step is not None else []
+        where = f" ({', '.join(parts)})" if parts else ""
+        return f"{self.kind}{where}: {self.message}"
+
+
+class FailureReport:
+    """What this process knows of the failure of its start.
+
+    Attributes:
+        first: The failure that came first, once the ranks have looked; None before.
+    """
+
+    def __init__(self) -> None:
+        self.first: Failure | None = None
+        self._folder: Path | None = None
+        self._logs: Path | None = None
+        self._log: Path | None = None
+        self._beats: Beats | None = None
+
+    def open(self, folder: Path, logs: Path, log: Path, beats: Beats) -> None:
+        """Lets notes go to the run folder.
+
+        Args:
+            folder: For the notes of this start, empty.
+            logs: Gets failure.json.
+            log: This rank's log file.
+            beats: Of this start.
+        """
+        self._folder, self._logs, self._log, self._beats = folder, logs, log, beats
+        self.first = None
+
+    def close(self) -> None:
+        """Forgets everything: a run came to its end, or a command begins."""
+        self.first = None
+        self._folder = self._logs = self._log = self._beats = None
+        POSITION.step = None
+
+    @property
+    def is_open(self) -> bool:
+        """True while notes go to a run folder."""
+        return self._folder is not None
+
+    def settle(self, failure: Failure) -> Failure:
+        """Leaves a note, waits for those of others and returns the failure that came first.
+
+        Every failing rank must call it. A second call returns what the first one found. In a run, SIGTERM, by which
+        launchers end the ranks that are left, is ignored from here on: the process leaves, and what it knows is wanted.
+        """
+        if self.first is not None:
+            return self.first
+        if process_info().world_size == 1:
+            self.first = failure
+        else:
+            if self.is_open and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.first = self._first_of_all(failure)
+        if self._logs is not None and self.first.reporter == process_info().rank:
+            _write_json(self._logs / FAILURE_FILE, _as_record(self.first))
+        return self.first
+
+    def own(self, error: BaseException) -> Failure:
+        """What this rank says of an error that it is about to leave with."""
+        info = process_info()
+        order = _NAMED if isinstance(error, FrameworkError) else _BROKEN if _is_broken(error) else _OTHER
+        rank = error.rank if isinstance(error, FrameworkError) and error.rank is not None else info.rank
+        return Failure(
+            reporter=info.rank,
+            rank=rank,
+            step=POSITION.step,
+            point=POSITION.point,
+            kind=type(error).__name__,
+            message=one_line(error),
+            order=order,
+            seconds=time.time(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            log=None if self._log is None else str(self._log),
+        )
+
+    def _first_of_all(self, failure: Failure) -> Failure:
+        folder = self._folder or _host_folder()
+        self._post(folder, failure)
+        time.sleep(_GRACE_SECONDS)
+        first = first_of(_notes(folder))
+        if first is None or first.order < _BROKEN or self._beats is None:
+            return first or failure
+        # Only broken connections: somebody has left without a word, perhaps still to be seen by all.
+        reporters = [note.reporter for note in _notes(folder)]
+        silent = self._beats.silent(reporters)
+        if silent:
+            told = "; ".join(f'{beat}; its log ends with "{last_line(beat.log)}"' for beat in silent)
+            message = f"gone without a word (killed, or out of memory). Last seen: {told}"
+            # Ranks are never a step apart, but a last beat may be old: the step is that of who misses the others.
+            self._post(folder, blame(failure, silent, message, failure.step))
+        time.sleep(_GRACE_SECONDS)
+        return first_of(_notes(folder)) or failure
+
+    def _post(self, folder: Path, failure: Failure) -> None:
+        _write_json(folder / f"failure_{failure.reporter:05d}.json", asdict(failure))
+
+
+REPORT = FailureReport()
+
+
+def first_of(notes: Sequence[Failure]) -> Failure | None:
+    """The failure that came first: by order, then by time; None without one.
+
+    The same words from several ranks are one failure, told by the lowest of them: clocks of hosts differ a little, and
+    what all ranks find they find at about the same moment.
+    """
+    if not notes:
+        return None
+    earliest: dict[tuple[int, str], float] = {}
+    for note in notes:
+        words = (note.order, note.message)
+        earliest[words] = min(note.seconds, earliest.get(words, note.seconds))
+    return min(notes, key=lambda note: (note.order, earliest[note.order, note.message], note.message, note.reporter))
+
+
+def settle(error: BaseException) -> Failure:
+    """The failure that came first, where this rank is about to leave with an error. See `FailureReport.settle`."""
+    return REPORT.settle(REPORT.own(error))
+
+
+def report_once(error: BaseException) -> Failure | None:
+    """Prints the first failure to stderr in one line, from one rank; every failing rank must call it.
+
+    Returns:
+        The failure where this rank printed it; None on the others.
+    """
+    first = settle(error)
+    if first.reporter != process_info().rank:
+        return None
+    show(first)
+    return first
+
+
+def show(failure: Failure) -> None:
+    """Prints a failure, with the place of its log."""
+    where = f"\nmore in {failure.log}" if failure.log is not None else ""
+    sys.stderr.write(f"{failure}{where}\n")
+    sys.stderr.flush()
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; of one that came out of a loader's process, what was raised there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Caught ") and lines[1].startswith("Original Traceback"):
+        return lines[-1].partition(": ")[2] or lines[-1]
+    return " ".join(lines)
+
+
+def _is_broken(error: BaseException) -> bool:
+    """True for what a collective or a store raises when a peer is gone or does not answer."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
+
+
+def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | None) -> Failure:
+    """A note about ranks that cannot speak for themselves, or do not get on.
+
+    Args:
+        failure: What the reporter would say of itself.
+        beats: The last ones of those ranks.
+        message: What became of them.
+        step: At which it happened.
+    """
+    first = min(beats, key=lambda beat: beat.rank)
+    return replace(
+        failure,
+        rank=first.rank,
+        step=step,
+        point=first.point,
+        host=first.host,
+        pid=first.pid,
+        kind=DistributedError.__name__,
+        message=message,
+        log=first.log,
+    )
+
+
+def _host_folder() -> Path:
     """A folder for the notes of this host's processes of this attempt, whether or not a process group was ever made."""
     parts = [
         str(os.getuid()),
         str(os.getppid()),
         *(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")),
-        str(info.world_size),
+        str(process_info().world_size),
     ]
-    return Path(tempfile.gettempdir()) / f"cloze-failure-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
-
-
-def _priority(error: BaseException, rank: int) -> str:
-    """Sorts notes: errors with a name before the collectives that broke because a peer has left; then by rank."""
-    named = isinstance(error, FrameworkError)
-    return f"{0 if named else 1}-{rank:08d}"
-
-
-def speaks_for_all(error: BaseException) -> bool:
-    """Says whether this rank is the one to print; waits a second for the others where there are several.
-
-    Every failing rank must call it, once, with the error that it is about to leave with. Each host decides for itself.
-    """
-    info = process_info()
-    if info.world_size == 1:
-        return True
-    board = _board(info)
-    board.mkdir(mode=0o700, exist_ok=True)
-    own = _priority(error, info.rank)
-    (board / own).touch()
-    time.sleep(_GRACE_SECONDS)
+    folder = Path(tempfile.gettempdir()) / f"cloze-failure-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
+    folder.mkdir(mode=0o700, exist_ok=True)
     oldest = time.time() - _STALE_SECONDS
-    return min(note.name for note in board.iterdir() if note.stat().st_mtime > oldest) == own
+    for note in folder.iterdir():
+        with suppress(OSError):
+            if note.stat().st_mtime < oldest:
+                note.unlink()
+    return folder
 
 
-def report_once(error: BaseException) -> None:
-    """Prints an error to stderr from the rank that speaks for all, with the rank where there are several."""
-    info = process_info()
-    if speaks_for_all(error):
-        where = f" (rank {info.rank})" if info.world_size > 1 else ""
-        sys.stderr.write(f"{type(error).__name__}{where}: {error}\n")
-        sys.stderr.flush()
+def _notes(folder: Path) -> list[Failure]:
+    notes = []
+    for path in folder.glob("failure_*.json"):
+        try:
+            notes.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError):
+            continue
+    return notes
+
+
+def _as_record(failure: Failure) -> dict[str, object]:
+    record = {name: value for name, value in asdict(failure).items() if name not in ("order", "seconds")}
+    moment = datetime.fromtimestamp(failure.seconds, UTC).isoformat(timespec="milliseconds")
+    return {"time": moment, "why": str(failure), **record}
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    """Replaces a file; a disk that refuses must not hide the error that is to be told."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        sys.stderr.write(f"{path} could not be written ({error}).\n")

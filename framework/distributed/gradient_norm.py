@@ -1,12 +1,12 @@
 """The global norm of the gradients, exact under every strategy, and clipping by it."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 
@@ -14,12 +14,13 @@ def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def _sharded_over(tensor: Tensor) -> tuple[DeviceMesh, tuple[int, ...]] | None:
-    """The mesh and those of its dims over which a tensor is sharded; None where each rank holds all of it."""
+def _num_parts(tensor: Tensor) -> int:
+    """Over how many ranks a tensor is sharded; 1 where each rank holds all of it."""
     if not isinstance(tensor, DTensor):
-        return None
-    dims = tuple(dim for dim, placement in enumerate(tensor.placements) if placement.is_shard())
-    return (tensor.device_mesh, dims) if dims else None
+        return 1
+    sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
+    # Not `is_shard()`: it says False of the strided shards of two axes on one dim (torch 2.13).
+    return math.prod(size for size, placement in sizes if not placement.is_replicate())
 
 
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
@@ -40,7 +41,8 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     """Scales the gradients so that their global 2-norm is at most max_norm. Collective: all ranks must call.
 
     The norm is that of the whole model's gradient: shards count once, replicas count once, a tied parameter counts
-    once. One all-reduce where parameters are sharded, none otherwise, and the host does not wait for the device.
+    once. One all-reduce where parameters are sharded, none otherwise, and the host does not wait for the device unless
+    gradients are offloaded to it.
 
     Args:
         parameters: The model's parameters; those without a gradient are left out.
@@ -53,17 +55,20 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     gradients = [parameter.grad for parameter in unique.values() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    by_sharding: dict[tuple[DeviceMesh, tuple[int, ...]] | None, list[Tensor]] = defaultdict(list)
+    device = _local(gradients[0]).device
+    by_num_parts: dict[int, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
-        by_sharding[_sharded_over(gradient)].append(_local(gradient))
-    total = torch.zeros((), dtype=torch.float64, device=_local(gradients[0]).device)
-    for sharding, tensors in by_sharding.items():
-        squares = _sum_of_squares(tensors)
-        if sharding is not None:
-            mesh, dims = sharding
-            for dim in dims:
-                dist.all_reduce(squares, group=mesh.get_group(dim))
-        total += squares
+        by_num_parts[_num_parts(gradient)].append(_local(gradient))
+    squares = {num_parts: _sum_of_squares(tensors) for num_parts, tensors in by_num_parts.items()}
+    if max(squares) == 1:
+        total = squares[1]
+    else:
+        # Each of several copies brings its share, so that one sum over all ranks does for every axis of the mesh.
+        shares = [value * num_parts / dist.get_world_size() for num_parts, value in squares.items()]
+        mesh = next(gradient.device_mesh for gradient in gradients if isinstance(gradient, DTensor))
+        total = torch.stack(shares).sum().to(mesh.device_type)  # NCCL adds up nothing on the host
+        dist.all_reduce(total)
+        total = total.to(device)
     norm = total.sqrt().float()
     if max_norm is not None:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)

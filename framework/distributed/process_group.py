@@ -10,6 +10,10 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from framework.distributed.environment import process_info
+from framework.errors import DistributedError
+
+_MARGIN_SECONDS = 60.0
+"""The watchdog names the rank that hangs; collectives give up only if nobody is left to do so."""
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
@@ -19,19 +23,45 @@ def attempt_prefix() -> str:
     return "attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
-def _open_store(timeout: timedelta) -> Store | None:
+def check_fresh(store: Store, rank: int) -> None:
+    """Checks that the keys of an attempt are not those of an earlier one.
+
+    A change of membership starts workers anew without counting as a restart, so that they would meet in the keys that
+    the workers before them left.
+
+    Raises:
+        DistributedError: This rank was there before.
+    """
+    if store.add(f"cloze/start_of_rank_{rank}", 1) > 1:
+        raise DistributedError(
+            f"rank {rank} finds in torchrun's store that it was started before in the same attempt, by workers that "
+            "are gone; start every torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where nodes may leave or join."
+        )
+
+
+def _open_store(rank: int, timeout: timedelta) -> Store | None:
     """The store to meet in; None leaves it to torch (rank 0 hosts a fresh one).
 
     torchrun's own store lives through restarts of the workers, and gloo then reads the addresses of dead processes
     there (torch 2.11 to 2.13): each attempt needs its own prefix. Restart counts of several agents can differ; launch
     those with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
+
+    Raises:
+        DistributedError: The prefix is not of this attempt alone.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
-        return PrefixStore(attempt_prefix(), store)
+        attempt = PrefixStore(attempt_prefix(), store)
+        check_fresh(attempt, rank)
+        return attempt
     if "MASTER_ADDR" not in os.environ:
         return HashStore()
     return None
+
+
+def collective_timeout(timeout_seconds: float) -> timedelta:
+    """How long a collective waits, where a rank counts as hanging after a time."""
+    return timedelta(seconds=timeout_seconds + _MARGIN_SECONDS)
 
 
 @contextmanager
@@ -44,14 +74,14 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
     if strategy == "single" or dist.is_initialized():
         yield
         return
-    timeout = timedelta(seconds=timeout_seconds)
+    timeout = collective_timeout(timeout_seconds)
     device = None
     if device_type == "cuda":
         device = torch.device("cuda", info.local_rank)
         torch.cuda.set_device(device)
     dist.init_process_group(
         _BACKENDS[device_type],
-        store=_open_store(timeout),
+        store=_open_store(info.rank, timeout),
         rank=info.rank,
         world_size=info.world_size,
         timeout=timeout,

@@ -8,7 +8,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.distributed.environment import process_info
@@ -25,10 +27,10 @@ class SingleStrategy(SingleDeviceStrategy):
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """`ddp` and `fsdp2`: one runtime, one mesh; the process group is started before the Trainer.
+    """All others: one runtime, one mesh; the process group is started before the Trainer.
 
     Args:
-        name: "ddp" or "fsdp2".
+        name: Any of `framework.distributed.mesh.STRATEGIES` but "single".
         shape: Of the mesh.
         timeout_seconds: Of collectives, should Lightning ever make a group.
     """
@@ -59,6 +61,20 @@ class MeshStrategy(ModelParallelStrategy):
             self.mesh = build_mesh(self.name, self.shape, self.root_device.type)
         self._device_mesh = self.mesh
 
+    def setup(self, trainer: Trainer) -> None:
+        """Builds the optimizer and moves nothing: `configure_model` put each tensor where it belongs, host or device.
+
+        Lightning's own (2.6.6) would bring offloaded weights and optimizer state to the device.
+        """
+        assert self.accelerator is not None and self.model is not None and self.lightning_module is not None
+        self.accelerator.setup(trainer)
+        self.model = self.precision_plugin.convert_module(self.model)
+        self.lightning_module._device = self.root_device  # as its `to` would
+        self.barrier()
+        if trainer.state.fn == TrainerFn.FITTING:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Data parallel rank and size."""
@@ -72,7 +88,7 @@ def build_strategy(name: str, shape: MeshShape, timeout_seconds: float, device_t
     """Builds the Lightning strategy of a name.
 
     Args:
-        name: "single", "ddp" or "fsdp2".
+        name: One of `framework.distributed.mesh.STRATEGIES`.
         shape: Of `framework.distributed.mesh.mesh_shape`.
         timeout_seconds: Of collectives.
         device_type: "cpu" or "cuda".

@@ -10,11 +10,14 @@ from typing_extensions import override
 
 from framework.batch import PackedBatch, StepBatch
 from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
+from framework.distributed.compile import CompileBackend
 from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import data_parallel_size
-from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
-from framework.distributed.precision import Precision
+from framework.distributed.parallelize import drop_gathered, materialize, parallelize, set_gradient_sync
+from framework.distributed.position import mark
+from framework.distributed.precision import Precision, check_full_precision
 from framework.distributed.reduce import sum_over_data_ranks
+from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.objective import SumCountObjective
@@ -31,6 +34,8 @@ class EncoderModule(pl.LightningModule):
     Attributes:
         step_metrics: What the last step measured, by metric key: scalars on the device, equal on all ranks.
         step_batch: The batch of the step that is running or ran last.
+        step_sums: (micro-batches, terms) float64, this rank's own loss sums of that step, on the device.
+        loss_scale: Of fp16, None otherwise; a part of what a checkpoint has to hold.
         validation_metrics: What the last validation measured, by metric key, on the host.
     """
 
@@ -45,6 +50,8 @@ class EncoderModule(pl.LightningModule):
         schedule: Callable[[int], float],
         max_grad_norm: float | None,
         activation_checkpointing: ActivationCheckpointing = KEEP_ALL,
+        sharding: Sharding = DEFAULT_SHARDING,
+        compile_backend: CompileBackend = "none",
     ) -> None:
         """Takes the parts; nothing is allocated before `configure_model`.
 
@@ -58,6 +65,8 @@ class EncoderModule(pl.LightningModule):
             schedule: From a step, counted from 0, to the factor on every learning rate.
             max_grad_norm: Global gradient norm to clip at; None only measures it.
             activation_checkpointing: What layers keep of their forward pass.
+            sharding: How shards travel and where they lie.
+            compile_backend: Who compiles the layers; their batches then need fixed shapes.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -65,15 +74,19 @@ class EncoderModule(pl.LightningModule):
         self.task = task
         self.seed = seed
         self.precision = precision
+        self.loss_scale = precision.build_loss_scale()
         self.initial_values = initial_values
         self.build_optimizer = build_optimizer
         self.schedule = schedule
         self.max_grad_norm = max_grad_norm
         self.activation_checkpointing = activation_checkpointing
+        self.sharding = sharding
+        self.compile_backend = compile_backend
         self.objective = SumCountObjective(task.loss_weights)
         self.step_metrics: dict[str, Tensor] = {}
         self.validation_metrics: dict[str, float] = {}
         self.step_batch: StepBatch | None = None
+        self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
         self._evaluation: SplitEvaluation | None = None
 
@@ -83,13 +96,28 @@ class EncoderModule(pl.LightningModule):
         if not any(parameter.is_meta for parameter in self.model.parameters()):
             return
         strategy = self._strategy
-        parallelize(self.model, strategy.mesh, strategy.name, self.precision, self.activation_checkpointing)
-        materialize(self.model, self.initial_values(self.model), strategy.root_device)
+        parallelize(
+            self.model,
+            strategy.mesh,
+            strategy.name,
+            self.precision,
+            self.activation_checkpointing,
+            self.sharding,
+            self.compile_backend,
+        )
+        parameter_device = "cpu" if self.sharding.cpu_offload else None
+        materialize(self.model, self.initial_values(self.model), strategy.root_device, parameter_device)
 
     @override
     def configure_optimizers(self) -> CombinedOptimizer:
-        """Builds the one optimizer of the run."""
-        return self.build_optimizer(self.model)
+        """Builds the one optimizer of the run.
+
+        Raises:
+            ConfigError: A parameter, or a part of its optimizer state, is not fp32.
+        """
+        optimizer = self.build_optimizer(self.model)
+        check_full_precision(self.model, optimizer)
+        return optimizer
 
     @property
     def optimizer(self) -> CombinedOptimizer:
@@ -116,25 +144,44 @@ class EncoderModule(pl.LightningModule):
         if batch.step != self.global_step:
             raise RuntimeError(f"The loader gave step {batch.step}, but {self.global_step} steps are completed.")
         self.step_batch = batch
+        mark("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
         sums = sum_over_data_ranks(self._accumulate_gradients(batch, counts), self._strategy.mesh)
         values = self.objective.values(sums, counts)
-        grad_norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        mark("clips gradients")
+        grad_norm = self._clip_gradients(values["loss"], batch.step)
         self.optimizer.set_learning_rates(self.schedule(batch.step))
         self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
 
         self.step_metrics = {f"train/{name}": value for name, value in values.items()}
         rate = torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
         self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
+        if self.loss_scale is not None:
+            self.step_metrics |= self.loss_scale.metrics()
+        mark("updates the weights")
         counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
         assert isinstance(counting_optimizer, LightningOptimizer)
         counting_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def run_trial(self, batch: PackedBatch) -> None:
+        """Runs one micro-batch twice as a step would, and drops the gradients. Collective: all ranks must call.
+
+        Twice, because the second micro-batch of a step finds the gradients of the first. Nothing is compiled for it.
+        """
+        counts = torch.tensor(self.objective.counts(batch), dtype=torch.float64, device=self.device)
+        for is_last in (False, True):
+            set_gradient_sync(self.model, is_last, self.sharding)
+            with torch.compiler.set_stance("force_eager"):
+                _, sums = self._forward(batch, token_keys(self.seed, 0, 0, batch))
+                self.manual_backward(self.objective.loss(sums, counts))
+        self.model.zero_grad(set_to_none=True)
+
     @override
     def on_validation_start(self) -> None:
-        """Starts sums, counts and metrics anew."""
-        self._evaluation = SplitEvaluation(self.task, self.objective, self.device, self._strategy.mesh)
+        """Starts sums, counts and metrics anew; what is validated is the average of the weights where one is kept."""
+        self._swap_average()
+        self._evaluation = SplitEvaluation(self.task, self.device, self._strategy.mesh)
 
     @override
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -146,10 +193,15 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks, once for the whole split."""
+        """Reduces over ranks, once for the whole split, and puts the trained weights back."""
         assert self._evaluation is not None
         self.validation_metrics = {f"val/{name}": value for name, value in self._evaluation.compute().items()}
         self._evaluation = None
+        self._swap_average()
+
+    def _swap_average(self) -> None:
+        self.optimizer.swap_average()
+        drop_gathered(self.model)
 
     @property
     def _strategy(self) -> SingleStrategy | MeshStrategy:
@@ -170,18 +222,46 @@ class EncoderModule(pl.LightningModule):
         return total[:-1], total[-1]
 
     def _accumulate_gradients(self, batch: StepBatch, counts: Tensor) -> Tensor:
-        """Runs forward and backward of each micro-batch; gradients are reduced with the last one.
+        """Runs forward and backward of each micro-batch; gradients are reduced with the last one, or with each.
 
         Data parallelism averages over ranks, but the objective holds the global denominator: the loss is scaled up.
 
         Returns:
             (terms,) float64 sums of this rank.
         """
-        num_ranks = data_parallel_size(self._strategy.mesh)
+        factor: float = data_parallel_size(self._strategy.mesh)
+        if self.loss_scale is not None:
+            factor *= self.loss_scale.value
         stacked = []
         for index, micro_batch in enumerate(batch.micro_batches):
-            set_gradient_sync(self.model, index == len(batch.micro_batches) - 1)
+            set_gradient_sync(self.model, index == len(batch.micro_batches) - 1, self.sharding)
+            mark(f"forward of micro-batch {index + 1}")
             _, sums = self._forward(micro_batch, token_keys(self.seed, batch.step, 0, micro_batch))
-            self.manual_backward(self.objective.loss(sums, counts) * num_ranks)
+            mark(f"backward of micro-batch {index + 1}")
+            self.manual_backward(self.objective.loss(sums, counts) * factor)
             stacked.append(self.objective.stack(sums))
-        return torch.stack(stacked).sum(dim=0)
+        mark("sums up the losses")
+        self.step_sums = torch.stack(stacked)
+        return self.step_sums.sum(dim=0)
+
+    def _clip_gradients(self, loss: Tensor, step: int) -> Tensor:
+        """Takes the loss scale out of the gradients, and clips them. Collective: all ranks must call.
+
+        Where the loss is finite and its gradients are not, fp16 overflowed: the update is held, and all ranks do alike,
+        as loss and norm are global.
+
+        Returns:
+            The norm before clipping; 0 where the update is held.
+        """
+        if self.loss_scale is None:
+            return clip_gradients(self.model.parameters(), self.max_grad_norm)
+        self.loss_scale.unscale(self.model.parameters())
+        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        if not torch.isfinite(loss):
+            return norm
+        overflowed = not torch.isfinite(norm)
+        self.loss_scale.update(overflowed, step + 1)
+        if overflowed:
+            self.optimizer.hold_update()
+            norm = torch.zeros_like(norm)
+        return norm

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 from framework.batch import PackedBatch
 from framework.distributed.mesh import data_parallel_groups
@@ -16,11 +17,9 @@ from framework.tasks.task import Task
 class SplitEvaluation:
     """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last."""
 
-    def __init__(
-        self, task: Task, objective: SumCountObjective, device: torch.device, mesh: DeviceMesh | None = None
-    ) -> None:
+    def __init__(self, task: Task, device: torch.device, mesh: DeviceMesh | None = None) -> None:
         self.task = task
-        self.objective = objective
+        self.objective = SumCountObjective(task.validation_weights)
         self.metrics = {name: metric.to(device) for name, metric in task.build_metrics().items()}
         self.mesh = mesh
         groups = data_parallel_groups(mesh)
@@ -28,14 +27,19 @@ class SplitEvaluation:
             # Ranks of tensor parallel saw the same data: a metric over all ranks would count them again.
             metric.sync_on_compute = bool(groups)
             metric.process_group = groups[0] if groups else None
-        self._sums = torch.zeros(len(objective.weights), dtype=torch.float64, device=device)
-        self._counts = torch.zeros(len(objective.weights), dtype=torch.float64)
+        self._sums = torch.zeros(len(self.objective.weights), dtype=torch.float64, device=device)
+        self._counts = torch.zeros(len(self.objective.weights), dtype=torch.float64)
 
     def update(self, outputs: Mapping[str, Tensor], sums: Mapping[str, Tensor], batch: PackedBatch) -> None:
-        """Adds one micro-batch: the head's outputs, and the sum of each loss term. The host does not wait."""
+        """Adds one micro-batch: the head's outputs, and the sum of each loss term. The host does not wait.
+
+        Collective where outputs are sharded: all ranks that share them must call.
+        """
         self._sums += self.objective.stack(sums)
         self._counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
-        self.task.update_metrics(self.metrics, outputs, batch)
+        # Metrics know whole logits only.
+        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
+        self.task.update_metrics(self.metrics, whole, batch)
 
     def compute(self) -> dict[str, float]:
         """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""

@@ -9,7 +9,6 @@ from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource, StepPlan
 from framework.distributed.precision import Precision
 from framework.modules.evaluation import SplitEvaluation
-from framework.modules.objective import SumCountObjective
 from framework.tasks.task import Task, TaskModel
 
 _SEQUENCES_AT_ONCE = 1024
@@ -51,8 +50,7 @@ def evaluate_split(
     device: torch.device,
 ) -> SplitEvaluation:
     """Loss and metrics of one split; `compute` of what is returned gives them."""
-    objective = SumCountObjective(task.loss_weights)
-    evaluation = SplitEvaluation(task, objective, device)
+    evaluation = SplitEvaluation(task, device)
     for batch, outputs in run_split(model, source, micro_batch_tokens, precision, device):
         with torch.inference_mode():
             evaluation.update(outputs, task.loss_sums(outputs, batch), batch)

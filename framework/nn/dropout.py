@@ -111,8 +111,8 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     if _is_little_endian_cpu(words):
         keep = words.view(torch.int16)
     else:
-        lane_shifts = torch.arange(0, 16 * _LANES, 16, device=words.device)
-        keep = ((words.unsqueeze(2) >> lane_shifts) & 1).flatten(1)
+        # Shifts by numbers: with a tensor of them torch 2.13's inductor made wrong masks on the CPU.
+        keep = torch.stack([(words >> 16 * lane) & 1 for lane in range(_LANES)], dim=2).flatten(1)
     return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
 
 

@@ -19,26 +19,25 @@ from framework.optim.shards import sum_of_squares, sum_over_shards
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
     """One update of all groups together: one all-reduce where parameters are sharded. Collective: all ranks must call.
 
-    Holds the steps of all parameters for a moment: as much memory as this process's part of the weights.
-
     Args:
         groups: With `params`, `lr`, `betas`, `eps`, `weight_decay` and `decayed`, which says that the trust ratio
             applies (a decayed group may have a decay of 0).
         state: Of `framework.optim.adamw.initial_state`.
     """
-    members = advance(groups, state)
-    if not members:
+    parameters, blocks = advance(groups, state)
+    if not parameters:
         return
-    changes = [moments.direction().add_(moments.weight, alpha=moments.group["weight_decay"]) for moments in members]
-    squares = torch.stack(
-        [
-            torch.stack([sum_of_squares(moments.weight) for moments in members]),
-            torch.stack([sum_of_squares(change) for change in changes]),
-        ]
-    )
-    weight_norms, change_norms = sum_over_shards(squares, [moments.parameter for moments in members]).sqrt()
+    sums: list[list[Tensor]] = [[] for _ in parameters]
+    for block in blocks:
+        block.take_gradients()
+        for place, weight, change in zip(block.places, block.weights, block.changes(), strict=True):
+            sums[place].append(torch.stack([sum_of_squares(weight), sum_of_squares(change)]))
+    squares = torch.stack([torch.stack(own).sum(dim=0) for own in sums], dim=1)
+    weight_norms, change_norms = sum_over_shards(squares, parameters).sqrt()
     known = (weight_norms > 0.0) & (change_norms > 0.0)
-    ratios = torch.where(known, weight_norms / change_norms, 1.0).float().unbind()
-    for moments, change, ratio in zip(members, changes, ratios, strict=True):
-        rate = moments.group["lr"]
-        moments.weight.sub_(change.mul_(rate * ratio if moments.group["decayed"] else rate))
+    ratios = torch.where(known, weight_norms / change_norms, 1.0).float()
+    unscaled = torch.ones_like(ratios).unbind()
+    trusted = ratios.unbind()
+    for block in blocks:
+        chosen = trusted if block.group["decayed"] else unscaled
+        block.move([block.group["lr"] * chosen[place] for place in block.places])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from framework.optim.matrix_exchange import MatrixExchange
-from framework.optim.shards import local
+from framework.optim.shards import computing_device, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration (Jordan et al. 2024); singular values end between about 0.7 and 1.2."""
@@ -119,7 +119,8 @@ def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str,
     for _, parameter in members:
         gradient, momentum = local(parameter.grad), local(state[parameter]["momentum_buffer"])
         momentum.lerp_(gradient, 1.0 - first["momentum"])
-        directions.append(gradient.lerp(momentum, first["momentum"]).to(first["matrix_dtype"]))
+        direction = gradient.lerp(momentum, first["momentum"])
+        directions.append(direction.to(computing_device(parameter), first["matrix_dtype"]))
     exchange = MatrixExchange([parameter for _, parameter in members])
     row_parts = [group["row_parts"] for group, _ in members]
     owned = _orthogonal_updates(
@@ -128,4 +129,4 @@ def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str,
     for (group, parameter), direction in zip(members, exchange.from_owners(owned, directions), strict=True):
         weight = local(parameter)
         weight.mul_(1.0 - group["lr"] * group["weight_decay"])
-        weight.add_(direction.to(weight.dtype), alpha=-group["lr"])
+        weight.add_(direction.to(weight), alpha=-group["lr"])

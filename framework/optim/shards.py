@@ -14,6 +14,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def computing_device(parameter: Tensor) -> torch.device:
+    """The device of a parameter's mesh, where its parts meet, also while they lie offloaded on the host."""
+    return torch.device(parameter.device_mesh.device_type) if isinstance(parameter, DTensor) else parameter.device
+
+
 def sum_of_squares(tensor: Tensor) -> Tensor:
     """Of all elements of a plain tensor, an fp64 scalar.
 
@@ -29,24 +34,26 @@ def sum_over_shards(sums: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     One all-reduce for all parameters together on each mesh axis that shards any of them; replicas count once.
 
     Args:
-        sums: (quantities, parameters), on the parameters' device.
+        sums: (quantities, parameters), on the parameters' device (the host, where they are offloaded).
         parameters: Plain tensors, which each rank holds whole, or DTensors.
 
     Returns:
         The same shape, the same on every rank that holds a part of the parameter.
     """
-    sharded: dict[dist.ProcessGroup, list[int]] = defaultdict(list)
+    sharded: dict[tuple[dist.ProcessGroup, str], list[int]] = defaultdict(list)
     for index, parameter in enumerate(parameters):
         if isinstance(parameter, DTensor):
             for axis, placement in enumerate(parameter.placements):
                 # Not `is_shard()`: it says False of the strided shards of two axes on one dim (torch 2.13).
                 if not placement.is_replicate():
-                    sharded[parameter.device_mesh.get_group(axis)].append(index)
-    for group, indices in sharded.items():
-        if len(indices) == len(parameters):
-            dist.all_reduce(sums, group=group)
+                    mesh = parameter.device_mesh
+                    sharded[mesh.get_group(axis), mesh.device_type].append(index)
+    for (group, device_type), indices in sharded.items():
+        all_of_them = len(indices) == len(parameters)
+        part = (sums if all_of_them else sums[:, indices]).to(device_type)  # NCCL adds up nothing on the host
+        dist.all_reduce(part, group=group)
+        if all_of_them:
+            sums = part.to(sums.device)
         else:
-            part = sums[:, indices]
-            dist.all_reduce(part, group=group)
-            sums[:, indices] = part
+            sums[:, indices] = part.to(sums.device)
     return sums

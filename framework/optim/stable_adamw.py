@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from framework.optim.moments import Moments, advance
+from framework.optim.moments import Block, advance
 from framework.optim.shards import sum_of_squares, sum_over_shards
 
 
-def _mean_square_part(moments: Moments) -> Tensor:
-    """What this process's part adds to the mean of squared gradient over second moment, fp64."""
-    root = moments.second().sqrt_().clamp_(min=moments.group["eps"])
-    return sum_of_squares(moments.gradient / root) / moments.parameter.numel()
+def _square_sums(block: Block) -> list[Tensor]:
+    """Sums of squared gradient over second moment, one fp64 scalar for each of the block's parameters."""
+    roots = list(torch._foreach_div(block.exp_avg_sqs, block.second_weights))
+    torch._foreach_sqrt_(roots)
+    torch._foreach_clamp_min_(roots, block.group["eps"])
+    return [sum_of_squares(ratio) for ratio in torch._foreach_div(block.gradients, roots)]
 
 
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
@@ -30,12 +32,16 @@ def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str,
         groups: With `params`, `lr`, `betas`, `eps` and `weight_decay`.
         state: Of `framework.optim.adamw.initial_state`.
     """
-    members = advance(groups, state)
-    if not members:
+    parameters, blocks = advance(groups, state)
+    if not parameters:
         return
-    parts = torch.stack([_mean_square_part(moments) for moments in members])
-    mean_squares = sum_over_shards(parts.unsqueeze(0), [moments.parameter for moments in members]).squeeze(0)
+    sums: list[list[Tensor]] = [[] for _ in parameters]
+    for block in blocks:
+        block.take_gradients()
+        for place, square_sum in zip(block.places, _square_sums(block), strict=True):
+            sums[place].append(square_sum)
+    means = [torch.stack(own).sum() / parameter.numel() for own, parameter in zip(sums, parameters, strict=True)]
+    mean_squares = sum_over_shards(torch.stack(means).unsqueeze(0), parameters).squeeze(0)
     scales = mean_squares.sqrt().clamp(min=1.0).reciprocal().float().unbind()
-    for moments, scale in zip(members, scales, strict=True):
-        change = moments.direction().add_(moments.weight, alpha=moments.group["weight_decay"])
-        moments.weight.sub_(change.mul_(moments.group["lr"] * scale))
+    for block in blocks:
+        block.move([block.group["lr"] * scales[place] for place in block.places])

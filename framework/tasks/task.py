@@ -72,7 +72,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Sum of each loss term over this micro-batch's targets: fp32 scalars. Counts are `batch.counts`."""
+        """Sum of each loss term over this micro-batch's targets: fp32 scalars. Counts are `batch.counts`.
+
+        Logits of a decoder that shares the word embeddings may lie on several devices; `framework.nn.cross_entropy`
+        knows those too.
+        """
 
     @abstractmethod
     def build_metrics(self) -> dict[str, Metric]:
@@ -81,6 +85,11 @@ class Task(ABC):
     @abstractmethod
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Feeds one micro-batch into the metrics, real targets only."""
+
+    @property
+    def validation_weights(self) -> Mapping[str, float]:
+        """Weights of the terms that make `val/loss`: all of them, but for what only steadies the training."""
+        return self.loss_weights
 
     def side_config(self) -> dict[str, Any]:
         """What an export must keep so that predictions can be read: label names, pooling, lengths."""

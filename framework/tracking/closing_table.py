@@ -1,5 +1,6 @@
 """The table that a training command ends with, read from what the run wrote."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,15 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
     best = summary["best"] or {}
     if best:
         table.add_column(f"best (step {best['step']:,})", justify="right")
-    for key, value in summary["last"].items():
+    for key in summary["last"]:
         if key.startswith(_SHOWN_PREFIXES) and key != "train/tokens":
             split, _, _ = key.partition("/")
-            table.add_row(f"{split} {describe(key).label}", _number(value), *([_number(best.get(key))] if best else []))
+            columns = [summary["last"], best] if best else [summary["last"]]
+            table.add_row(f"{split} {describe(key).label}", *(_number(values, key) for values in columns))
     table.add_section()
     facts = {
         "steps": f"{summary['steps']:,}",
+        **({"skipped steps": f"{summary['skipped_steps']:,}"} if summary.get("skipped_steps") else {}),
         "tokens": f"{summary['tokens']:,}",
         "tokens a second": f"{summary['tokens_per_second']:,.0f}" if summary["tokens_per_second"] else "",
         "seconds": f"{summary['wall_seconds']:,.1f}",
@@ -54,5 +57,9 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _number(values: Mapping[str, float | None], key: str) -> str:
+    """A value in words; the files hold null where one was not finite."""
+    value = values.get(key)
+    if value is None:
+        return "not finite" if key in values else ""
+    return f"{value:.4f}"

@@ -1,6 +1,6 @@
 """Append-only files of one JSON object a line, each with a `step`, that survive being killed at any byte.
 
-A row is written in one call and flushed. After a resume everything past the checkpoint's step is cut, and so is a last
+A row is written at once. After a resume everything past the checkpoint's step is cut, and so is a last
 line that was torn: no step is missing and none appears twice.
 """
 
@@ -25,18 +25,32 @@ class MetricsFile:
             resume_step: Rows with a larger step are removed. 0 empties the file.
 
         Raises:
-            CheckpointError: A line other than the last is not a JSON object with an integer `step`.
+            CheckpointError: A line other than the last is not a JSON object with an integer `step`; or the disk
+                refused.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _cut(path, resume_step)
-        self._stream = path.open("ab")
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                _cut(path, resume_step)
+            # Without a buffer nothing is left over that closing the file would try to write once more.
+            self._stream = path.open("ab", buffering=0)
+        except OSError as error:
+            raise _refusal(path, error) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes one row; numbers that JSON does not have (NaN, infinities) become null."""
+        """Writes one row; numbers that JSON does not have (NaN, infinities) become null.
+
+        Raises:
+            CheckpointError: The disk refused. A part of the row may be there, which the next start cuts.
+        """
         line = json.dumps({name: _json_number(value) for name, value in row.items()}, allow_nan=False)
-        self._stream.write(line.encode() + b"\n")
-        self._stream.flush()
+        rest = memoryview(line.encode() + b"\n")
+        try:
+            while rest:
+                rest = rest[self._stream.write(rest) :]
+        except OSError as error:
+            raise _refusal(self.path, error) from error
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
@@ -83,6 +97,13 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
                 f"restore the file or start a new run.id."
             )
     return rows
+
+
+def _refusal(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written: the disk refused ({error}). Make room, or make the folder writable, and start "
+        "again: the run goes on from its last checkpoint."
+    )
 
 
 def _json_number(value: Any) -> Any:

@@ -6,14 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.errors import CheckpointError
+
 _NAME = "summary.json"
 
 
 def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
-    """Replaces the summary of a run."""
+    """Replaces the summary of a run.
+
+    Raises:
+        CheckpointError: The disk refused; an earlier summary is as it was.
+    """
     temporary = run_folder / "summary.tmp"
-    temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, run_folder / _NAME)
+    try:
+        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, run_folder / _NAME)
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_folder / _NAME} could not be written: the disk refused ({error}). Make room, or make the folder "
+            "writable, and start again: no step is trained twice."
+        ) from error
 
 
 def read_summary(run_folder: Path) -> dict[str, Any] | None:

@@ -145,8 +145,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_written_again(
     damage(tmp_path, 4)
     capsys.readouterr()
     train(tmp_path, cadence=CADENCE, checkpoint=newest_complete(tmp_path / "checkpoints"), extra_callbacks=keep)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume: ")]
-    assert line.startswith("resume: step_00000006 is damaged (")
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("checkpoint: ")]
+    assert line.startswith("checkpoint: step_00000006 is damaged (")
     assert "; step_00000004 is damaged (" in line and "bytes were written" in line
     assert line.endswith("; step_00000002 is used instead")
     assert (tmp_path / "metrics.jsonl").read_bytes() == expected

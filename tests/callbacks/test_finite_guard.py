@@ -1,69 +1,350 @@
-"""A step that is not finite stops the run on all ranks, with nothing updated and nothing on disk harmed."""
+"""A step that is not finite: no update on any rank; the run stops, skips or rolls back, alike after every kill."""
 
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch import Tensor
 
+from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
-from framework.checkpoint.layout import newest_complete
+from framework.callbacks.finite_guard import NonFinite
+from framework.checkpoint.integrity import mark_complete
+from framework.checkpoint.layout import complete_checkpoints, newest_complete
+from framework.checkpoint.load import read_full_state
+from framework.checkpoint.retention import Retention
 from framework.errors import FrameworkError
-from tests.modules.toy_run import build_module, train
+from framework.modules.encoder_module import EncoderModule
+from tests.modules.test_run_resume import CutAt, CutError
+from tests.modules.toy_run import ToyTask, build_module, train
+from tests.workers import WorkerPool
 
-CADENCE = Cadence(max_steps=5, log_every_n_steps=1, checkpoint_every_n_steps=1)
+CADENCE = Cadence(max_steps=9, log_every_n_steps=4, validate_every_n_steps=5, checkpoint_every_n_steps=2)
+SKIP, ROLL_BACK = NonFinite("skip"), NonFinite("roll_back")
+KEEP = Retention(keep_last=9)
 
-
-class Spoil(pl.Callback):
-    """Makes the head's output infinite before step 3, on rank 1 only where there are several."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-        self.before: dict[str, torch.Tensor] = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        if batch.step == 2:
-            self.before = local_values(pl_module)
-            if trainer.global_rank == self.rank:
-                pl_module.model.head.pair.register_forward_hook(lambda module, inputs, output: output * torch.inf)
+Values = dict[str, Tensor]
 
 
-def local_values(module) -> dict[str, torch.Tensor]:
+class NanBackward(torch.autograd.Function):
+    """The number itself, whose gradient is not one."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * torch.nan
+
+
+class BadSequences(ToyTask):
+    """Some sequences, wherever they are trained on, spoil the loss or only the gradient of their micro-batch."""
+
+    def __init__(self, bad_ids: Sequence[int], only_backward: bool = False) -> None:
+        super().__init__()
+        self.bad_ids = torch.tensor(bad_ids)
+        self.only_backward = only_backward
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        sums = super().loss_sums(outputs, batch)
+        if torch.is_grad_enabled() and bool(torch.isin(batch.sequence_ids, self.bad_ids).any()):
+            sums["word"] = NanBackward.apply(sums["word"]) if self.only_backward else sums["word"] * torch.nan
+        return sums
+
+
+def bad_module(bad_ids: Sequence[int], only_backward: bool = False) -> EncoderModule:
+    module = build_module()
+    module.task = BadSequences(bad_ids, only_backward)
+    return module
+
+
+class Watch(pl.Callback):
+    """Keeps the values of this rank after each step."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, Values] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:  # type: ignore[override]
+        self.after[trainer.global_step] = local_values(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.after[trainer.global_step] = local_values(pl_module)
+        assert all(parameter.grad is None for parameter in pl_module.parameters())
+
+
+def local_values(module: EncoderModule) -> Values:
     tensors = dict(module.model.named_parameters()) | module.optimizer.named_state()
     return {name: getattr(t, "_local_tensor", t).detach().clone() for name, t in tensors.items()}
 
 
-def run_spoiled(run_folder: str, strategy: str, rank: int) -> tuple[str, bool]:
-    spoil, module = Spoil(rank), build_module()
-    try:
-        train(Path(run_folder), strategy, CADENCE, extra_callbacks=(spoil,), module=module)
-    except FrameworkError as error:
-        after = local_values(module)
-        return str(error), all(torch.equal(spoil.before[name], after[name]) for name in after)
-    return "", False
+def same(ours: Values, theirs: Values) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def check(run_folder: Path, message: str) -> None:
-    assert message.startswith("Step 3: the loss is nan and the gradient norm nan")
-    assert [json.loads(line)["step"] for line in (run_folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
-    assert newest_complete(run_folder / "checkpoints").name == "step_00000002"
-    summary = json.loads((run_folder / "summary.json").read_text())
-    assert summary["ended"] == "failed"
-    assert message in summary["why"]
-    assert summary["steps"] == 2
+def rows(run_folder: Path) -> dict[int, dict[str, Any]]:
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines()
+    return {row["step"]: row for row in map(json.loads, lines)}
 
 
-def test_the_run_stops_before_the_update_and_names_step_and_sequences(tmp_path: Path):
-    message, unchanged = run_spoiled(str(tmp_path), "single", 0)
+def summary(run_folder: Path) -> dict[str, Any]:
+    return json.loads((run_folder / "summary.json").read_text())
+
+
+def said(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "gradient norm nan" in line]
+
+
+def skipped_in_state(folder: Path) -> list[list[int]]:
+    state = json.loads((folder / "state.json").read_text())
+    return state["callbacks"].get("FiniteGuard", {}).get("skipped_steps", [])
+
+
+def run_to_the_stop(run_folder: str, strategy: str, only_backward: bool) -> tuple[str, bool]:
+    watch, module = Watch(), bad_module([14], only_backward)
+    cadence = Cadence(max_steps=5, log_every_n_steps=1, checkpoint_every_n_steps=1)
+    with pytest.raises(FrameworkError) as caught:
+        train(Path(run_folder), strategy, cadence, extra_callbacks=(watch,), module=module)
+    return str(caught.value), same(local_values(module), watch.after[2])
+
+
+def check_stopped(run_folder: Path, message: str) -> None:
+    assert list(rows(run_folder)) == [1, 2]
+    assert newest_complete(run_folder / "checkpoints").name == "step_00000002"  # type: ignore[union-attr]
+    assert (summary(run_folder)["ended"], summary(run_folder)["steps"]) == ("failed", 2)
+    assert message in summary(run_folder)["why"]
+
+
+def test_the_run_stops_before_the_update_and_names_step_and_sequences(tmp_path: Path) -> None:
+    message, unchanged = run_to_the_stop(str(tmp_path), "single", False)
     assert unchanged
-    assert "sequence ids 12 to 17" in message
-    check(tmp_path, message)
+    assert message.startswith("Step 3: the loss is nan and the gradient norm nan")
+    assert "micro-batches of sequence ids" in message and "14" in message
+    check_stopped(tmp_path, message)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_all_ranks_decide_alike_although_one_rank_alone_is_spoiled(strategy: str, tmp_path: Path, workers):
-    results = workers.run(run_spoiled, 2, str(tmp_path), strategy, 1)
-    assert [unchanged for _, unchanged in results] == [True, True]
-    assert all(message.startswith("Step 3") for message, _ in results)
-    check(tmp_path, results[0][0])
+@pytest.mark.parametrize("only_backward", [False, True])
+def test_all_ranks_stop_although_one_rank_alone_is_spoiled(
+    strategy: str, only_backward: bool, tmp_path: Path, workers: WorkerPool
+) -> None:
+    results = workers.run(run_to_the_stop, 2, str(tmp_path), strategy, only_backward)
+    (message, first_unchanged), (second_message, second_unchanged) = results
+    assert first_unchanged and second_unchanged
+    assert message == second_message
+    if only_backward:
+        assert "the gradient norm nan" in message and "the loss is nan" not in message
+        assert "Every sequence's loss is finite, the gradient is not; the step held sequence ids 12 to 17." in message
+    else:
+        assert message.count("on rank") == 1 and "14" in message.partition("on rank")[2]
+    check_stopped(tmp_path, message)
+
+
+def run_watched(run_folder: str, strategy: str, bad_ids: list[int], action: NonFinite) -> tuple[dict[int, Values], str]:
+    watch = Watch()
+    train(
+        Path(run_folder),
+        strategy,
+        CADENCE,
+        extra_callbacks=(watch,),
+        module=bad_module(bad_ids),
+        non_finite=action,
+        retention=KEEP,
+    )
+    return watch.after, ""
+
+
+def test_a_skipped_step_counts_but_changes_no_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    after, _ = run_watched(str(tmp_path), "single", [14], SKIP)
+    assert list(after) == list(range(10))
+    assert same(after[3], after[2])
+    assert all(not same(after[step], after[step - 1]) for step in (1, 2, 4, 5, 6, 7, 8, 9))
+    assert after[9]["encoder.embeddings.norm.weight.step"] == 8.0
+
+    (line,) = said(capsys.readouterr().out)
+    assert line.startswith("step 3: the loss is nan and the gradient norm nan; this update is skipped (1 of at most 10")
+    assert "14" in line.partition("sequence ids ")[2]
+
+    assert sorted(rows(tmp_path)) == [3, 4, 5, 8, 9]  # 4, 8, 9 are due, 5 has a validation
+    row = rows(tmp_path)[3]
+    assert (row["train/loss"], row["optim/grad_norm"], row["optim/skipped_steps"]) == (None, None, 1)
+    assert [step for step, other in rows(tmp_path).items() if "optim/skipped_steps" in other] == [3]
+    assert summary(tmp_path)["skipped_steps"] == summary(tmp_path)["last"]["optim/skipped_steps"] == 1
+    assert summary(tmp_path)["ended"] == "finished"
+    by_step = {folder.name[-1]: skipped_in_state(folder) for folder in complete_checkpoints(tmp_path / "checkpoints")}
+    assert by_step == {"2": [], "4": [[3, 3]], "6": [[3, 3]], "8": [[3, 3]], "9": [[3, 3]]}
+
+
+def test_steps_after_a_skipped_one_are_those_of_a_run_that_began_there(tmp_path: Path) -> None:
+    """Weights of step 2 that go on at step 3: data, masks and schedule must be those of step 3."""
+    run_watched(str(tmp_path / "skipped"), "single", [14], SKIP)
+    checkpoint = renumbered(tmp_path / "skipped" / "checkpoints" / "step_00000002", tmp_path / "step_00000003", 3)
+    train(tmp_path / "other", cadence=CADENCE, checkpoint=checkpoint)
+    ours, theirs = rows(tmp_path / "skipped"), rows(tmp_path / "other")
+    for step in (4, 5, 8, 9):
+        assert without_tokens(ours[step]) == without_tokens(theirs[step])
+
+
+def renumbered(folder: Path, target: Path, step: int) -> Path:
+    """A checkpoint that says it was written at another step."""
+    shutil.copytree(folder, target)
+    state = json.loads((target / "state.json").read_text())
+    (target / "state.json").write_text(json.dumps(state | {"step": step}))
+    (target / "COMPLETE").unlink()
+    mark_complete(target)
+    return target
+
+
+def without_tokens(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "train/tokens"}
+
+
+def test_rolling_back_goes_on_after_the_window_with_the_checkpoints_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step 6 (sequences 30 to 35) is bad: weights of step 4 then make step 7."""
+    after, _ = run_watched(str(tmp_path / "back"), "single", [31], ROLL_BACK)
+    assert same(after[6], after[4]) and not same(after[5], after[4])
+    (line,) = said(capsys.readouterr().out)
+    assert "; weights and optimizer are those of step 4 again, and steps 5 to 6 are skipped (1 of at most 10" in line
+    assert rows(tmp_path / "back")[6]["optim/skipped_steps"] == 2
+    assert 5 in rows(tmp_path / "back"), "what was measured stays"
+    assert skipped_in_state(tmp_path / "back" / "checkpoints" / "step_00000006") == [[5, 6]]
+    assert skipped_in_state(tmp_path / "back" / "checkpoints" / "step_00000004") == []
+    assert summary(tmp_path / "back")["skipped_steps"] == 2
+
+    checkpoint = renumbered(tmp_path / "back" / "checkpoints" / "step_00000004", tmp_path / "step_00000006", 6)
+    train(tmp_path / "other", cadence=CADENCE, checkpoint=checkpoint)
+    for step in (8, 9):
+        assert without_tokens(rows(tmp_path / "back")[step]) == without_tokens(rows(tmp_path / "other")[step])
+
+
+def test_no_step_is_counted_twice_where_two_windows_go_back_to_one_checkpoint(tmp_path: Path) -> None:
+    cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=4)
+    train(tmp_path, cadence=cadence, module=bad_module([31, 37]), non_finite=ROLL_BACK)  # steps 6 and 7
+    assert skipped_in_state(tmp_path / "checkpoints" / "step_00000008") == [[5, 6], [7, 7]]
+    assert {step: row["optim/skipped_steps"] for step, row in rows(tmp_path).items() if step < 9} == {6: 2, 7: 3}
+
+
+def test_without_a_checkpoint_to_roll_back_to_a_step_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    after, _ = run_watched(str(tmp_path), "single", [3], ROLL_BACK)
+    assert same(after[1], after[0])
+    (line,) = said(capsys.readouterr().out)
+    assert "this update is skipped, as there is no checkpoint to roll back to yet" in line
+    assert skipped_in_state(tmp_path / "checkpoints" / "step_00000002") == [[1, 1]]
+
+
+def test_the_cap_ends_the_run_and_a_larger_one_lets_it_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [3, 14, 31]  # steps 1, 3 and 6
+    with pytest.raises(FrameworkError, match=r"Step 6: .* number 3 of this run .*max_non_finite_steps is 2"):
+        train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 2))
+    assert newest_complete(tmp_path / "checkpoints").name == "step_00000004"  # type: ignore[union-attr]
+    assert summary(tmp_path)["skipped_steps"] == 2
+    assert len(said(capsys.readouterr().out)) == 2
+    checkpoint = newest_complete(tmp_path / "checkpoints")
+    with pytest.raises(FrameworkError, match=r"number 3 of this run"):  # the earlier start's count
+        train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 2), checkpoint=checkpoint)
+    train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 3), checkpoint=checkpoint)
+    assert (summary(tmp_path)["ended"], summary(tmp_path)["skipped_steps"]) == ("finished", 3)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Rows of whole runs that met bad steps 3 and 6, by action."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    for action in (SKIP, ROLL_BACK):
+        train(folder / action.action, cadence=CADENCE, module=bad_module([14, 31]), non_finite=action)
+    return {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("skip", "roll_back")}
+
+
+@pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
+@pytest.mark.parametrize("cut_at", [3, 5, 6])
+def test_a_run_that_was_killed_around_the_bad_steps_has_the_same_rows(
+    action: NonFinite, cut_at: int, uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {"cadence": CADENCE, "non_finite": action}
+    cut = CutAt("on_train_batch_start", cut_at)
+    with pytest.raises(CutError):
+        train(tmp_path, module=bad_module([14, 31]), extra_callbacks=(cut,), **arguments)
+    checkpoint = newest_complete(tmp_path / "checkpoints")
+    train(tmp_path, module=bad_module([14, 31]), checkpoint=checkpoint, **arguments)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted[action.action]
+    assert summary(tmp_path)["skipped_steps"] == (2 if action == SKIP else 3)
+
+
+class LeaveAt(pl.Callback):
+    """Asks for a stop, as a signal does: a checkpoint that a run which was not stopped does not have."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        trainer.should_stop = trainer.global_step == self.step - 1
+
+
+def test_a_run_that_left_between_checkpoint_and_bad_step_rolls_back_as_far(
+    uninterrupted: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Left at step 5; the checkpoint of step 4 must still be there, and must be the one that is used."""
+    arguments: dict[str, Any] = {"cadence": CADENCE, "non_finite": ROLL_BACK}
+    arguments["retention"] = Retention(keep_last=1, newest_of_every=2)
+    train(tmp_path, module=bad_module([14, 31]), extra_callbacks=(LeaveAt(5),), **arguments)
+    names = [folder.name for folder in complete_checkpoints(tmp_path / "checkpoints")]
+    assert names == ["step_00000004", "step_00000005"]
+    checkpoint = newest_complete(tmp_path / "checkpoints")
+    train(tmp_path, module=bad_module([14, 31]), checkpoint=checkpoint, **arguments)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted["roll_back"]
+
+
+def test_a_damaged_checkpoint_is_not_rolled_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Damage(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+            if batch.step == 5:
+                shard = tmp_path / "checkpoints" / "step_00000004" / "__0_0.distcp"
+                shard.write_bytes(shard.read_bytes()[:-1])
+
+    module = bad_module([31])
+    train(tmp_path, cadence=CADENCE, module=module, non_finite=ROLL_BACK, extra_callbacks=(Damage(),), retention=KEEP)
+    lines = capsys.readouterr().out.splitlines()
+    (passed_over,) = [line for line in lines if line.startswith("checkpoint: ")]
+    assert "step_00000004 is damaged (" in passed_over and passed_over.endswith("step_00000002 is used instead")
+    assert "are those of step 2 again, and steps 3 to 6 are skipped" in said("\n".join(lines))[0]
+
+
+def run_ranks(run_folder: str, strategy: str, action: NonFinite) -> list[bool]:
+    after, _ = run_watched(run_folder, strategy, [31], action)
+    return [same(after[6], after[5]), same(after[6], after[4]), same(after[7], after[6])]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
+def test_two_ranks_go_on_alike_although_one_alone_is_spoiled(
+    strategy: str, action: NonFinite, tmp_path: Path, workers: WorkerPool
+) -> None:
+    first, second = workers.run(run_ranks, 2, str(tmp_path / "two"), strategy, action)
+    assert first == second == [action == SKIP, action == ROLL_BACK, False]
+    run_watched(str(tmp_path / "one"), "single", [31], action)
+    ours, theirs = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert ours.keys() == theirs.keys()
+    for step, row in theirs.items():
+        null = {name for name, value in row.items() if value is None}
+        assert {name for name, value in ours[step].items() if value is None} == null, step
+        for name in row.keys() - null:
+            assert ours[step][name] == pytest.approx(row[name], rel=1e-5), (step, name)
+
+
+def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path) -> None:
+    train(tmp_path, cadence=CADENCE, module=bad_module(range(60)), non_finite=SKIP, retention=KEEP)
+    folders = complete_checkpoints(tmp_path / "checkpoints")
+    assert len(folders) == 5
+    for folder in folders:
+        assert all(bool(torch.isfinite(value).all()) for value in read_full_state(folder).values())

@@ -191,13 +191,16 @@ class FakeTrainer:
     limit_val_batches: int | None = None
 
 
-def leaves_at(age: float, step: int, longest: dict[str, float], agree_every_seconds: float = 0.0) -> str | None:
+def leaves_at(
+    age: float, step: int, longest: dict[str, float], agree_every_seconds: float = 0.0, writing: float = 0.0
+) -> str | None:
     """Why a run with a limit of 100 seconds leaves after a step at an age of its process."""
     clock, timings, trainer = Clock(), Timings(), FakeTrainer()
     cadence = Cadence(max_steps=50, validate_every_n_steps=10, checkpoint_every_n_steps=5)
     callback = Preemption(cadence, timings, TimeLimit(100), 60.0, agree_every_seconds, clock)
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
     timings.longest.update(longest)
+    timings.running = lambda name: writing if name == "checkpoint" else 0.0  # type: ignore[method-assign]
     clock.age, trainer.global_step = age, step
     if cadence.validates(step):
         callback.on_validation_end(trainer, None)  # type: ignore[arg-type]
@@ -228,6 +231,20 @@ def test_the_run_leaves_before_what_comes_next_would_pass_the_limit(
     latest = 100 - needed - MARGIN
     assert leaves_at(latest - 0.001, step, longest, agree_every_seconds) is None
     assert leaves_at(latest + 0.001, step, longest, agree_every_seconds) == "max_time 00:01:40 reached"
+
+
+@pytest.mark.parametrize(
+    ("writing", "needed"),
+    [
+        (1.0, 4 + 3 + 3),  # the leave's save waits for the one that is being written
+        (5.0, 4 + 5 + 5),  # and that one takes longer than any before
+    ],
+)
+def test_a_checkpoint_that_is_being_written_comes_before_that_of_the_leave(writing: float, needed: float):
+    longest = {"data_wait": 1.0, "train": 3.0, "checkpoint": 3.0}
+    latest = 100 - needed - MARGIN
+    assert leaves_at(latest - 0.001, 1, longest, writing=writing) is None
+    assert leaves_at(latest + 0.001, 1, longest, writing=writing) == "max_time 00:01:40 reached"
 
 
 def test_short_steps_agree_only_now_and_then():

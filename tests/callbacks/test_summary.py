@@ -5,12 +5,15 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from rich.console import Console
 
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.summary import best_row, last_values
-from framework.tracking.closing_table import print_closing_table
-from tests.modules.toy_run import train
+from framework.checkpoint.layout import complete_checkpoints, step_of
+from framework.checkpoint.retention import Retention
+from framework.tracking.closing_table import closing_table, print_closing_table
+from tests.modules.toy_run import build_module, train
 
 ROWS = [
     {"step": 1, "train/loss": 4.0},
@@ -30,7 +33,7 @@ class Fail(pl.Callback):
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         raise self.error
 
 
@@ -56,7 +59,7 @@ def test_a_stop_before_the_last_step_is_not_called_finished(tmp_path: Path):
 @pytest.mark.parametrize(
     ("error", "ended", "why"),
     [
-        (ValueError("no room"), "failed", "ValueError: no room"),
+        (ValueError("no room"), "failed", "ValueError (step 1): no room"),
         (KeyboardInterrupt(), "stopped", "interrupted from the keyboard"),
     ],
 )
@@ -65,6 +68,56 @@ def test_a_failure_is_written_down(error: BaseException, ended: str, why: str, t
         train(tmp_path, cadence=Cadence(max_steps=4, log_every_n_steps=1), extra_callbacks=(Fail(error),))
     assert (summary(tmp_path)["ended"], summary(tmp_path)["why"]) == (ended, why)
     assert not (tmp_path / "summary.tmp").exists()
+
+
+class SpoilValidation(pl.Callback):
+    """Makes the loss of some validations infinite, as weights that diverge do."""
+
+    def __init__(self, steps: set[int]) -> None:
+        self.steps = steps
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        self.handle = pl_module.model.head.pair.register_forward_hook(
+            lambda module, inputs, output: output * torch.inf if trainer.global_step in self.steps else output
+        )
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        self.handle.remove()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_validation_that_is_not_finite_is_told_as_such_and_is_never_the_best(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    cadence = Cadence(max_steps=4, log_every_n_steps=1, validate_every_n_steps=1, checkpoint_every_n_steps=1)
+    module = build_module()
+    module.task.best_mode = mode
+    retention = Retention(keep_last=1, keep_best=1, best_mode=mode)
+    spoil = SpoilValidation({1, 4})
+    train(tmp_path, cadence=cadence, extra_callbacks=(spoil,), module=module, retention=retention)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {row["step"]: row["val/loss"] for row in rows}
+    assert losses[1] is losses[4] is None
+    best = {"min": min, "max": max}[mode]((2, 3), key=losses.__getitem__)
+    assert summary(tmp_path)["ended"] == "finished"
+    assert summary(tmp_path)["best"]["step"] == best
+    assert summary(tmp_path)["last"]["val/loss"] is None
+    kept = [step_of(folder) for folder in complete_checkpoints(tmp_path / "checkpoints")]
+    assert kept == [best, 4]
+    assert "val loss nan" in capsys.readouterr().out
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    print_closing_table(tmp_path, console)
+    (line,) = [line for line in console.export_text().splitlines() if "val loss" in line]
+    assert "not finite" in line and f"{losses[best]:.4f}" in line
+
+
+def test_the_closing_table_tells_skipped_steps_only_where_there_are_any():
+    facts = {"ended": "finished", "best": None, "last": {}, "steps": 9, "tokens": 1, "tokens_per_second": 1.0}
+    facts["wall_seconds"] = 1.0
+    for skipped, told in (({}, []), ({"skipped_steps": 1234}, ["1,234"])):
+        table = closing_table("a_run", facts | skipped)
+        labels, values = (list(column.cells) for column in table.columns)
+        assert [values[place] for place, label in enumerate(labels) if label == "skipped steps"] == told
 
 
 def test_the_closing_table_shows_metrics_speed_and_places(tmp_path: Path):

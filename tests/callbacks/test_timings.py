@@ -1,5 +1,6 @@
 """Laps and windows with a clock that the test turns."""
 
+import threading
 import time
 
 import pytest
@@ -44,6 +45,26 @@ def test_every_moment_belongs_to_one_name(clock: Clock):
     assert dict(timings.take()) == {}
 
 
+def test_a_span_runs_beside_the_laps(clock: Clock):
+    timings = Timings()
+    clock.now = 101.0
+    timings.begin("checkpoint")
+    clock.now = 102.0
+    timings.lap("train")
+    clock.now = 104.0
+    assert (timings.running("checkpoint"), timings.longest["checkpoint"]) == (3.0, 0.0)
+    ending = threading.Thread(target=timings.end, args=("checkpoint",))
+    ending.start()
+    ending.join()
+    assert timings.running("checkpoint") == 0.0
+    timings.lap("train")
+    assert dict(timings.take()) == {"train": 4.0, "checkpoint": 3.0}
+    timings.begin("checkpoint")
+    clock.now = 105.0
+    timings.end("checkpoint")
+    assert dict(timings.longest) == {"train": 2.0, "checkpoint": 3.0}
+
+
 def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(clock: Clock):
     module, timings = Module(), Timings()
     throughput = Throughput(timings, flops_per_token=6.0, peak_flops=3000.0)
@@ -58,18 +79,23 @@ def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(
     clock.now = 124.0
     throughput.on_validation_end(None, module)
     clock.now = 125.0
-    timings.lap("checkpoint")
+    timings.lap("checkpoint_stall")
+    timings.begin("checkpoint")
+    clock.now = 127.0
+    timings.lap("checkpoint_stall")
+    timings.end("checkpoint")
     row = throughput.take_window(module)
     assert row.pop("perf/memory_bytes") > 0
     assert row == {
         "perf/tokens_per_second": 100.0,
         "perf/data_wait_seconds": 1.0,
         "perf/validation_seconds": 20.0,
-        "perf/checkpoint_seconds": 1.0,
-        "perf/wall_seconds": 1025.0,
+        "perf/checkpoint_stall_seconds": 3.0,
+        "perf/checkpoint_seconds": 2.0,
+        "perf/wall_seconds": 1027.0,
         "perf/mfu": 0.2,
     }
-    assert throughput.state_dict() == {"wall_seconds": 1025.0, "train_seconds": 10.0, "train_tokens": 500}
+    assert throughput.state_dict() == {"wall_seconds": 1027.0, "train_seconds": 10.0, "train_tokens": 500}
     assert throughput.tokens_per_second() == 50.0
 
 

@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from framework.checkpoint.integrity import Verify
-from framework.checkpoint.load import load_newest_whole
+from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
+from framework.optim.combined import CombinedOptimizer
 from tests.distributed.tiny import Tiny, build, full, full_parameters
 from tests.workers import WorkerPool
+
+
+def load_newest_whole(newest: Path, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes") -> Loaded:
+    return newest_whole(newest, lambda folder: load_checkpoint(folder, model, optimizer, how))
 
 
 def truncate(path: Path) -> None:

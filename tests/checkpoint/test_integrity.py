@@ -115,7 +115,7 @@ def test_the_disk_s_own_error_leaves_the_stream(tmp_path: Path) -> None:
     """What torch's zip writer raises after a failed write says nothing of the disk."""
 
     def write_and_stumble() -> None:
-        with HashingFileSystem().create_stream("/dev/full", "wb") as stream:
+        with HashingFileSystem().create_stream(Path("/dev/full"), "wb") as stream:
             try:
                 stream.write(b"0" * 100_000)
             finally:

@@ -41,6 +41,8 @@ def steps(checkpoints: Path) -> list[int]:
         (Retention(keep_last=1, keep_best=9), {10, 20, 40, 50, 70}),  # not 30 and 60: infinite, and without one
         (Retention(keep_last=1, keep_best=1, best_key="val/accuracy", best_mode="max"), {10, 70}),
         (Retention(keep_last=1, keep_best=1, best_key="val/other"), {70}),
+        (Retention(keep_last=1, newest_of_every=20), {60, 70}),
+        (Retention(keep_last=1, newest_of_every=80), {70}),
         (Retention(keep_last=2, keep_every_n_steps=50, keep_best=1), {20, 50, 60, 70}),
     ],
 )

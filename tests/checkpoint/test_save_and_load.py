@@ -1,6 +1,7 @@
 """Checkpoints written under one strategy and world size, continued under another."""
 
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -12,49 +13,62 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from framework.checkpoint.integrity import verify
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint, read_full_state
 from framework.checkpoint.save import save_checkpoint
-from framework.checkpoint.tensors import IndexWriter, read_index, without_single_process_warning
+from framework.checkpoint.tensors import IndexWriter, ignore_single_process_warning, read_index
 from framework.errors import CheckpointError
-from framework.optim.parameter_groups import Lamb, StableAdamW
+from framework.optim.parameter_groups import AdamW, Lamb, Muon, OptimizerSettings, StableAdamW
 from tests.distributed.tiny import Tiny, build, full, full_parameters
 from tests.workers import WorkerPool
 
 Curve = list[tuple[float, float]]
 
 
-OPTIMIZERS = {"stable_adamw": StableAdamW(lr=2e-3), "lamb": Lamb(lr=1e-2)}
-"""Beside the two that the tiny run knows."""
+OPTIMIZERS: dict[str, OptimizerSettings] = {
+    "adamw": AdamW(lr=2e-3),
+    "stable_adamw": StableAdamW(lr=2e-3),
+    "lamb": Lamb(lr=1e-2),
+    "muon": Muon(adamw=AdamW(lr=2e-3), lr=1e-2),
+    "muon_layer_decay": Muon(adamw=AdamW(lr=2e-3, layer_decay=0.8), lr=1e-2),
+}
 
 
 def build_with(strategy: str, optimizer: str, seed: int = 3) -> Tiny:
-    """A tiny run with another optimizer."""
-    tiny = build(strategy, muon=optimizer == "muon", seed=seed)
-    if optimizer in OPTIMIZERS:
-        tiny.optimizer = OPTIMIZERS[optimizer].build(tiny.model.named_parameters(), {}, torch.float32)
+    """A tiny run with one of the optimizers and an average of the weights."""
+    tiny = build(strategy, seed=seed)
+    row_parts = {"*.attention.qkv.weight": (4, 3)}
+    tiny.optimizer = OPTIMIZERS[optimizer].build(tiny.model.named_parameters(), row_parts, torch.float32)
+    tiny.optimizer.keep_average(0.9)
     return tiny
 
 
-def run_and_save(strategy: str, optimizer: str, folder: str) -> Curve:
-    """Two steps, a validation, a checkpoint, two more steps; returns the two after the checkpoint."""
+def everything(tiny: Tiny) -> dict[str, Tensor]:
+    """Weights and optimizer state whole. Collective."""
+    state = {name: full(value) for name, value in tiny.optimizer.named_state().items()}
+    return full_parameters(tiny.model) | state
+
+
+def run_and_save(strategy: str, optimizer: str, folder: str) -> tuple[Curve, dict[str, Tensor]]:
+    """Two steps, a validation, a checkpoint, two more steps; returns the two after the checkpoint, and the end."""
     tiny = build_with(strategy, optimizer)
     for step in range(2):
         tiny.step(step)
     tiny.evaluate(2)
     save_checkpoint(Path(folder), 2, tiny.model, tiny.optimizer, {"tokens": 77})
-    return [tiny.step(step) for step in range(2, 4)]
+    return [tiny.step(step) for step in range(2, 4)], everything(tiny)
 
 
-def load_and_run(strategy: str, optimizer: str, folder: str) -> Curve:
+def load_and_run(strategy: str, optimizer: str, folder: str) -> tuple[Curve, dict[str, Tensor]]:
     """Other initial weights, the checkpoint, two steps."""
     tiny = build_with(strategy, optimizer, seed=99)
     newest = newest_complete(Path(folder))
     assert newest is not None
     assert load_checkpoint(newest, tiny.model, tiny.optimizer) == {"format": 1, "step": 2, "tokens": 77}
-    return [tiny.step(step) for step in range(2, 4)]
+    return [tiny.step(step) for step in range(2, 4)], everything(tiny)
 
 
 def save_and_gather(strategy: str, folder: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -69,25 +83,35 @@ def run(workers: WorkerPool, function: Any, strategy: str, world_size: int, *arg
     return function(strategy, *args) if strategy == "single" else workers.run(function, world_size, strategy, *args)[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", *OPTIMIZERS])
-def test_continues_at_any_world_size_and_strategy(workers: WorkerPool, tmp_path: Path, optimizer: str) -> None:
-    expected = run(workers, run_and_save, "fsdp2", 2, optimizer, str(tmp_path))
-    assert run(workers, load_and_run, "fsdp2", 2, optimizer, str(tmp_path)) == expected, (
-        "the same world size is bit for bit"
-    )
-    for strategy, world_size in (("single", 1), ("fsdp2", 4), ("fsdp2", 3), ("ddp", 2)):
-        found = run(workers, load_and_run, strategy, world_size, optimizer, str(tmp_path))
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize(("strategy", "world_size"), [("single", 1), ("ddp", 2)])
-def test_every_strategy_writes_the_same_format(
-    workers: WorkerPool, tmp_path: Path, strategy: str, world_size: int
+def assert_goes_on(
+    workers: WorkerPool, folder: Path, optimizer: str, written: tuple[str, int], continued: tuple[tuple[str, int], ...]
 ) -> None:
-    expected = run(workers, run_and_save, strategy, world_size, "muon", str(tmp_path))
-    assert run(workers, load_and_run, strategy, world_size, "muon", str(tmp_path)) == expected
-    found = run(workers, load_and_run, "fsdp2", 2, "muon", str(tmp_path))
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
+    """Two steps after a checkpoint are the uninterrupted ones: to the bit as it was written, else to rounding."""
+    expected, end = run(workers, run_and_save, *written, optimizer, str(folder))
+    found, found_end = run(workers, load_and_run, *written, optimizer, str(folder))
+    assert found == expected
+    assert found_end.keys() == end.keys()
+    assert all(torch.equal(found_end[name], end[name]) for name in end)
+    for strategy, world_size in continued:
+        found, found_end = run(workers, load_and_run, strategy, world_size, optimizer, str(folder))
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
+        for name, value in end.items():
+            error = (found_end[name] - value).norm() / value.norm().clamp(min=1e-30)
+            assert error < 1e-4, f"{name} at {strategy} {world_size}: {error}"
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_continues_at_any_world_size_and_strategy(workers: WorkerPool, tmp_path: Path, optimizer: str) -> None:
+    others = (("single", 1), ("fsdp2", 4), ("fsdp2", 3), ("ddp", 2), ("hsdp", 4), ("tp", 2), ("fsdp2_tp", 4))
+    assert_goes_on(workers, tmp_path, optimizer, ("fsdp2", 2), others)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("written", [("single", 1), ("ddp", 2), ("hsdp", 4), ("tp", 4), ("fsdp2_tp", 4)])
+def test_every_strategy_writes_the_same_format(
+    workers: WorkerPool, tmp_path: Path, written: tuple[str, int], optimizer: str
+) -> None:
+    assert_goes_on(workers, tmp_path, optimizer, written, (("fsdp2", 2),))
 
 
 def test_full_state_needs_no_process_group(workers: WorkerPool, tmp_path: Path) -> None:
@@ -99,6 +123,17 @@ def test_full_state_needs_no_process_group(workers: WorkerPool, tmp_path: Path) 
     keys = read_index(tmp_path / "step_00000001").state_dict_metadata.keys()
     assert keys == {f"model.{name}" for name in parameters} | {f"optimizer.{name}" for name in state}
     assert "model.head.decoder.weight" not in keys, "a tied parameter is written once"
+
+
+@pytest.mark.parametrize(("strategy", "world_size"), [("ddp", 2), ("hsdp", 4)])
+def test_copies_are_written_once(workers: WorkerPool, tmp_path: Path, strategy: str, world_size: int) -> None:
+    parameters, state = workers.run(save_and_gather, world_size, strategy, str(tmp_path))[0]
+    index = read_index(tmp_path / "step_00000001")
+    expected = sum(4 * tensor.numel() for tensor in (*parameters.values(), *state.values()))
+    entries = index.state_dict_metadata.values()
+    chunks = [chunk.sizes for entry in entries if isinstance(entry, TensorStorageMetadata) for chunk in entry.chunks]
+    assert sum(4 * math.prod(sizes) for sizes in chunks) == expected
+    assert index.storage_data is not None and len(index.storage_data) == len(chunks)
 
 
 def save_after_validation(strategy: str, folder: str) -> dict[str, Tensor]:
@@ -184,7 +219,7 @@ def test_another_model_or_optimizer_is_refused(written: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_checkpoint(written, other.model, other.optimizer)
-    tiny = build("single")
+    tiny = build_with("single", "adamw")
     tiny.model.head.dense.bias = torch.nn.Parameter(torch.zeros(31))
     with pytest.raises(CheckpointError, match=r"model\.head\.dense\.bias is \(32,\) .* and \(31,\)"):
         load_checkpoint(written, tiny.model, tiny.optimizer)
@@ -200,6 +235,26 @@ class Attack:
         import os
 
         return os.system, (f"touch {self.path}",)
+
+
+CHANGES_A_CLASS = (
+    b"ctorch.distributed.checkpoint.metadata\nMetadata\n(N}S'state_dict_metadata'\nctorch\nSize\nstb."  # BUILD on it
+)
+
+
+def test_index_cannot_change_a_class(written: Path, tmp_path: Path) -> None:
+    attacked = copy(written, tmp_path)
+    (attacked / ".metadata").write_bytes(CHANGES_A_CLASS)
+    rewrite_sizes(attacked)
+    with pytest.raises(CheckpointError, match="do not trust"):
+        read_full_state(attacked)
+    assert "state_dict_metadata" not in vars(Metadata)
+    # Python's own unpickler does it.
+    program = (
+        f"import pickle; from torch.distributed.checkpoint.metadata import Metadata; pickle.loads({CHANGES_A_CLASS!r})"
+        "; assert 'state_dict_metadata' in vars(Metadata)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize("where", ["instead", "inside", "getattr"])
@@ -235,8 +290,8 @@ def test_shards_cannot_run_code(tmp_path: Path) -> None:
     """Objects that are not tensors would be unpickled by torch: they are refused by the index already."""
     folder = tmp_path / "step_00000001"
     state = {"model.a": torch.zeros(2), "model.b": Attack(tmp_path / "trace")}
-    with without_single_process_warning():
-        dcp.save(state, storage_writer=IndexWriter(folder), no_dist=True)
+    ignore_single_process_warning()
+    dcp.save(state, storage_writer=IndexWriter(folder), no_dist=True)
     (folder / "state.json").write_text('{"format": 1, "step": 1}')
     (folder / "COMPLETE").touch()
     rewrite_sizes(folder)
@@ -245,10 +300,11 @@ def test_shards_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-def test_index_cannot_point_elsewhere(written: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["../other.distcp", "/etc/passwd", "sub/other.distcp", "..", ""])
+def test_index_cannot_point_elsewhere(written: Path, tmp_path: Path, place: str) -> None:
     attacked = copy(written, tmp_path)
     index = read_index(attacked)
-    next(iter(index.storage_data.values())).relative_path = "../other.distcp"
+    next(iter(index.storage_data.values())).relative_path = place
     (attacked / ".metadata").write_bytes(pickle.dumps(index))
     rewrite_sizes(attacked)
     with pytest.raises(CheckpointError, match="outside"):

@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 
 from framework.config.build import build_settings
 from framework.config.command import plain
+from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig
 from framework.config.nodes import check_arguments, check_component
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig, TrainConfig
+from framework.config.schema import TrainConfig
 from framework.models.config import EncoderConfig
 
 CONF = conf_folder()
@@ -23,6 +24,7 @@ NEEDS = {
     "tokenizer/folder": ["tokenizer.path=x"],
     "tokenizer/from_weights": ["init_from=x"],
     "model/from_weights": ["init_from=x"],
+    "precision/fp16": ["strategy=ddp"],
     "vocabulary/given": ["vocabulary.path=x"],
     "corpus/text": ["corpus.sources.text.files=x.txt"],
     "corpus/table": ["corpus.sources.table.files=x.csv"],
@@ -56,9 +58,9 @@ def test_the_number_of_files_is_known():
         "logger": 2,
         "model": 11,
         "optimizer": 4,
-        "precision": 3,
+        "precision": 5,
         "schedule": 4,
-        "strategy": 3,
+        "strategy": 6,
         "task": 2,
         "tokenizer": 5,
         "trainer": 1,

@@ -7,9 +7,18 @@ import yaml
 from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run, identity, identity_text
-from framework.config.run_folder import find_run_folder, masked, read_config, read_task_record, write_start
+from framework.config.run_folder import (
+    find_checkpoint,
+    find_run_folder,
+    masked,
+    read_config,
+    read_task_record,
+    write_start,
+)
 from framework.config.schema import RunConfig
+from framework.config.weights import find_run
 from framework.errors import CheckpointError, ConfigError
+from tests.checkpoint.no_rename import NoRenameFileSystem
 
 CONFIG = {
     "seed": 0,
@@ -120,6 +129,57 @@ def test_the_newest_complete_checkpoint_is_gone_on_from(tmp_path):
         if complete:
             (step_folder / "COMPLETE").touch()
     assert find_run_folder(run, CONFIG).checkpoint == tmp_path / "x" / "checkpoints" / "step_00000004"
+
+
+def complete(folder, step):
+    (folder / f"step_{step:08d}").mkdir(parents=True)
+    (folder / f"step_{step:08d}" / "COMPLETE").touch()
+
+
+def test_checkpoints_may_be_kept_elsewhere(tmp_path):
+    elsewhere = RunConfig(id="x", dir=str(tmp_path / "runs"), checkpoints=str(tmp_path / "big"))
+    folder = find_run_folder(elsewhere, CONFIG)
+    assert (folder.checkpoints, folder.checkpoint) == (tmp_path / "big" / "x", None)
+    config = CONFIG | {"run": {"checkpoints": f"file://{tmp_path}/big"}}
+    write_start(folder, config, {}, {})
+    complete(tmp_path / "big" / "x", 2)
+    assert find_run_folder(elsewhere, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000002"
+    assert find_checkpoint(tmp_path / "runs" / "x") == (tmp_path / "big" / "x" / "step_00000002", True)
+    assert find_checkpoint(tmp_path / "big" / "x") == (tmp_path / "big" / "x" / "step_00000002", True)
+    assert find_run(str(tmp_path / "big" / "x" / "step_00000002"), tmp_path / "runs") == (
+        tmp_path / "runs" / "x",
+        tmp_path / "big" / "x" / "step_00000002",
+    )
+
+
+def test_checkpoints_that_a_run_has_elsewhere_are_not_forgotten(tmp_path):
+    inside = RunConfig(id="x", dir=str(tmp_path))
+    moved = RunConfig(id="x", dir=str(tmp_path), checkpoints=str(tmp_path / "big"))
+    write_start(find_run_folder(inside, CONFIG), CONFIG, {}, {})
+    assert find_run_folder(moved, CONFIG).checkpoint is None, "there is nothing to forget yet"
+    complete(tmp_path / "x" / "checkpoints", 4)
+    complete(tmp_path / "big" / "x", 2)
+    with pytest.raises(ConfigError, match=r"up to step_00000004, but .* which has step_00000002 as its newest"):
+        find_run_folder(moved, CONFIG)
+    complete(tmp_path / "big" / "x", 4)
+    assert find_run_folder(moved, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000004"
+
+
+def test_a_place_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(NoRenameFileSystem, "unreachable", True)
+    run = RunConfig(id="x", dir=str(tmp_path), checkpoints=f"norename://{tmp_path}/big")
+    with pytest.raises(CheckpointError, match=r"/big/x cannot be read \(no answer\); make it readable"):
+        find_run_folder(run, CONFIG)
+
+
+def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
+    complete(tmp_path / "big" / "x", 2)
+    folder = {"id": "x", "dir": str(tmp_path / "runs"), "checkpoints": str(tmp_path / "big")}
+    for resume in ("auto", "never"):
+        with pytest.raises(ConfigError, match=r"may be of another run; .* run\.resume=.*/big/x/step_00000002"):
+            find_run_folder(RunConfig(**folder, resume=resume), CONFIG)
+    named = str(tmp_path / "big" / "x" / "step_00000002")
+    assert str(find_run_folder(RunConfig(**folder, resume=named), CONFIG).checkpoint) == named
 
 
 def test_secrets_of_the_environment_are_masked(monkeypatch):

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data.batch_size import BatchWarmup
+from framework.data.collate import Capacity
+from framework.data.fixed_shapes import FixedShapes
 from framework.data.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError
 from tests.data.sequences import NumberedSource
@@ -39,9 +41,8 @@ def test_ranks_together_see_what_one_rank_sees(
     source = NumberedSource(size)
     warmup = BatchWarmup(1, warmup_steps) if wraps and warmup_steps else None
     alone = StepPlan(source, 3, global_batch_size, 10**6, wraps_epochs=wraps, batch_warmup=warmup)
-    plan = StepPlan(
-        source, 3, global_batch_size, budget, num_ranks, wraps, micro_batch_sequences=most, batch_warmup=warmup
-    )
+    shapes = most and FixedShapes(most, {budget: Capacity.around(budget, most, None, 20)})
+    plan = StepPlan(source, 3, global_batch_size, budget, num_ranks, wraps, shapes=shapes, batch_warmup=warmup)
     assert seen(plan, step) == seen(alone, step)
     whole = alone.sequences(step)
     assert seen(plan, step) == list(zip(whole.epochs, whole.indices, whole.sequence_ids, strict=True))
@@ -129,7 +130,6 @@ def test_a_summary_by_hand():
     [
         (10, {"global_batch_size": 0}, "global_batch_size is 0"),
         (10, {"num_ranks": 0}, "num_ranks is 0"),
-        (10, {"micro_batch_sequences": 0}, "micro_batch_sequences is 0"),
         (0, {}, "0 sequences"),
         (10, {"micro_batch_tokens": 19}, "set micro_batch_tokens to at least 20"),
         (10, {"batch_warmup": BatchWarmup(1, 7)}, "batch_warmup_steps is 7, but here each epoch ends"),

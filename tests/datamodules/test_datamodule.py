@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from framework.batch import StepBatch
 from framework.data.batch_size import BatchWarmup
-from framework.data.collate import Capacity
 from framework.data.order import Shuffle
-from framework.data.packing import budget_sizes
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
 from tests.data.sequences import SHIFT, NumberedSource
@@ -107,33 +105,28 @@ def test_without_a_validation_split_there_is_no_loader():
         data.eval_dataloader("validation")
 
 
-def capacities_of(budget: int) -> dict[int, Capacity]:
-    return {size: Capacity.around(size, 4, max_targets=0, max_seqlen=20) for size in budget_sizes(budget, 20)}
+def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
+    """Budgets of 20 and 40 tokens; sequences of 10.5 tokens on average, at most 20."""
+    fixed, free = datamodule(2, 0, has_fixed_shapes=True), datamodule(2, 0)
+    shapes = set()
+    for step, plain in zip(fixed.train_dataloader(), free.train_dataloader(), strict=True):
+        assert sorted(content(step)) and step.step == plain.step
+        for share, batch in zip(fixed.plans["train"].micro_batches(step.step, 0), step.micro_batches, strict=True):
+            shapes.add((share.budget, len(batch.input_ids), len(batch.sequence_ids), len(batch.targets["labels"])))
+            assert batch.num_tokens <= share.budget and max(batch.lengths) <= batch.max_seqlen == 20
+    assert [budget for budget, *_ in sorted(shapes)] == [20, 40]
+    whole = [
+        sorted(content(step) + content(other))
+        for step, other in zip(
+            fixed.train_dataloader(), datamodule(2, 1, has_fixed_shapes=True).train_dataloader(), strict=True
+        )
+    ]
+    assert whole == [sorted(content(step)) for step in datamodule().train_dataloader()]
 
 
-def test_capacities_fix_the_shapes_of_every_budget():
-    capacities = capacities_of(40)
-    data = datamodule(2, 0, capacities=capacities, micro_batch_sequences=4)
-    free = datamodule(2, 0, micro_batch_sequences=4)
-    seen = set()
-    for step, plain in zip(data.train_dataloader(), free.train_dataloader(), strict=True):
-        assert content(step) == content(plain)
-        shares = data.plans["train"].micro_batches(step.step, 0)
-        for share, batch in zip(shares, step.micro_batches, strict=True):
-            capacity = capacities[share.budget]
-            assert batch.input_ids.shape == (capacity.tokens,)
-            assert batch.cu_seqlens.shape == (capacity.sequences + 1,)
-            assert batch.targets["labels"].shape == (capacity.sequences,)
-            assert batch.max_seqlen == 20
-            seen.add(share.budget)
-    assert len(seen) > 2
-
-
-def test_every_budget_needs_its_capacity():
-    capacities = capacities_of(40)
-    del capacities[30]
-    with pytest.raises(ConfigError, match="train may have a budget of 30 tokens, but capacities has none"):
-        datamodule(capacities=capacities, micro_batch_sequences=4)
+def test_validation_keeps_free_shapes():
+    for batch in (micro for step in datamodule(has_fixed_shapes=True).val_dataloader() for micro in step.micro_batches):
+        assert len(batch.input_ids) == batch.num_tokens
 
 
 def test_the_batch_of_training_grows_and_that_of_evaluation_does_not():

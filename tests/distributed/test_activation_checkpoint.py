@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo.testing
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -29,7 +28,7 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.dropout import token_keys
-from tests.distributed.test_parallelize import CollectiveCount
+from tests.distributed.collective_trace import CollectiveTrace
 from tests.distributed.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
 from tests.models.shapes import BERT
 from tests.modules import toy_run
@@ -65,6 +64,8 @@ def run_numbers(strategy: str, modern: bool, precision: str) -> list[Results]:
         ("fsdp2", False, "fp32"),
         ("fsdp2", False, "bf16"),
         ("fsdp2", True, "bf16"),
+        ("tp", False, "fp32"),
+        ("tp", True, "bf16"),
     ],
 )
 def test_no_number_changes_in_any_bit(workers: WorkerPool, strategy: str, modern: bool, precision: str) -> None:
@@ -105,9 +106,9 @@ def run_collectives(strategy: str, precision: str) -> list[Counter[str]]:
     found = []
     for settings in (NONE, FULL, SELECTIVE):
         tiny = build(strategy, precision=precision, checkpointing=settings)
-        with CollectiveCount() as count:
+        with CollectiveTrace() as trace:
             tiny.gradients(0)
-        found.append(count.calls)
+        found.append(trace.counts)
     return found
 
 
@@ -117,6 +118,12 @@ def test_computing_again_gathers_nothing_again(workers: WorkerPool, strategy: st
     none, *others = workers.run(run_collectives, 2, strategy, precision)[0]
     assert none["allreduce"] >= 2
     assert others == [none, none]
+
+
+def test_sums_over_ranks_are_kept_where_products_are(workers: WorkerPool) -> None:
+    none, full_mode, selective = (calls["all_reduce"] for calls in workers.run(run_collectives, 2, "tp", "fp32")[0])
+    # Three micro-batches, two layers, two sums.
+    assert (full_mode - none, selective - none) == (3 * 2 * 2, 0)
 
 
 class Storages(TorchDispatchMode):
@@ -153,7 +160,6 @@ def kept_bytes_per_token(settings: ActivationCheckpointing, modern: bool, precis
     keys = token_keys(7, 0, 0, batch)
     rotary = tiny.model.encoder._rotary(batch).get("global")
     hidden_states = tiny.model.encoder.embed(batch, keys)
-    # Autocast keeps weights in bf16 while its context is open.
     with Storages() as storages, tiny.precision.autocast("cpu"):
         for layer in tiny.model.encoder.layers:
             hidden_states = layer(hidden_states, batch, rotary, keys)
@@ -274,28 +280,6 @@ def test_names_stay() -> None:
     apply_activation_checkpointing(model.encoder.layers, FULL)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain_model.named_modules()]
     assert list(model.state_dict()) == list(plain_model.state_dict())
-
-
-@pytest.mark.parametrize("settings", [FULL, SELECTIVE], ids=["full", "selective"])
-def test_checkpointed_layers_compile_without_break_once_for_all(
-    settings: ActivationCheckpointing, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
-    torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    with FakeTensorMode():
-        model = TransformerEncoder(BERT)
-        apply_activation_checkpointing(model.layers, settings)
-        for layer in model.layers:
-            layer.compile(backend=counter, fullgraph=True, dynamic=False)
-        for lengths, num_sequences in PACKS[:2]:
-            batch = fixed_capacity_batch(lengths, num_sequences, "cpu")
-            with torch.autocast("cpu", torch.bfloat16):
-                out = model(batch, token_keys(1, 2, 0, batch))
-            out.sum().backward()
-        assert all(parameter.grad is not None for parameter in model.layers.parameters())
-    torch._dynamo.reset()
-    assert counter.frame_count == 1
 
 
 def composed(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:

@@ -1,20 +1,25 @@
-"""Of several ranks that fail, one prints."""
+"""Of several ranks that fail, the first is named, and one prints."""
 
+import json
 import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.distributed import DistBackendError
 
-from framework.distributed.failure_report import report_once
+from framework.distributed.beats import Beat
+from framework.distributed.failure_report import REPORT, Failure, first_of, one_line, report_once
+from framework.distributed.position import POSITION
 from framework.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(kinds: list[str], temporary: Path, attempt: int = 0) -> list[str]:
+def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> list[str]:
     """Runs one process a rank; returns what each printed."""
     processes = []
     for rank, kind in enumerate(kinds):
@@ -24,10 +29,14 @@ def run(kinds: list[str], temporary: Path, attempt: int = 0) -> list[str]:
             "TORCHELASTIC_RESTART_COUNT": str(attempt),
             "TMPDIR": str(temporary),
         }
-        command = [sys.executable, str(ROOT / "tests" / "distributed" / "failing_program.py"), kind]
+        command = [sys.executable, str(ROOT / "tests" / "distributed" / "failing_program.py"), kind, *folder]
         environ["PYTHONPATH"] = str(ROOT)
         processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
-    return [process.communicate(timeout=60)[1] for process in processes]
+    return [process.communicate(timeout=120)[1] for process in processes]
+
+
+def failure(reporter: int, message: str, order: int, seconds: float) -> Failure:
+    return Failure(reporter, reporter, 7, "", "DataError", message, order, seconds, "host", 1)
 
 
 def test_the_lowest_rank_speaks(tmp_path: Path) -> None:
@@ -37,7 +46,7 @@ def test_the_lowest_rank_speaks(tmp_path: Path) -> None:
 def test_a_named_error_goes_before_the_connections_that_it_broke(tmp_path: Path) -> None:
     assert run(["other", "other", "named"], tmp_path) == ["", "", "ConfigError (rank 2): a config error\n"]
     # The next attempt has a board of its own.
-    assert run(["other", "other", "other"], tmp_path, attempt=1)[0] == "RuntimeError (rank 0): a broken connection\n"
+    assert run(["other", "other", "other"], tmp_path, 1)[0] == "RuntimeError (rank 0): a broken connection\n"
 
 
 def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
@@ -50,5 +59,75 @@ def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_single_process_speaks_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(POSITION, "step", None)
+    monkeypatch.setattr(REPORT, "first", None)
     report_once(DataError("file.csv, row 3: no label."))
     assert capsys.readouterr().err == "DataError: file.csv, row 3: no label.\n"
+    monkeypatch.setattr(POSITION, "step", 12)
+    monkeypatch.setattr(REPORT, "first", None)
+    report_once(DataError("file.csv, row 3: no label."))
+    assert capsys.readouterr().err == "DataError (step 12): file.csv, row 3: no label.\n"
+
+
+def test_the_first_in_time_comes_first_among_its_kind() -> None:
+    late, early = failure(0, "late", 1, 20.0), failure(2, "early", 1, 10.0)
+    broken = failure(1, "connection closed", 2, 1.0)
+    assert first_of([broken, late, early]) == early
+    named = failure(3, "named", 0, 99.0)
+    assert first_of([broken, late, early, named]) == named
+    assert first_of([]) is None
+
+
+def test_the_same_error_on_all_ranks_is_told_by_the_lowest_whatever_its_clock_says() -> None:
+    same = [failure(rank, "the loss is nan", 0, seconds) for rank, seconds in ((2, 1.0), (0, 3.0), (1, 2.0))]
+    assert first_of([failure(3, "later", 0, 1.5), *same]) == same[1]
+
+
+def test_an_error_that_all_raise_names_the_rank_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(POSITION, "step", 120)
+    error = DataError("row 5 has no label.")
+    error.rank = 3
+    assert str(REPORT.own(error)) == "DataError (rank 3, step 120): row 5 has no label."
+
+
+def test_what_a_dead_peer_causes_is_told_from_other_errors() -> None:
+    gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    orders = [REPORT.own(error).order for error in (DataError("x"), ValueError("x"), gloo, DistBackendError("x"))]
+    assert orders == [0, 1, 2, 2]
+
+
+def test_an_error_from_a_loaders_process_is_one_line() -> None:
+    text = (
+        "Caught DataError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "worker.py", line 1, in run\nframework.errors.DataError: rows.csv: row 3 has no label.\n'
+    )
+    assert one_line(DataError(text)) == "rows.csv: row 3 has no label."
+    assert one_line(ValueError("one\n  two")) == "one two"
+
+
+def test_a_rank_that_is_gone_is_named_by_those_that_are_left(tmp_path: Path) -> None:
+    """Ranks 0 and 1 see a broken connection; rank 2's process has ended and left its last beat."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    beats = [
+        Beat(rank, "", os.getpid(), 5, 30, 12, "validates", "a.py:1 f", True, str(tmp_path / "2.log"))
+        for rank in range(2)
+    ]
+    beats.append(replace(beats[0], rank=2, pid=ended.pid, point="backward of micro-batch 2", waits_for_others=False))
+    host = os.uname().nodename
+    for beat in beats:
+        content = json.dumps({**vars_of(beat), "host": host})
+        (tmp_path / f"beat_{beat.rank:05d}.json").write_text(content)
+    (tmp_path / "2.log").write_text("first\nlast words\n")
+    printed = run(["broken", "broken"], tmp_path, 0, str(tmp_path))
+    assert printed[1] == ""
+    assert printed[0].startswith("DistributedError (rank 2): gone without a word")
+    assert "in step 12: backward of micro-batch 2" in printed[0] and 'ends with "last words"' in printed[0]
+    record = json.loads((tmp_path / "failure.json").read_text())
+    assert (record["rank"], record["reporter"], record["pid"]) == (2, 0, ended.pid)
+
+
+def vars_of(beat: Beat) -> dict[str, object]:
+    return {name: getattr(beat, name) for name in Beat.__dataclass_fields__}

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
+from framework.distributed.process_group import check_fresh
 from framework.distributed.reduce import any_rank
 from framework.errors import ConfigError, DistributedError
 from tests.workers import WorkerPool
@@ -31,6 +33,14 @@ def test_restart_under_torchrun() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "attempt 1 sum 3.0" in result.stdout
+
+
+def test_an_attempt_that_meets_the_keys_of_another_is_refused() -> None:
+    store = dist.HashStore()
+    for rank in range(2):
+        check_fresh(store, rank)
+    with pytest.raises(DistributedError, match="rank 1 finds in torchrun's store"):
+        check_fresh(store, 1)
 
 
 def compare(different: bool) -> str:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from framework.distributed.environment import process_info
 from framework.distributed.gradient_norm import clip_gradients
-from framework.distributed.mesh import mesh_shape
+from framework.distributed.mesh import MeshShape, mesh_shape
 from framework.distributed.process_group import process_group
 from framework.distributed.strategy import build_strategy
 from framework.errors import ConfigError, DistributedError
@@ -130,10 +130,32 @@ def test_single_needs_no_process_group() -> None:
 
 
 def test_wrong_strategies_are_named() -> None:
-    with pytest.raises(ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2"):
+    with pytest.raises(
+        ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
+    ):
         mesh_shape("zero3", 1)
     with pytest.raises(ConfigError, match="strategy=single runs one process, but torchrun started 2"):
         mesh_shape("single", 2)
+
+
+def test_a_tensor_parallel_size_that_does_not_fit_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=3 must divide .*, which is 8; use one of 1, 2, 4, 8"):
+        mesh_shape("fsdp2_tp", 8, tensor_parallel_size=3)
+    with pytest.raises(
+        ConfigError, match=r"all 8 processes, but strategy.tensor_parallel_size=4; use strategy=fsdp2_tp"
+    ):
+        mesh_shape("tp", 8, tensor_parallel_size=4)
+    with pytest.raises(
+        ConfigError, match="tensor_parallel_size` is 2, but strategy ddp has no such choice; use strategy=fsdp2_tp"
+    ):
+        mesh_shape("ddp", 8, tensor_parallel_size=2)
+
+
+def test_neighbouring_ranks_share_products_and_read_the_same_data() -> None:
+    assert mesh_shape("tp", 4) == MeshShape(shard=1, tensor=4)
+    shape = mesh_shape("fsdp2_tp", 8, tensor_parallel_size=2)
+    assert shape == MeshShape(shard=4, tensor=2) and shape.data_parallel_size == 4
+    assert [shape.data_parallel_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_trainer_without_a_process_group_is_refused() -> None:

@@ -18,8 +18,10 @@ from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shap
 from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
 from framework.distributed.precision import Precision
 from framework.distributed.reduce import sum_over_data_ranks
+from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import cross_entropy_sum
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
 from framework.nn.norm import LayerNorm
@@ -125,6 +127,7 @@ class Tiny:
     precision: Precision
     mesh: Any
     data_rank: int
+    sharding: Sharding = DEFAULT_SHARDING
     num_micro_batches: int = 3
     max_norm: float | None = 1.0
 
@@ -135,10 +138,10 @@ class Tiny:
         count = sum_over_data_ranks(torch.tensor(sum(batch.counts["mlm"] for batch in batches)), self.mesh)
         total = torch.zeros(())
         for index, batch in enumerate(batches):
-            set_gradient_sync(self.model, index == len(batches) - 1)
+            set_gradient_sync(self.model, index == len(batches) - 1, self.sharding)
             with self.precision.autocast("cpu"):
                 logits = self.model(batch, token_keys(7, step, 0, batch))
-            loss = functional.cross_entropy(logits.float(), batch.targets["labels"], reduction="sum") / count
+            loss = cross_entropy_sum(logits, batch.targets["labels"]) / count
             (loss * size).backward()
             total += loss.detach()
         return sum_over_data_ranks(total, self.mesh)
@@ -152,10 +155,10 @@ class Tiny:
         self.optimizer.zero_grad(set_to_none=True)
         return loss.item(), norm.item()
 
-    def evaluate(self, step: int) -> None:
-        """A forward pass without gradients, as validation does it."""
+    def evaluate(self, step: int) -> Tensor:
+        """A forward pass without gradients, as validation does it; the logits."""
         with torch.no_grad(), self.precision.autocast("cpu"):
-            self.model(make_batch(step, [0, 1]))
+            return self.model(make_batch(step, [0, 1]))
 
 
 def build(
@@ -165,24 +168,25 @@ def build(
     precision: str = "fp32",
     seed: int = 3,
     checkpointing: ActivationCheckpointing = KEEP_ALL,
+    sharding: Sharding = DEFAULT_SHARDING,
 ) -> Tiny:
-    """Builds a tiny run under a strategy, over the ranks of the process group."""
+    """Builds a tiny run under a strategy, over the ranks of the process group; `hsdp` has two copies."""
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     if strategy == "single":
         world_size, rank = 1, 0
-    shape = mesh_shape(strategy, world_size)
+    shape = mesh_shape(strategy, world_size, 2 if strategy == "hsdp" else None, 2 if strategy == "fsdp2_tp" else None)
     mesh = build_mesh(strategy, shape, "cpu")
     config = tiny_config(modern)
     with torch.device("meta"):
         model = TinyModel(config)
     resolved = Precision(precision)
-    parallelize(model, mesh, strategy, resolved, checkpointing)  # type: ignore[arg-type]
-    materialize(model, initial_values(model, config, seed), "cpu")
+    parallelize(model, mesh, strategy, resolved, checkpointing, sharding)  # type: ignore[arg-type]
+    materialize(model, initial_values(model, config, seed), "cpu", "cpu" if sharding.cpu_offload else None)
     adamw = AdamW(lr=2e-3)
     recipe = Muon(adamw=adamw, lr=1e-2) if muon else adamw
     row_parts = {"*.attention.qkv.weight": (config.num_heads, 3)}
     optimizer = recipe.build(model.named_parameters(), row_parts, torch.float32)
-    return Tiny(model, optimizer, resolved, mesh, shape.data_parallel_rank(rank))
+    return Tiny(model, optimizer, resolved, mesh, shape.data_parallel_rank(rank), sharding)
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
 
+from framework.checkpoint.load import read_full_state
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import FrameworkError
@@ -134,13 +136,16 @@ BAD_INPUT = [
     ("unknown key with +", nothing, ["+trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`; did you mean `max_steps`?"),
     ("unknown key of a part", nothing, ["+task.maxlength=3"], "unknown config key `task.maxlength`; did you mean `max_length`?"),
     ("unknown group", nothing, ["optimiser=adamw"], "unknown config key `optimiser`; did you mean `optimizer`?"),
-    ("unknown option", nothing, ["strategy=fsdp3"], "Available options in 'strategy': ddp, fsdp2, single"),
+    ("unknown option", nothing, ["strategy=fsdp3"], "Available options in 'strategy': ddp, fsdp2, fsdp2_tp, hsdp, single, tp"),
     ("unreadable override", nothing, ["trainer={"], "the override `trainer={` cannot be read"),
     ("wrong type", nothing, ["trainer.global_batch_size=many"], "`trainer.global_batch_size` is 'many', which is not a whole number"),
     ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
     ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
     ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
     ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, but checkpoints are written by `trainer.checkpoint_every_n_steps`, which is 20"),
+    ("nothing to roll back to", nothing, ["trainer.on_non_finite=roll_back"], "`trainer.checkpoint_every_n_steps` is null, so there would be no checkpoint to roll back to"),
+    ("unknown way on", nothing, ["trainer.on_non_finite=ignore"], "`trainer.on_non_finite` is 'ignore'"),
+    ("a negative cap", nothing, ["trainer.max_non_finite_steps=-1"], "`trainer.max_non_finite_steps` is -1, but it must be at least 0"),
     ("unknown verification", nothing, ["run.verify=hashes"], "`run.verify` is 'hashes'"),
     ("two sizes of a step", nothing, ["trainer.global_batch_tokens=512"], "`trainer.global_batch_size` is 4 and `trainer.global_batch_tokens` is 512"),
     ("no size of a step", nothing, ["trainer.global_batch_size=null"], "`trainer.global_batch_size` is None and `trainer.global_batch_tokens` is None"),
@@ -164,8 +169,15 @@ BAD_INPUT = [
     ("fewer sequences than ranks", rows(texts=TEXTS[1:3], labels=LABELS[1:3]), ["data.validation_fraction=0", "strategy=ddp", "FOUR RANKS"], "2 training sequences for 4 ranks"),
     ("single with ranks", nothing, ["FOUR RANKS"], "strategy"),
     ("no such init_from", nothing, ["init_from=./nowhere"], "./nowhere is not there"),
+    ("weights of nothing", nothing, ["init_average_last=2"], "`init_average_last` is 2, but `init_from` is null"),
+    ("no mean", nothing, ["init_average_last=0"], "`init_average_last` is 0"),
+    ("average that stands still", nothing, ["trainer.ema_decay=1"], "`trainer.ema_decay` is 1.0, but it must lie between"),
     ("no such package", nothing, ["init_from=${distribution_file:no-such-package,model,1.0}"], "`python -m pip install no-such-package==1.0`"),
     ("no such resume", nothing, ["run.resume=nowhere"], "`run.resume` is 'nowhere', which is no folder"),
+    ("unknown protocol", nothing, ["run.checkpoints=nosuch://bucket"], "nosuch://bucket cannot be used for checkpoints (Protocol not known: nosuch); choose a local folder, or"),
+    ("password in a URL", nothing, ["run.checkpoints='memory://me:secret@bucket'"], "memory://***@bucket was given with a password or a query"),
+    ("URL of a run folder", nothing, ["run.dir=memory://bucket"], "`run.dir` is 'memory://bucket', but a run folder is local; give the URL as `run.checkpoints`"),
+    ("no checkpoint behind a URL", nothing, ["run.resume=memory://nowhere/step_00000001"], "memory://nowhere/step_00000001 holds no complete checkpoint"),
     ("bad run id", nothing, ["run.id=a/b"], "run.id='a/b' cannot name a folder"),
 ]  # fmt: skip
 
@@ -187,7 +199,7 @@ def test_train_tells_bad_input_in_one_line(here, call, monkeypatch, prepare_fold
 
 def assert_clear_error(outcome: Outcome, words: str) -> None:
     assert outcome.code == FrameworkError.exit_code
-    assert outcome.err.startswith("error")
+    assert re.match(r"(Config|Data|Checkpoint|Distributed|Framework)Error( \(rank 0\))?: ", outcome.err)
     assert words in outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.err.count("\n") == 1, outcome.err
@@ -223,6 +235,7 @@ def test_help_begins_with_the_command_line(here, call, command):
         ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
         ("predict", ["run=x", "input=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         ("export", ["run=./nowhere"], "./nowhere is not there"),
+        ("export", ["run=x", "average_last=0"], "`average_last` is 0"),
     ],
 )
 def test_other_commands_tell_bad_input(here, call, command, overrides, words):
@@ -299,6 +312,30 @@ def test_a_run_from_training_to_prediction(here, call):
     assert not re.search(r"outputs|multirun|\.log$", " ".join(files_below(here)))
 
 
+def test_checkpoints_behind_a_url_belong_to_their_run(here, call):
+    url = f"memory://{here.name}"
+    there, step = f"run.checkpoints={url}", f"{url}/mine/step_00000002"
+    assert call("train", *FINETUNE, there).code == 0
+    for forgotten, words in (
+        (["trainer.max_steps=4"], f"has its checkpoints in {url}/mine, up to step_00000002, but `run.checkpoints` now"),
+        ([there, "run.dir=others"], "so they may be of another run; choose another `run.id`, restore the run folder"),
+    ):
+        assert_clear_error(call("train", *FINETUNE, *forgotten), words)
+    assert_clear_error(call("evaluate", f"run={url}/other/step_00000002"), "is no checkpoint of a run in runs")
+    assert call("train", *FINETUNE, there, "run.dir=others", f"run.resume={step}", "trainer.max_steps=3").code == 0
+
+    assert call("train", *FINETUNE, there, "trainer.max_steps=4").code == 0
+    assert not (here / "runs" / "mine" / "checkpoints").exists()
+    for run, at in (("mine", 4), (step, 2)):
+        outcome = call("evaluate", f"run={run}", "output=scores.json", "precision=fp32")
+        assert outcome.code == 0, outcome.err
+        written = [json.loads(line) for line in (here / "runs/mine/metrics.jsonl").read_text().splitlines()]
+        (loss,) = [row["val/loss"] for row in written if row["step"] == at]
+        assert json.loads((here / "scores.json").read_text())["metrics"]["loss"] == pytest.approx(loss)
+    assert call("export", "run=mine").code == 0
+    assert (here / "runs" / "mine" / "export" / "model.safetensors").is_file()
+
+
 def test_weights_of_a_run_start_another(here, call):
     assert call("train", *FINETUNE, "run.id=first").code == 0
     longer = [*FINETUNE, "init_from=first", "model=from_weights", "tokenizer=from_weights", "run.id=second"]
@@ -310,6 +347,32 @@ def test_weights_of_a_run_start_another(here, call):
         for name in ("first", "second")
     )
     assert second["val/loss"] != first["val/loss"]
+
+
+def test_a_run_is_read_by_its_average_its_weights_or_the_mean_of_its_last_checkpoints(here, call):
+    kept = ["trainer.checkpoint_every_n_steps=1", "trainer.keep_last=2", "trainer.keep_best=0", "trainer.ema_decay=0.5"]
+    assert call("train", *FINETUNE, *kept, "trainer.max_steps=3", "optimizer.lr=0.01").code == 0
+    run = here / "runs" / "mine"
+    loss = {}
+    for weights in ("auto", "ema", "raw"):
+        assert call("evaluate", "run=mine", f"weights={weights}", "output=scores.json").code == 0
+        loss[weights] = json.loads((here / "scores.json").read_text())["metrics"]["loss"]
+    assert loss["auto"] == loss["ema"] != loss["raw"]
+    assert loss["ema"] == pytest.approx(json.loads((run / "summary.json").read_text())["last"]["val/loss"], rel=1e-5)
+
+    exported = call("export", "run=mine", "weights=raw", "average_last=2", "output=mean")
+    assert exported.code == 0, exported.err
+    last, before = (read_full_state(run / "checkpoints" / f"step_0000000{step}", "raw") for step in (3, 2))
+    mean = ((last["head.classifier.bias"].double() + before["head.classifier.bias"].double()) / 2).float()
+    assert torch.equal(load_file(here / "mean" / "model.safetensors")["classifier.bias"], mean)
+    chosen = ["init_from=mine", "init_weights=raw", "init_average_last=2", "run.id=second", "optimizer.lr=0"]
+    assert call("train", *FINETUNE, *chosen).code == 0
+    second = read_full_state(here / "runs" / "second" / "checkpoints" / "step_00000002")
+    assert torch.equal(second["head.classifier.bias"], mean)
+
+    assert_clear_error(call("export", "run=mine", "average_last=3"), "holds 2 complete checkpoints")
+    assert_clear_error(call("predict", "run=mean", "text=x", "weights=raw"), "mean is no run")
+    assert_clear_error(call("evaluate", "run=second", "weights=ema"), "holds no moving average of the weights")
 
 
 def test_an_unexpected_error_keeps_its_traceback(here, call, monkeypatch):

@@ -11,39 +11,31 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 24
+from tests.faults.tiny_run import STEPS, arguments, make_store
+
 WAIT_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """A token store of invented sentences."""
-    folder = tmp_path_factory.mktemp("corpus")
-    draw = random.Random(0)
-    words = [first + last for first in ("ba", "ke", "lo", "mi", "nu") for last in ("ra", "se", "ti", "vo", "zu", "")]
-    for index in range(40):
-        sentences = [" ".join(draw.choices(words, k=draw.randint(3, 14))) + "." for _ in range(draw.randint(3, 12))]
-        (folder / f"{index}.txt").write_text(" ".join(sentences), encoding="utf-8")
-    command = [sys.executable, "-m", "framework.prepare", "corpus=text", f"corpus.sources.text.files={folder}/*.txt"]
-    subprocess.run(
-        [*command, f"store={folder / 'store'}", "vocabulary.vocab_size=120"], check=True, capture_output=True
-    )
-    return folder / "store"
+    return make_store(tmp_path_factory.mktemp("corpus") / "text")
 
 
 def start(store: Path, run_id: str, num_ranks: int, strategy: str, *overrides: str) -> subprocess.Popen[bytes]:
     """Starts torchrun in a process group of its own, so that all of it can be killed at once."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)),
-        *("-m", "framework.train", "experiment=pretrain_demo", "logger=none", "precision=fp32", f"strategy={strategy}"),
-        *(f"data.store={store}", "data.validation_fraction=0.2", f"tokenizer.path={store / 'tokenizer'}"),
-        *(f"run.dir={store.parent}", f"run.id={run_id}", "model.vocab_size=null", "model.hidden_size=32"),
-        *("model.num_layers=2", "model.num_heads=2", "model.intermediate_size=48", "model.hidden_dropout=0.1"),
-        *("task.sequence_length=32", f"trainer.max_steps={STEPS}", "trainer.global_batch_size=9"),
-        *("trainer.micro_batch_tokens=64", "trainer.log_every_n_steps=1", "trainer.val_every_n_steps=5"),
-        *("trainer.checkpoint_every_n_steps=3", *overrides),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
+    return start_process([sys.executable, *launcher, *training(store, run_id, strategy, *overrides)])
+
+
+def training(store: Path, run_id: str, strategy: str, *overrides: str) -> list[str]:
+    """The command of a tiny run, as Python's or torchrun's arguments."""
+    return ["-m", "framework.train", *arguments(store, store.parent, run_id, strategy, *overrides)]
+
+
+def start_process(command: list[str], **variables: str) -> subprocess.Popen[bytes]:
+    """Starts a command in a process group of its own, its two outputs in one pipe."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -62,6 +54,23 @@ def finish(run: subprocess.Popen[bytes]) -> None:
     assert run.returncode == 0, output
 
 
+def worker_pids(agent: int) -> list[int]:
+    """Process ids of torchrun's workers, by rank."""
+    pids = {}
+    for pid in map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        pids.update({int(entry[5:]): pid for entry in environ if entry.startswith(b"RANK=")})
+    return [pids[rank] for rank in sorted(pids)]
+
+
+def kill(run: subprocess.Popen[bytes]) -> None:
+    """Kills torchrun and its workers, which it starts in sessions of their own."""
+    workers = worker_pids(run.pid)
+    for group in (run.pid, *workers):
+        os.killpg(group, signal.SIGKILL)
+    run.wait()
+
+
 @pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "fsdp2"), (4, "ddp")])
 def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: str) -> None:
     whole, killed = f"whole{num_ranks}", f"killed{num_ranks}"
@@ -70,8 +79,7 @@ def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: 
     run = start(corpus, killed, num_ranks, strategy)
     moment = random.SystemRandom().randint(4, STEPS - 2)
     wait_for_rows(run, corpus.parent / killed / "metrics.jsonl", moment)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    kill(run)
     cut = (corpus.parent / killed / "metrics.jsonl").read_bytes()
     assert len(cut.splitlines()) < STEPS
     finish(start(corpus, killed, num_ranks, strategy))

@@ -6,21 +6,12 @@ import signal
 from pathlib import Path
 
 from framework.checkpoint.layout import newest_complete
-from tests.integration.test_kill import corpus, finish, start, wait_for_rows
+from tests.integration.test_kill import corpus, finish, start, wait_for_rows, worker_pids
 
 __all__ = ["corpus"]
 
 STEPS = 50
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=12", "trainer.checkpoint_every_n_steps=25")
-
-
-def worker_pids(agent: int) -> list[int]:
-    """Process ids of torchrun's workers, by rank."""
-    pids = {}
-    for pid in map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
-        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        pids.update({int(entry[5:]): pid for entry in environ if entry.startswith(b"RANK=")})
-    return [pids[rank] for rank in sorted(pids)]
 
 
 def check_left(run_folder: Path, why: str) -> int:

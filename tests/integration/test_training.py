@@ -16,6 +16,7 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.retention import Retention
@@ -109,13 +110,25 @@ def run(
     task = PretrainingTask(sequence_length=32)
     tokenizer = Tokenizer.from_folder(Path(store) / "tokenizer")
     sources = task.build_sources(StoreData(store, validation_fraction=0.1), tokenizer, SEED)
+    shape = mesh_shape(
+        strategy, info.world_size, 2 if strategy == "hsdp" else None, 2 if strategy == "fsdp2_tp" else None
+    )
+    rank = shape.data_parallel_rank(info.rank)
     data = EncoderDataModule(
-        sources, SEED, GLOBAL_BATCH_SIZE, budget, cadence.max_steps, task.wraps_epochs, info.world_size, info.rank
+        sources,
+        SEED,
+        GLOBAL_BATCH_SIZE,
+        budget,
+        cadence.max_steps,
+        task.wraps_epochs,
+        shape.data_parallel_size,
+        rank,
     )
     checkpoint = newest_complete(Path(run_folder) / "checkpoints")
-    callbacks = standard_callbacks(Path(run_folder), cadence, task, Retention(keep_last=1), checkpoint=checkpoint)
+    resume = Resume(checkpoint, Path(run_folder) / "checkpoints") if checkpoint is not None else None
+    callbacks = standard_callbacks(Path(run_folder), cadence, task, Retention(keep_last=1), resume)
     trainer = build_trainer(
-        build_strategy(strategy, mesh_shape(strategy, info.world_size), 60.0),
+        build_strategy(strategy, shape, 60.0),
         "cpu",
         info.local_world_size,
         info.num_nodes,
@@ -127,7 +140,7 @@ def run(
         trainer.fit(build_module(task, bert_mini(num_layers), cadence.max_steps), datamodule=data)
     except InterruptedError:
         assert stop_at is not None
-    return shares(data.plans["train"], cadence.max_steps, info.rank)
+    return shares(data.plans["train"], cadence.max_steps, rank)
 
 
 def shares(plan: StepPlan, num_steps: int, rank: int) -> list[list[int]]:
@@ -165,14 +178,28 @@ def test_another_micro_batch_budget(store: Path, one_process: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("strategy", "world_size", "num_steps"), [("ddp", 2, 5), ("ddp", 4, STEPS), ("fsdp2", 2, STEPS), ("fsdp2", 4, 5)]
+    ("strategy", "world_size", "num_steps"),
+    [
+        ("ddp", 2, 5),
+        ("ddp", 4, STEPS),
+        ("fsdp2", 2, STEPS),
+        ("fsdp2", 4, 5),
+        ("hsdp", 4, 5),
+        ("tp", 2, STEPS),
+        ("tp", 4, 5),
+        ("fsdp2_tp", 4, STEPS),
+    ],
 )
 def test_ranks_and_strategies(
     strategy: str, world_size: int, num_steps: int, store: Path, one_process: Path, tmp_path: Path, workers
 ):
     stop_at = None if num_steps == STEPS else num_steps
     args = (str(store), str(tmp_path), strategy, TIGHT, EVERY_STEP, 4, stop_at)
-    assert_uneven(workers.run(run, world_size, *args, timeout=400.0))
+    by_rank = workers.run(run, world_size, *args, timeout=400.0)
+    if strategy == "tp":
+        assert all(rank == by_rank[0] for rank in by_rank), "all ranks read the same"
+    else:
+        assert_uneven(by_rank)
     check_equal(tmp_path, one_process, num_steps)
 
 
@@ -185,7 +212,7 @@ def assert_uneven(by_rank: Sequence[list[list[int]]]) -> None:
     )
 
 
-@pytest.mark.parametrize(("strategy", "world_size", "stop_at"), [("ddp", 2, 3), ("fsdp2", 4, 5)])
+@pytest.mark.parametrize(("strategy", "world_size", "stop_at"), [("ddp", 2, 3), ("fsdp2", 4, 5), ("fsdp2_tp", 4, 3)])
 def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(
     strategy: str, world_size: int, stop_at: int, store: Path, tmp_path: Path, workers
 ):

@@ -24,7 +24,7 @@ def rows(run_folder: Path) -> list[dict[str, float]]:
 
 
 def losses_and_norms(run_folder: Path) -> list[float]:
-    keys = ("train/loss", "train/word_loss", "train/pair_loss", "optim/grad_norm")
+    keys = ("train/loss", "train/word_loss", "train/pair_loss", "train/z_loss", "optim/grad_norm")
     return [row[key] for row in rows(run_folder) for key in keys]
 
 
@@ -56,14 +56,15 @@ def reference_run() -> tuple[list[float], float]:
         outputs = model(batch, token_keys(SEED, step, 0, batch))
         word = functional.cross_entropy(outputs["word"], batch.targets["words"])
         pair = functional.cross_entropy(outputs["pair"], batch.targets["labels"], ignore_index=IGNORE_INDEX)
-        loss = word + 0.5 * pair
+        z = torch.logsumexp(outputs["word"].double(), dim=1).square().mean()
+        loss = word + 0.5 * pair + 0.01 * z
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 / (1 + step)
         optimizer.step()
-        measured += [value.item() for value in (loss, word, pair, norm)]
+        measured += [value.item() for value in (loss, word, pair, z, norm)]
     share = StepPlan(ToySource(11), SEED, 11, 1000, shuffle=False).sequences(0)
     batch = ToySource(11).build(share.epochs, share.indices, share.sequence_ids, 0)
     with torch.no_grad():
@@ -84,7 +85,7 @@ def test_micro_batch_budget_does_not_show(whole: Path, tmp_path: Path):
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
 def test_ranks_do_not_show(strategy: str, whole: Path, tmp_path: Path, workers):
     workers.run(run_rank, 2, str(tmp_path), strategy, 20)
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)

@@ -1,7 +1,7 @@
 """A training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
 
-Two loss terms with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly among ranks
-and micro-batches shows.
+Three loss terms, two of them with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly
+among ranks and micro-batches shows.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,11 @@ from torchmetrics import MeanMetric, Metric
 
 from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.finite_guard import STOP, NonFinite
+from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.retention import Retention
+from framework.checkpoint.storage import Location
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
 from framework.data.order import Shuffle
@@ -31,13 +34,16 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.trainer import build_trainer
+from framework.nn.cross_entropy import cross_entropy_and_z_sum
 from framework.nn.initialization import initial_values
+from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import AdamW
 from framework.random import below, key, mix
 from framework.tasks.task import Task, TaskModel
 
 VOCAB = 40
 SEED = 3
+FP32 = Precision("fp32")
 CONFIG = EncoderConfig(
     family="bert",
     vocab_size=VOCAB,
@@ -92,7 +98,7 @@ class ToySource:
             "words": Target((flat[positions] + 1) % VOCAB, "targets"),
             "labels": Target(labels, "sequences"),
         }
-        counts = {"word": len(positions), "pair": int((labels != IGNORE_INDEX).sum())}
+        counts = {"word": len(positions), "z": len(positions), "pair": int((labels != IGNORE_INDEX).sum())}
         return pack_sequences(flat, lengths, sequence_ids, targets=targets, counts=counts, capacity=capacity)
 
 
@@ -110,14 +116,18 @@ class ToyHead(nn.Module):
 
 
 class ToyTask(Task):
-    """Two terms of cross entropy; the second has half the weight."""
+    """Two terms of cross entropy, the second with half the weight, and a z-loss in training."""
 
     best_metric = "loss"
     best_mode = "min"
     wraps_epochs = True
 
     def __init__(self) -> None:
-        self.loss_weights = {"word": 1.0, "pair": 0.5}
+        self.loss_weights = {"word": 1.0, "pair": 0.5, "z": 0.01}
+
+    @property
+    def validation_weights(self) -> Mapping[str, float]:
+        return {"word": 1.0, "pair": 0.5}
 
     def build_sources(self, data: object, tokenizer: object, seed: int) -> dict[str, ToySource]:
         return {"train": ToySource(37), "validation": ToySource(11)}
@@ -126,11 +136,11 @@ class ToyTask(Task):
         return ToyHead(config.hidden_size)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        targets = {"word": batch.targets["words"], "pair": batch.targets["labels"]}
-        return {
-            name: functional.cross_entropy(outputs[name].float(), target, ignore_index=IGNORE_INDEX, reduction="sum")
-            for name, target in targets.items()
-        }
+        word, z = cross_entropy_and_z_sum(outputs["word"], batch.targets["words"])
+        pair = functional.cross_entropy(
+            outputs["pair"].float(), batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        return {"word": word, "pair": pair, "z": z}
 
     def build_metrics(self) -> dict[str, Metric]:
         return {"word_accuracy": MeanMetric()}
@@ -140,9 +150,21 @@ class ToyTask(Task):
         metrics["word_accuracy"].update((outputs["word"].argmax(-1) == batch.targets["words"]).float()[real])
 
 
-def build_module(lr: float = 1e-2, max_grad_norm: float | None = 1.0) -> EncoderModule:
+def build_module(
+    lr: float = 1e-2,
+    max_grad_norm: float | None = 1.0,
+    ema_decay: float | None = None,
+    precision: Precision = FP32,
+) -> EncoderModule:
     """The module of a toy run, not yet on any device."""
     task = ToyTask()
+
+    def build_optimizer(built: TaskModel) -> CombinedOptimizer:
+        optimizer = AdamW(lr=lr).build(built.named_parameters(), {}, torch.float32)
+        if ema_decay is not None:
+            optimizer.keep_average(ema_decay)
+        return optimizer
+
     with torch.device("meta"):
         encoder = TransformerEncoder(CONFIG)
         model = TaskModel(encoder, task.build_head(encoder, CONFIG))
@@ -150,9 +172,9 @@ def build_module(lr: float = 1e-2, max_grad_norm: float | None = 1.0) -> Encoder
         model=model,
         task=task,
         seed=SEED,
-        precision=Precision("fp32"),
+        precision=precision,
         initial_values=lambda built: initial_values(built, CONFIG, SEED),
-        build_optimizer=lambda built: AdamW(lr=lr).build(built.named_parameters(), {}, torch.float32),
+        build_optimizer=build_optimizer,
         schedule=lambda step: 1.0 / (1 + step),
         max_grad_norm=max_grad_norm,
     )
@@ -164,18 +186,34 @@ def train(
     cadence: Cadence | None = None,
     budget: int = 24,
     global_batch_size: int = 6,
-    checkpoint: Path | None = None,
+    checkpoint: Location | None = None,
     extra_callbacks: tuple[pl.Callback, ...] = (),
     module: EncoderModule | None = None,
+    checkpoint_async: bool = True,
+    non_finite: NonFinite = STOP,
+    retention: Retention | None = None,
+    checkpoints: Location | None = None,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
     info = process_info() if dist.is_initialized() and strategy != "single" else None
     rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)
+    shape = mesh_shape(strategy, num_ranks)
     module = module or build_module()
-    callbacks = standard_callbacks(run_folder, cadence, module.task, Retention(keep_last=2), checkpoint=checkpoint)
+    checkpoints = checkpoints or run_folder / "checkpoints"
+    resume = Resume(checkpoint, checkpoints) if checkpoint is not None else None
+    callbacks = standard_callbacks(
+        run_folder,
+        cadence,
+        module.task,
+        retention or Retention(keep_last=2),
+        resume,
+        checkpoint_async=checkpoint_async,
+        non_finite=non_finite,
+        checkpoints=checkpoints,
+    )
     trainer = build_trainer(
-        build_strategy(strategy, mesh_shape(strategy, num_ranks), 60.0),
+        build_strategy(strategy, shape, 60.0),
         "cpu",
         num_ranks,
         1,
@@ -185,7 +223,15 @@ def train(
     )
     sources = module.task.build_sources(None, None, SEED)
     data = EncoderDataModule(
-        sources, SEED, global_batch_size, budget, cadence.max_steps, module.task.wraps_epochs, num_ranks, rank
+        sources,
+        SEED,
+        global_batch_size,
+        budget,
+        cadence.max_steps,
+        module.task.wraps_epochs,
+        shape.data_parallel_size,
+        shape.data_parallel_rank(rank),
+        has_fixed_shapes=module.compile_backend != "none",
     )
     trainer.fit(module, datamodule=data)
     return module

@@ -4,11 +4,8 @@ The CPU builds of torch cannot build an autograd graph on fake CUDA tensors, so 
 the whole layer with gradients is traced on fake CPU tensors, the choice of kernel being that of CUDA.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-import torch._dynamo.testing
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -58,11 +55,8 @@ class Called(TorchDispatchMode):
 
 
 @pytest.fixture
-def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host() -> None:
@@ -78,27 +72,6 @@ def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host
     assert (out.shape, out.dtype) == ((128, 64), torch.float32)
     assert any("varlen_attn" in name for name in called.names)
     assert not [name for name in called.names if "_local_scalar_dense" in name or "nonzero" in name]
-
-
-@pytest.mark.parametrize(("config", "num_graphs"), [(BERT, 1), (MODERN, 3)], ids=["bert", "modernbert"])
-def test_layers_compile_without_break_once_for_all_packs_and_equal_layers(
-    config: EncoderConfig, num_graphs: int, varlen_everywhere: None
-) -> None:
-    """MODERN has three kinds of layer: the first (without a norm of attention), local ones and global ones."""
-    config = EncoderConfig(**{**vars(config), "num_layers": 10})
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
-    with FakeTensorMode():
-        model = TransformerEncoder(config)
-        for layer in model.layers:
-            layer.compile(backend=counter, fullgraph=True, dynamic=False)
-        for lengths, num_sequences in PACKS:
-            batch = fixed_capacity_batch(lengths, num_sequences, "cpu")
-            with torch.autocast("cpu", torch.bfloat16):
-                out = model(batch, token_keys(1, 2, 0, batch))
-            out.sum().backward()
-            assert out.shape == (128, config.hidden_size)
-            assert all(parameter.grad is not None for parameter in model.layers.parameters())
-    assert counter.frame_count == num_graphs
 
 
 @pytest.mark.parametrize("config", [BERT, MODERN], ids=["bert", "modernbert"])

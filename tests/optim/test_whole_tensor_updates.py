@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 
+from framework.optim import moments
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import Adam, Lamb, StableAdamW
 from framework.optim.shards import sum_of_squares, sum_over_shards
@@ -156,8 +157,23 @@ def assert_equal(found: dict[str, Tensor], algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["stable_adamw", "lamb"])
-def test_equals_the_paper(algorithm: str) -> None:
+@pytest.mark.parametrize("block_elements", [1, 9, 1 << 17])
+def test_equals_the_paper(algorithm: str, block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(moments._BLOCK_ELEMENTS, "cpu", block_elements)
     assert_equal(train(algorithm, (), ""), algorithm)
+
+
+def test_blocks_are_rows_of_a_tensor_or_several_small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(moments._BLOCK_ELEMENTS, "cpu", 9)
+    parameters, optimizer = make("lamb", (), "")
+    set_gradients(parameters, 0)
+    _, blocks = moments.advance(optimizer.param_groups, optimizer.state)
+    # Decayed: 7 x 4 in pairs of rows, then 3 x 6 and 2 x 4 by rows; not decayed: 3 and 1 together.
+    assert [[list(weight.shape) for weight in block.weights] for block in blocks] == [
+        *[[[2, 4], [2, 4]], [[2, 4], [1, 4]]],
+        *[[[1, 6], [1, 6]], [[1, 6], [2, 4]]],
+        [[3], [1]],
+    ]
 
 
 def test_the_reference_clips_some_updates_and_leaves_others() -> None:

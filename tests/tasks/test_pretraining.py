@@ -219,7 +219,7 @@ def test_loss_and_metrics(data, tokenizer, nsp):
         outputs = model(batch)
         sums = task.loss_sums(outputs, batch)
         task.update_metrics(metrics, outputs, batch)
-        assert set(sums) == set(batch.counts) == set(task.loss_weights)
+        assert set(sums) == set(task.loss_weights) <= set(batch.counts)
         for term in sums:
             labels = batch.targets[f"{term}_labels"]
             real = labels != IGNORE_INDEX
@@ -233,11 +233,31 @@ def test_loss_and_metrics(data, tokenizer, nsp):
     )
 
 
+@pytest.mark.parametrize("nsp", [True, False])
+def test_z_loss_is_a_term_of_training_and_not_of_validation(data, tokenizer, nsp):
+    task = PretrainingTask(sequence_length=LENGTH, nsp=nsp, z_loss=1e-4)
+    predicted = {"mlm": 1.0, "nsp": 1.0} if nsp else {"mlm": 1.0}
+    assert task.loss_weights == predicted | {"z": 1e-4} and task.validation_weights == predicted
+    assert set(task.build_metrics()) == {f"{term}_accuracy" for term in predicted}
+    source = task.build_sources(data, tokenizer, 0)["train"]
+    batch = build(source, 0, [3], capacity=Capacity.around(64, 2, 40, LENGTH))
+    real = batch.targets["mlm_labels"] != IGNORE_INDEX
+    logits = torch.randn(len(real), tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    outputs = {"mlm": logits, "nsp": torch.zeros(len(batch.lengths), 2)}
+    sums = task.loss_sums(outputs, batch)
+    torch.testing.assert_close(sums["z"], torch.logsumexp(logits[real].double(), 1).square().sum().float())
+    torch.testing.assert_close(
+        sums["mlm"], cross_entropy(logits[real], batch.targets["mlm_labels"][real], reduction="sum")
+    )
+    assert batch.counts["z"] == int(real.sum()) < len(real)
+
+
 def test_settings_that_cannot_be(data, tokenizer, tmp_path):
     for options, message in (
         ({"mask_rate": 0.0}, r"mask_rate is 0\.0"),
         ({"eval_mask_rate": 1.5}, r"eval_mask_rate is 1\.5"),
         ({"mask_rate_end": 0.1}, "mask_rate_steps is None"),
+        ({"z_loss": -1.0}, r"z_loss is -1\.0"),
         ({"nsp_weight": -1.0}, r"nsp_weight is -1\.0"),
     ):
         with pytest.raises(ConfigError, match=message):

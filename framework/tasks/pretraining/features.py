@@ -134,7 +134,7 @@ class PretrainingSource:
             input_ids, lengths, maskable, keys, self.mask_rate.at(step), self._facts, self._masking
         )
         targets = {"mlm_positions": Target(positions, "targets", filler=0), "mlm_labels": Target(labels, "targets")}
-        counts = {"mlm": float(len(positions))}
+        counts = {"mlm": float(len(positions)), "z": float(len(positions))}
         token_type_ids = None
         if self.chunks.pairs:
             token_type_ids = np.arange(len(input_ids)) > np.repeat(separators[:, 0], lengths)

@@ -19,7 +19,7 @@ from framework.errors import ConfigError, DataError
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.nn.cross_entropy import cross_entropy_sum
+from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
 from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
@@ -37,6 +37,8 @@ class PretrainingTask(Task):
         mask_rate_steps: Optimizer steps in which it gets there; needed with `mask_rate_end`.
         masking: Hide single tokens, whole words, or spans of words (`framework.data.masking.mask_tokens`).
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
+        z_loss: Weight of a term that keeps the words' logits from drifting in training
+            (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 leaves it out.
 
     Raises:
         ConfigError: A rate outside (0, 1], a negative weight, or `mask_rate_end` without `mask_rate_steps`.
@@ -57,6 +59,7 @@ class PretrainingTask(Task):
         mask_rate_steps: int | None = None,
         masking: Masking = "token",
         nsp_weight: float = 1.0,
+        z_loss: float = 0.0,
     ) -> None:
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
@@ -68,8 +71,9 @@ class PretrainingTask(Task):
                 "the optimizer "
                 "steps in which the rate gets there, at least 1."
             )
-        if nsp_weight < 0:
-            raise ConfigError(f"nsp_weight is {nsp_weight}, it must be at least 0.")
+        for name, weight in {"nsp_weight": nsp_weight, "z_loss": z_loss}.items():
+            if not weight >= 0:
+                raise ConfigError(f"{name} is {weight}, it must be at least 0.")
         self.sequence_length = sequence_length
         self.nsp = nsp
         self.mask_rate = MaskRate(
@@ -77,7 +81,8 @@ class PretrainingTask(Task):
         )
         self.eval_mask_rate = MaskRate(eval_mask_rate, eval_mask_rate)
         self.masking: Masking = masking
-        self.loss_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
+        self._validation_weights = {"mlm": 1.0, "nsp": nsp_weight} if nsp else {"mlm": 1.0}
+        self.loss_weights = self._validation_weights | ({"z": z_loss} if z_loss else {})
 
     def build_sources(self, data: StoreData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Opens the store: `train`, and `validation` where documents are held out.
@@ -121,16 +126,28 @@ class PretrainingTask(Task):
         return build_pretraining_head(encoder, config, self.nsp)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Cross-entropy summed over hidden words (`mlm`) and over sequences (`nsp`)."""
-        return {term: cross_entropy_sum(outputs[term], batch.targets[f"{term}_labels"]) for term in self.loss_weights}
+        """Cross-entropy summed over hidden words (`mlm`) and over sequences (`nsp`); over the words also `z`."""
+        sums = {}
+        if "z" in self.loss_weights:
+            sums["mlm"], sums["z"] = cross_entropy_and_z_sum(outputs["mlm"], batch.targets["mlm_labels"])
+        else:
+            sums["mlm"] = cross_entropy_sum(outputs["mlm"], batch.targets["mlm_labels"])
+        if self.nsp:
+            sums["nsp"] = cross_entropy_sum(outputs["nsp"], batch.targets["nsp_labels"])
+        return sums
+
+    @property
+    def validation_weights(self) -> Mapping[str, float]:
+        """Without the z-loss: `val/loss` compares runs, and its exponential is a perplexity where nsp is false."""
+        return self._validation_weights
 
     def build_metrics(self) -> dict[str, Metric]:
         """Share of right guesses: of hidden words (`mlm_accuracy`) and of next sentences (`nsp_accuracy`)."""
-        return {f"{term}_accuracy": Accuracy() for term in self.loss_weights}
+        return {f"{term}_accuracy": Accuracy() for term in self._validation_weights}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Adds one micro-batch."""
-        for term in self.loss_weights:
+        for term in self._validation_weights:
             metrics[f"{term}_accuracy"].update(outputs[term], batch.targets[f"{term}_labels"])
 
     def side_config(self) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""Chooses the token budget of micro-batches when the model has its memory and before the first batch is made."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from typing_extensions import override
+
+from framework.data.auto_budget import (
+    CPU_BUDGET,
+    MEMORY_FRACTION,
+    Trial,
+    even_budget,
+    largest_budget,
+    trial_batch,
+)
+from framework.distributed.memory import DeviceMemory
+from framework.distributed.reduce import max_over_ranks
+from framework.modules.encoder_module import EncoderModule
+
+
+class AutoBudget(pl.Callback):
+    """Sets the data module's budget; each start of a run chooses anew, since a budget changes no result.
+
+    Args:
+        memory: Readings of the device; None where memory does not limit, on the CPU.
+    """
+
+    def __init__(self, memory: DeviceMemory | None) -> None:
+        self.memory = memory
+
+    @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Tries and chooses. Collective: all ranks must call. Weights, optimizer and counters stay as they are."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        plan, smallest = data.plans["train"], data.longest_sequence
+        step_tokens = plan.global_batch_size * plan.source.mean_length / plan.num_ranks
+        most = max(smallest, int(2 * step_tokens))
+        largest = max(smallest, CPU_BUDGET)
+        if self.memory is not None:
+            memory = self.memory
+
+            def attempt(tokens: int) -> Trial:
+                batch = trial_batch(plan.source, tokens, data.max_steps, data.shapes(tokens)).to(pl_module.device)
+                before = memory.start()
+                pl_module.run_trial(batch)
+                found = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
+                tokens_, peak, held = max_over_ranks(found.to(pl_module.device)).tolist()
+                return Trial(int(tokens_), peak, held)
+
+            limit = -max_over_ranks(
+                torch.tensor(-MEMORY_FRACTION * memory.available(), dtype=torch.float64, device=pl_module.device)
+            ).item()
+            largest = largest_budget(attempt, smallest, most, limit)
+        data.set_budget(even_budget(largest, step_tokens, smallest))

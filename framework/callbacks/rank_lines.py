@@ -1,0 +1,89 @@
+"""What each rank's log file tells of a run, and the marks of progress between steps."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+import logging
+
+import lightning.pytorch as pl
+from typing_extensions import override
+
+from framework.batch import StepBatch
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.run_log import RunLog
+from framework.distributed.failure_report import REPORT, settle
+from framework.distributed.position import mark
+from framework.modules.encoder_module import EncoderModule
+from framework.tracking.rank_log import RUN_LOGGER
+
+logger = logging.getLogger(RUN_LOGGER)
+
+_SHOWN = ("train/loss", "optim/grad_norm", "optim/lr", "train/tokens", "perf/tokens_per_second", "perf/memory_bytes")
+
+
+class RankLines(pl.Callback):
+    """Logs start, rows, validations and the end on every rank. Stands last: what it marks as done is done."""
+
+    def __init__(self, run_log: RunLog, cadence: Cadence) -> None:
+        """Takes what is told.
+
+        Args:
+            run_log: Has the newest values.
+            cadence: When a row is due.
+        """
+        self.run_log = run_log
+        self.cadence = cadence
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Says where training begins."""
+        begins = "training goes on" if trainer.global_step else "training begins"
+        logger.info("%s after step %d of %d", begins, trainer.global_step, trainer.max_steps)
+        self._mark_next(trainer)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Logs the row, if it is due."""
+        if self.cadence.logs(trainer.global_step):
+            latest = self.run_log.latest
+            logger.info("row: %s", ", ".join(f"{key} {latest[key]:.6g}" for key in _SHOWN if key in latest))
+        if not self.cadence.validates(trainer.global_step):
+            self._mark_next(trainer)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Says that validation runs."""
+        logger.info("validation begins")
+        mark("validates")
+
+    @override
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: EncoderModule, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Marks each batch: a long validation is no hang."""
+        mark(f"validates batch {batch_idx + 1}")
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Logs what came out."""
+        values = pl_module.validation_metrics.items()
+        logger.info("validation: %s", ", ".join(f"{key} {value:.6g}" for key, value in values))
+        self._mark_next(trainer)
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Says at which step training ended."""
+        logger.info("training ended after step %d of %d", trainer.global_step, trainer.max_steps)
+
+    def _mark_next(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step < trainer.max_steps and not trainer.should_stop:
+            mark("waits for its batch", trainer.global_step + 1)
+        else:
+            mark("ends the run")
+
+
+def failure_text(error: BaseException) -> str:
+    """The failure that came first among the ranks, where they are watched; else this rank's own, in one line."""
+    return str(settle(error) if REPORT.is_open else REPORT.own(error))

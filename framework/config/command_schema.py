@@ -1,0 +1,145 @@
+"""What the commands beside `framework.train` take, one dataclass a command.
+
+Each dataclass checks what it can see alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from framework.checkpoint.load import Weights
+from framework.config.nodes import Component
+from framework.config.schema import PrecisionConfig, check_average_last
+from framework.data.preparation.corpus import Cleaning
+from framework.errors import ConfigError
+
+
+def _refuse_float8(precision: PrecisionConfig) -> None:
+    """Raises ConfigError where a command that does not train is asked for it."""
+    if precision.name == "float8":
+        raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusConfig(Cleaning):
+    """The texts of a token store, beside what `Cleaning` does to them.
+
+    Attributes:
+        sources: Read in this order, each under a name of its own.
+        on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
+    """
+
+    sources: dict[str, Component]
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Everything that `framework.prepare` takes.
+
+    Attributes:
+        store: The folder that is made.
+        vocabulary: A tokenizer, or how one is trained on the corpus.
+        overwrite: Replace a store that was made from other files or settings.
+        num_workers: Processes; null: one for each core that this process may use; 0 or 1: no others.
+        stream: Keep no token ids; training reads the texts again from the Parquet shards of the corpus.
+    """
+
+    store: str
+    corpus: CorpusConfig
+    vocabulary: Component
+    overwrite: bool = False
+    num_workers: int | None = None
+    stream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ConfigError(
+                f"`num_workers` is {self.num_workers}, but it must be at least 0; raise it, or give null."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedConfig:
+    """What was trained, for the commands that use it.
+
+    Attributes:
+        run: A run (id or folder), a checkpoint of one, or an export.
+        runs: The folder that holds the run folders.
+        weights: Of a run: "raw" the trained ones; "ema" their moving average; "auto": the average where one was kept.
+        average_last: Of a run: more than 1 takes the mean over its last so many checkpoints (or, of a checkpoint, over
+            it and those before it).
+    """
+
+    run: str
+    runs: str = "runs"
+    weights: Weights = "auto"
+    average_last: int = 1
+
+    def __post_init__(self) -> None:
+        check_average_last("average_last", self.average_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(TrainedConfig):
+    """Everything that `framework.evaluate` takes, beside what `TrainedConfig` says.
+
+    Attributes:
+        split: "train", "validation" or "test".
+        data: Other data than that of the run; an export needs it.
+        micro_batch_tokens: Most tokens of a forward pass.
+        output: A JSON file for the metrics; null: they are only printed.
+    """
+
+    split: Literal["train", "validation", "test"]
+    precision: PrecisionConfig
+    data: Component | None = None
+    micro_batch_tokens: int = 8192
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_float8(self.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(TrainedConfig):
+    """Everything that `framework.predict` takes, beside what `TrainedConfig` says.
+
+    Attributes:
+        input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
+        text: Texts themselves; null where `input` is given.
+        text_column: Column, in JSONL key, of the text.
+        pair_column: Column of the second text; null for single texts.
+        keep_columns: Columns that are copied into the output.
+        output: A JSONL file; null: standard output.
+        micro_batch_tokens: Most tokens of a forward pass.
+    """
+
+    precision: PrecisionConfig
+    input: str | None = None
+    text: str | Sequence[str] | None = None
+    text_column: str = "text"
+    pair_column: str | None = None
+    keep_columns: Sequence[str] = ()
+    output: str | None = None
+    micro_batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_float8(self.precision)
+        if (self.input is None) == (self.text is None):
+            raise ConfigError(
+                f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(TrainedConfig):
+    """Everything that `framework.export` takes, beside what `TrainedConfig` says.
+
+    Attributes:
+        output: The folder that is written; null: `export` in the run folder.
+    """
+
+    output: str | None = None

@@ -1,0 +1,110 @@
+"""The ranks of one start of `framework.train`, as real processes that are forked from one that has imported it.
+
+torchrun would start an interpreter for each rank, which takes ten times as long as the tiny runs themselves. Like
+torchrun, `wait` ends the other ranks where one has failed; kill -9 by torchrun itself is tested in tests/integration.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_GRACE_SECONDS = 20.0
+"""How long the ranks that are left may take to say why they leave."""
+
+_POLL_SECONDS = 0.002
+
+
+def _run_rank(
+    arguments: list[str], environment: dict[str, str], output: str, prepare: Callable[[], None] | None
+) -> None:
+    """The life of one rank: a session of its own, output to a file, then the command."""
+    os.setsid()
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
+    os.environ.update(environment)
+    sys.argv = ["framework.train", *arguments]
+
+    import torch
+
+    from framework.train import train
+
+    torch.set_num_threads(1)
+    if prepare is not None:
+        prepare()
+    train()
+
+
+class Ranks:
+    """One start of a run.
+
+    Args:
+        arguments: Of the command.
+        num_ranks: Processes.
+        output: File to which all of them print.
+        prepare: Called in each process before the command; it may replace parts of the product by broken ones.
+    """
+
+    def __init__(
+        self, arguments: list[str], num_ranks: int, output: Path, prepare: Callable[[], None] | None = None
+    ) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["framework.train", "tests.faults.ranks"])
+        self.output = output
+        environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        self.processes: list[BaseProcess] = []
+        for rank in range(num_ranks):
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
+            place = environment | {name: str(value) for name, value in own.items()}
+            process = context.Process(target=_run_rank, args=(arguments, place, str(output), prepare))
+            process.start()
+            self.processes.append(process)
+
+    def send(self, number: int, rank: int | None = None) -> None:
+        """Sends a signal to one rank, or to all at once."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            if process.pid is not None and process.is_alive():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+
+    def wait(self, timeout: float) -> list[int | None]:
+        """Waits until all ranks have ended, at most _GRACE_SECONDS longer than one that failed.
+
+        Returns:
+            Exit codes by rank; minus the signal's number for one that was killed.
+        """
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in self.processes):
+            if any(process.exitcode not in (None, 0) for process in self.processes):
+                deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
+            if time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+            time.sleep(_POLL_SECONDS)
+        return [process.exitcode for process in self.processes]
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
+        """Waits for a condition while the run goes on; False where the run ended or the time was up before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline or not all(process.is_alive() for process in self.processes):
+                return condition()
+            time.sleep(_POLL_SECONDS)
+        return True
+
+    def told(self) -> str:
+        """What the ranks have printed."""
+        return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,72 @@
+"""A sample of the matrix of faults and strategies, and ten kills; `python -m tests.faults --all` runs the whole."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults.__main__ import run_cell, sample, soak, whole_run
+from tests.faults.faults import FAULTS
+from tests.faults.tiny_run import make_store
+from tests.faults.trial import STRATEGIES, Trial, largest_difference
+
+SEED = 1
+
+
+class Wholes:
+    """A token store, and for each strategy the rows of a run that nothing happened to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = make_store(folder / "text")
+        self._rows: dict[str, bytes] = {}
+
+    def __getitem__(self, strategy: str) -> bytes:
+        if strategy not in self._rows:
+            self._rows[strategy] = whole_run(self.store, self.folder / f"whole_{strategy}", strategy)
+        return self._rows[strategy]
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
+    return Wholes(tmp_path_factory.mktemp("faults"))
+
+
+@pytest.mark.parametrize(("fault", "strategy"), sample(SEED))
+def test_a_run_survives(wholes: Wholes, fault: str, strategy: str) -> None:
+    run_cell(fault, strategy, wholes.store, wholes.folder, wholes[strategy], SEED)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_ten_kills_change_no_bit(wholes: Wholes, strategy: str) -> None:
+    soak(strategy, 10, wholes.store, wholes.folder, SEED)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "other", "num_ranks"),
+    [("ddp", "ddp", 1), ("fsdp2", "fsdp2", 4), ("fsdp2", "ddp", 2), ("hsdp", "fsdp2", 2)],
+)
+def test_a_killed_run_goes_on_elsewhere(
+    wholes: Wholes, tmp_path: Path, strategy: str, other: str, num_ranks: int
+) -> None:
+    trial = Trial(wholes.store, tmp_path, strategy, random.Random(SEED), wholes[strategy])
+    trial.kill_after_row(11)
+    trial.finish(strategy=other, num_ranks=num_ranks)
+    trial.check_close()
+
+
+def test_the_sample_holds_each_fault_and_each_strategy() -> None:
+    cells = sample(SEED)
+    assert {fault for fault, _ in cells} == set(FAULTS)
+    assert {strategy for _, strategy in cells} == set(STRATEGIES)
+
+
+def test_other_rows_are_noticed(tmp_path: Path) -> None:
+    trial = Trial(tmp_path, tmp_path, "single", random.Random(0), b'{"step": 1, "train/loss": 2.0}\n')
+    trial.run.mkdir()
+    (trial.run / "metrics.jsonl").write_bytes(b'{"step": 1, "train/loss": 2.0001}\n')
+    with pytest.raises(AssertionError, match=r"1 rows for 1.*2\.0001"):
+        trial.check_same_bits()
+    with pytest.raises(AssertionError, match="rows differ by 5e-05"):
+        trial.check_close()
+    assert largest_difference([{"step": 1, "a": 4.0}], [{"step": 1, "a": 4.4}]) == pytest.approx(0.1 / 1.1)

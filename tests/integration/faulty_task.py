@@ -1,0 +1,74 @@
+"""Pre-training that breaks once, at one step on one rank, as CLOZE_TEST_FAULT says: "KIND RANK STEP FILE".
+
+It breaks only while FILE is not there, and makes it: a run that is started again goes through.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.environment import process_info
+from framework.distributed.position import POSITION
+from framework.errors import DataError
+from framework.tasks.pretraining.task import PretrainingTask
+
+
+def fault(kinds: tuple[str, ...], step: int | None) -> None:
+    """Breaks, if it is time; `step` is counted from 1."""
+    kind, rank, at, file = os.environ["CLOZE_TEST_FAULT"].split(" ", 3)
+    if kind not in kinds or (process_info().rank, step) != (int(rank), int(at)) or Path(file).exists():
+        return
+    Path(file).touch()
+    if kind == "error":
+        raise DataError("shard.txt, row 8: no text.")
+    if kind == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if kind.startswith("sleep"):
+        while True:
+            time.sleep(1.0)
+
+
+class FaultyTask(PretrainingTask):
+    """Breaks in the forward pass, or in the loader's process."""
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        fault(("error", "kill", "stop", "sleep"), POSITION.step)
+        return super().loss_sums(outputs, batch)
+
+    def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, Any]:
+        sources = super().build_sources(data, tokenizer, seed)
+        return sources | {"train": FaultySource(sources["train"])}
+
+
+class SlowTask(PretrainingTask):
+    """Takes its time, so that a node can join before the run is over."""
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        time.sleep(0.1)
+        return super().loss_sums(outputs, batch)
+
+
+class FaultySource:
+    """Breaks when a batch is built."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.source, name)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def build(self, epochs: Any, indices: Any, sequence_ids: Any, step: int, capacity: Any = None) -> PackedBatch:
+        fault(("sleep_in_loader",), step + 1)
+        return self.source.build(epochs, indices, sequence_ids, step, capacity)

@@ -1,0 +1,48 @@
+"""A run under torchrun with `run.checkpoints` behind a URL, killed and started again.
+
+The file system of the URL is known to child processes by an entry point, as that of any installed package is.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_kill import corpus, finish, kill, start, wait_for_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+
+__all__ = ["corpus"]  # a fixture
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URL that every child process can open."""
+    package = tmp_path / "packages" / "norename-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: norename\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[fsspec.specs]\nnorename = tests.checkpoint.no_rename:NoRenameFileSystem\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{ROOT}")
+    return f"norename://{tmp_path}/bucket"
+
+
+def test_a_killed_run_goes_on_bit_for_bit(
+    corpus: Path,
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    short, there = "trainer.max_steps=12", f"run.checkpoints={bucket}"
+    finish(start(corpus, "on_disk", 2, "fsdp2", short))
+    killed = start(corpus, "remote", 2, "fsdp2", short, there)
+    folder = corpus.parent / "remote"
+    wait_for_rows(killed, folder / "metrics.jsonl", 7)
+    kill(killed)
+    kept = tmp_path / "bucket" / "remote"
+    assert any(kept.glob("step_*/COMPLETE"))
+
+    finish(start(corpus, "remote", 2, "fsdp2", short, there))
+    assert (folder / "metrics.jsonl").read_bytes() == (corpus.parent / "on_disk" / "metrics.jsonl").read_bytes()
+    assert sorted(path.name for path in kept.iterdir())[-1] == "step_00000012"
+    assert not (folder / "checkpoints").exists()

@@ -1,0 +1,77 @@
+"""A run that keeps a moving average: it trains as without, validates the average, and goes on to the bit."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from framework.callbacks.cadence import Cadence
+from framework.checkpoint.layout import newest_complete
+from framework.checkpoint.load import read_full_state
+from framework.distributed.parallelize import materialize
+from framework.distributed.precision import Precision
+from framework.modules.inference import evaluate_split
+from tests.modules.toy_run import ToySource, build_module, train
+from tests.workers import WorkerPool
+
+DECAY = 0.8
+STEPS, CUT = 6, 4
+
+
+def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, ema_decay: float | None = DECAY) -> None:
+    """A run, or what is missing of it."""
+    cadence = Cadence(max_steps=max_steps, log_every_n_steps=1, validate_every_n_steps=2, checkpoint_every_n_steps=2)
+    checkpoint = newest_complete(folder / "checkpoints")
+    train(folder, strategy, cadence, checkpoint=checkpoint, module=build_module(ema_decay=ema_decay))
+
+
+def run_on_rank(folder: str, strategy: str, max_steps: int) -> None:
+    run(Path(folder), strategy, max_steps)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    run(folder)
+    return folder
+
+
+def test_training_does_not_see_it_and_validation_does(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, ema_decay=None)
+    for ours, theirs in zip(rows(whole), rows(tmp_path), strict=True):
+        assert {key: value for key, value in ours.items() if not key.startswith("val/")} == {
+            key: value for key, value in theirs.items() if not key.startswith("val/")
+        }
+    assert rows(whole)[-1]["val/loss"] != pytest.approx(rows(tmp_path)[-1]["val/loss"], rel=1e-4)
+
+
+def test_the_last_validation_is_that_of_the_average_in_the_checkpoint(whole: Path) -> None:
+    state = read_full_state(whole / "checkpoints" / f"step_{STEPS:08d}", "ema")
+    module = build_module()
+    values = ((name, lambda name=name: state[name]) for name, _ in module.model.named_parameters())
+    materialize(module.model, values, "cpu")
+    found = evaluate_split(
+        module.model, module.task, ToySource(11), 100, Precision("fp32"), torch.device("cpu")
+    ).compute()
+    assert rows(whole)[-1]["val/loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert rows(whole)[-1]["val/word_accuracy"] == pytest.approx(found["word_accuracy"], rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_goes_on_to_the_bit_and_within_rounding_at_another_world_size(
+    workers: WorkerPool, whole: Path, tmp_path: Path, strategy: str
+) -> None:
+    workers.run(run_on_rank, 2, str(tmp_path / "whole"), strategy, STEPS)
+    workers.run(run_on_rank, 2, str(tmp_path / "cut"), strategy, CUT)
+    workers.run(run_on_rank, 2, str(tmp_path / "cut"), strategy, STEPS)
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    # One process goes on with what two have begun.
+    workers.run(run_on_rank, 2, str(tmp_path / "other"), strategy, CUT)
+    run(tmp_path / "other")
+    for ours, theirs in zip(rows(tmp_path / "other"), rows(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
