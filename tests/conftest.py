@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from framework.distributed.failure_report import REPORT
 from tests.workers import WorkerPool
 
 # Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other
@@ -18,3 +19,10 @@ def workers() -> Iterator[WorkerPool]:
     pool = WorkerPool()
     yield pool
     pool.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_step_of_an_earlier_test() -> Iterator[None]:
+    """A run that fails in this process leaves its step behind, as a process that ends may."""
+    yield
+    REPORT.close()

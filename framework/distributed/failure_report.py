@@ -140,7 +140,7 @@ class FailureReport:
             rank=rank,
             step=POSITION.step,
             point=POSITION.point,
-            kind=type(error).__name__,
+            kind=_kind(error),
             message=one_line(error),
             order=order,
             seconds=time.time(),
@@ -220,6 +220,12 @@ def one_line(error: BaseException) -> str:
     if len(lines) > 1 and lines[0].startswith("Caught ") and lines[1].startswith("Original Traceback"):
         return lines[-1].partition(": ")[2] or lines[-1]
     return " ".join(lines)
+
+
+def _kind(error: BaseException) -> str:
+    """The name of an error's class; of ours, of the kind that users know it by."""
+    classes = type(error).__mro__
+    return next((each for each in classes if each.__module__ == FrameworkError.__module__), classes[0]).__name__
 
 
 def _is_broken(error: BaseException) -> bool:
