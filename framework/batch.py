@@ -31,6 +31,9 @@ class PackedBatch:
         targets: What the task predicts, by name; first dim is `targets`, `sequences` or `tokens`, as the task says.
             Index targets count from this micro-batch's first token.
         counts: Targets (or their summed weight) of each loss term in this micro-batch, on the host.
+        group_size: Most sequences of an item: what a plan places as one may hold several that do not attend to each
+            other (an anchor and its positive, a question with each choice). `sequence_ids // group_size` is then the
+            place of the item in the run's stream of items.
     """
 
     input_ids: Tensor
@@ -44,6 +47,12 @@ class PackedBatch:
     num_tokens: int
     targets: Mapping[str, Tensor]
     counts: Mapping[str, float]
+    group_size: int = 1
+
+    def item_places(self) -> list[int]:
+        """Places of the real items, in their order; waits for the device."""
+        ids = self.sequence_ids[: self.num_sequences].tolist()
+        return list(dict.fromkeys(sequence_id // self.group_size for sequence_id in ids))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """Copies the tensors to a device; host fields stay."""

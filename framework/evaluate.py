@@ -45,7 +45,7 @@ def evaluate(composed: DictConfig) -> None:
         device,
     )
     values = evaluation.compute()
-    classes = trained.task.class_table(evaluation.metrics)
+    classes = evaluation.class_table()
     if settings.output is not None:
         report = {"run": settings.run, "split": settings.split, "metrics": values, "classes": classes}
         Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

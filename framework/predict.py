@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,46 +12,58 @@ from framework.config.command import command, plain
 from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments
 from framework.config.trained import build_trained_model, open_trained
-from framework.data.reading.rows import read_rows
+from framework.data.reading.rows import Row, read_rows
 from framework.distributed.precision import resolve_precision
-from framework.errors import DataError
-from framework.modules.inference import run_split
+from framework.errors import ConfigError, DataError
+from framework.modules.inference import predict_split
 
 
 @command("predict")
 def predict(composed: DictConfig) -> None:
     """Predicts every text and writes JSONL in the order of the input."""
     settings = PredictConfig(**check_arguments("", plain(composed), PredictConfig))
-    rows = read_input(settings)
     trained = open_trained(settings)
-    texts = [row[settings.text_column] for row in rows]
-    pairs = [row[settings.pair_column] if settings.pair_column else None for row in rows]
-    source = trained.task.build_source(texts, pairs, None, trained.tokenizer)
+    rows = read_input(settings, trained.task.fields)
+    column_of = column_names(settings, trained.task.fields)
+    asked = [
+        Row(row.number, row.line, {field: row.values[column] for field, column in column_of.items()}) for row in rows
+    ]
+    source = trained.task.build_source(asked, trained.tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(settings.precision.name, device.type)
     model = build_trained_model(trained, device)
-    predictions: list[dict[str, object]] = [{} for _ in rows]
-    for batch, outputs in run_split(model, source, settings.micro_batch_tokens, precision, device):
-        places = batch.sequence_ids[: batch.num_sequences].tolist()
-        for place, prediction in zip(places, trained.task.decode(outputs, batch), strict=True):
-            predictions[place] = {**rows[place], **prediction}
-    write_rows(settings.output, predictions)
+    predictions = predict_split(model, trained.task, source, settings.micro_batch_tokens, precision, device)
+    write_rows(settings.output, (row.values | new for row, new in zip(rows, predictions, strict=True)))
 
 
-def read_input(settings: PredictConfig) -> list[dict[str, str]]:
-    """The rows to predict, each with the columns that the output keeps.
+def column_names(settings: PredictConfig, fields: Sequence[str]) -> dict[str, str]:
+    """The column of each field that the task reads.
 
     Raises:
+        ConfigError: `columns` names a field that the task does not read.
+    """
+    for field in settings.columns:
+        if field not in fields:
+            raise ConfigError(f"`columns` names {field!r}, but this task reads {', '.join(fields)}; name one of these.")
+    return {field: settings.columns.get(field, field) for field in fields}
+
+
+def read_input(settings: PredictConfig, fields: Sequence[str]) -> list[Row]:
+    """The rows to predict, with the columns that the output keeps.
+
+    Raises:
+        ConfigError: `columns` names a field that the task does not read, or texts are given to a task that reads more.
         DataError: The file cannot be used, or there is no text.
     """
+    column_of = column_names(settings, fields)
     if settings.input is not None:
-        extra = [settings.pair_column] if settings.pair_column else []
-        columns = [settings.text_column, *extra, *settings.keep_columns]
-        return [row.values for row in read_rows(Path(settings.input), columns)]
+        return list(read_rows(Path(settings.input), [*column_of.values(), *settings.keep_columns]))
+    if tuple(fields) != ("text",):
+        raise ConfigError(f"`text` is given, but this task reads {' and '.join(fields)}; give `input`, a file.")
     texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
     if not texts:
         raise DataError("`text` is an empty list; give at least one text.")
-    return [{settings.text_column: text} for text in texts]
+    return [Row(number, None, {column_of["text"]: text}) for number, text in enumerate(texts, start=1)]
 
 
 def write_rows(output: str | None, rows: Iterable[dict[str, object]]) -> None:

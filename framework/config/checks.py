@@ -7,7 +7,7 @@ import torch
 
 from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig
-from framework.data.plan import SequenceSource
+from framework.data.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
@@ -95,9 +95,10 @@ def check_sequence_lengths(sources: Mapping[str, SequenceSource], config: Encode
         ConfigError: One can be.
     """
     for split, source in sources.items():
-        if source.max_length > config.max_sequence_length:
+        longest = source.max_sequence_length if isinstance(source, GroupedSequences) else source.max_length
+        if longest > config.max_sequence_length:
             raise ConfigError(
-                f"sequences of {split} may have {source.max_length} tokens, but the model has positions for "
+                f"sequences of {split} may have {longest} tokens, but the model has positions for "
                 f"{config.max_sequence_length} "
                 f"(model.max_position_embeddings={config.max_position_embeddings}); shorten the sequences of the "
                 "task, or choose a model with more positions."

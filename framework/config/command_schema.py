@@ -4,7 +4,7 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from framework.checkpoint.load import Weights
@@ -108,9 +108,8 @@ class PredictConfig(TrainedConfig):
 
     Attributes:
         input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
-        text: Texts themselves; null where `input` is given.
-        text_column: Column, in JSONL key, of the text.
-        pair_column: Column of the second text; null for single texts.
+        text: Texts themselves, for tasks that read nothing else; null where `input` is given.
+        columns: {field of the task: column, in JSONL key}, where a column has another name than the field.
         keep_columns: Columns that are copied into the output.
         output: A JSONL file; null: standard output.
         micro_batch_tokens: Most tokens of a forward pass.
@@ -119,8 +118,7 @@ class PredictConfig(TrainedConfig):
     precision: PrecisionConfig
     input: str | None = None
     text: str | Sequence[str] | None = None
-    text_column: str = "text"
-    pair_column: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     keep_columns: Sequence[str] = ()
     output: str | None = None
     micro_batch_tokens: int = 8192

@@ -88,6 +88,19 @@ class UnusedText(Protocol):
         """Share of the text that an epoch leaves out, over all or over a fixed sample of the sequences."""
 
 
+@runtime_checkable
+class GroupedSequences(Protocol):
+    """What a source has beside, whose items may hold several sequences: all of SequenceSource then counts items.
+
+    Attributes:
+        group_size: Most sequences of an item.
+        max_sequence_length: Tokens that no sequence exceeds, where `max_length` speaks of items.
+    """
+
+    group_size: int
+    max_sequence_length: int
+
+
 @dataclass(frozen=True, slots=True)
 class StepSequences:
     """Sequences of a step.

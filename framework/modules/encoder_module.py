@@ -181,7 +181,8 @@ class EncoderModule(pl.LightningModule):
     def on_validation_start(self) -> None:
         """Starts sums, counts and metrics anew; what is validated is the average of the weights where one is kept."""
         self._swap_average()
-        self._evaluation = SplitEvaluation(self.task, self.device, self._strategy.mesh)
+        source = self.trainer.datamodule.plans["validation"].source  # type: ignore[attr-defined]
+        self._evaluation = SplitEvaluation(self.task, source, self.device, self._strategy.mesh)
 
     @override
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:

@@ -1,6 +1,7 @@
 """Loss and metrics of one split, from one global denominator: no mean of means, whatever the batches and ranks held."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from framework.batch import PackedBatch
+from framework.data.plan import SequenceSource
+from framework.distributed.agreement import gather
 from framework.distributed.mesh import data_parallel_groups
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.objective import SumCountObjective
@@ -15,10 +18,20 @@ from framework.tasks.task import Task
 
 
 class SplitEvaluation:
-    """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last."""
+    """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last.
 
-    def __init__(self, task: Task, device: torch.device, mesh: DeviceMesh | None = None) -> None:
+    Attributes:
+        decoded: After `compute`: what the task keeps of each item of the split, in its order; empty where it does not
+            score predictions.
+    """
+
+    def __init__(
+        self, task: Task, source: SequenceSource, device: torch.device, mesh: DeviceMesh | None = None
+    ) -> None:
         self.task = task
+        self.source = source
+        self.decoded: list[Any] = []
+        self._by_place: dict[int, Any] = {}
         self.objective = SumCountObjective(task.validation_weights)
         self.metrics = {name: metric.to(device) for name, metric in task.build_metrics().items()}
         self.mesh = mesh
@@ -40,6 +53,8 @@ class SplitEvaluation:
         # Metrics know whole logits only.
         whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
         self.task.update_metrics(self.metrics, whole, batch)
+        if self.task.scores_predictions:
+            self._by_place.update(zip(batch.item_places(), self.task.decode(whole, batch), strict=True))
 
     def compute(self) -> dict[str, float]:
         """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""
@@ -47,4 +62,13 @@ class SplitEvaluation:
         sums, counts = totals.chunk(2)
         named = {name: float(value) for name, value in self.objective.values(sums, counts).items()}
         named.update({name: float(metric.compute()) for name, metric in self.metrics.items()})
+        if self.task.scores_predictions:
+            # Ranks of tensor parallel bring the same items.
+            everything = {place: result for part in gather(self._by_place) for place, result in part.items()}
+            self.decoded = [everything[place] for place in range(len(self.source))]
+            named.update(self.task.score(self.source, self.decoded))
         return named
+
+    def class_table(self) -> list[dict[str, Any]]:
+        """What was found for each class; after `compute`."""
+        return self.task.class_table(self.metrics, self.source, self.decoded)

@@ -1,6 +1,7 @@
 """A model over one split in one process, without gradients and without dropout."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ def run_split(
         device: Where the model is.
 
     Yields:
-        Micro-batches with the head's outputs; `sequence_ids` are places in the source, not in ascending order.
+        Micro-batches with the head's outputs; `PackedBatch.item_places` are places in the source, not in ascending
+        order.
     """
     budget = max(micro_batch_tokens, source.max_length)
     plan = StepPlan(source, seed=0, global_batch_size=_SEQUENCES_AT_ONCE, micro_batch_tokens=budget, shuffle=False)
@@ -41,6 +43,22 @@ def run_split(
             yield batch, outputs
 
 
+def predict_split(
+    model: TaskModel,
+    task: Task,
+    source: SequenceSource,
+    micro_batch_tokens: int,
+    precision: Precision,
+    device: torch.device,
+) -> list[dict[str, Any]]:
+    """Predictions for the rows of a source that `Task.build_source` made, in their order."""
+    decoded: list[Any] = [None] * len(source)
+    for batch, outputs in run_split(model, source, micro_batch_tokens, precision, device):
+        for place, result in zip(batch.item_places(), task.decode(outputs, batch), strict=True):
+            decoded[place] = result
+    return task.assemble(source, decoded)
+
+
 def evaluate_split(
     model: TaskModel,
     task: Task,
@@ -50,7 +68,7 @@ def evaluate_split(
     device: torch.device,
 ) -> SplitEvaluation:
     """Loss and metrics of one split; `compute` of what is returned gives them."""
-    evaluation = SplitEvaluation(task, device)
+    evaluation = SplitEvaluation(task, source, device)
     for batch, outputs in run_split(model, source, micro_batch_tokens, precision, device):
         with torch.inference_mode():
             evaluation.update(outputs, task.loss_sums(outputs, batch), batch)

@@ -5,15 +5,15 @@ is measured. The module that runs steps, the planner and the callbacks know task
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource
+from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
@@ -78,12 +78,13 @@ class Task(ABC):
         knows those too.
         """
 
-    @abstractmethod
     def build_metrics(self) -> dict[str, Metric]:
         """Fresh validation metrics by name (beside the loss terms, which every task gets)."""
+        return {}
 
-    @abstractmethod
-    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+    def update_metrics(  # noqa: B027  a task may have none
+        self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch
+    ) -> None:
         """Feeds one micro-batch into the metrics, real targets only."""
 
     @property
@@ -98,31 +99,60 @@ class Task(ABC):
     def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that finds nothing in its data keeps nothing
         """Takes back what `side_config` gave: before `build_sources` or `build_head` in evaluation and prediction."""
 
-    def build_source(
-        self, texts: list[str], pairs: list[str | None], labels: np.ndarray | None, tokenizer: Tokenizer
-    ) -> SequenceSource:
-        """The sequences of texts to predict, one for each text, in their order.
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What prediction reads of each row, by the names of columns; known after `restore`."""
+        return ()
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SequenceSource:
+        """The items of rows to predict, in their order; a row may give several (windows of a long text).
 
         Args:
-            texts: One for each sequence.
-            pairs: The second texts; None in all places where there are none.
-            labels: (sequences,) int64; None: unknown.
+            rows: With values of `fields`.
             tokenizer: Gives ids and special tokens.
 
         Raises:
-            ConfigError: The task does not predict texts.
+            DataError: A row cannot be used.
+            ConfigError: The task does not predict rows.
         """
         raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
 
-    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
-        """Predictions of one micro-batch, one for each real sequence, as values for JSON.
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
+        """What is kept of one micro-batch: an object for each real item, in their order, on the host.
 
         Raises:
-            ConfigError: The task does not predict texts.
+            ConfigError: The task does not predict rows.
         """
         raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
 
-    def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+        """Predictions, one for each row of `build_source`, as values for JSON.
+
+        Args:
+            source: What was run.
+            decoded: Of `decode`, one for each item of the source, in its order.
+        """
+        del source
+        return list(decoded)
+
+    @property
+    def scores_predictions(self) -> bool:
+        """Whether `score` is asked for: evaluation then decodes every item of a split, and brings them together."""
+        return False
+
+    def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
+        """Metrics of a whole split that are no sums over its items, beside those of `build_metrics`.
+
+        Args:
+            source: The split.
+            decoded: As for `assemble`, of all ranks.
+        """
+        del source, decoded
+        return {}
+
+    def class_table(
+        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """What evaluation found for each class, one row a class; empty where a task has none."""
-        del metrics
+        del metrics, source, decoded
         return []

@@ -7,10 +7,11 @@ import torch
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
+from framework.data.layout import truncate_longest_first
 from framework.data.table import TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
-from framework.tasks.sequence_classification.features import ClassificationSource, truncate_longest_first
+from framework.tasks.sequence_classification.features import classification_source
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
@@ -41,7 +42,7 @@ def random_texts(number: int, longest: int) -> list[str]:
 
 
 def test_mean_length_counts_special_tokens(tokenizer):
-    source = ClassificationSource(["a b c", "a", "a b c d e f g h"], None, None, tokenizer, 6)
+    source = classification_source(["a b c", "a", "a b c d e f g h"], None, None, tokenizer, 6)
     assert source.mean_length == (5 + 3 + 6) / 3
 
 
@@ -51,7 +52,7 @@ def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, pa
     texts, pairs = random_texts(60, 14), random_texts(60, 13) if paired else None
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     expected = published_pipeline(max_length).encode_batch(inputs)
-    source = ClassificationSource(texts, pairs, None, tokenizer, max_length)
+    source = classification_source(texts, pairs, None, tokenizer, max_length)
     order = np.random.default_rng(0).permutation(60)
     epochs = np.zeros_like(order)
     batch = source.build(epochs, order, order + 100, step=0)
@@ -64,7 +65,7 @@ def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, pa
 
 
 def test_a_micro_batch_by_hand(tokenizer):
-    source = ClassificationSource(["a b", "c", "h a e"], None, np.array([1, IGNORE_INDEX, 0]), tokenizer, 4)
+    source = classification_source(["a b", "c", "h a e"], None, np.array([1, IGNORE_INDEX, 0]), tokenizer, 4)
     batch = source.build(np.array([0, 0]), np.array([2, 1]), np.array([5, 6]), step=0)
     # h a e is cut to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
     assert batch.input_ids.tolist() == [2, 12, 5, 3, 2, 7, 3]
@@ -75,7 +76,7 @@ def test_a_micro_batch_by_hand(tokenizer):
 
 
 def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
-    source = ClassificationSource(["a b"], ["c"], np.array([1]), tokenizer, 8)
+    source = classification_source(["a b"], ["c"], np.array([1]), tokenizer, 8)
     none = np.zeros(0, dtype=np.int64)
     batch = source.build(none, none, none, step=3)
     assert (batch.num_sequences, batch.num_tokens, batch.lengths) == (0, 0, (1,))
@@ -109,7 +110,7 @@ def test_a_table_becomes_sources_and_labels(tokenizer, tmp_path):
     task = SequenceClassificationTask(max_length=5)
     sources = task.build_sources(TableData(str(path)), tokenizer, seed=0)
     assert task.labels == ("x", "y", "z")
-    assert task.side_config() == {"labels": ["x", "y", "z"], "pooling": "cls", "max_length": 5}
+    assert task.side_config() == {"labels": ["x", "y", "z"], "pooling": "cls", "max_length": 5, "has_pairs": False}
     rows = np.arange(24)
     batch = sources["train"].build(np.zeros_like(rows), rows, rows, 0)
     assert batch.targets["labels"].tolist() == [0, 1, 2] * 8
@@ -131,7 +132,7 @@ def test_an_earlier_label_set_is_kept(tokenizer, tmp_path):
 def test_loss_and_metrics_leave_out_fillers(tokenizer):
     task = SequenceClassificationTask()
     task.restore({"labels": ["no", "yes"]})
-    source = ClassificationSource(["a", "b", "c"], None, np.array([1, 0, 1]), tokenizer, 8)
+    source = classification_source(["a", "b", "c"], None, np.array([1, 0, 1]), tokenizer, 8)
     rows = np.arange(3)
     batch = source.build(rows * 0, rows, rows, 0, Capacity(20, 6, 1, 8))
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], *[[9.0, -9.0]] * 3], requires_grad=True)

@@ -1,6 +1,6 @@
 """Sequence classification: one label for a text or a pair (Devlin et al. 2019, arXiv:1810.04805, section 4.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
+from framework.data.flat_source import FlatSource
+from framework.data.layout import SHORTEST_PAIR
 from framework.data.plan import SequenceSource
+from framework.data.reading.rows import Row
 from framework.data.table import TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
@@ -18,12 +21,9 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.sequence_classification.decode import class_scores, decode_labels
-from framework.tasks.sequence_classification.features import ClassificationSource
+from framework.tasks.sequence_classification.features import classification_source
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import Task
-
-_SHORTEST = 5
-"""[CLS] a [SEP] b [SEP]"""
 
 
 class SequenceClassificationTask(Task):
@@ -37,6 +37,7 @@ class SequenceClassificationTask(Task):
 
     Attributes:
         labels: The label set in the order of scores; empty until `build_sources` or `restore` gave it.
+        has_pairs: Whether sequences are pairs of texts; known as the labels are.
 
     Raises:
         ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
@@ -48,8 +49,10 @@ class SequenceClassificationTask(Task):
     head_kind = "sequence_classification"
 
     def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
-        if max_length < _SHORTEST:
-            raise ConfigError(f"max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included.")
+        if max_length < SHORTEST_PAIR:
+            raise ConfigError(
+                f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
+            )
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
         if not 0 <= classifier_dropout < 1:
@@ -58,6 +61,7 @@ class SequenceClassificationTask(Task):
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
         self.labels: tuple[str, ...] = ()
+        self.has_pairs = False
         self.loss_weights = {"classification": 1.0}
 
     def build_sources(
@@ -69,28 +73,27 @@ class SequenceClassificationTask(Task):
         """Reads and tokenises the rows of each split; finds the label set unless it is known from an earlier run."""
         table = data.load(self.labels or None)
         self.labels = table.labels
+        self.has_pairs = data.pair_column is not None
         place = {label: index for index, label in enumerate(self.labels)}
         sources: dict[str, SequenceSource] = {}
         for split, rows in table.splits.items():
             labels = np.array([place[row.label] for row in rows], dtype=np.int64)
-            sources[split] = self.build_source(
-                [row.text for row in rows], [row.pair for row in rows], labels, tokenizer
+            pairs = [row.pair for row in rows if row.pair is not None] or None
+            sources[split] = classification_source(
+                [row.text for row in rows], pairs, labels, tokenizer, self.max_length
             )
         return sources
 
-    def build_source(
-        self, texts: list[str], pairs: list[str | None], labels: np.ndarray | None, tokenizer: Tokenizer
-    ) -> ClassificationSource:
-        """The sequences of texts, for prediction without labels.
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The text, and the second one of a pair."""
+        return ("text", "pair") if self.has_pairs else ("text",)
 
-        Args:
-            texts: One for each sequence.
-            pairs: The second texts; None in all places where there are none.
-            labels: (sequences,) places in the label set; None: unknown.
-            tokenizer: Gives ids and special tokens.
-        """
-        seconds = [pair for pair in pairs if pair is not None]
-        return ClassificationSource(texts, seconds or None, labels, tokenizer, self.max_length)
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """One sequence a row, without a label."""
+        texts = [row.values["text"] for row in rows]
+        pairs = [row.values["pair"] for row in rows] if self.has_pairs else None
+        return classification_source(texts, pairs, None, tokenizer, self.max_length)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
         """The head of the encoder's family, with one score for each label."""
@@ -110,19 +113,28 @@ class SequenceClassificationTask(Task):
             metric.update(outputs["logits"], batch.targets["labels"])
 
     def side_config(self) -> dict[str, Any]:
-        """Label names in the order of scores, pooling and length."""
-        return {"labels": list(self.labels), "pooling": self.pooling, "max_length": self.max_length}
+        """Label names in the order of scores, pooling, length, and whether texts come in pairs."""
+        return {
+            "labels": list(self.labels),
+            "pooling": self.pooling,
+            "max_length": self.max_length,
+            "has_pairs": self.has_pairs,
+        }
 
     def restore(self, side: Mapping[str, Any]) -> None:
         """Takes the label set of an earlier run."""
         self.labels = tuple(str(label) for label in side["labels"])
+        self.has_pairs = bool(side.get("has_pairs", False))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
         """The best label of each sequence and the probability of each label."""
         return decode_labels(outputs["logits"][: batch.num_sequences], self.labels)
 
-    def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+    def class_table(
+        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+    ) -> list[dict[str, Any]]:
         """Precision, recall, F1 and number of sequences of each label."""
+        del source, decoded
         macro_f1 = metrics["macro_f1"]
         assert isinstance(macro_f1, MacroF1)
         return class_scores(macro_f1.confusion.view(len(self.labels), -1), self.labels)
