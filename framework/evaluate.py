@@ -1,9 +1,11 @@
-"""Metrics of a run, checkpoint or export on a split: `python -m framework.evaluate run=RUN split=test`."""
+"""Metrics of a run, checkpoint or export on a split: `python -m framework.evaluate run=RUN split=test`.
+
+The same under torchrun, where processes share the split.
+"""
 
 import json
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -11,10 +13,9 @@ from rich.table import Table
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
-from framework.config.trained import build_trained_model, open_trained
-from framework.distributed.precision import resolve_precision
+from framework.config.trained import open_inference, open_trained
+from framework.distributed.environment import process_info
 from framework.errors import ConfigError
-from framework.modules.inference import evaluate_split
 from framework.tracking.metric_names import describe
 
 
@@ -35,22 +36,17 @@ def evaluate(composed: DictConfig) -> None:
         raise ConfigError(
             f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these."
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    evaluation = evaluate_split(
-        build_trained_model(trained, device),
-        trained.task,
-        sources[settings.split],
-        settings.micro_batch_tokens,
-        resolve_precision(settings.precision.name, device.type),
-        device,
-    )
-    values = evaluation.compute()
+    source = sources[settings.split]
+    with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
+        values, evaluation = inference.evaluate(source)
+    if process_info().rank > 0:
+        return
     classes = evaluation.class_table()
     if settings.output is not None:
         report = {"run": settings.run, "split": settings.split, "metrics": values, "classes": classes}
         Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console = Console()
-    console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(sources[settings.split]):,} sequences")
+    console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(source):,} sequences")
     console.print(metric_table(values))
     if classes:
         console.print(class_table(classes))

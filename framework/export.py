@@ -9,12 +9,17 @@ from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
 from framework.config.nodes import check_arguments
 from framework.config.trained import open_trained
-from framework.errors import ConfigError
+from framework.distributed.environment import process_info
+from framework.errors import ConfigError, DistributedError
 
 
 @command("export")
 def export(composed: DictConfig) -> None:
     """Writes config.json, safetensors and tokenizer files, and beside them what transformers has no place for."""
+    if process_info().world_size > 1:
+        raise DistributedError(
+            f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
+        )
     settings = ExportConfig(**check_arguments("", plain(composed), ExportConfig))
     trained = open_trained(settings)
     if trained.folder is None:

@@ -1,21 +1,22 @@
-"""Predictions for texts: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row."""
+"""Predictions for texts: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row.
+
+The same under torchrun, where processes share the rows.
+"""
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 
 from framework.config.command import command, plain
 from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments
-from framework.config.trained import build_trained_model, open_trained
+from framework.config.trained import open_inference, open_trained
 from framework.data.reading.rows import Row, read_rows
-from framework.distributed.precision import resolve_precision
+from framework.distributed.environment import process_info
 from framework.errors import ConfigError, DataError
-from framework.modules.inference import predict_split
 
 
 @command("predict")
@@ -29,11 +30,10 @@ def predict(composed: DictConfig) -> None:
         Row(row.number, row.line, {field: row.values[column] for field, column in column_of.items()}) for row in rows
     ]
     source = trained.task.build_source(asked, trained.tokenizer)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = resolve_precision(settings.precision.name, device.type)
-    model = build_trained_model(trained, device)
-    predictions = predict_split(model, trained.task, source, settings.micro_batch_tokens, precision, device)
-    write_rows(settings.output, (row.values | new for row, new in zip(rows, predictions, strict=True)))
+    with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
+        predictions = inference.predict(source)
+    if process_info().rank == 0:
+        write_rows(settings.output, (row.values | new for row, new in zip(rows, predictions, strict=True)))
 
 
 def column_names(settings: PredictConfig, fields: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Opens what was trained: a run, a checkpoint or an export, with the task and the tokenizer that belong to it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,17 @@ from framework.config.run_folder import read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.environment import process_info
+from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallelize import materialize
-from framework.errors import CheckpointError, DistributedError
+from framework.distributed.precision import resolve_precision
+from framework.distributed.process_group import process_group
+from framework.errors import CheckpointError
 from framework.models.pretrained import PretrainedWeights
+from framework.modules.inference import Inference
 from framework.tasks.task import Task, TaskModel
+
+_TIMEOUT_SECONDS = 600.0
+"""How long a process waits for the others, which may be slower by a micro-batch or two."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +57,7 @@ def open_trained(settings: TrainedConfig) -> Trained:
 
     Raises:
         CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
-        DistributedError: There are several processes.
     """
-    if process_info().world_size > 1:
-        raise DistributedError(
-            f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
-        )
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
     weights = find_weights(source, runs, settings.weights, settings.average_last)
@@ -87,3 +90,26 @@ def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
         )
     materialize(model, starting_values(trained.weights, trained.weights.config, seed=0)(model), device)
     return model
+
+
+@contextmanager
+def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: str) -> Iterator[Inference]:
+    """The model on this process's device, with a process group where there are several. All ranks must enter.
+
+    Args:
+        trained: Of `open_trained`; read before, so that a file that is missing costs nothing.
+        micro_batch_tokens: Token budget of a forward pass.
+        precision_name: Of the forward pass.
+
+    Raises:
+        CheckpointError: Weights of the head are missing, or of another shape.
+    """
+    info = process_info()
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device_type, info.local_rank) if device_type == "cuda" else torch.device(device_type)
+    precision = resolve_precision(precision_name, device_type)
+    strategy = "single" if info.world_size == 1 else "ddp"
+    with process_group(strategy, device_type, _TIMEOUT_SECONDS):
+        mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), device_type)
+        model = build_trained_model(trained, device)
+        yield Inference(model, trained.task, micro_batch_tokens, precision, device, info.rank, mesh)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.ranks import Ranks
 from tests.faults.tiny_run import arguments, rows, summary
+from tests.ranks import Ranks
 
 WAIT_SECONDS = 240.0
 

@@ -11,7 +11,7 @@ from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import read_full_state
 from framework.distributed.parallelize import materialize
 from framework.distributed.precision import Precision
-from framework.modules.inference import evaluate_split
+from framework.modules.inference import Inference
 from tests.modules.toy_run import ToySource, build_module, train
 from tests.workers import WorkerPool
 
@@ -55,9 +55,8 @@ def test_the_last_validation_is_that_of_the_average_in_the_checkpoint(whole: Pat
     module = build_module()
     values = ((name, lambda name=name: state[name]) for name, _ in module.model.named_parameters())
     materialize(module.model, values, "cpu")
-    found = evaluate_split(
-        module.model, module.task, ToySource(11), 100, Precision("fp32"), torch.device("cpu")
-    ).compute()
+    inference = Inference(module.model, module.task, 100, Precision("fp32"), torch.device("cpu"))
+    found, _ = inference.evaluate(ToySource(11))
     assert rows(whole)[-1]["val/loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert rows(whole)[-1]["val/word_accuracy"] == pytest.approx(found["word_accuracy"], rel=1e-5)
 

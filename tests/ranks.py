@@ -1,9 +1,10 @@
-"""The ranks of one start of `framework.train`, as real processes that are forked from one that has imported it.
+"""The ranks of one start of a command, as real processes that are forked from one that has imported it.
 
 torchrun would start an interpreter for each rank, which takes ten times as long as the tiny runs themselves. Like
 torchrun, `wait` ends the other ranks where one has failed; kill -9 by torchrun itself is tested in tests/integration.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -22,7 +23,12 @@ _POLL_SECONDS = 0.002
 
 
 def _run_rank(
-    arguments: list[str], environment: dict[str, str], output: str, prepare: Callable[[], None] | None
+    command: str,
+    arguments: list[str],
+    environment: dict[str, str],
+    output: str,
+    prepare: Callable[[], None] | None,
+    folder: str,
 ) -> None:
     """The life of one rank: a session of its own, output to a file, then the command."""
     os.setsid()
@@ -31,40 +37,49 @@ def _run_rank(
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
     os.environ.update(environment)
-    sys.argv = ["framework.train", *arguments]
+    os.chdir(folder)
+    sys.argv = [f"framework.{command}", *arguments]
 
     import torch
-
-    from framework.train import train
 
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    train()
+    getattr(importlib.import_module(f"framework.{command}"), command)()
 
 
 class Ranks:
-    """One start of a run.
+    """One start of a command.
 
     Args:
         arguments: Of the command.
         num_ranks: Processes.
         output: File to which all of them print.
         prepare: Called in each process before the command; it may replace parts of the product by broken ones.
+        command: Such as "train" or "predict".
+        folder: Where the processes work; None: here.
     """
 
     def __init__(
-        self, arguments: list[str], num_ranks: int, output: Path, prepare: Callable[[], None] | None = None
+        self,
+        arguments: list[str],
+        num_ranks: int,
+        output: Path,
+        prepare: Callable[[], None] | None = None,
+        command: str = "train",
+        folder: Path | None = None,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["framework.train", "tests.faults.ranks"])
+        context.set_forkserver_preload(["framework.train", "tests.ranks"])
         self.output = output
         environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.processes: list[BaseProcess] = []
         for rank in range(num_ranks):
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
             place = environment | {name: str(value) for name, value in own.items()}
-            process = context.Process(target=_run_rank, args=(arguments, place, str(output), prepare))
+            process = context.Process(
+                target=_run_rank, args=(command, arguments, place, str(output), prepare, str(folder or Path.cwd()))
+            )
             process.start()
             self.processes.append(process)
 

@@ -1,0 +1,163 @@
+"""What holds for every task: each folder of framework/tasks is found, and must have its example here.
+
+An example (tests/tasks/examples/NAME.py) writes a little data and says what prediction reads; the commands do the rest,
+in processes as torchrun starts them.
+"""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from framework.data.tokenization.word_counts import WordCounts
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
+from tests.ranks import Ranks
+
+TASKS = sorted(file.parent.name for file in Path(__file__).parents[2].glob("framework/tasks/*/task.py"))
+# Pre-training reads token stores and predicts no rows; tests/faults and tests/integration run it.
+FINE_TUNED = [name for name in TASKS if name != "pretraining"]
+STEPS = 24
+COMMON = [
+    *(
+        "logger=none",
+        "precision=fp32",
+        "strategy=single",
+        "tokenizer=folder",
+        "tokenizer.path=tokenizer",
+        "run.dir=runs",
+    ),
+    *("model=bert_tiny", "model.vocab_size=null", "model.hidden_size=32", "model.num_layers=2", "model.num_heads=2"),
+    *("model.intermediate_size=48", "model.max_position_embeddings=64", "model.hidden_dropout=0.1"),
+    *(f"trainer.max_steps={STEPS}", "trainer.global_batch_size=16", "trainer.micro_batch_tokens=4096"),
+    *("trainer.log_every_n_steps=1", "trainer.val_every_n_steps=8", "optimizer.lr=1e-2", "schedule=constant"),
+]
+WAIT_SECONDS = 240.0
+
+
+def call(folder: Path, command: str, *arguments: str, num_ranks: int = 1) -> tuple[int | None, str]:
+    """Runs a command in a folder; returns the worst exit code and what was printed."""
+    output = folder / f"{command}.txt"
+    output.unlink(missing_ok=True)
+    ranks = Ranks(list(arguments), num_ranks, output, command=command, folder=folder)
+    codes = ranks.wait(WAIT_SECONDS)
+    return next((code for code in codes if code), 0), ranks.told()
+
+
+def succeed(folder: Path, command: str, *arguments: str, num_ranks: int = 1) -> str:
+    code, told = call(folder, command, *arguments, num_ranks=num_ranks)
+    assert code == 0, told
+    return told
+
+
+def example(name: str) -> ModuleType:
+    return importlib.import_module(f"tests.tasks.examples.{name}")
+
+
+def prepare(name: str, folder: Path) -> list[str]:
+    """Writes data and vocabulary; returns the overrides of training."""
+    task = example(name)
+    training = WordPieceTraining(200)
+    training.train(WordCounts(training.count(task.TEXTS)), folder / "tokenizer")
+    return [*task.OVERRIDES, *COMMON, *task.write(folder)]
+
+
+def rows(folder: Path, run_id: str) -> list[dict[str, float]]:
+    file = folder / "runs" / run_id / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module", params=FINE_TUNED)
+def trained(request, tmp_path_factory) -> tuple[ModuleType, Path, list[str]]:
+    """A task that was trained in one process."""
+    folder = tmp_path_factory.mktemp(request.param)
+    overrides = prepare(request.param, folder)
+    succeed(folder, "train", *overrides, "run.id=one")
+    return example(request.param), folder, overrides
+
+
+def test_every_task_has_an_example():
+    assert {file.stem for file in Path(__file__).parent.glob("examples/*.py")} == set(FINE_TUNED)
+    assert "sequence_classification" in FINE_TUNED
+
+
+def test_a_few_steps_lower_the_loss(trained):
+    _, folder, _ = trained
+    losses = [row["train/loss"] for row in rows(folder, "one") if "train/loss" in row]
+    assert len(losses) == STEPS
+    assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "changes"),
+    [(1, ["trainer.micro_batch_tokens=192"]), (2, ["strategy=ddp"]), (2, ["strategy=fsdp2"])],
+    ids=["other_split", "ddp", "fsdp2"],
+)
+def test_loss_gradients_and_metrics_do_not_depend_on_the_split(trained, num_ranks, changes):
+    _, folder, overrides = trained
+    run_id = f"other_{num_ranks}_{changes[0].split('=')[1]}"
+    succeed(folder, "train", *overrides, *changes, f"run.id={run_id}", num_ranks=num_ranks)
+    for ours, theirs in zip(rows(folder, "one"), rows(folder, run_id), strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_evaluation_finds_what_validation_found(trained, num_ranks):
+    _, folder, _ = trained
+    output = folder / "evaluated.json"
+    succeed(folder, "evaluate", "run=one", "precision=fp32", f"output={output}", num_ranks=num_ranks)
+    found = json.loads(output.read_text(encoding="utf-8"))["metrics"]
+    last = {key: value for key, value in rows(folder, "one")[-1].items() if key.startswith("val/")}
+    assert {f"val/{key}": value for key, value in found.items()} == pytest.approx(last, rel=1e-4, abs=1e-5)
+
+
+def test_predictions_keep_rows_and_do_not_depend_on_processes(trained):
+    task, folder, _ = trained
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
+    for num_ranks in (1, 4):
+        arguments = ("run=one", "input=asked.jsonl", "precision=fp32", f"output=told_{num_ranks}.jsonl")
+        succeed(folder, "predict", *arguments, num_ranks=num_ranks)
+    alone, shared = jsonl(folder / "told_1.jsonl"), jsonl(folder / "told_4.jsonl")
+    assert [{key: row[key] for key in asked} for row, asked in zip(alone, task.ROWS, strict=True)] == task.ROWS
+    assert_same(alone, shared)
+
+
+def test_an_export_predicts_the_same(trained):
+    task, folder, _ = trained
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
+    succeed(folder, "export", "run=one", "output=exported")
+    for run, output in (("one", "of_run.jsonl"), ("exported", "of_export.jsonl")):
+        succeed(folder, "predict", f"run={run}", "input=asked.jsonl", "precision=fp32", f"output={output}")
+    assert_same(jsonl(folder / "of_run.jsonl"), jsonl(folder / "of_export.jsonl"))
+
+
+@pytest.mark.parametrize("name", FINE_TUNED)
+def test_a_bad_row_is_named(name, tmp_path):
+    overrides = prepare(name, tmp_path)
+    example(name).write_refused(tmp_path)
+    code, told = call(tmp_path, "train", *overrides, "run.id=refused")
+    assert code == 2, told
+    assert example(name).REFUSED[0] in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "runs" / "refused").exists()
+
+
+def assert_same(ours: object, theirs: object) -> None:
+    """Equal values, numbers to rounding: micro-batches differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        for key in ours:
+            assert_same(ours[key], theirs[key])
+    elif isinstance(ours, list) and isinstance(theirs, list):
+        assert len(ours) == len(theirs)
+        for one, other in zip(ours, theirs, strict=True):
+            assert_same(one, other)
+    elif isinstance(ours, float):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    else:
+        assert ours == theirs
