@@ -23,6 +23,8 @@ from framework.errors import ConfigError, DataError
 def predict(composed: DictConfig) -> None:
     """Predicts every text and writes JSONL in the order of the input."""
     settings = PredictConfig(**check_arguments("", plain(composed), PredictConfig))
+    if settings.input is not None:
+        next(read_rows(Path(settings.input), settings.keep_columns))  # a file that cannot be read costs no time
     trained = open_trained(settings)
     rows = read_input(settings, trained.task.fields)
     column_of = column_names(settings, trained.task.fields)
