@@ -8,6 +8,7 @@ a task.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,15 @@ class PackedBatch:
         lengths: The same lengths as in cu_seqlens, on the host, so that no layer has to synchronise.
         max_seqlen: Upper bound of the lengths, in tokens; fixed by config where shapes are static.
         num_sequences: Real sequences (they come first).
-        num_tokens: Real tokens.
+        num_tokens: Real tokens, those of `decoder_inputs` included.
         targets: What the task predicts, by name; first dim is `targets`, `sequences` or `tokens`, as the task says.
             Index targets count from this micro-batch's first token.
         counts: Targets (or their summed weight) of each loss term in this micro-batch, on the host.
         group_size: Most sequences of an item: what a plan places as one may hold several that do not attend to each
             other (an anchor and its positive, a question with each choice). `sequence_ids // group_size` is then the
             place of the item in the run's stream of items.
+        decoder_inputs: What a decoder reads while it looks at this batch: as many sequences, in the same order and with
+            the same ids; its `targets` are the decoder's. None where the model has no decoder.
     """
 
     input_ids: Tensor
@@ -48,6 +51,7 @@ class PackedBatch:
     targets: Mapping[str, Tensor]
     counts: Mapping[str, float]
     group_size: int = 1
+    decoder_inputs: "PackedBatch | None" = None
 
     def item_places(self) -> list[int]:
         """Places of the real items, in their order; waits for the device."""
@@ -56,11 +60,13 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
         """Copies the tensors to a device; host fields stay."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }
+        if self.decoder_inputs is not None:
+            moved["decoder_inputs"] = self.decoder_inputs.to(device, non_blocking)
         moved["targets"] = {name: value.to(device, non_blocking=non_blocking) for name, value in self.targets.items()}
         return replace(self, **moved)
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from framework.config.build import build_data_component
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
@@ -31,14 +32,14 @@ def evaluate(composed: DictConfig) -> None:
             f"run={settings.run} is an export, which brings no data; choose some, for example data=table "
             "data.train=FILE."
         )
-    sources = trained.task.build_sources(data.build(), trained.tokenizer, seed=0)
+    sources = trained.task.build_sources(build_data_component(trained.task, data), trained.tokenizer, seed=0)
     if settings.split not in sources:
         raise ConfigError(
             f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these."
         )
     source = sources[settings.split]
     with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
-        values, evaluation = inference.evaluate(source)
+        values, evaluation = inference.evaluate(source, trained.step_size)
     if process_info().rank > 0:
         return
     classes = evaluation.class_table()

@@ -4,32 +4,58 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from framework.checkpoint.adapters import export_adapter
 from framework.checkpoint.export import export_huggingface
+from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
 from framework.config.nodes import check_arguments
-from framework.config.trained import open_trained
+from framework.config.run_facts import run_facts
+from framework.config.trained import Trained, open_trained
+from framework.config.weights import find_adapter
 from framework.distributed.environment import process_info
 from framework.errors import ConfigError, DistributedError
 
 
 @command("export")
 def export(composed: DictConfig) -> None:
-    """Writes config.json, safetensors and tokenizer files, and beside them what transformers has no place for."""
+    """Writes what transformers loads, a card, and beside them what transformers has no place for."""
     if process_info().world_size > 1:
         raise DistributedError(
             f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
         )
     settings = ExportConfig(**check_arguments("", plain(composed), ExportConfig))
+    if settings.onnx:
+        check_onnx_installed()
     trained = open_trained(settings)
     if trained.folder is None:
         raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
+    if settings.lora == "separate":
+        folder = Path(settings.output) if settings.output is not None else trained.folder / "adapter"
+        export_separate(folder, settings, trained)
+        return
     folder = Path(settings.output) if settings.output is not None else trained.folder / "export"
     state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
     state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})
     export_huggingface(
-        folder, trained.weights.config, state, trained.task.head_kind, trained.tokenizer.folder, trained.record
+        folder,
+        trained.weights.config,
+        state,
+        trained.task.head_kind,
+        trained.tokenizer.folder,
+        trained.record,
+        run_facts(trained, trained.folder, settings),
     )
+    if settings.onnx:
+        export_onnx(folder)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def export_separate(folder: Path, settings: ExportConfig, trained: Trained) -> None:
+    """Writes what an adapter trained, and nothing that the base model has."""
+    adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
+    head_kind = trained.task.head_kind
+    export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, trained.record)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

@@ -26,7 +26,7 @@ def predict(composed: DictConfig) -> None:
     if settings.input is not None:
         next(read_rows(Path(settings.input), settings.keep_columns))  # a file that cannot be read costs no time
     trained = open_trained(settings)
-    rows = read_input(settings, trained.task.fields)
+    rows = read_input(settings, trained.task.fields, trained.task.list_fields)
     column_of = column_names(settings, trained.task.fields)
     asked = [
         Row(row.number, row.line, {field: row.values[column] for field, column in column_of.items()}) for row in rows
@@ -44,14 +44,15 @@ def column_names(settings: PredictConfig, fields: Sequence[str]) -> dict[str, st
     Raises:
         ConfigError: `columns` names a field that the task does not read.
     """
-    for field in settings.columns:
+    given = settings.columns or {}
+    for field in given:
         if field not in fields:
             raise ConfigError(f"`columns` names {field!r}, but this task reads {', '.join(fields)}; name one of these.")
-    return {field: settings.columns.get(field, field) for field in fields}
+    return {field: given.get(field, field) for field in fields}
 
 
-def read_input(settings: PredictConfig, fields: Sequence[str]) -> list[Row]:
-    """The rows to predict, with the columns that the output keeps.
+def read_input(settings: PredictConfig, fields: Sequence[str], list_fields: Sequence[str] = ()) -> list[Row]:
+    """The rows to predict, with the columns that the output keeps; values of `list_fields` may be lists.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read, or texts are given to a task that reads more.
@@ -59,7 +60,9 @@ def read_input(settings: PredictConfig, fields: Sequence[str]) -> list[Row]:
     """
     column_of = column_names(settings, fields)
     if settings.input is not None:
-        return list(read_rows(Path(settings.input), [*column_of.values(), *settings.keep_columns]))
+        lists = [column_of[field] for field in list_fields]
+        columns = [*column_of.values(), *settings.keep_columns]
+        return list(read_rows(Path(settings.input), columns, list_columns=lists))
     if tuple(fields) != ("text",):
         raise ConfigError(f"`text` is given, but this task reads {' and '.join(fields)}; give `input`, a file.")
     texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())

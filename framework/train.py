@@ -33,7 +33,7 @@ def train(composed: DictConfig) -> None:
     folder = find_run_folder(settings.run, config)
 
     # Only now do processes meet and devices get work.
-    if not is_finished(folder, parts):
+    if not is_finished(folder, parts, settings.trainer.patience):
         with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
             start_run(folder, composed, config, parts, info.world_size)
             with Supervision(folder.path, info, settings.trainer.timeout_seconds):

@@ -1,6 +1,8 @@
 """Writes checkpoints: in the step's order after validation and after the row, and always one at the end.
 
-A save copies the tensors to host memory and writes them beside the training. What the ranks say to each other then goes
+A save hands the tensors to a thread, which copies them to host memory and then writes the copy. The copy is made beside
+the next step's forward and backward, which only read them; the main thread waits for it just before anything changes
+them, which the optimizer tells (`CombinedOptimizer.before_change`). What the ranks say to each other about a write goes
 over a process group of its own: two threads that use one gloo group take each other's messages.
 """
 
@@ -26,11 +28,11 @@ from framework.callbacks.timings import Timings
 from framework.checkpoint.finite import check_finite
 from framework.checkpoint.retention import VALIDATION, Retention
 from framework.checkpoint.save import SaveError, write_checkpoint
-from framework.checkpoint.staging import Staging
+from framework.checkpoint.staging import Staging, work_so_far
 from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import checkpoint_tensors
-from framework.distributed.agreement import on_first_rank
-from framework.distributed.position import mark
+from framework.distributed.agreement import on_every_rank, on_first_rank
+from framework.distributed.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
@@ -42,9 +44,9 @@ class Checkpointing(pl.Callback):
     """Saves where the cadence says so, and where a stop was asked for. Stands after what logs and what asks for it.
 
     At most one checkpoint is being written: the next save waits for it first, and the last one, or that of a planned
-    leave, is waited for at once. How a write went is agreed by the ranks at its end and taken up where they wait for
-    it, so that all of them go on or fail at the same step. A run that is killed before a step's validation has no
-    checkpoint of that step: it does both again.
+    leave, is waited for at once. How a write went, its copy included, is agreed by the ranks at its end and taken up
+    where they wait for it, so that all of them go on or fail at the same step. A run that is killed before a step's
+    validation has no checkpoint of that step: it does both again.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class Checkpointing(pl.Callback):
             cadence: When a checkpoint is due.
             timings: Gets the seconds that training stood still, and those of whole saves.
             retention: Which checkpoints stay; the others are removed after a save.
-            background: Write beside the training, from a copy in host memory; else training stands still.
+            background: Copy to host memory and write beside the training; else training stands still.
             timeout_seconds: How long a rank waits for the others.
             console: Where to say that the disk refused; None: standard output.
         """
@@ -78,6 +80,7 @@ class Checkpointing(pl.Callback):
         self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._group: dist.ProcessGroup | None = None
+        self._copying: Future[dict[str, Tensor]] | None = None
         self._in_flight: tuple[int, Future[str | None]] | None = None
         self._validated_step: int | None = None
 
@@ -89,9 +92,18 @@ class Checkpointing(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Takes the host memory of the copies now: too little of it shows here, and the first save is no slower."""
-        if self._staging is not None and trainer.global_step < self.cadence.max_steps:
-            self._staging.copy(checkpoint_tensors(pl_module.model, pl_module.optimizer))
+        """Takes the host memory of the copies now: too little of it shows here, and the first save is no slower.
+
+        Collective: all ranks must call.
+
+        Raises:
+            CheckpointError: There is too little of it, on any rank; on all ranks.
+        """
+        staging = self._staging
+        if staging is not None and trainer.global_step < self.cadence.max_steps:
+            pl_module.optimizer.before_change = self.wait_for_copy
+            tensors = checkpoint_tensors(pl_module.model, pl_module.optimizer)
+            on_every_rank(lambda: staging.copy(tensors), self._group)
 
     @override
     def on_train_batch_end(
@@ -139,7 +151,7 @@ class Checkpointing(pl.Callback):
         """
         self.wait(trainer)
         logger.info("checkpoint begins")
-        mark("copies a checkpoint")
+        mark("hands a checkpoint over")
         extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
         if pl_module.loss_scale is not None:
             extra["loss_scale"] = pl_module.loss_scale.state_dict()
@@ -148,12 +160,29 @@ class Checkpointing(pl.Callback):
             extra[VALIDATION] = {name: value for name, value in metrics if math.isfinite(value)}
         tensors = checkpoint_tensors(pl_module.model, pl_module.optimizer)
         self.timings.begin("checkpoint")
+        source: dict[str, Tensor] | Future[dict[str, Tensor]] = tensors
         if self._staging is not None and not waits:
-            tensors = self._staging.copy(tensors)
+            source = self._copying = self._writer.submit(self._staging.copy, tensors, work_so_far(tensors))
         step = trainer.global_step
-        self._in_flight = step, self._writer.submit(self._write, step, tensors, copy.deepcopy(extra))
+        # There is one thread: the write begins when the copy has come to its end.
+        self._in_flight = step, self._writer.submit(self._write, step, source, copy.deepcopy(extra))
         if waits or self._staging is None:
             self.wait(trainer)
+
+    def wait_for_copy(self) -> None:
+        """Waits until the tensors of the last save are copied; how that went is a matter of the write.
+
+        It is the host that waits, not a stream of the GPU: this does for tensors of any device, and before an update it
+        costs a GPU nothing, as its queue is empty there: the host has just read whether the step is finite.
+        """
+        if self._copying is None:
+            return
+        before = POSITION.point
+        mark("waits for a checkpoint to be copied")  # on all ranks, whether it still has to wait or not
+        with self.timings.interruption("checkpoint_stall"):
+            wait([self._copying])
+        self._copying = None
+        mark(before)
 
     def wait(self, trainer: pl.Trainer) -> None:
         """Waits for the checkpoint that is being written, if one is. Collective: all ranks must call.
@@ -168,7 +197,7 @@ class Checkpointing(pl.Callback):
             return
         mark("waits for a checkpoint to be written")
         step, write = self._in_flight
-        self._in_flight = None
+        self._in_flight = self._copying = None
         try:
             remark = write.result()
         except SaveError as error:
@@ -185,7 +214,9 @@ class Checkpointing(pl.Callback):
             self.save(trainer, pl_module, waits=step == self.cadence.max_steps or trainer.should_stop)
             self.timings.lap("checkpoint_stall")
 
-    def _write(self, step: int, tensors: dict[str, Tensor], extra: dict[str, Any]) -> str | None:
+    def _write(
+        self, step: int, source: dict[str, Tensor] | Future[dict[str, Tensor]], extra: dict[str, Any]
+    ) -> str | None:
         """Runs in the writer's thread; returns what is to be said. Collective: all ranks must call."""
         remarks: list[str] = []
 
@@ -196,6 +227,7 @@ class Checkpointing(pl.Callback):
                 remarks.append(f"An old checkpoint could not be removed ({error}); the next save tries it again.")
 
         try:
+            tensors = on_every_rank(source.result, self._group) if isinstance(source, Future) else source
             check_finite(tensors, self._group)
             write_checkpoint(self.folder, step, tensors, extra, self._group)
             on_first_rank(prune, self._group)

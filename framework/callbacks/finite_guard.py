@@ -156,11 +156,12 @@ class FiniteGuard(pl.Callback):
         Returns:
             The first step that counts as skipped, and what to tell.
         """
-        self.checkpointing.wait(trainer)  # else it would be chance whether the newest counts
+        timings = self.run_log.throughput.timings
+        with timings.interruption("checkpoint_stall"):
+            self.checkpointing.wait(trainer)  # else it would be chance whether the newest counts
         newest = gather(self._newest_regular())[0]  # what rank 0 sees
         if newest is None:
             return step, "this update is skipped, as there is no checkpoint to roll back to yet"
-        timings = self.run_log.throughput.timings
         timings.lap("train")
         loaded = load_whole(newest, self.checkpointing.folder, pl_module, "sizes", True, self.console)
         timings.lap("checkpoint")

@@ -89,7 +89,7 @@ class ProgressLine(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Shows the new validation metric; a log file gets a line for it at once."""
         self._update_bar(trainer, self.description)
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < trainer.max_steps and not trainer.should_stop:
             self._print_plain(trainer)
 
     @override
@@ -106,7 +106,8 @@ class ProgressLine(pl.Callback):
     def _text(self, trainer: pl.Trainer) -> str:
         latest = self.run_log.latest
         parts = shown_values(latest, ["train/loss", "perf/tokens_per_second"])
-        parts += [self._time_left(trainer.global_step, trainer.max_steps), *shown_values(latest, [self.val_key])]
+        last_step = trainer.global_step if trainer.should_stop else trainer.max_steps
+        parts += [self._time_left(trainer.global_step, last_step), *shown_values(latest, [self.val_key])]
         return ", ".join(parts)
 
     def _update_bar(self, trainer: pl.Trainer, description: str) -> None:

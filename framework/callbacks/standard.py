@@ -8,6 +8,7 @@ from lightning.pytorch.loggers import Logger
 
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
+from framework.callbacks.early_stopping import EarlyStopping, Patience
 from framework.callbacks.final_validation import FinalValidation
 from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
 from framework.callbacks.pictures import Pictures
@@ -43,10 +44,9 @@ def standard_callbacks(
     checkpoint_async: bool = True,
     non_finite: NonFinite = STOP,
     checkpoints: Location | None = None,
+    patience: Patience | None = None,
 ) -> list[pl.Callback]:
-    """Builds the callbacks of one run.
-
-    Within a step they make: guard, update, measure, log, validate, log, agree, save, show.
+    """Builds the callbacks of one run. In a step they guard, update, measure, log, validate, log, agree, save, show.
 
     Args:
         run_folder: Gets metrics.jsonl, perf.jsonl, summary.json, checkpoints/ and plots/.
@@ -63,15 +63,16 @@ def standard_callbacks(
         checkpoint_async: Write checkpoints beside the training.
         non_finite: What is done at a step whose loss or gradient is not finite.
         checkpoints: Where they are kept; None: in the run folder.
+        patience: How long the run goes on without getting better; None: to its last step.
     """
     timings = Timings()
     throughput = Throughput(timings, flops_per_token, peak_flops)
     run_log = RunLog(run_folder, cadence, throughput, loggers)
-    checkpointing = Checkpointing(
-        checkpoints or run_folder / CHECKPOINTS, cadence, timings, retention, checkpoint_async, timeout_seconds
-    )
+    folder = checkpoints or run_folder / CHECKPOINTS
+    checkpointing = Checkpointing(folder, cadence, timings, retention, checkpoint_async, timeout_seconds)
     guard = FiniteGuard(non_finite, checkpointing, run_log)
     preemption = Preemption(cadence, timings, max_time, timeout_seconds)
+    early_stopping = EarlyStopping(patience, task.best_metric, task.best_mode)
     return [
         *([resume] if resume is not None else []),
         guard,
@@ -79,10 +80,11 @@ def standard_callbacks(
         run_log,
         *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),
+        early_stopping,
         preemption,
         checkpointing,
         ProgressLine(run_log, run_folder.name, task.best_metric),
-        Summary(run_folder, run_log, preemption, guard, task.best_metric, task.best_mode),
+        Summary(run_folder, run_log, preemption, early_stopping, guard, task.best_metric, task.best_mode),
         Pictures(run_folder),
         RankLines(run_log, cadence),
     ]

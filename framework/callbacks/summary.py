@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from typing_extensions import override
 
+from framework.callbacks.early_stopping import EarlyStopping
 from framework.callbacks.finite_guard import FiniteGuard
 from framework.callbacks.preemption import Preemption
 from framework.callbacks.rank_lines import failure_text
@@ -30,6 +31,7 @@ class Summary(pl.Callback):
         run_folder: Path,
         run_log: RunLog,
         preemption: Preemption,
+        early_stopping: EarlyStopping,
         guard: FiniteGuard,
         best_metric: str,
         best_mode: str,
@@ -41,6 +43,7 @@ class Summary(pl.Callback):
             run_folder: Holds metrics.jsonl; gets summary.json.
             run_log: Its throughput gives seconds and tokens a second.
             preemption: Knows why the run left before its last step, if it did.
+            early_stopping: Knows why the run was at its end before its last step, if it was.
             guard: Knows how many steps were skipped.
             best_metric: Validation metric without the `val/` prefix.
             best_mode: "min" or "max".
@@ -49,6 +52,7 @@ class Summary(pl.Callback):
         self.run_folder = run_folder
         self.run_log = run_log
         self.preemption = preemption
+        self.early_stopping = early_stopping
         self.guard = guard
         self.best_key = f"val/{best_metric}"
         self.best_mode = best_mode
@@ -56,12 +60,14 @@ class Summary(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes `finished`, or `preempted` or `stopped` where the last step was not reached.
+        """Writes `finished`, also of a run that stopped early, or `preempted` or `stopped` before the last step.
 
         Not at the end of training: a run that was killed after its last checkpoint has no step left to train.
         """
         if trainer.global_step >= trainer.max_steps:
             self._write(trainer, pl_module, "finished", None)
+        elif self.early_stopping.why is not None:
+            self._write(trainer, pl_module, "finished", self.early_stopping.why)
         elif self.preemption.why is not None:
             self._write(trainer, pl_module, "preempted", self.preemption.why)
         else:

@@ -1,17 +1,20 @@
 """A lap timer shared by the callbacks that know what the time went to and the one that reports it."""
 
+import contextlib
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 
 
 class Timings:
     """Seconds by name since the last `take`: laps, where every moment belongs to one name, and spans beside them.
 
-    A span is what goes on while laps are counted; it may end in another thread than the main one.
+    A span is what goes on while laps are counted; it may end in another thread than the main one. An interruption is
+    taken out of the lap into which it falls.
 
     Attributes:
-        longest: The longest lap or span of each name since `restart`; 0 where there was none.
+        longest: The longest lap, span or interruption of each name since `restart`; 0 where there was none.
     """
 
     def __init__(self) -> None:
@@ -32,6 +35,17 @@ class Timings:
         now = time.perf_counter()
         self._add(name, now - self._last)
         self._last = now
+
+    @contextlib.contextmanager
+    def interruption(self, name: str) -> Iterator[None]:
+        """Gives the time of the block to a name; the lap into which it falls goes on after it, without that time."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - began
+            self._add(name, seconds)
+            self._last += seconds
 
     def begin(self, name: str) -> None:
         """Begins a span."""

@@ -2,7 +2,8 @@
 
 What no class of transformers can hold goes beside them: `cloze.json` has the exact config and what is needed to read
 predictions, `cloze_heads.safetensors` the tensors of heads without a class (next-sentence prediction outside BERT, mean
-pooling in BERT and RoBERTa). `framework.models.pretrained` reads such a folder back without loss.
+pooling in BERT and RoBERTa, heads of tasks from elsewhere). `framework.models.pretrained` reads such a folder back
+without loss.
 """
 
 import json
@@ -13,14 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.checkpoint.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
+from framework.checkpoint.sentence_transformers import MODULES_FILE, sentence_transformers_files
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT
-from framework.models.published.family import SEQUENCE_CLASSIFICATION, Family, PublishedClass
+from framework.models.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.models.published.files import (
     CONFIG_FILE,
     SIDE_CONFIG_FILE,
@@ -28,6 +32,7 @@ from framework.models.published.files import (
     WEIGHTS_FILE,
     tokenizer_folder,
 )
+from framework.models.published.kinds import EMBEDDING
 from framework.models.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -40,6 +45,7 @@ def export_huggingface(
     head_kind: str,
     tokenizer_dir: Path,
     side: Mapping[str, Any],
+    facts: RunFacts | None = None,
 ) -> None:
     """Writes the folder, under another name first, so that it is whole or not there.
 
@@ -47,9 +53,11 @@ def export_huggingface(
         folder: To be written; it may exist if it is an earlier export, which is then replaced.
         config: Of the encoder.
         state_dict: Full CPU tensors of a TaskModel ("encoder.*", "head.*").
-        head_kind: "pretraining" or "sequence_classification".
+        head_kind: `Task.head_kind`; one that no class of transformers is for gives the base class.
         tokenizer_dir: Its tokenizer files are copied.
-        side: Of the task; `labels` (names in the order of scores) and `pooling` are read here, all of it is kept.
+        side: Of the task; `labels` (names in the order of scores), `pooling` and `problem` are read here, all of it is
+            kept.
+        facts: Of the run, for README.md; None: there is no README.md.
 
     Raises:
         CheckpointError: No class of transformers has such an encoder, the tokenizer is missing or does not fit, or the
@@ -61,14 +69,10 @@ def export_huggingface(
     published_config = family.write_config(config)
     tokenizer = _load_tokenizer(Path(tokenizer_dir), config)
     encoder = _part(state_dict, "encoder.")
-    heads = {name: tensor for name, tensor in _part(state_dict, "head.").items() if name != _TIED_NAME}
-    published_class = family.export_class(config, head_kind, heads.keys(), str(side.get("pooling", "cls")))
-    published_config |= {"architectures": [published_class.name], "tie_word_embeddings": True}
-    published_config |= _special_token_config(family, tokenizer) | dict(published_class.config)
-    if head_kind == SEQUENCE_CLASSIFICATION:
-        published_config |= _label_config(side, heads["classifier.weight"].shape[0])
-    in_class = {name for rule in (*published_class.base_rules, *published_class.head_rules) for name in rule.ours}
-    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - in_class)}
+    heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
+    published_class = family.export_class(config, head_kind, heads.keys(), _pooling(side))
+    published_config |= _special_token_config(family, tokenizer) | _head_config(family, published_class, side, heads)
+    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published_class.names)}
     side_config = {
         "format": FORMAT,
         "head": head_kind,
@@ -77,14 +81,50 @@ def export_huggingface(
         "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
     weights = {
-        WEIGHTS_FILE: _published_tensors(family, published_class, config, encoder, heads),
+        WEIGHTS_FILE: _published_tensors(family, published_class, config, _part(state_dict, "encoder."), heads),
         SIDE_WEIGHTS_FILE: without_class,
     }
-    _write(folder, {CONFIG_FILE: published_config, SIDE_CONFIG_FILE: side_config}, weights, tokenizer)
+    files: dict[str, Any] = {CONFIG_FILE: published_config, SIDE_CONFIG_FILE: side_config}
+    if head_kind == EMBEDDING.name and not heads:
+        files |= sentence_transformers_files(config, side)
+    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
+    if facts is not None:
+        kind = EMBEDDING if MODULES_FILE in files else published_class.kind
+        class_name = family.class_prefix + published_class.suffix
+        exported = ExportedModel(config, class_name, head_kind, kind, list(without_class), side.get("labels") or ())
+        texts[CARD_FILE] = model_card(exported, facts)
+    _write(folder, texts, weights, tokenizer)
+
+
+def _pooling(side: Mapping[str, Any]) -> str:
+    return str(side.get("pooling", "cls"))
+
+
+def _head_config(
+    family: Family, published_class: PublishedClass, side: Mapping[str, Any], heads: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What config.json says of the class and of its head."""
+    config: dict[str, Any] = {
+        "architectures": [family.class_prefix + published_class.suffix],
+        "tie_word_embeddings": True,
+    }
+    if published_class.kind is not None:
+        config |= published_class.kind.write(side, heads)
+    if published_class.pooling_key is not None:
+        config[published_class.pooling_key] = _pooling(side)
+    return config
 
 
 def _part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
+def _untied(heads: dict[str, Tensor], word_embeddings: Tensor) -> dict[str, Tensor]:
+    """Without the decoder over words where it is the word embeddings."""
+    decoder = heads.get(_TIED_NAME)
+    if decoder is None or not torch.equal(decoder, word_embeddings):
+        return heads
+    return {name: tensor for name, tensor in heads.items() if name != _TIED_NAME}
 
 
 def _published_tensors(
@@ -96,22 +136,10 @@ def _published_tensors(
 ) -> dict[str, Tensor]:
     base = to_theirs(family.encoder_rules(config), encoder, config.num_heads)
     base |= to_theirs(published_class.base_rules, heads, config.num_heads)
-    prefix = "" if published_class.name == family.base_class else family.prefix
+    prefix = "" if published_class.suffix == BASE_SUFFIX else family.prefix
     tensors = {prefix + name: tensor for name, tensor in base.items()}
     tensors |= to_theirs(published_class.head_rules, heads, config.num_heads)
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _label_config(side: Mapping[str, Any], num_labels: int) -> dict[str, Any]:
-    labels = [str(label) for label in side.get("labels") or (f"LABEL_{index}" for index in range(num_labels))]
-    if len(labels) != num_labels:
-        raise CheckpointError(
-            f"The labels {labels} are not {num_labels}, the number of scores; export with the task's own labels."
-        )
-    return {
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
-    }
 
 
 def _check_target(folder: Path) -> None:
@@ -138,7 +166,7 @@ def _special_token_config(family: Family, tokenizer: Tokenizer) -> dict[str, int
 
 def _write(
     folder: Path,
-    configs: Mapping[str, Mapping[str, Any]],
+    texts: Mapping[str, str],
     weights: Mapping[str, dict[str, Tensor]],
     tokenizer: Tokenizer,
 ) -> None:
@@ -147,8 +175,8 @@ def _write(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        for name, content in configs.items():
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        for name, text in texts.items():
+            (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_text(text, encoding="utf-8")
         for name, tensors in weights.items():
             if tensors:

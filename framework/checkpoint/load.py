@@ -118,6 +118,7 @@ def load_checkpoint(
     state, index = on_every_rank(lambda: (read_state(folder), read_index(folder)))
     tensors = checkpoint_tensors(model, optimizer)
     check_index(folder, index, tensors)
+    optimizer.before_change()
     _load(folder, tensors, no_dist=not dist.is_initialized())
     return state
 

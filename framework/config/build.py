@@ -1,5 +1,6 @@
 """From checked settings to the objects of a run. Reads files, touches no device."""
 
+import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,13 +10,17 @@ import torch
 
 from framework.config.checks import (
     check_compile,
+    check_compiled_items,
+    check_early_stopping,
     check_enough_sequences,
+    check_regularization,
     check_sequence_lengths,
     check_settings,
+    check_task_is_split,
     check_tensor_parallel,
     check_vocabulary,
 )
-from framework.config.nodes import check_arguments
+from framework.config.nodes import Component, check_arguments
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.weights import find_weights, starting_values
 from framework.data.batch_size import sequences_of, steps_until
@@ -25,8 +30,11 @@ from framework.distributed.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.models.freezing import freeze, freeze_others
 from framework.models.pretrained import PretrainedWeights, match_parameters
+from framework.models.starting_head import fit_head
 from framework.modules.encoder_module import EncoderModule
+from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.tasks.task import Task, TaskModel
 
@@ -68,7 +76,7 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two values cannot go together.
     """
-    settings = TrainConfig(**check_arguments("", config, TrainConfig))
+    settings = TrainConfig(**check_arguments("", {**config, "adapter": config.get("adapter") or None}, TrainConfig))
     check_settings(settings, world_size)
     return settings
 
@@ -87,13 +95,19 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     config = build_encoder_config(settings, tokenizer, weights)
     check_vocabulary(tokenizer, config)
     shape = settings.strategy.shape(world_size)
-    check_tensor_parallel(config, shape.tensor)
     task: Task = settings.task.build()
-    sources = task.build_sources(settings.data.build(), tokenizer, settings.seed)
+    check_tensor_parallel(config, shape.tensor)
+    check_task_is_split(task, shape.tensor)
+    sources = task.build_sources(build_data_component(task, settings.data), tokenizer, settings.seed)
+    check_compiled_items(settings, sources)
     check_sequence_lengths(sources, config)
     check_enough_sequences(sources, shape.data_parallel_size)
-    model = build_model(task, config)
+    check_early_stopping(settings.trainer, sources)
+    model = build_model(task, config, settings.adapter)
+    check_regularization(settings.regularization.build(), task, model)
+    freeze(model, settings.trainer.freeze, "trainer.freeze")
     if weights is not None:
+        weights = fit_head(weights, task.head_kind, task.side_config())
         match_parameters(model, weights)
     size = resolve_global_batch_size(settings.trainer, sources["train"])
     num_sequences = len(sources["train"])
@@ -109,6 +123,22 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         max_steps=run_length(settings.trainer, size, num_sequences, task.wraps_epochs),
         validate_every_n_steps=every if "validation" in sources else None,
     )
+
+
+def build_data_component(task: Task, data: Component) -> Any:
+    """The data of a config, which must be of the kind that the task reads.
+
+    Raises:
+        ConfigError: It is of another kind.
+    """
+    built = data.build()
+    wanted = typing.get_type_hints(type(task).build_sources).get("data", Any)
+    if wanted is not Any and isinstance(wanted, type) and not isinstance(built, wanted):
+        raise ConfigError(
+            f"{type(task).__name__} reads {wanted.__name__}, but `data` is {type(built).__name__}; choose other `data` "
+            "or another `task`."
+        )
+    return built
 
 
 def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:
@@ -159,11 +189,19 @@ def build_encoder_config(
     return settings.model.build(**supplied)
 
 
-def build_model(task: Task, config: EncoderConfig) -> TaskModel:
-    """Encoder and head on the meta device: shapes and no memory."""
+def build_model(task: Task, config: EncoderConfig, adapter: LoraSettings | None = None) -> TaskModel:
+    """Encoder and head on the meta device: shapes and no memory. With an adapter all but what it trains is frozen.
+
+    Raises:
+        ConfigError: The adapter asks for what the model has not.
+    """
     with torch.device("meta"):
         encoder = TransformerEncoder(config)
-        return TaskModel(encoder, task.build_head(encoder, config))
+        model = TaskModel(encoder, task.build_head(encoder, config))
+        if adapter is not None:
+            apply_lora(encoder.layers, config.num_heads, adapter)
+            freeze_others(model, (*LORA_PARAMETERS, *adapter.train_also), "adapter.train_also")
+    return model
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
@@ -199,4 +237,5 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         activation_checkpointing=settings.strategy.activation_checkpointing,
         sharding=settings.strategy,
         compile_backend=settings.strategy.compile,
+        regularization=settings.regularization.build(),
     )

@@ -6,12 +6,16 @@ from pathlib import Path
 import torch
 
 from framework.checkpoint.storage import location
-from framework.config.schema import TrainConfig
+from framework.config.schema import TrainConfig, TrainerConfig
 from framework.data.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
+from framework.modules.passes.one_pass import OnePass
+from framework.modules.passes.regularization import Regularization
+from framework.tasks.step_level import StepLevelTask
+from framework.tasks.task import Task, TaskModel
 
 
 def check_settings(settings: TrainConfig, world_size: int) -> None:
@@ -27,6 +31,8 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
             f"precision={settings.precision.name} runs under strategy={' or strategy='.join(strategies)}, but "
             f"strategy={settings.strategy.name} is asked for; use precision=bf16."
         )
+    if settings.adapter is not None:
+        _check_adapter(settings)
     arguments = dict(settings.model.arguments)
     if {
         "family",
@@ -51,6 +57,23 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
         )
 
 
+def _check_adapter(settings: TrainConfig) -> None:
+    if settings.init_from is None:
+        raise ConfigError(
+            "`adapter` trains updates of frozen weights, but `init_from` is null, so these would stay random; give the "
+            "weights to start from, or use adapter=none."
+        )
+    if settings.strategy.name in ("tp", "fsdp2_tp"):
+        raise ConfigError(
+            f"`adapter` has updates that cannot be split over ranks, but strategy={settings.strategy.name} splits "
+            "each map; use strategy=fsdp2, or adapter=none."
+        )
+    if settings.precision.name == "float8":
+        raise ConfigError(
+            "`adapter` has maps that precision=float8 does not know; use precision=bf16, or adapter=none."
+        )
+
+
 def check_compile(settings: TrainConfig, precision: Precision, device_type: str) -> None:
     """Compiled layers need attention whose code does not depend on the lengths of sequences: that of CUDA in bf16.
 
@@ -62,6 +85,20 @@ def check_compile(settings: TrainConfig, precision: Precision, device_type: str)
             f"`strategy.compile` is {settings.strategy.compile}, but here the device is {device_type} and the "
             f"precision {precision.name}, and layers can be compiled on CUDA in bf16 only, whose attention does not "
             "depend on each sequence's length; set `strategy.compile` to none."
+        )
+
+
+def check_compiled_items(settings: TrainConfig, sources: Mapping[str, SequenceSource]) -> None:
+    """Fixed shapes have room for a number of items, each of one sequence.
+
+    Raises:
+        ConfigError: Layers are to be compiled, and an item of the training data holds several sequences.
+    """
+    train = sources["train"]
+    if settings.strategy.compile != "none" and isinstance(train, GroupedSequences) and train.group_size > 1:
+        raise ConfigError(
+            f"`strategy.compile` is {settings.strategy.compile}, but items of this task hold up to {train.group_size} "
+            "sequences, and fixed shapes are for items of one; set `strategy.compile` to none."
         )
 
 
@@ -128,6 +165,33 @@ def check_tensor_parallel(config: EncoderConfig, size: int) -> None:
             )
 
 
+def check_regularization(regularization: Regularization, task: Task, model: TaskModel) -> None:
+    """Further passes are made over one micro-batch, whose loss must be its own.
+
+    Raises:
+        ConfigError: The task's loss needs the whole step, or the regularization cannot do anything for task and model.
+    """
+    if isinstance(task, StepLevelTask) and not isinstance(regularization, OnePass):
+        raise ConfigError(
+            f"the loss of {type(task).__name__} needs all sequences of a step at once, but regularization="
+            f"{type(regularization).__name__} makes its passes over one micro-batch; choose regularization=none."
+        )
+    regularization.check(task, model)
+
+
+def check_task_is_split(task: Task, size: int) -> None:
+    """Tensor parallel must know the parts of the task's head.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if size > 1 and not task.allows_tensor_parallel:
+        raise ConfigError(
+            f"{type(task).__name__} has a decoder, which {size} ranks cannot share; choose strategy=ddp, fsdp2 or hsdp "
+            "instead of tp or fsdp2_tp."
+        )
+
+
 def check_enough_sequences(sources: Mapping[str, SequenceSource], num_ranks: int) -> None:
     """Every rank that reads data of its own needs a training sequence.
 
@@ -138,4 +202,17 @@ def check_enough_sequences(sources: Mapping[str, SequenceSource], num_ranks: int
     if count < num_ranks:
         raise ConfigError(
             f"there are {count} training sequences for {num_ranks} ranks; start fewer processes, or give more data."
+        )
+
+
+def check_early_stopping(trainer: TrainerConfig, sources: Mapping[str, SequenceSource]) -> None:
+    """What ends a run when its validation gets no better needs a validation.
+
+    Raises:
+        ConfigError: There is no validation split.
+    """
+    if trainer.early_stopping_patience is not None and "validation" not in sources:
+        raise ConfigError(
+            f"`trainer.early_stopping_patience` is {trainer.early_stopping_patience}, but the data has no validation "
+            f"split, only {', '.join(sources)}; give one, or set it to null."
         )

@@ -4,7 +4,7 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from framework.checkpoint.load import Weights
@@ -109,7 +109,8 @@ class PredictConfig(TrainedConfig):
     Attributes:
         input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
-        columns: {field of the task: column, in JSONL key}, where a column has another name than the field.
+        columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
+            nowhere.
         keep_columns: Columns that are copied into the output.
         output: A JSONL file; null: standard output.
         micro_batch_tokens: Most tokens of a forward pass.
@@ -118,7 +119,7 @@ class PredictConfig(TrainedConfig):
     precision: PrecisionConfig
     input: str | None = None
     text: str | Sequence[str] | None = None
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
     output: str | None = None
     micro_batch_tokens: int = 8192
@@ -137,7 +138,17 @@ class ExportConfig(TrainedConfig):
     """Everything that `framework.export` takes, beside what `TrainedConfig` says.
 
     Attributes:
-        output: The folder that is written; null: `export` in the run folder.
+        output: The folder that is written; null: `export` in the run folder, or `adapter` where that is separate.
+        lora: Of a run with an adapter: "merge" adds its updates to the weights and writes the whole model;
+            "separate" writes the updates alone, for peft.
+        onnx: Write `onnx/model.onnx` too, and compare it with the class of transformers; needs the extra `onnx`.
     """
 
     output: str | None = None
+    lora: Literal["merge", "separate"] = "merge"
+    onnx: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.onnx and self.lora == "separate":
+            raise ConfigError("`onnx` is true and `lora` is separate, but ONNX holds whole models; use lora=merge.")

@@ -11,7 +11,9 @@ IDENTITY_KEYS = (
     "tokenizer",
     "data",
     "task",
+    "adapter",
     "optimizer",
+    "regularization",
     "schedule",
     "seed",
     "init_from",
@@ -23,6 +25,7 @@ IDENTITY_KEYS = (
     "trainer.batch_warmup_steps",
     "trainer.gradient_clip",
     "trainer.ema_decay",
+    "trainer.freeze",
 )
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Free to grow, not to shrink: the steps that were done stay done."""
@@ -41,11 +44,14 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity keys of a resolved config with their values, by dotted key."""
+    """The identity keys of a resolved config with their values, by dotted key.
+
+    Empty lists and groups are left out: a run of an earlier version, which did not know the key, is the same run.
+    """
     return {
         name: value
         for name, value in flatten(config).items()
-        if any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
+        if value not in ([], {}) and any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
     }
 
 

@@ -48,6 +48,14 @@ def code_commit() -> str:
         return f"cloze {_package_version()}, commit unknown"
 
 
+def code_fingerprint(package: Path) -> str:
+    """Hash of the Python files of a package: the same code on every host, with or without git there."""
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def _package_version() -> str:
     try:
         return importlib.metadata.version("cloze")
@@ -111,4 +119,4 @@ def facts_to_agree_on(config: Mapping[str, Any], fingerprints: Mapping[str, str]
         name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]
         for name, value in facts.items()
     }
-    return {**hashed, "commit": code_commit()}
+    return {**hashed, "code": code_fingerprint(Path(framework.__file__).resolve().parent)}

@@ -6,6 +6,7 @@ Each dataclass checks what it can see alone; rules between groups stand in check
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import NonFinite, OnNonFinite
 from framework.callbacks.time_limit import TimeLimit
 from framework.checkpoint.integrity import Verify
@@ -20,6 +21,7 @@ from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_sh
 from framework.distributed.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
+from framework.nn.lora import LoraSettings
 
 MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
@@ -86,7 +88,7 @@ class TrainerConfig:
         val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
         log_every_n_steps: Steps between logged rows.
         checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
-        checkpoint_async: Write checkpoints beside the training, from a copy in host memory; false: training stands
+        checkpoint_async: Copy them to host memory and write them beside the training; false: training stands
             still, and no copy is held.
         keep_last: Newest checkpoints that are kept.
         keep_every_n_steps: Checkpoints at multiples of it are kept forever; null: none are.
@@ -105,6 +107,10 @@ class TrainerConfig:
             checkpoint at a multiple of `checkpoint_every_n_steps`.
         max_non_finite_steps: Such steps that the whole run may meet before it ends, where it does not stop at the
             first.
+        freeze: Shell patterns of names of parameters that are not trained.
+        early_stopping_patience: Validations in a row that the task's best metric may fail to improve, after which the
+            run ends, finished; null: it runs to its last step.
+        early_stopping_min_delta: By how much more than this the metric must get better for an improvement.
     """
 
     max_steps: int | None
@@ -128,6 +134,9 @@ class TrainerConfig:
     max_time: str | int | None = None
     on_non_finite: OnNonFinite = "stop"
     max_non_finite_steps: int = 10
+    freeze: tuple[str, ...] = ()
+    early_stopping_patience: int | None = None
+    early_stopping_min_delta: float = 0.0
 
     @property
     def time_limit(self) -> TimeLimit | None:
@@ -147,6 +156,13 @@ class TrainerConfig:
     def non_finite(self) -> NonFinite:
         """What is done at a step that is not finite."""
         return NonFinite(self.on_non_finite, self.max_non_finite_steps)
+
+    @property
+    def patience(self) -> Patience | None:
+        """When the run ends before its last step; None: never."""
+        if self.early_stopping_patience is None:
+            return None
+        return Patience(self.early_stopping_patience, self.early_stopping_min_delta)
 
     @property
     def batch_warmup(self) -> BatchWarmup | None:
@@ -192,6 +208,8 @@ class TrainerConfig:
         at_least("trainer", self, 1, "log_every_n_steps")
         at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best", "max_non_finite_steps")
+        at_least("trainer", self, 1, "early_stopping_patience")
+        at_least("trainer", self, 0, "early_stopping_min_delta")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
                 f"`trainer.ema_decay` is {self.ema_decay}, but it must lie between 0 and 1; 0.999 is usual, null "
@@ -308,6 +326,7 @@ class TrainConfig:
             or hub name; null: fresh weights from the seed.
         init_weights: Which weights of the run in `init_from`: as `TrainedConfig.weights`.
         init_average_last: Over how many of its checkpoints the mean is taken: as `TrainedConfig.average_last`.
+        adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
     """
 
     run: RunConfig
@@ -321,10 +340,12 @@ class TrainConfig:
     task: Component
     data: Component
     optimizer: Component
+    regularization: Component
     schedule: Component = field(metadata={"supplied": ("max_steps",)})
     model: Component = field(metadata=MODEL_METADATA)
     init_weights: Weights = "auto"
     init_average_last: int = 1
+    adapter: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         check_average_last("init_average_last", self.init_average_last)

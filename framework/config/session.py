@@ -1,6 +1,5 @@
 """One start of a run: its folder, what is written there first, its Trainer."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,10 +12,12 @@ from omegaconf import DictConfig
 
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.early_stopping import Patience
 from framework.callbacks.peak_flops import peak_flops
 from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
-from framework.checkpoint.layout import step_of
+from framework.callbacks.weights_line import WeightsLine
+from framework.checkpoint.layout import DamagedError, read_state, step_of
 from framework.checkpoint.retention import Retention
 from framework.config.build import Parts
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
@@ -37,10 +38,10 @@ from framework.distributed.memory import CudaMemory
 from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
+from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
+from framework.tracking.summary_file import read_summary
 from framework.tracking.wandb import build_wandb_logger
-
-SUMMARY_FILE = "summary.json"
 
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
@@ -49,13 +50,25 @@ def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dic
     return resolved | {"model": vars(parts.config).copy(), "precision": config["precision"] | {"name": precision.name}}
 
 
-def is_finished(folder: RunFolder, parts: Parts) -> bool:
-    """True where the newest checkpoint of the run stands at its last step and its end was written down."""
-    file = folder.path / SUMMARY_FILE
-    if folder.checkpoint is None or step_of(folder.checkpoint) < parts.max_steps or not file.is_file():
+def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> bool:
+    """True where the newest checkpoint of the run stands at its last step and its end was written down.
+
+    Args:
+        folder: Of the run.
+        parts: Know the last step.
+        patience: Makes a step the last one where it is spent; with more of it the run goes on.
+    """
+    summary = read_summary(folder.path)
+    if folder.checkpoint is None or summary is None or summary["ended"] != "finished":
         return False
-    summary = json.loads(file.read_text(encoding="utf-8"))
-    return summary["ended"] == "finished" and summary["steps"] >= parts.max_steps
+    if min(step_of(folder.checkpoint), summary["steps"]) >= parts.max_steps:
+        return True
+    if patience is None or step_of(folder.checkpoint) < summary["steps"]:
+        return False
+    try:
+        return patience.is_spent(read_state(folder.checkpoint)["callbacks"])
+    except DamagedError:
+        return False  # an older checkpoint takes its place
 
 
 def start_run(
@@ -92,8 +105,9 @@ def start_run(
             shutil.rmtree(temporary, ignore_errors=True)
             parts.tokenizer.save(temporary)
             temporary.rename(tokenizer)
-        record = {**parts.task.side_config(), "config": config["task"]}
-        write_start(folder, masked(composed, config), provenance(fingerprints, world_size), record)
+        record = {**parts.task.side_config(), "config": config["task"], "head": parts.task.head_kind}
+        hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
+        write_start(folder, masked(composed, config), provenance(fingerprints, world_size) | hub, record)
 
     on_first_rank(write)
 
@@ -147,7 +161,7 @@ def build_run_trainer(
         ),
         resume=_resume(settings, folder),
         loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
-        flops_per_token=training_flops_per_token(parts.config, round(parts.sources["train"].mean_length)),
+        flops_per_token=_flops_per_token(parts),
         peak_flops=peak_flops(device_type, info.world_size),
         plan=plan,
         max_time=settings.trainer.time_limit,
@@ -155,7 +169,10 @@ def build_run_trainer(
         checkpoint_async=settings.trainer.checkpoint_async,
         non_finite=settings.trainer.non_finite,
         checkpoints=folder.checkpoints,
+        patience=settings.trainer.patience,
     )
+    if parts.weights is not None and folder.checkpoint is None:
+        callbacks.insert(0, WeightsLine(describe_start(parts.model, parts.weights)))
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
         callbacks.insert(0, AutoBudget(memory))
@@ -173,6 +190,13 @@ def build_run_trainer(
         cadence.validate_every_n_steps,
         callbacks,
     )
+
+
+def _flops_per_token(parts: Parts) -> float | None:
+    """None where a part of the model is frozen, as the formula counts a whole backward pass."""
+    if not all(parameter.requires_grad for parameter in parts.model.parameters()):
+        return None
+    return training_flops_per_token(parts.config, round(parts.sources["train"].mean_length))
 
 
 def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:

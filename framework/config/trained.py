@@ -39,6 +39,7 @@ class Trained:
         record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
         folder: The run folder; None for an export.
         data: The data it was trained on; None for an export.
+        step_size: Items of an optimizer step; None for an export, or where it is given in tokens.
     """
 
     weights: PretrainedWeights
@@ -47,6 +48,7 @@ class Trained:
     record: Mapping[str, Any]
     folder: Path | None
     data: Component | None
+    step_size: int | None
 
 
 def open_trained(settings: TrainedConfig) -> Trained:
@@ -70,9 +72,11 @@ def open_trained(settings: TrainedConfig) -> Trained:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
     task: Task = check_component("task", record["config"]).build()
     task.restore(record)
-    data = check_component("data", read_config(run[0])["data"]) if run is not None else None
+    config = read_config(run[0]) if run is not None else None
+    data = check_component("data", config["data"]) if config is not None else None
+    step_size = config["trainer"]["global_batch_size"] if config is not None else None
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir)
-    return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data)
+    return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data, step_size)
 
 
 def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:

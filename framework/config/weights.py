@@ -11,14 +11,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from framework.checkpoint.adapters import TrainedAdapter
 from framework.checkpoint.layout import CHECKPOINTS
-from framework.checkpoint.load import Weights, newest_whole, read_full_state
+from framework.checkpoint.load import Loaded, Weights, newest_whole, read_full_state
 from framework.checkpoint.storage import Location, location
 from framework.config.run_folder import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
     find_checkpoint,
     read_config,
+    read_task_record,
     saved_checkpoints_folder,
 )
 from framework.distributed.environment import process_info
@@ -26,6 +28,7 @@ from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.nn.initialization import initial_values
+from framework.nn.lora import LoraSettings, merge_lora
 from framework.tasks.task import TaskModel
 
 
@@ -51,6 +54,8 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
 def find_weights(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> PretrainedWeights:
     """Reads weights from a run (id or folder), a checkpoint, an export, a Hugging Face folder or hub name.
 
+    What a run trained as low-rank updates is added to its weights.
+
     Args:
         source: A run id below `runs`, or a path, or a name on the Hugging Face hub.
         runs: The folder that holds the run folders.
@@ -63,13 +68,12 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
     run = find_run(source, runs)
     if run is not None:
         folder, named = run
-        checkpoint, falls_back = find_checkpoint(named)
         config = EncoderConfig(**read_config(folder)["model"])
-        loaded = newest_whole(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
-        if loaded.remark is not None and process_info().rank == 0:
-            # Not to standard output, which may carry predictions.
-            sys.stderr.write(f"{source}: {loaded.remark}\n")
-        return weights_from_state(str(loaded.folder), config, loaded.state, tokenizer_dir=folder / TOKENIZER_FOLDER)
+        loaded = _read_run(source, named, weights, average_last)
+        adapter = read_adapter(folder)
+        state = loaded.state if adapter is None else merge_lora(loaded.state, config.num_heads, adapter)
+        record, tokenizer = read_task_record(folder), folder / TOKENIZER_FOLDER
+        return weights_from_state(str(loaded.folder), config, state, record.get("head"), record, tokenizer)
     if weights != "auto" or average_last != 1:
         raise CheckpointError(
             f"{source} is no run, so it has one set of weights and no choice among them ({weights}, mean of "
@@ -82,6 +86,39 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
     if source.startswith((".", "/", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{source} is not there; give a run id, a folder, or a name on the Hugging Face hub.")
     return load_pretrained(source)
+
+
+def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> TrainedAdapter:
+    """Reads the weights of a run and its updates beside them; arguments as of `find_weights`.
+
+    Raises:
+        CheckpointError: It is no run that trained updates, or it cannot be read.
+    """
+    run = find_run(source, runs)
+    adapter = read_adapter(run[0]) if run is not None else None
+    if run is None or adapter is None:
+        raise CheckpointError(
+            f"{source} is no run with an adapter, so there is none to be written; give a run that was trained with "
+            "adapter=lora, or use lora=merge."
+        )
+    state = _read_run(source, run[1], weights, average_last).state
+    base = read_config(run[0])["init_from"]
+    return TrainedAdapter(adapter, state, base if find_run(base, runs) is None else None)
+
+
+def read_adapter(folder: Path) -> LoraSettings | None:
+    """The settings of the updates that the run in a folder trains; None where it trains the weights themselves."""
+    settings = read_config(folder).get("adapter")
+    return LoraSettings(**settings) if settings else None
+
+
+def _read_run(source: str, named: Location, weights: Weights, average_last: int) -> Loaded[dict[str, Tensor]]:
+    checkpoint, falls_back = find_checkpoint(named)
+    loaded = newest_whole(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
+    if loaded.remark is not None and process_info().rank == 0:
+        # Not to standard output, which may carry predictions.
+        sys.stderr.write(f"{source}: {loaded.remark}\n")
+    return loaded
 
 
 def starting_values(

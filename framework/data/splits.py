@@ -83,6 +83,10 @@ class SplitFiles:
         if self.max_train_rows is not None and self.max_train_rows < 1:
             raise ConfigError(f"max_train_rows is {self.max_train_rows}, it must be at least 1.")
 
+    def group(self, record: R) -> tuple[str, ...]:
+        """What falls into one split as a whole: records of one identity, or of more that belong together."""
+        return record.identity
+
     def read_files(self, read: Callable[[Path], list[R]]) -> dict[str, list[R]]:
         """The records of each file that is named, `train` first."""
         given = {"train": self.train, "validation": self.validation, "test": self.test}
@@ -148,7 +152,7 @@ class SplitFiles:
         splits: dict[str, list[R]] = {"train": []}
         splits |= {split: [] for split, share in (("validation", validation), ("test", test)) if share > 0}
         for record in records:
-            draw = key(self.split_seed, "split", *record.identity) * _UNIT
+            draw = key(self.split_seed, "split", *self.group(record)) * _UNIT
             splits["test" if draw < test else "validation" if draw < test + validation else "train"].append(record)
         return splits
 

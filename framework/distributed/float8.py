@@ -45,7 +45,7 @@ def apply_float8(layers: Iterable[nn.Module], emulate: bool = False) -> None:
     Parameters stay the objects that they are. A map with a dimension that is no multiple of 16 stays as it is.
 
     Args:
-        layers: Of the encoder; embeddings, decoder and heads are not among them.
+        layers: Of encoder and decoder; embeddings and what gives scores are not among them.
         emulate: Compute by casts and fp32 products, on any device; for tests.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training

@@ -27,6 +27,8 @@ from framework.distributed.mesh import TENSOR, data_parallel_mesh
 from framework.distributed.precision import Precision
 from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.tensor_parallel import apply_tensor_parallel
+from framework.nn.decoder_layer import DecoderLayer
+from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm
 
 if TYPE_CHECKING:
@@ -52,23 +54,29 @@ def parallelize(
         mesh: Of `build_mesh`; None for a single process.
         strategy: One of `framework.distributed.mesh.STRATEGIES`.
         precision: Decides in which dtype parameters are gathered, and whether layers compute in float8.
-        activation_checkpointing: What the encoder's layers keep for the backward pass.
+        activation_checkpointing: What layers keep for the backward pass.
         sharding: When shards are gathered and where they lie; `ddp` takes no notice of it.
-        compile_backend: Who compiles the encoder's layers.
+        compile_backend: Who compiles the layers.
 
     Returns:
         The same model.
     """
+    layers = transformer_layers(model)
     if precision.name == "float8":
-        apply_float8(model.encoder.layers)
+        apply_float8(layers)
     if mesh is not None and TENSOR in (mesh.mesh_dim_names or ()):
         apply_tensor_parallel(model, mesh[TENSOR])
-    apply_activation_checkpointing(model.encoder.layers, activation_checkpointing)
-    apply_compile(model.encoder.layers, compile_backend)
+    apply_activation_checkpointing(layers, activation_checkpointing)
+    apply_compile(layers, compile_backend)
     data_parallel = data_parallel_mesh(mesh)
     if data_parallel is not None:
         _apply_data_parallel(model, data_parallel, strategy, precision, sharding, compile_backend != "none")
     return model
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of the encoder and of the head's decoder, where there is one, in the order in which they compute."""
+    return [module for module in model.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
 
 
 def _apply_data_parallel(
@@ -93,13 +101,14 @@ def _apply_data_parallel(
         else:
             fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
 
+    layers = transformer_layers(model)
     norms: list[nn.Module] = []
     if precision.norm_policy != precision.weight_policy:
-        compiled = set(model.encoder.layers.modules()) if has_compiled_layers else set()
+        compiled = {module for layer in layers for module in layer.modules()} if has_compiled_layers else set()
         norms = [module for module in model.modules() if isinstance(module, LayerNorm) and module not in compiled]
         # Norms are small: they stay gathered from forward to backward, for one collective a pass.
         wrap(norms, precision.norm_policy, False)
-    for layer in model.encoder.layers:
+    for layer in layers:
         policy = precision.norm_policy if has_compiled_layers else precision.weight_policy
         wrap(layer, policy, sharding.reshard_after_forward)
     wrap(model, precision.weight_policy, False)
@@ -110,7 +119,7 @@ def _apply_data_parallel(
 def _set_prefetch(model: nn.Module, norms: list[nn.Module], sharding: Sharding) -> None:
     """Says which groups are gathered ahead of which, where the config says so; else torch decides."""
     root: Any = model
-    layers: list[Any] = list(root.encoder.layers)
+    layers: list[Any] = transformer_layers(model)
     if (count := sharding.forward_prefetch) is not None:
         # The norms first: the one of the embeddings is needed before the first layer.
         root.set_modules_to_forward_prefetch([*norms[:1], *layers[:count]])

@@ -35,11 +35,14 @@ class Accuracy(Metric):
         return self.num_correct / self.num_targets.clamp(min=1)
 
 
-class MacroF1(Metric):
-    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that are neither label nor prediction are left out.
+class ConfusionMetric(Metric):
+    """What is computed from the confusion matrix.
 
     Args:
         num_labels: Number of classes.
+
+    Attributes:
+        matrix: (labels, labels) int64 counts over all ranks, true label first; known after `compute`.
     """
 
     full_state_update = False
@@ -49,6 +52,7 @@ class MacroF1(Metric):
     def __init__(self, num_labels: int) -> None:
         super().__init__()
         self.num_labels = num_labels
+        self.matrix = torch.zeros(num_labels, num_labels, dtype=torch.int64)
         self.add_state("confusion", torch.zeros(num_labels * num_labels, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -62,9 +66,35 @@ class MacroF1(Metric):
         self.confusion.scatter_add_(0, cells, (labels != IGNORE_INDEX).to(torch.int64))
 
     def compute(self) -> Tensor:
-        """Macro F1 in [0, 1]; 0 without targets."""
-        table = self.confusion.view(self.num_labels, self.num_labels)
-        true_positives = table.diagonal()
-        ends = table.sum(0) + table.sum(1)
-        scores = 2 * true_positives / ends.clamp(min=1)
+        """The value; 0 without targets."""
+        self.matrix = self.confusion.view(self.num_labels, self.num_labels).clone()
+        return self.value(self.matrix)
+
+    def value(self, matrix: Tensor) -> Tensor:
+        """From the whole confusion matrix, as `matrix`."""
+        raise NotImplementedError
+
+
+class MacroF1(ConfusionMetric):
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that are neither label nor prediction are left out."""
+
+    def value(self, matrix: Tensor) -> Tensor:
+        """Macro F1 in [0, 1]."""
+        ends = matrix.sum(0) + matrix.sum(1)
+        scores = 2 * matrix.diagonal() / ends.clamp(min=1)
         return scores.sum() / (ends > 0).sum().clamp(min=1)
+
+
+class Matthews(ConfusionMetric):
+    """Matthews' correlation for any number of classes: R_K of Gorodkin 2004 (Comput. Biol. Chem. 28, eq. 8).
+
+    With two classes it is Matthews' phi. It is 0 where all labels, or all predictions, are one class.
+    """
+
+    def value(self, matrix: Tensor) -> Tensor:
+        """Correlation in [-1, 1]."""
+        counts = matrix.double()
+        total, present, predicted = counts.sum(), counts.sum(1), counts.sum(0)
+        covariance = counts.trace() * total - present.dot(predicted)
+        spread = (total**2 - present.dot(present)) * (total**2 - predicted.dot(predicted))
+        return torch.where(spread > 0, covariance / spread.clamp(min=1.0).sqrt(), 0.0)

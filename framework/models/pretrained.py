@@ -12,7 +12,7 @@ from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.models.published.bert import BERT
-from framework.models.published.family import SEQUENCE_CLASSIFICATION, Family
+from framework.models.published.family import Family, PublishedClass
 from framework.models.published.files import (
     CONFIG_FILE,
     SIDE_CONFIG_FILE,
@@ -26,6 +26,7 @@ from framework.models.published.files import (
 from framework.models.published.modernbert import MODERNBERT
 from framework.models.published.roberta import ROBERTA
 from framework.models.published.rules import to_ours
+from framework.nn.lora import is_update
 
 FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT}
 FORMAT = 1
@@ -47,10 +48,12 @@ class PretrainedWeights:
         config: Of the encoder.
         encoder: Parameters of TransformerEncoder, every one of them.
         heads: Parameters of heads, as many as were found.
-        head_kind: "pretraining", "sequence_classification" or None where no whole head of ours was found.
-        side: What an export keeps beside the weights: for classification `labels` and `pooling`.
+        head_kind: `Task.head_kind` of the task that they were trained for; None where it is not known or there is no
+            whole head.
+        side: What an export keeps of the task: `labels`, `pooling`, `problem`, as far as the head has them.
         tokenizer_dir: Folder of the tokenizer, or None.
-        unused: Published tensors that have no place here.
+        unused: Tensors that have no place here, by their published names, and those of heads that were left out.
+        hub_name: Their name on the Hugging Face Hub, where they come from there.
     """
 
     source: str
@@ -61,6 +64,7 @@ class PretrainedWeights:
     side: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_dir: Path | None = None
     unused: tuple[str, ...] = ()
+    hub_name: str | None = None
 
 
 def load_pretrained(source: str) -> PretrainedWeights:
@@ -84,8 +88,8 @@ def load_pretrained(source: str) -> PretrainedWeights:
     side_config = read_json(folder / SIDE_CONFIG_FILE) if (folder / SIDE_CONFIG_FILE).is_file() else {}
     config = _read_config(folder, family, published, side_config)
     tensors = _canonical(read_tensors(folder), family)
-    class_name = str((published.get("architectures") or [""])[0])
-    encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(class_name)
+    published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
+    encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
     encoder = to_ours(encoder_rules, tensors, config.num_heads)
     _check_complete(str(source), config, encoder)
     heads = to_ours(head_rules, tensors, config.num_heads)
@@ -97,10 +101,11 @@ def load_pretrained(source: str) -> PretrainedWeights:
         config=config,
         encoder=encoder,
         heads=heads | {name: tensor.float() for name, tensor in side_heads.items()},
-        head_kind=side_config.get("head") or (SEQUENCE_CLASSIFICATION if "classifier.weight" in heads else None),
-        side=side_config.get("task") or _published_side(published, class_name),
+        head_kind=side_config.get("head") or _head_kind(published_class, heads),
+        side=side_config.get("task") or _published_side(published_class, published),
         tokenizer_dir=tokenizer_folder(folder),
         unused=tuple(sorted((tensors.keys() - used) | untied)),
+        hub_name=None if Path(source).expanduser().is_dir() else str(source),
     )
 
 
@@ -177,26 +182,36 @@ def _drop_untied(
     return untied
 
 
-def _published_side(published: Mapping[str, Any], class_name: str) -> dict[str, Any]:
-    if not class_name.endswith("ForSequenceClassification"):
+def _head_kind(published_class: PublishedClass | None, heads: Mapping[str, Tensor]) -> str | None:
+    if published_class is None or published_class.kind is None or not published_class.names <= heads.keys():
+        return None
+    return published_class.kind.name
+
+
+def _published_side(published_class: PublishedClass | None, published: Mapping[str, Any]) -> dict[str, Any]:
+    """What an export would have kept of the task, as far as config.json says it."""
+    if published_class is None or published_class.kind is None:
         return {}
-    id2label = published.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    labels = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
-    return {"labels": labels, "pooling": published.get("classifier_pooling", "cls")}
+    side = published_class.kind.read(published)
+    if published_class.poolings:
+        side["pooling"] = published.get(published_class.pooling_key or "", published_class.poolings[0])
+    return side
 
 
 def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict[str, Tensor], list[str]]:
     """Finds the full fp32 value of each parameter of a model, which may be on the meta device or sharded.
 
     A vocabulary that the model pads by up to 127 rows is filled up with zeros. A classification head of ModernBERT
-    without weights of its own takes the transform of the MLM head, as transformers does.
+    without weights of its own takes the transform of the MLM head, as transformers does; a decoder without weights of
+    its own begins as a copy of the encoder.
 
     Args:
         model: A TaskModel: parameters "encoder.*" and "head.*", and an `encoder` that has a config.
         weights: To start from.
 
     Returns:
-        Values by parameter name, and the names of those for which there is none (all of them in the head).
+        Values by parameter name, and the names of those for which there is none (all of them in the head, or low-rank
+        updates, which begin anew).
 
     Raises:
         CheckpointError: The encoders are not the same, or a shape differs.
@@ -206,6 +221,8 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
     for name, tensor in weights.heads.items():
         if name.startswith(("mlm.dense.", "mlm.norm.")):
             heads.setdefault("transform." + name.removeprefix("mlm."), tensor)
+    for name, tensor in _copy_for_decoder(model, weights).items():
+        heads.setdefault(name, tensor)
     given = {f"encoder.{name}": tensor for name, tensor in weights.encoder.items()}
     given |= {f"head.{name}": tensor for name, tensor in heads.items()}
     found: dict[str, Tensor] = {}
@@ -218,7 +235,7 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
         plain_names.add(plain_name)
         if plain_name in given:
             found[name] = _fitted(plain_name, given[plain_name], parameter.shape, weights.source)
-        elif plain_name.startswith("head."):
+        elif plain_name.startswith("head.") or is_update(plain_name):
             new.append(name)
         else:
             raise CheckpointError(f"{weights.source} has no {plain_name}, which this model has; {_REMEDY}")
@@ -226,6 +243,29 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
     if extra:
         raise CheckpointError(f"{weights.source} has {extra[0]}, which this model has not; {_REMEDY}")
     return found, new
+
+
+def _copy_for_decoder(model: nn.Module, weights: PretrainedWeights) -> dict[str, Tensor]:
+    """What a decoder takes from the encoder: all but the attention to the source (Rothe et al. 2020, arXiv:1907.12461).
+
+    Nothing from an encoder of another kind than the decoder, which is post-norm with learned positions and no gate, and
+    no positions from one that has fewer. The decoder has no segments: its positions take up the first one.
+    """
+    config = weights.config
+    if (config.norm_placement, config.position_encoding, config.gated) != ("post", "learned", False):
+        return {}
+    copy = {
+        f"decoder.{name}": tensor
+        for name, tensor in weights.encoder.items()
+        if name.startswith(("layers.", "embeddings.norm.", "embeddings.word_embeddings."))
+    }
+    table = "decoder.embeddings.position_embeddings.weight"
+    parameter = dict(model.named_parameters()).get(f"head.{table}")
+    if parameter is not None and parameter.shape[0] <= config.max_sequence_length:
+        rows = slice(config.position_offset, config.position_offset + parameter.shape[0])
+        segments = weights.encoder.get("embeddings.token_type_embeddings.weight", torch.zeros(1))
+        copy[table] = weights.encoder["embeddings.position_embeddings.weight"][rows] + segments[0]
+    return copy
 
 
 def copy_into(parameter: Tensor, value: Tensor) -> None:
@@ -269,9 +309,10 @@ def _check_same_arithmetic(config: EncoderConfig, weights: PretrainedWeights) ->
 
 def _fitted(name: str, value: Tensor, shape: torch.Size, source: str) -> Tensor:
     """The value, with rows of zeros for a padded vocabulary."""
-    padding = shape[0] - value.shape[0]
-    if name in _PADDED_BY_VOCABULARY and 0 < padding <= _MAX_PADDING and value.shape[1:] == shape[1:]:
-        return nn.functional.pad(value, (0, 0) * (value.dim() - 1) + (0, padding))
+    if name in _PADDED_BY_VOCABULARY and value.shape[1:] == shape[1:]:
+        padding = shape[0] - value.shape[0]
+        if 0 < padding <= _MAX_PADDING:
+            return nn.functional.pad(value, (0, 0) * (value.dim() - 1) + (0, padding))
     if value.shape != shape:
         raise CheckpointError(
             f"{source} has {name} of shape {tuple(value.shape)}, but this model wants {tuple(shape)}; {_REMEDY}"

@@ -12,17 +12,20 @@ from framework.batch import PackedBatch, StepBatch
 from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.compile import CompileBackend
 from framework.distributed.gradient_norm import clip_gradients
-from framework.distributed.mesh import data_parallel_size
-from framework.distributed.parallelize import drop_gathered, materialize, parallelize, set_gradient_sync
+from framework.distributed.parallelize import drop_gathered, materialize, parallelize
 from framework.distributed.position import mark
 from framework.distributed.precision import Precision, check_full_precision
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
-from framework.modules.objective import SumCountObjective
-from framework.nn.dropout import token_keys
+from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.one_pass import OnePass
+from framework.modules.passes.regularization import Regularization
+from framework.modules.passes.step_level import StepLevelSteps
+from framework.modules.passes.sum_count import SumCountSteps
 from framework.optim.combined import CombinedOptimizer
+from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
 
 InitialValues = Callable[[TaskModel], Iterable[tuple[str, Callable[[], Tensor]]]]
@@ -34,7 +37,8 @@ class EncoderModule(pl.LightningModule):
     Attributes:
         step_metrics: What the last step measured, by metric key: scalars on the device, equal on all ranks.
         step_batch: The batch of the step that is running or ran last.
-        step_sums: (micro-batches, terms) float64, this rank's own loss sums of that step, on the device.
+        step_sums: (micro-batches, terms) float64 on the device, this rank's own loss sums of that step; not finite
+            where a micro-batch is to blame.
         loss_scale: Of fp16, None otherwise; a part of what a checkpoint has to hold.
         validation_metrics: What the last validation measured, by metric key, on the host.
     """
@@ -52,6 +56,7 @@ class EncoderModule(pl.LightningModule):
         activation_checkpointing: ActivationCheckpointing = KEEP_ALL,
         sharding: Sharding = DEFAULT_SHARDING,
         compile_backend: CompileBackend = "none",
+        regularization: Regularization | None = None,
     ) -> None:
         """Takes the parts; nothing is allocated before `configure_model`.
 
@@ -67,6 +72,7 @@ class EncoderModule(pl.LightningModule):
             activation_checkpointing: What layers keep of their forward pass.
             sharding: How shards travel and where they lie.
             compile_backend: Who compiles the layers; their batches then need fixed shapes.
+            regularization: Passes that a step makes beside the plain one; None: none. Not for a step-level task.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -82,7 +88,11 @@ class EncoderModule(pl.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.sharding = sharding
         self.compile_backend = compile_backend
-        self.objective = SumCountObjective(task.loss_weights)
+        self.steps = (
+            StepLevelSteps(task)
+            if isinstance(task, StepLevelTask)
+            else SumCountSteps(task, OnePass() if regularization is None else regularization)
+        )
         self.step_metrics: dict[str, Tensor] = {}
         self.validation_metrics: dict[str, float] = {}
         self.step_batch: StepBatch | None = None
@@ -137,7 +147,7 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Runs one global step: forward and backward of every micro-batch, clip, update.
+        """Runs one global step: the passes over every micro-batch, clip, update.
 
         Small all-reduces: the counts before the first forward, the sums after the last backward, the norm.
         """
@@ -146,8 +156,8 @@ class EncoderModule(pl.LightningModule):
         self.step_batch = batch
         mark("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
-        sums = sum_over_data_ranks(self._accumulate_gradients(batch, counts), self._strategy.mesh)
-        values = self.objective.values(sums, counts)
+        sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, counts)
+        values = self.steps.objective.values(sums, counts)
         mark("clips gradients")
         grad_norm = self._clip_gradients(values["loss"], batch.step)
         self.optimizer.set_learning_rates(self.schedule(batch.step))
@@ -165,16 +175,14 @@ class EncoderModule(pl.LightningModule):
         self.optimizer.zero_grad(set_to_none=True)
 
     def run_trial(self, batch: PackedBatch) -> None:
-        """Runs one micro-batch twice as a step would, and drops the gradients. Collective: all ranks must call.
+        """Runs a step of one micro-batch twice, and drops the gradients. Collective: all ranks must call.
 
         Twice, because the second micro-batch of a step finds the gradients of the first. Nothing is compiled for it.
         """
-        counts = torch.tensor(self.objective.counts(batch), dtype=torch.float64, device=self.device)
-        for is_last in (False, True):
-            set_gradient_sync(self.model, is_last, self.sharding)
-            with torch.compiler.set_stance("force_eager"):
-                _, sums = self._forward(batch, token_keys(self.seed, 0, 0, batch))
-                self.manual_backward(self.objective.loss(sums, counts))
+        step = StepBatch(step=0, epoch=0, micro_batches=(batch, batch))
+        counts, _ = self._global_counts(step)
+        with torch.compiler.set_stance("force_eager"):
+            self.steps.run(self._passes(0), step, counts)
         self.model.zero_grad(set_to_none=True)
 
     @override
@@ -188,9 +196,11 @@ class EncoderModule(pl.LightningModule):
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Adds one step of the split, without gradients and without dropout."""
         assert self._evaluation is not None
-        for micro_batch in batch.micro_batches:
-            outputs, sums = self._forward(micro_batch, None)
-            self._evaluation.update(outputs, sums, micro_batch)
+        passes = self._passes(batch.step)
+        for passes.number, micro_batch in enumerate(batch.micro_batches, start=1):
+            outputs, contribution = passes.forward(micro_batch, None)
+            self._evaluation.update(outputs, contribution, micro_batch)
+        self._evaluation.end_step()
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -210,40 +220,26 @@ class EncoderModule(pl.LightningModule):
         assert isinstance(strategy, SingleStrategy | MeshStrategy)
         return strategy
 
-    def _forward(self, batch: PackedBatch, dropout_keys: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        with self.precision.autocast(self.device.type):
-            outputs = self.model(batch, dropout_keys)
-            return outputs, self.task.loss_sums(outputs, batch)
+    def _passes(self, step: int) -> ModelPasses:
+        return ModelPasses(
+            model=self.model,
+            task=self.task,
+            precision=self.precision,
+            seed=self.seed,
+            step=step,
+            sharding=self.sharding,
+            mesh=self._strategy.mesh,
+            loss_scale=1.0 if self.loss_scale is None else self.loss_scale.value,
+            run_backward=self.manual_backward,
+        )
 
     def _global_counts(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """(terms,) float64 counts of the step, and its real tokens; over all ranks."""
-        rows = [[*self.objective.counts(micro), float(micro.num_tokens)] for micro in batch.micro_batches]
-        local = torch.tensor(rows, dtype=torch.float64).sum(dim=0)
-        total = sum_over_data_ranks(local.to(self.device, non_blocking=True), self._strategy.mesh)
+        num_tokens = torch.tensor([sum(micro.num_tokens for micro in batch.micro_batches)], dtype=torch.float64)
+        local = [self.steps.counts(self.task, batch), num_tokens]
+        total = torch.cat([counts.to(self.device, non_blocking=True) for counts in local])
+        total = sum_over_data_ranks(total, self._strategy.mesh)
         return total[:-1], total[-1]
-
-    def _accumulate_gradients(self, batch: StepBatch, counts: Tensor) -> Tensor:
-        """Runs forward and backward of each micro-batch; gradients are reduced with the last one, or with each.
-
-        Data parallelism averages over ranks, but the objective holds the global denominator: the loss is scaled up.
-
-        Returns:
-            (terms,) float64 sums of this rank.
-        """
-        factor: float = data_parallel_size(self._strategy.mesh)
-        if self.loss_scale is not None:
-            factor *= self.loss_scale.value
-        stacked = []
-        for index, micro_batch in enumerate(batch.micro_batches):
-            set_gradient_sync(self.model, index == len(batch.micro_batches) - 1, self.sharding)
-            mark(f"forward of micro-batch {index + 1}")
-            _, sums = self._forward(micro_batch, token_keys(self.seed, batch.step, 0, micro_batch))
-            mark(f"backward of micro-batch {index + 1}")
-            self.manual_backward(self.objective.loss(sums, counts) * factor)
-            stacked.append(self.objective.stack(sums))
-        mark("sums up the losses")
-        self.step_sums = torch.stack(stacked)
-        return self.step_sums.sum(dim=0)
 
     def _clip_gradients(self, loss: Tensor, step: int) -> Tensor:
         """Takes the loss scale out of the gradients, and clips them. Collective: all ranks must call.

@@ -11,9 +11,11 @@ from torch.distributed.tensor import DTensor
 from framework.batch import PackedBatch
 from framework.data.plan import SequenceSource
 from framework.distributed.agreement import gather
-from framework.distributed.mesh import data_parallel_groups
+from framework.distributed.mesh import data_parallel_groups, data_parallel_size
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.objective import SumCountObjective
+from framework.modules.passes.step_level import Rows, rows_of_step
+from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task
 
 
@@ -42,19 +44,36 @@ class SplitEvaluation:
             metric.process_group = groups[0] if groups else None
         self._sums = torch.zeros(len(self.objective.weights), dtype=torch.float64, device=device)
         self._counts = torch.zeros(len(self.objective.weights), dtype=torch.float64)
+        self._rows: list[Rows] = []
 
-    def update(self, outputs: Mapping[str, Tensor], sums: Mapping[str, Tensor], batch: PackedBatch) -> None:
-        """Adds one micro-batch: the head's outputs, and the sum of each loss term. The host does not wait.
+    def update(self, outputs: Mapping[str, Tensor], contribution: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Adds one micro-batch. The host does not wait.
 
         Collective where outputs are sharded: all ranks that share them must call.
+
+        Args:
+            outputs: Of the head.
+            contribution: The sum of each loss term; of a step-level task its rows, which `end_step` takes in.
+            batch: The micro-batch.
         """
-        self._sums += self.objective.stack(sums)
+        if isinstance(self.task, StepLevelTask):
+            self._rows.append(contribution)
+        else:
+            self._sums += self.objective.stack(contribution)
         self._counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
         # Metrics know whole logits only.
         whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
         self.task.update_metrics(self.metrics, whole, batch)
         if self.task.scores_predictions:
             self._by_place.update(zip(batch.item_places(), self.task.decode(whole, batch), strict=True))
+
+    def end_step(self) -> None:
+        """Says that all micro-batches of a step were added. Collective for step-level tasks: all ranks must call."""
+        if isinstance(self.task, StepLevelTask):
+            sums = self.task.step_loss_sums(rows_of_step(self._rows, self.mesh))
+            # Every rank has the sums of all of them, which `compute` adds up over ranks.
+            self._sums += self.objective.stack(sums) / data_parallel_size(self.mesh)
+            self._rows = []
 
     def compute(self) -> dict[str, float]:
         """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""

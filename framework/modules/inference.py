@@ -12,10 +12,13 @@ from framework.data.plan import SequenceSource, StepPlan
 from framework.distributed.agreement import check_agreement, gather
 from framework.distributed.precision import Precision
 from framework.modules.evaluation import SplitEvaluation
+from framework.modules.passes.model_passes import contribution
 from framework.tasks.task import Task, TaskModel
 
-_ITEMS_AT_ONCE = 1024
+ITEMS_AT_ONCE = 1024
 """Among so many items those of like length may share a micro-batch."""
+
+_Outputs = tuple[PackedBatch, dict[str, Tensor]]
 
 
 class Inference:
@@ -49,31 +52,6 @@ class Inference:
         self.rank = rank
         self.mesh = mesh
 
-    def run(self, source: SequenceSource) -> Iterator[tuple[PackedBatch, dict[str, Tensor]]]:
-        """Runs the model over this process's items of a split.
-
-        Yields:
-            Micro-batches with the head's outputs; `PackedBatch.item_places` are places in the source, not in ascending
-            order. All processes have the same number of them, some perhaps without items.
-        """
-        num_ranks = self.mesh.size() if self.mesh is not None else 1
-        budget = max(self.micro_batch_tokens, source.max_length)
-        plan = StepPlan(
-            source,
-            seed=0,
-            global_batch_size=_ITEMS_AT_ONCE * num_ranks,
-            micro_batch_tokens=budget,
-            num_ranks=num_ranks,
-            shuffle=False,
-        )
-        for step in range(len(plan)):
-            for share in plan.micro_batches(step, self.rank):
-                batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(self.device)
-                with torch.inference_mode(), self.precision.autocast(self.device.type):
-                    outputs = self.model(batch)
-                # Outside the block: a generator would leave its modes switched on for the caller.
-                yield batch, outputs
-
     def predict(self, source: SequenceSource) -> list[dict[str, Any]]:
         """Predictions for the rows of a source that `Task.build_source` made, in their order.
 
@@ -84,21 +62,57 @@ class Inference:
         """
         check_agreement({"the fingerprint of the input": source.fingerprint})
         decoded: dict[int, Any] = {}
-        for batch, outputs in self.run(source):
-            with torch.inference_mode():
-                decoded.update(zip(batch.item_places(), self.task.decode(outputs, batch), strict=True))
+        for step in self._steps(source, ITEMS_AT_ONCE * self._num_ranks):
+            for batch, outputs in step:
+                with torch.inference_mode():
+                    decoded.update(zip(batch.item_places(), self.task.decode(outputs, batch), strict=True))
         everything = {place: result for part in gather(decoded) for place, result in part.items()}
         return self.task.assemble(source, [everything[place] for place in range(len(source))])
 
-    def evaluate(self, source: SequenceSource) -> tuple[dict[str, float], SplitEvaluation]:
+    def evaluate(
+        self, source: SequenceSource, step_size: int | None = None
+    ) -> tuple[dict[str, float], SplitEvaluation]:
         """Loss and metrics of one split by name, and what is known beside them. Collective: all ranks must call.
+
+        Args:
+            source: The split.
+            step_size: Items that a step-level loss compares with each other, as the validation of a run compares those
+                of a training step; other losses take no notice of it. None: ITEMS_AT_ONCE.
 
         Raises:
             DistributedError: Processes read different data.
         """
         check_agreement({"the fingerprint of the data": source.fingerprint})
         evaluation = SplitEvaluation(self.task, source, self.device, self.mesh)
-        for batch, outputs in self.run(source):
+        for step in self._steps(source, step_size or ITEMS_AT_ONCE):
+            for batch, outputs in step:
+                with torch.inference_mode(), self.precision.autocast(self.device.type):
+                    brought = contribution(self.task, outputs, batch)
+                with torch.inference_mode():
+                    evaluation.update(outputs, brought, batch)
             with torch.inference_mode():
-                evaluation.update(outputs, self.task.loss_sums(outputs, batch), batch)
+                evaluation.end_step()
         return evaluation.compute(), evaluation
+
+    @property
+    def _num_ranks(self) -> int:
+        return self.mesh.size() if self.mesh is not None else 1
+
+    def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
+        """This process's micro-batches of a split with the head's outputs, in steps of so many items of all processes.
+
+        `PackedBatch.item_places` are places in the source, not in ascending order. All processes have the same number
+        of micro-batches, some perhaps without items.
+        """
+        budget = max(self.micro_batch_tokens, source.max_length)
+        plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False)
+
+        def run(step: int) -> Iterator[_Outputs]:
+            for share in plan.micro_batches(step, self.rank):
+                batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(self.device)
+                with torch.inference_mode(), self.precision.autocast(self.device.type):
+                    outputs = self.model(batch)
+                # Outside the block: a generator would leave its modes switched on for the caller.
+                yield batch, outputs
+
+        return map(run, range(len(plan)))

@@ -1,7 +1,6 @@
-"""The loss of one step in its sum-and-count form: every term is a global sum divided by a global count.
+"""What every form of loss has in common: terms, each a global sum divided by a global count.
 
-The two other forms that a task may state (step-level in two passes, several passes over one micro-batch) enter beside
-this one and give the module the same thing: a scalar for each micro-batch; the gradients add up to those of the step.
+Where the sums come from (one pass over each micro-batch, several, or two over the whole step) is said in `passes`.
 """
 
 from collections.abc import Mapping

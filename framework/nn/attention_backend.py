@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
+from framework.batch import PackedBatch
 from framework.nn.attention_cpu import MAX_LENGTH, CpuPackedAttention, score_bias
 from framework.nn.rotary import apply_rotary
 
@@ -62,6 +63,7 @@ def self_attention(
     max_seqlen: int,
     *,
     window: int | None = None,
+    causal: bool = False,
 ) -> Tensor:
     """`attention` for a joint projection, which saves the CPU several copies.
 
@@ -72,16 +74,36 @@ def self_attention(
         lengths: As in `attention`.
         max_seqlen: As in `attention`.
         window: As in `attention`.
+        causal: As in `attention`.
 
     Returns:
         (tokens, heads, head_dim).
     """
     if not _has_varlen_kernel(qkv) and _is_short(qkv, lengths):
-        return CpuPackedAttention.apply(qkv, rotary, lengths, window, False)
+        return CpuPackedAttention.apply(qkv, rotary, lengths, window, causal)
     query, key, value = qkv.unbind(dim=2)
     if rotary is not None:
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-    return attention(query, key, value, cu_seqlens, lengths, max_seqlen, window=window)
+    return attention(query, key, value, cu_seqlens, lengths, max_seqlen, window=window, causal=causal)
+
+
+def cross_attention(query: Tensor, key: Tensor, value: Tensor, queries: PackedBatch, keys: PackedBatch) -> Tensor:
+    """`attention` of sequences to others: the queries of sequence i see all keys of sequence i of the other side.
+
+    Args:
+        query: (tokens of `queries`, heads, head_dim).
+        key: (tokens of `keys`, heads, head_dim).
+        value: Like key.
+        queries: Lengths of the side that looks; without a gradient a length may be 0.
+        keys: Lengths of the side that is looked at: as many sequences, none of them empty.
+
+    Returns:
+        Like query.
+    """
+    if _has_varlen_kernel(query):
+        mixed = varlen_attn(query, key, value, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
+        return cast(Tensor, mixed)
+    return _loop_over_sequences(query, key, value, queries.lengths, None, False, keys.lengths)
 
 
 def reference_attention(
@@ -121,16 +143,24 @@ def _is_short(x: Tensor, lengths: Sequence[int]) -> bool:
     return x.device.type == "cpu" and max(lengths) <= MAX_LENGTH
 
 
-def _sequences(query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
-    sizes = list(lengths)
-    return zip(query.split(sizes), key.split(sizes), value.split(sizes), strict=True)
+def _sequences(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], key_lengths: Sequence[int] | None = None
+) -> Iterator[tuple[Tensor, ...]]:
+    sizes, key_sizes = list(lengths), list(lengths if key_lengths is None else key_lengths)
+    return zip(query.split(sizes), key.split(key_sizes), value.split(key_sizes), strict=True)
 
 
 def _loop_over_sequences(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], window: int | None, causal: bool
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    window: int | None,
+    causal: bool,
+    key_lengths: Sequence[int] | None = None,
 ) -> Tensor:
     outputs = []
-    for sequence in _sequences(query, key, value, lengths):
+    for sequence in _sequences(query, key, value, lengths, key_lengths):
         q, k, v = (part.transpose(0, 1)[None] for part in sequence)
         bias = score_bias(q.shape[2], window, causal, q)
         outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))

@@ -114,3 +114,21 @@ def cross_entropy_and_z_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     """
     loss, normalizers = cross_entropy_and_normalizers(logits, labels)
     return loss, torch.where(labels != IGNORE_INDEX, normalizers.square(), 0.0).sum()
+
+
+def cross_entropy_and_uniform_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy of the labels, and that of all words alike.
+
+    (1 - e) of the first and e of the second are label smoothing by e (Szegedy et al. 2016, arXiv:1512.00567, section 7,
+    with a uniform prior over words).
+
+    Args:
+        logits: (targets, vocab), any floating dtype; the arithmetic is fp32.
+        labels: (targets,) int64; a target with IGNORE_INDEX adds nothing to either.
+
+    Returns:
+        Sums over targets, fp32 scalars; 0 where there is no target.
+    """
+    loss, normalizers = cross_entropy_and_normalizers(logits, labels)
+    uniform = normalizers - logits.mean(dim=1, dtype=torch.float32)
+    return loss, torch.where(labels != IGNORE_INDEX, uniform, 0.0).sum()

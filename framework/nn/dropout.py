@@ -68,6 +68,28 @@ def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Ten
     return _mix(torch.repeat_interleave(sequence_keys, lengths, output_size=num_tokens) ^ batch.position_ids)
 
 
+def decoder_keys(dropout_keys: Tensor | None, batch: PackedBatch) -> Tensor | None:
+    """The dropout key of each token that a decoder reads.
+
+    A function of what `token_keys` is one of, by way of the key of the sequence's first token, and of the position in
+    the decoder.
+
+    Args:
+        dropout_keys: (tokens,) int64 of the batch's own tokens; None switches dropout off.
+        batch: With `decoder_inputs`.
+
+    Returns:
+        (tokens of decoder_inputs,) int64.
+    """
+    if dropout_keys is None:
+        return None
+    assert batch.decoder_inputs is not None
+    sequence_keys = _mix(dropout_keys[batch.cu_seqlens[:-1]] ^ _signed(key("decoder")))
+    positions = batch.decoder_inputs.position_ids
+    lengths = batch.decoder_inputs.cu_seqlens.diff()
+    return _mix(torch.repeat_interleave(sequence_keys, lengths, output_size=positions.shape[0]) ^ positions)
+
+
 def _is_little_endian_cpu(x: Tensor) -> bool:
     """Whether lane 0 comes first in memory and looking at it there is cheapest (a compiler would rather see shifts)."""
     return x.device.type == "cpu" and sys.byteorder == "little"

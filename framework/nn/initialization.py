@@ -13,7 +13,8 @@ from framework.nn.norm import LayerNorm
 from framework.random import generator
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-_RESIDUAL_OUTPUTS = (".attention.output.weight", ".feed_forward.down.weight")
+_ZERO = ("bias", ".lora_b")
+_RESIDUAL_OUTPUTS = (".attention.output.weight", ".cross_attention.output.weight", ".feed_forward.down.weight")
 
 
 class InitializationSettings(Protocol):
@@ -51,8 +52,8 @@ def initial_values(
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Gives a maker of the initial value of each parameter; the model may be on the meta device or sharded.
 
-    Weights of linear maps and embeddings are normal, biases 0, norm weights 1. A tied parameter comes once, under its
-    first name.
+    Weights of linear maps and embeddings are normal, biases and the B of low-rank updates 0, norm weights 1. A tied
+    parameter comes once, under its first name.
 
     Args:
         model: Only its parameters' names and shapes and its modules' classes are read.
@@ -69,7 +70,7 @@ def initial_values(
         for wrapper in _WRAPPERS:
             plain_name = plain_name.replace(wrapper, "")
         maker: Callable[[], Tensor]
-        if plain_name.endswith("bias"):
+        if plain_name.endswith(_ZERO):
             maker = functools.partial(torch.zeros, parameter.shape)
         elif id(parameter) in norms:
             maker = functools.partial(torch.ones, parameter.shape)

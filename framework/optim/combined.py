@@ -33,12 +33,18 @@ class CombinedOptimizer(Optimizer):
         parameter_groups: Of `framework.optim.parameter_groups`; each has `params`, `names`, `algorithm`, `lr` and what
             the algorithm wants. `initial_lr` keeps the base rate; set `lr` to `initial_lr * schedule(step)` before each
             step.
+
+    Attributes:
+        before_change: Called before anything changes weights or state in place: here an update and the exchange with
+            the average; who else does it (a checkpoint that is loaded) calls it too. For who reads them in another
+            thread.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]) -> None:
         for group in parameter_groups:
             group["initial_lr"] = group["lr"]
         super().__init__(parameter_groups, defaults={})
+        self.before_change: Callable[[], None] = _nothing
         self._average_decay: float | None = None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -70,6 +76,7 @@ class CombinedOptimizer(Optimizer):
         held, self._held = self._held, False
         if held:
             return result
+        self.before_change()
         for algorithm, update in _UPDATES.items():
             groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
             if groups:
@@ -101,6 +108,7 @@ class CombinedOptimizer(Optimizer):
         (`framework.distributed.parallelize.drop_gathered`).
         """
         if self._average_decay is not None:
+            self.before_change()
             for weight, average in self._weights_and_averages():
                 kept = weight.clone()
                 weight.copy_(average)
@@ -125,3 +133,7 @@ class CombinedOptimizer(Optimizer):
             for name, parameter in zip(group["names"], group["params"], strict=True)
             for key, value in self.state[parameter].items()
         }
+
+
+def _nothing() -> None:
+    """Nobody reads the tensors beside the training."""

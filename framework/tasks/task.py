@@ -28,17 +28,23 @@ class TaskModel(nn.Module):
         self.encoder = encoder
         self.head = head
 
-    def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, batch: PackedBatch, dropout_keys: Tensor | None = None, embedding_offset: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Runs the encoder and the head.
 
         Args:
             batch: One packed micro-batch.
             dropout_keys: (tokens,) int64 from `framework.nn.dropout.token_keys`; None switches dropout off.
+            embedding_offset: (tokens, hidden) fp32, added to the embeddings; None: nothing is.
 
         Returns:
             The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`.
         """
-        return self.head(self.encoder(batch, dropout_keys), batch, dropout_keys)
+        embeddings = self.encoder.embed(batch, dropout_keys)
+        if embedding_offset is not None:
+            embeddings = embeddings + embedding_offset
+        return self.head(self.encoder.encode(embeddings, batch, dropout_keys), batch, dropout_keys)
 
 
 class Task(ABC):
@@ -50,6 +56,8 @@ class Task(ABC):
         best_mode: "min" or "max".
         wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short
             step.
+        head_kind: Name of the head in exports.
+        allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
     """
 
     loss_weights: Mapping[str, float]
@@ -57,6 +65,7 @@ class Task(ABC):
     best_mode: str
     wraps_epochs: bool
     head_kind: str
+    allows_tensor_parallel: bool = True
 
     @abstractmethod
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
@@ -92,6 +101,15 @@ class Task(ABC):
         """Weights of the terms that make `val/loss`: all of them, but for what only steadies the training."""
         return self.loss_weights
 
+    @property
+    def class_scores(self) -> Mapping[str, str]:
+        """Outputs that are logits of a softmax over their last dim, each with the name of its targets.
+
+        Several passes over one batch may be asked to agree on them (R-Drop). The targets have the other dims of the
+        logits; those with IGNORE_INDEX do not count. A task whose outputs are no such logits has none.
+        """
+        return {"logits": "labels"}
+
     def side_config(self) -> dict[str, Any]:
         """What an export must keep so that predictions can be read: label names, pooling, lengths."""
         return {}
@@ -102,6 +120,11 @@ class Task(ABC):
     @property
     def fields(self) -> tuple[str, ...]:
         """What prediction reads of each row, by the names of columns; known after `restore`."""
+        return ()
+
+    @property
+    def list_fields(self) -> tuple[str, ...]:
+        """Those of `fields` whose values may be lists; they come as JSON."""
         return ()
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SequenceSource:

@@ -24,6 +24,8 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
     summary = read_summary(run_folder)
     if summary is not None:
         console.print(closing_table(run_folder.name, summary))
+        if summary["why"] is not None:
+            console.print(f"ended       {summary['why']}", highlight=False, markup=False, soft_wrap=True)
     # Paths are not wrapped, so that they can be copied.
     console.print(f"run folder  {run_folder}", highlight=False, soft_wrap=True)
     plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))

@@ -22,6 +22,9 @@ IMPURE = re.compile(
     r"lightning|hydra|omegaconf|wandb|torch\.distributed|DeviceMesh|DTensor|fully_shard|world_size|local_rank|\branks?\b|\bmesh(es)?\b"
 )
 
+OF_MATRICES = {"framework/nn/lora.py"}
+"""Where a rank is that of a matrix."""
+
 
 def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
@@ -80,7 +83,10 @@ def test_train_reads_at_a_glance():
 )
 def test_model_code_knows_one_device(file):
     """Nothing under nn/ and models/ mentions ranks, meshes, Lightning, Hydra or W&B; docstrings may say why."""
-    found = IMPURE.search(without_docstrings(file.read_text(encoding="utf-8")))
+    source = without_docstrings(file.read_text(encoding="utf-8"))
+    if name_of(file) in OF_MATRICES:
+        source = re.sub(r"\brank\b", "", source)
+    found = IMPURE.search(source)
     assert found is None, found
 
 

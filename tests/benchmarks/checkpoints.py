@@ -1,34 +1,38 @@
 """How long training stands still for a checkpoint: `python -m tests.benchmarks.checkpoints [--folder .] [--rounds 5]`.
 
-The state of BERT-base with AdamW (weights and two moments, fp32) in one process. A round makes both saves of the same
-state, one after the other: synchronous, where training stands still until COMPLETE is written, and in the background,
-where it stands still while the tensors are copied. Steps of matrix products are timed alone and beside the writing.
+The state of BERT-base with AdamW (weights and two moments, fp32) in one process, saved by the callback of a run. A
+round makes both saves of the same state, one after the other: synchronous, where training stands still until the
+checkpoint is complete, and in the background, where it stands still in the save and, after a step of matrix products
+beside the copy, where the update waits for the rest of it. Steps are timed alone, beside the copy (and, where the copy
+ends before the step, beside the beginning of the writing) and beside the writing.
 """
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from framework.checkpoint.save import write_checkpoint
-from framework.checkpoint.staging import Staging
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.checkpointing import Checkpointing
+from framework.callbacks.timings import Timings
+from framework.checkpoint.retention import Retention
 from framework.checkpoint.tensors import checkpoint_tensors
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.optim.parameter_groups import AdamW
 
 _SETTLE_SECONDS = 2.0
+_NEVER_ENDS = Cadence(max_steps=1_000_000, checkpoint_every_n_steps=1)
 
 
-def bert_base_state() -> dict[str, Tensor]:
-    """Weights and optimizer state by key, as a checkpoint holds them, with random values."""
+def bert_base_module() -> Any:
+    """What a save asks of the module, with random weights and optimizer state."""
     config = EncoderConfig(
         family="bert",
         vocab_size=30_522,
@@ -39,12 +43,12 @@ def bert_base_state() -> dict[str, Tensor]:
         max_position_embeddings=512,
     )
     model = TransformerEncoder(config)
-    tensors = checkpoint_tensors(model, AdamW(lr=1e-3).build(model.named_parameters(), {}, torch.float32))
+    optimizer = AdamW(lr=1e-3).build(model.named_parameters(), {}, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    for tensor in tensors.values():
+    for tensor in checkpoint_tensors(model, optimizer).values():
         if tensor.is_floating_point():
             tensor.normal_(generator=generator)
-    return tensors
+    return SimpleNamespace(model=model, optimizer=optimizer, num_tokens=0, loss_scale=None, validation_metrics={})
 
 
 def step_seconds(weight: Tensor, batch: Tensor) -> float:
@@ -55,25 +59,54 @@ def step_seconds(weight: Tensor, batch: Tensor) -> float:
     return time.perf_counter() - began
 
 
-def measure(tensors: dict[str, Tensor], staging: Staging, folder: Path) -> dict[str, float]:
-    """One round: seconds of each part, and of a step alone and beside the writing."""
-    weight, batch = torch.ones(768, 768), torch.ones(4_096, 768)
-    times: dict[str, Any] = {}
-    began = time.perf_counter()
-    write_checkpoint(folder, 1, tensors, {})
-    times["synchronous"] = time.perf_counter() - began
-    times["alone"] = statistics.median(step_seconds(weight, batch) for _ in range(20))
-    with ThreadPoolExecutor(max_workers=1) as writer:
+class Saves:
+    """A callback that saves the module of the benchmark, and its clock."""
+
+    def __init__(self, folder: Path, module: Any, background: bool) -> None:
+        self.trainer: Any = SimpleNamespace(global_step=0, callbacks=[], is_global_zero=True)
+        self.module = module
+        self.callback = Checkpointing(folder, _NEVER_ENDS, Timings(), Retention(keep_last=1), background)
+
+    def begin(self) -> float:
+        """Prepares as a run does before its first step; seconds."""
         began = time.perf_counter()
-        write: Future[Path] = writer.submit(write_checkpoint, folder, 2, staging.copy(tensors), {})
-        times["stall"] = time.perf_counter() - began
-        beside = [step_seconds(weight, batch)]
-        while not write.done():
-            beside.append(step_seconds(weight, batch))
-        write.result()
-        times["background"] = time.perf_counter() - began
-    times["beside"], times["longest beside"] = statistics.median(beside), max(beside)
-    shutil.rmtree(folder)
+        self.callback.on_train_start(self.trainer, self.module)
+        return time.perf_counter() - began
+
+    def save(self) -> float:
+        """Saves the next step; seconds until training may go on."""
+        self.trainer.global_step += 1
+        began = time.perf_counter()
+        self.callback.save(self.trainer, self.module, waits=False)
+        return time.perf_counter() - began
+
+    def wait_before_update(self) -> float:
+        """What the optimizer does first in an update; seconds."""
+        began = time.perf_counter()
+        self.module.optimizer.before_change()
+        return time.perf_counter() - began
+
+    def is_writing(self) -> bool:
+        """True until the last save is complete."""
+        return self.callback.timings.running("checkpoint") > 0
+
+
+def measure(synchronous: Saves, background: Saves) -> dict[str, float]:
+    """One round: seconds of each part, and of a step alone, beside the copy and beside the writing."""
+    weight, batch = torch.ones(768, 768), torch.ones(4_096, 768)
+    times = {"synchronous": synchronous.save()}
+    time.sleep(_SETTLE_SECONDS)
+    times["alone"] = statistics.median(step_seconds(weight, batch) for _ in range(20))
+    began = time.perf_counter()
+    times["save"] = background.save()
+    times["first"] = step_seconds(weight, batch)
+    times["wait"] = background.wait_before_update()
+    beside = []
+    while background.is_writing():
+        beside.append(step_seconds(weight, batch))
+    times["written"] = time.perf_counter() - began
+    times["beside"] = statistics.median(beside)
+    background.callback.wait(background.trainer)
     time.sleep(_SETTLE_SECONDS)
     return times
 
@@ -84,22 +117,27 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk that is measured")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
-    tensors, staging = bert_base_state(), Staging()
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    began = time.perf_counter()
-    staging.copy(tensors)
-    print(f"{num_bytes / 1e9:.2f} GB; first copy, before the first step, {time.perf_counter() - began:.2f} s")
+    module = bert_base_module()
+    tensors = checkpoint_tensors(module.model, module.optimizer).values()
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     ratios = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        synchronous = Saves(Path(name) / "synchronous", module, background=False)
+        background = Saves(Path(name) / "background", module, background=True)
+        print(f"{num_bytes / 1e9:.2f} GB; first copy, before the first step, {background.begin():.2f} s")
         for _ in range(arguments.rounds):
-            times = measure(tensors, staging, Path(name) / "checkpoints")
-            ratios.append(times["stall"] / times["synchronous"])
+            times = measure(synchronous, background)
+            stall = times["save"] + times["wait"]
+            ratios.append(stall / times["synchronous"])
+            shown = {name: f"{1000 * seconds:,.1f} ms" for name, seconds in times.items()}
+            lost = 1000 * (times["first"] - times["alone"])
             print(
-                f"synchronous {times['synchronous']:.2f} s, stall {times['stall']:.3f} s ({100 * ratios[-1]:.1f} %), "
-                f"written after {times['background']:.2f} s; a step {1000 * times['alone']:.0f} ms alone, "
-                f"{1000 * times['beside']:.0f} ms beside the writing (longest {1000 * times['longest beside']:.0f} ms)"
+                f"synchronous {times['synchronous']:.2f} s; stall {1000 * stall:.1f} ms ({100 * ratios[-1]:.2f} %): "
+                f"save {shown['save']}, wait before the update {shown['wait']}; "
+                f"written after {times['written']:.2f} s; a step {shown['alone']} alone, "
+                f"{shown['first']} beside the copy ({lost:+,.1f} ms), {shown['beside']} beside the writing"
             )
-    print(f"stall / synchronous save: median {100 * statistics.median(ratios):.1f} %, worst {100 * max(ratios):.1f} %")
+    print(f"stall / synchronous save: median {100 * statistics.median(ratios):.2f} %, worst {100 * max(ratios):.2f} %")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,13 @@ class KeepAll(pl.Callback):
                 callback.retention = Retention(keep_last=99)
 
 
+def wait_for_write(trainer: pl.Trainer) -> None:
+    """Until the checkpoint that is being written is complete. Collective: all ranks must call."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Checkpointing):
+            callback.wait(trainer)
+
+
 class AtStepEnd(pl.Callback):
     """Calls a function at the end of each step, after the standard callbacks."""
 

@@ -20,6 +20,7 @@ from framework.checkpoint.load import read_full_state
 from framework.checkpoint.retention import Retention
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
+from tests.callbacks.test_background_saves import wait_for_write
 from tests.modules.test_run_resume import CutAt, CutError
 from tests.modules.toy_run import ToyTask, build_module, train
 from tests.workers import WorkerPool
@@ -309,6 +310,7 @@ def test_a_damaged_checkpoint_is_not_rolled_back_to(tmp_path: Path, capsys: pyte
     class Damage(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             if batch.step == 5:
+                wait_for_write(trainer)
                 shard = tmp_path / "checkpoints" / "step_00000004" / "__0_0.distcp"
                 shard.write_bytes(shard.read_bytes()[:-1])
 

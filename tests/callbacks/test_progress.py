@@ -20,9 +20,10 @@ class Trainer:
     is_global_zero = True
     global_step = 0
     max_steps = 2000
+    should_stop = False
 
 
-def drive(console: Console, plain_every_n_seconds: float = 1e9) -> None:
+def drive(console: Console, plain_every_n_seconds: float = 1e9, stops: bool = False) -> None:
     run_log = RunLog(Path("unused"), Cadence(2000), Throughput(Timings()))
     line, trainer, module = (
         ProgressLine(run_log, "demo", "accuracy", console, plain_every_n_seconds),
@@ -35,6 +36,7 @@ def drive(console: Console, plain_every_n_seconds: float = 1e9) -> None:
     line.on_train_batch_end(trainer, module, None, None, 0)
     run_log.latest |= {"val/accuracy": 0.75}
     line.on_validation_start(trainer, module)
+    trainer.should_stop = stops
     line.on_validation_end(trainer, module)
     line.on_train_end(trainer, module)
 
@@ -45,6 +47,13 @@ def test_a_log_file_gets_plain_lines_for_validation_and_the_end_only():
     lines = stream.getvalue().splitlines()
     shown = "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, 0:00 left, val accuracy 0.750"
     assert lines == [shown, shown]
+
+
+def test_a_run_that_ends_before_its_last_step_has_no_time_left():
+    stream = io.StringIO()
+    drive(Console(file=stream, width=60), stops=True)
+    shown = "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, took 0:00, val accuracy 0.750"
+    assert stream.getvalue().splitlines() == [shown]
 
 
 def test_a_log_file_gets_a_line_when_the_interval_has_passed():

@@ -13,6 +13,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.errors import CheckpointError
 from framework.tracking.metrics_jsonl import MetricsFile
+from tests.callbacks.test_background_saves import wait_for_write
 from tests.modules.toy_run import train
 
 CADENCE = Cadence(max_steps=7, log_every_n_steps=1, checkpoint_every_n_steps=2)
@@ -40,6 +41,7 @@ class FillDisk(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if batch.step == 5:
+            wait_for_write(trainer)
             limit_file_sizes(self.rows.stat().st_size + 30)
 
 

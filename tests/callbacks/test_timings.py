@@ -1,5 +1,6 @@
 """Laps and windows with a clock that the test turns."""
 
+import contextlib
 import threading
 import time
 
@@ -63,6 +64,22 @@ def test_a_span_runs_beside_the_laps(clock: Clock):
     clock.now = 105.0
     timings.end("checkpoint")
     assert dict(timings.longest) == {"train": 2.0, "checkpoint": 3.0}
+
+
+def test_an_interruption_is_taken_out_of_its_lap(clock: Clock):
+    timings = Timings()
+    clock.now = 101.0
+    with timings.interruption("stall"):
+        clock.now = 105.0
+    clock.now = 107.0
+    timings.lap("train")
+    with contextlib.suppress(KeyboardInterrupt), timings.interruption("stall"):
+        clock.now = 107.5
+        raise KeyboardInterrupt
+    clock.now = 108.0
+    timings.lap("train")
+    assert dict(timings.longest) == {"train": 3.0, "stall": 4.0}
+    assert dict(timings.take()) == {"train": 3.5, "stall": 4.5}
 
 
 def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(clock: Clock):

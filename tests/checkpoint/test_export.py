@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch.testing import assert_close
 
 from framework.checkpoint.export import export_huggingface
@@ -17,39 +16,10 @@ from framework.models.pretrained import load_into, load_pretrained
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
+from tests.checkpoint.small_exports import CONFIGS, load_peer
 from tests.models import peers
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
-SHAPE = {"vocab_size": 99, "hidden_size": 32, "num_layers": 4, "num_heads": 4, "max_position_embeddings": 66}
-CONFIGS = {
-    "bert": EncoderConfig(family="bert", intermediate_size=64, **SHAPE),
-    "roberta": EncoderConfig(
-        family="roberta",
-        intermediate_size=64,
-        type_vocab_size=1,
-        position_offset=2,
-        pad_token_id=1,
-        norm_eps=1e-5,
-        **SHAPE,
-    ),
-    "modernbert": EncoderConfig(
-        family="modernbert",
-        intermediate_size=48,
-        type_vocab_size=0,
-        position_encoding="rotary",
-        rope_theta_global=5000.0,
-        rope_theta_local=100.0,
-        local_attention_window=16,
-        global_attention_every=3,
-        norm_placement="pre",
-        gated=True,
-        bias=False,
-        norm_bias=False,
-        norm_eps=1e-5,
-        output_initialization="zero",
-        **SHAPE,
-    ),
-}
 AUTO = {
     "ForPreTraining": transformers.AutoModelForPreTraining,
     "ForMaskedLM": transformers.AutoModelForMaskedLM,
@@ -83,28 +53,6 @@ EXPORTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dirs(tmp_path_factory):
-    """By family a WordPiece tokenizer with fewer words than the models have rows (a padded vocabulary)."""
-    return {family: make_tokenizer(tmp_path_factory.mktemp(family), CONFIGS[family].pad_token_id) for family in CONFIGS}
-
-
-def make_tokenizer(folder, pad_id):
-    specials = ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    specials.insert(pad_id, "[PAD]")
-    vocabulary = {word: index for index, word in enumerate([*specials, *"abcdefgh"])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    tokenizer.add_special_tokens(specials)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    names = {f"{name.strip('[]').lower()}_token": name for name in specials}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", **names}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "notes.txt").write_text("not of the tokenizer")
-    return folder
-
-
 def build(config, kind, seed=0):
     """A TaskModel with random values everywhere; the kind is mlm, mlm+nsp, cls or mean."""
     encoder = TransformerEncoder(config)
@@ -127,11 +75,6 @@ def export(model, config, kind, folder, tokenizer_dirs, **side):
     if not is_pretraining:
         side = {"labels": list(peers.LABELS), "pooling": kind, **side}
     export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
-
-
-def load_peer(auto, folder):
-    peer, report = auto.from_pretrained(folder, output_loading_info=True)
-    return peer.eval(), {name: set(found) for name, found in report.items() if found}
 
 
 @pytest.mark.parametrize(("family", "kind", "class_name", "without_class"), EXPORTS)

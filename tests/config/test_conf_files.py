@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from framework.config.build import build_settings
 from framework.config.command import plain
@@ -20,7 +20,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # What a group's option needs beside its name.
 NEEDS = {
-    "data/table": ["data.train=x.csv"],
+    "adapter/lora": ["init_from=x"],
     "tokenizer/folder": ["tokenizer.path=x"],
     "tokenizer/from_weights": ["init_from=x"],
     "model/from_weights": ["init_from=x"],
@@ -41,7 +41,19 @@ def hydra_here():
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    return compose(name, list(overrides))
+    """The config; where it leaves the training file to the user, with one."""
+    config = compose(name, list(overrides))
+    data = config.get("data")
+    if data is not None and OmegaConf.is_missing(data, "train"):
+        config = compose(name, [*overrides, "data.train=x"])
+    return config
+
+
+def experiment_of(task: str) -> str:
+    """The experiment in which a task's file is composed, since others set keys of their own tasks."""
+    return next(
+        name for name in EXPERIMENTS if f"/task: {task}\n" in (CONF / "experiment" / f"{name}.yaml").read_text()
+    )
 
 
 def name_of(file: Path) -> str:
@@ -52,16 +64,18 @@ def test_the_number_of_files_is_known():
     """A file in a folder that no test looks into would pass unseen; raise the numbers with each new file."""
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
+        "adapter": 2,
         "corpus": 6,
-        "data": 5,
-        "experiment": 4,
+        "data": 11,
+        "experiment": 14,
         "logger": 2,
         "model": 11,
         "optimizer": 4,
         "precision": 5,
+        "regularization": 3,
         "schedule": 4,
         "strategy": 6,
-        "task": 2,
+        "task": 8,
         "tokenizer": 5,
         "trainer": 1,
         "vocabulary": 3,
@@ -85,10 +99,12 @@ def test_every_file_composes_checks_and_builds(file):
     elif name == "data/of_run":
         assert plain(composed("evaluate", "run=x"))["data"] == {}
     elif group == "experiment":
-        check_settings(composed("train", f"experiment={option}"))
+        check_settings(composed("train", f"experiment={option}", *needs))
     else:
-        labelled = name == "task/sequence_classification" or (group == "data" and option != "demo_corpus")
-        experiment = "finetune_demo" if labelled else "pretrain_demo"
+        labelled = group == "data" and option != "demo_corpus"
+        experiment = experiment_of(option) if group == "task" else "finetune_demo" if labelled else "pretrain_demo"
+        if name == "data/parallel_text":
+            experiment = "finetune_translation"
         check_settings(composed("train", f"experiment={experiment}", f"{group}={option}", *needs))
 
 
@@ -110,6 +126,7 @@ def check_settings(config: DictConfig) -> None:
     assert settings.task.build().loss_weights
     assert settings.data.build()
     assert settings.optimizer.build().group
+    assert settings.regularization.build().weights(settings.task.build())
     assert 0.0 < settings.schedule.build(max_steps=100)(50) <= 1.0
     if settings.model.arguments:
         assert isinstance(settings.model.build(vocab_size=10), EncoderConfig)
@@ -118,6 +135,7 @@ def check_settings(config: DictConfig) -> None:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_plain_overrides_work_on_every_experiment(experiment):
     overrides = ["trainer.max_steps=7", "strategy=ddp", "precision=bf16", "seed=3", "run.id=mine"]
+    overrides += NEEDS.get(f"experiment/{experiment}", [])
     settings = build_settings(plain(composed("train", f"experiment={experiment}", *overrides)), world_size=2)
     assert isinstance(settings, TrainConfig)
     assert (settings.trainer.max_steps, settings.strategy.name, settings.precision.name) == (7, "ddp", "bf16")

@@ -70,9 +70,16 @@ def test_free_keys_may_change(values):
     check_same_run("runs/x", CONFIG, changed(**values))
 
 
+def test_an_empty_key_is_the_same_run_as_one_that_did_not_know_it():
+    assert identity_text(CONFIG) == identity_text(changed(trainer__freeze=[]))
+    check_same_run("runs/x", CONFIG, changed(trainer__freeze=[]))
+    check_same_run("runs/x", changed(trainer__freeze=[]), CONFIG)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"trainer__freeze": ["encoder.*"]}, "`trainer.freeze` is None there and .'encoder.*'. here"),
         ({"seed": 1}, "`seed` is 0 there and 1 here"),
         ({"model__hidden_size": 16}, "`model.hidden_size` is 8 there and 16 here"),
         ({"trainer__batch_warmup_steps": 7}, "`trainer.batch_warmup_steps` is None there and 7 here"),

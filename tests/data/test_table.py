@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from framework.data.answers import number, one_label, several_labels
 from framework.data.table import TableData
 from framework.errors import ConfigError, DataError
 
@@ -191,3 +192,41 @@ def test_a_label_that_only_evaluation_has_is_refused(tmp_path):
 def test_impossible_numbers_are_refused_before_any_file_is_read(arguments, message):
     with pytest.raises(ConfigError, match=message):
         TableData("not there.csv", **arguments)
+
+
+def test_bad_rows_are_skipped_and_counted_where_that_is_said(tmp_path, caplog):
+    rows = ["text,label", "a,0", " ,1", "b,", "c,1,2", "d,1", "e,0"]
+    path = tmp_path / "data.csv"
+    path.write_text("\n".join(rows) + "\n")
+    own = write(tmp_path / "own", [("x", 1), ("y", 5), ("", 1)])
+    table = TableData(str(path), validation=own, on_bad_row="skip").load()
+    assert {split: texts(rows) for split, rows in table.splits.items()} == {
+        "train": ["a", "d", "e"],
+        "validation": ["x"],
+    }
+    assert table.report == {"rows": 4, "bad": 5}
+    assert "5 rows are left out because they are bad; for example" in caplog.text
+    assert "data.csv, row 2 (line 3): 'text' is empty" in caplog.text
+    with pytest.raises(
+        DataError, match=r"own\.csv has no row that can be used, for example .*row 1 \(line 2\): 'text'"
+    ):
+        TableData(str(path), validation=write(tmp_path / "own", [("", 1)]), on_bad_row="skip").load()
+
+
+def test_numbers_and_several_labels(tmp_path):
+    path = write(tmp_path / "data", [("a", "2.5"), ("b", "-1e2"), ("c", "0")])
+    table = TableData(path).load(answers=number())
+    assert (table.labels, [row.label for row in table.splits["train"]]) == ((), [2.5, -100.0, 0.0])
+    path = write(tmp_path / "data", [("a", "10; 9"), ("b", ""), ("c", "9"), ("d", '["10"]')], ".jsonl")
+    table = TableData(path).load(answers=several_labels(";"))
+    assert table.labels == ("9", "10")
+    assert [row.label for row in table.splits["train"]] == [("10", "9"), (), ("9",), ("10",)]
+    with pytest.raises(DataError, match=r"row 1 \(line 1\): the label '10' is none of 9, 8"):
+        TableData(path, labels=[9, 8]).load(answers=several_labels(";"))
+
+
+def test_a_label_outside_the_set_that_rows_may_have(tmp_path):
+    path, own = write(tmp_path / "data", many()), write(tmp_path / "own", [("x", 1), ("y", "oos")])
+    table = TableData(path, validation=own).load(answers=one_label(frozenset({"oos"})))
+    assert table.labels == ("0", "1")
+    assert [row.label for row in table.splits["validation"]] == ["1", "oos"]

@@ -228,8 +228,8 @@ def test_help_begins_with_the_command_line(here, call, command):
             "the source `table` is TableFiles",
         ),
         ("prepare", ["num_workers=-1"], "`num_workers` is -1"),
-        ("train", [], "no task is chosen; give `experiment=` one of finetune_demo, finetune_imdb"),
-        ("train", ["task=pretraining"], "or `data=` one of demo_corpus"),
+        ("train", [], "no task is chosen; give `experiment=` one of finetune_"),
+        ("train", ["task=pretraining"], "or `data=` one of choices, demo_corpus"),
         ("evaluate", [], "config key `run` has no value yet"),
         ("evaluate", ["run=./nowhere"], "./nowhere is not there"),
         ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
@@ -355,7 +355,7 @@ def test_a_run_is_read_by_its_average_its_weights_or_the_mean_of_its_last_checkp
     run = here / "runs" / "mine"
     loss = {}
     for weights in ("auto", "ema", "raw"):
-        assert call("evaluate", "run=mine", f"weights={weights}", "output=scores.json").code == 0
+        assert call("evaluate", "run=mine", f"weights={weights}", "precision=fp32", "output=scores.json").code == 0
         loss[weights] = json.loads((here / "scores.json").read_text())["metrics"]["loss"]
     assert loss["auto"] == loss["ema"] != loss["raw"]
     assert loss["ema"] == pytest.approx(json.loads((run / "summary.json").read_text())["last"]["val/loss"], rel=1e-5)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, matthews_corrcoef
 
 from framework.constants import IGNORE_INDEX
-from framework.metrics.classification import Accuracy, MacroF1
+from framework.metrics.classification import Accuracy, MacroF1, Matthews
 
 NUM_LABELS = 5
 
@@ -19,27 +19,41 @@ def draws(num_rows: int, classes: int = NUM_LABELS) -> tuple[torch.Tensor, torch
     return torch.tensor(logits), torch.tensor(random.integers(0, classes, size=num_rows))
 
 
-def share_of_rank(num_rows: int) -> tuple[float, float]:
+def share_of_rank(num_rows: int) -> tuple[list[float], list[list[int]]]:
     """Runs on each rank: an uneven share in uneven micro-batches, with filler, and an empty one."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     logits, labels = draws(num_rows)
     mine = torch.arange(num_rows) % (size + 1)
     mine = torch.nonzero((mine == rank) | ((mine == size) & (rank == 0)))[:, 0]
-    metrics = (Accuracy(), MacroF1(NUM_LABELS))
+    metrics = (Accuracy(), MacroF1(NUM_LABELS), Matthews(NUM_LABELS))
     for rows in (mine[:3], mine[3:3], mine[3:]):
         filler = torch.full((2,), IGNORE_INDEX)
         for metric in metrics:
             metric.update(torch.cat([logits[rows], torch.ones(2, NUM_LABELS)]), torch.cat([labels[rows], filler]))
-    return metrics[0].compute().item(), metrics[1].compute().item()
+    return [metric.compute().item() for metric in metrics], metrics[1].matrix.tolist()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_ranks_agree_with_one_computation_over_all_rows(workers, world_size):
     num_rows = 200
     logits, labels = draws(num_rows)
-    expected = accuracy_score(labels, logits.argmax(-1)), f1_score(labels, logits.argmax(-1), average="macro")
-    for found in workers.run(share_of_rank, world_size, num_rows):
+    predicted = logits.argmax(-1)
+    expected = [
+        accuracy_score(labels, predicted),
+        f1_score(labels, predicted, average="macro"),
+        matthews_corrcoef(labels, predicted),
+    ]
+    for found, matrix in workers.run(share_of_rank, world_size, num_rows):
         assert found == pytest.approx(expected, abs=1e-7)
+        assert matrix == confusion_matrix(labels, predicted).tolist()
+
+
+def test_correlation_with_one_class_only_is_zero():
+    logits, labels = draws(50)
+    for scores, truth in ((logits, torch.ones_like(labels)), (torch.eye(NUM_LABELS)[torch.ones_like(labels)], labels)):
+        metric = Matthews(NUM_LABELS)
+        metric.update(scores, truth)
+        assert metric.compute().item() == matthews_corrcoef(truth, scores.argmax(-1)) == 0
 
 
 def test_a_class_that_does_not_occur_is_left_out():
@@ -50,7 +64,7 @@ def test_a_class_that_does_not_occur_is_left_out():
 
 
 def test_without_targets_the_value_is_zero():
-    for metric in (Accuracy(), MacroF1(NUM_LABELS)):
+    for metric in (Accuracy(), MacroF1(NUM_LABELS), Matthews(NUM_LABELS)):
         metric.update(torch.zeros(2, NUM_LABELS), torch.full((2,), IGNORE_INDEX))
         assert metric.compute().item() == 0.0
 

@@ -97,18 +97,6 @@ def test_untied_decoder_is_named_and_left_out(folder):
     assert not any(name.startswith("mlm.") for name in again.heads)
 
 
-def test_classifier_of_tokens_is_not_taken_for_one_of_sequences(tmp_path):
-    for class_name, family in (
-        ("BertForTokenClassification", "bert"),
-        ("ModernBertForTokenClassification", "modernbert"),
-    ):
-        peers.peer(class_name, family).save_pretrained(tmp_path / family)
-        weights = load_pretrained(str(tmp_path / family))
-        assert weights.heads == {}
-        assert weights.head_kind is None
-        assert {"classifier.weight", "classifier.bias"} <= set(weights.unused)
-
-
 def change(**changes):
     return lambda folder: peers.edit_config(folder, **changes)
 

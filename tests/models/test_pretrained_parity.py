@@ -117,7 +117,8 @@ def test_logits_of_sequence_classification(class_name, family, config, tmp_path)
     peer.save_pretrained(tmp_path)
     weights = load_pretrained(str(tmp_path))
     assert weights.head_kind == "sequence_classification"
-    assert weights.side == {"labels": list(peers.LABELS), "pooling": config.get("classifier_pooling", "cls")}
+    pooling = config.get("classifier_pooling", "cls")
+    assert weights.side == {"labels": list(peers.LABELS), "problem": "single_label", "pooling": pooling}
     encoder = peers.encoder_of(weights)
     head = build_sequence_classification_head(weights.config, 3, weights.side["pooling"])
     model = TaskModel(encoder, head)
@@ -145,7 +146,8 @@ def test_gradients_of_bert(tmp_path):
     encoder = {name.removeprefix("encoder."): grad for name, grad in ours.items() if name.startswith("encoder.")}
     head = {name.removeprefix("head."): grad for name, grad in ours.items() if name.startswith("head.")}
     renamed = to_theirs(BERT.encoder_rules(config), encoder, config.num_heads)
-    renamed |= to_theirs(BERT.import_rules("BertForPreTraining"), head, config.num_heads)
+    (pretraining, *_) = BERT.classes(config)
+    renamed |= to_theirs((*pretraining.base_rules, *pretraining.head_rules), head, config.num_heads)
     theirs = {name.removeprefix("bert."): parameter.grad for name, parameter in peer.named_parameters()}
     assert renamed.keys() == theirs.keys()
     for name, grad in theirs.items():

@@ -17,6 +17,7 @@ from torchmetrics import MeanMetric, Metric
 
 from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import STOP, NonFinite
 from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
@@ -32,10 +33,13 @@ from framework.distributed.precision import Precision
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.models.freezing import freeze, freeze_others
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.regularization import Regularization
 from framework.modules.trainer import build_trainer
 from framework.nn.cross_entropy import cross_entropy_and_z_sum
 from framework.nn.initialization import initial_values
+from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import AdamW
 from framework.random import below, key, mix
@@ -129,6 +133,10 @@ class ToyTask(Task):
     def validation_weights(self) -> Mapping[str, float]:
         return {"word": 1.0, "pair": 0.5}
 
+    @property
+    def class_scores(self) -> Mapping[str, str]:
+        return {"word": "words", "pair": "labels"}
+
     def build_sources(self, data: object, tokenizer: object, seed: int) -> dict[str, ToySource]:
         return {"train": ToySource(37), "validation": ToySource(11)}
 
@@ -155,9 +163,13 @@ def build_module(
     max_grad_norm: float | None = 1.0,
     ema_decay: float | None = None,
     precision: Precision = FP32,
+    task: Task | None = None,
+    regularization: Regularization | None = None,
+    frozen: tuple[str, ...] = (),
+    adapter: LoraSettings | None = None,
 ) -> EncoderModule:
     """The module of a toy run, not yet on any device."""
-    task = ToyTask()
+    task = task or ToyTask()
 
     def build_optimizer(built: TaskModel) -> CombinedOptimizer:
         optimizer = AdamW(lr=lr).build(built.named_parameters(), {}, torch.float32)
@@ -168,6 +180,10 @@ def build_module(
     with torch.device("meta"):
         encoder = TransformerEncoder(CONFIG)
         model = TaskModel(encoder, task.build_head(encoder, CONFIG))
+        if adapter is not None:
+            apply_lora(encoder.layers, CONFIG.num_heads, adapter)
+            freeze_others(model, (*LORA_PARAMETERS, *adapter.train_also), "adapter.train_also")
+    freeze(model, frozen, "trainer.freeze")
     return EncoderModule(
         model=model,
         task=task,
@@ -177,6 +193,7 @@ def build_module(
         build_optimizer=build_optimizer,
         schedule=lambda step: 1.0 / (1 + step),
         max_grad_norm=max_grad_norm,
+        regularization=regularization,
     )
 
 
@@ -193,6 +210,7 @@ def train(
     non_finite: NonFinite = STOP,
     retention: Retention | None = None,
     checkpoints: Location | None = None,
+    patience: Patience | None = None,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -211,6 +229,7 @@ def train(
         checkpoint_async=checkpoint_async,
         non_finite=non_finite,
         checkpoints=checkpoints,
+        patience=patience,
     )
     trainer = build_trainer(
         build_strategy(strategy, shape, 60.0),

@@ -114,6 +114,29 @@ def test_stays_where_no_step_was_applied_and_follows_a_parameter_without_gradien
     assert torch.equal(averages_of(optimizer)["b.weight"], torch.full((2,), 3.0))
 
 
+def test_says_so_before_each_change() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = AdamW(lr=0.1).build([("weight", weight)], {}, torch.float32)
+    seen: list[list[Tensor]] = []
+    optimizer.before_change = lambda: seen.append([weight.detach().clone(), *clones(optimizer)])
+    weight.grad = torch.ones(2)
+    optimizer.swap_average()
+    optimizer.hold_update()
+    optimizer.step()
+    assert not seen, "nothing changes without an average, nor in an update that is held"
+    optimizer.keep_average(DECAY)
+    for change in (optimizer.step, optimizer.swap_average, optimizer.step):
+        before = [weight.detach().clone(), *clones(optimizer)]
+        change()
+        assert same(seen.pop(), before)
+        assert not seen
+        assert not same([weight.detach(), *clones(optimizer)], before)
+
+
+def clones(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value.clone() for value in optimizer.named_state().values()]  # type: ignore[attr-defined]
+
+
 def test_without_an_average_nothing_is_kept_and_nothing_exchanged() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = AdamW(lr=0.1).build([("weight", weight)], {}, torch.float32)

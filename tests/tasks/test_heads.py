@@ -1,5 +1,7 @@
 """Pooling and heads against loops over sequences; parity with transformers is tested with the pretrained weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -75,6 +77,35 @@ def test_dropout_of_the_classifier_follows_the_sequence(pooling):
     assert not torch.allclose(dropped, head(hidden_states, batch)["logits"])
     assert_close(head(hidden_states[3:4], alone, token_keys(1, 2, 0, alone))["logits"], dropped[1:2])
     assert not torch.allclose(head(hidden_states, batch, token_keys(1, 3, 0, batch))["logits"], dropped)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+def test_without_a_projection_the_head_is_linear_in_the_pooled_hidden_state(family):
+    head = build_sequence_classification_head(replace(CONFIG, family=family), 3, "mean", projection="none")
+    assert {name for name, _ in head.named_parameters()} == {"classifier.weight", "classifier.bias"}
+    batch = peers.pack(peers.sequences(LENGTHS, vocab_size=40))
+    hidden_states = torch.randn(9, 8)
+    means = torch.stack([part.mean(0) for part in hidden_states.split(LENGTHS)])
+    expected = means @ head.classifier.weight.T + head.classifier.bias
+    assert_close(head(hidden_states, batch)["logits"], expected)
+
+
+def test_scores_are_not_rounded_to_bf16():
+    head = build_sequence_classification_head(CONFIG, 2, projection="none")
+    batch = peers.pack(peers.sequences(LENGTHS, vocab_size=40))
+    hidden_states = torch.randn(9, 8)
+    firsts, weight, bias = (
+        tensor.bfloat16().double()
+        for tensor in (hidden_states[[0, 3, 4]], head.classifier.weight, head.classifier.bias)
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(hidden_states, batch)["logits"]
+    assert_close(logits, (firsts @ weight.T + bias).float(), atol=1e-6, rtol=1e-6)
+
+
+def test_unknown_projection():
+    with pytest.raises(ConfigError, match="projection='mlp' is not known; choose one of family, none"):
+        build_sequence_classification_head(CONFIG, 2, projection="mlp")
 
 
 def test_unknown_pooling():

@@ -12,6 +12,7 @@ from framework.data.table import TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import classification_source
+from framework.tasks.sequence_classification.single_label import SingleLabel
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
@@ -41,8 +42,15 @@ def random_texts(number: int, longest: int) -> list[str]:
     return [" ".join(random.choice(list("abcdefgh"), size=1 + random.integers(longest))) for _ in range(number)]
 
 
+def source_of(texts, pairs, answers, tokenizer, max_length):
+    """With the labels "no" and "yes"; answers may be None, all or some of them."""
+    problem = SingleLabel()
+    problem.learn(["no", "yes"], [])
+    return classification_source(texts, pairs, answers or [None] * len(texts), problem, tokenizer, max_length)
+
+
 def test_mean_length_counts_special_tokens(tokenizer):
-    source = classification_source(["a b c", "a", "a b c d e f g h"], None, None, tokenizer, 6)
+    source = source_of(["a b c", "a", "a b c d e f g h"], None, None, tokenizer, 6)
     assert source.mean_length == (5 + 3 + 6) / 3
 
 
@@ -52,7 +60,7 @@ def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, pa
     texts, pairs = random_texts(60, 14), random_texts(60, 13) if paired else None
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     expected = published_pipeline(max_length).encode_batch(inputs)
-    source = classification_source(texts, pairs, None, tokenizer, max_length)
+    source = source_of(texts, pairs, None, tokenizer, max_length)
     order = np.random.default_rng(0).permutation(60)
     epochs = np.zeros_like(order)
     batch = source.build(epochs, order, order + 100, step=0)
@@ -65,7 +73,7 @@ def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, pa
 
 
 def test_a_micro_batch_by_hand(tokenizer):
-    source = classification_source(["a b", "c", "h a e"], None, np.array([1, IGNORE_INDEX, 0]), tokenizer, 4)
+    source = source_of(["a b", "c", "h a e"], None, ["yes", None, "no"], tokenizer, 4)
     batch = source.build(np.array([0, 0]), np.array([2, 1]), np.array([5, 6]), step=0)
     # h a e is cut to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
     assert batch.input_ids.tolist() == [2, 12, 5, 3, 2, 7, 3]
@@ -76,7 +84,7 @@ def test_a_micro_batch_by_hand(tokenizer):
 
 
 def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
-    source = classification_source(["a b"], ["c"], np.array([1]), tokenizer, 8)
+    source = source_of(["a b"], ["c"], ["yes"], tokenizer, 8)
     none = np.zeros(0, dtype=np.int64)
     batch = source.build(none, none, none, step=3)
     assert (batch.num_sequences, batch.num_tokens, batch.lengths) == (0, 0, (1,))
@@ -110,11 +118,17 @@ def test_a_table_becomes_sources_and_labels(tokenizer, tmp_path):
     task = SequenceClassificationTask(max_length=5)
     sources = task.build_sources(TableData(str(path)), tokenizer, seed=0)
     assert task.labels == ("x", "y", "z")
-    assert task.side_config() == {"labels": ["x", "y", "z"], "pooling": "cls", "max_length": 5, "has_pairs": False}
+    assert task.side_config() == {
+        "problem": "single_label",
+        "labels": ["x", "y", "z"],
+        "pooling": "cls",
+        "max_length": 5,
+        "has_pairs": False,
+    }
     rows = np.arange(24)
     batch = sources["train"].build(np.zeros_like(rows), rows, rows, 0)
     assert batch.targets["labels"].tolist() == [0, 1, 2] * 8
-    assert set(task.build_metrics()) == {"accuracy", "macro_f1"}
+    assert set(task.build_metrics()) == {"accuracy", "macro_f1", "matthews"}
     assert batch.lengths == (3, 4, 5, 5) * 6
 
 
@@ -132,7 +146,7 @@ def test_an_earlier_label_set_is_kept(tokenizer, tmp_path):
 def test_loss_and_metrics_leave_out_fillers(tokenizer):
     task = SequenceClassificationTask()
     task.restore({"labels": ["no", "yes"]})
-    source = classification_source(["a", "b", "c"], None, np.array([1, 0, 1]), tokenizer, 8)
+    source = source_of(["a", "b", "c"], None, ["yes", "no", "yes"], tokenizer, 8)
     rows = np.arange(3)
     batch = source.build(rows * 0, rows, rows, 0, Capacity(20, 6, 1, 8))
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], *[[9.0, -9.0]] * 3], requires_grad=True)
@@ -141,6 +155,9 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
     assert loss.item() == pytest.approx(np.log1p(np.exp([-1.0, -2.0, 3.0])).sum(), rel=1e-6)
     loss.backward()
     assert logits.grad[3:].abs().max() == 0
+    assert task.sequence_losses({"logits": logits}, batch).tolist() == pytest.approx(
+        [*np.log1p(np.exp([-1.0, -2.0, 3.0])), 0, 0, 0], rel=1e-6
+    )
     metrics = task.build_metrics()
     task.update_metrics(metrics, {"logits": logits.detach()}, batch)
     assert metrics["accuracy"].compute().item() == pytest.approx(2 / 3)
@@ -154,6 +171,19 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
         ({"max_length": 4}, "max_length is 4"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
+        ({"projection": "mlp"}, "projection is 'mlp', it must be one of family, none"),
+        ({"problem": "ranking"}, "problem is 'ranking', it must be one of single_label, multi_label, regression"),
+        (
+            {"best_metric": "spearman"},
+            "best_metric is 'spearman', it must be one of accuracy, macro_f1, matthews, loss",
+        ),
+        ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
+        ({"class_weights": {"yes": 0.0}}, "class_weights.yes is 0.0"),
+        ({"class_weights": "even"}, "class_weights is 'even'"),
+        ({"problem": "multi_label", "threshold": 1.0}, "threshold is 1.0"),
+        ({"problem": "multi_label", "label_separator": ""}, "label_separator is empty"),
+        ({"threshold": 0.4}, "threshold is 0.4, but problem=single_label has no use for it; .* problem to multi_label"),
+        ({"problem": "regression", "class_weights": "balanced"}, "problem=regression has no use for it"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

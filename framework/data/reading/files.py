@@ -99,20 +99,20 @@ def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         raise DataError(f"{path} is empty, a source needs text; remove or replace the file.")
 
 
-def decode_line(path: Path, number: int, raw: bytes | bytearray) -> str:
+def decode_line(path: Path, number: int, raw: bytes | bytearray, encoding: str = "utf-8") -> str:
     """Text of a line, or of several beginning with line `number`; a byte order mark before the first is dropped.
 
     Raises:
-        DataError: It holds bytes that are not UTF-8.
+        DataError: It holds bytes that are not in the encoding, which is UTF-8 where nothing else is said.
     """
     try:
-        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        return raw.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         before = error.object[: error.start]  # without the mark
         line, place = number + before.count(b"\n"), len(before) - before.rfind(b"\n")
         raise DataError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} at place {place} is not UTF-8; convert the "
-            "file to UTF-8 (iconv) or leave it out."
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} at place {place} is not "
+            f"{encoding.upper()}; convert the file to UTF-8 (iconv) or leave it out."
         ) from error
 
 

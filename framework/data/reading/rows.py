@@ -1,188 +1,80 @@
-"""Rows of tables by column name: CSV, TSV, JSONL (plain, gzip or zstd), Parquet and Arrow, told by the suffix."""
+"""Rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet and Arrow.
 
-import csv
+The suffix tells which of them a file is, or `TableFormat.kind`.
+"""
+
 import json
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, kind_of, raw_lines
+from framework.data.reading.delimited import read_delimited
+from framework.data.reading.files import COMPRESSIONS, Reading, kind_of
+from framework.data.reading.json_rows import read_json, read_jsonl
+from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
 from framework.errors import DataError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table.
+def read_rows(
+    path: Path,
+    columns: Sequence[str],
+    reading: Reading | None = None,
+    table_format: TableFormat | None = None,
+    list_columns: Collection[str] = (),
+) -> Iterator[Row]:
+    """Streams the wanted columns.
 
-    Attributes:
-        number: Counted from 1, the header not among them, rows that were left out among them.
-        line: Line of the file at which the row ends, counted from 1; None where the file has no lines.
-        values: Text of the wanted columns.
-    """
-
-    number: int
-    line: int | None
-    values: dict[str, str]
-
-    @property
-    def place(self) -> str:
-        """Where it is, for messages."""
-        return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
-
-
-def read_rows(path: Path, columns: Sequence[str], reading: Reading | None = None) -> Iterator[Row]:
-    """Streams the wanted columns; CSV and TSV are quoted as by `csv`, with a header.
+    Args:
+        path: The file; behind a JSON file may stand which of its object's lists are wanted: `FILE.json:KEY+KEY`.
+        columns: Those that are wanted.
+        reading: What is done about broken rows; None: they are errors.
+        table_format: How the file is written; None: CSV and TSV are quoted as by `csv`, with a header, all UTF-8.
+        list_columns: Of the wanted ones, those whose values may be lists in JSON and Arrow; they are given as JSON.
 
     Raises:
         DataError: The suffix is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
             a row is broken and `reading` does not skip those.
     """
     reading = reading or Reading()
-    reader = _READERS.get(kind_of(path))
-    if reader is None or (reader is _read_arrow and path.suffix.lower() in COMPRESSIONS):
+    table_format = table_format or TableFormat()
+    file, parts = _file_and_parts(path, table_format)
+    kind = _suffix_of(file, table_format)
+    reader = _READERS.get(kind)
+    if reader is None or (reader is _read_arrow and file.suffix.lower() in COMPRESSIONS):
         raise DataError(
             f"{path} has a suffix that tells no table; rename it to one of {', '.join(_READERS)}, of which those of "
-            f"text may be followed by {' or '.join(COMPRESSIONS)}."
+            f"text may be followed by {' or '.join(COMPRESSIONS)}, or set format.kind."
         )
     number = 0
-    for row in reader(path, columns, reading):
+    for row in reader(TableFile(file, columns, table_format, list_columns, parts), reading):
         number = row.number
         yield row
     if number == 0 and reading.num_skipped == 0:
         raise DataError(f"{path} has no rows; add some or leave the file out.")
 
 
-class _DecodedLines:
-    """The lines of a file for the CSV reader.
-
-    A line that is no UTF-8 is given with replacement characters, so that the reader goes on to the end of its row.
-
-    Attributes:
-        fault: What was wrong with the first such line since `fault` was last set to None.
-    """
-
-    def __init__(self, path: Path, reading: Reading) -> None:
-        self.fault: DataError | None = None
-        self._path = path
-        self._lines = raw_lines(path, reading)
-
-    def __iter__(self) -> "_DecodedLines":
-        return self
-
-    def __next__(self) -> str:
-        number, raw = next(self._lines)
-        try:
-            return decode_line(self._path, number, raw)
-        except DataError as error:
-            self.fault = self.fault or error
-            return raw.decode("utf-8", "replace")
+def _suffix_of(path: Path, table_format: TableFormat) -> str:
+    return kind_of(path) if table_format.kind is None else f".{table_format.kind}"
 
 
-def _read_csv(path: Path, columns: Sequence[str], reading: Reading) -> Iterator[Row]:
-    # The csv module refuses fields above 128 KiB unless told otherwise; documents may be longer.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    delimiter = "\t" if kind_of(path) == ".tsv" else ","
-    lines = _DecodedLines(path, reading)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    try:
-        header = next(reader, [])
-    except csv.Error as error:
+def _file_and_parts(path: Path, table_format: TableFormat) -> tuple[Path, tuple[str, ...]]:
+    file, mark, parts = str(path).rpartition(":")
+    if not mark or path.exists() or _suffix_of(Path(file), table_format) != ".json":
+        return path, ()
+    return Path(file), tuple(parts.split("+"))
+
+
+def _read_arrow(table: TableFile, reading: Reading) -> Iterator[Row]:
+    if table.format.columns is not None:
         raise DataError(
-            f"{path}, line 1: {error}; the header must be one line of names, quoted where needed."
-        ) from error
-    if lines.fault is not None:
-        raise lines.fault
-    check_columns(path, "line 1", columns, header)
-    places = [header.index(column) for column in columns]
-    number = 0
-    while True:
-        first = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            # A quote that is not closed takes other rows with it; each of these lines is counted as one.
-            last = reader.line_num
-            where = f"line {last}" if first == last else f"lines {first} to {last}"
-            broken = DataError(
-                f"{path}, row {number + 1} ({where}): {error}; quote the field, double the quotes in it."
-            )
-            reading.bad_row(broken, num_rows=last - first + 1)
-            number += last - first + 1
-            lines.fault = None
-            continue
-        if not fields:
-            continue
-        number += 1
-        fault, lines.fault = lines.fault, None
-        if fault is None and len(fields) != len(header):
-            fault = DataError(
-                f"{path}, row {number} (line {reader.line_num}): {len(fields)} fields, the header has {len(header)}; "
-                "quote fields that hold the delimiter, a quote or a line end."
-            )
-        if fault is not None:
-            reading.bad_row(fault)
-        else:
-            values = {column: fields[place] for column, place in zip(columns, places, strict=True)}
-            yield Row(number, reader.line_num, values)
-
-
-def _read_jsonl(path: Path, columns: Sequence[str], reading: Reading) -> Iterator[Row]:
-    number = 0
-    for line, raw in raw_lines(path, reading):
-        if not raw.strip():
-            continue
-        number += 1
-        try:
-            values = _json_values(path, line, decode_line(path, line, raw), columns)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield Row(number, line, values)
-
-
-def _json_values(path: Path, line: int, text: str, columns: Sequence[str]) -> dict[str, str]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
-        cause = error.msg if isinstance(error, json.JSONDecodeError) else error
-        raise DataError(f"{path}, line {line}: not JSON ({cause}); each line must be one JSON object.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{path}, line {line}: {type(row).__name__}, not an object; each line must be one JSON object.")
-    check_columns(path, f"line {line}", columns, list(row))
-    for column in columns:
-        if not isinstance(row[column], str | int | float):
-            raise DataError(
-                f"{path}, line {line}: {column!r} is {row[column]!r}, it must be text or a number; correct or remove "
-                "the row."
-            )
-    values = {column: str(row[column]) for column in columns}
-    if "\\u" in text:
-        _check_surrogates(path, line, values)
-    return values
-
-
-def _check_surrogates(path: Path, line: int, values: dict[str, str]) -> None:
-    r"""An escape such as "\ud83d" without its other half is valid JSON, but no text, and cannot be written as UTF-8."""
-    for column, value in values.items():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{path}, line {line}: {column!r} holds \\u{ord(value[error.start]):04x}, half of a surrogate pair; "
-                "write the whole pair or remove the row."
-            ) from error
-
-
-def _read_arrow(path: Path, columns: Sequence[str], reading: Reading) -> Iterator[Row]:
-    return rows_of_batches(path, record_batches(path, columns, reading), columns, reading)
+            f"{table.path} has names of its own, but format.columns is {table.format.columns}; set it to null."
+        )
+    batches = record_batches(table.path, table.columns, reading)
+    return rows_of_batches(table.path, batches, table.columns, reading, table.list_columns)
 
 
 def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -277,7 +169,11 @@ def check_end_of_stream(path: Path) -> None:
 
 
 def rows_of_batches(
-    path: Path | str, batches: Iterable[pa.RecordBatch], columns: Sequence[str], reading: Reading
+    path: Path | str,
+    batches: Iterable[pa.RecordBatch],
+    columns: Sequence[str],
+    reading: Reading,
+    list_columns: Collection[str] = (),
 ) -> Iterator[Row]:
     """Streams the rows of record batches.
 
@@ -286,6 +182,7 @@ def rows_of_batches(
         batches: With the wanted columns.
         columns: Their names.
         reading: What to do with a row in which a value is missing or not UTF-8.
+        list_columns: Of them, those whose values may be lists; they are given as JSON.
 
     Raises:
         DataError: A column holds neither text nor numbers, or a value is missing or not UTF-8 and `reading` does not
@@ -293,7 +190,12 @@ def rows_of_batches(
     """
     number = 0
     for batch in batches:
-        texts = [_column_values(path, column, batch.column(column)) for column in columns]
+        texts = [
+            _list_values(batch.column(column))
+            if column in list_columns and _is_list(batch.column(column))
+            else _column_values(path, column, batch.column(column))
+            for column in columns
+        ]
         for values in zip(*texts, strict=True):
             number += 1
             row = {column: value for column, value in zip(columns, values, strict=True) if isinstance(value, str)}
@@ -303,6 +205,18 @@ def rows_of_batches(
             bad = next(place for place, value in enumerate(values) if not isinstance(value, str))
             fault = "has no value; fill it in" if values[bad] is None else "is not UTF-8; correct it"
             reading.bad_row(DataError(f"{path}, row {number}: {columns[bad]!r} {fault} or remove the row."))
+
+
+def _is_list(column: pa.Array) -> bool:
+    return pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+
+
+def _list_values(column: pa.Array) -> list[str | bytes | None]:
+    """Lists as JSON."""
+    return [
+        None if value is None else json.dumps([str(v) for v in value], ensure_ascii=False)
+        for value in column.to_pylist()
+    ]
 
 
 def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | bytes | None]:
@@ -326,19 +240,11 @@ def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | 
     return values
 
 
-def check_columns(path: Path | str, place: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Raises a DataError that names the first wanted column that is not there."""
-    for column in wanted:
-        if column not in present:
-            raise DataError(f"{path}, {place}: no column {column!r} among {list(present)}; name one of these.")
-        if present.count(column) > 1:
-            raise DataError(f"{path}, {place}: column {column!r} comes more than once; rename all but one of them.")
-
-
-_READERS: dict[str, Callable[[Path, Sequence[str], Reading], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".jsonl": _read_jsonl,
+_READERS: dict[str, Callable[[TableFile, Reading], Iterator[Row]]] = {
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
+    ".jsonl": read_jsonl,
+    ".json": read_json,
     ".parquet": _read_arrow,
     ".arrow": _read_arrow,
 }

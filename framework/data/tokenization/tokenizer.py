@@ -53,6 +53,7 @@ class Tokenizer:
         cls_id: Like the other four a single id.
         special_ids: Ascending ids of all special tokens; text never gives these, except `unk_id`.
         ordinary_ids: Ascending ids of the words and word pieces: neither special nor placeholders such as `[unused7]`.
+        placeholder_ids: Ascending ids of those placeholders.
         starts_word: (vocab_size,) True where a token begins a word: a WordPiece without `##`, a byte-level or
             sentence-piece token with its space mark (a punctuation mark without one belongs to the word before it, as
             in fairseq); special tokens too.
@@ -74,14 +75,9 @@ class Tokenizer:
         added = {token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special}
         special = added | {vocabulary[token] for token in special_tokens.values()}
         self.special_ids = np.array(sorted(special), dtype=np.int64)
-        self.ordinary_ids = np.array(
-            sorted(
-                token_id
-                for token, token_id in vocabulary.items()
-                if token_id not in special and not _UNUSED.fullmatch(token)
-            ),
-            dtype=np.int64,
-        )
+        placeholders = {token_id for token, token_id in vocabulary.items() if _UNUSED.fullmatch(token)} - special
+        self.placeholder_ids = np.array(sorted(placeholders), dtype=np.int64)
+        self.ordinary_ids = np.array(sorted(set(vocabulary.values()) - special - placeholders), dtype=np.int64)
         prefix = getattr(backend.model, "continuing_subword_prefix", None)
         self.space_marked = not isinstance(backend.model, tokenizers.models.WordPiece)
         self.starts_word = np.ones(self.vocab_size, dtype=bool)
@@ -120,6 +116,27 @@ class Tokenizer:
         """Ids of each text as int32 arrays, without special tokens."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Ids of each text as `encode_batch` gives them, and where each token stands in the text as it was given.
+
+        Offsets are those of `tokenizers`, which follows what normalisation did: they count the characters (code points)
+        of the text before it. Characters that give no token lie between tokens; several tokens of one character have
+        the same offsets; the space before a byte-level token may be within its offsets.
+
+        Returns:
+            For each text ids (tokens,) int32, starts (tokens,) int32 of first characters, ends (tokens,) int32 behind
+            last characters.
+        """
+        encoded = []
+        for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False):
+            offsets = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+            encoded.append((np.array(encoding.ids, dtype=np.int32), offsets[:, 0], offsets[:, 1]))
+        return encoded
+
+    def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of ids, special tokens left out; what normalisation took away stays away."""
+        return list(self.backend.decode_batch([list(each) for each in ids], skip_special_tokens=True))
 
     def save(self, folder: str | Path) -> None:
         """Copies the tokenizer's files, byte for byte; transformers' AutoTokenizer loads them."""
@@ -167,6 +184,7 @@ def _backend_of_vocabulary(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
     backend.add_special_tokens([names[0] for names in _USUAL_NAMES.values() if names[0] in vocabulary])
     return backend
 

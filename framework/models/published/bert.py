@@ -1,6 +1,6 @@
 """BERT in the Hugging Face layout (`transformers.models.bert`), MiniLM included; RoBERTa shares the encoder's part."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.published.family import (
     FIELDS,
-    PRETRAINING,
     Family,
     PublishedClass,
     check_expressible,
@@ -18,6 +17,13 @@ from framework.models.published.family import (
     read_fields,
     write_activation,
     write_fields,
+)
+from framework.models.published.kinds import (
+    MULTIPLE_CHOICE,
+    PRETRAINING,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
 )
 from framework.models.published.rules import Rule, fused_qkv, renamed
 
@@ -27,10 +33,17 @@ _MLM = (
     Rule(("mlm.decoder.bias",), ("cls.predictions.bias",)),
 )
 _NSP = tuple(renamed("nsp", "cls.seq_relationship"))
-_CLASSIFIER = tuple(renamed("classifier", "classifier"))
 _FIELDS = {**FIELDS, "norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout_prob"}
 
 POOLER = tuple(renamed("pooler.dense", "pooler.dense"))
+# Three classes read a sequence, its tokens or choices with a map of one name.
+_CLASSIFIER = tuple(renamed("classifier", "classifier"))
+FINE_TUNED = (
+    PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=_CLASSIFIER),
+    PublishedClass("ForQuestionAnswering", QUESTION_ANSWERING, head_rules=tuple(renamed("qa_outputs", "qa_outputs"))),
+    PublishedClass("ForMultipleChoice", MULTIPLE_CHOICE, POOLER, _CLASSIFIER, poolings=("cls",)),
+)
+"""What BERT and RoBERTa have alike."""
 IGNORED = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
 
@@ -154,31 +167,22 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
     return shared_encoder_rules(config, _SEGMENTS)
 
 
-def _import_rules(class_name: str) -> list[Rule]:
-    rules = [*_MLM, *POOLER, *_NSP]
-    # Other classes have a `classifier` too, which reads tokens or choices.
-    return rules + list(_CLASSIFIER) if class_name.endswith("ForSequenceClassification") else rules
-
-
-def _export_class(config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str) -> PublishedClass:
-    del config
-    if head_kind == PRETRAINING:
-        if "nsp.weight" in names:
-            return PublishedClass("BertForPreTraining", POOLER, (*_MLM, *_NSP))
-        return PublishedClass("BertForMaskedLM", head_rules=_MLM)
-    if pooling == "cls":
-        return PublishedClass("BertForSequenceClassification", POOLER, _CLASSIFIER)
-    return PublishedClass("BertModel", POOLER)
-
+_CLASSES = (
+    PublishedClass("ForPreTraining", PRETRAINING, POOLER, (*_MLM, *_NSP)),
+    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_MLM),
+    PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, POOLER, _CLASSIFIER, poolings=("cls",)),
+    *FINE_TUNED,
+)
 
 BERT = Family(
     prefix="bert.",
-    base_class="BertModel",
+    class_prefix="Bert",
     read_config=_read_config,
     write_config=_write_config,
     encoder_rules=_encoder_rules,
-    import_rules=_import_rules,
-    export_class=_export_class,
+    classes=lambda _config: _CLASSES,
+    base_rules=POOLER,
+    named_rules=(*_MLM, *POOLER, *_NSP),
     tied=frozenset({"cls.predictions.decoder.weight"}),
     ignored=IGNORED | {"cls.predictions.decoder.bias"},
     special_tokens={},

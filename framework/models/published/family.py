@@ -1,15 +1,13 @@
 """What Cloze must know of a family of published models; `bert`, `roberta` and `modernbert` each give such an object."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
+from framework.models.published.kinds import HeadKind
 from framework.models.published.rules import Rule
-
-PRETRAINING = "pretraining"
-SEQUENCE_CLASSIFICATION = "sequence_classification"
 
 # Published names of activations and ours. Where two names have one formula, the last of them is written.
 _ACTIVATIONS = {
@@ -22,6 +20,8 @@ _ACTIVATIONS = {
     "silu": "silu",
 }
 _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
+
+BASE_SUFFIX = "Model"
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -41,16 +41,28 @@ class PublishedClass:
     """A class of transformers and how our tensors reach it.
 
     Attributes:
-        name: As in `architectures` of config.json.
+        suffix: Its name after that of the family ("ForTokenClassification").
+        kind: The kind of head that it has; None: the base class, which has none.
         base_rules: Tensors of heads that the class keeps in its base model (the pooler).
         head_rules: Tensors of heads that stand beside the base model.
-        config: What config.json says of the head.
+        poolings: Those that the class can do, the first one by default; empty: it does not pool.
+        pooling_key: Key of config.json that names the pooling; None: the class always has the same.
+        beside: Beginnings of the names of other tensors with which a head may still be taken for one of this class,
+            since its scores do not depend on them.
     """
 
-    name: str
+    suffix: str
+    kind: HeadKind | None = None
     base_rules: tuple[Rule, ...] = ()
     head_rules: tuple[Rule, ...] = ()
-    config: Mapping[str, Any] = field(default_factory=dict)
+    poolings: tuple[str, ...] = ()
+    pooling_key: str | None = None
+    beside: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Our names of the head's tensors that the class has."""
+        return frozenset(name for rule in (*self.base_rules, *self.head_rules) for name in rule.ours)
 
 
 @dataclass(frozen=True)
@@ -59,28 +71,66 @@ class Family:
 
     Attributes:
         prefix: Of the base model's tensors inside a model with a head ("bert.").
-        base_class: The class without heads.
+        class_prefix: Of the names of its classes ("Bert").
         read_config: config.json to EncoderConfig; raises CheckpointError for what this encoder cannot do.
         write_config: EncoderConfig to config.json; raises CheckpointError for what the class cannot do.
         encoder_rules: Names of the encoder, published ones without the prefix.
-        import_rules: Names of the heads of a published class, published ones without the prefix.
-        export_class: Given the encoder's config, the kind of head, the names of its tensors and its pooling: the class
-            that has them all, or as many as any has.
+        classes: The classes with heads; where two could hold the same head, the one that holds more of it comes first.
+        base_rules: Tensors of heads that the base class can keep.
+        named_rules: Tensors of heads whose published names say what they are, whichever class they come from.
         tied: Published tensors that repeat the word embeddings.
         ignored: Published tensors that hold nothing of their own.
         special_tokens: Keys of config.json that name a special token's id, beside padding, and which one it is.
     """
 
     prefix: str
-    base_class: str
+    class_prefix: str
     read_config: Callable[[Mapping[str, Any]], EncoderConfig]
     write_config: Callable[[EncoderConfig], dict[str, Any]]
     encoder_rules: Callable[[EncoderConfig], list[Rule]]
-    import_rules: Callable[[str], list[Rule]]
-    export_class: Callable[[EncoderConfig, str, Collection[str], str], PublishedClass]
+    classes: Callable[[EncoderConfig], tuple[PublishedClass, ...]]
+    base_rules: tuple[Rule, ...]
+    named_rules: tuple[Rule, ...]
     tied: frozenset[str]
     ignored: frozenset[str]
     special_tokens: Mapping[str, Literal["cls", "sep"]]
+
+    def export_class(
+        self, config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str
+    ) -> PublishedClass:
+        """The class whose scores are those of a head, or the base class where there is none.
+
+        Args:
+            config: Of the encoder.
+            head_kind: `Task.head_kind`.
+            names: Of the head's tensors.
+            pooling: How a sequence becomes one vector, where the head does that.
+        """
+        for candidate in self.classes(config):
+            others = set(names) - candidate.names
+            if (
+                candidate.kind is not None
+                and candidate.kind.name == head_kind
+                and candidate.names <= set(names)
+                and all(name.startswith(candidate.beside) for name in others)
+                and (not candidate.poolings or pooling in candidate.poolings)
+            ):
+                return candidate
+        return PublishedClass(
+            BASE_SUFFIX, base_rules=tuple(rule for rule in self.base_rules if set(rule.ours) <= set(names))
+        )
+
+    def import_class(self, config: EncoderConfig, class_name: str) -> PublishedClass | None:
+        """The class of a published model by its name (no name: that of pre-training); None: it is not known."""
+        known = self.classes(config)
+        return next((each for each in known if class_name.endswith(each.suffix)), None) if class_name else known[0]
+
+    def import_rules(self, found: PublishedClass | None) -> list[Rule]:
+        """Names of the heads of a published class, published ones without the prefix; those of the class come first."""
+        if found is None:
+            return list(self.named_rules)
+        others = [rule for rule in self.named_rules if not found.names & set(rule.ours)]
+        return [*found.base_rules, *found.head_rules, *others]
 
 
 def read_fields(published: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:

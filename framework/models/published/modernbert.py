@@ -1,13 +1,12 @@
 """ModernBERT in the Hugging Face layout (`transformers.models.modernbert`; Warner et al. 2024, arXiv:2412.13663)."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.published.family import (
     FIELDS,
-    PRETRAINING,
     Family,
     PublishedClass,
     check_expressible,
@@ -15,6 +14,13 @@ from framework.models.published.family import (
     read_fields,
     write_activation,
     write_fields,
+)
+from framework.models.published.kinds import (
+    MULTIPLE_CHOICE,
+    PRETRAINING,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
 )
 from framework.models.published.rules import Rule, renamed, reordered_qkv, split_in_two
 
@@ -45,6 +51,7 @@ _FIELDS = {
     "hidden_dropout": "mlp_dropout",
     "embedding_dropout": "embedding_dropout",
 }
+_POOLINGS, _POOLING_KEY = ("cls", "mean"), "classifier_pooling"
 _THETAS = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
 
 
@@ -144,40 +151,53 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
     return rules
 
 
-def _head_rules(ours: str, bias: bool, norm_bias: bool) -> tuple[Rule, ...]:
-    return (*renamed(f"{ours}.dense", "head.dense", bias), *renamed(f"{ours}.norm", "head.norm", norm_bias))
+def _head_rules(ours: str, config: EncoderConfig) -> tuple[Rule, ...]:
+    """Every class calls its transform `head`, so that those of other classes cannot be told from it by their names."""
+    dense, norm = (
+        renamed(f"{ours}.dense", "head.dense", config.bias),
+        renamed(f"{ours}.norm", "head.norm", config.norm_bias),
+    )
+    return (*dense, *norm)
 
 
-_DECODER = Rule(("mlm.decoder.bias",), ("decoder.bias",))
-_CLASSIFIER = tuple(renamed("classifier", "classifier"))
-
-
-def _import_rules(class_name: str) -> list[Rule]:
-    if class_name.endswith("ForSequenceClassification"):
-        return [*_head_rules("transform", bias=True, norm_bias=True), *_CLASSIFIER]
-    if class_name.endswith("ForMaskedLM") or not class_name:
-        return [*_head_rules("mlm", bias=True, norm_bias=True), _DECODER]
-    # Every class calls its transform `head`, so that those of other classes cannot be told from it by their names.
-    return []
-
-
-def _export_class(config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str) -> PublishedClass:
-    del names
-    if head_kind == PRETRAINING:
-        rules = (*_head_rules("mlm", config.bias, config.norm_bias), _DECODER)
-        return PublishedClass("ModernBertForMaskedLM", head_rules=rules)
-    rules = (*_head_rules("transform", config.bias, config.norm_bias), *_CLASSIFIER)
-    return PublishedClass("ModernBertForSequenceClassification", (), rules, {"classifier_pooling": pooling})
+def _classes(config: EncoderConfig) -> tuple[PublishedClass, ...]:
+    transform = _head_rules("transform", config)
+    classifier = (*transform, *renamed("classifier", "classifier"))
+    mlm = (*_head_rules("mlm", config), Rule(("mlm.decoder.bias",), ("decoder.bias",)))
+    return (
+        PublishedClass("ForMaskedLM", PRETRAINING, head_rules=mlm, beside=("pooler.", "nsp.")),
+        PublishedClass(
+            "ForSequenceClassification",
+            SEQUENCE_CLASSIFICATION,
+            head_rules=classifier,
+            poolings=_POOLINGS,
+            pooling_key=_POOLING_KEY,
+        ),
+        PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=classifier),
+        PublishedClass(
+            "ForQuestionAnswering",
+            QUESTION_ANSWERING,
+            head_rules=(*transform, *renamed("qa_outputs", "classifier")),
+        ),
+        PublishedClass(
+            "ForMultipleChoice",
+            MULTIPLE_CHOICE,
+            head_rules=classifier,
+            poolings=_POOLINGS,
+            pooling_key=_POOLING_KEY,
+        ),
+    )
 
 
 MODERNBERT = Family(
     prefix="model.",
-    base_class="ModernBertModel",
+    class_prefix="ModernBert",
     read_config=_read_config,
     write_config=_write_config,
     encoder_rules=_encoder_rules,
-    import_rules=_import_rules,
-    export_class=_export_class,
+    classes=_classes,
+    base_rules=(),
+    named_rules=(),
     tied=frozenset({"decoder.weight"}),
     ignored=frozenset(),
     special_tokens={"bos_token_id": "cls", "eos_token_id": "sep", "cls_token_id": "cls", "sep_token_id": "sep"},

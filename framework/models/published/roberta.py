@@ -1,18 +1,20 @@
 """RoBERTa in the Hugging Face layout (`transformers.models.roberta`): BERT's encoder, other positions and heads."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from framework.models.config import EncoderConfig
 from framework.models.published.bert import (
     DEFAULTS,
+    FINE_TUNED,
     IGNORED,
     POOLER,
     read_shared_config,
     shared_encoder_rules,
     write_shared_config,
 )
-from framework.models.published.family import PRETRAINING, Family, PublishedClass
+from framework.models.published.family import Family, PublishedClass
+from framework.models.published.kinds import PRETRAINING, SEQUENCE_CLASSIFICATION
 from framework.models.published.rules import Rule, renamed
 
 _MLM = (
@@ -21,6 +23,11 @@ _MLM = (
     Rule(("mlm.decoder.bias",), ("lm_head.bias",)),
 )
 _CLASSIFIER = (*renamed("pooler.dense", "classifier.dense"), *renamed("classifier", "classifier.out_proj"))
+_CLASSES = (
+    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_MLM, beside=("pooler.", "nsp.")),
+    PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, head_rules=_CLASSIFIER, poolings=("cls",)),
+    *FINE_TUNED,
+)
 _DEFAULTS = {**DEFAULTS, "vocab_size": 50265, "pad_token_id": 1}
 _SEGMENTS = 1
 
@@ -40,28 +47,15 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
     return shared_encoder_rules(config, _SEGMENTS)
 
 
-def _import_rules(class_name: str) -> list[Rule]:
-    is_classifier = class_name.endswith("ForSequenceClassification")
-    return [*_MLM, *(_CLASSIFIER if is_classifier else POOLER)]
-
-
-def _export_class(config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str) -> PublishedClass:
-    del config, names
-    if head_kind == PRETRAINING:
-        return PublishedClass("RobertaForMaskedLM", head_rules=_MLM)
-    if pooling == "cls":
-        return PublishedClass("RobertaForSequenceClassification", head_rules=_CLASSIFIER)
-    return PublishedClass("RobertaModel", POOLER)
-
-
 ROBERTA = Family(
     prefix="roberta.",
-    base_class="RobertaModel",
+    class_prefix="Roberta",
     read_config=_read_config,
     write_config=_write_config,
     encoder_rules=_encoder_rules,
-    import_rules=_import_rules,
-    export_class=_export_class,
+    classes=lambda _config: _CLASSES,
+    base_rules=POOLER,
+    named_rules=(*_MLM, *POOLER),
     tied=frozenset({"lm_head.decoder.weight"}),
     ignored=IGNORED | {"lm_head.decoder.bias"},
     special_tokens={"bos_token_id": "cls", "eos_token_id": "sep"},

@@ -141,6 +141,11 @@ class PretrainingTask(Task):
         """Without the z-loss: `val/loss` compares runs, and its exponential is a perplexity where nsp is false."""
         return self._validation_weights
 
+    @property
+    def class_scores(self) -> Mapping[str, str]:
+        """The words, and with NSP whether the second segment follows."""
+        return {term: f"{term}_labels" for term in self._validation_weights}
+
     def build_metrics(self) -> dict[str, Metric]:
         """Share of right guesses: of hidden words (`mlm_accuracy`) and of next sentences (`nsp_accuracy`)."""
         return {f"{term}_accuracy": Accuracy() for term in self._validation_weights}

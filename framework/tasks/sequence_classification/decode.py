@@ -26,24 +26,22 @@ def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]
     return predictions
 
 
-def class_scores(confusion: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+def class_scores(right: Tensor, present: Tensor, predicted: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Precision, recall and F1 of each class; 0 where a quotient has no denominator.
 
     Args:
-        confusion: (labels, labels) int64 counts, true label first.
+        right: (labels,) int64 sequences that have the label and for which it is predicted.
+        present: (labels,) int64 sequences that have it.
+        predicted: (labels,) int64 sequences for which it is predicted.
         labels: Names in the order of scores.
     """
-    table = []
-    for place, label in enumerate(labels):
-        right = int(confusion[place, place])
-        present, predicted = int(confusion[place].sum()), int(confusion[:, place].sum())
-        table.append(
-            {
-                "label": label,
-                "precision": right / predicted if predicted else 0.0,
-                "recall": right / present if present else 0.0,
-                "f1": 2 * right / (present + predicted) if present + predicted else 0.0,
-                "sequences": present,
-            }
-        )
-    return table
+    return [
+        {
+            "label": label,
+            "precision": hits / chosen if chosen else 0.0,
+            "recall": hits / there if there else 0.0,
+            "f1": 2 * hits / (there + chosen) if there + chosen else 0.0,
+            "sequences": there,
+        }
+        for label, hits, there, chosen in zip(labels, right.tolist(), present.tolist(), predicted.tolist(), strict=True)
+    ]

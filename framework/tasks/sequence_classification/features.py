@@ -1,38 +1,44 @@
-"""Sequences of sequence classification: a text or a pair (`framework.data.layout`), and a label."""
+"""Sequences of sequence classification: a text or a pair (`framework.data.layout`), and what is asked of it."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
-
-from framework.constants import IGNORE_INDEX
-from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.answers import Answer
+from framework.data.flat_source import FlatSource
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.tasks.sequence_classification.problem import Problem
+
+LOSS_TERM = "classification"
 
 
 def classification_source(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
-    labels: np.ndarray | None,
+    answers: Sequence[Answer | None],
+    problem: Problem,
     tokenizer: Tokenizer,
     max_length: int,
+    records: Sequence[Any] = (),
 ) -> FlatSource:
-    """Target: labels (sequences,); count: classification.
+    """Targets as the problem has them; count: classification.
 
     Args:
         texts: One for each sequence.
         pairs: The second texts; None for single texts.
-        labels: (sequences,) int64 places in the label set, IGNORE_INDEX where unknown; None: all unknown.
+        answers: What the label column says; None where it is not known.
+        problem: With its label set.
         tokenizer: Gives ids and special tokens.
         max_length: Most tokens of a sequence, special tokens included.
+        records: As in FlatSource.
     """
     layout = lay_out(texts, pairs, tokenizer, max_length)
-    labels = np.full(len(texts), IGNORE_INDEX) if labels is None else np.asarray(labels, dtype=np.int64)
     return FlatSource(
         layout.input_ids,
         layout.lengths,
-        {"labels": FlatTarget(labels, "sequences")},
-        {"classification": labels != IGNORE_INDEX},
+        problem.targets(answers),
+        {LOSS_TERM: problem.counts(answers)},
         max_length,
         layout.token_type_ids,
+        records=records,
     )

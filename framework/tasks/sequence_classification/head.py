@@ -1,6 +1,10 @@
 """Head of sequence classification: pooled hidden states to one score for each label."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from framework.batch import PackedBatch
 from framework.errors import ConfigError
@@ -9,14 +13,33 @@ from framework.nn.dropout import HashedDropout
 from framework.nn.norm import LayerNorm
 from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, transform_activation
 
+PROJECTIONS = ("family", "none")
 _OUTSIDE_LAYERS = -1
+
+
+class Classifier(nn.Linear):
+    """A linear map whose inputs follow the precision, and whose sums stay fp32.
+
+    Rounded to bf16, a score of 4 would be known to 1/32, which is too coarse for a number that is itself the answer.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (sequences, hidden) to (sequences, scores); fp32 under autocast."""
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            x, weight, bias = (tensor.to(dtype).float() for tensor in (x, self.weight, self.bias))
+            return linear(x, weight, bias)
 
 
 class SequenceClassificationHead(nn.Module):
     """Pooling, the family's projection, dropout, classifier.
 
-    Exactly one of `pooler` and `transform` is given; they are two names because published weights of the two do not fit
-    each other.
+    At most one of `pooler` and `transform` is given; they are two names because published weights of the two do not fit
+    each other. Without either the head is linear in the pooled hidden state: over a frozen encoder that is a logistic
+    or a linear regression.
 
     Args:
         pooling: A function of `framework.tasks.pooling`.
@@ -64,34 +87,41 @@ class SequenceClassificationHead(nn.Module):
 
 
 def build_sequence_classification_head(
-    config: EncoderConfig, num_labels: int, pooling: str = "cls", classifier_dropout: float = 0.1
+    config: EncoderConfig,
+    num_labels: int,
+    pooling: str = "cls",
+    classifier_dropout: float = 0.1,
+    projection: Literal["family", "none"] = "family",
 ) -> SequenceClassificationHead:
-    """Builds the head as the encoder's family has it.
+    """Builds the head.
 
     Args:
         config: Of the encoder.
         num_labels: Scores to give.
         pooling: "cls" (first token) or "mean" (all tokens).
         classifier_dropout: Probability of dropping a channel before the classifier.
+        projection: "family" puts before the classifier what the encoder's family has there, "none" nothing.
 
     Raises:
-        ConfigError: The pooling is not known.
+        ConfigError: The pooling or the projection is not known.
     """
     if pooling not in POOLINGS:
         raise ConfigError(f"pooling={pooling!r} is not known; choose one of {', '.join(POOLINGS)}.")
+    if projection not in PROJECTIONS:
+        raise ConfigError(f"projection={projection!r} is not known; choose one of {', '.join(PROJECTIONS)}.")
     pooler, transform = None, None
-    if config.family == "modernbert":
+    if projection == "family" and config.family == "modernbert":
         transform = PredictionTransform(
             dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
             activation=transform_activation(config),
             norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
         )
-    else:
+    elif projection == "family":
         pooler = Pooler(config.hidden_size)
     return SequenceClassificationHead(
         pooling=POOLINGS[pooling],
         dropout=HashedDropout(classifier_dropout, _OUTSIDE_LAYERS, "classifier"),
-        classifier=nn.Linear(config.hidden_size, num_labels),
+        classifier=Classifier(config.hidden_size, num_labels),
         pooler=pooler,
         transform=transform,
     )

@@ -1,9 +1,8 @@
-"""Sequence classification: one label for a text or a pair (Devlin et al. 2019, arXiv:1810.04805, section 4.1)."""
+"""Sequence classification: a text or a pair gets a label, several labels, or a number."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -12,57 +11,101 @@ from framework.data.flat_source import FlatSource
 from framework.data.layout import SHORTEST_PAIR
 from framework.data.plan import SequenceSource
 from framework.data.reading.rows import Row
-from framework.data.table import TableData
+from framework.data.table import LabelledText, TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
-from framework.metrics.classification import Accuracy, MacroF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.pooling import POOLINGS
-from framework.tasks.sequence_classification.decode import class_scores, decode_labels
-from framework.tasks.sequence_classification.features import classification_source
-from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
+from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
+from framework.tasks.sequence_classification.problems import build_problem
 from framework.tasks.task import Task
 
 
 class SequenceClassificationTask(Task):
-    """One label for each text or pair of texts.
+    """One problem (`framework.tasks.sequence_classification.problem`) for each text or pair of texts.
 
     Args:
         max_length: Most tokens of a sequence, special tokens included; longer texts lose their end, pairs that of the
             longer text.
         pooling: A name in `framework.tasks.pooling`: "cls" or "mean".
         classifier_dropout: Probability of dropping a channel before the classifier.
+        projection: Between pooling and classifier: "family", what the encoder's family has there, or "none".
+        problem: "single_label", "multi_label" or "regression".
+        best_metric: By which checkpoints are compared: "loss" or a metric of the problem; None: as the problem has it.
+        label_smoothing: Of single_label, as are the next two.
+        class_weights: "balanced", {label: weight}, or None.
+        out_of_scope_label: Label of rows that belong to no other label.
+        label_separator: Of multi_label, as is the next one.
+        threshold: A label is predicted where its probability is above.
 
     Attributes:
-        labels: The label set in the order of scores; empty until `build_sources` or `restore` gave it.
+        problem_name: As given.
+        problem: What is asked; it has its labels after `build_sources` or `restore`.
         has_pairs: Whether sequences are pairs of texts; known as the labels are.
 
     Raises:
-        ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
+        ConfigError: `max_length` is below 5, a name is unknown, a probability is out of its range, or a setting is one
+            of another problem.
     """
 
-    best_metric = "accuracy"
-    best_mode = "max"
     wraps_epochs = False
     head_kind = "sequence_classification"
 
-    def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        max_length: int = 128,
+        pooling: str = "cls",
+        classifier_dropout: float = 0.1,
+        projection: Literal["family", "none"] = "family",
+        problem: str = "single_label",
+        best_metric: str | None = None,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | dict[str, float] | None = None,
+        out_of_scope_label: str | int | None = None,
+        label_separator: str = "|",
+        threshold: float = 0.5,
+    ) -> None:
         if max_length < SHORTEST_PAIR:
             raise ConfigError(
                 f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
             )
         if pooling not in POOLINGS:
             raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+        if projection not in PROJECTIONS:
+            raise ConfigError(f"projection is {projection!r}, it must be one of {', '.join(PROJECTIONS)}.")
         if not 0 <= classifier_dropout < 1:
             raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
-        self.labels: tuple[str, ...] = ()
+        self.projection = projection
+        settings = {
+            "label_smoothing": label_smoothing,
+            "class_weights": class_weights,
+            "out_of_scope_label": out_of_scope_label,
+            "label_separator": label_separator,
+            "threshold": threshold,
+        }
+        self.problem_name = problem
+        self.problem = build_problem(problem, settings)
         self.has_pairs = False
-        self.loss_weights = {"classification": 1.0}
+        self.loss_weights = {LOSS_TERM: 1.0}
+        self.best_metric = best_metric or self.problem.best_metric
+        self.best_mode = self._mode_of(self.best_metric)
+
+    def _mode_of(self, metric: str) -> str:
+        rises = {name: bool(found.higher_is_better) for name, found in self.problem.build_metrics().items()}
+        rises["loss"] = False
+        if metric not in rises:
+            raise ConfigError(f"best_metric is {metric!r}, it must be one of {', '.join(rises)}, or null.")
+        return "max" if rises[metric] else "min"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The label set in the order of scores; empty until it is known, and for numbers."""
+        return self.problem.labels
 
     def build_sources(
         self,
@@ -70,19 +113,23 @@ class SequenceClassificationTask(Task):
         tokenizer: Tokenizer,
         seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the rows of each split; finds the label set unless it is known from an earlier run."""
-        table = data.load(self.labels or None)
-        self.labels = table.labels
+        """Reads and tokenises the rows of each split; finds the label set unless it is known from an earlier run.
+
+        The records of a source are its rows, so that they can be shown beside what was predicted; those of `train` are
+        not kept.
+        """
+        table = data.load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
-        place = {label: index for index, label in enumerate(self.labels)}
-        sources: dict[str, SequenceSource] = {}
-        for split, rows in table.splits.items():
-            labels = np.array([place[row.label] for row in rows], dtype=np.int64)
-            pairs = [row.pair for row in rows if row.pair is not None] or None
-            sources[split] = classification_source(
-                [row.text for row in rows], pairs, labels, tokenizer, self.max_length
-            )
-        return sources
+        if not self.labels:
+            self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
+        return {split: self._source(rows, tokenizer, split != "train") for split, rows in table.splits.items()}
+
+    def _source(self, rows: Sequence[LabelledText], tokenizer: Tokenizer, keep: bool) -> FlatSource:
+        texts = [row.text for row in rows]
+        pairs = [row.pair for row in rows if row.pair is not None] or None
+        answers = [row.label for row in rows]
+        records = rows if keep else ()
+        return classification_source(texts, pairs, answers, self.problem, tokenizer, self.max_length, records)
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -93,29 +140,35 @@ class SequenceClassificationTask(Task):
         """One sequence a row, without a label."""
         texts = [row.values["text"] for row in rows]
         pairs = [row.values["pair"] for row in rows] if self.has_pairs else None
-        return classification_source(texts, pairs, None, tokenizer, self.max_length)
+        return classification_source(texts, pairs, [None] * len(texts), self.problem, tokenizer, self.max_length)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head of the encoder's family, with one score for each label."""
-        return build_sequence_classification_head(config, len(self.labels), self.pooling, self.classifier_dropout)
+        """The head, with as many scores as the problem has."""
+        return build_sequence_classification_head(
+            config, self.problem.num_scores, self.pooling, self.classifier_dropout, self.projection
+        )
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Cross-entropy summed over sequences (`classification`)."""
-        return {"classification": cross_entropy_sum(outputs["logits"], batch.targets["labels"])}
+        """The problem's loss summed over sequences (`classification`)."""
+        return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Loss of each sequence, whose sum `loss_sums` gives: (sequences,) fp32, 0 for dummies."""
+        return self.problem.losses(outputs["logits"], batch)
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Accuracy and macro F1."""
-        return {"accuracy": Accuracy(), "macro_f1": MacroF1(len(self.labels))}
+        """Those of the problem."""
+        return self.problem.build_metrics()
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Adds one micro-batch."""
-        for metric in metrics.values():
-            metric.update(outputs["logits"], batch.targets["labels"])
+        self.problem.update_metrics(metrics, outputs["logits"], batch)
 
     def side_config(self) -> dict[str, Any]:
-        """Label names in the order of scores, pooling, length, and whether texts come in pairs."""
+        """The problem, label names in the order of scores, pooling, length, and whether texts come in pairs."""
         return {
-            "labels": list(self.labels),
+            "problem": self.problem_name,
+            **self.problem.side_config(),
             "pooling": self.pooling,
             "max_length": self.max_length,
             "has_pairs": self.has_pairs,
@@ -123,18 +176,16 @@ class SequenceClassificationTask(Task):
 
     def restore(self, side: Mapping[str, Any]) -> None:
         """Takes the label set of an earlier run."""
-        self.labels = tuple(str(label) for label in side["labels"])
+        self.problem.restore(side)
         self.has_pairs = bool(side.get("has_pairs", False))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
-        """The best label of each sequence and the probability of each label."""
-        return decode_labels(outputs["logits"][: batch.num_sequences], self.labels)
+        """What the problem says of each sequence, with probabilities where it has some."""
+        return self.problem.decode(outputs["logits"][: batch.num_sequences])
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Precision, recall, F1 and number of sequences of each label."""
         del source, decoded
-        macro_f1 = metrics["macro_f1"]
-        assert isinstance(macro_f1, MacroF1)
-        return class_scores(macro_f1.confusion.view(len(self.labels), -1), self.labels)
+        return self.problem.class_table(metrics)

@@ -1,5 +1,6 @@
 """Rows of every kind of table, their faults, and which of them can be skipped."""
 
+import json
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
-from framework.errors import DataError
+from framework.data.reading.table_format import TableFormat
+from framework.errors import ConfigError, DataError
 from tests.data.reading.test_files import write
 
 TABLE = {"text": ["a, é", "b\nc", "d"], "year": [2001, 2002, 2003], "weight": [0.5, 1.5, 2.5]}
@@ -149,3 +151,129 @@ def test_a_real_table():
     rows = list(read_rows(Path(str(reviews)), ["text", "source"]))
     counts = {source: sum(row.values["source"] == source for row in rows) for source in ("imdb", "rotten_tomatoes")}
     assert counts == {"imdb": 25_000, "rotten_tomatoes": 8_530}
+
+
+def values(file, wanted, list_columns=(), **table_format):
+    """Of each row, in the order of the wanted columns."""
+    rows = read_rows(file, wanted, None, TableFormat(**table_format), list_columns)
+    return [tuple(row.values[column] for column in wanted) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "table_format", "expected"),
+    [
+        ("a.tsv", b"x\t1\ny\t0\n", {"columns": ["text", "label"]}, [("x", "1"), ("y", "0")]),
+        (
+            "a.tsv",
+            b'gj\t1\t\t"I" said he.\ncj\t0\t*\t"No\n',
+            {"columns": ["source", "label", "mark", "text"], "quote": None},
+            [('"I" said he.', "1"), ('"No', "0")],
+        ),
+        (
+            "a.txt.gz",
+            "\u6807\u9898\t8\n".encode(),
+            {"kind": "tsv", "columns": ["text", "label"]},
+            [("\u6807\u9898", "8")],
+        ),
+        (
+            "a.txt",
+            b"caf\xe9 , 5 %@good\n",
+            {"kind": "csv", "delimiter": "@", "encoding": "latin-1", "columns": ["text", "label"]},
+            [("caf\u00e9 , 5 %", "good")],
+        ),
+        ("a.csv", b"label|text\n0|'a|b'\n", {"delimiter": "|", "quote": "'"}, [("a|b", "0")]),
+        ("a.jsonl", '{"text": "\u597d", "label": 1}\n'.encode("gb18030"), {"encoding": "gb18030"}, [("\u597d", "1")]),
+        ("a.jsonl", b'["x", 1]\n{"label": 2, "text": "y"}\n', {"columns": ["text", "label"]}, [("x", "1"), ("y", "2")]),
+        (
+            "a.json",
+            b'[{"text": "x",\n "label": 1},\n ["y", 2]]',
+            {"columns": ["text", "label"]},
+            [("x", "1"), ("y", "2")],
+        ),
+    ],
+)
+def test_what_a_file_does_not_tell_is_told(tmp_path, name, content, table_format, expected):
+    file = write(tmp_path / name, content)
+    assert values(file, ["text", "label"], **table_format) == expected
+
+
+PARTS = b'{"val": [["x", "1"], ["y", "2"]], "more": [["z", "oos"]], "note": "n", "train": [["w", 3]]}'
+
+
+def test_parts_of_a_json_object(tmp_path):
+    file = write(tmp_path / "a.json.gz", PARTS)
+    columns = {"columns": ["text", "label"]}
+    assert values(Path(f"{file}:val+more"), ["label", "text"], **columns) == [("1", "x"), ("2", "y"), ("oos", "z")]
+    assert values(Path(f"{file}:train"), ["text"], **columns) == [("w",)]
+    rows = read_rows(Path(f"{file}:more+val"), ["text"], None, TableFormat(**columns))
+    assert [row.place for row in rows] == ["row 1", "row 2", "row 3"]
+    named = write(tmp_path / "a.json:val", b"[[1, 2]]")
+    assert values(named, ["text"], kind="json", columns=["text", "label"]) == [("1",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "table_format", "message"),
+    [
+        ("a.json", PARTS, {}, r"a\.json is an object, not a list of rows; .* as .*a\.json:val\+more"),
+        ("a.json:vals", PARTS, {}, r"a\.json: no key 'vals' among \['val', 'more', 'note', 'train'\]"),
+        ("a.json:note", PARTS, {}, r"a\.json: rows must stand in a list"),
+        ("a.json:x", b"[1]", {}, r"a\.json: no key 'x' among \[\]"),
+        ("a.json:val", PARTS, {}, r"a\.json, row 1: list, not an object; each row must be one JSON object"),
+        ("a.json:val", PARTS, {"columns": ["text"]}, r"a\.json, row 1: 2 values, format\.columns has 1"),
+        ("a.json", b'[{"text": "x"}', {}, r"a\.json: not JSON \(Expecting ',' delimiter\); the file must be one JSON"),
+        ("a.json", b"[]", {}, r"a\.json has no rows"),
+        ("a.csv:x", b"text\nx\n", {}, r"a\.csv:x has a suffix that tells no table"),
+        ("a.csv", b"a,b\n", {"columns": ["text"]}, r"a\.csv, row 1 \(line 1\): 2 fields, format\.columns has 1"),
+        (
+            "a.csv",
+            b"text,n\nx,1\n",
+            {"columns": ["text", "n"]},
+            r"row 1 \(line 1\): these are the names of format\.columns",
+        ),
+        (
+            "a.csv",
+            b"x,1\n",
+            {"columns": ["body", "n"]},
+            r"a\.csv, format\.columns: no column 'text' among \['body', 'n'\]",
+        ),
+        ("a.csv", b"text\n\x81\n", {"encoding": "cp1252"}, r"a\.csv, line 2: byte 0x81 at place 1 is not CP1252"),
+    ],
+)
+def test_faults_of_such_files(tmp_path, name, content, table_format, message):
+    write(tmp_path / name.partition(":")[0], content)
+    with pytest.raises(DataError, match=message):
+        values(tmp_path / name, ["text"], **table_format)
+
+
+def test_names_of_arrow_columns_are_not_replaced(tmp_path):
+    write_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet has names of its own, but format\.columns is \['text'\]"):
+        values(tmp_path / "a.parquet", ["text"], columns=["text"])
+
+
+def test_lists_are_given_as_json_where_they_are_wanted(tmp_path):
+    lists = [["a", "\u00e9"], [], ["3"]]
+    pq.write_table(pa.table({"text": ["x", "y", "z"], "label": lists}), tmp_path / "a.parquet")
+    lines = [json.dumps({"text": "x", "label": labels}) for labels in [["a", "\u00e9"], [], [3]]]
+    write(tmp_path / "a.jsonl", "\n".join(lines).encode())
+    for name in ("a.parquet", "a.jsonl"):
+        found = values(tmp_path / name, ["label"], list_columns=["label"])
+        assert [json.loads(cell) for (cell,) in found] == lists
+        with pytest.raises(DataError, match=r"must (be|hold) text or"):
+            values(tmp_path / name, ["label"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"columns": ["a", "a"]}, r"format\.columns is \['a', 'a'\], where a name comes twice"),
+        ({"delimiter": "||"}, r"format\.delimiter is '\|\|', it must be one character"),
+        ({"quote": ""}, r"format\.quote is '', it must be one character"),
+        ({"encoding": "latin-99"}, r"format\.encoding is 'latin-99', which Python does not know"),
+        ({"encoding": "hex"}, r"format\.encoding is 'hex', which Python does not know"),
+        ({"encoding": "utf-16"}, r"format\.encoding is 'utf-16', in which a line end is more than one byte"),
+    ],
+)
+def test_impossible_formats_are_refused(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        TableFormat(**arguments)

@@ -45,6 +45,7 @@ def test_minilm_facts(minilm):
     # 5 special tokens and [unused0] to [unused993] are no ordinary words.
     assert len(tokenizer.ordinary_ids) == 30_522 - 5 - 994
     assert tokenizer.ordinary_ids[0] == 999
+    assert tokenizer.placeholder_ids.tolist() == [*range(1, 100), *range(104, 999)]
     vocabulary = tokenizer.backend.get_vocab()
     assert tokenizer.starts_word[vocabulary["the"]] and not tokenizer.starts_word[vocabulary["##ing"]]
     assert tokenizer.starts_word.sum() == sum(not token.startswith("##") for token in vocabulary)

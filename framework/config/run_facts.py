@@ -1,0 +1,123 @@
+"""What a run folder knows of the model that came of it, for the card of an export."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from framework.checkpoint.model_card import RunFacts
+from framework.config.command_schema import ExportConfig
+from framework.config.nodes import TARGET_KEY
+from framework.config.run_folder import PROVENANCE_FILE, read_config
+from framework.config.trained import Trained
+from framework.errors import CheckpointError
+from framework.tasks.task import Task
+from framework.tracking.metric_names import describe
+from framework.tracking.summary_file import read_summary
+
+_STEP_PREFIX = "step_"
+
+
+def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFacts:
+    """Reads config.yaml, provenance.json and summary.json.
+
+    Args:
+        trained: What is exported.
+        folder: Of its run.
+        settings: Which weights of the run they are.
+
+    Raises:
+        CheckpointError: A file of the run folder cannot be read.
+    """
+    config, start = read_config(folder), _first_start(folder)
+    summary = read_summary(folder) or {}
+    step = _step(trained.weights.source)
+    return RunFacts(
+        name=folder.resolve().name,
+        about=_about(trained, config, start, step, settings),
+        training=_training(config, summary, step),
+        metrics=_metrics(config, summary, step, settings),
+        versions={str(library): str(version) for library, version in start["versions"].items()},
+        base_model=start.get("base_model"),
+        predicts=type(trained.task).decode is not Task.decode,
+    )
+
+
+def _first_start(folder: Path) -> dict[str, Any]:
+    file = folder / PROVENANCE_FILE
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["starts"][0])
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read ({error}); {folder} is a damaged run folder, restore it."
+        ) from error
+
+
+def _step(source: str) -> int:
+    """The step of a checkpoint, from its folder or URL."""
+    return int(source.rstrip("/").rpartition("/")[2].removeprefix(_STEP_PREFIX))
+
+
+def _about(
+    trained: Trained, config: Mapping[str, Any], start: Mapping[str, Any], step: int, settings: ExportConfig
+) -> dict[str, str]:
+    fingerprints = start["fingerprints"]
+    is_average = settings.weights != "raw" and config["trainer"]["ema_decay"] is not None
+    weights = f"step {step:,} of the run, {'their moving average' if is_average else 'as trained'}"
+    if settings.average_last > 1:
+        weights += f", mean of {settings.average_last} checkpoints"
+    return {
+        "task": f"{config['task'][TARGET_KEY]} ({trained.task.head_kind})",
+        "started from": "fresh weights" if config["init_from"] is None else str(config["init_from"]),
+        "data": f"{config['data'][TARGET_KEY]}, fingerprint {fingerprints['data']}",
+        "tokenizer": f"fingerprint {fingerprints['tokenizer']}",
+        "weights": weights,
+        "code": str(start["commit"]),
+    }
+
+
+def _training(config: Mapping[str, Any], summary: Mapping[str, Any], step: int) -> dict[str, str]:
+    trainer, optimizer = config["trainer"], config["optimizer"]
+    size = trainer["global_batch_size"]
+    batch = f"{size:,} sequences" if size is not None else f"about {trainer['global_batch_tokens']:,} tokens"
+    if trainer["batch_warmup_start"] is not None:
+        batch += f", growing from {trainer['batch_warmup_start']:,} over {trainer['batch_warmup_steps']:,} steps"
+    rows = {
+        "steps": f"{step:,} of {summary['max_steps']:,}" if summary else f"{step:,}",
+        "batch of a step": batch,
+        "optimizer": str(optimizer[TARGET_KEY]),
+        **_rates(optimizer),
+        "schedule": str(config["schedule"][TARGET_KEY]),
+        "seed": str(config["seed"]),
+        "precision": str(config["precision"]["name"]),
+    }
+    return rows | ({"tokens of the whole run": f"{summary['tokens']:,}"} if summary else {})
+
+
+def _rates(optimizer: Mapping[str, Any]) -> dict[str, str]:
+    """Its peak learning rates; those of a part that it uses for some parameters too."""
+    rates = {"learning rate": str(optimizer["lr"])} if "lr" in optimizer else {}
+    parts = {name: value for name, value in optimizer.items() if isinstance(value, Mapping) and "lr" in value}
+    return rates | {f"learning rate of {name}": str(part["lr"]) for name, part in parts.items()}
+
+
+def _metrics(
+    config: Mapping[str, Any], summary: Mapping[str, Any], step: int, settings: ExportConfig
+) -> dict[str, str]:
+    """What validation found with these very weights: at this step, of the average where one was kept."""
+    was_validated = settings.weights != "raw" or config["trainer"]["ema_decay"] is None
+    if settings.average_last > 1 or not was_validated or not summary:
+        return {}
+    best = summary["best"] or {}
+    row: Mapping[str, Any] = {}
+    if best.get("step") == step:
+        row = best
+    elif summary["ended"] == "finished" and summary["steps"] == step:
+        row = summary["last"]
+    values = {key: value for key, value in row.items() if key.startswith("val/") and isinstance(value, int | float)}
+    return {_label(key): f"{value:.4f}" for key, value in values.items()}
+
+
+def _label(key: str) -> str:
+    name = describe(key)
+    return f"{name.label} ({name.unit})" if name.unit else name.label

@@ -1,0 +1,134 @@
+"""Rows of JSON: one a line, or all of a file."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from framework.data.reading.files import Reading, decode_line, raw_lines
+from framework.data.reading.table_format import Row, TableFile, check_columns
+from framework.errors import DataError
+
+
+def read_jsonl(table: TableFile, reading: Reading) -> Iterator[Row]:
+    """Streams the rows of JSONL: a JSON object a line, or a list of values that `format.columns` names.
+
+    Raises:
+        DataError: The file cannot be read, or a row is broken and `reading` does not skip those.
+    """
+    number = 0
+    for line, raw in raw_lines(table.path, reading):
+        if not raw.strip():
+            continue
+        number += 1
+        try:
+            text = decode_line(table.path, line, raw, table.format.codec)
+            parsed = _parsed(f"{table.path}, line {line}", text, "each line must be one JSON object")
+            values = _values(table, f"line {line}", parsed)
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield Row(number, line, values)
+
+
+def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
+    """Gives the rows of a JSON file: of the list that it holds, or of the lists under the wanted keys of its object.
+
+    Rows are as in JSONL; numbers of rows run on through the parts.
+
+    Raises:
+        DataError: The file cannot be read, is not as said above, or a row is broken and `reading` does not skip those.
+    """
+    content = b"".join(raw for _, raw in raw_lines(table.path, reading))
+    remedy = "the file must be one JSON value"
+    parsed = _parsed(str(table.path), decode_line(table.path, 1, content, table.format.codec), remedy)
+    for number, row in enumerate(_listed_rows(table, parsed), start=1):
+        try:
+            values = _values(table, f"row {number}", row)
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield Row(number, None, values)
+
+
+def _listed_rows(table: TableFile, parsed: Any) -> list[Any]:
+    lists = [parsed]
+    if table.parts:
+        known = list(parsed) if isinstance(parsed, dict) else []
+        for part in table.parts:
+            if part not in known:
+                raise DataError(f"{table.path}: no key {part!r} among {known}; name one of these behind the file.")
+        lists = [parsed[part] for part in table.parts]
+    elif isinstance(parsed, dict):
+        raise DataError(
+            f"{table.path} is an object, not a list of rows; say which of its lists are wanted by their keys, as "
+            f"{table.path}:{'+'.join(list(parsed)[:2])}."
+        )
+    if not all(isinstance(rows, list) for rows in lists):
+        raise DataError(f"{table.path}: rows must stand in a list; name a key whose value is one.")
+    return [row for rows in lists for row in rows]
+
+
+def json_object(place: str, text: str) -> dict[str, Any]:
+    """The object that a line of JSONL holds.
+
+    Raises:
+        DataError: The line is not JSON, or no object.
+    """
+    row = _parsed(place, text, "each line must be one JSON object")
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: {type(row).__name__}, not an object; each line must be one JSON object.")
+    return row
+
+
+def _parsed(place: str, text: str, rule: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
+        cause = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{place}: not JSON ({cause}); {rule}.") from error
+
+
+def _values(table: TableFile, place: str, row: Any) -> dict[str, str]:
+    """The wanted values of one row, as text."""
+    names, whole_place = table.format.columns, f"{table.path}, {place}"
+    if isinstance(row, list) and names is not None:
+        if len(row) != len(names):
+            raise DataError(
+                f"{whole_place}: {len(row)} values, format.columns has {len(names)}; correct or remove the row."
+            )
+        row = dict(zip(names, row, strict=True))
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{whole_place}: {type(row).__name__}, not an object; each {place.split()[0]} must be one JSON object."
+        )
+    check_columns(table.path, place, table.columns, list(row))
+    return {
+        column: _text_of(whole_place, column, row[column], column in table.list_columns) for column in table.columns
+    }
+
+
+def _text_of(place: str, column: str, value: Any, may_be_list: bool) -> str:
+    if may_be_list and isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        value = json.dumps([str(item) for item in value], ensure_ascii=False)
+    if not isinstance(value, str | int | float):
+        kinds = "text, a number or a list of them" if may_be_list else "text or a number"
+        raise DataError(f"{place}: {column!r} is {value!r}, it must be {kinds}; correct or remove the row.")
+    text = str(value)
+    if not text.isascii():
+        check_surrogates(place, column, text)
+    return text
+
+
+def check_surrogates(place: str, column: str, text: str) -> None:
+    r"""An escape such as "\ud83d" without its other half is valid JSON, but no text, and cannot be written as UTF-8.
+
+    Raises:
+        DataError: The text holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {column!r} holds \\u{ord(text[error.start]):04x}, half of a surrogate pair; write the whole "
+            "pair or remove the row."
+        ) from error

@@ -1,0 +1,97 @@
+"""Metrics of choosing any number of labels: exact over ranks, because their states are whole counts that are summed."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from framework.constants import IGNORE_INDEX
+
+
+class LabelCounts(Metric):
+    """What is computed from the outcomes of each label; here the micro F1, of all labels' outcomes together.
+
+    Args:
+        num_labels: Number of labels.
+        threshold: A label is predicted where its probability is above.
+
+    Attributes:
+        outcomes: (labels, 3) int64 true positives, false positives and false negatives over all ranks; known after
+            `compute`.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    counts: Tensor
+
+    def __init__(self, num_labels: int, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.outcomes = torch.zeros(num_labels, 3, dtype=torch.int64)
+        self.add_state("counts", torch.zeros(num_labels, 3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts one micro-batch.
+
+        Args:
+            logits: (sequences, labels).
+            labels: (sequences, labels) int64 0 or 1, IGNORE_INDEX for filler.
+        """
+        predicted = logits.float().sigmoid() > self.threshold
+        outcomes = (predicted & (labels == 1), predicted & (labels == 0), ~predicted & (labels == 1))
+        self.counts += torch.stack([outcome.sum(0) for outcome in outcomes], dim=1)
+
+    def compute(self) -> Tensor:
+        """The value, in [0, 1]."""
+        self.outcomes = self.counts.clone()
+        return self.value(self.outcomes)
+
+    def value(self, outcomes: Tensor) -> Tensor:
+        """From all outcomes, as `outcomes`."""
+        return f1(outcomes.sum(0))
+
+
+class MicroF1(LabelCounts):
+    """F1 = 2 TP / (2 TP + FP + FN) of the outcomes of all labels together."""
+
+
+class LabelMacroF1(LabelCounts):
+    """Mean over all labels of their F1; a label that is neither present nor predicted has 0."""
+
+    def value(self, outcomes: Tensor) -> Tensor:
+        """Macro F1 in [0, 1]."""
+        return f1(outcomes).mean()
+
+
+class ExactMatch(Metric):
+    """Share of sequences whose labels are all right.
+
+    Args:
+        threshold: A label is predicted where its probability is above.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    num_correct: Tensor
+    num_targets: Tensor
+
+    def __init__(self, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.add_state("num_correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_targets", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts one micro-batch; arguments as of `LabelCounts`."""
+        right = ((logits.float().sigmoid() > self.threshold).to(labels.dtype) == labels).all(1)
+        self.num_correct += right.sum()
+        self.num_targets += (labels[:, 0] != IGNORE_INDEX).sum()
+
+    def compute(self) -> Tensor:
+        """Share in [0, 1]; 0 without targets."""
+        return self.num_correct / self.num_targets.clamp(min=1)
+
+
+def f1(outcomes: Tensor) -> Tensor:
+    """F1 of outcomes: (..., 3) true positives, false positives, false negatives to (...); 0 where all are 0."""
+    true, false_positive, false_negative = outcomes.unbind(-1)
+    return 2 * true / (2 * true + false_positive + false_negative).clamp(min=1)

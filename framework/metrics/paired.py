@@ -1,0 +1,99 @@
+"""Metrics of a number that is predicted and one that is true, for which all pairs are needed at once.
+
+They are kept, two numbers a target, and gathered over ranks when the value is asked for.
+"""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+
+class PairedMetric(Metric):
+    """Keeps the pairs."""
+
+    full_state_update = False
+    higher_is_better = True
+    predictions: list[Tensor]
+    references: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("predictions", [], dist_reduce_fx="cat")
+        self.add_state("references", [], dist_reduce_fx="cat")
+
+    def update(self, predictions: Tensor, references: Tensor) -> None:
+        """Keeps one micro-batch.
+
+        Args:
+            predictions: (targets,).
+            references: (targets,), NaN for filler.
+        """
+        self.predictions.append(predictions.detach().float())
+        self.references.append(references.float())
+
+    def compute(self) -> Tensor:
+        """The value in float64; NaN where it is not defined."""
+        if not len(self.predictions):
+            return torch.tensor(torch.nan, dtype=torch.float64)
+        predictions, references = dim_zero_cat(self.predictions), dim_zero_cat(self.references)
+        real = ~references.isnan()
+        return self.value(predictions[real].double(), references[real].double())
+
+    def value(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """From all pairs, (targets,) float64 each."""
+        raise NotImplementedError
+
+
+class Pearson(PairedMetric):
+    """Pearson's correlation; not defined where either side is constant."""
+
+    def value(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """Correlation in [-1, 1]."""
+        return correlation(predictions, references)
+
+
+class Spearman(PairedMetric):
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing the mean of theirs."""
+
+    def value(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """Correlation in [-1, 1]."""
+        return correlation(average_ranks(predictions), average_ranks(references))
+
+
+class Auroc(PairedMetric):
+    """Area under the curve of true over false positive rates; references are 1 and 0.
+
+    It is the share of pairs of a positive and a negative in which the positive has the larger prediction, equal ones
+    counting half (Hanley, McNeil 1982); not defined where either is missing.
+    """
+
+    def value(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """Area in [0, 1]."""
+        positive = references == 1
+        num_positive, num_negative = positive.sum(), (~positive).sum()
+        above = average_ranks(predictions)[positive].sum() - num_positive * (num_positive + 1) / 2
+        return above / (num_positive * num_negative)
+
+
+class MeanSquaredError(PairedMetric):
+    """Mean of squared differences."""
+
+    higher_is_better = False
+
+    def value(self, predictions: Tensor, references: Tensor) -> Tensor:
+        """In the unit of the references, squared."""
+        return (predictions - references).square().mean()
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's correlation of (targets,) with (targets,)."""
+    x, y = x - x.mean(), y - y.mean()
+    return x.dot(y) / (x.norm() * y.norm())
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks from 1, float64, equal values sharing the mean of theirs: (targets,) to (targets,)."""
+    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts - 1) / 2)[places]

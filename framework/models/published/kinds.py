@@ -1,0 +1,101 @@
+"""Kinds of heads that classes of transformers know, and what config.json says of each, in both directions."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from framework.errors import CheckpointError
+
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label", "multi_label", "regression"
+_PROBLEM_TYPES = {
+    SINGLE_LABEL: "single_label_classification",
+    MULTI_LABEL: "multi_label_classification",
+    REGRESSION: "regression",
+}
+_PROBLEMS = {theirs: ours for ours, theirs in _PROBLEM_TYPES.items()}
+
+
+def _write_nothing(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    del side, heads
+    return {}
+
+
+def _read_nothing(published: Mapping[str, Any]) -> dict[str, Any]:
+    del published
+    return {}
+
+
+def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    num_labels = heads["classifier.weight"].shape[0]
+    labels = [str(label) for label in side.get("labels") or (f"LABEL_{index}" for index in range(num_labels))]
+    if len(labels) != num_labels:
+        raise CheckpointError(
+            f"The labels {labels} are not {num_labels}, the number of scores; export with the task's own labels."
+        )
+    return {
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
+
+
+def _read_labels(published: Mapping[str, Any]) -> dict[str, Any]:
+    id2label = published.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return {"labels": [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]}
+
+
+def _write_classification(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    labels = _write_labels(side, heads)
+    problem = problem_of(side, len(labels["id2label"]))
+    if problem not in _PROBLEM_TYPES:
+        raise CheckpointError(f"problem={problem!r} of the task is not known; known are {', '.join(_PROBLEM_TYPES)}.")
+    return {**labels, "problem_type": _PROBLEM_TYPES[problem]}
+
+
+def _read_classification(published: Mapping[str, Any]) -> dict[str, Any]:
+    labels = _read_labels(published)
+    problem_type = published.get("problem_type")
+    if problem_type is not None and problem_type not in _PROBLEMS:
+        raise CheckpointError(f"problem_type={problem_type!r} is not known; known are {', '.join(_PROBLEMS)}.")
+    problem = _PROBLEMS[problem_type] if problem_type else problem_of({}, len(labels["labels"]))
+    return {**labels, "problem": problem}
+
+
+def problem_of(side: Mapping[str, Any], num_labels: int) -> str:
+    """What the scores of a sequence are for; without a word on it, one score is a number and several are classes.
+
+    Args:
+        side: Of the task; `problem` is "single_label", "multi_label" or "regression".
+        num_labels: Scores.
+    """
+    return str(side.get("problem") or (REGRESSION if num_labels == 1 else SINGLE_LABEL))
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """One kind of head.
+
+    Attributes:
+        name: `Task.head_kind`.
+        pipeline_tag: What the Hugging Face Hub calls a model with such a head; None: it has no word for it.
+        write: From what an export keeps of the task, and the tensors of its head, to keys of config.json; raises
+            CheckpointError where the two do not fit.
+        read: The inverse, from config.json.
+    """
+
+    name: str
+    pipeline_tag: str | None = None
+    write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _write_nothing
+    read: Callable[[Mapping[str, Any]], dict[str, Any]] = _read_nothing
+
+
+PRETRAINING = HeadKind("pretraining", "fill-mask")
+SEQUENCE_CLASSIFICATION = HeadKind(
+    "sequence_classification", "text-classification", _write_classification, _read_classification
+)
+TOKEN_CLASSIFICATION = HeadKind("token_classification", "token-classification", _write_labels, _read_labels)
+QUESTION_ANSWERING = HeadKind("question_answering", "question-answering")
+MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice")
+EMBEDDING = HeadKind("embedding", "sentence-similarity")
+"""One vector for a text: no class of transformers, but the base class and the files of sentence-transformers."""

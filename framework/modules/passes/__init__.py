@@ -1,0 +1,1 @@
+"""How a step goes over its micro-batches: one file a form of loss."""

@@ -1,0 +1,32 @@
+"""No regularization: one forward and one backward pass over each micro-batch."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.modules.objective import SumCountObjective
+from framework.modules.passes.model_passes import ModelPasses
+from framework.tasks.task import Task, TaskModel
+
+
+class OnePass:
+    """The task's loss as it is."""
+
+    def check(self, task: Task, model: TaskModel) -> None:
+        """Fits every task."""
+
+    def weights(self, task: Task) -> dict[str, float]:
+        """Those of the task."""
+        return dict(task.loss_weights)
+
+    def counts(self, task: Task, batch: PackedBatch) -> Tensor:
+        """(terms,) float64 on the host."""
+        return torch.tensor(SumCountObjective(task.loss_weights).counts(batch), dtype=torch.float64)
+
+    def run(self, passes: ModelPasses, batch: PackedBatch, counts: Tensor, is_last: bool) -> Mapping[str, Tensor]:
+        """Runs both passes; returns the sum of each term."""
+        _, sums = passes.forward(batch, passes.dropout_keys(batch))
+        passes.backward(SumCountObjective(passes.task.loss_weights).loss(sums, counts), is_last)
+        return sums

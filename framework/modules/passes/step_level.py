@@ -1,0 +1,104 @@
+"""A step whose loss needs all its sequences at once, by gradient caching (Gao et al. 2021, arXiv:2101.06983).
+
+The encoder runs without keeping activations; the rows that it gives travel to all ranks; each computes the whole loss
+and its gradient with respect to its own rows; the encoder runs again and passes that gradient on. Dropout is a hash, so
+both runs agree by themselves. A rank's last micro-batch keeps its graph and runs once (section 3.2 of the paper runs
+all of them twice): where there is only one, nothing is computed again.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from framework.batch import StepBatch
+from framework.distributed.gather_rows import gather_rows
+from framework.distributed.position import mark
+from framework.modules.objective import SumCountObjective
+from framework.modules.passes.model_passes import ModelPasses
+from framework.tasks.step_level import StepLevelTask, in_order, real_rows
+from framework.tasks.task import Task
+
+Rows = Mapping[str, Tensor]
+
+
+def rows_of_step(parts: Sequence[Rows], mesh: DeviceMesh | None) -> dict[str, Tensor]:
+    """All real rows of a step over all ranks, in the order of their sequences. Collective: all ranks must call.
+
+    Waits for the device, as numbers of rows differ. Numbers travel in fp32; gradients flow to this rank's own rows.
+
+    Args:
+        parts: Rows of each of this rank's micro-batches.
+        mesh: Of the strategy; None: a single process.
+    """
+    own = {name: torch.cat([_full_precision(part[name]) for part in parts]) for name in parts[0]}
+    return in_order(gather_rows(real_rows(own), mesh))
+
+
+class StepLevelSteps:
+    """Runs the passes of a step-level task."""
+
+    def __init__(self, task: StepLevelTask) -> None:
+        self.objective = SumCountObjective(task.loss_weights)
+
+    def counts(self, task: Task, step: StepBatch) -> Tensor:  # noqa: ARG002  the objective knows the terms
+        """(terms,) float64 counts of this rank's share of a step, on the host."""
+        rows = [self.objective.counts(batch) for batch in step.micro_batches]
+        return torch.tensor(rows, dtype=torch.float64).sum(dim=0)
+
+    def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds up the gradients of a step. Collective: all ranks must call.
+
+        Args:
+            passes: Of the step.
+            step: This rank's share.
+            counts: (terms,) float64 of the whole step over all ranks.
+
+        Returns:
+            (terms,) float64 sums over the whole step, the same on all ranks. And (micro-batches, terms) float64 that
+            are not finite where this rank's micro-batches are to blame: a micro-batch has no loss of its own, so it is
+            that of the step, or the sum of the micro-batch's rows where some rank's rows are not finite.
+        """
+        last = len(step.micro_batches) - 1
+        parts: list[Rows] = []
+        for index in range(last + 1):
+            with torch.set_grad_enabled(index == last):
+                parts.append(self._rows(passes, step, index))
+        mark("computes the loss of the step")
+        gradients, sums, own = self._cached_gradients(passes, parts, counts)
+        for index in range(last, -1, -1):
+            rows = parts[index] if index == last else self._rows(passes, step, index)
+            products = [(rows[name] * gradient).sum() for name, gradient in gradients[index].items()]
+            passes.backward(torch.stack(products).sum(), is_last=index == 0)
+        return sums, own
+
+    def _rows(self, passes: ModelPasses, step: StepBatch, index: int) -> Rows:
+        passes.number = index + 1
+        batch = step.micro_batches[index]
+        _, rows = passes.forward(batch, passes.dropout_keys(batch))
+        return rows
+
+    def _cached_gradients(
+        self, passes: ModelPasses, parts: Sequence[Rows], counts: Tensor
+    ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
+        """The gradients of the step's loss with respect to the rows of each micro-batch; and what `run` returns."""
+        assert isinstance(passes.task, StepLevelTask)
+        leaves = [{name: _full_precision(value.detach()) for name, value in part.items()} for part in parts]
+        names = [name for name, value in leaves[0].items() if value.is_floating_point()]
+        wanted = [part[name].requires_grad_() for part in leaves for name in names]
+        with torch.enable_grad():
+            whole = rows_of_step(leaves, passes.mesh)
+            terms = passes.task.step_loss_sums(whole)
+            loss = self.objective.loss(terms, counts)
+        found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        gradients = [{name: next(found) for name in names} for _ in parts]
+
+        sums = self.objective.stack(terms)
+        all_finite = torch.stack([torch.isfinite(whole[name]).all() for name in names]).all()
+        row_sums = [torch.stack([part[name].detach().double().sum() for name in names]).sum() for part in leaves]
+        return gradients, sums, torch.where(all_finite, sums, torch.stack(row_sums)[:, None])
+
+
+def _full_precision(rows: Tensor) -> Tensor:
+    return rows.float() if rows.is_floating_point() else rows

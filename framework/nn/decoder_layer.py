@@ -1,0 +1,71 @@
+"""One decoder layer: causal self-attention, attention to the source, feed-forward; each followed by a norm."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
+from framework.nn.dropout import HashedDropout
+
+
+class DecoderLayer(nn.Module):
+    """Three residual branches, norm(x + block(x)) each (Vaswani et al. 2017, section 3.1).
+
+    Args:
+        attention: Of targets to themselves.
+        attention_norm: After it.
+        cross_attention: Of targets to sources.
+        cross_attention_norm: After it.
+        feed_forward: Feed-forward block.
+        feed_forward_norm: After it.
+        attention_output_dropout: On what self-attention adds.
+        cross_attention_output_dropout: On what cross-attention adds.
+        feed_forward_output_dropout: On what feed-forward adds.
+    """
+
+    def __init__(
+        self,
+        attention: CausalSelfAttention,
+        attention_norm: nn.Module,
+        cross_attention: CrossAttention,
+        cross_attention_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module,
+        attention_output_dropout: HashedDropout,
+        cross_attention_output_dropout: HashedDropout,
+        feed_forward_output_dropout: HashedDropout,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.cross_attention = cross_attention
+        self.cross_attention_norm = cross_attention_norm
+        self.feed_forward = feed_forward
+        self.feed_forward_norm = feed_forward_norm
+        self.attention_output_dropout = attention_output_dropout
+        self.cross_attention_output_dropout = cross_attention_output_dropout
+        self.feed_forward_output_dropout = feed_forward_output_dropout
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,
+        source_states: Tensor,
+        sources: PackedBatch,
+        dropout_keys: Tensor | None,
+        cache: AttentionCache | None = None,
+    ) -> Tensor:
+        """Maps (target tokens, hidden) to (target tokens, hidden).
+
+        Args:
+            hidden_states: (target tokens, hidden).
+            batch: Offsets of the targets (see `CrossAttention.forward` for those of hypotheses).
+            source_states: (source tokens, hidden).
+            sources: Offsets of the sources.
+            dropout_keys: (target tokens,) int64 of this layer (`layer_keys`); None switches dropout off.
+            cache: Of this layer, where hypotheses grow token by token.
+        """
+        attended = self.attention(hidden_states, batch, cache)
+        x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=hidden_states))
+        attended = self.cross_attention(x, batch, source_states, sources, cache)
+        x = self.cross_attention_norm(self.cross_attention_output_dropout(attended, dropout_keys, residual=x))
+        return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))

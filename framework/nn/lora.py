@@ -1,0 +1,208 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): frozen linear maps, each with a trained update of low rank.
+
+    y = x W' + b + (alpha / rank) (x A') B'
+
+A is normal and B zero at the start, so that training begins at the frozen map. Weights of the map keep their names, and
+queries, keys and values, which are one weight here, have updates of their own. There is no dropout inside: that of the
+layers acts on the sum. `merge_lora` adds the updates to the weights; what is left is a model as any other.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from framework.errors import ConfigError
+
+PARTS = {
+    "attention.qkv": ("query", "key", "value"),
+    "attention.output": ("output",),
+    "feed_forward.gate": ("gate",),
+    "feed_forward.up": ("up",),
+    "feed_forward.down": ("down",),
+}
+"""Linear maps of a layer, and what their outputs are parts of: the targets of updates."""
+
+TARGETS = tuple(part for parts in PARTS.values() for part in parts)
+
+LORA_PARAMETERS = ("*.lora_a", "*.lora_b")
+"""Shell patterns of the names of all updates."""
+
+_NAME = re.compile(r"(?P<map>.+)\.updates\.(?P<part>\w+)\.lora_[ab]")
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """Which maps get an update, and of which size.
+
+    Attributes:
+        rank: Rows of A and columns of B, at least 1.
+        alpha: The update is multiplied by alpha / rank.
+        targets: Of `TARGETS`: "query", "key", "value" and "output" of attention, "gate", "up" and "down" of
+            feed-forward.
+        train_also: Shell patterns of names of other parameters that are trained.
+    """
+
+    rank: int
+    alpha: float
+    targets: Sequence[str]
+    train_also: Sequence[str] = ("head.*",)
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"`adapter.rank` is {self.rank}, but it must be at least 1; 8 is usual.")
+        if not self.alpha > 0:
+            raise ConfigError(
+                f"`adapter.alpha` is {self.alpha}, but it must be greater than 0; twice the rank is usual."
+            )
+        unknown = [name for name in self.targets if name not in TARGETS]
+        if unknown or not self.targets:
+            what = f"has {unknown[0]!r}, which is no map of a layer" if unknown else "is empty"
+            raise ConfigError(f"`adapter.targets` {what}; choose some of {', '.join(TARGETS)}.")
+
+    @property
+    def scaling(self) -> float:
+        """By what the product of A and B is multiplied."""
+        return self.alpha / self.rank
+
+
+class LowRankUpdate(nn.Module):
+    """scaling * B A, as a map (tokens, in) to (tokens, out).
+
+    Attributes:
+        lora_a: (rank, in).
+        lora_b: (out, rank).
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scaling: float) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.lora_a = nn.Parameter(torch.zeros(rank, in_features))
+        self.lora_b = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (tokens, in) to (tokens, out)."""
+        return functional.linear(functional.linear(x, self.lora_a), self.lora_b) * self.scaling
+
+
+class LoraLinear(nn.Linear):
+    """A linear map with an update for some of its parts.
+
+    Args:
+        linear: The map; its parameters become those of this module.
+        parts: Names of the parts of its output, in the order of `fuse_parts`.
+        num_heads: For `fuse_parts`.
+        settings: Says which of the parts have an update.
+    """
+
+    def __init__(self, linear: nn.Linear, parts: Sequence[str], num_heads: int, settings: LoraSettings) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.parts = tuple(parts)
+        self.num_heads = num_heads
+        out_features = linear.out_features // len(parts)
+        self.updates = nn.ModuleDict(
+            {
+                part: LowRankUpdate(linear.in_features, out_features, settings.rank, settings.scaling)
+                for part in parts
+                if part in settings.targets
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (tokens, in) to (tokens, out)."""
+        updates = {part: update(x) for part, update in self.updates.items()}
+        zeros = torch.zeros_like(next(iter(updates.values())))
+        return super().forward(x) + fuse_parts([updates.get(part, zeros) for part in self.parts], self.num_heads)
+
+
+def fuse_parts(parts: Sequence[Tensor], num_heads: int) -> Tensor:
+    """Joins the outputs of several maps, each (tokens, out), as one map with rows ordered (heads, parts, head_dim)."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.stack([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-2).flatten(-3)
+
+
+def apply_lora(layers: Iterable[nn.Module], num_heads: int, settings: LoraSettings) -> None:
+    """Gives maps of each layer their updates, in place; before anything else is applied to the layers.
+
+    Args:
+        layers: Of the encoder; new parameters are made on torch's default device.
+        num_heads: Of attention.
+        settings: Which maps, and of which rank.
+
+    Raises:
+        ConfigError: A target is a map that the layers do not have.
+    """
+    for layer in layers:
+        modules = dict(layer.named_modules())
+        for path, parts in PARTS.items():
+            wanted = [part for part in parts if part in settings.targets]
+            if not wanted:
+                continue
+            linear = modules.get(path)
+            if not isinstance(linear, nn.Linear):
+                raise ConfigError(f"`adapter.targets` has {wanted[0]!r}, which this model has not; leave it out.")
+            parent, _, name = path.rpartition(".")
+            setattr(modules[parent], name, LoraLinear(linear, parts, num_heads, settings))
+
+
+def is_update(name: str) -> bool:
+    """Says whether a parameter's name is that of an update."""
+    return _NAME.fullmatch(name) is not None
+
+
+def updates_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The names of maps that have updates, each with its parts that have one."""
+    found: dict[str, dict[str, None]] = {}
+    for name in names:
+        if match := _NAME.fullmatch(name):
+            found.setdefault(match["map"], {})[match["part"]] = None
+    return {linear: tuple(parts) for linear, parts in found.items()}
+
+
+def factors(state: Mapping[str, Tensor], linear: str, part: str) -> tuple[Tensor, Tensor]:
+    """A (rank, in) of a part's update, and B as fp32 columns (out of the part, rank)."""
+    prefix = f"{linear}.updates.{part}."
+    return state[prefix + "lora_a"].float(), state[prefix + "lora_b"].float()
+
+
+def in_place_of(linear: str, part: str, rows: Tensor, num_heads: int) -> Tensor:
+    """Puts the rows of one part where the fused weight has them, with zeros elsewhere.
+
+    Args:
+        linear: Name of the map.
+        part: One of its parts.
+        rows: (out of the part, columns).
+        num_heads: Of attention.
+
+    Returns:
+        (out of the map, columns).
+    """
+    parts = next(parts for path, parts in PARTS.items() if linear.endswith(path))
+    zeros = torch.zeros_like(rows)
+    return fuse_parts([(rows if each == part else zeros).mT for each in parts], num_heads).mT.contiguous()
+
+
+def merge_lora(state: Mapping[str, Tensor], num_heads: int, settings: LoraSettings) -> dict[str, Tensor]:
+    """Adds all updates to their weights, in fp32.
+
+    Args:
+        state: Full tensors by parameter name.
+        num_heads: Of attention.
+        settings: With which the updates were trained.
+
+    Returns:
+        The tensors of the model without updates.
+    """
+    merged = {name: tensor for name, tensor in state.items() if not is_update(name)}
+    for linear, parts in updates_of(state).items():
+        weight = merged[f"{linear}.weight"].float()
+        for part in parts:
+            a, b = factors(state, linear, part)
+            weight = weight + in_place_of(linear, part, settings.scaling * (b @ a), num_heads)
+        merged[f"{linear}.weight"] = weight
+    return merged

@@ -1,0 +1,54 @@
+"""Sequences of multiple choice: an item holds one for each choice, and they do not attend to each other.
+
+`[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`; of a long pair the
+longer text loses its end. After Devlin et al. 2019 (arXiv:1810.04805, section 4.4).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from framework.constants import IGNORE_INDEX
+from framework.data.choices import ChoiceExample
+from framework.data.flat_source import FlatSource, FlatTarget, ranges
+from framework.data.layout import lay_out
+from framework.data.tokenization.tokenizer import Tokenizer
+
+LOSS_TERM = "choice"
+
+
+def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_length: int) -> FlatSource:
+    """An item for each row; its record is the row.
+
+    Targets, each (sequences,): choice_places, from 0 in each item and for dummies; is_right, 1 for the right choice and
+    0 for others, where it is known. Count: choice, one for each row whose right choice is known.
+
+    Args:
+        examples: The rows.
+        tokenizer: Gives ids and special tokens.
+        max_length: Most tokens of a sequence, special tokens included; of a longer pair the longer text loses its end.
+    """
+    firsts: list[str] = []
+    seconds: list[str] = []
+    for example in examples:
+        before = "" if example.context is None else f"{example.question} "
+        firsts += [example.question if example.context is None else example.context] * len(example.choices)
+        seconds += [before + choice for choice in example.choices]
+    layout = lay_out(firsts, seconds, tokenizer, max_length)
+    sizes = np.array([len(example.choices) for example in examples], dtype=np.int64)
+    places = ranges(np.zeros_like(sizes), sizes)
+    right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)
+    right = np.repeat(right, sizes)
+    return FlatSource(
+        layout.input_ids,
+        layout.lengths,
+        {
+            "choice_places": FlatTarget(places, "sequences", filler=0),
+            "is_right": FlatTarget(np.where(right == IGNORE_INDEX, IGNORE_INDEX, right == places), "sequences"),
+        },
+        {LOSS_TERM: (right == places).astype(np.float64)},
+        max_length,
+        layout.token_type_ids,
+        item_sizes=sizes,
+        records=examples,
+    )

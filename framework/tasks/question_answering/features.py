@@ -1,0 +1,156 @@
+"""Sequences of question answering: `[CLS] question [SEP] window [SEP]`, windows that slide over the context.
+
+After Devlin et al. 2019 (arXiv:1810.04805, section 4.2 and their run_squad.py): a window begins every `stride` tokens
+until one reaches the end of the context; one that does not hold the whole answer has [CLS] as start and end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.constants import IGNORE_INDEX
+from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.questions import Question
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import DataError
+
+SPECIAL_TOKENS = 3
+_TEXTS_AT_ONCE = 100
+"""Encodings with offsets take some hundred bytes a token until they are arrays, and a context may be a whole book."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowSizes:
+    """How a context is cut, all in tokens.
+
+    Attributes:
+        max_length: Most of a sequence, special tokens included.
+        stride: From the beginning of a window to that of the next.
+        max_question_length: Longer questions lose their end.
+    """
+
+    max_length: int
+    stride: int
+    max_question_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A tokenised context, shared by all questions on it.
+
+    Attributes:
+        ids: (tokens,) int32.
+        starts: (tokens,) int32, first character of each token in the context.
+        ends: (tokens,) int32, behind its last character.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What is kept of an item.
+
+    Attributes:
+        row: Place of its question among the questions of the source.
+        question: That question.
+        passage: Its context.
+        first: The token of the passage with which the window begins.
+    """
+
+    row: int
+    question: Question
+    passage: Passage
+    first: int
+
+
+def window_source(
+    questions: Sequence[Question], tokenizer: Tokenizer, sizes: WindowSizes, labelled: bool = True
+) -> FlatSource:
+    """An item for each window, in the order of the questions; its record is a Window.
+
+    Targets: start_positions and end_positions (sequences,), first and last token of the answer; window_starts
+    (sequences,), first token of the context. Count: answer, one a window.
+
+    Args:
+        questions: With answers, none where [CLS] is the answer.
+        tokenizer: Gives ids, special tokens and offsets.
+        sizes: `max_length` leaves room for `stride` tokens beside a question of `max_question_length`.
+        labelled: False: answers are not known; targets are IGNORE_INDEX, counts 0.
+
+    Raises:
+        DataError: An answer has no token: it is made of characters that the tokenizer drops.
+    """
+    passages = _passages(questions, tokenizer)
+    asked = tokenizer.encode_batch([question.question for question in questions])
+    before, between = np.array([tokenizer.cls_id], dtype=np.int32), np.array([tokenizer.sep_id], dtype=np.int32)
+    pieces: list[np.ndarray] = []
+    lengths, window_starts, positions = [], [], []
+    records: list[Window] = []
+    for row, question in enumerate(questions):
+        passage, ids = passages[question.context], asked[row][: sizes.max_question_length]
+        head, room = len(ids) + 2, sizes.max_length - len(ids) - SPECIAL_TOKENS
+        span = answer_tokens(question, passage) if labelled and question.answers else None
+        for first in window_firsts(len(passage.ids), room, sizes.stride):
+            part = passage.ids[first : first + room]
+            pieces += [before, ids, between, part, between]
+            lengths.append(head + len(part) + 1)
+            window_starts.append(head)
+            within = span is not None and first <= span[0] and span[1] < first + len(part)
+            positions.append([head + place - first for place in span] if span is not None and within else [0, 0])
+            records.append(Window(row, question, passage, first))
+    num_tokens = np.array(lengths, dtype=np.int64)
+    starts = np.array(window_starts, dtype=np.int64)
+    places = np.array(positions, dtype=np.int64) if labelled else np.full((len(records), 2), IGNORE_INDEX)
+    return FlatSource(
+        np.concatenate(pieces),
+        num_tokens,
+        {
+            "start_positions": FlatTarget(places[:, 0], "sequences", is_position=True),
+            "end_positions": FlatTarget(places[:, 1], "sequences", is_position=True),
+            "window_starts": FlatTarget(starts, "sequences", is_position=True),
+        },
+        {"answer": np.full(len(records), float(labelled))},
+        sizes.max_length,
+        _in_sequence(num_tokens) >= np.repeat(starts, num_tokens),
+        records=records,
+    )
+
+
+def window_firsts(num_tokens: int, room: int, stride: int) -> range:
+    """First token of each window of `room` tokens over a context; one window at least."""
+    return range(0, max(num_tokens - room, 0) + stride, stride)
+
+
+def answer_tokens(question: Question, passage: Passage) -> tuple[int, int]:
+    """First and last token that hold a character of the first answer that has any.
+
+    Raises:
+        DataError: No answer has.
+    """
+    for answer in question.answers:
+        first = int(np.searchsorted(passage.ends, answer.start, side="right"))
+        last = int(np.searchsorted(passage.starts, answer.start + len(answer.text), side="left")) - 1
+        if first <= last:
+            return first, last
+    raise DataError(
+        f"{question.place}: the answer {question.answers[0].text!r} has no token, since the tokenizer drops all of its "
+        "characters; remove the question, or choose another tokenizer."
+    )
+
+
+def _passages(questions: Sequence[Question], tokenizer: Tokenizer) -> dict[str, Passage]:
+    texts = list(dict.fromkeys(question.context for question in questions))
+    passages: dict[str, Passage] = {}
+    for begin in range(0, len(texts), _TEXTS_AT_ONCE):
+        some = texts[begin : begin + _TEXTS_AT_ONCE]
+        passages.update(zip(some, (Passage(*each) for each in tokenizer.encode_with_offsets(some)), strict=True))
+    return passages
+
+
+def _in_sequence(lengths: np.ndarray) -> np.ndarray:
+    """(tokens,) place of each token in its sequence."""
+    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

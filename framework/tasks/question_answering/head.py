@@ -1,0 +1,52 @@
+"""Head of question answering: each token's scores as first and as last token of the answer."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import PredictionTransform, transform_activation
+
+
+class QuestionAnsweringHead(nn.Module):
+    """Two scores a token (Devlin et al. 2019, section 4.2; `BertForQuestionAnswering` in transformers).
+
+    Args:
+        qa_outputs: Hidden to 2.
+        transform: The projection of ModernBERT; None for BERT and RoBERTa.
+    """
+
+    def __init__(self, qa_outputs: nn.Linear, transform: PredictionTransform | None = None) -> None:
+        super().__init__()
+        self.transform = transform
+        self.qa_outputs = qa_outputs
+
+    def forward(
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scores each token.
+
+        Args:
+            hidden_states: (tokens, hidden).
+            batch: Not used.
+            dropout_keys: Not used, since this head has no dropout.
+
+        Returns:
+            `start_logits` and `end_logits`, each (tokens,).
+        """
+        del batch, dropout_keys
+        x = hidden_states if self.transform is None else self.transform(hidden_states)
+        start_logits, end_logits = self.qa_outputs(x).unbind(dim=1)
+        return {"start_logits": start_logits, "end_logits": end_logits}
+
+
+def build_question_answering_head(config: EncoderConfig) -> QuestionAnsweringHead:
+    """Builds the head as the encoder's family has it."""
+    transform = None
+    if config.family == "modernbert":
+        transform = PredictionTransform(
+            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+            activation=transform_activation(config),
+            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+        )
+    return QuestionAnsweringHead(nn.Linear(config.hidden_size, 2), transform)

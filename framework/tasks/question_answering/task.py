@@ -1,0 +1,204 @@
+"""Extractive question answering (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.flat_source import FlatSource
+from framework.data.plan import SequenceSource
+from framework.data.questions import Question, QuestionData
+from framework.data.reading.rows import Row
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError, DataError
+from framework.metrics.span_f1 import score_answers
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
+from framework.tasks.question_answering.features import SPECIAL_TOKENS, Window, WindowSizes, window_source
+from framework.tasks.question_answering.head import build_question_answering_head
+from framework.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+class QuestionAnsweringTask(Task):
+    """The span of a context that answers a question.
+
+    Args:
+        max_length: Most tokens of a sequence, special tokens included.
+        stride: Tokens from the beginning of a window over a longer context to that of the next.
+        max_question_length: Tokens; longer questions lose their end.
+        max_answer_length: Most tokens of an answer.
+        n_best: Candidates that a prediction tells, and over which its probabilities are taken.
+        no_answer_threshold: A question has no answer where [CLS] scores more than this above the best span (SQuAD 2.0);
+            None: every question has one (SQuAD 1.1).
+
+    Attributes:
+        answer_unit: What scores count, as the data says.
+
+    Raises:
+        ConfigError: A length is below 1, or windows cannot slide without leaving tokens out.
+    """
+
+    best_metric = "f1"
+    best_mode = "max"
+    wraps_epochs = False
+    head_kind = "question_answering"
+
+    def __init__(
+        self,
+        max_length: int = 384,
+        stride: int = 128,
+        max_question_length: int = 64,
+        max_answer_length: int = 30,
+        n_best: int = 20,
+        no_answer_threshold: float | None = None,
+    ) -> None:
+        positive = {
+            "stride": stride,
+            "max_question_length": max_question_length,
+            "max_answer_length": max_answer_length,
+            "n_best": n_best,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise ConfigError(f"{name} is {value}, it must be at least 1.")
+        room = max_length - max_question_length - SPECIAL_TOKENS
+        if room < stride:
+            raise ConfigError(
+                f"max_length={max_length} leaves {room} tokens for the context beside a question of "
+                f"max_question_length={max_question_length} and {SPECIAL_TOKENS} special tokens, and stride={stride} "
+                "would pass over others; raise max_length or lower the others."
+            )
+        self.sizes = WindowSizes(max_length, stride, max_question_length)
+        self.max_answer_length = max_answer_length
+        self.n_best = n_best
+        self.no_answer_threshold = no_answer_threshold
+        self.answer_unit = "words"
+        self.loss_weights = {"answer": 1.0}
+
+    def build_sources(
+        self,
+        data: QuestionData,
+        tokenizer: Tokenizer,
+        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+    ) -> dict[str, SequenceSource]:
+        """Reads and tokenises the questions of each split; takes over what its scores count."""
+        self.answer_unit = data.answer_unit
+        splits = data.load().splits
+        num_unanswered = sum(not question.answers for questions in splits.values() for question in questions)
+        if num_unanswered and self.no_answer_threshold is None:
+            logger.warning(
+                f"{num_unanswered} questions have no answer, but no_answer_threshold is null, so each gets one; 0.0 "
+                "would let the higher score decide."
+            )
+        return {split: window_source(questions, tokenizer, self.sizes) for split, questions in splits.items()}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """A question and the context that may answer it."""
+        return ("question", "context")
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """The windows of each row, without answers.
+
+        Raises:
+            DataError: A question or context is empty.
+        """
+        questions = []
+        for row in rows:
+            for name in self.fields:
+                if not row.values[name].strip():
+                    raise DataError(f"{row.place}: the {name} is empty, each row needs one; fill in or remove the row.")
+            questions.append(Question(row.place, row.values["question"], row.values["context"], ()))
+        return window_source(questions, tokenizer, self.sizes, labelled=False)
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+        """The head of the encoder's family."""
+        return build_question_answering_head(config)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """The losses of sequences, summed (`answer`)."""
+        return {"answer": self.sequence_losses(outputs, batch).sum()}
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Mean of the cross-entropies of start and end.
+
+        Each is a softmax over all tokens of the sequence, question and special tokens too, as in transformers.
+
+        Args:
+            outputs: `start_logits` and `end_logits`, each (tokens,).
+            batch: With the targets.
+
+        Returns:
+            (sequences,) fp32; 0 for dummies, and where the answer is not known.
+        """
+        losses = [
+            _token_cross_entropy(outputs[f"{edge}_logits"], batch.targets[f"{edge}_positions"], batch)
+            for edge in ("start", "end")
+        ]
+        return (losses[0] + losses[1]) / 2
+
+    def side_config(self) -> dict[str, Any]:
+        """How contexts are cut, and when there is no answer."""
+        return {
+            "max_length": self.sizes.max_length,
+            "stride": self.sizes.stride,
+            "max_question_length": self.sizes.max_question_length,
+            "max_answer_length": self.max_answer_length,
+            "no_answer_threshold": self.no_answer_threshold,
+        }
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[WindowSpans]:
+        """The best spans of each window."""
+        start_logits = outputs["start_logits"].float().cpu().numpy()
+        end_logits = outputs["end_logits"].float().cpu().numpy()
+        window_starts = batch.targets["window_starts"][: batch.num_sequences].tolist()
+        decoded, begin = [], 0
+        for window_start, length in zip(window_starts, batch.lengths, strict=False):
+            # [CLS], and the window without the [SEP] behind it.
+            places = [begin, *range(window_start, begin + length - 1)]
+            decoded.append(best_spans(start_logits[places], end_logits[places], self.max_answer_length, self.n_best))
+            begin += length
+        return decoded
+
+    def assemble(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> list[dict[str, Any]]:
+        """The answer to each question, from all its windows (`assemble_answers`)."""
+        return assemble_answers(_windows(source), decoded, self.n_best, self.no_answer_threshold)
+
+    @property
+    def scores_predictions(self) -> bool:
+        """Answers are found from several windows, so their scores are no sums over items."""
+        return True
+
+    def score(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
+        """Exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""
+        questions = [next(windows).question for _, windows in groupby(_windows(source), key=lambda window: window.row)]
+        predictions = [prediction["answer"] for prediction in self.assemble(source, decoded)]
+        truths = [[answer.text for answer in question.answers] for question in questions]
+        return score_answers(predictions, truths, self.answer_unit)
+
+
+def _windows(source: SequenceSource) -> Sequence[Window]:
+    return cast(FlatSource, source).records
+
+
+def _token_cross_entropy(logits: Tensor, positions: Tensor, batch: PackedBatch) -> Tensor:
+    """-log softmax over the tokens of each sequence at a position of the micro-batch: (tokens,) to (sequences,) fp32.
+
+    The few scores are padded to a rectangle, unlike what made them: shapes then do not depend on lengths, and the host
+    need not wait.
+    """
+    starts = batch.cu_seqlens[:-1].long()
+    offsets = torch.arange(batch.max_seqlen, device=logits.device)
+    inside = offsets < batch.cu_seqlens.diff()[:, None]
+    places = torch.where(inside, starts[:, None] + offsets, 0)
+    padded = logits.float()[places].masked_fill(~inside, -torch.inf)
+    labels = torch.where(positions == IGNORE_INDEX, IGNORE_INDEX, positions - starts)
+    return nn.functional.cross_entropy(padded, labels, ignore_index=IGNORE_INDEX, reduction="none")

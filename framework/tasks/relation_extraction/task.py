@@ -1,0 +1,154 @@
+"""Relation extraction: the label of two marked entities of a text (Baldini Soares et al. 2019, arXiv:1906.03158)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.flat_source import FlatSource
+from framework.data.marked_text import read_marked_text
+from framework.data.plan import SequenceSource
+from framework.data.reading.files import Reading
+from framework.data.reading.rows import Row
+from framework.data.relations import RelationData, RelationExample
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
+from framework.metrics.classification import Accuracy
+from framework.metrics.relation_f1 import RelationF1
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
+from framework.tasks.relation_extraction.head import build_relation_head
+from framework.tasks.sequence_classification.decode import decode_labels
+from framework.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+
+class RelationExtractionTask(Task):
+    """One label for each text in which two entities are marked.
+
+    Args:
+        max_length: Most tokens of a sequence, special tokens and marks included; of a longer text the part around its
+            entities is kept.
+        classifier_dropout: Probability of dropping a channel before the classifier.
+        excluded_label: The label that says of two entities that none of the relations holds; it is learned like the
+            others, but is left out of the mean of the F1. None: there is none.
+
+    Attributes:
+        labels: The label set in the order of scores; empty until `build_sources` or `restore` gave it.
+
+    Raises:
+        ConfigError: `max_length` is below 8, or the probability not in [0, 1).
+    """
+
+    best_metric = "relation_f1"
+    best_mode = "max"
+    wraps_epochs = False
+    head_kind = "relation"
+
+    def __init__(
+        self, max_length: int = 128, classifier_dropout: float = 0.1, excluded_label: str | None = "Other"
+    ) -> None:
+        if max_length < SHORTEST:
+            raise ConfigError(
+                f"max_length is {max_length}, it must be at least {SHORTEST}, special tokens and marks included."
+            )
+        if not 0 <= classifier_dropout < 1:
+            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+        self.max_length = max_length
+        self.classifier_dropout = classifier_dropout
+        self.excluded_label = excluded_label
+        self.labels: tuple[str, ...] = ()
+        self.loss_weights = {LOSS_TERM: 1.0}
+
+    def build_sources(
+        self,
+        data: RelationData,
+        tokenizer: Tokenizer,
+        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+    ) -> dict[str, SequenceSource]:
+        """Reads and tokenises the rows of each split; finds the label set unless an earlier run knows it."""
+        relations = data.load(self.labels or None)
+        self.labels = relations.labels
+        if self.excluded_label is not None and self.excluded_label not in self.labels:
+            logger.warning(
+                f"excluded_label is {self.excluded_label!r}, which is none of the labels, so relation_f1 is the mean "
+                "over all of them; name the label of entities without a relation, or null."
+            )
+        reading = Reading(data.on_bad_row)
+        sources = {
+            split: relation_source(examples, self.labels, tokenizer, self.max_length, reading)
+            for split, examples in relations.splits.items()
+        }
+        if reading.num_skipped:
+            logger.warning(f"{reading.num_skipped} rows are skipped; for example: {reading.skipped[0]}")
+        return dict(sources)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The text with its marks."""
+        return ("text",)
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """One sequence a row, without a label.
+
+        Raises:
+            DataError: The entities of a row are not marked as they should be, or do not fit into a sequence.
+        """
+        examples = [RelationExample(row.place, read_marked_text(row.place, row.values["text"]), None) for row in rows]
+        return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+        """The head, with one score for each label."""
+        return build_relation_head(config, len(self.labels), self.classifier_dropout)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Cross-entropy summed over sequences (`relation`)."""
+        return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Cross-entropy of each sequence: (sequences,) fp32, 0 for dummies."""
+        return nn.functional.cross_entropy(
+            outputs["logits"].float(), batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none"
+        )
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """The official score of SemEval-2010 task 8, and the share of sequences whose label is right."""
+        return {"relation_f1": RelationF1(self.labels, self.excluded_label), "accuracy": Accuracy()}
+
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Adds one micro-batch."""
+        for metric in metrics.values():
+            metric.update(outputs["logits"], batch.targets["labels"])
+
+    def side_config(self) -> dict[str, Any]:
+        """Label names in the order of scores, and length."""
+        return {"labels": list(self.labels), "max_length": self.max_length}
+
+    def restore(self, side: Mapping[str, Any]) -> None:
+        """Takes the label set of an earlier run."""
+        self.labels = tuple(str(label) for label in side["labels"])
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
+        """The best label and all probabilities."""
+        return decode_labels(outputs["logits"][: batch.num_sequences], self.labels)
+
+    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+        """With the texts of the entities, `e1` and `e2`."""
+        assert isinstance(source, FlatSource)
+        texts = [record.text.entities for record in source.records]
+        return [found | {"e1": e1, "e2": e2} for found, (e1, e2) in zip(decoded, texts, strict=True)]
+
+    def class_table(
+        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """Precision, recall, F1, wrong directions and number of sequences of each relation."""
+        del source, decoded
+        relation_f1 = metrics["relation_f1"]
+        assert isinstance(relation_f1, RelationF1)
+        return relation_f1.rows()

@@ -1,0 +1,91 @@
+"""Any number of labels for each sequence: each label is a question of its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchmetrics import Metric
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.answers import Answer, several_labels
+from framework.data.flat_source import FlatTarget
+from framework.errors import ConfigError
+from framework.metrics.multi_label import ExactMatch, LabelCounts, LabelMacroF1, MicroF1
+from framework.tasks.sequence_classification.decode import class_scores
+from framework.tasks.sequence_classification.problem import Problem
+
+
+class MultiLabel(Problem):
+    """A sigmoid for each label.
+
+    Args:
+        label_separator: Between the labels in a cell of the label column; an empty cell has none of the labels.
+        threshold: A label is predicted where its probability is above.
+
+    Raises:
+        ConfigError: The separator is empty, or the threshold not in (0, 1).
+    """
+
+    best_metric = "micro_f1"
+
+    def __init__(self, label_separator: str = "|", threshold: float = 0.5) -> None:
+        if not label_separator:
+            raise ConfigError("label_separator is empty, labels need something between them; set it, for example to |.")
+        if not 0 < threshold < 1:
+            raise ConfigError(f"threshold is {threshold}, it must be above 0 and below 1.")
+        self.threshold = threshold
+        self.answers = several_labels(label_separator)
+
+    def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
+        """`labels` (sequences, labels): 1 where a sequence has the label, else 0."""
+        place = {label: index for index, label in enumerate(self.labels)}
+        values = np.zeros((len(answers), len(self.labels)), dtype=np.int64)
+        for row, answer in enumerate(answers):
+            if answer is None:
+                values[row] = IGNORE_INDEX
+            else:
+                values[row, [place[label] for label in answer]] = 1
+        return {"labels": FlatTarget(values, "sequences")}
+
+    def counts(self, answers: Sequence[Answer | None]) -> np.ndarray:
+        """1 where the labels are known."""
+        return np.array([answer is not None for answer in answers], dtype=np.float64)
+
+    def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
+        """Mean over labels of the binary cross entropy."""
+        labels = batch.targets["labels"]
+        means = binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none").mean(1)
+        return torch.where(labels[:, 0] != IGNORE_INDEX, means, 0.0)
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Micro F1, macro F1, and the share of sequences whose labels are all right."""
+        num_labels = len(self.labels)
+        return {
+            "micro_f1": MicroF1(num_labels, self.threshold),
+            "macro_f1": LabelMacroF1(num_labels, self.threshold),
+            "exact_match": ExactMatch(self.threshold),
+        }
+
+    def update_metrics(self, metrics: Mapping[str, Metric], logits: Tensor, batch: PackedBatch) -> None:
+        """Adds one micro-batch."""
+        for metric in metrics.values():
+            metric.update(logits, batch.targets["labels"])
+
+    def decode(self, logits: Tensor) -> list[dict[str, Any]]:
+        """The labels above the threshold, in the order of the label set, and all probabilities."""
+        rows = [dict(zip(self.labels, row, strict=True)) for row in logits.float().sigmoid().cpu().tolist()]
+        return [
+            {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}
+            for row in rows
+        ]
+
+    def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
+        """Precision, recall, F1 and number of sequences of each label."""
+        counted = metrics["micro_f1"]
+        assert isinstance(counted, LabelCounts)
+        right, too_many, missed = counted.outcomes.unbind(1)
+        return class_scores(right, right + missed, right + too_many, self.labels)

@@ -1,0 +1,114 @@
+"""Sequences of token classification: `[CLS] words [SEP]`, where the first sub-word of each word bears its tag."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from framework.constants import IGNORE_INDEX
+from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.text_units import TextUnit
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.tasks.token_classification.windows import split_windows
+
+_WORDS_AT_ONCE = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A sentence or text as the task needs it.
+
+    Attributes:
+        words: What gets a tag each.
+        tags: (words,) in BIO; None where they are unknown.
+        text: Where the words come from; None where that is a file of words.
+        units: (words,) places of the words in the text; empty where there is none.
+    """
+
+    words: Sequence[str]
+    tags: Sequence[str] | None = None
+    text: str | None = None
+    units: Sequence[TextUnit] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one sequence is of: a record of a FlatSource.
+
+    Attributes:
+        row: Place of the example among all.
+        example: Whose words, or some of them in their order, the sequence predicts.
+    """
+
+    row: int
+    example: Example
+
+
+def tagging_source(
+    examples: Sequence[Example], tags: Sequence[str], tokenizer: Tokenizer, max_length: int, stride: int
+) -> FlatSource:
+    """Targets over tokens: `labels`, places in the tag set, and `is_word`, 1 where a word is predicted; count: tags.
+
+    Both leave out special tokens, sub-words behind the first, and words that another window of the sentence predicts.
+
+    Args:
+        examples: All with tags, or all without.
+        tags: The tag set in the order of scores.
+        tokenizer: Gives ids and special tokens.
+        max_length: Most tokens of a sequence, special tokens included.
+        stride: Of `split_windows`.
+    """
+    room = max_length - 2
+    ids_of = encode_words((word for example in examples for word in example.words), tokenizer)
+    place = {tag: index for index, tag in enumerate(tags)}
+    ids: list[np.ndarray] = []
+    lengths, labels, parts = [], [], []
+    is_word: list[np.ndarray] = []
+    cls_id, sep_id = (np.array([each], dtype=np.int32) for each in (tokenizer.cls_id, tokenizer.sep_id))
+    for row, example in enumerate(examples):
+        # A word that is longer than a sequence is seen by its beginning.
+        pieces = [ids_of[word][:room] for word in example.words]
+        sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        word_labels = [place[tag] for tag in example.tags] if example.tags is not None else None
+        for window in split_windows(sizes, room, stride):
+            inside = sizes[window.words]
+            ids += [cls_id, *pieces[window.words], sep_id]
+            lengths.append(int(inside.sum()) + 2)
+            firsts = 1 + np.cumsum(inside) - inside
+            offset = window.words.start
+            predicted = firsts[window.predicted.start - offset : window.predicted.stop - offset]
+            marks, targets = np.zeros(lengths[-1], dtype=np.int64), np.full(lengths[-1], IGNORE_INDEX)
+            marks[predicted] = 1
+            if word_labels is not None:
+                targets[predicted] = word_labels[window.predicted]
+            is_word.append(marks)
+            labels.append(targets)
+            parts.append(Part(row, example))
+    return FlatSource(
+        np.concatenate(ids),
+        np.array(lengths),
+        {
+            "labels": FlatTarget(np.concatenate(labels), "tokens"),
+            "is_word": FlatTarget(np.concatenate(is_word), "tokens", filler=0),
+        },
+        {"tags": np.array([(each != IGNORE_INDEX).sum() for each in labels])},
+        max_length,
+        records=parts,
+    )
+
+
+def encode_words(words: Iterable[str], tokenizer: Tokenizer) -> Mapping[str, np.ndarray]:
+    """Ids of each word by itself, so that it is the same in a text and in a list.
+
+    Where the vocabulary marks the space before a word, each has one. A word that the tokenizer makes empty (control
+    characters, accents that it strips) becomes the unknown token, or it would have no place for a tag.
+    """
+    distinct = list(dict.fromkeys(words))
+    unknown = np.array([tokenizer.unk_id], dtype=np.int32)
+    encoded: dict[str, np.ndarray] = {}
+    for first in range(0, len(distinct), _WORDS_AT_ONCE):
+        some = distinct[first : first + _WORDS_AT_ONCE]
+        texts = [f" {word}" for word in some] if tokenizer.space_marked else some
+        for word, ids in zip(some, tokenizer.encode_batch(texts), strict=True):
+            encoded[word] = ids if len(ids) else unknown
+    return encoded

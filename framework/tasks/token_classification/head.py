@@ -1,0 +1,70 @@
+"""Head of token classification: the hidden state of each token to one score for each tag."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import PredictionTransform, transform_activation
+
+
+class TokenClassificationHead(nn.Module):
+    """The family's projection where it has one, dropout, classifier.
+
+    Args:
+        dropout: Before the classifier.
+        classifier: Hidden to tags.
+        transform: The projection of ModernBERT.
+    """
+
+    def __init__(
+        self, dropout: HashedDropout, classifier: nn.Linear, transform: PredictionTransform | None = None
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.dropout = dropout
+        self.classifier = classifier
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        batch: PackedBatch,  # noqa: ARG002  every token is scored, wherever it stands
+        dropout_keys: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Scores each token.
+
+        Args:
+            hidden_states: (tokens, hidden).
+            batch: The micro-batch.
+            dropout_keys: (tokens,) int64; None switches dropout off.
+
+        Returns:
+            `logits` (tokens, labels).
+        """
+        x = hidden_states if self.transform is None else self.transform(hidden_states)
+        return {"logits": self.classifier(self.dropout(x, dropout_keys))}
+
+
+def build_token_classification_head(
+    config: EncoderConfig, num_tags: int, classifier_dropout: float = 0.1
+) -> TokenClassificationHead:
+    """Builds the head as the encoder's family has it.
+
+    Args:
+        config: Of the encoder.
+        num_tags: Scores to give.
+        classifier_dropout: Probability of dropping a channel before the classifier.
+    """
+    transform = None
+    if config.family == "modernbert":
+        transform = PredictionTransform(
+            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+            activation=transform_activation(config),
+            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+        )
+    return TokenClassificationHead(
+        dropout=HashedDropout(classifier_dropout, OUTSIDE_LAYERS, "classifier"),
+        classifier=nn.Linear(config.hidden_size, num_tags),
+        transform=transform,
+    )

@@ -1,0 +1,205 @@
+"""Token classification: a tag for each word (Devlin et al. 2019, arXiv:1810.04805, section 5.3), entities in BIO."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.flat_source import FlatSource
+from framework.data.plan import SequenceSource
+from framework.data.reading.rows import Row
+from framework.data.tagged import TaggedData
+from framework.data.text_units import Units, split_units
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
+from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
+from framework.models.config import EncoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import cross_entropy_sum
+from framework.tasks.task import Task
+from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
+from framework.tasks.token_classification.features import Example, tagging_source
+from framework.tasks.token_classification.head import build_token_classification_head
+
+_SHORTEST = 3
+"""[CLS] a [SEP]"""
+
+
+class TokenClassificationTask(Task):
+    """Entities in texts: a tag for each word, in BIO; what is decoded always keeps its rules.
+
+    Args:
+        max_length: Most tokens of a sequence, special tokens included; longer sentences become several sequences.
+        stride: Tokens from the start of one of these sequences to the next.
+        units: What gets a tag each where a text is given (`framework.data.text_units`): "words", "white_space" or
+            "characters".
+        classifier_dropout: Probability of dropping a channel before the classifier.
+
+    Attributes:
+        tags: The tag set in the order of scores; empty until `build_sources` or `restore` gave it.
+
+    Raises:
+        ConfigError: `max_length` is below 3, `stride` not in 1 to `max_length` - 2, or the probability not in [0, 1).
+    """
+
+    best_metric = "entity_f1"
+    best_mode = "max"
+    wraps_epochs = False
+    head_kind = "token_classification"
+
+    def __init__(
+        self, max_length: int = 128, stride: int = 64, units: Units = "words", classifier_dropout: float = 0.1
+    ) -> None:
+        if max_length < _SHORTEST:
+            raise ConfigError(f"max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included.")
+        if not 1 <= stride <= max_length - 2:
+            raise ConfigError(
+                f"stride is {stride}, it must be at least 1 and at most max_length - 2, here {max_length - 2}."
+            )
+        if not 0 <= classifier_dropout < 1:
+            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+        self.max_length = max_length
+        self.stride = stride
+        self.units = units
+        self.classifier_dropout = classifier_dropout
+        self.tags: tuple[str, ...] = ()
+        self.loss_weights = {"tags": 1.0}
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The types of entities, in the order of scores."""
+        return tuple(tag[2:] for tag in self.tags if tag.startswith("B-"))
+
+    def build_sources(
+        self,
+        data: TaggedData,
+        tokenizer: Tokenizer,
+        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+    ) -> dict[str, SequenceSource]:
+        """Reads and tokenises the sentences of each split; finds the types unless an earlier run knows them."""
+        corpus = data.load(self.units, self.types or None)
+        self.tags = bio_tag_set(corpus.labels)
+        return {
+            split: self._source([Example(each.words, each.tags) for each in sentences], tokenizer)
+            for split, sentences in corpus.splits.items()
+        }
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The text."""
+        return ("text",)
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """One sequence a text, or several where it is long."""
+        examples = []
+        for row in rows:
+            units = split_units(row.values["text"], self.units)
+            examples.append(Example([unit.text for unit in units], None, row.values["text"], units))
+        return self._source(examples, tokenizer)
+
+    def _source(self, examples: Sequence[Example], tokenizer: Tokenizer) -> FlatSource:
+        return tagging_source(examples, self.tags, tokenizer, self.max_length, self.stride)
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+        """The head of the encoder's family, with one score for each tag."""
+        return build_token_classification_head(config, len(self.tags), self.classifier_dropout)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Cross-entropy summed over words (`tags`)."""
+        return {"tags": cross_entropy_sum(outputs["logits"], batch.targets["labels"])}
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
+        """Mean cross-entropy of the words that each sequence predicts: (sequences,) fp32; 0 where there is none."""
+        labels = batch.targets["labels"]
+        losses = nn.functional.cross_entropy(
+            outputs["logits"].float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
+        )
+        sums, counts = (
+            _sequence_sums(values, batch) for values in (losses.double(), (labels != IGNORE_INDEX).double())
+        )
+        return (sums / counts.clamp(min=1)).float()
+
+    def side_config(self) -> dict[str, Any]:
+        """The tag set in the order of scores, lengths, and what of a text gets a tag."""
+        return {
+            "labels": list(self.tags),
+            "max_length": self.max_length,
+            "stride": self.stride,
+            "units": self.units,
+        }
+
+    def restore(self, side: Mapping[str, Any]) -> None:
+        """Takes the tag set of an earlier run."""
+        self.tags = tuple(str(label) for label in side["labels"])
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
+        """The (words, labels) fp32 log-probabilities of the words that each sequence predicts."""
+        is_word = batch.targets["is_word"] > 0
+        scores = outputs["logits"][is_word].float().log_softmax(dim=-1).cpu().numpy()
+        counts = _sequence_sums(is_word.long(), batch)[: batch.num_sequences].tolist()
+        return np.split(scores, np.cumsum(counts))[:-1]  # nothing is behind the last
+
+    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+        """The entities of each text, with their places in it."""
+        assert isinstance(source, FlatSource)
+        examples, scores = join_parts(source.records, decoded)
+        paths = predict_tags(scores, self.tags)
+        return [
+            {"entities": entities_of(example, each, path, self.tags)}
+            for example, each, path in zip(examples, scores, paths, strict=True)
+        ]
+
+    @property
+    def scores_predictions(self) -> bool:
+        """Entities may lie in several windows."""
+        return True
+
+    def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
+        """Precision, recall and F1 of all entities, and the share of words with the right tag."""
+        present, predicted = self._true_and_predicted(source, decoded)
+        counts = overall(count_entities(present, predicted, self.types).values())
+        right = sum(a == b for pair in zip(present, predicted, strict=True) for a, b in zip(*pair, strict=True))
+        return {
+            "entity_precision": counts.precision,
+            "entity_recall": counts.recall,
+            "entity_f1": counts.f1,
+            "token_accuracy": right / sum(map(len, present)),
+        }
+
+    def class_table(
+        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+    ) -> list[dict[str, Any]]:
+        """Precision, recall, F1 and number of entities of each type."""
+        del metrics
+        counts: dict[str, EntityCounts] = count_entities(*self._true_and_predicted(source, decoded), self.types)
+        return [
+            {
+                "label": label,
+                "precision": each.precision,
+                "recall": each.recall,
+                "f1": each.f1,
+                "predicted": each.predicted,
+                "entities": each.present,
+            }
+            for label, each in counts.items()
+        ]
+
+    def _true_and_predicted(
+        self, source: SequenceSource, decoded: Sequence[Any]
+    ) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
+        """Tags of each sentence in the data, and predicted ones."""
+        assert isinstance(source, FlatSource)
+        examples, scores = join_parts(source.records, decoded)
+        predicted = [[self.tags[place] for place in path] for path in predict_tags(scores, self.tags)]
+        return [example.tags or () for example in examples], list(predicted)
+
+
+def _sequence_sums(values: Tensor, batch: PackedBatch) -> Tensor:
+    """Sums over the tokens of each sequence: (tokens,) to (sequences,)."""
+    totals = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    return totals[batch.cu_seqlens[1:].long()] - totals[batch.cu_seqlens[:-1].long()]

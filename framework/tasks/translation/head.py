@@ -1,0 +1,152 @@
+"""The head of translation: a decoder that looks at the encoder's hidden states, and the map from it to words."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.models.config import EncoderConfig
+from framework.models.decoder import DecoderConfig, TransformerDecoder
+from framework.models.encoder import TransformerEncoder
+from framework.nn.dropout import decoder_keys
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import transform_activation
+from framework.tasks.pretraining.head import MaskedLanguageModelHead, TiedDecoder
+from framework.tasks.translation.search import Hypothesis, LivingTokens, SearchSettings, beam_search
+
+
+class TranslationHead(nn.Module):
+    """Decoder and word scores, and where no gradient is wanted a search for targets.
+
+    Args:
+        decoder: On top of the encoder.
+        mlm: From the decoder's hidden states to words; named as in pre-training, whose weights it can start from.
+        start_id: What every target begins with.
+        end_id: What ends a target.
+        search: How targets are searched for.
+    """
+
+    def __init__(
+        self,
+        decoder: TransformerDecoder,
+        mlm: MaskedLanguageModelHead,
+        start_id: int,
+        end_id: int,
+        search: SearchSettings,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.mlm = mlm
+        self.start_id = start_id
+        self.end_id = end_id
+        self.search = search
+
+    def forward(
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Scores the next word at each token of the given targets; without gradients it finds targets of its own too.
+
+        Args:
+            hidden_states: (tokens, hidden) of the sources.
+            batch: The sources, with `decoder_inputs`.
+            dropout_keys: (tokens,) int64; None switches dropout off.
+
+        Returns:
+            `logits` (target tokens, vocab). Without gradients, for evaluation and prediction, also what was found:
+            `tokens` (sequences, most tokens) int64, the end token included where it came, then IGNORE_INDEX; and
+            `scores` (sequences,) fp32 of `beam_search`.
+        """
+        assert batch.decoder_inputs is not None
+        x = self.decoder(batch.decoder_inputs, hidden_states, batch, decoder_keys(dropout_keys, batch))
+        outputs = {"logits": self.mlm(x)}
+        if not torch.is_grad_enabled():
+            best = [hypotheses[0] for hypotheses in self.find_targets(hidden_states, batch)]
+            rows = [torch.tensor(hypothesis.tokens) for hypothesis in best]
+            tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=IGNORE_INDEX)
+            outputs["tokens"] = tokens.to(hidden_states.device)
+            outputs["scores"] = torch.tensor([hypothesis.score for hypothesis in best]).to(hidden_states.device)
+        return outputs
+
+    def find_targets(self, hidden_states: Tensor, batch: PackedBatch) -> list[list[Hypothesis]]:
+        """Searches for targets of all sequences of a batch, dummies included (see `beam_search`).
+
+        A layer whose weights lie in shards brings them together in every call, so that all who hold a shard must call
+        equally often: then as many steps are made as the longest target has tokens, whatever was found before.
+        """
+        growing = _Growing(self, hidden_states, batch)
+        found = beam_search(growing, len(batch.lengths), self.start_id, self.end_id, self.search)
+        if any(isinstance(parameter, DTensor) for parameter in self.decoder.layers.parameters()):
+            idle = LivingTokens([self.start_id], [0], [1] + [0] * (len(batch.lengths) - 1))
+            while growing.num_calls < self.search.max_length:
+                growing(idle)
+        return found
+
+
+class _Growing:
+    """Scores hypotheses that grow token by token, in one micro-batch's caches."""
+
+    def __init__(self, head: TranslationHead, hidden_states: Tensor, batch: PackedBatch) -> None:
+        self.head = head
+        self.hidden_states = hidden_states
+        self.batch = batch
+        self.caches = head.decoder.new_caches()
+        self.num_calls = 0
+
+    def __call__(self, living: LivingTokens) -> Tensor:
+        """Adds a token to each hypothesis and gives the log-probabilities of the next, (hypotheses, vocab) fp32."""
+        device = self.hidden_states.device
+        parents = torch.tensor(living.parents, device=device)
+        for cache in self.caches:
+            cache.select(parents)
+        tokens = _one_token_each(living, self.num_calls, self.batch).to(device)
+        self.num_calls += 1
+        x = self.head.decoder(tokens, self.hidden_states, self.batch, caches=self.caches)
+        return self.head.mlm(x).float().log_softmax(dim=-1)
+
+
+def _one_token_each(living: LivingTokens, position: int, batch: PackedBatch) -> PackedBatch:
+    """The last token of each hypothesis, at a position; the hypotheses of a source are one sequence."""
+    input_ids = torch.tensor(living.tokens)
+    return PackedBatch(
+        input_ids=input_ids,
+        position_ids=torch.full_like(input_ids, position),
+        token_type_ids=torch.zeros_like(input_ids),
+        cu_seqlens=torch.tensor([0, *living.sizes]).cumsum(0).int(),
+        sequence_ids=batch.sequence_ids,
+        lengths=tuple(living.sizes),
+        max_seqlen=max(living.sizes),
+        num_sequences=batch.num_sequences,
+        num_tokens=len(living.tokens),
+        targets={},
+        counts={},
+    )
+
+
+def build_translation_head(
+    encoder: TransformerEncoder,
+    config: EncoderConfig,
+    decoder_config: DecoderConfig,
+    start_id: int,
+    end_id: int,
+    search: SearchSettings,
+) -> TranslationHead:
+    """Builds decoder and word scores in the encoder's widths.
+
+    Args:
+        encoder: Gives the word embeddings, where they are shared.
+        config: Of the encoder.
+        decoder_config: What the decoder does not take from the encoder.
+        start_id: What every target begins with.
+        end_id: What ends a target.
+        search: How targets are searched for.
+    """
+    decoder = TransformerDecoder(decoder_config, config, encoder.get_parameter("embeddings.word_embeddings.weight"))
+    words = decoder.get_parameter("embeddings.word_embeddings.weight")
+    mlm = MaskedLanguageModelHead(
+        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+        activation=transform_activation(config),
+        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+        decoder=TiedDecoder(words if decoder_config.tie_output else nn.Parameter(torch.empty_like(words))),
+    )
+    return TranslationHead(decoder, mlm, start_id, end_id, search)

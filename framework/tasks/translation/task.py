@@ -1,0 +1,181 @@
+"""Machine translation: the encoder with a transformer decoder on top (Rothe et al. 2020, arXiv:1907.12461)."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.text import Perplexity
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.parallel_text import ParallelTextData
+from framework.data.plan import SequenceSource
+from framework.data.reading.rows import Row
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
+from framework.models.config import EncoderConfig
+from framework.models.decoder import DecoderConfig
+from framework.models.encoder import TransformerEncoder
+from framework.nn.cross_entropy import cross_entropy_and_uniform_sum
+from framework.tasks.task import Task
+from framework.tasks.translation.decode import FoundTarget, corpus_scores, decode_targets
+from framework.tasks.translation.features import TranslationSource, translation_source
+from framework.tasks.translation.head import build_translation_head
+from framework.tasks.translation.search import SearchSettings
+
+_SHORTEST = 3
+"""[CLS] a [SEP]"""
+
+
+class TranslationTask(Task):
+    """A text of one language for a text of another, which one tokenizer writes both.
+
+    Args:
+        decoder: Layers, longest target, and what it shares with the encoder.
+        search: How targets are searched for in evaluation and prediction.
+        max_source_length: Most tokens of a source, special tokens included.
+        too_long: Training pairs with a text that is too long: "truncate" cuts their ends, "skip" leaves them out. In
+            evaluation and prediction sources are cut, so that the pairs are the same for every model.
+        label_smoothing: Share of the training loss that wants all words alike (Szegedy et al. 2016, arXiv:1512.00567,
+            section 7), in [0, 1).
+
+    Raises:
+        ConfigError: A length or share is out of range, or targets may be found that are longer than the decoder's.
+    """
+
+    best_metric = "bleu"
+    best_mode = "max"
+    wraps_epochs = False
+    head_kind = "translation"
+    allows_tensor_parallel = False
+
+    def __init__(
+        self,
+        decoder: DecoderConfig,
+        search: SearchSettings,
+        max_source_length: int = 128,
+        too_long: Literal["truncate", "skip"] = "truncate",
+        label_smoothing: float = 0.1,
+    ) -> None:
+        if max_source_length < _SHORTEST:
+            raise ConfigError(
+                f"max_source_length is {max_source_length}, it must be at least {_SHORTEST}, special tokens included."
+            )
+        if not 0 <= label_smoothing < 1:
+            raise ConfigError(f"label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
+        if search.max_length > decoder.max_length:
+            raise ConfigError(
+                f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}, and a target "
+                "cannot grow beyond; lower the first or raise the second."
+            )
+        self.decoder = decoder
+        self.search = search
+        self.max_source_length = max_source_length
+        self.skips_long = too_long == "skip"
+        self.loss_weights = {"translation": 1.0 - label_smoothing}
+        if label_smoothing:
+            self.loss_weights["smoothing"] = label_smoothing
+        self.start_id: int | None = None
+        self.end_id: int | None = None
+
+    def build_sources(
+        self,
+        data: ParallelTextData,
+        tokenizer: Tokenizer,
+        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+    ) -> dict[str, SequenceSource]:
+        """Reads and tokenises the pairs of each split.
+
+        Raises:
+            ConfigError: sacrebleu, which scores, is not installed.
+        """
+        if importlib.util.find_spec("sacrebleu") is None:
+            raise ConfigError(
+                "translations are scored by sacrebleu, which is not installed; install cloze[translation]."
+            )
+        self.start_id, self.end_id = tokenizer.cls_id, tokenizer.sep_id
+        sources: dict[str, SequenceSource] = {}
+        for split, pairs in data.load().items():
+            texts, translations = [pair.source for pair in pairs], [pair.target for pair in pairs]
+            skips_long = self.skips_long and split == "train"
+            sources[split] = self._source(texts, translations, tokenizer, skips_long)
+        return sources
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The text to translate."""
+        return ("text",)
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> TranslationSource:
+        """One sequence a row, without a target."""
+        return self._source([row.values["text"] for row in rows], None, tokenizer, False)
+
+    def _source(
+        self, texts: Sequence[str], translations: Sequence[str] | None, tokenizer: Tokenizer, skips_long: bool
+    ) -> TranslationSource:
+        terms = list(self.loss_weights)
+        longest = self.decoder.max_length
+        return translation_source(texts, translations, tokenizer, self.max_source_length, longest, terms, skips_long)
+
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
+        """Decoder and word scores."""
+        assert self.start_id is not None
+        assert self.end_id is not None
+        return build_translation_head(encoder, config, self.decoder, self.start_id, self.end_id, self.search)
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        """Summed over target tokens: cross-entropy (`translation`), and that to all words alike (`smoothing`)."""
+        assert batch.decoder_inputs is not None
+        labels = batch.decoder_inputs.targets["labels"]
+        translation, smoothing = cross_entropy_and_uniform_sum(outputs["logits"], labels)
+        return {"translation": translation, "smoothing": smoothing}
+
+    @property
+    def validation_weights(self) -> Mapping[str, float]:
+        """Without smoothing, so that `val/loss` is the logarithm of the perplexity."""
+        return {"translation": 1.0}
+
+    def build_metrics(self) -> dict[str, Metric]:
+        """Perplexity of the references."""
+        return {"perplexity": Perplexity(ignore_index=IGNORE_INDEX)}
+
+    def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
+        """Adds one micro-batch."""
+        assert batch.decoder_inputs is not None
+        # It takes probabilities of one batch of sequences, in the dtype of the logits.
+        metrics["perplexity"].update(outputs["logits"].float()[None], batch.decoder_inputs.targets["labels"][None])
+
+    def side_config(self) -> dict[str, Any]:
+        """Ids that begin and end targets."""
+        return {"start_id": self.start_id, "end_id": self.end_id}
+
+    def restore(self, side: Mapping[str, Any]) -> None:
+        """Takes the ids of an earlier run."""
+        self.start_id, self.end_id = int(side["start_id"]), int(side["end_id"])
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundTarget]:
+        """The best target of each sequence."""
+        real = slice(batch.num_sequences)
+        return decode_targets(outputs["tokens"][real], outputs["scores"][real])
+
+    def assemble(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[dict[str, Any]]:
+        """The translation of each row, and its score: the log-probability by the search's length penalty."""
+        texts = _texts(source, decoded)
+        return [{"translation": text, "score": found.score} for text, found in zip(texts, decoded, strict=True)]
+
+    @property
+    def scores_predictions(self) -> bool:
+        """BLEU and chrF are of a whole corpus."""
+        return True
+
+    def score(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> dict[str, float]:
+        """`bleu` and `chrf` in [0, 100], see `corpus_scores`."""
+        assert isinstance(source, TranslationSource)
+        return corpus_scores(_texts(source, decoded), source.references)
+
+
+def _texts(source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[str]:
+    assert isinstance(source, TranslationSource)
+    return source.tokenizer.decode_batch([found.tokens for found in decoded])

@@ -1,0 +1,16 @@
+"""What tells the code of one host from that of another."""
+
+from framework.config.provenance import code_fingerprint
+
+
+def test_the_fingerprint_of_code_sees_names_and_contents_of_python_files_only(tmp_path):
+    seen = []
+    for name, text in (("a.py", "x = 1\n"), ("a.py", "x = 2\n"), ("room/b.py", "x = 2\n"), ("notes.txt", "any")):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+        seen.append(code_fingerprint(tmp_path))
+    assert len(set(seen[:3])) == 3
+    assert seen[3] == seen[2]
+    (tmp_path / "a.py").rename(tmp_path / "c.py")
+    assert code_fingerprint(tmp_path) != seen[3]

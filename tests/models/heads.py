@@ -1,0 +1,59 @@
+"""Heads that read tokens or choices, as small as they can be, with the parameter names that exports know."""
+
+from torch import Tensor, nn
+
+from framework.batch import PackedBatch
+from framework.models.config import EncoderConfig
+from framework.nn.norm import LayerNorm
+from framework.tasks.pooling import POOLINGS, Pooler, PredictionTransform, transform_activation
+
+
+def transform_of(config: EncoderConfig) -> PredictionTransform | None:
+    """What ModernBERT puts before the scores of every head."""
+    if config.family != "modernbert":
+        return None
+    dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+    norm = LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+    return PredictionTransform(dense, transform_activation(config), norm)
+
+
+class TokenHead(nn.Module):
+    """Scores of every token: (tokens, labels)."""
+
+    def __init__(self, config: EncoderConfig, num_labels: int) -> None:
+        super().__init__()
+        self.transform = transform_of(config)
+        self.classifier = nn.Linear(config.hidden_size, num_labels)
+
+    def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:
+        x = hidden_states if self.transform is None else self.transform(hidden_states)
+        return {"logits": self.classifier(x)}
+
+
+class SpanHead(nn.Module):
+    """Scores of every token for the start and the end of an answer: (tokens, 2)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.transform = transform_of(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:
+        x = hidden_states if self.transform is None else self.transform(hidden_states)
+        return {"logits": self.qa_outputs(x)}
+
+
+class ChoiceHead(nn.Module):
+    """One score for each sequence, which is one choice: (sequences, 1)."""
+
+    def __init__(self, config: EncoderConfig, pooling: str = "cls") -> None:
+        super().__init__()
+        self.pooling = POOLINGS[pooling]
+        self.transform = transform_of(config)
+        self.pooler = Pooler(config.hidden_size) if self.transform is None else None
+        self.classifier = nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:
+        project = self.pooler or self.transform
+        assert project is not None
+        return {"logits": self.classifier(project(self.pooling(hidden_states, batch)))}

@@ -1,0 +1,191 @@
+"""Every form of loss: equal to a plain loop, and the same however the step was split."""
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+
+from framework.callbacks.cadence import Cadence
+from framework.data.auto_budget import trial_batch
+from framework.distributed.activation_checkpoint import ActivationCheckpointing
+from framework.distributed.precision import Precision
+from framework.distributed.sharding import Sharding
+from framework.modules.encoder_module import EncoderModule
+from framework.modules.inference import Inference
+from framework.modules.passes.adversarial import Adversarial
+from framework.modules.passes.r_drop import RDrop
+from tests.modules.passes import plain_loops
+from tests.modules.passes.toy_contrast import ContrastSource, ContrastTask
+from tests.modules.toy_run import FP32, build_module, train
+from tests.workers import WorkerPool
+
+STEPS = 4
+CADENCE = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)
+ALPHA, EPSILON, WEIGHT = 2.0, 3.0, 0.5
+FORMS = ["r_drop", "adversarial", "step_level"]
+
+
+def module_of(form: str, precision: Precision = FP32) -> EncoderModule:
+    if form == "step_level":
+        return build_module(precision=precision, task=ContrastTask())
+    regularizations: dict[str, Any] = {"r_drop": RDrop(ALPHA), "adversarial": Adversarial(EPSILON, WEIGHT)}
+    return build_module(precision=precision, regularization=regularizations.get(form))
+
+
+class Trial(pl.Callback):
+    """Tries a budget before the first step, as `micro_batch_tokens: auto` does."""
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        pl_module.run_trial(trial_batch(trainer.datamodule.plans["train"].source, 60, STEPS, None))
+        assert all(parameter.grad is None for parameter in pl_module.parameters())
+
+
+def run(
+    folder: str, form: str, strategy: str = "single", budget: int = 20, sharding: Sharding | None = None, mode: str = ""
+) -> None:
+    module = module_of(form)
+    if sharding is not None:
+        module.sharding = sharding
+    if mode:
+        module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
+    if strategy == "hsdp":
+        os.environ["LOCAL_WORLD_SIZE"] = "2"  # two hosts, and so two copies
+    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),))
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def same(ours: Path, theirs: Path) -> None:
+    assert len(rows(ours)) == len(rows(theirs)) == STEPS
+    for row, expected in zip(rows(ours), rows(theirs), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """By form: a run of one process whose steps are one micro-batch each."""
+
+    @functools.cache
+    def once(form: str) -> Path:
+        folder = tmp_path_factory.mktemp(form)
+        run(str(folder), form, budget=1000)
+        return folder
+
+    return once
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_a_plain_loop(form: str, whole: Callable[[str], Path]) -> None:
+    loops: dict[str, Callable[..., Any]] = {
+        "r_drop": functools.partial(plain_loops.r_drop, alpha=ALPHA),
+        "adversarial": functools.partial(plain_loops.adversarial, epsilon=EPSILON, weight=WEIGHT),
+        "step_level": plain_loops.contrast,
+    }
+    model = module_of(form).model
+    measured = plain_loops.loop(loops[form], model, STEPS)
+    for ours, expected in zip(rows(whole(form)), measured, strict=True):
+        assert {key: ours[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    validated = {key for key in rows(whole(form))[-1] if key.startswith("val/") and key.endswith("loss")}
+    if form == "step_level":
+        expected = plain_loops.contrast_validation(model)
+        assert {key: rows(whole(form))[-1][key] for key in expected} == pytest.approx(expected, rel=1e-5)
+    else:
+        assert validated == {"val/loss", "val/word_loss", "val/pair_loss"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_micro_batches_and_recomputation_do_not_show(form: str, whole: Callable[[str], Path], tmp_path: Path) -> None:
+    run(str(tmp_path / "20"), form, budget=20)
+    run(str(tmp_path / "40"), form, budget=40, mode="full")
+    same(tmp_path / "20", whole(form))
+    same(tmp_path / "40", whole(form))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("strategy", "num_ranks", "budget", "sharding", "mode"),
+    [
+        ("ddp", 2, 20, None, ""),
+        ("fsdp2", 2, 1000, None, "selective"),
+        ("fsdp2", 2, 20, Sharding(gradient_sync="every", reshard_after_forward=False), ""),
+        ("fsdp2", 3, 20, None, "full"),
+        ("hsdp", 4, 20, None, ""),
+        ("tp", 2, 20, None, ""),
+    ],
+)
+def test_ranks_do_not_show(
+    form: str,
+    strategy: str,
+    num_ranks: int,
+    budget: int,
+    sharding: Sharding | None,
+    mode: str,
+    whole: Callable[[str], Path],
+    tmp_path: Path,
+    workers: WorkerPool,
+) -> None:
+    workers.run(run, num_ranks, str(tmp_path), form, strategy, budget, sharding, mode)
+    same(tmp_path, whole(form))
+
+
+def run_fp16(folder: str, form: str, scale: float) -> dict[str, float]:
+    module = module_of(form, Precision("fp16", init_scale=scale))
+    train(Path(folder), cadence=Cadence(max_steps=20, log_every_n_steps=1), module=module)
+    assert module.loss_scale is not None
+    return module.loss_scale.state_dict()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_learns_in_fp16_as_in_fp32(form: str, tmp_path: Path) -> None:
+    train(tmp_path / "fp32", cadence=Cadence(max_steps=20, log_every_n_steps=1), module=module_of(form))
+    state = run_fp16(str(tmp_path / "fp16"), form, 2.0**10)
+    assert state["num_overflows"] == 0
+    exact, half = (torch.tensor([row["train/loss"] for row in rows(tmp_path / n)]) for n in ("fp32", "fp16"))
+    torch.testing.assert_close(half, exact, rtol=1e-2, atol=0)
+    assert not torch.equal(half, exact)
+    assert exact[-5:].mean() < exact[:5].mean() - 0.1
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_overflow_is_no_loss_that_is_not_finite(form: str, tmp_path: Path) -> None:
+    state = run_fp16(str(tmp_path), form, 2.0**28)
+    assert 3 <= state["num_overflows"] < 20
+
+
+def run_bf16(folder: str, form: str, strategy: str) -> None:
+    module = module_of(form, Precision("bf16"))
+    train(Path(folder), strategy, CADENCE, module=module)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bf16_is_one_model_on_shards_too(
+    form: str, whole: Callable[[str], Path], tmp_path: Path, workers: WorkerPool
+) -> None:
+    run_bf16(str(tmp_path / "one"), form, "single")
+    workers.run(run_bf16, 2, str(tmp_path / "two"), form, "fsdp2")
+    for key in ("train/loss", "optim/grad_norm"):
+        exact, one, two = ([row[key] for row in rows(f)] for f in (whole(form), tmp_path / "one", tmp_path / "two"))
+        assert one == pytest.approx(exact, rel=5e-2)
+        assert one != exact
+        assert two == pytest.approx(one, rel=2e-2)
+
+
+def test_evaluation_in_one_process_has_the_loss_of_the_validation(tmp_path: Path) -> None:
+    module = module_of("step_level")
+    train(tmp_path, cadence=CADENCE, module=module)
+    inference = Inference(module.model, module.task, 20, FP32, torch.device("cpu"))
+    found = {size: inference.evaluate(ContrastSource(11), step_size=size)[0] for size in (6, 11)}
+    last = rows(tmp_path)[-1]
+    assert {f"val/{name}": value for name, value in found[6].items()} == pytest.approx(
+        {key: value for key, value in last.items() if key.startswith("val/")}, rel=1e-5
+    )
+    # More sequences, more of them to be mistaken for the right one.
+    assert found[11]["contrast_loss"] > found[6]["contrast_loss"]

@@ -1,0 +1,165 @@
+"""Beam search against enumeration, against greedy search, and against a slow search over strings of tokens."""
+
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from framework.errors import ConfigError
+from framework.tasks.translation.search import LivingTokens, SearchSettings, beam_search, best_columns
+
+START, END = 3, 0
+VOCAB, MAX_LENGTH = 4, 4
+Prefix = tuple[int, ...]
+Distribution = Callable[[int, Prefix], list[float]]
+"""Log-probabilities after a prefix of a source's target."""
+
+
+def random_distribution(source: int, prefix: Prefix) -> list[float]:
+    seed = 1 + source + 10 * sum((token + 1) * 7**place for place, token in enumerate(prefix))
+    logits = 2.0 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
+    return logits.log_softmax(0).tolist()
+
+
+class Toy:
+    """Scores from a table of prefixes; keeps what each hypothesis began with by the parents it is told."""
+
+    def __init__(self, distribution: Distribution, num_sources: int) -> None:
+        self.distribution = distribution
+        self.prefixes: list[tuple[int, Prefix]] = [(source, ()) for source in range(num_sources)]
+        self.sizes: list[list[int]] = []
+
+    def __call__(self, living: LivingTokens) -> Tensor:
+        is_first = not self.sizes
+        self.sizes.append(living.sizes)
+        before = [self.prefixes[parent] for parent in living.parents]
+        tokens = [()] * len(before) if is_first else [(token,) for token in living.tokens]
+        assert not is_first or living.tokens == [START] * len(before)
+        self.prefixes = [(source, prefix + token) for (source, prefix), token in zip(before, tokens, strict=True)]
+        owners = [source for source, size in enumerate(living.sizes) for _ in range(size)]
+        assert [source for source, _ in self.prefixes] == owners
+        return torch.tensor([self.distribution(source, prefix) for source, prefix in self.prefixes])
+
+
+def search(distribution: Distribution, num_sources: int, num_beams: int, penalty: float, max_length: int = MAX_LENGTH):
+    toy = Toy(distribution, num_sources)
+    return beam_search(toy, num_sources, START, END, SearchSettings(num_beams, penalty, max_length)), toy
+
+
+def all_targets(source: int, penalty: float) -> list[tuple[float, Prefix]]:
+    """Every target there is, best first: those that end, and those that are cut at the longest length."""
+    found = []
+    for length in range(1, MAX_LENGTH + 1):
+        for tokens in itertools.product(range(VOCAB), repeat=length):
+            if END in tokens[:-1] or (tokens[-1] != END and length < MAX_LENGTH):
+                continue
+            total = sum(random_distribution(source, tokens[:place])[token] for place, token in enumerate(tokens))
+            found.append((total / length**penalty, tokens))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
+def test_a_beam_as_wide_as_all_targets_finds_them_in_their_order(penalty: float) -> None:
+    found, _ = search(random_distribution, 8, VOCAB**MAX_LENGTH, penalty)
+    for source, hypotheses in enumerate(found):
+        expected = all_targets(source, penalty)
+        assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in expected]
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == pytest.approx([score for score, _ in expected], rel=1e-5)
+    assert len({hypotheses[0].tokens for hypotheses in found}) > 1
+
+
+def greedy(source: int) -> Prefix:
+    tokens: Prefix = ()
+    while len(tokens) < MAX_LENGTH and END not in tokens:
+        scores = random_distribution(source, tokens)
+        tokens = (*tokens, scores.index(max(scores)))
+    return tokens
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_one_beam_is_greedy(penalty: float) -> None:
+    found, _ = search(random_distribution, 20, 1, penalty)
+    assert [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found] == [
+        [greedy(source)] for source in range(20)
+    ]
+    assert {len(greedy(source)) for source in range(20)} == {1, 2, 3, 4}
+
+
+def slow_search(source: int, num_beams: int, penalty: float) -> list[tuple[float, Prefix]]:
+    """The rule of the module's docstring for one source, over dictionaries of strings of tokens."""
+    living, finished = {(): 0.0}, {}
+    for length in range(1, MAX_LENGTH + 1):
+        grown = {
+            (*prefix, token): total + random_distribution(source, prefix)[token]
+            for prefix, total in living.items()
+            for token in range(VOCAB)
+        }
+        ranked = sorted(grown, key=grown.get, reverse=True)
+        for tokens in ranked[:num_beams]:
+            if tokens[-1] == END or length == MAX_LENGTH:
+                finished[tokens] = grown[tokens] / length**penalty
+        finished = dict(sorted(finished.items(), key=lambda item: -item[1])[:num_beams])
+        living = {tokens: grown[tokens] for tokens in [each for each in ranked if each[-1] != END][:num_beams]}
+        if len(finished) == num_beams and max(living.values()) / length**penalty <= min(finished.values()):
+            break
+    return [(score, tokens) for tokens, score in finished.items()]
+
+
+@pytest.mark.parametrize("num_beams", [2, 3])
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
+def test_a_narrow_beam_follows_the_rule(num_beams: int, penalty: float) -> None:
+    found, toy = search(random_distribution, 20, num_beams, penalty)
+    for source, hypotheses in enumerate(found):
+        expected = slow_search(source, num_beams, penalty)
+        assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in expected]
+        scores = [hypothesis.score for hypothesis in hypotheses]
+        assert scores == pytest.approx([score for score, _ in expected], rel=1e-5)
+    # Some are done before the others, and only then cost nothing more.
+    assert toy.sizes[0] == [1] * 20
+    assert 0 in toy.sizes[-1]
+
+
+def test_a_beam_finds_what_greedy_search_misses() -> None:
+    table = {
+        (): [0.1, 0.5, 0.4, 0.0],
+        (1,): [0.3, 0.3, 0.2, 0.2],
+        (2,): [0.9, 0.1, 0.0, 0.0],
+    }
+
+    def distribution(source: int, prefix: Prefix) -> list[float]:
+        return [math.log(max(prob, 1e-9)) for prob in table.get(prefix, [1.0, 0.0, 0.0, 0.0])]
+
+    one, _ = search(distribution, 1, 1, 0.0)
+    two, _ = search(distribution, 1, 2, 0.0)
+    assert (one[0][0].tokens, two[0][0].tokens) == ((1, 0), (2, 0))
+    assert math.exp(two[0][0].score) == pytest.approx(0.4 * 0.9)
+
+
+def test_ties_go_to_the_better_hypothesis_then_to_the_smaller_token() -> None:
+    def even(source: int, prefix: Prefix) -> list[float]:
+        return [math.log(1 / VOCAB)] * VOCAB
+
+    found, toy = search(even, 2, 2, 0.0, max_length=3)
+    # Of the first two continuations, tokens 0 and 1, the first ends. Of what then lives, 1 and 2, the first token of
+    # both ends again, but 1 has two continuations before 2 has any.
+    assert [hypothesis.tokens for hypothesis in found[0]] == [(0,), (1, 0)]
+    assert found[0] == found[1]
+    assert toy.prefixes[:2] == [(0, (1,)), (0, (2,))]
+
+
+def test_best_columns_are_those_of_a_stable_sort() -> None:
+    scores = torch.randint(-3, 3, (50, 40), generator=torch.Generator().manual_seed(0)) / 2.0
+    scores[0, 5], scores[1, :] = -math.inf, 0.25
+    expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :7]
+    assert torch.equal(best_columns(scores, 7), expected)
+
+
+def test_sizes_below_1_are_errors() -> None:
+    with pytest.raises(ConfigError, match=r"search\.num_beams is 0, it must be at least 1"):
+        SearchSettings(num_beams=0)
+    with pytest.raises(ConfigError, match=r"search\.max_length is 0, it must be at least 1"):
+        SearchSettings(max_length=0)
