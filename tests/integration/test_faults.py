@@ -139,7 +139,7 @@ def hung(corpus: Path) -> dict[str, str]:
     ("name", "rank", "where", "told"),
     [
         ("sleep", 1, "rank 1, step 5", "in step 5: forward of micro-batch 1, in integration/faulty_task.py"),
-        ("stop", 1, "rank 1, step 5", "rank 1 step 4 INFO row: train/loss"),
+        ("stop", 1, "rank 1, step 5", "its log ends with"),
         ("sleep_in_loader", 0, "step 5", "in step 5: waits for its batch, in "),
     ],
 )
