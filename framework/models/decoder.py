@@ -66,7 +66,7 @@ def _build_layer(encoder: EncoderConfig) -> DecoderLayer:
 
 
 class TransformerDecoder(nn.Module):
-    """Embeddings of words and learned positions, and layers that look at a source.
+    """Embeddings of words, learned positions and one segment, and layers that look at a source.
 
     Args:
         config: What is its own.
@@ -84,7 +84,9 @@ class TransformerDecoder(nn.Module):
             hidden_size=encoder.hidden_size,
             num_positions=config.max_length,
             position_offset=0,
-            type_vocab_size=0,
+            # BERT's segment 0, which all tokens share. Positions could take it up, but they learn it more slowly: on
+            # Multi30k (2 + 2 layers of 128) the loss was 0.1 nats higher after 200 steps without it.
+            type_vocab_size=1,
             norm=LayerNorm(encoder.hidden_size, encoder.norm_eps, encoder.norm_bias),
             dropout=HashedDropout(encoder.embedding_dropout, OUTSIDE_LAYERS, "embeddings"),
         )

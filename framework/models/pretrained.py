@@ -249,7 +249,7 @@ def _copy_for_decoder(model: nn.Module, weights: PretrainedWeights) -> dict[str,
     """What a decoder takes from the encoder: all but the attention to the source (Rothe et al. 2020, arXiv:1907.12461).
 
     Nothing from an encoder of another kind than the decoder, which is post-norm with learned positions and no gate, and
-    no positions from one that has fewer. The decoder has no segments: its positions take up the first one.
+    no positions from one that has fewer; of its segments the first.
     """
     config = weights.config
     if (config.norm_placement, config.position_encoding, config.gated) != ("post", "learned", False):
@@ -263,8 +263,10 @@ def _copy_for_decoder(model: nn.Module, weights: PretrainedWeights) -> dict[str,
     parameter = dict(model.named_parameters()).get(f"head.{table}")
     if parameter is not None and parameter.shape[0] <= config.max_sequence_length:
         rows = slice(config.position_offset, config.position_offset + parameter.shape[0])
-        segments = weights.encoder.get("embeddings.token_type_embeddings.weight", torch.zeros(1))
-        copy[table] = weights.encoder["embeddings.position_embeddings.weight"][rows] + segments[0]
+        copy[table] = weights.encoder["embeddings.position_embeddings.weight"][rows]
+    segments = "embeddings.token_type_embeddings.weight"
+    if segments in weights.encoder:
+        copy[f"decoder.{segments}"] = weights.encoder[segments][:1]
     return copy
 
 

@@ -22,12 +22,14 @@ START, END, PAD = 2, 3, 0
 SOURCES, TARGETS = (5, 23, 1, 12), (7, 3, 9, 1)
 MANY_SOURCES = (5, 23, 1, 12, 2, 30, 7, 9, 41, 3, 17, 6)
 LAYERS, MAX_LENGTH = 3, 20
+SEGMENTS = "bert.embeddings.token_type_embeddings.weight"
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 def decoder_rules() -> list[Rule]:
     rules = [
         *renamed("decoder.embeddings.word_embeddings", "bert.embeddings.word_embeddings", bias=False),
+        *renamed("decoder.embeddings.position_embeddings", "bert.embeddings.position_embeddings", bias=False),
         *renamed("decoder.embeddings.norm", "bert.embeddings.LayerNorm"),
         *renamed("mlm.dense", "cls.predictions.transform.dense"),
         *renamed("mlm.norm", "cls.predictions.transform.LayerNorm"),
@@ -75,10 +77,7 @@ def both_models(
     head = build_translation_head(encoder, config, decoder_config, START, END, search or SearchSettings())
     theirs_state = theirs.decoder.state_dict()
     state = to_ours(decoder_rules(), theirs_state, config.num_heads)
-    # Each of their target tokens has segment 0, whose row the table of positions takes up.
-    table = theirs_state["bert.embeddings.position_embeddings.weight"]
-    segment = theirs_state["bert.embeddings.token_type_embeddings.weight"][0]
-    state["decoder.embeddings.position_embeddings.weight"] = table + segment
+    state["decoder.embeddings.token_type_embeddings.weight"] = theirs_state[SEGMENTS][:1]
     head.load_state_dict(state)
     return TaskModel(encoder, head).eval(), theirs
 
@@ -112,6 +111,7 @@ def test_gradients() -> None:
     (unpadded(theirs(**inputs).logits, inputs) * weights).sum().backward()
     grads = {name: parameter.grad for name, parameter in theirs.decoder.named_parameters()}
     expected = to_ours(decoder_rules(), grads, model.encoder.config.num_heads)
+    expected["decoder.embeddings.token_type_embeddings.weight"] = grads[SEGMENTS][:1]
     found = {name: parameter.grad for name, parameter in model.head.named_parameters()}
     assert len(expected) > 20 * LAYERS
     for name, grad in expected.items():
