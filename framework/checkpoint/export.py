@@ -81,7 +81,7 @@ def export_huggingface(
         "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
     weights = {
-        WEIGHTS_FILE: _published_tensors(family, published_class, config, _part(state_dict, "encoder."), heads),
+        WEIGHTS_FILE: _published_tensors(family, published_class, config, encoder, heads),
         SIDE_WEIGHTS_FILE: without_class,
     }
     files: dict[str, Any] = {CONFIG_FILE: published_config, SIDE_CONFIG_FILE: side_config}

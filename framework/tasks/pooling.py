@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
+from framework.data.layout import SHORTEST_PAIR
+from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.feed_forward import ACTIVATIONS
 from framework.nn.norm import LayerNorm
@@ -56,3 +58,28 @@ class PredictionTransform(nn.Module):
 def transform_activation(config: EncoderConfig) -> str:
     """The activation of a family's PredictionTransform: the encoder's, but for RoBERTa, whose head always has GELU."""
     return "gelu" if config.family == "roberta" else config.activation
+
+
+def family_transform(config: EncoderConfig) -> PredictionTransform | None:
+    """What ModernBERT puts before the scores of every head; None: the family has no such thing."""
+    if config.family != "modernbert":
+        return None
+    return PredictionTransform(
+        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
+        activation=transform_activation(config),
+        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
+    )
+
+
+def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float) -> None:
+    """Checks what tasks that score pooled texts or pairs have in common.
+
+    Raises:
+        ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
+    """
+    if max_length < SHORTEST_PAIR:
+        raise ConfigError(f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included.")
+    if pooling not in POOLINGS:
+        raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+    if not 0 <= classifier_dropout < 1:
+        raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")

@@ -14,16 +14,14 @@ from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.choices import ChoiceData, ChoiceExample, filled, listed_choices
 from framework.data.flat_source import FlatSource
-from framework.data.layout import SHORTEST_PAIR
 from framework.data.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
-from framework.tasks.pooling import POOLINGS
+from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import Task
 
@@ -49,14 +47,7 @@ class MultipleChoiceTask(Task):
     head_kind = "multiple_choice"
 
     def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
-        if max_length < SHORTEST_PAIR:
-            raise ConfigError(
-                f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
-            )
-        if pooling not in POOLINGS:
-            raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
-        if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+        check_pooled_scores(max_length, pooling, classifier_dropout)
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import PredictionTransform, transform_activation
+from framework.tasks.pooling import PredictionTransform, family_transform
 
 
 class QuestionAnsweringHead(nn.Module):
@@ -42,11 +41,4 @@ class QuestionAnsweringHead(nn.Module):
 
 def build_question_answering_head(config: EncoderConfig) -> QuestionAnsweringHead:
     """Builds the head as the encoder's family has it."""
-    transform = None
-    if config.family == "modernbert":
-        transform = PredictionTransform(
-            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-            activation=transform_activation(config),
-            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-        )
-    return QuestionAnsweringHead(nn.Linear(config.hidden_size, 2), transform)
+    return QuestionAnsweringHead(nn.Linear(config.hidden_size, 2), family_transform(config))

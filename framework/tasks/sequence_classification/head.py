@@ -10,8 +10,7 @@ from framework.batch import PackedBatch
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.dropout import HashedDropout
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, transform_activation
+from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, family_transform
 
 PROJECTIONS = ("family", "none")
 _OUTSIDE_LAYERS = -1
@@ -110,14 +109,9 @@ def build_sequence_classification_head(
     if projection not in PROJECTIONS:
         raise ConfigError(f"projection={projection!r} is not known; choose one of {', '.join(PROJECTIONS)}.")
     pooler, transform = None, None
-    if projection == "family" and config.family == "modernbert":
-        transform = PredictionTransform(
-            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-            activation=transform_activation(config),
-            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-        )
-    elif projection == "family":
-        pooler = Pooler(config.hidden_size)
+    if projection == "family":
+        transform = family_transform(config)
+        pooler = Pooler(config.hidden_size) if transform is None else None
     return SequenceClassificationHead(
         pooling=POOLINGS[pooling],
         dropout=HashedDropout(classifier_dropout, _OUTSIDE_LAYERS, "classifier"),

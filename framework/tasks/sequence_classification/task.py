@@ -8,7 +8,6 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.flat_source import FlatSource
-from framework.data.layout import SHORTEST_PAIR
 from framework.data.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.table import LabelledText, TableData
@@ -16,7 +15,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.tasks.pooling import POOLINGS
+from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
 from framework.tasks.sequence_classification.problems import build_problem
@@ -67,16 +66,9 @@ class SequenceClassificationTask(Task):
         label_separator: str = "|",
         threshold: float = 0.5,
     ) -> None:
-        if max_length < SHORTEST_PAIR:
-            raise ConfigError(
-                f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
-            )
-        if pooling not in POOLINGS:
-            raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+        check_pooled_scores(max_length, pooling, classifier_dropout)
         if projection not in PROJECTIONS:
             raise ConfigError(f"projection is {projection!r}, it must be one of {', '.join(PROJECTIONS)}.")
-        if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout

@@ -5,8 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import PredictionTransform, transform_activation
+from framework.tasks.pooling import PredictionTransform, family_transform
 
 
 class TokenClassificationHead(nn.Module):
@@ -56,15 +55,8 @@ def build_token_classification_head(
         num_tags: Scores to give.
         classifier_dropout: Probability of dropping a channel before the classifier.
     """
-    transform = None
-    if config.family == "modernbert":
-        transform = PredictionTransform(
-            dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-            activation=transform_activation(config),
-            norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-        )
     return TokenClassificationHead(
         dropout=HashedDropout(classifier_dropout, OUTSIDE_LAYERS, "classifier"),
         classifier=nn.Linear(config.hidden_size, num_tags),
-        transform=transform,
+        transform=family_transform(config),
     )
