@@ -29,7 +29,8 @@ class End(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *unused: object) -> None:
         info = process_info()
         if trainer.global_step == 4 and info.rank == info.world_size - 1:
-            while not (self.flag.parent / "checkpoints" / "step_00000004.tmp" / ".metadata").exists():
+            # Under its temporary name, or already under its own: a look every 10 ms may miss the first.
+            while not list((self.flag.parent / "checkpoints").glob("step_00000004*/.metadata")):
                 time.sleep(0.01)
             self.flag.touch()
             if self.how == "die":

@@ -50,7 +50,7 @@ def run_cell(fault: str, strategy: str, store: Path, folder: Path, whole: bytes,
 def soak(strategy: str, num_kills: int, store: Path, folder: Path, seed: int) -> str:
     """Kills one run many times; returns what survived."""
     steps = f"trainer.max_steps={6 * num_kills + 20}"
-    whole = whole_run(store, folder / f"whole_{strategy}", strategy, steps)
+    whole = whole_run(store, folder / f"unkilled_{strategy}", strategy, steps)
     place = folder / f"killed_{strategy}"
     place.mkdir()
     trial = Trial(store, place, strategy, random.Random(f"{seed} {strategy}"), whole)
