@@ -26,3 +26,7 @@ class CheckpointError(FrameworkError):
 
 class DistributedError(FrameworkError):
     """Processes that cannot work together: sizes, hosts, or ranks that disagree."""
+
+
+class SweepError(FrameworkError):
+    """Jobs of a sweep that failed."""

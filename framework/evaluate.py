@@ -4,7 +4,9 @@ The same under torchrun, where processes share the split.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -14,15 +16,19 @@ from framework.config.build import build_data_component
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
-from framework.config.trained import open_inference, open_trained
+from framework.config.trained import Trained, open_inference, open_trained
 from framework.distributed.environment import process_info
 from framework.errors import ConfigError
+from framework.tracking.analysis.content import split_analysis, write_analysis
+from framework.tracking.analysis.report import draw_pictures, write_report
 from framework.tracking.metric_names import describe
+
+_SHOWN_OF_FINGERPRINT = 8
 
 
 @command("evaluate")
 def evaluate(composed: DictConfig) -> None:
-    """Evaluates one split and prints its metrics, and a table of the classes where the task has classes."""
+    """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run."""
     config = plain(composed)
     settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
     trained = open_trained(settings)
@@ -39,7 +45,8 @@ def evaluate(composed: DictConfig) -> None:
         )
     source = sources[settings.split]
     with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
-        values, evaluation = inference.evaluate(source, trained.step_size)
+        folder = report_folder(settings, trained)
+        values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
     if process_info().rank > 0:
         return
     classes = evaluation.class_table()
@@ -51,6 +58,40 @@ def evaluate(composed: DictConfig) -> None:
     console.print(metric_table(values))
     if classes:
         console.print(class_table(classes))
+    if folder is not None:
+        facts = {"weights": told_weights(settings, trained)}
+        analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
+        is_own = settings.data is None or trained.data is None
+        name = settings.split if is_own else f"{settings.split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
+        console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
+
+
+def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
+    """The folder whose report gets this split: the run's, or for an export one beside `output`; None: there is none."""
+    if not settings.report or not trained.task.predicts_rows:
+        return None
+    if trained.folder is not None or settings.output is None:
+        return trained.folder
+    output = Path(settings.output)
+    return output.with_name(f"{output.stem}_report")
+
+
+def told_weights(settings: EvaluateConfig, trained: Trained) -> str:
+    """Which weights were evaluated, in words."""
+    if trained.folder is None:
+        return trained.weights.source
+    mean = f", mean of {settings.average_last} checkpoints" if settings.average_last > 1 else ""
+    return f"{trained.weights.source.rstrip('/').rpartition('/')[2]}, {settings.weights}{mean}"
+
+
+def add_to_report(folder: Path, name: str, analysis: Mapping[str, Any]) -> str:
+    """Keeps an analysis and draws the report of its folder again; returns the line that says so, or that it failed."""
+    try:
+        write_analysis(folder, name, analysis)
+        draw_pictures(folder)
+        return f"report      {write_report(folder)}"
+    except OSError as error:
+        return f"the report in {folder} could not be written: the disk refused ({error})."
 
 
 def metric_table(values: dict[str, float]) -> Table:

@@ -5,12 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from framework.checkpoint.adapters import export_adapter
-from framework.checkpoint.export import export_huggingface
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
+from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
-from framework.config.run_facts import run_facts
 from framework.config.trained import Trained, open_trained
 from framework.config.weights import find_adapter
 from framework.distributed.environment import process_info
@@ -34,18 +33,8 @@ def export(composed: DictConfig) -> None:
         folder = Path(settings.output) if settings.output is not None else trained.folder / "adapter"
         export_separate(folder, settings, trained)
         return
-    folder = Path(settings.output) if settings.output is not None else trained.folder / "export"
-    state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
-    state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})
-    export_huggingface(
-        folder,
-        trained.weights.config,
-        state,
-        trained.task.head_kind,
-        trained.tokenizer.folder,
-        trained.record,
-        run_facts(trained, trained.folder, settings),
-    )
+    folder = Path(settings.output) if settings.output is not None else trained.folder / EXPORT_FOLDER
+    write_export(folder, trained.folder, settings, trained)
     if settings.onnx:
         export_onnx(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

@@ -24,7 +24,8 @@ def predict(composed: DictConfig) -> None:
     """Predicts every text and writes JSONL in the order of the input."""
     settings = PredictConfig(**check_arguments("", plain(composed), PredictConfig))
     if settings.input is not None:
-        next(read_rows(Path(settings.input), settings.keep_columns))  # a file that cannot be read costs no time
+        # A file that cannot be read costs no time.
+        next(read_rows(Path(settings.input), settings.keep_columns, table_format=settings.format))
     trained = open_trained(settings)
     rows = read_input(settings, trained.task.fields, trained.task.list_fields)
     column_of = column_names(settings, trained.task.fields)
@@ -62,7 +63,7 @@ def read_input(settings: PredictConfig, fields: Sequence[str], list_fields: Sequ
     if settings.input is not None:
         lists = [column_of[field] for field in list_fields]
         columns = [*column_of.values(), *settings.keep_columns]
-        return list(read_rows(Path(settings.input), columns, list_columns=lists))
+        return list(read_rows(Path(settings.input), columns, None, settings.format, lists))
     if tuple(fields) != ("text",):
         raise ConfigError(f"`text` is given, but this task reads {' and '.join(fields)}; give `input`, a file.")
     texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())

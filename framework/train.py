@@ -6,17 +6,29 @@ from omegaconf import DictConfig
 from framework.config.build import build_module, build_parts, build_settings
 from framework.config.command import command, plain
 from framework.config.run_folder import find_run_folder
-from framework.config.session import as_run, build_data, build_run_trainer, is_finished, start_run
+from framework.config.session import (
+    as_run,
+    build_data,
+    build_run_trainer,
+    is_finished,
+    prepare_training_texts,
+    start_run,
+)
 from framework.config.supervision import Supervision
+from framework.config.wandb_run import log_model_if_wanted
 from framework.distributed.environment import process_info
 from framework.distributed.precision import resolve_precision
 from framework.distributed.process_group import process_group
+from framework.sweeps.slurm import SlurmLauncher
+from framework.sweeps.start import check_own_process
+from framework.sweeps.torchrun import TorchrunLauncher
 from framework.tracking.closing_table import print_closing_table
 
 
-@command("train")
+@command("train", plugins=(TorchrunLauncher, SlurmLauncher))
 def train(composed: DictConfig) -> None:
     """Runs one training run from its config, or goes on with it."""
+    check_own_process()
     # Every key is checked, then every file is read, then parts are checked against each other.
     info = process_info()
     config = plain(composed)
@@ -36,11 +48,13 @@ def train(composed: DictConfig) -> None:
     if not is_finished(folder, parts, settings.trainer.patience):
         with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
             start_run(folder, composed, config, parts, info.world_size)
+            prepare_training_texts(parts, folder, info, device_type)
             with Supervision(folder.path, info, settings.trainer.timeout_seconds):
                 trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
                 trainer.fit(module, datamodule=data)
 
     if info.rank == 0:
+        log_model_if_wanted(folder.path, settings.logger)
         print_closing_table(folder.path)
 
 

@@ -2,6 +2,7 @@
 # The main job on real text: prepare, pre-train on two processes, fine-tune three times, compare, export, predict.
 # QUICK=1 does the same with less of everything, in about two minutes. Sets up .venv by itself.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 quick=${QUICK:-0}

@@ -2,6 +2,7 @@
 # Makes .venv and installs Cloze into it: launch/setup.sh [demo] [test]
 # A second call with the same pyproject.toml installs nothing. PYTHON=... names an interpreter of your own choice.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 torch_version=2.13.0

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # All checks and tests: launch/test.sh [pytest arguments]. Sets up .venv by itself.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 launch/setup.sh demo test
@@ -17,6 +18,6 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch
 step .venv/bin/mypy
-step .venv/bin/shellcheck launch/*.sh .ci/run
+step .venv/bin/shellcheck -x launch/*.sh docker/*.sh slurm/*.sbatch framework/sweeps/slurm_job.sh .ci/run
 step .venv/bin/python -m pytest "$@"
 echo "test: all passed"

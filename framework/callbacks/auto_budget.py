@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 from typing_extensions import override
 
-from framework.data.auto_budget import (
+from framework.data.planning.auto_budget import (
     CPU_BUDGET,
     MEMORY_FRACTION,
     Trial,

@@ -77,6 +77,11 @@ class EarlyStopping(pl.Callback):
         count = f"{self._failures} validation{'s' if self._failures > 1 else ''}"
         return f"early stopping: {self.key} did not improve on {best} in {count}"
 
+    @property
+    def may_end_next(self) -> bool:
+        """Whether the run ends with the next validation if that is no improvement."""
+        return self.patience is not None and self._failures + 1 >= self.patience.validations
+
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Makes no step where the checkpoint that the run goes on from is its last; `Resume` has stood before."""

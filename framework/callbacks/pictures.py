@@ -1,4 +1,4 @@
-"""Draws the plots of a run when it ends."""
+"""Draws the plots of a run and its report when it ends."""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
@@ -10,11 +10,14 @@ from rich.console import Console
 from typing_extensions import override
 
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.plots import draw_plots
+from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
 
 
 class Pictures(pl.Callback):
-    """Draws `plots/*.png` on rank 0 at the end of a run. A disk that refuses them costs the pictures, not the run."""
+    """Draws `plots/*.png` and report.html on rank 0 at the end of a run.
+
+    A disk that refuses them costs the pictures, not the run.
+    """
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
         self.run_folder = run_folder
@@ -25,8 +28,9 @@ class Pictures(pl.Callback):
         """Draws what the run's files have rows for."""
         if not trainer.is_global_zero:
             return
-        try:
-            draw_plots(self.run_folder, self.run_folder.name)
-        except OSError as error:
-            text = f"{self.run_folder / 'plots'} could not be written: the disk refused ({error})."
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        for name, write in (("plots", draw_pictures), (REPORT_FILE, write_report)):
+            try:
+                write(self.run_folder)
+            except OSError as error:
+                text = f"{self.run_folder / name} could not be written: the disk refused ({error})."
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)

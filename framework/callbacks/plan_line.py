@@ -8,7 +8,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from framework.callbacks.run_log import RunLog
-from framework.data.plan import PlanSummary, StepPlan, UnusedText
+from framework.data.planning.plan import PlanSummary, StepPlan, UnusedText
 from framework.modules.encoder_module import EncoderModule
 
 MEASURED_STEPS = 5

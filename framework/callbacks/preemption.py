@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.throughput import PROBE
 from framework.callbacks.time_limit import TimeLimit, process_age_seconds
 from framework.callbacks.timings import Timings
 from framework.distributed.environment import process_info
@@ -112,8 +113,13 @@ class Preemption(pl.Callback):
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Puts the handlers back after a run that came to its end."""
-        self._signals.restore()
+        """Puts the handlers back after a run that came to its end.
+
+        Not where the ranks leave before it: each rank is signalled, and one that hears of it late must not end of it
+        while the others wait for it to leave.
+        """
+        if self.why is None or process_info().world_size == 1:
+            self._signals.restore()
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
@@ -130,6 +136,7 @@ class Preemption(pl.Callback):
         seconds = [
             longest["data_wait"] + longest["train"],
             longest["validation"],
+            longest[PROBE],
             checkpoint,
             # The leave's own save waits for one that is being written, which may only just have begun.
             checkpoint if writing else 0.0,
@@ -137,7 +144,7 @@ class Preemption(pl.Callback):
         ]
         local = [self._signal_number(), *(round(value * _MICROSECONDS) for value in seconds)]
         number, *microseconds = self._greatest(local)
-        step_seconds, validation, checkpoint, in_flight, age = (value / _MICROSECONDS for value in microseconds)
+        step_seconds, validation, probe, checkpoint, in_flight, age = (value / _MICROSECONDS for value in microseconds)
 
         num_steps = max(1, int(self.agree_every_seconds / max(step_seconds, 1 / _MICROSECONDS)))
         self._next_step = step + num_steps
@@ -148,6 +155,7 @@ class Preemption(pl.Callback):
             window = range(step + 1, self._next_step + 1)
             needed = num_steps * step_seconds + in_flight + checkpoint + _MARGIN_SECONDS
             needed += validation * any(self.cadence.validates(due) for due in window)
+            needed += probe * any(self.cadence.probes(due) for due in window)
             needed += checkpoint * sum(self.cadence.saves(due) for due in window[:-1])
             if age + needed > self.max_time.seconds:
                 self.why = f"max_time {self.max_time} reached"

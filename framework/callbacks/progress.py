@@ -15,7 +15,7 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.metric_names import describe
+from framework.tracking.metric_names import describe, label_in_run
 
 _FORMATS = {"perf/tokens_per_second": "{value:,.0f} tokens/s"}
 
@@ -30,6 +30,7 @@ class ProgressLine(pl.Callback):
         val_metric: str,
         console: Console | None = None,
         plain_every_n_seconds: float = 15.0,
+        further_keys: Sequence[str] = (),
     ) -> None:
         """Takes what is shown.
 
@@ -39,10 +40,11 @@ class ProgressLine(pl.Callback):
             val_metric: Validation metric without the `val/` prefix.
             console: Where to write; None: standard output.
             plain_every_n_seconds: Between lines where the console is no terminal.
+            further_keys: Of metrics that are shown after that of the validation.
         """
         self.run_log = run_log
         self.description = description
-        self.val_key = f"val/{val_metric}"
+        self.last_keys = [f"val/{val_metric}", *further_keys]
         self.console = console or Console()
         self.plain_every_n_seconds = plain_every_n_seconds
         self._bar: Progress | None = None
@@ -107,7 +109,7 @@ class ProgressLine(pl.Callback):
         latest = self.run_log.latest
         parts = shown_values(latest, ["train/loss", "perf/tokens_per_second"])
         last_step = trainer.global_step if trainer.should_stop else trainer.max_steps
-        parts += [self._time_left(trainer.global_step, last_step), *shown_values(latest, [self.val_key])]
+        parts += [self._time_left(trainer.global_step, last_step), *shown_values(latest, self.last_keys)]
         return ", ".join(parts)
 
     def _update_bar(self, trainer: pl.Trainer, description: str) -> None:
@@ -148,8 +150,7 @@ def shown_values(latest: Mapping[str, float], keys: Sequence[str]) -> list[str]:
 
 
 def _label(key: str) -> str:
-    split, _, _ = key.partition("/")
-    return describe(key).label if split == "train" else f"{split} {describe(key).label}"
+    return describe(key).label if key.startswith("train/") else label_in_run(key)
 
 
 def clock(seconds: float) -> str:

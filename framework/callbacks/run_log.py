@@ -44,6 +44,7 @@ class RunLog(pl.Callback):
         self._files: dict[bool, MetricsFile] = {}
         self._pending: dict[str, float] = {}
         self._added: dict[str, float] = {}
+        self._joined: dict[str, float] = {}
         self._row_is_due = False
 
     @override
@@ -87,6 +88,11 @@ class RunLog(pl.Callback):
         self._added |= values
         self._row_is_due |= at_once
 
+    def join(self, values: Mapping[str, float]) -> None:
+        """Puts numbers into the row of the step that is running, which has one then, with or without other numbers."""
+        self._joined |= values
+        self.latest |= values
+
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
         """Closes files and loggers after a run that came to its end."""
@@ -105,6 +111,7 @@ class RunLog(pl.Callback):
         self._files, self.loggers = {}, []
 
     def _write(self, step: int) -> None:
+        self._pending |= self._joined
         for clock, file in self._files.items():
             row = {key: value for key, value in self._pending.items() if depends_on_clock(key) == clock}
             if row:
@@ -112,4 +119,4 @@ class RunLog(pl.Callback):
         if self._pending:
             for logger in self.loggers:
                 logger.log_metrics(self._pending, step=step)
-        self._pending = {}
+        self._pending, self._joined = {}, {}

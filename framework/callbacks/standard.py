@@ -1,7 +1,8 @@
 """The callbacks of a run, in the one order in which they may act."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -14,6 +15,7 @@ from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
 from framework.callbacks.pictures import Pictures
 from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.preemption import Preemption
+from framework.callbacks.probing import Probing
 from framework.callbacks.progress import ProgressLine
 from framework.callbacks.rank_lines import RankLines
 from framework.callbacks.resume import Resume
@@ -25,7 +27,8 @@ from framework.callbacks.timings import Timings
 from framework.checkpoint.layout import CHECKPOINTS
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
+from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task
 
 
@@ -36,8 +39,7 @@ def standard_callbacks(
     retention: Retention,
     resume: Resume | None = None,
     loggers: Sequence[Logger] = (),
-    flops_per_token: float | None = None,
-    peak_flops: float | None = None,
+    throughput: Throughput | None = None,
     plan: StepPlan | None = None,
     max_time: TimeLimit | None = None,
     timeout_seconds: float = 600.0,
@@ -45,18 +47,18 @@ def standard_callbacks(
     non_finite: NonFinite = STOP,
     checkpoints: Location | None = None,
     patience: Patience | None = None,
+    probes: Mapping[str, Probe] = MappingProxyType({}),
 ) -> list[pl.Callback]:
-    """Builds the callbacks of one run. In a step they guard, update, measure, log, validate, log, agree, save, show.
+    """Builds a run's callbacks. In a step they guard, update, measure, probe, log, validate, log, agree, save, show.
 
     Args:
-        run_folder: Gets metrics.jsonl, perf.jsonl, summary.json, checkpoints/ and plots/.
+        run_folder: Gets metrics.jsonl, perf.jsonl, summary.json, checkpoints/, plots/ and report.html.
         cadence: What is due after which step.
         task: Names the validation metric that is shown and compared.
         retention: Which checkpoints stay.
         resume: Puts the run back to a checkpoint; None starts at step 0.
         loggers: Get each row; empty on all ranks but 0.
-        flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is given.
-        peak_flops: FLOPs a second of all devices together; None: not known.
+        throughput: Measures the run; None: one that gives no utilisation.
         plan: Of the training split, to be shown at the start; None: it is not shown.
         max_time: After which the run has saved and left; None: no limit.
         timeout_seconds: How long a rank waits for the others.
@@ -64,26 +66,28 @@ def standard_callbacks(
         non_finite: What is done at a step whose loss or gradient is not finite.
         checkpoints: Where they are kept; None: in the run folder.
         patience: How long the run goes on without getting better; None: to its last step.
+        probes: What is read off the encoder's features, by name.
     """
-    timings = Timings()
-    throughput = Throughput(timings, flops_per_token, peak_flops)
+    throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)
+    probing = Probing(probes, cadence, run_log)
     folder = checkpoints or run_folder / CHECKPOINTS
-    checkpointing = Checkpointing(folder, cadence, timings, retention, checkpoint_async, timeout_seconds)
+    checkpointing = Checkpointing(folder, cadence, throughput.timings, retention, checkpoint_async, timeout_seconds)
     guard = FiniteGuard(non_finite, checkpointing, run_log)
-    preemption = Preemption(cadence, timings, max_time, timeout_seconds)
+    preemption = Preemption(cadence, throughput.timings, max_time, timeout_seconds)
     early_stopping = EarlyStopping(patience, task.best_metric, task.best_mode)
     return [
         *([resume] if resume is not None else []),
         guard,
         throughput,
+        probing,
         run_log,
         *([PlanLine(plan, run_log)] if plan is not None else []),
         FinalValidation(cadence),
         early_stopping,
         preemption,
         checkpointing,
-        ProgressLine(run_log, run_folder.name, task.best_metric),
+        ProgressLine(run_log, run_folder.name, task.best_metric, further_keys=probing.keys),
         Summary(run_folder, run_log, preemption, early_stopping, guard, task.best_metric, task.best_mode),
         Pictures(run_folder),
         RankLines(run_log, cadence),

@@ -100,6 +100,7 @@ class Summary(pl.Callback):
             "tokens_per_second": throughput.tokens_per_second(),
             "last": last_values(rows)
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
+            "best_metric": self.best_key,
             "best": best_row(rows, self.best_key, self.best_mode),
         }
         write_summary(self.run_folder, summary)

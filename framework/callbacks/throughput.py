@@ -15,6 +15,9 @@ from framework.batch import StepBatch
 from framework.callbacks.timings import Timings
 from framework.modules.encoder_module import EncoderModule
 
+PROBE = "probe"
+"""The lap of probes."""
+
 
 class Throughput(pl.Callback):
     """Measures windows of steps; who logs asks for the window that ends now. Stands before what logs and saves.
@@ -85,6 +88,7 @@ class Throughput(pl.Callback):
             "perf/tokens_per_second": num_tokens / training,
             "perf/data_wait_seconds": seconds["data_wait"],
             "perf/validation_seconds": seconds["validation"],
+            **({"perf/probe_seconds": seconds[PROBE]} if PROBE in seconds else {}),
             "perf/checkpoint_stall_seconds": seconds["checkpoint_stall"],
             "perf/checkpoint_seconds": seconds["checkpoint"],
             "perf/memory_bytes": float(peak_memory_bytes(pl_module.device)),

@@ -9,8 +9,8 @@ without loss.
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT
+from framework.models.published.encoder_decoder import CLASS_NAME, can_hold, write_encoder_decoder
 from framework.models.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.models.published.files import (
     CONFIG_FILE,
@@ -32,7 +33,7 @@ from framework.models.published.files import (
     WEIGHTS_FILE,
     tokenizer_folder,
 )
-from framework.models.published.kinds import EMBEDDING
+from framework.models.published.kinds import EMBEDDING, TRANSLATION, HeadKind
 from framework.models.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -46,6 +47,7 @@ def export_huggingface(
     tokenizer_dir: Path,
     side: Mapping[str, Any],
     facts: RunFacts | None = None,
+    side_files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the folder, under another name first, so that it is whole or not there.
 
@@ -58,6 +60,7 @@ def export_huggingface(
         side: Of the task; `labels` (names in the order of scores), `pooling` and `problem` are read here, all of it is
             kept.
         facts: Of the run, for README.md; None: there is no README.md.
+        side_files: `Task.side_files`; None: there are none.
 
     Raises:
         CheckpointError: No class of transformers has such an encoder, the tokenizer is missing or does not fit, or the
@@ -65,14 +68,11 @@ def export_huggingface(
     """
     folder = Path(folder)
     _check_target(folder)
-    family = FAMILIES[config.family]
-    published_config = family.write_config(config)
     tokenizer = _load_tokenizer(Path(tokenizer_dir), config)
     encoder = _part(state_dict, "encoder.")
     heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
-    published_class = family.export_class(config, head_kind, heads.keys(), _pooling(side))
-    published_config |= _special_token_config(family, tokenizer) | _head_config(family, published_class, side, heads)
-    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published_class.names)}
+    published = _publish(config, encoder, heads, head_kind, side, tokenizer)
+    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.held)}
     side_config = {
         "format": FORMAT,
         "head": head_kind,
@@ -80,20 +80,49 @@ def export_huggingface(
         "task": dict(side),
         "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
-    weights = {
-        WEIGHTS_FILE: _published_tensors(family, published_class, config, encoder, heads),
-        SIDE_WEIGHTS_FILE: without_class,
-    }
-    files: dict[str, Any] = {CONFIG_FILE: published_config, SIDE_CONFIG_FILE: side_config}
+    weights = {WEIGHTS_FILE: published.tensors, SIDE_WEIGHTS_FILE: without_class}
+    files: dict[str, Any] = {CONFIG_FILE: published.config, SIDE_CONFIG_FILE: side_config}
     if head_kind == EMBEDDING.name and not heads:
         files |= sentence_transformers_files(config, side)
     texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
+    texts |= side_files or {}
     if facts is not None:
-        kind = EMBEDDING if MODULES_FILE in files else published_class.kind
-        class_name = family.class_prefix + published_class.suffix
-        exported = ExportedModel(config, class_name, head_kind, kind, list(without_class), side.get("labels") or ())
+        kind = EMBEDDING if MODULES_FILE in files else published.kind
+        labels = side.get("labels") or ()
+        exported = ExportedModel(config, published.class_name, head_kind, kind, list(without_class), labels)
         texts[CARD_FILE] = model_card(exported, facts)
     _write(folder, texts, weights, tokenizer)
+
+
+@dataclass(frozen=True)
+class _Published:
+    """A model as a class of transformers has it: `held` are our names of the head's tensors that the class has."""
+
+    class_name: str
+    kind: HeadKind | None
+    held: Collection[str]
+    config: Mapping[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def _publish(
+    config: EncoderConfig,
+    encoder: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor],
+    head_kind: str,
+    side: Mapping[str, Any],
+    tokenizer: Tokenizer,
+) -> _Published:
+    """A class of the encoder's family, or one around it."""
+    family = FAMILIES[config.family]
+    found = family.export_class(config, head_kind, heads.keys(), _pooling(side))
+    published_config = family.write_config(config)
+    published_config |= _special_token_config(family, tokenizer) | _head_config(family, found, side, heads)
+    tensors = _published_tensors(family, found, config, encoder, heads)
+    if head_kind == TRANSLATION.name and can_hold(config):
+        whole, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, side)
+        return _Published(CLASS_NAME, TRANSLATION, heads.keys(), whole, tensors)
+    return _Published(family.class_prefix + found.suffix, found.kind, found.names, published_config, tensors)
 
 
 def _pooling(side: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from framework.models.config import EncoderConfig
+from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
 from framework.models.published.kinds import EMBEDDING, MULTIPLE_CHOICE, QUESTION_ANSWERING, HeadKind
 
 CARD_FILE = "README.md"
@@ -142,7 +143,7 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
         f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")',
         f'model = {model.class_name}.from_pretrained("{FOLDER}").eval()',
         *_EXAMPLES.get(model.head_kind, ('inputs = tokenizer("A text.", return_tensors="pt")',)),
-        "outputs = model(**inputs)",
+        _CALLS.get(model.class_name, "outputs = model(**inputs)"),
     ]
     yield _block("python", lines)
     if model.without_class:
@@ -171,6 +172,9 @@ _EXAMPLES = {
         "inputs = {name: tensor[None] for name, tensor in inputs.items()}",
     ),
 }
+
+
+_CALLS = {ENCODER_DECODER: "texts = tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)"}
 
 
 def _table(header: tuple[str, str], rows: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from framework.checkpoint.model_card import CARD_FILE, onnx_section
 from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
+from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
 from framework.models.published.files import CONFIG_FILE, SIDE_CONFIG_FILE, read_json
 
 ONNX_FILE = "onnx/model.onnx"
@@ -94,6 +95,10 @@ class _Outputs(nn.Module):
 
         super().__init__()
         self.class_name = str(read_json(folder / CONFIG_FILE)["architectures"][0])
+        if self.class_name == ENCODER_DECODER:
+            raise CheckpointError(
+                f"{folder} is an {ENCODER_DECODER}, whose search for words is no fixed graph; it is whole without ONNX."
+            )
         self.config = EncoderConfig(**read_json(folder / SIDE_CONFIG_FILE)["encoder"])
         self.has_choices = self.class_name.endswith("ForMultipleChoice")
         published_class = getattr(transformers, self.class_name, None)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from framework.config.augmenting import augmented, check_word_samples
 from framework.config.checks import (
     check_compile,
     check_compiled_items,
@@ -23,8 +24,8 @@ from framework.config.checks import (
 from framework.config.nodes import Component, check_arguments
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.weights import find_weights, starting_values
-from framework.data.batch_size import sequences_of, steps_until
-from framework.data.plan import SequenceSource, steps_per_epoch
+from framework.data.planning.batch_size import sequences_of, steps_until
+from framework.data.planning.plan import SequenceSource, steps_per_epoch
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
@@ -36,7 +37,11 @@ from framework.models.starting_head import fit_head
 from framework.modules.encoder_module import EncoderModule
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
+from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
+
+_GROUPS_OR_NONE = ("adapter", "augmentation")
+"""Groups of which `none` is an option, and empty."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Parts:
         global_batch_size: Sequences of an optimizer step over all ranks, once the batch has grown.
         max_steps: Optimizer steps of the whole run.
         validate_every_n_steps: None: there is nothing to validate on.
+        probes: What is read off the encoder's features, by name.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +70,7 @@ class Parts:
     global_batch_size: int
     max_steps: int
     validate_every_n_steps: int | None
+    probes: Mapping[str, Probe]
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
@@ -76,7 +83,9 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
     Raises:
         ConfigError: A key is unknown or missing, a value has the wrong type, or two values cannot go together.
     """
-    settings = TrainConfig(**check_arguments("", {**config, "adapter": config.get("adapter") or None}, TrainConfig))
+    settings = TrainConfig(
+        **check_arguments("", {**config, **{key: config.get(key) or None for key in _GROUPS_OR_NONE}}, TrainConfig)
+    )
     check_settings(settings, world_size)
     return settings
 
@@ -99,6 +108,10 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     check_tensor_parallel(config, shape.tensor)
     check_task_is_split(task, shape.tensor)
     sources = task.build_sources(build_data_component(task, settings.data), tokenizer, settings.seed)
+    if settings.augmentation is not None:
+        augmentation = settings.augmentation.build()
+        check_word_samples(augmentation, weights, config)
+        sources = augmented(sources, augmentation, task, tokenizer, settings.seed)
     check_compiled_items(settings, sources)
     check_sequence_lengths(sources, config)
     check_enough_sequences(sources, shape.data_parallel_size)
@@ -122,7 +135,20 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         global_batch_size=size,
         max_steps=run_length(settings.trainer, size, num_sequences, task.wraps_epochs),
         validate_every_n_steps=every if "validation" in sources else None,
+        probes=build_probes(settings.probes, tokenizer, config),
     )
+
+
+def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, config: EncoderConfig) -> dict[str, Probe]:
+    """Reads the texts of all probes.
+
+    Raises:
+        FrameworkError: A file or row cannot be used, there is nothing to measure on, or texts may be too long.
+    """
+    built = {name: settings.build(tokenizer) for name, settings in probes.items()}
+    for name, probe in built.items():
+        check_sequence_lengths({f"probes.{name}, {split}": each for split, each in probe.sources.items()}, config)
+    return built
 
 
 def build_data_component(task: Task, data: Component) -> Any:

@@ -7,7 +7,7 @@ import torch
 
 from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig, TrainerConfig
-from framework.data.plan import GroupedSequences, SequenceSource
+from framework.data.planning.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
@@ -33,6 +33,11 @@ def check_settings(settings: TrainConfig, world_size: int) -> None:
         )
     if settings.adapter is not None:
         _check_adapter(settings)
+    if settings.trainer.probe_every_n_steps is not None and not settings.probes:
+        raise ConfigError(
+            f"`trainer.probe_every_n_steps` is {settings.trainer.probe_every_n_steps}, but there are no `probes` to be "
+            "scored; give one, for example +probes.NAME.data.train=FILE, or set it to null."
+        )
     arguments = dict(settings.model.arguments)
     if {
         "family",

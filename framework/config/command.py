@@ -3,25 +3,30 @@
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
+from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.nodes import suggestion
+from framework.config.plugins import register_plugin
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.distributed.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+def command(
+    config_name: str, plugins: Sequence[type[Plugin]] = ()
+) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Turns a function of a composed config into a command.
 
     Args:
         config_name: The primary config, a file directly under conf/.
+        plugins: Launchers and sweepers that Hydra does not find by itself.
 
     Returns:
         A decorator. The decorated function takes the command line; it leaves with the error's exit code after a
@@ -43,9 +48,11 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             sys.excepthook = _show_unexpected
             REPORT.close()
             register_resolvers()
+            for plugin in plugins:
+                register_plugin(plugin)
             try:
                 hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except (FrameworkError, HydraException, OmegaConfBaseException) as error:
                 leave(error)
 
         return main

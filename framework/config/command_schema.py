@@ -4,13 +4,14 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from framework.checkpoint.load import Weights
 from framework.config.nodes import Component
 from framework.config.schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
+from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError
 
 
@@ -89,6 +90,9 @@ class EvaluateConfig(TrainedConfig):
         data: Other data than that of the run; an export needs it.
         micro_batch_tokens: Most tokens of a forward pass.
         output: A JSON file for the metrics; null: they are only printed.
+        report: Add an error analysis of the split to the run folder, and draw its report.html again; of an export,
+            which has no run folder, into the folder OUTPUT_report beside `output`, where one is given.
+        report_examples: Worst rows that the report shows; 0: it shows no texts.
     """
 
     split: Literal["train", "validation", "test"]
@@ -96,10 +100,16 @@ class EvaluateConfig(TrainedConfig):
     data: Component | None = None
     micro_batch_tokens: int = 8192
     output: str | None = None
+    report: bool = True
+    report_examples: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_float8(self.precision)
+        if self.report_examples < 0:
+            raise ConfigError(
+                f"`report_examples` is {self.report_examples}, but it must be at least 0; 0 shows no texts."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +119,7 @@ class PredictConfig(TrainedConfig):
     Attributes:
         input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
+        format: How the input's file is written.
         columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
             nowhere.
         keep_columns: Columns that are copied into the output.
@@ -119,6 +130,7 @@ class PredictConfig(TrainedConfig):
     precision: PrecisionConfig
     input: str | None = None
     text: str | Sequence[str] | None = None
+    format: TableFormat = field(default_factory=TableFormat)
     columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
     output: str | None = None

@@ -11,6 +11,7 @@ IDENTITY_KEYS = (
     "tokenizer",
     "data",
     "task",
+    "augmentation",
     "adapter",
     "optimizer",
     "regularization",

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import framework
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 
 LIBRARIES = (
     "torch",
@@ -37,10 +37,14 @@ def library_versions() -> dict[str, str]:
 
 
 def code_commit() -> str:
-    """The commit of a checkout, "+changes" where files differ from it; for an installed package its version."""
+    """The commit of a checkout, "+changes" where files differ from it; for an installed package its version.
+
+    An image says in CLOZE_COMMIT of which commit its package was made.
+    """
     root = Path(framework.__file__).resolve().parent.parent
     if not (root / ".git").exists():
-        return f"cloze {_package_version()}"
+        commit = os.environ.get("CLOZE_COMMIT")
+        return f"cloze {_package_version()}" + (f", commit {commit}" if commit else "")
     try:
         commit = _git(root, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")

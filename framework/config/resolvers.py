@@ -1,8 +1,13 @@
-"""Where configs and the files that they name are found: the conf folder, and files inside installed distributions."""
+"""What configs ask for by name: the conf folder, files inside installed distributions, the name of a sweep."""
 
+import hashlib
 import importlib.metadata
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import framework
@@ -46,6 +51,23 @@ def distribution_file(name: str, path: str, version: str = "", pip_option: str =
     return str(located)
 
 
+def sweep_name(overrides: Sequence[str]) -> str:
+    """Names a sweep by what all of its jobs share and by its swept keys: more values of them extend the same sweep.
+
+    Args:
+        overrides: Of the command line of the sweep.
+    """
+    # Of a key that is given twice the last value counts.
+    last = {each.get_key_element(): each for each in OverridesParser.create().parse_overrides(list(overrides))}
+    shared = [key if each.is_sweep_override() else str(each.input_line) for key, each in sorted(last.items())]
+    named = last.get("experiment")
+    experiment = "sweep"
+    if named is not None and not named.is_sweep_override():
+        experiment = re.sub(r"[^A-Za-z0-9_]", "_", named.get_value_element_as_str())
+    return f"{experiment}-{hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:6]}"
+
+
 def register_resolvers() -> None:
-    """Makes `${distribution_file:...}` known to OmegaConf; may be called any number of times."""
+    """Makes our resolvers known to OmegaConf; may be called any number of times."""
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("distribution_file", distribution_file, replace=True)

@@ -185,21 +185,28 @@ def read_task_record(path: Path) -> dict[str, Any]:
 
 
 def write_start(
-    folder: RunFolder, config: Mapping[str, Any], provenance: Mapping[str, Any], task_record: Mapping[str, Any]
+    folder: RunFolder,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    task_record: Mapping[str, Any],
+    task_files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes config.yaml, provenance.json and task.json; call on rank 0.
+    """Writes config.yaml, provenance.json, task.json and the files of the task; call on rank 0.
 
     Args:
         folder: Of the run.
         config: The resolved config, secrets masked.
         provenance: Of this start; it is added to those of earlier starts.
         task_record: What predictions and exports need of the task.
+        task_files: `Task.side_files`; None: there are none.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     file = folder.path / PROVENANCE_FILE
     starts = []
     if file.is_file():
         starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+    for name, text in (task_files or {}).items():
+        _replace(folder.path / name, text)
     _replace(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
     # config.yaml last: it is what makes the folder a run.
     _replace(file, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")

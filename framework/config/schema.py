@@ -13,7 +13,7 @@ from framework.checkpoint.integrity import Verify
 from framework.checkpoint.load import Weights
 from framework.checkpoint.storage import location
 from framework.config.nodes import Component
-from framework.data.batch_size import BatchWarmup
+from framework.data.planning.batch_size import BatchWarmup
 from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.compile import CompileBackend
 from framework.distributed.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LARGEST_SCALE, SMALLEST_SCALE
@@ -22,6 +22,7 @@ from framework.distributed.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings
+from framework.tasks.probing.probe import ProbeSettings
 
 MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
@@ -85,6 +86,7 @@ class TrainerConfig:
             the run takes the whole number of sequences that have so many on average.
         batch_warmup_start: Sequences of the first steps, from which the global batch grows linearly; null: no growth.
         batch_warmup_steps: Steps in which the global batch reaches its full size; null: no growth.
+        probe_every_n_steps: Steps between scores of `probes`; null: at the end of the run.
         val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
         log_every_n_steps: Steps between logged rows.
         checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
@@ -111,6 +113,8 @@ class TrainerConfig:
         early_stopping_patience: Validations in a row that the task's best metric may fail to improve, after which the
             run ends, finished; null: it runs to its last step.
         early_stopping_min_delta: By how much more than this the metric must get better for an improvement.
+        report_examples: Worst rows of the last validation that report.html shows; 0: it shows no texts; null: the run
+            ends without an error analysis.
     """
 
     max_steps: int | None
@@ -121,6 +125,7 @@ class TrainerConfig:
     batch_warmup_start: int | None = None
     batch_warmup_steps: int | None = None
     val_every_n_steps: int | None = None
+    probe_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
     checkpoint_async: bool = True
@@ -137,6 +142,7 @@ class TrainerConfig:
     freeze: tuple[str, ...] = ()
     early_stopping_patience: int | None = None
     early_stopping_min_delta: float = 0.0
+    report_examples: int | None = 20
 
     @property
     def time_limit(self) -> TimeLimit | None:
@@ -206,10 +212,11 @@ class TrainerConfig:
         if self.micro_batch_tokens != "auto":
             at_least("trainer", self, 1, "micro_batch_tokens")
         at_least("trainer", self, 1, "log_every_n_steps")
-        at_least("trainer", self, 1, "val_every_n_steps", "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
+        at_least("trainer", self, 1, "val_every_n_steps", "probe_every_n_steps")
+        at_least("trainer", self, 1, "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best", "max_non_finite_steps")
         at_least("trainer", self, 1, "early_stopping_patience")
-        at_least("trainer", self, 0, "early_stopping_min_delta")
+        at_least("trainer", self, 0, "early_stopping_min_delta", "report_examples")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
                 f"`trainer.ema_decay` is {self.ema_decay}, but it must lie between 0 and 1; 0.999 is usual, null "
@@ -304,16 +311,20 @@ class LoggerConfig:
     Attributes:
         name: "none", or "wandb" (Weights & Biases).
         project: The project on the server.
-        group: A group of runs on the server, for example a sweep.
+        group: A group of runs on the server; null: the sweep of which the run is a job, if it is.
+        job_type: The kind of run in its group; null: in a sweep the values that the job tries, else "train".
         tags: Words to find the run by.
         mode: "online", "offline", or "auto": online where an API key is configured.
+        log_model: Export the run when it has finished, and log the export as an artifact.
     """
 
     name: Literal["none", "wandb"]
     project: str = "cloze"
     group: str | None = None
+    job_type: str | None = None
     tags: tuple[str, ...] = ()
     mode: Literal["auto", "online", "offline"] = "auto"
+    log_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -327,6 +338,8 @@ class TrainConfig:
         init_weights: Which weights of the run in `init_from`: as `TrainedConfig.weights`.
         init_average_last: Over how many of its checkpoints the mean is taken: as `TrainedConfig.average_last`.
         adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
+        augmentation: How texts of the training split are changed; null: they are not.
+        probes: What is read off the encoder's features while it is trained, by name.
     """
 
     run: RunConfig
@@ -346,6 +359,8 @@ class TrainConfig:
     init_weights: Weights = "auto"
     init_average_last: int = 1
     adapter: LoraSettings | None = None
+    augmentation: Component | None = None
+    probes: dict[str, ProbeSettings] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_average_last("init_average_last", self.init_average_last)

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.early_stopping import Patience
+from framework.callbacks.error_analysis import ErrorAnalysis
 from framework.callbacks.peak_flops import peak_flops
 from framework.callbacks.resume import Resume
 from framework.callbacks.standard import standard_callbacks
+from framework.callbacks.throughput import Throughput
+from framework.callbacks.timings import Timings
 from framework.callbacks.weights_line import WeightsLine
 from framework.checkpoint.layout import DamagedError, read_state, step_of
 from framework.checkpoint.retention import Retention
+from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import (
@@ -26,11 +30,11 @@ from framework.config.run_folder import (
     RunFolder,
     check_same_data,
     masked,
-    read_config,
     write_start,
 )
 from framework.config.schema import TrainConfig
-from framework.data.plan import StepPlan
+from framework.config.wandb_run import open_wandb_run
+from framework.data.planning.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.environment import ProcessInfo
@@ -41,7 +45,6 @@ from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
 from framework.tracking.summary_file import read_summary
-from framework.tracking.wandb import build_wandb_logger
 
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
@@ -107,9 +110,17 @@ def start_run(
             temporary.rename(tokenizer)
         record = {**parts.task.side_config(), "config": config["task"], "head": parts.task.head_kind}
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
-        write_start(folder, masked(composed, config), provenance(fingerprints, world_size) | hub, record)
+        start_of_run = provenance(fingerprints, world_size) | hub
+        write_start(folder, masked(composed, config), start_of_run, record, parts.task.side_files())
 
     on_first_rank(write)
+
+
+def prepare_training_texts(parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str) -> None:
+    """Computes what an augmentation must know before the first step. Collective: all ranks must call."""
+    device = torch.device(device_type, info.local_rank) if device_type == "cuda" else torch.device(device_type)
+    source = parts.sources["train"]
+    prepare_word_samples(source, parts.weights, parts.config, parts.tokenizer, folder.path, device)
 
 
 def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> EncoderDataModule:
@@ -146,6 +157,7 @@ def build_run_trainer(
         log_every_n_steps=settings.trainer.log_every_n_steps,
         validate_every_n_steps=parts.validate_every_n_steps,
         checkpoint_every_n_steps=settings.trainer.checkpoint_every_n_steps,
+        probe_every_n_steps=settings.trainer.probe_every_n_steps,
     )
     callbacks = standard_callbacks(
         folder.path,
@@ -161,8 +173,7 @@ def build_run_trainer(
         ),
         resume=_resume(settings, folder),
         loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
-        flops_per_token=_flops_per_token(parts),
-        peak_flops=peak_flops(device_type, info.world_size),
+        throughput=Throughput(Timings(), _flops_per_token(parts), peak_flops(device_type, info.world_size)),
         plan=plan,
         max_time=settings.trainer.time_limit,
         timeout_seconds=settings.trainer.timeout_seconds,
@@ -170,12 +181,8 @@ def build_run_trainer(
         non_finite=settings.trainer.non_finite,
         checkpoints=folder.checkpoints,
         patience=settings.trainer.patience,
+        probes=parts.probes,
     )
-    if parts.weights is not None and folder.checkpoint is None:
-        callbacks.insert(0, WeightsLine(describe_start(parts.model, parts.weights)))
-    if settings.trainer.micro_batch_tokens == "auto":
-        memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
-        callbacks.insert(0, AutoBudget(memory))
     return build_trainer(
         build_strategy(
             settings.strategy.name,
@@ -188,8 +195,23 @@ def build_run_trainer(
         info.num_nodes,
         cadence.max_steps,
         cadence.validate_every_n_steps,
-        callbacks,
+        [*_first_callbacks(settings, parts, folder, info, device_type), *callbacks],
     )
+
+
+def _first_callbacks(
+    settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
+) -> list[Callback]:
+    """Those that only some runs have, in their order before the standard ones."""
+    callbacks: list[Callback] = []
+    if settings.trainer.micro_batch_tokens == "auto":
+        memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
+        callbacks.append(AutoBudget(memory))
+    if parts.weights is not None and folder.checkpoint is None:
+        callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
+    if settings.trainer.report_examples is not None:
+        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, settings.trainer.report_examples))
+    return callbacks
 
 
 def _flops_per_token(parts: Parts) -> float | None:
@@ -206,8 +228,4 @@ def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
 
 
 def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:
-    logger = settings.logger
-    if logger.name == "none":
-        return []
-    config = read_config(folder)  # as it was saved: with secrets masked
-    return [build_wandb_logger(folder, folder.name, config, logger.project, logger.group, logger.tags, logger.mode)]
+    return [] if settings.logger.name == "none" else [open_wandb_run(folder, settings.logger)]

@@ -72,6 +72,7 @@ def open_trained(settings: TrainedConfig) -> Trained:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
     task: Task = check_component("task", record["config"]).build()
     task.restore(record)
+    task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
     config = read_config(run[0]) if run is not None else None
     data = check_component("data", config["data"]) if config is not None else None
     step_size = config["trainer"]["global_batch_size"] if config is not None else None

@@ -13,7 +13,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.order import Shuffle
+from framework.data.planning.order import Shuffle
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,25 @@ class FlatTarget:
     is_position: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class FlatTokens:
+    """The sequences of some items as they go into a batch.
+
+    Attributes:
+        input_ids: (tokens,) int32.
+        places: (tokens,) int64, where the segment and the targets of each token stand in the source.
+        lengths: (sequences,) int64.
+        sizes: (items,) int64, sequences of each.
+    """
+
+    input_ids: np.ndarray
+    places: np.ndarray
+    lengths: np.ndarray
+    sizes: np.ndarray
+
+
 class FlatSource:
-    """The items of one split (`framework.data.plan.SequenceSource`); neither epoch nor step changes them.
+    """The items of one split (`framework.data.planning.plan.SequenceSource`); neither epoch nor step changes them.
 
     Args:
         input_ids: (tokens,) all sequences end to end, special tokens included.
@@ -116,25 +133,44 @@ class FlatSource:
         capacity: Capacity | None = None,
     ) -> PackedBatch:
         """One micro-batch of items; `sequence_ids` are those of items."""
+        return self.pack(indices, self.tokens(indices), sequence_ids, capacity)
+
+    def tokens(self, indices: np.ndarray) -> FlatTokens:
+        """The sequences of items as they are in the source: (items,) indices."""
         sizes = self._item_sizes[indices]
         rows = ranges(self._item_starts[indices], sizes)
         lengths = self._lengths[rows]
-        tokens = ranges(self._token_starts[rows], lengths)
+        places = ranges(self._token_starts[rows], lengths)
+        return FlatTokens(self._input_ids[places], places, lengths, sizes)
+
+    def pack(
+        self, indices: np.ndarray, tokens: FlatTokens, sequence_ids: np.ndarray, capacity: Capacity | None = None
+    ) -> PackedBatch:
+        """One micro-batch of items whose sequences are given.
+
+        Args:
+            indices: (items,) which ones of the source.
+            tokens: Of these items, as `tokens` gives them or changed.
+            sequence_ids: (items,) as in `build`.
+            capacity: As in `build`.
+        """
+        sizes = tokens.sizes
+        rows = ranges(self._item_starts[indices], sizes)
         members = ranges(np.zeros_like(sizes), sizes)
         batch = pack_sequences(
-            self._input_ids[tokens],
-            lengths,
+            tokens.input_ids,
+            tokens.lengths,
             np.repeat(sequence_ids, sizes) * self.group_size + members,
-            None if self._token_type_ids is None else self._token_type_ids[tokens],
-            {name: _gathered(target, rows, tokens, lengths) for name, target in self._targets.items()},
+            None if self._token_type_ids is None else self._token_type_ids[tokens.places],
+            {name: _gathered(target, rows, tokens.places, tokens.lengths) for name, target in self._targets.items()},
             {term: float(weights[rows].sum()) for term, weights in self._counts.items()},
             capacity,
         )
         return replace(batch, group_size=self.group_size)
 
 
-def _gathered(target: FlatTarget, rows: np.ndarray, tokens: np.ndarray, lengths: np.ndarray) -> Target:
-    values = target.values[tokens if target.axis == "tokens" else rows]
+def _gathered(target: FlatTarget, rows: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> Target:
+    values = target.values[places if target.axis == "tokens" else rows]
     if target.is_position:
         starts = (np.cumsum(lengths) - lengths).reshape(-1, *(1 for _ in values.shape[1:]))
         values = np.where(values < 0, values, values + starts)

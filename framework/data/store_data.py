@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.mixture import Mixture
-from framework.data.order import Shuffle
+from framework.data.planning.mixture import Mixture
+from framework.data.planning.order import Shuffle
 from framework.data.store.sequence_index import Division, SequenceIndex, open_index
 from framework.data.store.token_store import TokenStore
 from framework.errors import ConfigError, DataError

@@ -7,9 +7,9 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
-from framework.data.batch_size import BatchWarmup
-from framework.data.fixed_shapes import FixedShapes, fixed_shapes
-from framework.data.plan import SequenceSource, StepPlan
+from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.fixed_shapes import FixedShapes, fixed_shapes
+from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch.utils.data import Dataset, Sampler
 
 from framework.batch import StepBatch
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 
 
 class StepDataset(Dataset[StepBatch]):

@@ -12,6 +12,7 @@ from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.models.published.bert import BERT
+from framework.models.published.encoder_decoder import take_apart
 from framework.models.published.family import Family, PublishedClass
 from framework.models.published.files import (
     CONFIG_FILE,
@@ -23,6 +24,7 @@ from framework.models.published.files import (
     read_tensors,
     tokenizer_folder,
 )
+from framework.models.published.kinds import TRANSLATION
 from framework.models.published.modernbert import MODERNBERT
 from framework.models.published.roberta import ROBERTA
 from framework.models.published.rules import to_ours
@@ -78,7 +80,8 @@ def load_pretrained(source: str) -> PretrainedWeights:
         CheckpointError: There is no model, its family is not known, or its files are incomplete or disagree.
     """
     folder = find_folder(str(source))
-    published = read_json(folder / CONFIG_FILE)
+    parts = take_apart(read_json(folder / CONFIG_FILE), read_tensors(folder))
+    published = parts.published
     model_type = published.get("model_type")
     if model_type not in FAMILIES:
         raise CheckpointError(
@@ -87,7 +90,7 @@ def load_pretrained(source: str) -> PretrainedWeights:
     family = FAMILIES[model_type]
     side_config = read_json(folder / SIDE_CONFIG_FILE) if (folder / SIDE_CONFIG_FILE).is_file() else {}
     config = _read_config(folder, family, published, side_config)
-    tensors = _canonical(read_tensors(folder), family)
+    tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
     encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
     encoder = to_ours(encoder_rules, tensors, config.num_heads)
@@ -100,11 +103,11 @@ def load_pretrained(source: str) -> PretrainedWeights:
         source=str(source),
         config=config,
         encoder=encoder,
-        heads=heads | {name: tensor.float() for name, tensor in side_heads.items()},
-        head_kind=side_config.get("head") or _head_kind(published_class, heads),
-        side=side_config.get("task") or _published_side(published_class, published),
+        heads=heads | dict(parts.heads) | {name: tensor.float() for name, tensor in side_heads.items()},
+        head_kind=side_config.get("head") or (TRANSLATION.name if parts.heads else _head_kind(published_class, heads)),
+        side=side_config.get("task") or parts.side or _published_side(published_class, published),
         tokenizer_dir=tokenizer_folder(folder),
-        unused=tuple(sorted((tensors.keys() - used) | untied)),
+        unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
         hub_name=None if Path(source).expanduser().is_dir() else str(source),
     )
 

@@ -1,6 +1,7 @@
 """The LightningModule that runs one global step as one Lightning batch, with one optimizer step at its end."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +26,7 @@ from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.step_level import StepLevelSteps
 from framework.modules.passes.sum_count import SumCountSteps
 from framework.optim.combined import CombinedOptimizer
+from framework.tasks.pooling import Pooling
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
 
@@ -41,6 +43,8 @@ class EncoderModule(pl.LightningModule):
             where a micro-batch is to blame.
         loss_scale: Of fp16, None otherwise; a part of what a checkpoint has to hold.
         validation_metrics: What the last validation measured, by metric key, on the host.
+        examines: The next validations keep of each item what an error analysis needs.
+        examined: The last validation that did; None where the last one did not.
     """
 
     def __init__(
@@ -95,6 +99,8 @@ class EncoderModule(pl.LightningModule):
         )
         self.step_metrics: dict[str, Tensor] = {}
         self.validation_metrics: dict[str, float] = {}
+        self.examines = False
+        self.examined: SplitEvaluation | None = None
         self.step_batch: StepBatch | None = None
         self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
@@ -190,7 +196,7 @@ class EncoderModule(pl.LightningModule):
         """Starts sums, counts and metrics anew; what is validated is the average of the weights where one is kept."""
         self._swap_average()
         source = self.trainer.datamodule.plans["validation"].source  # type: ignore[attr-defined]
-        self._evaluation = SplitEvaluation(self.task, source, self.device, self._strategy.mesh)
+        self._evaluation = SplitEvaluation(self.task, source, self.device, self._strategy.mesh, self.examines)
 
     @override
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -207,8 +213,26 @@ class EncoderModule(pl.LightningModule):
         """Reduces over ranks, once for the whole split, and puts the trained weights back."""
         assert self._evaluation is not None
         self.validation_metrics = {f"val/{name}": value for name, value in self._evaluation.compute().items()}
+        self.examined = self._evaluation if self.examines else None
         self._evaluation = None
         self._swap_average()
+
+    def encode(self, batch: PackedBatch, pooling: Pooling) -> Tensor:
+        """Features (sequences, hidden) of a micro-batch, no gradients, no dropout. Collective: all ranks must call.
+
+        Call within `validated_weights`.
+        """
+        with torch.no_grad(), self.precision.autocast(self.device.type):
+            return self.model(batch, pooling=pooling)["features"]
+
+    @contextmanager
+    def validated_weights(self) -> Iterator[None]:
+        """Within it the model has the weights that are validated: their average where one is kept."""
+        self._swap_average()
+        try:
+            yield
+        finally:
+            self._swap_average()
 
     def _swap_average(self) -> None:
         self.optimizer.swap_average()

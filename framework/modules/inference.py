@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.plan import SequenceSource, StepPlan
+from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.agreement import check_agreement, gather
 from framework.distributed.precision import Precision
 from framework.modules.evaluation import SplitEvaluation
@@ -70,7 +70,7 @@ class Inference:
         return self.task.assemble(source, [everything[place] for place in range(len(source))])
 
     def evaluate(
-        self, source: SequenceSource, step_size: int | None = None
+        self, source: SequenceSource, step_size: int | None = None, examines: bool = False
     ) -> tuple[dict[str, float], SplitEvaluation]:
         """Loss and metrics of one split by name, and what is known beside them. Collective: all ranks must call.
 
@@ -78,12 +78,13 @@ class Inference:
             source: The split.
             step_size: Items that a step-level loss compares with each other, as the validation of a run compares those
                 of a training step; other losses take no notice of it. None: ITEMS_AT_ONCE.
+            examines: Keep of each item what `SplitEvaluation.examine` needs.
 
         Raises:
             DistributedError: Processes read different data.
         """
         check_agreement({"the fingerprint of the data": source.fingerprint})
-        evaluation = SplitEvaluation(self.task, source, self.device, self.mesh)
+        evaluation = SplitEvaluation(self.task, source, self.device, self.mesh, examines)
         for step in self._steps(source, step_size or ITEMS_AT_ONCE):
             for batch, outputs in step:
                 with torch.inference_mode(), self.precision.autocast(self.device.type):

@@ -100,6 +100,11 @@ class CombinedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self.state[parameter][AVERAGE] = parameter.detach().clone()
 
+    @property
+    def keeps_average(self) -> bool:
+        """Whether there is a moving average."""
+        return self._average_decay is not None
+
     @torch.no_grad()
     def swap_average(self) -> None:
         """Exchanges the weights and their average to the bit, so that a second call undoes it; nothing without one.

@@ -5,19 +5,22 @@ is measured. The module that runs steps, the planner and the callbacks know task
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.norm import LayerNorm
+from framework.tasks.examination import Examination, FoundItems, plain_examination
 
 
 class TaskModel(nn.Module):
@@ -29,22 +32,35 @@ class TaskModel(nn.Module):
         self.head = head
 
     def forward(
-        self, batch: PackedBatch, dropout_keys: Tensor | None = None, embedding_offset: Tensor | None = None
+        self,
+        batch: PackedBatch,
+        dropout_keys: Tensor | None = None,
+        embedding_offset: Tensor | None = None,
+        pooling: Callable[[Tensor, PackedBatch], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Runs the encoder and the head.
+        """Runs the encoder and the head, or what stands in for the head.
 
         Args:
             batch: One packed micro-batch.
             dropout_keys: (tokens,) int64 from `framework.nn.dropout.token_keys`; None switches dropout off.
             embedding_offset: (tokens, hidden) fp32, added to the embeddings; None: nothing is.
+            pooling: In place of the head, from hidden states to features; for passes without gradients.
 
         Returns:
-            The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`.
+            The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`; with a pooling
+            `features` (sequences, hidden).
         """
         embeddings = self.encoder.embed(batch, dropout_keys)
         if embedding_offset is not None:
             embeddings = embeddings + embedding_offset
-        return self.head(self.encoder.encode(embeddings, batch, dropout_keys), batch, dropout_keys)
+        hidden_states = self.encoder.encode(embeddings, batch, dropout_keys)
+        if pooling is None:
+            return self.head(hidden_states, batch, dropout_keys)
+        # All norms are one group of FSDP2. torch before 2.13 gathers a group anew only after all its modules have run.
+        for module in self.head.modules():
+            if isinstance(module, LayerNorm):
+                module(hidden_states.new_zeros(1, module.weight.shape[0]))
+        return {"features": pooling(hidden_states, batch)}
 
 
 class Task(ABC):
@@ -57,6 +73,8 @@ class Task(ABC):
         wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short
             step.
         head_kind: Name of the head in exports.
+        allows_augmentation: True where what is predicted of a text stays right if some of its tokens are changed, moved
+            or left out: targets are those of whole sequences, in a FlatSource.
         allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
     """
 
@@ -65,6 +83,7 @@ class Task(ABC):
     best_mode: str
     wraps_epochs: bool
     head_kind: str
+    allows_augmentation: bool = False
     allows_tensor_parallel: bool = True
 
     @abstractmethod
@@ -86,6 +105,11 @@ class Task(ABC):
         Logits of a decoder that shares the word embeddings may lie on several devices; `framework.nn.cross_entropy`
         knows those too.
         """
+
+    def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor | None:
+        """Loss of each sequence: (sequences,) fp32, 0 for dummies; None where the loss is no sum over sequences."""
+        del outputs, batch
+        return None
 
     def build_metrics(self) -> dict[str, Metric]:
         """Fresh validation metrics by name (beside the loss terms, which every task gets)."""
@@ -116,6 +140,16 @@ class Task(ABC):
 
     def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that finds nothing in its data keeps nothing
         """Takes back what `side_config` gave: before `build_sources` or `build_head` in evaluation and prediction."""
+
+    def side_files(self) -> dict[str, str]:
+        """What prediction needs beside `side_config` and is too much for it: texts by file name, kept beside the run.
+
+        Known after `build_sources` or `restore_files`.
+        """
+        return {}
+
+    def restore_files(self, folder: Path) -> None:  # noqa: B027  most tasks have none
+        """Is told in which folder `side_files` lie: after `restore`; they may be read when they are needed."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -148,6 +182,11 @@ class Task(ABC):
         """
         raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
 
+    @property
+    def predicts_rows(self) -> bool:
+        """Whether there is a `decode`."""
+        return type(self).decode is not Task.decode
+
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Predictions, one for each row of `build_source`, as values for JSON.
 
@@ -179,3 +218,14 @@ class Task(ABC):
         """What evaluation found for each class, one row a class; empty where a task has none."""
         del metrics, source, decoded
         return []
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """What people look at who want to know where the model is wrong; for tasks that predict rows.
+
+        A task that says nothing else gets losses by length and its worst items, with their tokens and predictions.
+
+        Args:
+            source: A split that `build_sources` made.
+            found: For its items.
+        """
+        return plain_examination(found, self.assemble(source, found.decoded))

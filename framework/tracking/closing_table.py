@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from framework.tracking.metric_names import describe
+from framework.tracking.analysis.report import REPORT_FILE
+from framework.tracking.metric_names import label_in_run
 from framework.tracking.summary_file import read_summary
 
-_SHOWN_PREFIXES = ("train/", "val/")
+_SHOWN_PREFIXES = ("train/", "val/", "probe/")
 
 
 def print_closing_table(run_folder: Path, console: Console | None = None) -> None:
@@ -31,6 +32,9 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
     plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))
     if plots:
         console.print(f"plots       {run_folder / 'plots'}: {', '.join(plots)}", highlight=False, soft_wrap=True)
+    report = run_folder / REPORT_FILE
+    if report.is_file():
+        console.print(f"report      {report}", highlight=False, soft_wrap=True)
 
 
 def closing_table(name: str, summary: dict[str, Any]) -> Table:
@@ -43,9 +47,8 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
         table.add_column(f"best (step {best['step']:,})", justify="right")
     for key in summary["last"]:
         if key.startswith(_SHOWN_PREFIXES) and key != "train/tokens":
-            split, _, _ = key.partition("/")
             columns = [summary["last"], best] if best else [summary["last"]]
-            table.add_row(f"{split} {describe(key).label}", *(_number(values, key) for values in columns))
+            table.add_row(label_in_run(key), *(_number(values, key) for values in columns))
     table.add_section()
     facts = {
         "steps": f"{summary['steps']:,}",

@@ -60,6 +60,26 @@ _LAST_PARTS = {
     "recall_at_5": MetricName("recall at 5"),
     "recall_at_10": MetricName("recall at 10"),
     "ndcg_at_10": MetricName("nDCG at 10"),
+    "recommendation_loss": MetricName("recommendation loss", "nats"),
+    "recall_at_20": MetricName("recall at 20"),
+    "recall_at_10_error": MetricName("its standard error over users"),
+    "ndcg_at_5": MetricName("nDCG at 5"),
+    "ndcg_at_20": MetricName("nDCG at 20"),
+    "ndcg_at_10_error": MetricName("its standard error over users"),
+    "popularity_recall_at_10": MetricName("recall at 10 by popularity"),
+    "popularity_recall_at_10_error": MetricName("its standard error over users"),
+    "popularity_ndcg_at_10": MetricName("nDCG at 10 by popularity"),
+    "popularity_ndcg_at_10_error": MetricName("its standard error over users"),
+    "ndcg_at_10_over_popularity": MetricName("nDCG at 10 more than by popularity"),
+    "ndcg_at_10_over_popularity_error": MetricName("its standard error over users"),
+    "item_mean_recall_at_10": MetricName("recall at 10 by mean rating"),
+    "item_mean_recall_at_10_error": MetricName("its standard error over users"),
+    "item_mean_ndcg_at_10": MetricName("nDCG at 10 by mean rating"),
+    "item_mean_ndcg_at_10_error": MetricName("its standard error over users"),
+    "ndcg_at_10_over_item_mean": MetricName("nDCG at 10 more than by mean rating"),
+    "ndcg_at_10_over_item_mean_error": MetricName("its standard error over users"),
+    "num_users": MetricName("users who are asked"),
+    "cold_start_share": MetricName("likes without a history"),
     "mse": MetricName("mean squared error"),
     "tokens": MetricName("tokens seen", "tokens"),
     "lr": MetricName("learning rate"),
@@ -73,6 +93,7 @@ _LAST_PARTS = {
     "checkpoint_stall_seconds": MetricName("standing still for checkpoints", "s"),
     "checkpoint_seconds": MetricName("writing checkpoints, beside training too", "s"),
     "validation_seconds": MetricName("validating", "s"),
+    "probe_seconds": MetricName("scoring probes", "s"),
     "wall_seconds": MetricName("wall time", "s"),
     "packing_efficiency": MetricName("packing efficiency"),
     "micro_batches": MetricName("micro-batches of a rank"),
@@ -85,6 +106,11 @@ def describe(key: str) -> MetricName:
     """Label and unit of a metric key such as `val/macro_f1`; an unknown last part is shown as it is written."""
     last_part = key.rsplit("/", 1)[-1]
     return _LAST_PARTS.get(last_part, MetricName(last_part.replace("_", " ")))
+
+
+def label_in_run(key: str) -> str:
+    """The label with what stands before it: `val/loss` is "val loss", `probe/sst2/accuracy` "probe sst2 accuracy"."""
+    return " ".join([*key.split("/")[:-1], describe(key).label])
 
 
 def depends_on_clock(key: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures of one run, drawn from its metrics.jsonl and perf.jsonl: loss, learning rate, throughput."""
+"""Pictures of one run, drawn from its metrics.jsonl and perf.jsonl: loss, learning rate, throughput, probes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from framework.tracking.metric_names import describe
+from framework.tracking.metric_names import describe, label_in_run
 from framework.tracking.metrics_jsonl import read_rows
 
 _BLUE = "#2f6db3"
@@ -36,6 +36,7 @@ def draw_plots(run_folder: Path, title: str) -> list[Path]:
         "loss": lambda axes: _draw_loss(axes, metrics),
         "learning_rate": lambda axes: _draw_learning_rate(axes, metrics),
         "throughput": lambda axes: _draw_throughput(axes, perf),
+        "probes": lambda axes: _draw_probes(axes, metrics),
     }
     written = []
     for name, draw in pictures.items():
@@ -100,6 +101,21 @@ def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     axes.legend(frameon=False, loc="upper right")
     _label(axes, "perf/tokens_per_second", "Throughput")
     return True
+
+
+def _draw_probes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """The first metric of each probe."""
+    first: dict[str, str] = {}
+    for key in (key for row in rows for key in row if key.startswith("probe/")):
+        first.setdefault(key.split("/")[1], key)
+    for key in first.values():
+        axes.plot(*_series(rows, key), "o-", linewidth=1.5, markersize=4, label=label_in_run(key))
+    if first:
+        axes.legend(frameon=False)
+        names = {describe(key) for key in first.values()}
+        _label(axes, next(iter(first.values())), "Probes on frozen features")
+        axes.set_ylabel(", ".join(sorted(name.label for name in names)))
+    return bool(first)
 
 
 def _new_figure(title: str) -> tuple[Figure, Axes]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from framework.errors import ConfigError
+from framework.tracking.wandb_content import log_content
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -28,6 +29,7 @@ def build_wandb_logger(
     config: Mapping[str, Any],
     project: str = "cloze",
     group: str | None = None,
+    job_type: str | None = None,
     tags: Sequence[str] = (),
     mode: str = "auto",
 ) -> "WandbLogger":
@@ -38,7 +40,8 @@ def build_wandb_logger(
         run_id: `run.id` of the config; characters that W&B refuses become dashes.
         config: The resolved config, without secrets, to be shown with the run.
         project: W&B project.
-        group: W&B group, for example a sweep.
+        group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
+        job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
         tags: W&B tags.
         mode: "online", "offline", or "auto": online where credentials are configured, else offline.
 
@@ -52,28 +55,44 @@ def build_wandb_logger(
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
     os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
     import wandb
-    from lightning.pytorch.loggers import WandbLogger
 
     wandb.setup()  # reads WANDB_SILENT now: Lightning 2.6 passes an argument to init of which wandb 0.31 warns
 
-    class RunLogger(WandbLogger):
-        """Ends the W&B run with ours: Lightning leaves it open, and the next run of this process would continue it."""
-
-        def finalize(self, status: str) -> None:
-            super().finalize(status)
-            self.experiment.finish(exit_code=0 if status == "success" else 1)
-
-    logger = RunLogger(
+    logger = _logger_class(run_folder)(
         name=run_id,
         save_dir=str(run_folder),
         id=wandb_run_id(run_id),
         project=project,
         group=group,
+        job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
         tags=list(tags),
         mode="offline" if offline else None,  # Lightning's own `offline` would write into the environment
     )
     logger.log_hyperparams(dict(config))
     return logger
+
+
+def _logger_class(run_folder: Path) -> "type[WandbLogger]":
+    """Made here, as Lightning's module imports wandb."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    class RunLogger(WandbLogger):
+        """Gives each row its step, and ends the W&B run with ours.
+
+        Lightning lets W&B count rows instead: a run that goes on would begin again at 0. It also leaves the W&B run
+        open, and the next run of this process would continue it.
+        """
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            if status == "success":
+                log_content(self.experiment, run_folder)
+            self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+    return RunLogger
 
 
 def wandb_run_id(run_id: str) -> str:

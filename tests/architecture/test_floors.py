@@ -17,7 +17,8 @@ FLOORS = {
     "distributed": 4, "checkpoint": 4,
     "modules": 5, "datamodules": 5, "callbacks": 5, "tracking": 5,
     "config": 6, "planning": 6,
-    "prepare": 7, "train": 7, "evaluate": 7, "predict": 7, "export": 7, "plan": 7,
+    "sweeps": 7,
+    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "export": 8, "plan": 8, "status": 8, "preflight": 8,
 }  # fmt: skip
 SIBLINGS = {
     ("checkpoint", "distributed"),
@@ -86,9 +87,9 @@ def test_imports_go_down(file):
     [
         ("nn/norm.py", "from framework.models.config import EncoderConfig"),
         ("nn/norm.py", "def late():\n    import framework.tasks.task"),
-        ("models/encoder.py", "from framework.data.plan import StepPlan"),
+        ("models/encoder.py", "from framework.data.planning.plan import StepPlan"),
         ("models/encoder.py", "from ..data import plan"),
-        ("data/plan.py", "import importlib\nimportlib.import_module('framework.tasks.task')"),
+        ("data/planning/plan.py", "import importlib\nimportlib.import_module('framework.tasks.task')"),
         ("modules/objective.py", "from framework import callbacks"),
         ("modules/objective.py", "from framework.nowhere import thing"),
     ],

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
 
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.sources import Source, TableFiles, TextFiles

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.sources import TableFiles

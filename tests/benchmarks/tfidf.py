@@ -16,12 +16,13 @@ from sklearn.metrics import accuracy_score, f1_score
 from framework.config.command import plain
 from framework.config.nodes import check_component
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.data.table import Table, TableData
+from framework.data.examples.splits import ReadSplits
+from framework.data.examples.table import LabelledText, TableData
 
 INVERSE_REGULARIZATION = 10.0
 
 
-def load_table(overrides: list[str]) -> Table:
+def load_table(overrides: list[str]) -> ReadSplits[LabelledText]:
     """The rows of the experiment's splits."""
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -31,7 +32,7 @@ def load_table(overrides: list[str]) -> Table:
     return data.load()
 
 
-def measure(table: Table, split: str) -> dict[str, float]:
+def measure(table: ReadSplits[LabelledText], split: str) -> dict[str, float]:
     """Trains on `train` and scores a split."""
     begin = time.perf_counter()
     train, evaluated = table.splits["train"], table.splits[split]

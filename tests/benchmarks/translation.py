@@ -20,8 +20,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from framework.data.parallel_text import ParallelTextData
-from framework.data.plan import StepPlan
+from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.decoder import DecoderConfig
 from framework.tasks.translation.decode import corpus_scores

@@ -7,8 +7,8 @@ import pytest
 
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
-from framework.data.auto_budget import Trial, even_budget, largest_budget, trial_batch
-from framework.data.fixed_shapes import fixed_shapes
+from framework.data.planning.auto_budget import Trial, even_budget, largest_budget, trial_batch
+from framework.data.planning.fixed_shapes import fixed_shapes
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from tests.distributed.test_activation_checkpoint import composed

@@ -11,8 +11,8 @@ from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
-from framework.data.batch_size import BatchWarmup
-from framework.data.plan import StepPlan
+from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.plan import StepPlan
 from tests.data.sequences import NumberedSource
 from tests.modules.toy_run import build_module
 

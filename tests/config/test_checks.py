@@ -4,8 +4,13 @@ import re
 from dataclasses import replace
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from framework.config.build import build_settings
 from framework.config.checks import check_tensor_parallel
+from framework.config.command import plain
+from framework.config.identity import identity_text
+from framework.config.resolvers import conf_folder, register_resolvers
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 
@@ -37,3 +42,33 @@ def test_every_rank_has_some_words_and_channels(name: str):
         ConfigError, match=f"model.{name}=9 cannot be shared by 4 ranks, since parts of 3 leave nothing"
     ):
         check_tensor_parallel(replace(CONFIG, **{name: 9}), 4)
+
+
+def test_probes_are_a_free_key_that_is_checked():
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        plain_run = plain(compose("train", ["experiment=pretrain_demo"]))
+        data = "+probes.sst2.data={train: a.tsv, validation: b.tsv, format: {columns: [text, label], quote: null}}"
+        probed = plain(compose("train", ["experiment=pretrain_demo", data, "trainer.probe_every_n_steps=5"]))
+        mistyped = plain(compose("train", ["experiment=pretrain_demo", data, "+probes.sst2.pool=cls"]))
+        lonely = plain(compose("train", ["experiment=pretrain_demo", "trainer.probe_every_n_steps=5"]))
+    settings = build_settings(probed, world_size=2)
+    assert settings.probes["sst2"].data.format.columns == ["text", "label"]
+    assert identity_text(probed) == identity_text(plain_run)
+    with pytest.raises(ConfigError, match=r"unknown config key `probes.sst2.pool`; did you mean `pooling`\?"):
+        build_settings(mistyped, world_size=2)
+    with pytest.raises(ConfigError, match=r"`trainer.probe_every_n_steps` is 5, but there are no `probes`"):
+        build_settings(lonely, world_size=2)
+
+
+def test_augmentation_is_another_run_and_none_is_that_of_before():
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        common = ["experiment=finetune_demo", "init_from=x"]
+        none, delete, more = (
+            plain(compose("train", [*common, *overrides]))
+            for overrides in ([], ["augmentation=delete"], ["augmentation=delete", "augmentation.rate=0.2"])
+        )
+    assert build_settings(none, world_size=1).augmentation is None
+    assert len({identity_text(config) for config in (none, delete, more)}) == 3
+    assert identity_text({name: value for name, value in none.items() if name != "augmentation"}) == identity_text(none)

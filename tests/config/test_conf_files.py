@@ -1,5 +1,6 @@
 """Every YAML file under conf/ is found, composed the way a user would name it, checked and built."""
 
+import inspect
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,13 +12,19 @@ from framework.config.build import build_settings
 from framework.config.command import plain
 from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig
 from framework.config.nodes import check_arguments, check_component
+from framework.config.plugins import PLUGIN_MODULE
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.models.config import EncoderConfig
+from framework.sweeps.slurm import SlurmLauncher
+from framework.sweeps.torchrun import TorchrunLauncher
 
 CONF = conf_folder()
 FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+# Data whose keys are not those of a table.
+EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
+LAUNCHERS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher}
 # What a group's option needs beside its name.
 NEEDS = {
     "adapter/lora": ["init_from=x"],
@@ -41,12 +48,11 @@ def hydra_here():
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    """The config; where it leaves the training file to the user, with one."""
+    """The config; where it leaves files of data to the user, with some."""
     config = compose(name, list(overrides))
-    data = config.get("data")
-    if data is not None and OmegaConf.is_missing(data, "train"):
-        config = compose(name, [*overrides, "data.train=x"])
-    return config
+    data = config.get("data") or {}
+    missing = [f"data.{key}=x" for key in data if OmegaConf.is_missing(data, key)]
+    return compose(name, [*overrides, *missing]) if missing else config
 
 
 def experiment_of(task: str) -> str:
@@ -65,9 +71,11 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
+        "augmentation": 4,
         "corpus": 6,
-        "data": 11,
-        "experiment": 14,
+        "data": 12,
+        "experiment": 15,
+        "hydra": 2,
         "logger": 2,
         "model": 11,
         "optimizer": 4,
@@ -75,7 +83,7 @@ def test_the_number_of_files_is_known():
         "regularization": 3,
         "schedule": 4,
         "strategy": 6,
-        "task": 8,
+        "task": 9,
         "tokenizer": 5,
         "trainer": 1,
         "vocabulary": 3,
@@ -96,6 +104,9 @@ def test_every_file_composes_checks_and_builds(file):
         assert all(source.build() for source in settings.corpus.sources.values())
     elif group == "vocabulary":
         assert check_component(group, plain(composed(name, *needs))[group]).build()
+    elif group == "hydra":
+        assert set(launcher_keys(file)) == {"_target_", *inspect.signature(LAUNCHERS[file.stem]).parameters}
+        check_settings(composed("train", "experiment=pretrain_demo", f"hydra/launcher={file.stem}"))
     elif name == "data/of_run":
         assert plain(composed("evaluate", "run=x"))["data"] == {}
     elif group == "experiment":
@@ -103,9 +114,15 @@ def test_every_file_composes_checks_and_builds(file):
     else:
         labelled = group == "data" and option != "demo_corpus"
         experiment = experiment_of(option) if group == "task" else "finetune_demo" if labelled else "pretrain_demo"
-        if name == "data/parallel_text":
-            experiment = "finetune_translation"
+        experiment = EXPERIMENT_OF_DATA.get(option, experiment) if group == "data" else experiment
         check_settings(composed("train", f"experiment={experiment}", f"{group}={option}", *needs))
+
+
+def launcher_keys(file: Path) -> DictConfig:
+    config = OmegaConf.load(file)
+    assert isinstance(config, DictConfig)
+    assert config._target_ == f"{PLUGIN_MODULE}.{LAUNCHERS[file.stem].__name__}"
+    return config
 
 
 def check_command(name: str) -> None:
@@ -126,6 +143,7 @@ def check_settings(config: DictConfig) -> None:
     assert settings.task.build().loss_weights
     assert settings.data.build()
     assert settings.optimizer.build().group
+    assert settings.augmentation is None or 0.0 < settings.augmentation.build().rate < 1.0
     assert settings.regularization.build().weights(settings.task.build())
     assert 0.0 < settings.schedule.build(max_steps=100)(50) <= 1.0
     if settings.model.arguments:

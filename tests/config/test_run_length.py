@@ -6,7 +6,7 @@ import pytest
 
 from framework.config.build import resolve_global_batch_size, run_length
 from framework.config.schema import TrainerConfig
-from framework.data.batch_size import BatchWarmup
+from framework.data.planning.batch_size import BatchWarmup
 from framework.errors import ConfigError
 from tests.data.sequences import NumberedSource
 

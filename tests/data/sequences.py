@@ -4,7 +4,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.order import Shuffle
+from framework.data.planning.order import Shuffle
 from framework.random import below, mix
 
 SHIFT = 1000

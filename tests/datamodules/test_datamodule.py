@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.batch import StepBatch
-from framework.data.batch_size import BatchWarmup
-from framework.data.order import Shuffle
+from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
 from tests.data.sequences import SHIFT, NumberedSource

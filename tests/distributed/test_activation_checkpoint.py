@@ -296,7 +296,7 @@ def test_the_config_reaches_the_module_and_is_free_to_change() -> None:
     check_same_run("runs/x", before, after)
     config, task = settings.model.build(vocab_size=100), settings.task.build()
     nothing: Any = None
-    parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None)
+    parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None, {})
     assert build_module(settings, parts, Precision("fp32"), "cpu").activation_checkpointing == EVERY_SECOND
 
 

@@ -198,7 +198,7 @@ def test_the_config_reaches_the_module_and_is_free_to_change(tmp_path: Path, mon
     check_same_run(str(tmp_path), before, after)
     config, task = settings.model.build(vocab_size=100), settings.task.build()
     nothing: Any = None
-    parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None)
+    parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None, {})
     assert build_module(settings, parts, Precision("bf16"), "cuda").compile_backend == "inductor"
     with pytest.raises(ConfigError, match=r"compile` is inductor, but here the device is cpu and the precision bf16"):
         build_module(settings, parts, Precision("bf16"), "cpu")

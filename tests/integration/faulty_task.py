@@ -72,3 +72,16 @@ class FaultySource:
     def build(self, epochs: Any, indices: Any, sequence_ids: Any, step: int, capacity: Any = None) -> PackedBatch:
         fault(("sleep_in_loader",), step + 1)
         return self.source.build(epochs, indices, sequence_ids, step, capacity)
+
+
+class SleepyTask(PretrainingTask):
+    """Sleeps in each training step, as CLOZE_TEST_SLEEP says: "SECONDS RANK [RANK ...]"."""
+
+    slept = -1
+
+    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
+        seconds, *ranks = os.environ["CLOZE_TEST_SLEEP"].split()
+        if POSITION.step not in (None, self.slept) and str(process_info().rank) in ranks:
+            self.slept = POSITION.step
+            time.sleep(float(seconds))
+        return super().loss_sums(outputs, batch)

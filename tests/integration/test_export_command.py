@@ -68,7 +68,7 @@ def test_the_card_says_what_the_run_folder_knows(tmp_path, run):
     (start,) = json.loads((folder / "provenance.json").read_text())["starts"]
     assert cell(text, "accuracy") == f"{summary['last']['val/accuracy']:.4f}"
     assert cell(text, "loss (nats)") == f"{summary['last']['val/loss']:.4f}"
-    assert cell(text, "data") == f"framework.data.table.TableData, fingerprint {start['fingerprints']['data']}"
+    assert cell(text, "data") == f"framework.data.examples.table.TableData, fingerprint {start['fingerprints']['data']}"
     assert cell(text, "started from") == "fresh weights"
     assert cell(text, "weights") == "step 2 of the run, as trained"
     assert [cell(text, name) for name in ("steps", "batch of a step", "seed", "learning rate", "precision")] == [

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.tracking.run_status import RunStatus, read_status
 from tests.faults.tiny_run import STEPS, arguments, make_store
 
 WAIT_SECONDS = 300
@@ -71,6 +72,18 @@ def kill(run: subprocess.Popen[bytes]) -> None:
     run.wait()
 
 
+def status(folder: Path) -> RunStatus:
+    return read_status(folder, folder / "checkpoints")
+
+
+def wait_until_lost(folder: Path) -> RunStatus:
+    """The kernel needs a moment to end processes, and whoever inherits them another to bury them."""
+    deadline = time.monotonic() + 10
+    while (seen := status(folder)).state == "running" and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return seen
+
+
 @pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "fsdp2"), (4, "ddp")])
 def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: str) -> None:
     whole, killed = f"whole{num_ranks}", f"killed{num_ranks}"
@@ -79,7 +92,14 @@ def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: 
     run = start(corpus, killed, num_ranks, strategy)
     moment = random.SystemRandom().randint(4, STEPS - 2)
     wait_for_rows(run, corpus.parent / killed / "metrics.jsonl", moment)
+    seen = status(corpus.parent / killed)
     kill(run)
+    assert (seen.state, seen.num_ranks, seen.max_steps) == ("running", num_ranks, STEPS)
+    assert moment <= seen.step <= STEPS
+    assert seen.seconds_left is not None
+    seen = wait_until_lost(corpus.parent / killed)
+    assert (seen.state, list(seen.last_lines)) == ("lost", list(range(num_ranks)))
+    assert all(f" rank {rank} step " in line for rank, line in seen.last_lines.items())
     cut = (corpus.parent / killed / "metrics.jsonl").read_bytes()
     assert len(cut.splitlines()) < STEPS
     finish(start(corpus, killed, num_ranks, strategy))
@@ -90,3 +110,5 @@ def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: 
     summary = json.loads((corpus.parent / killed / "summary.json").read_text(encoding="utf-8"))
     assert summary["ended"] == "finished"
     assert summary["steps"] == STEPS
+    seen = status(corpus.parent / killed)
+    assert (seen.state, seen.step, seen.checkpoint_step, seen.ended_badly) == ("finished", STEPS, STEPS, False)

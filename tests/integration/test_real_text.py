@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from framework.batch import PackedBatch
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.documents import split_sentences
 from framework.data.reading.files import Reading

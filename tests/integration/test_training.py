@@ -21,7 +21,7 @@ from framework.callbacks.standard import standard_callbacks
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.retention import Retention
 from framework.config.resolvers import conf_folder
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData

@@ -2,14 +2,17 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "docker").glob("*.sh"), ROOT / ".ci" / "run"])
+SOURCED = {"settings.sh", "agent.sh", "over_ssh.sh"}
 TOOLS = "bash cat cut dirname grep head mktemp paste rm sed sha256sum sort tail tr"
 
 
@@ -24,14 +27,76 @@ def test_all_scripts_are_found():
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_script_is_clean(script):
     text = script.read_text(encoding="utf-8")
-    assert os.access(script, os.X_OK)
-    assert "set -euo pipefail" in text
+    is_program = script.name not in SOURCED
+    assert text.startswith("#!/usr/bin/env bash\n" if is_program else "# Sourced by ")
+    assert os.access(script, os.X_OK) == is_program
+    assert ("set -euo pipefail" in text) == is_program
     assert not re.search(r"https?://|pypi\.org|index-url", text)
-    shellcheck = shutil.which("shellcheck", path=f"{ROOT / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    result = subprocess.run([shellcheck, str(script)], capture_output=True, text=True, check=False)
+    result = subprocess.run([shellcheck, "-x", str(script)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in {*SOURCED, "run"}], ids=name_of)
+def test_script_answers_help(script):
+    told = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=False, cwd="/")
+    assert told.returncode == 0, told.stderr
+    head = script.read_text(encoding="utf-8").splitlines()[1]
+    assert told.stdout.splitlines()[0] == head.removeprefix("# ")
+    assert "set -euo" not in told.stdout
+
+
+def dry_run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "launch" / name), "--dry-run", *arguments]
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
+
+
+def test_dry_runs_print_settings_and_command():
+    one = dry_run("torchrun.sh", "--processes", "3", "experiment=pretrain_demo", "run.id=a b")
+    assert one.returncode == 0, one.stderr
+    *settings, command = one.stdout.splitlines()
+    assert "OMP_WAIT_POLICY=PASSIVE \\" in settings and "NCCL_DEBUG=WARN \\" in settings
+    words = shlex.split(command)
+    assert words[:6] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    assert words[-4:] == ["-m", "framework.train", "experiment=pretrain_demo", "run.id=a b"]
+
+    several = dry_run(
+        "multi_node.sh", "--nodes", "1:4", "--head", "127.0.0.1", "--id", "x", "--processes", "2", "seed=1"
+    )
+    assert several.returncode == 0, several.stderr
+    *settings, command = several.stdout.splitlines()
+    assert {"GLOO_SOCKET_IFNAME=lo \\", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \\"} <= set(settings)
+    words = shlex.split(command)
+    assert words[words.index("--nnodes") + 1] == "1:4"
+    assert words[words.index("--rdzv-endpoint") + 1] == "127.0.0.1:29400"
+    assert words[words.index("--rdzv-conf") + 1].startswith("is_host=1,join_timeout=600,")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "told"),
+    [
+        ("torchrun.sh", ["--processes", "0", "seed=1"], "--processes is 0, it must be a number from 1 on"),
+        ("torchrun.sh", [], "nothing to train is given"),
+        ("torchrun.sh", ["--nodes", "2", "seed=1"], "the option --nodes is not known"),
+        ("multi_node.sh", ["--id", "x", "--nodes", "2", "seed=1"], "--head is missing"),
+        ("multi_node.sh", ["--id", "x", "--nodes", "4:1", "--head", "127.0.0.1", "seed=1"], "--nodes is '4:1'"),
+        ("multi_node.sh", ["--id", "x/y", "--nodes", "2", "--head", "127.0.0.1", "seed=1"], "--id is 'x/y'"),
+        (
+            "multi_node.sh",
+            ["--id", "x", "--nodes", "2", "--head", "no.such.host.invalid", "seed=1"],
+            "has no address here",
+        ),
+        ("multi_node.sh", ["--id", "x", "--hosts", "/no/such/file", "seed=1"], "/no/such/file cannot be read"),
+        ("multi_node.sh", ["--id"], "--id needs a value"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line(script, arguments, told):
+    done = dry_run(script, *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from framework.callbacks.cadence import Cadence
 from framework.constants import IGNORE_INDEX
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.distributed.parallelize import materialize
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values

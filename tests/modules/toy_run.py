@@ -6,6 +6,7 @@ among ranks and micro-batches shows.
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import lightning.pytorch as pl
 import numpy as np
@@ -25,7 +26,7 @@ from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity, Target, pack_sequences
-from framework.data.order import Shuffle
+from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import process_info
 from framework.distributed.mesh import mesh_shape
@@ -43,6 +44,7 @@ from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import AdamW
 from framework.random import below, key, mix
+from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task, TaskModel
 
 VOCAB = 40
@@ -211,6 +213,7 @@ def train(
     retention: Retention | None = None,
     checkpoints: Location | None = None,
     patience: Patience | None = None,
+    probes: Mapping[str, Probe] = MappingProxyType({}),
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -230,6 +233,7 @@ def train(
         non_finite=non_finite,
         checkpoints=checkpoints,
         patience=patience,
+        probes=probes,
     )
     trainer = build_trainer(
         build_strategy(strategy, shape, 60.0),

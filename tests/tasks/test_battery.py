@@ -110,10 +110,21 @@ def test_loss_gradients_and_metrics_do_not_depend_on_the_split(trained, num_rank
 def test_evaluation_finds_what_validation_found(trained, num_ranks):
     _, folder, _ = trained
     output = folder / "evaluated.json"
+    analysis = folder / "runs" / "one" / "analysis" / "validation.json"
+    kept = json.loads(analysis.read_text(encoding="utf-8"))
+    analysis.unlink()
+    (folder / "runs" / "one" / "report.html").unlink()
     succeed(folder, "evaluate", "run=one", "precision=fp32", f"output={output}", num_ranks=num_ranks)
     found = json.loads(output.read_text(encoding="utf-8"))["metrics"]
     last = {key: value for key, value in rows(folder, "one")[-1].items() if key.startswith("val/")}
     assert {f"val/{key}": value for key, value in found.items()} == pytest.approx(last, rel=1e-4, abs=1e-5)
+    # The last validation of the training kept the same rows, without a pass of its own.
+    found_again = json.loads(analysis.read_text(encoding="utf-8"))
+    assert kept.pop("facts")["data fingerprint"] == found_again.pop("facts")["data fingerprint"]
+    assert kept["rows"] > 0 and kept["lengths"]
+    assert_same(kept, found_again)
+    page = (folder / "runs" / "one" / "report.html").read_text(encoding="utf-8")
+    assert '<section id="validation">' in page and '<section id="curves">' in page
 
 
 def test_predictions_keep_rows_and_do_not_depend_on_processes(trained):

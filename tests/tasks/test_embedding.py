@@ -7,7 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional
 
 from framework.data.collate import Capacity
-from framework.data.text_pairs import TextGroup
+from framework.data.examples.text_pairs import TextGroup
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.embedding.features import (

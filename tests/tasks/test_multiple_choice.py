@@ -10,7 +10,7 @@ import torch
 
 from framework.batch import PackedBatch
 from framework.config.checks import check_compiled_items
-from framework.data.choices import ChoiceData, ChoiceExample
+from framework.data.examples.choices import ChoiceData, ChoiceExample
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError

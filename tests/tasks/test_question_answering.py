@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
-from framework.data.plan import StepPlan
-from framework.data.questions import Answer, Question, QuestionData
+from framework.data.examples.questions import Answer, Question, QuestionData
+from framework.data.planning.plan import StepPlan
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape

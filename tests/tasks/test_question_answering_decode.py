@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from framework.data.questions import Question
+from framework.data.examples.questions import Question
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.features import Passage, Window
 

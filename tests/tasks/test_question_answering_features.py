@@ -6,7 +6,7 @@ from tokenizers import Encoding
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
-from framework.data.questions import Answer, Question
+from framework.data.examples.questions import Answer, Question
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 from framework.tasks.question_answering.features import WindowSizes, window_firsts, window_source

@@ -8,11 +8,11 @@ from torch.nn import functional
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
+from framework.data.examples.marked_text import read_marked_text
+from framework.data.examples.relations import RelationData, RelationExample
 from framework.data.flat_source import FlatSource
-from framework.data.marked_text import read_marked_text
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
-from framework.data.relations import RelationData, RelationExample
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts

@@ -7,8 +7,8 @@ import torch
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
+from framework.data.examples.table import TableData
 from framework.data.layout import truncate_longest_first
-from framework.data.table import TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import classification_source

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
+from framework.data.examples.table import TableData
 from framework.data.reading.rows import Row
-from framework.data.table import TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.tasks.sequence_classification.task import SequenceClassificationTask

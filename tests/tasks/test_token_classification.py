@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Capacity
+from framework.data.examples.tagged import TaggedData
 from framework.data.flat_source import FlatSource
 from framework.data.reading.rows import Row
-from framework.data.tagged import TaggedData
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts

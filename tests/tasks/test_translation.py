@@ -16,8 +16,8 @@ from framework.batch import PackedBatch
 from framework.config.build import build_model
 from framework.config.checks import check_task_is_split
 from framework.constants import IGNORE_INDEX
-from framework.data.parallel_text import ParallelTextData
-from framework.data.plan import GroupedSequences, StepPlan
+from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.planning.plan import GroupedSequences, StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape

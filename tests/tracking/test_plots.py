@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.tracking.plots import draw_plots, smooth
+from framework.tracking.metrics_jsonl import read_rows
+from framework.tracking.plots import _draw_probes, _new_figure, draw_plots, smooth
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
@@ -30,6 +31,19 @@ def test_three_pictures_are_drawn_at_150_dots_per_inch(tmp_path: Path):
 def test_what_has_no_rows_is_not_drawn(tmp_path: Path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": 5, "val/loss": 0.5}, {"step": 6, "train/loss": None}])
     assert draw_plots(tmp_path, "a run") == []
+
+
+def test_probes_are_drawn_by_their_first_metric(tmp_path: Path):
+    rows = [{"step": step, "probe/sst2/accuracy": 0.5, "probe/sst2/macro_f1": 0.4} for step in (10, 20)]
+    write_rows(tmp_path / "metrics.jsonl", [*rows, {"step": 20, "probe/similarity/spearman": 0.3}])
+    assert [path.name for path in draw_plots(tmp_path, "a run")] == ["probes.png"]
+    _, axes = _new_figure("a run")
+    assert _draw_probes(axes, read_rows(tmp_path / "metrics.jsonl"))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {
+        "probe sst2 accuracy": [[10.0, 0.5], [20.0, 0.5]],
+        "probe similarity Spearman's correlation": [[20.0, 0.3]],
+    }
 
 
 def test_smoothing_is_a_centred_mean_whose_window_shrinks_to_the_ends():

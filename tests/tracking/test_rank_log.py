@@ -65,7 +65,7 @@ def test_warnings_of_python_and_of_others_are_kept_and_shown(tmp_path: Path, cap
         for _ in range(3):
             warnings.warn("old way", DeprecationWarning, stacklevel=1)
         logging.getLogger("some.library").warning("careful")
-        logging.getLogger("framework.data.table").warning("a row was skipped")
+        logging.getLogger("framework.data.examples.table").warning("a row was skipped")
         logging.getLogger(RUN_LOGGER).warning("for the file only")
     written = [text for _, level, text in lines(tmp_path) if level == "WARNING"]
     assert len(written) == 4

@@ -20,6 +20,7 @@ import framework.callbacks.standard
 assert not any(name.split(".")[0] == "wandb" for name in sys.modules), "imported before a logger was built"
 logger = build_wandb_logger(Path(sys.argv[1]), "my run/7", {"seed": 3}, group="sweep", tags=["a"])
 logger.log_metrics({"train/loss": 2.5}, step=12)
+logger.log_metrics({"train/loss": 2.0}, step=13)
 run = logger.experiment
 print(run.id, run.offline, run.group, run.tags, run.config["seed"], run.summary["train/loss"])
 logger.finalize("success")

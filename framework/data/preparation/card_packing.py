@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from framework.data.order import permute
-from framework.data.packing import budget_sizes, pack
+from framework.data.planning.order import permute
+from framework.data.planning.packing import budget_sizes, pack
 from framework.data.store.sequence_index import Division
 
 SEQUENCE_LENGTHS = (128, 512, 1024)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from framework.data.examples.splits import same_text
+from framework.data.examples.text_units import TextUnit, Units, split_units
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.json_rows import check_surrogates, json_object
-from framework.data.splits import same_text
-from framework.data.text_units import TextUnit, Units, split_units
 from framework.errors import ConfigError, DataError
 
 _DOCUMENT_START = b"-DOCSTART-"
@@ -18,7 +18,7 @@ _DOCUMENT_START = b"-DOCSTART-"
 
 @dataclass(frozen=True, slots=True)
 class TaggedSentence:
-    """A sentence (`framework.data.splits.Record`).
+    """A sentence (`framework.data.examples.splits.Record`).
 
     Attributes:
         place: File, sentence and line, for messages.

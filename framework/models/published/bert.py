@@ -27,11 +27,12 @@ from framework.models.published.kinds import (
 )
 from framework.models.published.rules import Rule, fused_qkv, renamed
 
-_MLM = (
+MLM = (
     *renamed("mlm.dense", "cls.predictions.transform.dense"),
     *renamed("mlm.norm", "cls.predictions.transform.LayerNorm"),
     Rule(("mlm.decoder.bias",), ("cls.predictions.bias",)),
 )
+"""Scores of words; their map is the word embeddings."""
 _NSP = tuple(renamed("nsp", "cls.seq_relationship"))
 _FIELDS = {**FIELDS, "norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout_prob"}
 
@@ -168,8 +169,8 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
 
 
 _CLASSES = (
-    PublishedClass("ForPreTraining", PRETRAINING, POOLER, (*_MLM, *_NSP)),
-    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_MLM),
+    PublishedClass("ForPreTraining", PRETRAINING, POOLER, (*MLM, *_NSP)),
+    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=MLM),
     PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, POOLER, _CLASSIFIER, poolings=("cls",)),
     *FINE_TUNED,
 )
@@ -182,7 +183,7 @@ BERT = Family(
     encoder_rules=_encoder_rules,
     classes=lambda _config: _CLASSES,
     base_rules=POOLER,
-    named_rules=(*_MLM, *POOLER, *_NSP),
+    named_rules=(*MLM, *POOLER, *_NSP),
     tied=frozenset({"cls.predictions.decoder.weight"}),
     ignored=IGNORED | {"cls.predictions.decoder.bias"},
     special_tokens={},

@@ -97,5 +97,7 @@ SEQUENCE_CLASSIFICATION = HeadKind(
 TOKEN_CLASSIFICATION = HeadKind("token_classification", "token-classification", _write_labels, _read_labels)
 QUESTION_ANSWERING = HeadKind("question_answering", "question-answering")
 MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice")
+TRANSLATION = HeadKind("translation", "translation")
+"""A decoder on top: not a class of the family, but `EncoderDecoderModel` around it."""
 EMBEDDING = HeadKind("embedding", "sentence-similarity")
 """One vector for a text: no class of transformers, but the base class and the files of sentence-transformers."""

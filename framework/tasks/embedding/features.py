@@ -16,11 +16,11 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.collate import Capacity
+from framework.data.examples.splits import same_text
+from framework.data.examples.text_pairs import TextGroup
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
-from framework.data.order import Shuffle
-from framework.data.splits import same_text
-from framework.data.text_pairs import TextGroup
+from framework.data.planning.order import Shuffle
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import below, key, mix
 from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
@@ -151,7 +151,7 @@ def labelled_source(
 
 
 class DrawnPairs:
-    """Items of single texts, of which those with a label get a second text (`framework.data.plan.SequenceSource`).
+    """Items of single texts, of which those with a label get a second text (a `SequenceSource`).
 
     The second text is a function of (seed, epoch, index): any other one of the same label. A text that is alone with
     its label is paired with itself; dropout tells the two apart (Gao et al. 2021, arXiv:2104.08821, section 3).

@@ -24,14 +24,19 @@ def pair_scores(vectors: Sequence[np.ndarray], references: Sequence[float], size
         references: Its score.
         size: Channels that are compared, from the first on.
     """
-    whole = np.stack(vectors)
-    first, second = (_unit(whole[:, member, :size]) for member in (ANCHOR, POSITIVE))
-    cosines = torch.from_numpy((first * second).sum(axis=1))
+    cosines = torch.from_numpy(pair_cosines(vectors, size))
     true = torch.tensor(references, dtype=torch.float64)
     return {
         "spearman": float(correlation(average_ranks(cosines), average_ranks(true))),
         "pearson": float(correlation(cosines, true)),
     }
+
+
+def pair_cosines(vectors: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """(pairs,) float64 cosines of the two texts of each, by their first `size` channels."""
+    whole = np.stack(vectors)
+    first, second = (_unit(whole[:, member, :size]) for member in (ANCHOR, POSITIVE))
+    return np.asarray((first * second).sum(axis=1))
 
 
 def search_scores(vectors: Sequence[np.ndarray], records: Sequence[Searched], size: int) -> dict[str, float]:
@@ -45,6 +50,18 @@ def search_scores(vectors: Sequence[np.ndarray], records: Sequence[Searched], si
     Returns:
         `mrr`, `hit_rate_at_K` and `recall_at_K` for K 1, 5 and 10, and `ndcg_at_10`, in [0, 1]; NaN without queries.
     """
+    _, found = search_values(vectors, records, size)
+    return {name: float(values.mean()) if len(values) else float("nan") for name, values in found.items()}
+
+
+def search_values(
+    vectors: Sequence[np.ndarray], records: Sequence[Searched], size: int
+) -> tuple[list[int], dict[str, np.ndarray]]:
+    """What `search_scores` takes the means of.
+
+    Returns:
+        The places of the queries that have an answer among the candidates, and of each metric their (queries,) values.
+    """
     searched = [place for place, record in enumerate(records) if record.candidate is not None]
     column_of = {place: column for column, place in enumerate(searched)}
     candidates = _unit(np.stack([vectors[place][records[place].candidate][:size] for place in searched]))
@@ -56,6 +73,7 @@ def search_scores(vectors: Sequence[np.ndarray], records: Sequence[Searched], si
     for place, query in asking:
         answers[query].add(records[place].answer)
 
+    places: list[int] = []
     found: dict[str, list[np.ndarray]] = defaultdict(list)
     for first in range(0, len(asking), _QUERIES_AT_ONCE):
         chunk = asking[first : first + _QUERIES_AT_ONCE]
@@ -69,10 +87,10 @@ def search_scores(vectors: Sequence[np.ndarray], records: Sequence[Searched], si
                 is_relevant[row, column_of[place]] = False
                 similarities[row, column_of[place]] = -np.inf
         is_answered = is_relevant.any(axis=1)
+        places += [chunk[row][0] for row in np.flatnonzero(is_answered).tolist()]
         for name, values in _values(ranked_relevance(similarities[is_answered], is_relevant[is_answered])).items():
             found[name].append(values)
-    joined = {name: np.concatenate(values) for name, values in found.items()}
-    return {name: float(values.mean()) if len(values) else float("nan") for name, values in joined.items()}
+    return places, {name: np.concatenate(values) for name, values in found.items()}
 
 
 def _values(ranked: np.ndarray) -> dict[str, np.ndarray]:

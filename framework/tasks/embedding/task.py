@@ -7,18 +7,20 @@ import numpy as np
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
+from framework.data.examples.text_pairs import TextGroup, TextPairData
 from framework.data.flat_source import FlatSource
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
-from framework.data.text_pairs import TextGroup, TextPairData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import DrawnPairs, labelled_source, match_source, scored_source, text_source
 from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
 from framework.tasks.embedding.scores import pair_scores, search_scores
+from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
 
@@ -206,3 +208,10 @@ class EmbeddingTask(StepLevelTask):
             found = scores(decoded, source.records, size)
             values.update({f"{name}{ending}": value for name, value in found.items()})
         return values
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """`examine_pairs` or `examine_search`; the texts are the tokens."""
+        assert isinstance(source, FlatSource | DrawnPairs)
+        if self.objective == "similarity":
+            return examine_pairs(source.records, found)
+        return examine_search(source.records, found)

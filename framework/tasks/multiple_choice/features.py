@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from framework.constants import IGNORE_INDEX
-from framework.data.choices import ChoiceExample
+from framework.data.examples.choices import ChoiceExample
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer

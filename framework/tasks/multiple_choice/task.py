@@ -12,14 +12,15 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.choices import ChoiceData, ChoiceExample, filled, listed_choices
+from framework.data.examples.choices import ChoiceData, ChoiceExample, filled, listed_choices
 from framework.data.flat_source import FlatSource
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.examination import Examination, ExaminedRow, FoundItems
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -45,6 +46,7 @@ class MultipleChoiceTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "multiple_choice"
+    allows_augmentation = True
 
     def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
@@ -147,6 +149,26 @@ class MultipleChoiceTask(Task):
                 }
             )
         return told
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """A row for each question."""
+        assert isinstance(source, FlatSource)
+        rows = []
+        for place, (example, told) in enumerate(zip(source.records, self.assemble(source, found.decoded), strict=True)):
+            texts = [*([example.context] if example.context is not None else []), example.question]
+            rows.append(
+                ExaminedRow(
+                    length=int(found.lengths[place]),
+                    loss=found.loss(place),
+                    score=None if example.right is None else float(told["index"] == example.right),
+                    confidence=told["probability"],
+                    expected="" if example.right is None else example.choices[example.right],
+                    predicted=told["answer"],
+                    text="\n".join([*texts, *(f"- {choice}" for choice in example.choices)]),
+                    place=example.place,
+                )
+            )
+        return Examination(rows, "accuracy")
 
 
 def _items(batch: PackedBatch) -> Tensor:

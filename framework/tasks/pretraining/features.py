@@ -12,8 +12,8 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.collate import Capacity, Target, pack_sequences
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
-from framework.data.mixture import Mixture
-from framework.data.order import Shuffle
+from framework.data.planning.mixture import Mixture
+from framework.data.planning.order import Shuffle
 from framework.data.sentence_pairs import Segments, SentenceChunks
 from framework.data.store.token_store import TokenStore
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -51,7 +51,7 @@ class MaskRate:
 
 
 class PretrainingSource:
-    """The sequences of one split (`framework.data.plan.SequenceSource`), pure functions of (seed, epoch, index).
+    """The sequences of one split (a `SequenceSource`), pure functions of (seed, epoch, index).
 
     Args:
         store: Holds the tokens.

@@ -9,8 +9,8 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.masking import Masking
-from framework.data.mixture import Mixture
-from framework.data.plan import SequenceSource
+from framework.data.planning.mixture import Mixture
+from framework.data.planning.plan import SequenceSource
 from framework.data.sentence_pairs import SentenceChunks
 from framework.data.store.sequence_index import Division
 from framework.data.store_data import StoreData

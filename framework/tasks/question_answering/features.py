@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.questions import Question
 from framework.data.flat_source import FlatSource, FlatTarget
-from framework.data.questions import Question
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 

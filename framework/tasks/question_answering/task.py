@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.questions import Question, QuestionData
 from framework.data.flat_source import FlatSource
-from framework.data.plan import SequenceSource
-from framework.data.questions import Question, QuestionData
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
+from framework.tasks.question_answering.examine import examine_answers
 from framework.tasks.question_answering.features import SPECIAL_TOKENS, Window, WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
@@ -183,6 +185,10 @@ class QuestionAnsweringTask(Task):
         predictions = [prediction["answer"] for prediction in self.assemble(source, decoded)]
         truths = [[answer.text for answer in question.answers] for question in questions]
         return score_answers(predictions, truths, self.answer_unit)
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """`examine_answers`."""
+        return examine_answers(_windows(source), found, self.assemble(source, found.decoded), self.answer_unit)
 
 
 def _windows(source: SequenceSource) -> Sequence[Window]:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.relations import RelationExample
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.reading.files import Reading
-from framework.data.relations import RelationExample
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 

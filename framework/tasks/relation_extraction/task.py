@@ -9,21 +9,22 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.marked_text import read_marked_text
+from framework.data.examples.relations import RelationData, RelationExample
 from framework.data.flat_source import FlatSource
-from framework.data.marked_text import read_marked_text
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
-from framework.data.relations import RelationData, RelationExample
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.metrics.classification import Accuracy
 from framework.metrics.relation_f1 import RelationF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
-from framework.tasks.sequence_classification.decode import decode_labels
+from framework.tasks.sequence_classification.decode import decode_labels, examine_labels
 from framework.tasks.task import Task
 
 logger = logging.getLogger(__name__)
@@ -152,3 +153,9 @@ class RelationExtractionTask(Task):
         relation_f1 = metrics["relation_f1"]
         assert isinstance(relation_f1, RelationF1)
         return relation_f1.rows()
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """A row for each text, its marks shown."""
+        assert isinstance(source, FlatSource)
+        texts = [record.text.marked for record in source.records]
+        return examine_labels(source.records, texts, found, self.labels)

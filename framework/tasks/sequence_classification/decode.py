@@ -1,9 +1,23 @@
 """From scores to what a person reads: predicted labels, and a table of the classes."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
+
+from framework.tasks.examination import Examination, ExaminedRow, FoundItems, count_confusions
+
+
+class Labelled(Protocol):
+    """A row of the data: where it stands, and its label."""
+
+    @property
+    def place(self) -> str:
+        """File and row."""
+
+    @property
+    def label(self) -> object:
+        """As in the file."""
 
 
 def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -45,3 +59,34 @@ def class_scores(right: Tensor, present: Tensor, predicted: Tensor, labels: Sequ
         }
         for label, hits, there, chosen in zip(labels, right.tolist(), present.tolist(), predicted.tolist(), strict=True)
     ]
+
+
+def examine_labels(
+    records: Sequence[Labelled], texts: Sequence[str], found: FoundItems, labels: Sequence[str]
+) -> Examination:
+    """A row for each sequence that has one label; nothing is asked of those whose label is none of `labels`.
+
+    Args:
+        records: Where each sequence is from, and its label.
+        texts: Of the sequences.
+        found: Of `decode_labels`.
+        labels: Names in the order of scores.
+    """
+    known = set(labels)
+    rows = []
+    for place, (record, text, told) in enumerate(zip(records, texts, found.decoded, strict=True)):
+        is_asked = record.label in known
+        rows.append(
+            ExaminedRow(
+                length=int(found.lengths[place]),
+                loss=found.loss(place) if is_asked else None,
+                score=float(told["label"] == record.label) if is_asked else None,
+                confidence=told["probability"],
+                expected=str(record.label),
+                predicted=told["label"],
+                text=text,
+                place=record.place,
+            )
+        )
+    confusion = count_confusions([(row.expected, row.predicted) for row in rows], labels)
+    return Examination(rows, "accuracy", confusion)

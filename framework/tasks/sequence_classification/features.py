@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from framework.data.answers import Answer
+from framework.data.examples.answers import Answer
 from framework.data.flat_source import FlatSource
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer

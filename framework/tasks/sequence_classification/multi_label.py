@@ -11,12 +11,14 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.answers import Answer, several_labels
+from framework.data.examples.answers import Answer, several_labels
+from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError
 from framework.metrics.multi_label import ExactMatch, LabelCounts, LabelMacroF1, MicroF1
+from framework.tasks.examination import Examination, ExaminedRow, FoundItems, Outcomes
 from framework.tasks.sequence_classification.decode import class_scores
-from framework.tasks.sequence_classification.problem import Problem
+from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
 class MultiLabel(Problem):
@@ -89,3 +91,29 @@ class MultiLabel(Problem):
         assert isinstance(counted, LabelCounts)
         right, too_many, missed = counted.outcomes.unbind(1)
         return class_scores(right, right + missed, right + too_many, self.labels)
+
+    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+        """The score of a row is the share of labels that are right; each label of each row has a probability."""
+        rows, probabilities, came_true = [], [], []
+        for place, (record, told) in enumerate(zip(records, found.decoded, strict=True)):
+            present, predicted = set(_labels(record)), set(told["labels"])
+            probabilities += [told["probabilities"][label] for label in self.labels]
+            came_true += [label in present for label in self.labels]
+            rows.append(
+                ExaminedRow(
+                    length=int(found.lengths[place]),
+                    loss=found.loss(place),
+                    score=1 - len(present ^ predicted) / len(self.labels),
+                    expected=", ".join(label for label in self.labels if label in present),
+                    predicted=", ".join(told["labels"]),
+                    text=text_of(record),
+                    place=record.place,
+                )
+            )
+        outcomes = Outcomes("each label of each row", np.array(probabilities), np.array(came_true, dtype=bool))
+        return Examination(rows, "share of labels that are right", outcomes=outcomes)
+
+
+def _labels(record: LabelledText) -> Sequence[str]:
+    assert isinstance(record.label, tuple)
+    return record.label

@@ -9,8 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.data.answers import Answer, AnswerKind
+from framework.data.examples.answers import Answer, AnswerKind
+from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
+from framework.tasks.examination import Examination, FoundItems
 
 
 class Problem(ABC):
@@ -83,3 +85,12 @@ class Problem(ABC):
         """One row a label, after the metrics were computed; empty where there are no labels."""
         del metrics
         return []
+
+    @abstractmethod
+    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+        """Each row with what was expected and what was predicted."""
+
+
+def text_of(record: LabelledText) -> str:
+    """What is asked, the second text of a pair below the first."""
+    return record.text if record.pair is None else f"{record.text}\n{record.pair}"

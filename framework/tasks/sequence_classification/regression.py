@@ -9,10 +9,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.data.answers import Answer, number
+from framework.data.examples.answers import Answer, number
+from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.metrics.paired import MeanSquaredError, Pearson, Spearman
-from framework.tasks.sequence_classification.problem import Problem
+from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
 class Regression(Problem):
@@ -55,6 +57,22 @@ class Regression(Problem):
     def decode(self, logits: Tensor) -> list[dict[str, Any]]:
         """The score."""
         return [{"score": score} for score in logits[:, 0].float().cpu().tolist()]
+
+    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+        """Both numbers of each row; the loss is their squared difference."""
+        numbers = np.array([[record.label, told["score"]] for record, told in zip(records, found.decoded, strict=True)])
+        rows = [
+            ExaminedRow(
+                length=int(found.lengths[place]),
+                loss=found.loss(place),
+                expected=f"{expected:g}",
+                predicted=f"{predicted:.4g}",
+                text=text_of(record),
+                place=record.place,
+            )
+            for place, (record, (expected, predicted)) in enumerate(zip(records, numbers.tolist(), strict=True))
+        ]
+        return Examination(rows, numbers=numbers.astype(np.float64))
 
 
 def _references(batch: PackedBatch) -> Tensor:

@@ -13,13 +13,15 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.answers import Answer, one_label
+from framework.data.examples.answers import Answer, one_label
+from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError, DataError
 from framework.metrics.classification import Accuracy, ConfusionMetric, MacroF1, Matthews
 from framework.metrics.paired import Auroc
-from framework.tasks.sequence_classification.decode import class_scores, decode_labels
-from framework.tasks.sequence_classification.problem import Problem
+from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.sequence_classification.decode import class_scores, decode_labels, examine_labels
+from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
 class SingleLabel(Problem):
@@ -174,6 +176,10 @@ class SingleLabel(Problem):
         assert isinstance(macro_f1, ConfusionMetric)
         matrix = macro_f1.matrix
         return class_scores(matrix.diagonal(), matrix.sum(1), matrix.sum(0), self.labels)
+
+    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+        """Rows that are only detected to be out of scope are left out of all scores."""
+        return examine_labels(records, [text_of(record) for record in records], found, self.labels)
 
     def _places(self, answers: Sequence[Answer | None]) -> np.ndarray:
         place: dict[Answer, int] = {label: index for index, label in enumerate(self.labels)}

@@ -7,14 +7,15 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
+from framework.data.examples.table import LabelledText, TableData
 from framework.data.flat_source import FlatSource
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
-from framework.data.table import LabelledText, TableData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.examination import Examination, FoundItems, plain_examination
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
@@ -51,6 +52,7 @@ class SequenceClassificationTask(Task):
 
     wraps_epochs = False
     head_kind = "sequence_classification"
+    allows_augmentation = True
 
     def __init__(
         self,
@@ -181,3 +183,10 @@ class SequenceClassificationTask(Task):
         """Precision, recall, F1 and number of sequences of each label."""
         del source, decoded
         return self.problem.class_table(metrics)
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """What the problem says of each row; of `train`, whose rows are not kept, what can be said without them."""
+        assert isinstance(source, FlatSource)
+        if not source.records:
+            return plain_examination(found, found.decoded)
+        return self.problem.examine(source.records, found)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.text_units import TextUnit
 from framework.data.flat_source import FlatSource, FlatTarget
-from framework.data.text_units import TextUnit
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.token_classification.windows import split_windows
 
@@ -23,12 +23,14 @@ class Example:
         tags: (words,) in BIO; None where they are unknown.
         text: Where the words come from; None where that is a file of words.
         units: (words,) places of the words in the text; empty where there is none.
+        place: File and sentence, where it is from a file.
     """
 
     words: Sequence[str]
     tags: Sequence[str] | None = None
     text: str | None = None
     units: Sequence[TextUnit] = ()
+    place: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,21 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
+from framework.data.examples.tagged import TaggedData
+from framework.data.examples.text_units import Units, split_units
 from framework.data.flat_source import FlatSource
-from framework.data.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
-from framework.data.tagged import TaggedData
-from framework.data.text_units import Units, split_units
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
+from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.task import Task
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
+from framework.tasks.token_classification.examine import examine_entities
 from framework.tasks.token_classification.features import Example, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 
@@ -36,8 +38,8 @@ class TokenClassificationTask(Task):
     Args:
         max_length: Most tokens of a sequence, special tokens included; longer sentences become several sequences.
         stride: Tokens from the start of one of these sequences to the next.
-        units: What gets a tag each where a text is given (`framework.data.text_units`): "words", "white_space" or
-            "characters".
+        units: What gets a tag each where a text is given: "words", "white_space" or "characters" (`framework.data.
+            examples.text_units`).
         classifier_dropout: Probability of dropping a channel before the classifier.
 
     Attributes:
@@ -85,7 +87,7 @@ class TokenClassificationTask(Task):
         corpus = data.load(self.units, self.types or None)
         self.tags = bio_tag_set(corpus.labels)
         return {
-            split: self._source([Example(each.words, each.tags) for each in sentences], tokenizer)
+            split: self._source([Example(each.words, each.tags, place=each.place) for each in sentences], tokenizer)
             for split, sentences in corpus.splits.items()
         }
 
@@ -188,6 +190,12 @@ class TokenClassificationTask(Task):
             }
             for label, each in counts.items()
         ]
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """`examine_entities`."""
+        assert isinstance(source, FlatSource)
+        separator = "" if self.units == "characters" else " "
+        return examine_entities(source.records, found, self.tags, self.types, separator)
 
     def _true_and_predicted(
         self, source: SequenceSource, decoded: Sequence[Any]

@@ -51,3 +51,11 @@ def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, 
         "bleu": float(sacrebleu.corpus_bleu(texts, [references]).score),
         "chrf": float(sacrebleu.corpus_chrf(texts, [references]).score),
     }
+
+
+def sentence_scores(texts: Sequence[str], references: Sequence[str]) -> list[float]:
+    """How near each text is by itself: chrF, in [0, 1], as sacrebleu's `sentence_chrf` has it by default."""
+    import sacrebleu
+
+    pairs = zip(texts, references, strict=True)
+    return [float(sacrebleu.sentence_chrf(text, [reference]).score) / 100 for text, reference in pairs]

@@ -23,7 +23,7 @@ _ALL = 1 << 30
 
 
 class TranslationSource:
-    """Pairs of one split (`framework.data.plan.SequenceSource`, `GroupedSequences`).
+    """Pairs of one split (`framework.data.planning.plan.SequenceSource`, `GroupedSequences`).
 
     A pair is as long as source and target together: that is what takes memory, and what throughput counts.
 
@@ -31,6 +31,7 @@ class TranslationSource:
         sources: What the encoder reads.
         targets: What the decoder reads, in the same order.
         references: The targets as texts, for scores; empty where they are not known.
+        texts: The sources as texts.
         tokenizer: Turns found ids into text.
 
     Attributes:
@@ -41,11 +42,17 @@ class TranslationSource:
     group_size = 1
 
     def __init__(
-        self, sources: FlatSource, targets: FlatSource, references: Sequence[str], tokenizer: Tokenizer
+        self,
+        sources: FlatSource,
+        targets: FlatSource,
+        references: Sequence[str],
+        texts: Sequence[str],
+        tokenizer: Tokenizer,
     ) -> None:
         self.sources = sources
         self.targets = targets
         self.references = references
+        self.texts = texts
         self.tokenizer = tokenizer
         self.max_length = sources.max_length + targets.max_length
         self.max_sequence_length = sources.max_sequence_length
@@ -143,6 +150,7 @@ def translation_source(
             max_target_length,
         ),
         [targets[place] for place in kept.tolist()] if targets is not None else [],
+        [sources[place] for place in kept.tolist()],
         tokenizer,
     )
 

@@ -10,8 +10,8 @@ from torchmetrics.text import Perplexity
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.parallel_text import ParallelTextData
-from framework.data.plan import SequenceSource
+from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
@@ -19,8 +19,9 @@ from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_uniform_sum
+from framework.tasks.examination import Examination, ExaminedRow, FoundItems
 from framework.tasks.task import Task
-from framework.tasks.translation.decode import FoundTarget, corpus_scores, decode_targets
+from framework.tasks.translation.decode import FoundTarget, corpus_scores, decode_targets, sentence_scores
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
@@ -174,6 +175,19 @@ class TranslationTask(Task):
         """`bleu` and `chrf` in [0, 100], see `corpus_scores`."""
         assert isinstance(source, TranslationSource)
         return corpus_scores(_texts(source, decoded), source.references)
+
+    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+        """A row for each pair, whose score is its chrF."""
+        assert isinstance(source, TranslationSource)
+        translations = _texts(source, found.decoded)
+        columns = (found.lengths.tolist(), sentence_scores(translations, source.references))
+        rows = [
+            ExaminedRow(length, score=score, expected=reference, predicted=translation, text=text)
+            for length, score, reference, translation, text in zip(
+                *columns, source.references, translations, source.texts, strict=True
+            )
+        ]
+        return Examination(rows, "chrF of a sentence / 100")
 
 
 def _texts(source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[str]:

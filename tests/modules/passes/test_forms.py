@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from framework.callbacks.cadence import Cadence
-from framework.data.auto_budget import trial_batch
+from framework.data.planning.auto_budget import trial_batch
 from framework.distributed.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.precision import Precision
 from framework.distributed.sharding import Sharding

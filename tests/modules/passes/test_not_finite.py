@@ -12,7 +12,7 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
-from framework.data.plan import StepPlan
+from framework.data.planning.plan import StepPlan
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from tests.modules.passes.test_forms import module_of

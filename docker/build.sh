@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Builds the image with its version and commit: docker/build.sh [TAG] [docker build's arguments ...]
+#
+#   docker/build.sh                                       cloze:VERSION, on the default base
+#   docker/build.sh cloze:vendor --build-arg BASE_IMAGE=... --build-arg TORCH=   on a base that has torch
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/settings.sh
+
+[[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+tag=cloze:$version
+if [[ $# -gt 0 && $1 != -* ]]; then
+    tag=$1
+    shift
+fi
+commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+if [[ $commit != unknown && -n $(git status --porcelain --untracked-files=no) ]]; then
+    commit+=+changes
+fi
+exec docker build --file docker/Dockerfile --tag "$tag" --build-arg VERSION="$version" --build-arg COMMIT="$commit" "$@" .

@@ -1,0 +1,63 @@
+"""Keeps the error analysis of the last validation of a run; `Pictures` draws it."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+from rich.console import Console
+from typing_extensions import override
+
+from framework.callbacks.early_stopping import EarlyStopping
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.modules.encoder_module import EncoderModule
+from framework.tracking.analysis.content import split_analysis, write_analysis
+
+
+class ErrorAnalysis(pl.Callback):
+    """Lets a validation that may be the last one keep what it found for each row, so that no second pass is needed.
+
+    Rank 0 writes `analysis/validation.json`; a disk that refuses it costs the analysis, not the run. Tasks that predict
+    no rows have none.
+
+    Args:
+        run_folder: Gets the analysis.
+        tokenizer: Shows the tokens of rows without a text.
+        num_examples: Worst rows that are kept with their texts.
+        console: Where to say that the disk refused; None: standard output.
+    """
+
+    def __init__(
+        self, run_folder: Path, tokenizer: Tokenizer, num_examples: int, console: Console | None = None
+    ) -> None:
+        self.run_folder = run_folder
+        self.tokenizer = tokenizer
+        self.num_examples = num_examples
+        self.console = console or Console()
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Comes before the module begins its pass. All ranks decide alike."""
+        stops_early = any(isinstance(each, EarlyStopping) and each.may_end_next for each in _callbacks(trainer))
+        may_be_last = trainer.global_step >= trainer.max_steps or stops_early
+        pl_module.examines = may_be_last and pl_module.task.predicts_rows
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Writes what was kept, and lets go of it."""
+        evaluation, pl_module.examined = pl_module.examined, None
+        if evaluation is None or not trainer.is_global_zero:
+            return
+        is_average = pl_module.optimizer.keeps_average
+        facts = {"weights": f"step {trainer.global_step:,}{', moving average' if is_average else ''}"}
+        analysis = split_analysis(evaluation.examine(), facts, self.tokenizer, self.num_examples)
+        try:
+            write_analysis(self.run_folder, "validation", analysis)
+        except OSError as error:
+            text = f"{self.run_folder / 'analysis'} could not be written: the disk refused ({error})."
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]  # its connector sets them

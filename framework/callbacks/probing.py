@@ -1,0 +1,91 @@
+"""Scores probes while another task is trained: what can be read off the features of the weights as they are."""
+
+# mypy: disable-error-code="override"
+# Lightning types its hooks for any module; ours are for one.
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from typing_extensions import override
+
+from framework.batch import StepBatch
+from framework.callbacks.cadence import Cadence
+from framework.callbacks.run_log import RunLog
+from framework.callbacks.throughput import PROBE
+from framework.data.flat_source import FlatSource
+from framework.data.planning.plan import StepPlan
+from framework.distributed.gather_rows import gather_rows
+from framework.distributed.mesh import data_parallel_size
+from framework.distributed.position import mark
+from framework.modules.encoder_module import EncoderModule
+from framework.tasks.probing.probe import Probe
+
+_TEXTS_AT_ONCE = 1024
+"""Of each rank; among so many those of like length may share a micro-batch."""
+
+
+class Probing(pl.Callback):
+    """Adds `probe/NAME/METRIC` to the row of the steps that are due. Stands before what logs.
+
+    Nothing of the training depends on it: it reads the weights, those that validation takes, and neither draws numbers
+    nor keeps anything. Every rank reads its share of the texts, all ranks get all features, and each fits the same.
+    """
+
+    def __init__(self, probes: Mapping[str, Probe], cadence: Cadence, run_log: RunLog) -> None:
+        """Takes what is scored.
+
+        Args:
+            probes: By name.
+            cadence: When they are due.
+            run_log: Gets the scores.
+        """
+        self.probes = dict(probes)
+        self.cadence = cadence
+        self.run_log = run_log
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each probe's first metric."""
+        return [f"probe/{name}/{probe.best_metric}" for name, probe in self.probes.items()]
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Scores all probes where they are due. Collective: all ranks must call."""
+        if not self.probes or not self.cadence.probes(trainer.global_step):
+            return
+        with pl_module.validated_weights():
+            for name, probe in self.probes.items():
+                features = {
+                    split: self._features(trainer, pl_module, probe, source, f"probes {name}, {split}")
+                    for split, source in probe.sources.items()
+                }
+                mark(f"fits the probe {name}")
+                scores = probe.scores(features)
+                self.run_log.join({f"probe/{name}/{metric}": value for metric, value in scores.items()})
+        self.run_log.throughput.timings.lap(PROBE)
+
+    def _features(
+        self, trainer: pl.Trainer, module: EncoderModule, probe: Probe, source: FlatSource, point: str
+    ) -> Tensor:
+        """(rows, hidden) fp32 of one split in its order, on the CPU of every rank. Collective: all ranks must call."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        mesh: DeviceMesh | None = trainer.strategy.mesh  # type: ignore[attr-defined]
+        num_ranks = data_parallel_size(mesh)
+        budget = max(data.plans["train"].micro_batch_tokens, source.max_length)
+        plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False)
+        features, places = [], []
+        for step in range(len(plan)):
+            for share in plan.micro_batches(step, data.rank):
+                mark(point)
+                batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(module.device)
+                pooled = module.encode(batch, probe.pooling)
+                features.append(pooled[: batch.num_sequences].float())
+                places.append(batch.sequence_ids[: batch.num_sequences])
+        rows = gather_rows({"features": torch.cat(features), "places": torch.cat(places)}, mesh)
+        return rows["features"][rows["places"].argsort()].cpu()

@@ -1,0 +1,33 @@
+"""From a trained model to the folder that transformers loads, for the export command and for runs that log it."""
+
+from pathlib import Path
+
+from framework.checkpoint.export import export_huggingface
+from framework.config.command_schema import ExportConfig
+from framework.config.run_facts import run_facts
+from framework.config.trained import Trained
+
+EXPORT_FOLDER = "export"
+
+
+def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained: Trained) -> None:
+    """Writes weights, tokenizer, card, and what transformers has no place for.
+
+    Args:
+        folder: Is written.
+        run_folder: Of the run that trained it.
+        settings: Which weights were asked for; stands in the card.
+        trained: The model.
+    """
+    state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
+    state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})
+    export_huggingface(
+        folder,
+        trained.weights.config,
+        state,
+        trained.task.head_kind,
+        trained.tokenizer.folder,
+        trained.record,
+        run_facts(trained, run_folder, settings),
+        trained.task.side_files(),
+    )

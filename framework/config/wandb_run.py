@@ -1,0 +1,54 @@
+"""The Weights & Biases run of a run folder: opened for the training, and once more for its model."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from framework.config.command_schema import ExportConfig
+from framework.config.exporting import EXPORT_FOLDER, write_export
+from framework.config.run_folder import read_config
+from framework.config.schema import LoggerConfig
+from framework.config.trained import open_trained
+from framework.tracking.summary_file import read_summary
+from framework.tracking.wandb import build_wandb_logger
+from framework.tracking.wandb_content import log_model
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+
+def open_wandb_run(run_folder: Path, settings: LoggerConfig) -> "WandbLogger":
+    """Opens it under the id of the folder, with the config as it was saved: with secrets masked. On rank 0 only."""
+    return build_wandb_logger(
+        run_folder,
+        run_folder.name,
+        read_config(run_folder),
+        settings.project,
+        settings.group,
+        settings.job_type,
+        settings.tags,
+        settings.mode,
+    )
+
+
+def log_model_if_wanted(run_folder: Path, settings: LoggerConfig) -> None:
+    """Exports a run that has finished into its folder, and logs the export as an artifact of its W&B run.
+
+    The W&B run has ended with the training and is opened again under its id; offline that is one more segment, which
+    `wandb sync` joins. Call on rank 0 only.
+    """
+    summary = read_summary(run_folder)
+    if settings.name != "wandb" or not settings.log_model or summary is None or summary["ended"] != "finished":
+        return
+    export = ExportConfig(run=str(run_folder.resolve()))
+    write_export(run_folder / EXPORT_FOLDER, run_folder, export, open_trained(export))
+    _wait_for_a_new_second(run_folder)
+    run = open_wandb_run(run_folder, settings).experiment
+    log_model(run, run_folder / EXPORT_FOLDER, {"steps": summary["steps"], "best": summary["best"]})
+    run.finish()
+
+
+def _wait_for_a_new_second(run_folder: Path) -> None:
+    """W&B names a segment's folder by the second and the id: within one second it would write over the last one."""
+    while list((run_folder / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
+        time.sleep(0.1)

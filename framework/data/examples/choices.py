@@ -1,0 +1,167 @@
+"""Questions with some answers to choose from, one of which is right; checked and split (`splits`)."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
+from framework.data.reading.files import Reading
+from framework.data.reading.rows import Row, read_rows
+from framework.data.reading.table_format import TableFormat
+from framework.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceExample:
+    """One row (`framework.data.examples.splits.Record`).
+
+    Attributes:
+        place: File, row and line, for messages.
+        question: As in the file.
+        context: What the question is on; None where rows have none.
+        choices: At least two, all different.
+        right: Place of the right one among them; None where it is to be predicted.
+    """
+
+    place: str
+    question: str
+    context: str | None
+    choices: tuple[str, ...]
+    right: int | None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Context, question, and the choices in whatever order."""
+        return same_text(self.context or ""), same_text(self.question), *sorted(map(same_text, self.choices))
+
+    @property
+    def answer(self) -> str | None:
+        """The right choice."""
+        return None if self.right is None else same_text(self.choices[self.right])
+
+
+@dataclass(frozen=True)
+class ChoiceData(SplitFiles):
+    """A question, its choices and which of them is right a row, of files that `framework.data.reading.rows` reads.
+
+    Attributes:
+        question_column: Column, in JSONL key, of the question.
+        context_column: Column of the text that the question is on; None: there is none.
+        choice_columns: One column holds the choices of a row as a list (in CSV: a JSON list); several hold one choice
+            each, and the last ones may be empty where a row has fewer.
+        label_column: Column that tells the right choice.
+        label_kind: "index", counted from 0, or "text", that of the choice.
+        format: How the files are written.
+        on_bad_row: What is done about a row that is broken, lacks a text, has fewer than two choices or equal ones, or
+            whose label is none of them: "error", or "skip", which counts it.
+    """
+
+    question_column: str = "question"
+    context_column: str | None = None
+    choice_columns: list[str] = field(default_factory=lambda: ["choices"])
+    label_column: str = "label"
+    label_kind: Literal["index", "text"] = "index"
+    format: TableFormat = field(default_factory=TableFormat)
+    on_bad_row: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < len(self.choice_columns) == len(set(self.choice_columns)):
+            raise ConfigError(
+                f"choice_columns is {self.choice_columns}, it must name at least one column, and none twice."
+            )
+
+    def load(self) -> ReadSplits[ChoiceExample]:
+        """Reads, checks and splits the rows.
+
+        Raises:
+            DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
+                split.
+        """
+        reading = Reading(self.on_bad_row)
+        files = self.read_files(lambda path: list(self._read(path, reading)))
+        if reading.num_skipped:
+            logger.warning(f"{reading.num_skipped} rows are skipped; for example: {reading.skipped[0]}")
+        report = {"bad_rows": reading.num_skipped}
+        return ReadSplits(self.split(files, report), report)
+
+    def _read(self, path: Path, reading: Reading) -> Iterator[ChoiceExample]:
+        texts = [self.question_column, *([] if self.context_column is None else [self.context_column])]
+        columns = [*texts, *self.choice_columns, self.label_column]
+        lists = self.choice_columns if len(self.choice_columns) == 1 else ()
+        for row in read_rows(path, columns, reading, self.format, lists):
+            place = f"{path}, {row.place}"
+            try:
+                example = self._example(place, row)
+            except DataError as error:
+                reading.bad_row(error)
+            else:
+                yield example
+
+    def _example(self, place: str, row: Row) -> ChoiceExample:
+        cells = [row.values[column] for column in self.choice_columns]
+        choices = listed_choices(place, cells[0]) if len(cells) == 1 else _choices_of_columns(place, cells)
+        question = filled(place, self.question_column, row.values[self.question_column])
+        context = None
+        if self.context_column is not None:
+            context = filled(place, self.context_column, row.values[self.context_column])
+        return ChoiceExample(place, question, context, choices, self._right(place, row, choices))
+
+    def _right(self, place: str, row: Row, choices: Sequence[str]) -> int:
+        label = row.values[self.label_column].strip()
+        known = [same_text(choice) for choice in choices]
+        if self.label_kind == "index":
+            known = [str(index) for index in range(len(choices))]
+        if same_text(label) not in known:
+            raise DataError(
+                f"{place}: the label is {label!r}, it must be one of {', '.join(known)}; correct or remove the row, or "
+                "set `label_kind`."
+            )
+        return known.index(same_text(label))
+
+
+def filled(place: str, name: str, text: str) -> str:
+    """The text, if it is not empty.
+
+    Raises:
+        DataError: It is.
+    """
+    if not text.strip():
+        raise DataError(f"{place}: {name!r} is empty, each row needs one; fill in or remove the row.")
+    return text
+
+
+def listed_choices(place: str, cell: str) -> tuple[str, ...]:
+    """The choices of a JSON list.
+
+    Raises:
+        DataError: It is none, or its items are not at least two different texts.
+    """
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(choice, str | int | float) for choice in found):
+        raise DataError(f"{place}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")
+    return _checked(place, [str(choice) for choice in found])
+
+
+def _choices_of_columns(place: str, cells: list[str]) -> tuple[str, ...]:
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    return _checked(place, cells)
+
+
+def _checked(place: str, choices: Sequence[str]) -> tuple[str, ...]:
+    different = {same_text(choice) for choice in choices}
+    if len(choices) < 2 or len(different) < len(choices) or "" in different:
+        raise DataError(
+            f"{place}: the choices are {', '.join(map(repr, choices)) or 'empty'}, they must be at least two texts, "
+            "none empty and none twice; correct or remove the row."
+        )
+    return tuple(choices)

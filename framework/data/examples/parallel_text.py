@@ -1,0 +1,139 @@
+"""Texts and their translations: two files that agree line by line, or two columns of a table; checked and split."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+from framework.data.examples.splits import SplitFiles, same_text
+from framework.data.reading.files import Reading, decode_line, raw_lines
+from framework.data.reading.rows import read_rows
+from framework.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TextPair:
+    """A text and its translation (`framework.data.examples.splits.Record`).
+
+    Attributes:
+        place: File and line or row, for messages.
+        source: As in the file.
+        target: As in the file.
+    """
+
+    place: str
+    source: str
+    target: str
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The source: all its translations fall into one split."""
+        return (same_text(self.source),)
+
+    @property
+    def answer(self) -> str:
+        """Nothing: translations of one text may differ without contradicting each other."""
+        return ""
+
+
+@dataclass(frozen=True)
+class ParallelTextData(SplitFiles):
+    """One pair of texts a line of two files, or a row of one table.
+
+    Attributes:
+        train_targets: The file whose lines translate those of `train`; None: `train` is a table that holds both.
+        validation_targets: The same for `validation`.
+        test_targets: The same for `test`.
+        source_column: Column, in JSONL key, of the text in a table.
+        target_column: Column of its translation.
+        on_empty: "error" at a pair with an empty side; "skip" leaves such pairs out, with a word in the log.
+
+    Raises:
+        ConfigError: A file of targets without one of sources.
+    """
+
+    train_targets: str | None = None
+    validation_targets: str | None = None
+    test_targets: str | None = None
+    source_column: str = "source"
+    target_column: str = "target"
+    on_empty: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for split in ("validation", "test"):
+            if getattr(self, split) is None and getattr(self, f"{split}_targets") is not None:
+                raise ConfigError(
+                    f"{split}_targets is {getattr(self, f'{split}_targets')}, but {split} is null; name the file of "
+                    "its sources too."
+                )
+
+    def load(self) -> dict[str, list[TextPair]]:
+        """Reads, checks and splits the pairs.
+
+        Returns:
+            Pairs of `train`, and where there are any of `validation` and `test`, in the order of the file.
+
+        Raises:
+            DataError: A file is missing, empty, not UTF-8 or broken or lacks a column; two files have unequal numbers
+                of lines; a side of a pair is empty and these are not skipped; a split would be empty.
+        """
+        targets = {
+            self.train: self.train_targets,
+            self.validation: self.validation_targets,
+            self.test: self.test_targets,
+        }
+
+        def read(path: Path) -> list[TextPair]:
+            translations = next(value for name, value in targets.items() if name is not None and Path(name) == path)
+            pairs = self._rows(path) if translations is None else _lines(path, Path(translations))
+            return self._without_empty(path, pairs)
+
+        return self.split(self.read_files(read), {})
+
+    def _rows(self, path: Path) -> Iterator[TextPair]:
+        for row in read_rows(path, [self.source_column, self.target_column]):
+            yield TextPair(f"{path}, {row.place}", row.values[self.source_column], row.values[self.target_column])
+
+    def _without_empty(self, path: Path, pairs: Iterator[TextPair]) -> list[TextPair]:
+        kept, num_empty, first = [], 0, None
+        for pair in pairs:
+            if pair.source.strip() and pair.target.strip():
+                kept.append(pair)
+                continue
+            side = "target" if pair.source.strip() else "source"
+            if self.on_empty == "error":
+                raise DataError(
+                    f"{pair.place}: the {side} is empty, a pair needs both; fill it in, remove the pair, or set "
+                    "data.on_empty=skip."
+                )
+            num_empty, first = num_empty + 1, first or pair
+        if first is not None:
+            logger.warning(f"{path}: {num_empty} pairs with an empty side are left out, the first at {first.place}.")
+        if not kept:
+            raise DataError(f"{path} has no pair of which both sides hold text; name another file.")
+        return kept
+
+
+def _lines(sources: Path, targets: Path) -> Iterator[TextPair]:
+    """Pairs the lines of two files.
+
+    Raises:
+        DataError: One has more lines than the other.
+    """
+    numbers = [0, 0]
+    for pair in zip_longest(raw_lines(sources, Reading()), raw_lines(targets, Reading())):
+        numbers = [number if line is None else line[0] for line, number in zip(pair, numbers, strict=True)]
+        if pair[0] is None or pair[1] is None:
+            continue
+        texts = [decode_line(path, *line).rstrip("\r\n") for path, line in zip((sources, targets), pair, strict=True)]
+        yield TextPair(f"{sources}, line {numbers[0]}", *texts)
+    if numbers[0] != numbers[1]:
+        raise DataError(
+            f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the other; "
+            "give two files with as many lines."
+        )

@@ -1,0 +1,255 @@
+"""Questions on contexts whose answers are spans of them, from SQuAD's JSON (v1.1, v2.0) or JSONL; checked and split.
+
+Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
+from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, kind_of, raw_lines
+from framework.data.reading.json_rows import json_object
+from framework.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+AnswerUnit = Literal["words", "characters"]
+OnBadRow = Literal["error", "skip"]
+
+_COLUMNS = ("id", "question", "context", "answers")
+_SHOWN = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A span of a context.
+
+    Attributes:
+        text: What stands there.
+        start: Its first character in the context, in code points from 0.
+    """
+
+    text: str
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question (`framework.data.examples.splits.Record`).
+
+    Attributes:
+        place: File, article, paragraph and question, or file and row, for messages.
+        question: As in the file.
+        context: As in the file; the same object for all questions on it where the file has it once.
+        answers: All that are right, the first is trained on; none where the context does not answer.
+    """
+
+    place: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """Context and question."""
+        return same_text(self.context), same_text(self.question)
+
+    @property
+    def answer(self) -> tuple[()]:
+        """Nothing: two answers to one question do not contradict each other."""
+        return ()
+
+
+@dataclass(frozen=True)
+class QuestionData(SplitFiles):
+    """Files of questions; their fractions are of contexts: all questions on a context fall into one split.
+
+    A `.json` file is SQuAD's: articles of paragraphs, each a context with `qas`; keys beside those that are read are
+    let be (`plausible_answers` too). A `.jsonl` file has an object a line with `question`, `context`, perhaps an `id`,
+    and `answers`, a list of {text, answer_start}. Without answers a question is one that its context does not answer,
+    unless `is_impossible` says false; the form {text: [...], answer_start: [...]} of `datasets` is read too. Either
+    file may be compressed (.gz, .zst).
+
+    Attributes:
+        columns: {key: its name} for JSONL files that call `id`, `question`, `context` or `answers` otherwise.
+        answer_unit: What scores count: "words" (English: articles are left out), or "characters" for Chinese.
+        on_bad_row: "error" ends with the first bad question; "skip" leaves bad ones out and tells how many.
+    """
+
+    columns: dict[str, str] | None = None
+    answer_unit: AnswerUnit = "words"
+    on_bad_row: OnBadRow = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.columns or {}:
+            if name not in _COLUMNS:
+                raise ConfigError(
+                    f"`columns` names {name!r}, but only {', '.join(_COLUMNS)} are read; name one of these."
+                )
+
+    def load(self) -> ReadSplits[Question]:
+        """Reads, checks and splits the questions.
+
+        Raises:
+            DataError: A file is missing, empty, not UTF-8, damaged, or neither SQuAD's JSON nor JSONL; no question in
+                it is good; a split would be empty. Unless `on_bad_row` skips those: a question or context is empty or
+                no text; an answer is empty, is not at its offset or reaches outside the context; `is_impossible`
+                contradicts the answers; an id comes twice.
+        """
+        report = {"bad_rows": 0}
+        files = self.read_files(lambda path: self._read(path, report))
+        return ReadSplits(self.split(files, report), report)
+
+    def group(self, record: R) -> tuple[str, ...]:
+        """The context."""
+        return record.identity[:1]
+
+    def _read(self, path: Path, report: dict[str, int]) -> list[Question]:
+        kind = kind_of(path)
+        if kind not in (".json", ".jsonl"):
+            raise DataError(
+                f"{path} has a suffix that tells no questions; rename it to .json (SQuAD) or .jsonl (rows), which may "
+                f"be followed by {' or '.join(COMPRESSIONS)}."
+            )
+        reading = Reading(on_bad_row=self.on_bad_row)
+        names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
+        rows = _squad_rows(path) if kind == ".json" else _jsonl_rows(path, names, reading)
+        questions: list[Question] = []
+        seen: set[str] = set()
+        for place, row in rows:
+            try:
+                questions.append(_checked(place, row, seen))
+            except DataError as error:
+                reading.bad_row(error)
+        if reading.num_skipped:
+            report["bad_rows"] += reading.num_skipped
+            logger.warning(
+                f"{reading.num_skipped} questions of {path} are left out, the first because: {reading.skipped[0]}"
+            )
+        if not questions:
+            raise DataError(f"{path} holds no question that can be used; correct it, or name another file.")
+        return questions
+
+
+def _squad_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place, and the parts of each question."""
+    raw = b"".join(line for _, line in raw_lines(path, Reading()))
+    try:
+        content = json.loads(decode_line(path, 1, raw))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); give SQuAD's JSON, or rows as .jsonl.") from error
+    for article_number, article in enumerate(_items(str(path), content, "data"), start=1):
+        in_article = f"{path}, article {article_number}"
+        for paragraph_number, paragraph in enumerate(_items(in_article, article, "paragraphs"), start=1):
+            in_paragraph = f"{in_article}, paragraph {paragraph_number}"
+            for number, question in enumerate(_items(in_paragraph, paragraph, "qas"), start=1):
+                row = question if isinstance(question, dict) else {}
+                name = repr(row["id"]) if "id" in row else str(number)
+                yield f"{in_paragraph}, question {name}", row | {"context": paragraph.get("context")}
+
+
+def _items(place: str, node: Any, key: str) -> list[Any]:
+    items = node.get(key) if isinstance(node, Mapping) else None
+    if not isinstance(items, list):
+        raise DataError(
+            f"{place}: there is no list {key!r}, which SQuAD's JSON has there; correct or replace the file."
+        )
+    return items
+
+
+def _jsonl_rows(path: Path, names: Mapping[str, str], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line, raw in raw_lines(path, reading):
+        if not raw.strip():
+            continue
+        place = f"{path}, line {line}"
+        try:
+            yield place, _json_row(place, decode_line(path, line, raw), names)
+        except DataError as error:
+            reading.bad_row(error)
+
+
+def _json_row(place: str, text: str, names: Mapping[str, str]) -> dict[str, Any]:
+    row = json_object(place, text)
+    for name in names.values():
+        if name not in row and name != names["id"]:
+            raise DataError(f"{place}: no key {name!r} among {list(row)}; name one of these in `columns`.")
+    parts = {name: row[column] for name, column in names.items() if column in row}
+    return parts | {"is_impossible": row.get("is_impossible")}
+
+
+def _checked(place: str, row: Mapping[str, Any], seen: set[str]) -> Question:
+    """The question, if nothing is wrong with it; its id joins those seen."""
+    question, context = (_text(place, name, row.get(name)) for name in ("question", "context"))
+    spans = tuple(_answer(place, answer, context) for answer in _answers(place, row.get("answers")))
+    impossible = row.get("is_impossible")
+    if impossible not in (None, not spans):
+        raise DataError(
+            f"{place}: 'is_impossible' is {_shown(impossible)}, but the answers are {len(spans)}; correct one of both."
+        )
+    if row.get("id") is not None:
+        name = str(row["id"])
+        if name in seen:
+            raise DataError(f"{place}: the id {name!r} came before; give each question an id of its own.")
+        seen.add(name)
+    return Question(place, question, context, spans)
+
+
+def _answers(place: str, answers: Any) -> list[Any]:
+    """The list of answers, also where each part of them is a list, as `datasets` writes them."""
+    if isinstance(answers, Mapping):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+            return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    if not isinstance(answers, list):
+        raise DataError(f"{place}: 'answers' is {_shown(answers)}, it must be a list; correct or remove the question.")
+    return answers
+
+
+def _answer(place: str, answer: Any, context: str) -> Answer:
+    """The span, if it is where it says."""
+    parts = answer if isinstance(answer, Mapping) else {}
+    start = parts.get("answer_start")
+    if not isinstance(start, int) or isinstance(start, bool):
+        raise DataError(
+            f"{place}: an answer is {_shown(answer)}, it must have `text` and a whole number `answer_start`; correct "
+            "it."
+        )
+    text = _text(place, "text", parts.get("text"))
+    if start < 0 or start + len(text) > len(context):
+        raise DataError(
+            f"{place}: the answer {_shown(text)} from character {start} reaches outside the context of {len(context)} "
+            "characters; correct `answer_start`, or the text."
+        )
+    found = context[start : start + len(text)]
+    if found != text:
+        raise DataError(
+            f"{place}: the answer {_shown(text)} is not at character {start} of the context, where {_shown(found)} "
+            "stands; correct `answer_start` (it counts characters, not bytes), or the text."
+        )
+    return Answer(text, start)
+
+
+def _text(place: str, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{place}: {name!r} is {_shown(value)}, it must be text; correct or remove the question.")
+    if not value.strip():
+        raise DataError(f"{place}: {name!r} is empty, each question needs one; fill in or remove the question.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: {name!r} holds \\u{ord(value[error.start]):04x}, half of a surrogate pair; write the whole pair "
+            "or remove the question."
+        ) from error
+    return value
+
+
+def _shown(value: Any) -> str:
+    """As in Python, the end left out where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

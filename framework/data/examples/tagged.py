@@ -1,0 +1,125 @@
+"""Sentences with tagged words, checked and split (`splits`); whatever the files have becomes BIO."""
+
+import logging
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from framework.data.examples.splits import ReadSplits, SplitFiles
+from framework.data.examples.tag_schemes import Scheme, bio_tags, detect_scheme, first_violation, is_tag
+from framework.data.examples.text_units import Units
+from framework.data.reading.files import Reading, kind_of
+from framework.data.reading.tagged_rows import ConllFormat, TaggedSentence, read_conll, read_tagged_jsonl
+from framework.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TaggedData(SplitFiles):
+    """One sentence a row: JSONL by its suffix, CoNLL columns under any other (`framework.data.reading.tagged_rows`).
+
+    Attributes:
+        scheme: Of the tags in the files; "auto" finds it in `train`.
+        invalid_tags: What happens to tags that the scheme forbids, such as I- behind O in BIO: "error" makes the
+            sentence a bad row, "repair" reads it as conlleval does.
+        on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
+        labels: The types of entities; None finds them in `train`, sorted. A sentence with another one is a bad row.
+        conll: How CoNLL files are read.
+    """
+
+    scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
+    invalid_tags: Literal["error", "repair"] = "error"
+    on_bad_row: Literal["error", "skip"] = "error"
+    labels: list[str] | None = None
+    conll: ConllFormat = field(default_factory=ConllFormat)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and not 0 < len(self.labels) == len(set(self.labels)):
+            raise ConfigError(
+                f"labels is {self.labels}, it must name at least one type of entity, none twice, or be null to find "
+                "them in the data."
+            )
+
+    def load(self, units: Units, labels: Sequence[str] | None = None) -> ReadSplits[TaggedSentence]:
+        """Reads, checks, converts and splits the sentences.
+
+        Args:
+            units: What of a text gets a tag each, where files have texts and spans.
+            labels: The types of an earlier run, which then decide instead of the config and the data.
+
+        Raises:
+            DataError: A file is missing, empty or damaged; a sentence cannot be used and `on_bad_row` is "error"; no
+                sentence is left for a split, or no entity is in `train`.
+        """
+        reading = Reading(self.on_bad_row)
+        raw = self.read_files(lambda path: list(self._read(path, units, reading)))
+        scheme = self._scheme(raw["train"])
+        names = tuple(labels or self.labels or ())
+        repaired = 0
+        files: dict[str, list[TaggedSentence]] = {}
+        for split, sentences in raw.items():  # `train` first
+            files[split] = []
+            for sentence in sentences:
+                try:
+                    violation = self._checked(sentence, scheme, names)
+                except DataError as error:
+                    reading.bad_row(error)
+                    continue
+                repaired += violation is not None
+                files[split].append(replace(sentence, tags=bio_tags(sentence.tags), lines=()))
+            names = names or _types(self.train, files[split])
+        if reading.num_skipped:
+            logger.warning(f"{reading.num_skipped} sentences are skipped; for example: {reading.skipped[0]}")
+        report = {"skipped": reading.num_skipped, "repaired": repaired}
+        return ReadSplits(self.split(files, report), report, names)
+
+    def _read(self, path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
+        if kind_of(path) == ".jsonl":
+            return read_tagged_jsonl(path, units, reading)
+        return read_conll(path, self.conll, reading)
+
+    def _scheme(self, sentences: list[TaggedSentence]) -> Scheme:
+        if self.scheme != "auto":
+            return self.scheme
+        tags = (sentence.tags for sentence in sentences if not sentence.has_spans)
+        return detect_scheme(each for each in tags if all(map(is_tag, each)))
+
+    def _checked(self, sentence: TaggedSentence, scheme: Scheme, labels: Container[str]) -> int | None:
+        """The first place that the scheme forbids, where that is to be repaired.
+
+        Raises:
+            DataError: The sentence cannot be used.
+        """
+        for tag, line in zip(sentence.tags, sentence.lines, strict=True):
+            if not is_tag(tag):
+                raise DataError(
+                    f"{sentence.place}, line {line}: the tag {tag!r} is not O, nor B-, I-, E- or S- with a type; "
+                    "correct it, or name the column of the tags."
+                )
+            if labels and tag != "O" and tag[2:] not in labels:
+                raise DataError(
+                    f"{sentence.place}, line {line}: the type of {tag!r} is not among the labels, which are those of "
+                    "`train` or `labels`; correct it, list all types in `labels`, or set `on_bad_row` to skip."
+                )
+        violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
+        if violation is not None and self.invalid_tags == "error":
+            last = len(sentence.tags) - 1
+            before = repr(sentence.tags[violation - 1]) if violation else "the beginning"
+            after = repr(sentence.tags[violation]) if violation <= last else "the end of the sentence"
+            found = ", the scheme that fits `train` best," if self.scheme == "auto" else ""
+            raise DataError(
+                f"{sentence.place}, line {sentence.lines[min(violation, last)]}: {after} behind {before} is against "
+                f"{scheme}{found} so schemes are mixed or a tag is wrong; correct it, name the right `scheme`, or set "
+                "`invalid_tags` to repair, which reads tags as conlleval does."
+            )
+        return violation
+
+
+def _types(train: str, sentences: list[TaggedSentence]) -> tuple[str, ...]:
+    found = sorted({tag[2:] for sentence in sentences for tag in sentence.tags if tag != "O"})
+    if not found:
+        raise DataError(f"{train}: no entity in {len(sentences)} sentences, at least one is needed to learn from.")
+    return tuple(found)

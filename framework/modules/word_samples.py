@@ -1,0 +1,97 @@
+"""Words that a model finds likely in the place of others, sampled for all texts before training begins."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.data.augmentation.edits import Replace, chosen_tokens, draws_of
+from framework.data.augmentation.source import AugmentedSource
+from framework.data.planning.plan import StepPlan
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.agreement import gather
+from framework.distributed.environment import process_info
+from framework.distributed.position import mark
+from framework.tasks.task import TaskModel
+
+_TOKENS_AT_ONCE = 4096
+_ITEMS_AT_ONCE = 1024
+_WORD = -3
+"""Counter under a sequence's key (`framework.data.augmentation.edits`)."""
+
+
+def sample_words(
+    model: TaskModel, source: AugmentedSource, augmentation: Replace, tokenizer: Tokenizer, device: torch.device
+) -> np.ndarray:
+    """Hides the chosen tokens of each text, and samples what stands there. Collective: all ranks must call.
+
+    A token that begins a word gives way to one that does, another to another. The texts are packed in the same way
+    whatever the number of ranks, which take micro-batches in turn: the samples do not depend on it.
+
+    Args:
+        model: Encoder and head for masked words with their weights, whole on each rank's device, in fp32.
+        source: The training split.
+        augmentation: Its augmentation.
+        tokenizer: Knows the words.
+        device: Where the model is.
+
+    Returns:
+        (variants, tokens) int32 ids of all tokens of the source; those that were not chosen are its own.
+    """
+    info = process_info()
+    texts = source.source
+    plan = StepPlan(texts, 0, _ITEMS_AT_ONCE, max(_TOKENS_AT_ONCE, texts.max_length), shuffle=False)
+    allowed = _allowed(tokenizer, model.encoder.config.vocab_size).to(device)
+    starts_word = torch.from_numpy(tokenizer.starts_word).long()
+    found: list[tuple[int, np.ndarray, np.ndarray]] = []
+    shares = [share for step in range(len(plan)) for share in plan.micro_batches(step, 0)]
+    for variant in range(augmentation.num_variants):
+        for number, share in enumerate(shares):
+            mark(f"samples words, variant {variant + 1}")
+            if number % info.world_size != info.rank:
+                continue
+            tokens = texts.tokens(share.indices)
+            keys = source.keys(np.full(len(share.indices), variant), share.indices, tokens)
+            chosen = np.flatnonzero(chosen_tokens(tokens.lengths, source.is_touchable(tokens), keys, augmentation.rate))
+            if not len(chosen):
+                continue
+            hidden = tokens.input_ids.copy()
+            hidden[chosen] = tokenizer.mask_id
+            batch = texts.pack(share.indices, replace(tokens, input_ids=hidden), share.sequence_ids)
+            batch = replace(batch, targets={"mlm_positions": torch.from_numpy(chosen)}).to(device)
+            with torch.inference_mode():
+                logits = model(batch)["mlm"].float() / augmentation.temperature
+                kinds = starts_word[torch.from_numpy(tokens.input_ids[chosen]).long()].to(device)
+                logits = logits.masked_fill(~allowed[kinds], -torch.inf)
+                draws = torch.from_numpy(draws_of(tokens.lengths, keys, _WORD)[chosen]).to(device)
+                words = sample(logits, draws).cpu().numpy()
+            found.append((variant, tokens.places[chosen], words.astype(np.int32)))
+    whole = texts.tokens(np.arange(len(texts))).input_ids
+    samples = np.tile(whole, (augmentation.num_variants, 1))
+    for of_rank in gather(found):
+        for variant, places, words in of_rank:
+            samples[variant, places] = words
+    return samples
+
+
+def sample(logits: Tensor, draws: Tensor) -> Tensor:
+    """The word in whose part of the line from 0 to 1 a draw falls, where each word has its probability.
+
+    Args:
+        logits: (targets, vocab).
+        draws: (targets,) float64 in [0, 1).
+
+    Returns:
+        (targets,) int64.
+    """
+    ends = logits.softmax(dim=-1).double().cumsum(dim=-1)
+    return torch.searchsorted(ends, (draws * ends[:, -1]).unsqueeze(1), right=True).squeeze(1)
+
+
+def _allowed(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
+    """(2, vocab) bool: the words and word pieces that go on with a word, and those that begin one."""
+    allowed = torch.zeros(2, vocab_size, dtype=torch.bool)
+    ids = torch.from_numpy(tokenizer.ordinary_ids)
+    allowed[torch.from_numpy(tokenizer.starts_word)[ids].long(), ids] = True
+    return allowed

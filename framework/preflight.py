@@ -1,0 +1,219 @@
+"""Looks at all nodes before they train: `python -m framework.preflight` under torchrun, or from slurm/train.sbatch.
+
+Each process says what its node has: GPUs and their free memory, room on the disk, its clock, whether it sees the shared
+folder. Each two nodes measure their link, then all processes an all-reduce (NCCL on GPUs, else gloo). Where something
+is wrong, one line names the node, and all leave with exit code 2.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from framework.distributed.environment import ProcessInfo, process_info
+from framework.distributed.inspection import SILENT, Inspection, Report, open_store
+from framework.distributed.links import LATE, MEGABYTE
+from framework.errors import DistributedError, FrameworkError
+
+_GIGABYTE = 1_000_000_000
+_WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a node must have; speeds in MB/s, sizes in GB.
+
+    Attributes:
+        disk: Free in the folder.
+        gpu: Free on each GPU.
+        clock: Seconds that clocks may be apart.
+        link: Between any two nodes.
+        link_share: Of the median of all links; 0: no link is compared with others.
+        all_reduce: Of the largest size.
+    """
+
+    disk: float
+    gpu: float
+    clock: float
+    link: float
+    link_share: float
+    all_reduce: float
+
+
+def clocks(report: Report) -> dict[str, float]:
+    """How many seconds the clock of each node is ahead of that of most; of two nodes, ahead of the first's."""
+    first, *others = report.nodes
+    ahead = {first: 0.0}
+    for other in others:
+        link = report.links.get((first, other))
+        if link is not None and link.clock is not None:
+            ahead[other] = link.clock
+    usual = median(ahead.values()) if len(ahead) > 2 else 0.0
+    return {node: seconds - usual for node, seconds in ahead.items()}
+
+
+def bad_links(report: Report, limits: Limits) -> list[str]:
+    """What is wrong with links: a node where most of its own are, else the two nodes of each."""
+    speeds = {pair: link.speed or 0.0 for pair, link in report.links.items()}
+    least = limits.link
+    if len(speeds) > 2:
+        least = max(least, limits.link_share * median(speeds.values()))
+    slow = {pair: speed for pair, speed in speeds.items() if speed < least or report.links[pair].why is not None}
+    told = []
+    for node in report.nodes:
+        of_node = [pair for pair in slow if node in pair]
+        if len(report.nodes) > 2 and 2 * len(of_node) > len(report.nodes) - 1:
+            told.append(
+                f"{node}: {len(of_node)} of its {len(report.nodes) - 1} links are {_worst(report, of_node, least)}"
+            )
+            slow = {pair: speed for pair, speed in slow.items() if pair not in of_node}
+    return told + [f"link of {a} and {b}: {_worst(report, [(a, b)], least)}" for a, b in slow]
+
+
+def _worst(report: Report, pairs: Sequence[tuple[str, str]], least: float) -> str:
+    dead = [why for pair in pairs if (why := report.links[pair].why) is not None]
+    if dead:
+        return f"dead ({dead[0]})"
+    return f"slow, {min(report.links[pair].speed or 0.0 for pair in pairs):.1f} MB/s of at least {least:.1f}"
+
+
+def troubles(report: Report, info: ProcessInfo, limits: Limits) -> list[str]:
+    """What is wrong, each beginning with the node.
+
+    Args:
+        report: Of rank 0.
+        info: Of rank 0.
+        limits: What nodes must have.
+    """
+    if report.missing:
+        silent = sorted({_node_of(rank, info) for rank in report.missing})
+        return [f"{node}: nothing is heard of it" for node in silent]
+    told = []
+    most = max(each.num_gpus for each in report.facts)
+    for node, facts in report.nodes.items():
+        gpus, free_gpu = facts[0].num_gpus, min(each.free_gpu_bytes for each in facts) / _GIGABYTE
+        if gpus < most:
+            told.append(f"{node}: {gpus} GPUs, but others have {most}")
+        elif most and any(each.gpu is None for each in facts):
+            told.append(f"{node}: {gpus} GPUs for {len(facts)} processes")
+        elif free_gpu < limits.gpu:
+            told.append(f"{node}: a GPU has {free_gpu:.1f} GB free, of at least {limits.gpu:g}")
+        disks = [each.free_disk_bytes for each in facts]
+        if None in disks or any(each.rank in report.blind for each in facts):
+            told.append(f"{node}: does not see what the first node writes into the folder, which all must share")
+        elif (free_disk := min(disk for disk in disks if disk is not None) / _GIGABYTE) < limits.disk:
+            told.append(f"{node}: {free_disk:.1f} GB free in the folder, of at least {limits.disk:g}")
+    for node, ahead in clocks(report).items():
+        if abs(ahead) > limits.clock:
+            told.append(f"{node}: its clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
+    told += bad_links(report, limits)
+    if report.stuck:
+        told.append(_stuck(report))
+    elif report.all_reduce and (speed := report.all_reduce[max(report.all_reduce)]) < limits.all_reduce:
+        told.append(f"all nodes: all-reduce at {speed:.1f} MB/s, of at least {limits.all_reduce:g}")
+    return told
+
+
+def _stuck(report: Report) -> str:
+    """Who the all-reduce failed for: those that are silent, else the first that failed, unless all only waited."""
+    (first, why), *_ = report.stuck.items()
+    blamed = [rank for rank, said in report.stuck.items() if said == SILENT] or [first]
+    if why.startswith(LATE):
+        blamed = list(report.stuck)
+    nodes = [node for node, facts in report.nodes.items() if any(each.rank in blamed for each in facts)]
+    return f"{', '.join(nodes)}: all-reduce failed ({why})"
+
+
+def _node_of(rank: int, info: ProcessInfo) -> str:
+    """The name of the node of a rank that was never heard; CLOZE_NODES has them in order."""
+    place, names = rank // info.local_world_size, os.environ.get("CLOZE_NODES", "").split(",")
+    if len(names) == info.num_nodes:
+        return names[place]
+    first = place * info.local_world_size
+    return f"node {place} (ranks {first} to {first + info.local_world_size - 1})"
+
+
+def report_table(report: Report) -> Table:
+    """One row a node."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
+    for name in ("node", "processes", "GPUs", "free GPU GB", "free disk GB", "clock s", "slowest link MB/s"):
+        table.add_column(name, justify="left" if name == "node" else "right", no_wrap=True)
+    ahead = clocks(report)
+    for node, facts in report.nodes.items():
+        disk = facts[0].free_disk_bytes
+        links = [link.speed or 0.0 for pair, link in report.links.items() if node in pair]
+        table.add_row(
+            node,
+            str(len(facts)),
+            f"{facts[0].num_gpus} {facts[0].gpu or ''}".strip(),
+            f"{min(each.free_gpu_bytes for each in facts) / _GIGABYTE:.1f}" if facts[0].gpu else "",
+            "" if disk is None else f"{disk / _GIGABYTE:,.0f}",
+            f"{ahead[node]:+.3f}" if node in ahead else "",
+            f"{min(links):,.0f}" if links else "",
+        )
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Looks at the nodes, tells on rank 0, returns the exit code, which is the same on all ranks."""
+    parser = argparse.ArgumentParser(
+        "python -m framework.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs"), help="that all nodes share (runs)")
+    parser.add_argument("--sizes", default="1,8,64", metavar="MB,...", help="of the all-reduces (1,8,64)")
+    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each thing (60)")
+    parser.add_argument("--min-disk", type=float, default=1.0, metavar="GB", help="free in the folder (1)")
+    parser.add_argument("--min-gpu", type=float, default=0.0, metavar="GB", help="free on each GPU (0)")
+    parser.add_argument("--max-clock", type=float, default=1.0, metavar="SECONDS", help="between clocks (1)")
+    parser.add_argument("--min-link", type=float, default=10.0, metavar="MB/S", help="between two nodes (10)")
+    parser.add_argument("--min-link-share", type=float, default=0.1, metavar="X", help="of the median link (0.1)")
+    parser.add_argument("--min-all-reduce", type=float, default=0.0, metavar="MB/S", help="of the largest size (0)")
+    given = parser.parse_args(arguments)
+    limits = Limits(
+        given.min_disk, given.min_gpu, given.max_clock, given.min_link, given.min_link_share, given.min_all_reduce
+    )
+    try:
+        sizes = [round(float(size) * MEGABYTE) for size in given.sizes.split(",")]
+    except ValueError:
+        parser.error(f"--sizes is {given.sizes}, it must be numbers of MB with commas between them, such as 1,8,64")
+    try:
+        info = process_info()
+        inspection = Inspection(open_store(info, given.timeout), info, given.folder, sizes, given.timeout)
+        report = inspection.run()
+        return inspection.agree(_tell(report, troubles(report, info, limits)) if info.rank == 0 else 0)
+    except FrameworkError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
+
+
+def _tell(report: Report, found: Sequence[str]) -> int:
+    """Shows the table and what is wrong; returns the exit code."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDTH
+    console.print(report_table(report))
+    for size, speed in report.all_reduce.items():
+        console.print(f"all-reduce of {size / MEGABYTE:g} MB: {speed:,.1f} MB/s")
+    if found:
+        sys.stderr.write(f"error: preflight: {'; '.join(found)}\n")
+        return DistributedError.exit_code
+    return 0
+
+
+def preflight() -> None:
+    """The command. What hangs in a thread of its own must not keep the process from leaving."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    preflight()

@@ -1,0 +1,113 @@
+"""How a job ended, as its run folder and its exit code tell."""
+
+import json
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from framework.config.supervision import LOGS_FOLDER
+from framework.distributed.failure_report import FAILURE_FILE
+from framework.sweeps.plan import Job
+from framework.tracking.summary_file import SUMMARY_FILE, read_summary
+
+OUTPUT_FILE = "output.log"
+
+State = Literal["waiting", "running", "finished", "preempted", "failed"]
+
+_OWN_ERROR = re.compile(r"^(Config|Data|Checkpoint|Distributed|Framework)Error\b.*: ")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a job stands.
+
+    Attributes:
+        state: "waiting": it was not started, or waits in a queue; "preempted": it left before its end, by a signal or
+            its time limit, and goes on when the sweep is started again.
+        why: Of what was preempted or failed.
+        summary: Of the run; None: there is none.
+    """
+
+    state: State
+    why: str | None = None
+    summary: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """What lay in the run folder before a start, so that it is not taken for news.
+
+    Attributes:
+        summary: When summary.json was written.
+        failure: When failure.json was written.
+        output: Bytes of the output.
+    """
+
+    summary: int
+    failure: int
+    output: int
+
+
+def output_file(job: Job) -> Path:
+    """Where everything goes that the processes of a job print."""
+    return job.folder / LOGS_FOLDER / OUTPUT_FILE
+
+
+def look(job: Job) -> Before:
+    """Notes what lies in the run folder before a start."""
+    output = output_file(job)
+    return Before(
+        _written(job.folder / SUMMARY_FILE),
+        _written(job.folder / LOGS_FOLDER / FAILURE_FILE),
+        output.stat().st_size if output.is_file() else 0,
+    )
+
+
+def judge(job: Job, is_success: bool, how: str, before: Before) -> Outcome:
+    """How a start of a job ended.
+
+    Args:
+        job: That has no process any more.
+        is_success: Its first process left with 0.
+        how: That process left, in words.
+        before: What lay there before that start.
+    """
+    summary = read_summary(job.folder)
+    is_new = _written(job.folder / SUMMARY_FILE) != before.summary
+    ended = None if summary is None else summary["ended"]
+    if is_success and ended == "finished":
+        return Outcome("finished", None, summary)
+    # torchrun itself leaves with 1 after a signal, although its ranks left as planned.
+    if ended == "preempted" and (is_new or is_success):
+        assert summary is not None
+        return Outcome("preempted", str(summary["why"]), summary)
+    return Outcome("failed", how + _reason(job, before), summary)
+
+
+def _reason(job: Job, before: Before) -> str:
+    """What the run said of its failure: in failure.json, else in what it printed last."""
+    failure = job.folder / LOGS_FOLDER / FAILURE_FILE
+    if _written(failure) != before.failure:
+        return f"; {json.loads(failure.read_text(encoding='utf-8'))['why']}"
+    output = output_file(job)
+    if not output.is_file():
+        return ""
+    with output.open("rb") as stream:
+        stream.seek(before.output)
+        lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
+    named = [line for line in lines if _OWN_ERROR.match(line)]
+    said = named[:1] or lines[-1:]
+    return f"; {said[0]}" if said else ""
+
+
+def words(exit_code: int) -> str:
+    """An exit code as Python's subprocess gives it: minus the signal's number where one ended the process."""
+    if exit_code < 0:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0

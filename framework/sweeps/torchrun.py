@@ -1,0 +1,214 @@
+"""The launcher of sweeps on this machine: each job is a process of its own, or a torchrun of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from rich.console import Console
+
+from framework.config.plugins import PLUGIN_MODULE
+from framework.distributed.stop_signals import StopSignals
+from framework.errors import ConfigError
+from framework.sweeps.outcome import Before, Outcome, judge, look, output_file, words
+from framework.sweeps.plan import Job, Sweep, command_flags, plan_sweep
+from framework.sweeps.results import close_sweep, progress_line, say, write_results
+from framework.sweeps.start import check_start, check_whole, first_outcomes, sole, tracking
+
+_POLL_SECONDS = 0.2
+_MARK = "CLOZE_SWEEP_JOB"
+
+
+class TorchrunLauncher(Launcher):
+    """Hydra's launcher `torchrun`."""
+
+    __module__ = PLUGIN_MODULE
+
+    def __init__(self, processes: int = 1, jobs_at_once: int = 1, leave_seconds: int = 600) -> None:
+        """Takes how jobs are started.
+
+        Args:
+            processes: Of each job; 1: plain Python, else torchrun.
+            jobs_at_once: Jobs that run beside each other; on GPUs each has its own.
+            leave_seconds: How long ranks that are asked to leave may take, before torchrun kills them.
+
+        Raises:
+            ConfigError: A value is no whole number, below 1, or asks for more GPUs than there are.
+        """
+        self.processes = processes
+        self.jobs_at_once = jobs_at_once
+        self.leave_seconds = leave_seconds
+        check_whole("hydra.launcher", self, "processes", "jobs_at_once", "leave_seconds")
+        gpus = visible_gpus()
+        if gpus and processes * jobs_at_once > len(gpus):
+            raise ConfigError(
+                f"hydra.launcher.processes={processes} and jobs_at_once={jobs_at_once} need {processes * jobs_at_once} "
+                f"GPUs, but this machine shows {len(gpus)}; lower one of them."
+            )
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keeps what jobs are composed from; see `check_start` for what is refused."""
+        del task_function  # each job is a command of its own
+        check_start(config)
+        self.context, self.config = hydra_context, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Runs what is not finished yet of all jobs, and shows what all of them reached.
+
+        Args:
+            job_overrides: By job.
+            initial_job_idx: Of a batch; sweeps are not cut into batches.
+
+        Raises:
+            ConfigError: A job cannot run; nothing was started.
+            SweepError: Jobs failed.
+        """
+        assert initial_job_idx == 0
+        console = Console()
+        sweep = plan_sweep(self.config, self.context, job_overrides, self.processes)
+        with sole(sweep.folder) as lock:
+            children = _Children(self, command_flags(self.config), sweep, lock)
+            outcomes = children.run(console)
+        return close_sweep(sweep, outcomes, console)
+
+    def command(self, job: Job, flags: Sequence[str]) -> list[str]:
+        """The command line of a job."""
+        training = ["-m", "framework.train", *flags, *job.overrides]
+        if self.processes == 1:
+            return [sys.executable, *training]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes)]
+        return [sys.executable, *torchrun, *training]
+
+    def environment(self, sweep: Sweep, job: Job, slot: int) -> dict[str, str]:
+        """The environment of a job.
+
+        Args:
+            sweep: Of the job; its name is the W&B group, where none is given.
+            job: Whose combination is the job type there, so that seeds fold.
+            slot: 0 to `jobs_at_once` - 1: which GPUs the job has.
+        """
+        # A waiting thread costs the other jobs, and every process takes all cores by default.
+        threads = max(1, (os.cpu_count() or 1) // (self.processes * self.jobs_at_once))
+        own = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.leave_seconds),
+            _MARK: mark(job),
+        }
+        gpus = visible_gpus()
+        if gpus:
+            own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * self.processes : (slot + 1) * self.processes])
+        return {**tracking(sweep, job), **os.environ, **own}
+
+
+@dataclass
+class _Child:
+    job: Job
+    process: subprocess.Popen[bytes]
+    before: Before
+    started: float
+
+
+class _Children:
+    """The processes of one start of a sweep."""
+
+    def __init__(self, launcher: TorchrunLauncher, flags: Sequence[str], sweep: Sweep, lock: int) -> None:
+        self.launcher = launcher
+        self.flags = flags
+        self.sweep = sweep
+        self.lock = lock
+        self.running: dict[int, _Child] = {}
+        self.outcomes = first_outcomes(sweep)
+
+    def run(self, console: Console) -> dict[str, Outcome]:
+        """Runs all that is not done, and returns how every job ended."""
+        waiting = deque(job for job in self.sweep.jobs if self.outcomes[job.id].state == "waiting")
+        say(console, self.sweep, f"{len(waiting)} of {len(self.sweep.jobs)} jobs to run")
+        write_results(self.sweep, self.outcomes, "running")
+        signals, is_told = StopSignals(), False
+        signals.install()
+        try:
+            while self.running or (waiting and signals.received is None):
+                if signals.received is not None and not is_told:
+                    say(console, self.sweep, f"{signals.received.name}: {len(self.running)} jobs save and leave")
+                    self._send(signal.SIGTERM)
+                    is_told = True
+                free = [slot for slot in range(self.launcher.jobs_at_once) if slot not in self.running]
+                if waiting and free and not is_told:
+                    job = waiting.popleft()
+                    self.running[free[0]] = self._start(job, free[0])
+                    say(console, self.sweep, f"started   {job}; {output_file(job)}")
+                    continue
+                self._collect(console)
+                time.sleep(_POLL_SECONDS)
+        finally:
+            self._send(signal.SIGTERM)
+            signals.restore()
+        return self.outcomes
+
+    def _start(self, job: Job, slot: int) -> _Child:
+        before = look(job)
+        output = output_file(job)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab") as stream:
+            process = subprocess.Popen(
+                self.launcher.command(job, self.flags),
+                env=self.launcher.environment(self.sweep, job, slot),
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is passed on once, by us
+                pass_fds=(self.lock,),  # a job that outlives a killed sweep keeps the next one away
+            )
+        return _Child(job, process, before, time.monotonic())
+
+    def _collect(self, console: Console) -> None:
+        """Takes note of the jobs that have ended."""
+        for slot, child in list(self.running.items()):
+            code = child.process.poll()
+            if code is None:
+                continue
+            if code < 0:
+                kill_marked(mark(child.job))
+            del self.running[slot]
+            outcome = judge(child.job, code == 0, words(code), child.before)
+            self.outcomes[child.job.id] = outcome
+            say(console, self.sweep, progress_line(child.job, outcome, time.monotonic() - child.started))
+            write_results(self.sweep, self.outcomes, "running")
+
+    def _send(self, number: int) -> None:
+        for child in self.running.values():
+            with suppress(ProcessLookupError):
+                child.process.send_signal(number)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+
+
+def mark(job: Job) -> str:
+    """What the processes of a job, its ranks too, have in their environment."""
+    return f"{os.getpid()}:{job.id}"
+
+
+def kill_marked(value: str) -> None:
+    """Ends the ranks of a job whose torchrun was killed: they are in sessions of their own and would train on."""
+    wanted = f"{_MARK}={value}".encode()
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if wanted in file.read_bytes().split(b"\0"):
+                os.kill(int(file.parent.name), signal.SIGKILL)

@@ -1,0 +1,118 @@
+"""A labelled task whose texts the encoder reads as it is: its features are frozen, only a linear map is fitted on them.
+
+Reading, labels and metrics are those of sequence classification (Alain, Bengio 2016, arXiv:1610.01644; for sentences
+Conneau et al. 2018, arXiv:1805.01070).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.data.examples.table import TableData
+from framework.data.flat_source import FlatSource
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
+from framework.tasks.pooling import POOLINGS, Pooling, check_pooled_scores
+from framework.tasks.probing.linear_fit import LinearFit, Losses, sigmoid_loss, softmax_loss, squared_loss
+from framework.tasks.sequence_classification.problem import Problem
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
+
+_LOSSES: dict[str, Losses] = {
+    "single_label": softmax_loss,
+    "multi_label": sigmoid_loss,
+    "regression": squared_loss,
+}
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What a config says of a probe.
+
+    Attributes:
+        data: Labelled texts or pairs with a `train` and a `validation` split.
+        problem: "single_label" and "multi_label": logistic regression; "regression": linear regression.
+        max_length: Most tokens of a sequence, special tokens included.
+        pooling: A name in `framework.tasks.pooling`: "mean" or "cls".
+        l2: Half of it times the squared weights is added to the summed loss; features have unit variance.
+    """
+
+    data: TableData
+    problem: Literal["single_label", "multi_label", "regression"] = "single_label"
+    max_length: int = 128
+    pooling: str = "mean"
+    l2: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_pooled_scores(self.max_length, self.pooling, 0.0)
+        if not self.l2 > 0:
+            raise ConfigError(
+                f"l2 is {self.l2}, it must be above 0, or the fit of labels that can be told apart has no end."
+            )
+
+    def build(self, tokenizer: Tokenizer) -> "Probe":
+        """Reads and tokenises the rows.
+
+        Raises:
+            DataError: A file or row cannot be used.
+            ConfigError: There is no validation split.
+        """
+        task = SequenceClassificationTask(self.max_length, self.pooling, problem=self.problem)
+        sources = task.build_sources(self.data, tokenizer, seed=0)
+        if "validation" not in sources:
+            raise ConfigError(
+                f"a probe of {self.data.train} has no validation rows, on which it is measured; give "
+                "`data.validation`, or a `data.validation_fraction`."
+            )
+        flat = {name: sources[name] for name in ("train", "validation")}
+        assert all(isinstance(source, FlatSource) for source in flat.values())
+        return Probe(task.problem, flat, POOLINGS[self.pooling], _LOSSES[self.problem], self.l2)  # type: ignore[arg-type]
+
+
+class Probe:
+    """One probe with its texts.
+
+    Args:
+        problem: Labels and metrics.
+        sources: `train` and `validation`.
+        pooling: From hidden states to features.
+        losses: What the fit minimises.
+        l2: As in ProbeSettings.
+
+    Attributes:
+        best_metric: Of the problem; it comes first in `scores`.
+    """
+
+    def __init__(
+        self, problem: Problem, sources: Mapping[str, FlatSource], pooling: Pooling, losses: Losses, l2: float
+    ) -> None:
+        self.problem = problem
+        self.sources = dict(sources)
+        self.pooling = pooling
+        self.losses = losses
+        self.l2 = l2
+        self.best_metric = problem.best_metric
+
+    def scores(self, features: Mapping[str, Tensor]) -> dict[str, float]:
+        """Fits on the training rows and measures on those of validation, by the names of the problem's metrics.
+
+        Args:
+            features: (rows, hidden) of each split, in the order of its source, on the CPU.
+        """
+        train, validation = (_whole(self.sources[split]) for split in ("train", "validation"))
+        fit = LinearFit(features["train"], train.targets["labels"], self.problem.num_scores, self.losses, self.l2)
+        metrics = self.problem.build_metrics()
+        for metric in metrics.values():
+            metric.sync_on_compute = False  # every rank has all rows
+        self.problem.update_metrics(metrics, fit.scores(features["validation"]), validation)
+        names = sorted(metrics, key=lambda name: name != self.best_metric)
+        return {name: float(metrics[name].compute()) for name in names}
+
+
+def _whole(source: FlatSource) -> PackedBatch:
+    """All rows of a split, for their targets."""
+    places = np.arange(len(source))
+    return source.build(np.zeros_like(places), places, places, step=0)

@@ -1,0 +1,196 @@
+"""What is kept of the error analysis of one split: `analysis/NAME.json` of a run folder, from which all is drawn.
+
+Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (how many), `score_name`, `score` (mean over rows),
+`lengths`, `confusion`, `calibration`, `numbers`, `examples`. Numbers are rounded, so that they do not tell how a split
+was packed.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from framework.data.planning.plan import SequenceSource
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.metrics.calibration import calibration_bins, expected_calibration_error
+from framework.tasks.examination import Confusion, ExaminedRow, ExaminedSplit, Outcomes, outcomes_of_rows
+
+FOLDER = "analysis"
+_DECIMALS = 6
+_SHOWN_OF_FINGERPRINT = 12
+_MOST_BUCKETS = 8
+_ROWS_OF_A_BUCKET = 10
+_MOST_POINTS = 2000
+_MOST_CHARACTERS = 2000
+_NORMAL_95 = 1.96
+
+
+def split_analysis(
+    split: ExaminedSplit, facts: Mapping[str, str], tokenizer: Tokenizer, num_examples: int
+) -> dict[str, Any]:
+    """What is kept of one split, as values for JSON.
+
+    Args:
+        split: What was found.
+        facts: What is told beside, such as which weights it was.
+        tokenizer: Turns the tokens of rows without a text into one.
+        num_examples: Of the worst rows, those that are kept with their texts; 0 keeps no text.
+    """
+    rows, examination = split.examination.rows, split.examination
+    scores = [row.score for row in rows if row.score is not None]
+    outcomes = examination.outcomes or outcomes_of_rows(rows, "predicted labels")
+    return {
+        "facts": {**facts, "data fingerprint": split.source.fingerprint[:_SHOWN_OF_FINGERPRINT]},
+        "best_metric": split.best_metric,
+        "metrics": {name: _rounded(value) if math.isfinite(value) else None for name, value in split.metrics.items()},
+        "classes": list(split.classes),
+        "rows": len(rows),
+        "score_name": examination.score_name,
+        "score": _rounded(float(np.mean(scores))) if scores else None,
+        "lengths": length_buckets(rows),
+        "confusion": _confusion(examination.confusion),
+        "calibration": _calibration(outcomes),
+        "numbers": _numbers(examination.numbers),
+        "examples": [
+            _example(rows[place], place, split.source, tokenizer) for place in worst_rows(rows)[:num_examples]
+        ],
+    }
+
+
+def worst_rows(rows: Sequence[ExaminedRow]) -> list[int]:
+    """Places of the rows that are not wholly right, the worst first; of equals the first.
+
+    By loss, the largest first, where rows have one; else by score, and among equal scores the most confident first.
+    """
+
+    def badness(place: int) -> tuple[float, float]:
+        row = rows[place]
+        if row.loss is not None:
+            return -_rounded(row.loss), 0.0
+        return _rounded(row.score or 0.0), -_rounded(row.confidence or 0.0)
+
+    wrong = [
+        place
+        for place, row in enumerate(rows)
+        if (row.score is None and row.loss is not None) or (row.score is not None and row.score < 1)
+    ]
+    return sorted(wrong, key=badness)
+
+
+def length_buckets(rows: Sequence[ExaminedRow]) -> list[dict[str, Any]]:
+    """Rows of like length, about the same number in each bucket, with the means of what they have.
+
+    Returns:
+        `first` and `last` length in tokens, `rows`, `score` with `score_error` (half of its 95 % interval, from the
+        normal distribution), and `loss`; None for what rows do not have.
+    """
+    asked = [row for row in rows if row.score is not None or row.loss is not None]
+    if not asked:
+        return []
+    lengths = np.array([row.length for row in asked])
+    number = max(1, min(_MOST_BUCKETS, len(asked) // _ROWS_OF_A_BUCKET))
+    edges = np.unique(np.quantile(lengths, np.arange(1, number + 1) / number, method="inverted_cdf"))
+    bucket_of = np.searchsorted(edges, lengths)
+    buckets = []
+    for bucket in range(len(edges)):
+        inside = [asked[place] for place in np.flatnonzero(bucket_of == bucket).tolist()]
+        scores = np.array([row.score for row in inside if row.score is not None])
+        losses = np.array([row.loss for row in inside if row.loss is not None])
+        buckets.append(
+            {
+                "first": min(row.length for row in inside),
+                "last": max(row.length for row in inside),
+                "rows": len(inside),
+                "score": _rounded(scores.mean()) if len(scores) else None,
+                "score_error": _rounded(_NORMAL_95 * scores.std() / math.sqrt(len(scores))) if len(scores) else None,
+                "loss": _rounded(losses.mean()) if len(losses) else None,
+            }
+        )
+    return buckets
+
+
+def most_confused(confusion: Mapping[str, Any], count: int) -> list[tuple[str, str, int]]:
+    """The (expected, predicted) labels that differ and are counted most, with their counts; of equals the first."""
+    labels = confusion["labels"]
+    wrong = [cell for cell in confusion["cells"] if cell[0] != cell[1]]
+    return [(labels[row], labels[column], times) for row, column, times in sorted(wrong, key=lambda cell: -cell[2])][
+        :count
+    ]
+
+
+def write_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> None:
+    """Puts an analysis in the place of an earlier one of its name, whole.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    folder = run_folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{name}.json.tmp"
+    temporary.write_text(json.dumps(dict(analysis), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(folder / f"{name}.json")
+
+
+def read_analyses(run_folder: Path) -> dict[str, dict[str, Any]]:
+    """All that a run folder holds, by name: validation, test, then others by the alphabet."""
+    files = {path.stem: path for path in (run_folder / FOLDER).glob("*.json")}
+    order = {"validation": 0, "test": 1}
+    names = sorted(files, key=lambda name: (order.get(name, len(order)), name))
+    return {name: json.loads(files[name].read_text(encoding="utf-8")) for name in names}
+
+
+def _rounded(value: float) -> float:
+    return round(float(value), _DECIMALS)
+
+
+def _confusion(confusion: Confusion | None) -> dict[str, Any] | None:
+    if confusion is None or not confusion.counts.any():
+        return None
+    rows, columns = np.nonzero(confusion.counts)
+    cells = np.stack([rows, columns, confusion.counts[rows, columns]], axis=1)
+    return {"labels": list(confusion.labels), "cells": cells.tolist()}
+
+
+def _calibration(outcomes: Outcomes) -> dict[str, Any] | None:
+    bins = calibration_bins(outcomes.probabilities, outcomes.came_true)
+    if not bins:
+        return None
+    return {
+        "of": outcomes.of,
+        "error": _rounded(expected_calibration_error(bins)),
+        "bins": [{name: _rounded(value) for name, value in asdict(each).items()} for each in bins],
+    }
+
+
+def _numbers(numbers: np.ndarray | None) -> dict[str, Any] | None:
+    """At most some thousand rows, evenly spread, which are as many as a picture can show."""
+    if numbers is None:
+        return None
+    kept = numbers[:: math.ceil(len(numbers) / _MOST_POINTS)]
+    return {name: [_rounded(value) for value in kept[:, side]] for side, name in enumerate(("expected", "predicted"))}
+
+
+def _example(row: ExaminedRow, place: int, source: SequenceSource, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = row.text if row.text is not None else _text_of_item(source, place, tokenizer)
+    texts = {"text": text, "expected": row.expected, "predicted": row.predicted}
+    numbers = {"confidence": row.confidence, "loss": row.loss, "score": row.score}
+    return {
+        "place": row.place or f"row {place + 1:,}",
+        **{
+            name: value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS] + " …"
+            for name, value in texts.items()
+        },
+        **{name: None if value is None else _rounded(value) for name, value in numbers.items()},
+        "length": row.length,
+    }
+
+
+def _text_of_item(source: SequenceSource, place: int, tokenizer: Tokenizer) -> str:
+    """The tokens of an item, a line for each of its sequences."""
+    batch = source.build(np.zeros(1, dtype=np.int64), np.array([place]), np.array([place]), step=0)
+    sequences = batch.input_ids.split(list(batch.lengths))[: batch.num_sequences]
+    return "\n".join(tokenizer.decode_batch([ids.tolist() for ids in sequences]))

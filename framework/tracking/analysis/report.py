@@ -1,0 +1,228 @@
+"""report.html: a run on one page, without network and scripts; made of nothing but the files of its folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from framework.tracking.analysis.content import read_analyses
+from framework.tracking.analysis.page import Markup, element, facts, figures, joined, page, picture, table
+from framework.tracking.analysis.pictures import draw_analysis
+from framework.tracking.analysis.split_section import heading, number, split_section
+from framework.tracking.metric_names import describe
+from framework.tracking.plots import draw_plots
+from framework.tracking.summary_file import read_summary
+
+REPORT_FILE = "report.html"
+_CURVES = ("loss", "learning_rate", "throughput")
+
+_CONFIG_FACTS = {
+    "task": "task._target_",
+    "problem": "task.problem",
+    "data": "data._target_",
+    "training data": "data.train",
+    "validation data": "data.validation",
+    "test data": "data.test",
+    "token store": "data.store",
+    "started from": "init_from",
+    "family": "model.family",
+    "layers": "model.num_layers",
+    "hidden size": "model.hidden_size",
+    "vocabulary": "model.vocab_size",
+    "batch, sequences": "trainer.global_batch_size",
+    "batch, tokens": "trainer.global_batch_tokens",
+    "optimizer": "optimizer._target_",
+    "learning rate": "optimizer.lr",
+    "schedule": "schedule._target_",
+    "regularization": "regularization._target_",
+    "adapter": "adapter._target_",
+    "precision": "precision.name",
+    "strategy": "strategy.name",
+    "seed": "seed",
+}
+
+
+def draw_pictures(run_folder: Path) -> list[Path]:
+    """Draws the curves of a run and the pictures of its analyses into `plots/`.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    written = draw_plots(run_folder, run_folder.resolve().name)
+    for name, analysis in read_analyses(run_folder).items():
+        written += draw_analysis(run_folder, name, analysis)
+    return written
+
+
+def write_report(run_folder: Path) -> Path:
+    """Writes report.html from what the folder holds; of a folder without a run it has the analyses only.
+
+    Returns:
+        The file, which takes the place of an earlier one whole.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    name = run_folder.resolve().name
+    summary, analyses = read_summary(run_folder), read_analyses(run_folder)
+    config, start = _read_config(run_folder), _last_start(run_folder)
+    sections = [
+        *_section("Metrics", "metrics", _metrics(summary, analyses)),
+        *_section("Curves", "curves", _curves(run_folder, analyses)),
+        *(
+            (name_of, heading(name_of), split_section(run_folder, name_of, analysis))
+            for name_of, analysis in analyses.items()
+        ),
+        *_section("Run", "run", _run_facts(config, start)),
+    ]
+    body = [
+        element("header", *_header(name, summary, analyses, sections)),
+        element("main", joined(section for _, _, section in sections)),
+        element("footer", "Made by Cloze from the files of the run folder."),
+    ]
+    path = run_folder / REPORT_FILE
+    temporary = path.with_name(REPORT_FILE + ".tmp")
+    temporary.write_text(page(name, body), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _section(title: str, identity: str, content: Markup) -> list[tuple[str, str, Markup]]:
+    """Id, title and the section itself; nothing without content."""
+    section = element("section", element("h2", title), content, identity=identity)
+    return [(identity, title, section)] if content else []
+
+
+def _header(
+    name: str,
+    summary: Mapping[str, Any] | None,
+    analyses: Mapping[str, Mapping[str, Any]],
+    sections: list[tuple[str, str, Markup]],
+) -> list[Markup]:
+    state = [] if summary is None else [element("span", summary["ended"], kind=f"state {summary['ended']}")]
+    parts = [element("h1", name, *state)]
+    if summary is not None and summary["why"] is not None:
+        parts.append(element("p", summary["why"], kind="soft"))
+    tiles = {}
+    for split, analysis in analyses.items():
+        metric = analysis["best_metric"]
+        if metric in analysis["metrics"]:
+            tiles[f"{describe(metric).label}, {heading(split).lower()}"] = number(analysis["metrics"][metric])
+    if summary is not None:
+        speed = summary["tokens_per_second"]
+        tiles |= {
+            "steps": f"{summary['steps']:,} of {summary['max_steps']:,}",
+            "tokens": f"{summary['tokens']:,}",
+            "tokens a second": f"{speed:,.0f}" if speed else "",
+            "time": _duration(summary["wall_seconds"]),
+        }
+    shown = [element("li", element("b", value), element("span", title)) for title, value in tiles.items() if value]
+    links = [Markup(f'<a href="#{identity}">{element("span", title)}</a>') for identity, title, _ in sections]
+    return [*parts, element("ul", *shown, kind="tiles"), element("nav", joined(links))]
+
+
+def _run_facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> Markup:
+    settings = {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
+    origin: dict[str, str] = {}
+    if start:
+        hardware, versions = start["hardware"], start["versions"]
+        origin = {
+            "code": start["commit"],
+            "host": start["host"],
+            "processor": f"{hardware['processor']}, {hardware['cores']} cores",
+            "GPUs": ", ".join(hardware["gpus"]),
+            "processes": f"{start['world_size']:,}",
+            "starts": f"{start['starts']:,}",
+            "data fingerprint": start["fingerprints"].get("data", ""),
+            "tokenizer fingerprint": start["fingerprints"].get("tokenizer", ""),
+            "versions": ", ".join(f"{library} {versions[library]}" for library in ("python", "torch", "lightning")),
+            "command": element("code", start["command"]),
+        }
+    tables = [facts(rows) for rows in (settings, origin) if any(rows.values())]
+    return element("div", *tables, kind="columns") if tables else Markup()
+
+
+def _setting(config: Mapping[str, Any], key: str) -> str:
+    """A value of the config as people read it; nothing where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None:
+        return ""
+    if key.endswith("_target_"):
+        return str(value).rpartition(".")[2]
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """A row for each metric, a column for each place where it was measured."""
+    columns: dict[str, dict[str, float | None]] = {}
+    if summary is not None:
+        best = summary["best"] or {}
+        columns["training, last"] = _of_split(summary["last"], "train/")
+        columns["validation, last"] = _of_split(summary["last"], "val/")
+        if best:
+            columns[f"validation, best (step {best['step']:,})"] = _of_split(best, "val/")
+    for name, analysis in analyses.items():
+        if name != "validation" or summary is None:
+            columns[heading(name).lower()] = analysis["metrics"]
+    columns = {title: values for title, values in columns.items() if values}
+    names = list(dict.fromkeys(name for values in columns.values() for name in values))
+    if not names:
+        return Markup()
+    rows = [
+        (
+            describe(name).label + (f" ({describe(name).unit})" if describe(name).unit else ""),
+            *(_metric(values, name) for values in columns.values()),
+        )
+        for name in names
+    ]
+    return table(("metric", *columns), rows, whole=True)
+
+
+def _of_split(values: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
+    return {
+        key.removeprefix(prefix): value
+        for key, value in values.items()
+        if key.startswith(prefix) and key != "train/tokens"
+    }
+
+
+def _metric(values: Mapping[str, float | None], name: str) -> str:
+    """The files hold null where a value was not finite."""
+    if name not in values:
+        return ""
+    return "nan" if values[name] is None else number(values[name])
+
+
+def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> Markup:
+    others = sorted(
+        path.stem
+        for path in (run_folder / "plots").glob("*.png")
+        if path.stem not in _CURVES and not any(path.stem.startswith(f"{name}_") for name in analyses)
+    )
+    return figures(
+        picture(run_folder / "plots" / f"{name}.png", name.replace("_", " ")) for name in (*_CURVES, *others)
+    )
+
+
+def _read_config(run_folder: Path) -> dict[str, Any]:
+    file = run_folder / "config.yaml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def _last_start(run_folder: Path) -> dict[str, Any]:
+    """Of provenance.json, with the number of `starts`."""
+    file = run_folder / "provenance.json"
+    if not file.is_file():
+        return {}
+    starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+    return {**starts[-1], "starts": len(starts)}
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

@@ -1,0 +1,153 @@
+"""The section of a report on one split: pictures, classes, confused labels, worst examples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from framework.tracking.analysis.content import most_confused
+from framework.tracking.analysis.page import Markup, element, figures, joined, picture, scrolled, table
+from framework.tracking.analysis.pictures import MOST_NUMBERED_LABELS, needs_legend
+
+_SHOWN_CHARACTERS = 320
+_FEW_LABELS = 6
+_PAIRS = 15
+_MOST_BESIDE_OTHERS = 12
+"""With more labels a confusion matrix wants the whole width."""
+
+_NO_NUMBER = "–"
+
+
+def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
+    """All that an analysis holds, but for its metrics.
+
+    Args:
+        run_folder: Has its pictures in `plots/`.
+        name: Of the analysis.
+        analysis: Of `framework.tracking.analysis.content`.
+    """
+    told = [f"{analysis['rows']:,} rows", *(f"{fact}: {value}" for fact, value in analysis["facts"].items() if value)]
+    if analysis["score"] is not None:
+        told.insert(1, f"{analysis['score_name']}: {analysis['score']:.4f}")
+    return element(
+        "section",
+        element("h2", heading(name)),
+        element("p", " · ".join(told), kind="soft"),
+        joined(
+            [_pictures(run_folder, name, analysis), _classes(analysis["classes"]), _confused(analysis["confusion"])]
+        ),
+        _examples(analysis),
+        identity=name,
+    )
+
+
+def heading(name: str) -> str:
+    """Name of an analysis for people."""
+    return name[:1].upper() + name[1:].replace("_", " ")
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """A number in a cell."""
+    return _NO_NUMBER if value is None else format(value, form)
+
+
+def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
+    captions = {
+        "confusion": "Rows are what the data say, columns what the model says; the colour is the share of the row.",
+        "calibration": "Where the model gives the probability on the horizontal axis, it should be right as often. Its "
+        "error is the mean distance from the diagonal (Guo et al. 2017).",
+        "lengths": f"Rows of like length together: mean {analysis['score_name']}, with 95 % intervals."
+        if analysis["score"] is not None
+        else "Rows of like length together: mean loss.",
+        "numbers": "Each point is a row.",
+    }
+    kinds = {"confusion": "tall"}
+    if analysis["confusion"] and len(analysis["confusion"]["labels"]) > _MOST_BESIDE_OTHERS:
+        kinds = {"confusion": "wide"}
+    shown = [
+        picture(run_folder / "plots" / f"{name}_{key}.png", f"{key} of {name}", caption, kinds.get(key, ""))
+        for key, caption in captions.items()
+        if analysis[key]
+    ]
+    return figures(shown)
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup:
+    if not classes:
+        return Markup()
+    is_long = len(classes) > MOST_NUMBERED_LABELS and "f1" in classes[0]
+    rows = sorted(classes, key=lambda row: row["f1"]) if is_long else classes
+    header = [column.replace("_", " ") for column in classes[0]]
+    cells = [
+        [
+            f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+            for value in row.values()
+        ]
+        for row in rows
+    ]
+    title = f"The {len(rows)} classes, worst F1 first" if is_long else "By class"
+    return joined([element("h3", title), table(header, cells)])
+
+
+def _confused(confusion: Mapping[str, Any] | None) -> Markup:
+    if confusion is None:
+        return Markup()
+    parts = []
+    labels = confusion["labels"]
+    if needs_legend(labels):
+        legend = [(str(place), label) for place, label in enumerate(labels, start=1)]
+        parts += [element("h3", "Numbers in the confusion matrix"), table(("number", "label"), legend)]
+    pairs = most_confused(confusion, _PAIRS)
+    if pairs and len(labels) >= _FEW_LABELS:
+        present = dict.fromkeys(labels, 0)
+        for row, _, times in confusion["cells"]:
+            present[labels[row]] += times
+        rows = [
+            (expected, predicted, f"{times:,}", f"{times / present[expected]:.1%}")
+            for expected, predicted, times in pairs
+        ]
+        title = element("h3", "Most confused")
+        parts += [title, table(("expected", "predicted", "times", "of the expected label"), rows)]
+    return joined(parts)
+
+
+def _examples(analysis: Mapping[str, Any]) -> Markup:
+    examples = analysis["examples"]
+    if not examples:
+        return Markup()
+    columns = {
+        name: (title, form)
+        for name, title, form in (
+            ("confidence", "confidence", ".1%"),
+            ("loss", "loss", ".3f"),
+            ("score", "score", ".3f"),
+            ("length", "tokens", ",d"),
+        )
+        # Scores that say nothing but "wrong" are not shown.
+        if any(example[name] for example in examples)
+    }
+    head = element(
+        "tr",
+        *(element("th", name) for name in ("text", "expected", "predicted")),
+        *(element("th", title, kind="number") for title, _ in columns.values()),
+    )
+    lines = [
+        element(
+            "tr",
+            element("td", _cut(example["text"]), element("small", example["place"]), kind="text"),
+            *(element("td", _cut(example[side]), kind=side) for side in ("expected", "predicted")),
+            *(element("td", number(example[name], form), kind="number") for name, (_, form) in columns.items()),
+        )
+        for example in examples
+    ]
+    by = "largest loss first" if examples[0]["loss"] is not None else "lowest score first, then the most confident"
+    return joined(
+        [element("h3", f"The {len(examples)} worst examples, {by}"), scrolled(head, lines, "examples", whole=True)]
+    )
+
+
+def _cut(text: str) -> str:
+    """A long text by its beginning, the rest of it to be opened."""
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    shown = text[:_SHOWN_CHARACTERS].rstrip() + " …"
+    return element("details", element("summary", shown), element("div", text))

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# What multi_node.sh --hosts runs on each host: an agent that outlives the ssh connection that started it.
+#
+#   launch/attach.sh start ID ARGUMENTS   starts launch/multi_node.sh ARGUMENTS, shows its output until it ends
+#   launch/attach.sh again ID             shows the output from here on, after the connection was lost
+#   launch/attach.sh stop ID              lets the run save and leave
+#
+# Ends with the agent's exit code. Its output stays in the folder cloze-agent-USER-ID of TMPDIR (/tmp).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/settings.sh
+
+[[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
+[[ $# -ge 2 ]] || fail "an action and an id are needed; see $0 --help"
+action=$1 id=$2
+shift 2
+# Named after the host as well: the folder may lie on a disk that hosts share.
+state=${TMPDIR:-/tmp}/cloze-agent-$(id -u)-$id-$(uname -n)
+
+is_running() {
+    [[ -f $state/pid ]] && kill -0 "$(cat "$state/pid")" 2>/dev/null
+}
+
+# Shows the log from a line on, until the agent has ended.
+show() {
+    tail -n "$1" -f --pid="$(cat "$state/pid")" "$state/log"
+    for _ in {1..50}; do
+        [[ ! -f $state/code ]] || exit "$(cat "$state/code")"
+        sleep 0.1
+    done
+    fail "the agent of --id $id has ended without an exit code"
+}
+
+case $action in
+    start)
+        ! is_running || fail "an agent of --id $id runs here already (process $(cat "$state/pid")); stop it, or choose another id"
+        mkdir -p "$state"
+        rm -f "$state/pid" "$state/code"
+        : >"$state/log"
+        # shellcheck disable=SC2016  # the inner shell expands
+        setsid bash -c 'state=$1 && shift && trap "" HUP && code=0
+            launch/multi_node.sh "$@" & echo $! >"$state/pid"; wait $! || code=$?; echo $code >"$state/code"' \
+            _ "$state" "$@" </dev/null >"$state/log" 2>&1 &
+        for _ in {1..50}; do
+            [[ ! -f $state/pid ]] || break
+            sleep 0.1
+        done
+        show +1
+        ;;
+    again)
+        [[ -f $state/pid ]] || fail "no agent of --id $id was started here"
+        show 0
+        ;;
+    stop) ! is_running || kill -TERM "$(cat "$state/pid")" ;;
+    *) fail "the action $action is not known; see $0 --help" ;;
+esac

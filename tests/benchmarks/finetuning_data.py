@@ -1,0 +1,149 @@
+"""The public data sets of the fine-tuning benchmark, brought into one form: a JSONL file a split, for both sides."""
+
+import csv
+import gzip
+import itertools
+import json
+import random
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+Row = dict[str, Any]
+Splits = dict[str, list[Row]]
+
+NUM_CHOICES = 4
+
+
+def sst2(folder: Path) -> Splits:
+    """Sentiment of sentences (Socher et al. 2013), two labels."""
+    return {
+        split: [{"text": text, "label": label} for text, label in lines(folder / f"sentiment/sst2_{split}.tsv")]
+        for split in ("train", "test")
+    }
+
+
+def cola(folder: Path) -> Splits:
+    """Acceptability (Warstadt et al. 2019), tested on the in-domain development set."""
+    names = {"train": "cola_in_domain_train.tsv", "test": "cola_in_domain_dev.tsv"}
+    return {
+        split: [{"text": text, "label": label} for _, label, _, text in lines(folder / "glue_parts" / name)]
+        for split, name in names.items()
+    }
+
+
+def rte(folder: Path) -> Splits:
+    """Entailment: the three PASCAL challenges that RTE is made of; the test is that of the third."""
+    names = {"train": ("rte1_dev", "rte2_dev", "rte3_dev", "rte1_test", "rte2_test"), "test": ("rte3_test",)}
+    with zipfile.ZipFile(folder / "glue_parts/rte_1_2_3.zip") as archive:
+
+        def pairs(name: str) -> Iterator[Row]:
+            for pair in ElementTree.fromstring(archive.read(f"rte/{name}.xml")).iter("pair"):
+                answer = pair.get("value") or pair.get("entailment")
+                label = "yes" if answer in ("TRUE", "YES") else "no"
+                yield {"text": pair.findtext("t"), "pair": pair.findtext("h"), "label": label}
+
+        return {split: [row for name in parts for row in pairs(name)] for split, parts in names.items()}
+
+
+def stsb(folder: Path) -> Splits:
+    """Similarity of sentences, 0 to 5 (Cer et al. 2017)."""
+
+    def read(split: str) -> list[Row]:
+        with open(folder / f"similarity/stsb_en_{split}.csv", encoding="utf-8", newline="") as file:
+            return [{"text": first, "pair": second, "label": float(score)} for first, second, score in csv.reader(file)]
+
+    return {"train": read("train"), "test": read("test")}
+
+
+def clinc(folder: Path) -> Splits:
+    """150 intents (Larson et al. 2019), those in scope."""
+    with gzip.open(folder / "intent/clinc150_full.json.gz", "rt", encoding="utf-8") as file:
+        content = json.load(file)
+    return {split: [{"text": text, "label": label} for text, label in content[split]] for split in ("train", "test")}
+
+
+def phrasebank(folder: Path) -> Splits:
+    """Financial sentiment (Malo et al. 2014), sentences on which half agree, 3,800 of them for training."""
+    text = (folder / "financial/phrasebank_Sentences_50Agree.txt").read_text(encoding="latin-1")
+    rows = [dict(zip(("text", "label"), line.rsplit("@", 1), strict=True)) for line in text.splitlines()]
+    random.Random(0).shuffle(rows)
+    return {"train": rows[:3800], "test": rows[3800:]}
+
+
+def wnut17(folder: Path) -> Splits:
+    """Emerging entities (Derczynski et al. 2017)."""
+
+    def read(split: str) -> list[Row]:
+        text = (folder / f"ner/wnut17_{split}.conll").read_text(encoding="utf-8")
+        rows = []
+        # Some of the lines between sentences hold a tab.
+        for is_word, group in itertools.groupby(text.split("\n"), key=lambda line: bool(line.strip())):
+            if is_word:
+                words, tags = zip(*(line.split("\t") for line in group), strict=True)
+                rows.append({"tokens": list(words), "tags": list(tags)})
+        return rows
+
+    return {"train": read("train"), "test": read("test")}
+
+
+def policyqa(folder: Path) -> Splits:
+    """Questions on privacy policies (Ahmad et al. 2020); a fifth of the web sites for the test."""
+    with gzip.open(folder / "qa/policyqa_dev.json.gz", "rt", encoding="utf-8") as file:
+        sites = json.load(file)["data"]
+    splits: Splits = {"train": [], "test": []}
+    for place, site in enumerate(sites):
+        for paragraph in site["paragraphs"]:
+            for question in paragraph["qas"]:
+                answers = [{"text": each["text"], "answer_start": each["answer_start"]} for each in question["answers"]]
+                row = {"question": question["question"], "context": paragraph["context"], "answers": answers}
+                splits["test" if place % 5 == 0 else "train"].append(row)
+    return splits
+
+
+def policyqa_choice(folder: Path) -> Splits:
+    """Which of four texts answers a question: the right one of PolicyQA, and three that answer others."""
+    splits = policyqa(folder)
+    draw = random.Random(0)
+    made: Splits = {}
+    for split, rows in splits.items():
+        first = {row["question"]: row["answers"][0]["text"] for row in rows}
+        others = sorted(set(first.values()))
+        made[split] = []
+        for question, answer in first.items():
+            choices = draw.sample([text for text in others if text != answer], NUM_CHOICES - 1)
+            label = draw.randrange(NUM_CHOICES)
+            choices.insert(label, answer)
+            made[split].append({"question": question, "choices": choices, "label": label})
+    return made
+
+
+def lines(path: Path) -> list[list[str]]:
+    """The fields of a file of tab-separated lines, in which a quote means nothing."""
+    return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write(splits: Mapping[str, list[Row]], folder: Path, max_train_rows: int | None) -> None:
+    """Saves the splits; of the training rows a seeded part in a seeded order."""
+    for split, rows in splits.items():
+        kept = list(rows)
+        if split == "train":
+            random.Random(0).shuffle(kept)
+            kept = kept[:max_train_rows]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
+
+
+DATA: Mapping[str, Callable[[Path], Splits]] = {
+    "sst2": sst2,
+    "cola": cola,
+    "rte": rte,
+    "stsb": stsb,
+    "clinc": clinc,
+    "phrasebank": phrasebank,
+    "wnut17": wnut17,
+    "policyqa": policyqa,
+    "choice": policyqa_choice,
+}

@@ -1,0 +1,73 @@
+"""Which validations keep their rows, and what a disk that refuses them costs."""
+
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from framework.callbacks.early_stopping import EarlyStopping, Patience
+from framework.callbacks.error_analysis import ErrorAnalysis
+from framework.data.flat_source import FlatSource
+from framework.tasks.examination import Examination, ExaminedRow, ExaminedSplit
+from framework.tracking.analysis.content import read_analyses
+
+
+def trainer(step: int, *callbacks: Any) -> Any:
+    return SimpleNamespace(global_step=step, max_steps=20, callbacks=callbacks, is_global_zero=True, should_stop=False)
+
+
+def module(predicts_rows: bool = True, accuracy: float = 0.5) -> Any:
+    split = ExaminedSplit(
+        FlatSource(np.zeros(2), np.array([2]), {}, {}, max_length=4),
+        "accuracy",
+        {"accuracy": accuracy},
+        [],
+        Examination([ExaminedRow(2, 1.0, 0.0, text="a text")]),
+    )
+    return SimpleNamespace(
+        task=SimpleNamespace(predicts_rows=predicts_rows),
+        examines=False,
+        examined=SimpleNamespace(examine=lambda: split),
+        validation_metrics={"val/accuracy": accuracy},
+        optimizer=SimpleNamespace(keeps_average=True),
+    )
+
+
+@pytest.mark.parametrize(("step", "predicts_rows", "keeps"), [(19, True, False), (20, True, True), (20, False, False)])
+def test_the_validation_after_the_last_step_keeps_its_rows(step: int, predicts_rows: bool, keeps: bool, tmp_path: Path):
+    run = module(predicts_rows)
+    ErrorAnalysis(tmp_path, None, 3).on_validation_start(trainer(step), run)  # type: ignore[arg-type]
+    assert run.examines is keeps
+
+
+def test_so_does_one_that_may_spend_the_patience(tmp_path: Path):
+    stopping, analysis = EarlyStopping(Patience(2), "accuracy", "max"), ErrorAnalysis(tmp_path, None, 3)  # type: ignore[arg-type]
+    run, kept = module(), []
+    for step, accuracy in enumerate([0.5, 0.4, 0.6, 0.5, 0.5], start=1):
+        run.validation_metrics = {"val/accuracy": accuracy}
+        analysis.on_validation_start(trainer(step, stopping), run)
+        kept.append(run.examines)
+        stopping.on_validation_end(trainer(step), run)
+    # Only after a first failure can the next one end the run; it did so after the fifth.
+    assert kept == [False, False, True, False, True]
+    assert stopping.why is not None
+
+
+def test_rank_0_writes_what_was_kept_and_lets_go_of_it(tmp_path: Path):
+    run = module()
+    ErrorAnalysis(tmp_path, None, 3).on_validation_end(trainer(20), run)  # type: ignore[arg-type]
+    kept = read_analyses(tmp_path)["validation"]
+    assert kept["facts"]["weights"] == "step 20, moving average"
+    assert [each["text"] for each in kept["examples"]] == ["a text"]
+    assert run.examined is None
+
+
+def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
+    (tmp_path / "analysis").touch()  # takes the place of the folder
+    told = StringIO()
+    ErrorAnalysis(tmp_path, None, 3, Console(file=told)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
+    assert f"{tmp_path / 'analysis'} could not be written: the disk refused (" in told.getvalue()

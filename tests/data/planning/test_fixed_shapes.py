@@ -1,0 +1,47 @@
+"""Fixed shapes: their sizes by hand, and every micro-batch of a plan fits."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from framework.data.planning.fixed_shapes import fixed_shapes
+from framework.data.planning.plan import StepPlan
+from tests.data.sequences import NumberedSource
+
+
+def test_sizes_by_hand():
+    """At 100 tokens a mean sequence, 1,000 tokens hold 10 of them; a quarter more, and one, make 14."""
+    shapes = fixed_shapes(max_length=200, mean_length=100.0, micro_batch_tokens=1000)
+    assert shapes.micro_batch_sequences == 14
+    assert list(shapes.capacities) == [500, 1000]
+    half, whole = shapes.capacities.values()
+    # d dummies of at most 200 tokens must hold 1,000 tokens and one for each of 14 + d sequences: d = 6.
+    assert (whole.tokens, whole.sequences, whole.targets, whole.max_seqlen) == (1020, 20, None, 200)
+    assert (half.tokens, half.sequences) == (517, 17)
+
+
+def test_a_sequence_longer_than_half_a_budget_leaves_one_size():
+    assert list(fixed_shapes(501, 100.0, 1000).capacities) == [1000]
+    assert list(fixed_shapes(500, 100.0, 1000).capacities) == [500, 1000]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 60),
+    global_batch_size=st.integers(1, 40),
+    num_ranks=st.integers(1, 4),
+    budget=st.integers(20, 200),
+    step=st.integers(0, 1000),
+)
+def test_every_micro_batch_fits(size, global_batch_size, num_ranks, budget, step):
+    source = NumberedSource(size)
+    shapes = fixed_shapes(source.max_length, source.mean_length, budget)
+    plan = StepPlan(source, 3, global_batch_size, budget, num_ranks, shapes=shapes)
+    for rank in range(num_ranks):
+        for share in plan.micro_batches(step, rank):
+            batch = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
+            assert share.capacity is not None
+            assert len(batch.input_ids) == share.capacity.tokens == sum(batch.lengths)
+            assert len(batch.lengths) == share.capacity.sequences
+            assert max(batch.lengths) <= batch.max_seqlen == 20
+            assert np.isclose(batch.num_tokens, source.lengths(share.epochs, share.indices).sum())

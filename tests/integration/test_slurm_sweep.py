@@ -1,0 +1,72 @@
+"""A sweep of 4 jobs with 2 processes each on a real SLURM: one is killed, one comes near its time limit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tiny_run import make_store, rows
+from tests.integration.test_sweep import WAIT_SECONDS, rank_of, start, wait_for_rows
+from tests.slurm_cluster import slurm, why_not
+
+STEPS = 30
+
+# Nothing is installed for what does not run.
+reason = why_not() if os.environ.get("CLOZE_SLOW_TESTS") == "1" else "slow: CLOZE_SLOW_TESTS=1 runs it"
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def slurm_states() -> dict[str, str]:
+    """The state of each job by its number, as SLURM has it."""
+    command = ["squeue", "--noheader", "--states=all", "--format=%i %T"]
+    return dict(line.split() for line in subprocess.check_output(command, text=True).splitlines())
+
+
+def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "text")
+    folder = tmp_path / "text" / "runs" / "rates"
+    names = [f"rates-lr_{rate}-seed_{seed}" for rate in ("0.001", "0.01") for seed in (0, 1)]
+    line = ("hydra/launcher=slurm", "hydra.launcher.processes=2", "hydra.launcher.poll_seconds=0.5")
+    line = (*line, "optimizer.lr=1e-3,1e-2", "seed=0,1", f"trainer.max_steps={STEPS}")
+    killed, interrupted = names[1], names[2]
+
+    with slurm(tmp_path / "slurm"):
+        sweep = start(store, *line, "hydra.launcher.wait=false")
+        out, err = sweep.communicate(timeout=WAIT_SECONDS)
+        assert (sweep.returncode, err) == (0, "") and "4 jobs stay with SLURM" in out
+        assert json.loads((folder / "sweep.json").read_text())["ended"] == "running"
+        numbers = {name: json.loads((folder / name / "logs/slurm_job.json").read_text())["job"] for name in names}
+
+        sweep = start(store, *line)
+        wait_for_rows(sweep, folder / killed, 4)
+        os.kill(rank_of(f"SLURM_JOB_ID={numbers[killed]}", 1), signal.SIGKILL)
+        wait_for_rows(sweep, folder / interrupted, 4)
+        # What SLURM does near the time limit.
+        subprocess.run(["scancel", "--batch", "--signal=USR1", str(numbers[interrupted])], check=True)
+        out, err = sweep.communicate(timeout=WAIT_SECONDS)
+        assert sweep.returncode == 2, out
+        # One may have finished before the second start looked.
+        assert re.search(r"([34]) of 4 jobs to run, \1 of them submitted before", out)
+        assert re.match(
+            rf"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(SLURM job {numbers[killed]}: FAILED; "
+            r"DistributedError \(rank 1, step \d+\): gone without a word",
+            err,
+        )
+        states = slurm_states()
+        wanted = dict.fromkeys(names, "COMPLETED") | {killed: "FAILED"}
+        assert {name: states[str(numbers[name])] for name in names} == wanted
+        starts = {name: json.loads((folder / name / "provenance.json").read_text())["starts"] for name in names}
+        assert {name: len(each) for name, each in starts.items()} == dict.fromkeys(names, 1) | {interrupted: 2}
+
+        sweep = start(store, *line)
+        out, err = sweep.communicate(timeout=WAIT_SECONDS)
+        assert (sweep.returncode, err) == (0, "")
+        assert "1 of 4 jobs to run, 0 of them submitted before" in out
+        assert sorted(slurm_states()) == sorted([*map(str, numbers.values()), "5"])
+    for name in names:
+        assert [row["step"] for row in rows(folder / name)] == list(range(1, STEPS + 1))
+    assert json.loads((folder / "sweep.json").read_text())["ended"] == "finished"

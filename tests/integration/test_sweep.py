@@ -1,0 +1,90 @@
+"""A sweep of 4 jobs with 2 processes each under torchrun, one of which is killed, and started again."""
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.faults.tiny_run import arguments, make_store, rows, summary
+
+STEPS = 12
+WAIT_SECONDS = 300
+
+
+def start(store: Path, *overrides: str) -> subprocess.Popen[str]:
+    given = [each for each in arguments(store, store.parent, "", "ddp") if not each.startswith("run.id=")]
+    line = [*given, f"trainer.max_steps={STEPS}", f"hydra.sweep.dir={store.parent}/runs/rates", *overrides]
+    return subprocess.Popen(
+        [sys.executable, "-m", "framework.train", "--multirun", *line],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rank_of(job: str, rank: int) -> int:
+    """The process of one rank of the job that has a variable in its environment; a pattern."""
+    for file in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environment = file.read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if f"RANK={rank}" in environment and any(re.fullmatch(job, entry) for entry in environment):
+            return int(file.parent.name)
+    raise AssertionError(f"{job} has no rank {rank}")
+
+
+def wait_for_rows(sweep: subprocess.Popen[str], run: Path, num_rows: int) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(rows(run)) < num_rows:
+        assert sweep.poll() is None, sweep.communicate()
+        assert time.monotonic() < deadline, f"no row {num_rows} in {run}"
+        time.sleep(0.005)
+
+
+def test_a_killed_job_is_named_three_are_kept_and_the_second_start_runs_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "text")
+    folder = tmp_path / "text" / "runs" / "rates"
+    names = [f"rates-lr_{rate}-seed_{seed}" for rate in ("0.001", "0.01") for seed in (0, 1)]
+    line = ("optimizer.lr=1e-3,1e-2", "seed=0,1", "hydra.launcher.processes=2", "hydra.launcher.jobs_at_once=2")
+    victim = folder / names[1]
+
+    sweep = start(store, *line)
+    wait_for_rows(sweep, victim, 4)
+    os.kill(rank_of(f"CLOZE_SWEEP_JOB=[0-9]+:{re.escape(names[1])}", 1), signal.SIGKILL)
+    out, err = sweep.communicate(timeout=WAIT_SECONDS)
+    assert sweep.returncode == 2
+    assert re.fullmatch(
+        r"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(exit code 1; DistributedError \(rank 1, step "
+        r"\d+\): gone without a word.*\)\. What the others reached is kept; start the same line again.*\n",
+        err,
+    )
+    states = {each["run"]: each["state"] for each in json.loads((folder / "sweep.json").read_text())["jobs"]}
+    assert states == dict.fromkeys(names, "finished") | {names[1]: "failed"}
+    assert len(rows(victim)) < STEPS
+    kept = {name: (folder / name / "summary.json").stat().st_mtime_ns for name in names if name != names[1]}
+
+    sweep = start(store, *line)
+    out, err = sweep.communicate(timeout=WAIT_SECONDS)
+    assert (sweep.returncode, err) == (0, "")
+    assert "1 of 4 jobs to run" in out
+    assert kept == {name: (folder / name / "summary.json").stat().st_mtime_ns for name in kept}
+    assert [row["step"] for row in rows(victim)] == list(range(1, STEPS + 1))
+    starts = json.loads((victim / "provenance.json").read_text())["starts"]
+    assert [each["world_size"] for each in starts] == [2, 2]
+    assert summary(victim)["ended"] == "finished"
+
+    # The last validation is that of the last step, so that its row says what the tables fold.
+    losses = [rows(folder / name)[-1]["val/loss"] for name in names]
+    results = json.loads((folder / "sweep.json").read_text())
+    for folded, pair in zip(results["seeds"], (losses[:2], losses[2:]), strict=True):
+        assert folded["last"]["n"] == 2
+        assert abs(folded["last"]["mean"] - statistics.mean(pair)) < 1e-12
+        assert abs(folded["last"]["deviation"] - statistics.stdev(pair)) < 1e-12
+    assert f"{statistics.mean(losses[2:]):.4f} ± {statistics.stdev(losses[2:]):.4f}" in out

@@ -1,0 +1,142 @@
+"""multi_node.sh on hosts of their own: two of them train as one does; those that cannot be used are named."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.tiny_run import arguments, make_store, rows, summary
+from tests.hosts import Host, hosts, start_ssh, why_not
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = str(ROOT / "launch" / "multi_node.sh")
+LENGTH = ("trainer.max_steps=8", "trainer.val_every_n_steps=4", "trainer.checkpoint_every_n_steps=4")
+WAIT_SECONDS = 300
+VARIABLES = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+# Nothing is installed for what does not run.
+reason = why_not() if os.environ.get("CLOZE_SLOW_TESTS") == "1" else "slow: CLOZE_SLOW_TESTS=1 runs it"
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("corpus") / "text")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Iterator[list[Host]]:
+    with hosts(tmp_path_factory.mktemp("hosts"), 2) as machines:
+        yield machines
+
+
+@pytest.fixture(scope="module")
+def ssh(tmp_path_factory, two: list[Host]) -> dict[str, str]:
+    """Variables of a process that starts others over ssh."""
+    folder = tmp_path_factory.mktemp("ssh")
+    return VARIABLES | {"CLOZE_SSH": start_ssh(folder, two, VARIABLES | {"TMPDIR": str(folder)})}
+
+
+@pytest.fixture(scope="module")
+def expected(store: Path) -> list[dict[str, float]]:
+    """The rows of two processes on one host."""
+    command = [
+        str(ROOT / "launch" / "torchrun.sh"),
+        "--processes",
+        "2",
+        *arguments(store, store, "one", "ddp", *LENGTH),
+    ]
+    done = subprocess.run(command, env=os.environ | VARIABLES, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return rows(store / "one")
+
+
+def finish(process: subprocess.Popen[bytes], output: Path) -> str:
+    code = process.wait(timeout=WAIT_SECONDS)
+    text = output.read_text(encoding="utf-8")
+    assert code == 0, text
+    return text
+
+
+def line(machines: list[Host], identity: str, training: list[str], nodes: str = "2") -> list[str]:
+    return [SCRIPT, "--nodes", nodes, "--head", machines[0].name, "--id", identity, "--processes", "1", *training]
+
+
+def test_the_same_line_on_two_hosts_trains_as_one_host_does(two, store, expected, tmp_path) -> None:
+    command = line(two, "lines", arguments(store, store, "lines", "ddp", *LENGTH))
+    # The head comes last: the other one says that it waits.
+    guest = two[1].start(command, VARIABLES, tmp_path / "vm1")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while "vm1: the head vm0" not in (tmp_path / "vm1").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    head = two[0].start(command, VARIABLES, tmp_path / "vm0")
+    finish(head, tmp_path / "vm0")
+    told = finish(guest, tmp_path / "vm1")
+    assert f"({two[0].address}, port 29400) cannot be reached: Connection refused" in told
+    assert rows(store / "lines") == expected
+    assert {beat_host(store / "lines", rank) for rank in (0, 1)} == {"vm0", "vm1"}
+
+
+def beat_host(run: Path, rank: int) -> str:
+    log = (run / "logs" / f"rank_{rank:05d}.log").read_text(encoding="utf-8")
+    return log.split("host ", 1)[1].split(",", 1)[0]
+
+
+def test_one_host_starts_all_over_ssh(two, ssh, store, expected, tmp_path) -> None:
+    (tmp_path / "list").write_text("# two of them\nvm0\n\nvm1  # the second\n")
+    training = arguments(store, store, "ssh", "ddp", *LENGTH)
+    command = [SCRIPT, "--hosts", str(tmp_path / "list"), "--id", "ssh", "--processes", "1", *training]
+    text = finish(two[1].start(command, ssh, tmp_path / "out"), tmp_path / "out")
+    assert rows(store / "ssh") == expected
+    assert any(each.startswith("[vm0] ") and "8" in each for each in text.splitlines())
+    assert {beat_host(store / "ssh", rank) for rank in (0, 1)} == {"vm0", "vm1"}
+
+
+def test_sigterm_over_ssh_lets_the_run_save_and_leave(two, ssh, store, tmp_path) -> None:
+    (tmp_path / "list").write_text("vm0\nvm1\n")
+    slow = ("task._target_=tests.integration.faulty_task.SlowTask", "trainer.max_steps=400")
+    training = arguments(store, store, "left", "ddp", *slow, "trainer.checkpoint_every_n_steps=400")
+    command = [SCRIPT, "--hosts", str(tmp_path / "list"), "--id", "left", "--processes", "1", *training]
+    process = two[0].start(command, ssh, tmp_path / "out")
+    wait_for_steps(process, store / "left", 3, tmp_path / "out")
+    process.terminate()
+    finish(process, tmp_path / "out")
+    left = summary(store / "left")
+    assert left["ended"] == "preempted" and "SIGTERM" in str(left["why"])
+    assert (store / "left" / "checkpoints" / f"step_{left['steps']:08d}" / "COMPLETE").exists()
+
+
+def wait_for_steps(process: subprocess.Popen[bytes], run: Path, steps: int, output: Path) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(rows(run)) < steps:
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
+        time.sleep(0.02)
+
+
+def test_hosts_that_cannot_be_used_are_named_at_once(two, ssh, store, tmp_path) -> None:
+    # vm1 has another interpreter in the place of the first one's; vm2 is not there.
+    training = arguments(store, store, "never", "ddp")
+    other = tmp_path / "python"
+    other.write_text(
+        '#!/bin/sh\n[ "$(uname -n)" = vm0 ] || { echo 3.9.2; exit; }\nexec "$REAL" "$@"\n'.replace(
+            "$REAL", sys.executable
+        )
+    )
+    other.chmod(0o755)
+    two[0].hosts_file.write_text(two[0].hosts_file.read_text() + "192.0.2.7 vm2\n")
+    (tmp_path / "list").write_text("vm0\nvm1\nvm2\nvm3\n")
+    command = [SCRIPT, "--hosts", str(tmp_path / "list"), "--id", "never", *training]
+    process = two[0].start(command, ssh | {"PYTHON": str(other)}, tmp_path / "out")
+    assert process.wait(timeout=WAIT_SECONDS) == 2
+    told = (tmp_path / "out").read_text().splitlines()
+    assert told[0].startswith("error: vm1 differs from vm0: Python 3.9.2;"), told
+    assert told[1].startswith("error: vm2 cannot be used: ssh: connect to host vm2"), told
+    assert told[2].startswith("error: vm3 cannot be used: ssh: Could not resolve hostname vm3"), told
+    assert len(told) == 3
+    assert not (store / "never").exists()

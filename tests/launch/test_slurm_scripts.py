@@ -1,0 +1,65 @@
+"""The batch scripts: clean by shellcheck, and clear where they cannot go on; jobs are in tests/integration."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from framework.sweeps.slurm_script import FUNCTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
+
+
+def name_of(path: Path) -> str:
+    return path.name
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, FUNCTIONS], ids=name_of)
+def test_script_is_clean(script):
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    result = subprocess.run([shellcheck, "-x", str(script)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def run(script: str, folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | variables
+    command = [str(ROOT / "slurm" / f"{script}.sbatch"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize("script", ["train", "sweep"])
+def test_script_answers_help(script, tmp_path):
+    assert [path.stem for path in SCRIPTS] == ["sweep", "train"]
+    shown = run(script, tmp_path, "--help")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert f"slurm/{script}.sbatch" in shown.stdout and "SBATCH" not in shown.stdout and "set -" not in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "job", "told"),
+    [
+        ("train", ["seed=1"], {}, "this is no job of SLURM; submit it: sbatch"),
+        ("train", [], {}, "nothing to train is given"),
+        ("train", ["--launch", "mpirun", "seed=1"], {}, "--launch is mpirun, it must be srun or torchrun"),
+        ("train", ["--launch"], {}, "--launch needs a value"),
+        ("train", ["--max-requeues", "many", "seed=1"], {}, "--max-requeues is many, it must be a number"),
+        ("train", ["--nodes", "2", "seed=1"], {}, "the option --nodes is not known"),
+        ("train", ["run.dir=${oc.env:HOME}"], {"SLURM_JOB_ID": "1"}, "run.dir=${oc.env:HOME} cannot be read here"),
+        ("train", ["seed=1"], {"SLURM_JOB_ID": "1", "elsewhere": "1"}, "is no checkout; submit from there"),
+        ("sweep", ["seed=1"], {}, "the first argument must be a file of overrides"),
+        ("sweep", ["/no/such/file"], {}, "/no/such/file cannot be read"),
+        ("sweep", ["pyproject.toml"], {}, "this is no task of an array; submit it: sbatch --array=1-N"),
+        ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "task 9999 has no line"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tmp_path):
+    folder = tmp_path if "elsewhere" in job or not job else ROOT
+    done = run(script, folder, *arguments, **job)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1

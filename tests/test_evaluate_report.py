@@ -1,0 +1,48 @@
+"""Where the report of an evaluation goes, and that a disk that refuses it costs no metrics."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from framework.config.command_schema import EvaluateConfig
+from framework.config.schema import PrecisionConfig
+from framework.errors import ConfigError
+from framework.evaluate import add_to_report, report_folder, told_weights
+
+
+def settings(**changes: Any) -> EvaluateConfig:
+    return EvaluateConfig(run="x", split="test", precision=PrecisionConfig("fp32"), **changes)
+
+
+def trained(folder: Path | None, predicts_rows: bool = True, source: str = "runs/x/checkpoints/step_00000012") -> Any:
+    weights, task = SimpleNamespace(source=source), SimpleNamespace(predicts_rows=predicts_rows)
+    return SimpleNamespace(folder=folder, task=task, weights=weights)
+
+
+def test_a_run_has_its_own_folder_and_an_export_one_beside_the_output():
+    assert report_folder(settings(), trained(Path("runs/x"))) == Path("runs/x")
+    assert report_folder(settings(output="a/scores.json"), trained(Path("runs/x"))) == Path("runs/x")
+    assert report_folder(settings(output="a/scores.json"), trained(None)) == Path("a/scores_report")
+    assert report_folder(settings(), trained(None)) is None
+    assert report_folder(settings(report=False), trained(Path("runs/x"))) is None
+    assert report_folder(settings(), trained(Path("runs/x"), predicts_rows=False)) is None
+
+
+def test_the_weights_are_named():
+    assert (
+        told_weights(settings(average_last=3), trained(Path("runs/x"))) == "step_00000012, auto, mean of 3 checkpoints"
+    )
+    assert told_weights(settings(), trained(None, source="an/export")) == "an/export"
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path):
+    (tmp_path / "analysis").touch()
+    assert "could not be written: the disk refused (" in add_to_report(tmp_path, "test", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["analysis"]
+
+
+def test_fewer_examples_than_none_are_refused():
+    with pytest.raises(ConfigError, match="report_examples` is -1"):
+        settings(report_examples=-1)
