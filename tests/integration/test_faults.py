@@ -153,7 +153,9 @@ def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, told: str,
     assert ("No sign of life" in lines[0]) == (name == "stop")
     folder = corpus.parent / name
     assert (failure_of(folder)["rank"], failure_of(folder)["step"]) == (rank, 5)
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step_00000003"]
+    # It is written beside the steps: a process that is stopped may not have come to the end of it.
+    written = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert written == {"step_00000003"} or (name == "stop" and written == {"step_00000003.tmp"})
     if name != "stop":  # a stopped process writes nothing
         assert "Stack of the main thread:" in log_of(folder, rank)
     if name == "sleep":
