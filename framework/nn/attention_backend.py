@@ -162,6 +162,6 @@ def _loop_over_sequences(
     outputs = []
     for sequence in _sequences(query, key, value, lengths, key_lengths):
         q, k, v = (part.transpose(0, 1)[None] for part in sequence)
-        bias = score_bias(q.shape[2], window, causal, q)
+        bias = score_bias(q.shape[2], window, causal, q.dtype, q.device)
         outputs.append(functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)[0].transpose(0, 1))
     return torch.cat(outputs)

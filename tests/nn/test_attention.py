@@ -6,12 +6,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.nn import attention_backend
+from framework.nn import attention_backend, attention_cpu
 from framework.nn.attention_backend import attention, reference_attention, self_attention
 from framework.nn.rotary import RotaryTable, apply_rotary
 
 LENGTHS = (7, 1, 12, 5)
 OPTIONS = [(None, False), (4, False), (6, True), (10, False), (None, True), (128, False)]
+
+
+WAYS = {"together": (256, 1536), "mixed": (256, 7 * 8), "alone": (256, 0), "loop": (0, 0)}
+
+
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Short sequences together, those of up to 7 tokens only, none of them, and without the matrix products."""
+    use_way(monkeypatch, *WAYS[request.param])
+    yield request.param
+    attention_cpu._groups.cache_clear()
+
+
+def use_way(monkeypatch: pytest.MonkeyPatch, max_length: int, short_size: int) -> None:
+    attention_cpu._groups.cache_clear()
+    monkeypatch.setattr(attention_backend, "MAX_LENGTH", max_length)
+    monkeypatch.setattr(attention_cpu, "SHORT_SIZE", short_size)
 
 
 def random_qkv(num_heads: int = 3, head_dim: int = 8, seed: int = 0) -> Tensor:
@@ -53,12 +70,8 @@ def test_reference_attention_is_the_formula(window: int | None, causal: bool) ->
         torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[:2]))
 
 
-@pytest.mark.parametrize("max_length", [256, 0], ids=["matrix_products", "loop"])
 @pytest.mark.parametrize(("window", "causal"), OPTIONS)
-def test_values_and_gradients_are_those_of_the_formula(
-    window: int | None, causal: bool, max_length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_backend, "MAX_LENGTH", max_length)
+def test_values_and_gradients_are_those_of_the_formula(window: int | None, causal: bool, way: str) -> None:
     ours, theirs = random_qkv().requires_grad_(), random_qkv().double().requires_grad_()
     weights = torch.randn(sum(LENGTHS), 3, 8, generator=torch.Generator().manual_seed(1))
     out = run_attention(ours, window, causal)
@@ -69,9 +82,7 @@ def test_values_and_gradients_are_those_of_the_formula(
     torch.testing.assert_close(ours.grad, theirs.grad.float(), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("max_length", [256, 0], ids=["matrix_products", "loop"])
-def test_rotary_turns_by_position_and_gradients_turn_back(max_length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_backend, "MAX_LENGTH", max_length)
+def test_rotary_turns_by_position_and_gradients_turn_back(way: str) -> None:
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     ours, theirs = random_qkv().requires_grad_(), random_qkv().double().requires_grad_()
     # The pair (i, i + head_dim / 2) as a complex number times exp(1j * position * theta ** (-2 i / head_dim)).
@@ -112,8 +123,34 @@ def test_a_sequence_longer_than_the_matrix_products_take_uses_the_loop() -> None
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_bf16_stays_near_fp32() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_sequence_does_not_depend_on_what_it_is_packed_with(dtype: torch.dtype) -> None:
+    lengths = (*range(1, 50), *[30] * 20, 70)  # several groups, one of them with two parts
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(lengths), 12, 3, 32, generator=generator).to(dtype).requires_grad_()
+    weights = torch.randn(sum(lengths), 12, 32, generator=generator).to(dtype)
+
+    def attend(rows: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        offsets = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()], dtype=torch.int32)
+        return self_attention(rows, None, offsets, lengths, max(lengths))
+
+    whole = attend(qkv, lengths)
+    whole.backward(weights)
+    for part, grad, out, weight in zip(*(each.split(lengths) for each in (qkv, qkv.grad, whole, weights)), strict=True):
+        alone = part.detach().requires_grad_()
+        mixed = attend(alone, (len(part),))
+        mixed.backward(weight)
+        assert torch.equal(mixed, out)
+        assert torch.equal(alone.grad, grad)
+
+
+def test_bf16_stays_near_fp32(way: str) -> None:
     qkv = random_qkv()
     out = run_attention(qkv.bfloat16(), None, False)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), by_loops(qkv, None, False).float(), atol=0.03, rtol=0.03)
+
+
+def test_bf16_of_short_sequences_is_rounded_once() -> None:
+    qkv = random_qkv().bfloat16()
+    assert torch.equal(run_attention(qkv, None, False), run_attention(qkv.float(), None, False).bfloat16())
