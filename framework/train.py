@@ -17,6 +17,7 @@ from framework.config.session import (
 from framework.config.supervision import Supervision
 from framework.config.wandb_run import log_model_if_wanted
 from framework.distributed.environment import process_info
+from framework.distributed.memory import keep_freed_memory
 from framework.distributed.precision import resolve_precision
 from framework.distributed.process_group import process_group
 from framework.sweeps.slurm import SlurmLauncher
@@ -34,6 +35,8 @@ def train(composed: DictConfig) -> None:
     config = plain(composed)
     settings = build_settings(config, info.world_size)
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    if device_type == "cpu":
+        keep_freed_memory()
     wanted = settings.precision
     precision = resolve_precision(wanted.name, device_type, wanted.init_scale, wanted.growth_interval)
     parts = build_parts(settings, info.world_size)
