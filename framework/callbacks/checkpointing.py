@@ -32,6 +32,7 @@ from framework.checkpoint.staging import Staging, work_so_far
 from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import checkpoint_tensors
 from framework.distributed.agreement import on_every_rank, on_first_rank
+from framework.distributed.failure_report import REPORT, report_once
 from framework.distributed.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
@@ -129,9 +130,11 @@ class Checkpointing(pl.Callback):
         """Lets a write come to its end, as its step is worth keeping: the peers' threads take part while they live.
 
         It ends in any case, with an error where a peer is gone or silent for `timeout_seconds`. The error that ends the
-        run is the other one.
+        run is the other one; it is told first, as a launcher may not wait for a slow disk.
         """
         if self._in_flight is not None:
+            if REPORT.is_open and not isinstance(exception, KeyboardInterrupt):
+                report_once(exception)
             step, write = self._in_flight
             wait([write])
             if write.exception() is not None and trainer.is_global_zero:

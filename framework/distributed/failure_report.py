@@ -80,10 +80,12 @@ class FailureReport:
 
     Attributes:
         first: The failure that came first, once the ranks have looked; None before.
+        is_shown: This process has printed it.
     """
 
     def __init__(self) -> None:
         self.first: Failure | None = None
+        self.is_shown = False
         self._folder: Path | None = None
         self._logs: Path | None = None
         self._log: Path | None = None
@@ -99,11 +101,11 @@ class FailureReport:
             beats: Of this start.
         """
         self._folder, self._logs, self._log, self._beats = folder, logs, log, beats
-        self.first = None
+        self.first, self.is_shown = None, False
 
     def close(self) -> None:
         """Forgets everything: a run came to its end, or a command begins."""
-        self.first = None
+        self.first, self.is_shown = None, False
         self._folder = self._logs = self._log = self._beats = None
         POSITION.step = None
 
@@ -195,15 +197,17 @@ def settle(error: BaseException) -> Failure:
 
 
 def report_once(error: BaseException) -> Failure | None:
-    """Prints the first failure to stderr in one line, from one rank; every failing rank must call it.
+    """Prints the first failure to stderr in one line, once, from one rank; every failing rank must call it.
 
     Returns:
-        The failure where this rank printed it; None on the others.
+        The failure where it is this rank that prints it; None on the others.
     """
     first = settle(error)
     if first.reporter != process_info().rank:
         return None
-    show(first)
+    if not REPORT.is_shown:
+        show(first)
+        REPORT.is_shown = True
     return first
 
 

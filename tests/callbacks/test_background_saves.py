@@ -20,6 +20,8 @@ from framework.callbacks.checkpointing import Checkpointing
 from framework.checkpoint.integrity import HashingFileSystem, verify
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
+from framework.distributed.beats import Beats
+from framework.distributed.failure_report import REPORT
 from framework.errors import CheckpointError
 from tests.modules.toy_run import train
 from tests.workers import WorkerPool
@@ -180,9 +182,9 @@ def test_no_copy_is_held_where_no_save_falls_between_steps(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("error", [ValueError("the training failed"), KeyboardInterrupt()])
 def test_a_failure_lets_the_write_of_an_earlier_step_end(
-    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed = threading.Event()
+    failed, told = threading.Event(), []
 
     class Fail(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *unused: object) -> None:
@@ -191,11 +193,18 @@ def test_a_failure_lets_the_write_of_an_earlier_step_end(
                 raise error
 
     def may_go(step: int) -> bool:
-        return step < 4 or (failed.is_set() and time.sleep(0.3) is None)
+        if step >= 4 and failed.is_set():
+            time.sleep(0.3)
+            told.append(REPORT.is_shown)
+        return step < 4 or failed.is_set()
 
     monkeypatch.setattr(checkpointing, "write_checkpoint", HeldWrites(may_go))
+    REPORT.open(tmp_path, tmp_path, tmp_path / "rank.log", Beats(tmp_path, 1.0))
     with pytest.raises((ValueError, SystemExit)):
         train(tmp_path, cadence=CADENCE, extra_callbacks=(Fail(),))
+    REPORT.close()
+    assert told == [isinstance(error, ValueError)]
+    assert capsys.readouterr().err.count("ValueError (step 6): the training failed") == told[0]
     newest = newest_complete(tmp_path / "checkpoints")
     assert newest is not None and step_of(newest) == 4
     verify(newest, "checksums")

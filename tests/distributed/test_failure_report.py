@@ -59,14 +59,15 @@ def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_single_process_speaks_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(POSITION, "step", None)
-    monkeypatch.setattr(REPORT, "first", None)
-    report_once(DataError("file.csv, row 3: no label."))
+    REPORT.close()
+    for _ in range(2):
+        report_once(DataError("file.csv, row 3: no label."))
     assert capsys.readouterr().err == "DataError: file.csv, row 3: no label.\n"
+    REPORT.close()
     monkeypatch.setattr(POSITION, "step", 12)
-    monkeypatch.setattr(REPORT, "first", None)
     report_once(DataError("file.csv, row 3: no label."))
     assert capsys.readouterr().err == "DataError (step 12): file.csv, row 3: no label.\n"
+    REPORT.close()
 
 
 def test_the_first_in_time_comes_first_among_its_kind() -> None:

@@ -83,7 +83,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(corpus: Path) ->
     output = run.communicate(timeout=WAIT_SECONDS)[0].decode()
     assert run.returncode == 0, output
     assert left_over(corpus.parent / "kill") == []
-    assert "DistributedError (rank 1, step 8): gone without a word" in output
+    assert "DistributedError (rank 1, step 8): gone without a word" in output, output
     assert "Traceback" not in output.partition("failed (exitcode")[0]
 
     folder = corpus.parent / "kill"
