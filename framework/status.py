@@ -21,7 +21,7 @@ from framework.errors import ConfigError
 from framework.tracking.metric_names import describe
 from framework.tracking.run_status import LOST, RUNNING, SILENT, RunStatus, is_run, read_status
 
-_COLOURS = {RUNNING: "green", "finished": "blue", "failed": "red", LOST: "red", SILENT: "yellow"}
+_COLOURS = {RUNNING: "green", "finished": "blue", "pruned": "blue", "failed": "red", LOST: "red", SILENT: "yellow"}
 _MAX_RANKS = 8
 _FILE_WIDTH = 120
 

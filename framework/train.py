@@ -20,13 +20,14 @@ from framework.distributed.environment import process_info
 from framework.distributed.memory import keep_freed_memory
 from framework.distributed.precision import resolve_precision
 from framework.distributed.process_group import process_group
+from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process
 from framework.sweeps.torchrun import TorchrunLauncher
 from framework.tracking.closing_table import print_closing_table
 
 
-@command("train", plugins=(TorchrunLauncher, SlurmLauncher))
+@command("train", plugins=(TorchrunLauncher, SlurmLauncher, OptunaSweeper))
 def train(composed: DictConfig) -> None:
     """Runs one training run from its config, or goes on with it."""
     check_own_process()

@@ -1,7 +1,7 @@
 """Ends a run whose validation no longer gets better (Prechelt 1998, "Early Stopping - But When?", in LNCS 1524).
 
-The patience is counted in validations, and what was counted is kept in each checkpoint, so that a run that was killed
-ends at the same step as one that was not.
+It also ends one that is worse than the other trials of its search. The patience is counted in validations, and what was
+counted is kept in each checkpoint, so that a run that was killed ends at the same step as one that was not.
 """
 
 # mypy: disable-error-code="override"
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
+from framework.tracking.study import Trial
 
 logger = logging.getLogger(RUN_LOGGER)
 
@@ -52,24 +53,34 @@ class EarlyStopping(pl.Callback):
     are global, so that all ranks decide the same without another message.
     """
 
-    def __init__(self, patience: Patience | None, metric: str, mode: str) -> None:
+    def __init__(self, patience: Patience | None, metric: str, mode: str, trial: Trial | None = None) -> None:
         """Takes what is compared.
 
         Args:
             patience: How long; None: the run goes on to its last step.
             metric: Of the validation, without the `val/` prefix.
             mode: "min" or "max".
+            trial: Of the search that the run belongs to; None: it belongs to none.
         """
         self.patience = patience
+        self.trial = trial
         self.key = f"val/{metric}"
         self.mode = mode
         self._best: float | None = None
         self._best_step = 0
         self._failures = 0
+        self._pruned_at: str | None = None
+
+    @property
+    def is_pruned(self) -> bool:
+        """Whether it is the search that ends the run."""
+        return self._pruned_at is not None
 
     @property
     def why(self) -> str | None:
         """Why the run ends here; None where it goes on."""
+        if self._pruned_at is not None:
+            return f"pruned by the search: {self._pruned_at} is worse than what other trials had reached"
         if self.patience is None or self._failures < self.patience.validations:
             return None
         delta = f" by more than {self.patience.min_delta:g}" if self.patience.min_delta else ""
@@ -95,6 +106,8 @@ class EarlyStopping(pl.Callback):
             self._best, self._best_step, self._failures = value, trainer.global_step, 0
         else:
             self._failures += 1
+        if self.trial is not None and math.isfinite(value) and self.trial.is_hopeless(value, trainer.global_step):
+            self._pruned_at = f"{self.key} {value:.4g} at step {trainer.global_step}"
         self._stop_if_spent(trainer)
 
     @override

@@ -1,6 +1,7 @@
 """The callbacks of a run, in the one order in which they may act."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -30,6 +31,27 @@ from framework.checkpoint.storage import Location
 from framework.data.planning.plan import StepPlan
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task
+from framework.tracking.study import Trial
+
+
+@dataclass(frozen=True)
+class Endings:
+    """What may end a run before its last step.
+
+    Attributes:
+        max_time: After which the run has saved and left; None: no limit.
+        non_finite: What is done at a step whose loss or gradient is not finite.
+        patience: How long the run goes on without getting better; None: to its last step.
+        trial: Of the search that the run belongs to; None: it belongs to none.
+    """
+
+    max_time: TimeLimit | None = None
+    non_finite: NonFinite = STOP
+    patience: Patience | None = None
+    trial: Trial | None = None
+
+
+NO_ENDINGS = Endings()
 
 
 def standard_callbacks(
@@ -41,13 +63,11 @@ def standard_callbacks(
     loggers: Sequence[Logger] = (),
     throughput: Throughput | None = None,
     plan: StepPlan | None = None,
-    max_time: TimeLimit | None = None,
     timeout_seconds: float = 600.0,
     checkpoint_async: bool = True,
-    non_finite: NonFinite = STOP,
     checkpoints: Location | None = None,
-    patience: Patience | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
+    endings: Endings = NO_ENDINGS,
 ) -> list[pl.Callback]:
     """Builds a run's callbacks. In a step they guard, update, measure, probe, log, validate, log, agree, save, show.
 
@@ -60,22 +80,20 @@ def standard_callbacks(
         loggers: Get each row; empty on all ranks but 0.
         throughput: Measures the run; None: one that gives no utilisation.
         plan: Of the training split, to be shown at the start; None: it is not shown.
-        max_time: After which the run has saved and left; None: no limit.
         timeout_seconds: How long a rank waits for the others.
         checkpoint_async: Write checkpoints beside the training.
-        non_finite: What is done at a step whose loss or gradient is not finite.
         checkpoints: Where they are kept; None: in the run folder.
-        patience: How long the run goes on without getting better; None: to its last step.
         probes: What is read off the encoder's features, by name.
+        endings: What may end the run before its last step.
     """
     throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)
     probing = Probing(probes, cadence, run_log)
     folder = checkpoints or run_folder / CHECKPOINTS
     checkpointing = Checkpointing(folder, cadence, throughput.timings, retention, checkpoint_async, timeout_seconds)
-    guard = FiniteGuard(non_finite, checkpointing, run_log)
-    preemption = Preemption(cadence, throughput.timings, max_time, timeout_seconds)
-    early_stopping = EarlyStopping(patience, task.best_metric, task.best_mode)
+    guard = FiniteGuard(endings.non_finite, checkpointing, run_log)
+    preemption = Preemption(cadence, throughput.timings, endings.max_time, timeout_seconds)
+    early_stopping = EarlyStopping(endings.patience, task.best_metric, task.best_mode, endings.trial)
     return [
         *([resume] if resume is not None else []),
         guard,

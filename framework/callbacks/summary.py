@@ -60,12 +60,14 @@ class Summary(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes `finished`, also of a run that stopped early, or `preempted` or `stopped` before the last step.
+        """Writes `finished`, also of a run that stopped early; `pruned`, `preempted` or `stopped` before the last step.
 
         Not at the end of training: a run that was killed after its last checkpoint has no step left to train.
         """
         if trainer.global_step >= trainer.max_steps:
             self._write(trainer, pl_module, "finished", None)
+        elif self.early_stopping.is_pruned:
+            self._write(trainer, pl_module, "pruned", self.early_stopping.why)
         elif self.early_stopping.why is not None:
             self._write(trainer, pl_module, "finished", self.early_stopping.why)
         elif self.preemption.why is not None:

@@ -328,6 +328,19 @@ class LoggerConfig:
 
 
 @dataclass(frozen=True)
+class TrialConfig:
+    """The trial of a search that the run is of.
+
+    Attributes:
+        folder: Of the sweep.
+        number: Of the trial.
+    """
+
+    folder: str
+    number: int
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything that `framework.train` takes: one field a config group.
 
@@ -340,6 +353,7 @@ class TrainConfig:
         adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
         augmentation: How texts of the training split are changed; null: they are not.
         probes: What is read off the encoder's features while it is trained, by name.
+        trial: Set by a search, see conf/hydra/sweeper/optuna.yaml; null: the run belongs to none.
     """
 
     run: RunConfig
@@ -361,6 +375,7 @@ class TrainConfig:
     adapter: LoraSettings | None = None
     augmentation: Component | None = None
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
+    trial: TrialConfig | None = None
 
     def __post_init__(self) -> None:
         check_average_last("init_average_last", self.init_average_last)

@@ -16,7 +16,7 @@ from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
 from framework.callbacks.peak_flops import peak_flops
 from framework.callbacks.resume import Resume
-from framework.callbacks.standard import standard_callbacks
+from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.callbacks.weights_line import WeightsLine
@@ -44,6 +44,7 @@ from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
+from framework.tracking.study import Trial
 from framework.tracking.summary_file import read_summary
 
 
@@ -175,13 +176,16 @@ def build_run_trainer(
         loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
         throughput=Throughput(Timings(), _flops_per_token(parts), peak_flops(device_type, info.world_size)),
         plan=plan,
-        max_time=settings.trainer.time_limit,
         timeout_seconds=settings.trainer.timeout_seconds,
         checkpoint_async=settings.trainer.checkpoint_async,
-        non_finite=settings.trainer.non_finite,
         checkpoints=folder.checkpoints,
-        patience=settings.trainer.patience,
         probes=parts.probes,
+        endings=Endings(
+            settings.trainer.time_limit,
+            settings.trainer.non_finite,
+            settings.trainer.patience,
+            None if settings.trial is None else Trial(Path(settings.trial.folder), settings.trial.number),
+        ),
     )
     return build_trainer(
         build_strategy(

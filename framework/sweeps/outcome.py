@@ -14,7 +14,9 @@ from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 OUTPUT_FILE = "output.log"
 
-State = Literal["waiting", "running", "finished", "preempted", "failed"]
+State = Literal["waiting", "running", "finished", "pruned", "preempted", "failed"]
+DONE: tuple[State, ...] = ("finished", "pruned")
+"""At its end: started again, nothing would be left to do."""
 
 _OWN_ERROR = re.compile(r"^(Config|Data|Checkpoint|Distributed|Framework)Error\b.*: ")
 
@@ -25,7 +27,7 @@ class Outcome:
 
     Attributes:
         state: "waiting": it was not started, or waits in a queue; "preempted": it left before its end, by a signal or
-            its time limit, and goes on when the sweep is started again.
+            its time limit, and goes on when the sweep is started again; "pruned": a search ended it early.
         why: Of what was preempted or failed.
         summary: Of the run; None: there is none.
     """
@@ -77,8 +79,9 @@ def judge(job: Job, is_success: bool, how: str, before: Before) -> Outcome:
     summary = read_summary(job.folder)
     is_new = _written(job.folder / SUMMARY_FILE) != before.summary
     ended = None if summary is None else summary["ended"]
-    if is_success and ended == "finished":
-        return Outcome("finished", None, summary)
+    for state in DONE:
+        if is_success and ended == state:
+            return Outcome(state, None, summary)
     # torchrun itself leaves with 1 after a signal, although its ranks left as planned.
     if ended == "preempted" and (is_new or is_success):
         assert summary is not None

@@ -8,29 +8,27 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 from rich.console import Console
+from typing_extensions import override
 
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.schema import at_least
 from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.stop_signals import StopSignals
 from framework.errors import ConfigError
+from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file
-from framework.sweeps.plan import Job, Sweep, command_flags, plan_sweep
-from framework.sweeps.results import close_sweep, progress_line, say, write_results
+from framework.sweeps.plan import Job, Sweep, command_flags
+from framework.sweeps.results import progress_line, say, write_results
 from framework.sweeps.slurm_queue import ENDED, UNKNOWN, job_states, submit
 from framework.sweeps.slurm_script import batch_script
-from framework.sweeps.start import check_start, check_whole, first_outcomes, sole, tracking
+from framework.sweeps.start import check_whole, tracking
 
 JOB_FILE = "slurm_job.json"
 SCRIPT_FILE = "job.sbatch"
 
 
-class SlurmLauncher(Launcher):
+class SlurmLauncher(SweepLauncher):
     """Hydra's launcher `slurm`. What it submitted stays in the run folders, so that any later start finds it again."""
 
     __module__ = PLUGIN_MODULE
@@ -84,31 +82,15 @@ class SlurmLauncher(Launcher):
                 "a SLURM cluster, or choose hydra/launcher=torchrun."
             )
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what jobs are composed from; see `check_start` for what is refused."""
-        del task_function  # each job is a command of its own
-        check_start(config)
-        self.context, self.config = hydra_context, config
+    @property
+    @override
+    def processes_of_a_job(self) -> int:
+        return self.nodes * self.processes
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submits what is neither finished nor in the queue, waits, and shows what all jobs reached.
-
-        Args:
-            job_overrides: By job.
-            initial_job_idx: Of a batch; sweeps are not cut into batches.
-
-        Raises:
-            ConfigError: A job cannot run, or SLURM refused one.
-            SweepError: Jobs failed.
-        """
-        assert initial_job_idx == 0
-        console = Console()
-        sweep = plan_sweep(self.config, self.context, job_overrides, self.nodes * self.processes)
-        with sole(sweep.folder):
-            outcomes = first_outcomes(sweep)
-            numbers = self._submit_missing(sweep, outcomes, console)
-            _follow(sweep, outcomes, numbers, console, self.poll_seconds if self.wait else None)
-        return close_sweep(sweep, outcomes, console)
+    @override
+    def run(self, sweep: Sweep, outcomes: dict[str, Outcome], lock: int, console: Console) -> None:
+        numbers = self._submit_missing(sweep, outcomes, console)
+        _follow(sweep, outcomes, numbers, console, self.poll_seconds if self.wait else None)
 
     def _submit_missing(self, sweep: Sweep, outcomes: dict[str, Outcome], console: Console) -> dict[str, int]:
         """Submits each job that is not done, unless SLURM has it; returns the number of each such job by run id."""

@@ -14,7 +14,7 @@ from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import CONFIG_FILE, read_config
 from framework.config.schema import at_least
 from framework.errors import ConfigError
-from framework.sweeps.outcome import Outcome
+from framework.sweeps.outcome import DONE, Outcome
 from framework.sweeps.plan import Job, Sweep
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
@@ -71,26 +71,26 @@ def check_whole(group: str, node: object, *names: str) -> None:
 
 
 def first_outcomes(sweep: Sweep) -> dict[str, Outcome]:
-    """By run id: finished, where a run is at its end already, else waiting."""
-    return {
-        job.id: Outcome("finished", None, read_summary(job.folder)) if is_done(job) else Outcome("waiting")
-        for job in sweep.jobs
-    }
+    """By run id: finished or pruned, where a run is at its end already, else waiting."""
+    return {job.id: done_before(job) or Outcome("waiting") for job in sweep.jobs}
 
 
-def is_done(job: Job) -> bool:
-    """True where the run came to its end, and its config asks for no more steps than it had then.
+def done_before(job: Job) -> Outcome | None:
+    """How the run came to its end, where it did and its config asks for no more steps than it had then.
 
     The run itself looks closer (`session.is_finished`); here no data is read and no process started.
     """
     config, summary = job.folder / CONFIG_FILE, read_summary(job.folder)
-    if summary is None or summary["ended"] != "finished" or not config.is_file():
-        return False
+    state = next((state for state in DONE if summary is not None and summary["ended"] == state), None)
+    if state is None or not config.is_file():
+        return None
     # A start writes its config first: a summary that is older is of the start before.
     if (job.folder / SUMMARY_FILE).stat().st_mtime_ns < config.stat().st_mtime_ns:
-        return False
+        return None
     saved, wanted = flatten(read_config(job.folder)), flatten(job.config)
-    return all(saved.get(key) == wanted.get(key) for key in _LENGTH_KEYS)
+    if any(saved.get(key) != wanted.get(key) for key in _LENGTH_KEYS):
+        return None
+    return Outcome(state, None, summary)
 
 
 def tracking(sweep: Sweep, job: Job) -> dict[str, str]:

@@ -12,25 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 from rich.console import Console
+from typing_extensions import override
 
 from framework.config.plugins import PLUGIN_MODULE
 from framework.distributed.stop_signals import StopSignals
 from framework.errors import ConfigError
+from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file, words
-from framework.sweeps.plan import Job, Sweep, command_flags, plan_sweep
-from framework.sweeps.results import close_sweep, progress_line, say, write_results
-from framework.sweeps.start import check_start, check_whole, first_outcomes, sole, tracking
+from framework.sweeps.plan import Job, Sweep, command_flags
+from framework.sweeps.results import progress_line, say, write_results
+from framework.sweeps.start import check_whole, tracking
 
 _POLL_SECONDS = 0.2
 _MARK = "CLOZE_SWEEP_JOB"
 
 
-class TorchrunLauncher(Launcher):
+class TorchrunLauncher(SweepLauncher):
     """Hydra's launcher `torchrun`."""
 
     __module__ = PLUGIN_MODULE
@@ -57,30 +55,14 @@ class TorchrunLauncher(Launcher):
                 f"GPUs, but this machine shows {len(gpus)}; lower one of them."
             )
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what jobs are composed from; see `check_start` for what is refused."""
-        del task_function  # each job is a command of its own
-        check_start(config)
-        self.context, self.config = hydra_context, config
+    @property
+    @override
+    def processes_of_a_job(self) -> int:
+        return self.processes
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs what is not finished yet of all jobs, and shows what all of them reached.
-
-        Args:
-            job_overrides: By job.
-            initial_job_idx: Of a batch; sweeps are not cut into batches.
-
-        Raises:
-            ConfigError: A job cannot run; nothing was started.
-            SweepError: Jobs failed.
-        """
-        assert initial_job_idx == 0
-        console = Console()
-        sweep = plan_sweep(self.config, self.context, job_overrides, self.processes)
-        with sole(sweep.folder) as lock:
-            children = _Children(self, command_flags(self.config), sweep, lock)
-            outcomes = children.run(console)
-        return close_sweep(sweep, outcomes, console)
+    @override
+    def run(self, sweep: Sweep, outcomes: dict[str, Outcome], lock: int, console: Console) -> None:
+        _Children(self, sweep, outcomes, lock).run(console)
 
     def command(self, job: Job, flags: Sequence[str]) -> list[str]:
         """The command line of a job."""
@@ -122,16 +104,16 @@ class _Child:
 class _Children:
     """The processes of one start of a sweep."""
 
-    def __init__(self, launcher: TorchrunLauncher, flags: Sequence[str], sweep: Sweep, lock: int) -> None:
+    def __init__(self, launcher: TorchrunLauncher, sweep: Sweep, outcomes: dict[str, Outcome], lock: int) -> None:
         self.launcher = launcher
-        self.flags = flags
+        self.flags = command_flags(launcher.config)
         self.sweep = sweep
+        self.outcomes = outcomes
         self.lock = lock
         self.running: dict[int, _Child] = {}
-        self.outcomes = first_outcomes(sweep)
 
-    def run(self, console: Console) -> dict[str, Outcome]:
-        """Runs all that is not done, and returns how every job ended."""
+    def run(self, console: Console) -> None:
+        """Runs all that waits."""
         waiting = deque(job for job in self.sweep.jobs if self.outcomes[job.id].state == "waiting")
         say(console, self.sweep, f"{len(waiting)} of {len(self.sweep.jobs)} jobs to run")
         write_results(self.sweep, self.outcomes, "running")
@@ -154,7 +136,6 @@ class _Children:
         finally:
             self._send(signal.SIGTERM)
             signals.restore()
-        return self.outcomes
 
     def _start(self, job: Job, slot: int) -> _Child:
         before = look(job)

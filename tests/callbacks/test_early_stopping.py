@@ -16,8 +16,10 @@ from framework.checkpoint.layout import complete_checkpoints, newest_complete, s
 from framework.checkpoint.retention import Retention
 from framework.config.run_folder import RunFolder
 from framework.config.session import is_finished
+from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.closing_table import print_closing_table
+from framework.tracking.study import Trial, create_study
 from tests.modules.test_run_resume import CutAt, CutError
 from tests.modules.toy_run import build_module, train
 from tests.workers import WorkerPool
@@ -38,7 +40,11 @@ class Scripted(EncoderModule):
 
 
 def run(
-    folder: Path, patience: Patience | None = TWO, strategy: str = "single", callbacks: tuple[pl.Callback, ...] = ()
+    folder: Path,
+    patience: Patience | None = TWO,
+    strategy: str = "single",
+    callbacks: tuple[pl.Callback, ...] = (),
+    trial: Trial | None = None,
 ) -> None:
     """A run, or what is missing of it."""
     module = build_module()
@@ -52,11 +58,16 @@ def run(
         patience=patience,
         extra_callbacks=callbacks,
         retention=Retention(keep_last=1, keep_best=1),
+        trial=trial,
     )
 
 
 def run_on_rank(folder: str) -> None:
     run(Path(folder), strategy="ddp")
+
+
+def run_trial_on_rank(folder: str, study: str, number: int) -> None:
+    run(Path(folder), None, "ddp", trial=Trial(Path(study), number))
 
 
 def summary(folder: Path) -> dict:
@@ -143,6 +154,30 @@ def test_two_processes_end_at_the_same_step(workers: WorkerPool, uninterrupted: 
     workers.run(run_on_rank, 2, str(tmp_path))
     assert steps_of_rows(tmp_path) == steps_of_rows(uninterrupted)
     assert summary(tmp_path)["why"] == WHY
+
+
+def test_a_trial_ends_pruned_where_others_of_its_search_were_better(workers: WorkerPool, tmp_path: Path):
+    folder = tmp_path / "search"
+    folder.mkdir()
+    study = create_study(folder, "minimize", {"name": "median", "startup_trials": 1, "warmup_steps": 0})
+    for _ in range(2):
+        better = study.ask()
+        for step, loss in ((2, 1.2), (4, 0.85), (6, 0.7)):
+            better.report(loss, step)
+        study.tell(better, 0.7)
+    trials = [study.ask().number for _ in range(2)]
+    run(tmp_path / "one", None, trial=Trial(folder, trials[0]))
+    workers.run(run_trial_on_rank, 2, str(tmp_path / "two"), str(folder), trials[1])
+    for name in ("one", "two"):
+        written = summary(tmp_path / name)
+        assert (written["ended"], written["steps"]) == ("pruned", 6)
+        assert written["why"].startswith("pruned by the search: val/loss 0.9 at step 6 is worse")
+        assert step_of(newest_complete(tmp_path / name / "checkpoints")) == 6
+    assert [study.trials[number].intermediate_values for number in trials] == [{2: 1.0, 4: 0.8, 6: 0.9}] * 2
+    with pytest.raises(ConfigError, match=r"`trial\.number` is 4, but the study in .* has 4 trials"):
+        Trial(folder, 4)
+    with pytest.raises(ConfigError, match=r"there is no study\.journal"):
+        Trial(tmp_path, 0)
 
 
 def test_it_is_finished_until_there_is_more_patience(uninterrupted: Path, tmp_path: Path):

@@ -16,6 +16,7 @@ from framework.config.plugins import PLUGIN_MODULE
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.models.config import EncoderConfig
+from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.torchrun import TorchrunLauncher
 
@@ -24,7 +25,7 @@ FILES = sorted(CONF.rglob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # Data whose keys are not those of a table.
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
-LAUNCHERS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher}
+PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
 # What a group's option needs beside its name.
 NEEDS = {
     "adapter/lora": ["init_from=x"],
@@ -75,7 +76,7 @@ def test_the_number_of_files_is_known():
         "corpus": 6,
         "data": 12,
         "experiment": 15,
-        "hydra": 2,
+        "hydra": 3,
         "logger": 2,
         "model": 11,
         "optimizer": 4,
@@ -105,8 +106,8 @@ def test_every_file_composes_checks_and_builds(file):
     elif group == "vocabulary":
         assert check_component(group, plain(composed(name, *needs))[group]).build()
     elif group == "hydra":
-        assert set(launcher_keys(file)) == {"_target_", *inspect.signature(LAUNCHERS[file.stem]).parameters}
-        check_settings(composed("train", "experiment=pretrain_demo", f"hydra/launcher={file.stem}"))
+        assert set(plugin_keys(file)) == {"_target_", *inspect.signature(PLUGINS[file.stem]).parameters}
+        check_settings(composed("train", "experiment=pretrain_demo", f"{name.rpartition('/')[0]}={file.stem}"))
     elif name == "data/of_run":
         assert plain(composed("evaluate", "run=x"))["data"] == {}
     elif group == "experiment":
@@ -118,10 +119,10 @@ def test_every_file_composes_checks_and_builds(file):
         check_settings(composed("train", f"experiment={experiment}", f"{group}={option}", *needs))
 
 
-def launcher_keys(file: Path) -> DictConfig:
+def plugin_keys(file: Path) -> DictConfig:
     config = OmegaConf.load(file)
     assert isinstance(config, DictConfig)
-    assert config._target_ == f"{PLUGIN_MODULE}.{LAUNCHERS[file.stem].__name__}"
+    assert config._target_ == f"{PLUGIN_MODULE}.{PLUGINS[file.stem].__name__}"
     return config
 
 

@@ -21,7 +21,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import STOP, NonFinite
 from framework.callbacks.resume import Resume
-from framework.callbacks.standard import standard_callbacks
+from framework.callbacks.standard import Endings, standard_callbacks
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
 from framework.constants import IGNORE_INDEX
@@ -46,6 +46,7 @@ from framework.optim.parameter_groups import AdamW
 from framework.random import below, key, mix
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task, TaskModel
+from framework.tracking.study import Trial
 
 VOCAB = 40
 SEED = 3
@@ -214,6 +215,7 @@ def train(
     checkpoints: Location | None = None,
     patience: Patience | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
+    trial: Trial | None = None,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -230,10 +232,9 @@ def train(
         retention or Retention(keep_last=2),
         resume,
         checkpoint_async=checkpoint_async,
-        non_finite=non_finite,
         checkpoints=checkpoints,
-        patience=patience,
         probes=probes,
+        endings=Endings(None, non_finite, patience, trial),
     )
     trainer = build_trainer(
         build_strategy(strategy, shape, 60.0),

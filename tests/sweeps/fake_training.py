@@ -34,7 +34,7 @@ def main(folder: Path) -> int:
         (folder / "logs" / "failure.json").write_text(json.dumps({"why": "ValueError (step 3): no room"}))
         summarise(folder, "failed", "ValueError (step 3): no room", 9.0)
         return 1
-    summarise(folder, "finished", None, role["loss"])
+    summarise(folder, "pruned" if role["does"] == "prune" else "finished", None, role["loss"])
     return 0
 
 
