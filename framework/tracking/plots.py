@@ -12,11 +12,8 @@ from matplotlib.figure import Figure
 
 from framework.tracking.metric_names import describe, label_in_run
 from framework.tracking.metrics_jsonl import read_rows
+from framework.tracking.palette import BLUE, DOTS_PER_INCH, GREY, LIGHT, ORANGE
 
-_BLUE = "#2f6db3"
-_ORANGE = "#d9792b"
-_GREY = "#5a6270"
-_DOTS_PER_INCH = 150
 _SIZE_INCHES = (7.2, 4.0)
 
 
@@ -44,7 +41,7 @@ def draw_plots(run_folder: Path, title: str) -> list[Path]:
         if draw(axes):
             path = run_folder / "plots" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
-            figure.savefig(path, dpi=_DOTS_PER_INCH)
+            figure.savefig(path, dpi=DOTS_PER_INCH)
             written.append(path)
     return written
 
@@ -67,12 +64,12 @@ def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     steps, values = _series(rows, "train/loss")
     if not len(steps):
         return False
-    axes.plot(steps, values, color=_BLUE, alpha=0.3, linewidth=1.0)
-    axes.plot(steps, smooth(values), color=_BLUE, linewidth=2.0, label="training (smoothed)")
+    axes.plot(steps, values, color=BLUE, alpha=0.3, linewidth=1.0)
+    axes.plot(steps, smooth(values), color=BLUE, linewidth=2.0, label="training (smoothed)")
     val_steps, val_values = _series(rows, "val/loss")
     if len(val_steps):
-        axes.plot(val_steps, val_values, color=_ORANGE, linewidth=1.0, alpha=0.5)
-        axes.plot(val_steps, val_values, "o", color=_ORANGE, markersize=5, label="validation")
+        axes.plot(val_steps, val_values, color=ORANGE, linewidth=1.0, alpha=0.5)
+        axes.plot(val_steps, val_values, "o", color=ORANGE, markersize=5, label="validation")
     axes.legend(frameon=False)
     _label(axes, "train/loss", "Loss")
     return True
@@ -82,7 +79,7 @@ def _draw_learning_rate(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     steps, values = _series(rows, "optim/lr")
     if not len(steps):
         return False
-    axes.plot(steps, values, color=_BLUE, linewidth=2.0)
+    axes.plot(steps, values, color=BLUE, linewidth=2.0)
     axes.set_ylim(bottom=0.0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
     _label(axes, "optim/lr", "Learning rate")
@@ -94,8 +91,8 @@ def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     if not len(steps):
         return False
     median = float(np.median(values))
-    axes.plot(steps, values, color=_BLUE, linewidth=1.5)
-    axes.axhline(median, color=_GREY, linewidth=1.0, linestyle="--", label=f"median {median:,.0f} tokens/s")
+    axes.plot(steps, values, color=BLUE, linewidth=1.5)
+    axes.axhline(median, color=GREY, linewidth=1.0, linestyle="--", label=f"median {median:,.0f} tokens/s")
     axes.set_ylim(bottom=0.0, top=1.25 * float(values.max()))
     axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     axes.legend(frameon=False, loc="upper right")
@@ -122,7 +119,7 @@ def _new_figure(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
     axes = figure.add_subplot()
-    axes.set_title(title, loc="right", color=_GREY, fontsize=9)
+    axes.set_title(title, loc="right", color=GREY, fontsize=9)
     return figure, axes
 
 
@@ -132,7 +129,7 @@ def _label(axes: Axes, key: str, title: str) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel(f"{name.label} ({name.unit})" if name.unit else name.label)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e3e6ea", linewidth=0.8)
+    axes.grid(axis="y", color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=8, integer=True))

@@ -4,7 +4,6 @@ Slow: set CLOZE_SLOW_TESTS=1. Each agent makes its own store for each attempt, a
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,10 +20,11 @@ from tests.integration.test_kill import (
     training,
     wait_for_rows,
 )
+from tests.needs import slow
 
 __all__ = ["corpus"]
 
-pytestmark = pytest.mark.skipif(os.environ.get("CLOZE_SLOW_TESTS") != "1", reason="slow: CLOZE_SLOW_TESTS=1 runs it")
+pytestmark = slow
 
 PORT = 29641
 LEAVES, JOINS, STEPS = 40, 80, 240

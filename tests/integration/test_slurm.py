@@ -1,6 +1,6 @@
 """slurm/train.sbatch on a real SLURM of two nodes: whatever interrupts a job, not one bit of the run's rows differs.
 
-Slow: set CLOZE_SLOW_TESTS=1.
+With CLOZE_SLOW_TESTS=1 ten interruptions, else three.
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.tiny_run import arguments, make_store, rows, summary
+from tests.needs import machine, slow
 from tests.ranks import Ranks
 from tests.slurm_cluster import Cluster, job_state, slurm, wait_until, why_not
 
@@ -24,9 +25,7 @@ WAIT_SECONDS = 240
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_n_steps=4")
 SLEEPY = "task._target_=tests.integration.faulty_task.SleepyTask"
 
-# Nothing is installed for what does not run.
-reason = why_not() if os.environ.get("CLOZE_SLOW_TESTS") == "1" else "slow: CLOZE_SLOW_TESTS=1 runs it"
-pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+pytestmark = machine(why_not)
 
 
 @dataclass
@@ -207,6 +206,7 @@ def test_nodes_are_looked_at_first_and_an_array_trains_a_line_each(site: Site, t
     assert not (refused.run / "config.yaml").exists()
 
 
+@slow
 @pytest.mark.parametrize(
     ("interrupt", "options", "sleep", "num_rows"),
     [

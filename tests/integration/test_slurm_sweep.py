@@ -7,17 +7,14 @@ import signal
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from tests.faults.tiny_run import make_store, rows
 from tests.integration.test_sweep import WAIT_SECONDS, rank_of, start, wait_for_rows
+from tests.needs import machine
 from tests.slurm_cluster import slurm, why_not
 
 STEPS = 30
 
-# Nothing is installed for what does not run.
-reason = why_not() if os.environ.get("CLOZE_SLOW_TESTS") == "1" else "slow: CLOZE_SLOW_TESTS=1 runs it"
-pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+pytestmark = machine(why_not)
 
 
 def slurm_states() -> dict[str, str]:

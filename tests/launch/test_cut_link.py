@@ -1,6 +1,6 @@
 """A link that is cut in mid-run: noticed within the configured time; one host goes on, and takes the other back.
 
-Slow: set CLOZE_SLOW_TESTS=1.
+With CLOZE_SLOW_TESTS=1 also where one host starts the others.
 """
 
 import subprocess
@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.faults.tiny_run import arguments, make_store, rows
-from tests.hosts import Host, hosts, start_ssh
-from tests.launch.test_hosts import SCRIPT, VARIABLES, WAIT_SECONDS, finish, line, reason
+from tests.hosts import Host, hosts, start_ssh, why_not
+from tests.launch.test_hosts import SCRIPT, VARIABLES, WAIT_SECONDS, finish, line
+from tests.needs import machine, slow
 
-pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+pytestmark = machine(why_not)
 
 TIMEOUT_SECONDS = 10
 LEAVES, JOINS, STEPS = 10, 25, 120
@@ -47,7 +48,7 @@ def start_over_ssh(machines: list[Host], training: list[str], folder: Path) -> l
     return [machines[0].start(command, variables, folder / "vm0")]
 
 
-@pytest.mark.parametrize("begin", [start_by_lines, start_over_ssh])
+@pytest.mark.parametrize("begin", [start_by_lines, pytest.param(start_over_ssh, marks=slow)])
 def test_a_cut_link_costs_one_host_until_it_is_back(begin, tmp_path: Path) -> None:
     store = make_store(tmp_path / "text")
     training = arguments(store, store, "cut", "ddp", *SLOW, *LENGTH)

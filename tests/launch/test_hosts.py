@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.tiny_run import arguments, make_store, rows, summary
 from tests.hosts import Host, hosts, start_ssh, why_not
+from tests.needs import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = str(ROOT / "launch" / "multi_node.sh")
@@ -18,9 +19,7 @@ LENGTH = ("trainer.max_steps=8", "trainer.val_every_n_steps=4", "trainer.checkpo
 WAIT_SECONDS = 300
 VARIABLES = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-# Nothing is installed for what does not run.
-reason = why_not() if os.environ.get("CLOZE_SLOW_TESTS") == "1" else "slow: CLOZE_SLOW_TESTS=1 runs it"
-pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+pytestmark = machine(why_not)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from framework.data.examples.answers import number
+from framework.data.examples.splits import check_fractions
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
@@ -138,14 +139,7 @@ class InteractionData:
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1.")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave nothing "
-                "for training; lower them until their sum is below 1."
-            )
+        check_fractions(self.validation_fraction, self.test_fraction)
         if self.min_rating is not None and self.rating_column is None:
             raise ConfigError(
                 f"min_rating is {self.min_rating}, but rating_column is null; name the column, or set it to null."

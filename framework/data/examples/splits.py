@@ -45,6 +45,22 @@ def same_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def check_fractions(validation: float, test: float) -> None:
+    """Checks the shares of what is read that become splits.
+
+    Raises:
+        ConfigError: One is below 0, or nothing is left for training.
+    """
+    for name, value in (("validation_fraction", validation), ("test_fraction", test)):
+        if not 0 <= value < 1:
+            raise ConfigError(f"{name} is {value}, it must be at least 0 and below 1.")
+    if validation + test >= 1:
+        raise ConfigError(
+            f"validation_fraction={validation} and test_fraction={test} leave nothing for training; lower them until "
+            "their sum is below 1."
+        )
+
+
 @dataclass(frozen=True)
 class ReadSplits(Generic[R]):
     """What was read of files.
@@ -87,14 +103,7 @@ class SplitFiles:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("validation_fraction", "test_fraction"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}, it must be at least 0 and below 1.")
-        if self.validation_fraction + self.test_fraction >= 1:
-            raise ConfigError(
-                f"validation_fraction={self.validation_fraction} and test_fraction={self.test_fraction} leave no rows "
-                "for training; lower them until their sum is below 1."
-            )
+        check_fractions(self.validation_fraction, self.test_fraction)
         if self.max_train_rows is not None and self.max_train_rows < 1:
             raise ConfigError(f"max_train_rows is {self.max_train_rows}, it must be at least 1.")
 

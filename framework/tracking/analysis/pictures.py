@@ -12,12 +12,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from framework.tracking.analysis.fonts import font_for
+from framework.tracking.palette import BLUE, DOTS_PER_INCH, GREY, LIGHT
 
 MOST_NUMBERED_LABELS = 30
 """With more labels a matrix is drawn without names and counts, which would be too small to read."""
 
-_BLUE, _ORANGE, _GREY, _LIGHT = "#2f6db3", "#d9792b", "#5a6270", "#e3e6ea"
-_DOTS_PER_INCH = 150
 _WIDTH_INCHES = 7.2
 _LONGEST_NAME = 28
 
@@ -44,7 +43,7 @@ def draw_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> l
         if analysis[key]:
             path = run_folder / "plots" / f"{name}_{key}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw(name, analysis[key]).savefig(path, dpi=_DOTS_PER_INCH)
+            draw(name, analysis[key]).savefig(path, dpi=DOTS_PER_INCH)
             written.append(path)
     return written
 
@@ -65,7 +64,7 @@ def _draw_confusion(title: str, confusion: Mapping[str, Any]) -> Figure:
     figure, axes = _new_figure(title, (side + 1.0, side))
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, format=PercentFormatter(1.0, decimals=0))
-    bar.set_label("share of the expected label", color=_GREY)
+    bar.set_label("share of the expected label", color=GREY)
     bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a callable
     axes.set_title("Confusion matrix", loc="left", fontweight="bold", fontsize=12)
     axes.set_xlabel("predicted")
@@ -112,15 +111,15 @@ def _draw_calibration(title: str, calibration: Mapping[str, Any]) -> Figure:
     middles = [(each["start"] + each["stop"]) / 2 for each in bins]
     widths = [0.92 * (each["stop"] - each["start"]) for each in bins]
     model = f"model, expected calibration error {calibration['error']:.3f}"
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1.0, linestyle="--", label="calibrated")
-    axes.bar(middles, [each["share"] for each in bins], widths, color=_BLUE, alpha=0.25)
-    axes.plot([each["probability"] for each in bins], [each["share"] for each in bins], "o-", color=_BLUE, label=model)
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle="--", label="calibrated")
+    axes.bar(middles, [each["share"] for each in bins], widths, color=BLUE, alpha=0.25)
+    axes.plot([each["probability"] for each in bins], [each["share"] for each in bins], "o-", color=BLUE, label=model)
     _label(axes, "Calibration", "", f"share that is right, of {calibration['of']}")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.2)  # room for the legend
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    below.bar(middles, [each["count"] for each in bins], widths, color=_GREY, alpha=0.6)
+    below.bar(middles, [each["count"] for each in bins], widths, color=GREY, alpha=0.6)
     _label(below, "", "probability", "count")
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     return figure
@@ -131,12 +130,12 @@ def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: 
     figure, axes = _new_figure(title, (_WIDTH_INCHES, 4.0))
     values = np.array([each["score"] if has_scores else each["loss"] for each in buckets])
     places = np.arange(len(buckets))
-    axes.bar(places, values, 0.72, color=_BLUE, alpha=0.8)
+    axes.bar(places, values, 0.72, color=BLUE, alpha=0.8)
     tops = values
     if has_scores:
         errors = np.array([each["score_error"] for each in buckets])
         bounds = np.stack([np.minimum(errors, values), np.minimum(errors, 1 - values)])
-        axes.errorbar(places, values, bounds, fmt="none", ecolor=_GREY, elinewidth=1.2, capsize=3)
+        axes.errorbar(places, values, bounds, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
         tops = values + bounds[1]
         axes.set_ylim(0.0, 1.12)
         axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -153,9 +152,9 @@ def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: 
 
 def _draw_numbers(title: str, numbers: Mapping[str, Sequence[float]]) -> Figure:
     figure, axes = _new_figure(title, (5.6, 5.0))
-    axes.plot(numbers["expected"], numbers["predicted"], "o", color=_BLUE, alpha=0.3, markersize=4, markeredgewidth=0)
+    axes.plot(numbers["expected"], numbers["predicted"], "o", color=BLUE, alpha=0.3, markersize=4, markeredgewidth=0)
     _label(axes, "Predicted against expected", "expected", "predicted")
-    axes.grid(axis="x", color=_LIGHT, linewidth=0.8)
+    axes.grid(axis="x", color=LIGHT, linewidth=0.8)
     return figure
 
 
@@ -168,7 +167,7 @@ def _new_figure(title: str, size_inches: tuple[float, float]) -> tuple[Figure, A
 
 
 def _write_title(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="right", color=_GREY, fontsize=9)
+    axes.set_title(title, loc="right", color=GREY, fontsize=9)
 
 
 def _label(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
@@ -176,7 +175,7 @@ def _label(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
     axes.set_xlabel(horizontal)
     axes.set_ylabel(vertical)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=_LIGHT, linewidth=0.8)
+    axes.grid(axis="y", color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
 
 

@@ -183,7 +183,7 @@ def test_a_label_that_only_evaluation_has_is_refused(tmp_path):
     [
         ({"validation_fraction": 1.0}, "validation_fraction is 1.0"),
         ({"test_fraction": -0.1}, "test_fraction is -0.1"),
-        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave no rows for training"),
+        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave nothing for training"),
         ({"max_train_rows": 1}, "max_train_rows is 1"),
         ({"labels": ["a"]}, "at least 2 different labels"),
         ({"labels": [1, "1"]}, "at least 2 different labels"),
