@@ -53,6 +53,7 @@ def build_trainer(
 _NOT_FOR_USERS = (
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*`srun` command is available.*",  # a login node is a machine like any other; slurm/ says how jobs are submitted
 )
 
 
