@@ -1,9 +1,8 @@
 """Fine-tuning beside transformers' Trainer: `python -m tests.benchmarks.finetuning --data FOLDER [--tasks sst2 ...]`.
 
 Both sides start from the published MiniLM weights and get the same rows, epochs, learning rate, schedule, AdamW and
-batch size, in bf16 (`--precision fp32` for both otherwise). Cloze runs its commands under torchrun, a process a core
-(`--processes 1`: one process with a thread a core), with what the experiment of the task says beside; the Trainer one
-process with a thread a core, its Auto classes as they are. The two alternate over seeds; scores are those of the test
+batch size, in bf16 (`--precision fp32` for both otherwise). Each is one process with a thread a core (`--processes 2`:
+Cloze under torchrun); Cloze has what the experiment of the task says beside, the Trainer its Auto classes as they are. The two alternate over seeds; scores are those of the test
 split. Ends with a table in Markdown: mean and sample deviation of each side over the seeds, and the ratio of real
 tokens a second, medians over steps.
 
@@ -136,7 +135,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max-train-rows", type=int, help="a seeded part of the training rows, for both")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="of Cloze")
+    parser.add_argument("--processes", type=int, default=1, help="of Cloze")
     parser.add_argument("--speed", type=int, metavar="STEPS", help="only the speed, of so many steps")
     parser.add_argument("--output", type=Path, help="a JSONL file that gets a line a run")
     given = parser.parse_args()
