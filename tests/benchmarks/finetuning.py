@@ -2,9 +2,9 @@
 
 Both sides start from the published MiniLM weights and get the same rows, epochs, learning rate, schedule, AdamW and
 batch size, in bf16 (`--precision fp32` for both otherwise). Each is one process with a thread a core (`--processes 2`:
-Cloze under torchrun); Cloze has what the experiment of the task says beside, the Trainer its Auto classes as they are. The two alternate over seeds; scores are those of the test
-split. Ends with a table in Markdown: mean and sample deviation of each side over the seeds, and the ratio of real
-tokens a second, medians over steps.
+Cloze under torchrun); Cloze has what the experiment of the task says beside, the Trainer its Auto classes as they are.
+The two alternate over seeds; scores are those of the test split. Ends with a table in Markdown: mean and sample
+deviation of each side over the seeds, and the ratio of real tokens a second, medians over steps.
 
 `--speed STEPS` measures only that ratio, on so many steps, in rounds that alternate; for a quiet machine.
 """
