@@ -115,8 +115,11 @@ def _short_group(
     positions = torch.arange(padded)
     padding = positions >= lengths
     own = torch.minimum(positions, lengths - 1)  # a padded query is one more copy of the last, and sees what that sees
+    # What there is to be hidden is told from numbers of the host, so that compiled code has no branch on a tensor.
+    is_padded = any(length < padded for _, length in members)
+    is_limited = causal or (window is not None and padded > window // 2 + 1)
     hidden = padding[:, None]
-    if causal or (window is not None and padded > window // 2 + 1):
+    if is_limited:
         hidden = hidden | is_hidden(own[:, :, None] - positions, window, causal)
     bias = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
     return _Group(
@@ -124,8 +127,8 @@ def _short_group(
         length=padded,
         rows=(starts + own).flatten(),
         targets=(starts + own).masked_fill(padding, num_tokens).flatten(),
-        padding=padding if padding.any() else None,
-        bias=bias[:, None] if hidden.any() else None,
+        padding=padding if is_padded else None,
+        bias=bias[:, None] if is_padded or is_limited else None,
     )
 
 
