@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.autograd.function import once_differentiable
 
 from framework.nn.rotary import rotate_into
@@ -75,7 +76,6 @@ class _Group:
             packed.index_copy_(0, self.targets, values.to(packed.dtype).flatten(0, 1))
 
 
-@lru_cache(maxsize=4)
 def _groups(
     lengths: tuple[int, ...], window: int | None, causal: bool, head_dim: int, dtype: torch.dtype
 ) -> tuple[_Group, ...]:
@@ -165,6 +165,16 @@ def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, group: _Group) -
     return turned.flatten(1, 2)
 
 
+_kept_groups = lru_cache(maxsize=4)(_groups)
+"""All layers of a step, and its backward pass, have the same groups."""
+
+
+def _groups_for(qkv: Tensor, lengths: tuple[int, ...], window: int | None, causal: bool) -> tuple[_Group, ...]:
+    # What is made while code is traced, or for tensors without values, must not be met again by a real step.
+    is_real = not torch.compiler.is_compiling() and detect_fake_mode() is None
+    return (_kept_groups if is_real else _groups)(lengths, window, causal, qkv.shape[-1], qkv.dtype)
+
+
 class CpuPackedAttention(torch.autograd.Function):
     """`apply(qkv (tokens, heads, 3, head_dim), rotary, lengths, window, causal)` gives (tokens, heads, head_dim)."""
 
@@ -180,7 +190,7 @@ class CpuPackedAttention(torch.autograd.Function):
         """Keeps what each group was computed from, and its probabilities, where a gradient will be wanted."""
         num_tokens, num_heads, _, head_dim = qkv.shape
         output = qkv.new_empty(num_tokens + 1, num_heads, head_dim)
-        groups, kept = _groups(lengths, window, causal, head_dim, qkv.dtype), []
+        groups, kept = _groups_for(qkv, lengths, window, causal), []
         with torch.autocast(qkv.device.type, enabled=False):
             for group in groups:
                 parts = _by_head(qkv, rotary, group)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from framework.nn import attention_backend, attention_cpu
 from framework.nn.attention_backend import attention, reference_attention, self_attention
@@ -22,11 +23,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Short sequences together, those of up to 7 tokens only, none of them, and without the matrix products."""
     use_way(monkeypatch, *WAYS[request.param])
     yield request.param
-    attention_cpu._groups.cache_clear()
+    attention_cpu._kept_groups.cache_clear()
 
 
 def use_way(monkeypatch: pytest.MonkeyPatch, max_length: int, short_size: int) -> None:
-    attention_cpu._groups.cache_clear()
+    attention_cpu._kept_groups.cache_clear()
     monkeypatch.setattr(attention_backend, "MAX_LENGTH", max_length)
     monkeypatch.setattr(attention_cpu, "SHORT_SIZE", short_size)
 
@@ -154,3 +155,12 @@ def test_bf16_stays_near_fp32(way: str) -> None:
 def test_bf16_of_short_sequences_is_rounded_once() -> None:
     qkv = random_qkv().bfloat16()
     assert torch.equal(run_attention(qkv, None, False), run_attention(qkv.float(), None, False).bfloat16())
+
+
+def test_a_step_without_values_leaves_nothing_for_a_real_one() -> None:
+    expected = run_attention(random_qkv(), 4, False)
+    attention_cpu._kept_groups.cache_clear()
+    with FakeTensorMode():
+        rows = torch.empty(random_qkv().shape)
+        self_attention(rows, None, torch.empty(len(LENGTHS) + 1), LENGTHS, max(LENGTHS), window=4)
+    assert torch.equal(run_attention(random_qkv(), 4, False), expected)
