@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -70,7 +70,7 @@ class OptunaSweeper(Sweeper):
         self.params = dict(params or {})
         check_whole("hydra.sweeper", self, "trials", "trials_at_once", "startup_trials")
         at_least("hydra.sweeper", self, 0, "warmup_steps", "seed")
-        for name, known in (("sampler", ("tpe", "random")), ("pruner", ("median", "halving", "none"))):
+        for name, known in (("sampler", get_args(SamplerName)), ("pruner", get_args(PrunerName))):
             if getattr(self, name) not in known:
                 raise ConfigError(
                     f"`hydra.sweeper.{name}` is {getattr(self, name)!r}, but it must be one of {', '.join(known)}."
@@ -224,19 +224,18 @@ class _Search:
         states = import_optuna().trial.TrialState
         all_ended = True
         for run, trials in numbers.items():
-            if self.outcomes[run].state == "finished" and self._reached(run) is None:
+            value = self._reached(run) if self.outcomes[run].state == "finished" else None
+            if self.outcomes[run].state == "finished" and value is None:
                 why = f"it reached no finite {self.metric}; a search needs data.validation"
                 self.outcomes[run] = Outcome("failed", why, self.outcomes[run].summary)
-            told = {
-                "finished": (self._reached(run), states.COMPLETE),
-                "pruned": (None, states.PRUNED),
-                "failed": (None, states.FAIL),
-            }.get(self.outcomes[run].state)
+            told = {"finished": states.COMPLETE, "pruned": states.PRUNED, "failed": states.FAIL}.get(
+                self.outcomes[run].state
+            )
             if told is None:
                 all_ended = False
                 continue
             for number in trials:
-                self.study.tell(number, *told)
+                self.study.tell(number, value, told)
             self.num_failed += len(trials) if self.outcomes[run].state == "failed" else 0
         return all_ended
 
