@@ -1,9 +1,10 @@
-"""When tests are skipped that take minutes, or that need a machine on which servers, hosts and networks can be made."""
+"""When tests are skipped that take minutes, or that need a GPU or a machine where servers and networks can be made."""
 
 import os
 from collections.abc import Callable
 
 import pytest
+import torch
 
 MACHINE = "needs root and apt"
 """How the reasons begin for which continuous integration accepts no skip on a machine that has both; see .ci/run."""
@@ -11,6 +12,8 @@ MACHINE = "needs root and apt"
 IS_SLOW_WANTED = os.environ.get("CLOZE_SLOW_TESTS") == "1"
 
 slow = pytest.mark.skipif(not IS_SLOW_WANTED, reason="slow: CLOZE_SLOW_TESTS=1 runs it")
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def machine(why_not: Callable[[], str | None], is_slow: bool = False) -> pytest.MarkDecorator:

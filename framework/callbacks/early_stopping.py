@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
-from framework.tracking.study import Trial
+from framework.tracking.study import StudyTrial
 
 logger = logging.getLogger(RUN_LOGGER)
 
@@ -53,7 +53,7 @@ class EarlyStopping(pl.Callback):
     are global, so that all ranks decide the same without another message.
     """
 
-    def __init__(self, patience: Patience | None, metric: str, mode: str, trial: Trial | None = None) -> None:
+    def __init__(self, patience: Patience | None, metric: str, mode: str, trial: StudyTrial | None = None) -> None:
         """Takes what is compared.
 
         Args:

@@ -31,7 +31,7 @@ from framework.checkpoint.storage import Location
 from framework.data.planning.plan import StepPlan
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task
-from framework.tracking.study import Trial
+from framework.tracking.study import StudyTrial
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Endings:
     max_time: TimeLimit | None = None
     non_finite: NonFinite = STOP
     patience: Patience | None = None
-    trial: Trial | None = None
+    trial: StudyTrial | None = None
 
 
 NO_ENDINGS = Endings()

@@ -44,7 +44,7 @@ from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
-from framework.tracking.study import Trial
+from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary
 
 
@@ -184,7 +184,7 @@ def build_run_trainer(
             settings.trainer.time_limit,
             settings.trainer.non_finite,
             settings.trainer.patience,
-            None if settings.trial is None else Trial(Path(settings.trial.folder), settings.trial.number),
+            None if settings.trial is None else StudyTrial(Path(settings.trial.folder), settings.trial.number),
         ),
     )
     return build_trainer(

@@ -5,11 +5,13 @@ again gives it again, so that no generator state is kept anywhere. The hash is S
 each token's key starts a stream, and each 64-bit output decides four channels, 15 bits each.
 """
 
+import importlib.util
 import sys
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.autograd.function import once_differentiable
 
 from framework.batch import PackedBatch
@@ -18,9 +20,11 @@ from framework.random import key
 OUTSIDE_LAYERS = -1
 """Layer of a dropout that belongs to no layer."""
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 _LANES = 4
 _RESOLUTION = 1 << 15
 _GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN_INVERSE = pow(_GOLDEN, -1, 1 << 64)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
@@ -122,8 +126,10 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     """
     num_words = -(-num_channels // _LANES)
     streams = _mix(dropout_keys ^ _signed(site_key))
-    counters = torch.arange(1, num_words + 1, device=dropout_keys.device) * _signed(_GOLDEN)
-    words = streams.unsqueeze(1) + counters
+    # Word i of a stream is stream + i * golden, here as (stream / golden + i) * golden: inductor takes a number times a
+    # range for an index, and then makes kernels whose factor does not fit 32 bits.
+    words = (streams * _signed(_GOLDEN_INVERSE)).unsqueeze(1) + torch.arange(1, num_words + 1, device=streams.device)
+    words.mul_(_signed(_GOLDEN))
     for bits, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
         words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
     words.bitwise_xor_(words >> 31)
@@ -136,6 +142,11 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
         # Shifts by numbers: with a tensor of them torch 2.13's inductor made wrong masks on the CPU.
         keep = torch.stack([(words >> 16 * lane) & 1 for lane in range(_LANES)], dim=2).flatten(1)
     return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
+
+
+def _has_kernel(x: Tensor) -> bool:
+    """Whether a kernel of our own does it at once; a compiler makes its own, and fake tensors have no memory."""
+    return x.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling() and detect_fake_mode() is None
 
 
 class _MaskedSum(torch.autograd.Function):
@@ -189,6 +200,11 @@ class HashedDropout(nn.Module):
         """
         if dropout_keys is None or self.threshold == 0:
             return x if residual is None else residual + x
+        if _has_kernel(x):
+            from framework.nn.dropout_cuda import FusedDropout
+
+            scale = 1.0 / (1.0 - self.threshold / _RESOLUTION)
+            return FusedDropout.apply(x, dropout_keys, residual, self.threshold, scale, _signed(self.site_key))
         return _MaskedSum.apply(x, dropout_mask(dropout_keys, x.shape[1], self.threshold, self.site_key), residual)
 
     def extra_repr(self) -> str:

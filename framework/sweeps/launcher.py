@@ -16,7 +16,13 @@ from framework.sweeps.start import check_start, first_outcomes, sole
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of sweeps; where and how, its subclasses say."""
+    """Runs the jobs of sweeps; where and how, its subclasses say.
+
+    Attributes:
+        wait: `launch` returns when all jobs have ended, and not before.
+    """
+
+    wait: bool = True
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what jobs are composed from; see `check_start` for what is refused."""

@@ -78,11 +78,11 @@ class OptunaSweeper(Sweeper):
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config = hydra_context, config
+        self.context, self.config, self.optuna = hydra_context, config, import_optuna()
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if not isinstance(launcher, SweepLauncher) or not getattr(launcher, "wait", True):
+        if not isinstance(launcher, SweepLauncher) or not launcher.wait:
             raise ConfigError(
                 "hydra/sweeper=optuna chooses trials by what earlier ones reached, so it needs a launcher that waits: "
                 "hydra/launcher=torchrun, or slurm with hydra.launcher.wait=true."
@@ -91,11 +91,10 @@ class OptunaSweeper(Sweeper):
 
     @override
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
-        optuna = import_optuna()
         lines = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         parser = OverridesParser.create(config_loader=self.context.config_loader)
         parsed = {each.get_key_element(): each for each in parser.parse_overrides(lines)}
-        space = {key: distribution(each, optuna) for key, each in parsed.items() if each.is_sweep_override()}
+        space = {key: distribution(each, self.optuna) for key, each in parsed.items() if each.is_sweep_override()}
         if not space:
             raise ConfigError(
                 "hydra/sweeper=optuna has nothing to search; give at least one key several values or an interval, such "
@@ -112,7 +111,7 @@ class OptunaSweeper(Sweeper):
 
     def build_sampler(self, num_trials: int) -> Any:
         """Optuna's sampler, for a study that has so many trials: the next ones must not repeat their random numbers."""
-        samplers = import_optuna().samplers
+        samplers = self.optuna.samplers
         if self.sampler == "random":
             return samplers.RandomSampler(seed=self.seed + num_trials)
         return samplers.TPESampler(seed=self.seed + num_trials, n_startup_trials=self.startup_trials)
@@ -175,7 +174,7 @@ class _Search:
 
     def _take_up(self) -> None:
         """Goes on where an earlier start has left: what it did is kept, what failed is tried again."""
-        states = import_optuna().trial.TrialState
+        states = self.sweeper.optuna.trial.TrialState
         trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
             self._check_same_space(trial)
@@ -205,7 +204,7 @@ class _Search:
         return batch
 
     def _num_done(self) -> int:
-        states = import_optuna().trial.TrialState
+        states = self.sweeper.optuna.trial.TrialState
         return len(self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED)))
 
     def _enter(self, batch: Mapping[int, dict[str, Any]]) -> dict[str, list[int]]:
@@ -221,7 +220,7 @@ class _Search:
 
     def _tell(self, numbers: Mapping[str, Sequence[int]]) -> bool:
         """Tells the study how jobs ended; False where one is to go on at a later start."""
-        states = import_optuna().trial.TrialState
+        states = self.sweeper.optuna.trial.TrialState
         all_ended = True
         for run, trials in numbers.items():
             value = self._reached(run) if self.outcomes[run].state == "finished" else None
@@ -259,7 +258,7 @@ class _Search:
 
     def _check_same_space(self, trial: "optuna.trial.FrozenTrial") -> None:
         """Raises ConfigError where a trial of an earlier start was of another search."""
-        check = import_optuna().distributions.check_distribution_compatibility
+        check = self.sweeper.optuna.distributions.check_distribution_compatibility
         if trial.params and trial.params.keys() != self.space.keys():
             searched, asked = ", ".join(sorted(trial.params)), ", ".join(sorted(self.space))
             raise ConfigError(

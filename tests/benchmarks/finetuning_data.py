@@ -125,14 +125,16 @@ def lines(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def write(splits: Mapping[str, list[Row]], folder: Path, max_train_rows: int | None) -> None:
-    """Saves the splits; of the training rows a seeded part in a seeded order."""
-    for split, rows in splits.items():
-        kept = list(rows)
-        if split == "train":
-            random.Random(0).shuffle(kept)
-            kept = kept[:max_train_rows]
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+def write(splits: Splits, folder: Path, max_train_rows: int | None, held_out: int = 0) -> None:
+    """Saves the splits; of the training rows a seeded part in a seeded order.
+
+    `held_out`: so many of the training rows are left out of training and stand in the test's place.
+    """
+    train = list(splits["train"])
+    random.Random(0).shuffle(train)
+    test = train[:held_out] if held_out else splits["test"]
+    for split, rows in (("train", train[held_out:][:max_train_rows]), ("test", test)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
 
 

@@ -258,7 +258,7 @@ def main() -> None:
             adam_beta2=0.98,
             adam_epsilon=1e-6,
             bf16=given.bf16,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             seed=given.seed,
             save_strategy="no",
             logging_strategy="no",

@@ -40,6 +40,8 @@ def main() -> None:
     )
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--output", required=True)
+    for size in ("--hidden", "--layers", "--heads", "--intermediate"):
+        parser.add_argument(size, type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--warmup", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
@@ -61,10 +63,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=12,
-        intermediate_size=1536,
+        hidden_size=arguments.hidden,
+        num_hidden_layers=arguments.layers,
+        num_attention_heads=arguments.heads,
+        intermediate_size=arguments.intermediate,
         hidden_dropout_prob=arguments.dropout,
         attention_probs_dropout_prob=0.0,
     )
@@ -78,7 +80,7 @@ def main() -> None:
             max_steps=arguments.steps,
             learning_rate=1e-4,
             bf16=arguments.bf16,
-            use_cpu=True,
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             logging_strategy="no",
             report_to=[],

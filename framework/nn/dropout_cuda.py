@@ -1,0 +1,123 @@
+"""Hashed dropout as one Triton kernel: the mask is drawn where it is used, and drawn again for the gradient.
+
+The masks are those of `dropout.dropout_mask`, which as PyTorch operators costs some twenty kernels a site and memory
+for an fp32 mask. Triton comes with PyTorch for CUDA; importing this module needs it.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# What Triton compiles has types of its own.
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_WORDS = 256
+"""64-bit words of one program."""
+
+_GOLDEN = tl.constexpr(-7046029254386353131)
+_MULTIPLIER_1 = tl.constexpr(-4658895280553007687)
+_MULTIPLIER_2 = tl.constexpr(-7723592293110705685)
+_LANES = tl.constexpr(4)
+
+
+@triton.jit
+def _mix(x):
+    """`dropout._mix`: SplitMix64 with logical shifts."""
+    x = x + _GOLDEN
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIER_2
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+@triton.jit(do_not_specialize=["site_key", "threshold", "num_words"])
+def _kernel(
+    x,
+    dropout_keys,
+    residual,
+    out,
+    site_key: tl.int64,
+    threshold,
+    scale,
+    num_words,
+    num_channels,
+    has_residual: tl.constexpr,
+    words: tl.constexpr,
+):
+    """Writes out = x * mask (+ residual) for words words, each of which decides four channels of a token.
+
+    Args:
+        x: (tokens, channels), contiguous.
+        dropout_keys: (tokens,) int64.
+        residual: Like x; not read without has_residual.
+        out: Like x.
+        site_key: int64.
+        threshold: A channel is kept where its 15 bits are not below.
+        scale: Of what is kept.
+        num_words: Of all tokens.
+        num_channels: Of a token.
+        has_residual: Whether there is one.
+        words: Of a program.
+    """
+    word = tl.program_id(0).to(tl.int64) * words + tl.arange(0, words)
+    words_of_token = (num_channels + _LANES - 1) // _LANES
+    token, place = word // words_of_token, word % words_of_token
+    is_word = word < num_words
+    bits = _mix(tl.load(dropout_keys + token, is_word, 0) ^ site_key) + (place + 1) * _GOLDEN
+    bits = (bits ^ (bits >> 30)) * _MULTIPLIER_1
+    bits = (bits ^ (bits >> 27)) * _MULTIPLIER_2
+    bits = bits ^ (bits >> 31)
+
+    lane = tl.arange(0, _LANES)[None, :]
+    channel = place[:, None] * _LANES + lane
+    is_channel = is_word[:, None] & (channel < num_channels)
+    offset = token[:, None] * num_channels + channel
+    kept = ((bits[:, None] >> (16 * lane).to(tl.int64)) & 0x7FFF) >= threshold
+    value = tl.where(kept, tl.load(x + offset, is_channel, 0.0).to(tl.float32) * scale, 0.0)
+    if has_residual:
+        value += tl.load(residual + offset, is_channel, 0.0).to(tl.float32)
+    tl.store(out + offset, value.to(out.dtype.element_ty), is_channel)
+
+
+class FusedDropout(torch.autograd.Function):
+    """x times its mask, added to a residual where there is one; one pass forward and one backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, dropout_keys: Tensor, residual: Tensor | None, threshold: int, scale: float, site_key: int
+    ) -> Tensor:
+        """Args: as of `HashedDropout`; scale: of what is kept; site_key: as int64."""
+        ctx.save_for_backward(dropout_keys)
+        ctx.draw = (threshold, scale, site_key)
+        ctx.x_dtype = x.dtype
+        ctx.residual_dtype = None if residual is None else residual.dtype
+        out = torch.empty_like(
+            x, dtype=x.dtype if residual is None else torch.float32, memory_format=torch.contiguous_format
+        )
+        return _run(x, dropout_keys, residual, out, *ctx.draw)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and of the residual."""
+        (dropout_keys,) = ctx.saved_tensors
+        grad_x = torch.empty_like(grad, dtype=ctx.x_dtype, memory_format=torch.contiguous_format)
+        _run(grad, dropout_keys, None, grad_x, *ctx.draw)
+        grad_residual = None if ctx.residual_dtype is None else grad.to(ctx.residual_dtype)
+        return grad_x, None, grad_residual, None, None, None
+
+
+def _run(
+    x: Tensor, dropout_keys: Tensor, residual: Tensor | None, out: Tensor, threshold: int, scale: float, site_key: int
+) -> Tensor:
+    num_channels = x.shape[1]
+    num_words = x.shape[0] * -(-num_channels // 4)
+    if num_words:
+        grid = (-(-num_words // _WORDS),)
+        added = x if residual is None else residual.contiguous()
+        arguments = (x.contiguous(), dropout_keys, added, out, site_key, threshold, scale, num_words, num_channels)
+        _kernel[grid](*arguments, has_residual=residual is not None, words=_WORDS)
+    return out
