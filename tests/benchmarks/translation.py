@@ -31,6 +31,10 @@ from framework.tasks.translation.task import TranslationTask
 
 LONGEST, BEAMS, SMOOTHING, CLIP, WARMUP, DECAY = 128, 4, 0.1, 1.0, 0.06, 0.01
 HEAD_DIM = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+IS_HALF = DEVICE.type == "cuda"
+"""bf16 on either side with a GPU, fp32 on the CPU."""
+PRECISION = "bf16" if IS_HALF else "fp32"
 
 
 def run_cloze(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
@@ -51,7 +55,7 @@ def run_cloze(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
         f"trainer.max_steps={given.steps}",
         f"trainer.global_batch_size={given.batch}",
         f"optimizer.lr={given.lr}",
-        *("trainer.max_epochs=null", "precision=fp32", "logger=none", f"seed={seed}"),
+        *("trainer.max_epochs=null", f"precision={PRECISION}", "logger=none", f"seed={seed}"),
     ]
     command = [sys.executable, "-m", "framework.train", "experiment=finetune_translation", f"run.dir={folder}"]
     began = time.perf_counter()
@@ -59,7 +63,7 @@ def run_cloze(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
     seconds = time.perf_counter() - began
     output = folder / "metrics.json"
     command = [sys.executable, "-m", "framework.evaluate", "run=ours", f"runs={folder}", "split=test"]
-    subprocess.run([*command, "precision=fp32", f"output={output}"], check=True)
+    subprocess.run([*command, f"precision={PRECISION}", f"output={output}"], check=True)
     metrics = json.loads(output.read_text())["metrics"]
     return {"bleu": metrics["bleu"], "chrf": metrics["chrf"], "seconds": seconds}
 
@@ -112,7 +116,7 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
     data = ParallelTextData(train=source, train_targets=target, test=test_source, test_targets=test_target)
     sources = task.build_sources(data, tokenizer, seed)
     torch.manual_seed(seed)
-    model = build_peer(given, tokenizer).train()
+    model = build_peer(given, tokenizer).to(DEVICE).train()
     decayed = [parameter for name, parameter in model.named_parameters() if parameter.ndim > 1]
     rest = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
@@ -120,9 +124,11 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
     warmup = round(WARMUP * given.steps)
     schedule = transformers.get_linear_schedule_with_warmup(optimizer, warmup, given.steps)
     began = time.perf_counter()
-    for ids, decoder_ids, labels in steps_of(sources["train"], seed, given):
+    for step in steps_of(sources["train"], seed, given):
+        ids, decoder_ids, labels = (part.to(DEVICE, non_blocking=True) for part in step)
         masks = {"attention_mask": (ids != 0).long(), "decoder_attention_mask": (decoder_ids != 0).long()}
-        logits = model(input_ids=ids, decoder_input_ids=decoder_ids, **masks).logits
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=IS_HALF):
+            logits = model(input_ids=ids, decoder_input_ids=decoder_ids, **masks).logits.float()
         nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=SMOOTHING).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -135,11 +141,12 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
 
 
 @torch.no_grad()
+@torch.autocast(DEVICE.type, torch.bfloat16, enabled=IS_HALF)
 def translate(model: transformers.EncoderDecoderModel, source: TranslationSource, tokenizer: Tokenizer) -> list[str]:
     texts: list[str] = []
     for places in np.array_split(np.arange(len(source)), -(-len(source) // 64)):
         batch = source.build(np.zeros_like(places), places, places, 0)
-        ids = padded(batch.input_ids, batch.lengths, 0)
+        ids = padded(batch.input_ids, batch.lengths, 0).to(DEVICE)
         found = model.generate(
             input_ids=ids,
             attention_mask=(ids != 0).long(),
