@@ -140,7 +140,7 @@ def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: 
         axes.set_ylim(0.0, 1.12)
         axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     for place, value, top in zip(places.tolist(), values.tolist(), tops.tolist(), strict=True):
-        axes.annotate(f"{value:.3g}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+        axes.annotate(f"{value:#.3g}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=9)
     names = [
         f"{each['first']}" if each["first"] == each["last"] else f"{each['first']}–{each['last']}" for each in buckets
     ]
