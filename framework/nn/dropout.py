@@ -108,6 +108,11 @@ def layer_keys(dropout_keys: Tensor | None, layer: int) -> Tensor | None:
     return None if dropout_keys is None else _mix(dropout_keys ^ _signed(key("dropout layer", layer)))
 
 
+def _scale(threshold: int) -> float:
+    """By what the channels that are kept are multiplied."""
+    return 1.0 / (1.0 - threshold / _RESOLUTION)
+
+
 def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
     """Draws which channels of each token are kept, and by what they are multiplied.
 
@@ -141,7 +146,7 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     else:
         # Shifts by numbers: with a tensor of them torch 2.13's inductor made wrong masks on the CPU.
         keep = torch.stack([(words >> 16 * lane) & 1 for lane in range(_LANES)], dim=2).flatten(1)
-    return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(1.0 / (1.0 - threshold / _RESOLUTION))
+    return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(_scale(threshold))
 
 
 def _has_kernel(x: Tensor) -> bool:
@@ -203,8 +208,8 @@ class HashedDropout(nn.Module):
         if _has_kernel(x):
             from framework.nn.dropout_cuda import FusedDropout
 
-            scale = 1.0 / (1.0 - self.threshold / _RESOLUTION)
-            return FusedDropout.apply(x, dropout_keys, residual, self.threshold, scale, _signed(self.site_key))
+            draw = (self.threshold, _scale(self.threshold), _signed(self.site_key))
+            return FusedDropout.apply(x, dropout_keys, residual, *draw)
         return _MaskedSum.apply(x, dropout_mask(dropout_keys, x.shape[1], self.threshold, self.site_key), residual)
 
     def extra_repr(self) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_training import store  # noqa: F401
+from tests.data.drawn_store import drawn_store
 from tests.needs import cuda
 from tests.ranks import Ranks
-from tests.tasks.test_battery import FINE_TUNED, example, jsonl, prepare, rows, succeed
+from tests.tasks.commands import FINE_TUNED, example, jsonl, prepare, rows, succeed
 
 pytestmark = cuda
 
@@ -63,10 +63,10 @@ def losses(folder: Path, run_id: str) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def folder(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """Where the runs are."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are, with a token store."""
     place = tmp_path_factory.mktemp("runs")
-    (place / "store").symlink_to(store)
+    drawn_store(place)
     return place
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,11 +21,8 @@ from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.retention import Retention
 from framework.config.resolvers import conf_folder
 from framework.data.planning.plan import StepPlan
-from framework.data.preparation.prepare import prepare_store
-from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import ProcessInfo, process_info
 from framework.distributed.mesh import mesh_shape
@@ -39,9 +35,9 @@ from framework.modules.trainer import build_trainer
 from framework.nn.initialization import initial_values
 from framework.optim.parameter_groups import AdamW
 from framework.optim.schedules import Linear
-from framework.random import below, key, mix
 from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.task import TaskModel
+from tests.data.drawn_store import drawn_store
 
 SEED = 7
 STEPS = 20
@@ -57,21 +53,7 @@ def bert_mini(num_layers: int = 4) -> EncoderConfig:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A token store of 60 documents of words drawn by hash, each of 8 sentences of 4 to 13 words."""
-    folder = tmp_path_factory.mktemp("corpus")
-    words = np.array(
-        [f"{first}{second}{last}" for first in "bdfgklmnprstvz" for second in "aeiou" for last in "lmnrst"]
-    )
-    documents = []
-    for document in range(60):
-        lengths = 4 + below(mix(key("sentence", document), np.arange(8)), 10)
-        drawn = words[below(mix(key("word", document), np.arange(lengths.sum())), len(words))]
-        sentences = np.split(drawn, np.cumsum(lengths)[:-1])
-        documents.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in sentences))
-    (folder / "corpus.txt").write_text("\n\n".join(documents))
-    sources = {"texts": TextFiles(str(folder / "corpus.txt"), "blank_lines")}
-    prepare_store(sources, WordPieceTraining(600), folder / "store")
-    return folder / "store"
+    return drawn_store(tmp_path_factory.mktemp("corpus"))
 
 
 def build_module(task: PretrainingTask, config: EncoderConfig, max_steps: int) -> EncoderModule:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.test_battery import prepare, rows, succeed
+from tests.tasks.commands import prepare, rows, succeed
 from tests.tracking.wandb_files import read_segments
 
 SERVER = os.environ.get("CLOZE_TEST_OPENWANDB")
