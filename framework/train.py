@@ -41,7 +41,7 @@ def train(composed: DictConfig) -> None:
     wanted = settings.precision
     precision = resolve_precision(wanted.name, device_type, wanted.init_scale, wanted.growth_interval)
     parts = build_parts(settings, info.world_size)
-    data = build_data(settings, parts, info)
+    data = build_data(settings, parts, info, device_type)
 
     # The config as it will run decides which folder it is, and whether there is a checkpoint to go on from.
     config = as_run(config, parts, precision)

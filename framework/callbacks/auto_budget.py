@@ -44,7 +44,9 @@ class AutoBudget(pl.Callback):
             memory = self.memory
 
             def attempt(tokens: int) -> Trial:
-                batch = trial_batch(plan.source, tokens, data.max_steps, data.shapes(tokens)).to(pl_module.device)
+                batch = trial_batch(plan.source, tokens, data.max_steps, data.shapes("train", tokens)).to(
+                    pl_module.device
+                )
                 before = memory.start()
                 pl_module.run_trial(batch)
                 found = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)

@@ -124,7 +124,7 @@ def prepare_training_texts(parts: Parts, folder: RunFolder, info: ProcessInfo, d
     prepare_word_samples(source, parts.weights, parts.config, parts.tokenizer, folder.path, device)
 
 
-def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> EncoderDataModule:
+def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_type: str) -> EncoderDataModule:
     """The LightningDataModule of a run; an `auto` budget is chosen when the model has its memory (`AutoBudget`)."""
     shape = settings.strategy.shape(info.world_size)
     budget = settings.trainer.micro_batch_tokens
@@ -140,7 +140,7 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo) -> Encode
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
-        has_fixed_shapes=settings.strategy.compile != "none",
+        shapes="fixed" if settings.strategy.compile != "none" else "rounded" if device_type == "cpu" else "free",
     )
 
 

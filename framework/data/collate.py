@@ -1,4 +1,4 @@
-"""Lays sequences end to end into a PackedBatch; where shapes are fixed it completes them with dummy sequences.
+"""Lays sequences end to end into a PackedBatch; where shapes are not free it completes them with dummy sequences.
 
 Everything is NumPy until the last line. Nothing here knows what a target means: it has values, an axis and a filler.
 """
@@ -78,6 +78,38 @@ class Capacity:
         targets = None if max_targets is None else max(max_targets, 1)
         return cls(micro_batch_tokens + sequences, sequences, targets, max_seqlen)
 
+    def dummy_lengths(self, num_tokens: int, num_sequences: int) -> np.ndarray:
+        """Lengths of the dummy sequences after content of this size.
+
+        Raises:
+            ValueError: The content does not fit.
+        """
+        tokens, dummies = self.tokens - num_tokens, self.sequences - num_sequences
+        if not 0 <= dummies <= tokens <= dummies * self.max_seqlen:
+            raise ValueError(f"{num_sequences} sequences with {num_tokens} tokens cannot be completed to {self}.")
+        return _split_evenly(tokens, dummies)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedCapacity:
+    """Sizes that follow the content, but few different ones: a fixed number of dummies completes the tokens.
+
+    For a CPU, on which oneDNN compiles each product for each number of rows that it has not met: where each step had
+    another number, of some 700, an eighth of the time went there (tests/benchmarks/RESULTS.md, "Speed of fine-tuning").
+    There are several dummies so that none is longer than a table of positions.
+
+    Attributes:
+        multiple: The tokens of every micro-batch are a multiple of it.
+        dummies: Dummy sequences of every micro-batch.
+    """
+
+    multiple: int = 16
+    dummies: int = 4
+
+    def dummy_lengths(self, num_tokens: int, num_sequences: int) -> np.ndarray:  # noqa: ARG002
+        """Lengths of the dummy sequences after content of this size, at most 5 tokens each by default."""
+        return _split_evenly(self.dummies + -(num_tokens + self.dummies) % self.multiple, self.dummies)
+
 
 def pack_sequences(
     input_ids: np.ndarray,
@@ -86,7 +118,7 @@ def pack_sequences(
     token_type_ids: np.ndarray | None = None,
     targets: Mapping[str, Target] | None = None,
     counts: Mapping[str, float] | None = None,
-    capacity: Capacity | None = None,
+    capacity: Capacity | RoundedCapacity | None = None,
 ) -> PackedBatch:
     """Builds one micro-batch from sequences that already lie end to end.
 
@@ -102,7 +134,7 @@ def pack_sequences(
         token_type_ids: (tokens,) segments; None is segment 0 everywhere.
         targets: What is predicted, by name. Position targets count from the first token of this micro-batch.
         counts: Targets of each loss term; real ones only.
-        capacity: The fixed shapes; None leaves them as the content has them.
+        capacity: What the content is completed to; None leaves its shapes free.
 
     Returns:
         The micro-batch, on the CPU.
@@ -124,7 +156,8 @@ def pack_sequences(
     position_ids = np.arange(tokens, dtype=np.int64)
     position_ids -= np.repeat(cu_seqlens[:-1], all_lengths)
     segments = np.zeros(0, dtype=np.int64) if token_type_ids is None else token_type_ids
-    sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": capacity.targets if capacity else None}
+    fixed = capacity if isinstance(capacity, Capacity) else None
+    sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": fixed.targets if fixed else None}
     return PackedBatch(
         input_ids=_filled(input_ids, tokens, FILLER_TOKEN_ID),
         position_ids=torch.from_numpy(position_ids),
@@ -132,7 +165,7 @@ def pack_sequences(
         cu_seqlens=torch.from_numpy(cu_seqlens),
         sequence_ids=_filled(sequence_ids, len(all_lengths), DUMMY_SEQUENCE_ID),
         lengths=tuple(all_lengths.tolist()),
-        max_seqlen=capacity.max_seqlen if capacity else int(all_lengths.max()),
+        max_seqlen=fixed.max_seqlen if fixed else int(all_lengths.max()),
         num_sequences=num_sequences,
         num_tokens=num_tokens,
         targets={name: _filled_target(name, target, sizes[target.axis]) for name, target in (targets or {}).items()},
@@ -140,16 +173,16 @@ def pack_sequences(
     )
 
 
-def _dummy_lengths(num_tokens: int, num_sequences: int, capacity: Capacity | None) -> np.ndarray:
-    """Lengths of the dummy sequences that complete a micro-batch, as even as they can be."""
+def _dummy_lengths(num_tokens: int, num_sequences: int, capacity: Capacity | RoundedCapacity | None) -> np.ndarray:
     if capacity is None:
         return np.ones(0 if num_sequences else 1, dtype=np.int64)
-    tokens, dummies = capacity.tokens - num_tokens, capacity.sequences - num_sequences
-    if not 0 <= dummies <= tokens <= dummies * capacity.max_seqlen:
-        raise ValueError(f"{num_sequences} sequences with {num_tokens} tokens cannot be completed to {capacity}.")
-    if dummies == 0:
+    return capacity.dummy_lengths(num_tokens, num_sequences)
+
+
+def _split_evenly(tokens: int, parts: int) -> np.ndarray:
+    if parts == 0:
         return np.zeros(0, dtype=np.int64)
-    return tokens // dummies + (np.arange(dummies) < tokens % dummies)
+    return tokens // parts + (np.arange(parts) < tokens % parts)
 
 
 def _filled_target(name: str, target: Target, size: int | None) -> torch.Tensor:

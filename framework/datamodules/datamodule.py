@@ -1,18 +1,24 @@
 """The LightningDataModule of every task: sources and numbers in, loaders of StepBatches out."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
+from framework.data.collate import RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.fixed_shapes import FixedShapes, fixed_shapes
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
+
+Shapes = Literal["free", "rounded", "fixed"]
+"""free: as the content has them; rounded: every split is completed to few numbers of tokens (`RoundedCapacity`); fixed:
+training, whose steps are compiled, is completed to few fixed shapes (`FixedShapes`), other splits are free."""
 
 
 class EncoderDataModule(LightningDataModule):
@@ -29,7 +35,7 @@ class EncoderDataModule(LightningDataModule):
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
         batch_warmup: How the global batch of training grows at the beginning; None: it does not.
-        has_fixed_shapes: Training steps are compiled, so that their micro-batches are filled up to few fixed shapes.
+        shapes: Of micro-batches.
 
     Raises:
         ConfigError: Sizes that no plan can be made of.
@@ -47,10 +53,10 @@ class EncoderDataModule(LightningDataModule):
         rank: int = 0,
         num_workers: int = 0,
         batch_warmup: BatchWarmup | None = None,
-        has_fixed_shapes: bool = False,
+        shapes: Shapes = "free",
     ) -> None:
         super().__init__()
-        self.has_fixed_shapes = has_fixed_shapes
+        self._shapes = shapes
         self.plans = {
             split: StepPlan(
                 source,
@@ -80,17 +86,19 @@ class EncoderDataModule(LightningDataModule):
         """Most tokens of a sequence of any split: the smallest budget there can be."""
         return max(plan.source.max_length for plan in self.plans.values())
 
-    def shapes(self, micro_batch_tokens: int) -> FixedShapes | None:
-        """The fixed shapes that training would have with a budget; None: its shapes are free."""
-        source = self.plans["train"].source
-        if not self.has_fixed_shapes:
+    def shapes(self, split: str, micro_batch_tokens: int) -> FixedShapes | RoundedCapacity | None:
+        """What micro-batches of a split would be completed to with a budget; None: their shapes are free."""
+        if self._shapes == "rounded":
+            return RoundedCapacity()
+        if self._shapes == "free" or split != "train":
             return None
+        source = self.plans[split].source
         return fixed_shapes(source.max_length, source.mean_length, micro_batch_tokens)
 
     def set_budget(self, micro_batch_tokens: int) -> None:
         """Changes the token budget of every split, which changes no result; before loaders are made."""
         for split, plan in self.plans.items():
-            plan.set_budget(micro_batch_tokens, self.shapes(micro_batch_tokens) if split == "train" else None)
+            plan.set_budget(micro_batch_tokens, self.shapes(split, micro_batch_tokens))
 
     def set_start(self, step: int) -> None:
         """Lets training begin after this many completed steps; takes no time, wherever the step is."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
+from framework.data.collate import RoundedCapacity
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.agreement import check_agreement, gather
 from framework.distributed.precision import Precision
@@ -106,11 +107,13 @@ class Inference:
         of micro-batches, some perhaps without items.
         """
         budget = max(self.micro_batch_tokens, source.max_length)
-        plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False)
+        shapes = RoundedCapacity() if self.device.type == "cpu" else None
+        plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False, shapes=shapes)
 
         def run(step: int) -> Iterator[_Outputs]:
             for share in plan.micro_batches(step, self.rank):
-                batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(self.device)
+                built = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
+                batch = built.to(self.device)
                 with torch.inference_mode(), self.precision.autocast(self.device.type):
                     outputs = self.model(batch)
                 # Outside the block: a generator would leave its modes switched on for the caller.

@@ -68,9 +68,9 @@ def clinc(folder: Path) -> Splits:
 def phrasebank(folder: Path) -> Splits:
     """Financial sentiment (Malo et al. 2014), sentences on which half agree, 3,800 of them for training."""
     text = (folder / "financial/phrasebank_Sentences_50Agree.txt").read_text(encoding="latin-1")
-    rows = [dict(zip(("text", "label"), line.rsplit("@", 1), strict=True)) for line in text.splitlines()]
-    random.Random(0).shuffle(rows)
-    return {"train": rows[:3800], "test": rows[3800:]}
+    return shuffled(
+        [dict(zip(("text", "label"), line.rsplit("@", 1), strict=True)) for line in text.splitlines()], 3800
+    )
 
 
 def wnut17(folder: Path) -> Splits:
@@ -103,6 +103,26 @@ def policyqa(folder: Path) -> Splits:
     return splits
 
 
+def agnews(folder: Path) -> Splits:
+    """Topics of news (Zhang et al. 2015, arXiv:1509.01626), from the test file, 6,000 rows of it for training."""
+    with gzip.open(folder / "topic/ag_news_7600.csv.gz", "rt", encoding="utf-8", newline="") as file:
+        rows = [{"text": f"{title}. {text}", "label": label} for label, title, text in csv.reader(file)]
+    return shuffled(rows, 6000)
+
+
+def films(folder: Path) -> Splits:
+    """The genres of films by their titles and the tags that users gave (Harper and Konstan 2015, ml-latest-small)."""
+    tags: dict[str, dict[str, None]] = {}
+    for row in table(folder / "recommendation/ml_latest_small_tags.csv"):
+        tags.setdefault(row["movieId"], {})[row["tag"].lower()] = None
+    rows = [
+        {"text": "; ".join([row["title"], *tags.get(row["movieId"], ())]), "label": row["genres"].split("|")}
+        for row in table(folder / "recommendation/ml_latest_small_movies.csv")
+        if row["genres"] != "(no genres listed)"
+    ]
+    return shuffled(rows, 7766)
+
+
 def policyqa_choice(folder: Path) -> Splits:
     """Which of four texts answers a question: the right one of PolicyQA, and three that answer others."""
     splits = policyqa(folder)
@@ -118,6 +138,18 @@ def policyqa_choice(folder: Path) -> Splits:
             choices.insert(label, answer)
             made[split].append({"question": question, "choices": choices, "label": label})
     return made
+
+
+def shuffled(rows: list[Row], num_train: int) -> Splits:
+    """A seeded part of the rows for training, the others for the test."""
+    random.Random(0).shuffle(rows)
+    return {"train": rows[:num_train], "test": rows[num_train:]}
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def lines(path: Path) -> list[list[str]]:
@@ -145,6 +177,8 @@ DATA: Mapping[str, Callable[[Path], Splits]] = {
     "stsb": stsb,
     "clinc": clinc,
     "phrasebank": phrasebank,
+    "agnews": agnews,
+    "films": films,
     "wnut17": wnut17,
     "policyqa": policyqa,
     "choice": policyqa_choice,

@@ -13,6 +13,8 @@ import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from tests.benchmarks.finetuning_data import table
+
 _BRACKETS = re.compile(r"\([^)]*\)")
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 _BEGINNING = 200
@@ -51,8 +53,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("output", type=Path)
     given = parser.parse_args()
-    with (given.folder / "ml_latest_small_movies.csv").open(encoding="utf-8", newline="") as file:
-        movies = list(csv.DictReader(file))
+    movies = table(given.folder / "ml_latest_small_movies.csv")
     with gzip.open(given.folder / "movie_summaries.json.gz", "rt", encoding="utf-8") as file:
         rows = match_items(movies, json.load(file))
     with given.output.open("w", encoding="utf-8", newline="") as file:

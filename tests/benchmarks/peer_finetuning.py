@@ -6,8 +6,8 @@ fixed length is asked for; features are made as its examples make them.
 """
 
 import argparse
+import itertools
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from datasets import Dataset
 from scipy.stats import pearsonr, spearmanr
 from seqeval.metrics import f1_score as entity_f1
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from framework.metrics.span_f1 import score_answers
+from tests.benchmarks.peer_trainer import StepTimes
 
 IGNORED = -100
 N_BEST = 20
@@ -31,6 +32,9 @@ MAX_ANSWER_LENGTH = 100
 WARMUP_STEPS = 3
 
 Rows = list[dict[str, Any]]
+
+PROBLEMS = {float: "regression", str: "single_label_classification", list: "multi_label_classification"}
+"""By the type of a row's label."""
 
 
 @dataclass
@@ -42,16 +46,6 @@ class Job:
     test: Rows
     collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
     score: Callable[[Any], dict[str, float]]
-
-
-class StepTimes(TrainerCallback):
-    """Notes when each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **_) -> None:
-        self.ends.append(time.perf_counter())
 
 
 class CountedTokens:
@@ -68,23 +62,33 @@ class CountedTokens:
 
 
 def classification(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) -> Job:
-    """One label of a text or a pair, or a number."""
-    is_number = isinstance(train[0]["label"], float)
-    names = sorted({row["label"] for row in train}) if not is_number else []
+    """One label of a text or a pair, several, or a number."""
+    problem = PROBLEMS[type(train[0]["label"])]
+    several = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in train]
+    names = [] if problem == "regression" else sorted(set(itertools.chain(*several)))
+    encode = {
+        "regression": lambda label: label,
+        "single_label_classification": names.index,
+        "multi_label_classification": lambda labels: [float(name in labels) for name in names],
+    }[problem]
 
     def features(rows: Rows) -> Rows:
         pairs = [row["pair"] for row in rows] if "pair" in rows[0] else None
         encoded = tokenizer([row["text"] for row in rows], pairs, truncation=True, max_length=longest)
-        labels = [row["label"] if is_number else names.index(row["label"]) for row in rows]
-        return columns_to_rows(encoded, labels=labels)
+        return columns_to_rows(encoded, labels=[encode(row["label"]) for row in rows])
 
     def score(prediction: Any) -> dict[str, float]:
         logits, labels = prediction.predictions, prediction.label_ids
-        if is_number:
+        if problem == "regression":
             found = logits[:, 0]
             return {
                 "spearman": float(spearmanr(found, labels).statistic),
                 "pearson": float(pearsonr(found, labels).statistic),
+            }
+        if problem == "multi_label_classification":
+            return {
+                f"{average}_f1": float(f1_score(labels, logits > 0, average=average, zero_division=0))
+                for average in ("micro", "macro")
             }
         found = logits.argmax(-1)
         return {
@@ -94,7 +98,7 @@ def classification(train: Rows, test: Rows, weights: str, tokenizer: Any, longes
         }
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        weights, num_labels=1 if is_number else len(names), problem_type="regression" if is_number else None
+        weights, num_labels=max(1, len(names)), problem_type=problem
     )
     collate = transformers.DataCollatorWithPadding(tokenizer)
     return Job(model, features(train), features(test), collate, score)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID, IGNORE_INDEX
-from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.collate import Capacity, RoundedCapacity, Target, pack_sequences
 from framework.errors import ConfigError
 
 
@@ -61,6 +61,29 @@ def test_a_capacity_is_filled_with_dummies():
     check(batch.targets["words"], [99, 98, IGNORE_INDEX])
     check(batch.targets["labels"], [1, 0, 1, IGNORE_INDEX, IGNORE_INDEX])
     check(batch.targets["weights"], [0.5, 1, 1, 1, 1, 0.25, 0, 0, 0, 0, 0], torch.float32)
+
+
+def test_a_rounded_capacity_adds_four_dummies_up_to_a_multiple_of_16():
+    batch = three_sequences(RoundedCapacity())
+    # 6 tokens and at least one for each dummy: the next multiple is 16, which leaves 10 for the four.
+    check(batch.input_ids, [11, 12, 13, 21, 31, 32] + [0] * 10)
+    check(batch.position_ids, [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 1])
+    check(batch.cu_seqlens, [0, 3, 4, 6, 9, 12, 14, 16], torch.int32)
+    check(batch.sequence_ids, [40, 7, 41] + [DUMMY_SEQUENCE_ID] * 4)
+    assert (batch.lengths, batch.max_seqlen, batch.num_sequences, batch.num_tokens) == ((3, 1, 2, 3, 3, 2, 2), 3, 3, 6)
+    check(batch.targets["positions"], [1, 5])
+    check(batch.targets["labels"], [1, 0, 1] + [IGNORE_INDEX] * 4)
+    check(batch.targets["weights"], [0.5, 1, 1, 1, 1, 0.25] + [0] * 10, torch.float32)
+
+
+@pytest.mark.parametrize(("tokens", "dummies"), [(0, [4] * 4), (12, [1] * 4), (13, [5, 5, 5, 4]), (28, [1] * 4)])
+def test_dummies_of_a_rounded_capacity_by_hand(tokens, dummies):
+    sequences = [tokens] if tokens else []
+    batch = pack_sequences(
+        np.ones(tokens), np.array(sequences, dtype=np.int64), np.arange(len(sequences)), capacity=RoundedCapacity()
+    )
+    assert batch.lengths == (*sequences, *dummies)
+    assert batch.max_seqlen == max(batch.lengths)
 
 
 def test_arrays_are_shared_where_nothing_changes():

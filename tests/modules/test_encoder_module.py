@@ -85,6 +85,14 @@ def test_micro_batch_budget_does_not_show(whole: Path, tmp_path: Path):
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
 
 
+def test_dummies_of_rounded_micro_batches_do_not_show(whole: Path, tmp_path: Path):
+    train(tmp_path, cadence=ONLY_STEPS, budget=20, shapes="rounded")
+    assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
+    for key, value in rows(whole)[-1].items():
+        if key.startswith(("val/", "train/")):
+            assert rows(tmp_path)[-1][key] == pytest.approx(value, rel=1e-5)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
 def test_ranks_do_not_show(strategy: str, whole: Path, tmp_path: Path, workers):
     workers.run(run_rank, 2, str(tmp_path), strategy, 20)

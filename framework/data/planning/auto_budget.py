@@ -12,6 +12,7 @@ from math import ceil
 import numpy as np
 
 from framework.batch import PackedBatch
+from framework.data.collate import Capacity, RoundedCapacity
 from framework.data.planning.fixed_shapes import FixedShapes
 from framework.data.planning.plan import SequenceSource
 
@@ -70,15 +71,19 @@ def even_budget(largest: int, step_tokens: float, smallest: int) -> int:
     return min(largest, max(smallest, ceil(_SLACK * step_tokens / count)))
 
 
-def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: FixedShapes | None) -> PackedBatch:
+def trial_batch(
+    source: SequenceSource, tokens: int, max_steps: int, shapes: FixedShapes | RoundedCapacity | None
+) -> PackedBatch:
     """A full micro-batch of the first sequences, with as many targets as the first or the last step gives them."""
     indices = np.arange(tokens) % len(source)
     epochs = np.zeros_like(indices)
     lengths = source.lengths(epochs, indices)
     count = int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
-    capacity = None
-    if shapes is not None:
+    capacity: Capacity | RoundedCapacity | None
+    if isinstance(shapes, FixedShapes):
         count, capacity = min(count, shapes.micro_batch_sequences), shapes.capacities[tokens]
+    else:
+        capacity = shapes
     epochs, indices = epochs[:count], indices[:count]
     built = [source.build(epochs, indices, np.arange(count), step, capacity) for step in (0, max_steps - 1)]
     return max(built, key=lambda batch: sum(batch.counts.values()))

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity
+from framework.data.collate import Capacity, RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup, sequences_before
 from framework.data.planning.fixed_shapes import FixedShapes
 from framework.data.planning.order import Shuffle
@@ -63,7 +63,7 @@ class SequenceSource(Protocol):
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | None = None,
+        capacity: Capacity | RoundedCapacity | None = None,
     ) -> PackedBatch:
         """Builds one micro-batch with the sequences in the given order (`framework.data.collate.pack_sequences`).
 
@@ -72,7 +72,7 @@ class SequenceSource(Protocol):
             indices: (sequences,) int64.
             sequence_ids: (sequences,) int64, place of each in the run's stream of sequences.
             step: Optimizer steps completed before this one, for what follows a schedule (the mask rate).
-            capacity: Fixed shapes; None leaves them as the content has them.
+            capacity: What the content is completed to; None leaves its shapes free.
 
         Returns:
             The micro-batch. Empty arrays give one dummy sequence of length 1 (or a capacity full of dummies), counts
@@ -129,7 +129,7 @@ class MicroBatch(StepSequences):
     """
 
     budget: int
-    capacity: Capacity | None
+    capacity: Capacity | RoundedCapacity | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class StepPlan:
         wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch
             ends with a short step.
         shuffle: False keeps the source's order in every epoch (evaluation).
-        shapes: What micro-batches are filled up to; None leaves shapes free, with no limit to their sequences.
+        shapes: What micro-batches are completed to; only fixed shapes limit their sequences. None leaves shapes free.
         batch_warmup: How the global batch grows at the beginning; None: it does not.
 
     Raises:
@@ -183,7 +183,7 @@ class StepPlan:
         num_ranks: int = 1,
         wraps_epochs: bool = False,
         shuffle: bool = True,
-        shapes: FixedShapes | None = None,
+        shapes: FixedShapes | RoundedCapacity | None = None,
         batch_warmup: BatchWarmup | None = None,
     ) -> None:
         sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
@@ -214,7 +214,7 @@ class StepPlan:
         self.batch_warmup = batch_warmup
         self.set_budget(micro_batch_tokens, shapes)
 
-    def set_budget(self, micro_batch_tokens: int, shapes: FixedShapes | None = None) -> None:
+    def set_budget(self, micro_batch_tokens: int, shapes: FixedShapes | RoundedCapacity | None = None) -> None:
         """Changes how steps are split, not what is in them; before loaders are made, since they may copy the plan.
 
         Raises:
@@ -228,7 +228,9 @@ class StepPlan:
             )
         self.micro_batch_tokens = micro_batch_tokens
         self.shapes = shapes
-        self.budgets = list(shapes.capacities) if shapes else budget_sizes(micro_batch_tokens, longest)
+        self.budgets = (
+            list(shapes.capacities) if isinstance(shapes, FixedShapes) else budget_sizes(micro_batch_tokens, longest)
+        )
 
     def __len__(self) -> int:
         """Steps of one epoch."""
@@ -280,7 +282,7 @@ class StepPlan:
                 sequences.indices[slots],
                 sequences.sequence_ids[slots],
                 budget,
-                self.shapes.capacities[budget] if self.shapes else None,
+                self.shapes.capacities[budget] if isinstance(self.shapes, FixedShapes) else self.shapes,
             )
             for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
         ]
@@ -312,5 +314,5 @@ class StepPlan:
     def _pack(self, sequences: StepSequences) -> tuple[np.ndarray, Packing]:
         """Lengths of the sequences of a step, and the micro-batch of each."""
         lengths = self.source.lengths(sequences.epochs, sequences.indices)
-        most = self.shapes.micro_batch_sequences if self.shapes else len(lengths)
+        most = self.shapes.micro_batch_sequences if isinstance(self.shapes, FixedShapes) else len(lengths)
         return lengths, pack(lengths, self.budgets, self.num_ranks, most)

@@ -13,6 +13,7 @@ import torch
 
 from framework.callbacks.cadence import Cadence
 from framework.data.planning.auto_budget import trial_batch
+from framework.datamodules.datamodule import Shapes
 from framework.distributed.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.precision import Precision
 from framework.distributed.sharding import Sharding
@@ -47,7 +48,13 @@ class Trial(pl.Callback):
 
 
 def run(
-    folder: str, form: str, strategy: str = "single", budget: int = 20, sharding: Sharding | None = None, mode: str = ""
+    folder: str,
+    form: str,
+    strategy: str = "single",
+    budget: int = 20,
+    sharding: Sharding | None = None,
+    mode: str = "",
+    shapes: Shapes = "free",
 ) -> None:
     module = module_of(form)
     if sharding is not None:
@@ -56,7 +63,7 @@ def run(
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
         os.environ["LOCAL_WORLD_SIZE"] = "2"  # two hosts, and so two copies
-    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),))
+    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), shapes=shapes)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -102,11 +109,14 @@ def test_equals_a_plain_loop(form: str, whole: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_micro_batches_and_recomputation_do_not_show(form: str, whole: Callable[[str], Path], tmp_path: Path) -> None:
+def test_micro_batches_dummies_and_recomputation_do_not_show(
+    form: str, whole: Callable[[str], Path], tmp_path: Path
+) -> None:
     run(str(tmp_path / "20"), form, budget=20)
     run(str(tmp_path / "40"), form, budget=40, mode="full")
-    same(tmp_path / "20", whole(form))
-    same(tmp_path / "40", whole(form))
+    run(str(tmp_path / "rounded"), form, budget=20, shapes="rounded")
+    for name in ("20", "40", "rounded"):
+        same(tmp_path / name, whole(form))
 
 
 @pytest.mark.parametrize("form", FORMS)
