@@ -31,7 +31,7 @@ def evaluate(composed: DictConfig) -> None:
     """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run."""
     config = plain(composed)
     settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
-    trained = open_trained(settings)
+    trained = open_trained(settings, settings.task)
     data = settings.data or trained.data
     if data is None:
         raise ConfigError(
@@ -59,7 +59,8 @@ def evaluate(composed: DictConfig) -> None:
     if classes:
         console.print(class_table(classes))
     if folder is not None:
-        facts = {"weights": told_weights(settings, trained)}
+        changed = {"task": json.dumps(settings.task, ensure_ascii=False)} if settings.task else {}
+        facts = {"weights": told_weights(settings, trained)} | changed
         analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
         is_own = settings.data is None or trained.data is None
         name = settings.split if is_own else f"{settings.split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"

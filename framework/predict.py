@@ -26,7 +26,7 @@ def predict(composed: DictConfig) -> None:
     if settings.input is not None:
         # A file that cannot be read costs no time.
         next(read_rows(Path(settings.input), settings.keep_columns, table_format=settings.format))
-    trained = open_trained(settings)
+    trained = open_trained(settings, settings.task)
     rows = read_input(settings, trained.task.fields, trained.task.list_fields)
     column_of = column_names(settings, trained.task.fields)
     asked = [

@@ -5,7 +5,7 @@ Each dataclass checks what it can see alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from framework.checkpoint.load import Weights
 from framework.config.nodes import Component
@@ -13,12 +13,6 @@ from framework.config.schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError
-
-
-def _refuse_float8(precision: PrecisionConfig) -> None:
-    """Raises ConfigError where a command that does not train is asked for it."""
-    if precision.name == "float8":
-        raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +76,35 @@ class TrainedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TrainedConfig):
-    """Everything that `framework.evaluate` takes, beside what `TrainedConfig` says.
+class InferenceConfig(TrainedConfig):
+    """How what was trained is run, beside what `TrainedConfig` says.
+
+    Attributes:
+        task: Keys of the task with values that training did not have (`Task.changeable_keys`); null: none.
+        micro_batch_tokens: Most tokens of a forward pass.
+    """
+
+    precision: PrecisionConfig
+    task: dict[str, Any] | None = None
+    micro_batch_tokens: int = 8192
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.precision.name == "float8":
+            raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
+        if isinstance(self.task, Component):
+            raise ConfigError(
+                "`task` names a `_target_`, but the run says which task it is; give only keys that change."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(InferenceConfig):
+    """Everything that `framework.evaluate` takes, beside what `InferenceConfig` says.
 
     Attributes:
         split: "train", "validation" or "test".
         data: Other data than that of the run; an export needs it.
-        micro_batch_tokens: Most tokens of a forward pass.
         output: A JSON file for the metrics; null: they are only printed.
         report: Add an error analysis of the split to the run folder, and draw its report.html again; of an export,
             which has no run folder, into the folder OUTPUT_report beside `output`, where one is given.
@@ -96,16 +112,13 @@ class EvaluateConfig(TrainedConfig):
     """
 
     split: Literal["train", "validation", "test"]
-    precision: PrecisionConfig
     data: Component | None = None
-    micro_batch_tokens: int = 8192
     output: str | None = None
     report: bool = True
     report_examples: int = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse_float8(self.precision)
         if self.report_examples < 0:
             raise ConfigError(
                 f"`report_examples` is {self.report_examples}, but it must be at least 0; 0 shows no texts."
@@ -113,8 +126,8 @@ class EvaluateConfig(TrainedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(TrainedConfig):
-    """Everything that `framework.predict` takes, beside what `TrainedConfig` says.
+class PredictConfig(InferenceConfig):
+    """Everything that `framework.predict` takes, beside what `InferenceConfig` says.
 
     Attributes:
         input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
@@ -124,21 +137,17 @@ class PredictConfig(TrainedConfig):
             nowhere.
         keep_columns: Columns that are copied into the output.
         output: A JSONL file; null: standard output.
-        micro_batch_tokens: Most tokens of a forward pass.
     """
 
-    precision: PrecisionConfig
     input: str | None = None
     text: str | Sequence[str] | None = None
     format: TableFormat = field(default_factory=TableFormat)
     columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
     output: str | None = None
-    micro_batch_tokens: int = 8192
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse_float8(self.precision)
         if (self.input is None) == (self.text is None):
             raise ConfigError(
                 f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict."

@@ -19,7 +19,7 @@ from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallelize import materialize
 from framework.distributed.precision import resolve_precision
 from framework.distributed.process_group import process_group
-from framework.errors import CheckpointError
+from framework.errors import CheckpointError, ConfigError
 from framework.models.pretrained import PretrainedWeights
 from framework.modules.inference import Inference
 from framework.tasks.task import Task, TaskModel
@@ -51,13 +51,15 @@ class Trained:
     step_size: int | None
 
 
-def open_trained(settings: TrainedConfig) -> Trained:
+def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:
     """Reads a run (id or folder), a checkpoint of one, or an export of Cloze.
 
     Args:
         settings: Which one, and which of its weights.
+        changes: Values of `Task.changeable_keys` that training did not have.
 
     Raises:
+        ConfigError: A key is not among those that may be changed, or its value is none that the task takes.
         CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
     """
     source, runs = settings.run, Path(settings.runs)
@@ -70,7 +72,7 @@ def open_trained(settings: TrainedConfig) -> Trained:
         )
     if weights.tokenizer_dir is None:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
-    task: Task = check_component("task", record["config"]).build()
+    task = build_task(record["config"], changes or {})
     task.restore(record)
     task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
     config = read_config(run[0]) if run is not None else None
@@ -78,6 +80,23 @@ def open_trained(settings: TrainedConfig) -> Trained:
     step_size = config["trainer"]["global_batch_size"] if config is not None else None
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir)
     return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data, step_size)
+
+
+def build_task(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Task:
+    """The task of a record, with values that training did not have; a group of keys keeps what is not named.
+
+    Raises:
+        ConfigError: A key is not among `Task.changeable_keys`, or a value is none that the task takes.
+    """
+    changeable = check_component("task", config).target.changeable_keys  # type: ignore[attr-defined]
+    for key in changes:
+        if key not in changeable:
+            allowed = (
+                f"what may be changed is {', '.join(changeable)}" if changeable else "nothing of it may be changed"
+            )
+            raise ConfigError(f"`task.{key}` belongs to how the model was trained; {allowed}.")
+    merged = {key: {**config.get(key, {}), **new} if isinstance(new, Mapping) else new for key, new in changes.items()}
+    return check_component("task", {**config, **merged}).build()
 
 
 def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:

@@ -75,6 +75,8 @@ class Task(ABC):
         head_kind: Name of the head in exports.
         allows_augmentation: True where what is predicted of a text stays right if some of its tokens are changed, moved
             or left out: targets are those of whole sequences, in a FlatSource.
+        changeable_keys: Config keys that only decide how outputs are read, so that evaluation and prediction may change
+            them.
         allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
     """
 
@@ -84,6 +86,7 @@ class Task(ABC):
     wraps_epochs: bool
     head_kind: str
     allows_augmentation: bool = False
+    changeable_keys: tuple[str, ...] = ()
     allows_tensor_parallel: bool = True
 
     @abstractmethod

@@ -79,6 +79,14 @@ def test_predictions_keep_rows_and_do_not_depend_on_processes(trained):
     assert_same(alone, shared)
 
 
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_what_was_trained_is_not_changed_afterwards(trained, command):
+    _, folder, _ = trained
+    asked = ("text=a",) if command == "predict" else ()
+    code, told = call(folder, command, "run=one", *asked, "task={max_length: 9}")
+    assert code == 2 and "`task.max_length` belongs to how the model was trained" in told, told
+
+
 def test_an_export_predicts_the_same(trained):
     task, folder, _ = trained
     (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")

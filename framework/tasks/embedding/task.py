@@ -53,6 +53,7 @@ class EmbeddingTask(StepLevelTask):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "embedding"
+    changeable_keys = ("candidates", "normalize")
 
     def __init__(
         self,

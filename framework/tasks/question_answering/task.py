@@ -52,6 +52,7 @@ class QuestionAnsweringTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "question_answering"
+    changeable_keys = ("max_answer_length", "n_best", "no_answer_threshold")
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class RecommendationTask(StepLevelTask):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "embedding"
+    changeable_keys = ("num_recommended", "popularity_prior")
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class SequenceClassificationTask(Task):
 
     wraps_epochs = False
     head_kind = "sequence_classification"
+    changeable_keys = ("threshold",)
     allows_augmentation = True
 
     def __init__(

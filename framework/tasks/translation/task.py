@@ -50,6 +50,7 @@ class TranslationTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "translation"
+    changeable_keys = ("search",)
     allows_tensor_parallel = False
 
     def __init__(

@@ -1,0 +1,69 @@
+"""Which keys of a task evaluation and prediction may change."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from framework.config.command_schema import PredictConfig
+from framework.config.nodes import check_component
+from framework.config.resolvers import conf_folder, register_resolvers
+from framework.config.schema import PrecisionConfig
+from framework.config.trained import build_task
+from framework.errors import ConfigError
+from framework.tasks.task import Task
+from tests.tasks.commands import TASKS
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """The keys of a task as a run records them."""
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return OmegaConf.to_container(compose("train", [f"task={name}"]).task, resolve=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_changeable_keys_are_keys_of_the_task(name):
+    module = importlib.import_module(f"framework.tasks.{name}.task")
+    (task,) = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, Task) and value.__module__ == module.__name__
+    )
+    assert set(task.changeable_keys) <= set(inspect.signature(task).parameters)
+
+
+def test_named_keys_change_and_others_stay():
+    config = recorded("question_answering") | {"n_best": 7}
+    task = build_task(config, {"no_answer_threshold": 0.5})
+    assert (task.no_answer_threshold, task.n_best) == (0.5, 7)
+    assert build_task(config, {}).no_answer_threshold is None
+    search = build_task(recorded("translation"), {"search": {"num_beams": 1}}).search
+    assert (search.num_beams, search.max_length) == (1, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "question_answering",
+            {"stride": 64},
+            "`task.stride` belongs to how the model was trained; what may be changed",
+        ),
+        ("multiple_choice", {"pooling": "mean"}, "`task.pooling` .* nothing of it may be changed"),
+        ("question_answering", {"n_best": "many"}, "`task.n_best` is 'many'"),
+        ("translation", {"search": {"beams": 1}}, "unknown config key `task.search.beams`; did you mean `num_beams`"),
+    ],
+)
+def test_other_keys_and_bad_values_are_refused(name, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        build_task(recorded(name), changes)
+
+
+def test_another_class_of_task_is_refused():
+    task: Any = check_component("task", recorded("question_answering"))
+    with pytest.raises(ConfigError, match="`task` names a `_target_`"):
+        PredictConfig(run="x", text="y", precision=PrecisionConfig("fp32"), task=task)
