@@ -16,6 +16,9 @@ from framework.errors import ConfigError
 
 FILLER_TOKEN_ID = 0
 
+_TOKEN_MULTIPLE, _DUMMIES = 16, 4
+"""Of every micro-batch with a RoundedCapacity: what its tokens are a multiple of, and its dummy sequences."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -97,18 +100,11 @@ class RoundedCapacity:
     For a CPU, on which oneDNN compiles each product for each number of rows that it has not met: where each step had
     another number, of some 700, an eighth of the time went there (tests/benchmarks/RESULTS.md, "Speed of fine-tuning").
     There are several dummies so that none is longer than a table of positions.
-
-    Attributes:
-        multiple: The tokens of every micro-batch are a multiple of it.
-        dummies: Dummy sequences of every micro-batch.
     """
 
-    multiple: int = 16
-    dummies: int = 4
-
     def dummy_lengths(self, num_tokens: int, num_sequences: int) -> np.ndarray:  # noqa: ARG002
-        """Lengths of the dummy sequences after content of this size, at most 5 tokens each by default."""
-        return _split_evenly(self.dummies + -(num_tokens + self.dummies) % self.multiple, self.dummies)
+        """Lengths of the dummy sequences after content of this size, at most 5 tokens each."""
+        return _split_evenly(_DUMMIES + -(num_tokens + _DUMMIES) % _TOKEN_MULTIPLE, _DUMMIES)
 
 
 def pack_sequences(

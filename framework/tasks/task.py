@@ -75,8 +75,8 @@ class Task(ABC):
         head_kind: Name of the head in exports.
         allows_augmentation: True where what is predicted of a text stays right if some of its tokens are changed, moved
             or left out: targets are those of whole sequences, in a FlatSource.
-        changeable_keys: Config keys that only decide how outputs are read, so that evaluation and prediction may change
-            them.
+        changeable_keys: Config keys that decide how outputs are read or ranked and nothing about weights, so that
+            evaluation and prediction may change them; a loss of such ranks changes with them.
         allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
     """
 
