@@ -50,8 +50,11 @@ def evaluate(composed: DictConfig) -> None:
     if process_info().rank > 0:
         return
     classes = evaluation.class_table()
+    facts = {"weights": told_weights(settings, trained)}
+    if settings.task:
+        facts["task"] = json.dumps(settings.task, ensure_ascii=False)
     if settings.output is not None:
-        report = {"run": settings.run, "split": settings.split, "metrics": values, "classes": classes}
+        report = {"run": settings.run, "split": settings.split, **facts, "metrics": values, "classes": classes}
         Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     console = Console()
     console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(source):,} sequences")
@@ -59,8 +62,6 @@ def evaluate(composed: DictConfig) -> None:
     if classes:
         console.print(class_table(classes))
     if folder is not None:
-        changed = {"task": json.dumps(settings.task, ensure_ascii=False)} if settings.task else {}
-        facts = {"weights": told_weights(settings, trained)} | changed
         analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
         is_own = settings.data is None or trained.data is None
         name = settings.split if is_own else f"{settings.split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"

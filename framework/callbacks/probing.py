@@ -16,6 +16,7 @@ from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import PROBE
+from framework.data.collate import completion_on
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import StepPlan
 from framework.distributed.gather_rows import gather_rows
@@ -78,12 +79,14 @@ class Probing(pl.Callback):
         mesh: DeviceMesh | None = trainer.strategy.mesh  # type: ignore[attr-defined]
         num_ranks = data_parallel_size(mesh)
         budget = max(data.plans["train"].micro_batch_tokens, source.max_length)
-        plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False)
+        shapes = completion_on(module.device.type)
+        plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False, shapes=shapes)
         features, places = [], []
         for step in range(len(plan)):
             for share in plan.micro_batches(step, data.rank):
                 mark(point)
-                batch = source.build(share.epochs, share.indices, share.sequence_ids, step).to(module.device)
+                built = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
+                batch = built.to(module.device)
                 pooled = module.encode(batch, probe.pooling)
                 features.append(pooled[: batch.num_sequences].float())
                 places.append(batch.sequence_ids[: batch.num_sequences])

@@ -34,6 +34,7 @@ from framework.config.run_folder import (
 )
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
+from framework.data.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
@@ -140,7 +141,8 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_ty
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
-        shapes="fixed" if settings.strategy.compile != "none" else "rounded" if device_type == "cpu" else "free",
+        completion=completion_on(device_type),
+        has_fixed_shapes=settings.strategy.compile != "none",
     )
 
 

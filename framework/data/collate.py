@@ -5,7 +5,7 @@ Everything is NumPy until the last line. Nothing here knows what a target means:
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -107,6 +107,15 @@ class RoundedCapacity:
         return _split_evenly(_DUMMIES + -(num_tokens + _DUMMIES) % _TOKEN_MULTIPLE, _DUMMIES)
 
 
+Completion: TypeAlias = Capacity | RoundedCapacity | None
+"""What the content of a micro-batch is completed to; None leaves its shapes free."""
+
+
+def completion_on(device_type: str) -> RoundedCapacity | None:
+    """What suits micro-batches whose layers are not compiled: few sizes on a CPU, free ones elsewhere."""
+    return RoundedCapacity() if device_type == "cpu" else None
+
+
 def pack_sequences(
     input_ids: np.ndarray,
     lengths: np.ndarray,
@@ -114,7 +123,7 @@ def pack_sequences(
     token_type_ids: np.ndarray | None = None,
     targets: Mapping[str, Target] | None = None,
     counts: Mapping[str, float] | None = None,
-    capacity: Capacity | RoundedCapacity | None = None,
+    capacity: Completion = None,
 ) -> PackedBatch:
     """Builds one micro-batch from sequences that already lie end to end.
 
@@ -169,7 +178,7 @@ def pack_sequences(
     )
 
 
-def _dummy_lengths(num_tokens: int, num_sequences: int, capacity: Capacity | RoundedCapacity | None) -> np.ndarray:
+def _dummy_lengths(num_tokens: int, num_sequences: int, capacity: Completion) -> np.ndarray:
     if capacity is None:
         return np.ones(0 if num_sequences else 1, dtype=np.int64)
     return capacity.dummy_lengths(num_tokens, num_sequences)

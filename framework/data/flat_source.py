@@ -12,7 +12,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.collate import Capacity, RoundedCapacity, Target, pack_sequences
+from framework.data.collate import Completion, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 
 
@@ -130,7 +130,7 @@ class FlatSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,  # noqa: ARG002  and at every step
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch of items; `sequence_ids` are those of items."""
         return self.pack(indices, self.tokens(indices), sequence_ids, capacity)
@@ -148,7 +148,7 @@ class FlatSource:
         indices: np.ndarray,
         tokens: FlatTokens,
         sequence_ids: np.ndarray,
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch of items whose sequences are given.
 

@@ -1,7 +1,6 @@
 """The LightningDataModule of every task: sources and numbers in, loaders of StepBatches out."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from lightning import LightningDataModule
@@ -10,15 +9,11 @@ from torch.utils.data import DataLoader
 from framework.batch import StepBatch
 from framework.data.collate import RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup
-from framework.data.planning.fixed_shapes import FixedShapes, fixed_shapes
+from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
-
-Shapes = Literal["free", "rounded", "fixed"]
-"""free: as the content has them; rounded: every split is completed to few numbers of tokens (`RoundedCapacity`); fixed:
-training, whose steps are compiled, is completed to few fixed shapes (`FixedShapes`), other splits are free."""
 
 
 class EncoderDataModule(LightningDataModule):
@@ -35,7 +30,9 @@ class EncoderDataModule(LightningDataModule):
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
         batch_warmup: How the global batch of training grows at the beginning; None: it does not.
-        shapes: Of micro-batches.
+        completion: What micro-batches are completed to.
+        has_fixed_shapes: Whether those of training are completed to few fixed shapes instead, since its steps are
+            compiled.
 
     Raises:
         ConfigError: Sizes that no plan can be made of.
@@ -53,10 +50,12 @@ class EncoderDataModule(LightningDataModule):
         rank: int = 0,
         num_workers: int = 0,
         batch_warmup: BatchWarmup | None = None,
-        shapes: Shapes = "free",
+        completion: RoundedCapacity | None = None,
+        has_fixed_shapes: bool = False,
     ) -> None:
         super().__init__()
-        self._shapes = shapes
+        self._completion = completion
+        self._has_fixed_shapes = has_fixed_shapes
         self.plans = {
             split: StepPlan(
                 source,
@@ -86,12 +85,10 @@ class EncoderDataModule(LightningDataModule):
         """Most tokens of a sequence of any split: the smallest budget there can be."""
         return max(plan.source.max_length for plan in self.plans.values())
 
-    def shapes(self, split: str, micro_batch_tokens: int) -> FixedShapes | RoundedCapacity | None:
+    def shapes(self, split: str, micro_batch_tokens: int) -> Shapes:
         """What micro-batches of a split would be completed to with a budget; None: their shapes are free."""
-        if self._shapes == "rounded":
-            return RoundedCapacity()
-        if self._shapes == "free" or split != "train":
-            return None
+        if split != "train" or not self._has_fixed_shapes:
+            return self._completion
         source = self.plans[split].source
         return fixed_shapes(source.max_length, source.mean_length, micro_batch_tokens)
 

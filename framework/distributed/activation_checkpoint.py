@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.attention.varlen  # registers torch_attn
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from framework.errors import ConfigError
@@ -78,7 +78,7 @@ def apply_activation_checkpointing(layers: Iterable[nn.Module], settings: Activa
     making in the backward pass (it raises an error).
 
     Args:
-        layers: In their order; `forward` takes positional arguments.
+        layers: In their order; `forward` takes positional arguments, the hidden states first.
         settings: Which of them keep what.
     """
     if settings.mode == "none":
@@ -94,7 +94,9 @@ def _checkpointed(layer_class: type[nn.Module], mode: str) -> type[nn.Module]:
     """One subclass for all equal layers, so that they stay equal to a compiler."""
     compute = _COMPUTE[mode]
 
-    def forward(self: nn.Module, *args: Any) -> Any:
-        return compute(functools.partial(layer_class.forward, self), *args)
+    def forward(self: nn.Module, hidden_states: Tensor, *others: Any) -> Any:
+        # Of an argument of `compute` the compiler of torch 2.11 guards all that is in it, so that each batch, with its
+        # lengths on the host, would be compiled anew; of what a function has from around it only what it reads.
+        return compute(lambda x: layer_class.forward(self, x, *others), hidden_states)
 
     return type(f"Checkpointed{layer_class.__name__}", (layer_class,), {"forward": forward})

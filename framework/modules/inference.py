@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.collate import RoundedCapacity
+from framework.data.collate import completion_on
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.agreement import check_agreement, gather
 from framework.distributed.precision import Precision
@@ -107,7 +107,7 @@ class Inference:
         of micro-batches, some perhaps without items.
         """
         budget = max(self.micro_batch_tokens, source.max_length)
-        shapes = RoundedCapacity() if self.device.type == "cpu" else None
+        shapes = completion_on(self.device.type)
         plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False, shapes=shapes)
 
         def run(step: int) -> Iterator[_Outputs]:

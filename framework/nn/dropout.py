@@ -150,8 +150,8 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
 
 
 def _has_kernel(x: Tensor) -> bool:
-    """Whether a kernel of our own does it at once; a compiler makes its own, and fake tensors have no memory."""
-    return x.is_cuda and _HAS_TRITON and not torch.compiler.is_compiling() and detect_fake_mode() is None
+    """Whether a kernel of our own does it at once, also within compiled layers; fake tensors have no memory for it."""
+    return x.is_cuda and _HAS_TRITON and (torch.compiler.is_compiling() or detect_fake_mode() is None)
 
 
 class _MaskedSum(torch.autograd.Function):

@@ -33,17 +33,17 @@ def _mix(x):
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-@triton.jit(do_not_specialize=["site_key", "threshold", "num_words"])
+@triton.jit(do_not_specialize=["threshold", "num_words"])
 def _kernel(
     x,
     dropout_keys,
     residual,
     out,
-    site_key: tl.int64,
     threshold,
     scale,
     num_words,
     num_channels,
+    site_key: tl.constexpr,
     has_residual: tl.constexpr,
     words: tl.constexpr,
 ):
@@ -54,11 +54,11 @@ def _kernel(
         dropout_keys: (tokens,) int64.
         residual: Like x; not read without has_residual.
         out: Like x.
-        site_key: int64.
         threshold: A channel is kept where its 15 bits are not below.
         scale: Of what is kept.
         num_words: Of all tokens.
         num_channels: Of a token.
+        site_key: int64. A constant, as a model has few sites, and inductor takes a negative argument for an int32.
         has_residual: Whether there is one.
         words: Of a program.
     """
@@ -118,6 +118,6 @@ def _run(
     if num_words:
         grid = (-(-num_words // _WORDS),)
         added = x if residual is None else residual.contiguous()
-        arguments = (x.contiguous(), dropout_keys, added, out, site_key, threshold, scale, num_words, num_channels)
-        _kernel[grid](*arguments, has_residual=residual is not None, words=_WORDS)
+        arguments = (x.contiguous(), dropout_keys, added, out, threshold, scale, num_words, num_channels)
+        _kernel[grid](*arguments, site_key=site_key, has_residual=residual is not None, words=_WORDS)
     return out

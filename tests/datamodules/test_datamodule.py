@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.batch import StepBatch
+from framework.data.collate import RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
@@ -107,7 +108,7 @@ def test_without_a_validation_split_there_is_no_loader():
 
 def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
     """Budgets of 20 and 40 tokens; sequences of 10.5 tokens on average, at most 20."""
-    fixed, free = datamodule(2, 0, shapes="fixed"), datamodule(2, 0)
+    fixed, free = datamodule(2, 0, has_fixed_shapes=True), datamodule(2, 0)
     shapes = set()
     for step, plain in zip(fixed.train_dataloader(), free.train_dataloader(), strict=True):
         assert sorted(content(step)) and step.step == plain.step
@@ -118,14 +119,14 @@ def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
     whole = [
         sorted(content(step) + content(other))
         for step, other in zip(
-            fixed.train_dataloader(), datamodule(2, 1, shapes="fixed").train_dataloader(), strict=True
+            fixed.train_dataloader(), datamodule(2, 1, has_fixed_shapes=True).train_dataloader(), strict=True
         )
     ]
     assert whole == [sorted(content(step)) for step in datamodule().train_dataloader()]
 
 
 def test_rounded_shapes_show_the_same_sequences_in_every_split():
-    rounded, free = datamodule(2, 1, shapes="rounded"), datamodule(2, 1)
+    rounded, free = datamodule(2, 1, completion=RoundedCapacity()), datamodule(2, 1)
     for split in ("train", "validation", "test"):
         loaders = [
             data.train_dataloader() if split == "train" else data.eval_dataloader(split) for data in (rounded, free)
@@ -136,7 +137,7 @@ def test_rounded_shapes_show_the_same_sequences_in_every_split():
 
 
 def test_validation_keeps_free_shapes():
-    for batch in (micro for step in datamodule(shapes="fixed").val_dataloader() for micro in step.micro_batches):
+    for batch in (micro for step in datamodule(has_fixed_shapes=True).val_dataloader() for micro in step.micro_batches):
         assert len(batch.input_ids) == batch.num_tokens
 
 

@@ -92,6 +92,12 @@ def test_from_training_to_prediction(call):
         assert sum(told["probability"] for told in row["n_best"]) == pytest.approx(1)
     assert len(found[1]["n_best"]) == 20
 
+    # Read in another way, which the file says.
+    assert call(evaluate, "run=mine", "output=scores.json", "task={n_best: 2}") == ""
+    assert json.loads(Path("scores.json").read_text())["task"] == '{"n_best": 2}'
+    assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names, "task={n_best: 2}") == ""
+    assert len(json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[1])["n_best"]) == 2
+
 
 def test_what_cannot_be_asked_is_told_before_anything_runs(call):
     broken = json.loads(Path("q.json").read_text())

@@ -25,9 +25,9 @@ from framework.callbacks.standard import Endings, standard_callbacks
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
 from framework.constants import IGNORE_INDEX
-from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.collate import Completion, RoundedCapacity, Target, pack_sequences
 from framework.data.planning.order import Shuffle
-from framework.datamodules.datamodule import EncoderDataModule, Shapes
+from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.environment import process_info
 from framework.distributed.mesh import mesh_shape
 from framework.distributed.precision import Precision
@@ -88,7 +88,7 @@ class ToySource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         lengths = self.lengths(epochs, indices)
         tokens = [
@@ -216,7 +216,7 @@ def train(
     patience: Patience | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
     trial: StudyTrial | None = None,
-    shapes: Shapes = "free",
+    completion: RoundedCapacity | None = None,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -256,7 +256,8 @@ def train(
         module.task.wraps_epochs,
         shape.data_parallel_size,
         shape.data_parallel_rank(rank),
-        shapes="fixed" if module.compile_backend != "none" else shapes,
+        completion=completion,
+        has_fixed_shapes=module.compile_backend != "none",
     )
     trainer.fit(module, datamodule=data)
     return module

@@ -4,7 +4,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.augmentation.edits import Augmentation
-from framework.data.collate import Capacity, RoundedCapacity
+from framework.data.collate import Completion
 from framework.data.flat_source import FlatSource, FlatTokens, ranges
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
@@ -68,7 +68,7 @@ class AugmentedSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,  # noqa: ARG002  the epoch decides, so that a text is the same wherever in it it stands
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch of augmented items."""
         return self.source.pack(indices, self.edited(epochs, indices), sequence_ids, capacity)

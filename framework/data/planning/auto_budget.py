@@ -12,8 +12,8 @@ from math import ceil
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity, RoundedCapacity
-from framework.data.planning.fixed_shapes import FixedShapes
+from framework.data.collate import Completion
+from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.plan import SequenceSource
 
 CPU_BUDGET = 4096
@@ -71,15 +71,13 @@ def even_budget(largest: int, step_tokens: float, smallest: int) -> int:
     return min(largest, max(smallest, ceil(_SLACK * step_tokens / count)))
 
 
-def trial_batch(
-    source: SequenceSource, tokens: int, max_steps: int, shapes: FixedShapes | RoundedCapacity | None
-) -> PackedBatch:
+def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Shapes) -> PackedBatch:
     """A full micro-batch of the first sequences, with as many targets as the first or the last step gives them."""
     indices = np.arange(tokens) % len(source)
     epochs = np.zeros_like(indices)
     lengths = source.lengths(epochs, indices)
     count = int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
-    capacity: Capacity | RoundedCapacity | None
+    capacity: Completion
     if isinstance(shapes, FixedShapes):
         count, capacity = min(count, shapes.micro_batch_sequences), shapes.capacities[tokens]
     else:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import TypeAlias
 
-from framework.data.collate import Capacity
+from framework.data.collate import Capacity, RoundedCapacity
 from framework.data.planning.packing import budget_sizes
 
 NUM_FIXED_SIZES = 2
@@ -32,6 +33,10 @@ class FixedShapes:
 
     micro_batch_sequences: int
     capacities: Mapping[int, Capacity]
+
+
+Shapes: TypeAlias = FixedShapes | RoundedCapacity | None
+"""What the micro-batches of a plan are completed to; only fixed shapes limit their sequences. None leaves them free."""
 
 
 def fixed_shapes(max_length: int, mean_length: float, micro_batch_tokens: int) -> FixedShapes:

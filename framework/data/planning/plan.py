@@ -12,9 +12,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity, RoundedCapacity
+from framework.data.collate import Completion
 from framework.data.planning.batch_size import BatchWarmup, sequences_before
-from framework.data.planning.fixed_shapes import FixedShapes
+from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.order import Shuffle
 from framework.data.planning.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError
@@ -63,7 +63,7 @@ class SequenceSource(Protocol):
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """Builds one micro-batch with the sequences in the given order (`framework.data.collate.pack_sequences`).
 
@@ -129,7 +129,7 @@ class MicroBatch(StepSequences):
     """
 
     budget: int
-    capacity: Capacity | RoundedCapacity | None
+    capacity: Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +166,7 @@ class StepPlan:
         wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch
             ends with a short step.
         shuffle: False keeps the source's order in every epoch (evaluation).
-        shapes: What micro-batches are completed to; only fixed shapes limit their sequences. None leaves shapes free.
+        shapes: What micro-batches are completed to.
         batch_warmup: How the global batch grows at the beginning; None: it does not.
 
     Raises:
@@ -183,7 +183,7 @@ class StepPlan:
         num_ranks: int = 1,
         wraps_epochs: bool = False,
         shuffle: bool = True,
-        shapes: FixedShapes | RoundedCapacity | None = None,
+        shapes: Shapes = None,
         batch_warmup: BatchWarmup | None = None,
     ) -> None:
         sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
@@ -214,7 +214,7 @@ class StepPlan:
         self.batch_warmup = batch_warmup
         self.set_budget(micro_batch_tokens, shapes)
 
-    def set_budget(self, micro_batch_tokens: int, shapes: FixedShapes | RoundedCapacity | None = None) -> None:
+    def set_budget(self, micro_batch_tokens: int, shapes: Shapes = None) -> None:
         """Changes how steps are split, not what is in them; before loaders are made, since they may copy the plan.
 
         Raises:

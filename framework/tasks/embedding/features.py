@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity, RoundedCapacity
+from framework.data.collate import Completion
 from framework.data.examples.splits import same_text
 from framework.data.examples.text_pairs import TextGroup
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
@@ -223,7 +223,7 @@ class DrawnPairs:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch of items; `sequence_ids` are those of items."""
         is_paired = indices < len(self._place)

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity, RoundedCapacity, Target, pack_sequences
+from framework.data.collate import Completion, Target, pack_sequences
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
@@ -113,7 +113,7 @@ class PretrainingSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch; targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
         epochs = self._seen(epochs)

@@ -11,7 +11,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
-from framework.data.collate import Capacity, RoundedCapacity
+from framework.data.collate import Completion
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -84,7 +84,7 @@ class TranslationSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | RoundedCapacity | None = None,
+        capacity: Completion = None,
     ) -> PackedBatch:
         """One micro-batch. The target `labels` (target tokens,) is of `decoder_inputs`; counts are of target tokens.
 

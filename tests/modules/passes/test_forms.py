@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from framework.callbacks.cadence import Cadence
+from framework.data.collate import RoundedCapacity
 from framework.data.planning.auto_budget import trial_batch
-from framework.datamodules.datamodule import Shapes
 from framework.distributed.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.precision import Precision
 from framework.distributed.sharding import Sharding
@@ -54,7 +54,7 @@ def run(
     budget: int = 20,
     sharding: Sharding | None = None,
     mode: str = "",
-    shapes: Shapes = "free",
+    completion: RoundedCapacity | None = None,
 ) -> None:
     module = module_of(form)
     if sharding is not None:
@@ -63,7 +63,7 @@ def run(
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
         os.environ["LOCAL_WORLD_SIZE"] = "2"  # two hosts, and so two copies
-    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), shapes=shapes)
+    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), completion=completion)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -114,7 +114,7 @@ def test_micro_batches_dummies_and_recomputation_do_not_show(
 ) -> None:
     run(str(tmp_path / "20"), form, budget=20)
     run(str(tmp_path / "40"), form, budget=40, mode="full")
-    run(str(tmp_path / "rounded"), form, budget=20, shapes="rounded")
+    run(str(tmp_path / "rounded"), form, budget=20, completion=RoundedCapacity())
     for name in ("20", "40", "rounded"):
         same(tmp_path / name, whole(form))
 
