@@ -11,8 +11,7 @@ python=.venv/bin/python
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 # Two processes share the cores; torchrun would give each one thread and say so.
 threads=$((cores > 1 ? cores / 2 : 1))
-# Threads that wait must not spin for long: where other work shares the cores, spinning made training fifteen times slower.
-# Without any spinning a process of two threads makes a third less.
+# As launch/settings.sh has it: where other work shared the cores, threads that spin made training fifteen times slower.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 begin=$SECONDS
 

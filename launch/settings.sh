@@ -69,8 +69,9 @@ export_settings() {
     cores=$(count_cores)
     # Processes of one host share its cores; by default each would take all of them.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes > 0 ? cores / processes : 1))}
-    # Waiting threads sleep: where processes share cores, those that spin take the time of those that compute.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    # Waiting threads soon sleep: where processes share cores, those that spin take the time of those that compute. Without
+    # any spinning a process of two threads makes a third less.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
     # A crash inside of a library shows its Python stack in the rank's output.
     export PYTHONFAULTHANDLER=${PYTHONFAULTHANDLER:-1}
     # NCCL says what is wrong with a link or a version, and nothing else.
@@ -98,8 +99,8 @@ RENDEZVOUS_TIMES=join_timeout=$JOIN_SECONDS,last_call_timeout=5,keep_alive_inter
 # Prints a command and what is set for it.
 print_command() {
     local name
-    for name in OMP_NUM_THREADS OMP_WAIT_POLICY PYTHONFAULTHANDLER NCCL_DEBUG TORCH_NCCL_ASYNC_ERROR_HANDLING \
-        TORCH_DISABLE_SHARE_RDZV_TCP_STORE GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME; do
+    for name in OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT PYTHONFAULTHANDLER NCCL_DEBUG \
+        TORCH_NCCL_ASYNC_ERROR_HANDLING TORCH_DISABLE_SHARE_RDZV_TCP_STORE GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME; do
         [[ -z ${!name:-} ]] || echo "$name=${!name} \\"
     done
     printf '%q ' "$@"

@@ -15,6 +15,9 @@ from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
 
+_SAMPLED_STEPS = 32
+"""Steps of an epoch by whose loads fixed shapes are chosen."""
+
 
 class EncoderDataModule(LightningDataModule):
     """Loads one rank's share of every global step; a checkpoint keeps nothing of it, `set_start` seeks.
@@ -89,8 +92,10 @@ class EncoderDataModule(LightningDataModule):
         """What micro-batches of a split would be completed to with a budget; None: their shapes are free."""
         if split != "train" or not self._has_fixed_shapes:
             return self._completion
-        source = self.plans[split].source
-        return fixed_shapes(source.max_length, source.mean_length, micro_batch_tokens)
+        plan = self.plans[split]
+        return fixed_shapes(
+            plan.source.max_length, plan.source.mean_length, micro_batch_tokens, plan.rank_tokens(_SAMPLED_STEPS)
+        )
 
     def set_budget(self, micro_batch_tokens: int) -> None:
         """Changes the token budget of every split, which changes no result; before loaders are made."""

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from framework.callbacks.auto_budget import AutoBudget
@@ -65,7 +66,7 @@ def test_a_trial_is_a_full_micro_batch_in_the_shapes_of_the_run() -> None:
     source = toy_run.ToySource(37)
     free = trial_batch(source, 1000, 5, None)
     assert 980 < free.num_tokens == len(free.input_ids) <= 1000
-    shapes = fixed_shapes(20, 12.0, 1000)
+    shapes = fixed_shapes(20, 12.0, 1000, np.arange(1000.0))
     fixed = trial_batch(source, 1000, 5, shapes)
     assert len(fixed.input_ids) == shapes.capacities[1000].tokens
     assert fixed.num_tokens == free.num_tokens

@@ -300,6 +300,13 @@ class StepPlan:
             efficiency=sum(int(lengths.sum()) for lengths, _ in planned) / room,
         )
 
+    def rank_tokens(self, num_steps: int) -> np.ndarray:
+        """(steps,) mean tokens of a rank in steps spread evenly over the first epoch, at most so many."""
+        count = min(num_steps, self.steps_per_epoch)
+        drawn = [self.sequences(place * self.steps_per_epoch // count) for place in range(count)]
+        totals = [self.source.lengths(sequences.epochs, sequences.indices).sum() for sequences in drawn]
+        return np.array(totals) / self.num_ranks
+
     def _stream(self, step: int) -> range:
         """The places of a step's sequences in the run's stream of epochs."""
         if self.wraps_epochs:

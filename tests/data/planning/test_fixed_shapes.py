@@ -1,6 +1,7 @@
 """Fixed shapes: their sizes by hand, and every micro-batch of a plan fits."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -8,10 +9,13 @@ from framework.data.planning.fixed_shapes import fixed_shapes
 from framework.data.planning.plan import StepPlan
 from tests.data.sequences import NumberedSource
 
+EVEN = np.arange(1000.0)
+"""Tokens of steps that spread evenly over a budget of 1,000."""
+
 
 def test_sizes_by_hand():
     """At 100 tokens a mean sequence, 1,000 tokens hold 10 of them; a quarter more, and one, make 14."""
-    shapes = fixed_shapes(max_length=200, mean_length=100.0, micro_batch_tokens=1000)
+    shapes = fixed_shapes(max_length=200, mean_length=100.0, micro_batch_tokens=1000, rank_tokens=EVEN)
     assert shapes.micro_batch_sequences == 14
     assert list(shapes.capacities) == [500, 1000]
     half, whole = shapes.capacities.values()
@@ -20,9 +24,25 @@ def test_sizes_by_hand():
     assert (half.tokens, half.sequences) == (517, 17)
 
 
-def test_a_sequence_longer_than_half_a_budget_leaves_one_size():
-    assert list(fixed_shapes(501, 100.0, 1000).capacities) == [1000]
-    assert list(fixed_shapes(500, 100.0, 1000).capacities) == [500, 1000]
+@pytest.mark.parametrize(
+    ("rank_tokens", "budgets"),
+    [
+        ([610, 605, 615], [625, 1000]),
+        ([4610, 4605, 4615], [625, 1000]),
+        ([610, 605, 130], [625, 1000]),
+        ([610, 130, 120], [188, 1000]),
+        ([990, 985, 995], [1000]),
+        ([3100, 3100, 3950], [125, 1000]),
+    ],
+)
+def test_the_smaller_size_leaves_least_empty(rank_tokens, budgets):
+    """Sixteenths of 1,000 tokens, rounded up: 63, 125, 188, 250, ..., 625, ..."""
+    assert list(fixed_shapes(50, 10.0, 1000, np.array(rank_tokens)).capacities) == budgets
+
+
+def test_a_size_holds_the_longest_sequence():
+    assert list(fixed_shapes(700, 100.0, 1000, np.array([610])).capacities) == [750, 1000]
+    assert list(fixed_shapes(990, 100.0, 1000, np.array([610])).capacities) == [1000]
 
 
 @settings(max_examples=40, deadline=None)
@@ -35,8 +55,8 @@ def test_a_sequence_longer_than_half_a_budget_leaves_one_size():
 )
 def test_every_micro_batch_fits(size, global_batch_size, num_ranks, budget, step):
     source = NumberedSource(size)
-    shapes = fixed_shapes(source.max_length, source.mean_length, budget)
-    plan = StepPlan(source, 3, global_batch_size, budget, num_ranks, shapes=shapes)
+    plan = StepPlan(source, 3, global_batch_size, budget, num_ranks)
+    plan.set_budget(budget, fixed_shapes(source.max_length, source.mean_length, budget, plan.rank_tokens(4)))
     for rank in range(num_ranks):
         for share in plan.micro_batches(step, rank):
             batch = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
