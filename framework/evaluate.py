@@ -17,7 +17,7 @@ from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, open_inference, open_trained
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import draw_pictures, write_report

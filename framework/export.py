@@ -12,7 +12,7 @@ from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, open_trained
 from framework.config.weights import find_adapter
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
 
 

@@ -15,7 +15,7 @@ from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments
 from framework.config.trained import open_inference, open_trained
 from framework.data.reading.rows import Row, read_rows
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DataError
 
 

@@ -17,9 +17,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from framework.distributed.environment import ProcessInfo, process_info
-from framework.distributed.inspection import SILENT, Inspection, Report, open_store
-from framework.distributed.links import LATE, MEGABYTE
+from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
+from framework.distributed.nodes.links import LATE, MEGABYTE
+from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.errors import DistributedError, FrameworkError
 
 _GIGABYTE = 1_000_000_000

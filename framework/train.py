@@ -16,10 +16,10 @@ from framework.config.session import (
 )
 from framework.config.supervision import Supervision
 from framework.config.wandb_run import log_model_if_wanted
-from framework.distributed.environment import process_info
-from framework.distributed.memory import keep_freed_memory
-from framework.distributed.precision import resolve_precision
-from framework.distributed.process_group import process_group
+from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.host_memory import keep_freed_memory
+from framework.distributed.processes.process_group import process_group
 from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process

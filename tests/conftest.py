@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from framework.distributed.failure_report import REPORT
+from framework.distributed.processes.failure_report import REPORT
 from tests.workers import WorkerPool
 
 # Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other

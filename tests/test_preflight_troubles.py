@@ -2,9 +2,9 @@
 
 import pytest
 
-from framework.distributed.environment import ProcessInfo
-from framework.distributed.inspection import SILENT, RankFacts, Report
-from framework.distributed.links import LATE, Link
+from framework.distributed.nodes.inspection import SILENT, RankFacts, Report
+from framework.distributed.nodes.links import LATE, Link
+from framework.distributed.processes.environment import ProcessInfo
 from framework.preflight import Limits, clocks, troubles
 
 GB = 10**9

@@ -24,7 +24,11 @@ import torch.distributed as dist
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COLLECTIVE_SECONDS = 60.0
-_PRELOADED = ("framework.distributed.parallelize", "framework.checkpoint.save", "framework.optim.parameter_groups")
+_PRELOADED = (
+    "framework.distributed.parallel.parallelize",
+    "framework.checkpoint.save",
+    "framework.optim.parameter_groups",
+)
 
 
 class WorkerError(AssertionError):

@@ -31,9 +31,9 @@ from framework.checkpoint.save import SaveError, write_checkpoint
 from framework.checkpoint.staging import Staging, work_so_far
 from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import checkpoint_tensors
-from framework.distributed.agreement import on_every_rank, on_first_rank
-from framework.distributed.failure_report import REPORT, report_once
-from framework.distributed.position import POSITION, mark
+from framework.distributed.processes.agreement import on_every_rank, on_first_rank
+from framework.distributed.processes.failure_report import REPORT, report_once
+from framework.distributed.processes.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER

@@ -24,7 +24,7 @@ from framework.callbacks.resume import load_whole
 from framework.callbacks.run_log import RunLog
 from framework.checkpoint.layout import complete_checkpoints, step_of
 from framework.checkpoint.storage import Location
-from framework.distributed.agreement import gather
+from framework.distributed.processes.agreement import gather
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER

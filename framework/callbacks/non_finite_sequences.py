@@ -7,7 +7,7 @@ import torch.distributed as dist
 
 from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID
-from framework.distributed.agreement import gather
+from framework.distributed.processes.agreement import gather
 from framework.modules.encoder_module import EncoderModule
 
 _SHOWN_RANKS = 4

@@ -21,9 +21,9 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.throughput import PROBE
 from framework.callbacks.time_limit import TimeLimit, process_age_seconds
 from framework.callbacks.timings import Timings
-from framework.distributed.environment import process_info
-from framework.distributed.process_group import collective_timeout
-from framework.distributed.stop_signals import StopSignals
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.process_group import collective_timeout
+from framework.distributed.processes.stop_signals import StopSignals
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
 

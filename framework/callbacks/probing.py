@@ -21,7 +21,7 @@ from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import StepPlan
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import data_parallel_size
-from framework.distributed.position import mark
+from framework.distributed.processes.position import mark
 from framework.modules.encoder_module import EncoderModule
 from framework.tasks.probing.probe import Probe
 

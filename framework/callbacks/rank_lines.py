@@ -11,8 +11,8 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
-from framework.distributed.failure_report import REPORT, settle
-from framework.distributed.position import mark
+from framework.distributed.processes.failure_report import REPORT, settle
+from framework.distributed.processes.position import mark
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
 

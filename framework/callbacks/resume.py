@@ -14,7 +14,7 @@ from framework.checkpoint.integrity import Verify
 from framework.checkpoint.layout import set_aside
 from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
 from framework.checkpoint.storage import Location
-from framework.distributed.agreement import on_first_rank
+from framework.distributed.processes.agreement import on_first_rank
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.resume import set_progress
 from framework.tracking.rank_log import RUN_LOGGER

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from framework.distributed.agreement import on_every_rank
+from framework.distributed.processes.agreement import on_every_rank
 from framework.errors import CheckpointError
 
 

@@ -23,7 +23,7 @@ from framework.checkpoint.tensors import (
     ignore_single_process_warning,
     read_index,
 )
-from framework.distributed.agreement import gather, on_every_rank
+from framework.distributed.processes.agreement import gather, on_every_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import AVERAGE, CombinedOptimizer
 

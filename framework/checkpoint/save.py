@@ -23,7 +23,7 @@ from framework.checkpoint.layout import (
 )
 from framework.checkpoint.storage import Location, put_in_place, remove_tree
 from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, ignore_single_process_warning
-from framework.distributed.agreement import gather, on_first_rank
+from framework.distributed.processes.agreement import gather, on_first_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
 

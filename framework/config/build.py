@@ -27,7 +27,7 @@ from framework.config.weights import find_weights, starting_values
 from framework.data.planning.batch_size import sequences_of, steps_until
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.precision import Precision, multiplies_bf16
+from framework.distributed.parallel.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder

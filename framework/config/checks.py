@@ -9,7 +9,7 @@ from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig, TrainerConfig
 from framework.data.planning.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.precision import PRECISION_STRATEGIES, Precision
+from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.modules.passes.one_pass import OnePass

@@ -15,7 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.distributed.failure_report import REPORT, report_once
+from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
 
 

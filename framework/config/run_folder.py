@@ -14,7 +14,7 @@ from framework.checkpoint.layout import CHECKPOINTS, COMPLETE, newest_complete, 
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.schema import RunConfig
-from framework.distributed.environment import resolve_run_id
+from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError
 
 CONFIG_FILE = "config.yaml"

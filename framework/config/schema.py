@@ -14,11 +14,11 @@ from framework.checkpoint.load import Weights
 from framework.checkpoint.storage import location
 from framework.config.nodes import Component
 from framework.data.planning.batch_size import BatchWarmup
-from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
-from framework.distributed.compile import CompileBackend
-from framework.distributed.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LARGEST_SCALE, SMALLEST_SCALE
 from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
-from framework.distributed.sharding import Sharding, check_sharding
+from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
+from framework.distributed.parallel.compile import CompileBackend
+from framework.distributed.parallel.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LARGEST_SCALE, SMALLEST_SCALE
+from framework.distributed.parallel.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings

@@ -37,10 +37,10 @@ from framework.config.wandb_run import open_wandb_run
 from framework.data.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.distributed.agreement import check_agreement, check_shared_folder, on_first_rank
-from framework.distributed.environment import ProcessInfo
 from framework.distributed.memory import CudaMemory
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.processes.agreement import check_agreement, check_shared_folder, on_first_rank
+from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start

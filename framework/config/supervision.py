@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from framework.distributed.agreement import gather, on_first_rank
-from framework.distributed.beats import Beats
-from framework.distributed.environment import ProcessInfo
-from framework.distributed.failure_report import REPORT, settle
-from framework.distributed.watchdog import Watchdog, beat_interval
+from framework.distributed.processes.agreement import gather, on_first_rank
+from framework.distributed.processes.beats import Beats
+from framework.distributed.processes.environment import ProcessInfo
+from framework.distributed.processes.failure_report import REPORT, settle
+from framework.distributed.processes.watchdog import Watchdog, beat_interval
 from framework.tracking.rank_log import RUN_LOGGER, log_path, rank_log
 
 logger = logging.getLogger(RUN_LOGGER)

@@ -14,11 +14,11 @@ from framework.config.nodes import Component, check_component
 from framework.config.run_folder import read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.environment import process_info
 from framework.distributed.mesh import build_mesh, mesh_shape
-from framework.distributed.parallelize import materialize
-from framework.distributed.precision import resolve_precision
-from framework.distributed.process_group import process_group
+from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.process_group import process_group
 from framework.errors import CheckpointError, ConfigError
 from framework.models.pretrained import PretrainedWeights
 from framework.modules.inference import Inference

@@ -23,7 +23,7 @@ from framework.config.run_folder import (
     read_task_record,
     saved_checkpoints_folder,
 )
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state

@@ -12,7 +12,7 @@ from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
-from framework.distributed.stop_signals import ignore_stop_signals
+from framework.distributed.processes.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
 
 _SAMPLED_STEPS = 32

@@ -6,7 +6,7 @@ from typing import Literal
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 
 StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "tp", "fsdp2_tp"]
@@ -14,7 +14,7 @@ StrategyName = Literal["single", "ddp", "fsdp2", "hsdp", "tp", "fsdp2_tp"]
 STRATEGIES: tuple[StrategyName, ...] = ("single", "ddp", "fsdp2", "hsdp", "tp", "fsdp2_tp")
 
 SHARDED: tuple[StrategyName, ...] = ("fsdp2", "hsdp", "fsdp2_tp")
-"""Strategies that shard weights, to which the settings of `framework.distributed.sharding` apply."""
+"""Strategies that shard weights, to which the settings of `framework.distributed.parallel.sharding` apply."""
 
 REPLICATE, SHARD, TENSOR = "dp_replicate", "dp_shard", "tp"
 """Axes of a mesh, outermost first: whole copies; shards of the weights; shards of each matrix product."""

@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.device_mesh import DeviceMesh
 
-from framework.distributed.environment import process_info
 from framework.distributed.mesh import MeshShape, build_mesh
+from framework.distributed.processes.environment import process_info
 from framework.errors import DistributedError
 
 
@@ -51,9 +51,7 @@ class MeshStrategy(ModelParallelStrategy):
             DistributedError: There is no process group.
         """
         if not dist.is_initialized():
-            raise DistributedError(
-                f"strategy={self.name} has no process group; enter framework.distributed.process_group before fitting."
-            )
+            raise DistributedError(f"strategy={self.name} has no process group; enter `process_group` before fitting.")
         # Not the direct parent's: that one builds a mesh of its own over all local devices.
         super(ModelParallelStrategy, self).setup_environment()
         self.set_world_ranks()

@@ -10,14 +10,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from framework.batch import PackedBatch, StepBatch
-from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
-from framework.distributed.compile import CompileBackend
-from framework.distributed.gradient_norm import clip_gradients
-from framework.distributed.parallelize import drop_gathered, materialize, parallelize
-from framework.distributed.position import mark
-from framework.distributed.precision import Precision, check_full_precision
+from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
+from framework.distributed.parallel.compile import CompileBackend
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.parallel.parallelize import drop_gathered, materialize, parallelize
+from framework.distributed.parallel.precision import Precision, check_full_precision
+from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
+from framework.distributed.processes.position import mark
 from framework.distributed.reduce import sum_over_data_ranks
-from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.passes.model_passes import ModelPasses

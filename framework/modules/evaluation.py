@@ -11,8 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from framework.batch import PackedBatch
 from framework.data.planning.plan import SequenceSource
-from framework.distributed.agreement import gather
 from framework.distributed.mesh import data_parallel_groups, data_parallel_size
+from framework.distributed.processes.agreement import gather
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.objective import SumCountObjective
 from framework.modules.passes.step_level import Rows, rows_of_step

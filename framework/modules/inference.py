@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from framework.batch import PackedBatch
 from framework.data.collate import completion_on
 from framework.data.planning.plan import SequenceSource, StepPlan
-from framework.distributed.agreement import check_agreement, gather
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.processes.agreement import check_agreement, gather
 from framework.modules.evaluation import SplitEvaluation
 from framework.modules.passes.model_passes import contribution
 from framework.tasks.task import Task, TaskModel

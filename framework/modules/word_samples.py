@@ -11,9 +11,9 @@ from framework.data.augmentation.source import AugmentedSource
 from framework.data.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.agreement import gather
-from framework.distributed.environment import process_info
-from framework.distributed.position import mark
+from framework.distributed.processes.agreement import gather
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.position import mark
 from framework.tasks.task import TaskModel
 
 _TOKENS_AT_ONCE = 4096

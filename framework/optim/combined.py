@@ -110,7 +110,7 @@ class CombinedOptimizer(Optimizer):
         """Exchanges the weights and their average to the bit, so that a second call undoes it; nothing without one.
 
         Copies of the weights that data parallelism holds gathered do not follow
-        (`framework.distributed.parallelize.drop_gathered`).
+        (`framework.distributed.parallel.parallelize.drop_gathered`).
         """
         if self._average_decay is not None:
             self.before_change()

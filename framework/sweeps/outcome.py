@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.config.supervision import LOGS_FOLDER
-from framework.distributed.failure_report import FAILURE_FILE
+from framework.distributed.processes.failure_report import FAILURE_FILE
 from framework.sweeps.plan import Job
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 

@@ -14,7 +14,7 @@ from typing_extensions import override
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.schema import at_least
 from framework.config.supervision import LOGS_FOLDER
-from framework.distributed.stop_signals import StopSignals
+from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file

@@ -16,7 +16,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from framework.config.plugins import PLUGIN_MODULE
-from framework.distributed.stop_signals import StopSignals
+from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file, words

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from framework.distributed.position import POSITION
+from framework.distributed.processes.position import POSITION
 
 RUN_LOGGER = "framework.run"
 

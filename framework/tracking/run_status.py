@@ -10,8 +10,8 @@ from typing import Any
 
 from framework.checkpoint.layout import newest_complete, step_of
 from framework.checkpoint.storage import Location
-from framework.distributed.beats import Beat, Beats, is_gone, last_line
-from framework.distributed.failure_report import FAILURE_FILE
+from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
+from framework.distributed.processes.failure_report import FAILURE_FILE
 from framework.tracking.summary_file import read_summary
 
 RUNNING, SILENT, LOST, UNKNOWN = "running", "silent", "lost", "not started"

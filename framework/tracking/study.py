@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from framework.distributed.agreement import gather
-from framework.distributed.environment import process_info
+from framework.distributed.processes.agreement import gather
+from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 
 if TYPE_CHECKING:

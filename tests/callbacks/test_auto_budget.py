@@ -12,7 +12,7 @@ from framework.data.planning.auto_budget import Trial, even_budget, largest_budg
 from framework.data.planning.fixed_shapes import fixed_shapes
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
-from tests.distributed.test_activation_checkpoint import composed
+from tests.distributed.parallel.test_activation_checkpoint import composed
 from tests.modules import toy_run
 from tests.workers import WorkerPool
 

@@ -20,8 +20,8 @@ from framework.callbacks.checkpointing import Checkpointing
 from framework.checkpoint.integrity import HashingFileSystem, verify
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
-from framework.distributed.beats import Beats
-from framework.distributed.failure_report import REPORT
+from framework.distributed.processes.beats import Beats
+from framework.distributed.processes.failure_report import REPORT
 from framework.errors import CheckpointError
 from tests.modules.toy_run import train
 from tests.workers import WorkerPool

@@ -18,7 +18,7 @@ from framework.callbacks.preemption import Preemption
 from framework.callbacks.time_limit import TimeLimit, process_age_seconds
 from framework.callbacks.timings import Timings
 from framework.checkpoint.layout import newest_complete
-from framework.distributed.stop_signals import STOP_SIGNALS
+from framework.distributed.processes.stop_signals import STOP_SIGNALS
 from tests.modules.toy_run import train
 
 CADENCE = Cadence(max_steps=9, log_every_n_steps=2, validate_every_n_steps=4)
@@ -162,7 +162,7 @@ def test_lightning_registers_no_handler_and_sends_no_flag(tmp_path: Path):
 def test_a_second_interrupt_ends_the_process_at_once():
     program = (
         "import os, signal\n"
-        "from framework.distributed.stop_signals import StopSignals\n"
+        "from framework.distributed.processes.stop_signals import StopSignals\n"
         "StopSignals().install()\n"
         "for _ in range(2):\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

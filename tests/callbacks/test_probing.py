@@ -15,7 +15,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import Weights, read_full_state
 from framework.data.flat_source import FlatSource
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm

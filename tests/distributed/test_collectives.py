@@ -7,9 +7,9 @@ import pytest
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from framework.distributed.gradient_norm import clip_gradients
-from framework.distributed.parallelize import set_gradient_sync
-from framework.distributed.sharding import Sharding
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.parallel.parallelize import set_gradient_sync
+from framework.distributed.parallel.sharding import Sharding
 from framework.nn.dropout import token_keys
 from tests.distributed.collective_trace import CollectiveTrace
 from tests.distributed.tiny import Tiny, build, make_batch

@@ -6,10 +6,10 @@ import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import SHARD, build_mesh, mesh_shape
-from framework.distributed.parallelize import parallelize, set_gradient_sync
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.parallel.parallelize import parallelize, set_gradient_sync
+from framework.distributed.parallel.precision import Precision
 from framework.nn.dropout import token_keys
 from tests.distributed.collective_trace import CollectiveTrace
 from tests.distributed.tiny import TinyModel, make_batch, tiny_config

@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
-from framework.distributed.environment import process_info
-from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import MeshShape, mesh_shape
-from framework.distributed.process_group import process_group
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.process_group import process_group
 from framework.distributed.strategy import build_strategy
 from framework.errors import ConfigError, DistributedError
 from tests.distributed.tiny import Tiny, TinyModel, build

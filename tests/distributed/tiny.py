@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.constants import DUMMY_SEQUENCE_ID
-from framework.distributed.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
-from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
-from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.parallel.parallelize import materialize, parallelize, set_gradient_sync
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.reduce import sum_over_data_ranks
-from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.environment import process_info
-from framework.distributed.position import POSITION
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.position import POSITION
 from framework.errors import DataError
 from framework.tasks.pretraining.task import PretrainingTask
 

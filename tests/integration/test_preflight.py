@@ -24,7 +24,7 @@ class Faulty:
 
     def __call__(self) -> None:
         """Replaces parts of the product."""
-        from framework.distributed import inspection, links
+        from framework.distributed.nodes import inspection, links
 
         os.environ |= {"SLURMD_NODENAME": f"gpu{os.environ['RANK']}", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         os.environ["CLOZE_NODES"] = "gpu0,gpu1,gpu2"

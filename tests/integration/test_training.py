@@ -24,9 +24,9 @@ from framework.data.planning.plan import StepPlan
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.distributed.environment import ProcessInfo, process_info
 from framework.distributed.mesh import mesh_shape
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder

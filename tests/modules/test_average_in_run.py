@@ -9,8 +9,8 @@ import torch
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import read_full_state
-from framework.distributed.parallelize import materialize
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.precision import Precision
 from framework.modules.inference import Inference
 from tests.modules.toy_run import ToySource, build_module, train
 from tests.workers import WorkerPool

@@ -11,7 +11,7 @@ from framework.callbacks.cadence import Cadence
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import RoundedCapacity
 from framework.data.planning.plan import StepPlan
-from framework.distributed.parallelize import materialize
+from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
 from tests.modules.toy_run import CONFIG, SEED, ToySource, build_module, train

@@ -10,7 +10,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import read_full_state
 from framework.checkpoint.tensors import read_index
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
 from framework.nn.initialization import initial_values
 from tests.modules.toy_run import CONFIG, SEED, build_module, train
 from tests.workers import WorkerPool

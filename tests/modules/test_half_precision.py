@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from framework.callbacks.cadence import Cadence
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError, FrameworkError
 from tests.modules.toy_run import build_module, train
 from tests.workers import WorkerPool

@@ -28,9 +28,9 @@ from framework.constants import IGNORE_INDEX
 from framework.data.collate import Completion, RoundedCapacity, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.distributed.environment import process_info
 from framework.distributed.mesh import mesh_shape
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.processes.environment import process_info
 from framework.distributed.strategy import build_strategy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.parallelize import assign_full, drop_gathered
+from framework.distributed.parallel.parallelize import assign_full, drop_gathered
 from framework.optim.parameter_groups import AdamW, Muon
 from tests.distributed.tiny import build, full, full_parameters
 from tests.workers import WorkerPool

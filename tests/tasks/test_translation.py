@@ -19,10 +19,10 @@ from framework.constants import IGNORE_INDEX
 from framework.data.examples.parallel_text import ParallelTextData
 from framework.data.planning.plan import GroupedSequences, StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.gradient_norm import clip_gradients
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
-from framework.distributed.parallelize import materialize, parallelize, set_gradient_sync, transformer_layers
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.gradient_norm import clip_gradients
+from framework.distributed.parallel.parallelize import materialize, parallelize, set_gradient_sync, transformer_layers
+from framework.distributed.parallel.precision import Precision
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig

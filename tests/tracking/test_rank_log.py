@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.distributed.position import POSITION
+from framework.distributed.processes.position import POSITION
 from framework.tracking.rank_log import RUN_LOGGER, rank_log
 
 LINE = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d) rank 3 step (\S+) ([A-Z]+) (.*)")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from framework.distributed.beats import Beat, Beats
+from framework.distributed.processes.beats import Beat, Beats
 from framework.status import find_runs, main
 from framework.tracking.run_status import read_status, tail_rows
 

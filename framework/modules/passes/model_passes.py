@@ -8,10 +8,10 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
 from framework.distributed.mesh import data_parallel_size
-from framework.distributed.parallelize import set_gradient_sync
-from framework.distributed.position import mark
-from framework.distributed.precision import Precision
-from framework.distributed.sharding import Sharding
+from framework.distributed.parallel.parallelize import set_gradient_sync
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.parallel.sharding import Sharding
+from framework.distributed.processes.position import mark
 from framework.nn.dropout import token_keys
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from framework.batch import StepBatch
-from framework.distributed.position import mark
+from framework.distributed.processes.position import mark
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses

@@ -9,7 +9,7 @@ from torch.nn import functional
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.planning.plan import StepPlan
-from framework.distributed.parallelize import materialize
+from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
 from framework.tasks.task import TaskModel

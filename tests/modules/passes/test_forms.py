@@ -14,9 +14,9 @@ import torch
 from framework.callbacks.cadence import Cadence
 from framework.data.collate import RoundedCapacity
 from framework.data.planning.auto_budget import trial_batch
-from framework.distributed.activation_checkpoint import ActivationCheckpointing
-from framework.distributed.precision import Precision
-from framework.distributed.sharding import Sharding
+from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.parallel.sharding import Sharding
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.inference import Inference
 from framework.modules.passes.adversarial import Adversarial

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from framework.distributed.links import rounds, within
+from framework.distributed.nodes.links import rounds, within
 from framework.errors import DistributedError
 
 

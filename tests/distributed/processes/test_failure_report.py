@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from torch.distributed import DistBackendError
 
-from framework.distributed.beats import Beat
-from framework.distributed.failure_report import REPORT, Failure, first_of, one_line, report_once
-from framework.distributed.position import POSITION
+from framework.distributed.processes.beats import Beat
+from framework.distributed.processes.failure_report import REPORT, Failure, first_of, one_line, report_once
+from framework.distributed.processes.position import POSITION
 from framework.errors import DataError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> list[str]:
@@ -29,7 +29,12 @@ def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> li
             "TORCHELASTIC_RESTART_COUNT": str(attempt),
             "TMPDIR": str(temporary),
         }
-        command = [sys.executable, str(ROOT / "tests" / "distributed" / "failing_program.py"), kind, *folder]
+        command = [
+            sys.executable,
+            str(ROOT / "tests" / "distributed" / "processes" / "failing_program.py"),
+            kind,
+            *folder,
+        ]
         environ["PYTHONPATH"] = str(ROOT)
         processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
     return [process.communicate(timeout=120)[1] for process in processes]

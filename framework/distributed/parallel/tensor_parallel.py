@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
 
-from framework.distributed.tensor_collectives import share_input, sum_of_parts
-from framework.distributed.vocabulary_parallel import (
+from framework.distributed.parallel.tensor_collectives import share_input, sum_of_parts
+from framework.distributed.parallel.vocabulary_parallel import (
     VocabularyParallelDecoder,
     VocabularyParallelEmbedding,
     part_of,

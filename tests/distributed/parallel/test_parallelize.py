@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.parallelize import materialize
+from framework.distributed.parallel.parallelize import materialize
 from framework.nn.initialization import initial_values
 from tests.distributed.collective_trace import CollectiveTrace
 from tests.distributed.tiny import TinyModel, build, constant_values, full, full_parameters, tiny_config

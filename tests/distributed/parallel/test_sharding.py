@@ -11,7 +11,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule
 from framework.config.nodes import check_arguments
 from framework.config.schema import StrategyConfig
 from framework.distributed.mesh import MeshShape, build_mesh, mesh_shape
-from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
+from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.errors import ConfigError
 from framework.optim.parameter_groups import Lamb, StableAdamW
 from tests.distributed.test_strategy import run_trainer

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from framework.distributed.environment import process_info
+from framework.distributed.processes.environment import process_info
 from framework.errors import DistributedError
 
 _MARGIN_SECONDS = 60.0

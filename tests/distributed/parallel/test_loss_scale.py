@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from framework.distributed.loss_scale import LARGEST_SCALE, LossScale
+from framework.distributed.parallel.loss_scale import LARGEST_SCALE, LossScale
 from framework.errors import FrameworkError
 
 

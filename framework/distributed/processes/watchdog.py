@@ -1,8 +1,8 @@
 """Finds the rank that hangs: a thread of each rank tells where its main thread stands and notices when it stands still.
 
-The main thread passes marks (`framework.distributed.position`) at every micro-batch and phase, the same on all ranks.
-Where one hangs, the others soon wait for it in a collective, so that all stand still; the one that hangs is silent (its
-whole process is stopped), or has passed fewer marks than the others, or as many but does not stand in a collective.
+The main thread passes marks (`position`) at every micro-batch and phase, the same on all ranks. Where one hangs, the
+others soon wait for it in a collective, so that all stand still; the one that hangs is silent (its whole process is
+stopped), or has passed fewer marks than the others, or as many but does not stand in a collective.
 """
 
 import logging
@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from framework.distributed.beats import Beat, Beats, last_line
-from framework.distributed.failure_report import REPORT, blame, show
-from framework.distributed.position import POSITION
+from framework.distributed.processes.beats import Beat, Beats, last_line
+from framework.distributed.processes.failure_report import REPORT, blame, show
+from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError
 
 logger = logging.getLogger("framework.run")

@@ -16,17 +16,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from framework.distributed.activation_checkpoint import (
+from framework.distributed.mesh import TENSOR, data_parallel_mesh
+from framework.distributed.parallel.activation_checkpoint import (
     KEEP_ALL,
     ActivationCheckpointing,
     apply_activation_checkpointing,
 )
-from framework.distributed.compile import CompileBackend, apply_compile
-from framework.distributed.float8 import apply_float8
-from framework.distributed.mesh import TENSOR, data_parallel_mesh
-from framework.distributed.precision import Precision
-from framework.distributed.sharding import DEFAULT_SHARDING, Sharding
-from framework.distributed.tensor_parallel import apply_tensor_parallel
+from framework.distributed.parallel.compile import CompileBackend, apply_compile
+from framework.distributed.parallel.float8 import apply_float8
+from framework.distributed.parallel.precision import Precision
+from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
+from framework.distributed.parallel.tensor_parallel import apply_tensor_parallel
 from framework.nn.decoder_layer import DecoderLayer
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm

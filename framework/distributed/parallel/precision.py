@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from framework.distributed.float8 import check_float8
-from framework.distributed.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from framework.distributed.parallel.float8 import check_float8
+from framework.distributed.parallel.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
 

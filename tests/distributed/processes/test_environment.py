@@ -2,7 +2,7 @@
 
 import pytest
 
-from framework.distributed.environment import ProcessInfo, process_info, resolve_run_id
+from framework.distributed.processes.environment import ProcessInfo, process_info, resolve_run_id
 from framework.errors import ConfigError, DistributedError
 
 

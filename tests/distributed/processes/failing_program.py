@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from framework.distributed.beats import Beats
-from framework.distributed.failure_report import REPORT, report_once
+from framework.distributed.processes.beats import Beats
+from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import ConfigError
 
 ERRORS = {

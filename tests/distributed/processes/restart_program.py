@@ -6,7 +6,7 @@ import sys
 import torch
 import torch.distributed as dist
 
-from framework.distributed.process_group import process_group
+from framework.distributed.processes.process_group import process_group
 
 with process_group("ddp", "cpu", 20.0):
     total = torch.tensor(float(os.environ["RANK"]) + 1.0)

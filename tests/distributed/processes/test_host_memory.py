@@ -10,7 +10,7 @@ PAGES_OF_A_TENSOR = 2**26 // resource.getpagesize()
 
 FAULTS = """
 import resource, torch
-from framework.distributed.memory import keep_freed_memory
+from framework.distributed.processes.host_memory import keep_freed_memory
 {call}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from framework.distributed.activation_checkpoint import ActivationCheckpointing
-from framework.distributed.precision import Precision, multiplies_bf16, resolve_precision
+from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
+from framework.distributed.parallel.precision import Precision, multiplies_bf16, resolve_precision
 from framework.errors import ConfigError
 from framework.nn.dropout import token_keys
 from tests.distributed.tiny import build, make_batch

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from framework.distributed import watchdog as module
-from framework.distributed.beats import Beat, Beats, is_gone, last_line
-from framework.distributed.position import POSITION, mark
-from framework.distributed.watchdog import Watchdog, hung_ranks
+from framework.distributed.processes import watchdog as module
+from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
+from framework.distributed.processes.position import POSITION, mark
+from framework.distributed.processes.watchdog import Watchdog, hung_ranks
 
 
 def beat(rank: int, count: int, waits: bool, pid: int = 0, number: int = 1) -> Beat:

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
 
 from framework.constants import IGNORE_INDEX
-from framework.distributed.vocabulary_parallel import VocabularyParallelEmbedding
+from framework.distributed.parallel.vocabulary_parallel import VocabularyParallelEmbedding
 from framework.nn.cross_entropy import cross_entropy_and_normalizers
 from tests.workers import WorkerPool
 

@@ -20,9 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from framework.callbacks.cadence import Cadence
 from framework.config.build import Parts, build_model, build_module
 from framework.config.identity import check_same_run
-from framework.distributed.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
-from framework.distributed.compile import apply_compile
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
+from framework.distributed.parallel.compile import apply_compile
+from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -30,7 +30,7 @@ from framework.nn import attention as attention_module
 from framework.nn import attention_backend, dropout
 from framework.nn.dropout import dropout_mask, token_keys
 from framework.nn.rotary import apply_rotary
-from tests.distributed.test_activation_checkpoint import EVERY_SECOND, FULL, NONE, SELECTIVE, composed
+from tests.distributed.parallel.test_activation_checkpoint import EVERY_SECOND, FULL, NONE, SELECTIVE, composed
 from tests.models.shapes import BERT, MODERN
 from tests.modules import toy_run
 from tests.nn.test_compiled import PACKS, fixed_capacity_batch

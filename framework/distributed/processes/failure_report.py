@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from framework.distributed.beats import Beat, Beats, last_line
-from framework.distributed.environment import process_info
-from framework.distributed.position import POSITION
+from framework.distributed.processes.beats import Beat, Beats, last_line
+from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError, FrameworkError
 
 FAILURE_FILE = "failure.json"

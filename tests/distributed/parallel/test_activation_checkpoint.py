@@ -22,8 +22,8 @@ from framework.config.command import plain
 from framework.config.identity import check_same_run
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
-from framework.distributed.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
-from framework.distributed.precision import Precision
+from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
+from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from framework.distributed.environment import ProcessInfo
-from framework.distributed.links import MEGABYTE, Link, measure_all_reduce, measure_link, rounds
-from framework.distributed.process_group import attempt_prefix
+from framework.distributed.nodes.links import MEGABYTE, Link, measure_all_reduce, measure_link, rounds
+from framework.distributed.processes.environment import ProcessInfo
+from framework.distributed.processes.process_group import attempt_prefix
 from framework.errors import DistributedError
 
 _LINK_BYTES = 16 * MEGABYTE

@@ -16,9 +16,9 @@ from framework.config.command import plain
 from framework.config.command_schema import PredictConfig
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import PrecisionConfig, TrainConfig
-from framework.distributed import parallelize as parallelize_module
-from framework.distributed.float8 import apply_float8, check_float8, fits_float8
-from framework.distributed.precision import Precision, resolve_precision
+from framework.distributed.parallel import parallelize as parallelize_module
+from framework.distributed.parallel.float8 import apply_float8, check_float8, fits_float8
+from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.errors import ConfigError
 from tests.distributed.tiny import Tiny, TinyModel, build, tiny_config
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from framework.distributed.gradient_norm import clip_gradients
+from framework.distributed.parallel.gradient_norm import clip_gradients
 from tests.distributed.tiny import build, full
 from tests.workers import WorkerPool
 

@@ -1,0 +1,1 @@
+"""What the nodes of a run are and what lies between them, looked at before they work together."""

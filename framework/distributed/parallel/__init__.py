@@ -1,0 +1,1 @@
+"""How a single-device model is spread over ranks: one order, each measure a file."""
