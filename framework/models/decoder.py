@@ -116,9 +116,10 @@ class TransformerDecoder(nn.Module):
             (target tokens, hidden).
         """
         x = self.embeddings(batch, dropout_keys)
+        keys = layer_keys(dropout_keys, len(self.layers))
         for index, layer in enumerate(self.layers):
             cache = None if caches is None else caches[index]
-            x = layer(x, batch, source_states, sources, layer_keys(dropout_keys, index), cache)
+            x = layer(x, batch, source_states, sources, keys[index], cache)
         return x
 
     def new_caches(self) -> list[AttentionCache]:

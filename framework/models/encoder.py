@@ -79,9 +79,9 @@ class TransformerEncoder(nn.Module):
         """Maps embeddings (tokens, hidden) to hidden states (tokens, hidden)."""
         hidden_states = embeddings
         rotary = self._rotary(batch)
-        for index, layer in enumerate(self.layers):
-            keys = layer_keys(dropout_keys, index)
-            hidden_states = layer(hidden_states, batch, rotary.get(self.layer_kinds[index]), keys)
+        keys = layer_keys(dropout_keys, len(self.layers))
+        for layer, kind, keys_of_layer in zip(self.layers, self.layer_kinds, keys, strict=True):
+            hidden_states = layer(hidden_states, batch, rotary.get(kind), keys_of_layer)
         return self.final_norm(hidden_states)
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:

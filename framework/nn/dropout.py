@@ -7,6 +7,7 @@ each token's key starts a stream, and each 64-bit output decides four channels, 
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,13 +100,23 @@ def _is_little_endian_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and sys.byteorder == "little"
 
 
-def layer_keys(dropout_keys: Tensor | None, layer: int) -> Tensor | None:
-    """The keys of one layer, each a function of the token's key and the layer's index.
+def layer_keys(dropout_keys: Tensor | None, num_layers: int) -> Sequence[Tensor | None]:
+    """The keys of each layer of a stack, each a function of the token's key and the layer's index.
 
-    A stack of equal layers gets its keys from outside, so that the layers stay equal: with the index inside, each would
-    be compiled anew.
+    Equal layers get their keys from outside, so that they stay equal: with the index inside, each would be compiled
+    anew. Those of all layers are drawn at once; one after another they were a tenth of the kernels of a step.
+
+    Args:
+        dropout_keys: (tokens,) int64; None switches dropout off.
+        num_layers: Layers of the stack.
+
+    Returns:
+        For each layer (tokens,) int64, or None.
     """
-    return None if dropout_keys is None else _mix(dropout_keys ^ _signed(key("dropout layer", layer)))
+    if dropout_keys is None:
+        return [None] * num_layers
+    of_layers = [dropout_keys ^ _signed(key("dropout layer", layer)) for layer in range(num_layers)]
+    return _mix(torch.stack(of_layers)).unbind()
 
 
 def _scale(threshold: int) -> float:

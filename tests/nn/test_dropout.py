@@ -76,7 +76,7 @@ CHANGES: dict[str, Callable[[], Tensor]] = {
     "sequence": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8, sequence_ids=range(8, 16)))),
     "position": lambda: dropped(token_keys(1, 0, 0, make_batch([129] * 8)).view(8, 129)[:, 1:].flatten()),
     "layer": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8)), layer=1),
-    "layer_keys": lambda: dropped(layer_keys(token_keys(1, 0, 0, make_batch([128] * 8)), 0)),
+    "layer_keys": lambda: dropped(layer_keys(token_keys(1, 0, 0, make_batch([128] * 8)), 1)[0]),
     "site": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8)), site="other"),
 }
 
@@ -89,9 +89,9 @@ def test_each_part_of_the_key_gives_an_independent_mask(part: str) -> None:
 
 def test_layer_keys_differ_by_layer_and_pass_none_through() -> None:
     keys = many_keys()
-    first, second = (dropped(layer_keys(keys, layer), OUTSIDE_LAYERS) for layer in (0, 1))
+    first, second = (dropped(of_layer, OUTSIDE_LAYERS) for of_layer in layer_keys(keys, 2))
     assert within((first & second).sum().item(), first.numel(), 0.01)
-    assert layer_keys(None, 0) is None
+    assert layer_keys(None, 2) == [None, None]
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 4, 5, 8])

@@ -291,7 +291,7 @@ def test_each_layer_of_the_decoder_has_dropout_of_its_own(tokenizer):
     batch = whole_batch(translation_source(["a b", "c"], ["x", "y z y"], tokenizer, 8, 8, TERMS))
     keys = token_keys(3, 1, 0, batch)
     dropped = model(batch, keys)["logits"]
-    expected = [layer_keys(decoder_keys(keys, batch), index) for index in range(2)]
+    expected = layer_keys(decoder_keys(keys, batch), 2)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(given, expected, strict=True))
     assert not torch.equal(given[0], given[1])
     assert not torch.allclose(dropped, model(batch)["logits"])
