@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
+from matplotlib.image import imread
 
 from framework.data.flat_source import FlatSource
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -143,6 +144,10 @@ def test_matrices_of_2_to_150_classes_have_a_size_that_a_page_can_show(num_label
     assert list(pictures) == ["test_confusion.png", "test_calibration.png", "test_lengths.png"]
     width, height = pictures["test_confusion.png"]
     assert 600 <= height <= width <= 1650
+    for name in pictures:
+        drawn = imread(tmp_path / "plots" / name)
+        border = [drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]]
+        assert all((line == 1.0).all() for line in border), f"something of {name} is cut off"
 
 
 @pytest.mark.parametrize("has_font", [True, False])

@@ -159,7 +159,7 @@ def _draw_numbers(title: str, numbers: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _new_figure(title: str, size_inches: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size_inches, layout="constrained")
+    figure = Figure(figsize=size_inches, layout="compressed")  # "constrained" cuts what is beside a square off
     FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
     axes = figure.add_subplot()
     _write_title(axes, title)
