@@ -220,27 +220,27 @@ def test_a_layer_is_computed_twice_where_asked_and_only_for_a_gradient() -> None
         assert calls == {0: 1 + times[0], 1: 1 + times[1]}, settings
 
 
-def test_selective_multiplies_no_matrix_twice() -> None:
+def calls_by_mode(operator: str) -> dict[str, int]:
+    """How often a forward and a backward pass call an operator."""
     found = {}
     for settings in (NONE, FULL, SELECTIVE):
         tiny = build("single", checkpointing=settings)
         tiny.num_micro_batches = 1
         with Calls() as calls:
             tiny.gradients(0)
-        found[settings.mode] = calls.names["aten.addmm.default"]
+        found[settings.mode] = calls.names[operator]
+    return found
+
+
+def test_selective_multiplies_no_matrix_twice() -> None:
+    found = calls_by_mode("aten.addmm.default")
     # Two layers of four maps with a bias, and two in the head; the backward pass itself uses mm.
     assert found == {"none": 2 * 4 + 2, "full": 2 * 2 * 4 + 2, "selective": 2 * 4 + 2}
 
 
 def test_selective_attends_once_in_the_loop_over_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_backend, "_is_short", lambda x, lengths: False)
-    found = {}
-    for settings in (NONE, FULL, SELECTIVE):
-        tiny = build("single", checkpointing=settings)
-        tiny.num_micro_batches = 1
-        with Calls() as calls:
-            tiny.gradients(0)
-        found[settings.mode] = calls.names["aten._scaled_dot_product_flash_attention_for_cpu.default"]
+    found = calls_by_mode("aten._scaled_dot_product_flash_attention_for_cpu.default")
     assert found == {"none": 2 * NUM_SEQUENCES, "full": 2 * 2 * NUM_SEQUENCES, "selective": 2 * NUM_SEQUENCES}
 
 
