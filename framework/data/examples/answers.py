@@ -6,6 +6,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from framework.data.reading.json_rows import has_text
+
 Answer = Any
 """A label, a tuple of labels in ascending order, or a number; hashable."""
 
@@ -55,8 +57,8 @@ def _labels_of(cell: str, separator: str) -> Hashable:
             found = json.loads(cell)
         except (ValueError, RecursionError) as error:
             raise ValueError("begins with a bracket, so it must be a JSON list of labels") from error
-        if not all(isinstance(label, str | int | float) for label in found):
-            raise ValueError("must be a JSON list of labels, each a text or a number")
+        if not all(map(has_text, found)):
+            raise ValueError("must be a JSON list of labels, each a text or a finite number")
         labels = [str(label).strip() for label in found]
     else:
         labels = [label.strip() for label in cell.split(separator)] if cell else []

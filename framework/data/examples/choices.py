@@ -9,6 +9,7 @@ from typing import Literal
 
 from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
+from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
@@ -146,7 +147,7 @@ def listed_choices(place: str, cell: str) -> tuple[str, ...]:
         found = json.loads(cell)
     except (ValueError, RecursionError):
         found = None
-    if not isinstance(found, list) or not all(isinstance(choice, str | int | float) for choice in found):
+    if not isinstance(found, list) or not all(map(has_text, found)):
         raise DataError(f"{place}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")
     return _checked(place, [str(choice) for choice in found])
 

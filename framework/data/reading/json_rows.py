@@ -1,6 +1,7 @@
 """Rows of JSON: one a line, or all of a file."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,15 +109,20 @@ def _values(table: TableFile, place: str, row: Any) -> dict[str, str]:
 
 
 def _text_of(place: str, column: str, value: Any, may_be_list: bool) -> str:
-    if may_be_list and isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+    if may_be_list and isinstance(value, list) and all(map(has_text, value)):
         value = json.dumps([str(item) for item in value], ensure_ascii=False)
-    if not isinstance(value, str | int | float):
-        kinds = "text, a number or a list of them" if may_be_list else "text or a number"
+    if not has_text(value):
+        kinds = "text, a finite number or a list of them" if may_be_list else "text or a finite number"
         raise DataError(f"{place}: {column!r} is {value!r}, it must be {kinds}; correct or remove the row.")
     text = str(value)
     if not text.isascii():
         check_surrogates(place, column, text)
     return text
+
+
+def has_text(value: Any) -> bool:
+    """Tests a value of JSON for being text or a finite number; NaN is how many programs write a missing value."""
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def check_surrogates(place: str, column: str, text: str) -> None:

@@ -4,10 +4,13 @@ The suffix tells which of them a file is, or `TableFormat.kind`.
 """
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from framework.data.reading.delimited import read_delimited
@@ -203,7 +206,7 @@ def rows_of_batches(
                 yield Row(number, None, row)
                 continue
             bad = next(place for place, value in enumerate(values) if not isinstance(value, str))
-            fault = "has no value; fill it in" if values[bad] is None else "is not UTF-8; correct it"
+            fault = "has no value, or holds NaN; fill it in" if values[bad] is None else "is not UTF-8; correct it"
             reading.bad_row(DataError(f"{path}, row {number}: {columns[bad]!r} {fault} or remove the row."))
 
 
@@ -212,15 +215,23 @@ def _is_list(column: pa.Array) -> bool:
 
 
 def _list_values(column: pa.Array) -> list[str | bytes | None]:
-    """Lists as JSON."""
+    """Lists as JSON; None where one is missing or has an item without a value."""
     return [
-        None if value is None else json.dumps([str(v) for v in value], ensure_ascii=False)
+        None
+        if value is None or any(map(_is_missing, value))
+        else json.dumps([str(item) for item in value], ensure_ascii=False)
         for value in column.to_pylist()
     ]
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
 def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | bytes | None]:
-    """Texts; bytes where they are not UTF-8."""
+    """Texts; bytes where they are not UTF-8, None where there is no value: NaN and infinity are none."""
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, None)
     try:
         if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
             return column.cast(pa.string()).to_pylist()

@@ -68,3 +68,13 @@ def test_settings_and_contradictions(tmp_path):
     path = write(tmp_path / "c.jsonl", GOOD, same, other, {**other, "label": 1})
     loaded = ChoiceData(path, deduplicate=True).load()
     assert (loaded.report["repeated"], loaded.report["contradicting"]) == (1, 2)
+
+
+def test_nan_is_no_choice(tmp_path):
+    path = write(tmp_path / "c.jsonl", GOOD, {**GOOD, "choices": ["so", float("nan")]})
+    with pytest.raises(DataError, match=r"line 2: 'choices' is \['so', nan\], it must be text, a finite number or a"):
+        ChoiceData(path).load()
+    cells = tmp_path / "c.csv"
+    cells.write_text('question,choices,label\nwhy?,"[""so"", NaN]",0\n')
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): the choices are '\[\"so\", NaN\]', they must be a list"):
+        ChoiceData(str(cells)).load()

@@ -223,6 +223,9 @@ def test_numbers_and_several_labels(tmp_path):
     assert [row.label for row in table.splits["train"]] == [("10", "9"), (), ("9",), ("10",)]
     with pytest.raises(DataError, match=r"row 1 \(line 1\): the label '10' is none of 9, 8"):
         TableData(path, labels=[9, 8]).load(answers=several_labels(";"))
+    path = write(tmp_path / "nan", [("a", '["10", NaN]'), ("b", "9")], ".jsonl")
+    with pytest.raises(DataError, match=r"must be a JSON list of labels, each a text or a finite number"):
+        TableData(path).load(answers=several_labels(";"))
 
 
 def test_a_label_outside_the_set_that_rows_may_have(tmp_path):

@@ -98,6 +98,34 @@ def test_a_broken_row_is_an_error_or_counted(tmp_path, name, content, message, k
     assert reading.skipped[0].startswith(str(file))
 
 
+NAN = float("nan")
+MISSING = [
+    ("a.jsonl", '{"text": "a"}\n{"text": NaN}\n{"text": Infinity}\n{"text": 1.5}\n', ["a", "1.5"]),
+    ("a.json", '[{"text": "a"}, {"text": NaN}, {"text": -Infinity}, {"text": 1}]', ["a", "1"]),
+    ("a.jsonl", '{"text": ["a", 2]}\n{"text": ["a", NaN]}\n{"text": ["a", null]}\n', ['["a", "2"]']),
+    ("a.parquet", [1.0, NAN, float("inf"), None, 0.5], ["1", "0.5"]),
+    ("a.parquet", [["a", "b"], ["a", None], None], ['["a", "b"]']),
+    ("a.parquet", [[1.0, 2.0], [1.0, NAN]], ['["1.0", "2.0"]']),
+]
+
+
+@pytest.mark.parametrize(("name", "values", "kept"), MISSING)
+def test_nan_and_null_are_missing_values_and_never_become_text(tmp_path, name, values, kept):
+    file = tmp_path / name
+    if isinstance(values, str):
+        write(file, values.encode())
+        num_rows = values.count("text")
+    else:
+        pq.write_table(pa.table({"text": values}), file)
+        num_rows = len(values)
+    reading = Reading("skip")
+    rows = list(read_rows(file, ["text"], reading, list_columns=["text"]))
+    assert [row.values["text"] for row in rows] == kept
+    assert reading.num_skipped == num_rows - len(kept)
+    with pytest.raises(DataError, match=r"finite number|has no value, or holds NaN; fill it in or remove the row"):
+        list(read_rows(file, ["text"], list_columns=["text"]))
+
+
 def test_a_missing_value_in_parquet_is_an_error_or_counted(tmp_path):
     pq.write_table(pa.table({"text": ["a", None, "b"]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet, row 2: 'text' has no value"):
