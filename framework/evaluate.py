@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.table import Table
 
 from framework.config.build import build_data_component
@@ -21,6 +20,7 @@ from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import draw_pictures, write_report
+from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe
 
 _SHOWN_OF_FINGERPRINT = 8
@@ -56,7 +56,7 @@ def evaluate(composed: DictConfig) -> None:
     if settings.output is not None:
         report = {"run": settings.run, "split": settings.split, **facts, "metrics": values, "classes": classes}
         Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console = Console()
+    console = open_console()
     console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(source):,} sequences")
     console.print(metric_table(values))
     if classes:

@@ -14,16 +14,15 @@ from pathlib import Path
 from statistics import median
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
 from framework.distributed.nodes.links import LATE, MEGABYTE
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.errors import DistributedError, FrameworkError
+from framework.tracking.console import open_console
 
 _GIGABYTE = 1_000_000_000
-_WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -195,9 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _tell(report: Report, found: Sequence[str]) -> int:
     """Shows the table and what is wrong; returns the exit code."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _WIDTH
+    console = open_console()
     console.print(report_table(report))
     for size, speed in report.all_reduce.items():
         console.print(f"all-reduce of {size / MEGABYTE:g} MB: {speed:,.1f} MB/s")

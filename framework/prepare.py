@@ -1,7 +1,6 @@
 """Makes a token store from text: `python -m framework.prepare corpus=NAME store=FOLDER key=value`."""
 
 from omegaconf import DictConfig
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -10,6 +9,7 @@ from framework.config.command_schema import PrepareConfig
 from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
 from framework.data.preparation.prepare import Prepared, prepare_store
+from framework.tracking.console import make_console_dispensable, open_console
 
 
 @command("prepare")
@@ -29,7 +29,7 @@ def prepare(composed: DictConfig) -> None:
             bars.advance,
             settings.stream,
         )
-    console = Console()
+    console = open_console()
     console.print(
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
     )
@@ -49,7 +49,7 @@ class PassBars:
             TextColumn("{task.percentage:>3.0f}%"),
             TimeRemainingColumn(),
         )
-        self._screen = Console(stderr=True)
+        self._screen = open_console(stderr=True)
         self._bars = Progress(*columns, console=self._screen, transient=True, disable=not self._screen.is_terminal)
         self._tasks: dict[str, TaskID] = {}
 
@@ -80,4 +80,5 @@ def counts_table(prepared: Prepared) -> Table:
 
 
 if __name__ == "__main__":
+    make_console_dispensable()
     prepare()

@@ -11,19 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from framework.config.run_folder import saved_checkpoints_folder
 from framework.errors import ConfigError
+from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe
 from framework.tracking.run_status import LOST, RUNNING, SILENT, RunStatus, is_run, read_status
 
 _COLOURS = {RUNNING: "green", "finished": "blue", "pruned": "blue", "failed": "red", LOST: "red", SILENT: "yellow"}
 _MAX_RANKS = 8
-_FILE_WIDTH = 120
 
 
 def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
@@ -135,9 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="show it once, also in a terminal")
     parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
     given = parser.parse_args(arguments)
-    console = Console()
-    if not console.is_terminal:
-        console.width = _FILE_WIDTH
+    console = open_console()
     try:
         folders = find_runs(given.run, given.runs)
         if given.once or not console.is_terminal:

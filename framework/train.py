@@ -25,6 +25,7 @@ from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process
 from framework.sweeps.torchrun import TorchrunLauncher
 from framework.tracking.closing_table import print_closing_table
+from framework.tracking.console import make_console_dispensable
 
 
 @command("train", plugins=(TorchrunLauncher, SlurmLauncher, OptunaSweeper))
@@ -63,4 +64,5 @@ def train(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    make_console_dispensable()
     train()

@@ -36,6 +36,7 @@ from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.distributed.processes.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
@@ -76,7 +77,7 @@ class Checkpointing(pl.Callback):
         self.timings = timings
         self.retention = retention
         self.timeout_seconds = timeout_seconds
-        self.console = console or Console()
+        self.console = console or open_console()
         # Where no save falls between two steps there is nothing to write beside, and no memory to be spent on it.
         self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")

@@ -13,6 +13,7 @@ from framework.callbacks.early_stopping import EarlyStopping
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.content import split_analysis, write_analysis
+from framework.tracking.console import open_console
 
 
 class ErrorAnalysis(pl.Callback):
@@ -34,7 +35,7 @@ class ErrorAnalysis(pl.Callback):
         self.run_folder = run_folder
         self.tokenizer = tokenizer
         self.num_examples = num_examples
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

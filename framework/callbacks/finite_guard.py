@@ -27,6 +27,7 @@ from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import gather
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 from framework.tracking.rank_log import RUN_LOGGER
 
 SKIPPED_STEPS = "optim/skipped_steps"
@@ -89,7 +90,7 @@ class FiniteGuard(pl.Callback):
         self.non_finite = non_finite
         self.checkpointing = checkpointing
         self.run_log = run_log
-        self.console = console or Console()
+        self.console = console or open_console()
         self.skipped: list[tuple[int, int]] = []
 
     @property

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
+from framework.tracking.console import open_console
 
 
 class Pictures(pl.Callback):
@@ -21,7 +22,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
         self.run_folder = run_folder
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

@@ -10,6 +10,7 @@ from typing_extensions import override
 from framework.callbacks.run_log import RunLog
 from framework.data.planning.plan import PlanSummary, StepPlan, UnusedText
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 
 MEASURED_STEPS = 5
 
@@ -30,7 +31,7 @@ class PlanLine(pl.Callback):
         """
         self.plan = plan
         self.run_log = run_log
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe, label_in_run
 
 _FORMATS = {"perf/tokens_per_second": "{value:,.0f} tokens/s"}
@@ -45,7 +46,7 @@ class ProgressLine(pl.Callback):
         self.run_log = run_log
         self.description = description
         self.last_keys = [f"val/{val_metric}", *further_keys]
-        self.console = console or Console()
+        self.console = console or open_console()
         self.plain_every_n_seconds = plain_every_n_seconds
         self._bar: Progress | None = None
         self._start_step = 0

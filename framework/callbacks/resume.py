@@ -17,6 +17,7 @@ from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import on_first_rank
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.resume import set_progress
+from framework.tracking.console import open_console
 from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
@@ -47,7 +48,7 @@ class Resume(pl.Callback):
         self.own_checkpoints = own_checkpoints
         self.verify = verify
         self.falls_back = falls_back
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

@@ -18,6 +18,7 @@ from framework.callbacks.rank_lines import failure_text
 from framework.callbacks.run_log import RunLog
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
 from framework.tracking.summary_file import write_summary
@@ -56,7 +57,7 @@ class Summary(pl.Callback):
         self.guard = guard
         self.best_key = f"val/{best_metric}"
         self.best_mode = best_mode
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from framework.modules.encoder_module import EncoderModule
+from framework.tracking.console import open_console
 
 
 class WeightsLine(pl.Callback):
@@ -21,7 +22,7 @@ class WeightsLine(pl.Callback):
             console: Where to write; None: standard output.
         """
         self.text = text
-        self.console = console or Console()
+        self.console = console or open_console()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

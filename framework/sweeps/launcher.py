@@ -13,6 +13,7 @@ from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Sweep, plan_sweep
 from framework.sweeps.results import close_sweep
 from framework.sweeps.start import check_start, first_outcomes, sole
+from framework.tracking.console import open_console
 
 
 class SweepLauncher(Launcher):
@@ -42,7 +43,7 @@ class SweepLauncher(Launcher):
             SweepError: Jobs failed.
         """
         assert initial_job_idx == 0
-        console = Console()
+        console = open_console()
         sweep = self.plan(job_overrides)
         with sole(sweep.folder) as lock:
             outcomes = first_outcomes(sweep)

@@ -26,6 +26,7 @@ from framework.sweeps.plan import Job, Sweep, quoted
 from framework.sweeps.results import close_sweep, record, say
 from framework.sweeps.start import check_whole, done_before, sole
 from framework.tasks.task import Task
+from framework.tracking.console import open_console
 from framework.tracking.study import PrunerName, create_study, import_optuna
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class OptunaSweeper(Sweeper):
             )
         fixed = [f"{key}={each.get_value_element_as_str()}" for key, each in parsed.items() if key not in space]
         assert self.config is not None
-        folder, console = Path(self.config.hydra.sweep.dir), Console()
+        folder, console = Path(self.config.hydra.sweep.dir), open_console()
         search = _Search(self, folder, fixed, space)
         with sole(folder) as lock:
             search.run(lock, console)

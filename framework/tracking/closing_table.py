@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.tracking.analysis.report import REPORT_FILE
+from framework.tracking.console import open_console
 from framework.tracking.metric_names import label_in_run
 from framework.tracking.summary_file import read_summary
 
@@ -21,7 +22,7 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
         run_folder: Holds summary.json, unless the run was killed at its very end.
         console: Where to write; None: standard output.
     """
-    console = console or Console()
+    console = console or open_console()
     summary = read_summary(run_folder)
     if summary is not None:
         console.print(closing_table(run_folder.name, summary))

@@ -1,0 +1,125 @@
+"""Standard output and standard error of a command: consoles of one width, and streams that cannot stop a run.
+
+Rich's console ends the process when the reader of a pipe leaves, a full disk behind standard output raises an error in
+the middle of a step, and a pipe that nobody reads blocks. None of them may end a training run.
+"""
+
+import io
+import logging
+import os
+import select
+import stat
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+
+from framework.tracking.rank_log import RUN_LOGGER
+
+_FILE_WIDTH = 10_000
+"""Columns of a console that is no terminal: no table is cut."""
+
+_PATIENCE_SECONDS = 1.0
+"""How long output waits for a reader before it is dropped; once it was dropped, it does not wait any more."""
+
+logger = logging.getLogger(RUN_LOGGER)
+
+
+def open_console(stderr: bool = False) -> Console:
+    """Opens the console of standard output or standard error. Tables are cut to the width of terminals only."""
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    return console
+
+
+class DispensableStream(io.RawIOBase):
+    """Writes to a file descriptor and drops what it does not take: no error, and no wait beyond a second.
+
+    Args:
+        descriptor: Stays open, and stays as it is: the flags of a descriptor are shared with the shell and other ranks.
+        name: For the line in the rank's log that says that output is dropped.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self._descriptor = descriptor
+        self._nonblocking = _open_nonblocking(descriptor)
+        self._patience_seconds = _PATIENCE_SECONDS
+
+    def writable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def isatty(self) -> bool:
+        """Returns True for a terminal."""
+        return os.isatty(self._descriptor)
+
+    def fileno(self) -> int:
+        """Returns the descriptor, for child processes."""
+        return self._descriptor
+
+    def write(self, data: Any) -> int:
+        """Writes all of the data or drops the rest of it; returns its length in either case."""
+        rest = memoryview(data).cast("B")
+        length, deadline = len(rest), time.monotonic() + self._patience_seconds
+        try:
+            while rest:
+                # A pipe that select reports as ready takes PIPE_BUF bytes at once.
+                _, is_ready, _ = select.select((), (self._nonblocking,), (), max(0.0, deadline - time.monotonic()))
+                if not is_ready:
+                    self._report_drop("nobody reads it")
+                    break
+                try:
+                    rest = rest[os.write(self._nonblocking, rest[: select.PIPE_BUF]) :]
+                except BlockingIOError:
+                    continue  # another process was faster
+            else:
+                self._patience_seconds = _PATIENCE_SECONDS
+        except OSError as error:
+            self._report_drop(str(error))
+        return length
+
+    def _report_drop(self, why: str) -> None:
+        """Logs the first drop to the rank's file, where there is one."""
+        is_first, self._patience_seconds = self._patience_seconds > 0, 0.0
+        if is_first and logger.hasHandlers():
+            logger.warning("%s takes no output (%s). The run goes on without it.", self.name, why)
+
+
+def _open_nonblocking(descriptor: int) -> int:
+    """Opens a pipe or terminal a second time, so that only this process's writes never block.
+
+    Returns:
+        The new descriptor, or the given one of a file, or where the system does not open it again.
+    """
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
+        return descriptor
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError:
+        return descriptor
+
+
+def make_console_dispensable() -> None:
+    """Replaces standard output and standard error, also in log handlers that hold them, by streams that cannot fail."""
+    for name in ("stdout", "stderr"):
+        before = getattr(sys, name)
+        after = _dispensable(before, name)
+        setattr(sys, name, after)
+        for each in (logging.root, *logging.root.manager.loggerDict.values()):
+            for handler in getattr(each, "handlers", ()):
+                if isinstance(handler, logging.StreamHandler) and handler.stream is before:
+                    handler.setStream(after)
+
+
+def _dispensable(stream: Any, name: str) -> io.TextIOWrapper:
+    """Wraps the descriptor of a stream; of a stream that the caller has closed, the null device."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")
+    raw = DispensableStream(stream.fileno(), f"standard {'output' if name == 'stdout' else 'error'}")
+    # Without a buffer between them: a log line about the stream may go through the stream itself.
+    return io.TextIOWrapper(raw, stream.encoding, errors="backslashreplace", write_through=True)  # type: ignore[arg-type]
