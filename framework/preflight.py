@@ -16,9 +16,11 @@ from statistics import median
 from rich import box
 from rich.table import Table
 
+from framework.config.command import INTERRUPTED, UNEXPECTED
 from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
 from framework.distributed.nodes.links import LATE, MEGABYTE
 from framework.distributed.processes.environment import ProcessInfo, process_info
+from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import DistributedError, FrameworkError
 from framework.tracking.console import open_console
 
@@ -205,8 +207,18 @@ def _tell(report: Report, found: Sequence[str]) -> int:
 
 
 def preflight() -> None:
-    """The command. What hangs in a thread of its own must not keep the process from leaving."""
-    code = main()
+    """Runs the command. A thread of its own that hangs must not keep the process from leaving."""
+    try:
+        code = main()
+    except Exception as error:  # noqa: BLE001  the guard of this command
+        REPORT.keep_traceback(error)
+        report_once(error)
+        code = UNEXPECTED
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        code = INTERRUPTED
+    except SystemExit as leaving:  # of argparse
+        code = int(leaving.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,10 +1,10 @@
-"""What every command shares: Hydra composes, errors that a user can cause are shown once, without a traceback."""
+"""Wraps the body of every command: Hydra composes its config, and every error ends as one message and an exit code."""
 
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from types import TracebackType
+from typing import NoReturn
 
 import hydra
 from hydra.errors import HydraException, OverrideParseException
@@ -12,11 +12,18 @@ from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from framework.config.group_choices import with_named_choices
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
+
+UNEXPECTED = 1
+"""Exit code after an error that is a fault of Cloze or of the machine, not of the input."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C outside of training, as shells write it: 128 + SIGINT."""
 
 
 def command(
@@ -29,52 +36,54 @@ def command(
         plugins: Launchers and sweepers that Hydra does not find by itself.
 
     Returns:
-        A decorator. The decorated function takes the command line; it leaves with the error's exit code after a
-        FrameworkError or an error of composition, and lets every other exception pass with its traceback.
+        A decorator. The decorated function reads the command line. After an error it exits with the error's own code:
+        2 for a FrameworkError and for errors of composition, 1 for an error that Cloze did not expect, 130 after
+        Ctrl-C.
     """
 
     def decorate(body: Callable[[DictConfig], None]) -> Callable[[], None]:
         @functools.wraps(body)
         def guarded(config: DictConfig) -> None:
+            # Hydra would print "Error executing job" before any error that leaves its task function.
             try:
                 body(config)
-            except (FrameworkError, OmegaConfBaseException) as error:
+            except Exception as error:  # noqa: BLE001  the one guard of all commands
                 leave(error)
 
         @functools.wraps(body)
         def main() -> None:
-            # Without it Hydra prints exceptions itself, shortened, and leaves with 1 for every one of them.
+            # Without it Hydra prints errors of composition itself, shortened, and exits with 1 for each of them.
             os.environ["HYDRA_FULL_ERROR"] = "1"
-            sys.excepthook = _show_unexpected
             REPORT.close()
             register_resolvers()
             for plugin in plugins:
                 register_plugin(plugin)
+            sys.argv[1:] = with_named_choices(sys.argv[1:])
             try:
                 hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
-            except (FrameworkError, HydraException, OmegaConfBaseException) as error:
+            except Exception as error:  # noqa: BLE001  the one guard of all commands
                 leave(error)
+            except KeyboardInterrupt:
+                sys.stderr.write("interrupted\n")
+                sys.exit(INTERRUPTED)
 
         return main
 
     return decorate
 
 
-def leave(error: Exception) -> None:
-    """Shows the first failure once, from one rank, and ends the process with its own error's exit code."""
-    shown = as_framework_error(error)
-    report_once(shown)
-    sys.exit(shown.exit_code)
+def leave(error: Exception) -> NoReturn:
+    """Reports the first failure once, from one rank, and ends the process with the exit code of its own error.
 
-
-def _show_unexpected(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Python's hook for what nobody caught: one line from one rank, the traceback too unless a log file has it."""
-    if isinstance(error, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, traceback)
-        return
-    shown = report_once(error)
-    if shown is not None and shown.log is None:
-        sys.__excepthook__(kind, error, traceback)
+    The traceback of an error that Cloze did not expect goes to the log of the run, or to a file of its own.
+    """
+    if isinstance(error, (FrameworkError, HydraException, OmegaConfBaseException)):
+        shown = as_framework_error(error)
+        report_once(shown)
+        sys.exit(shown.exit_code)
+    REPORT.keep_traceback(error)
+    report_once(error)
+    sys.exit(UNEXPECTED)
 
 
 def as_framework_error(error: BaseException) -> FrameworkError:

@@ -381,15 +381,48 @@ def test_a_run_is_read_by_its_average_its_weights_or_the_mean_of_its_last_checkp
     assert_clear_error(call("evaluate", "run=second", "weights=ema"), "holds no moving average of the weights")
 
 
-def test_an_unexpected_error_keeps_its_traceback(here, call, monkeypatch):
-    """Only errors that a user can cause are shortened."""
-
+def test_an_unexpected_error_is_one_sentence_and_a_file_with_its_traceback(here, call, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
     monkeypatch.setattr("framework.train.build_parts", broken)
-    with pytest.raises(RuntimeError, match="a bug of ours"):
-        call("train", *FINETUNE)
+    outcome = call("train", *FINETUNE)
+    assert outcome.code == 1
+    first, second = outcome.err.splitlines()
+    assert first == "RuntimeError: a bug of ours"
+    file = Path(second.removeprefix("the full traceback is in "))
+    text = file.read_text(encoding="utf-8")
+    assert "in broken\n" in text and text.endswith("RuntimeError: a bug of ours\n")
+    assert file.stat().st_mode & 0o077 == 0
+    file.unlink()
+
+
+def test_ctrl_c_before_the_training_is_one_word(here, call, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("framework.train.build_parts", interrupted)
+    outcome = call("train", *FINETUNE)
+    assert (outcome.code, outcome.err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("logger=null", "`seed` is 'x'"),
+        ("adapter=null", "`seed` is 'x'"),
+        ("augmentation=null", "`seed` is 'x'"),
+        ("regularization=null", "`seed` is 'x'"),
+        ("model=null", "Could not find 'model/null'. Available options in 'model': "),
+        ("data=5", "Could not find 'data/5'. Available options in 'data': "),
+        ("precision=true", "Could not find 'precision/true'. Available options in 'precision': auto, "),
+        ("experiment=1.5", "Could not find 'experiment/1.5'."),
+        ("hydra=null", "Could not override 'hydra'."),
+    ],
+)
+def test_the_choice_of_a_group_is_a_name_whatever_it_looks_like(here, call, override, words):
+    overrides = [each for each in FINETUNE if each != "logger=none"]
+    assert_clear_error(call("train", *overrides, override, "seed=x"), words)
 
 
 def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monkeypatch):

@@ -20,6 +20,7 @@ from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: i
 
 from framework.distributed.nodes.links import MEGABYTE, Link, measure_all_reduce, measure_link, rounds
 from framework.distributed.processes.environment import ProcessInfo
+from framework.distributed.processes.meeting_point import meeting_point
 from framework.distributed.processes.process_group import attempt_prefix
 from framework.errors import DistributedError
 
@@ -114,7 +115,7 @@ def open_store(info: ProcessInfo, seconds: float) -> Store:
 
 
 def _connect(seconds: float, is_master: bool) -> Store:
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    address, port = meeting_point()
     limit = timedelta(seconds=seconds)
     try:
         # Rank 0 must not wait for all: it is to say who has not come.

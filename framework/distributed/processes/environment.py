@@ -36,26 +36,48 @@ class ProcessInfo:
 
 
 def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """Reads what torchrun set; without torchrun this is the only process.
+    """Reads the variables that torchrun sets; without them this is the only process. An empty variable counts as unset.
 
     Raises:
-        DistributedError: The hosts run different numbers of processes.
+        DistributedError: A variable is no whole number or out of its range, only one of RANK and WORLD_SIZE is set, or
+            the hosts run different numbers of processes.
     """
-    if "RANK" not in environ or "WORLD_SIZE" not in environ:
+    is_set = {name: bool(environ.get(name)) for name in ("RANK", "WORLD_SIZE")}
+    if not any(is_set.values()):
         return ProcessInfo()
-    world_size = int(environ["WORLD_SIZE"])
-    info = ProcessInfo(
-        rank=int(environ["RANK"]),
-        local_rank=int(environ.get("LOCAL_RANK", environ["RANK"])),
-        world_size=world_size,
-        local_world_size=int(environ.get("LOCAL_WORLD_SIZE", world_size)),
-    )
-    if info.world_size % info.local_world_size:
+    for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+        if not is_set[name]:
+            raise DistributedError(
+                f"{other} is {environ[other]!r}, but {name} is not set. A launcher sets both. Start through torchrun, "
+                f"or unset {other}."
+            )
+    world_size = _whole_number(environ, "WORLD_SIZE", 1)
+    rank = _whole_number(environ, "RANK", 0, world_size)
+    local_world_size = _whole_number(environ, "LOCAL_WORLD_SIZE", 1, world_size + 1, default=world_size)
+    if world_size % local_world_size:
         raise DistributedError(
-            f"This host runs {info.local_world_size} of {info.world_size} processes, but every host must run the same "
+            f"This host runs {local_world_size} of {world_size} processes, but every host must run the same "
             "number; give each torchrun the same --nproc-per-node."
         )
-    return info
+    local_rank = _whole_number(environ, "LOCAL_RANK", 0, local_world_size, default=rank % local_world_size)
+    return ProcessInfo(rank, local_rank, world_size, local_world_size)
+
+
+def _whole_number(
+    environ: Mapping[str, str], name: str, least: int, end: int | None = None, default: int | None = None
+) -> int:
+    """Reads a variable of the launcher that must be at least `least` and below `end`."""
+    text = environ.get(name)
+    if not text and default is not None:
+        return default
+    value = int(text) if text and re.fullmatch(r"[0-9]{1,9}", text) else None
+    if value is None or value < least or (end is not None and value >= end):
+        bounds = f"from {least} to {end - 1}" if end is not None else f"of at least {least}"
+        raise DistributedError(
+            f"{name} is {text!r} in the environment. The launcher sets it to a whole number {bounds}. Start through "
+            "torchrun, or unset RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE to run one process."
+        )
+    return value
 
 
 def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from framework.distributed.processes.beats import Beat, Beats, last_line
-from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError, FrameworkError
 
@@ -69,7 +70,7 @@ class Failure:
     log: str | None = None
 
     def __str__(self) -> str:
-        parts = [f"rank {self.rank}"] if process_info().world_size > 1 else []
+        parts = [f"rank {self.rank}"] if _this_process().world_size > 1 else []
         parts += [f"step {self.step}"] if self.step is not None else []
         where = f" ({', '.join(parts)})" if parts else ""
         return f"{self.kind}{where}: {self.message}"
@@ -109,6 +110,14 @@ class FailureReport:
         self._folder = self._logs = self._log = self._beats = None
         POSITION.step = None
 
+    def keep_traceback(self, error: BaseException) -> None:
+        """Writes the traceback of an error into a private file, unless the log of this rank has it."""
+        if self._log is None:
+            number, name = tempfile.mkstemp(prefix="cloze-traceback-", suffix=".txt")
+            with open(number, "w", encoding="utf-8") as file:
+                file.writelines(traceback.format_exception(error))
+            self._log = Path(name)
+
     @property
     def is_open(self) -> bool:
         """True while notes go to a run folder."""
@@ -122,19 +131,19 @@ class FailureReport:
         """
         if self.first is not None:
             return self.first
-        if process_info().world_size == 1:
+        if _this_process().world_size == 1:
             self.first = failure
         else:
             if self.is_open and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self.first = self._first_of_all(failure)
-        if self._logs is not None and self.first.reporter == process_info().rank:
+        if self._logs is not None and self.first.reporter == _this_process().rank:
             _write_json(self._logs / FAILURE_FILE, _as_record(self.first))
         return self.first
 
     def own(self, error: BaseException) -> Failure:
         """What this rank says of an error that it is about to leave with."""
-        info = process_info()
+        info = _this_process()
         order = _NAMED if isinstance(error, FrameworkError) else _BROKEN if _is_broken(error) else _OTHER
         rank = error.rank if isinstance(error, FrameworkError) and error.rank is not None else info.rank
         return Failure(
@@ -203,7 +212,7 @@ def report_once(error: BaseException) -> Failure | None:
         The failure where it is this rank that prints it; None on the others.
     """
     first = settle(error)
-    if first.reporter != process_info().rank:
+    if first.reporter != _this_process().rank:
         return None
     if not REPORT.is_shown:
         show(first)
@@ -212,9 +221,10 @@ def report_once(error: BaseException) -> Failure | None:
 
 
 def show(failure: Failure) -> None:
-    """Prints a failure, with the place of its log."""
-    where = f"\nmore in {failure.log}" if failure.log is not None else ""
-    sys.stderr.write(f"{failure}{where}\n")
+    """Prints a failure, and the file that says more about it."""
+    what = "more in" if failure.order == _NAMED else "the full traceback is in"
+    file = f"\n{what} {failure.log}" if failure.log is not None else ""
+    sys.stderr.write(f"{failure}{file}\n")
     sys.stderr.flush()
 
 
@@ -223,7 +233,7 @@ def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Caught ") and lines[1].startswith("Original Traceback"):
         return lines[-1].partition(": ")[2] or lines[-1]
-    return " ".join(lines)
+    return " ".join(lines) or "no message"
 
 
 def _kind(error: BaseException) -> str:
@@ -261,13 +271,21 @@ def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | Non
     )
 
 
+def _this_process() -> ProcessInfo:
+    """Returns the rank of this process among all; where the environment does not say it, the error is this one's."""
+    try:
+        return process_info()
+    except DistributedError:
+        return ProcessInfo()
+
+
 def _host_folder() -> Path:
     """A folder for the notes of this host's processes of this attempt, whether or not a process group was ever made."""
     parts = [
         str(os.getuid()),
         str(os.getppid()),
         *(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")),
-        str(process_info().world_size),
+        str(_this_process().world_size),
     ]
     folder = Path(tempfile.gettempdir()) / f"cloze-failure-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.meeting_point import meeting_point
 from framework.errors import DistributedError
 
 _MARGIN_SECONDS = 60.0
@@ -47,15 +48,17 @@ def _open_store(rank: int, timeout: timedelta) -> Store | None:
     those with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
 
     Raises:
-        DistributedError: The prefix is not of this attempt alone.
+        DistributedError: The prefix is not of this attempt alone, or the environment names no host and port to meet at.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=timeout)
+        address, port = meeting_point()
+        store = TCPStore(address, port, is_master=False, timeout=timeout)
         attempt = PrefixStore(attempt_prefix(), store)
         check_fresh(attempt, rank)
         return attempt
-    if "MASTER_ADDR" not in os.environ:
+    if process_info().world_size == 1 and not os.environ.get("MASTER_ADDR"):
         return HashStore()
+    meeting_point()
     return None
 
 

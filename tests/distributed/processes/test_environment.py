@@ -52,3 +52,27 @@ def test_run_id_is_a_function_of_the_identity() -> None:
 def test_run_id_must_name_a_folder(given: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a folder"):
         resolve_run_id(given, "identity", {})
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"RANK": "abc", "WORLD_SIZE": "2"}, r"RANK is 'abc' .* a whole number from 0 to 1\."),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, r"RANK is '2' .* from 0 to 1\."),
+        ({"RANK": "0", "WORLD_SIZE": "-2"}, "WORLD_SIZE is '-2' .* of at least 1"),
+        ({"RANK": "0", "WORLD_SIZE": "1.0"}, "WORLD_SIZE is '1.0'"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE is '4' .* from 1 to 2"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "2"}, "LOCAL_RANK is '2'"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is '2', but RANK is not set"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "RANK is '0', but WORLD_SIZE is not set"),
+    ],
+)
+def test_variables_of_a_launcher_are_checked(environ, words):
+    with pytest.raises(DistributedError, match=words):
+        process_info(environ)
+
+
+def test_empty_variables_count_as_unset():
+    assert process_info({"RANK": "", "WORLD_SIZE": ""}) == ProcessInfo()
+    ranks = process_info({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": ""})
+    assert ranks == ProcessInfo(rank=3, local_rank=1, world_size=4, local_world_size=2)
