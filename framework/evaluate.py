@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.build import build_data_component
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.checkpoint.adapters import export_adapter
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain

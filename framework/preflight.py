@@ -16,11 +16,11 @@ from statistics import median
 from rich import box
 from rich.table import Table
 
-from framework.config.command import INTERRUPTED, UNEXPECTED
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
+from framework.config.command import guard
 from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
 from framework.distributed.nodes.links import LATE, MEGABYTE
 from framework.distributed.processes.environment import ProcessInfo, process_info
-from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import DistributedError, FrameworkError
 from framework.tracking.console import open_console
 
@@ -209,15 +209,8 @@ def _tell(report: Report, found: Sequence[str]) -> int:
 def preflight() -> None:
     """Runs the command. A thread of its own that hangs must not keep the process from leaving."""
     try:
-        code = main()
-    except Exception as error:  # noqa: BLE001  the guard of this command
-        REPORT.keep_traceback(error)
-        report_once(error)
-        code = UNEXPECTED
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        code = INTERRUPTED
-    except SystemExit as leaving:  # of argparse
+        guard(lambda: sys.exit(main()))
+    except SystemExit as leaving:
         code = int(leaving.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,6 +4,7 @@ from omegaconf import DictConfig
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, plain
 from framework.config.command_schema import PrepareConfig
 from framework.config.nodes import check_arguments

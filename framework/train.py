@@ -3,6 +3,7 @@
 import torch
 from omegaconf import DictConfig
 
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.build import build_module, build_parts, build_settings
 from framework.config.command import command, plain
 from framework.config.run_folder import find_run_folder

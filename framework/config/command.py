@@ -45,10 +45,7 @@ def command(
         @functools.wraps(body)
         def guarded(config: DictConfig) -> None:
             # Hydra would print "Error executing job" before any error that leaves its task function.
-            try:
-                body(config)
-            except Exception as error:  # noqa: BLE001  the one guard of all commands
-                leave(error)
+            guard(lambda: body(config))
 
         @functools.wraps(body)
         def main() -> None:
@@ -59,17 +56,22 @@ def command(
             for plugin in plugins:
                 register_plugin(plugin)
             sys.argv[1:] = with_named_choices(sys.argv[1:])
-            try:
-                hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)()
-            except Exception as error:  # noqa: BLE001  the one guard of all commands
-                leave(error)
-            except KeyboardInterrupt:
-                sys.stderr.write("interrupted\n")
-                sys.exit(INTERRUPTED)
+            guard(hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded))
 
         return main
 
     return decorate
+
+
+def guard(body: Callable[[], object]) -> None:
+    """Runs the body of a command. Every error but SystemExit ends the process with one message and an exit code."""
+    try:
+        body()
+    except Exception as error:  # noqa: BLE001  no command may end in a traceback
+        leave(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(INTERRUPTED)
 
 
 def leave(error: Exception) -> NoReturn:

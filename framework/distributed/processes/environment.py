@@ -3,12 +3,13 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from framework.errors import ConfigError, DistributedError
 
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*")
 
 
@@ -33,6 +34,19 @@ class ProcessInfo:
     def num_nodes(self) -> int:
         """Hosts; every host runs the same number of processes."""
         return self.world_size // self.local_world_size
+
+
+def drop_empty_ranks(environ: MutableMapping[str, str]) -> None:
+    """Removes empty variables that say a rank; checks the others, which Lightning reads too.
+
+    Raises:
+        DistributedError: One is no whole number.
+    """
+    for name in _RANK_VARIABLES:
+        if not environ.get(name):
+            environ.pop(name, None)
+        else:
+            _whole_number(environ, name, 0)
 
 
 def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
@@ -75,7 +89,7 @@ def _whole_number(
         bounds = f"from {least} to {end - 1}" if end is not None else f"of at least {least}"
         raise DistributedError(
             f"{name} is {text!r} in the environment. The launcher sets it to a whole number {bounds}. Start through "
-            "torchrun, or unset RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE to run one process."
+            "torchrun, or unset it with the other variables of the launcher to run one process."
         )
     return value
 

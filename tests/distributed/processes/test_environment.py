@@ -1,8 +1,11 @@
 """Who this process is and what a run is called."""
 
+from pathlib import Path
+
 import pytest
 
-from framework.distributed.processes.environment import ProcessInfo, process_info, resolve_run_id
+import framework.train
+from framework.distributed.processes.environment import ProcessInfo, drop_empty_ranks, process_info, resolve_run_id
 from framework.errors import ConfigError, DistributedError
 
 
@@ -76,3 +79,21 @@ def test_empty_variables_count_as_unset():
     assert process_info({"RANK": "", "WORLD_SIZE": ""}) == ProcessInfo()
     ranks = process_info({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": ""})
     assert ranks == ProcessInfo(rank=3, local_rank=1, world_size=4, local_world_size=2)
+
+
+def test_lightning_does_not_see_an_empty_rank():
+    environ = {"RANK": "", "LOCAL_RANK": "", "SLURM_PROCID": "3"}
+    drop_empty_ranks(environ)
+    assert environ == {"SLURM_PROCID": "3"}
+    with pytest.raises(DistributedError, match="SLURM_PROCID is 'abc'"):
+        drop_empty_ranks({"SLURM_PROCID": "abc"})
+
+
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "preflight"])
+def test_commands_check_the_variables_before_they_import_lightning(command):
+    """Lightning reads RANK with `int` while it is imported."""
+    source = (Path(framework.train.__file__).with_name(f"{command}.py")).read_text(encoding="utf-8")
+    modules = [line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))]
+    own = [name for name in modules if name.startswith("framework.")]
+    assert own[0] == "framework.distributed.processes.early_check"
+    assert not any(name.startswith("lightning") for name in modules)
