@@ -106,7 +106,9 @@ def test_no_debris(file):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ExceptHandler):
             caught = ast.unparse(node.type) if node.type is not None else "everything"
-            assert name_of(file) == GUARD or caught not in ("everything", "Exception", "BaseException"), f"line {node.lineno}"
+            assert name_of(file) == GUARD or caught not in ("everything", "Exception", "BaseException"), (
+                f"line {node.lineno}"
+            )
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             assert len(file.relative_to(PACKAGE).parts) == 1, f"print in line {node.lineno}"
 
