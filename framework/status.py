@@ -1,13 +1,16 @@
-"""Where runs stand: `python -m framework.status [RUN ...]`, a table that renews itself in a terminal.
+"""Shows where runs stand: `python -m framework.status [RUN ...]`, a table that renews itself in a terminal.
 
-RUN is an id, a pattern of ids ('sst2-*') or a run folder; none: all runs of the folder `--runs`. Only their folders are
-read, so it works from any host that sees them, during and after a run.
+RUN is an id, a pattern of ids ('sst2-*'), a run folder or a folder of runs; none: all runs of the folder `--runs` and
+of its sub-folders, such as those of sweeps. Only folders are read, so it works from any host that sees them, during
+and after a run, and it imports no torch. Where SLURM is there, jobs that wait in its queue are shown as pending.
 """
 
 import argparse
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -16,39 +19,106 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from framework.config.run_folder import saved_checkpoints_folder
 from framework.errors import ConfigError
+from framework.sweeps.slurm_queue import pending_jobs
 from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe
-from framework.tracking.run_status import LOST, RUNNING, SILENT, RunStatus, is_run, read_status
+from framework.tracking.run_files import JOB_FILE, read_object
+from framework.tracking.run_status import LOST, RUNNING, SILENT, UNREADABLE, RunStatus, is_run, read_status, runs_below
 
-_COLOURS = {RUNNING: "green", "finished": "blue", "pruned": "blue", "failed": "red", LOST: "red", SILENT: "yellow"}
+PENDING = "pending"
+
+_COLOURS = {
+    RUNNING: "green",
+    "finished": "blue",
+    "pruned": "blue",
+    "failed": "red",
+    LOST: "red",
+    UNREADABLE: "red",
+    SILENT: "yellow",
+    PENDING: "cyan",
+}
 _MAX_RANKS = 8
+_JOB_NAME = "cloze"
+"""Of jobs of slurm/train.sbatch, which have no run folder before they start."""
+
+_QUEUE_SECONDS = 30.0
+"""Between two questions to SLURM."""
 
 
-def find_runs(names: Sequence[str], runs: Path) -> list[Path]:
-    """The run folders that are meant.
+def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
+    """Finds the run folders that are meant.
 
     Args:
         names: Ids, patterns or folders; empty: all runs.
         runs: Folder of the runs.
 
+    Returns:
+        Names to show by folder: paths below the folder of the runs.
+
     Raises:
         ConfigError: A name is that of no run.
     """
-    found: list[Path] = []
+    found: dict[Path, str] = {}
     for name in names or ["*"]:
         folder = Path(name)
-        if is_run(folder):
-            folders = [folder]
-        elif folder.is_dir():
-            folders = sorted(filter(is_run, folder.iterdir()))
+        if folder.is_dir():
+            folders = [folder] if is_run(folder) else list(runs_below(folder))
+        elif folder.is_absolute():
+            folders = []
         else:
-            folders = [] if folder.is_absolute() else sorted(filter(is_run, runs.glob(name)))
+            folders = _matching(name, runs)
         if not folders:
-            raise ConfigError(f"there is no run {name} in {runs}; give an id, a pattern or a run folder, or --runs.")
-        found += (each for each in folders if each not in found)
+            raise ConfigError(f"there is no run {name} in {runs}. Give an id, a pattern or a run folder, or --runs.")
+        found |= {each: _shown_name(each, runs) for each in folders}
     return found
+
+
+def _matching(pattern: str, runs: Path) -> list[Path]:
+    """Returns the runs whose path or, where there is none, whose name fits a pattern; of a folder, those below it."""
+    try:
+        matches = sorted(runs.glob(pattern)) or [run for run in runs_below(runs) if run.match(pattern)]
+    except ValueError:
+        return []  # it is no pattern
+    return [run for match in matches for run in ([match] if is_run(match) else runs_below(match))]
+
+
+def _shown_name(folder: Path, runs: Path) -> str:
+    return str(folder.relative_to(runs)) if folder.is_relative_to(runs) else folder.name
+
+
+class Queue:
+    """The jobs that wait in SLURM's queue, asked for now and then."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, tuple[str, str]] = {}
+        self._asked = -_QUEUE_SECONDS
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        """Returns reason and name by number."""
+        if shutil.which("squeue") is not None and time.monotonic() - self._asked >= _QUEUE_SECONDS:
+            self._jobs, self._asked = pending_jobs(seconds=5.0), time.monotonic()
+        return self._jobs
+
+
+def with_pending(statuses: Mapping[Path, RunStatus], jobs: Mapping[str, tuple[str, str]]) -> list[RunStatus]:
+    """Marks the runs whose job waits in the queue; adds a row for each job that has no run folder yet."""
+    rest = dict(jobs)
+    shown = []
+    for folder, status in statuses.items():
+        number = _job_of(folder)
+        if number in rest and status.state != RUNNING:
+            why = f"SLURM job {number}: {rest.pop(number)[0]}"
+            status = replace(status, state=PENDING, why=why)
+        shown.append(status)
+    new = [(number, reason) for number, (reason, name) in rest.items() if name == _JOB_NAME]
+    return shown + [RunStatus(f"slurm-{number}", PENDING, f"SLURM job {number}: {reason}") for number, reason in new]
+
+
+def _job_of(folder: Path) -> str:
+    """Returns the number of a run's SLURM job: from the sweep that submitted it, or from the run id."""
+    number = read_object(folder / "logs" / JOB_FILE).get("job")
+    return folder.name.removeprefix("slurm-").replace("-", "_") if number is None else str(number)
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
@@ -59,23 +129,25 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
         table.add_column(name, justify="left" if is_text else "right", no_wrap=name != "validation")
     for status in statuses:
         table.add_row(
-            status.name,
+            Text(status.name),
             Text(status.state, style=_COLOURS.get(status.state, "default")),
             _of(status.step, status.max_steps),
             _number(status.loss, ".4f"),
             _number(status.tokens_per_second, ",.0f"),
             _duration(status.seconds_left),
             _checkpoint(status),
-            _validation(status),
+            Text(_validation(status)),
         )
     return table
 
 
 def troubles(statuses: Sequence[RunStatus]) -> list[Text]:
-    """For each run that ended badly why, and what its ranks wrote last."""
+    """Says of each run that ended badly why, and what its ranks wrote last; of one that is pending, why it waits."""
     lines = []
     for status in statuses:
-        if status.ended_badly:
+        if status.state == PENDING:
+            lines.append(Text(f"{status.name}: {status.why}"))
+        elif status.ended_badly:
             lines.append(Text(f"{status.name}: {status.state}, {status.why}", style="bold"))
             shown = list(status.last_lines.items())[:_MAX_RANKS]
             lines += (Text(f"  {line}" if line else f"  rank {rank} wrote nothing") for rank, line in shown)
@@ -119,10 +191,19 @@ def _validation(status: RunStatus) -> str:
     return f"{describe(shown[0]).label} {status.validation[shown[0]]:.4f}" if shown else ""
 
 
-def view(folders: Sequence[Path]) -> RenderableType:
-    """The table and the troubles, as they are now."""
-    statuses = [read_status(folder, saved_checkpoints_folder(folder)) for folder in folders]
-    return Group(status_table(statuses), *troubles(statuses))
+def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> RenderableType:
+    """Returns the table and the troubles, as they are now.
+
+    Args:
+        folders: Names to show by run folder.
+        queue: Of SLURM.
+        is_everything: All runs are shown, so that jobs without a run folder are too.
+    """
+    jobs = queue.jobs()
+    read = {folder: read_status(folder, name) for folder, name in folders.items()}
+    statuses = with_pending(read, jobs)
+    shown = statuses if is_everything else statuses[: len(read)]
+    return Group(status_table(shown), *troubles(shown))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,15 +218,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     console = open_console()
     try:
-        folders = find_runs(given.run, given.runs)
+        queue = Queue()
+
+        def now() -> RenderableType:
+            return view(find_runs(given.run, given.runs), queue, not given.run)
+
         if given.once or not console.is_terminal:
-            console.print(view(folders))
+            console.print(now())
             return 0
-        with Live(view(folders), console=console, auto_refresh=False) as live:
+        with Live(now(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(given.every)
-                # Runs that began since are shown too.
-                live.update(view(find_runs(given.run, given.runs)), refresh=True)
+                live.update(now(), refresh=True)  # runs that began since are shown too
     except ConfigError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return error.exit_code

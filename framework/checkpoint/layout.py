@@ -7,9 +7,10 @@ that has it is ever written to again.
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.storage import Location, has_rename, move, remove_tree, sync_folder, write_whole
+from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_whole
 from framework.errors import CheckpointError
 
 FORMAT = 1
@@ -40,6 +41,19 @@ class DamagedError(CheckpointError):
     def __str__(self) -> str:
         """The reason and the remedy."""
         return f"{self.reason}; use an older checkpoint."
+
+
+def checkpoints_folder(run_folder: Path, place: str | None) -> Location:
+    """Returns the folder of a run's checkpoints.
+
+    Args:
+        run_folder: Its name is that of the run.
+        place: `run.checkpoints`; None: they are kept in the run folder.
+
+    Raises:
+        ConfigError: The URL cannot be used here.
+    """
+    return run_folder / CHECKPOINTS if place is None else location(place) / run_folder.resolve().name
 
 
 def step_folder(checkpoints: Location, step: int) -> Location:

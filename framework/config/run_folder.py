@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, ListConfig
 
-from framework.checkpoint.layout import CHECKPOINTS, COMPLETE, newest_complete, step_of
+from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.schema import RunConfig
@@ -78,18 +78,8 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     return RunFolder(path, checkpoints, checkpoint, is_new, falls_back)
 
 
-def checkpoints_folder(path: Path, place: str | None) -> Location:
-    """The folder of a run's checkpoints.
-
-    Args:
-        path: The run folder.
-        place: `run.checkpoints`.
-    """
-    return path / CHECKPOINTS if place is None else location(place) / path.resolve().name
-
-
 def saved_checkpoints_folder(path: Path) -> Location:
-    """The same, as the config says that the run folder holds."""
+    """The folder of a run's checkpoints, by the config that the run folder holds."""
     return checkpoints_folder(path, read_config(path).get("run", {}).get("checkpoints"))
 
 

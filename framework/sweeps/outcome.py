@@ -1,6 +1,5 @@
 """How a job ended, as its run folder and its exit code tell."""
 
-import json
 import re
 import signal
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.config.supervision import LOGS_FOLDER
-from framework.distributed.processes.failure_report import FAILURE_FILE
+from framework.distributed.processes.failure_file import FAILURE_FILE, read_failure
 from framework.sweeps.plan import Job
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
@@ -91,9 +90,9 @@ def judge(job: Job, is_success: bool, how: str, before: Before) -> Outcome:
 
 def _reason(job: Job, before: Before) -> str:
     """What the run said of its failure: in failure.json, else in what it printed last."""
-    failure = job.folder / LOGS_FOLDER / FAILURE_FILE
-    if _written(failure) != before.failure:
-        return f"; {json.loads(failure.read_text(encoding='utf-8'))['why']}"
+    failure = read_failure(job.folder / LOGS_FOLDER)
+    if failure is not None and _written(job.folder / LOGS_FOLDER / FAILURE_FILE) != before.failure:
+        return f"; {failure.why}"
     output = output_file(job)
     if not output.is_file():
         return ""

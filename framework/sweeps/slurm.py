@@ -23,8 +23,8 @@ from framework.sweeps.results import progress_line, say, write_results
 from framework.sweeps.slurm_queue import ENDED, UNKNOWN, job_states, submit
 from framework.sweeps.slurm_script import batch_script
 from framework.sweeps.start import check_whole, tracking
+from framework.tracking.run_files import JOB_FILE
 
-JOB_FILE = "slurm_job.json"
 SCRIPT_FILE = "job.sbatch"
 
 

@@ -1,4 +1,4 @@
-"""What SLURM is asked: to take a job, and how jobs are. It needs no accounting, which many clusters lack."""
+"""Submits jobs to SLURM and asks for their states. It needs no accounting, which many clusters lack."""
 
 import os
 import subprocess
@@ -66,6 +66,22 @@ def job_states(numbers: Sequence[int]) -> dict[int, str]:
     return states
 
 
+def pending_jobs(seconds: float) -> dict[str, tuple[str, str]]:
+    """Asks for the user's jobs that wait in the queue; none where SLURM is not there or does not answer.
+
+    Args:
+        seconds: How long to wait for the answer.
+
+    Returns:
+        Reason and name by number; a task of an array has a number such as 12_3.
+    """
+    lines = _lines(
+        *("squeue", "--noheader", "--me", "--array", "--states=PENDING", "--format=%i|%r|%j"), seconds=seconds
+    )
+    jobs = (line.split("|", 2) for line in lines or () if line.count("|") >= 2)
+    return {number.strip(): (reason, name) for number, reason, name in jobs}
+
+
 def _accounted(number: int) -> str:
     """What the accounting knows of a job that left the queue; clusters without accounting know nothing."""
     lines = _lines("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={number}")
@@ -73,10 +89,10 @@ def _accounted(number: int) -> str:
     return lines[-1].split()[0] if lines else UNKNOWN
 
 
-def _lines(*command: str) -> list[str] | None:
+def _lines(*command: str, seconds: float = _SECONDS) -> list[str] | None:
     """The lines that a command prints; None where it fails, is not there, or does not answer."""
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_SECONDS)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds)
     except (OSError, subprocess.SubprocessError):
         return None
     return [line for line in answer.stdout.splitlines() if line.strip()]

@@ -1,25 +1,42 @@
-"""Where a run stands, told from its folder alone: nothing is asked of its processes, and nothing is written."""
+"""Reads where a run stands from its folder alone: its processes are not asked, and nothing is written.
+
+Nothing here imports torch, and no file is trusted: each may be missing, half written or damaged.
+"""
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.layout import newest_complete, step_of
+from framework.checkpoint.layout import CHECKPOINTS, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location
 from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
-from framework.distributed.processes.failure_report import FAILURE_FILE
-from framework.tracking.summary_file import read_summary
+from framework.distributed.processes.failure_file import read_failure
+from framework.errors import FrameworkError
+from framework.tracking.run_files import CONFIG_FILE, JOB_FILE, read_object, read_saved_config
+from framework.tracking.summary_file import SUMMARY_FILE
 
 RUNNING, SILENT, LOST, UNKNOWN = "running", "silent", "lost", "not started"
+UNREADABLE = "unreadable"
+"""The folder cannot be read at all."""
+
+_ENDED = ("finished", "pruned", "preempted", "stopped", "failed")
 
 _SILENT_SECONDS = 20.0
 """Ranks beat every 2 seconds or faster; a shared file system may show it late."""
 _TAIL_BYTES = 65_536
 _ROWS_FOR_SPEED = 10
+_LARGEST = 1e300
+_MAX_DEPTH = 4
+"""Folders between the folder of the runs and a run: quick starts and sweeps have their own."""
+_MARKS = (
+    *(CONFIG_FILE, SUMMARY_FILE, "metrics.jsonl", CHECKPOINTS),
+    *("logs/live", "logs/output.log", "logs/slurm_start", f"logs/{JOB_FILE}"),
+)
+"""A folder that holds any of them is a run, also where some of them are lost."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +46,8 @@ class RunStatus:
     Attributes:
         name: The folder's name.
         state: "running"; how summary.json says that it ended; "silent": no rank gives signs of life, and whether its
-            processes are gone cannot be seen from this host; "lost": they are gone without a word; "not started".
+            processes are gone cannot be seen from this host; "lost": they are gone without a word; "not started";
+            "unreadable".
         why: Of a run that did not finish.
         num_ranks: Of the newest start.
         step: The newest one that is known.
@@ -60,37 +78,61 @@ class RunStatus:
     @property
     def ended_badly(self) -> bool:
         """Somebody should look at it."""
-        return self.state in ("failed", SILENT, LOST)
+        return self.state in ("failed", SILENT, LOST, UNREADABLE)
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (folder / "config.yaml").is_file()
+    """Returns True for the folder of a run, also of one that waits for SLURM; a folder that cannot be read counts."""
+    try:
+        return folder.is_dir() and any((folder / name).exists() for name in _MARKS)
+    except OSError:
+        return True
 
 
-def read_status(folder: Path, checkpoints: Location) -> RunStatus:
-    """Reads one run folder; files that are not there yet, or half written, count as not there.
+def runs_below(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+    """Yields the run folders in a folder and in its sub-folders, by name."""
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError:
+        return
+    for entry in entries:
+        if is_run(entry):
+            yield entry
+        elif depth > 0:
+            yield from runs_below(entry, depth - 1)
+
+
+def read_status(folder: Path, name: str | None = None) -> RunStatus:
+    """Reads one run folder. Files that are missing, half written or damaged count as missing.
 
     Args:
-        folder: Of the run.
-        checkpoints: The folder of its checkpoints, there or elsewhere.
+        folder: Folder of the run.
+        name: Name to show; None: that of the folder.
     """
-    live = max((folder / "logs" / "live").glob("*"), default=None)
+    try:
+        return _read_status(folder, name or folder.name)
+    except (FrameworkError, OSError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+        return RunStatus(name or folder.name, UNREADABLE, f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _read_status(folder: Path, name: str) -> RunStatus:
+    starts = [path for path in (folder / "logs" / "live").glob("*") if _start_of(path) is not None]
+    live = max(starts, default=None)
     beats = Beats(live, 0.0).read() if live is not None else {}
     state, why = _state(folder, live, beats)
     metrics, perf = tail_rows(folder / "metrics.jsonl"), tail_rows(folder / "perf.jsonl")
-    newest: dict[str, Any] = {}
+    newest: dict[str, float] = {}
     for row in (*metrics, *perf):
-        newest |= {key: value for key, value in row.items() if value is not None}
-    steps = [row["step"] for row in (*metrics[-1:], *perf[-1:])]
+        newest |= row
+    steps = [int(row["step"]) for row in (*metrics[-1:], *perf[-1:])]
     if state == RUNNING:
         # A beat names the step that is being trained.
         steps += [beat.step - 1 for beat in beats.values() if beat.step]
     step = max(steps, default=None)
     max_steps = _max_steps(folder)
-    checkpoint_step, checkpoint_age = _checkpoint(checkpoints)
+    checkpoint_step, checkpoint_age = _checkpoint(_checkpoints_of(folder))
     return RunStatus(
-        name=folder.name,
+        name=name,
         state=state,
         why=why,
         num_ranks=len(beats),
@@ -107,20 +149,16 @@ def read_status(folder: Path, checkpoints: Location) -> RunStatus:
 
 
 def _state(folder: Path, live: Path | None, beats: Mapping[int, Beat]) -> tuple[str, str | None]:
-    """State, and why."""
+    """Returns the state, and why."""
     if live is not None and any(_is_alive(live, beat) for beat in beats.values()):
         return RUNNING, None
-    began = _start_of(live)
-    summary_file = folder / "summary.json"
-    try:
-        summary = read_summary(folder)
-        if summary is not None and summary_file.stat().st_mtime >= began:
-            return str(summary["ended"]), summary["why"]
-    except (OSError, ValueError):
-        pass  # it is being replaced
-    failure = _failure(folder)
-    if failure is not None and failure["seconds"] >= began:
-        return "failed", f"{failure['kind']} (rank {failure['rank']}, step {failure['step']}): {failure['message']}"
+    began = (_start_of(live) if live is not None else None) or 0.0
+    summary = read_object(folder / SUMMARY_FILE)
+    if summary.get("ended") in _ENDED and (folder / SUMMARY_FILE).stat().st_mtime >= began:
+        return summary["ended"], None if summary.get("why") is None else str(summary["why"])
+    failure = read_failure(folder / "logs")
+    if failure is not None and failure.seconds >= began:
+        return "failed", failure.why
     if not beats:
         return UNKNOWN, None
     if all(is_gone(beat) for beat in beats.values()):
@@ -138,57 +176,55 @@ def _is_alive(live: Path, beat: Beat) -> bool:
     return age < _SILENT_SECONDS
 
 
-def _start_of(live: Path | None) -> float:
-    """When the newest start was, in seconds since the epoch; its folder's name says it."""
-    if live is None:
-        return 0.0
+def _start_of(live: Path) -> float | None:
+    """Returns when a start was, in seconds since the epoch, from its folder's name; None where it is not named so."""
     stamp = live.name.partition("-")[0]
-    return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
-
-
-def _failure(folder: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((folder / "logs" / FAILURE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
+    except ValueError:
         return None
 
 
 def _max_steps(folder: Path) -> int | None:
-    """From the line with which rank 0 begins to train: steps may follow from epochs."""
+    """Reads the line with which rank 0 begins to train: steps may follow from epochs."""
     try:
         with (folder / "logs" / "rank_00000.log").open(encoding="utf-8", errors="replace") as log:
             lines = [line for line in log if " after step " in line]
     except OSError:
         return None
     last = lines[-1].rpartition(" of ")[2].strip() if lines else ""
-    return int(last) if last.isdecimal() else None
+    return int(last) if last.isascii() and last.isdecimal() else None
+
+
+def _checkpoints_of(folder: Path) -> Location:
+    run = read_saved_config(folder).get("run")
+    place = run.get("checkpoints") if isinstance(run, dict) else None
+    return checkpoints_folder(folder, place if isinstance(place, str) else None)
 
 
 def _checkpoint(checkpoints: Location) -> tuple[int | None, float | None]:
-    """Step of the newest complete one, and its age where the disk tells it."""
+    """Returns the step of the newest complete one, and its age where the disk tells it."""
     newest = newest_complete(checkpoints)
     if newest is None:
         return None, None
     return step_of(newest), time.time() - newest.stat().st_mtime if isinstance(newest, Path) else None
 
 
-def _seconds_left(perf: list[dict[str, Any]], step: int | None, max_steps: int | None) -> float | None:
-    """At the speed between the newest rows of one start: its clock begins anew with each."""
-    rows = perf[-_ROWS_FOR_SPEED:]
+def _seconds_left(perf: Sequence[Mapping[str, float]], step: int | None, max_steps: int | None) -> float | None:
+    """Returns the seconds to the last step at the speed of the newest rows of one start, whose clock begins anew."""
+    rows = [row for row in perf[-_ROWS_FOR_SPEED:] if "perf/wall_seconds" in row]
     while len(rows) > 1 and rows[0]["perf/wall_seconds"] >= rows[-1]["perf/wall_seconds"]:
         rows = rows[1:]
     if step is None or max_steps is None or not rows:
         return None
-    if len(rows) == 1:
-        seconds, steps = rows[0]["perf/wall_seconds"], rows[0]["step"]
-    else:
-        seconds = rows[-1]["perf/wall_seconds"] - rows[0]["perf/wall_seconds"]
-        steps = rows[-1]["step"] - rows[0]["step"]
-    return (max_steps - step) * seconds / steps if steps else None
+    first = rows[0] if len(rows) > 1 else {"perf/wall_seconds": 0.0, "step": 0}
+    seconds = rows[-1]["perf/wall_seconds"] - first["perf/wall_seconds"]
+    steps = rows[-1]["step"] - first["step"]
+    return (max_steps - step) * seconds / steps if steps > 0 else None
 
 
-def tail_rows(path: Path) -> list[dict[str, Any]]:
-    """The newest rows of a file of JSON lines, without a first and a last line that are not whole."""
+def tail_rows(path: Path) -> list[dict[str, float]]:
+    """Reads the finite numbers of the newest rows of a file of JSON lines; lines that are no row are left out."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -197,4 +233,17 @@ def tail_rows(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
-    return [json.loads(line) for line in whole]
+    rows = (_numbers(line) for line in whole)
+    return [row for row in rows if "step" in row]
+
+
+def _numbers(line: bytes) -> dict[str, float]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: value for key, value in row.items() if _is_number(value)} if isinstance(row, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST

@@ -1,16 +1,21 @@
-"""What is told of a run from its folder alone: states, speed, checkpoints, half-written files; and the table of it."""
+"""A run as its folder alone shows it: states, speed, checkpoints, damaged files; and the table of it."""
 
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from framework.distributed.processes.beats import Beat, Beats
-from framework.status import find_runs, main
+from framework.distributed.processes.failure_report import FailureReport
+from framework.errors import DataError
+from framework.status import find_runs, main, with_pending
 from framework.tracking.run_status import read_status, tail_rows
 
 LONG_AGO, START = "20260101T000000-host-1", "20260102T000000-host-2"
@@ -41,7 +46,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> Any:
-    return read_status(folder, folder / "checkpoints")
+    return read_status(folder)
 
 
 def gone_pid() -> int:
@@ -93,15 +98,19 @@ def test_a_summary_counts_where_it_is_of_the_newest_start(tmp_path, written, sta
     assert read(folder).state == state
 
 
-@pytest.mark.parametrize(("seconds", "state"), [(AFTER_START, "failed"), (BEFORE_START, "lost")])
-def test_a_failure_counts_where_it_is_of_the_newest_start(tmp_path, seconds, state):
+@pytest.mark.parametrize("is_of_this_start", [True, False])
+def test_a_failure_counts_where_it_is_of_the_newest_start(tmp_path, is_of_this_start):
+    """The failure is written by what writes it in a run."""
     folder = make_run(tmp_path / "run", rows=2, pid=gone_pid())
-    failure = {"seconds": seconds, "kind": "DataError", "rank": 1, "step": 2, "message": "no such row"}
-    (folder / "logs" / "failure.json").write_text(json.dumps(failure))
-    seen = read(folder)
-    assert seen.state == state
-    if state == "failed":
-        assert seen.why == "DataError (rank 1, step 2): no such row"
+    report = FailureReport()
+    live = folder / "logs" / "live" / START
+    report.open(live, folder / "logs", folder / "logs" / "rank_00000.log", Beats(live, 1.0))
+    report.settle(report.own(DataError("no such row")))
+    if is_of_this_start:
+        assert (read(folder).state, read(folder).why) == ("failed", "DataError: no such row")
+    else:
+        live.rename(live.with_name("29990102T000000-host-2"))
+        assert read(folder).state == "lost"
 
 
 def test_rows_that_are_half_written_are_left_out(tmp_path):
@@ -125,14 +134,112 @@ def test_the_table_names_what_is_wrong(tmp_path, capsys):
 
 def test_runs_are_found_by_id_pattern_and_folder(tmp_path):
     runs = tmp_path / "runs"
-    for name in ("sst2-a", "sst2-b", "ner"):
+    for name in ("sst2-a", "sst2-b", "ner", "quick/start", "sweep/2026/lr_1"):
         make_run(runs / name)
-    names = lambda *given: [folder.name for folder in find_runs(given, runs)]  # noqa: E731
-    assert names() == ["ner", "sst2-a", "sst2-b"]
+    names = lambda *given: list(find_runs(given, runs).values())  # noqa: E731
+    assert names() == ["ner", "quick/start", "sst2-a", "sst2-b", "sweep/2026/lr_1"]
     assert names("sst2-*") == ["sst2-a", "sst2-b"]
-    assert names("ner", "*") == ["ner", "sst2-a", "sst2-b"]
+    assert names("ner", "sst2-*", "ner") == ["ner", "sst2-a", "sst2-b"]
     assert names(str(runs / "ner")) == ["ner"]
-    assert names(str(runs)) == ["ner", "sst2-a", "sst2-b"]
+    assert names(str(runs)) == names()
+    assert names("sweep") == names("lr_1") == names("sweep/2026/lr_*") == ["sweep/2026/lr_1"]
+
+
+def overwrite(name: str, content: str | bytes) -> Callable[[Path], object]:
+    return lambda run: (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def as_folder(name: str) -> Callable[[Path], object]:
+    return lambda run: ((run / name).unlink(), (run / name).mkdir())
+
+
+BEAT, LOG = f"logs/live/{START}/beat_00001.json", "logs/rank_00000.log"
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    **{
+        f"{name} {kind}": overwrite(name, content)
+        for name in ("config.yaml", "summary.json", "logs/failure.json", BEAT, "metrics.jsonl", "perf.jsonl", LOG)
+        for kind, content in {
+            "empty": "",
+            "binary": b"\x00\xff\xfe\n",
+            "a list": "[1]\n",
+            "a number": "7\n",
+            "null": "null\n",
+            "deep": "[" * 2_000 + "\n",
+            "other keys": '{"a": 1, "step": "x"}\n',
+        }.items()
+    },
+    "config.yaml a folder": as_folder("config.yaml"),
+    "config.yaml gone": lambda run: (run / "config.yaml").unlink(),
+    "checkpoints elsewhere": overwrite("config.yaml", "run: {checkpoints: 's3://a:b@c/d'}\n"),
+    "checkpoints a number": overwrite("config.yaml", "run: {checkpoints: 7}\n"),
+    "run a list": overwrite("config.yaml", "run: [7]\n"),
+    "checkpoints a file": overwrite("checkpoints", ""),
+    "a summary without why": overwrite("summary.json", '{"ended": "failed"}\n'),
+    "a summary with a state of no kind": overwrite("summary.json", '{"ended": ["x"], "why": 1}\n'),
+    "a failure without its time": overwrite("logs/failure.json", '{"why": "x"}\n'),
+    "a failure in no time": overwrite("logs/failure.json", '{"why": "x", "time": "soon"}\n'),
+    "values that are no numbers": overwrite(
+        "metrics.jsonl", '{"step": 3, "train/loss": "x", "val/accuracy": [1]}\n{"step": 1e400}\n'
+    ),
+    "markup": overwrite("metrics.jsonl", '{"step": 3, "val/[/red]": 1}\n'),
+    "a huge number": overwrite("perf.jsonl", '{"step": 3, "perf/wall_seconds": 1' + "0" * 400 + "}\n"),
+    "perf rows without a clock": overwrite("perf.jsonl", '{"step": 3}\n{"step": 4}\n'),
+    "live a file": lambda run: ((run / "logs" / "live").rename(run / "live"), (run / "logs" / "live").touch()),
+    "a start of no time": lambda run: (run / BEAT).parent.rename(run / "logs" / "live" / "yesterday"),
+    "a beat of another kind": overwrite(BEAT, json.dumps({"rank": "1", "pid": None})),
+}
+
+
+def test_no_damaged_folder_hides_the_others(tmp_path, capsys):
+    runs, gone = tmp_path / "runs", {"pid": gone_pid()}
+    for place, damage in enumerate(DAMAGE.values()):
+        damage(make_run(runs / f"run{place:03d}", rows=2, **(gone if place % 2 else {})))
+    make_run(runs / "odd[" / "bold]")
+    make_run(runs / "whole", rows=5)
+    assert main(["--runs", str(runs)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["whole", "running", "5/100", "5.0000", "3m"] in rows
+    listed = {row[0] for row in rows if row}
+    assert {run.name for run in runs.iterdir()} - {"odd["} <= listed
+    assert "odd[/bold]" in listed
+
+
+def test_jobs_that_wait_for_slurm_are_pending(tmp_path):
+    make_run(tmp_path / "slurm-12-3", rows=2, pid=gone_pid())
+    make_run(tmp_path / "running", rows=2)
+    waiting = tmp_path / "sweep" / "lr_1" / "logs"
+    waiting.mkdir(parents=True)
+    (waiting / "slurm_job.json").write_text('{"job": 14}')
+    (tmp_path / "running" / "logs" / "slurm_job.json").write_text('{"job": 15}')
+    read_all = {folder: read_status(folder, name) for folder, name in find_runs((), tmp_path).items()}
+    jobs = {"12_3": ("BeginTime", "cloze"), "14": ("Priority", "x"), "15": ("None", "x"), "16": ("Resources", "cloze")}
+    shown = with_pending(read_all, jobs | {"17": ("Priority", "somebody else's")})
+    assert [(status.name, status.state, status.why) for status in shown] == [
+        ("running", "running", None),
+        ("slurm-12-3", "pending", "SLURM job 12_3: BeginTime"),
+        ("sweep/lr_1", "pending", "SLURM job 14: Priority"),
+        ("slurm-16", "pending", "SLURM job 16: Resources"),
+    ]
+
+
+def test_the_queue_is_read_as_squeue_prints_it(tmp_path, capsys, monkeypatch):
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text("#!/bin/sh\n[ \"$4\" = --states=PENDING ] && echo '21_4|Resources|cloze'\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
+    make_run(tmp_path / "runs" / "slurm-21-4", pid=gone_pid())
+    assert main(["--runs", str(tmp_path / "runs")]) == 0
+    out = capsys.readouterr().out
+    assert "slurm-21-4: SLURM job 21_4: Resources" in out
+    assert out.count("21-4") == 2
+
+
+def test_it_costs_no_import_of_torch():
+    program = (
+        "import sys, framework.status; sys.exit(bool({'torch', 'lightning', 'hydra', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
 def test_a_run_that_is_not_there(tmp_path, capsys):

@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 
@@ -46,6 +46,10 @@ class Beat:
         return f"rank {self.rank} (host {self.host}, pid {self.pid}) {where}: {self.point}{waiting}, in {self.place}"
 
 
+_KINDS = {each.name: each.type for each in fields(Beat)}
+"""Types by attribute: a damaged file counts as none."""
+
+
 class Beats:
     """The files of one start of a run."""
 
@@ -76,9 +80,10 @@ class Beats:
         for path in self.folder.glob("beat_*.json"):
             try:
                 beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError, RecursionError):
                 continue
-            beats[beat.rank] = beat
+            if all(isinstance(getattr(beat, name), kind) for name, kind in _KINDS.items()):
+                beats[beat.rank] = beat
         return beats
 
     def silent(self, except_ranks: Collection[int] = ()) -> list[Beat]:

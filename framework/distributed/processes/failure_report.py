@@ -24,10 +24,9 @@ import torch.distributed as dist
 
 from framework.distributed.processes.beats import Beat, Beats, last_line
 from framework.distributed.processes.environment import ProcessInfo, process_info
+from framework.distributed.processes.failure_file import FAILURE_FILE
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError, FrameworkError
-
-FAILURE_FILE = "failure.json"
 
 _GRACE_SECONDS = 1.0
 """How long failing ranks wait for each other's notes. torchrun stops the others only when this one has left."""

@@ -1,0 +1,30 @@
+"""failure.json in the logs of a run: the newest failure of its ranks, for readers that do not import torch."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+FAILURE_FILE = "failure.json"
+
+
+@dataclass(frozen=True)
+class RecordedFailure:
+    """The failure that a run recorded last.
+
+    Attributes:
+        seconds: Since the epoch, by the clock of the rank that wrote it.
+        why: The error with its kind, rank and step, in one line.
+    """
+
+    seconds: float
+    why: str
+
+
+def read_failure(logs: Path) -> RecordedFailure | None:
+    """Reads failure.json in the logs of a run; None where there is none, or it is damaged."""
+    try:
+        record = json.loads((logs / FAILURE_FILE).read_text(encoding="utf-8"))
+        return RecordedFailure(datetime.fromisoformat(record["time"]).timestamp(), str(record["why"]))
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return None

@@ -1,0 +1,30 @@
+"""Reads files of a run folder that may be missing, half written or damaged, for readers that must not fail."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONFIG_FILE = "config.yaml"
+PROVENANCE_FILE = "provenance.json"
+JOB_FILE = "slurm_job.json"
+"""Holds, in the logs of a run that a sweep submitted to SLURM, the number of its job."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; empty where the file is missing or holds none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def read_saved_config(run_folder: Path) -> dict[str, Any]:
+    """Reads config.yaml; empty where the file is missing or holds no config."""
+    try:
+        value = yaml.safe_load((run_folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
