@@ -199,7 +199,7 @@ def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None
             f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`."
         )
     tokenizer = Tokenizer.from_folder(folder)
-    if weights is not None and own is not None and tokenizer.fingerprint != Tokenizer.from_folder(own).fingerprint:
+    if weights is not None and own is not None and not tokenizer.same_ids(Tokenizer.from_folder(own)):
         raise ConfigError(
             f"tokenizer.path={folder} is another tokenizer than the one of init_from={weights.source}, whose weights "
             "know other ids; use tokenizer=from_weights."

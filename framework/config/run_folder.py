@@ -14,6 +14,7 @@ from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_com
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.schema import RunConfig
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError
 
@@ -139,8 +140,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
+def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], pair_separators: int) -> None:
     """Compares tokenizer and data with those that the run began with.
+
+    Args:
+        folder: Run folder.
+        fingerprints: Fingerprints of the tokenizer and of the data.
+        pair_separators: `Tokenizer.pair_separators`.
 
     Raises:
         DataError: They have changed, although the config names the same.
@@ -151,6 +157,13 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str]) -> None:
     before = json.loads(file.read_text(encoding="utf-8"))["starts"][0]["fingerprints"]
     for name, value in fingerprints.items():
         if before.get(name) != value:
+            joined = joined_by(read_task_record(folder.path))
+            if name == "data" and joined != pair_separators:
+                raise DataError(
+                    f"the run in {folder.path} joined pairs of texts with {joined} separator, and this version joins "
+                    f"them with {pair_separators}, as published models of this vocabulary do. A run keeps its input. "
+                    "Evaluate, predict and export it as it is, or start a new run with another `run.id`."
+                )
             raise DataError(
                 f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has "
                 f"{value} now; "
@@ -172,6 +185,14 @@ def read_task_record(path: Path) -> dict[str, Any]:
             f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it."
         ) from error
     return dict(record)
+
+
+def joined_by(record: Mapping[str, Any]) -> int:
+    """Returns how many separators joined the texts of a pair in the run or export that has this task record.
+
+    Runs of versions that did not write the key always had one.
+    """
+    return int(record.get(SEPARATORS_KEY, 1))
 
 
 def write_start(

@@ -36,6 +36,7 @@ from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.collate import completion_on
 from framework.data.planning.plan import StepPlan
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.memory import CudaMemory
 from framework.distributed.parallel.precision import Precision
@@ -94,7 +95,7 @@ def start_run(
         DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
     """
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
-    check_same_data(folder, fingerprints)
+    check_same_data(folder, fingerprints, parts.tokenizer.pair_separators)
     # Ranks have read the weights each for itself: of a run that goes on meanwhile they could see different checkpoints.
     start = {"init_from": parts.weights.source} if parts.weights is not None else {}
     check_agreement(facts_to_agree_on(config, fingerprints) | start)
@@ -110,7 +111,12 @@ def start_run(
             shutil.rmtree(temporary, ignore_errors=True)
             parts.tokenizer.save(temporary)
             temporary.rename(tokenizer)
-        record = {**parts.task.side_config(), "config": config["task"], "head": parts.task.head_kind}
+        record = {
+            **parts.task.side_config(),
+            "config": config["task"],
+            "head": parts.task.head_kind,
+            SEPARATORS_KEY: parts.tokenizer.pair_separators,
+        }
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
         write_start(folder, masked(composed, config), start_of_run, record, parts.task.side_files())

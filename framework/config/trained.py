@@ -11,7 +11,7 @@ import torch
 from framework.config.build import build_model
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
-from framework.config.run_folder import read_config, read_task_record
+from framework.config.run_folder import joined_by, read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
@@ -78,7 +78,7 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
     config = read_config(run[0]) if run is not None else None
     data = check_component("data", config["data"]) if config is not None else None
     step_size = config["trainer"]["global_batch_size"] if config is not None else None
-    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir)
+    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, joined_by(record))
     return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data, step_size)
 
 

@@ -1,6 +1,7 @@
-"""From texts to the ids of sequences: `[CLS] text [SEP]`, for pairs `[CLS] text [SEP] pair [SEP]` in segments 0 and 1.
+"""Turns texts into the ids of sequences: `[CLS] text [SEP]`, for pairs `[CLS] text [SEP] pair [SEP]`, segments 0 and 1.
 
-RoBERTa's doubled separator is not used.
+The tokenizer states how many separators stand between the texts of a pair: one in BERT, two in RoBERTa. They belong to
+segment 0.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import numpy as np
 
 from framework.data.flat_source import ranges
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError
 
 SHORTEST_PAIR = 5
 """[CLS] a [SEP] b [SEP]"""
@@ -42,23 +44,34 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
         tokenizer: Gives ids and special tokens.
         max_length: Most tokens of a sequence, special tokens included; longer texts lose their end, of pairs the longer
             text first.
+
+    Raises:
+        ConfigError: `max_length` leaves no room for a token of each text.
     """
     segments = [texts] if pairs is None else [texts, pairs]
-    room = max_length - 1 - len(segments)
+    num_specials = 2 if pairs is None else 2 + tokenizer.pair_separators
+    room = max_length - num_specials
+    if room < len(segments):
+        raise ConfigError(
+            f"max_length is {max_length}, of which {num_specials} are special tokens with this tokenizer. A sequence "
+            f"needs {num_specials + len(segments)} tokens at least. Raise max_length."
+        )
     encoded, whole = zip(*(_encode(segment, tokenizer, room) for segment in segments), strict=True)
     sizes = np.array(whole, dtype=np.int64)
     kept = np.minimum(sizes, room) if pairs is None else truncate_longest_first(sizes[0], sizes[1], room)
-    lengths = kept.sum(axis=0) + 1 + len(segments)
+    lengths = kept.sum(axis=0) + num_specials
     starts = np.cumsum(lengths) - lengths
     input_ids = np.full(int(lengths.sum()), tokenizer.sep_id, dtype=np.int32)
     input_ids[starts] = tokenizer.cls_id
     begin = starts + 1
     for segment, counts in zip(encoded, kept, strict=True):
         input_ids[ranges(begin, counts)] = _joined([ids[:count] for ids, count in zip(segment, counts, strict=True)])
-        begin = begin + counts + 1
+        begin = begin + counts + tokenizer.pair_separators
     token_type_ids = None
     if pairs is not None:
-        token_type_ids = ranges(np.zeros_like(lengths), lengths) >= np.repeat(kept[0] + 2, lengths)
+        token_type_ids = ranges(np.zeros_like(lengths), lengths) >= np.repeat(
+            kept[0] + 1 + tokenizer.pair_separators, lengths
+        )
     return Layout(input_ids, lengths, token_type_ids)
 
 

@@ -268,7 +268,11 @@ def test_settings_that_cannot_be(data, tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="sequence_length is 33, but the encoder has 32 positions"):
         PretrainingTask(sequence_length=LENGTH + 1).build_head(TransformerEncoder(config), config)
     tokenizer.save(tmp_path)
-    (tmp_path / "tokenizer.json").write_text((tmp_path / "tokenizer.json").read_text() + "\n")
+    PretrainingTask().build_sources(data, Tokenizer.from_folder(tmp_path), 0)
+    text = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(text + "\n")
+    PretrainingTask().build_sources(data, Tokenizer.from_folder(tmp_path), 0)
+    (tmp_path / "tokenizer.json").write_text(text.replace("##ulo", "##ulu"))
     with pytest.raises(DataError, match="was made with another tokenizer"):
         PretrainingTask().build_sources(data, Tokenizer.from_folder(tmp_path), 0)
 

@@ -1,19 +1,21 @@
 """A tokenizer folder as the rest of Cloze sees it: ids, special tokens, which ids begin a word.
 
-Reads the files that Hugging Face transformers reads (tokenizer.json, or vocab.txt of a BERT vocabulary), without
-transformers. Training is in `framework.data.tokenizer_training`.
+Reads the files that Hugging Face transformers reads, without transformers: tokenizer.json, or vocab.txt of a BERT
+vocabulary (`framework.data.tokenization.wordpiece_folder`).
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
+from framework.data.tokenization.wordpiece_folder import normalizer_settings, read_vocabulary, wordpiece_backend
 from framework.errors import DataError
 
 TOKENIZER_FILES = (
@@ -27,6 +29,9 @@ TOKENIZER_FILES = (
 )
 """What a tokenizer folder may hold; `save` copies those that are there."""
 
+SEPARATORS_KEY = "pair_separators"
+"""Key of `Tokenizer.pair_separators` in the records of runs and exports."""
+
 _USUAL_NAMES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),
@@ -34,6 +39,7 @@ _USUAL_NAMES = {
     "pad": ("[PAD]", "<pad>"),
     "unk": ("[UNK]", "<unk>"),
 }
+_BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
 # Placeholders of published vocabularies that no text is encoded to.
 _UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
 
@@ -47,6 +53,7 @@ class Tokenizer:
         backend: The `tokenizers` object; its padding and truncation are switched off.
         special_tokens: Token of each of cls, sep, mask, pad, unk.
         folder: Where the files are.
+        pair_separators: Number of separators between the texts of a pair; None: as the backend joins pairs.
 
     Attributes:
         vocab_size: Largest id + 1.
@@ -58,15 +65,24 @@ class Tokenizer:
             sentence-piece token with its space mark (a punctuation mark without one belongs to the word before it, as
             in fairseq); special tokens too.
         space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
+        special_tokens: As given.
+        pair_separators: Number of `sep_id` between the texts of a pair: 1 in BERT, 2 in RoBERTa.
         fingerprint: Hash of the tokenizer's files.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special_tokens: dict[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special_tokens: Mapping[str, str],
+        folder: Path,
+        pair_separators: int | None = None,
+    ) -> None:
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True
         self.backend = backend
         self.folder = folder
+        self.special_tokens = special_tokens
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self.cls_id, self.sep_id, self.mask_id, self.pad_id, self.unk_id = (
@@ -84,33 +100,45 @@ class Tokenizer:
         for token, token_id in vocabulary.items():
             begins = token.startswith(("Ġ", "▁")) if self.space_marked else not (prefix and token.startswith(prefix))
             self.starts_word[token_id] = begins or token_id in special
+        self.pair_separators = pair_separators or _pair_separators(backend, self.cls_id, self.sep_id)
         self.fingerprint = _fingerprint(folder)
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> "Tokenizer":
+    def from_folder(cls, folder: str | Path, pair_separators: int | None = None) -> "Tokenizer":
         """Loads a tokenizer folder.
 
         Args:
-            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece; `do_lower_case` from
-                tokenizer_config.json).
+            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece). Where it is a `BertTokenizer`,
+                tokenizer_config.json decides how text is normalised, as in transformers.
+            pair_separators: See `Tokenizer`.
 
         Raises:
             DataError: The folder or its files are missing or broken, or one of the five special tokens is not found.
         """
         folder = Path(folder)
         config = _read_json(folder / "tokenizer_config.json")
+        named = {**config, **_read_json(folder / "special_tokens_map.json")}
         if (folder / "tokenizer.json").is_file():
             backend = _load_backend(folder / "tokenizer.json")
+            if str(config.get("tokenizer_class")) in _BERT_CLASSES:
+                _set_normalizer(backend, config)
+            special_tokens = _find_special_tokens(folder, named, backend.get_vocab(with_added_tokens=True))
         elif (folder / "vocab.txt").is_file():
-            backend = _backend_of_vocabulary(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
+            vocabulary = read_vocabulary(folder / "vocab.txt")
+            special_tokens = _find_special_tokens(folder, named, vocabulary)
+            added = _read_json(folder / "added_tokens.json")
+            backend = wordpiece_backend(vocabulary, special_tokens, named, added)
         else:
             raise DataError(
                 f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or "
                 "make one with "
                 "framework.prepare."
             )
-        named = {**config, **_read_json(folder / "special_tokens_map.json")}
-        return cls(backend, _find_special_tokens(folder, named, backend), folder)
+        return cls(backend, special_tokens, folder, pair_separators)
+
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Reports whether both give a text the same ids, whichever files they were read from."""
+        return _ids_of_text(self) == _ids_of_text(other)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text as int32 arrays, without special tokens."""
@@ -175,28 +203,35 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(path))
 
 
-def _backend_of_vocabulary(path: Path, lowercase: bool) -> tokenizers.Tokenizer:
-    try:
-        tokens = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8; restore the file.") from error
-    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    backend.decoder = tokenizers.decoders.WordPiece(prefix="##")
-    backend.add_special_tokens([names[0] for names in _USUAL_NAMES.values() if names[0] in vocabulary])
-    return backend
+def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Applies what tokenizer_config.json says of normalisation over what tokenizer.json says, as transformers does."""
+    normalizer = backend.normalizer
+    if isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
+        for name, value in normalizer_settings(config).items():
+            setattr(normalizer, name, value)
+        backend.normalizer = normalizer
 
 
-def _find_special_tokens(folder: Path, named: dict, backend: tokenizers.Tokenizer) -> dict[str, str]:
-    """The five special tokens: by the folder's own word, or else by their usual names."""
+def _pair_separators(backend: tokenizers.Tokenizer, cls_id: int, sep_id: int) -> int:
+    """Reads from a pair of empty texts how many separators stand between two texts; 1 where there is no template."""
+    ids = backend.encode("", "").ids
+    return len(ids) - 2 if len(ids) > 2 and ids == [cls_id] + [sep_id] * (len(ids) - 1) else 1
+
+
+def _ids_of_text(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What decides the ids of a text: not the template, and not whether a space is put before the first word."""
+    content = json.loads(tokenizer.backend.to_str())
+    return {name: content[name] for name in ("added_tokens", "normalizer", "model")}
+
+
+def _find_special_tokens(folder: Path, named: Mapping[str, Any], vocabulary: Container[str]) -> dict[str, str]:
+    """Finds the five special tokens in the vocabulary: by the folder's own word, or else by their usual names."""
     found: dict[str, str] = {}
     for name, usual in _USUAL_NAMES.items():
         given = named.get(f"{name}_token")
         given = given.get("content") if isinstance(given, dict) else given
         candidates = (given, *usual) if isinstance(given, str) else usual
-        present = [token for token in candidates if backend.token_to_id(token) is not None]
+        present = [token for token in candidates if token in vocabulary]
         if not present:
             raise DataError(
                 f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name "

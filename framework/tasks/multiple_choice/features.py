@@ -1,7 +1,8 @@
-"""Sequences of multiple choice: an item holds one for each choice, and they do not attend to each other.
+"""Builds sequences of multiple choice: an item holds one for each choice, and they do not attend to each other.
 
-`[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`; of a long pair the
-longer text loses its end. After Devlin et al. 2019 (arXiv:1810.04805, section 4.4).
+`[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`, as
+`framework.data.layout` joins pairs. Of a long pair the longer text loses its end. After Devlin et al. 2019
+(arXiv:1810.04805, section 4.4).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Sequences of pre-training: sentence pairs (or single segments) from a token store, with hidden words.
 
-Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. RoBERTa's
-doubled separator is not used.
+Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. Two separators
+follow A where the tokenizer has them, as in RoBERTa.
 """
 
 from dataclasses import dataclass
@@ -25,9 +25,9 @@ SAMPLE_RUNS, SAMPLE_RUN = 40, 50
 """Runs of consecutive sequences from which the mean length and the unused share of a split are told."""
 
 
-def num_specials(pairs: bool) -> int:
-    """Special tokens of a sequence."""
-    return 3 if pairs else 2
+def num_specials(pairs: bool, tokenizer: Tokenizer) -> int:
+    """Counts the special tokens of a sequence."""
+    return 2 + tokenizer.pair_separators if pairs else 2
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,13 @@ class PretrainingSource:
         self.chunks = chunks
         self.shuffle = shuffle
         self.mask_rate = mask_rate
-        self._num_specials = num_specials(chunks.pairs)
+        self._num_specials = num_specials(chunks.pairs, tokenizer)
         self.max_length = chunks.max_tokens + self._num_specials
         self._store = store
         self._mixture = mixture
         self._facts = MaskingFacts.of(tokenizer)
         self._cls_id, self._sep_id = tokenizer.cls_id, tokenizer.sep_id
+        self._num_separators = tokenizer.pair_separators if chunks.pairs else 1
         self._masking = masking
         self._is_evaluation = seed is None
         seed = EVALUATION_SEED if seed is None else seed
@@ -95,7 +96,8 @@ class PretrainingSource:
     @property
     def fingerprint(self) -> str:
         """Of the store and of which of its sequences these are."""
-        return f"{self._store.fingerprint} {len(self)} of {len(self.chunks)}"
+        joined = f" joined by {self._num_separators}" if self._num_separators != 1 else ""
+        return f"{self._store.fingerprint} {len(self)} of {len(self.chunks)}{joined}"
 
     @cached_property
     def mean_length(self) -> float:
@@ -120,13 +122,14 @@ class PretrainingSource:
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials
         first = np.cumsum(lengths) - lengths
-        separators = first[:, None] + np.cumsum(segments.lengths + 1, axis=1)
+        # Only the separator between two segments is repeated.
+        second = first + 1 + segments.lengths[:, 0] + self._num_separators
+        separators = [first + 1 + segments.lengths[:, 0] + each for each in range(self._num_separators)]
+        separators.append(first + lengths - 1)
         is_text = np.ones(int(lengths.sum()), dtype=bool)
-        is_text[first] = False
-        is_text[separators] = False
-        input_ids = np.empty(len(is_text), dtype=np.int64)
+        input_ids = np.full(len(is_text), self._sep_id, dtype=np.int64)
+        is_text[[first, *separators]] = False
         input_ids[first] = self._cls_id
-        input_ids[separators] = self._sep_id
         input_ids[is_text] = self._store.gather(segments.starts.ravel(), segments.lengths.ravel())
         maskable = is_text & ~self._facts.is_special[input_ids]
         keys = mix(mix(self._masks_key, epochs), indices)
@@ -137,7 +140,7 @@ class PretrainingSource:
         counts = {"mlm": float(len(positions)), "z": float(len(positions))}
         token_type_ids = None
         if self.chunks.pairs:
-            token_type_ids = np.arange(len(input_ids)) > np.repeat(separators[:, 0], lengths)
+            token_type_ids = np.arange(len(input_ids)) > np.repeat(second - 1, lengths)
             targets["nsp_labels"] = Target(segments.labels, "sequences")
             counts["nsp"] = float(len(indices))
         return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, capacity)

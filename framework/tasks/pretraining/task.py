@@ -91,12 +91,13 @@ class PretrainingTask(Task):
             DataError: The store is missing, was made with another tokenizer, or a split has too few documents.
         """
         store = data.opened
-        if store.meta["tokenizer_fingerprint"] != tokenizer.fingerprint:
+        is_other = store.meta["tokenizer_fingerprint"] != tokenizer.fingerprint
+        if is_other and not Tokenizer.from_folder(store.folder / "tokenizer").same_ids(tokenizer):
             raise DataError(
                 f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}; "
                 f"set tokenizer.path={store.folder / 'tokenizer'}, or prepare a store with this one."
             )
-        division = Division(self.sequence_length - num_specials(self.nsp), self.nsp)
+        division = Division(self.sequence_length - num_specials(self.nsp, tokenizer), self.nsp)
         sources: dict[str, SequenceSource] = {}
         for split, index in data.indexes(division).items():
             training = split == "train"

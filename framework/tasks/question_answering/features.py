@@ -1,4 +1,6 @@
-"""Sequences of question answering: `[CLS] question [SEP] window [SEP]`, windows that slide over the context.
+"""Builds sequences of question answering: `[CLS] question [SEP] window [SEP]`, windows that slide over the context.
+
+Two separators follow the question where the tokenizer has them, as in RoBERTa.
 
 After Devlin et al. 2019 (arXiv:1810.04805, section 4.2 and their run_squad.py): a window begins every `stride` tokens
 until one reaches the end of the context; one that does not hold the whole answer has [CLS] as start and end.
@@ -13,9 +15,8 @@ from framework.constants import IGNORE_INDEX
 from framework.data.examples.questions import Question
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import DataError
+from framework.errors import ConfigError, DataError
 
-SPECIAL_TOKENS = 3
 _TEXTS_AT_ONCE = 100
 """Encodings with offsets take some hundred bytes a token until they are arrays, and a context may be a whole book."""
 
@@ -33,6 +34,21 @@ class WindowSizes:
     max_length: int
     stride: int
     max_question_length: int
+
+    def check(self, pair_separators: int = 1) -> None:
+        """Checks that windows leave no token of a context out.
+
+        Raises:
+            ConfigError: A window is shorter than the stride.
+        """
+        num_specials = 2 + pair_separators
+        room = self.max_length - self.max_question_length - num_specials
+        if room < self.stride:
+            raise ConfigError(
+                f"max_length={self.max_length} leaves {room} tokens for the context beside a question of "
+                f"max_question_length={self.max_question_length} and {num_specials} special tokens, and "
+                f"stride={self.stride} would pass over others; raise max_length or lower the others."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +99,24 @@ def window_source(
 
     Raises:
         DataError: An answer has no token: it is made of characters that the tokenizer drops.
+        ConfigError: Windows would leave tokens out.
     """
+    sizes.check(tokenizer.pair_separators)
     passages = _passages(questions, tokenizer)
     asked = tokenizer.encode_batch([question.question for question in questions])
-    before, between = np.array([tokenizer.cls_id], dtype=np.int32), np.array([tokenizer.sep_id], dtype=np.int32)
+    before, after = np.array([tokenizer.cls_id], dtype=np.int32), np.array([tokenizer.sep_id], dtype=np.int32)
+    between = after.repeat(tokenizer.pair_separators)
     pieces: list[np.ndarray] = []
     lengths, window_starts, positions = [], [], []
     records: list[Window] = []
     for row, question in enumerate(questions):
         passage, ids = passages[question.context], asked[row][: sizes.max_question_length]
-        head, room = len(ids) + 2, sizes.max_length - len(ids) - SPECIAL_TOKENS
+        head = 1 + len(ids) + len(between)
+        room = sizes.max_length - head - 1
         span = answer_tokens(question, passage) if labelled and question.answers else None
         for first in window_firsts(len(passage.ids), room, sizes.stride):
             part = passage.ids[first : first + room]
-            pieces += [before, ids, between, part, between]
+            pieces += [before, ids, between, part, after]
             lengths.append(head + len(part) + 1)
             window_starts.append(head)
             within = span is not None and first <= span[0] and span[1] < first + len(part)

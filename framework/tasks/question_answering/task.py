@@ -22,7 +22,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.examine import examine_answers
-from framework.tasks.question_answering.features import SPECIAL_TOKENS, Window, WindowSizes, window_source
+from framework.tasks.question_answering.features import Window, WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
 
@@ -72,14 +72,8 @@ class QuestionAnsweringTask(Task):
         for name, value in positive.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}, it must be at least 1.")
-        room = max_length - max_question_length - SPECIAL_TOKENS
-        if room < stride:
-            raise ConfigError(
-                f"max_length={max_length} leaves {room} tokens for the context beside a question of "
-                f"max_question_length={max_question_length} and {SPECIAL_TOKENS} special tokens, and stride={stride} "
-                "would pass over others; raise max_length or lower the others."
-            )
         self.sizes = WindowSizes(max_length, stride, max_question_length)
+        self.sizes.check()
         self.max_answer_length = max_answer_length
         self.n_best = n_best
         self.no_answer_threshold = no_answer_threshold
