@@ -7,6 +7,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.build import build_module, build_parts, build_settings
 from framework.config.command import command, plain
 from framework.config.run_folder import find_run_folder
+from framework.config.run_lock import alone_in, wait_limit
 from framework.config.session import (
     as_run,
     build_data,
@@ -18,6 +19,7 @@ from framework.config.session import (
 from framework.config.supervision import Supervision
 from framework.config.wandb_run import log_model_if_wanted
 from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.processes.agreement import first_rank_value
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.host_memory import keep_freed_memory
 from framework.distributed.processes.process_group import process_group
@@ -51,17 +53,21 @@ def train(composed: DictConfig) -> None:
     folder = find_run_folder(settings.run, config)
 
     # Only now do processes meet and devices get work.
-    if not is_finished(folder, parts, settings.trainer.patience):
-        with process_group(settings.strategy.name, device_type, settings.trainer.timeout_seconds):
-            start_run(folder, composed, config, parts, info.world_size)
-            prepare_training_texts(parts, folder, info, device_type)
-            with Supervision(folder.path, info, settings.trainer.timeout_seconds):
-                trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
-                trainer.fit(module, datamodule=data)
+    timeout = settings.trainer.timeout_seconds
+    with alone_in(folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
+        with process_group(settings.strategy.name, device_type, timeout):
+            # Another start may have gone on meanwhile: what counts is what rank 0 sees under its lock.
+            folder = first_rank_value(lambda: find_run_folder(settings.run, config))
+            if not first_rank_value(lambda: is_finished(folder, parts, settings.trainer.patience)):
+                start_run(folder, composed, config, parts, info.world_size)
+                prepare_training_texts(parts, folder, info, device_type)
+                with Supervision(folder.path, info, timeout):
+                    trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
+                    trainer.fit(module, datamodule=data)
 
-    if info.rank == 0:
-        log_model_if_wanted(folder.path, settings.logger)
-        print_closing_table(folder.path)
+        if info.rank == 0:
+            log_model_if_wanted(folder.path, settings.logger)
+            print_closing_table(folder.path)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ has to be flushed: files are written where they belong, and what is whole is sai
 """
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,6 +17,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from framework.errors import ConfigError
+from framework.files import sync_folder as sync_local_folder
+from framework.files import write_whole as write_local
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*[^/])/*", re.DOTALL)
 
@@ -173,7 +174,7 @@ def size_of(path: Location) -> int | None:
 
 
 def write_whole(path: Location, text: str) -> None:
-    """Writes a file so that it is whole or not there: on disk beside, flushed, renamed; else deleted where refused."""
+    """Writes a file so that it is whole or not there; behind a URL a refused one is deleted."""
     if isinstance(path, RemotePath):
         try:
             path.write_text(text, encoding="utf-8")
@@ -182,13 +183,7 @@ def write_whole(path: Location, text: str) -> None:
                 path.unlink(missing_ok=True)
             raise
         return
-    beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
-    sync_folder(path.parent)
+    write_local(path, text)
 
 
 def put_in_place(written: Location, target: Location) -> None:
@@ -211,13 +206,8 @@ def move(path: Location, name: str) -> None:
 
 def sync_folder(folder: Location) -> None:
     """Makes renames inside a folder survive a power cut."""
-    if isinstance(folder, RemotePath):
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    if isinstance(folder, Path):
+        sync_local_folder(folder)
 
 
 def remove_tree(folder: Location, ignore_errors: bool = False) -> None:

@@ -55,6 +55,8 @@ class RunConfig:
             reads all of them once more; where it is damaged, the one before it is used.
         checkpoints: Where checkpoints are kept: null: in the run folder; else a folder or an fsspec URL such as
             s3://bucket/folder, below which each run has a folder of its id.
+        wait_seconds: How long a start waits for another process that trains in the run folder; a requeued or restarted
+            one waits at least `trainer.timeout_seconds`.
     """
 
     id: str | None = None
@@ -62,8 +64,10 @@ class RunConfig:
     resume: str = "auto"
     verify: Verify = "sizes"
     checkpoints: str | None = None
+    wait_seconds: float = 60.0
 
     def __post_init__(self) -> None:
+        at_least("run", self, 0, "wait_seconds")
         if "://" in self.dir:
             raise ConfigError(
                 f"`run.dir` is {self.dir!r}, but a run folder is local; give the URL as `run.checkpoints`."

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framework.data.store.lock import locked
 from framework.data.store.writer import COMPLETE_FILE, META_FILE
 from framework.errors import DataError
+from framework.files import holder_of, locked
 
 SETTINGS_FILE = "settings.json"
 
@@ -71,7 +71,8 @@ def alone_at(folder: Path) -> Iterator[None]:
             ) from error
         if not held:
             raise DataError(
-                f"another framework.prepare is at work on {folder}; wait until it has ended, or give another folder."
+                f"another framework.prepare is at work on {folder} ({holder_of(path)}); wait until it has ended, or "
+                "give another folder."
             )
         yield
 

@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from framework.data.store.lock import locked
 from framework.data.store.token_store import TokenStore
 from framework.errors import ConfigError
+from framework.files import locked
 
 INDEX_FOLDER, _SPLITS_FILE = "index", "splits.json"
 _FORMAT = 1

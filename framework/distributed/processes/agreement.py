@@ -72,6 +72,20 @@ def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = Non
     return cast(T, result)
 
 
+def first_rank_value(action: Callable[[], T]) -> T:
+    """Returns on all ranks the result that rank 0 gets. Collective: all ranks must call.
+
+    Args:
+        action: Runs on rank 0 only. Its result is pickled.
+
+    Raises:
+        FrameworkError: Rank 0's, on all ranks.
+    """
+    result: list[T] = []
+    on_first_rank(lambda: result.append(action()))
+    return gather(result)[0][0]
+
+
 def on_first_rank(action: Callable[[], None], group: dist.ProcessGroup | None = None) -> None:
     """Runs an action on rank 0 and lets all ranks know how it went. Collective: all ranks must call.
 

@@ -26,7 +26,10 @@ def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
     def interfere(stage: str, done: int, total: int) -> None:
         if not refused:
             refused.append(stage)
-            with pytest.raises(DataError, match=r"another framework\.prepare is at work on .*store; wait until"):
+            with pytest.raises(
+                DataError,
+                match=r"another framework\.prepare is at work on .*store \(process \d+ on host .*\); wait until",
+            ):
                 prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
 
     assert not prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=interfere).reused

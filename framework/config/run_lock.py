@@ -1,0 +1,87 @@
+"""One start at a time in a run folder: rank 0 holds a lock on it until the run has ended."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from framework.errors import ConfigError
+from framework.files import holder_of, locked
+
+LOCK_FILE = "run.lock"
+
+_LOOK_EVERY_SECONDS = 0.5
+_RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+
+
+@contextmanager
+def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]:
+    """Keeps every other start of a run out of its folder. Rank 0 holds the lock, other ranks enter at once.
+
+    The lock goes with this process, also after a `kill -9`, and on a shared file system with locks for all its hosts.
+    A file system without locks is reported, and the run goes on.
+
+    Args:
+        run_folder: Created where missing.
+        rank: Rank of this process.
+        wait_seconds: How long to wait for another process to end, such as the predecessor of a requeued job.
+
+    Raises:
+        ConfigError: Another process still trains there.
+    """
+    if rank > 0:
+        yield
+        return
+    path = run_folder / LOCK_FILE
+    deadline = time.monotonic() + wait_seconds
+    with ExitStack() as stack:
+        is_waiting = False
+        while not _enter(stack, path):
+            if time.monotonic() >= deadline:
+                raise ConfigError(
+                    f"the run folder {run_folder} is in use by {holder_of(path)}. Only one start of a run.id may train "
+                    "at a time. Wait until it has ended or end it, choose another `run.id`, or raise "
+                    "`run.wait_seconds`."
+                )
+            if not is_waiting:
+                sys.stderr.write(
+                    f"The run folder {run_folder} is in use by {holder_of(path)}. Waiting up to {wait_seconds:g} s for "
+                    "it to end.\n"
+                )
+                is_waiting = True
+            time.sleep(_LOOK_EVERY_SECONDS)
+        yield
+
+
+def _enter(stack: ExitStack, path: Path) -> bool:
+    """Takes the lock; False where another process holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return stack.enter_context(locked(path, wait=False))
+    except OSError as error:
+        sys.stderr.write(
+            f"{path} cannot be locked ({error.strerror}). A second start of this run is not kept away; do not start it "
+            "twice.\n"
+        )
+        return True
+
+
+def wait_limit(
+    wait_seconds: float, timeout_seconds: float, world_size: int, environ: Mapping[str, str] = os.environ
+) -> float:
+    """Returns how many seconds a start waits for the lock.
+
+    A requeued or restarted job waits until the watchdog of its predecessor has ended it. With several processes the
+    others wait for rank 0 meanwhile, which they do for `timeout_seconds`.
+
+    Args:
+        wait_seconds: `run.wait_seconds`.
+        timeout_seconds: `trainer.timeout_seconds`.
+        world_size: Number of processes.
+        environ: Environment variables.
+    """
+    is_restart = any(environ.get(name, "0") not in ("", "0") for name in _RESTART_COUNTS)
+    limit = max(wait_seconds, timeout_seconds) if is_restart else wait_seconds
+    return min(limit, timeout_seconds) if world_size > 1 else limit

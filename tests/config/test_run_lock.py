@@ -1,0 +1,81 @@
+"""One start of a run at a time: the second waits, then is refused by name."""
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from framework.config.run_lock import LOCK_FILE, alone_in, wait_limit
+from framework.errors import ConfigError
+
+
+def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
+    order: list[str] = []
+
+    def second() -> None:
+        with alone_in(tmp_path / "x", rank=0, wait_seconds=30):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with alone_in(tmp_path / "x", rank=0, wait_seconds=0):
+        thread.start()
+        thread.join(timeout=0.3)
+        order.append("first")
+    thread.join(timeout=30)
+    assert order == ["first", "second"]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, "it says so once"
+    assert f"/x is in use by process {os.getpid()} on host " in said and "Waiting up to 30 s" in said
+    assert list((tmp_path / "x").iterdir()) == [], "the lock leaves no file"
+
+
+def test_a_second_start_is_refused_after_its_wait(tmp_path: Path):
+    with alone_in(tmp_path, rank=0, wait_seconds=0):
+        began = time.monotonic()
+        with (
+            pytest.raises(
+                ConfigError, match=rf"in use by process {os.getpid()} on host .* UTC\. Only one start"
+            ) as told,
+            alone_in(tmp_path, rank=0, wait_seconds=0.2),
+        ):
+            pass
+        assert 0.2 <= time.monotonic() - began < 10
+        assert "`run.id`" in str(told.value) and "`run.wait_seconds`" in str(told.value)
+        with alone_in(tmp_path, rank=1, wait_seconds=0):
+            pass  # rank 0 holds it for all
+
+
+def test_a_failed_run_gives_the_folder_back(tmp_path: Path):
+    with pytest.raises(RuntimeError), alone_in(tmp_path, rank=0, wait_seconds=0):
+        raise RuntimeError
+    with alone_in(tmp_path, rank=0, wait_seconds=0):
+        assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_a_file_system_without_locks_is_reported_and_the_run_goes_on(tmp_path: Path, monkeypatch, capsys):
+    def refuse(*unused: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with alone_in(tmp_path, rank=0, wait_seconds=0):
+        assert "run.lock cannot be locked (Operation not supported)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("world_size", "environ", "seconds"),
+    [
+        (1, {}, 60),
+        (1, {"SLURM_RESTART_COUNT": "0", "TORCHELASTIC_RESTART_COUNT": "0"}, 60),
+        (1, {"SLURM_RESTART_COUNT": "2"}, 600),
+        (4, {"TORCHELASTIC_RESTART_COUNT": "1"}, 600),
+    ],
+)
+def test_a_requeued_start_waits_until_the_watchdog_has_ended_its_predecessor(world_size, environ, seconds):
+    assert wait_limit(60, 600, world_size, environ) == seconds
+
+
+def test_rank_0_keeps_the_others_waiting_no_longer_than_they_do():
+    assert wait_limit(1000, 600, 1, {}) == 1000
+    assert wait_limit(1000, 600, 2, {}) == 600
