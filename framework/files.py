@@ -95,18 +95,18 @@ def _acquire(path: Path, wait: bool) -> int | None:
     """Opens and locks the file and writes down who holds it; None where another process does."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        is_held = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if _is_at(descriptor, path):
-                _write_holder(descriptor)
-                return descriptor
+            is_held = _is_at(descriptor, path)
         except BlockingIOError:
-            os.close(descriptor)
             return None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
+        finally:
+            if not is_held:
+                os.close(descriptor)
+        if is_held:
+            _write_holder(descriptor)
+            return descriptor
 
 
 def _write_holder(descriptor: int) -> None:
