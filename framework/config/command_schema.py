@@ -4,7 +4,7 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from framework.checkpoint.load import Weights
@@ -132,7 +132,7 @@ class PredictConfig(InferenceConfig):
     Attributes:
         input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
-        format: How the input's file is written.
+        format: How the input's file is written; null: the defaults of TableFormat.
         columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
             nowhere.
         keep_columns: Columns that are copied into the output.
@@ -141,7 +141,7 @@ class PredictConfig(InferenceConfig):
 
     input: str | None = None
     text: str | Sequence[str] | None = None
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
     columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
     output: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
+from framework.data.reading.header import plain_float
 from framework.data.reading.json_rows import has_text
 
 Answer = Any
@@ -68,10 +69,9 @@ def _labels_of(cell: str, separator: str) -> Hashable:
 
 
 def _number(cell: str) -> float:
-    try:
-        value = float(cell)
-    except ValueError as error:
-        raise ValueError("must be a number") from error
+    value = plain_float(cell)
+    if value is None:
+        raise ValueError("must be a number")
     if not math.isfinite(value):
         raise ValueError("must be a finite number")
     return value

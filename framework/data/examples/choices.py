@@ -57,7 +57,7 @@ class ChoiceData(SplitFiles):
             each, and the last ones may be empty where a row has fewer.
         label_column: Column that tells the right choice.
         label_kind: "index", counted from 0, or "text", that of the choice.
-        format: How the files are written.
+        format: How the files are written; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, lacks a text, has fewer than two choices or equal ones, or
             whose label is none of them: "error", or "skip", which counts it.
     """
@@ -67,7 +67,7 @@ class ChoiceData(SplitFiles):
     choice_columns: list[str] = field(default_factory=lambda: ["choices"])
     label_column: str = "label"
     label_kind: Literal["index", "text"] = "index"
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:

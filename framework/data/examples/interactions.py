@@ -19,6 +19,7 @@ import numpy as np
 from framework.data.examples.answers import number
 from framework.data.examples.splits import check_fractions
 from framework.data.reading.files import Reading
+from framework.data.reading.header import plain_float
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
@@ -114,7 +115,8 @@ class InteractionData:
         test_fraction: Share of those after the second; 0 makes no split.
         validation_from: The first moment itself; `validation_fraction` then says nothing.
         test_from: The second moment itself; `test_fraction` then says nothing.
-        format: How the files are written.
+        format: How the files are written; None: the defaults of TableFormat.
+        items_format: How the catalogue is written, where it differs; None: as `format` says.
         on_bad_row: What is done about a row that is broken, an item without a text or with a second one, and an
             interaction whose user is empty, whose item is not in the catalogue, or whose time or rating cannot be read:
             "error", or "skip", which counts it.
@@ -135,7 +137,8 @@ class InteractionData:
     test_fraction: float = 0.1
     validation_from: Moment | None = None
     test_from: Moment | None = None
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
+    items_format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
@@ -188,7 +191,7 @@ class InteractionData:
     def _read_items(self, reading: Reading) -> dict[str, str]:
         path = Path(self.items)
         texts: dict[str, str] = {}
-        for row in read_rows(path, [self.item_column, *self.text_columns], reading, self.format):
+        for row in read_rows(path, [self.item_column, *self.text_columns], reading, self.items_format or self.format):
             item = row.values[self.item_column].strip()
             text = ". ".join(cell for column in self.text_columns if (cell := row.values[column].strip()))
             fault = (
@@ -307,9 +310,8 @@ def _read_cell(place: str, column: str, row: Row, read: Callable[[str], float]) 
 
 def _seconds(cell: str) -> float:
     """Since 1970."""
-    try:
-        seconds = float(cell)
-    except ValueError:
+    seconds = plain_float(cell)
+    if seconds is None:
         try:
             when = datetime.fromisoformat(cell)
         except ValueError as error:

@@ -10,6 +10,7 @@ from typing import Literal
 from framework.data.examples.splits import SplitFiles, same_text
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.rows import read_rows
+from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ParallelTextData(SplitFiles):
         test_targets: The same for `test`.
         source_column: Column, in JSONL key, of the text in a table.
         target_column: Column of its translation.
+        format: How the files are written; of two files that agree line by line its encoding counts. None: the defaults
+            of TableFormat.
         on_empty: "error" at a pair with an empty side; "skip" leaves such pairs out, with a word in the log.
 
     Raises:
@@ -61,6 +64,7 @@ class ParallelTextData(SplitFiles):
     test_targets: str | None = None
     source_column: str = "source"
     target_column: str = "target"
+    format: TableFormat | None = None
     on_empty: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
@@ -90,14 +94,37 @@ class ParallelTextData(SplitFiles):
 
         def read(path: Path) -> list[TextPair]:
             translations = next(value for name, value in targets.items() if name is not None and Path(name) == path)
-            pairs = self._rows(path) if translations is None else _lines(path, Path(translations))
+            pairs = self._rows(path) if translations is None else self._lines(path, Path(translations))
             return self._without_empty(path, pairs)
 
         return self.split(self.read_files(read), {})
 
     def _rows(self, path: Path) -> Iterator[TextPair]:
-        for row in read_rows(path, [self.source_column, self.target_column]):
+        for row in read_rows(path, [self.source_column, self.target_column], None, self.format):
             yield TextPair(f"{path}, {row.place}", row.values[self.source_column], row.values[self.target_column])
+
+    def _lines(self, sources: Path, targets: Path) -> Iterator[TextPair]:
+        """Pairs the lines of two files.
+
+        Raises:
+            DataError: One has more lines than the other.
+        """
+        encoding = (self.format or TableFormat()).codec
+        numbers = [0, 0]
+        for pair in zip_longest(raw_lines(sources, Reading()), raw_lines(targets, Reading())):
+            numbers = [number if line is None else line[0] for line, number in zip(pair, numbers, strict=True)]
+            if pair[0] is None or pair[1] is None:
+                continue
+            texts = [
+                decode_line(path, *line, encoding).rstrip("\r\n")
+                for path, line in zip((sources, targets), pair, strict=True)
+            ]
+            yield TextPair(f"{sources}, line {numbers[0]}", *texts)
+        if numbers[0] != numbers[1]:
+            raise DataError(
+                f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the "
+                "other; give two files with as many lines."
+            )
 
     def _without_empty(self, path: Path, pairs: Iterator[TextPair]) -> list[TextPair]:
         kept, num_empty, first = [], 0, None
@@ -117,23 +144,3 @@ class ParallelTextData(SplitFiles):
         if not kept:
             raise DataError(f"{path} has no pair of which both sides hold text; name another file.")
         return kept
-
-
-def _lines(sources: Path, targets: Path) -> Iterator[TextPair]:
-    """Pairs the lines of two files.
-
-    Raises:
-        DataError: One has more lines than the other.
-    """
-    numbers = [0, 0]
-    for pair in zip_longest(raw_lines(sources, Reading()), raw_lines(targets, Reading())):
-        numbers = [number if line is None else line[0] for line, number in zip(pair, numbers, strict=True)]
-        if pair[0] is None or pair[1] is None:
-            continue
-        texts = [decode_line(path, *line).rstrip("\r\n") for path, line in zip((sources, targets), pair, strict=True)]
-        yield TextPair(f"{sources}, line {numbers[0]}", *texts)
-    if numbers[0] != numbers[1]:
-        raise DataError(
-            f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the other; "
-            "give two files with as many lines."
-        )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -53,7 +53,7 @@ class RelationData(SplitFiles):
         text_column: Column of tables, in JSONL key, of the text.
         label_column: Column of the label.
         labels: The label set in the order of scores; None finds it in `train`, sorted.
-        format: How tables are written.
+        format: How tables are written; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, whose entities are not marked as they should be or do not
             fit into a sequence, or whose label is empty or outside the label set: "error", or "skip", which counts it.
     """
@@ -61,7 +61,7 @@ class RelationData(SplitFiles):
     text_column: str = "text"
     label_column: str = "label"
     labels: list[str] | None = None
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:

@@ -54,7 +54,7 @@ class TableData(SplitFiles):
         labels: The label set in the order of scores; None finds it in `train`, sorted (by value if all are whole
             numbers).
         where: {column: value}; only rows that have all these values are taken.
-        format: How the files are written.
+        format: How the files are written; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, whose text is empty, or whose label is empty, no number
             where one is needed, or outside the label set: "error", or "skip", which counts it.
     """
@@ -64,7 +64,7 @@ class TableData(SplitFiles):
     label_column: str = "label"
     labels: list[str | int] | None = None
     where: dict[str, str | int | float] | None = field(default=None)
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:

@@ -57,7 +57,7 @@ class TextPairData(SplitFiles):
         score_column: Column of the number; None: pairs are matches.
         label_column: Column of the label; None: texts come in pairs.
         negative_columns: Columns of hard negatives. A cell that is a JSON list holds several, an empty one none.
-        format: How the files are written.
+        format: How the files are written; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, or in which a text, the label or the number is missing:
             "error", or "skip", which counts it.
 
@@ -70,7 +70,7 @@ class TextPairData(SplitFiles):
     score_column: str | None = None
     label_column: str | None = None
     negative_columns: list[str] = field(default_factory=list)
-    format: TableFormat = field(default_factory=TableFormat)
+    format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:

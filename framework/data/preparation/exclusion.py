@@ -22,6 +22,8 @@ import pyarrow as pa
 
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, find_files, kind_of, raw_lines
 from framework.data.reading.rows import record_batches
+from framework.data.reading.table_format import TableFormat
+from framework.data.reading.table_kind import conclude_kind
 from framework.errors import ConfigError, DataError
 from framework.random import key, mix
 
@@ -231,7 +233,7 @@ def _table_texts(path: Path) -> Iterator[str]:
 
 def _json_texts(path: Path) -> Iterator[str]:
     numbered = enumerate(_lines(path), start=1)
-    documents = numbered if kind_of(path) == ".jsonl" else [(1, "".join(_lines(path)))]
+    documents = numbered if conclude_kind(path, TableFormat()).kind == "jsonl" else [(1, "".join(_lines(path)))]
     for number, text in documents:
         if not text.strip():
             continue
@@ -243,7 +245,7 @@ def _json_texts(path: Path) -> Iterator[str]:
 
 
 def _arrow_texts(path: Path) -> Iterator[str]:
-    for batch in record_batches(path, None, Reading()):
+    for batch in record_batches(path, None, Reading(), kind_of(path)[1:]):
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_primitive(column.type):
                 continue

@@ -3,12 +3,14 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from framework.data.preparation.corpus import Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source
+from framework.data.reading.table_format import TableFormat
 from framework.data.store.writer import FORMAT
 from framework.data.tokenization.vocabulary import GivenTokenizer, VocabularyTraining
 from framework.errors import ConfigError
@@ -54,6 +56,9 @@ def check_streamable(sources: Mapping[str, Source]) -> None:
             )
 
 
+_ADDED_DEFAULTS: dict[str, tuple[object, ...]] = {"encoding": ("utf-8",), "format": (None, TableFormat())}
+
+
 def _identity(source: Source) -> dict[str, object]:
     kind = type(source).__name__
     if isinstance(source, ParquetShards):
@@ -64,6 +69,10 @@ def _identity(source: Source) -> dict[str, object]:
         with path.open("rb") as file:
             contents.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
     options = {name: value for name, value in vars(source).items() if name not in ("files", "exclude")}
+    # Stores that were made before these settings existed stay valid.
+    options = {name: value for name, value in options.items() if value not in _ADDED_DEFAULTS.get(name, ())}
+    if "format" in options:
+        options["format"] = asdict(options["format"])
     return {"kind": kind, "options": options, "contents": contents.hexdigest()}
 
 

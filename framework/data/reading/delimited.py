@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from framework.data.reading.files import Reading, decode_line, kind_of, raw_lines
+from framework.data.reading.delimited_layout import DelimitedLayout, delimited_layout
+from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.table_format import Row, TableFile, check_columns
 from framework.errors import DataError
 
@@ -18,10 +19,12 @@ class _DecodedLines:
 
     Attributes:
         fault: What was wrong with the first such line since `fault` was last set to None.
+        given: Lines since `given` was last emptied.
     """
 
     def __init__(self, path: Path, encoding: str, reading: Reading) -> None:
         self.fault: DataError | None = None
+        self.given: list[str] = []
         self._path = path
         self._encoding = encoding
         self._lines = raw_lines(path, reading)
@@ -32,57 +35,62 @@ class _DecodedLines:
     def __next__(self) -> str:
         number, raw = next(self._lines)
         try:
-            return decode_line(self._path, number, raw, self._encoding)
+            self.given.append(decode_line(self._path, number, raw, self._encoding))
         except DataError as error:
             self.fault = self.fault or error
-            return raw.decode(self._encoding, "replace")
+            self.given.append(raw.decode(self._encoding, "replace"))
+        return self.given[-1]
 
 
 def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams the rows of CSV or TSV, quoted as by `csv`.
+    """Streams the rows of CSV or TSV.
 
     Raises:
-        DataError: The file cannot be read, a column is missing, or a row is broken and `reading` does not skip those.
+        DataError: The file cannot be read, a column is missing, it seems to have a header although it is read without
+            one, or a row is broken and `reading` does not skip those.
     """
     # The csv module refuses fields above 128 KiB unless told otherwise; documents may be longer.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    path, form = table.path, table.format
-    kind = form.kind or kind_of(path).removeprefix(".")
-    lines = _DecodedLines(path, form.codec, reading)
+    path = table.path
+    layout = delimited_layout(table)
+    lines = _DecodedLines(path, table.format.codec, reading)
     reader = csv.reader(
         lines,
-        delimiter=form.delimiter or ("\t" if kind == "tsv" else ","),
-        quotechar=form.quote,
-        quoting=csv.QUOTE_MINIMAL if form.quote else csv.QUOTE_NONE,
+        delimiter=layout.delimiter,
+        quotechar=layout.quote,
+        quoting=csv.QUOTE_MINIMAL if layout.quote else csv.QUOTE_NONE,
         strict=True,
     )
-    header = form.columns if form.columns is not None else _header(path, reader, lines)
-    check_columns(path, "line 1" if form.columns is None else "format.columns", table.columns, header)
+    header = _header(path, reader, lines) if layout.names is None else layout.names
+    place = "line 1" if layout.names is None else "format.columns"
+    reason = f" (read as {table.kind.upper()} {table.reason}, divided by {layout.delimiter!r})"
+    check_columns(path, place, table.columns, header, reason)
     places = [header.index(column) for column in table.columns]
     number = 0
     while True:
         first = reader.line_num + 1
+        lines.given.clear()
         try:
             fields = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
+            lost = _open_quote(path, number + 1, first, reader.line_num, error)
+        else:
+            if not fields:
+                continue
+            lost = _merged(path, number + 1, first, lines.given, layout, len(header))
+        if lost is not None:
             # A quote that is not closed takes other rows with it; each of these lines is counted as one.
-            last = reader.line_num
-            where = f"line {last}" if first == last else f"lines {first} to {last}"
-            broken = DataError(
-                f"{path}, row {number + 1} ({where}): {error}; quote the field, double the quotes in it."
-            )
-            reading.bad_row(broken, num_rows=last - first + 1)
-            number += last - first + 1
+            num_lines = reader.line_num - first + 1
+            reading.bad_row(lost, num_lines)
+            number += num_lines
             lines.fault = None
-            continue
-        if not fields:
             continue
         number += 1
         fault, lines.fault = lines.fault, None
         if fault is None:
-            fault = _fault_of(fields, header, f"{path}, row {number} (line {reader.line_num})", form.columns is None)
+            fault = _fault_of(fields, header, f"{path}, row {number} (line {reader.line_num})", layout.names is None)
         if fault is not None:
             reading.bad_row(fault)
         else:
@@ -99,18 +107,38 @@ def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> li
         ) from error
     if lines.fault is not None:
         raise lines.fault
-    return header
+    return [name.strip() for name in header]
+
+
+def _open_quote(path: Path, number: int, first: int, last: int, error: csv.Error) -> DataError:
+    where = f"line {last}" if first == last else f"lines {first} to {last}"
+    return DataError(
+        f"{path}, row {number} ({where}): {error}. Quotes begin and end a field, and are doubled in it. Quote the "
+        "field so, or set format.quote=null if quotes are a part of the text."
+    )
+
+
+def _merged(
+    path: Path, number: int, first: int, lines: list[str], layout: DelimitedLayout, num_columns: int
+) -> DataError | None:
+    """Returns the fault of a row of TSV that lone quotes made of several: each of its lines is a row by itself."""
+    if len(lines) == 1 or layout.delimiter != "\t" or num_columns == 1:
+        return None
+    if any(line.count("\t") + 1 != num_columns for line in lines):
+        return None
+    more = len(lines) - 1
+    return DataError(
+        f"{path}, rows {number} to {number + more} (lines {first} to {first + more}): a quote opens in the first line "
+        f"and closes in the last, but each line has {num_columns} fields by itself. A quoted field must "
+        "hold its own text only. Set format.quote=null, so that quotes are a part of the text, or double the quotes."
+    )
 
 
 def _fault_of(fields: list[str], header: list[str], place: str, has_header: bool) -> DataError | None:
-    if len(fields) != len(header):
-        names = "the header has" if has_header else "format.columns has"
-        return DataError(
-            f"{place}: {len(fields)} fields, {names} {len(header)}; quote fields that hold the delimiter, a quote or a "
-            "line end."
-        )
-    if not has_header and fields == header:
-        return DataError(
-            f"{place}: these are the names of format.columns; set it to null, since the file has a header."
-        )
-    return None
+    if len(fields) == len(header):
+        return None
+    names = "the header has" if has_header else "format.columns has"
+    return DataError(
+        f"{place}: {len(fields)} fields, {names} {len(header)}; quote fields that hold the delimiter, a quote or a "
+        "line end."
+    )

@@ -3,8 +3,10 @@
 import glob
 import gzip
 import io
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -14,7 +16,16 @@ import pyarrow as pa
 from framework.errors import ConfigError, DataError
 
 COMPRESSIONS = (".gz", ".zst")
+HEAD_BYTES = 256 * 2**10
+"""Bytes of a file, after decompression, from which its format is concluded."""
+
 _REMEMBERED = 5
+_ENDLESS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 def _ignore(num_bytes: int) -> None:
@@ -62,6 +73,8 @@ def find_files(patterns: str | Sequence[str], exclude: str | Sequence[str] = ())
         # A path is taken as it is, so that brackets in a file's name do no harm.
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         matches = [match for match in matches if Path(match).is_file()]
+        if not matches:
+            check_regular(Path(pattern))
         if not matches and Path(pattern).is_dir():
             raise DataError(f"{pattern!r} is a folder; give a glob of the files in it, such as '{pattern}/**/*'.")
         if not matches:
@@ -78,6 +91,23 @@ def kind_of(path: Path) -> str:
     return name.suffix.lower()
 
 
+def check_regular(path: Path) -> None:
+    """Rejects what may never end or never begin; a missing file and a folder are left to whoever opens them.
+
+    Raises:
+        DataError: The path is a pipe, a device or a socket.
+    """
+    try:
+        kind = stat.S_IFMT(path.stat().st_mode)
+    except OSError:
+        return
+    if kind in _ENDLESS:
+        raise DataError(
+            f"{path} is {_ENDLESS[kind]}, not a regular file. Data files are opened more than once and must end. Write "
+            "the content to a file and give that."
+        )
+
+
 def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
     """Streams (line number from 1, line with its ending) of a plain, gzip or zstd file; only the line feed ends a line.
 
@@ -85,18 +115,38 @@ def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         DataError: The file cannot be opened, is empty, or its compressed stream is damaged.
     """
     number = 0
-    try:
-        with _CountedFile(path, reading.advance) as file, _decompressed(path, io.BufferedReader(file)) as lines:
-            for number, raw in enumerate(lines, start=1):
-                yield number, raw
-    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
-        raise _damaged(path, number, error) from error
-    except OSError as error:
-        if error.errno is None:  # pyarrow's way to tell of a broken stream
-            raise _damaged(path, number, error) from error
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+    with _opened(path, reading.advance, lambda: number) as lines:
+        for number, raw in enumerate(lines, start=1):
+            yield number, raw
     if number == 0:
         raise DataError(f"{path} is empty, a source needs text; remove or replace the file.")
+
+
+def head_of(path: Path) -> bytes:
+    """Reads the first bytes of a plain, gzip or zstd file, at most HEAD_BYTES.
+
+    Raises:
+        DataError: The file cannot be opened, or its compressed stream is damaged.
+    """
+    with _opened(path, _ignore, lambda: 0) as file:
+        return file.read(HEAD_BYTES)
+
+
+@contextmanager
+def _opened(
+    path: Path, advance: Callable[[int], None], num_lines: Callable[[], int]
+) -> Iterator[BinaryIO | io.BufferedReader]:
+    """Opens a file for reading; `num_lines` tells errors how many lines were read before them."""
+    check_regular(path)
+    try:
+        with _CountedFile(path, advance) as file, _decompressed(path, io.BufferedReader(file)) as content:
+            yield content
+    except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
+        raise _damaged(path, num_lines(), error) from error
+    except OSError as error:
+        if error.errno is None:  # pyarrow's way to tell of a broken stream
+            raise _damaged(path, num_lines(), error) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
 
 
 def decode_line(path: Path, number: int, raw: bytes | bytearray, encoding: str = "utf-8") -> str:

@@ -3,19 +3,82 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 from framework.data.reading.files import Reading, decode_line, raw_lines
+from framework.data.reading.header import has_header
 from framework.data.reading.table_format import Row, TableFile, check_columns
 from framework.errors import DataError
 
+_SAMPLE = 200
 
-def read_jsonl(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams the rows of JSONL: a JSON object a line, or a list of values that `format.columns` names.
+
+@dataclass(frozen=True, slots=True)
+class JsonValue:
+    """A row as JSON has it.
+
+    Attributes:
+        number: Counted from 1, rows that were left out among them.
+        line: Of the file; None where the file is one JSON value.
+        value: Of any kind.
+    """
+
+    number: int
+    line: int | None
+    value: Any
+
+    @property
+    def place(self) -> str:
+        """Where it is, for messages."""
+        return f"row {self.number}" if self.line is None else f"line {self.line}"
+
+
+def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
+    """Streams the rows of JSON: objects, or lists of values that `format.columns` names.
 
     Raises:
-        DataError: The file cannot be read, or a row is broken and `reading` does not skip those.
+        DataError: Of `json_values`; the first list looks like a header; or a row is broken and `reading` does not skip
+            those.
     """
+    rows = json_values(table, reading)
+    first = list(islice(rows, _SAMPLE))
+    names = table.format.columns
+    lists = [[str(cell) for cell in row.value] for row in first if isinstance(row.value, list)]
+    may_begin_with_names = bool(first) and isinstance(first[0].value, list) and (names or table.format.header)
+    if may_begin_with_names and has_header(f"{table.path}, {first[0].place}", table.format, table.columns, lists):
+        names = lists[0]
+        del first[0]
+    for row in chain(first, rows):
+        try:
+            values = _values(table, names, row.place, row.value)
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield Row(row.number, row.line, values)
+
+
+def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
+    """Streams what a file holds: a value a line (JSONL), or the items of its list or of the wanted lists of its object.
+
+    Numbers of rows run on through the lists.
+
+    Raises:
+        DataError: The file cannot be read, is not as said above, or a line is broken and `reading` does not skip those.
+    """
+    if table.kind == "json":
+        content = b"".join(raw for _, raw in raw_lines(table.path, reading))
+        text = decode_line(table.path, 1, content, table.format.codec)
+        parsed = _parsed(str(table.path), text, "the file must be one JSON value, or have one a line")
+        for number, value in enumerate(_listed_rows(table, parsed), start=1):
+            yield JsonValue(number, None, value)
+        return
+    if table.parts:
+        raise DataError(
+            f"{table.path} has a JSON value a line, so it has no keys {'+'.join(table.parts)}. Only a JSON object has "
+            "keys. Give the file without them."
+        )
     number = 0
     for line, raw in raw_lines(table.path, reading):
         if not raw.strip():
@@ -23,32 +86,11 @@ def read_jsonl(table: TableFile, reading: Reading) -> Iterator[Row]:
         number += 1
         try:
             text = decode_line(table.path, line, raw, table.format.codec)
-            parsed = _parsed(f"{table.path}, line {line}", text, "each line must be one JSON object")
-            values = _values(table, f"line {line}", parsed)
+            value = _parsed(f"{table.path}, line {line}", text, "each line must be one JSON object")
         except DataError as error:
             reading.bad_row(error)
         else:
-            yield Row(number, line, values)
-
-
-def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Gives the rows of a JSON file: of the list that it holds, or of the lists under the wanted keys of its object.
-
-    Rows are as in JSONL; numbers of rows run on through the parts.
-
-    Raises:
-        DataError: The file cannot be read, is not as said above, or a row is broken and `reading` does not skip those.
-    """
-    content = b"".join(raw for _, raw in raw_lines(table.path, reading))
-    remedy = "the file must be one JSON value"
-    parsed = _parsed(str(table.path), decode_line(table.path, 1, content, table.format.codec), remedy)
-    for number, row in enumerate(_listed_rows(table, parsed), start=1):
-        try:
-            values = _values(table, f"row {number}", row)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield Row(number, None, values)
+            yield JsonValue(number, line, value)
 
 
 def _listed_rows(table: TableFile, parsed: Any) -> list[Any]:
@@ -89,9 +131,9 @@ def _parsed(place: str, text: str, rule: str) -> Any:
         raise DataError(f"{place}: not JSON ({cause}); {rule}.") from error
 
 
-def _values(table: TableFile, place: str, row: Any) -> dict[str, str]:
+def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> dict[str, str]:
     """The wanted values of one row, as text."""
-    names, whole_place = table.format.columns, f"{table.path}, {place}"
+    whole_place = f"{table.path}, {place}"
     if isinstance(row, list) and names is not None:
         if len(row) != len(names):
             raise DataError(

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 
-from framework.data.reading.files import find_files
+from framework.data.reading.files import check_regular, find_files
 from framework.errors import ConfigError, DataError
 
 PIECE_BYTES = 8 * 2**20
@@ -237,6 +237,7 @@ class RangeFile(io.RawIOBase):
 
 
 def _listed(file: str) -> list[str]:
+    check_regular(Path(file))
     try:
         lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

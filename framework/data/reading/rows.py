@@ -1,6 +1,6 @@
-"""Rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet and Arrow.
+"""Rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet, Arrow, a folder per class.
 
-The suffix tells which of them a file is, or `TableFormat.kind`.
+`framework.data.reading.table_kind` concludes which of them a file is.
 """
 
 import json
@@ -13,10 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from framework.data.reading.class_folders import read_folder
 from framework.data.reading.delimited import read_delimited
-from framework.data.reading.files import COMPRESSIONS, Reading, kind_of
-from framework.data.reading.json_rows import read_json, read_jsonl
+from framework.data.reading.files import Reading, check_regular, kind_of
+from framework.data.reading.json_rows import read_json
 from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
+from framework.data.reading.table_kind import Kind, conclude_kind
 from framework.errors import DataError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -35,38 +37,29 @@ def read_rows(
         path: The file; behind a JSON file may stand which of its object's lists are wanted: `FILE.json:KEY+KEY`.
         columns: Those that are wanted.
         reading: What is done about broken rows; None: they are errors.
-        table_format: How the file is written; None: CSV and TSV are quoted as by `csv`, with a header, all UTF-8.
+        table_format: How the file is written; None: the defaults of TableFormat.
         list_columns: Of the wanted ones, those whose values may be lists in JSON and Arrow; they are given as JSON.
 
     Raises:
-        DataError: The suffix is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
+        DataError: The kind is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
             a row is broken and `reading` does not skip those.
     """
     reading = reading or Reading()
     table_format = table_format or TableFormat()
-    file, parts = _file_and_parts(path, table_format)
-    kind = _suffix_of(file, table_format)
-    reader = _READERS.get(kind)
-    if reader is None or (reader is _read_arrow and file.suffix.lower() in COMPRESSIONS):
-        raise DataError(
-            f"{path} has a suffix that tells no table; rename it to one of {', '.join(_READERS)}, of which those of "
-            f"text may be followed by {' or '.join(COMPRESSIONS)}, or set format.kind."
-        )
+    file, parts = _file_and_parts(path)
+    concluded = conclude_kind(file, table_format)
+    table = TableFile(file, columns, table_format, list_columns, parts, concluded.kind, concluded.reason)
     number = 0
-    for row in reader(TableFile(file, columns, table_format, list_columns, parts), reading):
+    for row in _READERS[concluded.kind](table, reading):
         number = row.number
         yield row
     if number == 0 and reading.num_skipped == 0:
         raise DataError(f"{path} has no rows; add some or leave the file out.")
 
 
-def _suffix_of(path: Path, table_format: TableFormat) -> str:
-    return kind_of(path) if table_format.kind is None else f".{table_format.kind}"
-
-
-def _file_and_parts(path: Path, table_format: TableFormat) -> tuple[Path, tuple[str, ...]]:
+def _file_and_parts(path: Path) -> tuple[Path, tuple[str, ...]]:
     file, mark, parts = str(path).rpartition(":")
-    if not mark or path.exists() or _suffix_of(Path(file), table_format) != ".json":
+    if not mark or path.exists() or kind_of(Path(file)) != ".json":
         return path, ()
     return Path(file), tuple(parts.split("+"))
 
@@ -76,26 +69,28 @@ def _read_arrow(table: TableFile, reading: Reading) -> Iterator[Row]:
         raise DataError(
             f"{table.path} has names of its own, but format.columns is {table.format.columns}; set it to null."
         )
-    batches = record_batches(table.path, table.columns, reading)
+    batches = record_batches(table.path, table.columns, reading, table.kind)
     return rows_of_batches(table.path, batches, table.columns, reading, table.list_columns)
 
 
-def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading) -> Iterator[pa.RecordBatch]:
+def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading, kind: str) -> Iterator[pa.RecordBatch]:
     """Streams the record batches of a Parquet or Arrow file (a stream or file of Arrow's IPC format).
 
     Args:
-        path: Its suffix tells which of them it is.
+        path: The file.
         columns: The wanted ones; None for all.
         reading: Is told how far it is.
+        kind: "parquet" or "arrow".
 
     Raises:
         DataError: The file is missing or damaged, or a column is missing.
     """
     number = 0
+    check_regular(path)
     try:
         with path.open("rb"):
             pass  # Tells a missing file or a folder in Python's words.
-        for batch in (_parquet_batches if kind_of(path) == ".parquet" else _arrow_batches)(path, columns, reading):
+        for batch in (_parquet_batches if kind == "parquet" else _arrow_batches)(path, columns, reading):
             _check_content(batch)
             yield batch
             number += batch.num_rows
@@ -105,7 +100,7 @@ def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading) 
                 f"{path} cannot be read ({error.strerror}); correct the path or its permissions."
             ) from error
         # pyarrow tells broken content by either, an OSError without a number.
-        what = f"damaged behind row {number}" if number else f"damaged or no {kind_of(path)[1:]} file"
+        what = f"damaged behind row {number}" if number else f"damaged or no {kind} file"
         raise DataError(f"{path} is {what} ({' '.join(str(error).split())}); fetch or write it again.") from error
 
 
@@ -251,11 +246,12 @@ def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | 
     return values
 
 
-_READERS: dict[str, Callable[[TableFile, Reading], Iterator[Row]]] = {
-    ".csv": read_delimited,
-    ".tsv": read_delimited,
-    ".jsonl": read_jsonl,
-    ".json": read_json,
-    ".parquet": _read_arrow,
-    ".arrow": _read_arrow,
+_READERS: dict[Kind, Callable[[TableFile, Reading], Iterator[Row]]] = {
+    "csv": read_delimited,
+    "tsv": read_delimited,
+    "jsonl": read_json,
+    "json": read_json,
+    "parquet": _read_arrow,
+    "arrow": _read_arrow,
+    "folder": read_folder,
 }

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from framework.data.reading.files import Reading, decode_line, find_files, raw_lines
 from framework.data.reading.rows import Row, check_end_of_stream, read_rows, rows_of_batches
+from framework.data.reading.table_format import TableFormat, check_encoding
 from framework.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -37,13 +38,19 @@ class TextFiles:
         files: A path or glob (`**` enters folders), or several.
         documents: "file": each file is a document. "blank_lines": blank lines separate documents.
         exclude: Paths or globs of files that are left out although `files` matches them.
+        encoding: Of the files (`framework.data.reading.table_format.TableFormat`).
+
+    Raises:
+        ConfigError: `documents` or the encoding is not known.
     """
 
     files: str | Sequence[str]
     documents: Literal["file", "blank_lines"] = "file"
     exclude: Sequence[str] = ()
+    encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
+        check_encoding("encoding", self.encoding)
         if self.documents not in ("file", "blank_lines"):
             raise ConfigError(f"documents={self.documents!r} is not known; use 'file' or 'blank_lines'.")
 
@@ -59,12 +66,14 @@ class TextFiles:
         """Streams the documents.
 
         Raises:
-            DataError: A file is missing, empty, damaged, or not UTF-8 and `reading` does not skip such documents.
+            DataError: A file is missing, empty, damaged, or not in the encoding and `reading` does not skip such
+                documents.
         """
+        encoding = check_encoding("encoding", self.encoding)
         for path in self.paths():
             for number, raw in self._documents(path, reading):
                 try:
-                    yield decode_line(path, number, raw)
+                    yield decode_line(path, number, raw, encoding)
                 except DataError as error:
                     reading.bad_row(error)
 
@@ -90,11 +99,13 @@ class TableFiles:
         files: A path or glob, or several.
         text_column: Column (JSONL: key) that holds the text.
         where: {column: value}; only rows that have all these values are taken.
+        format: How the files are written; None: the defaults of TableFormat.
     """
 
     files: str | Sequence[str]
     text_column: str = "text"
     where: Mapping[str, object] | None = None
+    format: TableFormat | None = None
 
     def paths(self) -> list[Path]:
         """The matching files, sorted within each pattern.
@@ -112,7 +123,7 @@ class TableFiles:
                 fits `where`.
         """
         for path in self.paths():
-            rows = read_rows(path, needed_columns(self.text_column, self.where), reading)
+            rows = read_rows(path, needed_columns(self.text_column, self.where), reading, self.format)
             yield from texts_of_rows(str(path), rows, self.text_column, self.where)
 
 

@@ -8,6 +8,9 @@ from typing import Literal
 
 from framework.errors import ConfigError, DataError
 
+AUTO = "auto"
+TAB = "tab"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -17,63 +20,67 @@ class Row:
         number: Counted from 1, the header not among them, rows that were left out among them.
         line: Line of the file at which the row ends, counted from 1; None where the file has no lines.
         values: Text of the wanted columns.
+        file: File of the row, below the folder that is read; None where one file holds all rows.
     """
 
     number: int
     line: int | None
     values: dict[str, str]
+    file: str | None = None
 
     @property
     def place(self) -> str:
         """Where it is, for messages."""
+        if self.file is not None:
+            return f"file {self.file}"
         return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
 
 
 @dataclass(frozen=True)
 class TableFormat:
-    """What the file of a table does not tell by itself.
+    """Settings for what a file does not tell by itself.
 
     Attributes:
-        kind: How text is laid out; None: as the suffix says.
+        kind: Kind of files whose name and content do not tell it.
         columns: Names for rows that have none: CSV and TSV without a header, and JSON rows that are lists.
-        delimiter: Between the fields of CSV and TSV; None: a comma, in TSV a tab.
-        quote: What fields of CSV and TSV are quoted with; None: a quote means nothing and is a part of the text.
+        header: Whether the first row holds the names. None: it does where `columns` is None, or where it holds the
+            wanted names; a first row that only looks like a header is then an error.
+        delimiter: Between the fields of CSV and TSV, one character or "tab"; None: a tab in TSV, in CSV a comma, or
+            the semicolon, tab or bar that divides the first rows where no comma does.
+        quote: Character around fields of CSV and TSV that hold delimiters. None: a quote is a part of the text. "auto":
+            the double quote in CSV; with other delimiters only where the first rows are quoted as `csv` does.
         encoding: Of text files; any that Python knows and in which the byte of a line end is nothing else.
 
     Raises:
-        ConfigError: A name comes twice, a mark is no single character, or the encoding is none of these.
+        ConfigError: A name comes twice, a mark is no single character, `header` is false without `columns`, or the
+            encoding is none of these.
     """
 
     kind: Literal["csv", "tsv", "jsonl", "json"] | None = None
     columns: list[str] | None = None
+    header: bool | None = None
     delimiter: str | None = None
-    quote: str | None = '"'
+    quote: str | None = AUTO
     encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise ConfigError(f"format.columns is {self.columns}, where a name comes twice; rename one of them.")
-        for name in ("delimiter", "quote"):
-            mark = getattr(self, name)
-            if mark is not None and len(mark) != 1:
-                raise ConfigError(f"format.{name} is {mark!r}, it must be one character, or null.")
-        try:
-            line_end = "\n".encode(self.encoding)
-        except LookupError as error:
+        if self.header is False and self.columns is None:
             raise ConfigError(
-                f"format.encoding is {self.encoding!r}, which Python does not know; use one of its "
-                "standard encodings, such as utf-8 or latin-1."
-            ) from error
-        if line_end != b"\n":
-            raise ConfigError(
-                f"format.encoding is {self.encoding!r}, in which a line end is more than one byte; "
-                "convert the file to UTF-8 (iconv)."
+                "format.header is false and format.columns is null. Columns without a header need names. List them in "
+                "format.columns, in the order of the file."
             )
+        for name, word in (("delimiter", TAB), ("quote", AUTO)):
+            mark = getattr(self, name)
+            if mark not in (None, word) and len(mark) != 1:
+                raise ConfigError(f"format.{name} is {mark!r}, it must be one character, {word!r} or null.")
+        check_encoding("format.encoding", self.encoding)
 
     @property
     def codec(self) -> str:
         """The encoding by the name that Python gives it: "utf-8" for "UTF8"."""
-        return codecs.lookup(self.encoding).name
+        return check_encoding("format.encoding", self.encoding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,8 @@ class TableFile:
         format: How it is written.
         list_columns: Of the wanted ones, those whose values may be lists of texts; they are given as JSON.
         parts: Keys of a JSON object whose values are rows; none where the file is a list of rows.
+        kind: Of the file (`framework.data.reading.table_kind`).
+        reason: What the kind was concluded from, for messages.
     """
 
     path: Path
@@ -93,12 +102,51 @@ class TableFile:
     format: TableFormat = field(default_factory=TableFormat)
     list_columns: Collection[str] = ()
     parts: tuple[str, ...] = ()
+    kind: str = "csv"
+    reason: str = ""
 
 
-def check_columns(path: Path | str, place: str, wanted: Sequence[str], present: Sequence[str]) -> None:
-    """Raises a DataError that names the first wanted column that is not there."""
+def check_encoding(key: str, encoding: str) -> str:
+    """Returns the encoding by the name that Python gives it: "utf-8" for "UTF8".
+
+    Args:
+        key: Of the config, for messages.
+        encoding: Of text files.
+
+    Raises:
+        ConfigError: Python does not know it, or a line end is more than one byte in it.
+    """
+    try:
+        line_end = "\n".encode(encoding)
+    except LookupError as error:
+        raise ConfigError(
+            f"{key} is {encoding!r}, which Python does not know; use one of its standard encodings, such as utf-8 or "
+            "latin-1."
+        ) from error
+    if line_end != b"\n":
+        raise ConfigError(
+            f"{key} is {encoding!r}, in which a line end is more than one byte; convert the file to UTF-8 (iconv)."
+        )
+    return codecs.lookup(encoding).name
+
+
+def check_columns(
+    path: Path | str, place: str, wanted: Sequence[str], present: Sequence[str], reason: str = ""
+) -> None:
+    """Checks that each wanted column is there once.
+
+    Args:
+        path: The file, for messages.
+        place: Of the names in it.
+        wanted: Names.
+        present: Names that there are.
+        reason: How the file is read, in brackets, where a wrong guess could be the cause.
+
+    Raises:
+        DataError: A wanted column is missing, or comes more than once.
+    """
     for column in wanted:
         if column not in present:
-            raise DataError(f"{path}, {place}: no column {column!r} among {list(present)}; name one of these.")
+            raise DataError(f"{path}, {place}: no column {column!r} among {list(present)}{reason}; name one of these.")
         if present.count(column) > 1:
             raise DataError(f"{path}, {place}: column {column!r} comes more than once; rename all but one of them.")

@@ -1,0 +1,64 @@
+"""Texts in one folder per class, as IMDB's and 20 Newsgroups' archives have them: the folder is the label."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from framework.data.reading.files import Reading, decode_line, raw_lines
+from framework.data.reading.table_format import Row, TableFile, check_columns
+from framework.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("text", "label", "file")
+
+
+def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
+    """Streams a row per file, plain, gzip or zstd: `text`, its content; `label`, its folder; `file`, its name.
+
+    Hidden files, and files beside the folders, are not read.
+
+    Raises:
+        DataError: There are no sub-folders, or one holds a folder; a column is wanted that is none of these; a file is
+            empty, damaged or not in the encoding and `reading` does not skip those.
+    """
+    path = table.path
+    check_columns(path, "a folder per class", table.columns, COLUMNS)
+    folders = sorted(entry for entry in _visible(path) if entry.is_dir())
+    if not folders:
+        raise DataError(
+            f"{path} is a folder without sub-folders. A folder of data has one sub-folder per class, which holds a "
+            "file per text. Give such a folder, or a file of rows."
+        )
+    num_others = sum(not entry.is_dir() for entry in _visible(path))
+    if num_others:
+        logger.warning("%s: %d files beside the folders of the classes are not read.", path, num_others)
+    number = 0
+    for folder in folders:
+        for file in sorted(_visible(folder)):
+            if file.is_dir():
+                raise DataError(
+                    f"{file} is a folder within the class {folder.name!r}. The folder of a class holds a file per text "
+                    f"and no folders. Move its files into {folder}, or name another folder."
+                )
+            number += 1
+            try:
+                text = _text_of(file, reading, table.format.codec)
+            except DataError as error:
+                reading.bad_row(error)
+            else:
+                values = {"text": text, "label": folder.name, "file": file.name}
+                wanted = {column: values[column] for column in table.columns}
+                yield Row(number, None, wanted, file=f"{folder.name}/{file.name}")
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+
+
+def _text_of(file: Path, reading: Reading, encoding: str) -> str:
+    raw = b"".join(line for _, line in raw_lines(file, reading))
+    return decode_line(file, 1, raw, encoding).strip()

@@ -1,0 +1,100 @@
+"""Concludes how a CSV or TSV file is written: its delimiter, its quotes, and whether it has a header."""
+
+import csv
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from framework.data.reading.files import head_of
+from framework.data.reading.header import has_header
+from framework.data.reading.table_format import AUTO, TAB, TableFile
+from framework.data.reading.table_kind import head_lines
+
+logger = logging.getLogger(__name__)
+
+_CSV_DELIMITERS = (",", ";", "\t", "|")
+
+
+@dataclass(frozen=True, slots=True)
+class DelimitedLayout:
+    """How a file is written.
+
+    Attributes:
+        delimiter: Between fields.
+        quote: Around fields that hold delimiters; None: a quote is a part of the text.
+        names: Of the columns; None: the first row holds them.
+    """
+
+    delimiter: str
+    quote: str | None
+    names: list[str] | None
+
+
+def delimited_layout(table: TableFile) -> DelimitedLayout:
+    """Concludes the layout from the format and the first lines.
+
+    Raises:
+        DataError: The file cannot be read, or it is read without a header and its first row looks like one.
+    """
+    lines = head_lines(head_of(table.path), table.format)
+    delimiter = _delimiter(table, lines)
+    quote = _quote(lines, delimiter) if table.format.quote == AUTO else table.format.quote
+    names = table.format.columns
+    rows = list(_rows(lines, delimiter, quote))
+    if rows and has_header(f"{table.path}, line 1", table.format, table.columns, rows):
+        if names is not None:
+            logger.info("%s: the first line is read as a header: %s", table.path, ", ".join(rows[0]))
+        names = None
+    return DelimitedLayout(delimiter, quote, names)
+
+
+def _delimiter(table: TableFile, lines: Sequence[str]) -> str:
+    """Returns the delimiter of the format or of the kind; in CSV another one where no comma divides the first rows."""
+    given = table.format.delimiter
+    if given is not None:
+        return "\t" if given == TAB else given
+    if table.kind == "tsv":
+        return "\t"
+    for delimiter in _CSV_DELIMITERS:
+        rows = list(_rows(lines, delimiter, '"'))
+        first = {cell.strip() for cell in rows[0]} if rows else set()
+        num_columns = None if table.format.columns is None else len(table.format.columns)
+        if set(table.columns) <= first or (num_columns != 1 and {len(row) for row in rows} == {num_columns}):
+            return delimiter
+    return ","
+
+
+def _quote(lines: Sequence[str], delimiter: str) -> str | None:
+    """Returns the double quote where the first rows use it as `csv` does.
+
+    A lone quote that begins a field is text. So with delimiters that are rare in text, quotes are a part of it unless
+    rows cannot be divided otherwise, or quotes are doubled, or all fields of a column are quoted.
+    """
+    if delimiter == ",":
+        return '"'
+    rows = [line.split(delimiter) for line in lines]
+    if len({len(row) for row in rows}) > 1:
+        quoted = list(_rows(lines, delimiter, '"'))
+        return '"' if quoted and len({len(row) for row in quoted}) == 1 else None
+    opened = [cell for row in rows for cell in row if cell.startswith('"')]
+    if not opened or not all(map(_is_quoted, opened)):
+        return None
+    is_whole_column = any(all(cell.startswith('"') for cell in column) for column in zip(*rows[1:], strict=True))
+    return '"' if is_whole_column or any('""' in cell[1:-1] for cell in opened) else None
+
+
+def _is_quoted(cell: str) -> bool:
+    return len(cell) > 1 and cell.endswith('"') and '"' not in cell[1:-1].replace('""', "")
+
+
+def _rows(lines: Sequence[str], delimiter: str, quote: str | None) -> Iterator[list[str]]:
+    """Streams the rows of the first lines as far as they are whole."""
+    csv.field_size_limit(2**31 - 1)
+    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
+    reader = csv.reader(
+        (f"{line}\n" for line in lines), delimiter=delimiter, quotechar=quote, quoting=quoting, strict=True
+    )
+    try:
+        yield from (row for row in reader if row)
+    except csv.Error:
+        return

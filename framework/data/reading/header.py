@@ -1,0 +1,91 @@
+"""Tells whether the first row of a table holds the names of its columns."""
+
+import re
+import statistics
+from collections.abc import Sequence
+
+from framework.data.reading.table_format import TableFormat
+from framework.errors import DataError
+
+_SAMPLE = 200
+_FEWEST_ROWS = 8
+_LONGEST_NAME = 30
+# A letter, then at most three words.
+_NAME = re.compile(r"[^\W\d_][\w.\-/#]*(?: [\w.\-/#()]+){0,2}")
+_NO_VALUE = {"nan", "null", "none", "na", "n/a"}
+
+
+def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Returns True where the first row holds the names.
+
+    Args:
+        place: File and line of the first row, for messages.
+        table_format: With names for rows that have none; null: there must be a header.
+        wanted: Names of the columns that are read.
+        rows: The first rows of the file, at least one.
+
+    Raises:
+        DataError: The file is read without a header, and its first row looks like one.
+    """
+    names = table_format.columns
+    if table_format.header is not None or names is None:
+        return table_format.header is not False
+    first = [cell.strip() for cell in rows[0]]
+    if set(wanted) <= set(first):
+        return True
+    indices = [names.index(column) for column in wanted if column in names]
+    reason = _sign_of_header(first, [row for row in rows[1:_SAMPLE] if len(row) == len(first)], names, indices)
+    if reason is None:
+        return False
+    raise DataError(
+        f"{place}: {_shown(first)} looks like a header, because {reason}, but not all of the columns {list(wanted)} "
+        f"are in it. The file is read without a header, by the names {names}. Name the columns as the file does "
+        "(text_column, label_column, ...), rename them in the file, or set format.header=false if this is a row."
+    )
+
+
+def _sign_of_header(
+    first: Sequence[str], others: Sequence[Sequence[str]], names: Sequence[str], indices: Sequence[int]
+) -> str | None:
+    """Returns what makes the first row look like a header."""
+    if len(first) != len(names):
+        return None
+    for index in indices:
+        if first[index].casefold() == names[index].casefold():
+            return f"{first[index]!r} is the name of its column"
+    for index in indices:
+        values = [row[index].strip() for row in others]
+        if len(values) > 1 and _is_name(first[index]) and None not in map(plain_float, values):
+            return f"{first[index]!r} stands above numbers"
+    if len(others) < _FEWEST_ROWS or not all(_is_name(first[index]) for index in indices):
+        return None
+    columns = [[row[index].strip() for row in others] for index in indices]
+    has_few_values = [len(set(values)) <= len(values) / 3 for values in columns]
+    for index, values, is_label in zip(indices, columns, has_few_values, strict=True):
+        if is_label and first[index] not in values and _is_short(first, columns, indices, has_few_values):
+            return f"{first[index]!r} is none of the {len(set(values))} values below it"
+    return None
+
+
+def _is_short(
+    first: Sequence[str], columns: Sequence[Sequence[str]], indices: Sequence[int], has_few_values: Sequence[bool]
+) -> bool:
+    """Returns True where each cell above texts is at most half as long as they are."""
+    texts = [(index, column) for index, column, few in zip(indices, columns, has_few_values, strict=True) if not few]
+    return all(2 * len(first[index]) <= statistics.median(map(len, column)) for index, column in texts)
+
+
+def _is_name(cell: str) -> bool:
+    return len(cell) <= _LONGEST_NAME and cell.casefold() not in _NO_VALUE and _NAME.fullmatch(cell) is not None
+
+
+def plain_float(cell: str) -> float | None:
+    """Reads a number; None where the cell is none. Python's `float` would read "1_5" as 15."""
+    try:
+        return None if "_" in cell else float(cell)
+    except ValueError:
+        return None
+
+
+def _shown(cells: Sequence[str]) -> str:
+    return f"{list(cells)!r:.120}"

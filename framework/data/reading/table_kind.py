@@ -1,0 +1,119 @@
+"""Concludes which kind of table a file is: from its name, then its content, then the format's default."""
+
+import csv
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from framework.data.reading.files import COMPRESSIONS, HEAD_BYTES, head_of, kind_of
+from framework.data.reading.table_format import TableFormat
+from framework.errors import DataError
+
+Kind = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "folder"]
+
+KIND_OF_SUFFIX: dict[str, Kind] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
+_BINARY_KINDS: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
+# The first line of JSON that is written over several lines.
+_OPENING = re.compile(r"""\[|\{|\[\s*[\[{"].*|\{\s*".*""")
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """A kind of table and what it was concluded from.
+
+    Attributes:
+        kind: Of the file.
+        reason: Ends a sentence that begins with "read as CSV".
+    """
+
+    kind: Kind
+    reason: str
+
+
+def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
+    """Concludes the kind of a file or folder.
+
+    Raises:
+        DataError: The file cannot be read, or nothing tells its kind.
+    """
+    if path.is_dir():
+        return Concluded("folder", "because it is a folder")
+    suffix = kind_of(path)
+    kind = KIND_OF_SUFFIX.get(suffix)
+    if kind in _BINARY_KINDS.values() and path.suffix.lower() in COMPRESSIONS:
+        raise DataError(
+            f"{path} is {suffix[1:]} behind {path.suffix}. Only text may be compressed as a whole. Decompress the file."
+        )
+    if kind == "json" and _is_json_lines(head_lines(head_of(path), table_format)):
+        return Concluded("jsonl", f"because its name ends in {suffix} and it has a JSON value a line")
+    if kind is not None:
+        return Concluded(kind, f"because its name ends in {suffix}")
+    head = head_of(path)
+    kind = next((each for mark, each in _BINARY_KINDS.items() if head.startswith(mark)), None)
+    if kind is None:
+        kind = _kind_of_text(head_lines(head, table_format), table_format.delimiter)
+    if kind is not None:
+        return Concluded(kind, "because of its content, since its name tells nothing")
+    if table_format.kind is not None:
+        return Concluded(table_format.kind, "because of format.kind, since its name and content tell nothing")
+    raise DataError(
+        f"{path} is of no known kind: neither its name nor its first lines tell one. Names end in "
+        f"{', '.join(KIND_OF_SUFFIX)}, those of text perhaps followed by {' or '.join(COMPRESSIONS)}. Rename the file, "
+        "or set format.kind, and format.delimiter where it is no comma or tab."
+    )
+
+
+def head_lines(head: bytes, table_format: TableFormat) -> list[str]:
+    """Decodes the whole lines of a file's first bytes, without their ends; bytes that do not fit are replaced."""
+    encoding = "utf-8-sig" if table_format.codec == "utf-8" else table_format.codec
+    lines = head.decode(encoding, "replace").split("\n")
+    if len(head) >= HEAD_BYTES and len(lines) > 1:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def _kind_of_text(lines: list[str], delimiter: str | None) -> Kind | None:
+    if not lines:
+        return None
+    if _OPENING.fullmatch(lines[0].strip()):
+        return "jsonl" if _is_json_lines(lines) else "json"
+    if delimiter is not None:
+        return "csv"
+    has_tabs = len({line.count("\t") for line in lines}) == 1 and "\t" in lines[0]
+    has_commas = _has_commas(lines)
+    if has_tabs == has_commas:
+        return None
+    return "tsv" if has_tabs else "csv"
+
+
+def _is_json_lines(lines: list[str]) -> bool:
+    return len(lines) > 1 and _is_json(lines[0]) and _is_json(lines[1])
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _has_commas(lines: list[str]) -> bool:
+    """Returns True where all lines but the last, which may be cut, have as many fields as CSV, and more than one."""
+    csv.field_size_limit(2**31 - 1)
+    try:
+        counts = {len(fields) for fields in csv.reader(lines, strict=True) if fields}
+    except csv.Error:
+        return False
+    return len(counts) == 1 and counts != {1}
