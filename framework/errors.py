@@ -1,5 +1,8 @@
 """The errors a user can meet. A message names the value, the rule and the remedy; with bad data also file and row."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class FrameworkError(Exception):
     """Root of all errors that are shown to the user without a traceback.
@@ -30,3 +33,24 @@ class DistributedError(FrameworkError):
 
 class SweepError(FrameworkError):
     """Jobs of a sweep that failed."""
+
+
+@contextmanager
+def reading_record(file: object, remedy: str) -> Iterator[None]:
+    """Reports whatever a damaged record raises while it is read as one error that names the file.
+
+    A record is a file that a program wrote and that may come from anywhere: its keys can be missing, its values can be
+    of any type. Errors of this module pass unchanged.
+
+    Args:
+        file: The file, or the folder of several.
+        remedy: A sentence without its full stop.
+
+    Raises:
+        CheckpointError: The record is damaged.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()) or "no reason given"
+        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {reason}). {remedy}.") from error

@@ -64,7 +64,7 @@ def evaluate(composed: DictConfig) -> None:
         console.print(class_table(classes))
     if folder is not None:
         analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
-        is_own = settings.data is None or trained.data is None
+        is_own = settings.data is None or trained.data_record is None
         name = settings.split if is_own else f"{settings.split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
         console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
 

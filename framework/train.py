@@ -6,8 +6,10 @@ from omegaconf import DictConfig
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.build import build_module, build_parts, build_settings
 from framework.config.command import command, plain
+from framework.config.records import modules_of
 from framework.config.run_folder import find_run_folder
 from framework.config.run_lock import alone_in, wait_limit
+from framework.config.secrets import masked
 from framework.config.session import (
     as_run,
     build_data,
@@ -48,7 +50,7 @@ def train(composed: DictConfig) -> None:
     data = build_data(settings, parts, info, device_type)
 
     # The config as it will run decides which folder it is, and whether there is a checkpoint to go on from.
-    config = as_run(config, parts, precision)
+    config = masked(composed, as_run(config, parts, precision))
     module = build_module(settings, parts, precision, device_type)
     folder = find_run_folder(settings.run, config)
 
@@ -59,14 +61,14 @@ def train(composed: DictConfig) -> None:
             # Another start may have gone on meanwhile: what counts is what rank 0 sees under its lock.
             folder = first_rank_value(lambda: find_run_folder(settings.run, config))
             if not first_rank_value(lambda: is_finished(folder, parts, settings.trainer.patience)):
-                start_run(folder, composed, config, parts, info.world_size)
+                start_run(folder, config, parts, info.world_size)
                 prepare_training_texts(parts, folder, info, device_type)
                 with Supervision(folder.path, info, timeout):
                     trainer = build_run_trainer(settings, parts, data.plans["train"], folder, info, device_type)
                     trainer.fit(module, datamodule=data)
 
         if info.rank == 0:
-            log_model_if_wanted(folder.path, settings.logger)
+            log_model_if_wanted(folder.path, settings.logger, modules_of(config))
             print_closing_table(folder.path)
 
 

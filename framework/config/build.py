@@ -158,13 +158,19 @@ def build_data_component(task: Task, data: Component) -> Any:
         ConfigError: It is of another kind.
     """
     built = data.build()
-    wanted = typing.get_type_hints(type(task).build_sources).get("data", Any)
-    if wanted is not Any and isinstance(wanted, type) and not isinstance(built, wanted):
+    wanted = data_kind(type(task))
+    if not isinstance(built, wanted):
         raise ConfigError(
             f"{type(task).__name__} reads {wanted.__name__}, but `data` is {type(built).__name__}; choose other `data` "
             "or another `task`."
         )
     return built
+
+
+def data_kind(task: type[Task]) -> type:
+    """Returns the class of the data that a task reads; object where the task does not say it."""
+    hint = typing.get_type_hints(task.build_sources).get("data", Any)
+    return hint if isinstance(hint, type) else object
 
 
 def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:

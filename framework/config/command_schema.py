@@ -64,12 +64,14 @@ class TrainedConfig:
         weights: Of a run: "raw" the trained ones; "ema" their moving average; "auto": the average where one was kept.
         average_last: Of a run: more than 1 takes the mean over its last so many checkpoints (or, of a checkpoint, over
             it and those before it).
+        trust: Modules (or packages of them) outside of Cloze whose classes the run or export may name.
     """
 
     run: str
     runs: str = "runs"
     weights: Weights = "auto"
     average_last: int = 1
+    trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_average_last("average_last", self.average_last)
@@ -92,10 +94,6 @@ class InferenceConfig(TrainedConfig):
         super().__post_init__()
         if self.precision.name == "float8":
             raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
-        if isinstance(self.task, Component):
-            raise ConfigError(
-                "`task` names a `_target_`, but the run says which task it is; give only keys that change."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from framework.config.secrets import MASK
 from framework.errors import ConfigError
 
 IDENTITY_KEYS = (
@@ -66,15 +67,17 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
 
     Args:
         folder: Shown in the message.
-        saved: The resolved config that the folder holds.
-        config: The resolved config that wants to go on there.
+        saved: The resolved config that the folder holds, secrets masked.
+        config: The resolved config that is to be run there, secrets masked.
 
     Raises:
         ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both
             values.
     """
     before, now = identity(saved), identity(config)
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    # An earlier version masked more than secrets; what such a value was is not known any more.
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != MASK]
+    changed = [name for name in names if before.get(name) != now.get(name)]
     if changed:
         shown = "; ".join(
             f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here"

@@ -18,6 +18,10 @@ from framework.errors import ConfigError
 
 TARGET_KEY = "_target_"
 
+_PACKAGE = __name__.partition(".")[0]
+_VALUES = (str, int, float, Path, Mapping, Sequence, type(None))
+"""Types of values; whatever else a hint names is a part that a nested `_target_` may build."""
+
 
 @dataclass(frozen=True)
 class Component:
@@ -103,11 +107,17 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
         raise ConfigError(
             f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class."
         ) from error
-    if not callable(target):
+    # Functions of this package are no parts: one that deletes a folder must not become one by being named.
+    if not callable(target) or (is_own(module_name) and not inspect.isclass(target)):
         raise ConfigError(
             f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class."
         )
     return target
+
+
+def is_own(module: str) -> bool:
+    """Whether a module belongs to this package."""
+    return module == _PACKAGE or module.startswith(_PACKAGE + ".")
 
 
 def check_arguments(
@@ -128,7 +138,10 @@ def check_arguments(
         if name in supplied and values.get(name) is None:
             continue
         if name in values:
-            arguments[name] = check_value(f"{prefix}{name}", values[name], hints.get(name, Any), metadata.get(name, {}))
+            hint = hints.get(name, Any)
+            if hint is Any and _names_part(values[name]) and not is_own(target.__module__):
+                hint = Component  # foreign code need not say what its parts are
+            arguments[name] = check_value(f"{prefix}{name}", values[name], hint, metadata.get(name, {}))
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
                 f"config key `{prefix}{name}` is missing and has no default; give it a value of type "
@@ -145,12 +158,43 @@ def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = 
     """
     if hint is Component:
         return check_component(path, value, metadata.get("supplied", ()), metadata.get("target"))
-    if isinstance(value, Mapping) and TARGET_KEY in value:
-        return check_component(path, value)
+    if _names_part(value):
+        return _check_nested(path, value, hint, metadata)
     matched, converted = _convert(path, value, hint)
     if not matched:
         raise ConfigError(f"`{path}` is {value!r}, which is not {describe(hint)}; give a value of that type.")
     return converted
+
+
+def _names_part(value: Any) -> bool:
+    return isinstance(value, Mapping) and TARGET_KEY in value
+
+
+def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mapping[str, Any]) -> Component:
+    """Checks a part among the arguments of another one: it may only stand where the hint is a class of parts.
+
+    Raises:
+        ConfigError: A value is wanted there, or a part of another class.
+    """
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if Component in options:
+        return check_component(path, node, metadata.get("supplied", ()), metadata.get("target"))
+    kinds = tuple(
+        option
+        for option in options
+        if isinstance(option, type) and option is not object and not issubclass(option, _VALUES)
+    )
+    wrong = ConfigError(
+        f"`{path}` names the `{TARGET_KEY}` {node[TARGET_KEY]!r}, but {describe(hint)} is needed there; give a "
+        "value of that type."
+    )
+    if not kinds:
+        raise wrong
+    component = check_component(path, node)
+    checkable = tuple(kind for kind in kinds if not getattr(kind, "_is_protocol", False))
+    if inspect.isclass(component.target) and len(checkable) == len(kinds) and not issubclass(component.target, kinds):
+        raise wrong
+    return component
 
 
 def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
@@ -222,6 +266,8 @@ def describe(hint: Any) -> str:
         bool: "true or false",
         type(None): "null",
         Path: "a path",
+        Any: "a plain value",
+        object: "a plain value",
     }
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):

@@ -1,14 +1,12 @@
 """The folder of a run: which one it is, whether it may be used, and what is written into it at the start."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, ListConfig
 
 from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
@@ -22,10 +20,6 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
-
-_SECRET_NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-_ENVIRONMENT = re.compile(r"\$\{\s*oc\.env\s*:\s*([A-Za-z0-9_]+)")
-_MASK = "*** from the environment, not saved ***"
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,7 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
     Args:
         run: Id, parent folder and how to resume.
-        config: The resolved config of the run.
+        config: The resolved config of the run, secrets masked.
 
     Raises:
         ConfigError: The folder belongs to another config, or holds a run where a new one is asked for.
@@ -228,32 +222,3 @@ def _replace(file: Path, text: str) -> None:
     temporary = file.with_name(file.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(file)
-
-
-def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the resolved config without the secrets that the environment gave.
-
-    Args:
-        composed: The config before interpolations were resolved.
-        config: The same, resolved.
-
-    Returns:
-        `config` with each value masked that comes from an environment variable, where the key or the variable has the
-        name of a secret (key, token, secret, password, credential).
-    """
-    return {name: _masked(composed, str(name), value) for name, value in config.items()}
-
-
-def _masked(parent: Any, name: str | int, value: Any) -> Any:
-    in_group = isinstance(parent, DictConfig) and name in parent
-    in_list = isinstance(parent, ListConfig) and int(name) < len(parent)
-    node = parent._get_node(name) if in_group or in_list else None
-    raw = node._value() if node is not None else None
-    variable = _ENVIRONMENT.search(raw) if isinstance(raw, str) else None
-    if variable and (_SECRET_NAME.search(str(name)) or _SECRET_NAME.search(variable.group(1))):
-        return _MASK
-    if isinstance(value, Mapping):
-        return {key: _masked(node, str(key), item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_masked(node, index, item) for index, item in enumerate(value)]
-    return value

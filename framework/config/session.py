@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
 
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
@@ -29,7 +28,6 @@ from framework.config.run_folder import (
     TOKENIZER_FOLDER,
     RunFolder,
     check_same_data,
-    masked,
     write_start,
 )
 from framework.config.schema import TrainConfig
@@ -77,17 +75,14 @@ def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> b
         return False  # an older checkpoint takes its place
 
 
-def start_run(
-    folder: RunFolder, composed: DictConfig, config: Mapping[str, Any], parts: Parts, world_size: int
-) -> None:
+def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_size: int) -> None:
     """Checks that all ranks mean the same run in the same folder, and writes its config, provenance and tokenizer.
 
     Collective: all ranks must call.
 
     Args:
         folder: Of the run.
-        composed: The config as Hydra gave it, to find what the environment put in.
-        config: The resolved config, as run.
+        config: The resolved config, as run, secrets masked.
         parts: Of the run.
         world_size: Processes in all.
 
@@ -119,7 +114,7 @@ def start_run(
         }
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
-        write_start(folder, masked(composed, config), start_of_run, record, parts.task.side_files())
+        write_start(folder, config, start_of_run, record, parts.task.side_files())
 
     on_first_rank(write)
 

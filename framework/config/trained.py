@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from framework.config.build import build_model
+from framework.config.build import build_model, data_kind
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
-from framework.config.run_folder import joined_by, read_config, read_task_record
+from framework.config.records import Record
+from framework.config.run_folder import CONFIG_FILE, TASK_FILE, joined_by, read_config, read_task_record
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
@@ -19,8 +20,9 @@ from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.process_group import process_group
-from framework.errors import CheckpointError, ConfigError
+from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.models.pretrained import PretrainedWeights
+from framework.models.published.files import SIDE_CONFIG_FILE
 from framework.modules.inference import Inference
 from framework.tasks.task import Task, TaskModel
 
@@ -38,7 +40,7 @@ class Trained:
         task: With what it found in its data.
         record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
         folder: The run folder; None for an export.
-        data: The data it was trained on; None for an export.
+        data_record: The data it was trained on; None for an export.
         step_size: Items of an optimizer step; None for an export, or where it is given in tokens.
     """
 
@@ -47,8 +49,17 @@ class Trained:
     task: Task
     record: Mapping[str, Any]
     folder: Path | None
-    data: Component | None
+    data_record: Record | None
     step_size: int | None
+
+    @property
+    def data(self) -> Component | None:
+        """The data it was trained on, checked; None for an export.
+
+        Raises:
+            FrameworkError: See `Record.component`.
+        """
+        return None if self.data_record is None else self.data_record.component(data_kind(type(self.task)))
 
 
 def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:
@@ -65,6 +76,7 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
     weights = find_weights(source, runs, settings.weights, settings.average_last)
+    file = run[0] / TASK_FILE if run is not None else Path(source) / SIDE_CONFIG_FILE
     record = read_task_record(run[0]) if run is not None else weights.side
     if "config" not in record:
         raise CheckpointError(
@@ -72,31 +84,44 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
         )
     if weights.tokenizer_dir is None:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
-    task = build_task(record["config"], changes or {})
-    task.restore(record)
-    task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
-    config = read_config(run[0]) if run is not None else None
-    data = check_component("data", config["data"]) if config is not None else None
-    step_size = config["trainer"]["global_batch_size"] if config is not None else None
+    task = build_task(Record(file, "task", record["config"], settings.trust), changes or {})
+    with reading_record(file, "Restore the file"):
+        task.restore(record)
+        task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, joined_by(record))
-    return Trained(weights, tokenizer, task, record, run[0] if run is not None else None, data, step_size)
+    if run is None:
+        return Trained(weights, tokenizer, task, record, None, None, None)
+    config, config_file = read_config(run[0]), run[0] / CONFIG_FILE
+    with reading_record(config_file, "Restore the file"):
+        data, step_size = config["data"], config["trainer"]["global_batch_size"]
+        if not isinstance(step_size, int | None) or (step_size is not None and step_size < 1):
+            raise ValueError(f"trainer.global_batch_size={step_size!r} is no number of sequences")
+    return Trained(
+        weights, tokenizer, task, record, run[0], Record(config_file, "data", data, settings.trust), step_size
+    )
 
 
-def build_task(config: Mapping[str, Any], changes: Mapping[str, Any]) -> Task:
+def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
     """The task of a record, with values that training did not have; a group of keys keeps what is not named.
 
     Raises:
-        ConfigError: A key is not among `Task.changeable_keys`, or a value is none that the task takes.
+        ConfigError: A key is not among `Task.changeable_keys`, or a value is none that the task takes; or the record
+            names code that is not trusted.
+        CheckpointError: The record is damaged.
     """
-    changeable = check_component("task", config).target.changeable_keys  # type: ignore[attr-defined]
+    recorded = record.component(Task)
+    changeable = recorded.target.changeable_keys  # type: ignore[attr-defined]
     for key in changes:
         if key not in changeable:
             allowed = (
                 f"what may be changed is {', '.join(changeable)}" if changeable else "nothing of it may be changed"
             )
             raise ConfigError(f"`task.{key}` belongs to how the model was trained; {allowed}.")
+    config = record.node
     merged = {key: {**config.get(key, {}), **new} if isinstance(new, Mapping) else new for key, new in changes.items()}
-    return check_component("task", {**config, **merged}).build()
+    changed = check_component("task", {**config, **merged})
+    with reading_record(record.file, "Restore the file"):
+        return changed.build()
 
 
 def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:

@@ -1,6 +1,7 @@
 """The Weights & Biases run of a run folder: opened for the training, and once more for its model."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,16 +32,21 @@ def open_wandb_run(run_folder: Path, settings: LoggerConfig) -> "WandbLogger":
     )
 
 
-def log_model_if_wanted(run_folder: Path, settings: LoggerConfig) -> None:
+def log_model_if_wanted(run_folder: Path, settings: LoggerConfig, trust: Sequence[str]) -> None:
     """Exports a run that has finished into its folder, and logs the export as an artifact of its W&B run.
 
     The W&B run has ended with the training and is opened again under its id; offline that is one more segment, which
     `wandb sync` joins. Call on rank 0 only.
+
+    Args:
+        run_folder: Of the run.
+        settings: Of its logger.
+        trust: Modules that the config of this run names.
     """
     summary = read_summary(run_folder)
     if settings.name != "wandb" or not settings.log_model or summary is None or summary["ended"] != "finished":
         return
-    export = ExportConfig(run=str(run_folder.resolve()))
+    export = ExportConfig(run=str(run_folder.resolve()), trust=tuple(trust))
     write_export(run_folder / EXPORT_FOLDER, run_folder, export, open_trained(export))
     _wait_for_a_new_second(run_folder)
     run = open_wandb_run(run_folder, settings).experiment

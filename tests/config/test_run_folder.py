@@ -10,7 +10,6 @@ from framework.config.identity import check_same_run, identity, identity_text
 from framework.config.run_folder import (
     find_checkpoint,
     find_run_folder,
-    masked,
     read_config,
     read_task_record,
     write_start,
@@ -187,23 +186,3 @@ def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
             find_run_folder(RunConfig(**folder, resume=resume), CONFIG)
     named = str(tmp_path / "big" / "x" / "step_00000002")
     assert str(find_run_folder(RunConfig(**folder, resume=named), CONFIG).checkpoint) == named
-
-
-def test_secrets_of_the_environment_are_masked(monkeypatch):
-    monkeypatch.setenv("MY_API_KEY", "s3cret")
-    monkeypatch.setenv("MY_FOLDER", "somewhere")
-    composed = OmegaConf.create(
-        {
-            "logger": {
-                "note": "key ${oc.env:MY_API_KEY}",
-                "password": "${oc.env:MY_FOLDER}",
-                "list": ["${oc.env:MY_API_KEY}", "b"],
-            },
-            "dir": "${oc.env:MY_FOLDER}",
-            "max_tokens": 5,
-        }
-    )
-    saved = masked(composed, OmegaConf.to_container(composed, resolve=True))
-    assert "s3cret" not in json.dumps(saved)
-    assert saved["dir"] == "somewhere" and saved["max_tokens"] == 5 and saved["logger"]["list"][1] == "b"
-    assert saved["logger"]["password"] != "somewhere"

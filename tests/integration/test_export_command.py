@@ -124,8 +124,10 @@ def test_an_onnx_file_on_demand(tmp_path, run):
 
 def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
     foreign = "task._target_=tests.integration.foreign_task.PrototypeTask"
+    trust = "trust=[tests.integration.foreign_task]"
     assert run("train", *FINETUNE, foreign) == 0
-    assert run("export", "run=mine") == 0
+    assert run("export", "run=mine") == 2
+    assert run("export", "run=mine", trust) == 0
     export = tmp_path / "runs" / "mine" / "export"
     assert isinstance(transformers.AutoModel.from_pretrained(export), transformers.ModernBertModel)
     front, text = card_of(export)
@@ -134,11 +136,11 @@ def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
     found = {}
     for name in ("mine", "runs/mine/export"):
         data = [] if name == "mine" else ["data=table", "data.train=rows.csv", "data.validation_fraction=0.2"]
-        assert run("evaluate", f"run={name}", "split=validation", "output=scores.json", *data) == 0
+        assert run("evaluate", f"run={name}", "split=validation", "output=scores.json", trust, *data) == 0
         found[name] = json.loads((tmp_path / "scores.json").read_text())["metrics"]
     # Micro-batches differ: an export does not know the steps of the run.
     assert found["runs/mine/export"] == pytest.approx(found["mine"], rel=1e-6)
-    assert run("predict", "run=runs/mine/export", f"text={TEXTS[0]}", "output=out.jsonl") == 0
+    assert run("predict", "run=runs/mine/export", f"text={TEXTS[0]}", "output=out.jsonl", trust) == 0
     assert json.loads((tmp_path / "out.jsonl").read_text())["label"] in ("0", "1")
 
 

@@ -1,0 +1,89 @@
+"""Builds parts from the records of a run or an export, which may be a stranger's.
+
+A record builds typed values, and only classes of this package or of modules that the user trusts by name. No module is
+imported before its name has been checked.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framework.config.nodes import TARGET_KEY, Component, check_component, is_own
+from framework.config.secrets import MASK, find_masked
+from framework.errors import CheckpointError, ConfigError
+
+
+@dataclass(frozen=True)
+class Record:
+    """One node of a record that describes a part.
+
+    Attributes:
+        file: The file that holds the record.
+        path: Config key of the node, for messages.
+        node: Plain containers.
+        trust: Modules whose classes the record may name beside those of this package.
+    """
+
+    file: Path
+    path: str
+    node: Any
+    trust: Sequence[str] = ()
+
+    def component(self, kind: type) -> Component:
+        """Checks the part and returns it; nothing is built yet.
+
+        Args:
+            kind: Base class of the part.
+
+        Raises:
+            ConfigError: The record names code that the user does not trust, or lacks a secret.
+            CheckpointError: The record is damaged, or the part is of another kind.
+        """
+        for name in named_targets(self.node):
+            self._check_trusted(name)
+        masked = find_masked(self.node, self.path)
+        if masked is not None:
+            raise ConfigError(
+                f"`{masked}` in {self.file} is {MASK!r}. Secrets of the environment are not saved with a run. Give "
+                f"`{self.path}` on the command line."
+            )
+        try:
+            component = check_component(self.path, self.node)
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{self.file} cannot be used: {error} The record is damaged, or another version of Cloze wrote it. "
+                "Restore the file."
+            ) from error
+        if not (isinstance(component.target, type) and issubclass(component.target, kind)):
+            raise CheckpointError(
+                f"`{self.path}.{TARGET_KEY}` in {self.file} is {self.node[TARGET_KEY]!r}. It must be a "
+                f"{kind.__name__}. Restore the file."
+            )
+        return component
+
+    def _check_trusted(self, name: str) -> None:
+        module = name.rpartition(".")[0]
+        if is_own(module) or any(module == each or module.startswith(each + ".") for each in self.trust):
+            return
+        raise ConfigError(
+            f"{self.file} names the class {name!r}, which is not part of Cloze. Code that a record names runs only "
+            f"where the command line trusts its module. If you know this code, add trust=[{module or name}]."
+        )
+
+
+def named_targets(node: Any) -> Iterator[str]:
+    """Yields every `_target_` in a tree of plain containers."""
+    if isinstance(node, Mapping):
+        if TARGET_KEY in node:
+            yield str(node[TARGET_KEY])
+        for value in node.values():
+            yield from named_targets(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from named_targets(value)
+
+
+def modules_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the modules that a config names, sorted: what its user trusts by composing it."""
+    return tuple(sorted({name.rpartition(".")[0] for name in named_targets(config)} - {""}))

@@ -1,0 +1,101 @@
+"""Hides secrets in the config that is saved: values of the environment, and credentials inside URLs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials
+
+MASK = "*** from the environment, not saved ***"
+
+
+class _Environment:
+    """Takes the place of OmegaConf's resolver of environment variables.
+
+    Attributes:
+        hides_all: Hide every variable, not only those named like secrets.
+    """
+
+    def __init__(self) -> None:
+        self.hides_all = False
+
+    def __call__(self, name: str, *default: Any) -> Any:
+        return HIDDEN if self.hides_all or names_secret(name) else oc.env(name, *default)
+
+
+@contextmanager
+def _replaced_environment() -> Iterator[_Environment]:
+    environment = _Environment()
+    OmegaConf.register_new_resolver("oc.env", environment, replace=True)
+    try:
+        yield environment
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+
+
+def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of the resolved config without secrets.
+
+    Every text that depends on an environment variable, by however many interpolations, is masked where the variable or
+    the key is named like a secret (`names_secret`). Numbers are never masked. Credentials of URLs are hidden wherever
+    they come from. Compare a saved config only with a masked one: a new password is no other run.
+
+    Args:
+        composed: The config before interpolations were resolved.
+        config: The same, resolved.
+    """
+    with _replaced_environment() as environment:
+        return {name: _masked(environment, composed, name, value, False) for name, value in config.items()}
+
+
+def _masked(environment: _Environment, parent: Any, name: str | int, value: Any, in_secret: bool) -> Any:
+    """Returns the masked value of a key.
+
+    Args:
+        environment: Decides which variables are hidden.
+        parent: Container of the config before interpolations were resolved; None: the value was not in that config.
+        name: Key or index in it.
+        value: The resolved value.
+        in_secret: A group around it is named like a secret.
+    """
+    in_secret = in_secret or (isinstance(name, str) and names_secret(name))
+    if isinstance(value, Mapping | list):
+        node = _resolved(environment, parent, name, False)
+        inner = node if isinstance(node, Container) else None
+        if isinstance(value, Mapping):
+            return {key: _masked(environment, inner, key, item, in_secret) for key, item in value.items()}
+        return [_masked(environment, inner, index, item, in_secret) for index, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+    try:
+        shown = _resolved(environment, parent, name, in_secret)
+    except OmegaConfBaseException:
+        return MASK  # a resolver that cannot use the hidden value depends on it
+    if shown is None or shown == value:
+        return without_credentials(value)
+    return without_credentials(shown) if isinstance(shown, str) and shown != HIDDEN else MASK
+
+
+def _resolved(environment: _Environment, parent: Any, name: str | int, hides_all: bool) -> Any:
+    """Resolves a key under the replaced environment; None where the config does not have it."""
+    in_group = isinstance(parent, DictConfig) and not parent._is_none() and name in parent.keys()  # noqa: SIM118
+    in_list = isinstance(parent, ListConfig) and not parent._is_none() and int(name) < len(parent)
+    if not in_group and not in_list:
+        return None
+    environment.hides_all = hides_all
+    return parent[name]
+
+
+def find_masked(node: Any, path: str) -> str | None:
+    """Returns the first key of a saved tree whose value was masked; None: there is none."""
+    if isinstance(node, Mapping):
+        places = ((f"{path}.{name}", value) for name, value in node.items())
+    elif isinstance(node, list | tuple):
+        places = ((f"{path}[{index}]", value) for index, value in enumerate(node))
+    else:
+        return path if isinstance(node, str) and (MASK in node or HIDDEN in node) else None
+    return next((found for place, value in places if (found := find_masked(value, place)) is not None), None)

@@ -1,0 +1,112 @@
+"""Secrets in what is saved: which values are masked, and that identity keys keep theirs."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+from framework.config.identity import check_same_run
+from framework.config.schema import RunConfig
+from framework.config.secrets import MASK, masked
+from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials
+from framework.errors import ConfigError
+
+ENVIRONMENT = {
+    "DATA_PASS": "hunter2hunter2",
+    "DB_URL": "postgres://reader:hunter3hunter3@host:5432/rows",
+    "MY_API_KEY": "s3cret",
+    "MY_FOLDER": "somewhere",
+    "BATCH_TOKENS": "4096",
+    "TOKENIZER": "vocabularies/one",
+    "KEY_FILE": "keys/one",
+}
+
+
+def saved(monkeypatch: pytest.MonkeyPatch, config: dict[str, object], **more: str) -> dict:
+    for name, value in (ENVIRONMENT | more).items():
+        monkeypatch.setenv(name, value)
+    composed = OmegaConf.create(config)
+    result = masked(composed, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
+    assert OmegaConf.to_container(composed, resolve=True) is not None, "the resolver of the environment is back"
+    return result
+
+
+def test_a_secret_is_masked_at_its_leaf_however_it_gets_there(monkeypatch):
+    config = {
+        "first": "${oc.env:DATA_PASS}",
+        "second": "${first}",
+        "third": {"note": "user ${second} here", "list": ["${...second}", "b"]},
+        "group": "${third}",
+        "decoded": "${oc.decode:${oc.env:DATA_PASS}}",
+        "options": {"password": "${oc.env:MY_FOLDER}", "credentials": {"value": "${oc.env:MY_FOLDER}"}},
+    }
+    result = saved(monkeypatch, config)
+    text = json.dumps(result)
+    assert "hunter2" not in text and "somewhere" not in text
+    assert result["first"] == result["second"] == result["decoded"] == MASK
+    assert result["third"] == result["group"] == {"note": f"user {HIDDEN} here", "list": [MASK, "b"]}
+    assert result["options"] == {"password": MASK, "credentials": {"value": MASK}}
+
+
+def test_credentials_of_urls_are_masked_wherever_they_come_from(monkeypatch):
+    config = {
+        "a": "${oc.env:DB_URL}",
+        "b": "https://me:pw@host/rows.csv?part=1&X-Amz-Signature=abc&token=x#end",
+        "c": ["s3://bucket/rows.csv"],
+        "d": "https://me:${oc.env:DATA_PASS}@host/x",
+    }
+    assert saved(monkeypatch, config) == {
+        "a": f"postgres://{HIDDEN}@host:5432/rows",
+        "b": f"https://{HIDDEN}@host/rows.csv?part=1&X-Amz-Signature={HIDDEN}&token={HIDDEN}#end",
+        "c": ["s3://bucket/rows.csv"],
+        "d": f"https://{HIDDEN}@host/x",
+    }
+
+
+def test_values_that_only_sound_like_secrets_are_kept(monkeypatch):
+    config = {
+        "trainer": {"global_batch_tokens": "${oc.decode:${oc.env:BATCH_TOKENS}}"},
+        "tokenizer": {"path": "${oc.env:TOKENIZER}"},
+        "data": {"key_file": "${oc.env:KEY_FILE}", "text_key": "body", "train": "${oc.env:MY_FOLDER}"},
+    }
+    result = saved(monkeypatch, config)
+    assert result["trainer"] == {"global_batch_tokens": 4096}
+    assert result["tokenizer"] == {"path": "vocabularies/one"}
+    assert result["data"] == {"key_file": "keys/one", "text_key": "body", "train": "somewhere"}
+
+
+def test_a_new_password_is_no_other_run_and_a_new_file_is(monkeypatch):
+    config = {"data": {"train": "https://me:${oc.env:DATA_PASS}@host/rows.csv", "password": "${oc.env:DATA_PASS}"}}
+    before = saved(monkeypatch, config)
+    check_same_run("runs/x", before, saved(monkeypatch, config, DATA_PASS="another"))
+    config["data"]["train"] = "https://me:${oc.env:DATA_PASS}@host/others.csv"
+    with pytest.raises(ConfigError, match=r"`data\.train` is"):
+        check_same_run("runs/x", before, saved(monkeypatch, config))
+
+
+def test_what_an_earlier_version_masked_is_not_compared():
+    before = {"tokenizer": {"path": MASK}, "seed": 1}
+    check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 1})
+    with pytest.raises(ConfigError, match="`seed` is 1 there and 2 here"):
+        check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("DATA_PASS", "HF_TOKEN", "apiKey", "APIKey", "db-password", "AWS_ACCESS_KEY_ID")),
+        *((name, False) for name in ("global_batch_tokens", "tokenizer", "MONKEY", "compass", "KEY_FILE", "", "a1")),
+    ],
+)
+def test_names_are_read_by_whole_words(name, expected):
+    assert names_secret(name) == expected
+
+
+def test_texts_without_credentials_stay():
+    for text in ("a@b.c", "see https://host/a@b?part=2", "me:pw@host", "s3://bucket/a:b", "sftp://me@host/x"):
+        assert without_credentials(text) == text
+
+
+def test_the_place_of_checkpoints_holds_no_password():
+    with pytest.raises(ConfigError, match=r"`run.checkpoints` is 'sftp://\*\*\*hidden\*\*\*@host/x'. A URL with cred"):
+        RunConfig(checkpoints="sftp://me:pw@host/x")
