@@ -14,7 +14,6 @@ from framework.checkpoint.load import Weights
 from framework.checkpoint.storage import location
 from framework.config.nodes import Component
 from framework.data.planning.batch_size import BatchWarmup
-from framework.data.reading.credentials import without_credentials
 from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
@@ -75,12 +74,6 @@ class RunConfig:
             )
         if self.checkpoints is not None:
             location(self.checkpoints)  # raises where it cannot be used
-            if without_credentials(self.checkpoints) != self.checkpoints:
-                raise ConfigError(
-                    f"`run.checkpoints` is {without_credentials(self.checkpoints)!r}. A URL with credentials cannot be "
-                    "saved in config.yaml, where other commands look for the checkpoints. Give them as the file system "
-                    "expects them, for example in environment variables."
-                )
 
 
 @dataclass(frozen=True)

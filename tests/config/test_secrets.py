@@ -6,7 +6,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run
-from framework.config.schema import RunConfig
 from framework.config.secrets import MASK, masked
 from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials
 from framework.errors import ConfigError
@@ -105,8 +104,3 @@ def test_names_are_read_by_whole_words(name, expected):
 def test_texts_without_credentials_stay():
     for text in ("a@b.c", "see https://host/a@b?part=2", "me:pw@host", "s3://bucket/a:b", "sftp://me@host/x"):
         assert without_credentials(text) == text
-
-
-def test_the_place_of_checkpoints_holds_no_password():
-    with pytest.raises(ConfigError, match=r"`run.checkpoints` is 'sftp://\*\*\*hidden\*\*\*@host/x'. A URL with cred"):
-        RunConfig(checkpoints="sftp://me:pw@host/x")
