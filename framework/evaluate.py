@@ -4,6 +4,7 @@ The same under torchrun, where processes share the split.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,16 @@ from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, open_inference, open_trained
+from framework.data.fact_warnings import warnings_of
+from framework.data.facts import facts_of
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import draw_pictures, write_report
 from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_OF_FINGERPRINT = 8
 
@@ -50,6 +55,8 @@ def evaluate(composed: DictConfig) -> None:
         values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
     if process_info().rank > 0:
         return
+    for warning in warnings_of(facts_of({settings.split: source})):
+        logger.warning(warning)
     classes = evaluation.class_table()
     facts = {"weights": told_weights(settings, trained)}
     if settings.task:

@@ -19,6 +19,7 @@ from framework.callbacks.run_log import RunLog
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.console import open_console
+from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
 from framework.tracking.summary_file import write_summary
@@ -105,6 +106,7 @@ class Summary(pl.Callback):
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
             "best_metric": self.best_key,
             "best": best_row(rows, self.best_key, self.best_mode),
+            "data": read_data_facts(self.run_folder),
         }
         write_summary(self.run_folder, summary)
 

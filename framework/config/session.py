@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
+from framework.callbacks.data_lines import DataLines
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
 from framework.callbacks.peak_flops import peak_flops
@@ -33,6 +34,7 @@ from framework.config.run_folder import (
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.collate import completion_on
+from framework.data.facts import facts_of
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
@@ -44,6 +46,7 @@ from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
+from framework.tracking.data_facts import write_data_facts
 from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary
 
@@ -114,6 +117,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         }
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
+        write_data_facts(folder.path, facts_of(parts.sources))
         write_start(folder, config, start_of_run, record, parts.task.side_files())
 
     on_first_rank(write)
@@ -209,8 +213,8 @@ def build_run_trainer(
 def _first_callbacks(
     settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
 ) -> list[Callback]:
-    """Those that only some runs have, in their order before the standard ones."""
-    callbacks: list[Callback] = []
+    """Those that speak at the start, and those that only some runs have, in their order before the standard ones."""
+    callbacks: list[Callback] = [DataLines(facts_of(parts.sources), folder.path)]
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
         callbacks.append(AutoBudget(memory))

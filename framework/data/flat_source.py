@@ -6,6 +6,7 @@ An item is what the plan places as one: mostly a sequence, sometimes several tha
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Completion, Target, pack_sequences
+from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
 from framework.data.planning.order import Shuffle
 
 
@@ -63,8 +65,11 @@ class FlatSource:
         token_type_ids: (tokens,) segments; None: 0 everywhere.
         item_sizes: (items,) sequences of each item, which lie side by side; None: one each.
         records: What the task wants to know of each item when it reads predictions or scores them; any objects.
+        cutting: What was cut off the texts.
+        notes: Further facts, by name.
 
     Attributes:
+        facts: Of the split; who reads the rows adds what they know (`framework.data.facts.with_facts`).
         max_length: Most tokens of an item: `max_sequence_length` where each is one sequence, else those of the longest.
         max_sequence_length: Most tokens of a sequence.
         group_size: Most sequences of an item.
@@ -81,8 +86,11 @@ class FlatSource:
         token_type_ids: np.ndarray | None = None,
         item_sizes: np.ndarray | None = None,
         records: Sequence[Any] = (),
+        cutting: Cutting = NO_CUTTING,
+        notes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.records = records
+        self.facts = SplitFacts(len(lengths) if item_sizes is None else len(item_sizes), cutting=cutting, notes=notes)
         self.shuffle = Shuffle()
         self.max_sequence_length = max_length
         self._input_ids = input_ids.astype(np.int32, copy=False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework.data.facts import Cutting
 from framework.data.flat_source import ranges
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
@@ -28,11 +29,13 @@ class Layout:
         input_ids: (tokens,) int32, special tokens included.
         lengths: (sequences,) int64.
         token_type_ids: (tokens,) bool, True in the second segment; None where there are no pairs.
+        cutting: Texts that lost their end.
     """
 
     input_ids: np.ndarray
     lengths: np.ndarray
     token_type_ids: np.ndarray | None
+    cutting: Cutting
 
 
 def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, max_length: int) -> Layout:
@@ -72,7 +75,9 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
         token_type_ids = ranges(np.zeros_like(lengths), lengths) >= np.repeat(
             kept[0] + 1 + tokenizer.pair_separators, lengths
         )
-    return Layout(input_ids, lengths, token_type_ids)
+    lost = sizes.sum(axis=0) - kept.sum(axis=0)
+    cutting = Cutting(max_length, len(texts), int((lost > 0).sum()), int(sizes.sum()), int(lost.sum()))
+    return Layout(input_ids, lengths, token_type_ids, cutting)
 
 
 def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> np.ndarray:

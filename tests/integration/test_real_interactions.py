@@ -39,7 +39,7 @@ def test_movielens(tmp_path):
             (int(row["timestamp"]), row["userId"], row["movieId"], float(row["rating"])) for row in csv.DictReader(file)
         ]
     rows = sorted((row for row in every if row[2] in known), key=lambda row: row[0])
-    assert data.report["bad_interactions"] == len(every) - len(rows)
+    assert data.facts.num_skipped == len(every) - len(rows)
     second = rows[len(rows) - len(rows) // 5][0]
     first = rows[sum(row[0] < second for row in rows) - len(rows) // 10][0]
     moments = [first <= row[0] < second for row in rows], [row[0] >= second for row in rows]

@@ -34,6 +34,16 @@ def test_a_few_steps_lower_the_loss(trained):
     assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
 
 
+def test_a_run_says_what_data_it_saw(trained):
+    _, folder, _ = trained
+    run = folder / "runs" / "one"
+    data = json.loads((run / "summary.json").read_text(encoding="utf-8"))["data"]
+    assert {"train", "validation"} <= set(data["splits"])
+    assert data["splits"]["train"]["read"] > 0 and data["splits"]["train"]["texts"] > 0
+    assert all(next(iter(facts.values())) > 0 for facts in data["splits"].values())
+    assert '<section id="data">' in (run / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("num_ranks", "changes"),
     [(1, ["trainer.micro_batch_tokens=192"]), (2, ["strategy=ddp"]), (2, ["strategy=fsdp2"])],

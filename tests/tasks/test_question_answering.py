@@ -1,6 +1,5 @@
 """Question answering: head and loss against transformers, scores that do not depend on ranks."""
 
-import logging
 import os
 from pathlib import Path
 
@@ -191,13 +190,13 @@ def test_scores_of_a_split_by_hand(tokenizer):
     )
 
 
-def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path, caplog):
+def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "a", "context": "b", "answers": []}\n')
     task = QuestionAnsweringTask(**TASK)
-    with caplog.at_level(logging.WARNING):
-        sources = task.build_sources(QuestionData(str(path), answer_unit="characters"), tokenizer, seed=0)
-    assert "1 questions have no answer, but no_answer_threshold is null" in caplog.text
+    sources = task.build_sources(QuestionData(str(path), answer_unit="characters"), tokenizer, seed=0)
+    (warning,) = sources["train"].facts.warnings
+    assert "1 questions of train have no answer, but no_answer_threshold is null" in warning
     assert (list(sources), task.answer_unit) == (["train"], "characters")
     assert task.side_config()["stride"] == 4 and task.fields == ("question", "context")
 

@@ -190,8 +190,8 @@ def test_impossible_settings_are_refused(arguments, message):
         RelationExtractionTask(**arguments)
 
 
-def test_an_excluded_label_that_is_not_there_is_told(tokenizer, tmp_path, caplog):
+def test_an_excluded_label_that_is_not_there_is_reported(tokenizer, tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("text,label\n<e1>a</e1> <e2>b</e2>,x\n<e1>c</e1> <e2>b</e2>,y\n")
-    RelationExtractionTask().build_sources(RelationData(str(path)), tokenizer, 0)
-    assert "excluded_label is 'Other', which is none of the labels" in caplog.text
+    sources = RelationExtractionTask().build_sources(RelationData(str(path)), tokenizer, 0)
+    assert "excluded_label is 'Other', which is none of the labels" in sources["train"].facts.warnings[0]

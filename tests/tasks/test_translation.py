@@ -17,6 +17,7 @@ from framework.config.build import build_model
 from framework.config.checks import check_task_is_split
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.facts import Cutting
 from framework.data.planning.plan import GroupedSequences, StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
@@ -88,18 +89,20 @@ def test_the_batch_by_hand(tokenizer):
     assert source.max_sequence_length == 8
 
 
-def test_long_texts_are_cut_or_their_pairs_left_out(tokenizer, caplog):
+def test_long_texts_are_cut_or_their_pairs_left_out(tokenizer):
     texts, translations = ["a b c d", "a", "b"], ["x", "x y z", "y"]
-    cut = whole_batch(translation_source(texts, translations, tokenizer, 4, 3, TERMS))
+    source = translation_source(texts, translations, tokenizer, 4, 3, TERMS)
+    cut = whole_batch(source)
     assert cut.input_ids.tolist() == [CLS, A, B, SEP, CLS, A, SEP, CLS, B, SEP]
     # What was cut off is still what comes next; the target does not end there.
     assert cut.decoder_inputs.input_ids.tolist() == [CLS, X, CLS, X, Y, CLS, Y]
     assert cut.decoder_inputs.targets["labels"].tolist() == [X, SEP, X, Y, Z, Y, SEP]
-    assert "2 of 3 pairs have more than 4 tokens in the source or 3 in the target, and are cut." in caplog.text
+    # 6 words in the sources, of which c and d are lost, and 5 in the targets, of which the second one loses its end.
+    assert source.facts.cutting == Cutting(max_length=4, texts=3, cut=2, tokens=11, lost=2)
     kept = translation_source(texts, translations, tokenizer, 4, 3, TERMS, skips_long=True)
     assert whole_batch(kept).input_ids.tolist() == [CLS, B, SEP]
     assert kept.references == ["y"]
-    assert "and are left out" in caplog.text
+    assert (kept.facts.left_out, kept.facts.cutting) == ({"too long": 2}, Cutting(4, texts=1, cut=0, tokens=2, lost=0))
 
 
 def test_without_targets_and_without_sequences(tokenizer):

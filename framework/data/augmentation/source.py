@@ -35,6 +35,7 @@ class AugmentedSource:
         self.group_size = source.group_size
         self.shuffle = source.shuffle
         self.records = source.records
+        self.facts = source.facts
         self._key = key(seed, "augmentation")
         self._is_special = np.zeros(tokenizer.vocab_size, dtype=bool)
         self._is_special[tokenizer.special_ids] = True

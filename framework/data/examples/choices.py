@@ -1,7 +1,6 @@
 """Questions with some answers to choose from, one of which is right; checked and split (`splits`)."""
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +12,6 @@ from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +81,7 @@ class ChoiceData(SplitFiles):
             DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
                 split.
         """
-        reading = Reading(self.on_bad_row)
-        files = self.read_files(lambda path: list(self._read(path, reading)))
-        if reading.num_skipped:
-            logger.warning(f"{reading.num_skipped} rows are skipped; for example: {reading.skipped[0]}")
-        report = {"bad_rows": reading.num_skipped}
-        return ReadSplits(self.split(files, report), report)
+        return self.split(self.read_files(self._read, self.on_bad_row))
 
     def _read(self, path: Path, reading: Reading) -> Iterator[ChoiceExample]:
         texts = [self.question_column, *([] if self.context_column is None else [self.context_column])]

@@ -6,9 +6,8 @@ anything that is evaluated (Ji et al. 2023, "A critical study on data leakage in
 evaluation", ACM TOIS 41, section 5).
 """
 
-import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +17,12 @@ import numpy as np
 
 from framework.data.examples.answers import number
 from framework.data.examples.splits import check_fractions
+from framework.data.facts import SplitFacts
 from framework.data.reading.files import Reading
 from framework.data.reading.header import plain_float
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 Moment = str | float
@@ -47,7 +45,7 @@ class Interactions:
         is_liked: True where the interaction says that the user likes the item.
         splits: Place of the split in SPLITS.
         names: The splits that there are.
-        report: Rows that were read, and rows that were left out by reason.
+        facts: Rows that were read, skipped and left out, of all splits together.
     """
 
     items: tuple[str, ...]
@@ -59,7 +57,7 @@ class Interactions:
     is_liked: np.ndarray
     splits: np.ndarray
     names: tuple[str, ...]
-    report: dict[str, int]
+    facts: SplitFacts
 
     def likes(self) -> "Likes":
         """What is liked, user by user."""
@@ -162,15 +160,13 @@ class InteractionData:
             DataError: A file is missing, empty or damaged or lacks a column; a row is bad and not to be skipped; a
                 split has nobody who likes something and has liked something before.
         """
-        readings = [Reading(self.on_bad_row) for _ in range(2)]
+        readings = [Reading(self.on_bad_row, max_remembered=None) for _ in range(2)]
         catalogue = self._read_items(readings[0])
         columns = self._read_interactions(dict(zip(catalogue, range(len(catalogue)), strict=True)), readings[1])
         users, places, times, ratings = columns
-        report = {"rows": len(users), "bad_items": readings[0].num_skipped, "bad_interactions": readings[1].num_skipped}
         order = np.argsort(times, kind="stable")
         _, first = np.unique(np.stack([users[order], places[order]]), axis=1, return_index=True)
         kept = order[np.sort(first)]
-        report["repeated"] = len(users) - len(kept)
         splits, names = self._split(times[kept])
         found = Interactions(
             items=tuple(catalogue),
@@ -182,9 +178,8 @@ class InteractionData:
             is_liked=np.ones(len(kept), dtype=bool) if self.min_rating is None else ratings[kept] >= self.min_rating,
             splits=splits,
             names=names,
-            report=report,
+            facts=self._facts(len(users), len(kept), len(catalogue), readings),
         )
-        self._tell(report, readings)
         self._check_splits(found)
         return found
 
@@ -279,13 +274,19 @@ class InteractionData:
         except ValueError as error:
             raise ConfigError(f"{split}_from is {value!r}, it {error}.") from error
 
-    def _tell(self, report: dict[str, int], readings: list[Reading]) -> None:
-        logger.info("%s: %s", self.interactions, ", ".join(f"{name} {number}" for name, number in report.items()))
-        for reading in readings:
-            if reading.num_skipped:
-                logger.warning(
-                    f"{reading.num_skipped} rows are left out because they are bad; for example {reading.skipped[0]}"
-                )
+    def _facts(self, num_good: int, num_kept: int, num_items: int, readings: Sequence[Reading]) -> SplitFacts:
+        items, interactions = readings
+        return SplitFacts(
+            rows=num_kept,
+            unit="interactions",
+            file=self.interactions,
+            read=num_good + interactions.num_skipped,
+            skipped=[*items.skipped, *interactions.skipped],
+            num_skipped=interactions.num_skipped,
+            left_out={"repeated": num_good - num_kept} if num_good > num_kept else {},
+            notes={"items": f"{num_items:,}"}
+            | ({"skipped items": f"{items.num_skipped:,}"} if items.num_skipped else {}),
+        )
 
     def _check_splits(self, found: Interactions) -> None:
         likes = found.likes()

@@ -1,19 +1,16 @@
 """Texts and their translations: two files that agree line by line, or two columns of a table; checked and split."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
-from framework.data.examples.splits import SplitFiles, same_text
+from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +73,8 @@ class ParallelTextData(SplitFiles):
                     "its sources too."
                 )
 
-    def load(self) -> dict[str, list[TextPair]]:
+    def load(self) -> ReadSplits[TextPair]:
         """Reads, checks and splits the pairs.
-
-        Returns:
-            Pairs of `train`, and where there are any of `validation` and `test`, in the order of the file.
 
         Raises:
             DataError: A file is missing, empty, not UTF-8 or broken or lacks a column; two files have unequal numbers
@@ -92,12 +86,14 @@ class ParallelTextData(SplitFiles):
             self.test: self.test_targets,
         }
 
-        def read(path: Path) -> list[TextPair]:
+        def read(path: Path) -> Iterator[TextPair]:
             translations = next(value for name, value in targets.items() if name is not None and Path(name) == path)
-            pairs = self._rows(path) if translations is None else self._lines(path, Path(translations))
-            return self._without_empty(path, pairs)
+            return self._rows(path) if translations is None else self._lines(path, Path(translations))
 
-        return self.split(self.read_files(read), {})
+        pairs = self.read_files(lambda path, _: read(path), self.on_empty)
+        for split in pairs.records:
+            pairs.checked(split, _with_both_sides)
+        return self.split(pairs)
 
     def _rows(self, path: Path) -> Iterator[TextPair]:
         for row in read_rows(path, [self.source_column, self.target_column], None, self.format):
@@ -126,21 +122,12 @@ class ParallelTextData(SplitFiles):
                 "other; give two files with as many lines."
             )
 
-    def _without_empty(self, path: Path, pairs: Iterator[TextPair]) -> list[TextPair]:
-        kept, num_empty, first = [], 0, None
-        for pair in pairs:
-            if pair.source.strip() and pair.target.strip():
-                kept.append(pair)
-                continue
-            side = "target" if pair.source.strip() else "source"
-            if self.on_empty == "error":
-                raise DataError(
-                    f"{pair.place}: the {side} is empty, a pair needs both; fill it in, remove the pair, or set "
-                    "data.on_empty=skip."
-                )
-            num_empty, first = num_empty + 1, first or pair
-        if first is not None:
-            logger.warning(f"{path}: {num_empty} pairs with an empty side are left out, the first at {first.place}.")
-        if not kept:
-            raise DataError(f"{path} has no pair of which both sides hold text; name another file.")
-        return kept
+
+def _with_both_sides(pair: TextPair) -> TextPair:
+    side = "target" if pair.source.strip() else "source"
+    if not pair.source.strip() or not pair.target.strip():
+        raise DataError(
+            f"{pair.place}: the {side} is empty, a pair needs both; fill it in, remove the pair, or set "
+            "data.on_empty=skip."
+        )
+    return pair

@@ -4,7 +4,6 @@ Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 """
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, kind_of, raw_lines
 from framework.data.reading.json_rows import json_object
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 AnswerUnit = Literal["words", "characters"]
 OnBadRow = Literal["error", "skip"]
@@ -101,22 +98,19 @@ class QuestionData(SplitFiles):
                 no text; an answer is empty, is not at its offset or reaches outside the context; `is_impossible`
                 contradicts the answers; an id comes twice.
         """
-        report = {"bad_rows": 0}
-        files = self.read_files(lambda path: self._read(path, report))
-        return ReadSplits(self.split(files, report), report)
+        return self.split(self.read_files(self._read, self.on_bad_row))
 
     def group(self, record: R) -> tuple[str, ...]:
         """The context."""
         return record.identity[:1]
 
-    def _read(self, path: Path, report: dict[str, int]) -> list[Question]:
+    def _read(self, path: Path, reading: Reading) -> list[Question]:
         kind = kind_of(path)
         if kind not in (".json", ".jsonl"):
             raise DataError(
                 f"{path} has a suffix that tells no questions; rename it to .json (SQuAD) or .jsonl (rows), which may "
                 f"be followed by {' or '.join(COMPRESSIONS)}."
             )
-        reading = Reading(on_bad_row=self.on_bad_row)
         names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
         rows = _squad_rows(path) if kind == ".json" else _jsonl_rows(path, names, reading)
         questions: list[Question] = []
@@ -126,12 +120,7 @@ class QuestionData(SplitFiles):
                 questions.append(_checked(place, row, seen))
             except DataError as error:
                 reading.bad_row(error)
-        if reading.num_skipped:
-            report["bad_rows"] += reading.num_skipped
-            logger.warning(
-                f"{reading.num_skipped} questions of {path} are left out, the first because: {reading.skipped[0]}"
-            )
-        if not questions:
+        if not questions and not reading.skipped:
             raise DataError(f"{path} holds no question that can be used; correct it, or name another file.")
         return questions
 

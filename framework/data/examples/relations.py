@@ -1,6 +1,5 @@
 """Texts with two marked entities and the relation between them, checked and split (`splits`)."""
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,6 @@ from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.semeval_rows import read_semeval
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +83,18 @@ class RelationData(SplitFiles):
             DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
                 split; all training rows have one label.
         """
-        reading = Reading(self.on_bad_row)
-        files = self.read_files(lambda path: list(self._read(path, reading)))
-        names = tuple(labels or self.labels or sorted({str(example.label) for example in files["train"]}))
-        for split, examples in files.items():
-            files[split] = [example for example in examples if _is_known(example, names, reading)]
-        if reading.num_skipped:
-            logger.warning(f"{reading.num_skipped} rows are skipped; for example: {reading.skipped[0]}")
-        report = {"bad_rows": reading.num_skipped}
-        splits = self.split(files, report)
-        if len({example.label for example in splits["train"]}) < 2:
+        read = self.read_files(self._read, self.on_bad_row)
+        names = tuple(labels or self.labels or sorted({str(example.label) for example in read.records["train"]}))
+        for split in read.records:
+            read.checked(split, lambda example: _known(example, names))
+        relations = self.split(read, names)
+        train = relations.splits["train"]
+        if len({example.label for example in train}) < 2:
             raise DataError(
-                f"{self.train}: all {len(splits['train'])} training rows have the label {splits['train'][0].label!r}, "
-                "but there must be at least 2 labels to tell apart; correct `label_column`, or give more rows."
+                f"{self.train}: all {len(train)} training rows have the label {train[0].label!r}, but there must be at "
+                "least 2 labels to tell apart; correct `label_column`, or give more rows."
             )
-        return ReadSplits(splits, report, names)
+        return relations
 
     def _read(self, path: Path, reading: Reading) -> Iterator[RelationExample]:
         for row, text, label in self._rows(path, reading):
@@ -123,13 +117,10 @@ class RelationData(SplitFiles):
                 yield row, row.values[self.text_column], row.values[self.label_column].strip()
 
 
-def _is_known(example: RelationExample, labels: Sequence[str], reading: Reading) -> bool:
-    if example.label in labels:
-        return True
-    reading.bad_row(
-        DataError(
+def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:
+    if example.label not in labels:
+        raise DataError(
             f"{example.place}: the label {example.label!r} is none of {', '.join(labels)}; correct the row, or list "
             "all labels in `labels`."
         )
-    )
-    return False
+    return example

@@ -5,18 +5,17 @@ their split when some are added, and equal texts never fall into two splits. The
 to their fractions, not exact.
 """
 
-import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
+from framework.data.facts import SplitFacts
+from framework.data.reading.files import Reading
 from framework.errors import ConfigError, DataError
 from framework.random import key
-
-logger = logging.getLogger(__name__)
 
 _UNIT = 2.0**-64
 
@@ -63,17 +62,47 @@ def check_fractions(validation: float, test: float) -> None:
 
 @dataclass(frozen=True)
 class ReadSplits(Generic[R]):
-    """What was read of files.
+    """Records of files by split.
 
     Attributes:
         splits: Records of `train`, and where there are any of `validation` and `test`, in the order of the file.
-        report: How many were read, left out by reason, and repaired.
+        facts: What was read, skipped and left out of each.
         labels: The label set, or types of entities, in the order of scores; empty where there is none.
     """
 
     splits: dict[str, list[R]]
-    report: dict[str, int]
+    facts: dict[str, SplitFacts]
     labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FileRecords(Generic[R]):
+    """Records of each file that is named, `train` first, before they are split.
+
+    Attributes:
+        records: By the split that the file is named for.
+        readings: What is done about bad rows of each file, and the rows that were skipped.
+        files: Path of each file.
+    """
+
+    records: dict[str, list[R]]
+    readings: dict[str, Reading]
+    files: dict[str, Path]
+
+    def checked(self, split: str, check: Callable[[R], R]) -> None:
+        """Replaces each record of a file by what `check` returns; a record that it refuses is a bad row.
+
+        Args:
+            split: Names the file.
+            check: Raises DataError for a bad record.
+        """
+        kept = []
+        for record in self.records[split]:
+            try:
+                kept.append(check(record))
+            except DataError as error:
+                self.readings[split].bad_row(error)
+        self.records[split] = kept
 
 
 @dataclass(frozen=True)
@@ -111,31 +140,44 @@ class SplitFiles:
         """What falls into one split as a whole: records of one identity, or of more that belong together."""
         return record.identity
 
-    def read_files(self, read: Callable[[Path], list[R]]) -> dict[str, list[R]]:
-        """The records of each file that is named, `train` first."""
-        given = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {split: read(Path(path)) for split, path in given.items() if path is not None}
+    def read_files(
+        self, read: Callable[[Path, Reading], Iterable[R]], on_bad_row: Literal["error", "skip"]
+    ) -> FileRecords[R]:
+        """Reads each file that is named, `train` first.
 
-    def split(self, files: dict[str, list[R]], report: dict[str, int]) -> dict[str, list[R]]:
+        Args:
+            read: Gives the records of a file.
+            on_bad_row: As in Reading.
+        """
+        given = {"train": self.train, "validation": self.validation, "test": self.test}
+        files = {split: Path(path) for split, path in given.items() if path is not None}
+        readings = {split: Reading(on_bad_row, max_remembered=None) for split in files}
+        records = {split: list(read(path, readings[split])) for split, path in files.items()}
+        return FileRecords(records, readings, files)
+
+    def split(self, read: FileRecords[R], labels: tuple[str, ...] = ()) -> ReadSplits[R]:
         """Divides the records of `train` as the settings say.
 
         Args:
-            files: Of `read_files`.
-            report: Gets the number of records that were read, and of those that were left out, by reason.
-
-        Returns:
-            Records of `train`, and where there are any of `validation` and `test`, in the order of the file.
+            read: Of `read_files`.
+            labels: As in ReadSplits.
 
         Raises:
-            DataError: A split would be empty.
+            DataError: A file has bad rows only, or a split would be empty.
         """
-        report["rows"] = sum(map(len, files.values()))
-        files = dict(files)
+        for split, path in read.files.items():
+            if not read.records[split] and read.readings[split].skipped:
+                raise DataError(f"{path} has no row that can be used, for example {read.readings[split].skipped[0]}")
+        files = dict(read.records)
+        left_out: dict[str, int] = {}
+        warnings: list[str] = []
         records = files.pop("train")
         if self.deduplicate:
-            records = self._without_repeats(records, [each for others in files.values() for each in others], report)
+            evaluated = [each for others in files.values() for each in others]
+            records = self._without_repeats(records, evaluated, left_out, warnings)
         splits = self._divide(records) | files
         if self.max_train_rows is not None:
+            left_out["beyond max_train_rows"] = max(0, len(splits["train"]) - self.max_train_rows)
             splits["train"] = self._choose(splits["train"], self.max_train_rows)
         for split, rows in splits.items():
             if not rows:
@@ -143,9 +185,24 @@ class SplitFiles:
                     f"{self.train}: no row is left for {split}, it needs at least one; give more rows, other "
                     "fractions, or a file of its own."
                 )
-        return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+        splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
+        facts = {split: SplitFacts(rows=len(rows)) for split, rows in splits.items()}
+        for split, path in read.files.items():
+            reading = read.readings[split]
+            facts[split] = SplitFacts(
+                rows=len(splits[split]),
+                file=str(path),
+                read=len(read.records[split]) + reading.num_skipped,
+                skipped=reading.skipped,
+                num_skipped=reading.num_skipped,
+                left_out={reason: number for reason, number in left_out.items() if number} if split == "train" else {},
+                warnings=warnings if split == "train" else (),
+            )
+        return ReadSplits(splits, facts, labels)
 
-    def _without_repeats(self, records: list[R], evaluated: list[R], report: dict[str, int]) -> list[R]:
+    def _without_repeats(
+        self, records: list[R], evaluated: list[R], left_out: dict[str, int], warnings: list[str]
+    ) -> list[R]:
         """The first record of each text that is not evaluated on and whose records agree on the answer."""
         held_out = {record.identity for record in evaluated}
         first: dict[tuple[str, ...], R] = {}
@@ -157,17 +214,18 @@ class SplitFiles:
             if first.setdefault(identity, record).answer != record.answer and identity not in held_out:
                 contradicted.setdefault(identity, record)
         kept = [each for identity, each in first.items() if identity not in contradicted and identity not in held_out]
-        report["also_evaluated_on"] = sum(counts[identity] for identity in first if identity in held_out)
-        report["contradicting"] = sum(counts[identity] for identity in contradicted)
-        report["repeated"] = len(records) - len(kept) - report["also_evaluated_on"] - report["contradicting"]
-        if report["contradicting"]:
+        evaluated_on = sum(counts[identity] for identity in first if identity in held_out)
+        contradicting = sum(counts[identity] for identity in contradicted)
+        left_out["also evaluated on"] = evaluated_on
+        left_out["contradicting"] = contradicting
+        left_out["repeated"] = len(records) - len(kept) - evaluated_on - contradicting
+        if contradicting:
             identity, other = next(iter(contradicted.items()))
             one = first[identity]
-            logger.warning(
-                f"{report['contradicting']} rows are left out because equal texts have different labels; for example "
+            warnings.append(
+                f"{contradicting} rows are left out because equal texts have different labels; for example "
                 f"{one.place} has {one.answer!r} and {other.place} has {other.answer!r}."
             )
-        logger.info("%s: %s", self.train, ", ".join(f"{name} {number}" for name, number in report.items()))
         return kept
 
     def _divide(self, records: list[R]) -> dict[str, list[R]]:

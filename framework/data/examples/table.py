@@ -1,7 +1,6 @@
 """Labelled rows of a table, checked and split (`splits`). Files are read by `framework.data.reading`."""
 
-import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,8 +11,6 @@ from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,22 +88,15 @@ class TableData(SplitFiles):
                 a row is bad and not to be skipped; a split would be empty; all training rows have one answer.
         """
         answers = answers or one_label()
-        readings: list[Reading] = []
-
-        def read(path: Path) -> list[LabelledText]:
-            readings.append(Reading(self.on_bad_row))
-            return self._read(path, answers, readings[-1])
-
-        files = self.read_files(read)
-        readings.append(Reading(self.on_bad_row))
-        names = tuple(labels) if labels is not None else self._label_set(files["train"], answers)
+        read = self.read_files(lambda path, reading: self._read(path, answers, reading), self.on_bad_row)
+        names = tuple(labels) if labels is not None else self._label_set(read.records["train"], answers)
         if answers.has_labels:
-            files = {split: _known(rows, names, answers, readings[-1]) for split, rows in files.items()}
-        report: dict[str, int] = {}
-        splits = self.split(files, report)
-        _check_several_answers(splits["train"])
-        report |= self._skipped(readings)
-        return ReadSplits(splits, report, names)
+            known = {*names, *answers.outside}
+            for split in read.records:
+                read.checked(split, lambda row: _known(row, names, known, answers))
+        table = self.split(read, names)
+        _check_several_answers(table.splits["train"])
+        return table
 
     def _read(self, path: Path, answers: AnswerKind, reading: Reading) -> list[LabelledText]:
         wanted = {column: str(value) for column, value in (self.where or {}).items()}
@@ -121,12 +111,8 @@ class TableData(SplitFiles):
                 rows.append(self._labelled(f"{path}, {row.place}", row.values, texts, answers))
             except DataError as error:
                 reading.bad_row(error)
-        if not rows:
-            raise DataError(
-                f"{path} has no row that can be used, for example {reading.skipped[0]}"
-                if reading.skipped
-                else f"{path} has no row where {wanted}; correct `where`, or name another file."
-            )
+        if not rows and not reading.skipped:
+            raise DataError(f"{path} has no row where {wanted}; correct `where`, or name another file.")
         return rows
 
     def _labelled(self, place: str, values: Mapping[str, str], texts: list[str], answers: AnswerKind) -> LabelledText:
@@ -149,13 +135,6 @@ class TableData(SplitFiles):
         whole_numbers = all(label.removeprefix("-").isdecimal() for label in found)
         return tuple(sorted(found, key=lambda label: (int(label) if whole_numbers else 0, label)))
 
-    def _skipped(self, readings: list[Reading]) -> dict[str, int]:
-        number = sum(reading.num_skipped for reading in readings)
-        if number:
-            first = next(reading.skipped[0] for reading in readings if reading.skipped)
-            logger.warning(f"{number} rows are left out because they are bad; for example {first}")
-        return {"bad": number} if number else {}
-
 
 def _check_several_answers(rows: list[LabelledText]) -> None:
     if len({row.label for row in rows}) < 2:
@@ -165,20 +144,16 @@ def _check_several_answers(rows: list[LabelledText]) -> None:
         )
 
 
-def _known(
-    rows: list[LabelledText], labels: tuple[str, ...], answers: AnswerKind, reading: Reading
-) -> list[LabelledText]:
-    """The rows whose labels are all in the set."""
-    known = {*labels, *answers.outside}
-    kept = []
-    for row in rows:
-        unknown = [label for label in answers.labels(row.label) if label not in known]
-        if unknown:
-            fault = DataError(
-                f"{row.place}: the label {unknown[0]!r} is none of {', '.join(labels)}; correct the row, or list all "
-                "labels in `labels`."
+def _known(row: LabelledText, labels: Sequence[str], known: Collection[str], answers: AnswerKind) -> LabelledText:
+    """Returns a row whose labels are all in the set.
+
+    Raises:
+        DataError: One is not.
+    """
+    for label in answers.labels(row.label):
+        if label not in known:
+            raise DataError(
+                f"{row.place}: the label {label!r} is none of {', '.join(labels)}; correct the row, or list all labels "
+                "in `labels`."
             )
-            reading.bad_row(fault)
-        else:
-            kept.append(row)
-    return kept
+    return row

@@ -1,8 +1,8 @@
 """Sentences with tagged words, checked and split (`splits`); whatever the files have becomes BIO."""
 
-import logging
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +12,6 @@ from framework.data.examples.text_units import Units
 from framework.data.reading.files import Reading, kind_of
 from framework.data.reading.tagged_rows import ConllFormat, TaggedSentence, read_conll, read_tagged_jsonl
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,27 +52,21 @@ class TaggedData(SplitFiles):
             DataError: A file is missing, empty or damaged; a sentence cannot be used and `on_bad_row` is "error"; no
                 sentence is left for a split, or no entity is in `train`.
         """
-        reading = Reading(self.on_bad_row)
-        raw = self.read_files(lambda path: list(self._read(path, units, reading)))
-        scheme = self._scheme(raw["train"])
+        read = self.read_files(lambda path, reading: self._read(path, units, reading), self.on_bad_row)
+        scheme = self._scheme(read.records["train"])
         names = tuple(labels or self.labels or ())
-        repaired = 0
-        files: dict[str, list[TaggedSentence]] = {}
-        for split, sentences in raw.items():  # `train` first
-            files[split] = []
-            for sentence in sentences:
-                try:
-                    violation = self._checked(sentence, scheme, names)
-                except DataError as error:
-                    reading.bad_row(error)
-                    continue
-                repaired += violation is not None
-                files[split].append(replace(sentence, tags=bio_tags(sentence.tags), lines=()))
-            names = names or _types(self.train, files[split])
-        if reading.num_skipped:
-            logger.warning(f"{reading.num_skipped} sentences are skipped; for example: {reading.skipped[0]}")
-        report = {"skipped": reading.num_skipped, "repaired": repaired}
-        return ReadSplits(self.split(files, report), report, names)
+        repaired = dict.fromkeys(read.records, 0)
+
+        def checked(split: str, types: tuple[str, ...], sentence: TaggedSentence) -> TaggedSentence:
+            repaired[split] += self._checked(sentence, scheme, types) is not None
+            return replace(sentence, tags=bio_tags(sentence.tags), lines=())
+
+        for split in read.records:  # `train` first
+            read.checked(split, partial(checked, split, names))
+            names = names or _types(self.train, read.records[split])
+        tagged = self.split(read, names)
+        facts = {split: replace(each, repaired=repaired.get(split, 0)) for split, each in tagged.facts.items()}
+        return replace(tagged, facts=facts)
 
     def _read(self, path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
         if kind_of(path) == ".jsonl":

@@ -1,20 +1,17 @@
 """Texts of which is known what they are similar to: pairs, scored pairs, or labelled texts; checked and split."""
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.answers import number
-from framework.data.examples.splits import R, SplitFiles, same_text
+from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
 
 PairKind = Literal["matches", "scored", "labelled"]
 _NUMBER = number()
@@ -102,30 +99,22 @@ class TextPairData(SplitFiles):
         """The first text."""
         return record.identity[:1]
 
-    def load(self) -> dict[str, list[TextGroup]]:
+    def load(self) -> ReadSplits[TextGroup]:
         """Reads, checks and splits the rows.
-
-        Returns:
-            Rows of `train`, and where there are any of `validation` and `test`, in the order of the file.
 
         Raises:
             DataError: A file is missing, empty, in another encoding or broken, or lacks a column; a row is bad and not
                 to be skipped; a split would be empty; all labels or scores of `train` are the same.
         """
-        reading = Reading(self.on_bad_row)
-        splits = self.split(self.read_files(lambda path: self._read(path, reading)), {})
-        if reading.num_skipped:
-            logger.warning(
-                f"{reading.num_skipped} rows are left out because they are bad; for example {reading.skipped[0]}"
-            )
-        first = splits["train"][0]
-        if self.kind != "matches" and all(row.answer == first.answer for row in splits["train"]):
+        pairs = self.split(self.read_files(self._read, self.on_bad_row))
+        train = pairs.splits["train"]
+        if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
             what = "label" if self.kind == "labelled" else "score"
             raise DataError(
-                f"{first.place}: all {len(splits['train'])} training rows have the {what} {first.answer!r}, but there "
-                f"must be at least 2 to tell apart; correct `{what}_column`, or give more rows."
+                f"{train[0].place}: all {len(train)} training rows have the {what} {train[0].answer!r}, but there must "
+                f"be at least 2 to tell apart; correct `{what}_column`, or give more rows."
             )
-        return splits
+        return pairs
 
     def _read(self, path: Path, reading: Reading) -> list[TextGroup]:
         needed = [self.text_column, self.pair_column, self.score_column, self.label_column]
@@ -136,8 +125,6 @@ class TextPairData(SplitFiles):
                 rows.append(self._group(f"{path}, {row.place}", row.values, columns))
             except DataError as error:
                 reading.bad_row(error)
-        if not rows:
-            raise DataError(f"{path} has no row that can be used, for example {reading.skipped[0]}")
         return rows
 
     def _group(self, place: str, values: Mapping[str, str], needed: list[str]) -> TextGroup:

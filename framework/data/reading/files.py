@@ -19,7 +19,6 @@ COMPRESSIONS = (".gz", ".zst")
 HEAD_BYTES = 256 * 2**10
 """Bytes of a file, after decompression, from which its format is concluded."""
 
-_REMEMBERED = 5
 _ENDLESS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFCHR: "a device",
@@ -40,13 +39,15 @@ class Reading:
         on_bad_row: "error" raises at the first row that cannot be read; "skip" counts it and goes on.
         advance: Is told the bytes that were read, as they lie on the disk.
         num_skipped: Rows that were left out.
-        skipped: What was wrong with the first few of them.
+        skipped: What was wrong with them, or with the first `max_remembered`.
+        max_remembered: Most messages that are kept, for files of any number of rows; None: all.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
     advance: Callable[[int], None] = _ignore
     num_skipped: int = 0
     skipped: list[str] = field(default_factory=list)
+    max_remembered: int | None = 5
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):
@@ -57,7 +58,7 @@ class Reading:
         if self.on_bad_row == "error":
             raise error
         self.num_skipped += num_rows
-        if len(self.skipped) < _REMEMBERED:
+        if self.max_remembered is None or len(self.skipped) < self.max_remembered:
             self.skipped.append(str(error))
 
 

@@ -201,7 +201,7 @@ def rows_of_batches(
                 yield Row(number, None, row)
                 continue
             bad = next(place for place, value in enumerate(values) if not isinstance(value, str))
-            fault = "has no value, or holds NaN; fill it in" if values[bad] is None else "is not UTF-8; correct it"
+            fault = "has no value; fill it in" if values[bad] is None else "is not UTF-8; correct it"
             reading.bad_row(DataError(f"{path}, row {number}: {columns[bad]!r} {fault} or remove the row."))
 
 

@@ -71,6 +71,7 @@ def text_source(
         max_length,
         item_sizes=sizes,
         records=records,
+        cutting=layout.cutting,
     )
 
 
@@ -175,6 +176,7 @@ class DrawnPairs:
         self.max_sequence_length = texts.max_sequence_length
         self.max_length = 2 * texts.max_length
         self.records = texts.records
+        self.facts = texts.facts
         self._texts = texts
         self._key = key(seed, "text of the same label")
         # The texts ordered by label: where each stands, where its label begins, and how many texts have it.

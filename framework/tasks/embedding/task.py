@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.data.examples.text_pairs import TextGroup, TextPairData
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -105,17 +106,15 @@ class EmbeddingTask(StepLevelTask):
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}, for which it is "
                 f"{fitting}; set it so, or data.score_column to what the file has."
             )
-        splits = data.load()
-        return {
-            split: self._source(
-                data.kind,
-                groups,
-                splits["train"] if split != "train" and self.candidates == "train" else [],
-                tokenizer,
-                seed if split == "train" else _EVALUATED_SEED,
-            )
-            for split, groups in splits.items()
-        }
+        pairs = data.load()
+        sources: dict[str, SequenceSource] = {}
+        for split, groups in pairs.splits.items():
+            searched = pairs.splits["train"] if split != "train" and self.candidates == "train" else []
+            drawn_by = seed if split == "train" else _EVALUATED_SEED
+            source = self._source(data.kind, groups, searched, tokenizer, drawn_by)
+            labels = [str(group.answer) for group in groups] if data.kind == "labelled" else []
+            sources[split] = with_facts(source, pairs.facts[split], labels)
+        return sources
 
     def _source(
         self, kind: str, groups: list[TextGroup], searched: list[TextGroup], tokenizer: Tokenizer, seed: int

@@ -52,4 +52,5 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
         layout.token_type_ids,
         item_sizes=sizes,
         records=examples,
+        cutting=layout.cutting,
     )

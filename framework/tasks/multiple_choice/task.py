@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.choices import ChoiceData, ChoiceExample, filled, listed_choices
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -64,8 +65,15 @@ class MultipleChoiceTask(Task):
     ) -> dict[str, SequenceSource]:
         """Reads and tokenises the rows of each split."""
         self.has_context = data.context_column is not None
-        splits = data.load().splits
-        return {split: choice_source(examples, tokenizer, self.max_length) for split, examples in splits.items()}
+        choices = data.load()
+        return {
+            split: with_facts(
+                choice_source(examples, tokenizer, self.max_length),
+                choices.facts[split],
+                sorted(f"choice {example.right}" for example in examples),
+            )
+            for split, examples in choices.splits.items()
+        }
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.collate import Completion, Target, pack_sequences
+from framework.data.facts import SplitFacts
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
@@ -98,6 +99,15 @@ class PretrainingSource:
         """Of the store and of which of its sequences these are."""
         joined = f" joined by {self._num_separators}" if self._num_separators != 1 else ""
         return f"{self._store.fingerprint} {len(self)} of {len(self.chunks)}{joined}"
+
+    @cached_property
+    def facts(self) -> SplitFacts:
+        """Sequences of an epoch; their tokens and the unused share of the text are estimates from a sample."""
+        unused = self.unused_fraction(0) if self.chunks.pairs else 0.0
+        notes = {"tokens of an epoch": f"about {round(len(self) * self.mean_length):,}"}
+        if unused:
+            notes["text that sentence pairs leave unused"] = f"{unused:.1%}"
+        return SplitFacts(len(self), unit="sequences", notes=notes)
 
     @cached_property
     def mean_length(self) -> float:

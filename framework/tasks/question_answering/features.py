@@ -13,6 +13,7 @@ import numpy as np
 
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.questions import Question
+from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
@@ -137,7 +138,16 @@ def window_source(
         sizes.max_length,
         _in_sequence(num_tokens) >= np.repeat(starts, num_tokens),
         records=records,
+        cutting=_cut_questions(asked, sizes.max_question_length),
+        notes={"contexts": f"{len(passages):,}", "windows": f"{len(records):,}"},
     )
+
+
+def _cut_questions(asked: Sequence[np.ndarray], max_length: int) -> Cutting:
+    """Counts what questions lose; contexts lose nothing."""
+    lengths = np.array([len(ids) for ids in asked], dtype=np.int64)
+    lost = np.maximum(lengths - max_length, 0)
+    return Cutting(max_length, len(asked), int((lost > 0).sum()), int(lengths.sum()), int(lost.sum()))
 
 
 def window_firsts(num_tokens: int, room: int, stride: int) -> range:

@@ -1,6 +1,5 @@
 """Extractive question answering (Devlin et al. 2019, arXiv:1810.04805, sections 4.2 and 4.3)."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, cast
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.questions import Question, QuestionData
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -25,8 +25,6 @@ from framework.tasks.question_answering.examine import examine_answers
 from framework.tasks.question_answering.features import Window, WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 class QuestionAnsweringTask(Task):
@@ -88,14 +86,25 @@ class QuestionAnsweringTask(Task):
     ) -> dict[str, SequenceSource]:
         """Reads and tokenises the questions of each split; takes over what its scores count."""
         self.answer_unit = data.answer_unit
-        splits = data.load().splits
-        num_unanswered = sum(not question.answers for questions in splits.values() for question in questions)
-        if num_unanswered and self.no_answer_threshold is None:
-            logger.warning(
-                f"{num_unanswered} questions have no answer, but no_answer_threshold is null, so each gets one; 0.0 "
-                "would let the higher score decide."
+        read = data.load()
+        return {
+            split: with_facts(
+                window_source(questions, tokenizer, self.sizes),
+                read.facts[split],
+                ("with an answer" if question.answers else "without an answer" for question in questions),
+                warnings=self._warnings(split, questions),
             )
-        return {split: window_source(questions, tokenizer, self.sizes) for split, questions in splits.items()}
+            for split, questions in read.splits.items()
+        }
+
+    def _warnings(self, split: str, questions: Sequence[Question]) -> list[str]:
+        num_unanswered = sum(not question.answers for question in questions)
+        if not num_unanswered or self.no_answer_threshold is not None:
+            return []
+        return [
+            f"{num_unanswered:,} questions of {split} have no answer, but no_answer_threshold is null, so each gets "
+            "one. Set task.no_answer_threshold=0.0 to let the higher score decide."
+        ]
 
     @property
     def fields(self) -> tuple[str, ...]:

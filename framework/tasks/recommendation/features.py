@@ -122,6 +122,7 @@ def stretch_source(
         {LOSS_TERM: earlier > 0},
         max_length,
         item_sizes=sizes,
+        cutting=texts.cutting,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.data.examples.interactions import SPLITS, InteractionData
+from framework.data.examples.interactions import SPLITS, InteractionData, Interactions
+from framework.data.facts import SplitFacts, with_facts
 from framework.data.layout import lay_out
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -125,7 +127,7 @@ class RecommendationTask(StepLevelTask):
             source = stretch_source(likes, split, catalogue, texts, max_history, self.max_item_tokens)
             if split > 0:
                 source.trial = build_trial(interactions, likes, split, catalogue)
-            sources[name] = source
+            sources[name] = with_facts(source, _facts(interactions, split))
         return sources
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
@@ -275,3 +277,14 @@ def _history(row: Row) -> list[str]:
             "the row."
         )
     return [str(entry).strip() for entry in found]
+
+
+def _facts(interactions: Interactions, split: int) -> SplitFacts:
+    """Counts interactions, likes and users of a split; what was read of the files is told of `train`."""
+    is_here = interactions.splits == split
+    notes = {
+        "likes": f"{int((is_here & interactions.is_liked).sum()):,}",
+        "users": f"{len(np.unique(interactions.users[is_here])):,}",
+    }
+    read = interactions.facts if split == 0 else SplitFacts(unit=interactions.facts.unit)
+    return replace(read, rows=int(is_here.sum()), notes={**read.notes, **notes})

@@ -11,6 +11,7 @@ import numpy as np
 
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.relations import RelationExample
+from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.reading.files import Reading
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -76,6 +77,7 @@ def relation_source(
     pieces: list[np.ndarray] = []
     starts: list[tuple[int, int]] = []
     records: list[RelationExample] = []
+    lengths: list[int] = []
     for begin in range(0, len(examples), _TEXTS_AT_ONCE):
         some = examples[begin : begin + _TEXTS_AT_ONCE]
         encoded = tokenizer.encode_with_offsets([example.text.text for example in some])
@@ -89,9 +91,11 @@ def relation_source(
             pieces.append(np.concatenate([[tokenizer.cls_id], marked, [tokenizer.sep_id]]))
             starts.append((places[0] + 1, places[1] + 1))
             records.append(example)
+            lengths.append(len(ids))
     if not records:
         raise DataError(f"no row is left, for example {reading.skipped[0]}")
     place = {label: index for index, label in enumerate(labels)}
+    lost = np.maximum(np.array(lengths) - room, 0)
     answers = np.array([place.get(example.label or "", IGNORE_INDEX) for example in records], dtype=np.int64)
     return FlatSource(
         np.concatenate(pieces),
@@ -103,6 +107,7 @@ def relation_source(
         {LOSS_TERM: (answers != IGNORE_INDEX).astype(np.float64)},
         max_length,
         records=records,
+        cutting=Cutting(max_length, len(records), int((lost > 0).sum()), sum(lengths), int(lost.sum())),
     )
 
 

@@ -1,7 +1,7 @@
 """Relation extraction: the label of two marked entities of a text (Baldini Soares et al. 2019, arXiv:1906.03158)."""
 
-import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.marked_text import read_marked_text
 from framework.data.examples.relations import RelationData, RelationExample
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.files import Reading
@@ -26,8 +27,6 @@ from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, re
 from framework.tasks.relation_extraction.head import build_relation_head
 from framework.tasks.sequence_classification.decode import decode_labels, examine_labels
 from framework.tasks.task import Task
-
-logger = logging.getLogger(__name__)
 
 
 class RelationExtractionTask(Task):
@@ -76,19 +75,26 @@ class RelationExtractionTask(Task):
         """Reads and tokenises the rows of each split; finds the label set unless an earlier run knows it."""
         relations = data.load(self.labels or None)
         self.labels = relations.labels
+        warnings = []
         if self.excluded_label is not None and self.excluded_label not in self.labels:
-            logger.warning(
+            warnings.append(
                 f"excluded_label is {self.excluded_label!r}, which is none of the labels, so relation_f1 is the mean "
                 "over all of them; name the label of entities without a relation, or null."
             )
-        reading = Reading(data.on_bad_row)
-        sources = {
-            split: relation_source(examples, self.labels, tokenizer, self.max_length, reading)
-            for split, examples in relations.splits.items()
-        }
-        if reading.num_skipped:
-            logger.warning(f"{reading.num_skipped} rows are skipped; for example: {reading.skipped[0]}")
-        return dict(sources)
+        sources: dict[str, SequenceSource] = {}
+        for split, examples in relations.splits.items():
+            reading = Reading(data.on_bad_row, max_remembered=None)
+            source = relation_source(examples, self.labels, tokenizer, self.max_length, reading)
+            read = relations.facts[split]
+            read = replace(
+                read,
+                rows=len(source),
+                skipped=[*read.skipped, *reading.skipped],
+                num_skipped=read.num_skipped + reading.num_skipped,
+            )
+            given = (each.label for each in source.records)
+            sources[split] = with_facts(source, read, given, self.labels, warnings if split == "train" else ())
+        return sources
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -41,4 +41,5 @@ def classification_source(
         max_length,
         layout.token_type_ids,
         records=records,
+        cutting=layout.cutting,
     )

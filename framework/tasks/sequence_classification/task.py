@@ -8,6 +8,7 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.table import LabelledText, TableData
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -117,7 +118,12 @@ class SequenceClassificationTask(Task):
         self.has_pairs = data.pair_column is not None
         if not self.labels:
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
-        return {split: self._source(rows, tokenizer, split != "train") for split, rows in table.splits.items()}
+        sources: dict[str, SequenceSource] = {}
+        for split, rows in table.splits.items():
+            source = self._source(rows, tokenizer, split != "train")
+            labels = (label for row in rows for label in self.problem.answers.labels(row.label))
+            sources[split] = with_facts(source, table.facts[split], labels, self.labels)
+        return sources
 
     def _source(self, rows: Sequence[LabelledText], tokenizer: Tokenizer, keep: bool) -> FlatSource:
         texts = [row.text for row in rows]

@@ -7,6 +7,7 @@ import numpy as np
 
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.text_units import TextUnit
+from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.token_classification.windows import split_windows
@@ -96,7 +97,22 @@ def tagging_source(
         {"tags": np.array([(each != IGNORE_INDEX).sum() for each in labels])},
         max_length,
         records=parts,
+        cutting=_cut_words(examples, ids_of, max_length),
+        notes=_notes(examples, ids_of, room),
     )
+
+
+def _cut_words(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], max_length: int) -> Cutting:
+    """Counts what words lose that are longer than a sequence."""
+    lost = [sum(max(len(ids_of[word]) - (max_length - 2), 0) for word in example.words) for example in examples]
+    num_tokens = sum(len(ids_of[word]) for example in examples for word in example.words)
+    return Cutting(max_length, len(examples), sum(each > 0 for each in lost), num_tokens, sum(lost))
+
+
+def _notes(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], room: int) -> dict[str, str]:
+    num_split = sum(sum(len(ids_of[word]) for word in example.words) > room for example in examples)
+    notes = {"words": f"{sum(len(example.words) for example in examples):,}"}
+    return notes | ({"longer than a sequence": f"{num_split:,}"} if num_split else {})
 
 
 def encode_words(words: Iterable[str], tokenizer: Tokenizer) -> Mapping[str, np.ndarray]:

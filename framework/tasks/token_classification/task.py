@@ -12,6 +12,7 @@ from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.tagged import TaggedData
 from framework.data.examples.text_units import Units, split_units
+from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -86,10 +87,12 @@ class TokenClassificationTask(Task):
         """Reads and tokenises the sentences of each split; finds the types unless an earlier run knows them."""
         corpus = data.load(self.units, self.types or None)
         self.tags = bio_tag_set(corpus.labels)
-        return {
-            split: self._source([Example(each.words, each.tags, place=each.place) for each in sentences], tokenizer)
-            for split, sentences in corpus.splits.items()
-        }
+        sources: dict[str, SequenceSource] = {}
+        for split, sentences in corpus.splits.items():
+            examples = [Example(each.words, each.tags, place=each.place) for each in sentences]
+            entities = (tag[2:] for each in sentences for tag in each.tags if tag.startswith("B-"))
+            sources[split] = with_facts(self._source(examples, tokenizer), corpus.facts[split], entities, corpus.labels)
+        return sources
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 The decoder's label at each token is the next one, at the last token `[SEP]`.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,14 +11,15 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.collate import Completion
+from framework.data.facts import Cutting, SplitFacts
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
 
-logger = logging.getLogger(__name__)
-
 _ALL = 1 << 30
 """More tokens than a text has."""
+_SPECIAL_TOKENS = 2
+"""[CLS] source [SEP]"""
 
 
 class TranslationSource:
@@ -33,6 +33,7 @@ class TranslationSource:
         references: The targets as texts, for scores; empty where they are not known.
         texts: The sources as texts.
         tokenizer: Turns found ids into text.
+        facts: Of the split.
 
     Attributes:
         max_length: Most tokens of a pair.
@@ -48,7 +49,9 @@ class TranslationSource:
         references: Sequence[str],
         texts: Sequence[str],
         tokenizer: Tokenizer,
+        facts: SplitFacts,
     ) -> None:
+        self.facts = facts
         self.sources = sources
         self.targets = targets
         self.references = references
@@ -109,7 +112,7 @@ def translation_source(
     terms: Sequence[str],
     skips_long: bool = False,
 ) -> TranslationSource:
-    """Tokenises pairs; a text that is too long loses its end, or its pair is left out, with a word in the log.
+    """Tokenises pairs; a text that is too long loses its end, or its pair is left out.
 
     A target that lost its end has no `[SEP]` to be learned at its last token.
 
@@ -128,11 +131,6 @@ def translation_source(
     target_lengths = whole_targets.lengths - 1
     too_long = (whole_sources.lengths > max_source_length) | (target_lengths > max_target_length)
     kept = np.flatnonzero(~too_long) if skips_long else np.arange(len(sources))
-    if too_long.any():
-        logger.warning(
-            f"{int(too_long.sum())} of {len(sources)} pairs have more than {max_source_length} tokens in the source or "
-            f"{max_target_length} in the target, and are {'left out' if skips_long else 'cut'}."
-        )
     source_ids, source_lengths = _cut(whole_sources.input_ids, whole_sources.lengths, kept, max_source_length)
     source_ids[np.cumsum(source_lengths) - 1] = tokenizer.sep_id
     starts = np.cumsum(whole_targets.lengths) - whole_targets.lengths
@@ -152,7 +150,23 @@ def translation_source(
         [targets[place] for place in kept.tolist()] if targets is not None else [],
         [sources[place] for place in kept.tolist()],
         tokenizer,
+        SplitFacts(
+            len(kept),
+            left_out={"too long": int(too_long.sum())} if skips_long and too_long.any() else {},
+            cutting=_cutting(
+                whole_sources.lengths[kept], whole_targets.lengths[kept], max_source_length, max_target_length
+            ),
+        ),
     )
+
+
+def _cutting(sources: np.ndarray, targets: np.ndarray, max_source_length: int, max_target_length: int) -> Cutting:
+    """Counts what pairs lose: (pairs,) tokens of whole sources and targets, two special tokens in each."""
+    is_cut = (sources > max_source_length) | (targets - 1 > max_target_length)
+    lost = np.maximum(sources - max_source_length, 0)
+    lost += np.maximum(targets - 2 - max_target_length, 0)  # the last token that a target loses is `[SEP]`
+    num_tokens = int((sources + targets - 2 * _SPECIAL_TOKENS).sum())
+    return Cutting(max_source_length, len(sources), int(is_cut.sum()), num_tokens, int(lost.sum()))
 
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, kept: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

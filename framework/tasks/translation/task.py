@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torchmetrics.text import Perplexity
 from framework.batch import PackedBatch
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.facts import with_facts
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -99,10 +101,13 @@ class TranslationTask(Task):
             )
         self.start_id, self.end_id = tokenizer.cls_id, tokenizer.sep_id
         sources: dict[str, SequenceSource] = {}
-        for split, pairs in data.load().items():
+        read = data.load()
+        for split, pairs in read.splits.items():
             texts, translations = [pair.source for pair in pairs], [pair.target for pair in pairs]
-            skips_long = self.skips_long and split == "train"
-            sources[split] = self._source(texts, translations, tokenizer, skips_long)
+            source = self._source(texts, translations, tokenizer, self.skips_long and split == "train")
+            facts, own = read.facts[split], source.facts
+            facts = replace(facts, rows=own.rows, left_out={**facts.left_out, **own.left_out})
+            sources[split] = with_facts(source, facts)
         return sources
 
     @property

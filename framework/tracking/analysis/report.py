@@ -8,9 +8,11 @@ from typing import Any
 import yaml
 
 from framework.tracking.analysis.content import read_analyses
+from framework.tracking.analysis.data_section import data_section
 from framework.tracking.analysis.page import Markup, element, facts, figures, joined, page, picture, table
 from framework.tracking.analysis.pictures import draw_analysis
 from framework.tracking.analysis.split_section import heading, number, split_section
+from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import describe
 from framework.tracking.plots import draw_plots
 from framework.tracking.summary_file import read_summary
@@ -75,6 +77,7 @@ def write_report(run_folder: Path) -> Path:
             (name_of, heading(name_of), split_section(run_folder, name_of, analysis))
             for name_of, analysis in analyses.items()
         ),
+        *_section("Data", "data", data_section(read_data_facts(run_folder))),
         *_section("Run", "run", _run_facts(config, start)),
     ]
     body = [

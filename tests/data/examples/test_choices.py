@@ -56,7 +56,7 @@ def test_bad_rows_are_named_or_counted(tmp_path, change, message):
         ChoiceData(path).load()
     assert str(caught.value).startswith(f"{path}, row 2 (line 2): {message}")
     loaded = ChoiceData(path, on_bad_row="skip").load()
-    assert (len(loaded.splits["train"]), loaded.report) == (1, {"bad_rows": 1, "rows": 1})
+    assert (loaded.facts["train"].rows, loaded.facts["train"].num_skipped, loaded.facts["train"].read) == (1, 1, 2)
 
 
 def test_settings_and_contradictions(tmp_path):
@@ -67,7 +67,7 @@ def test_settings_and_contradictions(tmp_path):
     other = {"question": "how?", "choices": ["x", "y"], "label": 0}
     path = write(tmp_path / "c.jsonl", GOOD, same, other, {**other, "label": 1})
     loaded = ChoiceData(path, deduplicate=True).load()
-    assert (loaded.report["repeated"], loaded.report["contradicting"]) == (1, 2)
+    assert loaded.facts["train"].left_out == {"repeated": 1, "contradicting": 2}
 
 
 def test_nan_is_no_choice(tmp_path):

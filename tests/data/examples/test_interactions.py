@@ -62,7 +62,7 @@ def test_splits_are_cut_by_time(tmp_path):
     ]
     assert found.texts == ("One. first", "Two", "third", "Four")
     assert found.names == SPLITS
-    assert found.report == {"rows": 12, "bad_items": 0, "bad_interactions": 0, "repeated": 2}
+    assert (found.facts.read, found.facts.num_skipped, found.facts.left_out) == (12, 0, {"repeated": 2})
     by_moment = InteractionData(**files, **rated, validation_from=31, test_from="1970-01-01T00:00:55").load()
     assert (by_moment.splits == found.splits).all()
     without = InteractionData(**files, **rated, validation_fraction=0.0, test_fraction=0.2).load()
@@ -118,7 +118,7 @@ def test_bad_interactions_are_named_or_counted(tmp_path, row, message):
         InteractionData(**files, **settings).load()
     assert str(caught.value).startswith(f"{files['interactions']}, row 13 (line 14): {message}")
     found = InteractionData(**files, **settings, on_bad_row="skip").load()
-    assert (found.report["bad_interactions"], len(found.users)) == (1, 10)
+    assert (found.facts.num_skipped, len(found.users)) == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_bad_items_are_named_or_counted(tmp_path, row, message):
         InteractionData(**files, text_columns=["title", "text"]).load()
     assert str(caught.value).startswith(f"{files['items']}, row 5 (line 6): {message}")
     found = InteractionData(**files, text_columns=["title", "text"], on_bad_row="skip").load()
-    assert (found.report["bad_items"], found.texts[0]) == (1, "One. first")
+    assert (found.facts.notes["skipped items"], found.texts[0]) == ("1", "One. first")
 
 
 def test_dates(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.facts import skipped_rows
 from framework.errors import ConfigError, DataError
 
 
@@ -16,7 +17,7 @@ def write(path: Path, *lines: str) -> str:
 
 
 def pairs(data: ParallelTextData, split: str = "train") -> list[tuple[str, str]]:
-    return [(pair.source, pair.target) for pair in data.load()[split]]
+    return [(pair.source, pair.target) for pair in data.load().splits[split]]
 
 
 def test_line_by_line_plain_and_compressed(tmp_path):
@@ -28,7 +29,7 @@ def test_line_by_line_plain_and_compressed(tmp_path):
     )
     assert pairs(data) == [("one", "eins"), ("two  words ", "zwei"), ("three", "drei")]
     assert pairs(data, "validation") == [("four", "vier")]
-    assert data.load()["train"][1].place == f"{tmp_path / 'a.en.gz'}, line 2"
+    assert data.load().splits["train"][1].place == f"{tmp_path / 'a.en.gz'}, line 2"
 
 
 def test_columns_of_a_table(tmp_path):
@@ -55,17 +56,18 @@ def test_unequal_numbers_of_lines_are_an_error(tmp_path, more, numbers):
         data.load()
 
 
-def test_empty_sides_are_an_error_or_are_left_out(tmp_path, caplog):
+def test_empty_sides_are_an_error_or_are_left_out(tmp_path):
     files = {
         "train": write(tmp_path / "a.en", "one", "two", " ", "four"),
         "train_targets": write(tmp_path / "a.de", "eins", "", "drei", "vier"),
     }
     with pytest.raises(DataError, match=r"a\.en, line 2: the target is empty, a pair needs both"):
         ParallelTextData(**files).load()
-    assert pairs(ParallelTextData(**files, on_empty="skip")) == [("one", "eins"), ("four", "vier")]
-    assert "2 pairs with an empty side are left out, the first at" in caplog.text
+    read = ParallelTextData(**files, on_empty="skip").load()
+    assert [(pair.source, pair.target) for pair in read.splits["train"]] == [("one", "eins"), ("four", "vier")]
+    assert [row["place"] for row in skipped_rows(read.facts)] == ["line 2", "line 3"]
     nothing = {"train": write(tmp_path / "b.en", " "), "train_targets": write(tmp_path / "b.de", "x")}
-    with pytest.raises(DataError, match=r"b\.en has no pair of which both sides hold text"):
+    with pytest.raises(DataError, match=r"b\.en has no row that can be used, for example"):
         ParallelTextData(**nothing, on_empty="skip").load()
 
 

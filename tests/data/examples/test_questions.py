@@ -3,7 +3,6 @@
 
 import gzip
 import json
-import logging
 import os
 from pathlib import Path
 
@@ -99,7 +98,7 @@ def test_only_repeats_of_a_question_on_its_context_are_left_out(tmp_path):
     spaced = rows[1] | {"question": " What  1?"}
     questions = load(tmp_path / "q.jsonl", [*rows, other_answer, spaced], deduplicate=True)
     assert len(questions.splits["train"]) == 9
-    assert (questions.report["repeated"], questions.report["contradicting"]) == (2, 0)
+    assert questions.facts["train"].left_out == {"repeated": 2}
     held_out = write(tmp_path / "v.jsonl", rows[4:6])
     assert len(load(tmp_path / "q.jsonl", rows, deduplicate=True, validation=held_out).splits["train"]) == 7
 
@@ -135,7 +134,7 @@ BAD = [
 
 @pytest.mark.parametrize(("bad", "message"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
-def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, caplog, suffix, bad, message):
+def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, suffix, bad, message):
     path = tmp_path / f"q{suffix}"
     rows = [GOOD | {"context": CONTEXT}, bad | {"context": CONTEXT}]
     content = squad(GOOD, bad) if suffix == ".json" else rows
@@ -143,11 +142,11 @@ def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, caplog, suf
         load(path, content)
     place = f"article 1, paragraph 1, question {bad['id']!r}" if suffix == ".json" else "line 2"
     assert str(error.value).startswith(f"{path}, {place}: ") and message in str(error.value)
-    with caplog.at_level(logging.WARNING):
-        questions = load(path, content, on_bad_row="skip")
+    questions = load(path, content, on_bad_row="skip")
     assert [question.question for question in questions.splits["train"]] == ["Where?"]
-    assert questions.report == {"bad_rows": 1, "rows": 1}
-    assert "1 questions" in caplog.text and message in caplog.text
+    facts = questions.facts["train"]
+    assert (facts.read, facts.rows, facts.num_skipped) == (2, 1, 1)
+    assert message in facts.skipped[0]
 
 
 @pytest.mark.parametrize(
@@ -176,9 +175,10 @@ def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_pat
     path.write_bytes(b'{"question": "x"\n\xff\n' + json.dumps(GOOD | {"context": CONTEXT}).encode())
     with pytest.raises(DataError, match=r"line 1: not JSON"):
         QuestionData(str(path)).load()
-    assert QuestionData(str(path), on_bad_row="skip").load().report == {"bad_rows": 2, "rows": 1}
+    facts = QuestionData(str(path), on_bad_row="skip").load().facts["train"]
+    assert (facts.num_skipped, facts.rows) == (2, 1)
     path.write_bytes(b"{\n")
-    with pytest.raises(DataError, match="no question that can be used"):
+    with pytest.raises(DataError, match="no row that can be used"):
         QuestionData(str(path), on_bad_row="skip").load()
 
 
@@ -196,7 +196,7 @@ def test_settings_that_cannot_be(tmp_path):
 )
 def test_every_question_of_real_files_is_good(name, questions, contexts):
     loaded = QuestionData(os.fspath(DATA / name), validation_fraction=0.1).load()
-    assert loaded.report == {"bad_rows": 0, "rows": questions}
+    assert loaded.facts["train"].read == questions
     assert len({question.context for each in loaded.splits.values() for question in each}) == contexts
     held_out = {question.context for question in loaded.splits["validation"]}
     assert held_out and held_out.isdisjoint(question.context for question in loaded.splits["train"])

@@ -69,7 +69,7 @@ def test_marks_that_cannot_be(tmp_path, text, message):
         RelationData(path).load()
     assert str(caught.value).startswith(f"{path}, row 3 (line 3): {message}")
     loaded = RelationData(path, on_bad_row="skip").load()
-    assert (len(loaded.splits["train"]), loaded.report) == (2, {"bad_rows": 1, "rows": 2})
+    assert (loaded.facts["train"].rows, loaded.facts["train"].num_skipped, loaded.facts["train"].read) == (2, 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,8 @@ def test_blocks_that_are_no_rows(tmp_path, block, message):
     with pytest.raises(DataError) as caught:
         RelationData(path).load()
     assert str(caught.value).startswith(f"{path}, {message}")
-    assert RelationData(path, on_bad_row="skip").load().report == {"bad_rows": 1, "rows": 3}
+    facts = RelationData(path, on_bad_row="skip").load().facts["train"]
+    assert (facts.read, facts.num_skipped) == (4, 1)
 
 
 def test_labels_that_cannot_be(tmp_path):
@@ -112,7 +113,7 @@ def test_a_text_falls_into_one_split_and_is_a_repeat_only_with_the_same_entities
     others = [(f"a {number} <e1>b</e1> <e2>c</e2>", "y") for number in range(40)]
     path = write(tmp_path / "r.jsonl", rows(*texts, *others, *texts[:3]))
     loaded = RelationData(path, validation_fraction=0.3, deduplicate=True).load()
-    assert (loaded.report["repeated"], loaded.report["contradicting"]) == (3, 0)
+    assert loaded.facts["train"].left_out == {"repeated": 3}
     texts_of = {split: [each.text.text for each in found] for split, found in loaded.splits.items()}
     assert sum(map(len, texts_of.values())) == 80
     assert texts_of["validation"] and set(texts_of["validation"]).isdisjoint(texts_of["train"])
@@ -123,7 +124,7 @@ def test_every_row_of_semeval_is_good():
     folder = DATA / "relation"
     names = [str(folder / f"semeval2010_task8_{split}.txt") for split in ("train", "test")]
     loaded = RelationData(names[0], test=names[1]).load()
-    assert loaded.report == {"bad_rows": 0, "rows": 10_717}
+    assert sum(facts.read for facts in loaded.facts.values()) == 10_717
     assert {split: len(found) for split, found in loaded.splits.items()} == {"train": 8_000, "test": 2_717}
     assert len(loaded.labels) == 19
     assert sum(each.label == "Other" for each in loaded.splits["test"]) == 454

@@ -1,12 +1,12 @@
 """Labelled tables: splits, repeats, label sets, and an error with file and row for every bad one."""
 
 import json
-import logging
 
 import pytest
 
 from framework.data.examples.answers import number, one_label, several_labels
 from framework.data.examples.table import TableData
+from framework.data.facts import skipped_rows
 from framework.errors import ConfigError, DataError
 
 
@@ -85,7 +85,7 @@ def test_equal_texts_never_fall_into_two_splits(tmp_path):
     assert sum(map(len, splits.values())) == 800
 
 
-def test_repeats_are_left_out_and_counted(tmp_path, caplog):
+def test_repeats_are_left_out_and_counted(tmp_path):
     rows = [
         ("one", 0),
         ("two", 1),
@@ -97,13 +97,13 @@ def test_repeats_are_left_out_and_counted(tmp_path, caplog):
     ]
     path = write(tmp_path / "data", [*rows, ("held out", 1), ("held out", 0)])
     test = write(tmp_path / "test", [("held out", 1), ("x", 1), ("x", 0)])
-    with caplog.at_level(logging.INFO):
-        table = TableData(path, test=test, deduplicate=True).load()
+    table = TableData(path, test=test, deduplicate=True).load()
     assert texts(table.splits["train"]) == ["one", "two", "e\u0301t\u00e9"]
     assert texts(table.splits["test"]) == ["held out", "x", "x"]
-    assert table.report == {"rows": 12, "also_evaluated_on": 2, "contradicting": 2, "repeated": 2}
-    assert "data.csv, row 6 (line 7) has '0' and" in caplog.text
-    assert "data.csv, row 7 (line 8) has '1'" in caplog.text
+    assert table.facts["train"].left_out == {"also evaluated on": 2, "contradicting": 2, "repeated": 2}
+    assert [(facts.rows, facts.read) for facts in table.facts.values()] == [(3, 9), (3, 3)]
+    (warning,) = table.facts["train"].warnings
+    assert "data.csv, row 6 (line 7) has '0' and" in warning and "data.csv, row 7 (line 8) has '1'" in warning
 
 
 def test_where_takes_rows_by_their_values(tmp_path):
@@ -194,7 +194,7 @@ def test_impossible_numbers_are_refused_before_any_file_is_read(arguments, messa
         TableData("not there.csv", **arguments)
 
 
-def test_bad_rows_are_skipped_and_counted_where_that_is_said(tmp_path, caplog):
+def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_path):
     rows = ["text,label", "a,0", " ,1", "b,", "c,1,2", "d,1", "e,0"]
     path = tmp_path / "data.csv"
     path.write_text("\n".join(rows) + "\n")
@@ -204,9 +204,29 @@ def test_bad_rows_are_skipped_and_counted_where_that_is_said(tmp_path, caplog):
         "train": ["a", "d", "e"],
         "validation": ["x"],
     }
-    assert table.report == {"rows": 4, "bad": 5}
-    assert "5 rows are left out because they are bad; for example" in caplog.text
-    assert "data.csv, row 2 (line 3): 'text' is empty" in caplog.text
+    assert [(facts.read, facts.rows, facts.num_skipped) for facts in table.facts.values()] == [(6, 3, 3), (3, 1, 2)]
+    assert list(skipped_rows(table.facts)) == [
+        {"split": split, "file": file, "place": f"row {row} (line {line})", "row": row, "line": line, "reason": reason}
+        for split, file, row, line, reason in (
+            ("train", str(path), 2, 3, "'text' is empty, each row needs one; fill in or remove the row."),
+            ("train", str(path), 3, 4, "'label' is empty, each row needs one; fill in or remove the row."),
+            (
+                "train",
+                str(path),
+                4,
+                5,
+                "3 fields, the header has 2; quote fields that hold the delimiter, a quote or a line end.",
+            ),
+            ("validation", own, 3, 4, "'text' is empty, each row needs one; fill in or remove the row."),
+            (
+                "validation",
+                own,
+                2,
+                3,
+                "the label '5' is none of 0, 1; correct the row, or list all labels in `labels`.",
+            ),
+        )
+    ]
     with pytest.raises(
         DataError, match=r"own\.csv has no row that can be used, for example .*row 1 \(line 2\): 'text'"
     ):

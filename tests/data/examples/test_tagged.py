@@ -2,13 +2,13 @@
 
 import gzip
 import json
-import logging
 from pathlib import Path
 
 import pytest
 
 from framework.data.examples.splits import ReadSplits
 from framework.data.examples.tagged import TaggedData
+from framework.data.facts import skipped_rows
 from framework.data.reading.tagged_rows import ConllFormat, TaggedSentence
 from framework.errors import ConfigError, DataError
 
@@ -41,7 +41,8 @@ def test_columns(tmp_path):
     corpus = read(write(tmp_path, CONLL))
     assert words_and_tags(corpus) == (WORDS, TAGS)
     assert corpus.labels == ("person", "place")
-    assert corpus.report == {"skipped": 0, "repaired": 0, "rows": 3}
+    facts = corpus.facts["train"]
+    assert (facts.read, facts.rows, facts.num_skipped, facts.repaired) == (3, 3, 0, 0)
 
 
 def test_compressed_columns_with_a_byte_order_mark_and_no_end(tmp_path):
@@ -105,15 +106,14 @@ def test_a_mix_of_schemes_is_told_with_its_place(tmp_path):
 def test_a_mix_is_repaired_as_conlleval_reads_it(tmp_path):
     corpus = read(write(tmp_path, MIXED), invalid_tags="repair")
     assert words_and_tags(corpus)[1] == [("B-x", "I-x"), ("O", "B-x", "B-y"), ("B-y",)]
-    assert corpus.report["repaired"] == 1
+    assert corpus.facts["train"].repaired == 1
 
 
-def test_a_mix_is_skipped(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        corpus = read(write(tmp_path, MIXED), on_bad_row="skip")
+def test_a_mix_is_skipped(tmp_path):
+    corpus = read(write(tmp_path, MIXED), on_bad_row="skip")
     assert words_and_tags(corpus)[0] == [("a", "b"), ("f",)]
-    assert corpus.report["skipped"] == 1
-    assert "1 sentences are skipped; for example:" in caplog.text and "line 5" in caplog.text
+    (skipped,) = skipped_rows(corpus.facts)
+    assert skipped["place"] == "sentence 2 (line 4), line 5"
 
 
 BAD_COLUMNS = [
@@ -138,7 +138,7 @@ def test_bad_columns_are_told_or_skipped(tmp_path, content, words):
     assert words in str(raised.value) and str(raised.value).startswith(path)
     corpus = read(path, on_bad_row="skip")
     assert words_and_tags(corpus) == ([("fine",), ("word",)], [("B-x",), ("O",)])
-    assert (corpus.report["skipped"], corpus.report["rows"]) == (1, 2)
+    assert (corpus.facts["train"].num_skipped, corpus.facts["train"].rows) == (1, 2)
 
 
 SPAN = {"start": 0, "end": 4, "label": "x"}
@@ -175,7 +175,7 @@ def test_bad_rows_are_told_or_skipped(tmp_path, row, words):
         read(path)
     assert words in str(raised.value) and str(raised.value).startswith(path) and "line 2" in str(raised.value)
     corpus = read(path, on_bad_row="skip")
-    assert (words_and_tags(corpus)[0], corpus.report["skipped"]) == ([("fine",)], 1)
+    assert (words_and_tags(corpus)[0], corpus.facts["train"].num_skipped) == ([("fine",)], 1)
 
 
 def test_types_that_training_did_not_see(tmp_path):
@@ -193,7 +193,7 @@ def test_repeats_and_contradictions_go(tmp_path):
     path = write(tmp_path, CONLL + "\nsaid O\n\nBonn O\n")
     corpus = read(path, deduplicate=True)
     assert words_and_tags(corpus)[0] == [WORDS[0], WORDS[2]]
-    assert corpus.report["repeated"] == 1 and corpus.report["contradicting"] == 2
+    assert corpus.facts["train"].left_out == {"repeated": 1, "contradicting": 2}
 
 
 def test_nothing_to_learn_from(tmp_path):

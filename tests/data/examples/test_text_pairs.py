@@ -15,7 +15,7 @@ def write(folder, text, name="rows.csv"):
 
 def test_pairs_and_their_hard_negatives(tmp_path):
     text = 'text,pair,worse,worst\na,b,c,"[""d"", ""e"", "" ""]"\nf,g,,[h] i\nj,k,[],"[1]"\n'
-    rows = TextPairData(write(tmp_path, text), negative_columns=["worse", "worst"]).load()["train"]
+    rows = TextPairData(write(tmp_path, text), negative_columns=["worse", "worst"]).load().splits["train"]
     # A list, a text that only begins like one, and a list of something else, which is a text too.
     assert [row.texts for row in rows] == [("a", "b", "c", "d", "e"), ("f", "g", "[h] i"), ("j", "k", "[1]")]
     assert {row.answer for row in rows} == {None}
@@ -24,24 +24,24 @@ def test_pairs_and_their_hard_negatives(tmp_path):
 def test_lists_of_json_are_several_negatives(tmp_path):
     lines = [{"text": "a", "pair": "b", "not": ["c", "d"]}, {"text": "e", "pair": "f", "not": []}]
     path = write(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "rows.jsonl")
-    rows = TextPairData(path, negative_columns=["not"]).load()["train"]
+    rows = TextPairData(path, negative_columns=["not"]).load().splits["train"]
     assert [row.texts for row in rows] == [("a", "b", "c", "d"), ("e", "f")]
 
 
 def test_scored_pairs_and_labelled_texts(tmp_path):
     scored = TextPairData(write(tmp_path, "text,pair,score\na,b,2.5\nc,d,0\n"), score_column="score")
     assert scored.kind == "scored"
-    assert [(row.texts, row.answer) for row in scored.load()["train"]] == [(("a", "b"), 2.5), (("c", "d"), 0.0)]
+    assert [(row.texts, row.answer) for row in scored.load().splits["train"]] == [(("a", "b"), 2.5), (("c", "d"), 0.0)]
     labelled = TextPairData(
         write(tmp_path, "text,label\na, x\nb,y\n", "labels.csv"), pair_column=None, label_column="label"
     )
     assert labelled.kind == "labelled"
-    assert [(row.texts, row.answer) for row in labelled.load()["train"]] == [(("a",), "x"), (("b",), "y")]
+    assert [(row.texts, row.answer) for row in labelled.load().splits["train"]] == [(("a",), "x"), (("b",), "y")]
 
 
 def test_rows_of_one_text_fall_into_one_split(tmp_path):
     lines = "".join(f"question {number % 50},answer {number}\n" for number in range(200))
-    splits = TextPairData(write(tmp_path, "text,pair\n" + lines), validation_fraction=0.3).load()
+    splits = TextPairData(write(tmp_path, "text,pair\n" + lines), validation_fraction=0.3).load().splits
     asked = {split: {row.texts[0] for row in rows} for split, rows in splits.items()}
     assert asked["train"].isdisjoint(asked["validation"])
     assert sum(map(len, splits.values())) == 200
@@ -62,7 +62,7 @@ def test_bad_rows_are_named_or_left_out(tmp_path, row, fault):
     with pytest.raises(DataError) as caught:
         TextPairData(path, score_column="score").load()
     assert fault in str(caught.value)
-    assert len(TextPairData(path, score_column="score", on_bad_row="skip").load()["train"]) == 2
+    assert len(TextPairData(path, score_column="score", on_bad_row="skip").load().splits["train"]) == 2
 
 
 def test_there_must_be_something_to_tell_apart(tmp_path):

@@ -1,0 +1,60 @@
+"""The section of a report on the data: rows and texts of each split, labels, warnings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from framework.tracking.analysis.page import Markup, element, joined, table
+
+_OWN_ROWS = {
+    "rows used": "",
+    "file": "file",
+    "rows read": "read",
+    "rows skipped": "skipped",
+    "rows repaired": "repaired",
+    "texts": "texts",
+    "texts cut": "cut_texts",
+    "most tokens of a sequence": "max_length",
+    "tokens of all texts": "tokens",
+    "tokens lost": "lost_share",
+}
+_SHARES = ("lost_share",)
+
+
+def data_section(found: Mapping[str, Any]) -> Markup:
+    """Lays out what `framework.tracking.data_facts` reads of a run folder; nothing where there is none."""
+    splits: Mapping[str, Mapping[str, Any]] = found.get("splits", {})
+    if not splits:
+        return Markup()
+    rows = {title: {split: _value(facts, key) for split, facts in splits.items()} for title, key in _OWN_ROWS.items()}
+    for name in ("left_out", "notes"):
+        for split, facts in splits.items():
+            for title, value in facts.get(name, {}).items():
+                rows.setdefault(title, dict.fromkeys(splits, ""))[split] = _told(value)
+    cells = [(title, *values.values()) for title, values in rows.items() if any(values.values())]
+    parts = [table(("", *splits), cells, whole=True), _labels(splits)]
+    warnings = [element("li", warning) for warning in found.get("warnings", ())]
+    if warnings:
+        parts.insert(0, element("ul", *warnings, kind="warnings"))
+    return joined(parts)
+
+
+def _value(facts: Mapping[str, Any], key: str) -> str:
+    if not key:  # rows, under the name that the task has for them
+        unit = next(iter(facts))
+        return f"{facts[unit]:,}" + ("" if unit == "rows" else f" {unit}")
+    if key not in facts:
+        return ""
+    return f"{facts[key]:.1%}" if key in _SHARES else _told(facts[key])
+
+
+def _told(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _labels(splits: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """A row for each label, a column for each split."""
+    labels = list(dict.fromkeys(label for facts in splits.values() for label in facts.get("labels", {})))
+    if not labels:
+        return Markup()
+    rows = [(label, *(f"{facts.get('labels', {}).get(label, 0):,}" for facts in splits.values())) for label in labels]
+    return table(("label", *splits), rows)
