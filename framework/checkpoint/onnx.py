@@ -41,7 +41,7 @@ def check_onnx_installed() -> None:
     if missing:
         raise ConfigError(
             f"onnx=true needs {', '.join(missing)}, which is not installed; install the extra: "
-            'pip install "cloze[onnx]".'
+            "pip install -e '.[onnx]'."
         )
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.group_choices import with_named_choices
+from framework.config.hydra_seams import use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -53,10 +54,12 @@ def command(
             os.environ["HYDRA_FULL_ERROR"] = "1"
             REPORT.close()
             register_resolvers()
+            use_seams()
             for plugin in plugins:
                 register_plugin(plugin)
             sys.argv[1:] = with_named_choices(sys.argv[1:])
-            guard(hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded))
+            app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)
+            guard(lambda: _until_the_reader_leaves(app))
 
         return main
 
@@ -72,6 +75,20 @@ def guard(body: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
+
+
+def _until_the_reader_leaves(body: Callable[[], object]) -> None:
+    """Runs a body whose output may go to a pipe that closes early, as in `--help | head`."""
+    try:
+        body()
+    except BrokenPipeError:
+        pass
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # The interpreter flushes once more at its end, and would report the same error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def leave(error: Exception) -> NoReturn:

@@ -17,6 +17,7 @@ import torch
 
 import framework
 from framework.data.planning.plan import SequenceSource
+from framework.machine import usable_cores
 
 LIBRARIES = (
     "torch",
@@ -95,7 +96,7 @@ def provenance(fingerprints: Mapping[str, str], world_size: int) -> dict[str, An
 
 def hardware() -> dict[str, Any]:
     """Processor, its cores for this process, and the GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"processor": _processor(), "cores": cores, "torch_threads": torch.get_num_threads(), "gpus": gpus}
 

@@ -9,9 +9,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
+from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Sweep, plan_sweep
-from framework.sweeps.results import close_sweep
 from framework.sweeps.start import check_start, first_outcomes, sole
 from framework.tracking.console import open_console
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.failure_file import FAILURE_FILE, read_failure
+from framework.errors import DistributedError
 from framework.sweeps.plan import Job
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
@@ -66,14 +67,15 @@ def look(job: Job) -> Before:
     )
 
 
-def judge(job: Job, is_success: bool, how: str, before: Before) -> Outcome:
-    """How a start of a job ended.
+def judge(job: Job, is_success: bool, how: str, before: Before, is_told: bool = False) -> Outcome:
+    """Returns how a start of a job ended.
 
     Args:
-        job: That has no process any more.
-        is_success: Its first process left with 0.
-        how: That process left, in words.
-        before: What lay there before that start.
+        job: A job that has no process any more.
+        is_success: True where its first process left with 0.
+        how: How that process left, in words.
+        before: Files of the run folder before that start.
+        is_told: True where the job was asked to leave. A job that had no time to listen yet is waiting again.
     """
     summary = read_summary(job.folder)
     is_new = _written(job.folder / SUMMARY_FILE) != before.summary
@@ -85,23 +87,25 @@ def judge(job: Job, is_success: bool, how: str, before: Before) -> Outcome:
     if ended == "preempted" and (is_new or is_success):
         assert summary is not None
         return Outcome("preempted", str(summary["why"]), summary)
-    return Outcome("failed", how + _reason(job, before), summary)
+    named, last_line = _reason(job, before)
+    if is_told and (named is None or named.startswith(DistributedError.__name__)):  # ranks that were gone before others
+        return Outcome("waiting", None, summary)
+    reason = named or last_line
+    return Outcome("failed", f"{how}; {reason}" if reason else how, summary)
 
 
-def _reason(job: Job, before: Before) -> str:
-    """What the run said of its failure: in failure.json, else in what it printed last."""
+def _reason(job: Job, before: Before) -> tuple[str | None, str | None]:
+    """Returns the error that the run itself named, None without one, and the last line that it printed."""
     failure = read_failure(job.folder / LOGS_FOLDER)
     if failure is not None and _written(job.folder / LOGS_FOLDER / FAILURE_FILE) != before.failure:
-        return f"; {failure.why}"
+        return failure.why, None
     output = output_file(job)
     if not output.is_file():
-        return ""
+        return None, None
     with output.open("rb") as stream:
         stream.seek(before.output)
         lines = [line.strip() for line in stream.read().decode(errors="replace").splitlines() if line.strip()]
-    named = [line for line in lines if _OWN_ERROR.match(line)]
-    said = named[:1] or lines[-1:]
-    return f"; {said[0]}" if said else ""
+    return next((line for line in lines if _OWN_ERROR.match(line)), None), lines[-1] if lines else None
 
 
 def words(exit_code: int) -> str:

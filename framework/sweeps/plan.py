@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ class Job:
         values: What the sweep gives the swept keys, by key, as it was written.
         overrides: The command line of the run.
         config: The resolved config.
+        best_mode: "min" or "max": which values of the task's own metric are better.
     """
 
     folder: Path
     values: Mapping[str, str]
     overrides: tuple[str, ...]
     config: Mapping[str, Any]
+    best_mode: str = "min"
 
     @property
     def id(self) -> str:
@@ -140,12 +142,12 @@ def _plan_job(
     resolved = plain(composed)
     job = Job(run, values, (*own, *_hydra_overrides(config)), resolved)
     try:
-        build_settings(resolved, world_size)
+        settings = build_settings(resolved, world_size)
         if (run / CONFIG_FILE).is_file():
             _check_folder(job)
+        return replace(job, best_mode=settings.task.build().best_mode)
     except ConfigError as error:
         raise ConfigError(f"the job {job} cannot run: {error}") from error
-    return job
 
 
 def job_id(sweep: str, values: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What a sweep reached: a table of its jobs, one with the seeds folded, and both as sweep.json and sweep.csv."""
+"""Results of a sweep as plain values, sweep.json, sweep.csv and lines of news; closing.py has the tables of its end."""
 
 import csv
 import io
@@ -9,13 +9,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from hydra.core.utils import JobReturn, JobStatus
 from rich.console import Console
-from rich.table import Table
 
-from framework.errors import SweepError
-from framework.sweeps.outcome import Outcome
-from framework.sweeps.plan import SEED, Job, Sweep, short_keys
+from framework.sweeps.outcome import Outcome, output_file
+from framework.sweeps.plan import SEED, Job, Sweep
 from framework.tracking.metric_names import describe
 
 JSON_FILE = "sweep.json"
@@ -27,7 +24,8 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
     """One job in plain values: what it is, how it ended, what it reached.
 
     `metric` is the task's own, by which its checkpoints are compared, or the training loss of a run that never
-    validated; `last` and `best` are its values, None where there is none or it was not finite.
+    validated; `better` says which of its values are ("lower", "higher"); `last` and `best` are its values, None where
+    there is none or it was not finite.
     """
     summary = outcome.summary or {}
     last, best = summary.get("last") or {}, summary.get("best") or {}
@@ -39,6 +37,7 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
         "state": outcome.state,
         "why": outcome.why,
         "metric": metric,
+        "better": "lower" if metric == _LOSS or job.best_mode == "min" else "higher",
         "last": last.get(metric),
         "best": best.get(metric),
         "best_step": best.get("step"),
@@ -66,8 +65,9 @@ def fold_seeds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     folded = []
     for key, members in groups.items():
         finished = [each for each in members if each["state"] == "finished"]
-        metric = next((each["metric"] for each in finished), None)
-        row: dict[str, Any] = {"values": dict(key), "metric": metric, "jobs": len(members)}
+        first = next(iter(finished), members[0])
+        metric = first["metric"] if finished else None
+        row: dict[str, Any] = {"values": dict(key), "metric": metric, "better": first["better"], "jobs": len(members)}
         for name in ("last", "best"):
             numbers = [each[name] for each in finished if each[name] is not None]
             row[name] = {
@@ -106,8 +106,9 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
 def progress_line(job: Job, outcome: Outcome, seconds: float) -> str:
     """What is said of a job that has ended: how, what it reached, how long it took."""
     each = record(job, outcome)
-    told = f"; {outcome.why}" if outcome.why else ""
-    value = f"; {_label([each])} {each['last']:.4f}" if each["last"] is not None else ""
+    # The reasons of failures stand in the error with which the sweep ends.
+    told = f"; see {output_file(job)}" if outcome.state == "failed" else f"; {outcome.why}" if outcome.why else ""
+    value = f"; {metric_label([each])} {each['last']:.4f}" if each["last"] is not None else ""
     return f"{outcome.state:9} {job} after {seconds:,.0f} s{value}{told}"
 
 
@@ -116,119 +117,18 @@ def say(console: Console, sweep: Sweep, text: str) -> None:
     console.print(f"{sweep.name}: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Prints the table of all jobs, the one with the seeds folded, and where the results lie."""
-    console.print(jobs_table(sweep, records))
-    for each in records:
-        if each["why"]:
-            console.print(f"{each['run']}: {each['why']}", highlight=False, markup=False, soft_wrap=True)
-    if SEED in sweep.keys:
-        console.print(seeds_table(sweep, fold_seeds(records)))
-    place = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
-    console.print(place, highlight=False, markup=False, soft_wrap=True)
-
-
-def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console) -> list[JobReturn]:
-    """Writes and prints what the sweep reached.
-
-    Args:
-        sweep: Whose jobs all ended, were left in a queue, or were not started because the sweep was asked to leave.
-        outcomes: By run id.
-        console: Where to print.
-
-    Returns:
-        For each job what Hydra's sweepers want of it: the best value of its metric, else the last, None without one.
-
-    Raises:
-        SweepError: Jobs failed; it names them.
-    """
-    states = [outcomes[job.id].state for job in sweep.jobs]
-    order = (("failed", "failed"), ("running", "running"), ("preempted", "preempted"), ("waiting", "preempted"))
-    ended = next((result for state, result in order if state in states), "finished")
-    records = write_results(sweep, outcomes, ended)
-    print_results(sweep, records, console)
-    failed = [f"{job} ({outcomes[job.id].why})" for job in sweep.jobs if outcomes[job.id].state == "failed"]
-    again = "start the same line again: it runs only what is missing, from the newest checkpoints"
-    if failed:
-        raise SweepError(
-            f"{len(failed)} of {len(states)} jobs failed: {'; '.join(failed)}. What the others reached is kept; "
-            f"{again}."
-        )
-    if ended == "preempted":
-        console.print(f"the sweep left before its end; {again}.", highlight=False, soft_wrap=True)
-    return [
-        JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED, _return_value=_objective(each))
-        for job, each in zip(sweep.jobs, records, strict=True)
-    ]
-
-
-def _objective(each: Mapping[str, Any]) -> float | None:
+def objective(each: Mapping[str, Any]) -> float | None:
+    """Returns the value by which a record is compared with others: the best of its metric, else the last."""
     return each["last"] if each["best"] is None else each["best"]
 
 
-def jobs_table(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays out one row a job."""
-    table = Table(title=f"{sweep.name}: {len(records)} jobs", title_justify="left", title_style="bold")
-    for name in short_keys(sweep.keys).values():
-        table.add_column(name)
-    table.add_column("state")
-    name = _label(records)
-    for title in (name, f"best {name}", "at step", "steps", "tokens/s"):
-        table.add_column(title, justify="right")
-    for each in records:
-        speed = each["tokens_per_second"]
-        table.add_row(
-            *(each["values"][key] for key in sweep.keys),
-            each["state"],
-            _number(each["last"]),
-            _number(each["best"]),
-            _count(each["best_step"]),
-            _count(each["steps"]),
-            f"{speed:,.0f}" if speed else "",
-        )
-    return table
-
-
-def seeds_table(sweep: Sweep, folded: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays out one row a combination: mean ± sample standard deviation over its seeds."""
-    table = Table(title="mean ± standard deviation over seeds", title_justify="left", title_style="bold")
-    keys = [key for key in sweep.keys if key != SEED]
-    for title in short_keys(keys).values():
-        table.add_column(title)
-    name = _label(folded)
-    for title in ("seeds", name, f"best {name}"):
-        table.add_column(title, justify="right")
-    for row in folded:
-        missing = row["jobs"] - row["last"]["n"]
-        table.add_row(
-            *(row["values"][key] for key in keys),
-            f"{row['last']['n']}" + (f" of {row['jobs']}" if missing else ""),
-            *(_spread(row[name]) for name in ("last", "best")),
-        )
-    return table
-
-
-def _label(records: Sequence[Mapping[str, Any]]) -> str:
-    """The metric in words; of different ones (a swept task) nothing but that."""
+def metric_label(records: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the metric in words, or just "metric" for records of different ones (a swept task)."""
     metrics = {each["metric"] for each in records if each["metric"] is not None}
     if len(metrics) != 1:
         return "metric"
     (metric,) = metrics
     return f"{metric.partition('/')[0]} {describe(metric).label}"
-
-
-def _spread(values: Mapping[str, Any]) -> str:
-    if values["deviation"] is None:
-        return _number(values["mean"])
-    return f"{values['mean']:.4f} ± {values['deviation']:.4f}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _count(value: int | None) -> str:
-    return "" if value is None else f"{value:,}"
 
 
 def _as_csv(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:

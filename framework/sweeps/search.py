@@ -20,10 +20,11 @@ from framework.config.build import build_settings
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.schema import at_least
 from framework.errors import ConfigError
+from framework.sweeps.closing import close_sweep
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Job, Sweep, quoted
-from framework.sweeps.results import close_sweep, record, say
+from framework.sweeps.results import record, say
 from framework.sweeps.start import check_whole, done_before, sole
 from framework.tasks.task import Task
 from framework.tracking.console import open_console

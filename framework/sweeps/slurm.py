@@ -22,6 +22,7 @@ from framework.sweeps.plan import Job, Sweep, command_flags
 from framework.sweeps.results import progress_line, say, write_results
 from framework.sweeps.slurm_queue import ENDED, UNKNOWN, job_states, submit
 from framework.sweeps.slurm_script import batch_script
+from framework.sweeps.slurm_time import check_limit
 from framework.sweeps.start import check_whole, tracking
 from framework.tracking.run_files import JOB_FILE
 
@@ -71,6 +72,13 @@ class SlurmLauncher(SweepLauncher):
         self.options, self.before, self.wait, self.poll_seconds = list(options), list(before), wait, poll_seconds
         check_whole("hydra.launcher", self, "nodes", "processes", "cpus_per_process", "save_seconds")
         at_least("hydra.launcher", self, 0.1, "poll_seconds")
+        check_limit(time, save_seconds)
+        for name, lines, example in (("options", options, "--partition=gpu"), ("before", before, "module load cuda")):
+            if isinstance(lines, str):
+                raise ConfigError(
+                    f"hydra.launcher.{name} is the text {lines!r}, but it must be a list. Write "
+                    f"'hydra.launcher.{name}=[\"{example}\"]'."
+                )
         if gpus_per_node is not None and gpus_per_node < processes:
             raise ConfigError(
                 f"hydra.launcher.processes={processes} on each node need as many GPUs, but gpus_per_node is "

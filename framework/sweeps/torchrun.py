@@ -18,6 +18,7 @@ from typing_extensions import override
 from framework.config.plugins import PLUGIN_MODULE
 from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
+from framework.machine import usable_cores
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file, words
 from framework.sweeps.plan import Job, Sweep, command_flags
@@ -81,7 +82,7 @@ class TorchrunLauncher(SweepLauncher):
             slot: 0 to `jobs_at_once` - 1: which GPUs the job has.
         """
         # A waiting thread costs the other jobs, and every process takes all cores by default.
-        threads = max(1, (os.cpu_count() or 1) // (self.processes * self.jobs_at_once))
+        threads = max(1, usable_cores() // (self.processes * self.jobs_at_once))
         own = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.leave_seconds),
@@ -111,22 +112,23 @@ class _Children:
         self.outcomes = outcomes
         self.lock = lock
         self.running: dict[int, _Child] = {}
+        self.is_told = False
 
     def run(self, console: Console) -> None:
         """Runs all that waits."""
         waiting = deque(job for job in self.sweep.jobs if self.outcomes[job.id].state == "waiting")
         say(console, self.sweep, f"{len(waiting)} of {len(self.sweep.jobs)} jobs to run")
         write_results(self.sweep, self.outcomes, "running")
-        signals, is_told = StopSignals(), False
+        signals = StopSignals()
         signals.install()
         try:
             while self.running or (waiting and signals.received is None):
-                if signals.received is not None and not is_told:
+                if signals.received is not None and not self.is_told:
                     say(console, self.sweep, f"{signals.received.name}: {len(self.running)} jobs save and leave")
                     self._send(signal.SIGTERM)
-                    is_told = True
+                    self.is_told = True
                 free = [slot for slot in range(self.launcher.jobs_at_once) if slot not in self.running]
-                if waiting and free and not is_told:
+                if waiting and free and not self.is_told:
                     job = waiting.popleft()
                     self.running[free[0]] = self._start(job, free[0])
                     say(console, self.sweep, f"started   {job}; {output_file(job)}")
@@ -162,7 +164,7 @@ class _Children:
             if code < 0:
                 kill_marked(mark(child.job))
             del self.running[slot]
-            outcome = judge(child.job, code == 0, words(code), child.before)
+            outcome = judge(child.job, code == 0, words(code), child.before, self.is_told)
             self.outcomes[child.job.id] = outcome
             say(console, self.sweep, progress_line(child.job, outcome, time.monotonic() - child.started))
             write_results(self.sweep, self.outcomes, "running")
@@ -178,7 +180,8 @@ def visible_gpus() -> list[str]:
     if not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
 def mark(job: Job) -> str:

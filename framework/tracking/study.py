@@ -36,7 +36,7 @@ def import_optuna() -> Any:
         from optuna.exceptions import ExperimentalWarning
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"a search needs Optuna, which is not installed ({error.name} is missing): pip install 'cloze[optuna]'."
+            f"a search needs Optuna, which is not installed ({error.name} is missing): pip install -e '.[optuna]'."
         ) from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it would say stands in the tables
     warnings.filterwarnings("ignore", category=ExperimentalWarning)

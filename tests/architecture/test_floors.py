@@ -10,7 +10,7 @@ PACKAGE = ROOT / "framework"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {
-    "errors": 0, "batch": 0, "constants": 0, "random": 0, "files": 0,
+    "errors": 0, "batch": 0, "constants": 0, "random": 0, "files": 0, "machine": 0,
     "nn": 1, "metrics": 1, "optim": 1,
     "models": 2, "data": 2,
     "tasks": 3,
@@ -19,6 +19,7 @@ FLOORS = {
     "config": 6, "planning": 6,
     "sweeps": 7,
     "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "export": 8, "plan": 8, "status": 8, "preflight": 8,
+    "launch": 8,
 }  # fmt: skip
 SIBLINGS = {
     ("checkpoint", "distributed"),

@@ -92,5 +92,5 @@ def test_a_file_with_other_scores_is_not_kept(tmp_path, tokenizer_dirs, monkeypa
 def test_missing_extra_is_named(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
-    with pytest.raises(ConfigError, match=r'needs onnx, onnxruntime, onnxscript.*pip install "cloze\[onnx\]"'):
+    with pytest.raises(ConfigError, match=r"needs onnx, onnxruntime, onnxscript.*pip install -e '\.\[onnx\]'"):
         check_onnx_installed()

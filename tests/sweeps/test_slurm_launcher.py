@@ -1,14 +1,20 @@
 """What the SLURM launcher refuses, and the script that it writes; whole sweeps are in tests/integration."""
 
+import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from framework.errors import ConfigError
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.slurm_script import batch_script
+from framework.sweeps.slurm_time import limit_seconds
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -17,6 +23,13 @@ from framework.sweeps.slurm_script import batch_script
         ({"processes": 4, "gpus_per_node": 2}, "processes=4 on each node need as many GPUs, but gpus_per_node is 2"),
         ({"nodes": 0}, "`hydra.launcher.nodes` is 0, but it must be at least 1"),
         ({"cpus_per_process": 1.5}, "`hydra.launcher.cpus_per_process` is 1.5, but it must be a whole number"),
+        (
+            {"time": "00:02:00"},
+            "hydra.launcher.time is 00:02:00, 120 seconds, but each job is asked to save 120 seconds",
+        ),
+        ({"time": 5, "save_seconds": 300}, "hydra.launcher.time is 5, 300 seconds"),
+        ({"time": "soon"}, "hydra.launcher.time is 'soon', which SLURM does not read"),
+        ({"options": "--partition=gpu"}, "'hydra.launcher.options=[\"--partition=gpu\"]'"),
         ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0, but it must be at least 0.1"),
     ],
 )
@@ -25,6 +38,33 @@ def test_what_cannot_be_asked_for_is_refused(given, words, monkeypatch):
     with pytest.raises(ConfigError) as caught:
         SlurmLauncher(**given)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [
+        (90, 5400),
+        ("90", 5400),
+        ("2:30", 150),
+        ("04:00:00", 14400),
+        ("1-2", 93600),
+        ("1-2:03", 93780),
+        ("1-2:03:04", 93784),
+        ("UNLIMITED", None),
+    ],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(limit, seconds):
+    assert limit_seconds(limit) == seconds
+
+
+def test_the_sweep_line_of_the_readme_can_be_read():
+    (line,) = re.findall(r"`hydra/launcher=slurm (.*)` \|", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert line in (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+    parsed = OverridesParser.create().parse_overrides(shlex.split(line))
+    assert {each.key_or_group: each.value() for each in parsed} == {
+        "hydra.launcher.time": "04:00:00",
+        "hydra.launcher.options": ["--partition=gpu"],
+    }
 
 
 def test_without_slurm_it_says_so(monkeypatch):

@@ -164,6 +164,7 @@ def test_jobs_beside_each_other_get_a_signal_passed_on_and_go_on_later(sweep):
 
 def test_jobs_have_a_group_their_own_gpus_and_a_lock(sweep, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,4,6,7")
     sweep.shown = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE")
     parallel = ("strategy=ddp", "hydra.launcher.processes=2")

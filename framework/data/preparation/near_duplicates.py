@@ -177,6 +177,6 @@ def _datasketch() -> tuple[type["MinHash"], type["MinHashLSH"]]:
     except ImportError as error:
         raise ConfigError(
             f"near-duplicates need the library datasketch, which cannot be imported ({error}); install it with "
-            "`pip install cloze[clean]`."
+            "`pip install -e '.[clean]'`."
         ) from error
     return MinHash, MinHashLSH

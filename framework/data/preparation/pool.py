@@ -10,6 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import connection, get_context, parent_process
 from typing import Any, Protocol, TypeVar
 
+from framework.machine import usable_cores
+
 IN_FLIGHT = 2
 """Batches a worker may have before it, the one it works on among them."""
 POOL_FROM = 4
@@ -43,7 +45,7 @@ def work_in_order(
         BrokenProcessPool: A worker was killed (as the kernel does where memory is short).
     """
     remaining = iter(batches)
-    num_workers = _num_cores() if num_workers is None else num_workers
+    num_workers = usable_cores() if num_workers is None else num_workers
     head = list(itertools.islice(remaining, POOL_FROM)) if num_workers > 1 else []
     if len(head) < POOL_FROM:
         work = make_work()
@@ -64,10 +66,6 @@ def work_in_order(
             yield done, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _work: Work[Any] | None = None

@@ -35,7 +35,8 @@ def check_float8(device_type: str) -> None:
         )
     if importlib.util.find_spec("torchao") is None:
         raise ConfigError(
-            "precision=float8 needs torchao, which is not installed; install cloze[float8], or use precision=bf16."
+            "precision=float8 needs torchao, which is not installed; install it with "
+            "`pip install -e '.[float8]'`, or use precision=bf16."
         )
 
 

@@ -97,7 +97,8 @@ class TranslationTask(Task):
         """
         if importlib.util.find_spec("sacrebleu") is None:
             raise ConfigError(
-                "translations are scored by sacrebleu, which is not installed; install cloze[translation]."
+                "translations are scored by sacrebleu, which is not installed; install it with "
+                "`pip install -e '.[translation]'`."
             )
         self.start_id, self.end_id = tokenizer.cls_id, tokenizer.sep_id
         sources: dict[str, SequenceSource] = {}

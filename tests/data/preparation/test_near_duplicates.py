@@ -182,5 +182,5 @@ def test_thresholds_that_cannot_be_told(monkeypatch):
             repeats(rows, threshold)
     monkeypatch.setitem(sys.modules, "datasketch", None)
     for call in (lambda: signatures(["a"]), lambda: repeats(rows, 0.8)):
-        with pytest.raises(ConfigError, match=r"need the library datasketch.*pip install cloze\[clean\]"):
+        with pytest.raises(ConfigError, match=r"need the library datasketch.*pip install -e '\.\[clean\]'"):
             call()

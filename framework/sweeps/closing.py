@@ -1,0 +1,155 @@
+"""The end of a sweep: a table of its jobs and one with folded seeds, best first, and the error where jobs failed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from framework.errors import SweepError
+from framework.sweeps.outcome import Outcome
+from framework.sweeps.plan import SEED, Sweep, short_keys
+from framework.sweeps.results import CSV_FILE, JSON_FILE, fold_seeds, metric_label, objective, write_results
+
+_MARK = "*"
+"""Stands before the best row."""
+
+
+def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console) -> list[JobReturn]:
+    """Writes the results of a sweep and prints its tables.
+
+    Args:
+        sweep: A sweep with no job of this start running: all ended, wait in a queue, or were not started.
+        outcomes: By run id.
+        console: Where to print.
+
+    Returns:
+        For each job the value that Hydra's sweepers want: the best of its metric, else the last, None without one.
+
+    Raises:
+        SweepError: Jobs failed; it names them.
+    """
+    states = [outcomes[job.id].state for job in sweep.jobs]
+    order = (("failed", "failed"), ("running", "running"), ("preempted", "preempted"), ("waiting", "preempted"))
+    ended = next((result for state, result in order if state in states), "finished")
+    records = write_results(sweep, outcomes, ended)
+    print_results(sweep, records, console)
+    failed: dict[str | None, list[str]] = {}
+    for job in sweep.jobs:
+        if outcomes[job.id].state == "failed":
+            failed.setdefault(outcomes[job.id].why, []).append(str(job))
+    again = "start the same line again: it runs only what is missing, from the newest checkpoints"
+    if failed:
+        reasons = "; ".join(f"{' and '.join(jobs)} ({why})" for why, jobs in failed.items())
+        raise SweepError(
+            f"{states.count('failed')} of {len(states)} jobs failed: {reasons}. "
+            f"What the others reached is kept; {again}."
+        )
+    if ended == "preempted":
+        console.print(f"the sweep left before its end; {again}.", highlight=False, soft_wrap=True)
+    return [
+        JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED, _return_value=objective(each))
+        for job, each in zip(sweep.jobs, records, strict=True)
+    ]
+
+
+def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Prints the table of all jobs, the one with the seeds folded, and where the results lie."""
+    _print_whole(console, jobs_table(sweep, records))
+    if SEED in sweep.keys:
+        _print_whole(console, seeds_table(sweep, fold_seeds(records)))
+    place = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
+    console.print(place, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_whole(console: Console, table: Table) -> None:
+    """Prints a table without cutting anything; a terminal that is too narrow breaks the lines."""
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    width, console.width = console.width, max(console.width, needed)
+    console.print(table)
+    console.width = width
+
+
+def jobs_table(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Table:
+    """Lays out one row a job: finished ones first, the best of them on top and marked."""
+    name = metric_label(records)
+    values = [objective(each) if each["state"] == "finished" else None for each in records]
+    table = _table(f"{sweep.name}: {len(records)} jobs", [*short_keys(sweep.keys).values(), "state"])
+    _add_numbers(table, name, f"best {name}", "at step", "steps", "tokens/s")
+    for mark, each in _best_first(records, values):
+        speed = each["tokens_per_second"]
+        table.add_row(
+            mark,
+            *(each["values"][key] for key in sweep.keys),
+            each["state"],
+            _number(each["last"]),
+            _number(each["best"]),
+            _count(each["best_step"]),
+            _count(each["steps"]),
+            f"{speed:,.0f}" if speed else "",
+        )
+    return table
+
+
+def seeds_table(sweep: Sweep, folded: Sequence[Mapping[str, Any]]) -> Table:
+    """Lays out one row a combination, the best mean on top: mean ± sample standard deviation over its seeds."""
+    keys = [key for key in sweep.keys if key != SEED]
+    name = metric_label(folded)
+    means = [objective({each: row[each]["mean"] for each in ("last", "best")}) for row in folded]
+    table = _table("mean ± standard deviation over seeds", [*short_keys(keys).values()])
+    _add_numbers(table, "seeds", name, f"best {name}")
+    for mark, row in _best_first(folded, means):
+        missing = row["jobs"] - row["last"]["n"]
+        table.add_row(
+            mark,
+            *(row["values"][key] for key in keys),
+            f"{row['last']['n']}" + (f" of {row['jobs']}" if missing else ""),
+            *(_spread(row[name]) for name in ("last", "best")),
+        )
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    """Returns a table with a column for the mark of the best row, and columns of text."""
+    table = Table(title=f"{title}, {_MARK} the best", title_justify="left", title_style="bold")
+    for name in ("", *columns):
+        table.add_column(name)
+    return table
+
+
+def _add_numbers(table: Table, *titles: str) -> None:
+    """Adds columns of numbers, with one word of the title a line: numbers are narrower than titles."""
+    for title in titles:
+        table.add_column(title.replace(" ", "\n"), justify="right")
+
+
+def _best_first(
+    rows: Sequence[Mapping[str, Any]], values: Sequence[float | None]
+) -> list[tuple[str, Mapping[str, Any]]]:
+    """Sorts rows by their values, rows without a value last, and marks the best.
+
+    Rows of different metrics cannot be compared: they keep their order, without a mark.
+    """
+    if len({each["metric"] for each, value in zip(rows, values, strict=True) if value is not None}) != 1:
+        return [("", each) for each in rows]
+    sign = 1 if next(e["better"] for e, value in zip(rows, values, strict=True) if value is not None) == "lower" else -1
+    order = sorted(range(len(rows)), key=lambda at: (values[at] is None, sign * (values[at] or 0.0)))
+    return [(_MARK if place == 0 else "", rows[at]) for place, at in enumerate(order)]
+
+
+def _spread(values: Mapping[str, Any]) -> str:
+    if values["deviation"] is None:
+        return _number(values["mean"])
+    return f"{_number(values['mean'])} ± {_number(values['deviation'])}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.3e}"
+
+
+def _count(value: int | None) -> str:
+    return "" if value is None else f"{value:,}"

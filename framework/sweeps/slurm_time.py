@@ -1,0 +1,53 @@
+"""SLURM's way of writing time limits."""
+
+import re
+
+from framework.errors import ConfigError
+
+_UNLIMITED = {"0", "-1", "INFINITE", "UNLIMITED"}
+_PLAIN = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
+_WITH_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+def limit_seconds(limit: str | int) -> int | None:
+    """Returns the seconds of a time limit; None where there is none.
+
+    Args:
+        limit: As sbatch's manual has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+            days-hours:minutes, days-hours:minutes:seconds.
+
+    Raises:
+        ConfigError: It is written in another way.
+    """
+    text = str(limit).strip()
+    if text.upper() in _UNLIMITED:
+        return None
+    if found := _WITH_DAYS.fullmatch(text):
+        days, hours, minutes, seconds = (int(each or 0) for each in found.groups())
+    elif found := _PLAIN.fullmatch(text):
+        parts = [int(each) for each in found.groups() if each is not None]
+        # One or two numbers begin with minutes, three with hours.
+        days, hours, minutes, seconds = 0, *([0] * (len(parts) < 3)), *parts, *([0] * (len(parts) < 2))
+    else:
+        raise ConfigError(
+            f"hydra.launcher.time is {limit!r}, which SLURM does not read. Write HH:MM:SS, D-HH:MM:SS or minutes."
+        )
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def check_limit(limit: str | int | None, save_seconds: int) -> None:
+    """Checks that a job trains before it is asked to save.
+
+    Args:
+        limit: `hydra.launcher.time`; None: that of the partition, at which each job looks when it starts.
+        save_seconds: How long before the limit a job is asked to save.
+
+    Raises:
+        ConfigError: The limit is no longer than that, or cannot be read.
+    """
+    seconds = None if limit is None else limit_seconds(limit)
+    if seconds is not None and seconds <= save_seconds:
+        raise ConfigError(
+            f"hydra.launcher.time is {limit}, {seconds} seconds, but each job is asked to save {save_seconds} seconds "
+            "before its limit and would never train. Raise hydra.launcher.time, or lower hydra.launcher.save_seconds."
+        )
