@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+FAILURE = {"time": "2026-11-29T22:00:00.000+00:00", "why": "ValueError (step 3): no room"}
+
 
 def main(folder: Path) -> int:
     role = json.loads((folder / "role.json").read_text())
@@ -34,7 +36,7 @@ def main(folder: Path) -> int:
     if role["does"] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if role["does"] == "fail":
-        (folder / "logs" / "failure.json").write_text(json.dumps({"why": "ValueError (step 3): no room"}))
+        (folder / "logs" / "failure.json").write_text(json.dumps(FAILURE))
         summarise(folder, "failed", "ValueError (step 3): no room", 9.0)
         return 1
     summarise(folder, "pruned" if role["does"] == "prune" else "finished", None, role["loss"])
