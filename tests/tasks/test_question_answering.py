@@ -22,6 +22,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.models.pretrained import load_pretrained
 from framework.modules.evaluation import SplitEvaluation
 from framework.nn.initialization import initial_values
+from framework.tasks.examination import FoundItems
 from framework.tasks.question_answering.features import window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.question_answering.task import QuestionAnsweringTask
@@ -188,6 +189,15 @@ def test_scores_of_a_split_by_hand(tokenizer):
     assert task.score(source, told(task, source, {0: (1, 1), 1: (1, 2)})) == pytest.approx(
         {"exact_match": 0.5, "f1": (1 + 2 / 3) / 2}
     )
+
+
+def test_answers_without_a_place_are_scored(tokenizer):
+    task = QuestionAnsweringTask(**TASK)
+    source = window_source([Question("p", "o", "b c d", (Answer("c", None, "a fault"),))], tokenizer, task.sizes)
+    decoded = told(task, source, {0: (1, 1)})
+    assert task.score(source, decoded)["exact_match"] == 1.0
+    (row,) = task.examine(source, FoundItems(decoded, None, np.array([6]))).rows
+    assert (row.expected, row.predicted) == ("c", "c")
 
 
 def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):

@@ -57,6 +57,16 @@ def test_windows_by_hand(tokenizer):
     assert [(window.row, window.first) for window in source.records] == [(0, 0), (0, 2), (0, 4), (1, 0)]
 
 
+def test_an_answer_without_a_place_has_no_target_and_another_one_takes_it(tokenizer):
+    unplaced, placed = Answer("e", None, "a fault"), Answer("d", 2)
+    asked = [Question("p", "a", "c d", (unplaced,)), Question("p", "a", "c d", (unplaced, placed))]
+    batch = built(window_source(asked, tokenizer, SIZES), 0, 1)
+    # [CLS] a [SEP] c d [SEP]: the second sequence begins at 6.
+    assert batch.targets["start_positions"].tolist() == [IGNORE_INDEX, 6 + 4]
+    assert batch.targets["end_positions"].tolist() == [IGNORE_INDEX, 6 + 4]
+    assert batch.counts == {"answer": 1.0}
+
+
 def test_fillers_and_unknown_answers_have_no_target(tokenizer):
     unknown = window_source([question("a", "b c")], tokenizer, SIZES, labelled=False)
     batch = built(unknown, 0, capacity=Capacity(10, 3, None, 9))

@@ -5,7 +5,7 @@ Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,15 +23,18 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A span of a context.
+    """A right answer to a question.
 
     Attributes:
-        text: What stands there.
-        start: Its first character in the context, in code points from 0.
+        text: As in the file; scoring needs nothing else.
+        start: First character in the context, in code points from 0; None where the file does not say it, or names a
+            place where other text stands.
+        fault: Message about the place that the file names; "" where it is right.
     """
 
     text: str
-    start: int
+    start: int | None
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,8 @@ class Question:
         place: File, article, paragraph and question, or file and row, for messages.
         question: As in the file.
         context: As in the file; the same object for all questions on it where the file has it once.
-        answers: All that are right, the first is trained on; none where the context does not answer.
+        answers: All that are right; the first is trained on, so its place is known; none where the context does not
+            answer.
     """
 
     place: str
@@ -73,6 +77,9 @@ class QuestionData(SplitFiles):
 
     Attributes:
         columns: {key: its name} for JSONL files that call `id`, `question`, `context` or `answers` otherwise.
+        invalid_answers: "repair" corrects a wrong `answer_start` where the text stands exactly once in the context;
+            None: a question that is trained on and whose first answer is not at its place is bad. Further answers, and
+            those of `validation` and `test`, are compared as texts and may have no place.
         answer_unit: What scores count: "words" (English: articles are left out), or "characters" for Chinese.
         on_bad_row: "error" ends with the first bad question; "skip" leaves bad ones out and tells how many.
     """
@@ -80,9 +87,14 @@ class QuestionData(SplitFiles):
     columns: dict[str, str] | None = None
     answer_unit: AnswerUnit = "words"
     on_bad_row: OnBadRow = "error"
+    invalid_answers: Literal["repair"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.invalid_answers not in (None, "repair"):
+            raise ConfigError(
+                f"invalid_answers is {self.invalid_answers!r}. Choose repair, or null, which makes them bad questions."
+            )
         for name in self.columns or {}:
             if name not in _COLUMNS:
                 raise ConfigError(
@@ -95,10 +107,22 @@ class QuestionData(SplitFiles):
         Raises:
             DataError: A file is missing, empty, not UTF-8, damaged, or neither SQuAD's JSON nor JSONL; no question in
                 it is good; a split would be empty. Unless `on_bad_row` skips those: a question or context is empty or
-                no text; an answer is empty, is not at its offset or reaches outside the context; `is_impossible`
+                no text; an answer is empty, or of `train` and the first one, and not at its place; `is_impossible`
                 contradicts the answers; an id comes twice.
         """
-        return self.split(self.read_files(self._read, self.on_bad_row))
+        read = self.read_files(self._read, self.on_bad_row)
+        read.checked("train", _trainable)
+        repaired = {
+            split: sum(bool(answer.fault) and answer.start is not None for each in questions for answer in each.answers)
+            for split, questions in read.records.items()
+        }
+        found = self.split(read)
+        facts = {}
+        for split, questions in found.splits.items():
+            unplaced = sum(answer.start is None for each in questions for answer in each.answers)
+            notes = {"answers without a place, for scores only": f"{unplaced:,}"} if unplaced else {}
+            facts[split] = replace(found.facts[split], repaired=repaired.get(split, 0), notes=notes)
+        return replace(found, facts=facts)
 
     def group(self, record: R) -> tuple[str, ...]:
         """The context."""
@@ -117,7 +141,7 @@ class QuestionData(SplitFiles):
         seen: set[str] = set()
         for place, row in rows:
             try:
-                questions.append(_checked(place, row, seen))
+                questions.append(_checked(place, row, seen, self.invalid_answers == "repair"))
             except DataError as error:
                 reading.bad_row(error)
         if not questions and not reading.skipped:
@@ -171,10 +195,16 @@ def _json_row(place: str, text: str, names: Mapping[str, str]) -> dict[str, Any]
     return parts | {"is_impossible": row.get("is_impossible")}
 
 
-def _checked(place: str, row: Mapping[str, Any], seen: set[str]) -> Question:
+def _trainable(question: Question) -> Question:
+    if question.answers and question.answers[0].start is None:
+        raise DataError(question.answers[0].fault)
+    return question
+
+
+def _checked(place: str, row: Mapping[str, Any], seen: set[str], repairs: bool) -> Question:
     """The question, if nothing is wrong with it; its id joins those seen."""
     question, context = (_text(place, name, row.get(name)) for name in ("question", "context"))
-    spans = tuple(_answer(place, answer, context) for answer in _answers(place, row.get("answers")))
+    spans = tuple(_answer(place, answer, context, repairs) for answer in _answers(place, row.get("answers")))
     impossible = row.get("is_impossible")
     if impossible not in (None, not spans):
         raise DataError(
@@ -199,28 +229,41 @@ def _answers(place: str, answers: Any) -> list[Any]:
     return answers
 
 
-def _answer(place: str, answer: Any, context: str) -> Answer:
-    """The span, if it is where it says."""
-    parts = answer if isinstance(answer, Mapping) else {}
-    start = parts.get("answer_start")
-    if not isinstance(start, int) or isinstance(start, bool):
+def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
+    """Returns the answer, with its place if the file names it, or if `repairs` and its text stands once."""
+    if not isinstance(answer, Mapping):
         raise DataError(
-            f"{place}: an answer is {_shown(answer)}, it must have `text` and a whole number `answer_start`; correct "
-            "it."
+            f"{place}: an answer is {_shown(answer)}, it must have `text`, and `answer_start` where it is trained on; "
+            "correct it."
         )
-    text = _text(place, "text", parts.get("text"))
+    text, start = _text(place, "text", answer.get("text")), answer.get("answer_start")
+    fault = _fault_of_start(place, answer, text, start, context)
+    if not fault:
+        return Answer(text, start)
+    only = context.find(text)
+    if only < 0 or context.find(text, only + 1) >= 0:
+        return Answer(text, None, fault)
+    if repairs:
+        return Answer(text, only, fault)
+    return Answer(text, None, f"{fault} The text stands once, so data.invalid_answers=repair corrects it.")
+
+
+def _fault_of_start(place: str, answer: Any, text: str, start: Any, context: str) -> str:
+    """Returns what is wrong with the place of an answer; "" where its text stands there."""
+    if not isinstance(start, int) or isinstance(start, bool):
+        return f"{place}: an answer is {_shown(answer)}, it must have a whole number `answer_start`; correct it."
     if start < 0 or start + len(text) > len(context):
-        raise DataError(
+        return (
             f"{place}: the answer {_shown(text)} from character {start} reaches outside the context of {len(context)} "
             "characters; correct `answer_start`, or the text."
         )
     found = context[start : start + len(text)]
     if found != text:
-        raise DataError(
+        return (
             f"{place}: the answer {_shown(text)} is not at character {start} of the context, where {_shown(found)} "
             "stands; correct `answer_start` (it counts characters, not bytes), or the text."
         )
-    return Answer(text, start)
+    return ""
 
 
 def _text(place: str, name: str, value: Any) -> str:

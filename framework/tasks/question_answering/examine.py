@@ -34,7 +34,8 @@ def examine_answers(
         truths = [answer.text for answer in question.answers]
         scores = score_answers([prediction["answer"]], [truths], answer_unit)
         came_true.append(scores["exact_match"] == 1)
-        shown_from = question.answers[0].start if truths else prediction["start"] or 0
+        places = [answer.start for answer in question.answers if answer.start is not None]
+        shown_from = places[0] if places else prediction["start"] or 0
         rows.append(
             ExaminedRow(
                 length=int(lengths[row]),

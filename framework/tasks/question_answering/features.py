@@ -89,8 +89,9 @@ def window_source(
 ) -> FlatSource:
     """An item for each window, in the order of the questions; its record is a Window.
 
-    Targets: start_positions and end_positions (sequences,), first and last token of the answer; window_starts
-    (sequences,), first token of the context. Count: answer, one a window.
+    Targets: start_positions and end_positions (sequences,), first and last token of the answer, IGNORE_INDEX where only
+    its text is known; window_starts (sequences,), first token of the context. Count: answer, one a window whose targets
+    are known.
 
     Args:
         questions: With answers, none where [CLS] is the answer.
@@ -114,18 +115,20 @@ def window_source(
         passage, ids = passages[question.context], asked[row][: sizes.max_question_length]
         head = 1 + len(ids) + len(between)
         room = sizes.max_length - head - 1
-        span = answer_tokens(question, passage) if labelled and question.answers else None
+        span = answer_tokens(question, passage) if labelled else None
+        is_known = labelled and (span is not None or not question.answers)
         for first in window_firsts(len(passage.ids), room, sizes.stride):
             part = passage.ids[first : first + room]
             pieces += [before, ids, between, part, after]
             lengths.append(head + len(part) + 1)
             window_starts.append(head)
             within = span is not None and first <= span[0] and span[1] < first + len(part)
-            positions.append([head + place - first for place in span] if span is not None and within else [0, 0])
+            inside = [head + place - first for place in span] if span is not None and within else [0, 0]
+            positions.append(inside if is_known else [IGNORE_INDEX] * 2)
             records.append(Window(row, question, passage, first))
     num_tokens = np.array(lengths, dtype=np.int64)
     starts = np.array(window_starts, dtype=np.int64)
-    places = np.array(positions, dtype=np.int64) if labelled else np.full((len(records), 2), IGNORE_INDEX)
+    places = np.array(positions, dtype=np.int64)
     return FlatSource(
         np.concatenate(pieces),
         num_tokens,
@@ -134,7 +137,7 @@ def window_source(
             "end_positions": FlatTarget(places[:, 1], "sequences", is_position=True),
             "window_starts": FlatTarget(starts, "sequences", is_position=True),
         },
-        {"answer": np.full(len(records), float(labelled))},
+        {"answer": (places[:, 0] != IGNORE_INDEX).astype(np.float64)},
         sizes.max_length,
         _in_sequence(num_tokens) >= np.repeat(starts, num_tokens),
         records=records,
@@ -155,19 +158,22 @@ def window_firsts(num_tokens: int, room: int, stride: int) -> range:
     return range(0, max(num_tokens - room, 0) + stride, stride)
 
 
-def answer_tokens(question: Question, passage: Passage) -> tuple[int, int]:
-    """First and last token that hold a character of the first answer that has any.
+def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | None:
+    """Returns the first and last token that hold a character of the first answer that has any; None without a place.
 
     Raises:
-        DataError: No answer has.
+        DataError: Answers have places, and none of them has a token.
     """
-    for answer in question.answers:
+    placed = [answer for answer in question.answers if answer.start is not None]
+    if not placed:
+        return None
+    for answer in placed:
         first = int(np.searchsorted(passage.ends, answer.start, side="right"))
         last = int(np.searchsorted(passage.starts, answer.start + len(answer.text), side="left")) - 1
         if first <= last:
             return first, last
     raise DataError(
-        f"{question.place}: the answer {question.answers[0].text!r} has no token, since the tokenizer drops all of its "
+        f"{question.place}: the answer {placed[0].text!r} has no token, since the tokenizer drops all of its "
         "characters; remove the question, or choose another tokenizer."
     )
 

@@ -116,9 +116,9 @@ BAD = [
     ("an offset of bytes", answered({"text": "北京", "answer_start": 14}), "where '京,' stands"),
     ("beyond the end", answered({"text": "Bern.!", "answer_start": 24}), "from character 24 reaches outside the context of 29 characters"),
     ("before the beginning", answered({"text": "n.", "answer_start": -2}), "from character -2 reaches outside"),
-    ("the second answer", answered(GOOD["answers"][0], {"text": "Zoe", "answer_start": 0}), "the answer 'Zoe' is not at character 0"),
+    ("an empty second answer", answered(GOOD["answers"][0], {"text": "", "answer_start": 0}), "'text' is empty"),
     ("an empty answer", answered({"text": " ", "answer_start": 3}), "'text' is empty"),
-    ("no offset", answered({"text": "Bern"}), "it must have `text` and a whole number `answer_start`"),
+    ("no offset", answered({"text": "Bern"}), "it must have a whole number `answer_start`"),
     ("an offset of text", answered({"text": "Bern", "answer_start": "24"}), "a whole number `answer_start`"),
     ("an answer that is no object", answered("Bern"), "an answer is 'Bern'"),
     ("no list of answers", changed(answers="Bern"), "'answers' is 'Bern', it must be a list"),
@@ -147,6 +147,44 @@ def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, suffix, bad
     facts = questions.facts["train"]
     assert (facts.read, facts.rows, facts.num_skipped) == (2, 1, 1)
     assert message in facts.skipped[0]
+
+
+def test_further_answers_are_compared_as_texts_and_need_no_place(tmp_path):
+    """The dev set of CMRC 2018: a second or third reference has the offset -1."""
+    first = GOOD["answers"][0]
+    rows = [answered(first, {"text": "Zoe", "answer_start": -1}, {"text": "Basel"}) | {"context": CONTEXT}]
+    (question,) = load(tmp_path / "q.jsonl", rows).splits["train"]
+    assert [(answer.text, answer.start) for answer in question.answers] == [
+        (first["text"], first["answer_start"]),
+        ("Zoe", None),
+        ("Basel", None),
+    ]
+
+
+def test_questions_that_are_only_evaluated_need_texts(tmp_path):
+    unplaced = answered({"text": "Zürich", "answer_start": -1}, {"text": "x", "answer_start": 3})
+    held_out = write(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
+    found = load(tmp_path / "q.jsonl", [GOOD | {"context": CONTEXT}], validation=held_out)
+    (question,) = found.splits["validation"]
+    assert [answer.start for answer in question.answers] == [None, None]
+    assert found.facts["validation"].notes == {"answers without a place, for scores only": "2"}
+    with pytest.raises(DataError, match="the answer 'Zürich' from character -1 reaches outside"):
+        load(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
+
+
+def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
+    rows = [GOOD | {"context": CONTEXT}, answered({"text": "北京", "answer_start": 14}) | {"context": CONTEXT}]
+    with pytest.raises(DataError, match=r"stands once, so data\.invalid_answers=repair corrects it"):
+        load(tmp_path / "q.jsonl", rows)
+    found = load(tmp_path / "q.jsonl", rows, invalid_answers="repair")
+    assert found.splits["train"][1].answers[0].start == CONTEXT.index("北京")
+    assert found.facts["train"].repaired == 1
+    twice = answered({"text": "b", "answer_start": 0}) | {"context": "a b, a b"}
+    with pytest.raises(DataError, match="is not at character 0") as caught:
+        load(tmp_path / "q.jsonl", [twice], invalid_answers="repair")
+    assert "invalid_answers" not in str(caught.value)
+    with pytest.raises(ConfigError, match="invalid_answers is 'fix'"):
+        load(tmp_path / "q.jsonl", rows, invalid_answers="fix")
 
 
 @pytest.mark.parametrize(
