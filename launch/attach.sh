@@ -17,9 +17,18 @@ shift 2
 # Named after the host as well: the folder may lie on a disk that hosts share.
 state=${TMPDIR:-/tmp}/cloze-agent-$(id -u)-$id-$(uname -n)
 
+# Anybody can make a folder of that name in /tmp: files are written, and processes signalled, only by what is our own.
+check_state() {
+    [[ -n $(find "$state" -maxdepth 0 -type d -user "$(id -u)" ! -perm -020 ! -perm -002) ]] ||
+        fail "$state is no folder of yours that only you can change. Remove it, or set TMPDIR to a folder of your own"
+}
+
 is_running() {
     [[ -f $state/pid ]] && kill -0 "$(cat "$state/pid")" 2>/dev/null
 }
+
+if [[ $action == start ]]; then mkdir -m 700 "$state" 2>/dev/null || true; fi
+[[ ! -e $state && ! -L $state ]] || check_state
 
 # Shows the log from a line on, until the agent has ended.
 show() {
@@ -34,7 +43,6 @@ show() {
 case $action in
     start)
         ! is_running || fail "an agent of --id $id runs here already (process $(cat "$state/pid")); stop it, or choose another id"
-        mkdir -p "$state"
         rm -f "$state/pid" "$state/code"
         : >"$state/log"
         # shellcheck disable=SC2016  # the inner shell expands

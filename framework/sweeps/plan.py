@@ -20,10 +20,10 @@ from framework.errors import ConfigError
 
 SEED = "seed"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME_LENGTH = 64
-"""W&B cuts longer ids, and two jobs could then become one run there."""
+"""W&B takes no longer ids."""
 
 _OWN_GROUPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
 
@@ -98,8 +98,8 @@ def plan_sweep(
     folder = Path(config.hydra.sweep.dir)
     if not _NAME.fullmatch(folder.name):
         raise ConfigError(
-            f"hydra.sweep.dir={str(folder)!r} ends with a name that cannot begin those of run folders; use letters, "
-            "digits and . _ + - only, beginning with a letter or digit."
+            f"hydra.sweep.dir={str(folder)!r} ends with a name that cannot begin those of run folders; use at "
+            "most 128 letters, digits and . _ + - only, beginning with a letter or digit."
         )
     keys = swept_keys(config, context)
     jobs = [_plan_job(config, context, folder, keys, list(overrides), world_size) for overrides in job_overrides]
@@ -153,16 +153,19 @@ def _plan_job(
 def job_id(sweep: str, values: Mapping[str, str]) -> str:
     """The run id of a job, which does not depend on the other jobs: `SWEEP-lr_1e-05-seed_0`.
 
-    A hash stands for what would be too long, and is added where signs had to be replaced.
+    A hash stands for what would be too long, and is added where signs had to be replaced or a value reads like several
+    (`1-seed_2`), so that no two jobs share a name.
 
     Args:
         sweep: Name of the sweep.
         values: By swept key.
     """
-    words = [f"{name}_{values[key]}" for key, name in short_keys(tuple(values)).items()]
+    names = short_keys(tuple(values))
+    words = [f"{name}_{values[key]}" for key, name in names.items()]
+    is_plain = not any(f"-{name}_" in value for name in names.values() for value in values.values())
     text = "-".join([sweep, *(words or ["job"])])
     safe = _UNSAFE.sub("_", text)
-    if safe == text and len(safe) <= _MAX_NAME_LENGTH:
+    if safe == text and is_plain and len(safe) <= _MAX_NAME_LENGTH:
         return safe
     digest = hashlib.sha256("\n".join(f"{key}={value}" for key, value in values.items()).encode()).hexdigest()[:8]
     return f"{safe[: _MAX_NAME_LENGTH - len(digest) - 1]}-{digest}"

@@ -3,6 +3,7 @@
 Nothing here imports `wandb` before a logger is really built; whether a key is there is found without network code.
 """
 
+import hashlib
 import netrc
 import os
 import re
@@ -37,7 +38,7 @@ def build_wandb_logger(
 
     Args:
         run_folder: Where the folder `wandb/` is written.
-        run_id: `run.id` of the config; characters that W&B refuses become dashes.
+        run_id: `run.id` of the config; see `wandb_run_id`.
         config: The resolved config, without secrets, to be shown with the run.
         project: W&B project.
         group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
@@ -96,8 +97,15 @@ def _logger_class(run_folder: Path) -> "type[WandbLogger]":
 
 
 def wandb_run_id(run_id: str) -> str:
-    """A run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most)."""
-    return re.sub(r"[^A-Za-z0-9_-]", "-", run_id)[:_MAX_ID_LENGTH]
+    """Returns a run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most).
+
+    A hash of the run id is added where characters had to be replaced or cut off: two runs here are two runs there.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]", "-", run_id)
+    if safe == run_id and len(safe) <= _MAX_ID_LENGTH:
+        return safe
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return f"{safe[: _MAX_ID_LENGTH - len(digest) - 1]}-{digest}"
 
 
 def has_credentials() -> bool:

@@ -165,3 +165,25 @@ def test_a_second_call_installs_nothing(checkout, tools):
     (checkout / "pyproject.toml").write_text("changed")
     assert set_up(checkout, tools).returncode == 0
     assert len(log.read_text().splitlines()) > 6
+
+
+@pytest.mark.parametrize("action", ["start", "again", "stop"])
+def test_attach_uses_no_folder_that_somebody_else_could_have_made(action, tmp_path):
+    temporary, victim = tmp_path / "tmp", tmp_path / "victim"
+    temporary.mkdir()
+    victim.mkdir()
+    (victim / "log").write_text("precious")
+    (victim / "pid").write_text("1")
+    planted = temporary / f"cloze-agent-{os.getuid()}-x-{os.uname().nodename}"
+    for open_to_all in (False, True):
+        if open_to_all:
+            planted.unlink()
+            planted.mkdir()
+            planted.chmod(0o777)
+        else:
+            planted.symlink_to(victim)
+        command = ["bash", str(ROOT / "launch" / "attach.sh"), action, "x", "--help"]
+        environ = os.environ | {"TMPDIR": str(temporary)}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2 and "is no folder of yours that only you can change" in done.stderr
+    assert {path.name: path.read_text() for path in victim.iterdir()} == {"log": "precious", "pid": "1"}

@@ -1,6 +1,7 @@
 """Weights & Biases: when it is imported, whether it goes online, what reaches it; all without a network."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -41,8 +42,16 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_run_ids_are_in_the_alphabet_of_wandb():
     assert wandb_run_id("slurm-12_3") == "slurm-12_3"
-    assert wandb_run_id("lr=0.1 größe/x") == "lr-0-1-gr--e-x"
+    assert re.fullmatch("lr-0-1-gr--e-x-[0-9a-f]{8}", wandb_run_id("lr=0.1 größe/x"))
     assert len(wandb_run_id("a" * 200)) == 64
+
+
+@pytest.mark.parametrize(
+    "names", [("lr=1,seed=2", "lr-1-seed-2"), tuple("s" * 60 + f"-seed_{seed}" for seed in range(3)), ("a.b", "a-b")]
+)
+def test_different_runs_are_different_runs_at_wandb(names):
+    ids = {wandb_run_id(name) for name in names}
+    assert len(ids) == len(names) and all(re.fullmatch("[A-Za-z0-9_-]{1,64}", each) for each in ids)
 
 
 def test_credentials_are_found_where_wandb_looks(bare_environment: Path, monkeypatch: pytest.MonkeyPatch):

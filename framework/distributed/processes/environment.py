@@ -10,7 +10,8 @@ from framework.errors import ConfigError, DistributedError
 
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]*")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
+"""Names of files that begin with it must stay below the 255 bytes that file systems take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] 
     if given is not None:
         if not _RUN_ID.fullmatch(given):
             raise ConfigError(
-                f"run.id={given!r} cannot name a folder; use letters, digits and . _ = , + - only, "
+                f"run.id={given!r} cannot name a folder; use at most 128 letters, digits and . _ = , + - only, "
                 "beginning with a letter or digit."
             )
         return given

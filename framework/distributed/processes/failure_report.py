@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import threading
@@ -27,6 +28,8 @@ from framework.distributed.processes.environment import ProcessInfo, process_inf
 from framework.distributed.processes.failure_file import FAILURE_FILE
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError, FrameworkError
+
+_NOTES = "failure_*.json"
 
 _GRACE_SECONDS = 1.0
 """How long failing ranks wait for each other's notes. torchrun stops the others only when this one has left."""
@@ -161,6 +164,8 @@ class FailureReport:
 
     def _first_of_all(self, failure: Failure) -> Failure:
         folder = self._folder or _host_folder()
+        if folder is None:
+            return failure
         self._post(folder, failure)
         time.sleep(_GRACE_SECONDS)
         first = first_of(_notes(folder))
@@ -278,27 +283,40 @@ def _this_process() -> ProcessInfo:
         return ProcessInfo()
 
 
-def _host_folder() -> Path:
-    """A folder for the notes of this host's processes of this attempt, whether or not a process group was ever made."""
+def _host_folder() -> Path | None:
+    """Returns a folder for the notes of this host's processes of this attempt; None where it is not private.
+
+    It needs no process group. Its name can be guessed and the temporary folder belongs to all users of the host, so a
+    folder, link or file that another user left there is not used.
+    """
     parts = [
         str(os.getuid()),
         str(os.getppid()),
         *(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT")),
-        str(_this_process().world_size),
+        str(process_info().world_size),
     ]
     folder = Path(tempfile.gettempdir()) / f"cloze-failure-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:16]}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    if not _is_private(folder):
+        return None
     oldest = time.time() - _STALE_SECONDS
-    for note in folder.iterdir():
+    for note in folder.glob(_NOTES):
         with suppress(OSError):
-            if note.stat().st_mtime < oldest:
+            if note.lstat().st_mtime < oldest:
                 note.unlink()
     return folder
 
 
+def _is_private(folder: Path) -> bool:
+    """Returns whether a path is a folder, not a link to one, that belongs to this user and that no other can change."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+
+
 def _notes(folder: Path) -> list[Failure]:
     notes = []
-    for path in folder.glob("failure_*.json"):
+    for path in folder.glob(_NOTES):
         try:
             notes.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError):

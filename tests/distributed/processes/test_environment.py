@@ -51,7 +51,7 @@ def test_run_id_is_a_function_of_the_identity() -> None:
     assert resolve_run_id(None, "identity2", {}) != resolve_run_id(None, "identity", {})
 
 
-@pytest.mark.parametrize("given", ["", "a/b", "../x", ".hidden", "a b"])
+@pytest.mark.parametrize("given", ["", "a/b", "../x", ".hidden", "a b", "a" * 300])
 def test_run_id_must_name_a_folder(given: str) -> None:
     with pytest.raises(ConfigError, match="cannot name a folder"):
         resolve_run_id(given, "identity", {})

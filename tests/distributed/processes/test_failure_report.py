@@ -2,8 +2,10 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,14 @@ import pytest
 from torch.distributed import DistBackendError
 
 from framework.distributed.processes.beats import Beat
-from framework.distributed.processes.failure_report import REPORT, Failure, first_of, one_line, report_once
+from framework.distributed.processes.failure_report import (
+    REPORT,
+    Failure,
+    _host_folder,
+    first_of,
+    one_line,
+    report_once,
+)
 from framework.distributed.processes.position import POSITION
 from framework.errors import DataError
 
@@ -137,3 +146,43 @@ def test_a_rank_that_is_gone_is_named_by_those_that_are_left(tmp_path: Path) -> 
 
 def vars_of(beat: Beat) -> dict[str, object]:
     return {name: getattr(beat, name) for name in Beat.__dataclass_fields__}
+
+
+def host_folder(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return _host_folder()
+
+
+def test_notes_never_follow_a_link_that_somebody_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary, victim = tmp_path / "tmp", tmp_path / "victim"
+    temporary.mkdir()
+    victim.mkdir()
+    kept = victim / "failure_00000.json"
+    kept.write_text("precious")
+    os.utime(kept, (0, 0))
+    folder = host_folder(temporary, monkeypatch)
+    assert folder is not None and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.rmdir()
+    folder.symlink_to(victim)
+    assert host_folder(temporary, monkeypatch) is None
+    REPORT.close()
+    assert REPORT._first_of_all(failure(0, "a config error", 0, 1.0)).message == "a config error"
+    assert [path.name for path in victim.iterdir()] == [kept.name] and kept.read_text() == "precious"
+
+
+@pytest.mark.parametrize("kind", ["file", "open to all", "of somebody else"])
+def test_a_folder_that_others_can_change_is_not_used(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = host_folder(tmp_path, monkeypatch)
+    assert folder is not None
+    if kind == "file":
+        folder.rmdir()
+        folder.touch()
+    elif kind == "open to all":
+        folder.chmod(0o777)
+    else:
+        own = os.getuid()
+        lstat = Path.lstat
+        monkeypatch.setattr(Path, "lstat", lambda path: os.stat_result([*lstat(path)[:4], own + 1, *lstat(path)[5:]]))
+    assert host_folder(tmp_path, monkeypatch) is None
