@@ -10,7 +10,6 @@ import torch
 
 from framework.config.augmenting import augmented, check_word_samples
 from framework.config.checks import (
-    check_compile,
     check_compiled_items,
     check_early_stopping,
     check_enough_sequences,
@@ -237,12 +236,7 @@ def build_model(task: Task, config: EncoderConfig, adapter: LoraSettings | None 
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
-    """The LightningModule of a run, still without memory for its weights.
-
-    Raises:
-        ConfigError: Layers cannot be compiled on this device in this precision.
-    """
-    check_compile(settings, precision, device_type)
+    """Builds the LightningModule of a run, still without memory for its weights."""
     native = precision.compute_dtype == torch.bfloat16 and multiplies_bf16(device_type)
     optimizer = settings.optimizer.build()
 

@@ -9,6 +9,7 @@ from framework.checkpoint.storage import location
 from framework.config.schema import TrainConfig, TrainerConfig
 from framework.data.planning.plan import GroupedSequences, SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
@@ -79,12 +80,16 @@ def _check_adapter(settings: TrainConfig) -> None:
         )
 
 
-def check_compile(settings: TrainConfig, precision: Precision, device_type: str) -> None:
-    """Compiled layers need attention whose code does not depend on the lengths of sequences: that of CUDA in bf16.
+def check_device(settings: TrainConfig, precision: Precision, device_type: str) -> None:
+    """Checks what depends on the device: float8, and compiled layers.
+
+    The code of compiled layers must not depend on the lengths of sequences, which holds for attention on CUDA in bf16.
 
     Raises:
-        ConfigError: Layers are to be compiled elsewhere.
+        ConfigError: The device does not have what is asked for.
     """
+    if precision.name == "float8":
+        check_float8(device_type)
     if settings.strategy.compile != "none" and (device_type != "cuda" or precision.compute_dtype != torch.bfloat16):
         raise ConfigError(
             f"`strategy.compile` is {settings.strategy.compile}, but here the device is {device_type} and the "

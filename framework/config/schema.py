@@ -357,6 +357,8 @@ class TrainConfig:
         adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
         augmentation: How texts of the training split are changed; null: they are not.
         probes: What is read off the encoder's features while it is trained, by name.
+        check: True ends after all checks that need no GPU, and prints what would run; a number N checks the config as
+            for N processes.
         trial: Set by a search, see conf/hydra/sweeper/optuna.yaml; null: the run belongs to none.
     """
 
@@ -380,6 +382,7 @@ class TrainConfig:
     augmentation: Component | None = None
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
     trial: TrialConfig | None = None
+    check: bool | int = False
 
     def __post_init__(self) -> None:
         check_average_last("init_average_last", self.init_average_last)

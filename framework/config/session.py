@@ -53,7 +53,7 @@ from framework.tracking.summary_file import read_summary
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
     """The config as run: with the whole model, and the precision that "auto" stands for."""
-    resolved = {name: value for name, value in config.items() if name != "experiment"}
+    resolved = {name: value for name, value in config.items() if name not in ("experiment", "check")}
     return resolved | {"model": vars(parts.config).copy(), "precision": config["precision"] | {"name": precision.name}}
 
 

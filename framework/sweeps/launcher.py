@@ -12,7 +12,7 @@ from rich.console import Console
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Sweep, plan_sweep
-from framework.sweeps.start import check_start, first_outcomes, sole
+from framework.sweeps.start import check_jobs, check_start, first_outcomes, sole
 from framework.tracking.console import open_console
 
 
@@ -39,7 +39,7 @@ class SweepLauncher(Launcher):
             initial_job_idx: Of a batch; sweeps are not cut into batches.
 
         Raises:
-            ConfigError: A job cannot run; nothing was started.
+            ConfigError: A job cannot run, which shows before the first one starts.
             SweepError: Jobs failed.
         """
         assert initial_job_idx == 0
@@ -47,6 +47,11 @@ class SweepLauncher(Launcher):
         sweep = self.plan(job_overrides)
         with sole(sweep.folder) as lock:
             outcomes = first_outcomes(sweep)
+            missing = [job for job in sweep.jobs if outcomes[job.id].state == "waiting"]
+            check_jobs(missing, self.processes_of_a_job)
+            if self.config.check:
+                console.print(f"check passed for {len(missing)} of {len(sweep.jobs)} jobs; nothing was started")
+                return []
             self.run(sweep, outcomes, lock, console)
         return close_sweep(sweep, outcomes, console)
 

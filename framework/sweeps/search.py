@@ -25,7 +25,7 @@ from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Job, Sweep, quoted
 from framework.sweeps.results import record, say
-from framework.sweeps.start import check_whole, done_before, sole
+from framework.sweeps.start import check_jobs, check_whole, done_before, sole
 from framework.tasks.task import Task
 from framework.tracking.console import open_console
 from framework.tracking.study import PrunerName, create_study, import_optuna
@@ -106,6 +106,9 @@ class OptunaSweeper(Sweeper):
         assert self.config is not None
         folder, console = Path(self.config.hydra.sweep.dir), open_console()
         search = _Search(self, folder, fixed, space)
+        if self.config.check:
+            console.print("check passed for the first job of the search; nothing was started")
+            return []
         with sole(folder) as lock:
             search.run(lock, console)
         search.tell_best(console)
@@ -139,6 +142,7 @@ class _Search:
         self.num_failed = 0
         # Any job will do: this one also shows, before the study begins, that the config can be run.
         (job,) = self._plan({0: {key: _first_value(each) for key, each in space.items()}})
+        check_jobs([job], self.launcher.processes_of_a_job)
         task: Task = build_settings(job.config, self.launcher.processes_of_a_job).task.build()
         self.metric = f"val/{task.best_metric}"
         self.direction: Literal["minimize", "maximize"] = "minimize" if task.best_mode == "min" else "maximize"

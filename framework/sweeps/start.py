@@ -1,19 +1,23 @@
 """What every launcher does at the start of a sweep: what is refused, what is done already, who may run it."""
 
 import fcntl
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from framework.config.assembly import assemble_run
 from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import CONFIG_FILE, read_config
 from framework.config.schema import at_least
-from framework.errors import ConfigError
+from framework.distributed.processes.environment import ProcessInfo
+from framework.errors import ConfigError, FrameworkError
 from framework.sweeps.outcome import DONE, Outcome
 from framework.sweeps.plan import Job, Sweep
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
@@ -21,6 +25,8 @@ from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 LOCK_FILE = "sweep.lock"
 
 _LENGTH_KEYS = (*GROWING_KEYS, "trainer.early_stopping_patience", "trainer.early_stopping_min_delta")
+
+_CHECKED_WHOLE = ("optimizer", "schedule", "seed", "run", "trial", "logger", "check")
 
 
 def check_start(config: DictConfig) -> None:
@@ -59,6 +65,33 @@ def check_own_process() -> None:
             "hydra/launcher=basic would train all jobs in one process and end with the first that fails; choose "
             "hydra/launcher=torchrun, which is the default."
         )
+
+
+def check_jobs(jobs: Sequence[Job], processes: int) -> None:
+    """Does all checks that need no GPU for each job, before the first of them starts or waits in a queue.
+
+    Keys and values were checked when the jobs were planned. Jobs that differ only in groups that are checked whole by
+    then, such as the optimizer or the seed, are checked once.
+
+    Args:
+        jobs: Those that are to run.
+        processes: Processes of a job.
+
+    Raises:
+        ConfigError: A job cannot run; the message names it.
+    """
+    device_type = "cuda" if torch.cuda.is_available() else "cpu"
+    checked = set()
+    for job in jobs:
+        decisive = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _CHECKED_WHOLE}
+        text = json.dumps(decisive, sort_keys=True, default=str)
+        if text in checked:
+            continue
+        checked.add(text)
+        try:
+            assemble_run({**job.config, "check": True}, ProcessInfo(0, 0, processes, processes), device_type)
+        except FrameworkError as error:
+            raise ConfigError(f"the job {job} cannot run: {error}") from error
 
 
 def check_whole(group: str, node: object, *names: str) -> None:

@@ -381,6 +381,30 @@ def test_a_run_is_read_by_its_average_its_weights_or_the_mean_of_its_last_checkp
     assert_clear_error(call("evaluate", "run=second", "weights=ema"), "holds no moving average of the weights")
 
 
+def test_check_does_all_checks_prints_what_would_run_and_writes_nothing(here, call):
+    before = files_below(here)
+    outcome = call("train", *FINETUNE, "check=true")
+    assert (outcome.code, outcome.err, outcome.files) == (0, "", before)
+    lines = dict(re.split(r"  +", line.strip(), maxsplit=1) for line in outcome.out.splitlines()[1:])
+    assert outcome.out.startswith("check passed; nothing was written\n")
+    assert lines["run folder"] == "runs/mine: would start at step 0"
+    assert (lines["train split"], lines["validation split"], lines["steps"]) == ("23 sequences", "9 sequences", "2")
+    assert lines["data-parallel ranks"] == "1 under strategy=single"
+    assert lines["plan"].startswith("4 sequences a step; micro-batches of 2,048 tokens")
+
+    outcome = call("train", *FINETUNE, "check=8", "strategy=fsdp2", "precision=float8", "strategy.compile=inductor")
+    assert outcome.code == 0 and "8 under strategy=fsdp2" in outcome.out and outcome.files == before
+    assert_clear_error(call("train", *FINETUNE, "check=4", "strategy=tp"), "cannot be shared by 4 ranks")
+    assert_clear_error(call("train", *FINETUNE, "check=64", "strategy=ddp"), "23 training sequences for 64 ranks")
+    assert_clear_error(call("train", *FINETUNE, "check=0"), "`check` is 0. It must be")
+    assert_clear_error(call("train", *FINETUNE, "check=true", "data.train=nowhere.csv"), "nowhere.csv cannot be read")
+
+    assert call("train", *FINETUNE).code == 0
+    assert "runs/mine: finished before" in call("train", *FINETUNE, "check=true").out
+    longer = [*FINETUNE, "trainer.max_steps=4", "check=true"]
+    assert "runs/mine: would resume from step 2" in call("train", *longer).out
+
+
 def test_an_unexpected_error_is_one_sentence_and_a_file_with_its_traceback(here, call, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")

@@ -70,6 +70,9 @@ def sweep(tmp_path, monkeypatch, capfd) -> Sweeping:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(launching, "_POLL_SECONDS", 0.01)
+    for module in ("launcher", "search"):
+        # Stand-ins have no data to be checked; test_checks.py is about checks.
+        monkeypatch.setattr(f"framework.sweeps.{module}.check_jobs", lambda jobs, processes: None)
     sweeping = Sweeping(monkeypatch, capfd)
     monkeypatch.setattr(launching.TorchrunLauncher, "command", lambda *given: sweeping.command(*given))
     return sweeping

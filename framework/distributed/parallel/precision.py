@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
@@ -100,10 +99,8 @@ def resolve_precision(
         growth_interval: Finite steps in a row after which the loss scale is doubled.
 
     Raises:
-        ConfigError: The name is unknown, or float8 cannot be had here.
+        ConfigError: The name is unknown.
     """
-    if name == "float8":
-        check_float8(device_type)
     if name == "auto":
         name = "bf16" if multiplies_bf16(device_type) else "fp32"
     return Precision(name, init_scale, growth_interval)

@@ -1,0 +1,68 @@
+"""Assembles a run from its config: checked, built and found on disk, before a device or another process is touched."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig
+
+from framework.config.build import Parts, build_module, build_parts, build_settings
+from framework.config.checks import check_device
+from framework.config.run_folder import RunFolder, find_run_folder
+from framework.config.schema import TrainConfig
+from framework.config.secrets import masked
+from framework.config.session import as_run, build_data
+from framework.datamodules.datamodule import EncoderDataModule
+from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.processes.environment import ProcessInfo
+from framework.modules.encoder_module import EncoderModule
+
+
+@dataclass(frozen=True)
+class AssembledRun:
+    """A run that passed all checks which need no device and no other process.
+
+    Attributes:
+        config: Resolved config as it will run, secrets masked, which decides the run folder.
+        settings: The same, typed.
+        parts: What the run is made of.
+        data: LightningDataModule.
+        module: LightningModule, without memory for its weights.
+        folder: Run folder, and the checkpoint to resume from.
+    """
+
+    config: Mapping[str, Any]
+    settings: TrainConfig
+    parts: Parts
+    data: EncoderDataModule
+    module: EncoderModule
+    folder: RunFolder
+
+
+def assemble_run(
+    config: Mapping[str, Any], info: ProcessInfo, device_type: str, composed: DictConfig | None = None
+) -> AssembledRun:
+    """Checks every key, then reads every file, then checks the parts against each other; writes nothing.
+
+    Args:
+        config: Composed config in plain containers, interpolations resolved.
+        info: This process. Under `check` it may stand for one of many that do not run.
+        device_type: "cpu" or "cuda".
+        composed: The config before interpolations were resolved, to mask secrets of the environment; None: nothing of
+            the run is saved.
+
+    Raises:
+        FrameworkError: The config cannot be run.
+    """
+    settings = build_settings(config, info.world_size)
+    wanted = settings.precision
+    precision = resolve_precision(wanted.name, device_type, wanted.init_scale, wanted.growth_interval)
+    if device_type == "cuda" or not settings.check:
+        check_device(settings, precision, device_type)
+    parts = build_parts(settings, info.world_size)
+    data = build_data(settings, parts, info, device_type)
+    as_it_runs = as_run(config, parts, precision)
+    if composed is not None:
+        as_it_runs = masked(composed, as_it_runs)
+    module = build_module(settings, parts, precision, device_type)
+    return AssembledRun(as_it_runs, settings, parts, data, module, find_run_folder(settings.run, as_it_runs))

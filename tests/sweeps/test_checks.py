@@ -1,0 +1,70 @@
+"""Jobs are checked whole, files and all, before the first of them starts: `check_jobs`, and `check=true` on a sweep."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+import framework.sweeps.start as starting
+import framework.sweeps.torchrun as launching
+from framework.train import train
+from tests.integration.test_commands import (  # noqa: F401  fixtures
+    FINETUNE,
+    LABELS,
+    TEXTS,
+    here,
+    tokenizer_folder,
+    write_rows,
+)
+
+LINE = [*(each for each in FINETUNE if not each.startswith("run.id=")), "hydra.sweep.dir=runs/mine"]
+
+
+@pytest.fixture
+def sweep(here, monkeypatch, capfd):  # noqa: F811
+    """Starts a sweep; a job that starts is an error."""
+    checked: list[object] = []
+    assemble = starting.assemble_run
+
+    def assemble_and_count(*given: object) -> object:
+        checked.append(given)
+        return assemble(*given)
+
+    def start(*_: object) -> None:
+        raise AssertionError("a job was started")
+
+    monkeypatch.setattr(starting, "assemble_run", assemble_and_count)
+    monkeypatch.setattr(launching.TorchrunLauncher, "run", start)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*overrides: str) -> tuple[int, str, str, int]:
+        GlobalHydra.instance().clear()
+        checked.clear()
+        monkeypatch.setattr(sys, "argv", ["train", "--multirun", *LINE, *overrides])
+        code = 0
+        try:
+            train()
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err, len(checked)
+
+    return run
+
+
+def test_check_true_starts_no_job_and_leaves_no_run_folder(sweep):
+    code, out, err, checked = sweep("optimizer.lr=1e-3,2e-3", "seed=0,1,2", "check=true")
+    assert (code, err) == (0, "")
+    assert out == "check passed for 6 of 6 jobs; nothing was started\n"
+    assert checked == 1, "jobs that differ in rate and seed read the same files"
+    assert {path.name for path in Path("runs/mine").iterdir()} == {"sweep.lock", "multirun.yaml"}
+
+
+def test_a_job_whose_files_cannot_be_used_keeps_all_from_starting(sweep):
+    write_rows(Path("other.csv"), TEXTS, LABELS, columns=("text", "stars"))
+    code, out, err, checked = sweep("data.train=rows.csv,other.csv")
+    assert (code, out, checked) == (2, "", 2)
+    assert err.startswith("ConfigError: the job data.train=other.csv cannot run: ")
+    assert "no column 'label' among ['text', 'stars']" in err
+    assert err.count("\n") == 1
