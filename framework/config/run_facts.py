@@ -1,6 +1,5 @@
 """What a run folder knows of the model that came of it, for the card of an export."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,13 @@ from typing import Any
 from framework.checkpoint.model_card import RunFacts
 from framework.config.command_schema import ExportConfig
 from framework.config.nodes import TARGET_KEY
-from framework.config.run_folder import PROVENANCE_FILE, read_config
+from framework.config.run_folder import read_config
+from framework.config.run_records import read_starts
 from framework.config.trained import Trained
 from framework.errors import CheckpointError
 from framework.tasks.task import Task
 from framework.tracking.metric_names import describe
+from framework.tracking.run_files import PROVENANCE_FILE
 from framework.tracking.summary_file import read_summary
 
 _STEP_PREFIX = "step_"
@@ -44,13 +45,11 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
 
 
 def _first_start(folder: Path) -> dict[str, Any]:
-    file = folder / PROVENANCE_FILE
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["starts"][0])
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}); {folder} is a damaged run folder, restore it."
-        ) from error
+    starts = read_starts(folder)
+    if not starts:
+        file = folder / PROVENANCE_FILE
+        raise CheckpointError(f"{file} is missing or damaged. {folder} is a damaged run folder. Restore the file.")
+    return starts[0]
 
 
 def _step(source: str) -> int:

@@ -11,13 +11,15 @@ import yaml
 from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
+from framework.config.run_records import read_starts
 from framework.config.schema import RunConfig
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError
+from framework.files import write_whole
+from framework.tracking.run_files import PROVENANCE_FILE
 
 CONFIG_FILE = "config.yaml"
-PROVENANCE_FILE = "provenance.json"
 TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
 
@@ -145,10 +147,10 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], pair_sep
     Raises:
         DataError: They have changed, although the config names the same.
     """
-    file = folder.path / PROVENANCE_FILE
-    if folder.is_new or not file.is_file():
+    starts = [] if folder.is_new else read_starts(folder.path)
+    if not starts:
         return
-    before = json.loads(file.read_text(encoding="utf-8"))["starts"][0]["fingerprints"]
+    before = starts[0]["fingerprints"]
     for name, value in fingerprints.items():
         if before.get(name) != value:
             joined = joined_by(read_task_record(folder.path))
@@ -206,19 +208,10 @@ def write_start(
         task_files: `Task.side_files`; None: there are none.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
-    file = folder.path / PROVENANCE_FILE
-    starts = []
-    if file.is_file():
-        starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
+    starts = read_starts(folder.path)
     for name, text in (task_files or {}).items():
-        _replace(folder.path / name, text)
-    _replace(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
+        write_whole(folder.path / name, text)
+    write_whole(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
     # config.yaml last: it is what makes the folder a run.
-    _replace(file, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
-    _replace(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    write_whole(folder.path / PROVENANCE_FILE, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
+    write_whole(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))

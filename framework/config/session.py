@@ -31,6 +31,7 @@ from framework.config.run_folder import (
     check_same_data,
     write_start,
 )
+from framework.config.run_records import report_damaged_records
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.collate import completion_on
@@ -43,6 +44,7 @@ from framework.distributed.parallel.precision import Precision
 from framework.distributed.processes.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
+from framework.files import sync_tree
 from framework.models.accounting import training_flops_per_token
 from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
@@ -103,11 +105,13 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
 
     def write() -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
+        report_damaged_records(folder.path)
         tokenizer = folder.path / TOKENIZER_FOLDER
         if not tokenizer.exists():
             temporary = tokenizer.with_name(TOKENIZER_FOLDER + ".tmp")
             shutil.rmtree(temporary, ignore_errors=True)
             parts.tokenizer.save(temporary)
+            sync_tree(temporary)
             temporary.rename(tokenizer)
         record = {
             **parts.task.side_config(),

@@ -1,14 +1,28 @@
 """summary.json: how a run ended and what it reached; replaced whole, so that a reader never sees half of one."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
+from framework.files import write_whole
+from framework.tracking.run_files import read_object
 
 SUMMARY_FILE = "summary.json"
+
+_KEYS: Mapping[str, Any] = {
+    "ended": str,
+    "why": str | None,
+    "steps": int,
+    "max_steps": int,
+    "tokens": int,
+    "wall_seconds": float | int,
+    "tokens_per_second": float | int | None,
+    "last": dict,
+    "best": dict | None,
+}
+"""Types of what every summary holds; with others it is damaged."""
 
 
 def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
@@ -17,10 +31,8 @@ def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: The disk refused; an earlier summary is as it was.
     """
-    temporary = run_folder / "summary.tmp"
     try:
-        temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, run_folder / SUMMARY_FILE)
+        write_whole(run_folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(
             f"{run_folder / SUMMARY_FILE} could not be written: the disk refused ({error}). Make room, or make the "
@@ -29,6 +41,7 @@ def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a run; None where the run was killed before it wrote one."""
-    path = run_folder / SUMMARY_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """Reads the summary of a run; None where the run was killed before it wrote one, or a crash has damaged it."""
+    summary = read_object(run_folder / SUMMARY_FILE)
+    is_whole = all(isinstance(summary.get(key), kind) for key, kind in _KEYS.items())
+    return summary if is_whole else None

@@ -99,10 +99,10 @@ def test_a_new_folder_is_written_once_and_found_again(tmp_path):
     folder = find_run_folder(run, CONFIG)
     assert (folder.path, folder.checkpoint, folder.is_new) == (tmp_path / "x", None, True)
     assert not folder.path.exists()
-    write_start(folder, CONFIG, {"commit": "1"}, {"labels": ["a"]})
+    write_start(folder, CONFIG, {"commit": "1", "fingerprints": {}}, {"labels": ["a"]})
     again = find_run_folder(run, CONFIG)
     assert not again.is_new
-    write_start(again, CONFIG, {"commit": "2"}, {"labels": ["a"]})
+    write_start(again, CONFIG, {"commit": "2", "fingerprints": {}}, {"labels": ["a"]})
     assert read_task_record(folder.path) == {"labels": ["a"]}
     assert read_config(folder.path) == CONFIG == yaml.safe_load((folder.path / "config.yaml").read_text())
     assert [start["commit"] for start in json.loads((folder.path / "provenance.json").read_text())["starts"]] == [

@@ -112,3 +112,20 @@ def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, ca
         assert outcome.code == 2, name
         assert "No checkpoint in" in outcome.err and words in outcome.err and "do not trust" in outcome.err, name
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_run_goes_on_although_a_crash_has_emptied_its_records(checkpoints, call):  # noqa: F811
+    run = checkpoints.parent
+    before, rows = json.loads((run / "summary.json").read_text()), (run / "metrics.jsonl").read_bytes()
+    for name in ("summary.json", "provenance.json"):
+        (run / name).write_text("")
+    outcome = call("train", *FOUR_STEPS)
+    assert outcome.code == 0, outcome.err
+    assert "summary.json is damaged (it is empty)" in outcome.out
+    assert "provenance.json is damaged (it is empty)" in outcome.out
+    after = json.loads((run / "summary.json").read_text())
+    assert {name: after[name] for name in ("ended", "steps", "tokens", "best")} == {
+        name: before[name] for name in ("ended", "steps", "tokens", "best")
+    }
+    assert (run / "metrics.jsonl").read_bytes() == rows
+    assert call("export", "run=runs/mine", "output=exported").code == 0

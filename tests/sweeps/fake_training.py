@@ -48,6 +48,8 @@ def summarise(folder: Path, ended: str, why: str | None, loss: float) -> None:
         "ended": ended,
         "why": why,
         "steps": 12,
+        "max_steps": 12,
+        "tokens": 4500,
         "tokens_per_second": 1500.0,
         "wall_seconds": 3.0,
         "last": {"train/loss": 7.0, "val/loss": loss, "val/mlm_loss": loss},

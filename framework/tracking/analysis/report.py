@@ -1,6 +1,5 @@
 """report.html: a run on one page, without network and scripts; made of nothing but the files of its folder."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from framework.tracking.analysis.split_section import heading, number, split_sec
 from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import describe
 from framework.tracking.plots import draw_plots
+from framework.tracking.run_files import PROVENANCE_FILE, read_object
 from framework.tracking.summary_file import read_summary
 
 REPORT_FILE = "report.html"
@@ -218,10 +218,9 @@ def _read_config(run_folder: Path) -> dict[str, Any]:
 
 def _last_start(run_folder: Path) -> dict[str, Any]:
     """Of provenance.json, with the number of `starts`."""
-    file = run_folder / "provenance.json"
-    if not file.is_file():
+    starts = read_object(run_folder / PROVENANCE_FILE).get("starts")
+    if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
         return {}
-    starts = json.loads(file.read_text(encoding="utf-8"))["starts"]
     return {**starts[-1], "starts": len(starts)}
 
 
