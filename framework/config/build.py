@@ -101,7 +101,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         weights = find_weights(settings.init_from, runs, settings.init_weights, settings.init_average_last)
     tokenizer = build_tokenizer(settings.tokenizer, weights)
     config = build_encoder_config(settings, tokenizer, weights)
-    check_vocabulary(tokenizer, config)
+    check_vocabulary(tokenizer, config, weights)
     shape = settings.strategy.shape(world_size)
     task: Task = settings.task.build()
     check_tensor_parallel(config, shape.tensor)

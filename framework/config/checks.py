@@ -13,10 +13,13 @@ from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
+from framework.models.pretrained import PretrainedWeights
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
+
+_SHOWN_TOKENS = 5
 
 
 def check_settings(settings: TrainConfig, world_size: int) -> None:
@@ -112,13 +115,15 @@ def check_compiled_items(settings: TrainConfig, sources: Mapping[str, SequenceSo
         )
 
 
-def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
-    """Every id must have an embedding (spare rows are legal), and a RoBERTa counts positions from the padding id.
+def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig, weights: PretrainedWeights | None = None) -> None:
+    """Checks that every id has an embedding (spare rows are legal) and that a RoBERTa counts from its padding id.
 
     Raises:
-        ConfigError: The tokenizer has more ids than the model has rows, or pads with an id from which its RoBERTa does
-            not count.
+        ConfigError: The tokenizer has more ids than the model or the weights have rows, or pads with an id from which
+            its RoBERTa does not count.
     """
+    if weights is not None and tokenizer.vocab_size > weights.config.vocab_size:
+        _refuse_ids_without_weights(tokenizer, weights)
     if tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but "
@@ -133,6 +138,22 @@ def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig) -> None:
             f"model.pad_token_id={pad_id} and model.position_offset={pad_id + 1}, or choose the tokenizer that belongs "
             "to the model."
         )
+
+
+def _refuse_ids_without_weights(tokenizer: Tokenizer, weights: PretrainedWeights) -> None:
+    rows = weights.config.vocab_size
+    without = sorted((token_id, token) for token, token_id in tokenizer.backend.get_vocab().items() if token_id >= rows)
+    shown = ", ".join(f"{token!r} ({token_id})" for token_id, token in without[:_SHOWN_TOKENS])
+    more = f" and {len(without) - _SHOWN_TOKENS} more" if len(without) > _SHOWN_TOKENS else ""
+    is_own = weights.tokenizer_dir is not None and tokenizer.folder == weights.tokenizer_dir
+    remedy = (
+        "Remove these tokens from the tokenizer's files" if is_own else "Use the tokenizer that belongs to the weights"
+    )
+    raise ConfigError(
+        f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} ids, but the weights of "
+        f"init_from={weights.source} have {rows} embeddings. No id may be without one: {shown}{more}. {remedy}, or "
+        "train without `init_from`."
+    )
 
 
 def check_sequence_lengths(sources: Mapping[str, SequenceSource], config: EncoderConfig) -> None:

@@ -105,7 +105,7 @@ def load_pretrained(source: str) -> PretrainedWeights:
         encoder=encoder,
         heads=heads | dict(parts.heads) | {name: tensor.float() for name, tensor in side_heads.items()},
         head_kind=side_config.get("head") or (TRANSLATION.name if parts.heads else _head_kind(published_class, heads)),
-        side=side_config.get("task") or parts.side or _published_side(published_class, published),
+        side=side_config.get("task") or parts.side or _published_side(published_class, published, heads),
         tokenizer_dir=tokenizer_folder(folder),
         unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
         hub_name=None if Path(source).expanduser().is_dir() else str(source),
@@ -191,11 +191,13 @@ def _head_kind(published_class: PublishedClass | None, heads: Mapping[str, Tenso
     return published_class.kind.name
 
 
-def _published_side(published_class: PublishedClass | None, published: Mapping[str, Any]) -> dict[str, Any]:
+def _published_side(
+    published_class: PublishedClass | None, published: Mapping[str, Any], heads: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """What an export would have kept of the task, as far as config.json says it."""
     if published_class is None or published_class.kind is None:
         return {}
-    side = published_class.kind.read(published)
+    side = published_class.kind.read(published, heads)
     if published_class.poolings:
         side["pooling"] = published.get(published_class.pooling_key or "", published_class.poolings[0])
     return side

@@ -1,18 +1,22 @@
 """Rules between parts of a config that need no file."""
 
+import json
 import re
 from dataclasses import replace
 
 import pytest
+import transformers
 from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings
-from framework.config.checks import check_tensor_parallel
+from framework.config.checks import check_tensor_parallel, check_vocabulary
 from framework.config.command import plain
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
+from framework.models.pretrained import load_pretrained
 
 CONFIG = EncoderConfig(
     family="bert",
@@ -72,3 +76,31 @@ def test_augmentation_is_another_run_and_none_is_that_of_before():
     assert build_settings(none, world_size=1).augmentation is None
     assert len({identity_text(config) for config in (none, delete, more)}) == 3
     assert identity_text({name: value for name, value in none.items() if name != "augmentation"}) == identity_text(none)
+
+
+def tiny_folder(folder, *added: str):
+    """A published BERT with 9 embeddings, and a tokenizer with as many ids and the added ones."""
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcd"]))
+    (folder / "added_tokens.json").write_text(json.dumps({token: 9 + index for index, token in enumerate(added)}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, None), (1, r"'<0>' \(9\)\. Remove"), (7, r"'<4>' \(13\) and 2 more")]
+)
+def test_every_id_has_an_embedding_among_the_weights(number, shown, tmp_path):
+    """Spare rows of the model are no embeddings for ids that the weights do not know."""
+    weights = load_pretrained(str(tiny_folder(tmp_path, *(f"<{index}>" for index in range(number)))))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    padded = replace(weights.config, vocab_size=64)
+    assert tokenizer.vocab_size == 9 + number
+    if shown is None:
+        check_vocabulary(tokenizer, padded, weights)
+        return
+    check_vocabulary(tokenizer, padded)
+    with pytest.raises(ConfigError, match=rf"has {9 + number} ids, but the weights .* have 9 embeddings.*{shown}"):
+        check_vocabulary(tokenizer, padded, weights)

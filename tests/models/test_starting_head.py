@@ -1,5 +1,6 @@
 """A run takes over of a head what means the same, and is told what that is."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -125,3 +126,20 @@ def test_what_is_told_of_a_fine_tuned_model(tmp_path):
     assert line(other, lambda config: TokenHead(config, 2)) == (
         "weights from r; head new: classifier; not used of the source: classifier"
     )
+
+
+@pytest.mark.parametrize("named", [{"num_labels": 3}, {"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, {}])
+@pytest.mark.parametrize("class_name", ["BertForSequenceClassification", "BertForTokenClassification"])
+def test_the_scores_say_how_many_labels_there_are(named, class_name, tmp_path):
+    """A published config may name fewer labels than there are scores; the scores are kept as unnamed ones."""
+    peer = peers.peer(class_name, "bert", num_labels=3)
+    peer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    written = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}
+    (tmp_path / "config.json").write_text(json.dumps(written | named))
+    weights = load_pretrained(str(tmp_path))
+    assert weights.side["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    kind = {"BertForSequenceClassification": "sequence_classification"}.get(class_name, "token_classification")
+    fitted = fit_head(weights, kind, {"labels": LABELS})
+    assert torch.equal(fitted.heads["classifier.weight"], peer.classifier.weight)
+    assert fitted.unused == ()

@@ -22,14 +22,14 @@ def _write_nothing(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict
     return {}
 
 
-def _read_nothing(published: Mapping[str, Any]) -> dict[str, Any]:
-    del published
+def _read_nothing(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    del published, heads
     return {}
 
 
 def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
     num_labels = heads["classifier.weight"].shape[0]
-    labels = [str(label) for label in side.get("labels") or (f"LABEL_{index}" for index in range(num_labels))]
+    labels = [str(label) for label in side.get("labels") or _unnamed(num_labels)]
     if len(labels) != num_labels:
         raise CheckpointError(
             f"The labels {labels} are not {num_labels}, the number of scores; export with the task's own labels."
@@ -40,9 +40,17 @@ def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[
     }
 
 
-def _read_labels(published: Mapping[str, Any]) -> dict[str, Any]:
-    id2label = published.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return {"labels": [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]}
+def _unnamed(num_labels: int) -> list[str]:
+    """Returns the names that transformers gives to labels without names."""
+    return [f"LABEL_{index}" for index in range(num_labels)]
+
+
+def _read_labels(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads the names of labels; where they are not as many as the scores, the scores count and have no names."""
+    id2label = published.get("id2label") or {}
+    names = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
+    num_labels = heads["classifier.weight"].shape[0] if "classifier.weight" in heads else len(names)
+    return {"labels": names if len(names) == num_labels else _unnamed(num_labels)}
 
 
 def _write_classification(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -53,8 +61,8 @@ def _write_classification(side: Mapping[str, Any], heads: Mapping[str, Tensor]) 
     return {**labels, "problem_type": _PROBLEM_TYPES[problem]}
 
 
-def _read_classification(published: Mapping[str, Any]) -> dict[str, Any]:
-    labels = _read_labels(published)
+def _read_classification(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    labels = _read_labels(published, heads)
     problem_type = published.get("problem_type")
     if problem_type is not None and problem_type not in _PROBLEMS:
         raise CheckpointError(f"problem_type={problem_type!r} is not known; known are {', '.join(_PROBLEMS)}.")
@@ -81,13 +89,13 @@ class HeadKind:
         pipeline_tag: What the Hugging Face Hub calls a model with such a head; None: it has no word for it.
         write: From what an export keeps of the task, and the tensors of its head, to keys of config.json; raises
             CheckpointError where the two do not fit.
-        read: The inverse, from config.json.
+        read: The inverse, from config.json and the tensors of the head.
     """
 
     name: str
     pipeline_tag: str | None = None
     write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _write_nothing
-    read: Callable[[Mapping[str, Any]], dict[str, Any]] = _read_nothing
+    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _read_nothing
 
 
 PRETRAINING = HeadKind("pretraining", "fill-mask")
