@@ -1,9 +1,9 @@
 """Writes a model as a folder that Hugging Face transformers loads: config.json, model.safetensors and the tokenizer.
 
 What no class of transformers can hold goes beside them: `cloze.json` has the exact config and what is needed to read
-predictions, `cloze_heads.safetensors` the tensors of heads without a class (next-sentence prediction outside BERT, mean
-pooling in BERT and RoBERTa, heads of tasks from elsewhere). `framework.models.pretrained` reads such a folder back
-without loss.
+predictions, `modeling_cloze.py` the class of classifiers that transformers lacks (mean pooling in BERT and RoBERTa, no
+projection), `cloze_heads.safetensors` the tensors of other heads without a class (next-sentence prediction outside
+BERT, heads of tasks from elsewhere). `framework.models.pretrained` reads such a folder back without loss.
 """
 
 import json
@@ -18,9 +18,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.checkpoint.exported_tokenizer import tokenizer_files
 from framework.checkpoint.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
 from framework.checkpoint.sentence_transformers import MODULES_FILE, sentence_transformers_files
-from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT
@@ -33,7 +34,9 @@ from framework.models.published.files import (
     WEIGHTS_FILE,
     tokenizer_folder,
 )
-from framework.models.published.kinds import EMBEDDING, TRANSLATION, HeadKind
+from framework.models.published.kinds import EMBEDDING, KINDS, TRANSLATION, HeadKind
+from framework.models.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
+from framework.models.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.models.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -68,7 +71,7 @@ def export_huggingface(
     """
     folder = Path(folder)
     _check_target(folder)
-    tokenizer = _load_tokenizer(Path(tokenizer_dir), config)
+    tokenizer = _load_tokenizer(Path(tokenizer_dir), config, side.get(SEPARATORS_KEY))
     encoder = _part(state_dict, "encoder.")
     heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, side, tokenizer)
@@ -91,6 +94,9 @@ def export_huggingface(
         labels = side.get("labels") or ()
         exported = ExportedModel(config, published.class_name, head_kind, kind, list(without_class), labels)
         texts[CARD_FILE] = model_card(exported, facts)
+    if published.config["model_type"] == OWN_MODEL_TYPE:
+        texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
+    texts |= _tokenizer_texts(config, head_kind, side, tokenizer)
     _write(folder, texts, weights, tokenizer)
 
 
@@ -116,13 +122,31 @@ def _publish(
     """A class of the encoder's family, or one around it."""
     family = FAMILIES[config.family]
     found = family.export_class(config, head_kind, heads.keys(), _pooling(side))
+    own = own_class(head_kind, config.hidden_size, heads) if found.kind is None else None
+    if own is not None:
+        found = PublishedClass(BASE_SUFFIX)
     published_config = family.write_config(config)
     published_config |= _special_token_config(family, tokenizer) | _head_config(family, found, side, heads)
     tensors = _published_tensors(family, found, config, encoder, heads)
+    if own is not None:
+        whole, tensors = write_own_class(own, published_config, tensors, config, heads, side)
+        return _Published(class_name(own), own, heads.keys(), whole, tensors)
     if head_kind == TRANSLATION.name and can_hold(config):
         whole, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, side)
         return _Published(CLASS_NAME, TRANSLATION, heads.keys(), whole, tensors)
     return _Published(family.class_prefix + found.suffix, found.kind, found.names, published_config, tensors)
+
+
+def _tokenizer_texts(
+    config: EncoderConfig, head_kind: str, side: Mapping[str, Any], tokenizer: Tokenizer
+) -> dict[str, str]:
+    """The tokenizer's files as transformers must read them."""
+    kind = KINDS.get(head_kind)
+    max_length = config.max_sequence_length
+    if kind is not None and kind.cuts_texts:
+        max_length = min(max_length, int(side.get("max_length") or max_length))
+    reads_words = kind is not None and kind.reads_words
+    return tokenizer_files(tokenizer, max_length, config.type_vocab_size > 1, reads_words)
 
 
 def _pooling(side: Mapping[str, Any]) -> str:
@@ -176,10 +200,10 @@ def _check_target(folder: Path) -> None:
         raise CheckpointError(f"{folder} exists and is no export of Cloze, so it is left alone; choose another folder.")
 
 
-def _load_tokenizer(folder: Path, config: EncoderConfig) -> Tokenizer:
+def _load_tokenizer(folder: Path, config: EncoderConfig, pair_separators: int | None) -> Tokenizer:
     if tokenizer_folder(folder) is None:
         raise CheckpointError(f"{folder} holds no tokenizer; give the folder with tokenizer.json or vocab.txt.")
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder, pair_separators)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"The tokenizer in {folder} has {tokenizer.vocab_size} words, but the model has {config.vocab_size} rows; "
@@ -204,13 +228,13 @@ def _write(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        tokenizer.save(temporary)
         for name, text in texts.items():
             (temporary / name).parent.mkdir(exist_ok=True)
             (temporary / name).write_text(text, encoding="utf-8")
         for name, tensors in weights.items():
             if tensors:
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
-        tokenizer.save(temporary)
         _replace(folder, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ from framework.checkpoint.export import export_huggingface
 from framework.config.command_schema import ExportConfig
 from framework.config.run_facts import run_facts
 from framework.config.trained import Trained
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 
 EXPORT_FOLDER = "export"
 
@@ -27,7 +28,7 @@ def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained
         state,
         trained.task.head_kind,
         trained.tokenizer.folder,
-        trained.record,
+        {**trained.record, SEPARATORS_KEY: trained.tokenizer.pair_separators},
         run_facts(trained, run_folder, settings),
         trained.task.side_files(),
     )

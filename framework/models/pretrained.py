@@ -24,8 +24,9 @@ from framework.models.published.files import (
     read_tensors,
     tokenizer_folder,
 )
-from framework.models.published.kinds import TRANSLATION
 from framework.models.published.modernbert import MODERNBERT
+from framework.models.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
+from framework.models.published.own_class import take_apart_own_class
 from framework.models.published.roberta import ROBERTA
 from framework.models.published.rules import to_ours
 from framework.nn.lora import is_update
@@ -80,7 +81,9 @@ def load_pretrained(source: str) -> PretrainedWeights:
         CheckpointError: There is no model, its family is not known, or its files are incomplete or disagree.
     """
     folder = find_folder(str(source))
-    parts = take_apart(read_json(folder / CONFIG_FILE), read_tensors(folder))
+    whole = read_json(folder / CONFIG_FILE)
+    is_own_class = whole.get("model_type") == OWN_MODEL_TYPE
+    parts = (take_apart_own_class if is_own_class else take_apart)(whole, read_tensors(folder))
     published = parts.published
     model_type = published.get("model_type")
     if model_type not in FAMILIES:
@@ -104,7 +107,7 @@ def load_pretrained(source: str) -> PretrainedWeights:
         config=config,
         encoder=encoder,
         heads=heads | dict(parts.heads) | {name: tensor.float() for name, tensor in side_heads.items()},
-        head_kind=side_config.get("head") or (TRANSLATION.name if parts.heads else _head_kind(published_class, heads)),
+        head_kind=side_config.get("head") or parts.head_kind or _head_kind(published_class, heads),
         side=side_config.get("task") or parts.side or _published_side(published_class, published, heads),
         tokenizer_dir=tokenizer_folder(folder),
         unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),

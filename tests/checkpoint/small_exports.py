@@ -55,5 +55,5 @@ def make_tokenizer(folder, pad_id):
 
 
 def load_peer(auto, folder):
-    peer, report = auto.from_pretrained(folder, output_loading_info=True)
+    peer, report = auto.from_pretrained(folder, output_loading_info=True, trust_remote_code=True)
     return peer.eval(), {name: set(found) for name, found in report.items() if found}

@@ -31,7 +31,7 @@ EXPORTS = [
     ("bert", "mlm", "BertForMaskedLM", []),
     ("bert", "mlm+nsp", "BertForPreTraining", []),
     ("bert", "cls", "BertForSequenceClassification", []),
-    ("bert", "mean", "BertModel", ["classifier.bias", "classifier.weight"]),
+    ("bert", "mean", "ClozeForSequenceClassification", []),
     ("roberta", "mlm", "RobertaForMaskedLM", []),
     (
         "roberta",
@@ -40,7 +40,7 @@ EXPORTS = [
         ["nsp.bias", "nsp.weight", "pooler.dense.bias", "pooler.dense.weight"],
     ),
     ("roberta", "cls", "RobertaForSequenceClassification", []),
-    ("roberta", "mean", "RobertaModel", ["classifier.bias", "classifier.weight"]),
+    ("roberta", "mean", "ClozeForSequenceClassification", []),
     ("modernbert", "mlm", "ModernBertForMaskedLM", []),
     (
         "modernbert",
@@ -50,16 +50,21 @@ EXPORTS = [
     ),
     ("modernbert", "cls", "ModernBertForSequenceClassification", []),
     ("modernbert", "mean", "ModernBertForSequenceClassification", []),
+    ("bert", "cls+none", "ClozeForSequenceClassification", []),
+    ("roberta", "mean+none", "ClozeForSequenceClassification", []),
+    ("modernbert", "mean+none", "ClozeForSequenceClassification", []),
 ]
 
 
 def build(config, kind, seed=0):
-    """A TaskModel with random values everywhere; the kind is mlm, mlm+nsp, cls or mean."""
+    """A TaskModel with random values everywhere; the kind is mlm, mlm+nsp, cls, mean, or cls+none (no projection)."""
     encoder = TransformerEncoder(config)
     if kind.startswith("mlm"):
         head = build_pretraining_head(encoder, config, nsp=kind.endswith("nsp"))
     else:
-        head = build_sequence_classification_head(config, len(peers.LABELS), kind)
+        pooling, _, projection = kind.partition("+")
+        options = {"projection": projection} if projection else {}
+        head = build_sequence_classification_head(config, len(peers.LABELS), pooling, **options)
     model = TaskModel(encoder, head)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -73,7 +78,7 @@ def export(model, config, kind, folder, tokenizer_dirs, **side):
     is_pretraining = kind.startswith("mlm")
     head_kind = "pretraining" if is_pretraining else "sequence_classification"
     if not is_pretraining:
-        side = {"labels": list(peers.LABELS), "pooling": kind, **side}
+        side = {"labels": list(peers.LABELS), "pooling": kind.partition("+")[0], **side}
     export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
 
 

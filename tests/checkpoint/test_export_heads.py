@@ -85,7 +85,9 @@ def test_question_answering(family, tmp_path, tokenizer_dirs):
     check_comes_back(folder, model, lambda: SpanHead(CONFIGS[family]), "question_answering", {"max_length": 32})
 
 
-@pytest.mark.parametrize(("family", "pooling"), [(name, "cls") for name in FAMILIES] + [("modernbert", "mean")])
+@pytest.mark.parametrize(
+    ("family", "pooling"), [(name, "cls") for name in FAMILIES] + [(name, "mean") for name in FAMILIES]
+)
 @torch.no_grad()
 def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
     model = build(CONFIGS[family], ChoiceHead(CONFIGS[family], pooling))
@@ -177,7 +179,7 @@ class TaggerWithTransitions(TokenHead):
     ("head_kind", "make_head"),
     [
         ("relation", PairHead),
-        ("sequence_classification", ProbeHead),
+        ("sequence_classification", PairHead),
         ("multiple_choice", ProbeHead),
         ("of_somebody_else", ForeignHead),
         ("token_classification", TaggerWithTransitions),

@@ -14,6 +14,7 @@ from torch import Tensor
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.published.bert import BERT, DEFAULTS, MLM, shared_encoder_rules
+from framework.models.published.kinds import TRANSLATION
 from framework.models.published.rules import Rule, renamed, to_ours, to_theirs
 
 CLASS_NAME = "EncoderDecoderModel"
@@ -104,6 +105,7 @@ class Parts:
         heads: The decoder and its scores of words in our names; empty: there is no decoder.
         side: What an export keeps of the task, as far as config.json says it.
         unused: Tensors of the decoder that have no place here.
+        head_kind: `Task.head_kind` of `heads`; None: not known.
     """
 
     published: Mapping[str, Any]
@@ -111,6 +113,7 @@ class Parts:
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     side: Mapping[str, Any] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
+    head_kind: str | None = None
 
 
 def take_apart(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
@@ -141,6 +144,7 @@ def take_apart(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P
         heads=to_ours(rules, given, config.num_heads),
         side={ours: published[theirs] for ours, theirs in special.items() if published.get(theirs) is not None},
         unused=frozenset(given.keys() - {name for rule in rules for name in rule.theirs} - _REPEATED),
+        head_kind=TRANSLATION.name,
     )
 
 

@@ -90,22 +90,41 @@ class HeadKind:
         write: From what an export keeps of the task, and the tensors of its head, to keys of config.json; raises
             CheckpointError where the two do not fit.
         read: The inverse, from config.json and the tensors of the head.
+        cuts_texts: A text longer than the task's `max_length` loses its end.
+        reads_words: The model is trained on words by themselves, with a space before each.
     """
 
     name: str
     pipeline_tag: str | None = None
     write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _write_nothing
     read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _read_nothing
+    cuts_texts: bool = False
+    reads_words: bool = False
 
 
 PRETRAINING = HeadKind("pretraining", "fill-mask")
 SEQUENCE_CLASSIFICATION = HeadKind(
-    "sequence_classification", "text-classification", _write_classification, _read_classification
+    "sequence_classification", "text-classification", _write_classification, _read_classification, cuts_texts=True
 )
-TOKEN_CLASSIFICATION = HeadKind("token_classification", "token-classification", _write_labels, _read_labels)
+TOKEN_CLASSIFICATION = HeadKind(
+    "token_classification", "token-classification", _write_labels, _read_labels, reads_words=True
+)
 QUESTION_ANSWERING = HeadKind("question_answering", "question-answering")
-MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice")
+MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice", cuts_texts=True)
 TRANSLATION = HeadKind("translation", "translation")
 """A decoder on top: not a class of the family, but `EncoderDecoderModel` around it."""
-EMBEDDING = HeadKind("embedding", "sentence-similarity")
+EMBEDDING = HeadKind("embedding", "sentence-similarity", cuts_texts=True)
 """One vector for a text: no class of transformers, but the base class and the files of sentence-transformers."""
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        PRETRAINING,
+        SEQUENCE_CLASSIFICATION,
+        TOKEN_CLASSIFICATION,
+        QUESTION_ANSWERING,
+        MULTIPLE_CHOICE,
+        TRANSLATION,
+        EMBEDDING,
+    )
+}

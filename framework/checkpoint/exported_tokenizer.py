@@ -1,0 +1,109 @@
+"""Writes a tokenizer so that transformers gives a text the ids that the exported model was trained on.
+
+transformers rebuilds the tokenizers of its named classes from their vocabulary, whatever tokenizer.json says. An export
+therefore names the class that takes tokenizer.json as it is, and tokenizer.json states all that Cloze does: the
+separators of pairs, the segments, and for a model of words the space before each.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import processors
+
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import CheckpointError
+
+_CLASS = "PreTrainedTokenizerFast"
+_KEPT_KEYS = (
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "clean_up_tokenization_spaces",
+    "bos_token",
+    "eos_token",
+)
+
+
+def tokenizer_files(
+    tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_words: bool = False
+) -> dict[str, str]:
+    """Returns the texts of tokenizer.json and tokenizer_config.json.
+
+    Args:
+        tokenizer: The tokenizer of the model.
+        max_length: Tokens of the longest sequence, special tokens included.
+        has_segments: The model tells the texts of a pair apart by `token_type_ids`.
+        reads_words: The model was trained on words by themselves, with a space before each where the vocabulary marks
+            spaces.
+
+    Raises:
+        CheckpointError: The model reads words, and the vocabulary marks spaces in an unknown way.
+    """
+    content = json.loads(tokenizer.backend.to_str())
+    adds_space = reads_words and tokenizer.space_marked
+    if adds_space and not _add_space(content["pre_tokenizer"]):
+        raise CheckpointError(
+            f"The tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer, so that "
+            "transformers cannot put a space before each word. Only these can be exported for a model of words."
+        )
+    backend = Backend.from_str(json.dumps(content))
+    backend.post_processor = _post_processor(tokenizer, content["pre_tokenizer"])
+    config: dict[str, Any] = {
+        "tokenizer_class": _CLASS,
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask"],
+        **_kept_settings(tokenizer),
+        **{f"{name}_token": token for name, token in tokenizer.special_tokens.items()},
+    }
+    if adds_space:
+        config["add_prefix_space"] = True
+    return {
+        "tokenizer.json": backend.to_str(pretty=True),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+def _kept_settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Returns what else the folder's tokenizer_config.json says and transformers reads."""
+    file = tokenizer.folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return {key: value for key, value in config.items() if key in _KEPT_KEYS}
+
+
+def _parts(node: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Returns the pre-tokenizers of a sequence of them, or the one."""
+    if node is None:
+        return []
+    parts = node["pretokenizers"] if node["type"] == "Sequence" else [node]
+    return [each for part in parts for each in (_parts(part) if part["type"] == "Sequence" else [part])]
+
+
+def _add_space(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    """Makes a pre-tokenizer put a space before each word that has none; returns False where it cannot."""
+    found = False
+    for part in _parts(pre_tokenizer):
+        if part["type"] == "ByteLevel":
+            part["add_prefix_space"] = True
+        elif part["type"] == "Metaspace":
+            part["prepend_scheme"] = "always"
+        else:
+            continue
+        found = True
+    return found
+
+
+def _post_processor(tokenizer: Tokenizer, pre_tokenizer: Mapping[str, Any] | None) -> processors.PostProcessor:
+    """Returns the template of single texts and pairs; offsets of byte-level tokens leave their space out."""
+    cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens["sep"]
+    template = processors.TemplateProcessing(
+        single=[f"{cls}:0", "$A:0", f"{sep}:0"],
+        pair=[f"{cls}:0", "$A:0", *[f"{sep}:0"] * tokenizer.pair_separators, "$B:1", f"{sep}:1"],
+        special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
+    )
+    for part in _parts(pre_tokenizer):
+        if part["type"] == "ByteLevel":
+            trim = processors.ByteLevel(add_prefix_space=part["add_prefix_space"], trim_offsets=True)
+            return processors.Sequence([trim, template])
+    return template
