@@ -12,12 +12,21 @@ import yaml
 
 from framework.models.config import EncoderConfig
 from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
-from framework.models.published.kinds import EMBEDDING, MULTIPLE_CHOICE, QUESTION_ANSWERING, HeadKind
+from framework.models.published.kinds import (
+    EMBEDDING,
+    MULTIPLE_CHOICE,
+    QUESTION_ANSWERING,
+    TOKEN_CLASSIFICATION,
+    HeadKind,
+)
+from framework.models.published.own_class import MODELING_FILE, auto_class
 
 CARD_FILE = "README.md"
 _MAX_LABELS = 100
 FOLDER = "path/to/this/folder"
 """Stands in the examples for where the export is."""
+ARGMAX_ENTITY_F1 = "entity F1 of each word's largest score"
+"""Label of the metric of entities without the rules of BIO."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +145,28 @@ def _metrics(metrics: Mapping[str, str]) -> list[str]:
 
 
 def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
+    auto = auto_class(model.class_name)
+    loaded, trust = auto or model.class_name, ", trust_remote_code=True" if auto is not None else ""
     yield f"With transformers, as `{model.class_name}`:"
     lines = [
-        f"from transformers import AutoTokenizer, {model.class_name}",
+        f"from transformers import AutoTokenizer, {loaded}",
         "",
-        f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}")',
-        f'model = {model.class_name}.from_pretrained("{FOLDER}").eval()',
-        *_EXAMPLES.get(model.head_kind, ('inputs = tokenizer("A text.", return_tensors="pt")',)),
+        f'tokenizer = AutoTokenizer.from_pretrained("{FOLDER}"{trust})',
+        f'model = {loaded}.from_pretrained("{FOLDER}"{trust}).eval()',
+        *_EXAMPLES.get(model.head_kind, ('inputs = tokenizer("A text.", return_tensors="pt", truncation=True)',)),
         _CALLS.get(model.class_name, "outputs = model(**inputs)"),
     ]
     yield _block("python", lines)
+    if auto is not None:
+        yield (
+            f"transformers has no class with this head. `{MODELING_FILE}` in this folder has it, and transformers runs "
+            "it only with `trust_remote_code=True`; a pipeline takes the same argument. Without it the model is not "
+            "loaded."
+        )
+    if model.kind is not None and model.kind.cuts_texts:
+        yield "Cloze cuts longer texts; transformers does with `truncation=True`, which a pipeline takes too."
+    if model.kind is not None and model.kind.reads_words:
+        yield from _words_usage(facts)
     if model.without_class:
         names = ", ".join(_code(name) for name in model.without_class)
         yield f"No class of transformers has its whole head; for Cloze, `cloze_heads.safetensors` has {names}."
@@ -165,10 +186,26 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     yield _block("bash", [*predict, start])
 
 
+def _words_usage(facts: RunFacts) -> Iterable[str]:
+    """Says how entities outside Cloze differ from those of `framework.predict`."""
+    measured = f" (above: {ARGMAX_ENTITY_F1})" if ARGMAX_ENTITY_F1 in facts.metrics else ""
+    yield (
+        "The model was trained on words, with a space before each, and gives a label to the first token of a word. "
+        "`framework.predict` decodes labels under the rules of BIO. A transformers pipeline takes the largest score of "
+        f"each token instead, which finds entities less well{measured}: use "
+        '`pipeline("token-classification", ..., aggregation_strategy="first")`, or words with '
+        "`is_split_into_words=True`."
+    )
+
+
 _EXAMPLES = {
     QUESTION_ANSWERING.name: ('inputs = tokenizer("A question?", "A text with its answer.", return_tensors="pt")',),
+    TOKEN_CLASSIFICATION.name: (
+        'inputs = tokenizer(["A", "text", "."], is_split_into_words=True, return_tensors="pt", truncation=True)',
+    ),
     MULTIPLE_CHOICE.name: (
-        'inputs = tokenizer(["A text."] * 2, ["One choice.", "Another one."], return_tensors="pt", padding=True)',
+        'inputs = tokenizer(["A text."] * 2, ["One choice.", "Another one."], return_tensors="pt", padding=True, '
+        "truncation=True)",
         "inputs = {name: tensor[None] for name, tensor in inputs.items()}",
     ),
 }

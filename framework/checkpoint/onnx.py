@@ -20,6 +20,7 @@ from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
 from framework.models.published.files import CONFIG_FILE, SIDE_CONFIG_FILE, read_json
+from framework.models.published.own_class import auto_class
 
 ONNX_FILE = "onnx/model.onnx"
 _PACKAGES = ("transformers", "onnx", "onnxruntime", "onnxscript")
@@ -101,12 +102,15 @@ class _Outputs(nn.Module):
             )
         self.config = EncoderConfig(**read_json(folder / SIDE_CONFIG_FILE)["encoder"])
         self.has_choices = self.class_name.endswith("ForMultipleChoice")
-        published_class = getattr(transformers, self.class_name, None)
+        own = auto_class(self.class_name)
+        published_class = getattr(transformers, own or self.class_name, None)
         if published_class is None:
             raise CheckpointError(
                 f"transformers {transformers.__version__} has no {self.class_name}; install a newer version."
             )
-        model, report = published_class.from_pretrained(folder, output_loading_info=True)
+        # The code that is trusted is the file that the export wrote.
+        trusted = {"trust_remote_code": True} if own is not None else {}
+        model, report = published_class.from_pretrained(folder, output_loading_info=True, **trusted)
         self.model = model
         self.eval()
         segments = ["token_type_ids"] if self.config.type_vocab_size > 1 else []

@@ -42,6 +42,7 @@ _LAST_PARTS = {
     "entity_precision": MetricName("entity precision"),
     "entity_recall": MetricName("entity recall"),
     "entity_f1": MetricName("entity F1"),
+    "argmax_entity_f1": MetricName("entity F1 of each word's largest score"),
     "relation_f1": MetricName("macro F1 of relations, directions counted"),
     "token_accuracy": MetricName("token accuracy"),
     "micro_f1": MetricName("micro F1"),

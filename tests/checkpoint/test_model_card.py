@@ -1,6 +1,7 @@
 """The card of an export renders whatever names it holds, and its examples run for every kind of head."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 
 from framework.checkpoint.export import export_huggingface
 from framework.checkpoint.model_card import ExportedModel, RunFacts, model_card
-from framework.models.published.kinds import TOKEN_CLASSIFICATION
+from framework.models.published.kinds import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICATION
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from framework.tracking.metric_names import describe
 from tests.checkpoint.small_exports import CONFIGS
 from tests.checkpoint.test_export_heads import build
 from tests.models.heads import ChoiceHead, SpanHead, TokenHead
@@ -60,6 +62,22 @@ def test_many_labels_are_counted():
     text = model_card(model, FACTS)
     assert "`label 99` and 30 more." in text and "`label 100`" not in text
     assert "pipeline_tag" not in yaml.safe_load(text.split("---\n", 2)[1])
+
+
+def test_entities_of_other_libraries_are_said_to_be_others():
+    model = ExportedModel(CONFIGS["bert"], "BertForTokenClassification", "token_classification", TOKEN_CLASSIFICATION)
+    label = describe("argmax_entity_f1").label
+    text = model_card(model, replace(FACTS, metrics={label: "0.7895", describe("entity_f1").label: "0.8089"}))
+    assert f"finds entities less well (above: {label})" in text
+    assert f"| {label} | 0.7895 |" in text
+    assert "finds entities less well:" in model_card(model, FACTS)
+
+
+def test_a_class_of_ours_is_loaded_with_its_code():
+    name = "ClozeForSequenceClassification"
+    text = model_card(ExportedModel(CONFIGS["bert"], name, "sequence_classification", SEQUENCE_CLASSIFICATION), FACTS)
+    assert 'AutoModelForSequenceClassification.from_pretrained("path/to/this/folder", trust_remote_code=True)' in text
+    assert 'AutoTokenizer.from_pretrained("path/to/this/folder", trust_remote_code=True)' in text
 
 
 def make_head(head_kind, encoder, config):

@@ -14,17 +14,18 @@ from framework.checkpoint import onnx as exporter
 from framework.checkpoint.export import export_huggingface
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.errors import CheckpointError, ConfigError
+from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from tests.checkpoint.small_exports import CONFIGS
 from tests.checkpoint.test_export_heads import both_forms, build
 from tests.models import peers
 from tests.models.heads import ChoiceHead, SpanHead
 
 
-def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs):
+def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs, pooling="cls"):
     config = replace(CONFIGS[family], num_layers=2 if family == "modernbert" else 1)
     model = build(config, make_head(config))
     folder = tmp_path / "export"
-    side = {"pooling": "cls"}
+    side = {"pooling": pooling}
     export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], side)
     (folder / "README.md").write_text("# A card\n")
     return folder
@@ -65,6 +66,19 @@ def test_choices_of_bert(tmp_path, tokenizer_dirs):
     shaped = {name: tensor.view(3, 2, -1) for name, tensor in inputs.items()}
     found = torch.from_numpy(scores(folder, shaped)["logits"])
     assert_close(found, peer(**shaped).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_class_of_ours(tmp_path, tokenizer_dirs):
+    def make_head(config):
+        return build_sequence_classification_head(config, 3, "mean")
+
+    folder = exported(tmp_path, "bert", make_head, "sequence_classification", tokenizer_dirs, pooling="mean")
+    export_onnx(folder)
+    classes = transformers.AutoModelForSequenceClassification
+    peer = classes.from_pretrained(folder, trust_remote_code=True).eval()
+    _, inputs = both_forms("bert", (9, 30, 4))
+    assert_close(torch.from_numpy(scores(folder, inputs)["logits"]), peer(**inputs).logits, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -214,11 +214,28 @@ def test_scores_by_hand(tmp_path, tokenizer):
     assert values["entity_precision"] == pytest.approx(2 / 5)
     assert values["entity_recall"] == pytest.approx(2 / 4)
     assert values["entity_f1"] == pytest.approx(4 / 9)
+    # These tags are as BIO allows, so that the largest scores give them too.
+    assert values["argmax_entity_f1"] == values["entity_f1"]
     assert values["token_accuracy"] == pytest.approx(9 / 12)
     assert evaluation.class_table() == [
         {"label": "x", "precision": 1 / 3, "recall": 1 / 2, "f1": 2 / 5, "predicted": 3, "entities": 2},
         {"label": "y", "precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "predicted": 2, "entities": 2},
     ]
+
+
+def test_the_largest_scores_are_measured_without_the_rules_of_bio(tmp_path, tokenizer):
+    task = TokenClassificationTask(max_length=8, stride=3)
+    source = labelled(tmp_path, task, tokenizer)
+    batch = whole(source)
+    # The I-y in the first sentence stands behind an x: a further entity to who takes the largest scores.
+    tags = ["B-x", "I-y", *["O", "B-y", "O", "B-x", "I-x", "I-x", "O", "O"], "B-y", "O"]
+    evaluation = SplitEvaluation(task, source, torch.device("cpu"))
+    outputs = {"logits": logits_for(tags, batch)}
+    evaluation.update(outputs, task.loss_sums(outputs, batch), batch)
+    values = evaluation.compute()
+    # Right are 3 of 4 in any case; predicted are 5 without the rules.
+    assert values["argmax_entity_f1"] == pytest.approx(2 * 3 / (4 + 5))
+    assert values["entity_f1"] > values["argmax_entity_f1"]
 
 
 def test_a_batch_without_sequences_decodes_to_nothing(task, tokenizer):
