@@ -19,35 +19,23 @@ _ACTIVATIONS = {
 
 
 class ClozeConfig(PretrainedConfig):
-    """Configuration of an encoder and a classifier.
+    """Configuration of an encoder and a classifier; the base class takes the values from config.json.
 
-    Args:
+    Attributes:
         encoder: config.json of the encoder alone.
         pooling: "cls" (first token) or "mean" (all tokens).
         projection: Stands between pooling and classifier: "pooler" (tanh of a linear layer), "transform" (linear layer,
             activation, norm) or "none".
         transform: Settings of "transform": bias, norm_bias, norm_eps, activation.
         classifier_dropout: Probability of dropping a channel before the classifier, in training.
-        kwargs: Settings that all models have, names of labels among them.
     """
 
     model_type = "cloze"
-
-    def __init__(
-        self,
-        encoder: dict | None = None,
-        pooling: str = "cls",
-        projection: str = "none",
-        transform: dict | None = None,
-        classifier_dropout: float = 0.1,
-        **kwargs,
-    ):
-        self.encoder = dict(encoder or {})
-        self.pooling = pooling
-        self.projection = projection
-        self.transform = dict(transform or {})
-        self.classifier_dropout = classifier_dropout
-        super().__init__(**kwargs)
+    encoder = None
+    pooling = "cls"
+    projection = "none"
+    transform = None
+    classifier_dropout = 0.1
 
 
 class Projection(nn.Module):
@@ -56,7 +44,7 @@ class Projection(nn.Module):
     def __init__(self, config: ClozeConfig, hidden_size: int):
         super().__init__()
         self.kind = config.projection
-        settings = config.transform
+        settings = config.transform or {}
         self.dense = nn.Linear(hidden_size, hidden_size, bias=settings.get("bias", True))
         if self.kind == "transform":
             self.norm = nn.LayerNorm(hidden_size, eps=settings["norm_eps"], bias=settings["norm_bias"])
