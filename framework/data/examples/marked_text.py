@@ -61,3 +61,29 @@ def read_marked_text(place: str, marked: str) -> MarkedText:
         start = sum(map(len, pieces[:index])) + len(entity) - len(entity.lstrip())
         spans[tag] = (start, start + len(entity.strip()))
     return MarkedText(marked, "".join(pieces), (spans["<e1>"], spans["<e2>"]))
+
+
+def mark_entities(place: str, text: str, first: tuple[int, int], second: tuple[int, int]) -> MarkedText:
+    """Puts marks into a text.
+
+    Args:
+        place: Where the text stands, for messages.
+        text: Without marks.
+        first: (first character, behind the last character) of e1.
+        second: The same of e2.
+
+    Raises:
+        DataError: The entities overlap, one is empty, or the text holds marks already.
+    """
+    (start, stop), (other_start, other_stop) = sorted((first, second))
+    if other_start < stop:
+        raise DataError(
+            f"{place}: the entities {text[start:stop]!r} and {text[other_start:other_stop]!r} overlap. Each must end "
+            "before the other begins. Correct or remove the row."
+        )
+    former, latter = (_TAGS[:2], _TAGS[2:]) if first < second else (_TAGS[2:], _TAGS[:2])
+    marked = (
+        f"{text[:start]}{former[0]}{text[start:stop]}{former[1]}{text[stop:other_start]}"
+        f"{latter[0]}{text[other_start:other_stop]}{latter[1]}{text[other_stop:]}"
+    )
+    return read_marked_text(place, marked)

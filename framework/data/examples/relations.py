@@ -7,10 +7,12 @@ from typing import Literal
 
 from framework.data.examples.marked_text import MarkedText, read_marked_text
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
-from framework.data.reading.files import Reading, kind_of
+from framework.data.reading.files import Reading, head_of, kind_of
+from framework.data.reading.relation_rows import read_relation_json
 from framework.data.reading.rows import Row, read_rows
-from framework.data.reading.semeval_rows import read_semeval
-from framework.data.reading.table_format import TableFormat
+from framework.data.reading.semeval_rows import is_semeval, read_semeval
+from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.table_kind import head_lines, json_kind
 from framework.errors import ConfigError, DataError
 
 
@@ -43,8 +45,9 @@ class RelationExample:
 class RelationData(SplitFiles):
     """A text with `<e1>...</e1>` and `<e2>...</e2>` and a label a row; rows of one text fall into one split.
 
-    A `.txt` file, which may be compressed, is SemEval's (`framework.data.reading.semeval_rows`); others are tables
-    (`framework.data.reading.rows`).
+    A file of JSON objects may give tokens and the places of the entities instead
+    (`framework.data.reading.relation_rows`). A `.txt` file whose first lines are SemEval's is read so
+    (`framework.data.reading.semeval_rows`); others are tables (`framework.data.reading.rows`).
 
     Attributes:
         text_column: Column of tables, in JSONL key, of the text.
@@ -97,7 +100,14 @@ class RelationData(SplitFiles):
         return relations
 
     def _read(self, path: Path, reading: Reading) -> Iterator[RelationExample]:
-        for row, text, label in self._rows(path, reading):
+        table_format = self.format or TableFormat()
+        kind = None if table_format.columns else json_kind(path, table_format)
+        if kind is not None:
+            table = TableFile(path, (), table_format, kind=kind)
+            for place, text, label in read_relation_json(table, self.text_column, self.label_column, reading):
+                yield RelationExample(place, text, label)
+            return
+        for row, text, label in self._rows(path, table_format, reading):
             place = f"{path}, {row.place}"
             try:
                 if not label:
@@ -108,12 +118,12 @@ class RelationData(SplitFiles):
             else:
                 yield example
 
-    def _rows(self, path: Path, reading: Reading) -> Iterator[tuple[Row, str, str]]:
-        if kind_of(path) == ".txt":
-            for row in read_semeval(path, reading):
+    def _rows(self, path: Path, table_format: TableFormat, reading: Reading) -> Iterator[tuple[Row, str, str]]:
+        if kind_of(path) == ".txt" and is_semeval(head_lines(head_of(path), table_format)):
+            for row in read_semeval(path, reading, table_format.codec):
                 yield row, row.values["text"], row.values["label"]
         else:
-            for row in read_rows(path, [self.text_column, self.label_column], reading, self.format):
+            for row in read_rows(path, [self.text_column, self.label_column], reading, table_format):
                 yield row, row.values[self.text_column], row.values[self.label_column].strip()
 
 

@@ -1,7 +1,7 @@
 """Sentences with tagged words, checked and split (`splits`); whatever the files have becomes BIO."""
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -9,14 +9,17 @@ from typing import Literal
 from framework.data.examples.splits import ReadSplits, SplitFiles
 from framework.data.examples.tag_schemes import Scheme, bio_tags, detect_scheme, first_violation, is_tag
 from framework.data.examples.text_units import Units
-from framework.data.reading.files import Reading, kind_of
-from framework.data.reading.tagged_rows import ConllFormat, TaggedSentence, read_conll, read_tagged_jsonl
+from framework.data.reading.files import Reading
+from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.table_kind import json_kind
+from framework.data.reading.tagged_json import read_tagged_json
+from framework.data.reading.tagged_rows import ConllFormat, TaggedSentence, read_conll
 from framework.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
 class TaggedData(SplitFiles):
-    """One sentence a row: JSONL by its suffix, CoNLL columns under any other (`framework.data.reading.tagged_rows`).
+    """One sentence a row: JSON by its suffix or content (`framework.data.reading.tagged_json`), else CoNLL columns.
 
     Attributes:
         scheme: Of the tags in the files; "auto" finds it in `train`.
@@ -24,14 +27,14 @@ class TaggedData(SplitFiles):
             sentence a bad row, "repair" reads it as conlleval does.
         on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
         labels: The types of entities; None finds them in `train`, sorted. A sentence with another one is a bad row.
-        conll: How CoNLL files are read.
+        conll: How CoNLL files are read, and the encoding of all files; None: the defaults of ConllFormat.
     """
 
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
     invalid_tags: Literal["error", "repair"] = "error"
     on_bad_row: Literal["error", "skip"] = "error"
     labels: list[str] | None = None
-    conll: ConllFormat = field(default_factory=ConllFormat)
+    conll: ConllFormat | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,9 +72,12 @@ class TaggedData(SplitFiles):
         return replace(tagged, facts=facts)
 
     def _read(self, path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
-        if kind_of(path) == ".jsonl":
-            return read_tagged_jsonl(path, units, reading)
-        return read_conll(path, self.conll, reading)
+        layout = self.conll or ConllFormat()
+        kind = json_kind(path, TableFormat(encoding=layout.encoding))
+        if kind is None:
+            return read_conll(path, layout, reading)
+        table = TableFile(path, (), TableFormat(encoding=layout.encoding), kind=kind)
+        return read_tagged_json(table, units, reading)
 
     def _scheme(self, sentences: list[TaggedSentence]) -> Scheme:
         if self.scheme != "auto":
@@ -85,15 +91,15 @@ class TaggedData(SplitFiles):
         Raises:
             DataError: The sentence cannot be used.
         """
-        for tag, line in zip(sentence.tags, sentence.lines, strict=True):
+        for index, tag in enumerate(sentence.tags):
             if not is_tag(tag):
                 raise DataError(
-                    f"{sentence.place}, line {line}: the tag {tag!r} is not O, nor B-, I-, E- or S- with a type; "
+                    f"{sentence.place_of(index)}: the tag {tag!r} is not O, nor B-, I-, E- or S- with a type; "
                     "correct it, or name the column of the tags."
                 )
             if labels and tag != "O" and tag[2:] not in labels:
                 raise DataError(
-                    f"{sentence.place}, line {line}: the type of {tag!r} is not among the labels, which are those of "
+                    f"{sentence.place_of(index)}: the type of {tag!r} is not among the labels, which are those of "
                     "`train` or `labels`; correct it, list all types in `labels`, or set `on_bad_row` to skip."
                 )
         violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
@@ -103,7 +109,7 @@ class TaggedData(SplitFiles):
             after = repr(sentence.tags[violation]) if violation <= last else "the end of the sentence"
             found = ", the scheme that fits `train` best," if self.scheme == "auto" else ""
             raise DataError(
-                f"{sentence.place}, line {sentence.lines[min(violation, last)]}: {after} behind {before} is against "
+                f"{sentence.place_of(min(violation, last))}: {after} behind {before} is against "
                 f"{scheme}{found} so schemes are mixed or a tag is wrong; correct it, name the right `scheme`, or set "
                 "`invalid_tags` to repair, which reads tags as conlleval does."
             )

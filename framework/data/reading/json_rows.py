@@ -12,6 +12,9 @@ from framework.data.reading.header import has_header
 from framework.data.reading.table_format import Row, TableFile, check_columns
 from framework.errors import DataError
 
+ALL_LISTS = ("*",)
+"""`TableFile.parts` for the lists under all keys of an object; a file that is a list has no keys."""
+
 _SAMPLE = 200
 
 
@@ -23,11 +26,13 @@ class JsonValue:
         number: Counted from 1, rows that were left out among them.
         line: Of the file; None where the file is one JSON value.
         value: Of any kind.
+        key: Of the list that holds it; None where the file is no object.
     """
 
     number: int
     line: int | None
     value: Any
+    key: str | None = None
 
     @property
     def place(self) -> str:
@@ -71,10 +76,10 @@ def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
         content = b"".join(raw for _, raw in raw_lines(table.path, reading))
         text = decode_line(table.path, 1, content, table.format.codec)
         parsed = _parsed(str(table.path), text, "the file must be one JSON value, or have one a line")
-        for number, value in enumerate(_listed_rows(table, parsed), start=1):
-            yield JsonValue(number, None, value)
+        for number, (key, value) in enumerate(_listed_rows(table, parsed), start=1):
+            yield JsonValue(number, None, value, key)
         return
-    if table.parts:
+    if table.parts and table.parts != ALL_LISTS:
         raise DataError(
             f"{table.path} has a JSON value a line, so it has no keys {'+'.join(table.parts)}. Only a JSON object has "
             "keys. Give the file without them."
@@ -93,22 +98,23 @@ def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
             yield JsonValue(number, line, value)
 
 
-def _listed_rows(table: TableFile, parsed: Any) -> list[Any]:
-    lists = [parsed]
-    if table.parts:
-        known = list(parsed) if isinstance(parsed, dict) else []
-        for part in table.parts:
-            if part not in known:
-                raise DataError(f"{table.path}: no key {part!r} among {known}; name one of these behind the file.")
-        lists = [parsed[part] for part in table.parts]
-    elif isinstance(parsed, dict):
+def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:
+    """Returns each row with the key of its list."""
+    if isinstance(parsed, list) and table.parts in ((), ALL_LISTS):
+        return [(None, row) for row in parsed]
+    keys = list(parsed) if isinstance(parsed, dict) else []
+    wanted = keys if table.parts == ALL_LISTS else table.parts
+    if isinstance(parsed, dict) and not wanted:
         raise DataError(
             f"{table.path} is an object, not a list of rows; say which of its lists are wanted by their keys, as "
-            f"{table.path}:{'+'.join(list(parsed)[:2])}."
+            f"{table.path}:{'+'.join(keys[:2])}."
         )
-    if not all(isinstance(rows, list) for rows in lists):
+    for part in wanted:
+        if part not in keys:
+            raise DataError(f"{table.path}: no key {part!r} among {keys}; name one of these behind the file.")
+    if not wanted or not all(isinstance(parsed[part], list) for part in wanted):
         raise DataError(f"{table.path}: rows must stand in a list; name a key whose value is one.")
-    return [row for rows in lists for row in rows]
+    return [(part, row) for part in wanted for row in parsed[part]]
 
 
 def json_object(place: str, text: str) -> dict[str, Any]:

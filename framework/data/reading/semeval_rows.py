@@ -16,15 +16,29 @@ _SENTENCE = re.compile(r"\d+\t(.*)")
 _COMMENT = "Comment:"
 
 
-def read_semeval(path: Path, reading: Reading) -> Iterator[Row]:
+def is_semeval(lines: Sequence[str]) -> bool:
+    """Returns True where a file begins with a number, a tab and a sentence, and a line of another form.
+
+    Args:
+        lines: The first lines of the file that are not blank.
+    """
+    return len(lines) < 2 or (_SENTENCE.fullmatch(lines[0]) is not None and "\t" not in lines[1])
+
+
+def read_semeval(path: Path, reading: Reading, encoding: str = "utf-8") -> Iterator[Row]:
     """Streams rows with `text`, the sentence without its quotes, and `label`.
+
+    Args:
+        path: The file.
+        reading: What is done about broken rows.
+        encoding: Of the file.
 
     Raises:
         DataError: The file cannot be read, or a block of lines is no row and `reading` does not skip those.
     """
     for number, block in enumerate(_blocks(path, reading), start=1):
         try:
-            values = _values(path, block)
+            values = _values(path, block, encoding)
         except DataError as error:
             reading.bad_row(error)
         else:
@@ -44,8 +58,8 @@ def _blocks(path: Path, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
         yield block
 
 
-def _values(path: Path, block: Sequence[tuple[int, bytes]]) -> dict[str, str]:
-    lines = [decode_line(path, number, raw).strip() for number, raw in block]
+def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str) -> dict[str, str]:
+    lines = [decode_line(path, number, raw, encoding).strip() for number, raw in block]
     sentence = _SENTENCE.fullmatch(lines[0])
     if sentence is None:
         raise DataError(

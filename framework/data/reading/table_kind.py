@@ -55,12 +55,13 @@ def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
         raise DataError(
             f"{path} is {suffix[1:]} behind {path.suffix}. Only text may be compressed as a whole. Decompress the file."
         )
-    if kind == "json" and _is_json_lines(head_lines(head_of(path), table_format)):
-        return Concluded("jsonl", f"because its name ends in {suffix} and it has a JSON value a line")
+    if kind == "json":
+        kind = json_kind(path, table_format)
     if kind is not None:
         return Concluded(kind, f"because its name ends in {suffix}")
     head = head_of(path)
     kind = next((each for mark, each in _BINARY_KINDS.items() if head.startswith(mark)), None)
+    kind = kind or json_kind(path, table_format)
     if kind is None:
         kind = _kind_of_text(head_lines(head, table_format), table_format.delimiter)
     if kind is not None:
@@ -72,6 +73,25 @@ def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
         f"{', '.join(KIND_OF_SUFFIX)}, those of text perhaps followed by {' or '.join(COMPRESSIONS)}. Rename the file, "
         "or set format.kind, and format.delimiter where it is no comma or tab."
     )
+
+
+def json_kind(path: Path, table_format: TableFormat) -> Literal["json", "jsonl"] | None:
+    """Concludes whether a file is JSON, by its name or, where that tells nothing, its content.
+
+    A file of JSON values, one a line, is "jsonl" even where its name ends in .json.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    kind = KIND_OF_SUFFIX.get(kind_of(path))
+    if kind == "jsonl":
+        return kind
+    if kind not in ("json", None) or path.is_dir():
+        return None
+    lines = head_lines(head_of(path), table_format)
+    if kind is None and not (lines and _OPENING.fullmatch(lines[0].strip())):
+        return None
+    return "jsonl" if _is_json_lines(lines) else "json"
 
 
 def head_lines(head: bytes, table_format: TableFormat) -> list[str]:
@@ -86,8 +106,6 @@ def head_lines(head: bytes, table_format: TableFormat) -> list[str]:
 def _kind_of_text(lines: list[str], delimiter: str | None) -> Kind | None:
     if not lines:
         return None
-    if _OPENING.fullmatch(lines[0].strip()):
-        return "jsonl" if _is_json_lines(lines) else "json"
     if delimiter is not None:
         return "csv"
     has_tabs = len({line.count("\t") for line in lines}) == 1 and "\t" in lines[0]

@@ -1,16 +1,15 @@
-"""Sentences whose words have tags: CoNLL columns, or JSONL with tokens and tags, or with a text and spans of it."""
+"""Sentences whose words have tags, one word a line (CoNLL); those of JSON are in `tagged_json`."""
 
 import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from framework.data.examples.splits import same_text
-from framework.data.examples.text_units import TextUnit, Units, split_units
 from framework.data.reading.files import Reading, decode_line, raw_lines
-from framework.data.reading.json_rows import check_surrogates, json_object
+from framework.data.reading.table_format import check_encoding
 from framework.errors import ConfigError, DataError
 
 _DOCUMENT_START = b"-DOCSTART-"
@@ -24,7 +23,7 @@ class TaggedSentence:
         place: File, sentence and line, for messages.
         words: At least one.
         tags: (words,) in BIO; as read from a file as the file has them.
-        lines: (words,) line of each in the file, counted from 1.
+        lines: (words,) line of each in the file, counted from 1; empty where `place` tells all.
         has_spans: Whether the file has spans of a text instead of tags; the tags are then in BIO from the start.
     """
 
@@ -44,6 +43,10 @@ class TaggedSentence:
         """The tags."""
         return self.tags
 
+    def place_of(self, index: int) -> str:
+        """Names a word's place, for messages."""
+        return f"{self.place}, line {self.lines[index]}" if self.lines else self.place
+
 
 @dataclass(frozen=True)
 class ConllFormat:
@@ -56,6 +59,7 @@ class ConllFormat:
         comment: Lines that begin so are left out; None: there are no comments (a word may be a hashtag).
         word_suffix: A regular expression of what ends words and belongs not to them, for example the `[0-9]+` of Weibo
             NER, in which each character bears its place in its word; at least one character of a word stays.
+        encoding: Of the files (`framework.data.reading.table_format.TableFormat`); CoNLL-2002 is latin-1.
     """
 
     word_column: int = 0
@@ -63,14 +67,21 @@ class ConllFormat:
     separator: Literal["white_space", "tab"] = "white_space"
     comment: str | None = None
     word_suffix: str | None = None
+    encoding: str = "utf-8"
 
     def __post_init__(self) -> None:
+        check_encoding("conll.encoding", self.encoding)
         if self.comment == "":
             raise ConfigError("comment is an empty text, with which every line begins; give null for no comments.")
         try:
             re.compile(self.word_suffix or "")
         except re.error as error:
             raise ConfigError(f"word_suffix is {self.word_suffix!r}, no regular expression ({error}).") from error
+
+    @property
+    def codec(self) -> str:
+        """The encoding by the name that Python gives it."""
+        return check_encoding("conll.encoding", self.encoding)
 
     def fields(self, line: str) -> list[str]:
         """The columns of a line."""
@@ -109,7 +120,8 @@ def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Ta
     for number, lines in enumerate(_stretches(path, layout, reading), start=1):
         where = f"{path}, sentence {number}"
         try:
-            pairs = [layout.word_and_tag(f"{where}, line {line}", decode_line(path, line, raw)) for line, raw in lines]
+            texts = [(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
+            pairs = [layout.word_and_tag(place, text) for place, text in texts]
         except DataError as error:
             reading.bad_row(error)
         else:
@@ -120,7 +132,7 @@ def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Ta
 
 def _stretches(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
     """The numbered lines of each sentence."""
-    comment = None if layout.comment is None else layout.comment.encode()
+    comment = None if layout.comment is None else layout.comment.encode(layout.codec)
     stretch: list[tuple[int, bytes]] = []
     for number, raw in raw_lines(path, reading):
         line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
@@ -132,90 +144,3 @@ def _stretches(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[li
             stretch.append((number, raw))
     if stretch:
         yield stretch
-
-
-def read_tagged_jsonl(path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
-    """Streams the rows of a file: `tokens` and `tags`, lists of one length, or `text` and `spans`.
-
-    A span is an object with `start`, `stop` or `end` behind its last character, and `label`; where it has a `text`,
-    that is compared. Places count code points.
-
-    Raises:
-        DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
-    """
-    number = 0
-    for line, raw in raw_lines(path, reading):
-        if not raw.strip():
-            continue
-        number += 1
-        try:
-            row = json_object(f"{path}, line {line}", decode_line(path, line, raw))
-            place = f"{path}, row {number} (line {line})"
-            words, tags = _spans_to_tags(place, row, units) if "text" in row else _tokens_and_tags(place, row)
-            check_surrogates(place, "text", "".join(words))
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield TaggedSentence(place, words, tags, (line,) * len(words), has_spans="text" in row)
-
-
-def _tokens_and_tags(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    for key in ("tokens", "tags"):
-        values = row.get(key)
-        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
-            raise DataError(
-                f"{place}: {key!r} is {values!r:.80}, it must be a list of texts, none empty; a row needs `tokens` and "
-                "`tags`, or `text` and `spans`."
-            )
-    words, tags = tuple(row["tokens"]), tuple(row["tags"])
-    if not words or len(words) != len(tags):
-        raise DataError(
-            f"{place}: {len(words)} tokens and {len(tags)} tags, there must be one tag for each, and at least one; "
-            "correct or remove the row."
-        )
-    return words, tags
-
-
-def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    text, spans = row["text"], row.get("spans")
-    if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: 'text' is {text!r:.80}, it must be text that is not empty; fill in or remove it.")
-    if not isinstance(spans, list):
-        raise DataError(f"{place}: 'spans' is {spans!r:.80}, it must be a list; give an empty one for no entities.")
-    parts = split_units(text, units)
-    first = {part.start: index for index, part in enumerate(parts)}
-    last = {part.stop: index for index, part in enumerate(parts)}
-    tags = ["O"] * len(parts)
-    for span in spans:
-        start, stop, label = _checked_span(place, text, span)
-        if start not in first or stop not in last:
-            raise DataError(
-                f"{place}: the span {span!r:.120} does not begin and end with {units.replace('_', ' ')} of the text, "
-                f"{_around(parts, start, stop)}; correct it, or set `task.units` to characters."
-            )
-        covered = slice(first[start], last[stop] + 1)
-        if any(tag != "O" for tag in tags[covered]):
-            raise DataError(f"{place}: the span {span!r:.120} overlaps another one; leave one of them out.")
-        tags[covered] = [f"B-{label}", *[f"I-{label}"] * (last[stop] - first[start])]
-    return tuple(part.text for part in parts), tuple(tags)
-
-
-def _checked_span(place: str, text: str, span: Any) -> tuple[int, int, str]:
-    start, stop, label = (span.get(key) if isinstance(span, dict) else None for key in ("start", "end", "label"))
-    if type(start) is not int or type(stop) is not int or not isinstance(label, str) or not label.strip():
-        raise DataError(f"{place}: the span {span!r:.120} must have whole numbers `start` and `end`, and a `label`.")
-    if not 0 <= start < stop <= len(text):
-        raise DataError(
-            f"{place}: the span {span!r:.120} is empty or outside of the text, which has {len(text)} characters; "
-            "correct or remove it."
-        )
-    if span.get("text", text[start:stop]) != text[start:stop]:
-        raise DataError(
-            f"{place}: the span {span!r:.120} is {text[start:stop]!r:.80} in the text; places must count code points."
-        )
-    return start, stop, label.strip()
-
-
-def _around(parts: list[TextUnit], start: int, stop: int) -> str:
-    near = [repr(part.text) for part in parts if part.stop > start and part.start < stop]
-    return f"which here are {', '.join(near)}"[:120] if near else "there is white space only"

@@ -99,7 +99,7 @@ def test_labels_that_cannot_be(tmp_path):
     with pytest.raises(DataError, match=r"train.txt, row 2 \(line 7\): the label 'Other' is none of In\(e1,e2\), In"):
         RelationData(train, test=other).load(["In(e1,e2)", "In(e2,e1)"])
     empty = write(tmp_path / "empty.jsonl", rows(("<e1>a</e1> <e2>b</e2>", " ")))
-    with pytest.raises(DataError, match=r"row 1 \(line 1\): the label is empty"):
+    with pytest.raises(DataError, match=r"row 1 \(line 1\): the label is ' '\. Each row needs a text"):
         RelationData(empty).load()
     one = write(tmp_path / "one.jsonl", rows(("<e1>a</e1> <e2>b</e2>", "x")))
     with pytest.raises(DataError, match="all 1 training rows have the label 'x'"):
