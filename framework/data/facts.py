@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-_PLACE = re.compile(r", ((?:row|line|lines|sentence|article) .*?): (.*)", re.DOTALL)
+_PLACE = re.compile(r", ((?:rows?|lines?|sentence|article|file) .*?): (.*)", re.DOTALL)
 _NUMBER = {name: re.compile(rf"\b{name} (\d+)") for name in ("row", "line")}
 _DECIMALS = 6
 

@@ -47,7 +47,7 @@ def test_the_facts_by_hand(tokenizer, tmp_path):
     held_out = tmp_path / "held_out.jsonl"
     held_out.write_text('{"text": "b", "label": "y"}\n{"text": "b", "label": "z"}\n')
     path = tmp_path / "rows.jsonl"
-    facts = read(tokenizer, path, ROWS, validation=str(held_out), deduplicate=True)
+    facts = read(tokenizer, path, ROWS, validation=str(held_out), deduplicate=True, labels=["x", "y"])
     train, validation = facts["train"], facts["validation"]
     assert (train.rows, train.read, train.num_skipped, dict(train.left_out)) == (
         3,

@@ -52,7 +52,7 @@ class RelationData(SplitFiles):
     Attributes:
         text_column: Column of tables, in JSONL key, of the text.
         label_column: Column of the label.
-        labels: The label set in the order of scores; None finds it in `train`, sorted.
+        labels: The label set in the order of scores; None finds it in the files, sorted.
         format: How tables are written; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, whose entities are not marked as they should be or do not
             fit into a sequence, or whose label is empty or outside the label set: "error", or "skip", which counts it.
@@ -87,7 +87,7 @@ class RelationData(SplitFiles):
                 split; all training rows have one label.
         """
         read = self.read_files(self._read, self.on_bad_row)
-        names = tuple(labels or self.labels or sorted({str(example.label) for example in read.records["train"]}))
+        names = tuple(labels or self.labels or sorted(read.found_labels(lambda row: [str(row.label)])))
         for split in read.records:
             read.checked(split, lambda example: _known(example, names))
         relations = self.split(read, names)

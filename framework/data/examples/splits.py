@@ -7,7 +7,7 @@ to their fractions, not exact.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
@@ -88,6 +88,16 @@ class FileRecords(Generic[R]):
     records: dict[str, list[R]]
     readings: dict[str, Reading]
     files: dict[str, Path]
+
+    def found_labels(self, labels: Callable[[R], Iterable[str]], outside: Collection[str] = ()) -> set[str]:
+        """Returns the labels of all files, so that a label of a few rows need not be in `train`.
+
+        Args:
+            labels: Of a record.
+            outside: Labels that count only where `train` has them.
+        """
+        found = {split: {label for record in rows for label in labels(record)} for split, rows in self.records.items()}
+        return found["train"].union(*found.values()) - (set(outside) - found["train"])
 
     def checked(self, split: str, check: Callable[[R], R]) -> None:
         """Replaces each record of a file by what `check` returns; a record that it refuses is a bad row.

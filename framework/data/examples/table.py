@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.answers import Answer, AnswerKind, one_label
-from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
+from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
@@ -48,7 +48,7 @@ class TableData(SplitFiles):
         text_column: Column, in JSONL key, of the text.
         pair_column: Column of the second text; None for single texts.
         label_column: Column of the label, the labels, or the number.
-        labels: The label set in the order of scores; None finds it in `train`, sorted (by value if all are whole
+        labels: The label set in the order of scores; None finds it in the files, sorted (by value if all are whole
             numbers).
         where: {column: value}; only rows that have all these values are taken.
         format: How the files are written; None: the defaults of TableFormat.
@@ -89,7 +89,7 @@ class TableData(SplitFiles):
         """
         answers = answers or one_label()
         read = self.read_files(lambda path, reading: self._read(path, answers, reading), self.on_bad_row)
-        names = tuple(labels) if labels is not None else self._label_set(read.records["train"], answers)
+        names = tuple(labels) if labels is not None else self._label_set(read, answers)
         if answers.has_labels:
             known = {*names, *answers.outside}
             for split in read.records:
@@ -128,10 +128,10 @@ class TableData(SplitFiles):
             ) from error
         return LabelledText(place, values[texts[0]], values[texts[1]] if len(texts) > 1 else None, answer)
 
-    def _label_set(self, rows: list[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
+    def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
         if self.labels is not None and answers.has_labels:
             return tuple(str(label) for label in self.labels)
-        found = {label for row in rows for label in answers.labels(row.label)}
+        found = read.found_labels(lambda row: answers.labels(row.label), answers.outside)
         whole_numbers = all(label.removeprefix("-").isdecimal() for label in found)
         return tuple(sorted(found, key=lambda label: (int(label) if whole_numbers else 0, label)))
 

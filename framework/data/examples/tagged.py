@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from framework.data.examples.splits import ReadSplits, SplitFiles
+from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles
 from framework.data.examples.tag_schemes import Scheme, bio_tags, detect_scheme, first_violation, is_tag
 from framework.data.examples.text_units import Units
 from framework.data.reading.files import Reading
@@ -26,7 +26,7 @@ class TaggedData(SplitFiles):
         invalid_tags: What happens to tags that the scheme forbids, such as I- behind O in BIO: "error" makes the
             sentence a bad row, "repair" reads it as conlleval does.
         on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
-        labels: The types of entities; None finds them in `train`, sorted. A sentence with another one is a bad row.
+        labels: The types of entities; None finds them in the files, sorted. A sentence with another one is a bad row.
         conll: How CoNLL files are read, and the encoding of all files; None: the defaults of ConllFormat.
     """
 
@@ -64,9 +64,9 @@ class TaggedData(SplitFiles):
             repaired[split] += self._checked(sentence, scheme, types) is not None
             return replace(sentence, tags=bio_tags(sentence.tags), lines=())
 
-        for split in read.records:  # `train` first
+        for split in read.records:
             read.checked(split, partial(checked, split, names))
-            names = names or _types(self.train, read.records[split])
+        names = names or _types(self.train, read)
         tagged = self.split(read, names)
         facts = {split: replace(each, repaired=repaired.get(split, 0)) for split, each in tagged.facts.items()}
         return replace(tagged, facts=facts)
@@ -99,8 +99,8 @@ class TaggedData(SplitFiles):
                 )
             if labels and tag != "O" and tag[2:] not in labels:
                 raise DataError(
-                    f"{sentence.place_of(index)}: the type of {tag!r} is not among the labels, which are those of "
-                    "`train` or `labels`; correct it, list all types in `labels`, or set `on_bad_row` to skip."
+                    f"{sentence.place_of(index)}: the type of {tag!r} is not among the labels; correct it, list "
+                    "all types in `labels`, or set `on_bad_row` to skip."
                 )
         violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
         if violation is not None and self.invalid_tags == "error":
@@ -116,8 +116,8 @@ class TaggedData(SplitFiles):
         return violation
 
 
-def _types(train: str, sentences: list[TaggedSentence]) -> tuple[str, ...]:
-    found = sorted({tag[2:] for sentence in sentences for tag in sentence.tags if tag != "O"})
-    if not found:
+def _types(train: str, read: FileRecords[TaggedSentence]) -> tuple[str, ...]:
+    sentences = read.records["train"]
+    if all(tag == "O" for sentence in sentences for tag in sentence.tags):
         raise DataError(f"{train}: no entity in {len(sentences)} sentences, at least one is needed to learn from.")
-    return tuple(found)
+    return tuple(sorted(read.found_labels(lambda each: [tag[2:] for tag in each.tags if tag != "O"])))

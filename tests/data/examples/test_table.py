@@ -172,10 +172,14 @@ def test_a_bad_table_is_one_error_with_its_place(tmp_path, content, arguments, m
         TableData(str(path), **arguments).load()
 
 
-def test_a_label_that_only_evaluation_has_is_refused(tmp_path):
+def test_the_labels_of_all_files_count(tmp_path):
     path, own = write(tmp_path / "data", many()), write(tmp_path / "own", [("x", 1), ("y", 5)])
+    table = TableData(path, validation=own).load()
+    assert (table.labels, texts(table.splits["validation"])) == (("0", "1", "5"), ["x", "y"])
     with pytest.raises(DataError, match=r"own.csv, row 2 \(line 3\): the label '5' is none of 0, 1"):
-        TableData(path, validation=own).load()
+        TableData(path, validation=own, labels=[0, 1]).load()
+    # Rows that are out of scope are no class unless they are trained on.
+    assert TableData(path, validation=own).load(answers=one_label(frozenset({"5"}))).labels == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +203,7 @@ def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_
     path = tmp_path / "data.csv"
     path.write_text("\n".join(rows) + "\n")
     own = write(tmp_path / "own", [("x", 1), ("y", 5), ("", 1)])
-    table = TableData(str(path), validation=own, on_bad_row="skip").load()
+    table = TableData(str(path), validation=own, on_bad_row="skip", labels=[0, 1]).load()
     assert {split: texts(rows) for split, rows in table.splits.items()} == {
         "train": ["a", "d", "e"],
         "validation": ["x"],

@@ -168,7 +168,7 @@ def test_columns_of_bytes_and_missing_values(tmp_path, name):
     assert texts_of(TableFiles(str(tmp_path / name), where={"n": 1}), reading) == ["one"]
     assert [message.split(": ")[1] for message in reading.skipped] == [
         "'text' is not UTF-8; correct it or remove the row.",
-        "'n' has no value, or holds NaN; fill it in or remove the row.",
+        "'n' has no value; fill it in or remove the row.",
     ]
     doubled = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
     pq.write_table(doubled, tmp_path / name) if name == "a.parquet" else write_arrow(tmp_path / name, doubled)
