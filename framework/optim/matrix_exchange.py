@@ -1,11 +1,15 @@
-"""Brings each matrix of a sharded model whole to one rank and takes the result back: two collectives a step.
+"""Brings each matrix of a sharded model whole to one rank and takes the result back.
 
 For updates that need the full matrix. Every rank doing all of them would cost world-size times the work; gathering one
-matrix after the other would cost about ten small collectives each.
+matrix after the other would cost about ten small collectives each. What is sharded travels in two all-to-alls a step;
+results of matrices that every rank holds whole are broadcast by their owners. No buffer is larger than all matrices
+together, and only those of matrices that are sharded along one axis and copied along another (tensor parallel) grow
+with the number of copies.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -96,8 +100,78 @@ def _num_elements(block: Block) -> int:
     return (block[1] - block[0]) * (block[3] - block[2])
 
 
+Layout = tuple[torch.Size, tuple[str, ...], tuple[Placement, ...]]
+"""Shape of a whole matrix, the axes over which it is spread, and its placement along each of them."""
+
+
+def _layout(parameter: Tensor) -> Layout:
+    if isinstance(parameter, DTensor):
+        return parameter.shape, _names(parameter), tuple(parameter.placements)
+    return parameter.shape, (), ()
+
+
+@dataclass(frozen=True)
+class _Routes:
+    """What one rank keeps, sends and gets.
+
+    Attributes:
+        owned: Indices of the matrices that this rank owns.
+        copied: By owner, indices of the matrices that all ranks hold whole.
+        to_owners: By receiver, indices of the matrices of which this rank sends its block.
+        at_owner: By sender, indices and blocks that come to this rank.
+        from_owner: By receiver, indices and blocks of results that this rank sends.
+        at_holder: By sender, indices of the results of which this rank gets its block.
+    """
+
+    owned: tuple[int, ...]
+    copied: dict[int, list[int]]
+    to_owners: list[list[int]]
+    at_owner: list[list[tuple[int, Block]]]
+    from_owner: list[list[tuple[int, Block]]]
+    at_holder: list[list[int]]
+
+
+@functools.lru_cache(maxsize=16)
+def _routes(layouts: tuple[Layout, ...], axes: Axes, rank: int) -> _Routes:
+    """Plans both transfers; the same plan serves every step."""
+    num_ranks = int(np.prod([size for _, size in axes], dtype=np.int64))
+    ranks = range(num_ranks)
+    owners = _assign_owners([shape for shape, _, _ in layouts], num_ranks)
+    routes = _Routes(
+        owned=tuple(index for index, owner in enumerate(owners) if owner == rank),
+        copied={},
+        to_owners=[[] for _ in ranks],
+        at_owner=[[] for _ in ranks],
+        from_owner=[[] for _ in ranks],
+        at_holder=[[] for _ in ranks],
+    )
+    for index, (layout, owner) in enumerate(zip(layouts, owners, strict=True)):
+        blocks = _blocks(*layout, axes)
+        if all(block == (0, layout[0][0], 0, layout[0][1]) for block in blocks):
+            routes.copied.setdefault(owner, []).append(index)
+            continue
+        senders = _senders(blocks, owner, index)
+        if rank in senders:
+            routes.to_owners[owner].append(index)
+        routes.at_holder[owner].append(index)
+        if owner == rank:
+            for other in ranks:
+                routes.from_owner[other].append((index, blocks[other]))
+                if other in senders:
+                    routes.at_owner[other].append((index, blocks[other]))
+    return routes
+
+
+def _senders(blocks: Sequence[Block], owner: int, index: int) -> set[int]:
+    """Returns one holder of each block: the owner of its own, else one in turn."""
+    holders: dict[Block, list[int]] = {}
+    for rank, block in enumerate(blocks):
+        holders.setdefault(block, []).append(rank)
+    return {owner if block == blocks[owner] else equal[index % len(equal)] for block, equal in holders.items()}
+
+
 class MatrixExchange:
-    """Who owns which matrix, and the two transfers.
+    """Knows who owns which matrix, and does the two transfers.
 
     Args:
         parameters: The same on every rank: plain 2-D tensors, which every rank holds whole, or DTensors over all ranks
@@ -107,7 +181,6 @@ class MatrixExchange:
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.shapes = [parameter.shape for parameter in parameters]
         meshes = [parameter.device_mesh for parameter in parameters if isinstance(parameter, DTensor)]
         mesh = max(meshes, key=lambda mesh: mesh.ndim, default=None)
         axes: Axes = ()
@@ -121,25 +194,8 @@ class MatrixExchange:
                 (name,) = shared
                 axes = ((name, mesh[name].size()),)
                 self.rank, self.group = mesh.get_local_rank(name), mesh.get_group(name)
-        self.num_ranks = int(np.prod([size for _, size in axes], dtype=np.int64))
-        self.owners = _assign_owners(self.shapes, self.num_ranks)
-        self.blocks = [
-            _blocks(parameter.shape, _names(parameter), parameter.placements, axes)
-            if isinstance(parameter, DTensor)
-            else _blocks(parameter.shape, (), (), axes)
-            for parameter in parameters
-        ]
-
-    def _owned_by(self, rank: int) -> list[int]:
-        return [index for index, owner in enumerate(self.owners) if owner == rank]
-
-    def _sends(self, holder: int, index: int) -> bool:
-        """Whether this holder sends its block to the owner: of equal ones the owner's own, else one in turn."""
-        blocks, owner = self.blocks[index], self.owners[index]
-        if blocks[holder] == blocks[owner]:
-            return holder == owner
-        equal = [rank for rank, block in enumerate(blocks) if block == blocks[holder]]
-        return holder == equal[index % len(equal)]
+        self._routes = _routes(tuple(map(_layout, parameters)), axes, self.rank)
+        self._shapes = [parameter.shape for parameter in parameters]
 
     def to_owners(self, parts: Sequence[Tensor]) -> dict[int, Tensor]:
         """Collects the matrices that this rank owns. Collective: all ranks must call.
@@ -150,22 +206,18 @@ class MatrixExchange:
         Returns:
             Full matrices (rows, columns) by index.
         """
-        mine, ranks = self._owned_by(self.rank), range(self.num_ranks)
-        if all(
-            set(blocks) == {(0, shape[0], 0, shape[1])} for shape, blocks in zip(self.shapes, self.blocks, strict=True)
-        ):
-            return {index: parts[index] for index in mine}
-        outgoing = [[index for index in self._owned_by(rank) if self._sends(self.rank, index)] for rank in ranks]
-        incoming = [[index for index in mine if self._sends(rank, index)] for rank in ranks]
-        blocks = [[(index, self.blocks[index][rank]) for index in incoming[rank]] for rank in ranks]
+        routes = self._routes
+        full = {index: parts[index] for index in routes.copied.get(self.rank, ())}
+        if not any(routes.at_holder):
+            return full
+        full |= {index: parts[index].new_empty(self._shapes[index]) for index in routes.owned if index not in full}
         received = _all_to_all(
-            [[parts[index] for index in indices] for indices in outgoing],
-            [[_num_elements(block) for _, block in each] for each in blocks],
+            [[parts[index] for index in indices] for indices in routes.to_owners],
+            [[_num_elements(block) for _, block in each] for each in routes.at_owner],
             parts[0],
             self.group,
         )
-        full = {index: parts[index].new_empty(self.shapes[index]) for index in mine}
-        for (index, block), flat in zip((pair for each in blocks for pair in each), received, strict=True):
+        for (index, block), flat in zip((pair for each in routes.at_owner for pair in each), received, strict=True):
             target = _cut(full[index], block)
             target.copy_(flat.view(target.shape))
         return full
@@ -180,18 +232,35 @@ class MatrixExchange:
         Returns:
             This rank's part of each matrix.
         """
-        if self.num_ranks == 1:
-            return [results[index] for index in range(len(self.shapes))]
-        mine, ranks = self._owned_by(self.rank), range(self.num_ranks)
-        order = [self._owned_by(rank) for rank in ranks]
-        received = _all_to_all(
-            [[_cut(results[index], self.blocks[index][rank]) for index in mine] for rank in ranks],
-            [[like[index].numel() for index in indices] for indices in order],
-            like[0],
-            self.group,
-        )
-        parts = dict(zip((index for indices in order for index in indices), received, strict=True))
-        return [parts[index].view(like[index].shape) for index in range(len(self.shapes))]
+        routes = self._routes
+        if len(routes.at_holder) == 1:
+            return [results[index] for index in range(len(like))]
+        parts = self._broadcast(results, like)
+        if any(routes.at_holder):
+            received = _all_to_all(
+                [[_cut(results[index], block) for index, block in each] for each in routes.from_owner],
+                [[like[index].numel() for index in indices] for indices in routes.at_holder],
+                like[0],
+                self.group,
+            )
+            parts |= zip((index for indices in routes.at_holder for index in indices), received, strict=True)
+        return [parts[index].view(like[index].shape) for index in range(len(like))]
+
+    def _broadcast(self, results: Mapping[int, Tensor], like: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Returns the results, flat, of the matrices that all ranks hold whole, by one broadcast from each owner."""
+        flats, pending = {}, []
+        for owner, indices in self._routes.copied.items():
+            if owner == self.rank:
+                flats[owner] = torch.cat([results[index].flatten() for index in indices])
+            else:
+                flats[owner] = like[0].new_empty(sum(like[index].numel() for index in indices))
+            pending.append(dist.broadcast(flats[owner], group=self.group, async_op=True, group_src=owner))
+        for work in pending:
+            work.wait()
+        parts: dict[int, Tensor] = {}
+        for owner, indices in self._routes.copied.items():
+            parts |= zip(indices, flats[owner].split([like[index].numel() for index in indices]), strict=True)
+        return parts
 
 
 def _all_to_all(

@@ -1,11 +1,15 @@
-"""Matrices whole at one rank and back, however they lie on a mesh."""
+"""Matrices whole at one rank and back, however they lie on a mesh; no buffer grows with the number of ranks."""
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from framework.optim.matrix_exchange import MatrixExchange
 from tests.workers import WorkerPool
@@ -61,3 +65,59 @@ def test_plain_matrices_of_one_process_stay_where_they_are() -> None:
     assert all(torch.equal(whole[index], matrix) for index, matrix in enumerate(matrices()))
     back = both.from_owners(whole, matrices())
     assert all(torch.equal(came, matrix) for came, matrix in zip(back, matrices(), strict=True))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the elements of the largest tensor that any operator takes or returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        seen = (leaf.numel() for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, Tensor))
+        self.numel = max(self.numel, *seen, 0)
+        return out
+
+
+GROWING: dict[str, tuple[list[str], list[tuple[Placement, ...]]]] = {
+    "ddp": (["dp_replicate"], [(Replicate(),)]),
+    "fsdp2": (["dp_shard"], [(Shard(0),)]),
+    "hsdp": (["dp_replicate", "dp_shard"], [(Replicate(), Shard(0))]),
+    "tp": (["tp"], [(Shard(0),), (Shard(1),), (Replicate(),)]),
+}
+
+
+def largest_buffers(layout: str) -> list[tuple[int, int]]:
+    """Elements of the largest tensor of both transfers, and of all matrices, at rank 1 of 4, 64 and 1024 ranks."""
+    names, kinds = GROWING[layout]
+    whole = [torch.ones(32, 48) for _ in range(12)]
+    found = []
+    for num_ranks in (4, 64, 1024):
+        dist.destroy_process_group()
+        dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=num_ranks)
+        sizes = (num_ranks,) if len(names) == 1 else (num_ranks // 2, 2)
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=tuple(names))
+        spread = [
+            distribute_tensor(matrix, mesh, kinds[index % len(kinds)], src_data_rank=None)
+            for index, matrix in enumerate(whole)
+        ]
+        parts = [matrix.to_local() for matrix in spread]
+        both = MatrixExchange(spread)
+        with LargestTensor() as largest:
+            owned = both.to_owners(parts)
+            both.from_owners(owned, parts)
+        assert owned or num_ranks > len(whole)
+        found.append((largest.numel, sum(matrix.numel() for matrix in whole)))
+    dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return found
+
+
+@pytest.mark.parametrize("layout", GROWING)
+def test_no_buffer_grows_with_the_number_of_ranks(workers: WorkerPool, layout: str) -> None:
+    (found,) = workers.run(largest_buffers, 1, layout)
+    largest = [numel for numel, _ in found]
+    assert largest == sorted(largest, reverse=True)
+    assert all(numel <= total for numel, total in found)
