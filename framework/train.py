@@ -7,6 +7,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.assembly import assemble_run
 from framework.config.command import command, plain
 from framework.config.dry_check import describe_run, planned_process, print_check
+from framework.config.ending import complete_run
 from framework.config.records import modules_of
 from framework.config.run_folder import find_run_folder
 from framework.config.run_lock import alone_in, wait_limit
@@ -55,6 +56,7 @@ def train(composed: DictConfig) -> None:
                     trainer.fit(run.module, datamodule=run.data)
 
         if info.rank == 0:
+            complete_run(folder, parts.task)
             log_model_if_wanted(folder.path, settings.logger, modules_of(run.config))
             print_closing_table(folder.path)
 

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from typing_extensions import override
 
+from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
 from framework.tracking.console import open_console
@@ -32,6 +33,6 @@ class Pictures(pl.Callback):
         for name, write in (("plots", draw_pictures), (REPORT_FILE, write_report)):
             try:
                 write(self.run_folder)
-            except OSError as error:
-                text = f"{self.run_folder / name} could not be written: the disk refused ({error})."
+            except (OSError, FrameworkError) as error:
+                text = f"{self.run_folder / name} could not be written ({error}). Make it with framework.report."
                 self.console.print(text, highlight=False, markup=False, soft_wrap=True)

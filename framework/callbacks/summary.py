@@ -102,7 +102,9 @@ class Summary(pl.Callback):
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
             "tokens_per_second": throughput.tokens_per_second(),
+            # A start that finds no step left has measured nothing: the rows of the earlier ones tell the speed.
             "last": last_values(rows)
+            | last_values(read_rows(self.run_folder / "perf.jsonl"))
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
             "best_metric": self.best_key,
             "best": best_row(rows, self.best_key, self.best_mode),

@@ -171,3 +171,16 @@ class ExportConfig(TrainedConfig):
         super().__post_init__()
         if self.onnx and self.lora == "separate":
             raise ConfigError("`onnx` is true and `lora` is separate, but ONNX holds whole models; use lora=merge.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Everything that `framework.report` takes.
+
+    Attributes:
+        run: A run (id or folder).
+        runs: The folder that holds the run folders.
+    """
+
+    run: str
+    runs: str = "runs"

@@ -21,9 +21,9 @@ from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.callbacks.weights_line import WeightsLine
 from framework.checkpoint.layout import DamagedError, read_state, step_of
-from framework.checkpoint.retention import Retention
 from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
+from framework.config.ending import retention_of
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import (
     TOKENIZER_FOLDER,
@@ -175,14 +175,7 @@ def build_run_trainer(
         folder.path,
         cadence,
         parts.task,
-        Retention(
-            settings.trainer.keep_last,
-            settings.trainer.keep_every_n_steps,
-            settings.trainer.keep_best,
-            f"val/{parts.task.best_metric}",
-            parts.task.best_mode,
-            settings.trainer.checkpoint_every_n_steps if settings.trainer.on_non_finite == "roll_back" else None,
-        ),
+        retention_of(settings.trainer, parts.task),
         resume=_resume(settings, folder),
         loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
         throughput=Throughput(Timings(), _flops_per_token(parts), peak_flops(device_type, info.world_size)),

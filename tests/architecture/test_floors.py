@@ -18,7 +18,8 @@ FLOORS = {
     "modules": 5, "datamodules": 5, "callbacks": 5, "tracking": 5,
     "config": 6, "planning": 6,
     "sweeps": 7,
-    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "export": 8, "plan": 8, "status": 8, "preflight": 8,
+    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "report": 8,
+    "export": 8, "plan": 8, "status": 8, "preflight": 8,
     "launch": 8,
 }  # fmt: skip
 SIBLINGS = {

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework.config.build import build_settings
 from framework.config.command import plain
-from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig
+from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig, ReportConfig
 from framework.config.nodes import check_arguments, check_component
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -89,7 +89,7 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 3,
     }
-    assert len(FILES) == sum(by_group.values()) + 5
+    assert len(FILES) == sum(by_group.values()) + 6
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -128,10 +128,12 @@ def plugin_keys(file: Path) -> DictConfig:
 
 def check_command(name: str) -> None:
     schemas = {"prepare": PrepareConfig, "evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
+    schemas["report"] = ReportConfig
     if name == "train":
         check_settings(composed("train", "experiment=pretrain_demo"))
         return
     needs = {"prepare": [], "evaluate": ["run=x"], "predict": ["run=x", "text=hello"], "export": ["run=x"]}
+    needs["report"] = ["run=x"]
     config = plain(composed(name, *needs[name]))
     if name == "evaluate":
         config["data"] = None

@@ -18,6 +18,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.metrics.calibration import calibration_bins, expected_calibration_error
 from framework.tasks.examination import Confusion, ExaminedRow, ExaminedSplit, Outcomes, outcomes_of_rows
+from framework.tracking.run_files import read_object
 
 FOLDER = "analysis"
 _DECIMALS = 6
@@ -27,6 +28,10 @@ _ROWS_OF_A_BUCKET = 10
 _MOST_POINTS = 2000
 _MOST_CHARACTERS = 2000
 _NORMAL_95 = 1.96
+_KEYS = {
+    *("facts", "best_metric", "metrics", "classes", "rows", "score_name", "score"),
+    *("lengths", "confusion", "calibration", "numbers", "examples"),
+}
 
 
 def split_analysis(
@@ -136,11 +141,12 @@ def write_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> 
 
 
 def read_analyses(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """All that a run folder holds, by name: validation, test, then others by the alphabet."""
+    """Reads all whole analyses of a run folder, by name: validation, test, then others by the alphabet."""
     files = {path.stem: path for path in (run_folder / FOLDER).glob("*.json")}
     order = {"validation": 0, "test": 1}
     names = sorted(files, key=lambda name: (order.get(name, len(order)), name))
-    return {name: json.loads(files[name].read_text(encoding="utf-8")) for name in names}
+    analyses = {name: read_object(files[name]) for name in names}
+    return {name: analysis for name, analysis in analyses.items() if analysis.keys() >= _KEYS}
 
 
 def _rounded(value: float) -> float:

@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from framework.tracking.analysis.content import read_analyses
 from framework.tracking.analysis.data_section import data_section
 from framework.tracking.analysis.page import Markup, element, facts, figures, joined, page, picture, table
@@ -14,11 +12,13 @@ from framework.tracking.analysis.split_section import heading, number, split_sec
 from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import describe
 from framework.tracking.plots import draw_plots
-from framework.tracking.run_files import PROVENANCE_FILE, read_object
-from framework.tracking.summary_file import read_summary
+from framework.tracking.run_files import PROVENANCE_FILE, read_object, read_saved_config
+from framework.tracking.summary_file import SUMMARY_FILE
 
 REPORT_FILE = "report.html"
 _CURVES = ("loss", "learning_rate", "throughput")
+_SUMMARY_KEYS = {"ended", "why", "steps", "max_steps", "tokens", "tokens_per_second", "wall_seconds", "last", "best"}
+_START_KEYS = {"commit", "host", "hardware", "versions", "world_size", "fingerprints", "command"}
 
 _CONFIG_FACTS = {
     "task": "task._target_",
@@ -46,6 +46,23 @@ _CONFIG_FACTS = {
 }
 
 
+def make_report(run_folder: Path) -> Path:
+    """Draws all plots of a run folder and writes its report.html; returns the report.
+
+    Raises:
+        OSError: The disk refused.
+        CheckpointError: The rows of the run are damaged.
+    """
+    draw_pictures(run_folder)
+    return write_report(run_folder)
+
+
+def has_report(run_folder: Path) -> bool:
+    """Returns True where report.html is as new as summary.json."""
+    report, summary = run_folder / REPORT_FILE, run_folder / SUMMARY_FILE
+    return report.is_file() and (not summary.is_file() or report.stat().st_mtime >= summary.stat().st_mtime)
+
+
 def draw_pictures(run_folder: Path) -> list[Path]:
     """Draws the curves of a run and the pictures of its analyses into `plots/`.
 
@@ -68,8 +85,8 @@ def write_report(run_folder: Path) -> Path:
         OSError: The disk refused.
     """
     name = run_folder.resolve().name
-    summary, analyses = read_summary(run_folder), read_analyses(run_folder)
-    config, start = _read_config(run_folder), _last_start(run_folder)
+    summary, analyses = _read_summary(run_folder), read_analyses(run_folder)
+    config, start = read_saved_config(run_folder), _last_start(run_folder)
     sections = [
         *_section("Metrics", "metrics", _metrics(summary, analyses)),
         *_section("Curves", "curves", _curves(run_folder, analyses)),
@@ -211,17 +228,18 @@ def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> Markup:
     )
 
 
-def _read_config(run_folder: Path) -> dict[str, Any]:
-    file = run_folder / "config.yaml"
-    return dict(yaml.safe_load(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+def _read_summary(run_folder: Path) -> dict[str, Any] | None:
+    """Returns summary.json; None where there is none, or it is damaged."""
+    summary = read_object(run_folder / SUMMARY_FILE)
+    return summary if summary.keys() >= _SUMMARY_KEYS else None
 
 
 def _last_start(run_folder: Path) -> dict[str, Any]:
-    """Of provenance.json, with the number of `starts`."""
+    """Returns the newest start in provenance.json with the number of `starts`; empty where it is damaged."""
     starts = read_object(run_folder / PROVENANCE_FILE).get("starts")
     if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
         return {}
-    return {**starts[-1], "starts": len(starts)}
+    return {**starts[-1], "starts": len(starts)} if starts[-1].keys() >= _START_KEYS else {}
 
 
 def _duration(seconds: float) -> str:

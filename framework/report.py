@@ -1,0 +1,52 @@
+"""Draws the plots and report.html of a run again: `python -m framework.report run=RUN`, during and after its training.
+
+Only files of the run folder are read, so it needs neither the model nor the data, and any run will do: pre-training,
+fine-tuning, one that was killed.
+"""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from framework.config.command import command, plain
+from framework.config.command_schema import ReportConfig
+from framework.config.nodes import check_arguments
+from framework.errors import CheckpointError
+from framework.tracking.analysis.report import make_report
+from framework.tracking.console import open_console
+from framework.tracking.run_status import is_run, runs_below
+
+
+@command("report")
+def report(composed: DictConfig) -> None:
+    """Makes the report and prints where it is."""
+    settings = ReportConfig(**check_arguments("", plain(composed), ReportConfig))
+    folder = find_folder(settings.run, Path(settings.runs))
+    try:
+        path = make_report(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"the report of {folder} could not be written ({error}). Make room, or make the folder writable, and start "
+            "the command again."
+        ) from error
+    open_console().print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def find_folder(run: str, runs: Path) -> Path:
+    """Returns the folder of a run: an id, also one in a sub-folder of the runs such as a sweep's, or a path.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    for folder in (runs / run, Path(run)):
+        if is_run(folder):
+            return folder
+    found = [folder for folder in runs_below(runs) if folder.name == run]
+    if len(found) != 1:
+        paths = f", but {' and '.join(map(str, found))}" if found else ""
+        raise CheckpointError(f"run={run} names no run in {runs}{paths}. Give the id or the folder of one run.")
+    return found[0]
+
+
+if __name__ == "__main__":
+    report()
