@@ -4,10 +4,11 @@
 #   docker/build.sh                                       cloze:VERSION, on the default base
 #   docker/build.sh cloze:vendor --build-arg BASE_IMAGE=... --build-arg TORCH=   on a base that has torch
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/settings.sh
+home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+source "$home/launch/settings.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
+cd "$home"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 tag=cloze:$version
 if [[ $# -gt 0 && $1 != -* ]]; then

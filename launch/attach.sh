@@ -7,8 +7,8 @@
 #
 # Ends with the agent's exit code. Its output stays in the folder cloze-agent-USER-ID of TMPDIR (/tmp).
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/settings.sh
+home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+source "$home/launch/settings.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
 [[ $# -ge 2 ]] || fail "an action and an id are needed; see $0 --help"
@@ -46,9 +46,9 @@ case $action in
         rm -f "$state/pid" "$state/code"
         : >"$state/log"
         # shellcheck disable=SC2016  # the inner shell expands
-        setsid bash -c 'state=$1 && shift && trap "" HUP && code=0
-            launch/multi_node.sh "$@" & echo $! >"$state/pid"; wait $! || code=$?; echo $code >"$state/code"' \
-            _ "$state" "$@" </dev/null >"$state/log" 2>&1 &
+        setsid bash -c 'state=$1 script=$2 && shift 2 && trap "" HUP && code=0
+            bash "$script" "$@" & echo $! >"$state/pid"; wait $! || code=$?; echo $code >"$state/code"' \
+            _ "$state" "$home/launch/multi_node.sh" "$@" </dev/null >"$state/log" 2>&1 &
         for _ in {1..50}; do
             [[ ! -f $state/pid ]] || break
             sleep 0.1

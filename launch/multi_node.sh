@@ -3,7 +3,8 @@
 #
 #   launch/multi_node.sh --nodes 2 --head 10.0.0.5 --id NAME experiment=NAME [key=value ...]
 #
-# or from one machine that reaches all of them over ssh without a password, with Cloze in the same folder on each:
+# or from one machine that reaches all of them over ssh without a password, with Cloze and the folder in which this is
+# called at the same paths on each:
 #
 #   launch/multi_node.sh --hosts FILE --id NAME experiment=NAME [key=value ...]
 #
@@ -11,7 +12,7 @@
 #   --head HOST[:PORT] where they meet, one of them (port 29400); the training ends with this host
 #   --hosts FILE       a host a line, the first is the head; empty lines and # are skipped
 #   --id NAME          of this training: the run's id too (torchrun-NAME), unless run.id= is given
-#   --processes N      on each host; else one for each of its GPUs, or of its cores where there is none
+#   --processes N      on each host; else one for each GPU that it may use, or for each core where there is none
 #   --restarts N       how often all processes are started again, after failures or because hosts come and go (10)
 #   --left-code N      exit code where the run has saved and left before its end, as schedulers that start it again want (0)
 #   --dry-run          prints what would run
@@ -19,12 +20,13 @@
 # With --hosts each host is looked at first: those that cannot be reached, or have other versions, code or GPUs than the
 # first, are named and nothing is started. CLOZE_SSH="ssh -F FILE" is another ssh. A link that is cut is noticed within
 # trainer.timeout_seconds; with MIN:MAX the host behind it joins again when the link is back. SIGTERM, SIGUSR1 and Ctrl-C
-# let the run save and leave. Settings and their reasons: launch/settings.sh.
+# let the run save and leave. An error of configuration or data is not tried again; the last line names it. Settings and
+# their reasons: launch/settings.sh.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/settings.sh
-source launch/agent.sh
-source launch/over_ssh.sh
+home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+source "$home/launch/settings.sh"
+source "$home/launch/agent.sh"
+source "$home/launch/over_ssh.sh"
 
 nodes="" head="" hosts="" id="" processes="" restarts=10 left_code=0 dry_run=no
 while [[ $# -gt 0 && $1 == -* ]]; do
@@ -64,9 +66,9 @@ fi
 
 # One host: an agent of torchrun, which meets the others at the head.
 run_here() {
-    local python address interface own is_host=0 torchrun=(-m torch.distributed.run) agent code start
+    local python address interface own is_host=0 guest=() agent code start
     python=$(python_path)
-    processes=${processes:-$(count_processes)}
+    processes=${processes:-$(count_processes "$python")}
     [[ $dry_run == yes ]] || wait_for_name "${head%:*}"
     address=$(address_of "${head%:*}")
     interface=$(interface_to "$address")
@@ -76,13 +78,13 @@ run_here() {
         is_host=1
         own=$address
     fi
-    export_settings "$processes" "$interface"
+    export_settings "$python" "$processes" "$interface"
     # The head alone holds the place where all meet, so that hosts that are cut off from it cannot go on as a run of their
     # own.
     if [[ $nodes == *:* && $is_host == 0 ]]; then
-        torchrun=(launch/elastic_agent.py)
+        guest=(--guest)
     fi
-    agent=("$python" "${torchrun[@]}" --nnodes "$nodes" --nproc-per-node "$processes"
+    agent=("$python" "$home/launch/agent.py" "${guest[@]}" --nnodes "$nodes" --nproc-per-node "$processes"
         --rdzv-backend c10d --rdzv-endpoint "$address:${head##*:}" --rdzv-id "$id"
         --rdzv-conf "is_host=$is_host,$RENDEZVOUS_TIMES" --local-addr "$own" --max-restarts "$restarts"
         --signals-to-handle "$SIGNALS" -m framework.train "$@")
@@ -99,8 +101,9 @@ run_here() {
         if [[ $code == 0 ]] && has_left "$@"; then
             return "$left_code"
         fi
-        # A host that lost the head may come back to a training that goes on; otherwise this is the end.
-        if [[ $code == 0 || $is_host == 1 || $nodes != *:* || $stop_asked == yes || $start -ge $restarts ]]; then
+        # A host that lost the head may come back to a training that goes on; otherwise, and after an error of
+        # configuration (2), this is the end.
+        if [[ $code == 0 || $code == 2 || $is_host == 1 || $nodes != *:* || $stop_asked == yes || $start -ge $restarts ]]; then
             return "$code"
         fi
         echo "$(uname -n): the agent ended with $code; it joins again if the training at ${head%:*} goes on" >&2

@@ -16,12 +16,12 @@ over_ssh() {
 # What must be the same everywhere, in one line.
 facts_command() {
     cat <<'FACTS'
-source launch/settings.sh && printf 'Python %s; torch %s; code %s; GPUs %s; processes %s\n' \
+source "$home/launch/settings.sh" && printf 'Python %s; torch %s; code %s; GPUs %s; processes %s\n' \
     "$("$PYTHON" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing)" \
     "$("$PYTHON" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || echo missing)" \
-    "$(find framework conf -name '*.py' -o -name '*.yaml' | LC_ALL=C sort | xargs cat | cksum | cut -d' ' -f1)" \
+    "$(cd "$package" && find . ../conf -name '*.py' -o -name '*.yaml' 2>/dev/null | LC_ALL=C sort | xargs cat | cksum | cut -d' ' -f1)" \
     "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sort | uniq -c | xargs | sed 's|^$|none|')" \
-    "${PROCESSES:-$(count_processes)}"
+    "${PROCESSES:-$(count_processes "$PYTHON")}"
 FACTS
 }
 
@@ -29,7 +29,8 @@ FACTS
 check_hosts() {
     local host facts first="" wrong=() line answers
     answers=$(mktemp -d)
-    line=$(printf 'cd %q && PYTHON=%q PROCESSES=%q bash -c %q' "$PWD" "$(remote_python)" "$processes" "$(facts_command)")
+    line=$(printf 'cd %q && home=%q PYTHON=%q PROCESSES=%q bash -c %q' \
+        "$PWD" "$home" "$(python_path)" "$processes" "$(facts_command)")
     for host in "${names[@]}"; do
         { over_ssh "$host" "$line" >"$answers/$host" 2>"$answers/$host.error" </dev/null || rm -f "$answers/$host"; } &
     done
@@ -50,17 +51,13 @@ check_hosts() {
     fi
 }
 
-remote_python() {
-    echo "${PYTHON:-.venv/bin/python}"
-}
-
 # Starts an agent on each host and shows what they say. With MIN:MAX nodes the head's end counts; else the first failure
 # ends all.
 run_everywhere() {
     local host line arguments=(--nodes "$nodes" --head "$head" --id "$id" --restarts "$restarts" --left-code "$left_code") followers=() code=0 index
     check_hosts
     [[ -z $processes ]] || arguments+=(--processes "$processes")
-    line=$(printf 'cd %q && PYTHON=%q launch/attach.sh' "$PWD" "$(remote_python)")
+    line=$(printf 'cd %q && PYTHON=%q bash %q' "$PWD" "$(python_path)" "$home/launch/attach.sh")
     if [[ $dry_run == yes ]]; then
         for host in "${names[@]}"; do
             printf '%s %s %q\n' "${CLOZE_SSH:-ssh}" "$host" "$line start $id$(printf ' %q' "${arguments[@]}" "$@")"
@@ -116,6 +113,6 @@ follow() {
 stop_everywhere() {
     local host
     for host in "${names[@]}"; do
-        over_ssh "$host" "$(printf 'cd %q && launch/attach.sh stop %q' "$PWD" "$id")" </dev/null 2>/dev/null &
+        over_ssh "$host" "$(printf 'bash %q stop %q' "$home/launch/attach.sh" "$id")" </dev/null 2>/dev/null &
     done
 }

@@ -8,7 +8,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 quick=${QUICK:-0}
 launch/setup.sh demo
 python=.venv/bin/python
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+read -r _ cores < <("$python" framework/machine.py)
 # Two processes share the cores; torchrun would give each one thread and say so.
 threads=$((cores > 1 ? cores / 2 : 1))
 # As launch/settings.sh has it: where other work shared the cores, threads that spin made training fifteen times slower.

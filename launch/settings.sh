@@ -1,5 +1,14 @@
 # Sourced by the launchers: what they share, and the settings of networks and time limits, each with its reason.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154  # home, the folder that holds launch/, is set by who sources this
+
+# The Python package: beside launch/ in a checkout; where Cloze was installed, launch/ lies inside of it, in scripts/.
+package=$home/framework
+if [[ -d $package ]]; then
+    # The checkout whose script was called is the one that runs, whatever the interpreter has installed.
+    export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
+else
+    package=$(dirname "$home")
+fi
 
 fail() {
     echo "error: $*" >&2
@@ -18,24 +27,26 @@ value_of() {
     echo "$2"
 }
 
-# The interpreter of launch/setup.sh, or the one that PYTHON names.
+# The interpreter that PYTHON names, the one of launch/setup.sh, or the one whose environment holds the package.
 python_path() {
-    local python=${PYTHON:-.venv/bin/python}
-    command -v "$python" >/dev/null || fail "$python is not there; run launch/setup.sh, or name an interpreter: PYTHON=python3 $0"
+    local python=${PYTHON:-$home/.venv/bin/python}
+    [[ -n ${PYTHON:-} || -x $python ]] || python=$(readlink -m "$package/../../../../bin/python")
+    command -v "$python" >/dev/null ||
+        fail "no interpreter is at ${PYTHON:-$home/.venv/bin/python}; run launch/setup.sh, or name one: PYTHON=python3 $0"
     echo "$python"
 }
 
-# GPUs of this host, else cores: one process each.
+# count_processes PYTHON: one for each GPU that this process may use, else for each core.
 count_processes() {
-    local gpus=0
-    if command -v nvidia-smi >/dev/null; then
-        gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU' || true)
-    fi
-    if [[ $gpus -gt 0 ]]; then echo "$gpus"; else count_cores; fi
+    local gpus cores
+    read -r gpus cores < <("$1" "$package/machine.py")
+    if [[ $gpus -gt 0 ]]; then echo "$gpus"; else echo "$cores"; fi
 }
 
 count_cores() {
-    getconf _NPROCESSORS_ONLN
+    local cores
+    read -r _ cores < <("$1" "$package/machine.py")
+    echo "$cores"
 }
 
 # The IPv4 address of a host; the address of a name that means this host's loopback would be of no use to the others.
@@ -65,8 +76,8 @@ interface_to() {
 }
 
 export_settings() {
-    local processes=$1 interface=${2:-} cores
-    cores=$(count_cores)
+    local python=$1 processes=$2 interface=${3:-} cores
+    cores=$(count_cores "$python")
     # Processes of one host share its cores; by default each would take all of them.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / processes > 0 ? cores / processes : 1))}
     # Waiting threads soon sleep: where processes share cores, those that spin take the time of those that compute. Without
@@ -99,7 +110,7 @@ RENDEZVOUS_TIMES=join_timeout=$JOIN_SECONDS,last_call_timeout=5,keep_alive_inter
 # Prints a command and what is set for it.
 print_command() {
     local name
-    for name in OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT PYTHONFAULTHANDLER NCCL_DEBUG \
+    for name in PYTHONPATH OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT PYTHONFAULTHANDLER NCCL_DEBUG \
         TORCH_NCCL_ASYNC_ERROR_HANDLING TORCH_DISABLE_SHARE_RDZV_TCP_STORE GLOO_SOCKET_IFNAME NCCL_SOCKET_IFNAME; do
         [[ -z ${!name:-} ]] || echo "$name=${!name} \\"
     done

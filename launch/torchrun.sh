@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains with one process for each GPU of this host, or for each core where there is none:
+# Trains with one process for each GPU that it may use, or for each core where there is none:
 #
 #   launch/torchrun.sh [--processes N] [--restarts N] [--dry-run] experiment=NAME [key=value ...]
 #
@@ -7,12 +7,13 @@
 #   --restarts N    how often all processes are started again after a failure (3)
 #   --dry-run       prints what would run
 #
-# SIGTERM, SIGUSR1 and Ctrl-C let the run save and leave with 0; start the same line again and it goes on, as it does
-# after a failure. Settings and their reasons: launch/settings.sh.
+# Paths mean the folder in which it is called. SIGTERM, SIGUSR1 and Ctrl-C let the run save and leave with 0; start the same
+# line again and it resumes, as it does after a failure. An error of configuration or data is not tried again; the last line
+# names it. Settings and their reasons: launch/settings.sh.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source launch/settings.sh
-source launch/agent.sh
+home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
+source "$home/launch/settings.sh"
+source "$home/launch/agent.sh"
 
 processes="" restarts=3 dry_run=no
 while [[ $# -gt 0 && $1 == -* ]]; do
@@ -26,13 +27,13 @@ while [[ $# -gt 0 && $1 == -* ]]; do
     shift
 done
 [[ $# -gt 0 ]] || fail "nothing to train is given; add for example experiment=pretrain_demo (see $0 --help)"
-processes=${processes:-$(count_processes)}
+python=$(python_path)
+processes=${processes:-$(count_processes "$python")}
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes is $processes, it must be a number from 1 on"
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts is $restarts, it must be a number from 0 on"
 
-python=$(python_path)
-export_settings "$processes"
-agent=("$python" -m torch.distributed.run --standalone --nproc-per-node "$processes" --max-restarts "$restarts"
+export_settings "$python" "$processes"
+agent=("$python" "$home/launch/agent.py" --standalone --nproc-per-node "$processes" --max-restarts "$restarts"
     --signals-to-handle "$SIGNALS" -m framework.train "$@")
 # In braces: bash reads on in this file when a command ends, and the file may have changed by then.
 {

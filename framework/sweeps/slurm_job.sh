@@ -49,13 +49,58 @@ pass_on() {
     kill -USR1 "$1" 2>/dev/null || true
 }
 
+# check_time_limit SAVE_SECONDS REMEDY: refuses a job that would be asked to save as soon as it begins.
+check_time_limit() {
+    local limit
+    limit=$(time_limit)
+    if [[ -n $limit && $limit -le $1 ]]; then
+        echo "error: job $SLURM_JOB_ID has a time limit of $limit s, but it is asked to save $1 s before the limit and" \
+            "would never train. Raise the limit or shorten the notice: $2" >&2
+        exit 2
+    fi
+}
+
+# The time limit of the job in seconds; nothing where it has none.
+time_limit() {
+    { scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null || true; } | sed -n 's/.* TimeLimit=\([0-9][0-9:-]*\) .*/\1/p' |
+        awk '{days = 0; if (split($0, day, "-") == 2) {days = day[1]; $0 = day[2]}
+            n = split($0, part, ":"); seconds = 0; for (i = 1; i <= n; i++) seconds = 60 * seconds + part[i]
+            print 86400 * days + seconds}'
+}
+
+# steps_of RUN: the last step of which its summary or a checkpoint knows.
+steps_of() {
+    {
+        echo 0
+        sed -n 's/^ *"steps": \([0-9]*\),*$/\1/p' "$1/summary.json" 2>/dev/null || true
+        find "$1/checkpoints" -path '*/step_*/COMPLETE' 2>/dev/null | sed 's|/COMPLETE$||; s/.*step_0*\(.\)/\1/' || true
+    } | sort -n | tail -n 1
+}
+
+# begin_job RUN: notes when this start begins, and at the first start of a job the step at which the run is.
+begin_job() {
+    mkdir -p "$1/logs"
+    touch "$1/logs/slurm_start"
+    [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] || echo "$(steps_of "$1") 0" >"$1/logs/slurm_progress"
+}
+
+# is_stuck RUN: true from the third time in a row on at which this job leaves without a new step; notes the step.
+is_stuck() {
+    local file=$1/logs/slurm_progress steps last=0 idle=0
+    steps=$(steps_of "$1")
+    [[ ! -r $file ]] || read -r last idle <"$file"
+    if [[ $steps -gt $last ]]; then idle=0; else idle=$((idle + 1)); fi
+    echo "$steps $idle" >"$file"
+    [[ $idle -gt 2 ]]
+}
+
 # is_new FILE START: written since this start began.
 is_new() {
     [[ $1 -nt $2 ]]
 }
 
 # end_job RUN CODE MAX_REQUEUES: leaves, with 0 only where the run folder says that the run has finished. A run that was
-# asked to leave, and did, is queued again. $RUN/logs/slurm_start is as old as this start.
+# asked to leave, and did, is queued again. begin_job has run before.
 end_job() {
     local run=$1 code=$2 max_requeues=$3 leaves=no start=$1/logs/slurm_start
     if [[ $code == 0 ]] && grep -qs '"ended": "finished"' "$run/summary.json"; then
@@ -68,7 +113,11 @@ end_job() {
     fi
     # A job that somebody has cancelled is no longer RUNNING, and stays cancelled.
     if [[ $leaves == yes && $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) == RUNNING ]]; then
-        if [[ ${SLURM_RESTART_COUNT:-0} -lt $max_requeues ]]; then
+        if is_stuck "$run"; then
+            echo "error: job $SLURM_JOB_ID was queued again twice without a new step (it is at step $(steps_of "$run")) and" \
+                "is not queued again. Its starts are too short: raise its time limit (now $(time_limit) s), or choose" \
+                "nodes that other jobs do not take. The run resumes when it is submitted again." >&2
+        elif [[ ${SLURM_RESTART_COUNT:-0} -lt $max_requeues ]]; then
             echo "job $SLURM_JOB_ID left before its end and is queued again"
             # SLURM ends this shell; where it does not, the job may not be queued again.
             scontrol requeue "$SLURM_JOB_ID" && sleep 60

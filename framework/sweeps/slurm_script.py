@@ -13,7 +13,8 @@ set -uo pipefail
 run={run}
 source {functions}
 {before}
-touch "$run/logs/slurm_start"
+check_time_limit {save_seconds} "hydra.launcher.time, hydra.launcher.save_seconds"
+begin_job "$run"
 export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{threads}}} TORCH_ELASTIC_SHUTDOWN_TIMEOUT={save_seconds}
 code=0
 run_step {torchrun} \\

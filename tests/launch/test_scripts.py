@@ -48,9 +48,9 @@ def test_script_answers_help(script):
     assert "set -euo" not in told.stdout
 
 
-def dry_run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [str(ROOT / "launch" / name), "--dry-run", *arguments]
-    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
+def dry_run(name: str, *arguments: str, before: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [*before.split(), str(ROOT / "launch" / name), "--dry-run", *arguments]
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable} | variables
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd="/")
 
 
@@ -60,7 +60,8 @@ def test_dry_runs_print_settings_and_command():
     *settings, command = one.stdout.splitlines()
     assert {"OMP_WAIT_POLICY=PASSIVE \\", "GOMP_SPINCOUNT=20000 \\", "NCCL_DEBUG=WARN \\"} <= set(settings)
     words = shlex.split(command)
-    assert words[:6] == [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+    agent = str(ROOT / "launch" / "agent.py")
+    assert words[:5] == [sys.executable, agent, "--standalone", "--nproc-per-node", "3"]
     assert words[-4:] == ["-m", "framework.train", "experiment=pretrain_demo", "run.id=a b"]
 
     several = dry_run(
@@ -97,6 +98,46 @@ def test_wrong_arguments_are_told_in_one_line(script, arguments, told):
     done = dry_run(script, *arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["torchrun.sh", "multi_node.sh"])
+def test_processes_are_those_that_this_process_may_have(script, tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text('#!/bin/sh\nfor each in 0 1 2 3 4 5 6 7; do echo "GPU $each: NVIDIA H200"; done\n')
+    program.chmod(0o755)
+    line = ["seed=1"] if script == "torchrun.sh" else ["--nodes", "2", "--head", "127.0.0.1", "--id", "x", "seed=1"]
+
+    def count(before: str = "", **variables: str) -> int:
+        done = dry_run(script, *line, before=before, **variables)
+        assert done.returncode == 0, done.stderr
+        words = shlex.split(done.stdout.splitlines()[-1])
+        return int(words[words.index("--nproc-per-node") + 1])
+
+    with_gpus = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert count(**with_gpus) == 8
+    assert count(**with_gpus, CUDA_VISIBLE_DEVICES="0,1") == 2
+    core = min(os.sched_getaffinity(0))
+    assert count(f"taskset -c {core}", **with_gpus, CUDA_VISIBLE_DEVICES="") == 1
+
+
+def test_paths_mean_the_folder_of_the_caller(tmp_path):
+    """The agent is replaced by a program that says where it runs and which package it would import."""
+    program = tmp_path / "python"
+    write_program(program, 'case "$1" in *machine.py) echo 0 1 ;; *) pwd; echo "$PYTHONPATH" ;; esac')
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    link = tmp_path / "bin" / "train"
+    link.parent.mkdir()
+    link.symlink_to(ROOT / "launch" / "torchrun.sh")
+    environment = {"PATH": os.environ["PATH"], "PYTHON": "../python"}
+    done = subprocess.run([link, "seed=1"], capture_output=True, text=True, check=True, env=environment, cwd=mine)
+    assert done.stdout.splitlines() == [str(mine), str(ROOT)] and done.stderr == ""
+
+
+def test_a_worker_that_ends_while_it_is_looked_at_is_not_told_of():
+    script = f"source {ROOT}/launch/agent.sh; pgrep() {{ echo 999999999; }}; cat() {{ echo 999999999; }}; workers_of 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.fixture

@@ -51,15 +51,39 @@ def test_script_answers_help(script, tmp_path):
         ("train", ["--max-requeues", "many", "seed=1"], {}, "--max-requeues is many, it must be a number"),
         ("train", ["--nodes", "2", "seed=1"], {}, "the option --nodes is not known"),
         ("train", ["run.dir=${oc.env:HOME}"], {"SLURM_JOB_ID": "1"}, "run.dir=${oc.env:HOME} cannot be read here"),
-        ("train", ["seed=1"], {"SLURM_JOB_ID": "1", "elsewhere": "1"}, "is no checkout; submit from there"),
+        ("train", ["--save-seconds", "x", "seed=1"], {}, "--save-seconds is x, it must be a number from 0 on"),
         ("sweep", ["seed=1"], {}, "the first argument must be a file of overrides"),
         ("sweep", ["/no/such/file"], {}, "/no/such/file cannot be read"),
-        ("sweep", ["pyproject.toml"], {}, "this is no task of an array; submit it: sbatch --array=1-N"),
+        ("sweep", [str(ROOT / "LICENSE")], {}, "this is no task of an array; submit it: sbatch --array=1-N"),
         ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "task 9999 has no line"),
     ],
 )
 def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tmp_path):
-    folder = tmp_path if "elsewhere" in job or not job else ROOT
-    done = run(script, folder, *arguments, **job)
+    done = run(script, ROOT if job else tmp_path, *arguments, **job)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "limit", "told"),
+    [
+        (str(ROOT / "slurm" / "train.sbatch"), "00:01:00", "error: job 7 has a time limit of 60 s, but it is asked to"),
+        (str(ROOT / "slurm" / "train.sbatch"), "01:00:00", "error: run.id=$x cannot be read here"),
+        (
+            "/nowhere/train.sbatch",
+            "01:00:00",
+            "error: / holds no launch/settings.sh; submit the script from where Cloze",
+        ),
+    ],
+)
+def test_a_copy_that_slurm_runs_finds_cloze_from_any_folder(place, limit, told, tmp_path):
+    copy, program = tmp_path / "spool" / "slurm_script", tmp_path / "bin" / "scontrol"
+    for file in (copy, program):
+        file.parent.mkdir()
+    shutil.copy(ROOT / "slurm" / "train.sbatch", copy)
+    program.write_text(f'#!/bin/sh\necho "JobId=7 TimeLimit={limit} Command={place} seed=1 WorkDir={tmp_path}"\n')
+    program.chmod(0o755)
+    environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    command = ["bash", str(copy), "run.id=$x"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(told), done.stderr

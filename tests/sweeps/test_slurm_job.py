@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from framework.sweeps.slurm_script import FUNCTIONS
+from framework.tracking.summary_file import write_summary
 
 FINISHED, PREEMPTED = '{\n  "ended": "finished"\n}', '{\n  "ended": "preempted"\n}'
 
@@ -19,7 +20,8 @@ def bin_folder(tmp_path) -> Path:
     folder.mkdir()
     for name, body in {
         "squeue": f"cat {tmp_path}/state",
-        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued && exit 1\necho "A=1 PreemptTime=$PREEMPT"',
+        "scontrol": f'[ "$1" = requeue ] && touch {tmp_path}/requeued && exit 1\n'
+        'echo "A=1 PreemptTime=$PREEMPT TimeLimit=${LIMIT:-UNLIMITED} B=2"',
         "srun": 'shift 2; exec "$@"',
     }.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -73,6 +75,48 @@ def test_a_job_ends_as_its_run_did(
     )
     job.communicate(timeout=30)
     assert (job.returncode, (tmp_path / "requeued").exists()) == (ends, is_queued)
+
+
+def test_a_job_that_is_queued_again_twice_without_a_new_step_stops(bin_folder, tmp_path):
+    run = tmp_path / "run"
+    (tmp_path / "state").write_text("RUNNING")
+
+    def end(restarts: int, steps: int | None, checkpoint: int | None = None) -> tuple[bool, str]:
+        """Ends one start of the job; returns True where it is queued again, and what it said."""
+        (tmp_path / "requeued").unlink(missing_ok=True)
+        write = save = ":"
+        if steps is not None:
+            write_summary(tmp_path, {"ended": "preempted", "why": None, "steps": steps, "skipped_steps": 999})
+            write = f"cp {tmp_path}/summary.json {run}"
+        if checkpoint is not None:
+            folder = run / "checkpoints" / f"step_{checkpoint:08d}"
+            save = f"mkdir -p {folder}; touch {folder}/COMPLETE"
+        line = f"begin_job {run}; sleep 0.02; {write}; {save}; near_end=1; end_job {run} 0 99 2>&1"
+        job = start(bin_folder, line, SLURM_RESTART_COUNT=str(restarts), LIMIT="0:03:10")
+        said = job.communicate(timeout=30)[0]
+        return (tmp_path / "requeued").exists(), said
+
+    assert [end(0, None)[0], end(1, 0)[0], end(2, 5)[0], end(3, 5)[0], end(4, 5)[0]] == [True] * 5
+    is_queued, said = end(5, 5)
+    assert not is_queued
+    assert "error: job 7 was queued again twice without a new step (it is at step 5)" in said and "(now 190 s)" in said
+    # A new job of the same run begins to count anew; a checkpoint counts where a start was killed before its summary.
+    assert [end(0, None)[0], end(1, None)[0], end(2, None, 120)[0], end(3, None)[0], end(4, None)[0]] == [True] * 5
+    assert end(5, None)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("limit", "refused"),
+    [("00:02:00", True), ("00:02:01", False), ("1-00:00:00", False), ("UNLIMITED", False), ("Partition_Limit", False)],
+)
+def test_a_time_limit_no_longer_than_the_notice_is_refused(bin_folder, limit, refused):
+    job = start(bin_folder, 'check_time_limit 120 "sbatch --time=HH:MM:SS" 2>&1; echo trains', LIMIT=limit)
+    said = job.communicate(timeout=30)[0]
+    assert job.returncode == (2 if refused else 0)
+    told = (
+        "error: job 7 has a time limit of 120 s, but it is asked to save 120 s before the limit and would never train."
+    )
+    assert (told in said) == refused and ("trains" in said) != refused
 
 
 def test_a_signal_goes_on_to_the_step_once_and_its_exit_code_is_kept(bin_folder, tmp_path):

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from framework.distributed.processes.beats import Beat, Beats, last_line
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.failure_file import FAILURE_FILE
+from framework.distributed.processes.launcher_note import leave_note
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError, FrameworkError
 
@@ -141,6 +142,7 @@ class FailureReport:
             self.first = self._first_of_all(failure)
         if self._logs is not None and self.first.reporter == _this_process().rank:
             _write_json(self._logs / FAILURE_FILE, _as_record(self.first))
+        leave_note(str(self.first), self.first.kind, self.first.step)
         return self.first
 
     def own(self, error: BaseException) -> Failure:

@@ -1,0 +1,53 @@
+"""Runs a launch script of this installation: `python -m framework.launch torchrun [OPTION ...] experiment=NAME`.
+
+Where Cloze was installed from a wheel, the scripts of launch/ and slurm/ lie inside the package. They are bash scripts;
+`--path` prints the place of one: `sbatch "$(python -m framework.launch --path train.sbatch)" experiment=NAME`.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import framework
+
+_FOLDERS = ("launch", "slurm")
+
+
+def scripts() -> dict[str, Path]:
+    """Returns the launch scripts by file name: inside the package where it was installed, beside it in a checkout."""
+    package = Path(framework.__file__).resolve().parent
+    root = package / "scripts" if (package / "scripts").is_dir() else package.parent
+    files = [file for folder in _FOLDERS for file in sorted((root / folder).iterdir())]
+    # Files that others source cannot be executed.
+    return {file.name: file for file in files if file.suffix in (".sh", ".sbatch") and _is_program(file)}
+
+
+def _is_program(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(2) == b"#!"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replaces this process by a script, or prints its path and returns 0."""
+    found = scripts()
+    parser = argparse.ArgumentParser(
+        "python -m framework.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--path", action="store_true", help="print the path of the script, and run nothing")
+    parser.add_argument("script", metavar="SCRIPT", help=", ".join(found))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script")
+    given = parser.parse_args(arguments)
+    script = found.get(given.script) or found.get(f"{given.script}.sh")
+    if script is None:
+        parser.error(f"{given.script} is no launch script. Choose one of {', '.join(found)}.")
+    if not given.path:
+        os.environ.setdefault("PYTHON", sys.executable)
+        os.execvp("bash", ["bash", str(script), *given.arguments])
+    sys.stdout.write(f"{script}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
