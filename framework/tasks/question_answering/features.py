@@ -164,16 +164,16 @@ def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | Non
     Raises:
         DataError: Answers have places, and none of them has a token.
     """
-    placed = [answer for answer in question.answers if answer.start is not None]
+    placed = [(answer.text, answer.start) for answer in question.answers if answer.start is not None]
     if not placed:
         return None
-    for answer in placed:
-        first = int(np.searchsorted(passage.ends, answer.start, side="right"))
-        last = int(np.searchsorted(passage.starts, answer.start + len(answer.text), side="left")) - 1
+    for text, start in placed:
+        first = int(np.searchsorted(passage.ends, start, side="right"))
+        last = int(np.searchsorted(passage.starts, start + len(text), side="left")) - 1
         if first <= last:
             return first, last
     raise DataError(
-        f"{question.place}: the answer {placed[0].text!r} has no token, since the tokenizer drops all of its "
+        f"{question.place}: the answer {placed[0][0]!r} has no token, since the tokenizer drops all of its "
         "characters; remove the question, or choose another tokenizer."
     )
 
