@@ -132,7 +132,7 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
         schedule.step()
         optimizer.zero_grad()
     seconds = time.perf_counter() - began
-    return corpus_scores(translate(model.eval(), sources["test"], tokenizer), sources["test"].references) | {
+    return corpus_scores(translate(model.eval(), sources["test"], tokenizer), sources["test"].references, "13a") | {
         "seconds": seconds
     }
 

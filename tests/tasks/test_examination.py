@@ -90,7 +90,7 @@ def test_entities_are_missed_spurious_or_of_another_type():
     # The first sentence was two sequences, of three words and of one.
     parts = [Part(0, first), Part(0, first), Part(1, second)]
     examination = examine_entities(
-        parts, found([scores[0][:3], scores[0][3:], scores[1]], [2.0, 6.0, 1.0]), tags, types, " "
+        parts, found([scores[0][:3], scores[0][3:], scores[1]], [2.0, 6.0, 1.0]), tags, types, " ".join
     )
     assert examination.confusion is not None
     assert list(examination.confusion.labels) == ["LOC", "PER", NO_ENTITY]

@@ -17,8 +17,10 @@ from framework.config.build import build_model
 from framework.config.checks import check_task_is_split
 from framework.constants import IGNORE_INDEX
 from framework.data.examples.parallel_text import ParallelTextData
+from framework.data.examples.text_units import split_units
 from framework.data.facts import Cutting
 from framework.data.planning.plan import GroupedSequences, StepPlan
+from framework.data.reading.table_format import TableFormat
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
 from framework.distributed.parallel.gradient_norm import clip_gradients
@@ -36,7 +38,7 @@ from framework.nn.initialization import initial_values
 from framework.optim.parameter_groups import AdamW
 from framework.tasks.task import TaskModel
 from framework.tasks.translation import head as head_module
-from framework.tasks.translation.decode import FoundTarget, decode_targets
+from framework.tasks.translation.decode import FoundTarget, bleu_tokens_of, decode_targets
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.search import SearchSettings
 from framework.tasks.translation.task import TranslationTask
@@ -327,3 +329,35 @@ def test_a_decoder_begins_as_a_copy_of_the_encoder():
 def test_layers_of_both_stacks_are_found():
     model = own_model(task())
     assert transformer_layers(model) == [*model.encoder.layers, *model.head.decoder.layers]
+
+
+REFERENCES = {
+    "zh": ["我不知道他在说什么。", "两个男人在街上踢足球，一个女人在看。", "他说：“你好！”"],
+    "13a": ["Two men aren't swimming; it's cold.", "Don't go: we'll see the dog's owner, won't we?"],
+    "char": ["東京は日本の首都です。", "これはペンではありません。"],
+}
+
+
+@pytest.mark.parametrize("tokens", REFERENCES)
+def test_a_perfect_translation_scores_100_in_its_language(tmp_path, tokens):
+    references = REFERENCES[tokens]
+    words = sorted({unit.text for text in references for unit in split_units(text, "words")})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    own = task()
+    rows = "".join(f"{text}\t{text}\n" for text in references)
+    (tmp_path / "rows.tsv").write_text("source\ttarget\n" + rows, encoding="utf-8")
+    data = ParallelTextData(str(tmp_path / "rows.tsv"), test=str(tmp_path / "rows.tsv"), format=TableFormat(quote=None))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    source = own.build_sources(data, tokenizer, seed=0)["test"]
+    found = [FoundTarget((*ids.tolist(), tokenizer.sep_id), 0.0) for ids in tokenizer.encode_batch(references)]
+    assert own.score(source, found) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    assert source.facts.notes["tokens for BLEU"] == bleu_tokens_of(references) == tokens
+    wrong = [FoundTarget(each.tokens[1:], 0.0) for each in found]
+    assert own.score(source, wrong)["bleu"] < 95
+
+
+def test_tokens_of_bleu_are_checked():
+    with pytest.raises(ConfigError, match=r"bleu_tokens is 'bogus'\. Choose one of 13a, intl, zh"):
+        task(bleu_tokens="bogus")

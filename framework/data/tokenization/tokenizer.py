@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 
 from framework.data.tokenization.wordpiece_folder import normalizer_settings, read_vocabulary, wordpiece_backend
+from framework.data.tokenization.written_text import join_word_pieces
 from framework.errors import DataError
 
 TOKENIZER_FILES = (
@@ -163,8 +164,21 @@ class Tokenizer:
         return encoded
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Texts of ids, special tokens left out; what normalisation took away stays away."""
-        return list(self.backend.decode_batch([list(each) for each in ids], skip_special_tokens=True))
+        """Returns the texts of ids, special tokens left out; what normalisation took away stays away.
+
+        A WordPiece vocabulary keeps no spaces, so they are put where people write them
+        (`framework.data.tokenization.written_text`).
+        """
+        if self.space_marked:
+            return list(self.backend.decode_batch([list(each) for each in ids], skip_special_tokens=True))
+        special = set(self.special_ids.tolist())
+        return [
+            join_word_pieces(
+                [self.backend.id_to_token(token_id) or "" for token_id in each if token_id not in special],
+                self.backend.model.continuing_subword_prefix,
+            )
+            for each in ids
+        ]
 
     def save(self, folder: str | Path) -> None:
         """Copies the tokenizer's files, byte for byte; transformers' AutoTokenizer loads them."""

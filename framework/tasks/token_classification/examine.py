@@ -1,6 +1,6 @@
 """Errors of token classification: entities that were missed, found where there are none, or given another type."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,9 +11,11 @@ from framework.tasks.token_classification.features import Example, Part
 
 NO_ENTITY = "(none)"
 
+Join = Callable[[Sequence[str]], str]
+
 
 def examine_entities(
-    parts: Sequence[Part], found: FoundItems, tags: Sequence[str], types: Sequence[str], separator: str
+    parts: Sequence[Part], found: FoundItems, tags: Sequence[str], types: Sequence[str], join: Join
 ) -> Examination:
     """A row for each sentence, whose score is its entity F1 (1 where there is no entity and none is found).
 
@@ -25,7 +27,7 @@ def examine_entities(
         found: For its items.
         tags: The tag set in the order of scores.
         types: Of the entities.
-        separator: Between words, where the sentence is no text but a list of them.
+        join: Makes a text of words, where the sentence is no text but a list of them.
     """
     examples, scores = join_parts(parts, found.decoded)
     paths = predict_tags(scores, tags)
@@ -47,9 +49,9 @@ def examine_entities(
                 length=int(lengths[row]),
                 loss=None if losses is None else float(losses[row]) / max(1, len(path)),
                 score=overall(count_entities([true_tags], [predicted_tags], types).values()).f1 if has_any else 1.0,
-                expected=_told(expected, example, separator),
-                predicted=_told(predicted, example, separator),
-                text=_text(example, 0, len(example.words), separator),
+                expected=_told(expected, example, join),
+                predicted=_told(predicted, example, join),
+                text=_text(example, 0, len(example.words), join),
                 place=example.place,
             )
         )
@@ -80,12 +82,12 @@ def _sums_by_row(parts: Sequence[Part], found: FoundItems, num_rows: int) -> tup
     return np.bincount(places, found.losses * num_words, num_rows), lengths
 
 
-def _told(spans: Sequence[EntitySpan], example: Example, separator: str) -> str:
-    return "\n".join(f"{span.label}: {_text(example, span.start, span.stop, separator)}" for span in spans)
+def _told(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:
+    return "\n".join(f"{span.label}: {_text(example, span.start, span.stop, join)}" for span in spans)
 
 
-def _text(example: Example, start: int, stop: int, separator: str) -> str:
+def _text(example: Example, start: int, stop: int, join: Join) -> str:
     """Some words of a sentence as they stand in its text, where there is one."""
     if example.text is not None and example.units and stop > start:
         return example.text[example.units[start].start : example.units[stop - 1].stop]
-    return separator.join(example.words[start:stop])
+    return join(example.words[start:stop])

@@ -17,6 +17,7 @@ from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.written_text import join_words
 from framework.errors import ConfigError
 from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
 from framework.models.config import EncoderConfig
@@ -202,8 +203,8 @@ class TokenClassificationTask(Task):
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
         """`examine_entities`."""
         assert isinstance(source, FlatSource)
-        separator = "" if self.units == "characters" else " "
-        return examine_entities(source.records, found, self.tags, self.types, separator)
+        join = "".join if self.units == "characters" else join_words
+        return examine_entities(source.records, found, self.tags, self.types, join)
 
     def _true_and_predicted(
         self, source: SequenceSource, decoded: Sequence[Any]

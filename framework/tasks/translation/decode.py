@@ -1,11 +1,18 @@
 """From found ids to text, and how near the texts of a split are to their references."""
 
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from framework.constants import IGNORE_INDEX
+from framework.errors import ConfigError
+
+BLEU_TOKENS = ("13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none")
+
+_UNSPACED_SHARE, _KANA_SHARE = 0.25, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,21 +41,59 @@ def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
     ]
 
 
-def corpus_scores(texts: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def bleu_tokens_of(references: Sequence[str]) -> str:
+    """Returns the tokens by which BLEU is counted in the language of these texts.
+
+    "zh" for Chinese; "char" for Japanese, Thai, Lao, Khmer and Burmese, which write no spaces either; else "13a".
+    """
+    letters = Counter(_script(character) for text in references for character in text if character.isalpha())
+    num_unspaced = letters["char"] + letters["zh"]
+    if num_unspaced <= _UNSPACED_SHARE * letters.total():
+        return "13a"
+    # Japanese has Chinese characters too.
+    return "char" if letters["char"] > _KANA_SHARE * num_unspaced else "zh"
+
+
+def _script(character: str) -> str:
+    name = unicodedata.name(character, "")
+    if name.startswith(("CJK", "BOPOMOFO")):
+        return "zh"
+    return "char" if name.startswith(("HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")) else "13a"
+
+
+def check_bleu_tokens(name: str) -> None:
+    """Checks that sacrebleu counts by these tokens here.
+
+    Raises:
+        ConfigError: A library is missing.
+    """
+    import sacrebleu
+
+    try:
+        sacrebleu.BLEU(tokenize=name)
+    except (ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"bleu_tokens is {name}, for which sacrebleu lacks a library ({' '.join(str(error).split())}). Install it, "
+            "or choose char."
+        ) from error
+
+
+def corpus_scores(texts: Sequence[str], references: Sequence[str], bleu_tokens: str) -> dict[str, float]:
     """`bleu` (Papineni et al. 2002) and `chrf` (Popovic 2015), both of the whole corpus and in [0, 100].
 
-    As sacrebleu has them by default (Post 2018, arXiv:1804.08771): BLEU with 13a tokens, case kept, exponential
-    smoothing; chrF2 of 6 characters and no words.
+    As sacrebleu has them by default (Post 2018, arXiv:1804.08771): BLEU with case kept and exponential smoothing;
+    chrF2 of 6 characters and no words.
 
     Args:
         texts: What was found.
         references: One for each.
+        bleu_tokens: Tokens that BLEU counts, by sacrebleu's name.
     """
     # Not at the top: predicting and training without evaluation do not need it.
     import sacrebleu
 
     return {
-        "bleu": float(sacrebleu.corpus_bleu(texts, [references]).score),
+        "bleu": float(sacrebleu.corpus_bleu(texts, [references], tokenize=bleu_tokens).score),
         "chrf": float(sacrebleu.corpus_chrf(texts, [references]).score),
     }
 

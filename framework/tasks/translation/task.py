@@ -23,7 +23,15 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_uniform_sum
 from framework.tasks.examination import Examination, ExaminedRow, FoundItems
 from framework.tasks.task import Task
-from framework.tasks.translation.decode import FoundTarget, corpus_scores, decode_targets, sentence_scores
+from framework.tasks.translation.decode import (
+    BLEU_TOKENS,
+    FoundTarget,
+    bleu_tokens_of,
+    check_bleu_tokens,
+    corpus_scores,
+    decode_targets,
+    sentence_scores,
+)
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
@@ -43,16 +51,19 @@ class TranslationTask(Task):
             evaluation and prediction sources are cut, so that the pairs are the same for every model.
         label_smoothing: Share of the training loss that wants all words alike (Szegedy et al. 2016, arXiv:1512.00567,
             section 7), in [0, 1).
+        bleu_tokens: Tokens that BLEU counts, a name of `BLEU_TOKENS`; None: by the language of the references
+            (`bleu_tokens_of`).
 
     Raises:
-        ConfigError: A length or share is out of range, or targets may be found that are longer than the decoder's.
+        ConfigError: A length or share is out of range, tokens are unknown, or targets may be found that are longer than
+            the decoder's.
     """
 
     best_metric = "bleu"
     best_mode = "max"
     wraps_epochs = False
     head_kind = "translation"
-    changeable_keys = ("search",)
+    changeable_keys = ("search", "bleu_tokens")
     allows_tensor_parallel = False
 
     def __init__(
@@ -62,6 +73,7 @@ class TranslationTask(Task):
         max_source_length: int = 128,
         too_long: Literal["truncate", "skip"] = "truncate",
         label_smoothing: float = 0.1,
+        bleu_tokens: str | None = None,
     ) -> None:
         if max_source_length < _SHORTEST:
             raise ConfigError(
@@ -74,6 +86,12 @@ class TranslationTask(Task):
                 f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}, and a target "
                 "cannot grow beyond; lower the first or raise the second."
             )
+        if bleu_tokens not in (None, *BLEU_TOKENS):
+            raise ConfigError(
+                f"bleu_tokens is {bleu_tokens!r}. Choose one of {', '.join(BLEU_TOKENS)}, or null, which follows the "
+                "language of the references."
+            )
+        self.bleu_tokens = bleu_tokens
         self.decoder = decoder
         self.search = search
         self.max_source_length = max_source_length
@@ -93,13 +111,14 @@ class TranslationTask(Task):
         """Reads and tokenises the pairs of each split.
 
         Raises:
-            ConfigError: sacrebleu, which scores, is not installed.
+            ConfigError: sacrebleu, which scores, is not installed, or lacks a library for `bleu_tokens`.
         """
         if importlib.util.find_spec("sacrebleu") is None:
             raise ConfigError(
                 "translations are scored by sacrebleu, which is not installed; install it with "
                 "`pip install -e '.[translation]'`."
             )
+        check_bleu_tokens(self.bleu_tokens or "13a")
         self.start_id, self.end_id = tokenizer.cls_id, tokenizer.sep_id
         sources: dict[str, SequenceSource] = {}
         read = data.load()
@@ -107,7 +126,8 @@ class TranslationTask(Task):
             texts, translations = [pair.source for pair in pairs], [pair.target for pair in pairs]
             source = self._source(texts, translations, tokenizer, self.skips_long and split == "train")
             facts, own = read.facts[split], source.facts
-            facts = replace(facts, rows=own.rows, left_out={**facts.left_out, **own.left_out})
+            notes = {"tokens for BLEU": self.bleu_tokens or bleu_tokens_of(translations)} if split != "train" else {}
+            facts = replace(facts, rows=own.rows, left_out={**facts.left_out, **own.left_out}, notes=notes)
             sources[split] = with_facts(source, facts)
         return sources
 
@@ -179,9 +199,10 @@ class TranslationTask(Task):
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> dict[str, float]:
-        """`bleu` and `chrf` in [0, 100], see `corpus_scores`."""
+        """`bleu` and `chrf` in [0, 100], see `corpus_scores`; texts are compared as people write them."""
         assert isinstance(source, TranslationSource)
-        return corpus_scores(_texts(source, decoded), source.references)
+        tokens = self.bleu_tokens or bleu_tokens_of(source.references)
+        return corpus_scores(_texts(source, decoded), source.references, tokens)
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
         """A row for each pair, whose score is its chrF."""

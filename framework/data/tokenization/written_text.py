@@ -1,0 +1,149 @@
+"""Text as people write it, from words as BERT splits them: each punctuation mark and each Chinese character by itself.
+
+What was white space in the text is not known any more. The rules are those of most texts: no spaces within Chinese and
+Japanese, none before a full stop and its like, none inside contractions, hyphenated words, numbers and quotes.
+"""
+
+import re
+from collections.abc import Sequence
+
+_UNSPACED = re.compile(
+    "[\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003134f]"
+)
+"""Chinese characters, kana, and the punctuation of both."""
+
+_CLOSING = frozenset(".,;:!?%)]}…”»°‰")
+_OPENING = frozenset("([{¿¡“‘„‚#")
+_CURRENCIES = frozenset("$£€¥")
+_APOSTROPHES = frozenset("'’")
+_INSIDE_WORDS = frozenset("-/_@‐‑")
+_INSIDE_NUMBERS = frozenset("–:.")
+_AFTER_APOSTROPHE = frozenset(("s", "t", "d", "m", "ll", "re", "ve", "em", "n", "clock"))
+_BEFORE_APOSTROPHE = frozenset(
+    ("qu", "jusqu", "lorsqu", "puisqu", "quelqu", "aujourd", "dell", "nell", "all", "sull", "dall", "un", "quest")
+)
+_AFTER_HYPHEN = frozenset(("and", "or", "und", "oder", "bzw"))
+_AFTER_DOT = frozenset(("com", "org", "net", "edu", "gov", "html"))
+_SHORT = 2
+"""Letters on each side of `&` in R&B, AT&T, Q&A."""
+
+
+def join_words(words: Sequence[str]) -> str:
+    """Joins words to a text."""
+    return _Joining(words).text()
+
+
+def join_word_pieces(pieces: Sequence[str], prefix: str) -> str:
+    """Joins the tokens of a WordPiece vocabulary to a text.
+
+    Args:
+        pieces: Tokens without special ones.
+        prefix: Beginning of a token that continues a word.
+    """
+    words: list[str] = []
+    for piece in pieces:
+        if words and prefix and piece.startswith(prefix):
+            words[-1] += piece.removeprefix(prefix)
+        else:
+            words.append(piece)
+    return join_words(words)
+
+
+class _Joining:
+    """Decides for each word whether it is joined to the one before it and to the one behind it."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+        self.before = [False] * (len(words) + 1)
+        self.behind = [False] * (len(words) + 1)
+        self.is_open = dict.fromkeys(('"', "'"), False)
+        for place in range(len(words)):
+            self.before[place], self.behind[place] = self._joins(place)
+
+    def text(self) -> str:
+        """Returns the words with the spaces between them."""
+        parts: list[str] = []
+        for place, word in enumerate(self.words):
+            if place and not (self.behind[place - 1] or self.before[place]):
+                parts.append(" ")
+            parts.append(word)
+        return "".join(parts)
+
+    def _joins(self, place: int) -> tuple[bool, bool]:
+        """Returns whether a word is joined to the word before it, and to the word behind it."""
+        word, left, right = self._word(place), self._word(place - 1), self._word(place + 1)
+        if _UNSPACED.match(word) or _UNSPACED.match(word[-1:]):
+            return bool(_UNSPACED.match(word)), bool(_UNSPACED.match(word[-1:]))
+        if len(word) > 1:
+            # Corpora that are split into tokens keep contractions together: do n't, it 's.
+            return word.lower() == "n't" or (word[0] in _APOSTROPHES and word[1].isalpha()), False
+        if word in _APOSTROPHES:
+            return self._apostrophe(place, word, left, right)
+        if word == '"':
+            return self._quote(word)
+        if word == "“" and self._is_german_quote(place):
+            return True, False
+        both = _is_word(left) and _is_word(right)
+        if word in _INSIDE_NUMBERS and left[-1:].isdecimal() and right[:1].isdecimal():
+            return True, True
+        if word == ",":
+            return True, left.isdecimal() and len(left) <= 3 and right.isdecimal() and len(right) == 3
+        if word == ".":
+            initials = len(left) == 1 and len(right) == 1 and left.isalpha() and right.isalpha()
+            return True, initials or (both and right in _AFTER_DOT)
+        if word == "-" and "-" in (left, right):  # a dash
+            return left == "-", right == "-"
+        if word in ("/", ":") and (right == "/" or left in ("/", ":")):  # http://
+            return True, True
+        if word in _INSIDE_WORDS and right.lower() in _AFTER_HYPHEN:
+            return both, False  # high- and low-level
+        if word in _INSIDE_WORDS:
+            return both, both or (word != "/" and not _is_word(left) and _is_word(right))
+        if word == "&":
+            short = both and len(left) <= _SHORT and len(right) <= _SHORT
+            return short, short
+        if word == "+":
+            return left == "+" or (right == "+" and _is_word(left)), False
+        return word in _CLOSING, word in _OPENING or (word in _CURRENCIES and right[:1].isdecimal())
+
+    def _word(self, place: int) -> str:
+        return self.words[place] if 0 <= place < len(self.words) else ""
+
+    def _apostrophe(self, place: int, word: str, left: str, right: str) -> tuple[bool, bool]:
+        """Tells an apostrophe inside a word from one behind it, and from quotes."""
+        if self._is_inside_word(left, right):
+            return True, True
+        if right[:2].isdecimal() and not self.is_open["'"]:
+            return False, True  # '90s
+        if word == "’":
+            return True, False
+        ends_word = _is_word(left) and not self.is_open["'"] and not self._has_closing_quote(place)
+        return (True, False) if ends_word else self._quote("'")
+
+    def _is_inside_word(self, left: str, right: str) -> bool:
+        if not (_is_word(left) and _is_word(right)):
+            return False
+        if right.lower() in _AFTER_APOSTROPHE or left.lower() in _BEFORE_APOSTROPHE:
+            return True
+        return len(left) == 1 and left.isalpha() and left.lower() not in "ai"  # l'homme, O'Brien
+
+    def _has_closing_quote(self, place: int) -> bool:
+        """Reports whether a mark that is no apostrophe inside a word follows."""
+        return any(
+            self.words[later] == "'" and not self._is_inside_word(self._word(later - 1), self._word(later + 1))
+            for later in range(place + 1, len(self.words))
+        )
+
+    def _quote(self, mark: str) -> tuple[bool, bool]:
+        closes = self.is_open[mark]
+        self.is_open[mark] = not closes
+        return closes, not closes
+
+    def _is_german_quote(self, place: int) -> bool:
+        """Reports whether “ closes a quote that „ has opened."""
+        earlier = [word for word in self.words[:place] if word in ("„", "“")]
+        return bool(earlier) and earlier[-1] == "„"
+
+
+def _is_word(word: str) -> bool:
+    return word[:1].isalnum() and word[-1:].isalnum()
