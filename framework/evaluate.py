@@ -35,7 +35,7 @@ _SHOWN_OF_FINGERPRINT = 8
 @command("evaluate")
 def evaluate(composed: DictConfig) -> None:
     """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run."""
-    config = plain(composed)
+    config = plain(composed, EvaluateConfig)
     settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
     trained = open_trained(settings, settings.task)
     data = settings.data or trained.data

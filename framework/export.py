@@ -24,7 +24,7 @@ def export(composed: DictConfig) -> None:
         raise DistributedError(
             f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
         )
-    settings = ExportConfig(**check_arguments("", plain(composed), ExportConfig))
+    settings = ExportConfig(**check_arguments("", plain(composed, ExportConfig), ExportConfig))
     if settings.onnx:
         check_onnx_installed()
     trained = open_trained(settings)

@@ -23,7 +23,7 @@ from framework.errors import ConfigError, DataError
 @command("predict")
 def predict(composed: DictConfig) -> None:
     """Predicts every text and writes JSONL in the order of the input."""
-    settings = PredictConfig(**check_arguments("", plain(composed), PredictConfig))
+    settings = PredictConfig(**check_arguments("", plain(composed, PredictConfig), PredictConfig))
     if settings.input is not None:
         # A file that cannot be read costs no time.
         next(read_rows(Path(settings.input), settings.keep_columns, table_format=settings.format))

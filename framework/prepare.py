@@ -16,7 +16,7 @@ from framework.tracking.console import make_console_dispensable, open_console
 @command("prepare")
 def prepare(composed: DictConfig) -> None:
     """Trains or takes a tokenizer, encodes the corpus, and tells what came of it."""
-    settings = PrepareConfig(**check_arguments("", plain(composed), PrepareConfig))
+    settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
     with PassBars() as bars:
         prepared = prepare_store(

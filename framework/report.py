@@ -20,7 +20,7 @@ from framework.tracking.run_status import is_run, runs_below
 @command("report")
 def report(composed: DictConfig) -> None:
     """Makes the report and prints where it is."""
-    settings = ReportConfig(**check_arguments("", plain(composed), ReportConfig))
+    settings = ReportConfig(**check_arguments("", plain(composed, ReportConfig), ReportConfig))
     folder = find_folder(settings.run, Path(settings.runs))
     try:
         path = make_report(folder)

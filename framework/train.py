@@ -11,6 +11,7 @@ from framework.config.ending import complete_run
 from framework.config.records import modules_of
 from framework.config.run_folder import find_run_folder
 from framework.config.run_lock import alone_in, wait_limit
+from framework.config.schema import TrainConfig
 from framework.config.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.config.supervision import Supervision
 from framework.config.wandb_run import log_model_if_wanted
@@ -30,7 +31,7 @@ from framework.tracking.console import make_console_dispensable
 def train(composed: DictConfig) -> None:
     """Runs one training run from its config, or resumes it."""
     check_own_process()
-    config = plain(composed)
+    config = plain(composed, TrainConfig)
     info = planned_process(config["check"], process_info())
     device_type = "cuda" if torch.cuda.is_available() else "cpu"
     if device_type == "cpu":

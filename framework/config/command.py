@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from framework.config.hydra_seams import use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.resolvers import conf_folder, register_resolvers
+from framework.config.spelling import keep_spelling
 from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
 
@@ -151,12 +153,21 @@ def _unknown_key(error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(f"unknown config key `{error.full_key}`; {suggestion(str(error.key), known)}")
 
 
-def plain(config: DictConfig) -> dict[str, object]:
-    """The config as plain containers, interpolations resolved.
+def plain(config: DictConfig, schema: type | None = None, overrides: Sequence[str] | None = None) -> dict[str, object]:
+    """Returns the config as plain containers, interpolations resolved, and text as it was typed.
+
+    Args:
+        config: The composed config; keys of text take their spelling.
+        schema: The dataclass of the command's settings; None: text that looks like a number becomes one.
+        overrides: The command line; None: that of this process.
 
     Raises:
         ConfigError: An interpolation cannot be resolved, or a mandatory value ("???") is missing.
     """
+    if overrides is None:
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
+    if schema is not None:
+        keep_spelling(config, schema, overrides)
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

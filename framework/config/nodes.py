@@ -125,8 +125,7 @@ def check_arguments(
 ) -> dict[str, Any]:
     """Checks keys and types of one node; returns the arguments, converted to the types that the hints ask for."""
     parameters = inspect.signature(target).parameters
-    hints = _type_hints(target)
-    metadata = {field.name: field.metadata for field in fields(target)} if is_dataclass(target) else {}
+    hints = hints_of(target)
     prefix = f"{path}." if path else ""
     for name in values:
         if name not in parameters:
@@ -141,7 +140,7 @@ def check_arguments(
             hint = hints.get(name, Any)
             if hint is Any and _names_part(values[name]) and not is_own(target.__module__):
                 hint = Component  # foreign code need not say what its parts are
-            arguments[name] = check_value(f"{prefix}{name}", values[name], hint, metadata.get(name, {}))
+            arguments[name] = check_value(f"{prefix}{name}", values[name], hint, metadata_of(target, name))
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
                 f"config key `{prefix}{name}` is missing and has no default; give it a value of type "
@@ -162,8 +161,15 @@ def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = 
         return _check_nested(path, value, hint, metadata)
     matched, converted = _convert(path, value, hint)
     if not matched:
-        raise ConfigError(f"`{path}` is {value!r}, which is not {describe(hint)}; give a value of that type.")
+        quoting = " Text that looks like a number needs quotes." if isinstance(value, float) else ""
+        raise ConfigError(f"`{path}` is {value!r}, which is not {describe(hint)}; give a value of that type.{quoting}")
     return converted
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Returns whether a scalar is of a hint's type as it is, without becoming text."""
+    matched, converted = _convert("", value, hint)
+    return matched and not isinstance(converted, str | Path)
 
 
 def _names_part(value: Any) -> bool:
@@ -205,7 +211,9 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
     if origin is typing.Annotated:
         return _convert(path, value, arguments[0])
     if origin in (Union, types.UnionType):
-        return next((result for option in arguments if (result := _convert(path, value, option))[0]), (False, value))
+        # A whole number is text only where it is nothing else.
+        options = sorted(arguments, key=lambda option: option in (str, Path))
+        return next((result for option in options if (result := _convert(path, value, option))[0]), (False, value))
     if origin is Literal:
         return value in arguments and not (isinstance(value, bool) and not any(a is value for a in arguments)), value
     if hint is None or hint is type(None):
@@ -221,8 +229,10 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
         return fits, float(value) if fits else value
-    if hint is Path:
-        return isinstance(value, str), Path(value) if isinstance(value, str) else value
+    if hint in (str, Path):
+        # YAML reads 2024 as a number; nothing of its spelling is lost.
+        is_text = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
+        return is_text, hint(str(value)) if is_text else value
     if _is_kind(origin or hint, Mapping):
         return _convert_mapping(path, value, arguments)
     if hint is not str and _is_kind(origin or hint, Sequence):
@@ -251,10 +261,17 @@ def _convert_sequence(path: str, value: Any, kind: type, arguments: tuple[Any, .
     return True, tuple(items) if issubclass(kind, tuple) else items
 
 
-def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
+    """Returns the type hints of what a class or function takes, by name."""
     if is_dataclass(target) or not inspect.isclass(target):
         return typing.get_type_hints(target)
     return typing.get_type_hints(target.__init__)
+
+
+def metadata_of(target: Callable[..., Any], name: str) -> Mapping[str, Any]:
+    """Returns the metadata of a field of a dataclass; empty for other targets."""
+    found = fields(target) if is_dataclass(target) else ()
+    return next((field.metadata for field in found if field.name == name), types.MappingProxyType({}))
 
 
 def describe(hint: Any) -> str:

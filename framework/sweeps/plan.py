@@ -16,6 +16,8 @@ from framework.config.build import build_settings
 from framework.config.command import plain
 from framework.config.identity import check_same_run
 from framework.config.run_folder import CONFIG_FILE, read_config
+from framework.config.schema import TrainConfig
+from framework.config.secrets import masked
 from framework.errors import ConfigError
 
 SEED = "seed"
@@ -139,8 +141,8 @@ def _plan_job(
     composed = context.config_loader.load_sweep_config(config, own)
     with open_dict(composed):
         del composed["hydra"]
-    resolved = plain(composed)
-    job = Job(run, values, (*own, *_hydra_overrides(config)), resolved)
+    resolved = plain(composed, TrainConfig, own)
+    job = Job(run, values, (*own, *_hydra_overrides(config)), masked(composed, resolved))
     try:
         settings = build_settings(resolved, world_size)
         if (run / CONFIG_FILE).is_file():
