@@ -10,6 +10,7 @@ from framework.config.command_schema import PrepareConfig
 from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
 from framework.data.preparation.prepare import Prepared, prepare_store
+from framework.data.store_data import too_little_to_split
 from framework.tracking.console import make_console_dispensable, open_console
 
 
@@ -38,6 +39,9 @@ def prepare(composed: DictConfig) -> None:
     console.print(f"its card: {prepared.folder / CARD_PICTURE_FILE}", markup=False, highlight=False, soft_wrap=True)
     for told in prepared.skipped:
         console.print(f"skipped: {told}", markup=False, highlight=False, soft_wrap=True)
+    too_little = too_little_to_split(str(prepared.folder))
+    if too_little is not None:
+        console.print(f"warning: {too_little}", markup=False, highlight=False, soft_wrap=True)
 
 
 class PassBars:

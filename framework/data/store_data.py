@@ -14,6 +14,8 @@ from framework.data.store.token_store import TokenStore
 from framework.errors import ConfigError, DataError
 from framework.random import key, mix, uniform
 
+_FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+
 
 @dataclass(frozen=True)
 class StoreData:
@@ -103,6 +105,17 @@ class StoreData:
                 )
         return indexes
 
+    @property
+    def fills_all_splits(self) -> bool:
+        """True where each split has a document."""
+        filled: set[str] = set()
+        wanted = {"train", "validation"} if self.validation_fraction > 0 else {"train"}
+        for batch in self.opened.batches():
+            filled |= {split for split, chosen in self.splits(batch.text_hashes).items() if chosen.any()}
+            if filled == wanted:
+                return True
+        return False
+
     def mixture(self, index: SequenceIndex) -> Mixture:
         """How often the chunks of the sources are seen.
 
@@ -141,3 +154,23 @@ class StoreData:
                 f"take up to {2 * window / 2**20:,.0f} MiB, but cache_megabytes is {self.cache_megabytes}; raise it, "
                 "or lower one of the others."
             )
+
+
+def too_little_to_split(store: str) -> str | None:
+    """Returns a remedy where the default split of training would leave one side of a store without documents."""
+    default = StoreData(store)
+    if default.fills_all_splits:
+        return None
+    fraction = next((share for share in _FRACTIONS if StoreData(store, share).fills_all_splits), None)
+    number = default.opened.num_documents
+    remedy = (
+        "data.validation_fraction=0, which trains without validation"
+        if fraction is None
+        else f"data.validation_fraction={fraction}"
+    )
+    return (
+        f"{store} has {number} document{'' if number == 1 else 's'}. That is too little text for "
+        f"data.validation_fraction={default.validation_fraction}, the default of framework.train, which would hold out "
+        f"none of them. Train with {remedy}, add texts, or make more documents of each file "
+        "(corpus.sources.text.documents=blank_lines)."
+    )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from framework.data.store.sequence_index import Division, SequenceIndex
-from framework.data.store_data import StoreData
+from framework.data.store_data import StoreData, too_little_to_split
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from tests.data.stores import trained, write_store
@@ -83,3 +83,23 @@ def test_weights_that_cannot_be(store):
         StoreData(str(store), weights={"a": 0.0, "b": 0.0}).mixture(splits_of(store)["train"])
     with pytest.raises(ConfigError, match="block_size"):
         StoreData(str(store), block_size=0)
+
+
+@pytest.mark.parametrize("num_documents", [1, 2, 5, 40])
+def test_text_that_is_too_little_to_hold_any_out_is_told_with_what_works(tmp_path, tokenizer, num_documents):
+    folder = tmp_path / "store"
+    write_store(folder, [[[7, 8, 9]]] * num_documents, tokenizer)
+    told = too_little_to_split(str(folder))
+    assert told is not None
+    assert f"has {num_documents} document{'s' * (num_documents > 1)}. That is too little text" in told
+    fraction = float(told.partition("Train with data.validation_fraction=")[2].split(",")[0])
+    splits = splits_of(folder, validation_fraction=fraction)
+    assert all(len(index.documents) > 0 for index in splits.values())
+    assert (fraction > 0) == (len(splits) == 2)
+    with pytest.raises(DataError, match="leaves none for validation"):
+        splits_of(folder)
+
+
+def test_enough_text_is_not_told(tmp_path, tokenizer):
+    write_store(tmp_path / "store", [[[7, 8, 9]]] * 1000, tokenizer, batch_documents=100)
+    assert too_little_to_split(str(tmp_path / "store")) is None

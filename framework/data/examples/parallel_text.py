@@ -112,7 +112,7 @@ class ParallelTextData(SplitFiles):
             if pair[0] is None or pair[1] is None:
                 continue
             texts = [
-                decode_line(path, *line, encoding).rstrip("\r\n")
+                decode_line(path, line[0], line[1], encoding).rstrip("\r\n")
                 for path, line in zip((sources, targets), pair, strict=True)
             ]
             yield TextPair(f"{sources}, line {numbers[0]}", *texts)

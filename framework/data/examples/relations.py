@@ -104,8 +104,8 @@ class RelationData(SplitFiles):
         kind = None if table_format.columns else json_kind(path, table_format)
         if kind is not None:
             table = TableFile(path, (), table_format, kind=kind)
-            for place, text, label in read_relation_json(table, self.text_column, self.label_column, reading):
-                yield RelationExample(place, text, label)
+            rows = read_relation_json(table, self.text_column, self.label_column, reading)
+            yield from (RelationExample(*row) for row in rows)
             return
         for row, text, label in self._rows(path, table_format, reading):
             place = f"{path}, {row.place}"

@@ -67,6 +67,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
     check_columns(path, place, table.columns, header, reason)
     places = [header.index(column) for column in table.columns]
     number = 0
+    lost: DataError | None
     while True:
         first = reader.line_num + 1
         lines.given.clear()

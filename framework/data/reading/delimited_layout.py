@@ -90,9 +90,12 @@ def _is_quoted(cell: str) -> bool:
 def _rows(lines: Sequence[str], delimiter: str, quote: str | None) -> Iterator[list[str]]:
     """Streams the rows of the first lines as far as they are whole."""
     csv.field_size_limit(2**31 - 1)
-    quoting = csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE
     reader = csv.reader(
-        (f"{line}\n" for line in lines), delimiter=delimiter, quotechar=quote, quoting=quoting, strict=True
+        (f"{line}\n" for line in lines),
+        delimiter=delimiter,
+        quotechar=quote,
+        quoting=csv.QUOTE_MINIMAL if quote else csv.QUOTE_NONE,
+        strict=True,
     )
     try:
         yield from (row for row in reader if row)

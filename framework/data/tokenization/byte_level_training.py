@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.data.tokenization.vocabulary import words_for_training, write_tokenizer
+from framework.data.tokenization.vocabulary import check_vocab_size, most_tokens, words_for_training, write_tokenizer
 from framework.data.tokenization.word_counts import WordCounts, repeated
 from framework.errors import ConfigError
 
@@ -34,6 +34,7 @@ class ByteLevelBpeTraining:
     vocab_size: int = 32768
 
     def __post_init__(self) -> None:
+        check_vocab_size(self.vocab_size)
         smallest = len(_SPECIAL_TOKENS) + _NUM_BYTES
         if self.vocab_size < smallest:
             raise ConfigError(
@@ -64,15 +65,16 @@ class ByteLevelBpeTraining:
         Raises:
             DataError: There are no words.
         """
+        words = words_for_training(counts)
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         trainer = trainers.BpeTrainer(
-            vocab_size=self.vocab_size,
+            vocab_size=most_tokens(self.vocab_size, len(_SPECIAL_TOKENS) + _NUM_BYTES, words),
             special_tokens=list(_SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        backend.train_from_iterator(repeated(words_for_training(counts)), trainer)
+        backend.train_from_iterator(repeated(words), trainer)
         return _write(backend, folder)
 
 

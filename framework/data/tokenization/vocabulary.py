@@ -51,6 +51,36 @@ class GivenTokenizer:
         return Tokenizer.from_folder(self.path)
 
 
+MAX_VOCAB_SIZE = 2**24
+"""Many times the largest published vocabulary; `tokenizers` asks for room for all tokens at once."""
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Rejects a vocabulary that no text fills.
+
+    Raises:
+        ConfigError: It is larger than MAX_VOCAB_SIZE.
+    """
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise ConfigError(
+            f"the vocabulary's `vocab_size` is {vocab_size:,}. At most {MAX_VOCAB_SIZE:,} tokens are trained. Set it "
+            "to some ten thousand."
+        )
+
+
+def most_tokens(vocab_size: int, num_fixed: int, words: Mapping[str, int]) -> int:
+    """Returns the size that is asked for, or all that can come of the words where that is less.
+
+    Each merge makes a token and shortens a word by a piece, so there are at most as many as inner borders of pieces.
+
+    Args:
+        vocab_size: Tokens that are wanted.
+        num_fixed: Tokens that are there without merges.
+        words: Whose characters are the pieces at the start.
+    """
+    return min(vocab_size, num_fixed + sum(len(word) - 1 for word in words))
+
+
 def words_for_training(counts: WordCounts) -> dict[str, int]:
     """The words that a vocabulary is trained on.
 

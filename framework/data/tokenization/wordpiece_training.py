@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.data.tokenization.vocabulary import words_for_training, write_tokenizer
+from framework.data.tokenization.vocabulary import check_vocab_size, most_tokens, words_for_training, write_tokenizer
 from framework.data.tokenization.word_counts import WordCounts, repeated
 from framework.errors import ConfigError
 
@@ -43,6 +43,7 @@ class WordPieceTraining:
     alphabet: int = 1000
 
     def __post_init__(self) -> None:
+        check_vocab_size(self.vocab_size)
         if self.alphabet < 1:
             raise ConfigError(f"the vocabulary's `alphabet` is {self.alphabet}, it must be at least 1.")
         if self.vocab_size <= len(_SPECIAL_TOKENS):
@@ -127,7 +128,8 @@ def _most_frequent_characters(counts: WordCounts, limit: int) -> set[str]:
 def _learn(words: Mapping[str, int], vocab_size: int, fixed: list[str]) -> dict[str, int]:
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    size = most_tokens(vocab_size, len(fixed), words)
     # Named as special, the alphabet gets its ids in our order; here that has no other effect.
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=fixed, show_progress=False)
+    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=fixed, show_progress=False)
     backend.train_from_iterator(repeated(words), trainer)
     return backend.get_vocab(with_added_tokens=True)

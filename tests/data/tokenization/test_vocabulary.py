@@ -294,3 +294,15 @@ def test_given_tokenizer_is_loaded(trained):
     assert GivenTokenizer(str(trained.folder)).load().fingerprint == trained.fingerprint
     with pytest.raises(DataError, match="holds no tokenizer"):
         GivenTokenizer("nowhere").load()
+
+
+@pytest.mark.parametrize("kind", [WordPieceTraining, ByteLevelBpeTraining])
+def test_a_size_that_no_text_fills(tmp_path, kind):
+    with pytest.raises(ConfigError, match=r"`vocab_size` is 1,000,000,000\. At most 16,777,216 tokens are trained"):
+        kind(vocab_size=10**9)
+    # All that can come of these texts, whatever is asked for beyond.
+    sizes = {train(kind(vocab_size=size), TEXTS, tmp_path / str(size)).vocab_size for size in (2000, 30_000, 2**24)}
+    assert len(sizes) == 1
+    assert tokens_in_order(train(kind(vocab_size=2**24), TEXTS, tmp_path / "a")) == tokens_in_order(
+        train(kind(vocab_size=2000), TEXTS, tmp_path / "b")
+    )
