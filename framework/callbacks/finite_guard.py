@@ -164,7 +164,7 @@ class FiniteGuard(pl.Callback):
         if newest is None:
             return step, "this update is skipped, as there is no checkpoint to roll back to yet"
         timings.lap("train")
-        loaded = load_whole(newest, self.checkpointing.folder, pl_module, "sizes", True, self.console)
+        loaded = load_whole(newest, self.checkpointing.folder, pl_module, "checksums", True, self.console)
         timings.lap("checkpoint")
         restored = loaded.state["step"]
         already = self.skipped[-1][1] if self.skipped else 0

@@ -30,7 +30,7 @@ class Resume(pl.Callback):
         self,
         checkpoint: Location,
         own_checkpoints: Location,
-        verify: Verify = "sizes",
+        verify: Verify = "checksums",
         falls_back: bool = True,
         console: Console | None = None,
     ) -> None:

@@ -98,8 +98,12 @@ def complete_checkpoints(checkpoints: Location) -> list[Location]:
 
 
 def newest_complete(checkpoints: Location) -> Location | None:
-    """The complete checkpoint with the most steps; None where there is none."""
-    return next(reversed(complete_checkpoints(checkpoints)), None)
+    """Returns the complete checkpoint with the most steps; None where there is none.
+
+    A training that keeps one checkpoint may replace it between the listing and the look at what was listed, so that
+    both are missed: then the folder is listed again.
+    """
+    return next(reversed(complete_checkpoints(checkpoints) or complete_checkpoints(checkpoints)), None)
 
 
 def read_state(folder: Location) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from framework.checkpoint.integrity import Verify, verify
-from framework.checkpoint.layout import DamagedError, complete_checkpoints, read_state, step_of
+from framework.checkpoint.layout import (
+    COMPLETE,
+    DamagedError,
+    complete_checkpoints,
+    newest_complete,
+    read_state,
+    step_of,
+)
 from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import (
     MODEL_PREFIX,
@@ -29,6 +36,9 @@ from framework.optim.combined import AVERAGE, CombinedOptimizer
 
 Weights = Literal["auto", "raw", "ema"]
 """Which weights of a run are meant: its moving average where it kept one, the trained ones, the moving average."""
+
+_MOST_REMOVED = 20
+"""A training may remove so many checkpoints under a reader before the reader gives up."""
 
 T = TypeVar("T")
 
@@ -57,10 +67,12 @@ class Loaded(Generic[T]):
 def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
     """Reads a checkpoint or, where it is damaged, the one before it, and so on.
 
+    Where a training that goes on removes it meanwhile, the newest one is read.
+
     Collective where there is a process group: all ranks must call; all use the same.
 
     Args:
-        newest: To be used if it is whole; older ones stand beside it.
+        newest: To be used if it is whole; others stand beside it.
         read: Reads a checkpoint, for example with `load_checkpoint`; with a process group it raises on all ranks alike.
         falls_back: False where this very checkpoint was asked for, so that no other may take its place.
 
@@ -69,6 +81,7 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
         CheckpointError: None is whole, or one that is whole is of another model or optimizer.
     """
     damaged: dict[Location, str] = {}
+    num_removed = 0
     candidate: Location | None = newest
     while candidate is not None:
         try:
@@ -76,12 +89,29 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
         except DamagedError as error:
             if not falls_back:
                 raise
-            damaged[candidate] = error.reason
-        candidate = gather(_older(candidate))[0]  # what rank 0 sees
+            # Both are what rank 0 sees.
+            newer = gather(_replacement(candidate))[0]
+            if newer is None:
+                damaged[candidate] = error.reason
+                candidate = gather(_older(candidate))[0]
+                continue
+        candidate = newer
+        num_removed += 1
+        if num_removed > _MOST_REMOVED:
+            raise CheckpointError(
+                f"The training that writes to {newest.parent} removed {num_removed} checkpoints while they were read. "
+                "Read it when it has ended, or train with a larger trainer.keep_last."
+            )
     reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
     raise CheckpointError(
         f"No checkpoint in {newest.parent} is whole ({reasons}); restore one of them, or start a new run.id."
     )
+
+
+def _replacement(folder: Location) -> Location | None:
+    """Returns the newest checkpoint where a training has removed this one and goes on; None where it is still there."""
+    newest = None if (folder / COMPLETE).is_file() else newest_complete(folder.parent)
+    return newest if newest is not None and step_of(newest) > step_of(folder) else None
 
 
 def _older(folder: Location) -> Location | None:
@@ -95,7 +125,7 @@ def _before(folder: Location) -> list[Location]:
 
 
 def load_checkpoint(
-    folder: Location, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes"
+    folder: Location, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "checksums"
 ) -> dict[str, Any]:
     """Restores model and optimizer in place. Collective: all ranks must call.
 
@@ -167,7 +197,7 @@ def _with_those_before(folder: Location, count: int) -> list[Location]:
 
 
 def _parameter_entries(folder: Location, weights: Weights) -> dict[str, tuple[str, TensorStorageMetadata]]:
-    """Key and shape of what is to be read for each parameter, from a checkpoint that is verified first."""
+    """Returns key and shape of what is to be read for each parameter, from a checkpoint whose bytes are verified."""
     verify(folder)
     read_state(folder)
     entries = read_index(folder).state_dict_metadata

@@ -51,8 +51,8 @@ class RunConfig:
         dir: The folder that holds the run folders.
         resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be
             new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
-        verify: What of the checkpoint's files is compared with what was written: "sizes", or "checksums" too, which
-            reads all of them once more; where it is damaged, the one before it is used.
+        verify: What of the checkpoint's files is compared with what was written: "checksums", for which the ranks
+            share the reading of all bytes, or "sizes" only; where it is damaged, the one before it is used.
         checkpoints: Where checkpoints are kept: null: in the run folder; else a folder or an fsspec URL such as
             s3://bucket/folder, below which each run has a folder of its id.
         wait_seconds: How long a start waits for another process that trains in the run folder; a requeued or restarted
@@ -62,7 +62,7 @@ class RunConfig:
     id: str | None = None
     dir: str = "runs"
     resume: str = "auto"
-    verify: Verify = "sizes"
+    verify: Verify = "checksums"
     checkpoints: str | None = None
     wait_seconds: float = 60.0
 

@@ -18,6 +18,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.processes.agreement import check_agreement
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.process_group import process_group
 from framework.errors import CheckpointError, ConfigError, reading_record
@@ -159,6 +160,8 @@ def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: st
     precision = resolve_precision(precision_name, device_type)
     strategy = "single" if info.world_size == 1 else "ddp"
     with process_group(strategy, device_type, _TIMEOUT_SECONDS):
+        # Of a run that still trains, ranks may have read different checkpoints.
+        check_agreement({"the checkpoint": trained.weights.source})
         mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), device_type)
         model = build_trained_model(trained, device)
         yield Inference(model, trained.task, micro_batch_tokens, precision, device, info.rank, mesh)
