@@ -41,7 +41,8 @@ def _named(argument: str, parser: OverridesParser, folders: Sequence[Path]) -> s
     if override is None or override.is_delete() or override.is_sweep_override():
         return argument
     group, value = override.key_or_group, override.value()
-    if "." in group or isinstance(value, str | list) or not _is_group(group, folders):
+    names = value if isinstance(value, list) else [value]
+    if "." in group or all(isinstance(name, str) for name in names) or not _is_group(group, folders):
         return argument
     has_none = any((folder / group / f"{_NONE}.yaml").is_file() for folder in folders)
     key, _, text = argument.partition("=")
