@@ -1,0 +1,86 @@
+"""slurm/submit.sh checks what it submits, with programs in the place of sbatch and of the interpreter."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "submit.sh"
+
+
+@pytest.fixture
+def submit(tmp_path):
+    """Calls the script; the check fails where its command line holds "bad"."""
+    for name, body in {
+        "python": f'echo "$*" >>{tmp_path}/checks\n[[ "$*" != *bad* ]] || exit 2',
+        "sbatch": f'printf "%s\\n" "$@" >{tmp_path}/submitted',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def call(*arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str], list[str]]:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
+        for file in (tmp_path / "checks", tmp_path / "submitted"):
+            file.unlink(missing_ok=True)
+        ended = subprocess.run(
+            [SCRIPT, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        written = [
+            file.read_text().splitlines() if file.exists() else []
+            for file in (tmp_path / "checks", tmp_path / "submitted")
+        ]
+        return ended, *written
+
+    return call
+
+
+def test_a_training_is_checked_for_its_processes_and_submitted(submit):
+    line = ("experiment=pretrain_demo", "strategy=fsdp2")
+    ended, checks, submitted = submit(
+        "--nodes=4", "--gpus-per-node=h100:8", "--launch", "torchrun", "--time=1:00", *line
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert checks == [f"-m framework.train {' '.join(line)} check=32"]
+    script = str(SCRIPT.with_name("train.sbatch"))
+    assert submitted == [
+        *("--nodes=4", "--gpus-per-node=h100:8", "--time=1:00", script, "--launch", "torchrun"),
+        *line,
+    ]
+
+
+def test_what_fails_its_check_is_not_submitted(submit):
+    ended, checks, submitted = submit("--ntasks-per-node=2", "experiment=bad")
+    assert (ended.returncode, len(checks), submitted) == (2, 1, [])
+    assert ended.stderr == "error: nothing was submitted\n"
+
+
+def test_every_line_of_an_array_is_checked(submit, tmp_path):
+    (tmp_path / "lines.txt").write_text("# rates\noptimizer.lr=1e-4 seed=1\n\noptimizer.lr=bad\n")
+    ended, checks, submitted = submit("--array=1-2", "lines.txt", "experiment=x")
+    assert (ended.returncode, submitted) == (2, [])
+    assert checks == [
+        "-m framework.train experiment=x optimizer.lr=1e-4 seed=1 check=1",
+        "-m framework.train experiment=x optimizer.lr=bad check=1",
+    ]
+    assert "the line of lines.txt that cannot run is: optimizer.lr=bad" in ended.stderr
+
+    (tmp_path / "lines.txt").write_text("optimizer.lr=1e-4\n")
+    ended, _, submitted = submit("--array=1-1", "--max-requeues", "3", "lines.txt", "experiment=x")
+    script = str(SCRIPT.with_name("sweep.sbatch"))
+    assert submitted == ["--array=1-1", script, "lines.txt", "--max-requeues", "3", "experiment=x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "nothing to train is given"),
+        (["--nodes", "2", "experiment=x"], "the option --nodes has no value; write it as --NAME=VALUE"),
+        (["--nodes=1-2", "experiment=x"], "--nodes is 1-2, it must be one number here"),
+        (["nowhere.txt", "experiment=x"], "nowhere.txt is no override"),
+    ],
+)
+def test_mistakes_are_named_before_the_check(submit, arguments, words):
+    ended, checks, submitted = submit(*arguments)
+    assert (ended.returncode, checks, submitted) == (2, [], [])
+    assert words in ended.stderr
