@@ -78,7 +78,7 @@ def evaluate(composed: DictConfig) -> None:
 
 def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
     """The folder whose report gets this split: the run's, or for an export one beside `output`; None: there is none."""
-    if not settings.report or not trained.task.predicts_rows:
+    if not settings.report or not trained.task.examines_splits:
         return None
     if trained.folder is not None or settings.output is None:
         return trained.folder

@@ -16,8 +16,8 @@ def settings(**changes: Any) -> EvaluateConfig:
     return EvaluateConfig(run="x", split="test", precision=PrecisionConfig("fp32"), **changes)
 
 
-def trained(folder: Path | None, predicts_rows: bool = True, source: str = "runs/x/checkpoints/step_00000012") -> Any:
-    weights, task = SimpleNamespace(source=source), SimpleNamespace(predicts_rows=predicts_rows)
+def trained(folder: Path | None, examines_splits: bool = True, source: str = "runs/x/checkpoints/step_00000012") -> Any:
+    weights, task = SimpleNamespace(source=source), SimpleNamespace(examines_splits=examines_splits)
     return SimpleNamespace(folder=folder, task=task, weights=weights)
 
 
@@ -27,7 +27,7 @@ def test_a_run_has_its_own_folder_and_an_export_one_beside_the_output():
     assert report_folder(settings(output="a/scores.json"), trained(None)) == Path("a/scores_report")
     assert report_folder(settings(), trained(None)) is None
     assert report_folder(settings(report=False), trained(Path("runs/x"))) is None
-    assert report_folder(settings(), trained(Path("runs/x"), predicts_rows=False)) is None
+    assert report_folder(settings(), trained(Path("runs/x"), examines_splits=False)) is None
 
 
 def test_the_weights_are_named():

@@ -42,7 +42,7 @@ class ErrorAnalysis(pl.Callback):
         """Comes before the module begins its pass. All ranks decide alike."""
         stops_early = any(isinstance(each, EarlyStopping) and each.may_end_next for each in _callbacks(trainer))
         may_be_last = trainer.global_step >= trainer.max_steps or stops_early
-        pl_module.examines = may_be_last and pl_module.task.predicts_rows
+        pl_module.examines = may_be_last and pl_module.task.examines_splits
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

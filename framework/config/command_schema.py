@@ -12,6 +12,7 @@ from framework.config.nodes import Component
 from framework.config.schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
+from framework.data.reading.tagged_rows import ConllFormat
 from framework.errors import ConfigError
 
 
@@ -123,25 +124,42 @@ class EvaluateConfig(InferenceConfig):
             )
 
 
+@dataclass(frozen=True)
+class InputFormat(TableFormat):
+    """How the file of rows to predict is written.
+
+    Attributes:
+        kind: As for tables, or "conll": a word a line, and a blank line between sentences.
+    """
+
+    kind: Literal["csv", "tsv", "jsonl", "json", "conll"] | None = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(InferenceConfig):
     """Everything that `framework.predict` takes, beside what `InferenceConfig` says.
 
     Attributes:
-        input: A CSV, TSV, JSONL, Parquet or Arrow file; null where `text` is given.
+        input: A CSV, TSV, JSONL, Parquet or Arrow file, or CoNLL columns for tasks that tag words; null where `text`
+            is given.
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
         format: How the input's file is written; null: the defaults of TableFormat.
+        conll: Which columns of CoNLL are read; the one of tags is not.
         columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
             nowhere.
-        keep_columns: Columns that are copied into the output.
-        output: A JSONL file; null: standard output.
+        keep_columns: Columns that are copied into the output, with their values as they are.
+        on_bad_row: What is done about a row that cannot be predicted: "error" stops, "skip" answers it by nulls and an
+            `error`.
+        output: A JSONL, CSV, TSV or CoNLL file by its suffix; null: standard output.
     """
 
     input: str | None = None
     text: str | Sequence[str] | None = None
-    format: TableFormat | None = None
+    format: InputFormat | None = None
+    conll: ConllFormat = field(default_factory=ConllFormat)
     columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
+    on_bad_row: Literal["error", "skip"] = "error"
     output: str | None = None
 
     def __post_init__(self) -> None:

@@ -78,6 +78,7 @@ class Task(ABC):
         changeable_keys: Config keys that decide how outputs are read or ranked and nothing about weights, so that
             evaluation and prediction may change them; a loss of such ranks changes with them.
         allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
+        text_format: Format of input files whose suffix names no table: "conll"; None: there is none.
     """
 
     loss_weights: Mapping[str, float]
@@ -88,6 +89,7 @@ class Task(ABC):
     allows_augmentation: bool = False
     changeable_keys: tuple[str, ...] = ()
     allows_tensor_parallel: bool = True
+    text_format: str | None = None
 
     @abstractmethod
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
@@ -160,19 +162,34 @@ class Task(ABC):
         return ()
 
     @property
+    def field_choices(self) -> tuple[tuple[str, ...], ...]:
+        """Returns what prediction may read of each row: `fields`, or other fields in their stead."""
+        return (self.fields,)
+
+    @property
     def list_fields(self) -> tuple[str, ...]:
         """Those of `fields` whose values may be lists; they come as JSON."""
         return ()
+
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:  # noqa: B027  most tasks predict any text
+        """Checks one row to predict.
+
+        Args:
+            row: With values of one of `field_choices`.
+            tokenizer: Gives ids and special tokens.
+
+        Raises:
+            DataError: The row cannot be predicted; the message begins with `row.place`.
+        """
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SequenceSource:
         """The items of rows to predict, in their order; a row may give several (windows of a long text).
 
         Args:
-            rows: With values of `fields`.
+            rows: With values of one of `field_choices`; `check_row` has passed each.
             tokenizer: Gives ids and special tokens.
 
         Raises:
-            DataError: A row cannot be used.
             ConfigError: The task does not predict rows.
         """
         raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
@@ -189,6 +206,11 @@ class Task(ABC):
     def predicts_rows(self) -> bool:
         """Whether there is a `decode`."""
         return type(self).decode is not Task.decode
+
+    @property
+    def examines_splits(self) -> bool:
+        """Returns True where `examine` shows the rows of a split, which most tasks do that predict rows."""
+        return self.predicts_rows
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Predictions, one for each row of `build_source`, as values for JSON.

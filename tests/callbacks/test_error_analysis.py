@@ -20,7 +20,7 @@ def trainer(step: int, *callbacks: Any) -> Any:
     return SimpleNamespace(global_step=step, max_steps=20, callbacks=callbacks, is_global_zero=True, should_stop=False)
 
 
-def module(predicts_rows: bool = True, accuracy: float = 0.5) -> Any:
+def module(examines_splits: bool = True, accuracy: float = 0.5) -> Any:
     split = ExaminedSplit(
         FlatSource(np.zeros(2), np.array([2]), {}, {}, max_length=4),
         "accuracy",
@@ -29,7 +29,7 @@ def module(predicts_rows: bool = True, accuracy: float = 0.5) -> Any:
         Examination([ExaminedRow(2, 1.0, 0.0, text="a text")]),
     )
     return SimpleNamespace(
-        task=SimpleNamespace(predicts_rows=predicts_rows),
+        task=SimpleNamespace(examines_splits=examines_splits),
         examines=False,
         examined=SimpleNamespace(examine=lambda: split),
         validation_metrics={"val/accuracy": accuracy},
@@ -37,9 +37,9 @@ def module(predicts_rows: bool = True, accuracy: float = 0.5) -> Any:
     )
 
 
-@pytest.mark.parametrize(("step", "predicts_rows", "keeps"), [(19, True, False), (20, True, True), (20, False, False)])
-def test_the_validation_after_the_last_step_keeps_its_rows(step: int, predicts_rows: bool, keeps: bool, tmp_path: Path):
-    run = module(predicts_rows)
+@pytest.mark.parametrize(("step", "examines_splits", "keeps"), [(19, True, False), (20, True, True), (20, False, False)])
+def test_the_validation_after_the_last_step_keeps_its_rows(step: int, examines_splits: bool, keeps: bool, tmp_path: Path):
+    run = module(examines_splits)
     ErrorAnalysis(tmp_path, None, 3).on_validation_start(trainer(step), run)  # type: ignore[arg-type]
     assert run.examines is keeps
 

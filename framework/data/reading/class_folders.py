@@ -23,7 +23,7 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
             empty, damaged or not in the encoding and `reading` does not skip those.
     """
     path = table.path
-    check_columns(path, "a folder per class", table.columns, COLUMNS)
+    check_columns(path, "a folder per class", [*table.columns, *table.as_is], COLUMNS)
     folders = sorted(entry for entry in _visible(path) if entry.is_dir())
     if not folders:
         raise DataError(
@@ -48,8 +48,8 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
                 reading.bad_row(error)
             else:
                 values = {"text": text, "label": folder.name, "file": file.name}
-                wanted = {column: values[column] for column in table.columns}
-                yield Row(number, None, wanted, file=f"{folder.name}/{file.name}")
+                wanted, kept = ({column: values[column] for column in some} for some in (table.columns, table.as_is))
+                yield Row(number, None, wanted, f"{folder.name}/{file.name}", kept)
 
 
 def _visible(folder: Path) -> list[Path]:

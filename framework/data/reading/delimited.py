@@ -64,8 +64,9 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
     header = _header(path, reader, lines) if layout.names is None else layout.names
     place = "line 1" if layout.names is None else "format.columns"
     reason = f" (read as {table.kind.upper()} {table.reason}, divided by {layout.delimiter!r})"
-    check_columns(path, place, table.columns, header, reason)
-    places = [header.index(column) for column in table.columns]
+    wanted = [*table.columns, *table.as_is]
+    check_columns(path, place, wanted, header, reason)
+    places = {column: header.index(column) for column in wanted}
     number = 0
     lost: DataError | None
     while True:
@@ -95,8 +96,10 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
         if fault is not None:
             reading.bad_row(fault)
         else:
-            values = {column: fields[place] for column, place in zip(table.columns, places, strict=True)}
-            yield Row(number, reader.line_num, values)
+            values, kept = (
+                {column: fields[places[column]] for column in some} for some in (table.columns, table.as_is)
+            )
+            yield Row(number, reader.line_num, values, kept=kept)
 
 
 def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> list[str]:

@@ -57,11 +57,11 @@ def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
         del first[0]
     for row in chain(first, rows):
         try:
-            values = _values(table, names, row.place, row.value)
+            values, kept = _values(table, names, row.place, row.value)
         except DataError as error:
             reading.bad_row(error)
         else:
-            yield Row(row.number, row.line, values)
+            yield Row(row.number, row.line, values, kept=kept)
 
 
 def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
@@ -137,8 +137,8 @@ def _parsed(place: str, text: str, rule: str) -> Any:
         raise DataError(f"{place}: not JSON ({cause}); {rule}.") from error
 
 
-def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> dict[str, str]:
-    """The wanted values of one row, as text."""
+def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the wanted values of one row as text, and those of `TableFile.as_is` as they are."""
     whole_place = f"{table.path}, {place}"
     if isinstance(row, list) and names is not None:
         if len(row) != len(names):
@@ -150,10 +150,11 @@ def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> 
         raise DataError(
             f"{whole_place}: {type(row).__name__}, not an object; each {place.split()[0]} must be one JSON object."
         )
-    check_columns(table.path, place, table.columns, list(row))
-    return {
+    check_columns(table.path, place, [*table.columns, *table.as_is], list(row))
+    texts = {
         column: _text_of(whole_place, column, row[column], column in table.list_columns) for column in table.columns
     }
+    return texts, {column: row[column] for column in table.as_is}
 
 
 def _text_of(place: str, column: str, value: Any, may_be_list: bool) -> str:

@@ -18,7 +18,7 @@ from framework.data.reading.delimited import read_delimited
 from framework.data.reading.files import Reading, check_regular, kind_of
 from framework.data.reading.json_rows import read_json
 from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
-from framework.data.reading.table_kind import Kind, conclude_kind
+from framework.data.reading.table_kind import KIND_OF_SUFFIX, Kind, conclude_kind
 from framework.errors import DataError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -30,6 +30,7 @@ def read_rows(
     reading: Reading | None = None,
     table_format: TableFormat | None = None,
     list_columns: Collection[str] = (),
+    as_is: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Streams the wanted columns.
 
@@ -39,6 +40,7 @@ def read_rows(
         reading: What is done about broken rows; None: they are errors.
         table_format: How the file is written; None: the defaults of TableFormat.
         list_columns: Of the wanted ones, those whose values may be lists in JSON and Arrow; they are given as JSON.
+        as_is: Columns to keep as they are too, of any type and empty ones as well (`Row.kept`).
 
     Raises:
         DataError: The kind is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
@@ -48,13 +50,18 @@ def read_rows(
     table_format = table_format or TableFormat()
     file, parts = _file_and_parts(path)
     concluded = conclude_kind(file, table_format)
-    table = TableFile(file, columns, table_format, list_columns, parts, concluded.kind, concluded.reason)
+    table = TableFile(file, columns, table_format, list_columns, parts, concluded.kind, concluded.reason, as_is)
     number = 0
     for row in _READERS[concluded.kind](table, reading):
         number = row.number
         yield row
     if number == 0 and reading.num_skipped == 0:
         raise DataError(f"{path} has no rows; add some or leave the file out.")
+
+
+def is_table(path: Path) -> bool:
+    """Returns True where the name of a file or folder tells that it is a table."""
+    return path.is_dir() or kind_of(_file_and_parts(path)[0]) in KIND_OF_SUFFIX
 
 
 def _file_and_parts(path: Path) -> tuple[Path, tuple[str, ...]]:
@@ -69,8 +76,9 @@ def _read_arrow(table: TableFile, reading: Reading) -> Iterator[Row]:
         raise DataError(
             f"{table.path} has names of its own, but format.columns is {table.format.columns}; set it to null."
         )
-    batches = record_batches(table.path, table.columns, reading, table.kind)
-    return rows_of_batches(table.path, batches, table.columns, reading, table.list_columns)
+    columns = list(dict.fromkeys([*table.columns, *table.as_is]))
+    batches = record_batches(table.path, columns, reading, table.kind)
+    return rows_of_batches(table.path, batches, table.columns, reading, table.list_columns, table.as_is)
 
 
 def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading, kind: str) -> Iterator[pa.RecordBatch]:
@@ -172,6 +180,7 @@ def rows_of_batches(
     columns: Sequence[str],
     reading: Reading,
     list_columns: Collection[str] = (),
+    as_is: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Streams the rows of record batches.
 
@@ -181,6 +190,7 @@ def rows_of_batches(
         columns: Their names.
         reading: What to do with a row in which a value is missing or not UTF-8.
         list_columns: Of them, those whose values may be lists; they are given as JSON.
+        as_is: Columns to keep as they are too (`Row.kept`).
 
     Raises:
         DataError: A column holds neither text nor numbers, or a value is missing or not UTF-8 and `reading` does not
@@ -194,13 +204,14 @@ def rows_of_batches(
             else _column_values(path, column, batch.column(column))
             for column in columns
         ]
-        for values in zip(*texts, strict=True):
+        kept_columns = {column: _plain_values(batch.column(column)) for column in as_is}
+        for place, values in enumerate(zip(*texts, strict=True)):
             number += 1
             row = {column: value for column, value in zip(columns, values, strict=True) if isinstance(value, str)}
             if len(row) == len(columns):
-                yield Row(number, None, row)
+                yield Row(number, None, row, kept={column: kept[place] for column, kept in kept_columns.items()})
                 continue
-            bad = next(place for place, value in enumerate(values) if not isinstance(value, str))
+            bad = next(index for index, value in enumerate(values) if not isinstance(value, str))
             fault = "has no value; fill it in" if values[bad] is None else "is not UTF-8; correct it"
             reading.bad_row(DataError(f"{path}, row {number}: {columns[bad]!r} {fault} or remove the row."))
 
@@ -217,6 +228,11 @@ def _list_values(column: pa.Array) -> list[str | bytes | None]:
         else json.dumps([str(item) for item in value], ensure_ascii=False)
         for value in column.to_pylist()
     ]
+
+
+def _plain_values(column: pa.Array) -> list[Any]:
+    """Values as JSON has them; what it has no kind for (dates, decimals, bytes) as text."""
+    return [json.loads(json.dumps(value, default=str)) for value in column.to_pylist()]
 
 
 def _is_missing(value: Any) -> bool:

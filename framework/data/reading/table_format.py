@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from framework.errors import ConfigError, DataError
 
@@ -21,12 +21,14 @@ class Row:
         line: Line of the file at which the row ends, counted from 1; None where the file has no lines.
         values: Text of the wanted columns.
         file: File of the row, below the folder that is read; None where one file holds all rows.
+        kept: Values of the columns in `TableFile.as_is`: numbers stay numbers, and null is None.
     """
 
     number: int
     line: int | None
     values: dict[str, str]
     file: str | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -95,6 +97,7 @@ class TableFile:
         parts: Keys of a JSON object whose values are rows; none where the file is a list of rows.
         kind: Of the file (`framework.data.reading.table_kind`).
         reason: What the kind was concluded from, for messages.
+        as_is: Columns whose values are given as they are too, whatever they hold (`Row.kept`).
     """
 
     path: Path
@@ -104,6 +107,7 @@ class TableFile:
     parts: tuple[str, ...] = ()
     kind: str = "csv"
     reason: str = ""
+    as_is: Sequence[str] = ()
 
 
 def check_encoding(key: str, encoding: str) -> str:

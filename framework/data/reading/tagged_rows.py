@@ -1,15 +1,16 @@
 """Sentences whose words have tags, one word a line (CoNLL); those of JSON are in `tagged_json`."""
 
 import codecs
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.splits import same_text
 from framework.data.reading.files import Reading, decode_line, raw_lines
-from framework.data.reading.table_format import check_encoding
+from framework.data.reading.table_format import Row, check_encoding
 from framework.errors import ConfigError, DataError
 
 _DOCUMENT_START = b"-DOCSTART-"
@@ -103,12 +104,29 @@ class ConllFormat:
                 f"{place}: {len(fields)} columns, but the word is in column {self.word_column} and its tag in column "
                 f"{self.tag_column}; correct the line, or `word_column`, `tag_column` and `separator`."
             )
-        word, tag = fields[self.word_column], fields[self.tag_column].strip()
+        return self._word(place, fields), fields[self.tag_column].strip()
+
+    def word(self, place: str, line: str) -> str:
+        """Returns the word of a line, which needs no tag.
+
+        Raises:
+            DataError: It has too few columns, or the word is empty.
+        """
+        fields = self.fields(line)
+        if not -len(fields) <= self.word_column < len(fields):
+            raise DataError(
+                f"{place}: {len(fields)} columns, but the word is in column {self.word_column}. Each line needs it. "
+                "Correct the line, or `word_column` and `separator`."
+            )
+        return self._word(place, fields)
+
+    def _word(self, place: str, fields: Sequence[str]) -> str:
+        word = fields[self.word_column]
         if self.word_suffix is not None and word:
             word = word[0] + re.sub(rf"(?:{self.word_suffix})\Z", "", word[1:])
         if not word:
             raise DataError(f"{place}: the word is empty; fill in or remove the line.")
-        return word, tag
+        return word
 
 
 def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[TaggedSentence]:
@@ -128,6 +146,23 @@ def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Ta
             words, tags = zip(*pairs, strict=True)
             numbers = tuple(line for line, _ in lines)
             yield TaggedSentence(f"{where} (line {numbers[0]})", words, tags, numbers)
+
+
+def read_conll_words(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Row]:
+    """Streams the sentences of a file as rows of `tokens`, a JSON list; tags are not needed.
+
+    Raises:
+        DataError: The file is missing, empty or damaged, or a line is broken and `reading` does not skip its sentence.
+    """
+    for number, lines in enumerate(_stretches(path, layout, reading), start=1):
+        where = f"{path}, sentence {number}"
+        try:
+            words = [layout.word(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            tokens = json.dumps(words, ensure_ascii=False)
+            yield Row(number, lines[-1][0], {"tokens": tokens}, kept={"tokens": words})
 
 
 def _stretches(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:

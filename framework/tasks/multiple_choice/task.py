@@ -85,18 +85,19 @@ class MultipleChoiceTask(Task):
         """The choices."""
         return ("choices",)
 
-    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """The choices of each row, the right one not known.
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that no text is empty, and that the choices are a list of at least two different texts."""
+        del tokenizer
+        self._example(row)
 
-        Raises:
-            DataError: A text is empty, or the choices are no list of at least two different texts.
-        """
-        examples = []
-        for row in rows:
-            texts = [filled(row.place, name, row.values[name]) for name in self.fields[:-1]]
-            choices = listed_choices(row.place, row.values["choices"])
-            examples.append(ChoiceExample(row.place, texts[0], texts[1] if self.has_context else None, choices, None))
-        return choice_source(examples, tokenizer, self.max_length)
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """The choices of each row, the right one not known."""
+        return choice_source([self._example(row) for row in rows], tokenizer, self.max_length)
+
+    def _example(self, row: Row) -> ChoiceExample:
+        texts = [filled(row.place, name, row.values[name]) for name in self.fields[:-1]]
+        choices = listed_choices(row.place, row.values["choices"])
+        return ChoiceExample(row.place, texts[0], texts[1] if self.has_context else None, choices, None)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
         """The family's head of sequence classification with one score."""

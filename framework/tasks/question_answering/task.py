@@ -111,18 +111,16 @@ class QuestionAnsweringTask(Task):
         """A question and the context that may answer it."""
         return ("question", "context")
 
-    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """The windows of each row, without answers.
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that neither the question nor the context is empty."""
+        del tokenizer
+        for name in self.fields:
+            if not row.values[name].strip():
+                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Fill in or remove the row.")
 
-        Raises:
-            DataError: A question or context is empty.
-        """
-        questions = []
-        for row in rows:
-            for name in self.fields:
-                if not row.values[name].strip():
-                    raise DataError(f"{row.place}: the {name} is empty, each row needs one; fill in or remove the row.")
-            questions.append(Question(row.place, row.values["question"], row.values["context"], ()))
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """The windows of each row, without answers."""
+        questions = [Question(row.place, row.values["question"], row.values["context"], ()) for row in rows]
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied

@@ -182,11 +182,16 @@ class RecommendationTask(StepLevelTask):
         """The same: ids of the catalogue, or texts."""
         return ("history",)
 
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that the history is a list of ids or texts."""
+        del tokenizer
+        _history(row)
+
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SearchSource:
         """The catalogue and the texts of histories.
 
         Raises:
-            DataError: A history is no list of ids or texts; the catalogue cannot be read.
+            DataError: The catalogue cannot be read.
         """
         histories = [_history(row) for row in rows]
         return asked_source(self._opened_catalogue(), histories, tokenizer, self.max_item_tokens)

@@ -101,12 +101,12 @@ class RelationExtractionTask(Task):
         """The text with its marks."""
         return ("text",)
 
-    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One sequence a row, without a label.
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that both entities are marked, and that they fit into a sequence."""
+        self.build_source([row], tokenizer)
 
-        Raises:
-            DataError: The entities of a row are not marked as they should be, or do not fit into a sequence.
-        """
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
+        """One sequence a row, without a label."""
         examples = [RelationExample(row.place, read_marked_text(row.place, row.values["text"]), None) for row in rows]
         return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
 

@@ -1,6 +1,6 @@
 """From scores of words to tags and entities: the best sequence of tags that BIO allows (Viterbi 1967)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,24 +109,29 @@ def predict_tags(scores: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.n
     return np.split(paths, np.cumsum(lengths))[:-1]
 
 
-def entities_of(example: Example, scores: np.ndarray, path: np.ndarray, tags: Sequence[str]) -> list[dict[str, Any]]:
-    """The entities of a text.
+def entities_of(
+    example: Example, scores: np.ndarray, path: np.ndarray, tags: Sequence[str], join: Callable[[Sequence[str]], str]
+) -> list[dict[str, Any]]:
+    """The entities of a text, or of a list of words.
 
     Args:
-        example: With its text.
+        example: With its text, where it has one.
         scores: (words, labels) log-probabilities.
         path: (words,) places in the tag set.
         tags: The tag set in the order of scores.
+        join: Joins the words of an entity where there is no text.
 
     Returns:
-        For each entity `start` and `end` (code points, `end` behind the last), `label`, its `probability` (the mean of
-        its words' probabilities of their predicted tags), and `text`.
+        For each entity `start` and `end` (code points of the text, or words where there is none; `end` behind the
+        last), `label`, its `probability` (the mean of its words' probabilities of their predicted tags), and `text`.
     """
     probabilities = np.exp(scores[np.arange(len(path)), path])
     entities = []
-    for first, stop, label in entity_spans([tags[place] for place in path]):
-        start, end = example.units[first].start, example.units[stop - 1].stop
-        probability = float(probabilities[first:stop].mean())
-        text = (example.text or "")[start:end]
-        entities.append({"start": start, "end": end, "label": label, "probability": probability, "text": text})
+    for start, end, label in entity_spans([tags[place] for place in path]):
+        entity = {"start": start, "end": end, "label": label, "probability": float(probabilities[start:end].mean())}
+        if example.text is None:
+            entities.append(entity | {"text": join(example.words[start:end])})
+        else:
+            first, behind = example.units[start].start, example.units[end - 1].stop
+            entities.append(entity | {"start": first, "end": behind, "text": example.text[first:behind]})
     return entities

@@ -1,5 +1,6 @@
 """Sequences of token classification: `[CLS] words [SEP]`, where the first sub-word of each word bears its tag."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from framework.data.examples.text_units import TextUnit
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import DataError
 from framework.tasks.token_classification.windows import split_windows
 
 _WORDS_AT_ONCE = 100_000
@@ -45,6 +47,24 @@ class Part:
 
     row: int
     example: Example
+
+
+def listed_words(place: str, cell: str) -> list[str]:
+    """Reads the words of a JSON list.
+
+    Raises:
+        DataError: There is no list, or it holds anything but texts, each with a character that shows.
+    """
+    try:
+        words = json.loads(cell)
+    except (ValueError, RecursionError):
+        words = None
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+        raise DataError(
+            f"{place}: 'tokens' is {cell[:60]!r}. It must be a list of words, at least one and none empty. Correct or "
+            "remove the row."
+        )
+    return words
 
 
 def tagging_source(

@@ -1,6 +1,6 @@
 """Token classification: a tag for each word (Devlin et al. 2019, arXiv:1810.04805, section 5.3), entities in BIO."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.task import Task
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
 from framework.tasks.token_classification.examine import examine_entities
-from framework.tasks.token_classification.features import Example, tagging_source
+from framework.tasks.token_classification.features import Example, listed_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 
 _SHORTEST = 3
@@ -55,6 +55,7 @@ class TokenClassificationTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "token_classification"
+    text_format = "conll"
 
     def __init__(
         self, max_length: int = 128, stride: int = 64, units: Units = "words", classifier_dropout: float = 0.1
@@ -100,13 +101,30 @@ class TokenClassificationTask(Task):
         """The text."""
         return ("text",)
 
+    @property
+    def field_choices(self) -> tuple[tuple[str, ...], ...]:
+        """Returns a text, or the words of a sentence."""
+        return ("text",), ("tokens",)
+
+    @property
+    def list_fields(self) -> tuple[str, ...]:
+        """Returns the words."""
+        return ("tokens",)
+
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that words are a list of texts."""
+        del tokenizer
+        self._example(row)
+
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One sequence a text, or several where it is long."""
-        examples = []
-        for row in rows:
-            units = split_units(row.values["text"], self.units)
-            examples.append(Example([unit.text for unit in units], None, row.values["text"], units))
-        return self._source(examples, tokenizer)
+        """One sequence a text or list of words, or several where it is long."""
+        return self._source([self._example(row) for row in rows], tokenizer)
+
+    def _example(self, row: Row) -> Example:
+        if "tokens" in row.values:
+            return Example(listed_words(row.place, row.values["tokens"]), place=row.place)
+        units = split_units(row.values["text"], self.units)
+        return Example([unit.text for unit in units], None, row.values["text"], units)
 
     def _source(self, examples: Sequence[Example], tokenizer: Tokenizer) -> FlatSource:
         return tagging_source(examples, self.tags, tokenizer, self.max_length, self.stride)
@@ -151,14 +169,25 @@ class TokenClassificationTask(Task):
         return np.split(scores, np.cumsum(counts))[:-1]  # nothing is behind the last
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """The entities of each text, with their places in it."""
+        """The `entities` of each row, its `tokens` and their `tags`.
+
+        Offsets of entities count code points of a text, and words where those were given.
+        """
         assert isinstance(source, FlatSource)
         examples, scores = join_parts(source.records, decoded)
         paths = predict_tags(scores, self.tags)
         return [
-            {"entities": entities_of(example, each, path, self.tags)}
+            {
+                "entities": entities_of(example, each, path, self.tags, self._join),
+                "tokens": list(example.words),
+                "tags": [self.tags[place] for place in path],
+            }
             for example, each, path in zip(examples, scores, paths, strict=True)
         ]
+
+    @property
+    def _join(self) -> Callable[[Sequence[str]], str]:
+        return "".join if self.units == "characters" else join_words
 
     @property
     def scores_predictions(self) -> bool:
@@ -203,8 +232,7 @@ class TokenClassificationTask(Task):
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
         """`examine_entities`."""
         assert isinstance(source, FlatSource)
-        join = "".join if self.units == "characters" else join_words
-        return examine_entities(source.records, found, self.tags, self.types, join)
+        return examine_entities(source.records, found, self.tags, self.types, self._join)
 
     def _true_and_predicted(
         self, source: SequenceSource, decoded: Sequence[Any]

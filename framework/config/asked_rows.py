@@ -1,0 +1,210 @@
+"""Rows to predict: read for a task, checked one by one, and joined with their predictions in the order of the file."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from framework.config.command_schema import PredictConfig
+from framework.data.reading.files import Reading
+from framework.data.reading.rows import Row, is_table, read_rows
+from framework.data.reading.tagged_rows import read_conll_words
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import ConfigError, DataError
+from framework.tasks.task import Task
+
+_RENAMED = "input_"
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRow:
+    """One row of the input.
+
+    Attributes:
+        row: With values by field of the task; None: it cannot be predicted.
+        kept: Values of the columns that the output copies, by column.
+        error: Why it cannot be predicted.
+    """
+
+    row: Row | None
+    kept: Mapping[str, Any]
+    error: str | None = None
+
+
+@dataclass
+class _AnsweredReading(Reading):
+    """Notes bad rows, so that each is answered at its index."""
+
+    noted: list[AskedRow] = field(default_factory=list)
+
+    def bad_row(self, error: DataError, num_rows: int = 1) -> None:
+        """Raises the error, or notes the rows that are lost by it."""
+        super().bad_row(error, num_rows)
+        self.noted += [AskedRow(None, {}, str(error))] * num_rows
+
+    def in_order(self, rows: Iterator[Row]) -> Iterator[AskedRow]:
+        """Yields the rows that a reader gives, and among them those that it notes."""
+        for row in rows:
+            yield from self._taken()
+            yield AskedRow(row, row.kept)
+        yield from self._taken()
+
+    def _taken(self) -> list[AskedRow]:
+        taken, self.noted = self.noted, []
+        return taken
+
+
+def check_input(settings: PredictConfig) -> None:
+    """Reads the first row of a table, so that a file that cannot be read costs no time.
+
+    Raises:
+        DataError: The file is missing or damaged, or lacks a column that the output copies.
+    """
+    if settings.input is None:
+        return
+    path = Path(settings.input)
+    form = settings.format
+    if is_table(path) and (form is None or (form.kind != "conll" and form.columns is None)):
+        reading = Reading(settings.on_bad_row)
+        next(read_rows(path, (), reading, form, (), settings.keep_columns), None)
+        return
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+
+
+def choose_fields(settings: PredictConfig, task: Task) -> list[dict[str, str]]:
+    """Returns the ways to read a row, each the column of every field.
+
+    Raises:
+        ConfigError: `columns` names a field that the task does not read.
+    """
+    given, known = settings.columns or {}, task.field_choices
+    for name in given:
+        if not any(name in fields for fields in known):
+            names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
+            raise ConfigError(f"`columns` names {name!r}, but this task reads {names}; name one of these.")
+    chosen = [fields for fields in known if given.keys() <= set(fields)]
+    return [{name: given.get(name, name) for name in fields} for fields in chosen]
+
+
+def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> list[AskedRow]:
+    """Reads and checks the rows to predict.
+
+    Raises:
+        ConfigError: `columns` names a field that the task does not read, or texts are given to a task that reads more.
+        DataError: The file cannot be used, a row is bad and not to be skipped, or no row is good.
+    """
+    ways = choose_fields(settings, task)
+    if settings.input is None:
+        asked, source = _given_texts(settings, ways), "text"
+    else:
+        asked, source = _read_file(settings, task, ways), settings.input
+    reading = Reading(settings.on_bad_row)
+    checked = [_checked(each, task, tokenizer, source, reading) for each in asked]
+    if all(each.row is None for each in checked):
+        example = checked[0].error if checked else "it has none"
+        raise DataError(f"{source} has no row that can be predicted, for example {example}")
+    return checked
+
+
+def _given_texts(settings: PredictConfig, ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
+    if not any(list(way) == ["text"] for way in ways):
+        fields = " and ".join(ways[0])
+        raise ConfigError(f"`text` is given, but this task reads {fields or 'no texts'}; give `input`, a file.")
+    texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
+    if not texts:
+        raise DataError("`text` is an empty list; give at least one text.")
+    return [AskedRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]
+
+
+def _read_file(settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
+    path = Path(settings.input or "")
+    kind = settings.format.kind if settings.format is not None else None
+    if kind == "conll" or (kind is None and task.text_format == "conll" and not is_table(path)):
+        if not any("tokens" in way for way in ways):
+            raise ConfigError(f"{path} has CoNLL columns, but this task tags no words. Give a table of its rows.")
+        if settings.keep_columns:
+            raise ConfigError(
+                f"keep_columns is {list(settings.keep_columns)}, but CoNLL columns have no names. Leave it empty."
+            )
+        reading = _AnsweredReading(settings.on_bad_row)
+        return list(reading.in_order(read_conll_words(path, settings.conll, reading)))
+    attempts = [_read_table(settings, path, task, way) for way in ways[:1]]
+    for way in ways[1:]:
+        if not any(each.row is not None for each in attempts[-1][0]):
+            attempts.append(_read_table(settings, path, task, way))
+    # The way that reads a row, else the first one: its fault names the usual columns.
+    asked, fault = next((each for each in attempts if any(row.row is not None for row in each[0])), attempts[0])
+    if fault is not None:
+        raise fault
+    return asked
+
+
+def _read_table(
+    settings: PredictConfig, path: Path, task: Task, way: Mapping[str, str]
+) -> tuple[list[AskedRow], DataError | None]:
+    """Returns the rows of a table, and the fault at which reading ended."""
+    reading = _AnsweredReading(settings.on_bad_row)
+    lists = [way[name] for name in task.list_fields if name in way]
+    as_is = list(dict.fromkeys([*way.values(), *settings.keep_columns]))
+    asked: list[AskedRow] = []
+    try:
+        for each in reading.in_order(read_rows(path, list(way.values()), reading, settings.format, lists, as_is)):
+            if each.row is not None:
+                values = {name: each.row.values[column] for name, column in way.items()}
+                each = replace(each, row=replace(each.row, values=values))
+            asked.append(each)
+    except DataError as error:
+        return asked, error
+    return asked, None
+
+
+def _checked(asked: AskedRow, task: Task, tokenizer: Tokenizer, source: str, reading: Reading) -> AskedRow:
+    if asked.row is None:
+        return asked
+    try:
+        task.check_row(asked.row, tokenizer)
+    except DataError as error:
+        named = DataError(f"{source}, {error}")
+        reading.bad_row(named)
+        return AskedRow(None, asked.kept, str(named))
+    return asked
+
+
+def join_rows(asked: Sequence[AskedRow], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Joins rows and predictions: what the input has, then what was found; nulls and `error` where nothing was.
+
+    A column of the input that is named like a key of the predictions becomes `input_NAME`, unless it is a field of the
+    task that the predictions repeat.
+
+    Args:
+        asked: All rows.
+        predictions: Of the rows that can be predicted, in their order.
+    """
+    found = iter(predictions)
+    keys = list(dict.fromkeys(name for each in predictions for name in each))
+    fields = {name for each in asked if each.row is not None for name in each.row.values}
+    columns = list(dict.fromkeys(name for each in asked for name in each.kept))
+    names = _free_names(columns, keys, fields)
+    joined = []
+    for each in asked:
+        row = {name: each.kept.get(column) for column, name in names.items()}
+        if each.row is not None:
+            joined.append(row | dict(next(found)))
+        else:
+            joined.append(row | {key: row.get(key) for key in keys} | {"error": each.error})
+    return joined
+
+
+def _free_names(columns: Sequence[str], keys: Sequence[str], fields: Collection[str]) -> dict[str, str]:
+    """Returns the name of each column in the output."""
+    names: dict[str, str] = {}
+    for column in columns:
+        name = column
+        while (name in keys and name not in fields) or (name != column and name in columns):
+            name = _RENAMED + name
+        names[column] = name
+    return names

@@ -1,0 +1,200 @@
+"""Opens the outputs of commands before the work that fills them: files, FIFOs and devices.
+
+Text on standard output is here too: any encoding, a pipe whose reader leaves, a full disk.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from framework.errors import ConfigError, DataError
+
+_PROBE_BYTES = 1 << 16
+"""Written and taken back when an output is opened, so that a full disk is reported before the work."""
+
+_SHOWN_OF_NAME = 40
+_STREAM_FOLDERS = ("/dev/fd/", "/dev/std", "/proc/")
+_EXIT_CODE_OF_SIGPIPE = 141
+
+WriteText = Callable[[Iterable[str]], None]
+"""Writes text to an opened output."""
+
+
+def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> None:
+    """Checks that an output is none of the files that are read.
+
+    Raises:
+        ConfigError: It is one of them, perhaps by another name.
+    """
+    for given in inputs:
+        if output is None or given is None:
+            continue
+        with suppress(OSError):
+            mode = os.stat(output).st_mode
+            if stat.S_ISREG(mode) and os.path.samefile(output, given):
+                raise ConfigError(
+                    f"output={output} is the input {given} itself, whose other columns would be lost. An output must "
+                    "be another file. Choose another name."
+                )
+
+
+@contextmanager
+def open_output(output: str | None) -> Iterator[WriteText]:
+    """Opens an output and gives a function that writes text to it.
+
+    An ordinary file is written under another name beside its place, and takes its place when the block ends without an
+    error. A symlink stays, and its file is replaced. FIFOs and character devices are written to directly.
+
+    Args:
+        output: Path; None: standard output.
+
+    Raises:
+        ConfigError: There can be no such file: its folder is missing, permission is denied, the disk is full, or the
+            path is a folder, a socket or a block device.
+        DataError: The disk or the reader refuses the text.
+    """
+    if output is None:
+        yield write_to_stdout
+        return
+    mode = _mode_of(output)
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or output.startswith(_STREAM_FOLDERS):
+        with _stream(output) as write:
+            yield write
+        return
+    if mode and not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
+        raise ConfigError(f"output={output} is {kind}. An output is a file, a FIFO or a stream. Choose another path.")
+    with _beside(output) as write:
+        yield write
+
+
+def _mode_of(output: str) -> int:
+    """Returns the mode of the file that a path leads to; 0: there is none."""
+    try:
+        return os.stat(output).st_mode
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise _cannot_open(output, error) from error
+
+
+@contextmanager
+def _stream(output: str) -> Iterator[WriteText]:
+    try:
+        # Appending: /dev/stdout may be a file in which something stands already.
+        file = Path(output).open("a", encoding="utf-8")  # noqa: SIM115  closed below
+    except OSError as error:
+        raise _cannot_open(output, error) from error
+    try:
+        yield lambda pieces: _write(output, file, pieces)
+    finally:
+        with suppress(OSError):
+            file.close()
+
+
+@contextmanager
+def _beside(output: str) -> Iterator[WriteText]:
+    target = Path(os.path.realpath(output))
+    temporary = target.with_name(f".{target.name[:_SHOWN_OF_NAME]}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not os.access(target, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+        file = _probed(temporary)
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+        raise _cannot_open(output, error) from error
+    try:
+        yield lambda pieces: _write(output, file, pieces)
+        _put_in_place(output, file, temporary, target)
+    finally:
+        with suppress(OSError):
+            file.close()
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(output: str, file: IO[str], temporary: Path, target: Path) -> None:
+    try:
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        if target.exists():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        temporary.replace(target)
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+
+
+def _probed(path: Path) -> IO[str]:
+    """Opens a new file on a disk that takes something."""
+    file = path.open("w", encoding="utf-8")
+    try:
+        file.write("\0" * _PROBE_BYTES)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.truncate()
+    except OSError:
+        with suppress(OSError):
+            file.close()
+        raise
+    return file
+
+
+def _write(output: str, file: IO[str], pieces: Iterable[str]) -> None:
+    try:
+        file.writelines(pieces)
+        file.flush()
+    except OSError as error:
+        raise _cannot_write(output, error) from error
+
+
+def write_to_stdout(pieces: Iterable[str]) -> None:
+    """Writes text to standard output; characters that its encoding lacks become escapes.
+
+    A pipe whose reader leaves ends the process without a word, with the exit code of SIGPIPE.
+
+    Raises:
+        DataError: Standard output is closed, or its disk is full.
+    """
+    stream = sys.stdout
+    if stream is None:
+        raise DataError("standard output is closed. The result needs a place. Give `output`, or leave it open.")
+    encoding = stream.encoding or "utf-8"
+    try:
+        for piece in pieces:
+            stream.write(piece.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError as error:
+        _silence(stream)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(_EXIT_CODE_OF_SIGPIPE)
+        raise _cannot_write("standard output", error) from error
+
+
+def _silence(stream: IO[str]) -> None:
+    """Points a stream that takes nothing at the null device, or Python would try again when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    with suppress(OSError, ValueError):
+        os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _cannot_open(output: str, error: OSError | ValueError) -> ConfigError:
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return ConfigError(
+        f"output={output} cannot be written ({why}). The folder must exist, permit it and have room. Create or free "
+        "it, or choose another path."
+    )
+
+
+def _cannot_write(output: str, error: OSError) -> DataError:
+    return DataError(
+        f"{output} cannot be written ({error.strerror}). The result was not saved there. Free the disk, or choose "
+        "another output."
+    )

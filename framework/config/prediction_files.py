@@ -1,0 +1,112 @@
+"""Writes predictions, one for each row: JSONL, CSV and TSV, and CoNLL columns for tasks that tag words."""
+
+import codecs
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from framework.errors import ConfigError
+
+PredictedRow = Mapping[str, Any]
+Writer = Callable[[Sequence[PredictedRow]], Iterator[str]]
+
+_OTHER_SUFFIXES = (".json", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".gz", ".zst", ".zip", ".bz2", ".xz")
+
+
+def check_suffix(output: str | None) -> None:
+    """Checks that predictions can be written as the suffix of their file says.
+
+    Raises:
+        ConfigError: It names a format that is not written.
+    """
+    suffix = Path(output or "").suffix.lower()
+    if suffix in _OTHER_SUFFIXES:
+        raise ConfigError(
+            f"output={output} asks for {suffix[1:]}, which is not written. Predictions are JSONL, CSV or TSV. Choose "
+            "a name that ends in .jsonl, .csv or .tsv."
+        )
+
+
+def find_writer(output: str | None, text_format: str | None) -> Writer:
+    """Finds how predictions are written; the suffix decides, and one without a meaning gets JSONL.
+
+    Args:
+        output: Path; None: standard output, which gets JSONL.
+        text_format: `Task.text_format`.
+
+    Raises:
+        ConfigError: The suffix names a format that the task has no content for.
+    """
+    if output is None:
+        encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
+        return json_lines if encoding == "utf-8" else _ascii_json_lines
+    suffix = Path(output).suffix.lower()
+    if suffix == ".conll" and text_format != "conll":
+        raise ConfigError(
+            f"output={output} asks for CoNLL columns, but this task tags no words. Choose a name that ends in .jsonl, "
+            ".csv or .tsv."
+        )
+    return _WRITERS.get(suffix, json_lines)
+
+
+def json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
+    """Yields a JSON object a line."""
+    for row in rows:
+        line = json.dumps(row, ensure_ascii=False)
+        try:
+            line.encode()
+        except UnicodeEncodeError:  # half of a surrogate pair, copied from the input
+            line = json.dumps(row)
+        yield line + "\n"
+
+
+def _ascii_json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
+    """Yields a JSON object a line for streams that take no other characters than those of ASCII."""
+    return (json.dumps(row) + "\n" for row in rows)
+
+
+def _delimited(delimiter: str) -> Writer:
+    def write(rows: Sequence[PredictedRow]) -> Iterator[str]:
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        yield _line([*columns], delimiter)
+        for row in rows:
+            yield _line([_cell(row.get(name)) for name in columns], delimiter)
+
+    return write
+
+
+def _line(cells: list[str], delimiter: str) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, delimiter=delimiter, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()
+
+
+def _cell(value: Any) -> str:
+    """Returns texts and numbers as they are, lists and objects as JSON, and nothing for null."""
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _conll(rows: Sequence[PredictedRow]) -> Iterator[str]:
+    """Yields a word and its tag a line, and a blank line behind each row; a row without a prediction is a comment."""
+    for row in rows:
+        if row.get("tags") is None:
+            yield f"# {row.get('error', 'no prediction')}\n"
+        else:
+            yield from (
+                f"{' '.join(word.split())}\t{tag}\n" for word, tag in zip(row["tokens"], row["tags"], strict=True)
+            )
+        yield "\n"
+
+
+_WRITERS: dict[str, Writer] = {
+    ".csv": _delimited(","),
+    ".tsv": _delimited("\t"),
+    ".conll": _conll,
+}
