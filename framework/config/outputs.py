@@ -33,7 +33,7 @@ def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> No
     for given in inputs:
         if output is None or given is None:
             continue
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             mode = os.stat(output).st_mode
             if stat.S_ISREG(mode) and os.path.samefile(output, given):
                 raise ConfigError(
@@ -78,7 +78,7 @@ def _mode_of(output: str) -> int:
         return os.stat(output).st_mode
     except FileNotFoundError:
         return 0
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise _cannot_open(output, error) from error
 
 

@@ -37,8 +37,12 @@ def module(examines_splits: bool = True, accuracy: float = 0.5) -> Any:
     )
 
 
-@pytest.mark.parametrize(("step", "examines_splits", "keeps"), [(19, True, False), (20, True, True), (20, False, False)])
-def test_the_validation_after_the_last_step_keeps_its_rows(step: int, examines_splits: bool, keeps: bool, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("step", "examines_splits", "keeps"), [(19, True, False), (20, True, True), (20, False, False)]
+)
+def test_the_validation_after_the_last_step_keeps_its_rows(
+    step: int, examines_splits: bool, keeps: bool, tmp_path: Path
+):
     run = module(examines_splits)
     ErrorAnalysis(tmp_path, None, 3).on_validation_start(trainer(step), run)  # type: ignore[arg-type]
     assert run.examines is keeps

@@ -289,13 +289,13 @@ def test_a_run_from_training_to_prediction(here, call):
     )
     assert predicted.code == 0, predicted.err
     predictions = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in predictions] == [str(place) for place in range(len(TEXTS))]
+    assert [row["id"] for row in predictions] == list(range(len(TEXTS)))
     assert [row["text"] for row in predictions] == TEXTS
     (here / "bare.txt").write_text(f"7@{TEXTS[7]}\n8@{TEXTS[8]}\n", encoding="latin-1")
     bare = ["format.kind=csv", "format.columns=[id,text]", "format.delimiter=@", "format.encoding=latin-1"]
     predicted = call("predict", "run=mine", "input=bare.txt", *bare, "keep_columns=[id]")
     rows = [json.loads(line) for line in predicted.out.splitlines()]
-    assert [(row["id"], row["label"]) for row in rows] == [(row["id"], row["label"]) for row in predictions[7:9]]
+    assert [(row["id"], row["label"]) for row in rows] == [(str(row["id"]), row["label"]) for row in predictions[7:9]]
     alone = call("predict", "run=mine", f"text={TEXTS[7]}")
     assert json.loads(alone.out)["probability"] == pytest.approx(predictions[7]["probability"], abs=1e-5)
 

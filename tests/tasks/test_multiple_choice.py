@@ -112,7 +112,7 @@ def test_prediction_reads_lists(tokenizer):
     assert source.records[0].context == "b" and source.records[0].choices == ("c", "d")
     for change, message in (({"choices": "c"}, "row 1: the choices are 'c'"), ({"context": " "}, "'context' is empty")):
         with pytest.raises(DataError, match=message):
-            task.build_source([Row(1, None, row | change)], tokenizer)
+            task.check_row(Row(1, None, row | change), tokenizer)
 
 
 def test_compiling_is_refused(tokenizer):

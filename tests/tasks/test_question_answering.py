@@ -215,7 +215,7 @@ def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
 def test_an_empty_text_cannot_be_asked(tokenizer, name):
     row = Row(3, 4, {"question": "a", "context": "b"} | {name: " \n"})
     with pytest.raises(DataError, match=rf"row 3 \(line 4\): the {name} is empty"):
-        QuestionAnsweringTask(**TASK).build_source([row], tokenizer)
+        QuestionAnsweringTask(**TASK).check_row(row, tokenizer)
 
 
 @pytest.mark.parametrize(

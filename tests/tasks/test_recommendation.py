@@ -304,7 +304,7 @@ def test_predictions_by_hand(tmp_path, tokenizer):
 @pytest.mark.parametrize("cell", ['"x"', "[", "x", '["x", ""]', "[[1]]", "{}"])
 def test_histories_that_are_none_are_named(tmp_path, tokenizer, cell):
     with pytest.raises(DataError, match=r"row 1 \(line 2\): 'history' is .*, it must be a list of ids or texts"):
-        restored(tmp_path).build_source([Row(1, 2, {"history": cell})], tokenizer)
+        restored(tmp_path).check_row(Row(1, 2, {"history": cell}), tokenizer)
 
 
 def test_the_catalogue_keeps_what_it_is_given(tmp_path):

@@ -112,9 +112,9 @@ def test_entities_that_do_not_fit_are_named_or_counted(task, tokenizer, tmp_path
     assert len(task.build_source(rows, tokenizer)) == 1
     message = r"row 4 \(line 9\): from one entity to the end of the other there are 5 tokens, but max_length leaves 4"
     with pytest.raises(DataError, match=message):
-        task.build_source([Row(4, 9, {"text": far})], tokenizer)
+        task.check_row(Row(4, 9, {"text": far}), tokenizer)
     with pytest.raises(DataError, match=r"row 1: </e2> stands 0 times"):
-        task.build_source([Row(1, None, {"text": "<e1>a</e1> <e2>b"})], tokenizer)
+        task.check_row(Row(1, None, {"text": "<e1>a</e1> <e2>b"}), tokenizer)
     path = tmp_path / "r.csv"
     path.write_text(f"text,label\n{near},Other\n{near},In\n{far},In\na<e1>\u0007</e1> <e2>b</e2>,In\n")
     with pytest.raises(DataError, match=r"r.csv, row 3 \(line 4\): from one entity"):

@@ -14,7 +14,7 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
-from framework.errors import ConfigError
+from framework.errors import ConfigError, DataError
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.token_classification.features import Example, encode_words, tagging_source
 from framework.tasks.token_classification.task import TokenClassificationTask
@@ -170,8 +170,24 @@ def test_rows_become_entities_with_their_places(task, tokenizer):
         {"start": 5, "end": 10, "label": "x", "probability": sure, "text": "c, (d"},
         {"start": 14, "end": 15, "label": "y", "probability": sure, "text": "f"},
     ]
-    assert second == third == {"entities": []}
+    assert second == third == {"entities": [], "tokens": [], "tags": []}
+    assert first["tokens"] == ["a", "b", "c", ",", "(", "d", ")", "e", "f", "."] and first["tags"] == tags[:10]
     assert last["entities"] == [{"start": 0, "end": 2, "label": "y", "probability": sure, "text": "中国"}]
+
+
+def test_words_keep_their_places(task, tokenizer):
+    source = task.build_source([Row(1, None, {"tokens": '["a", "b c", "d"]'})], tokenizer)
+    batch = whole(source)
+    (row,) = task.assemble(source, task.decode({"logits": logits_for(["O", "B-x", "I-x"], batch)}, batch))
+    (entity,) = row["entities"]
+    assert (entity["start"], entity["end"], entity["text"]) == (1, 3, "b c d")
+    assert (row["tokens"], row["tags"]) == (["a", "b c", "d"], ["O", "B-x", "I-x"])
+
+
+@pytest.mark.parametrize("cell", ["[]", "a b", '["a", ""]', '["a", [1]]', '{"a": 1}', "["])
+def test_words_that_are_none_are_named(task, tokenizer, cell):
+    with pytest.raises(DataError, match=r"row 3 \(line 4\): 'tokens' is .* It must be a list of words"):
+        task.check_row(Row(3, 4, {"tokens": cell}), tokenizer)
 
 
 def test_what_is_predicted_is_never_against_bio(task, tokenizer):

@@ -1,0 +1,144 @@
+"""What framework.predict reads and writes: words and CoNLL columns, kept columns, bad rows, outputs that cannot be."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from framework.predict import predict
+from framework.train import train
+from tests.tasks.commands import prepare
+
+SENTENCE = ["ada", "sang", "in", "eck", "am", "see"]
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory) -> Path:
+    """A folder with a run of token classification, `one`, that was trained by the command."""
+    folder = tmp_path_factory.mktemp("tagger")
+    overrides = [*prepare("token_classification", folder), "run.id=one", "trainer.max_steps=12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command(patch, "train", train, *overrides) == 0
+    return folder
+
+
+def run_command(patch: pytest.MonkeyPatch, name: str, main: Callable[[], None], *overrides: str) -> int:
+    GlobalHydra.instance().clear()
+    patch.setattr(sys, "argv", [name, *overrides])
+    patch.setattr(sys, "excepthook", sys.__excepthook__)
+    patch.setenv("HYDRA_FULL_ERROR", "1")
+    try:
+        main()
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+@pytest.fixture
+def ask(tagger, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
+    """Predicts with the tagger in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*overrides: str) -> tuple[int, str, str]:
+        asked = ("run=one", f"runs={tagger / 'runs'}", "precision=fp32", *overrides)
+        code = run_command(monkeypatch, "predict", predict, *asked)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def write_jsonl(path: Path, rows: list[object]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def rows_of(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_words_are_tagged_wherever_they_stand(tmp_path, ask):
+    """The same sentence as text, as words, and as CoNLL columns with and without tags."""
+    write_jsonl(tmp_path / "text.jsonl", [{"text": " ".join(SENTENCE)}])
+    write_jsonl(tmp_path / "tokens.jsonl", [{"tokens": SENTENCE}])
+    write_jsonl(tmp_path / "named.jsonl", [{"words": SENTENCE}])
+    (tmp_path / "tagged.conll").write_text("-DOCSTART- O\n\n" + "".join(f"{word} O\n" for word in SENTENCE))
+    (tmp_path / "bare.txt").write_text("\n".join(SENTENCE) + "\n\n\n")
+    (tmp_path / "columns.tsv").write_text("".join(f"{index}\t{word}\n" for index, word in enumerate(SENTENCE)))
+    found = {}
+    for name, more in {
+        "text.jsonl": [],
+        "tokens.jsonl": [],
+        "named.jsonl": ["columns={tokens: words}"],
+        "tagged.conll": [],
+        "bare.txt": [],
+        "columns.tsv": ["format.kind=conll", "conll.separator=tab", "conll.word_column=1"],
+    }.items():
+        code, out, err = ask(f"input={name}", *more)
+        assert code == 0, err
+        (found[name],) = rows_of(out)
+    for row in found.values():
+        assert row["tokens"] == SENTENCE and row["tags"] == found["text.jsonl"]["tags"]
+        assert [entity["text"] for entity in row["entities"]] == ["ada", "eck am see"]
+    assert found["text.jsonl"]["tags"] == ["B-person", "O", "O", "B-place", "I-place", "I-place"]
+    assert [(each["start"], each["end"]) for each in found["bare.txt"]["entities"]] == [(0, 1), (3, 6)]
+    assert list(found["tokens.jsonl"]) == ["tokens", "entities", "tags"]
+
+
+def test_tags_are_written_as_columns(tmp_path, ask):
+    (tmp_path / "in.conll").write_text("ada\nsang\n\nin\tO\nfurt\tO\n")
+    code, out, err = ask("input=in.conll", "output=out.conll")
+    assert (code, out, err) == (0, "", "")
+    assert (tmp_path / "out.conll").read_text() == "ada\tB-person\nsang\tO\n\nin\tO\nfurt\tB-place\n\n"
+
+
+def test_kept_columns_stay_as_they_are_beside_what_is_predicted(tmp_path, ask):
+    kept = {"id": 1, "tags": ["O"], "score": 0.5, "none": None, "nested": {"a": [1, "é"]}}
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "ada sang", **kept}])
+    columns = f"keep_columns=[{','.join(kept)}]"
+    _, out, _ = ask("input=in.jsonl", columns)
+    (row,) = rows_of(out)
+    assert {name: row[name] for name in kept if name != "tags"} == {n: v for n, v in kept.items() if n != "tags"}
+    assert (row["input_tags"], row["tags"]) == (["O"], ["B-person", "O"])
+    assert ask("input=in.jsonl", columns, "output=out.csv")[0] == 0
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        (cells,) = csv.DictReader(file)
+    assert (cells["id"], cells["none"], cells["text"]) == ("1", "", "ada sang")
+    assert json.loads(cells["nested"]) == kept["nested"] and json.loads(cells["tags"]) == ["B-person", "O"]
+
+
+def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
+    write_jsonl(tmp_path / "in.jsonl", [{"tokens": ["ada"], "id": 7}, {"tokens": [], "id": 8}, 3])
+    with (tmp_path / "in.jsonl").open("a") as file:
+        file.write('{"tokens": [\n{"tokens": ["furt"], "id": null}\n')
+    code, out, err = ask("input=in.jsonl", "keep_columns=[id]")
+    assert (code, out) == (2, "") and "in.jsonl, line 3: int, not an object" in err
+    code, out, err = ask("input=in.jsonl", "keep_columns=[id]", "on_bad_row=skip")
+    assert code == 0 and "3 of 5 rows are not predicted; for example: in.jsonl, row 2 (line 2): 'tokens' is" in err
+    rows = rows_of(out)
+    assert [row["id"] for row in rows] == [7, 8, None, None, None]
+    assert [row["tags"] for row in rows] == [["B-person"], None, None, None, ["B-place"]]
+    assert ["error" in row for row in rows] == [False, True, True, True, False]
+    assert "line 4: not JSON" in rows[3]["error"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["output=nowhere/out.jsonl"], "output=nowhere/out.jsonl cannot be written (No such file or directory)"),
+        (["output=in.jsonl"], "output=in.jsonl is the input in.jsonl itself"),
+        (["output=."], "output=. is a folder"),
+        (["output=out.parquet"], "asks for parquet, which is not written"),
+        (["columns={words: text}"], "`columns` names 'words', but this task reads text, tokens"),
+        (["keep_columns=[nothing]"], "in.jsonl, line 1: no column 'nothing' among ['text']"),
+    ],
+)
+def test_what_cannot_be_is_one_error_and_harms_nothing(tmp_path, ask, overrides, words):
+    write_jsonl(tmp_path / "in.jsonl", [{"text": "ada"}])
+    code, out, err = ask("input=in.jsonl", *overrides)
+    assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert rows_of((tmp_path / "in.jsonl").read_text()) == [{"text": "ada"}]
