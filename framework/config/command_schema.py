@@ -4,7 +4,7 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from framework.checkpoint.load import Weights
