@@ -43,14 +43,17 @@ class _AnsweredReading(Reading):
         self.noted += [AskedRow(None, {}, str(error))] * num_rows
 
     def in_order(self, rows: Iterator[Row]) -> Iterator[AskedRow]:
-        """Yields the rows that a reader gives, and among them those that it notes."""
+        """Yields the rows that a reader gives, and where numbers are missing among them those that it notes."""
+        number = 0
         for row in rows:
-            yield from self._taken()
+            # A reader may look ahead, and note a row long before its turn.
+            yield from self._taken(row.number - number - 1)
             yield AskedRow(row, row.kept)
-        yield from self._taken()
+            number = row.number
+        yield from self._taken(len(self.noted))
 
-    def _taken(self) -> list[AskedRow]:
-        taken, self.noted = self.noted, []
+    def _taken(self, count: int) -> list[AskedRow]:
+        taken, self.noted = self.noted[:count], self.noted[count:]
         return taken
 
 

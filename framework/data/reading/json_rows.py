@@ -48,8 +48,10 @@ def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
             those.
     """
     rows = json_values(table, reading)
-    first = list(islice(rows, _SAMPLE))
     names = table.format.columns
+    first = list(islice(rows, 1))
+    if first and isinstance(first[0].value, list):
+        first += islice(rows, _SAMPLE - 1)
     lists = [[str(cell) for cell in row.value] for row in first if isinstance(row.value, list)]
     may_begin_with_names = bool(first) and isinstance(first[0].value, list) and (names or table.format.header)
     if may_begin_with_names and has_header(f"{table.path}, {first[0].place}", table.format, table.columns, lists):
