@@ -157,7 +157,9 @@ def read_conll_words(path: Path, layout: ConllFormat, reading: Reading) -> Itera
     for number, lines in enumerate(_stretches(path, layout, reading), start=1):
         where = f"{path}, sentence {number}"
         try:
-            words = [layout.word(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
+            words = [
+                layout.word(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines
+            ]
         except DataError as error:
             reading.bad_row(error)
         else:
