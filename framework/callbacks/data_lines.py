@@ -60,7 +60,7 @@ def data_lines(splits: Mapping[str, SplitFacts]) -> Iterator[str]:
         cutting = facts.cutting
         if cutting.cut:
             parts.append(
-                f"{cutting.cut:,} of {cutting.texts:,} texts cut at {cutting.max_length} tokens "
+                f"{cutting.cut:,} of {cutting.texts:,} texts cut{cutting.limit} "
                 f"({cutting.lost_share:.1%} of the tokens lost)"
             )
         yield f"data: {split:<{width}}  {'; '.join(parts)}"

@@ -16,7 +16,8 @@ class Cutting:
     """Texts of a split, and what does not fit into their sequences.
 
     Attributes:
-        max_length: Most tokens of a sequence, special tokens included; 0 where nothing is cut.
+        max_length: Most tokens of a sequence, special tokens included; 0 where nothing is cut, or texts have several
+            limits.
         texts: Sequences of texts or pairs of texts.
         cut: Those of them that lose tokens.
         tokens: Tokens of all texts, special tokens aside.
@@ -28,6 +29,11 @@ class Cutting:
     cut: int = 0
     tokens: int = 0
     lost: int = 0
+
+    @property
+    def limit(self) -> str:
+        """Returns the limit in words; "" where there are several."""
+        return f" at {self.max_length} tokens" if self.max_length else ""
 
     @property
     def lost_share(self) -> float:
@@ -82,7 +88,7 @@ class SplitFacts:
             "cut_texts": cutting.cut,
             "tokens": cutting.tokens,
             "lost_share": round(cutting.lost_share, _DECIMALS),
-            "max_length": cutting.max_length,
+            **({"max_length": cutting.max_length} if cutting.max_length else {}),
         }
         return {
             self.unit: self.rows,

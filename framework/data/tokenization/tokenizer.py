@@ -174,7 +174,11 @@ class Tokenizer:
         special = set(self.special_ids.tolist())
         return [
             join_word_pieces(
-                [self.backend.id_to_token(token_id) or "" for token_id in each if token_id not in special],
+                [
+                    token
+                    for token_id in each
+                    if token_id not in special and (token := self.backend.id_to_token(token_id)) is not None
+                ],
                 self.backend.model.continuing_subword_prefix,
             )
             for each in ids

@@ -5,7 +5,7 @@ Japanese, none before a full stop and its like, none inside contractions, hyphen
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 _UNSPACED = re.compile(
     "[\u3000-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U0003134f]"
@@ -26,6 +26,15 @@ _AFTER_HYPHEN = frozenset(("and", "or", "und", "oder", "bzw"))
 _AFTER_DOT = frozenset(("com", "org", "net", "edu", "gov", "html"))
 _SHORT = 2
 """Letters on each side of `&` in R&B, AT&T, Q&A."""
+
+
+def unspaced_share(texts: Iterable[str]) -> float:
+    """Returns the share of the letters of texts that are Chinese characters or kana."""
+    num_letters = num_unspaced = 0
+    for text in texts:
+        num_letters += sum(map(str.isalpha, text))
+        num_unspaced += sum(map(str.isalpha, _UNSPACED.findall(text)))
+    return num_unspaced / num_letters if num_letters else 0.0
 
 
 def join_words(words: Sequence[str]) -> str:

@@ -15,6 +15,7 @@ from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.written_text import unspaced_share
 from framework.errors import ConfigError, DataError
 from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
@@ -25,6 +26,9 @@ from framework.tasks.question_answering.examine import examine_answers
 from framework.tasks.question_answering.features import Window, WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
+
+_UNSPACED_SHARE = 0.25
+"""Of the letters of answers, from which on words are no unit."""
 
 
 class QuestionAnsweringTask(Task):
@@ -98,13 +102,20 @@ class QuestionAnsweringTask(Task):
         }
 
     def _warnings(self, split: str, questions: Sequence[Question]) -> list[str]:
+        warnings = []
         num_unanswered = sum(not question.answers for question in questions)
-        if not num_unanswered or self.no_answer_threshold is not None:
-            return []
-        return [
-            f"{num_unanswered:,} questions of {split} have no answer, but no_answer_threshold is null, so each gets "
-            "one. Set task.no_answer_threshold=0.0 to let the higher score decide."
-        ]
+        if num_unanswered and self.no_answer_threshold is None:
+            warnings.append(
+                f"{num_unanswered:,} questions of {split} have no answer, but no_answer_threshold is null, so each "
+                "gets one. Set task.no_answer_threshold=0.0 to let the higher score decide."
+            )
+        answers = (answer.text for question in questions for answer in question.answers)
+        if split != "train" and self.answer_unit == "words" and unspaced_share(answers) > _UNSPACED_SHARE:
+            warnings.append(
+                f"Answers of {split} are Chinese or Japanese, but data.answer_unit is words, so a whole answer counts "
+                "as one word. Set data.answer_unit=characters."
+            )
+        return warnings
 
     @property
     def fields(self) -> tuple[str, ...]:

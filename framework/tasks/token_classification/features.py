@@ -132,7 +132,7 @@ def _cut_words(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], ma
 def _notes(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], room: int) -> dict[str, str]:
     num_split = sum(sum(len(ids_of[word]) for word in example.words) > room for example in examples)
     notes = {"words": f"{sum(len(example.words) for example in examples):,}"}
-    return notes | ({"longer than a sequence": f"{num_split:,}"} if num_split else {})
+    return notes | ({"sentences longer than a sequence": f"{num_split:,}"} if num_split else {})
 
 
 def encode_words(words: Iterable[str], tokenizer: Tokenizer) -> Mapping[str, np.ndarray]:

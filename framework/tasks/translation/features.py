@@ -166,7 +166,8 @@ def _cutting(sources: np.ndarray, targets: np.ndarray, max_source_length: int, m
     lost = np.maximum(sources - max_source_length, 0)
     lost += np.maximum(targets - 2 - max_target_length, 0)  # the last token that a target loses is `[SEP]`
     num_tokens = int((sources + targets - 2 * _SPECIAL_TOKENS).sum())
-    return Cutting(max_source_length, len(sources), int(is_cut.sum()), num_tokens, int(lost.sum()))
+    limit = max_source_length if max_source_length == max_target_length else 0
+    return Cutting(limit, len(sources), int(is_cut.sum()), num_tokens, int(lost.sum()))
 
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, kept: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:

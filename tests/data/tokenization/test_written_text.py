@@ -49,4 +49,6 @@ def test_a_tokenizer_gives_back_the_text(tmp_path: Path, text: str):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     tokenizer = Tokenizer.from_folder(tmp_path)
     (ids,) = tokenizer.encode_batch([text])
-    assert tokenizer.decode_batch([[tokenizer.cls_id, *ids.tolist(), tokenizer.sep_id]]) == [text]
+    # A model may have more scores than the vocabulary has tokens.
+    found = [tokenizer.cls_id, *ids.tolist(), tokenizer.vocab_size + 7, tokenizer.sep_id]
+    assert tokenizer.decode_batch([found]) == [text]
