@@ -38,8 +38,8 @@ def _cut(split: str, facts: SplitFacts) -> Iterator[str]:
     cutting = facts.cutting
     if cutting.cut > _CUT_SHARE * cutting.texts or cutting.lost_share > _LOST_SHARE:
         yield (
-            f"{cutting.cut:,} of {cutting.texts:,} texts of {split} are cut{cutting.limit}: {cutting.lost_share:.0%} of "
-            "all tokens are lost. Raise the task's maximum length, if the model has as many positions."
+            f"{cutting.cut:,} of {cutting.texts:,} texts of {split} are cut{cutting.limit}: {cutting.lost_share:.0%} "
+            "of all tokens are lost. Raise the task's maximum length, if the model has as many positions."
         )
 
 
