@@ -259,7 +259,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         initial_values=starting_values(parts.weights, parts.config, settings.seed),
         build_optimizer=build_optimizer,
         schedule=settings.schedule.build(max_steps=parts.max_steps),
-        max_grad_norm=settings.trainer.gradient_clip,
+        max_grad_norm=settings.trainer.max_grad_norm,
         activation_checkpointing=settings.strategy.activation_checkpointing,
         sharding=settings.strategy,
         compile_backend=settings.strategy.compile,

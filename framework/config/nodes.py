@@ -7,6 +7,7 @@ There is one checker for both. Nothing is constructed here except the dataclasse
 import difflib
 import importlib
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,6 +20,9 @@ from framework.errors import ConfigError
 TARGET_KEY = "_target_"
 
 _PACKAGE = __name__.partition(".")[0]
+_LARGEST = sys.float_info.max
+"""Numbers that are not finite pass through every comparison with a bound, and train nothing."""
+
 _VALUES = (str, int, float, Path, Mapping, Sequence, type(None))
 """Types of values; whatever else a hint names is a part that a nested `_target_` may build."""
 
@@ -227,7 +231,7 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool), value
     if hint is float:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
         return fits, float(value) if fits else value
     if hint in (str, Path):
         # YAML reads 2024 as a number; nothing of its spelling is lost.
@@ -278,7 +282,7 @@ def describe(hint: Any) -> str:
     """A type hint in the words of a message, for example "a whole number or null"."""
     words = {
         int: "a whole number",
-        float: "a number",
+        float: "a finite number",
         str: "text",
         bool: "true or false",
         type(None): "null",

@@ -99,7 +99,7 @@ class TrainerConfig:
         keep_last: Newest checkpoints that are kept.
         keep_every_n_steps: Checkpoints at multiples of it are kept forever; null: none are.
         keep_best: Checkpoints with the best validations, by the task's metric, that are kept.
-        gradient_clip: Largest global gradient norm; null: gradients are not clipped.
+        gradient_clip: Largest global gradient norm; null or 0: gradients are not clipped.
         ema_decay: In (0, 1), how slowly the moving average of the weights follows them; validation, export and other
             readers then take the average. null: none is kept.
         num_workers: Loader processes of each rank.
@@ -161,6 +161,11 @@ class TrainerConfig:
             raise ConfigError(
                 f"`trainer.max_time` cannot be used: {error}; write ten hours as 10:00:00, two days as 2-00:00:00."
             ) from error
+
+    @property
+    def max_grad_norm(self) -> float | None:
+        """Returns `gradient_clip` as a bound; None: gradients are not clipped. A bound of 0 would train nothing."""
+        return self.gradient_clip or None
 
     @property
     def non_finite(self) -> NonFinite:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from framework.config.build import resolve_global_batch_size, run_length
+from framework.config.nodes import check_arguments
 from framework.config.schema import TrainerConfig
 from framework.data.planning.batch_size import BatchWarmup
 from framework.errors import ConfigError
@@ -53,3 +54,16 @@ def test_a_growing_batch_takes_more_steps():
 def test_contradictions_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(TRAINER, **changes)
+
+
+@pytest.mark.parametrize(("given", "bound"), [(None, None), (0, None), (0.0, None), (0.5, 0.5)])
+def test_a_clip_of_zero_is_none_as_in_lightning(given, bound):
+    assert replace(TRAINER, gradient_clip=given).max_grad_norm == bound
+
+
+@pytest.mark.parametrize("key", ["gradient_clip", "early_stopping_min_delta", "ema_decay"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_number_that_is_not_finite_reaches_the_trainer(key, value):
+    keys = {"max_steps": 1, "max_epochs": None, "global_batch_size": 4, "micro_batch_tokens": 100, key: value}
+    with pytest.raises(ConfigError, match=f"`trainer.{key}` is {value}, which is not a finite number"):
+        check_arguments("trainer", keys, TrainerConfig)
