@@ -26,16 +26,37 @@ class ErrorAnalysis(pl.Callback):
         run_folder: Gets the analysis.
         tokenizer: Shows the tokens of rows without a text.
         num_examples: Worst rows that are kept with their texts.
-        console: Where to say that the disk refused; None: standard output.
+        goes_to_wandb: The run's W&B logger uploads the report and its tables.
+        console: Where to say that texts are kept, or that the disk refused; None: standard output.
     """
 
     def __init__(
-        self, run_folder: Path, tokenizer: Tokenizer, num_examples: int, console: Console | None = None
+        self,
+        run_folder: Path,
+        tokenizer: Tokenizer,
+        num_examples: int,
+        goes_to_wandb: bool = False,
+        console: Console | None = None,
     ) -> None:
         self.run_folder = run_folder
         self.tokenizer = tokenizer
         self.num_examples = num_examples
+        self.goes_to_wandb = goes_to_wandb
         self.console = console or open_console()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Says whose texts leave the data, and how to keep them in."""
+        if trainer.is_global_zero and self.num_examples and pl_module.task.predicts_rows and self._validates(trainer):
+            places = "report.html and the W&B run" if self.goes_to_wandb else "report.html"
+            text = (
+                f"texts: {places} will show the texts of up to {self.num_examples} validation rows; "
+                "trainer.report_examples=0 keeps texts out of them"
+            )
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def _validates(self, trainer: pl.Trainer) -> bool:
+        return "validation" in trainer.datamodule.plans  # type: ignore[attr-defined]
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:

@@ -117,8 +117,8 @@ class TrainerConfig:
         early_stopping_patience: Validations in a row that the task's best metric may fail to improve, after which the
             run ends, finished; null: it runs to its last step.
         early_stopping_min_delta: By how much more than this the metric must get better for an improvement.
-        report_examples: Worst rows of the last validation that report.html shows; 0: it shows no texts; null: the run
-            ends without an error analysis.
+        report_examples: Worst rows of the last validation whose texts report.html and W&B get; 0: they get no texts;
+            null: the run ends without an error analysis.
     """
 
     max_steps: int | None

@@ -218,7 +218,8 @@ def _first_callbacks(
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
     if settings.trainer.report_examples is not None:
-        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, settings.trainer.report_examples))
+        examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.name == "wandb"
+        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, examples, goes_to_wandb))
     return callbacks
 
 

@@ -4,6 +4,7 @@ Nothing here imports `wandb` before a logger is really built; whether a key is t
 """
 
 import hashlib
+import logging
 import netrc
 import os
 import re
@@ -15,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from framework.errors import ConfigError
+from framework.tracking.console import open_console
+from framework.tracking.rank_log import RUN_LOGGER
 from framework.tracking.wandb_content import log_content
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 _DEFAULT_SERVER = "https://api.wandb.ai"
+
+_INIT_SECONDS = 20.0
+"""How long the server may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
+
+_FINISH_SECONDS = 120.0
+"""How long a run that has ended may upload what is left; `wandb sync` uploads the rest. Less than a hang may take."""
+_SHOWN_OF_REASON = 200
 _MAX_ID_LENGTH = 64
 
 
@@ -44,7 +54,8 @@ def build_wandb_logger(
         group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
         job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
         tags: W&B tags.
-        mode: "online", "offline", or "auto": online where credentials are configured, else offline.
+        mode: "online", "offline", or "auto": online where credentials are configured, else offline. Where the server
+            cannot be reached, or refuses the key, the run is logged offline and says so.
 
     Raises:
         ConfigError: The mode is none of the three.
@@ -59,18 +70,51 @@ def build_wandb_logger(
 
     wandb.setup()  # reads WANDB_SILENT now: Lightning 2.6 passes an argument to init of which wandb 0.31 warns
 
-    logger = _logger_class(run_folder)(
-        name=run_id,
-        save_dir=str(run_folder),
-        id=wandb_run_id(run_id),
-        project=project,
-        group=group,
-        job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
-        tags=list(tags),
-        mode="offline" if offline else None,  # Lightning's own `offline` would write into the environment
+    def opened(mode: str | None) -> "WandbLogger":
+        logger = _logger_class(run_folder)(
+            name=run_id,
+            save_dir=str(run_folder),
+            id=wandb_run_id(run_id),
+            project=project,
+            group=group,
+            job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
+            tags=list(tags),
+            mode=mode,  # Lightning's own `offline` would write into the environment
+            settings=_settings(wandb.Settings),
+        )
+        logger.log_hyperparams(dict(config))
+        return logger
+
+    if offline:
+        return opened("offline")
+    try:
+        return opened(None)
+    except (wandb.Error, OSError, ValueError) as error:
+        _report_offline(run_folder, error)
+        wandb.teardown(exit_code=1)  # the process beside this one still holds the id of the run
+        wandb.setup()
+        return opened("offline")
+
+
+def _settings(kind: Any) -> Any:
+    """Returns W&B's settings with our limits of time, where neither the environment nor its version says otherwise."""
+    limits = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    ours = {
+        name: seconds
+        for name, seconds in limits.items()
+        if name in kind.model_fields and f"WANDB_{name.upper()}" not in os.environ
+    }
+    return kind(**ours)
+
+
+def _report_offline(run_folder: Path, error: Exception) -> None:
+    reason = " ".join(str(error).split())[:_SHOWN_OF_REASON]
+    text = (
+        f"W&B cannot be used ({reason}). The run is logged offline. Upload it later with "
+        f"`wandb sync {run_folder / 'wandb'}/offline-run-*`."
     )
-    logger.log_hyperparams(dict(config))
-    return logger
+    logging.getLogger(RUN_LOGGER).warning(text)
+    open_console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _logger_class(run_folder: Path) -> "type[WandbLogger]":

@@ -73,5 +73,31 @@ def test_rank_0_writes_what_was_kept_and_lets_go_of_it(tmp_path: Path):
 def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
     (tmp_path / "analysis").touch()  # takes the place of the folder
     told = StringIO()
-    ErrorAnalysis(tmp_path, None, 3, Console(file=told)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
+    ErrorAnalysis(tmp_path, None, 3, console=Console(file=told)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
     assert f"{tmp_path / 'analysis'} could not be written: the disk refused (" in told.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "goes_to_wandb", "predicts_rows", "splits", "places"),
+    [
+        (3, False, True, ("train", "validation"), "report.html will show"),
+        (3, True, True, ("train", "validation"), "report.html and the W&B run will show"),
+        (0, True, True, ("train", "validation"), None),
+        (3, True, False, ("train", "validation"), None),
+        (3, True, True, ("train",), None),
+    ],
+)
+def test_a_run_says_at_its_start_where_texts_will_go(
+    tmp_path: Path, num_examples: int, goes_to_wandb: bool, predicts_rows: bool, splits: tuple[str, ...], places: str
+):
+    told = StringIO()
+    run = trainer(0)
+    run.datamodule = SimpleNamespace(plans=dict.fromkeys(splits))
+    analysis = ErrorAnalysis(tmp_path, None, num_examples, goes_to_wandb, Console(file=told, width=200))  # type: ignore[arg-type]
+    analysis.on_train_start(run, module(predicts_rows))
+    if places is None:
+        assert told.getvalue() == ""
+    else:
+        assert told.getvalue() == (
+            f"texts: {places} the texts of up to 3 validation rows; trainer.report_examples=0 keeps texts out of them\n"
+        )
