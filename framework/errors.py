@@ -35,6 +35,16 @@ class SweepError(FrameworkError):
     """Jobs of a sweep that failed."""
 
 
+class ResourceError(FrameworkError):
+    """Memory, or a process of the loader, that the machine took away. Another start may succeed.
+
+    Attributes:
+        exit_code: Not that of an error of the input, which launchers do not start again.
+    """
+
+    exit_code = 1
+
+
 @contextmanager
 def reading_record(file: object, remedy: str) -> Iterator[None]:
     """Reports whatever a damaged record raises while it is read as one error that names the file.

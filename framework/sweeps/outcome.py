@@ -18,7 +18,7 @@ State = Literal["waiting", "running", "finished", "pruned", "preempted", "failed
 DONE: tuple[State, ...] = ("finished", "pruned")
 """At its end: started again, nothing would be left to do."""
 
-_OWN_ERROR = re.compile(r"^(Config|Data|Checkpoint|Distributed|Framework)Error\b.*: ")
+_OWN_ERROR = re.compile(r"^(Config|Data|Checkpoint|Distributed|Resource|Framework)Error\b.*: ")
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,56 +116,31 @@ def test_without_a_key_it_runs_offline_and_opens_no_connection(bare_environment:
 
 
 _UNREACHABLE = """
-import os, sys, time
+import sys, time
 from pathlib import Path
 from framework.tracking.wandb import build_wandb_logger
-for run, server in enumerate(sys.argv[2:]):
-    os.environ["WANDB_BASE_URL"] = server
-    start = time.monotonic()
-    logger = build_wandb_logger(Path(sys.argv[1]), f"far{run}", {"seed": 3})
-    logger.log_metrics({"train/loss": 2.5}, step=12)
-    logger.finalize("success")
-    print("offline" if logger.experiment.offline else "online", time.monotonic() - start < 30)
+start = time.monotonic()
+logger = build_wandb_logger(Path(sys.argv[1]), "far", {"seed": 3})
+logger.log_metrics({"train/loss": 2.5}, step=12)
+logger.finalize("success")
+print("offline" if logger.experiment.offline else "online", time.monotonic() - start < 60)
 """
 
 
-@contextmanager
-def http_server(answer: bytes | None) -> Iterator[str]:
-    """The address of a server that gives each connection this answer, or none at all."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        kept = []
-
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                kept.append(connection)
-                if answer is not None:
-                    connection.recv(4000)
-                    connection.sendall(answer)
-                    connection.close()
-
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.shutdown(socket.SHUT_RDWR)
-
-
 def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environment: Path):
-    refusal = b"HTTP/1.1 401 no\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
-    with http_server(None) as silent, http_server(refusal) as refusing:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
         environ = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]),
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
             "WANDB_API_KEY": "a" * 40,
             "WANDB_INIT_TIMEOUT": "2",
         }
-        command = [sys.executable, "-c", _UNREACHABLE, str(bare_environment), silent, refusing]
+        command = [sys.executable, "-c", _UNREACHABLE, str(bare_environment)]
         finished = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert finished.returncode == 0, finished.stderr
-    told = finished.stdout.splitlines()
-    assert [line.startswith("W&B cannot be used (") for line in told] == [True, False, True, False]
-    assert told[0].endswith(f"Upload it later with `wandb sync {bare_environment}/wandb/offline-run-*`.")
-    assert told[1] == told[3] == "offline True"
+    first, last = finished.stdout.splitlines()
+    assert first.startswith("W&B cannot be used (")
+    assert first.endswith(f"Upload it later with `wandb sync {bare_environment}/wandb/offline-run-*`.")
+    assert last == "offline True"
     assert "Traceback" not in finished.stderr
-    assert len(list(bare_environment.glob("wandb/offline-run-*far?/*.wandb"))) == 2
+    assert len(list(bare_environment.glob("wandb/offline-run-*far/*.wandb"))) == 1

@@ -28,6 +28,7 @@ from framework.distributed.processes.environment import ProcessInfo, process_inf
 from framework.distributed.processes.failure_file import FAILURE_FILE
 from framework.distributed.processes.launcher_note import leave_note
 from framework.distributed.processes.position import POSITION
+from framework.distributed.processes.shortages import explain
 from framework.errors import DistributedError, FrameworkError
 
 _NOTES = "failure_*.json"
@@ -147,7 +148,7 @@ class FailureReport:
 
     def own(self, error: BaseException) -> Failure:
         """What this rank says of an error that it is about to leave with."""
-        info = _this_process()
+        info, error = _this_process(), explain(error)
         order = _NAMED if isinstance(error, FrameworkError) else _BROKEN if _is_broken(error) else _OTHER
         rank = error.rank if isinstance(error, FrameworkError) and error.rank is not None else info.rank
         return Failure(

@@ -1,0 +1,52 @@
+"""Explains errors of the machine: memory that ran out, and loader processes that the system killed.
+
+Torch raises them as RuntimeError from wherever the main thread stands, so no place of the code can catch them.
+"""
+
+import errno
+import re
+
+import torch
+
+from framework.errors import ResourceError
+
+_LOADER_DIED = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]*)|exited)")
+_NO_HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|Cannot allocate memory|std::bad_alloc")
+_SHOWN = 200
+
+
+def explain(error: BaseException) -> BaseException:
+    """Returns the ResourceError that says what the machine lacked; any other error as it is."""
+    text = " ".join(str(error).split())
+    died = _LOADER_DIED.search(text) if isinstance(error, RuntimeError) else None
+    if died is not None:
+        return ResourceError(_of_loader(died[1], died[2]))
+    if isinstance(error, torch.OutOfMemoryError):
+        return ResourceError(
+            f"the GPU has no memory left ({text[:_SHOWN]}). A forward and backward pass of one micro-batch must fit. "
+            "Lower micro_batch_tokens (in training trainer.micro_batch_tokens, where auto finds what fits)."
+        )
+    no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if (
+        no_memory
+        or isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError) and _NO_HOST_MEMORY.search(text))
+    ):
+        return ResourceError(
+            f"the host has no memory left ({text[:_SHOWN] or type(error).__name__}). All processes and their loaders "
+            "share it. Lower micro_batch_tokens or trainer.num_workers, start fewer processes, or ask for more memory."
+        )
+    return error
+
+
+def _of_loader(pids: str, signal: str | None) -> str:
+    if signal is not None and signal.startswith("Bus error"):
+        return (
+            f"a loader process (pid {pids}) ended by a bus error. Loader processes hand batches over in /dev/shm, "
+            "which is full. Enlarge it (docker run --shm-size=8g), or set trainer.num_workers=0."
+        )
+    how = f"was killed by signal: {signal}" if signal is not None else "ended without a word"
+    return (
+        f"a loader process (pid {pids}) {how}. The system kills processes when memory runs out. Lower "
+        "trainer.num_workers or ask for more memory, and start again: the run resumes from its newest checkpoint."
+    )
