@@ -17,6 +17,7 @@ from framework.config.group_choices import with_named_choices
 from framework.config.hydra_seams import use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
+from framework.config.quoting import with_quotes
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.spelling import keep_spelling
 from framework.distributed.processes.failure_report import REPORT, report_once
@@ -59,7 +60,7 @@ def command(
             use_seams()
             for plugin in plugins:
                 register_plugin(plugin)
-            sys.argv[1:] = with_named_choices(sys.argv[1:])
+            sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
             app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)
             guard(lambda: _until_the_reader_leaves(app))
 

@@ -1,0 +1,77 @@
+"""Quotes values of the command line that Hydra's grammar does not read: `data.label_column=#class`, names in Chinese.
+
+Hydra 1.3 takes Latin letters, digits and a few signs without quotes, and quotes must then survive the shell. Arguments
+that Hydra reads stay as they are.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+_OPENING, _CLOSING = "[{", "]}"
+_QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=[,\]}]|$)""")
+
+
+def with_quotes(arguments: Sequence[str]) -> list[str]:
+    """Quotes the values of `KEY=VALUE` that cannot be read without quotes; items of lists and mappings each.
+
+    Keys of mappings cannot be quoted for Hydra 1.3; they must be written in a config file.
+
+    Args:
+        arguments: Command line without the name of the program.
+    """
+    parser = OverridesParser.create()
+    return [_quoted_argument(argument, parser) for argument in arguments]
+
+
+def _quoted_argument(argument: str, parser: OverridesParser) -> str:
+    if argument.startswith("-") or "=" not in argument or _is_readable(argument, parser):
+        return argument
+    key, _, value = argument.partition("=")
+    candidate = f"{key}={','.join(_quoted(item, parser) for item in _items(value))}"
+    return candidate if _is_readable(candidate, parser) else argument  # Hydra reports what cannot be read
+
+
+def _quoted(value: str, parser: OverridesParser) -> str:
+    if _is_readable(f"key={value}", parser):
+        return value
+    text = value.strip()
+    if text[:1] == "[" and text[-1:] == "]":
+        return f"[{','.join(_quoted(item, parser) for item in _items(text[1:-1]))}]"
+    if text[:1] == "{" and text[-1:] == "}":
+        pairs = [item.partition(":") for item in _items(text[1:-1])]
+        return f"{{{','.join(f'{name}:{_quoted(item, parser)}' for name, _, item in pairs)}}}"
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
+    mark = "'" if "'" not in text else '"'
+    # Backslashes count only before a quote.
+    escaped = re.sub(rf"(\\*)({mark}|$)", lambda match: match[1] * 2 + ("\\" + mark if match[2] else ""), text)
+    return f"{mark}{escaped}{mark}"
+
+
+def _items(text: str) -> Iterator[str]:
+    """Yields what stands between commas that are in no brackets and no quotes."""
+    first = place = depth = 0
+    while place < len(text):
+        quoted = _QUOTED.match(text, place) if place == 0 or text[place - 1] in ",:[{" else None
+        if quoted is not None:
+            place = max(quoted.end(), place + 1)
+            continue
+        depth += (text[place] in _OPENING) - (text[place] in _CLOSING)
+        if text[place] == "," and depth == 0:
+            yield text[first:place]
+            first = place + 1
+        place += 1
+    yield text[first:]
+
+
+def _is_readable(argument: str, parser: OverridesParser) -> bool:
+    try:
+        parser.parse_override(argument)
+    except HydraException:
+        return False
+    return True

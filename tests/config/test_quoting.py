@@ -1,0 +1,54 @@
+"""Values that Hydra cannot read are quoted; what it reads is not touched."""
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from framework.config.quoting import with_quotes
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("data.label_column=#class", "#class"),
+        ("data.label_column=review text (old)", "review text (old)"),
+        ("data.label_column=标签", "标签"),
+        ("data.train=data/it's here & there.csv", "data/it's here & there.csv"),
+        ('data.text_column=say "it\'s" so', 'say "it\'s" so'),
+        ("data.text_column=C:\\new\\#x\\", "C:\\new\\#x\\"),
+        ("data.text_column=a=b", "a=b"),
+        ("data.labels=[#1 fan,not good, 很好]", ["#1 fan", "not good", "很好"]),
+        ("data.labels=['a, b',#c,5,[#d,e]]", ["a, b", "#c", 5, ["#d", "e"]]),
+        ("data.labels=[it's,#b]", ["it's", "#b"]),
+        ("data.where={source: #imdb, kind: 电影, n: 3}", {"source": "#imdb", "kind": "电影", "n": 3}),
+        ("+data.text_column=größer", "größer"),
+    ],
+)
+def test_the_value_is_what_was_typed(argument, value):
+    (quoted,) = with_quotes([argument])
+    override = OverridesParser.create().parse_override(quoted)
+    found = override.value()
+    assert ({str(key): item for key, item in found.items()} if isinstance(value, dict) else found) == value
+    assert override.input_line.partition("=")[0] == argument.partition("=")[0]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "data.label_column='#class'",
+        "data.labels=[not good,good]",
+        "optimizer.lr=1e-3,2e-3",
+        "seed=range(1,3)",
+        "~data.where",
+        "--multirun",
+        "data.where={#key: x}",
+        "run.name=${oc.env:HOME}",
+        "data.train=",
+    ],
+)
+def test_what_hydra_reads_or_nobody_can_stays(argument):
+    assert with_quotes([argument]) == [argument]
+
+
+def test_each_value_of_a_sweep_is_quoted():
+    (quoted,) = with_quotes(["data.label_column=label,#class"])
+    assert OverridesParser.create().parse_override(quoted).is_sweep_override()
