@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
-from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, kind_of, raw_lines
-from framework.data.reading.json_rows import json_object
+from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, raw_lines
+from framework.data.reading.json_rows import json_values
+from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.table_kind import json_kind
 from framework.errors import ConfigError, DataError
 
 AnswerUnit = Literal["words", "characters"]
@@ -69,8 +71,8 @@ class Question:
 class QuestionData(SplitFiles):
     """Files of questions; their fractions are of contexts: all questions on a context fall into one split.
 
-    A `.json` file is SQuAD's: articles of paragraphs, each a context with `qas`; keys beside those that are read are
-    let be (`plausible_answers` too). A `.jsonl` file has an object a line with `question`, `context`, perhaps an `id`,
+    A JSON object is SQuAD's: articles of paragraphs, each a context with `qas`; keys beside those that are read are
+    let be (`plausible_answers` too). A JSON list, or JSONL, has rows with `question`, `context`, perhaps an `id`,
     and `answers`, a list of {text, answer_start}. Without answers a question is one that its context does not answer,
     unless `is_impossible` says false; the form {text: [...], answer_start: [...]} of `datasets` is read too. Either
     file may be compressed (.gz, .zst).
@@ -129,14 +131,16 @@ class QuestionData(SplitFiles):
         return record.identity[:1]
 
     def _read(self, path: Path, reading: Reading) -> list[Question]:
-        kind = kind_of(path)
-        if kind not in (".json", ".jsonl"):
+        kind = json_kind(path, TableFormat())
+        if kind is None:
             raise DataError(
-                f"{path} has a suffix that tells no questions; rename it to .json (SQuAD) or .jsonl (rows), which may "
-                f"be followed by {' or '.join(COMPRESSIONS)}."
+                f"{path} is not JSON, by its name and its content. Questions are read of .json (SQuAD, or a list of "
+                f"rows) and .jsonl (rows), which may be followed by {' or '.join(COMPRESSIONS)}. Give such a file."
             )
+        content = _content(path) if kind == "json" else None
         names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
-        rows = _squad_rows(path) if kind == ".json" else _jsonl_rows(path, names, reading)
+        is_squad = isinstance(content, dict)
+        rows = _squad_rows(path, content) if is_squad else _json_rows(path, kind, names, reading)
         questions: list[Question] = []
         seen: set[str] = set()
         for place, row in rows:
@@ -149,13 +153,16 @@ class QuestionData(SplitFiles):
         return questions
 
 
-def _squad_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place, and the parts of each question."""
+def _content(path: Path) -> Any:
     raw = b"".join(line for _, line in raw_lines(path, Reading()))
     try:
-        content = json.loads(decode_line(path, 1, raw))
+        return json.loads(decode_line(path, 1, raw))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error}); give SQuAD's JSON, or rows as .jsonl.") from error
+
+
+def _squad_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place, and the parts of each question."""
     for article_number, article in enumerate(_items(str(path), content, "data"), start=1):
         in_article = f"{path}, article {article_number}"
         for paragraph_number, paragraph in enumerate(_items(in_article, article, "paragraphs"), start=1):
@@ -175,19 +182,20 @@ def _items(place: str, node: Any, key: str) -> list[Any]:
     return items
 
 
-def _jsonl_rows(path: Path, names: Mapping[str, str], reading: Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line, raw in raw_lines(path, reading):
-        if not raw.strip():
-            continue
-        place = f"{path}, line {line}"
+def _json_rows(
+    path: Path, kind: str, names: Mapping[str, str], reading: Reading
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for row in json_values(TableFile(path, (), kind=kind), reading):
+        place = f"{path}, {row.place}"
         try:
-            yield place, _json_row(place, decode_line(path, line, raw), names)
+            yield place, _parts(place, row.value, names)
         except DataError as error:
             reading.bad_row(error)
 
 
-def _json_row(place: str, text: str, names: Mapping[str, str]) -> dict[str, Any]:
-    row = json_object(place, text)
+def _parts(place: str, row: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: {type(row).__name__}, not an object; each row must be one JSON object.")
     for name in names.values():
         if name not in row and name != names["id"]:
             raise DataError(f"{place}: no key {name!r} among {list(row)}; name one of these in `columns`.")

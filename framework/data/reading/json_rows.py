@@ -119,18 +119,6 @@ def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:
     return [(part, row) for part in wanted for row in parsed[part]]
 
 
-def json_object(place: str, text: str) -> dict[str, Any]:
-    """The object that a line of JSONL holds.
-
-    Raises:
-        DataError: The line is not JSON, or no object.
-    """
-    row = _parsed(place, text, "each line must be one JSON object")
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: {type(row).__name__}, not an object; each line must be one JSON object.")
-    return row
-
-
 def _parsed(place: str, text: str, rule: str) -> Any:
     try:
         return json.loads(text)

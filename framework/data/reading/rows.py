@@ -72,10 +72,6 @@ def _file_and_parts(path: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _read_arrow(table: TableFile, reading: Reading) -> Iterator[Row]:
-    if table.format.columns is not None:
-        raise DataError(
-            f"{table.path} has names of its own, but format.columns is {table.format.columns}; set it to null."
-        )
     columns = list(dict.fromkeys([*table.columns, *table.as_is]))
     batches = record_batches(table.path, columns, reading, table.kind)
     return rows_of_batches(table.path, batches, table.columns, reading, table.list_columns, table.as_is)

@@ -196,16 +196,24 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
         ("q.json", {"data": [{"title": "t"}]}, "q.json, article 1: there is no list 'paragraphs'"),
         ("q.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, "article 1, paragraph 1: there is no list 'qas'"),
         ("q.json", {"data": []}, "q.json holds no question that can be used"),
-        ("q.json", [{"a": 1}, {"b": 2}], "q.json is not JSON (Extra data"),
+        ("q.json", [{"a": 1}, {"b": 2}], "q.json, line 1: no key 'question' among ['a']"),
         ("q.jsonl", [["x"]], "q.jsonl, line 1: list, not an object"),
         ("q.jsonl", [{"question": "x", "text": "y", "answers": []}], "no key 'context' among ['question', 'text', "),
-        ("q.csv", [], "has a suffix that tells no questions"),
+        ("q.csv", [], "is not JSON, by its name and its content"),
     ],
 )
 def test_a_file_that_holds_no_questions(tmp_path, name, content, message):
     with pytest.raises(DataError) as error:
         load(tmp_path / name, content)
     assert message in str(error.value)
+
+
+def test_rows_are_read_by_the_content_whatever_the_file_is_called(tmp_path):
+    rows = [GOOD | {"context": CONTEXT}, GOOD | {"context": CONTEXT, "id": "b"}]
+    lines = "\n".join(map(json.dumps, rows))
+    for name, content in (("q.json", lines), ("q.jsonl", lines), ("list.json", json.dumps(rows)), ("q.txt", lines)):
+        (tmp_path / name).write_text(content)
+        assert [row.context for row in QuestionData(str(tmp_path / name)).load().splits["train"]] == [CONTEXT] * 2
 
 
 def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_path):
