@@ -450,14 +450,14 @@ def test_the_choice_of_a_group_is_a_name_whatever_it_looks_like(here, call, over
 
 
 def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monkeypatch):
-    monkeypatch.setenv("SOME_TOKEN", "76543210")
+    monkeypatch.setenv("SOME_TOKEN", "secret-76543210")
     monkeypatch.delenv("WANDB_MODE", raising=False)
     arguments = [
         *(argument for argument in FINETUNE if argument != "logger=none"),
         "logger=wandb",
         "logger.mode=offline",
     ]
-    outcome = call("train", *arguments, "trainer.timeout_seconds='${oc.decode:${oc.env:SOME_TOKEN}}'")
+    outcome = call("train", *arguments, "tokenizer.fallback='folder/${oc.env:SOME_TOKEN}'")
     assert outcome.code == 0, outcome.err
     (record,) = (here / "runs" / "mine" / "wandb").rglob("*.wandb")
     # W&B's own process writes the file, on a busy machine some time after the run has ended.
