@@ -7,9 +7,10 @@ from rich.table import Table
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, plain
 from framework.config.command_schema import PrepareConfig
+from framework.config.dry_check import print_check
 from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
-from framework.data.preparation.prepare import Prepared, prepare_store
+from framework.data.preparation.prepare import Prepared, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
 from framework.tracking.console import make_console_dispensable, open_console
 
@@ -19,10 +20,25 @@ def prepare(composed: DictConfig) -> None:
     """Trains or takes a tokenizer, encodes the corpus, and tells what came of it."""
     settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
+    sources = {name: source.build() for name, source in corpus.sources.items()}
+    vocabulary = settings.vocabulary.build()
+    if settings.check:
+        print_check(
+            describe_preparation(
+                sources,
+                vocabulary,
+                settings.store,
+                corpus,
+                corpus.on_bad_row,
+                settings.overwrite,
+                settings.stream,
+            )
+        )
+        return
     with PassBars() as bars:
         prepared = prepare_store(
-            {name: source.build() for name, source in corpus.sources.items()},
-            settings.vocabulary.build(),
+            sources,
+            vocabulary,
             settings.store,
             corpus,
             corpus.on_bad_row,

@@ -39,6 +39,7 @@ class PrepareConfig:
         overwrite: Replace a store that was made from other files or settings.
         num_workers: Processes; null: one for each core that this process may use; 0 or 1: no others.
         stream: Keep no token ids; training reads the texts again from the Parquet shards of the corpus.
+        check: Do the checks that need no pass over the texts, print what would be made, and end.
     """
 
     store: str
@@ -47,6 +48,7 @@ class PrepareConfig:
     overwrite: bool = False
     num_workers: int | None = None
     stream: bool = False
+    check: bool = False
 
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 0:

@@ -405,6 +405,22 @@ def test_check_does_all_checks_prints_what_would_run_and_writes_nothing(here, ca
     assert "runs/mine: would resume from step 2" in call("train", *longer).out
 
 
+def test_a_checked_preparation_says_what_it_would_make_and_writes_nothing(here, call):
+    (here / "texts.txt").write_text("\n\n".join(TEXTS))
+    line = ["corpus=text", "corpus.sources.text.files=texts.txt", "vocabulary.vocab_size=80", "store=made"]
+    before = files_below(here)
+    outcome = call("prepare", *line, "check=true")
+    assert (outcome.code, outcome.err, outcome.files) == (0, "", before)
+    assert (
+        "made: would be made" in outcome.out and f"1 files, {(here / 'texts.txt').stat().st_size} bytes" in outcome.out
+    )
+    assert_clear_error(
+        call("prepare", *line, "check=true", "corpus.sources.text.files=no.txt"), "no file matches 'no.txt'"
+    )
+    assert call("prepare", *line).code == 0
+    assert "made: is there already" in call("prepare", *line, "check=true").out
+
+
 def test_an_unexpected_error_is_one_sentence_and_a_file_with_its_traceback(here, call, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")

@@ -91,11 +91,7 @@ def prepare_store(
             cannot be written or is being written by another process, or a worker was killed.
     """
     folder = Path(folder)
-    if not sources:
-        raise DataError("there are no sources, a store needs at least one; add one to the corpus.")
-    if streamed:
-        check_streamable(sources)
-    corpus = Corpus(sources, cleaning, on_bad_row, streamed, progress)
+    corpus = _open_corpus(sources, cleaning, on_bad_row, streamed, progress)
     work = Preparation.of(corpus, vocabulary, num_workers)
     unfinished = PartialFolder(folder)
     found = find_store(folder, work.settings, overwrite)
@@ -109,6 +105,55 @@ def prepare_store(
         else:
             unfinished.tidy()
     return _prepared(folder, found or read_meta(folder), reused=found is not None)
+
+
+def describe_preparation(
+    sources: Mapping[str, Source],
+    vocabulary: GivenTokenizer | VocabularyTraining,
+    folder: str | Path,
+    cleaning: Cleaning = PLAIN,
+    on_bad_row: Literal["error", "skip"] = "error",
+    overwrite: bool = False,
+    streamed: bool = False,
+) -> list[tuple[str, str]]:
+    """Does the checks of `prepare_store` that need no pass over the texts, and describes what it would do.
+
+    Returns:
+        One row a fact: its name and its text. Nothing is written.
+
+    Raises:
+        FrameworkError: As `prepare_store`, but for what only the texts show.
+    """
+    folder = Path(folder)
+    corpus = _open_corpus(sources, cleaning, on_bad_row, streamed, None)
+    work = Preparation.of(corpus, vocabulary, None)
+    if find_store(folder, work.settings, overwrite) is not None:
+        state = "is there already, from the same texts and settings"
+    elif PartialFolder(folder).has(work.settings):
+        state = "would resume where an earlier start stopped"
+    else:
+        state = "would replace the store that is there" if folder.exists() else "would be made"
+    kind = "given tokenizer" if isinstance(vocabulary, GivenTokenizer) else f"{type(vocabulary).__name__}"
+    return [
+        ("store", f"{folder}: {state}"),
+        ("corpus", f"{corpus.num_files:,} files, {corpus.num_bytes:,} bytes"),
+        ("vocabulary", kind),
+        ("not checked", "rows and texts, which only a pass over the corpus shows"),
+    ]
+
+
+def _open_corpus(
+    sources: Mapping[str, Source],
+    cleaning: Cleaning,
+    on_bad_row: Literal["error", "skip"],
+    streamed: bool,
+    progress: Progress | None,
+) -> Corpus:
+    if not sources:
+        raise DataError("there are no sources, a store needs at least one; add one to the corpus.")
+    if streamed:
+        check_streamable(sources)
+    return Corpus(sources, cleaning, on_bad_row, streamed, progress)
 
 
 @contextmanager
