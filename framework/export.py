@@ -9,6 +9,7 @@ from framework.checkpoint.adapters import export_adapter
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
+from framework.config.export_comparison import compare_with_transformers
 from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, open_trained
@@ -39,6 +40,8 @@ def export(composed: DictConfig) -> None:
     if settings.onnx:
         export_onnx(folder)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    if settings.compare:
+        print(f"{folder}: {compare_with_transformers(folder, trained)}")
 
 
 def export_separate(folder: Path, settings: ExportConfig, trained: Trained) -> None:

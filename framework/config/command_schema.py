@@ -181,11 +181,13 @@ class ExportConfig(TrainedConfig):
         lora: Of a run with an adapter: "merge" adds its updates to the weights and writes the whole model;
             "separate" writes the updates alone, for peft.
         onnx: Write `onnx/model.onnx` too, and compare it with the class of transformers; needs the extra `onnx`.
+        compare: Load the folder with transformers, where that is installed, and compare ids and outputs.
     """
 
     output: str | None = None
     lora: Literal["merge", "separate"] = "merge"
     onnx: bool = False
+    compare: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,198 @@
+"""Loads an export with transformers, where that is installed, and compares ids and outputs with those of Cloze."""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.config.trained import Trained, build_trained_model
+from framework.data.collate import Target, pack_sequences
+from framework.data.layout import lay_out
+from framework.errors import CheckpointError
+from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
+from framework.models.published.files import CONFIG_FILE, read_json
+from framework.models.published.kinds import (
+    KINDS,
+    MULTIPLE_CHOICE,
+    PRETRAINING,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
+from framework.models.published.own_class import auto_class
+from framework.tasks.token_classification.features import encode_words
+
+_TOLERANCE = 1e-3
+"""Largest difference of an output, in parts of the largest value."""
+_TEXT_TOKENS = 12
+_TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
+_OTHER_SIDE = {
+    PRETRAINING.name: lambda found: found["logits"][0] if "logits" in found else found["prediction_logits"][0],
+    SEQUENCE_CLASSIFICATION.name: lambda found: found["logits"],
+    TOKEN_CLASSIFICATION.name: lambda found: found["logits"][0],
+    QUESTION_ANSWERING.name: lambda found: torch.stack([found["start_logits"], found["end_logits"]], dim=-1)[0],
+    MULTIPLE_CHOICE.name: lambda found: found["logits"],
+}
+"""What of the outputs of a class of transformers, for one sequence, a head of Cloze gives too."""
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """One input: how transformers is called, and what Cloze makes of it (ids, and the segment of each)."""
+
+    call: dict[str, Any]
+    input_ids: np.ndarray
+    segments: np.ndarray | None = None
+
+
+def compare_with_transformers(folder: Path, trained: Trained) -> str:
+    """Compares an export with the model that it was made from.
+
+    Returns:
+        One line: what was compared, or why nothing was.
+
+    Raises:
+        CheckpointError: transformers cannot load the export, or gets other ids or other outputs from it.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        return "not compared with transformers, which is not installed"
+    import transformers
+
+    name = str(read_json(folder / CONFIG_FILE)["architectures"][0])
+    own = auto_class(name)
+    loader = getattr(transformers, own or name, None)
+    if loader is None:
+        return f"not compared with transformers {transformers.__version__}, which has no {name}"
+    # The code that is trusted is the file that the export wrote.
+    trusted = {"trust_remote_code": True} if own is not None else {}
+    with _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **trusted)
+            peer = None
+            if name != ENCODER_DECODER:
+                peer = loader.from_pretrained(folder, dtype=torch.float32, **trusted).eval()
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CheckpointError(
+                f"{folder} was written, but transformers {transformers.__version__} cannot load it ({reason}). Use it "
+                "with Cloze only, or try another version of transformers; compare=false leaves this comparison out."
+            ) from error
+        sequences = _sequences(trained)
+        for each in sequences:
+            _check_ids(folder, each, tokenizer(**each.call)["input_ids"])
+        if peer is not None:
+            _check_outputs(folder, trained, sequences, tokenizer, peer)
+    return f"{'ids' if peer is None else 'ids and outputs'} are those of transformers {transformers.__version__}"
+
+
+def _sequences(trained: Trained) -> list[_Sequence]:
+    """Texts, and pairs or lists of words where the model reads those."""
+    tokenizer = trained.tokenizer
+    # Words of the vocabulary itself: in another language than the fixed texts they are most of what is known.
+    some = tokenizer.ordinary_ids[:: max(1, len(tokenizer.ordinary_ids) // _TEXT_TOKENS)]
+    texts = [*_TEXTS, *tokenizer.decode_batch([some.tolist()])]
+    kind = KINDS.get(trained.task.head_kind)
+    if kind is not None and kind.reads_words:
+        return [_words(text.split(), trained) for text in texts if text.split()]
+    length = trained.weights.config.max_sequence_length
+    sequences = []
+    for first, second in ((texts, None), (texts, texts[::-1])):
+        layout = lay_out(first, second, tokenizer, length)
+        ends = np.cumsum(layout.lengths)[:-1]
+        ids = np.split(layout.input_ids, ends)
+        segments = np.split(layout.token_type_ids, ends) if layout.token_type_ids is not None else [None] * len(ids)
+        # As `lay_out` cuts; a text that spells a special token stays a text.
+        options = {"truncation": "longest_first", "max_length": length, "split_special_tokens": True}
+        pairs = [{}] * len(first) if second is None else [{"text_pair": text} for text in second]
+        sequences += [
+            _Sequence({"text": text, **pair, **options}, *each)
+            for text, pair, *each in zip(first, pairs, ids, segments, strict=True)
+        ]
+    return sequences
+
+
+def _words(words: Sequence[str], trained: Trained) -> _Sequence:
+    tokenizer = trained.tokenizer
+    words = [word for word in words if len(tokenizer.encode_batch([word])[0])]
+    ids_of = encode_words(words, tokenizer)
+    room = trained.weights.config.max_sequence_length - 2
+    inside = np.concatenate([np.zeros(0, dtype=np.int32), *(ids_of[word] for word in words)])[:room]
+    ids = np.concatenate([[tokenizer.cls_id], inside, [tokenizer.sep_id]]).astype(np.int32)
+    options = {"truncation": True, "max_length": room + 2, "split_special_tokens": True}
+    return _Sequence({"text": words, "is_split_into_words": True, **options}, ids)
+
+
+def _check_ids(folder: Path, sequence: _Sequence, found: Sequence[int]) -> None:
+    if list(found) != sequence.input_ids.tolist():
+        shown = {key: value for key, value in sequence.call.items() if key in ("text", "text_pair")}
+        raise CheckpointError(
+            f"{folder} was written, but its tokenizer gives {list(found)} for {shown} in transformers, and "
+            f"{sequence.input_ids.tolist()} in Cloze. Use it with Cloze only."
+        )
+
+
+@torch.no_grad()
+def _check_outputs(
+    folder: Path, trained: Trained, sequences: Sequence[_Sequence], tokenizer: Callable[..., Any], peer: Any
+) -> None:
+    model = build_trained_model(trained, torch.device("cpu")).eval()
+    kind = trained.task.head_kind
+    # A head without a class stands beside the base class, whose outputs are those of the encoder.
+    read = _OTHER_SIDE.get(kind) if _has_head(peer) else None
+    for each in sequences:
+        batch = _batch(each)
+        ours: Tensor = model.encoder(batch) if read is None else model(batch)[_our_name(kind)]
+        inputs = tokenizer(**each.call, return_tensors="pt")
+        if kind == MULTIPLE_CHOICE.name and read is not None:
+            inputs = {name: tensor[None] for name, tensor in inputs.items()}
+        found = peer(**inputs)
+        theirs = found["last_hidden_state"][0] if read is None else read(found)
+        difference = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max().clamp(min=1e-6))
+        if not difference <= _TOLERANCE:
+            raise CheckpointError(
+                f"{folder} was written, but {type(peer).__name__} computes something else than Cloze: outputs differ "
+                f"by {difference:.1e} of their largest value, and {_TOLERANCE:.0e} is allowed. Use it with Cloze only."
+            )
+
+
+def _has_head(peer: Any) -> bool:
+    return "For" in type(peer).__name__
+
+
+def _our_name(head_kind: str) -> str:
+    return "mlm" if head_kind == PRETRAINING.name else "logits"
+
+
+def _batch(sequence: _Sequence) -> PackedBatch:
+    """One sequence, each token of which is a target of masked language modelling."""
+    places = np.arange(len(sequence.input_ids))
+    return pack_sequences(
+        sequence.input_ids.astype(np.int64),
+        np.array([len(places)]),
+        np.zeros(1, dtype=np.int64),
+        sequence.segments,
+        {"mlm_positions": Target(places, "targets", filler=0)},
+    )
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keeps the load report and the progress bars of transformers off the terminal."""
+    logging = transformers.utils.logging
+    level = logging.get_verbosity()
+    had_bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if had_bars:
+            logging.enable_progress_bar()
