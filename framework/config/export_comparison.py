@@ -29,7 +29,7 @@ from framework.models.published.kinds import (
 from framework.models.published.own_class import auto_class
 from framework.tasks.token_classification.features import encode_words
 
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-4
 """Largest difference of an output, in parts of the largest value."""
 _TEXT_TOKENS = 12
 _TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
