@@ -30,7 +30,7 @@ value_of() {
 # The interpreter that PYTHON names, the one of launch/setup.sh, or the one whose environment holds the package.
 python_path() {
     local python=${PYTHON:-$home/.venv/bin/python}
-    [[ -n ${PYTHON:-} || -x $python ]] || python=$(readlink -m "$package/../../../../bin/python")
+    [[ -n ${PYTHON:-} || -x $python ]] || python=$(readlink -m "$package/../../../..")/bin/python
     command -v "$python" >/dev/null ||
         fail "no interpreter is at ${PYTHON:-$home/.venv/bin/python}; run launch/setup.sh, or name one: PYTHON=python3 $0"
     echo "$python"

@@ -50,7 +50,7 @@ def test_the_task_of_the_readme_trains_and_predicts(tmp_path):
     run(train, "model=demo", *SMALL, "trainer.max_epochs=1")
     prediction = json.loads(run(predict, "precision=fp32"))
     assert prediction["label"] in set(LABELS)
-    run("python -m framework.export run=mine trust=[mine.task]")
-    side = json.loads((tmp_path / "runs/mine/export/cloze.json").read_text())
+    run("python -m framework.export run=prototypes trust=[mine.task]")
+    side = json.loads((tmp_path / "runs/prototypes/export/cloze.json").read_text())
     assert side["head"] == "prototypes"
     assert side["tensors_without_class"]["names"] == ["prototypes.weight"]
