@@ -1,0 +1,68 @@
+"""Scripts as a wheel holds them: inside the package, found by `framework.launch`, beside its interpreter."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import framework
+from framework.launch import main, scripts
+
+ROOT = Path(__file__).resolve().parents[2]
+WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+    "wheel"
+]
+
+
+@pytest.fixture
+def installed(tmp_path) -> Path:
+    """A package folder with scripts where the wheel's rules put them, in an environment with a stand-in for Python."""
+    environment = tmp_path / "an environment"
+    package = environment / "lib" / "python3.12" / "site-packages" / "framework"
+    for folder in ("launch", "slurm"):
+        assert folder in WHEEL["only-include"]
+        target = package.parent / WHEEL["sources"][folder]
+        shutil.copytree(ROOT / folder, target, ignore=lambda *_: {"setup.sh", "test.sh", "quickstart.sh"})
+    shutil.copy(ROOT / "framework" / "machine.py", package)
+    python = environment / "bin" / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    return package
+
+
+def test_a_script_of_a_wheel_finds_its_package_and_interpreter(installed, tmp_path):
+    command = ["bash", str(installed / "scripts" / "launch" / "torchrun.sh"), "--processes", "2", "--dry-run", "seed=1"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin"}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    *settings, line = done.stdout.splitlines()
+    assert shlex.split(line)[:2] == [
+        str(installed.parents[3] / "bin" / "python"),
+        str(installed / "scripts" / "launch" / "agent.py"),
+    ]
+    assert not any(each.startswith("PYTHONPATH") for each in settings)
+
+
+def test_paths_of_scripts(installed, monkeypatch, capsys):
+    assert {*scripts()} >= {"torchrun.sh", "multi_node.sh", "train.sbatch", "sweep.sbatch"}
+    assert main(["--path", "train.sbatch"]) == 0
+    assert capsys.readouterr().out == f"{ROOT / 'slurm' / 'train.sbatch'}\n"
+    monkeypatch.setattr(framework, "__file__", str(installed / "__init__.py"))
+    assert set(scripts()) == {"attach.sh", "multi_node.sh", "torchrun.sh", "sweep.sbatch", "train.sbatch"}
+    assert main(["--path", "torchrun"]) == 0
+    assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
+    with pytest.raises(SystemExit) as leaving:
+        main(["trochrun"])
+    assert leaving.value.code == 2 and "trochrun is no launch script. Choose one of" in capsys.readouterr().err
+
+
+def test_every_script_has_a_line_in_the_page():
+    page = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
+    for file in (ROOT / "launch").iterdir():
+        if file.suffix in (".sh", ".yaml") or file.name == "agent.py":
+            assert f"`{file.name}`" in page, file.name
