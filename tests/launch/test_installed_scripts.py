@@ -53,7 +53,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
     assert main(["--path", "train.sbatch"]) == 0
     assert capsys.readouterr().out == f"{ROOT / 'slurm' / 'train.sbatch'}\n"
     monkeypatch.setattr(framework, "__file__", str(installed / "__init__.py"))
-    assert set(scripts()) == {"attach.sh", "multi_node.sh", "torchrun.sh", "sweep.sbatch", "train.sbatch"}
+    assert set(scripts()) == {"attach.sh", "multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
     assert main(["--path", "torchrun"]) == 0
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
     with pytest.raises(SystemExit) as leaving:
