@@ -4,12 +4,14 @@ A lock goes with the process that holds it, however that process ends.
 """
 
 import fcntl
+import json
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -27,6 +29,18 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON that may be damaged or made to harm.
+
+    Raises:
+        ValueError: The text is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def sync_folder(folder: Path) -> None:

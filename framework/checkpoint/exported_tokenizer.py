@@ -14,6 +14,7 @@ from tokenizers import processors
 
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
+from framework.files import parse_json
 
 _CLASS = "PreTrainedTokenizerFast"
 _KEPT_KEYS = (
@@ -41,7 +42,7 @@ def tokenizer_files(
     Raises:
         CheckpointError: The model reads words, and the vocabulary marks spaces in an unknown way.
     """
-    content = json.loads(tokenizer.backend.to_str())
+    content = parse_json(tokenizer.backend.to_str())
     adds_space = reads_words and tokenizer.space_marked
     if adds_space and not _add_space(content["pre_tokenizer"]):
         raise CheckpointError(
@@ -68,7 +69,7 @@ def tokenizer_files(
 def _kept_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     """Returns what else the folder's tokenizer_config.json says and transformers reads."""
     file = tokenizer.folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {key: value for key, value in config.items() if key in _KEPT_KEYS}
 
 

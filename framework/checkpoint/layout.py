@@ -12,6 +12,7 @@ from typing import Any
 
 from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_whole
 from framework.errors import CheckpointError
+from framework.files import parse_json
 
 FORMAT = 1
 """Of state.json and of the keys of the tensors; a reader refuses what it does not know."""
@@ -129,7 +130,7 @@ def read_json(path: Location) -> dict[str, Any]:
         DamagedError: It cannot be read, or holds no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):

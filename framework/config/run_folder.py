@@ -16,7 +16,7 @@ from framework.config.schema import RunConfig
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError
-from framework.files import write_whole
+from framework.files import parse_json, write_whole
 from framework.tracking.run_files import PROVENANCE_FILE
 
 CONFIG_FILE = "config.yaml"
@@ -129,7 +129,7 @@ def read_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_FILE
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); {path} is no run folder, or a damaged one.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no config; {path} is no run folder, or a damaged one.")
@@ -175,7 +175,7 @@ def read_task_record(path: Path) -> dict[str, Any]:
     """
     file = path / TASK_FILE
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it."

@@ -16,6 +16,7 @@ from framework.config.schema import at_least
 from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
+from framework.files import parse_json
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Before, Outcome, judge, look, output_file
 from framework.sweeps.plan import Job, Sweep, command_flags
@@ -221,5 +222,5 @@ def _read(job: Job) -> tuple[int | None, Before]:
     file = _file(job)
     if not file.is_file():
         return None, look(job)
-    record = json.loads(file.read_text(encoding="utf-8"))
+    record = parse_json(file.read_text(encoding="utf-8"))
     return int(record["job"]), Before(**record["before"])

@@ -7,6 +7,7 @@ from typing import Any
 
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import SplitFacts, skipped_rows
+from framework.files import parse_json
 
 DATA_FILE = "data.json"
 SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
@@ -30,7 +31,7 @@ def read_data_facts(run_folder: Path) -> dict[str, Any]:
     """Reads `splits` and `warnings`; empty for a run folder without them, or with a damaged file."""
     file = run_folder / DATA_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
+from framework.files import parse_json
 
 
 class MetricsFile:
@@ -86,7 +87,7 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         if is_last and not line.endswith(b"\n"):
             break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):

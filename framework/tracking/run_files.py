@@ -1,10 +1,11 @@
 """Reads files of a run folder that may be missing, half written or damaged, for readers that must not fail."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from framework.files import parse_json
 
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
@@ -15,8 +16,8 @@ JOB_FILE = "slurm_job.json"
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty where the file is missing or holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

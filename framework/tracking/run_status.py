@@ -3,7 +3,6 @@
 Nothing here imports torch, and no file is trusted: each may be missing, half written or damaged.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from framework.checkpoint.storage import Location
 from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
 from framework.distributed.processes.failure_file import read_failure
 from framework.errors import FrameworkError
+from framework.files import parse_json
 from framework.tracking.run_files import CONFIG_FILE, JOB_FILE, read_object, read_saved_config
 from framework.tracking.summary_file import SUMMARY_FILE
 
@@ -239,8 +239,8 @@ def tail_rows(path: Path) -> list[dict[str, float]]:
 
 def _numbers(line: bytes) -> dict[str, float]:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         return {}
     return {key: value for key, value in row.items() if _is_number(value)} if isinstance(row, dict) else {}
 

@@ -1,6 +1,5 @@
 """How the cells of a label column are read: as one label, several labels, or a number."""
 
-import json
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from typing import Any
 
 from framework.data.reading.header import plain_float
 from framework.data.reading.json_rows import has_text
+from framework.files import parse_json
 
 Answer = Any
 """A label, a tuple of labels in ascending order, or a number; hashable."""
@@ -55,8 +55,8 @@ def number() -> AnswerKind:
 def _labels_of(cell: str, separator: str) -> Hashable:
     if cell.startswith("["):
         try:
-            found = json.loads(cell)
-        except (ValueError, RecursionError) as error:
+            found = parse_json(cell)
+        except ValueError as error:
             raise ValueError("begins with a bracket, so it must be a JSON list of labels") from error
         if not all(map(has_text, found)):
             raise ValueError("must be a JSON list of labels, each a text or a finite number")

@@ -1,6 +1,5 @@
 """Questions with some answers to choose from, one of which is right; checked and split (`splits`)."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
+from framework.files import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +136,8 @@ def listed_choices(place: str, cell: str) -> tuple[str, ...]:
         DataError: It is none, or its items are not at least two different texts.
     """
     try:
-        found = json.loads(cell)
-    except (ValueError, RecursionError):
+        found = parse_json(cell)
+    except ValueError:
         found = None
     if not isinstance(found, list) or not all(map(has_text, found)):
         raise DataError(f"{place}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")

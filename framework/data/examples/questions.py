@@ -3,7 +3,6 @@
 Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from framework.data.reading.json_rows import json_values
 from framework.data.reading.table_format import TableFile, TableFormat
 from framework.data.reading.table_kind import json_kind
 from framework.errors import ConfigError, DataError
+from framework.files import parse_json
 
 AnswerUnit = Literal["words", "characters"]
 OnBadRow = Literal["error", "skip"]
@@ -156,8 +156,8 @@ class QuestionData(SplitFiles):
 def _content(path: Path) -> Any:
     raw = b"".join(line for _, line in raw_lines(path, Reading()))
     try:
-        return json.loads(decode_line(path, 1, raw))
-    except (ValueError, RecursionError) as error:
+        return parse_json(decode_line(path, 1, raw))
+    except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); give SQuAD's JSON, or rows as .jsonl.") from error
 
 

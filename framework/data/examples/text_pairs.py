@@ -1,6 +1,5 @@
 """Texts of which is known what they are similar to: pairs, scored pairs, or labelled texts; checked and split."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
+from framework.files import parse_json
 
 PairKind = Literal["matches", "scored", "labelled"]
 _NUMBER = number()
@@ -152,8 +152,8 @@ def _texts_of(cell: str) -> list[str]:
     texts = [cell]
     if cell.lstrip().startswith("["):
         try:
-            found = json.loads(cell)
-        except (ValueError, RecursionError):
+            found = parse_json(cell)
+        except ValueError:
             found = None
         if isinstance(found, list) and all(isinstance(text, str) for text in found):
             texts = found

@@ -10,7 +10,6 @@ have the same hash about once in 2**64 comparisons.
 import csv
 import functools
 import hashlib
-import json
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from framework.data.reading.rows import record_batches
 from framework.data.reading.table_format import TableFormat
 from framework.data.reading.table_kind import conclude_kind
 from framework.errors import ConfigError, DataError
+from framework.files import parse_json
 from framework.random import key, mix
 
 MIN_BYTES = 20
@@ -238,8 +238,8 @@ def _json_texts(path: Path) -> Iterator[str]:
         if not text.strip():
             continue
         try:
-            content = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            content = parse_json(text)
+        except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error}); correct it or leave the file out.") from error
         yield from _strings(content)
 

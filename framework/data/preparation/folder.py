@@ -10,7 +10,7 @@ from typing import Any
 
 from framework.data.store.writer import COMPLETE_FILE, META_FILE
 from framework.errors import DataError
-from framework.files import holder_of, locked
+from framework.files import holder_of, locked, parse_json
 
 SETTINGS_FILE = "settings.json"
 
@@ -46,7 +46,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         DataError: It is missing or damaged.
     """
     try:
-        meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta: dict[str, Any] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / META_FILE} cannot be read ({error}); delete the store, or restore it.") from error
     return meta

@@ -11,6 +11,7 @@ from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.header import has_header
 from framework.data.reading.table_format import Row, TableFile, check_columns
 from framework.errors import DataError
+from framework.files import parse_json
 
 ALL_LISTS = ("*",)
 """`TableFile.parts` for the lists under all keys of an object; a file that is a list has no keys."""
@@ -121,8 +122,8 @@ def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:
 
 def _parsed(place: str, text: str, rule: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, and very deep nesting
+        return parse_json(text)
+    except ValueError as error:  # also a number of thousands of digits, and very deep nesting
         cause = error.msg if isinstance(error, json.JSONDecodeError) else error
         raise DataError(f"{place}: not JSON ({cause}); {rule}.") from error
 

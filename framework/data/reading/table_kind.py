@@ -1,7 +1,6 @@
 """Concludes which kind of table a file is: from its name, then its content, then the format's default."""
 
 import csv
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal
 from framework.data.reading.files import COMPRESSIONS, HEAD_BYTES, head_of, kind_of
 from framework.data.reading.table_format import TableFormat
 from framework.errors import DataError
+from framework.files import parse_json
 
 Kind = Literal["csv", "tsv", "jsonl", "json", "parquet", "arrow", "folder"]
 
@@ -121,8 +121,8 @@ def _is_json_lines(lines: list[str]) -> bool:
 
 def _is_json(line: str) -> bool:
     try:
-        json.loads(line)
-    except (ValueError, RecursionError):
+        parse_json(line)
+    except ValueError:
         return False
     return True
 

@@ -16,6 +16,7 @@ from framework.data.reading.sources import Source
 from framework.data.store.stored_batch import StoredBatch
 from framework.data.tokenization.document_encoder import DocumentEncoder
 from framework.errors import DataError
+from framework.files import parse_json
 
 ROW_GROUPS_FILE = "row_groups.json"
 
@@ -62,7 +63,7 @@ class RowGroupEncoder:
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         try:
-            content = json.loads((folder / ROW_GROUPS_FILE).read_text(encoding="utf-8"))
+            content = parse_json((folder / ROW_GROUPS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
                 f"the token store {folder} does not tell its row groups ({error}); delete it and run framework.prepare "

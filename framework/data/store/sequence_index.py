@@ -22,7 +22,7 @@ import numpy as np
 
 from framework.data.store.token_store import TokenStore
 from framework.errors import ConfigError
-from framework.files import locked
+from framework.files import locked, parse_json
 
 INDEX_FOLDER, _SPLITS_FILE = "index", "splits.json"
 _FORMAT = 1
@@ -136,7 +136,7 @@ def open_index(store: TokenStore, division: Division, splits: Splits, splits_nam
         except OSError as error:
             logger.info("the division into sequences is kept in memory: %s cannot be written (%s)", folder, error)
             return divide_in_memory(store, division, splits)
-    names = json.loads((folder / _SPLITS_FILE).read_text(encoding="utf-8"))
+    names = parse_json((folder / _SPLITS_FILE).read_text(encoding="utf-8"))
     return _assembled(names, lambda name: _mapped(folder / name))
 
 

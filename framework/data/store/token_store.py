@@ -5,7 +5,6 @@ too), tokenizer/, store.json (counts, settings, fingerprint), the data card, and
 folder that gets its name after that. A streamed store has no ids: they are read from shards when they are wanted.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from framework.data.store.stored_batch import StoredBatch
 from framework.data.store.streamed_tokens import StreamedTokens
 from framework.data.store.writer import BATCHES_FILE, COMPLETE_FILE, DATA_FILE, FORMAT, META_FILE, TOKENIZER_FOLDER
 from framework.errors import DataError
+from framework.files import parse_json
 
 CACHE_BYTES = 2**30
 
@@ -195,7 +195,7 @@ class TokenStore:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        meta: dict[str, Any] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
     if meta.get("format") != FORMAT:

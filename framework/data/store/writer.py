@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.files import parse_json
 
 DATA_FILE, META_FILE, COMPLETE_FILE, TOKENIZER_FOLDER = "data.arrow", "store.json", "COMPLETE", "tokenizer"
 BATCHES_FILE, JOURNAL_FILE = "batches.npy", "journal.json"
@@ -165,6 +166,6 @@ class StoreWriter:
         path = self._folder / JOURNAL_FILE
         if not path.is_file() or not (self._folder / DATA_FILE).is_file():
             return None
-        journal: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        journal: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         # A file that is shorter than its record was not written by us, or lost its end with the machine.
         return journal if (self._folder / DATA_FILE).stat().st_size >= journal["bytes"] else None

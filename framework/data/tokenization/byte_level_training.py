@@ -4,7 +4,6 @@ Its alphabet is the 256 bytes, so no text has unknown tokens; the 5 special toke
 them (in the published vocabulary it is the last).
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import check_vocab_size, most_tokens, words_for_training, write_tokenizer
 from framework.data.tokenization.word_counts import WordCounts, repeated
 from framework.errors import ConfigError
+from framework.files import parse_json
 
 _SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _NUM_BYTES = 256
@@ -86,7 +86,7 @@ def _write(backend: tokenizers.Tokenizer, folder: str | Path) -> Tokenizer:
     backend.add_special_tokens([*_SPECIAL_TOKENS[:-1], mask])
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     content = backend.to_str(pretty=True)
-    model = json.loads(content)["model"]
+    model = parse_json(content)["model"]
     names = {
         "bos_token": "<s>",
         "eos_token": "</s>",

@@ -5,7 +5,6 @@ vocabulary (`framework.data.tokenization.wordpiece_folder`).
 """
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Container, Mapping, Sequence
@@ -18,6 +17,7 @@ import tokenizers
 from framework.data.tokenization.wordpiece_folder import normalizer_settings, read_vocabulary, wordpiece_backend
 from framework.data.tokenization.written_text import join_word_pieces
 from framework.errors import DataError
+from framework.files import parse_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -207,7 +207,7 @@ def _read_json(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error}); restore the file.") from error
     return content if isinstance(content, dict) else {}
@@ -238,7 +238,7 @@ def _pair_separators(backend: tokenizers.Tokenizer, cls_id: int, sep_id: int) ->
 
 def _ids_of_text(tokenizer: Tokenizer) -> dict[str, Any]:
     """What decides the ids of a text: not the template, and not whether a space is put before the first word."""
-    content = json.loads(tokenizer.backend.to_str())
+    content = parse_json(tokenizer.backend.to_str())
     return {name: content[name] for name in ("added_tokens", "normalizer", "model")}
 
 

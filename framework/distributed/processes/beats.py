@@ -11,6 +11,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from framework.files import parse_json
+
 
 @dataclass(frozen=True)
 class Beat:
@@ -79,8 +81,8 @@ class Beats:
         beats = {}
         for path in self.folder.glob("beat_*.json"):
             try:
-                beat = Beat(**json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError, TypeError, RecursionError):
+                beat = Beat(**parse_json(path.read_text(encoding="utf-8")))
+            except (OSError, ValueError, TypeError):
                 continue
             if all(isinstance(getattr(beat, name), kind) for name, kind in _KINDS.items()):
                 beats[beat.rank] = beat

@@ -1,9 +1,10 @@
 """failure.json in the logs of a run: the newest failure of its ranks, for readers that do not import torch."""
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from framework.files import parse_json
 
 FAILURE_FILE = "failure.json"
 
@@ -24,7 +25,7 @@ class RecordedFailure:
 def read_failure(logs: Path) -> RecordedFailure | None:
     """Reads failure.json in the logs of a run; None where there is none, or it is damaged."""
     try:
-        record = json.loads((logs / FAILURE_FILE).read_text(encoding="utf-8"))
+        record = parse_json((logs / FAILURE_FILE).read_text(encoding="utf-8"))
         return RecordedFailure(datetime.fromisoformat(record["time"]).timestamp(), str(record["why"]))
-    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError):
+    except (OSError, ValueError, LookupError, TypeError, OverflowError):
         return None

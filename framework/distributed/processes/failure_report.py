@@ -30,6 +30,7 @@ from framework.distributed.processes.launcher_note import leave_note
 from framework.distributed.processes.position import POSITION
 from framework.distributed.processes.shortages import explain
 from framework.errors import DistributedError, FrameworkError
+from framework.files import parse_json
 
 _NOTES = "failure_*.json"
 
@@ -321,7 +322,7 @@ def _notes(folder: Path) -> list[Failure]:
     notes = []
     for path in folder.glob(_NOTES):
         try:
-            notes.append(Failure(**json.loads(path.read_text(encoding="utf-8"))))
+            notes.append(Failure(**parse_json(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError):
             continue
     return notes

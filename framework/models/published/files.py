@@ -3,7 +3,6 @@
 Nothing here runs code that a folder brings along: pickles are read with `weights_only=True`.
 """
 
-import json
 import pickle
 import re
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from framework.errors import CheckpointError
+from framework.files import parse_json
 
 CONFIG_FILE = "config.json"
 SIDE_CONFIG_FILE = "cloze.json"
@@ -91,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file cannot be read or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch or export the model again.") from error
     if not isinstance(content, dict):

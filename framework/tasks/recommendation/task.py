@@ -1,6 +1,5 @@
 """Recommendation from texts: two towers that are one encoder, a user as the texts of what they liked before."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
+from framework.files import parse_json
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.head import EmbeddingHead
@@ -273,8 +273,8 @@ def _same_for_all(scores: np.ndarray, chunk: Sequence[Question]) -> np.ndarray:
 def _history(row: Row) -> list[str]:
     cell = row.values["history"].strip()
     try:
-        found = json.loads(cell) if cell else []
-    except (ValueError, RecursionError):
+        found = parse_json(cell) if cell else []
+    except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(entry, str | int) and str(entry).strip() for entry in found):
         raise DataError(

@@ -1,6 +1,5 @@
 """Sequences of token classification: `[CLS] words [SEP]`, where the first sub-word of each word bears its tag."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
+from framework.files import parse_json
 from framework.tasks.token_classification.windows import split_windows
 
 _WORDS_AT_ONCE = 100_000
@@ -56,8 +56,8 @@ def listed_words(place: str, cell: str) -> list[str]:
         DataError: There is no list, or it holds anything but texts, each with a character that shows.
     """
     try:
-        words = json.loads(cell)
-    except (ValueError, RecursionError):
+        words = parse_json(cell)
+    except ValueError:
         words = None
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise DataError(
