@@ -110,6 +110,11 @@ def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
             yield {"split": split, "file": file, "place": place, **numbers, "reason": reason}
 
 
+def range_of(numbers: Sequence[float]) -> str:
+    """Returns the range and the mean of the numbers that rows have for labels, in words."""
+    return f"{min(numbers):.4g} to {max(numbers):.4g}, mean {sum(numbers) / len(numbers):.4g}"
+
+
 @runtime_checkable
 class HasFacts(Protocol):
     """A source of sequences that knows the facts of its split."""

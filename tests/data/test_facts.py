@@ -123,6 +123,18 @@ def test_warnings(tokenizer, tmp_path, rows, warnings):
     assert all(words in warning for words, warning in zip(warnings, found, strict=True))
 
 
+def test_numbers_and_several_labels_have_facts_of_their_own(tokenizer, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": "1"}\n{"text": "b", "label": "2.5"}\n')
+    regression = SequenceClassificationTask(problem="regression").build_sources(TableData(str(path)), tokenizer, seed=0)
+    train = facts_of(regression)["train"]
+    assert (dict(train.labels), train.notes) == ({}, {"numbers": "1 to 2.5, mean 1.75"})
+    path.write_text('{"text": "a", "label": ["x", "y"]}\n{"text": "b", "label": []}\n{"text": "b", "label": ["x"]}\n')
+    several = SequenceClassificationTask(problem="multi_label").build_sources(TableData(str(path)), tokenizer, seed=0)
+    train = facts_of(several)["train"]
+    assert (train.labels, train.notes) == ({"x": 2, "y": 1}, {"rows without a label": "1"})
+
+
 def test_a_label_without_training_rows_is_reported(tokenizer, tmp_path):
     facts = read(tokenizer, tmp_path / "rows.jsonl", [("a", "x"), ("b", "y")], labels=["x", "y", "z"])
     assert warnings_of(facts) == [

@@ -1,6 +1,7 @@
 """Sentence embeddings: a bi-encoder that is trained by pairs of texts, by scores of pairs, or by labels."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.data.examples.text_pairs import TextGroup, TextPairData
-from framework.data.facts import with_facts
+from framework.data.facts import range_of, with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -113,7 +114,10 @@ class EmbeddingTask(StepLevelTask):
             drawn_by = seed if split == "train" else _EVALUATED_SEED
             source = self._source(data.kind, groups, searched, tokenizer, drawn_by)
             labels = [str(group.answer) for group in groups] if data.kind == "labelled" else []
-            sources[split] = with_facts(source, pairs.facts[split], labels)
+            read = pairs.facts[split]
+            if data.kind == "scored":
+                read = replace(read, notes={"scores": range_of([float(group.answer or 0) for group in groups])})
+            sources[split] = with_facts(source, read, labels)
         return sources
 
     def _source(

@@ -104,9 +104,9 @@ class PretrainingSource:
     def facts(self) -> SplitFacts:
         """Sequences of an epoch; their tokens and the unused share of the text are estimates from a sample."""
         unused = self.unused_fraction(0) if self.chunks.pairs else 0.0
-        notes = {"tokens of an epoch": f"about {round(len(self) * self.mean_length):,}"}
+        notes = {"tokens an epoch": f"about {round(len(self) * self.mean_length):,}"}
         if unused:
-            notes["text that sentence pairs leave unused"] = f"{unused:.1%}"
+            notes["text unused by sentence pairs"] = f"{unused:.1%}"
         return SplitFacts(len(self), unit="sequences", notes=notes)
 
     @cached_property

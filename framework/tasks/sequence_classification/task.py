@@ -1,6 +1,7 @@
 """Sequence classification: a text or a pair gets a label, several labels, or a number."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.table import LabelledText, TableData
-from framework.data.facts import with_facts
+from framework.data.facts import range_of, with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -121,8 +122,14 @@ class SequenceClassificationTask(Task):
         sources: dict[str, SequenceSource] = {}
         for split, rows in table.splits.items():
             source = self._source(rows, tokenizer, split != "train")
-            labels = (label for row in rows for label in self.problem.answers.labels(row.label))
-            sources[split] = with_facts(source, table.facts[split], labels, self.labels)
+            answers = self.problem.answers
+            labels = (label for row in rows for label in answers.labels(row.label))
+            read = table.facts[split]
+            if not answers.has_labels:
+                read = replace(read, notes={"numbers": range_of([row.label for row in rows])})
+            if answers.has_several:
+                read = replace(read, notes={"rows without a label": f"{sum(not row.label for row in rows):,}"})
+            sources[split] = with_facts(source, read, labels, self.labels)
         return sources
 
     def _source(self, rows: Sequence[LabelledText], tokenizer: Tokenizer, keep: bool) -> FlatSource:
