@@ -184,3 +184,12 @@ def test_model_presets_name_every_shape(file):
         )
     }
     assert required <= keys
+
+
+@pytest.mark.parametrize(
+    "name", [path.stem for path in (CONF / "data").glob("*.yaml") if "\nformat:" in path.read_text()]
+)
+def test_data_takes_null_for_the_format_of_its_files(name):
+    node = {**OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{name}.yaml")), "format": None}
+    given = {key: f"{key}.csv" if value == "???" else value for key, value in node.items()}
+    assert check_component("data", given).build().format is None

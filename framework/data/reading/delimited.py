@@ -22,12 +22,13 @@ class _DecodedLines:
         given: Lines since `given` was last emptied.
     """
 
-    def __init__(self, path: Path, encoding: str, reading: Reading) -> None:
+    def __init__(self, path: Path, encoding: str, reading: Reading, layout: DelimitedLayout) -> None:
         self.fault: DataError | None = None
         self.given: list[str] = []
         self._path = path
         self._encoding = encoding
         self._lines = raw_lines(path, reading)
+        self._layout = layout
 
     def __iter__(self) -> "_DecodedLines":
         return self
@@ -35,11 +36,14 @@ class _DecodedLines:
     def __next__(self) -> str:
         number, raw = next(self._lines)
         try:
-            self.given.append(decode_line(self._path, number, raw, self._encoding))
+            line = decode_line(self._path, number, raw, self._encoding)
         except DataError as error:
             self.fault = self.fault or error
-            self.given.append(raw.decode(self._encoding, "replace"))
-        return self.given[-1]
+            line = raw.decode(self._encoding, "replace")
+        if self._layout.long_delimiter is not None:
+            line = line.replace(self._layout.long_delimiter, self._layout.delimiter)
+        self.given.append(line)
+        return line
 
 
 def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
@@ -53,7 +57,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     path = table.path
     layout = delimited_layout(table)
-    lines = _DecodedLines(path, table.format.codec, reading)
+    lines = _DecodedLines(path, table.format.codec, reading, layout)
     reader = csv.reader(
         lines,
         delimiter=layout.delimiter,
@@ -63,7 +67,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
     )
     header = _header(path, reader, lines) if layout.names is None else layout.names
     place = "line 1" if layout.names is None else "format.columns"
-    reason = f" (read as {table.kind.upper()} {table.reason}, divided by {layout.delimiter!r})"
+    reason = f" (read as {table.kind.upper()} {table.reason}, divided by {layout.long_delimiter or layout.delimiter!r})"
     wanted = [*table.columns, *table.as_is]
     check_columns(path, place, wanted, header, reason)
     places = {column: header.index(column) for column in wanted}
@@ -104,7 +108,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
 
 def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> list[str]:
     try:
-        header = next(reader, [])
+        header = next((row for row in reader if row), [])
     except csv.Error as error:
         raise DataError(
             f"{path}, line 1: {error}; the header must be one line of names, quoted where needed."

@@ -12,6 +12,9 @@ from framework.data.reading.table_kind import head_lines
 
 logger = logging.getLogger(__name__)
 
+STAND_IN = "\x1f"
+"""Replaces a delimiter of several characters, which the csv module does not take; the unit separator of ASCII."""
+
 _CSV_DELIMITERS = (",", ";", "\t", "|")
 
 
@@ -23,11 +26,13 @@ class DelimitedLayout:
         delimiter: Between fields.
         quote: Around fields that hold delimiters; None: a quote is a part of the text.
         names: Of the columns; None: the first row holds them.
+        long_delimiter: Text of several characters for which `delimiter` stands in; None: there is none.
     """
 
     delimiter: str
     quote: str | None
     names: list[str] | None
+    long_delimiter: str | None = None
 
 
 def delimited_layout(table: TableFile) -> DelimitedLayout:
@@ -38,14 +43,19 @@ def delimited_layout(table: TableFile) -> DelimitedLayout:
     """
     lines = head_lines(head_of(table.path), table.format)
     delimiter = _delimiter(table, lines)
-    quote = _quote(lines, delimiter) if table.format.quote == AUTO else table.format.quote
+    if len(delimiter) > 1:
+        lines = [line.replace(delimiter, STAND_IN) for line in lines]
+        long_delimiter, delimiter, quote = delimiter, STAND_IN, None
+    else:
+        long_delimiter = None
+        quote = _quote(lines, delimiter) if table.format.quote == AUTO else table.format.quote
     names = table.format.columns
     rows = list(_rows(lines, delimiter, quote))
     if rows and has_header(f"{table.path}, line 1", table.format, table.columns, rows):
         if names is not None:
             logger.info("%s: the first line is read as a header: %s", table.path, ", ".join(rows[0]))
         names = None
-    return DelimitedLayout(delimiter, quote, names)
+    return DelimitedLayout(delimiter, quote, names, long_delimiter)
 
 
 def _delimiter(table: TableFile, lines: Sequence[str]) -> str:

@@ -47,15 +47,16 @@ class TableFormat:
         columns: Names for rows that have none: CSV and TSV without a header, and JSON rows that are lists.
         header: Whether the first row holds the names. None: it does where `columns` is None, or where it holds the
             wanted names; a first row that only looks like a header is then an error.
-        delimiter: Between the fields of CSV and TSV, one character or "tab"; None: a tab in TSV, in CSV a comma, or
-            the semicolon, tab or bar that divides the first rows where no comma does.
+        delimiter: Between the fields of CSV and TSV; "tab" is one. Fields behind one of several characters ("::") have
+            no quotes. None: a tab in TSV, in CSV a comma, or the semicolon, tab or bar that divides the first rows
+            where no comma does.
         quote: Character around fields of CSV and TSV that hold delimiters. None: a quote is a part of the text. "auto":
             the double quote in CSV; with other delimiters only where the first rows are quoted as `csv` does.
         encoding: Of text files; any that Python knows and in which the byte of a line end is nothing else.
 
     Raises:
-        ConfigError: A name comes twice, a mark is no single character, `header` is false without `columns`, or the
-            encoding is none of these.
+        ConfigError: A name comes twice, the quote is no single character, the delimiter is empty, `header` is false
+            without `columns`, or the encoding is none of these.
     """
 
     kind: Literal["csv", "tsv", "jsonl", "json"] | None = None
@@ -73,10 +74,10 @@ class TableFormat:
                 "format.header is false and format.columns is null. Columns without a header need names. List them in "
                 "format.columns, in the order of the file."
             )
-        for name, word in (("delimiter", TAB), ("quote", AUTO)):
-            mark = getattr(self, name)
-            if mark not in (None, word) and len(mark) != 1:
-                raise ConfigError(f"format.{name} is {mark!r}, it must be one character, {word!r} or null.")
+        if self.quote not in (None, AUTO) and len(self.quote) != 1:
+            raise ConfigError(f"format.quote is {self.quote!r}, it must be one character, {AUTO!r} or null.")
+        if self.delimiter == "":
+            raise ConfigError("format.delimiter is empty. Fields need something between them. Give it, or null.")
         check_encoding("format.encoding", self.encoding)
 
     @property

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from framework.data.examples.interactions import SPLITS, InteractionData, Interactions
+from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 
 ITEMS = "item,title,text\n1,One,first\n2,Two,\n3,,third\n4,Four,\n"
@@ -176,3 +177,36 @@ def test_a_split_without_anybody_known_is_named(tmp_path):
         InteractionData(**files, validation_from=70).load()
     with pytest.raises(DataError, match="no column 'film'"):
         InteractionData(**files, item_column="film").load()
+
+
+def test_each_file_has_its_own_format(tmp_path):
+    (tmp_path / "ratings.dat").write_text("".join(f"{'::'.join(map(str, row))}\n" for row in ROWS))
+    films = "1::One (1995)::Drama|War\n2::Été, l'::Drama\n3::Three\xb9::War\n4::Four::Comedy\n"
+    (tmp_path / "movies.dat").write_bytes(films.encode("latin-1"))
+    own = {
+        "format": TableFormat(delimiter="::", columns=["user", "item", "time", "rating"]),
+        "items_format": TableFormat(delimiter="::", columns=["item", "title", "genres"], encoding="latin-1"),
+        "text_columns": ["title", "genres"],
+    }
+    files = {"interactions": str(tmp_path / "ratings.dat"), "items": str(tmp_path / "movies.dat")}
+    found = InteractionData(**files, **own).load()
+    assert found.texts[:3] == ("One (1995). Drama|War", "Été, l'. Drama", "Three¹. War")
+    assert told(found) == told(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
+    with pytest.raises(DataError, match=r"movies\.dat, line 2: byte 0xc9 at place 4 is not UTF-8"):
+        InteractionData(
+            **files, **own | {"items_format": TableFormat(delimiter="::", columns=["item", "title", "genres"])}
+        ).load()
+    with pytest.raises(DataError, match=r"movies\.dat, row 1 \(line 1\): 3 fields, format\.columns has 4"):
+        InteractionData(**files, **own | {"items_format": None, "text_columns": ["rating"]}).load()
+
+
+@pytest.mark.parametrize("cell", ["1_5", "2026_01_31", "1_000"])
+def test_an_underscore_makes_no_number(tmp_path, cell):
+    with pytest.raises(
+        DataError, match=rf"row 1 \(line 2\): 'time' is '{cell}', it must be a number of seconds, or a date"
+    ):
+        InteractionData(**write(tmp_path, [("a", 1, cell, 5), *ROWS]), text_columns=["title", "text"]).load()
+    with pytest.raises(DataError, match=rf"row 1 \(line 2\): 'rating' is '{cell}', it must be a number"):
+        InteractionData(
+            **write(tmp_path, [("a", 1, 5, cell), *ROWS]), rating_column="rating", text_columns=["title", "text"]
+        ).load()

@@ -7,6 +7,7 @@ import pytest
 
 from framework.data.examples.parallel_text import ParallelTextData
 from framework.data.facts import skipped_rows
+from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
 
 
@@ -99,3 +100,17 @@ def test_a_line_that_is_not_utf8_is_named(tmp_path):
     data = ParallelTextData(train=write(tmp_path / "a.en", "one", "two"), train_targets=str(tmp_path / "a.de"))
     with pytest.raises(DataError, match=r"a\.de, line 2: byte 0xe9"):
         data.load()
+
+
+def test_a_table_without_a_header_and_other_encodings(tmp_path):
+    write(tmp_path / "deu.txt", "Go.\tGeh.\tCC-BY", "Hi.\tHallo!\tCC-BY")
+    data = ParallelTextData(
+        str(tmp_path / "deu.txt"), format=TableFormat(columns=["source", "target", "licence"], quote=None)
+    )
+    assert pairs(data) == [("Go.", "Geh."), ("Hi.", "Hallo!")]
+    (tmp_path / "a.en").write_bytes(b"five\n")
+    (tmp_path / "a.de").write_bytes("fünf\n".encode("latin-1"))
+    files = {"train": str(tmp_path / "a.en"), "train_targets": str(tmp_path / "a.de")}
+    assert pairs(ParallelTextData(**files, format=TableFormat(encoding="latin-1"))) == [("five", "fünf")]
+    with pytest.raises(DataError, match=r"a\.de, line 1: byte 0xfc at place 2 is not UTF-8"):
+        ParallelTextData(**files, format=None).load()

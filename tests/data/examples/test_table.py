@@ -257,3 +257,10 @@ def test_a_label_outside_the_set_that_rows_may_have(tmp_path):
     table = TableData(path, validation=own).load(answers=one_label(frozenset({"oos"})))
     assert table.labels == ("0", "1")
     assert [row.label for row in table.splits["validation"]] == ["1", "oos"]
+
+
+@pytest.mark.parametrize("cell", ["1_5", "1_000.5", "\u0661_5"])
+def test_an_underscore_makes_no_number(tmp_path, cell):
+    path = write(tmp_path / "data", [("a", "2.5"), ("b", cell), ("c", "0")])
+    with pytest.raises(DataError, match=rf"row 2 \(line 3\): 'label' is '{cell}', it must be a number"):
+        TableData(path).load(answers=number())

@@ -288,7 +288,7 @@ def test_lists_are_given_as_json_where_they_are_wanted(tmp_path):
     ("arguments", "message"),
     [
         ({"columns": ["a", "a"]}, r"format\.columns is \['a', 'a'\], where a name comes twice"),
-        ({"delimiter": "||"}, r"format\.delimiter is '\|\|', it must be one character"),
+        ({"delimiter": ""}, r"format\.delimiter is empty\. Fields need something between them"),
         ({"quote": ""}, r"format\.quote is '', it must be one character"),
         ({"encoding": "latin-99"}, r"format\.encoding is 'latin-99', which Python does not know"),
         ({"encoding": "hex"}, r"format\.encoding is 'hex', which Python does not know"),
