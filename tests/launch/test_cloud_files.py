@@ -117,7 +117,7 @@ def test_skypilot_task() -> None:
             and mount["mode"] == "MOUNT"
         )
     variables = {**task["envs"], "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NUM_NODES": "2"}
-    script = task["run"].replace("exec /cloze/docker/entrypoint.sh", "printf '%s\\n'")
+    script = task["run"].replace("exec env --chdir=/cloze /cloze/docker/entrypoint.sh", "printf '%s\\n'")
     done = subprocess.run(
         ["bash", "-euc", script], env=os.environ | variables, capture_output=True, text=True, check=True
     )
