@@ -6,7 +6,6 @@ separators of pairs, the segments, and for a model of words the space before eac
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -73,7 +72,7 @@ def _kept_settings(tokenizer: Tokenizer) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in _KEPT_KEYS}
 
 
-def _parts(node: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
     """Returns the pre-tokenizers of a sequence of them, or the one."""
     if node is None:
         return []
@@ -81,7 +80,7 @@ def _parts(node: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [each for part in parts for each in (_parts(part) if part["type"] == "Sequence" else [part])]
 
 
-def _add_space(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+def _add_space(pre_tokenizer: dict[str, Any] | None) -> bool:
     """Makes a pre-tokenizer put a space before each word that has none; returns False where it cannot."""
     found = False
     for part in _parts(pre_tokenizer):
@@ -95,7 +94,7 @@ def _add_space(pre_tokenizer: Mapping[str, Any] | None) -> bool:
     return found
 
 
-def _post_processor(tokenizer: Tokenizer, pre_tokenizer: Mapping[str, Any] | None) -> processors.PostProcessor:
+def _post_processor(tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None) -> processors.PostProcessor:
     """Returns the template of single texts and pairs; offsets of byte-level tokens leave their space out."""
     cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens["sep"]
     template = processors.TemplateProcessing(

@@ -33,14 +33,15 @@ _TOLERANCE = 1e-4
 """Largest difference of an output, in parts of the largest value."""
 _TEXT_TOKENS = 12
 _TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
-_OTHER_SIDE = {
-    PRETRAINING.name: lambda found: found["logits"][0] if "logits" in found else found["prediction_logits"][0],
-    SEQUENCE_CLASSIFICATION.name: lambda found: found["logits"],
-    TOKEN_CLASSIFICATION.name: lambda found: found["logits"][0],
-    QUESTION_ANSWERING.name: lambda found: torch.stack([found["start_logits"], found["end_logits"]], dim=-1)[0],
-    MULTIPLE_CHOICE.name: lambda found: found["logits"],
+_LOGITS = (("logits", ("logits",)),)
+_OUTPUTS = {
+    PRETRAINING.name: (("mlm", ("logits", "prediction_logits")),),
+    SEQUENCE_CLASSIFICATION.name: _LOGITS,
+    TOKEN_CLASSIFICATION.name: _LOGITS,
+    QUESTION_ANSWERING.name: (("start_logits", ("start_logits",)), ("end_logits", ("end_logits",))),
+    MULTIPLE_CHOICE.name: _LOGITS,
 }
-"""What of the outputs of a class of transformers, for one sequence, a head of Cloze gives too."""
+"""Outputs of a head in Cloze, each with the names that it may have in a class of transformers."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ def _sequences(trained: Trained) -> list[_Sequence]:
         options = {"truncation": "longest_first", "max_length": length, "split_special_tokens": True}
         pairs = [{}] * len(first) if second is None else [{"text_pair": text} for text in second]
         sequences += [
-            _Sequence({"text": text, **pair, **options}, *each)
-            for text, pair, *each in zip(first, pairs, ids, segments, strict=True)
+            _Sequence({"text": text, **pair, **options}, own_ids, own_segments)
+            for text, pair, own_ids, own_segments in zip(first, pairs, ids, segments, strict=True)
         ]
     return sequences
 
@@ -145,29 +146,30 @@ def _check_outputs(
     model = build_trained_model(trained, torch.device("cpu")).eval()
     kind = trained.task.head_kind
     # A head without a class stands beside the base class, whose outputs are those of the encoder.
-    read = _OTHER_SIDE.get(kind) if _has_head(peer) else None
+    has_head = "For" in type(peer).__name__
     for each in sequences:
-        batch = _batch(each)
-        ours: Tensor = model.encoder(batch) if read is None else model(batch)[_our_name(kind)]
         inputs = tokenizer(**each.call, return_tensors="pt")
-        if kind == MULTIPLE_CHOICE.name and read is not None:
+        if has_head and kind == MULTIPLE_CHOICE.name:
             inputs = {name: tensor[None] for name, tensor in inputs.items()}
-        found = peer(**inputs)
-        theirs = found["last_hidden_state"][0] if read is None else read(found)
-        difference = float((ours.float() - theirs.float()).abs().max() / theirs.abs().max().clamp(min=1e-6))
-        if not difference <= _TOLERANCE:
-            raise CheckpointError(
-                f"{folder} was written, but {type(peer).__name__} computes something else than Cloze: outputs differ "
-                f"by {difference:.1e} of their largest value, and {_TOLERANCE:.0e} is allowed. Use it with Cloze only."
-            )
+        found, batch = peer(**inputs), _batch(each)
+        if not has_head:
+            _check_same(folder, peer, model.encoder(batch), found["last_hidden_state"])
+            continue
+        outputs = model(batch)
+        for ours, theirs in _OUTPUTS[kind]:
+            # A head from elsewhere may name its scores in another way.
+            if ours not in outputs:
+                continue
+            _check_same(folder, peer, outputs[ours], next(found[name] for name in theirs if name in found))
 
 
-def _has_head(peer: Any) -> bool:
-    return "For" in type(peer).__name__
-
-
-def _our_name(head_kind: str) -> str:
-    return "mlm" if head_kind == PRETRAINING.name else "logits"
+def _check_same(folder: Path, peer: Any, ours: Tensor, theirs: Tensor) -> None:
+    difference = float((ours.float() - theirs.reshape(ours.shape)).abs().max() / theirs.abs().max().clamp(min=1e-6))
+    if not difference <= _TOLERANCE:
+        raise CheckpointError(
+            f"{folder} was written, but {type(peer).__name__} computes something else than Cloze: outputs differ by "
+            f"{difference:.1e} of their largest value, and {_TOLERANCE:.0e} is allowed. Use it with Cloze only."
+        )
 
 
 def _batch(sequence: _Sequence) -> PackedBatch:

@@ -1,0 +1,51 @@
+"""An export of every kind of head is compared with what transformers makes of it."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from framework.checkpoint.export import export_huggingface
+from framework.config import export_comparison
+from framework.config.export_comparison import compare_with_transformers
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.tasks.pretraining.head import build_pretraining_head
+from framework.tasks.question_answering.head import build_question_answering_head
+from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from framework.tasks.token_classification.head import build_token_classification_head
+from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
+from tests.checkpoint.test_export_heads import build
+
+HEADS = {
+    "pretraining": lambda encoder, config: build_pretraining_head(encoder, config, nsp=True),
+    "sequence_classification": lambda _, config: build_sequence_classification_head(config, 3, "mean"),
+    "token_classification": lambda _, config: build_token_classification_head(config, 3, 0.1),
+    "question_answering": lambda _, config: build_question_answering_head(config),
+    "multiple_choice": lambda _, config: build_sequence_classification_head(config, 1, "mean"),
+    "embedding": lambda *_: nn.Identity(),
+}
+
+
+@dataclass
+class FakeTrained:
+    """What the comparison reads of a trained model."""
+
+    tokenizer: Tokenizer
+    task: Any
+    weights: Any
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("head_kind", HEADS)
+def test_ids_and_outputs_are_those_of_transformers(head_kind, family, tmp_path, monkeypatch):
+    config = CONFIGS[family]
+    tokenizer = Tokenizer.from_folder(make_tokenizer(tmp_path, config.pad_token_id))
+    model = build(config, nn.Identity())
+    model.head = HEADS[head_kind](model.encoder, config)
+    folder = tmp_path / "export"
+    export_huggingface(folder, config, model.state_dict(), head_kind, tmp_path, {"pooling": "mean"})
+    monkeypatch.setattr(export_comparison, "build_trained_model", lambda *_: model)
+    trained = FakeTrained(tokenizer, SimpleNamespace(head_kind=head_kind), SimpleNamespace(config=config))
+    assert compare_with_transformers(folder, trained).startswith("ids and outputs are those of transformers")
