@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from framework.files import parse_json
 
@@ -48,7 +49,7 @@ class Beat:
         return f"rank {self.rank} (host {self.host}, pid {self.pid}) {where}: {self.point}{waiting}, in {self.place}"
 
 
-_KINDS = {each.name: each.type for each in fields(Beat)}
+_KINDS: dict[str, Any] = {each.name: each.type for each in fields(Beat)}
 """Types by attribute: a damaged file counts as none."""
 
 
