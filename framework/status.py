@@ -50,7 +50,7 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
     """Finds the run folders that are meant.
 
     Args:
-        names: Ids, patterns or folders; empty: all runs.
+        names: Ids, patterns or folders; empty: all runs, of which there may be none.
         runs: Folder of the runs.
 
     Returns:
@@ -59,8 +59,10 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
     Raises:
         ConfigError: A name is that of no run.
     """
+    if not names:
+        return {each: _shown_name(each, runs) for each in runs_below(runs)}
     found: dict[Path, str] = {}
-    for name in names or ["*"]:
+    for name in names:
         folder = Path(name)
         if folder.is_dir():
             folders = [folder] if is_run(folder) else list(runs_below(folder))
@@ -118,7 +120,9 @@ def with_pending(statuses: Mapping[Path, RunStatus], jobs: Mapping[str, tuple[st
 def _job_of(folder: Path) -> str:
     """Returns the number of a run's SLURM job: from the sweep that submitted it, or from the run id."""
     number = read_object(folder / "logs" / JOB_FILE).get("job")
-    return folder.name.removeprefix("slurm-").replace("-", "_") if number is None else str(number)
+    if number is None and folder.name.startswith("slurm-"):
+        number = folder.name.removeprefix("slurm-").replace("-", "_")
+    return str(number)
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
@@ -203,6 +207,8 @@ def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> Rend
     read = {folder: read_status(folder, name) for folder, name in folders.items()}
     statuses = with_pending(read, jobs)
     shown = statuses if is_everything else statuses[: len(read)]
+    if not shown:
+        raise ConfigError("there is no run yet. Start one, or give the folder of the runs with --runs.")
     return Group(status_table(shown), *troubles(shown))
 
 

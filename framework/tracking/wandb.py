@@ -91,6 +91,7 @@ def build_wandb_logger(
         return opened(None)
     except (wandb.Error, OSError, ValueError) as error:
         _report_offline(run_folder, error)
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
         wandb.teardown(exit_code=1)  # the process beside this one still holds the id of the run
         wandb.setup()
         return opened("offline")

@@ -107,6 +107,7 @@ class Trial:
         assert not any(codes), f"exit codes {codes}:\n{ranks.told()}"
         ended = summary(self.run)
         assert (ended["ended"], ended["steps"]) == ("finished", ended["max_steps"]), ended
+        assert (self.run / "report.html").is_file()
         return ranks.told()
 
     def check_same_bits(self) -> str:

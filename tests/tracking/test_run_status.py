@@ -233,6 +233,11 @@ def test_the_queue_is_read_as_squeue_prints_it(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "slurm-21-4: SLURM job 21_4: Resources" in out
     assert out.count("21-4") == 2
+    assert main(["--runs", str(tmp_path / "none")]) == 0  # the job alone, which has no folder yet
+    assert "slurm-21_4: SLURM job 21_4: Resources" in capsys.readouterr().out
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["--runs", str(tmp_path / "none")]) == 2
+    assert "there is no run yet." in capsys.readouterr().err
 
 
 def test_it_costs_no_import_of_torch():
