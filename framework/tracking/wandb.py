@@ -60,11 +60,7 @@ def build_wandb_logger(
     Raises:
         ConfigError: The mode is none of the three.
     """
-    if mode not in ("auto", "online", "offline"):
-        raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
-    offline = mode == "offline" or (mode == "auto" and not has_credentials())
-    if offline:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
+    offline = _is_offline(mode)
     os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
     import wandb
 
@@ -95,6 +91,15 @@ def build_wandb_logger(
         wandb.teardown(exit_code=1)  # the process beside this one still holds the id of the run
         wandb.setup()
         return opened("offline")
+
+
+def _is_offline(mode: str) -> bool:
+    if mode not in ("auto", "online", "offline"):
+        raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
+    offline = mode == "offline" or (mode == "auto" and not has_credentials())
+    if offline:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
+    return offline
 
 
 def _settings(kind: Any) -> Any:
