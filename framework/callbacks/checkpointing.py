@@ -14,6 +14,7 @@ import logging
 import math
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -37,9 +38,13 @@ from framework.distributed.processes.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.console import open_console
+from framework.tracking.progress_file import PROGRESS_FILE, write_progress
 from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
+
+SCHEDULE = "schedule"
+"""Key of state.json: `max_steps`, and the factors on the learning rate of the last update and of the next one."""
 
 
 class Checkpointing(pl.Callback):
@@ -59,6 +64,7 @@ class Checkpointing(pl.Callback):
         retention: Retention,
         background: bool = True,
         timeout_seconds: float = 600.0,
+        run_folder: Path | None = None,
         console: Console | None = None,
     ) -> None:
         """Takes where and when.
@@ -70,6 +76,7 @@ class Checkpointing(pl.Callback):
             retention: Which checkpoints stay; the others are removed after a save.
             background: Copy to host memory and write beside the training; else training stands still.
             timeout_seconds: How long a rank waits for the others.
+            run_folder: Gets progress.json, which records the newest checkpoint; None: nothing is recorded.
             console: Where to say that the disk refused; None: standard output.
         """
         self.folder = folder
@@ -77,6 +84,7 @@ class Checkpointing(pl.Callback):
         self.timings = timings
         self.retention = retention
         self.timeout_seconds = timeout_seconds
+        self.run_folder = run_folder
         self.console = console or open_console()
         # Where no save falls between two steps there is nothing to write beside, and no memory to be spent on it.
         self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
@@ -157,9 +165,12 @@ class Checkpointing(pl.Callback):
         logger.info("checkpoint begins")
         mark("hands a checkpoint over")
         extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
+        step = trainer.global_step
+        factors = {"factor": pl_module.schedule(max(step - 1, 0)), "next_factor": pl_module.schedule(step)}
+        extra[SCHEDULE] = {"max_steps": trainer.max_steps, **factors}
         if pl_module.loss_scale is not None:
             extra["loss_scale"] = pl_module.loss_scale.state_dict()
-        if self._validated_step == trainer.global_step:
+        if self._validated_step == step:
             metrics = pl_module.validation_metrics.items()
             extra[VALIDATION] = {name: value for name, value in metrics if math.isfinite(value)}
         tensors = checkpoint_tensors(pl_module.model, pl_module.optimizer)
@@ -167,7 +178,6 @@ class Checkpointing(pl.Callback):
         source: dict[str, Tensor] | Future[dict[str, Tensor]] = tensors
         if self._staging is not None and not waits:
             source = self._copying = self._writer.submit(self._staging.copy, tensors, work_so_far(tensors))
-        step = trainer.global_step
         # There is one thread: the write begins when the copy has come to its end.
         self._in_flight = step, self._writer.submit(self._write, step, source, copy.deepcopy(extra))
         if waits or self._staging is None:
@@ -224,7 +234,12 @@ class Checkpointing(pl.Callback):
         """Runs in the writer's thread; returns what is to be said. Collective: all ranks must call."""
         remarks: list[str] = []
 
-        def prune() -> None:
+        def record_and_prune() -> None:
+            try:
+                if self.run_folder is not None:
+                    write_progress(self.run_folder, step)
+            except OSError as error:
+                remarks.append(f"{PROGRESS_FILE} could not be written ({error}); the next save tries it again.")
             try:
                 self.retention.prune(self.folder)
             except (OSError, CheckpointError) as error:
@@ -234,7 +249,7 @@ class Checkpointing(pl.Callback):
             tensors = on_every_rank(source.result, self._group) if isinstance(source, Future) else source
             check_finite(tensors, self._group)
             write_checkpoint(self.folder, step, tensors, extra, self._group)
-            on_first_rank(prune, self._group)
+            on_first_rank(record_and_prune, self._group)
             logger.info("checkpoint of step %d is complete", step)
         finally:
             self.timings.end("checkpoint")

@@ -4,20 +4,26 @@
 # Lightning types its hooks for any module; ours are for one.
 
 import logging
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 from rich.console import Console
 from typing_extensions import override
 
+from framework.callbacks.checkpointing import SCHEDULE
+from framework.callbacks.run_log import RunLog
 from framework.checkpoint.integrity import Verify
 from framework.checkpoint.layout import set_aside
 from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
 from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import on_first_rank
+from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.resume import set_progress
 from framework.tracking.console import open_console
+from framework.tracking.metrics_jsonl import METRICS_FILE
 from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
@@ -32,6 +38,7 @@ class Resume(pl.Callback):
         own_checkpoints: Location,
         verify: Verify = "checksums",
         falls_back: bool = True,
+        accepts_missing_rows: bool = False,
         console: Console | None = None,
     ) -> None:
         """Takes where to go on from.
@@ -42,17 +49,24 @@ class Resume(pl.Callback):
                 them again.
             verify: What of the files is compared with what was written.
             falls_back: Where the checkpoint is damaged, the one before it is used; else it is an error.
-            console: Where to say that another checkpoint is used; None: standard output.
+            accepts_missing_rows: Rows of metrics.jsonl that are missing below the checkpoint are reported; else they
+                are an error.
+            console: Where to say from which checkpoint; None: standard output.
         """
         self.checkpoint = checkpoint
         self.own_checkpoints = own_checkpoints
         self.verify = verify
         self.falls_back = falls_back
+        self.accepts_missing_rows = accepts_missing_rows
         self.console = console or open_console()
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Restores everything. Collective: all ranks must call."""
+        """Restores everything. Collective: all ranks must call.
+
+        Raises:
+            CheckpointError: No checkpoint can be used, or rows of metrics.jsonl are missing; on all ranks.
+        """
         loaded = load_whole(
             self.checkpoint, self.own_checkpoints, pl_module, self.verify, self.falls_back, self.console
         )
@@ -63,9 +77,50 @@ class Resume(pl.Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if type(callback).__name__ in state["callbacks"]:
                 callback.load_state_dict(state["callbacks"][type(callback).__name__])
-        logger.info("resumes from %s", loaded.folder)
+            if isinstance(callback, RunLog) and _is_in(self.own_checkpoints, loaded.folder):
+                self._check_rows(callback, state, loaded.folder)
+        if trainer.is_global_zero:
+            self._say(f"Resuming from step {state['step']:,} of {trainer.max_steps:,} ({loaded.folder}).")
+            self._report_schedule(trainer, pl_module, state)
         set_progress(trainer, state["step"])
         trainer.datamodule.set_start(state["step"])  # type: ignore[attr-defined]
+
+    def _check_rows(self, run_log: RunLog, state: Mapping[str, Any], folder: Location) -> None:
+        """Compares the rows of the run with the record of its checkpoint. Collective: all ranks must call."""
+
+        def check() -> None:
+            records = state["callbacks"].get(RunLog.__name__, {})  # versions before wrote none
+            problems = run_log.row_problems(records, state["step"])
+            if METRICS_FILE in problems and not self.accepts_missing_rows:
+                raise CheckpointError(
+                    f"{problems[METRICS_FILE]} ({folder.name} records count and hash). A resumed run keeps all its "
+                    "rows. Restore the file, or go on with the rows that are left with run.missing=accept."
+                )
+            for problem in problems.values():
+                self._say(f"{problem}. Training goes on with the rows that are left.")
+
+        on_first_rank(check)
+
+    def _report_schedule(self, trainer: pl.Trainer, pl_module: EncoderModule, state: Mapping[str, Any]) -> None:
+        """Says how the learning rate changes where the schedule is another one than that of the checkpoint."""
+        step, before = state["step"], state.get(SCHEDULE)
+        factor = pl_module.schedule(step)
+        if before is None or step >= trainer.max_steps or math.isclose(before["next_factor"], factor, rel_tol=1e-9):
+            return
+        rate = pl_module.optimizer.param_groups[0]["initial_lr"]
+        self._say(
+            f"The schedule has changed: trainer.max_steps was {before['max_steps']:,} and is {trainer.max_steps:,}. "
+            f"The learning rate goes from {rate * before['factor']:.3g} at step {step:,} to {rate * factor:.3g} at "
+            f"step {step + 1:,}."
+        )
+
+    def _say(self, text: str) -> None:
+        logger.info(text)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _is_in(checkpoints: Location, folder: Location) -> bool:
+    return folder.parent.resolve() == checkpoints.resolve()
 
 
 def load_whole(
@@ -100,7 +155,7 @@ def load_whole(
         logger.warning("checkpoint: %s", loaded.remark)
         console.print(f"checkpoint: {loaded.remark}", highlight=False, markup=False, soft_wrap=True)
         for folder in loaded.damaged:
-            if folder.parent.resolve() == own_checkpoints.resolve():
+            if _is_in(own_checkpoints, folder):
                 set_aside(folder)
 
     if loaded.damaged:

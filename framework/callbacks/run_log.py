@@ -4,7 +4,9 @@
 # Lightning types its hooks for any module; ours are for one.
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import Logger
@@ -15,7 +17,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.throughput import Throughput
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.metric_names import depends_on_clock
-from framework.tracking.metrics_jsonl import MetricsFile
+from framework.tracking.metrics_jsonl import METRICS_FILE, PERF_FILE, MetricsFile, RowsRecord
 
 
 class RunLog(pl.Callback):
@@ -51,7 +53,7 @@ class RunLog(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Opens the files on rank 0 and cuts what lies past the step at which the run goes on."""
         if trainer.is_global_zero:
-            names = {False: "metrics.jsonl", True: "perf.jsonl"}
+            names = {False: METRICS_FILE, True: PERF_FILE}
             self._files = {
                 clock: MetricsFile(self.run_folder / name, trainer.global_step) for clock, name in names.items()
             }
@@ -77,6 +79,31 @@ class RunLog(pl.Callback):
         self._pending |= pl_module.validation_metrics
         self.latest |= pl_module.validation_metrics
         self._write(trainer.global_step)
+
+    @override
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Returns count and hash of the rows of each file, flushed to the disk; empty on all ranks but 0."""
+        return {file.path.name: asdict(file.record()) for file in self._files.values()}
+
+    def row_problems(self, state: Mapping[str, Mapping[str, Any]], step: int) -> dict[str, str]:
+        """Compares the rows up to a step with what a checkpoint records of them.
+
+        Args:
+            state: From `state_dict` at that step.
+            step: Step of the checkpoint.
+
+        Returns:
+            By file name what is wrong; empty where nothing is.
+
+        Raises:
+            CheckpointError: A line is no row.
+        """
+        problems = {
+            name: RowsRecord(**record).problem_of(self.run_folder / name, step)
+            for name, record in state.items()
+            if name in (METRICS_FILE, PERF_FILE)
+        }
+        return {name: problem for name, problem in problems.items() if problem is not None}
 
     def add(self, values: Mapping[str, float], at_once: bool = False) -> None:
         """Puts numbers of another callback into the next row of training metrics.

@@ -90,7 +90,9 @@ def standard_callbacks(
     run_log = RunLog(run_folder, cadence, throughput, loggers)
     probing = Probing(probes, cadence, run_log)
     folder = checkpoints or run_folder / CHECKPOINTS
-    checkpointing = Checkpointing(folder, cadence, throughput.timings, retention, checkpoint_async, timeout_seconds)
+    checkpointing = Checkpointing(
+        folder, cadence, throughput.timings, retention, checkpoint_async, timeout_seconds, run_folder
+    )
     guard = FiniteGuard(endings.non_finite, checkpointing, run_log)
     preemption = Preemption(cadence, throughput.timings, endings.max_time, timeout_seconds)
     early_stopping = EarlyStopping(endings.patience, task.best_metric, task.best_mode, endings.trial)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from framework.checkpoint.integrity import Verify, verify
@@ -149,7 +149,7 @@ def load_checkpoint(
     tensors = checkpoint_tensors(model, optimizer)
     check_index(folder, index, tensors)
     optimizer.before_change()
-    _load(folder, tensors, no_dist=not dist.is_initialized())
+    _load(folder, tensors, no_dist=not dist.is_initialized(), index=index)
     return state
 
 
@@ -222,10 +222,11 @@ def _read(folder: Location, entries: Mapping[str, tuple[str, TensorStorageMetada
     return tensors
 
 
-def _load(folder: Location, tensors: dict[str, Tensor], no_dist: bool) -> None:
+def _load(folder: Location, tensors: dict[str, Tensor], no_dist: bool, index: Metadata | None = None) -> None:
+    index = index or read_index(folder)
     try:
         ignore_single_process_warning()
-        load(tensors, storage_reader=IndexReader(folder), no_dist=no_dist)
+        load(tensors, storage_reader=IndexReader(folder, index), no_dist=no_dist)
     except CheckpointException as error:
         rank, (cause, _) = min(error.failures.items())
         reason = f"{folder} could not be read by rank {rank} ({type(cause).__name__}: {cause})"

@@ -160,19 +160,23 @@ class IndexWriter(FileSystemWriter):
 
 
 class IndexReader(FileSystemReader):
-    """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler."""
+    """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler.
+
+    The index is read before: where torch reads it and fails, it logs tracebacks.
+    """
 
     fs: Any  # as above
     path: Any
 
-    def __init__(self, folder: Location) -> None:
+    def __init__(self, folder: Location, index: Metadata) -> None:
         super().__init__(folder.name)
         self.fs = HashingFileSystem()
         self.path = folder
+        self._index = index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002  torch's signature
-        """Reads the index."""
-        index = read_index(self.path)
+        """Returns the index."""
+        index = self._index
         index.storage_meta = index.storage_meta or StorageMeta()
         index.storage_meta.load_id = self.load_id
         return index

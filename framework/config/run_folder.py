@@ -11,7 +11,7 @@ import yaml
 from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
-from framework.config.run_records import read_starts
+from framework.config.run_records import find_lost_step, read_starts
 from framework.config.schema import RunConfig
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
@@ -34,6 +34,7 @@ class RunFolder:
         checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
         is_new: True where the folder holds no run yet.
         falls_back: An older checkpoint may take the place of that one where it is damaged.
+        lost_step: Step of the newest checkpoint of the run where that one is gone; None: it is there.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class RunFolder:
     checkpoint: Location | None
     is_new: bool
     falls_back: bool = True
+    lost_step: int | None = None
 
 
 def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
@@ -52,7 +54,7 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
     Raises:
         ConfigError: The folder belongs to another config, or holds a run where a new one is asked for.
-        CheckpointError: A checkpoint was named and is not there.
+        CheckpointError: A checkpoint was named and is not there, or all checkpoints of the run are gone.
     """
     path = Path(run.dir) / resolve_run_id(run.id, identity_text(config))
     saved = path / CONFIG_FILE
@@ -69,8 +71,15 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     checkpoints = checkpoints_folder(path, run.checkpoints)
     own = newest_complete(checkpoints)
     _check_own(path, checkpoints, own, is_new, run.resume)
+    lost_step = None if is_new else find_lost_step(path, checkpoints, own)
+    if own is None and lost_step is not None and run.resume == "auto" and run.missing == "error":
+        raise CheckpointError(
+            f"the run in {path} has written checkpoints up to step {lost_step}, but {checkpoints} holds none. Training "
+            "would start again at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from a copy "
+            "with run.resume=PATH, or start again with run.missing=accept."
+        )
     if own is not None or run.resume in ("auto", "never"):
-        return RunFolder(path, checkpoints, own, is_new)
+        return RunFolder(path, checkpoints, own, is_new, lost_step=lost_step)
     checkpoint, falls_back = find_checkpoint(location(run.resume))
     return RunFolder(path, checkpoints, checkpoint, is_new, falls_back)
 

@@ -28,6 +28,9 @@ MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fie
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
 
 
+Missing = Literal["error", "accept"]
+
+
 def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
     """Raises ConfigError where a value that is given lies below the minimum."""
     for name in names:
@@ -53,6 +56,8 @@ class RunConfig:
             new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
         verify: What of the checkpoint's files is compared with what was written: "checksums", for which the ranks
             share the reading of all bytes, or "sizes" only; where it is damaged, the one before it is used.
+        missing: What a start does where all checkpoints of the run are gone, or rows of metrics.jsonl below its
+            checkpoint: "error"; or "accept": it starts again at step 0, or goes on with the rows that are left.
         checkpoints: Where checkpoints are kept: null: in the run folder; else a folder or an fsspec URL such as
             s3://bucket/folder, below which each run has a folder of its id.
         wait_seconds: How long a start waits for another process that trains in the run folder; a requeued or restarted
@@ -63,6 +68,7 @@ class RunConfig:
     dir: str = "runs"
     resume: str = "auto"
     verify: Verify = "checksums"
+    missing: Missing = "error"
     checkpoints: str | None = None
     wait_seconds: float = 60.0
 

@@ -31,7 +31,7 @@ from framework.config.run_folder import (
     check_same_data,
     write_start,
 )
-from framework.config.run_records import report_damaged_records
+from framework.config.run_records import report_damaged_records, report_gap
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.collate import completion_on
@@ -106,6 +106,8 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     def write() -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         report_damaged_records(folder.path)
+        if not folder.is_new:
+            report_gap(folder.path, folder.checkpoint, folder.lost_step)
         tokenizer = folder.path / TOKENIZER_FOLDER
         if not tokenizer.exists():
             temporary = tokenizer.with_name(TOKENIZER_FOLDER + ".tmp")
@@ -233,7 +235,8 @@ def _flops_per_token(parts: Parts) -> float | None:
 def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
     if folder.checkpoint is None:
         return None
-    return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back)
+    accepts = settings.run.missing == "accept"
+    return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts)
 
 
 def _loggers(settings: TrainConfig, folder: Path) -> list[Logger]:

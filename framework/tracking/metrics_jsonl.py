@@ -1,18 +1,49 @@
 """Append-only files of one JSON object a line, each with a `step`, that survive being killed at any byte.
 
 A row is written at once. After a resume everything past the checkpoint's step is cut, and so is a last
-line that was torn: no step is missing and none appears twice.
+line that was torn: no step is missing and none appears twice. Each checkpoint records count and hash of the rows up to
+its step, so that a resume notices rows that are missing or were changed.
 """
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
-from framework.files import parse_json
+from framework.files import parse_json, write_whole
+
+METRICS_FILE, PERF_FILE = "metrics.jsonl", "perf.jsonl"
+
+
+@dataclass(frozen=True)
+class RowsRecord:
+    """Rows of a file up to a step.
+
+    Attributes:
+        rows: Number of rows.
+        blake2b: BLAKE2b hash of their bytes (RFC 7693), 16 bytes in hexadecimal.
+    """
+
+    rows: int
+    blake2b: str
+
+    def problem_of(self, path: Path, step: int) -> str | None:
+        """Compares a file with this record; returns what is wrong with its rows up to a step, None where nothing is.
+
+        Raises:
+            CheckpointError: A line other than the last is not a JSON object with an integer `step`.
+        """
+        kept = [line for line, row in _whole_lines(path) if row["step"] <= step] if path.exists() else []
+        if RowsRecord(len(kept), _hash(b"".join(kept)).hexdigest()) == self:
+            return None
+        if len(kept) == self.rows:
+            return f"{path} holds other rows up to step {step} than were written"
+        return f"{path} holds {len(kept)} rows up to step {step}, but {self.rows} were written"
 
 
 class MetricsFile:
@@ -32,8 +63,8 @@ class MetricsFile:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                _cut(path, resume_step)
+            kept = _cut(path, resume_step) if path.exists() else b""
+            self._num_rows, self._hash = kept.count(b"\n"), _hash(kept)
             # Without a buffer nothing is left over that closing the file would try to write once more.
             self._stream = path.open("ab", buffering=0)
         except OSError as error:
@@ -46,12 +77,27 @@ class MetricsFile:
             CheckpointError: The disk refused. A part of the row may be there, which the next start cuts.
         """
         line = json.dumps({name: _json_number(value) for name, value in row.items()}, allow_nan=False)
-        rest = memoryview(line.encode() + b"\n")
+        written = line.encode() + b"\n"
+        rest = memoryview(written)
         try:
             while rest:
                 rest = rest[self._stream.write(rest) :]
         except OSError as error:
             raise _refusal(self.path, error) from error
+        self._num_rows += 1
+        self._hash.update(written)
+
+    def record(self) -> RowsRecord:
+        """Flushes the file to the disk and returns the record of its rows.
+
+        Raises:
+            CheckpointError: The disk refused.
+        """
+        try:
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise _refusal(self.path, error) from error
+        return RowsRecord(self._num_rows, self._hash.hexdigest())
 
     def close(self) -> None:
         """Closes the file; a second call does nothing."""
@@ -69,14 +115,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _whole_lines(path)]
 
 
-def _cut(path: Path, resume_step: int) -> None:
-    """Rewrites the file with the rows up to a step; the bytes of the rows that stay are not touched."""
+def _cut(path: Path, resume_step: int) -> bytes:
+    """Rewrites the file with the rows up to a step and returns them; the bytes of these rows are not touched."""
     kept = b"".join(line for line, row in _whole_lines(path) if row["step"] <= resume_step)
-    if kept == path.read_bytes():
-        return
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(kept)
-    os.replace(temporary, path)
+    if kept != path.read_bytes():
+        write_whole(path, kept.decode())
+    return kept
+
+
+def _hash(rows: bytes) -> "hashlib.blake2b":
+    return hashlib.blake2b(rows, digest_size=16)
 
 
 def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

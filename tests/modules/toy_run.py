@@ -217,6 +217,7 @@ def train(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     trial: StudyTrial | None = None,
     completion: RoundedCapacity | None = None,
+    accepts_missing_rows: bool = False,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -225,7 +226,9 @@ def train(
     shape = mesh_shape(strategy, num_ranks)
     module = module or build_module()
     checkpoints = checkpoints or run_folder / "checkpoints"
-    resume = Resume(checkpoint, checkpoints) if checkpoint is not None else None
+    resume = None
+    if checkpoint is not None:
+        resume = Resume(checkpoint, checkpoints, accepts_missing_rows=accepts_missing_rows)
     callbacks = standard_callbacks(
         run_folder,
         cadence,

@@ -1,0 +1,26 @@
+"""progress.json: the step of the newest checkpoint of a run, so that a start notices when its checkpoints are gone."""
+
+import json
+from pathlib import Path
+
+from framework.files import write_whole
+from framework.tracking.run_files import read_object
+
+PROGRESS_FILE = "progress.json"
+
+_STEP = "checkpoint_step"
+
+
+def write_progress(run_folder: Path, step: int) -> None:
+    """Records that the checkpoint of a step is complete.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    write_whole(run_folder / PROGRESS_FILE, json.dumps({_STEP: step}) + "\n")
+
+
+def read_progress(run_folder: Path) -> int | None:
+    """Returns the step of the newest checkpoint that was completed; None where none is recorded."""
+    step = read_object(run_folder / PROGRESS_FILE).get(_STEP)
+    return step if isinstance(step, int) else None
