@@ -11,8 +11,8 @@ import yaml
 from framework.checkpoint.layout import COMPLETE, checkpoints_folder, newest_complete, step_of
 from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
+from framework.config.run_config import RunConfig
 from framework.config.run_records import find_lost_step, read_starts
-from framework.config.schema import RunConfig
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError

@@ -9,10 +9,9 @@ from typing import Any, Literal
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import NonFinite, OnNonFinite
 from framework.callbacks.time_limit import TimeLimit
-from framework.checkpoint.integrity import Verify
 from framework.checkpoint.load import Weights
-from framework.checkpoint.storage import location
 from framework.config.nodes import Component
+from framework.config.run_config import RunConfig
 from framework.data.planning.batch_size import BatchWarmup
 from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
@@ -28,9 +27,6 @@ MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fie
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
 
 
-Missing = Literal["error", "accept"]
-
-
 def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
     """Raises ConfigError where a value that is given lies below the minimum."""
     for name in names:
@@ -43,43 +39,6 @@ def check_average_last(name: str, value: int) -> None:
     """Raises ConfigError where the number of checkpoints to average is below 1."""
     if value < 1:
         raise ConfigError(f"`{name}` is {value}, but it must be at least 1; 1 takes no mean.")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Which run this is and where it is kept.
-
-    Attributes:
-        id: The name of the run folder; null: from SLURM, a torchrun run id, or a hash of the config's identity.
-        dir: The folder that holds the run folders.
-        resume: "auto": go on from the newest complete checkpoint of the run folder; "never": the run folder must be
-            new; else the path of a run folder or of a checkpoint whose weights, optimizer state and step are taken.
-        verify: What of the checkpoint's files is compared with what was written: "checksums", for which the ranks
-            share the reading of all bytes, or "sizes" only; where it is damaged, the one before it is used.
-        missing: What a start does where all checkpoints of the run are gone, or rows of metrics.jsonl below its
-            checkpoint: "error"; or "accept": it starts again at step 0, or goes on with the rows that are left.
-        checkpoints: Where checkpoints are kept: null: in the run folder; else a folder or an fsspec URL such as
-            s3://bucket/folder, below which each run has a folder of its id.
-        wait_seconds: How long a start waits for another process that trains in the run folder; a requeued or restarted
-            one waits at least `trainer.timeout_seconds`.
-    """
-
-    id: str | None = None
-    dir: str = "runs"
-    resume: str = "auto"
-    verify: Verify = "checksums"
-    missing: Missing = "error"
-    checkpoints: str | None = None
-    wait_seconds: float = 60.0
-
-    def __post_init__(self) -> None:
-        at_least("run", self, 0, "wait_seconds")
-        if "://" in self.dir:
-            raise ConfigError(
-                f"`run.dir` is {self.dir!r}, but a run folder is local; give the URL as `run.checkpoints`."
-            )
-        if self.checkpoints is not None:
-            location(self.checkpoints)  # raises where it cannot be used
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run, identity, identity_text
+from framework.config.run_config import RunConfig
 from framework.config.run_folder import (
     find_checkpoint,
     find_run_folder,
@@ -14,7 +15,6 @@ from framework.config.run_folder import (
     read_task_record,
     write_start,
 )
-from framework.config.schema import RunConfig
 from framework.config.weights import find_run
 from framework.errors import CheckpointError, ConfigError
 from tests.checkpoint.no_rename import NoRenameFileSystem

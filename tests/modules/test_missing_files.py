@@ -12,9 +12,9 @@ import pytest
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.layout import set_aside
+from framework.config.run_config import RunConfig
 from framework.config.run_folder import find_run_folder, write_start
 from framework.config.run_records import report_gap
-from framework.config.schema import RunConfig
 from framework.errors import CheckpointError
 from framework.optim.schedules import Linear
 from tests.modules.toy_run import build_module, train
