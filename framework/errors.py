@@ -1,7 +1,21 @@
 """The errors a user can meet. A message names the value, the rule and the remedy; with bad data also file and row."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import pickle
+from types import TracebackType
+
+_DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What reading unexpected content raises, in Python and in torch."""
 
 
 class FrameworkError(Exception):
@@ -45,22 +59,34 @@ class ResourceError(FrameworkError):
     exit_code = 1
 
 
-@contextmanager
-def reading_record(file: object, remedy: str) -> Iterator[None]:
-    """Reports whatever a damaged record raises while it is read as one error that names the file.
+def reading_record(file: object, remedy: str, kind: type[FrameworkError] = CheckpointError) -> "_Reading":
+    """Returns a context that reports whatever a damaged record raises as one error that names the file.
 
     A record is a file that a program wrote and that may come from anywhere: its keys can be missing, its values can be
-    of any type. Errors of this module pass unchanged.
+    of any type. Errors of this module pass unchanged, and so does Ctrl-C.
 
     Args:
         file: The file, or the folder of several.
         remedy: A sentence without its full stop.
-
-    Raises:
-        CheckpointError: The record is damaged.
+        kind: Class of the error.
     """
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    return _Reading(file, remedy, kind)
+
+
+class _Reading:
+    """The context of `reading_record`."""
+
+    def __init__(self, file: object, remedy: str, kind: type[FrameworkError]) -> None:
+        self._file, self._remedy, self._kind = file, remedy, kind
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Rust libraries raise Exception itself, and a panic is no Exception at all.
+        if kind is None or not (issubclass(kind, _DAMAGE) or kind is Exception or kind.__name__ == "PanicException"):
+            return
         reason = " ".join(str(error).split()) or "no reason given"
-        raise CheckpointError(f"{file} is damaged ({type(error).__name__}: {reason}). {remedy}.") from error
+        raise self._kind(f"{self._file} is damaged ({kind.__name__}: {reason}). {self._remedy}.") from error

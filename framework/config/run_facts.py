@@ -10,7 +10,7 @@ from framework.config.nodes import TARGET_KEY
 from framework.config.run_folder import read_config
 from framework.config.run_records import read_starts
 from framework.config.trained import Trained
-from framework.errors import CheckpointError
+from framework.errors import CheckpointError, reading_record
 from framework.tasks.task import Task
 from framework.tracking.metric_names import describe
 from framework.tracking.run_files import PROVENANCE_FILE
@@ -30,18 +30,19 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
     Raises:
         CheckpointError: A file of the run folder cannot be read.
     """
-    config, start = read_config(folder), _first_start(folder)
-    summary = read_summary(folder) or {}
-    step = _step(trained.weights.source)
-    return RunFacts(
-        name=folder.resolve().name,
-        about=_about(trained, config, start, step, settings),
-        training=_training(config, summary, step),
-        metrics=_metrics(config, summary, step, settings),
-        versions={str(library): str(version) for library, version in start["versions"].items()},
-        base_model=start.get("base_model"),
-        predicts=type(trained.task).decode is not Task.decode,
-    )
+    with reading_record(folder, "Restore the run folder"):
+        config, start = read_config(folder), _first_start(folder)
+        summary = read_summary(folder) or {}
+        step = _step(trained.weights.source)
+        return RunFacts(
+            name=folder.resolve().name,
+            about=_about(trained, config, start, step, settings),
+            training=_training(config, summary, step),
+            metrics=_metrics(config, summary, step, settings),
+            versions={str(library): str(version) for library, version in start["versions"].items()},
+            base_model=start.get("base_model"),
+            predicts=type(trained.task).decode is not Task.decode,
+        )
 
 
 def _first_start(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from framework.config.run_config import RunConfig
 from framework.config.run_records import find_lost_step, read_starts
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.distributed.processes.environment import resolve_run_id
-from framework.errors import CheckpointError, ConfigError, DataError
+from framework.errors import CheckpointError, ConfigError, DataError, reading_record
 from framework.files import parse_json, write_whole
 from framework.tracking.run_files import PROVENANCE_FILE
 
@@ -86,7 +86,11 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
 def saved_checkpoints_folder(path: Path) -> Location:
     """The folder of a run's checkpoints, by the config that the run folder holds."""
-    return checkpoints_folder(path, read_config(path).get("run", {}).get("checkpoints"))
+    with reading_record(path / CONFIG_FILE, "Restore the run folder"):
+        place = read_config(path).get("run", {}).get("checkpoints")
+        if not isinstance(place, str | None):
+            raise TypeError(f"run.checkpoints={place!r} is no place")
+    return checkpoints_folder(path, place)
 
 
 def _check_own(path: Path, checkpoints: Location, own: Location | None, is_new: bool, resume: str) -> None:
@@ -183,13 +187,11 @@ def read_task_record(path: Path) -> dict[str, Any]:
         CheckpointError: It is missing or cannot be read.
     """
     file = path / TASK_FILE
-    try:
+    with reading_record(file, "Restore the run folder"):
         record = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} cannot be read ({error}); {path} is a damaged run folder, restore it."
-        ) from error
-    return dict(record)
+        if not isinstance(record, dict):
+            raise TypeError(f"{type(record).__name__} instead of a group of keys")
+        return record
 
 
 def joined_by(record: Mapping[str, Any]) -> int:

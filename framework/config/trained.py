@@ -89,7 +89,10 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
     with reading_record(file, "Restore the file"):
         task.restore(record)
         task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
-    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, joined_by(record))
+        separators = joined_by(record)
+        if separators not in (1, 2):
+            raise ValueError(f"{separators} separators between the texts of a pair")
+    tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, separators)
     if run is None:
         return Trained(weights, tokenizer, task, record, None, None, None)
     config, config_file = read_config(run[0]), run[0] / CONFIG_FILE

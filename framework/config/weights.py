@@ -15,6 +15,7 @@ from framework.checkpoint.adapters import TrainedAdapter
 from framework.checkpoint.layout import CHECKPOINTS
 from framework.checkpoint.load import Loaded, Weights, newest_whole, read_full_state
 from framework.checkpoint.storage import Location, location
+from framework.config.nodes import check_value
 from framework.config.run_folder import (
     CONFIG_FILE,
     TOKENIZER_FOLDER,
@@ -24,7 +25,7 @@ from framework.config.run_folder import (
     saved_checkpoints_folder,
 )
 from framework.distributed.processes.environment import process_info
-from framework.errors import CheckpointError
+from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.nn.initialization import initial_values
@@ -68,7 +69,7 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
     run = find_run(source, runs)
     if run is not None:
         folder, named = run
-        config = EncoderConfig(**read_config(folder)["model"])
+        config = _read_model_config(folder)
         loaded = _read_run(source, named, weights, average_last)
         adapter = read_adapter(folder)
         state = loaded.state if adapter is None else merge_lora(loaded.state, config.num_heads, adapter)
@@ -106,10 +107,30 @@ def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_las
     return TrainedAdapter(adapter, state, base if find_run(base, runs) is None else None)
 
 
+def _read_model_config(folder: Path) -> EncoderConfig:
+    file = folder / CONFIG_FILE
+    with reading_record(file, "Restore the file"):
+        values = read_config(folder)["model"]
+        try:
+            return EncoderConfig(**values)
+        except ConfigError as error:
+            raise CheckpointError(f"{file} describes no encoder that Cloze can build: {error}") from error
+
+
 def read_adapter(folder: Path) -> LoraSettings | None:
-    """The settings of the updates that the run in a folder trains; None where it trains the weights themselves."""
+    """The settings of the updates that the run in a folder trains; None where it trains the weights themselves.
+
+    Raises:
+        CheckpointError: The record is damaged.
+    """
     settings = read_config(folder).get("adapter")
-    return LoraSettings(**settings) if settings else None
+    if not settings:
+        return None
+    try:
+        adapter: LoraSettings = check_value("adapter", settings, LoraSettings)
+        return adapter
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} is damaged: {error} Restore the file.") from error
 
 
 def _read_run(source: str, named: Location, weights: Weights, average_last: int) -> Loaded[dict[str, Tensor]]:

@@ -1,6 +1,8 @@
 """The shape of an encoder: every key of `conf/model/*.yaml` is a field here. No code that computes."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
+from typing import get_args
 
 from framework.errors import ConfigError
 
@@ -12,7 +14,17 @@ _CHOICES = {
     "activation": ("gelu", "gelu_tanh", "relu", "silu"),
     "output_initialization": ("normal", "scaled", "zero"),
 }
+_AT_MOST = {
+    "vocab_size": 2**31 - 1,
+    "hidden_size": 2**20,
+    "num_layers": 4096,
+    "intermediate_size": 2**24,
+    "max_position_embeddings": 2**20,
+    "type_vocab_size": 2**20,
+}
+"""Far beyond any encoder: a config of unknown origin must not keep a machine busy before its weights are looked at."""
 _AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")
+_TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 _NOT_NEGATIVE = ("type_vocab_size", "position_offset", "pad_token_id")
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
 _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
@@ -85,10 +97,20 @@ class EncoderConfig:
         """Checks each value and their combinations.
 
         Raises:
-            ConfigError: A value is out of range or two values cannot go together; the message names them.
+            ConfigError: A value is of another type or out of range, or two values cannot go together.
         """
+        self._check_types()
         self._check_values()
         self._check_combinations()
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            value, kinds = getattr(self, field.name), get_args(field.type) or (field.type,)
+            accepted = (*kinds, int) if float in kinds else kinds
+            is_right = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
+            if not is_right or (isinstance(value, float) and not math.isfinite(value)):
+                names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
+                raise ConfigError(f"model.{field.name}={value!r} is not {names}; give a value of that type.")
 
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
@@ -105,6 +127,11 @@ class EncoderConfig:
                 value = getattr(self, name)
                 if not holds(value):
                     raise ConfigError(f"model.{name}={value} {rule}; change it in conf/model or on the command line.")
+        for name, limit in _AT_MOST.items():
+            if getattr(self, name) > limit:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)} is more than {limit:,}, which no encoder needs; lower it."
+                )
         if self.initializer_range < 0:
             raise ConfigError(f"model.initializer_range={self.initializer_range} must not be negative; 0.02 is usual.")
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from framework.errors import CheckpointError, ConfigError
+from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.models.published.bert import BERT
@@ -81,6 +81,11 @@ def load_pretrained(source: str) -> PretrainedWeights:
         CheckpointError: There is no model, its family is not known, or its files are incomplete or disagree.
     """
     folder = find_folder(str(source))
+    with reading_record(folder, "Fetch or export the model again"):
+        return _load(str(source), folder)
+
+
+def _load(source: str, folder: Path) -> PretrainedWeights:
     whole = read_json(folder / CONFIG_FILE)
     is_own_class = whole.get("model_type") == OWN_MODEL_TYPE
     parts = (take_apart_own_class if is_own_class else take_apart)(whole, read_tensors(folder))
@@ -91,19 +96,21 @@ def load_pretrained(source: str) -> PretrainedWeights:
             f"{folder / CONFIG_FILE} has model_type={model_type!r}; known families are {', '.join(FAMILIES)}."
         )
     family = FAMILIES[model_type]
-    side_config = read_json(folder / SIDE_CONFIG_FILE) if (folder / SIDE_CONFIG_FILE).is_file() else {}
+    side_config = _read_side_config(folder / SIDE_CONFIG_FILE)
     config = _read_config(folder, family, published, side_config)
     tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
     encoder_rules, head_rules = family.encoder_rules(config), family.import_rules(published_class)
     encoder = to_ours(encoder_rules, tensors, config.num_heads)
-    _check_complete(str(source), config, encoder)
+    _check_complete(source, config, encoder)
     heads = to_ours(head_rules, tensors, config.num_heads)
     untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
     side_heads = read_safetensors_if_there(folder / SIDE_WEIGHTS_FILE)
+    if side_config:
+        _check_labels(folder / SIDE_CONFIG_FILE, side_config["task"], heads | side_heads)
     used = {name for rule in [*encoder_rules, *head_rules] for name in rule.theirs} | family.tied | family.ignored
     return PretrainedWeights(
-        source=str(source),
+        source=source,
         config=config,
         encoder=encoder,
         heads=heads | dict(parts.heads) | {name: tensor.float() for name, tensor in side_heads.items()},
@@ -111,8 +118,24 @@ def load_pretrained(source: str) -> PretrainedWeights:
         side=side_config.get("task") or parts.side or _published_side(published_class, published, heads),
         tokenizer_dir=tokenizer_folder(folder),
         unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
-        hub_name=None if Path(source).expanduser().is_dir() else str(source),
+        hub_name=None if Path(source).expanduser().is_dir() else source,
     )
+
+
+def _read_side_config(file: Path) -> dict[str, Any]:
+    """Reads what an export of ours keeps beside the published files; empty where there is none."""
+    if not file.is_file():
+        return {}
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{file}: format={content.get('format')!r} is not known; this version of Cloze reads {FORMAT}."
+        )
+    for name, kind in (("head", str), ("task", Mapping), ("encoder", Mapping)):
+        if not isinstance(content.get(name), kind):
+            wanted = "text" if kind is str else "a group of keys"
+            raise CheckpointError(f"{file} has {name}={content.get(name)!r}, not {wanted}. Export the model again.")
+    return content
 
 
 def weights_from_state(
@@ -127,8 +150,13 @@ def weights_from_state(
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}}
     for name, tensor in state_dict.items():
         part, _, rest = name.partition(".")
+        if part not in parts:
+            raise CheckpointError(
+                f"{source} holds {name}, which is no weight of an encoder or a head; give another run."
+            )
         parts[part][rest] = tensor
     _check_complete(source, config, parts["encoder"])
+    _check_labels(source, side or {}, parts["head"])
     return PretrainedWeights(source, config, parts["encoder"], parts["head"], head_kind, side or {}, tokenizer_dir)
 
 
@@ -140,12 +168,21 @@ def _read_config(
     try:
         if not side_config:
             return family.read_config(published)
-        if side_config.get("format") != FORMAT:
-            found = side_config.get("format")
-            raise CheckpointError(f"format={found!r} is not known; this version of Cloze reads {FORMAT}.")
         return EncoderConfig(**side_config["encoder"])
     except (CheckpointError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / name} describes no encoder that Cloze can build: {error}") from error
+
+
+def _check_labels(record: object, side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> None:
+    """Compares the labels in a record of ours with the scores of the head."""
+    labels, scores = side.get("labels", ()), heads.get("classifier.weight")
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str | int | float) for label in labels):
+        raise CheckpointError(f"{record} has labels={labels!r}, which is not a list of names. Restore the record.")
+    is_number = not labels and scores is not None and len(scores) == 1
+    if "labels" in side and scores is not None and len(labels) != len(scores) and not is_number:
+        raise CheckpointError(
+            f"{record} has {len(labels)} labels, but its head gives {len(scores)} scores. Restore the record."
+        )
 
 
 def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
@@ -161,6 +198,11 @@ def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tenso
 
 
 def _check_complete(source: str, config: EncoderConfig, encoder: Mapping[str, Tensor]) -> None:
+    if config.num_layers > len(encoder):
+        raise CheckpointError(
+            f"{source} holds {len(encoder)} weights of its encoder, but its config says num_layers="
+            f"{config.num_layers}; fetch or export the model again."
+        )
     with torch.device("meta"):
         expected = dict(TransformerEncoder(config).named_parameters())
     missing = sorted(expected.keys() - encoder.keys())

@@ -16,7 +16,7 @@ import tokenizers
 
 from framework.data.tokenization.wordpiece_folder import normalizer_settings, read_vocabulary, wordpiece_backend
 from framework.data.tokenization.written_text import join_word_pieces
-from framework.errors import DataError
+from framework.errors import DataError, reading_record
 from framework.files import parse_json
 
 TOKENIZER_FILES = (
@@ -43,6 +43,12 @@ _USUAL_NAMES = {
 _BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
 # Placeholders of published vocabularies that no text is encoded to.
 _UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
+
+
+_UNKNOWN = "\U00010380"
+"""A letter of Ugaritic, which vocabularies do not know and normalisation keeps."""
+_MAX_GAPS = 2**20
+"""Ids without a token that a vocabulary may have; tables over all ids take memory for them."""
 
 
 class Tokenizer:
@@ -86,6 +92,8 @@ class Tokenizer:
         self.special_tokens = special_tokens
         vocabulary = backend.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
+        if self.vocab_size > _MAX_GAPS + len(vocabulary):
+            raise ValueError(f"{len(vocabulary)} tokens have ids up to {self.vocab_size - 1}")
         self.cls_id, self.sep_id, self.mask_id, self.pad_id, self.unk_id = (
             vocabulary[special_tokens[name]] for name in ("cls", "sep", "mask", "pad", "unk")
         )
@@ -117,6 +125,11 @@ class Tokenizer:
             DataError: The folder or its files are missing or broken, or one of the five special tokens is not found.
         """
         folder = Path(folder)
+        with reading_record(f"the tokenizer in {folder}", "Restore its files", DataError):
+            return cls._read(folder, pair_separators)
+
+    @classmethod
+    def _read(cls, folder: Path, pair_separators: int | None) -> "Tokenizer":
         config = _read_json(folder / "tokenizer_config.json")
         named = {**config, **_read_json(folder / "special_tokens_map.json")}
         if (folder / "tokenizer.json").is_file():
@@ -135,6 +148,7 @@ class Tokenizer:
                 "make one with "
                 "framework.prepare."
             )
+        backend.encode(_UNKNOWN, add_special_tokens=False)  # raises where the unknown token is missing
         return cls(backend, special_tokens, folder, pair_separators)
 
     def same_ids(self, other: "Tokenizer") -> bool:
@@ -214,7 +228,6 @@ def _read_json(path: Path) -> dict:
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
-    # `tokenizers` raises bare exceptions, so what can be wrong with a file is looked at first.
     model = _read_json(path).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
         raise DataError(f"{path} holds no model with a vocabulary, so it is no tokenizer; restore the file.")
