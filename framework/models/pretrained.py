@@ -107,7 +107,7 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
     untied = _drop_untied(heads, tensors, family, encoder["embeddings.word_embeddings.weight"])
     side_heads = read_safetensors_if_there(folder / SIDE_WEIGHTS_FILE)
     if side_config:
-        _check_labels(folder / SIDE_CONFIG_FILE, side_config["task"], heads | side_heads)
+        _check_labels(folder / SIDE_CONFIG_FILE, side_config.get("task") or {}, heads | side_heads)
     used = {name for rule in [*encoder_rules, *head_rules] for name in rule.theirs} | family.tied | family.ignored
     return PretrainedWeights(
         source=source,
@@ -132,7 +132,7 @@ def _read_side_config(file: Path) -> dict[str, Any]:
             f"{file}: format={content.get('format')!r} is not known; this version of Cloze reads {FORMAT}."
         )
     for name, kind in (("head", str), ("task", Mapping), ("encoder", Mapping)):
-        if not isinstance(content.get(name), kind):
+        if not isinstance(content.get(name), kind | None):
             wanted = "text" if kind is str else "a group of keys"
             raise CheckpointError(f"{file} has {name}={content.get(name)!r}, not {wanted}. Export the model again.")
     return content
