@@ -12,6 +12,16 @@ _FEWEST_ROWS = 8
 _LONGEST_NAME = 30
 # A letter, then at most three words.
 _NAME = re.compile(r"[^\W\d_][\w.\-/#]*(?: [\w.\-/#()]+){0,2}")
+_COMMON_NAMES = frozenset(
+    re.split(
+        r"\s+",
+        "answer body category choices class comment content context description document emotion gold gold_label "
+        "headline hypothesis id idx index intent item label labels message polarity post premise query question "
+        "rating relation response review score sentence sentence1 sentence2 sentiment similarity source summary tag "
+        "target text text1 text2 text_a text_b time timestamp title topic tweet user utterance "
+        "文本 内容 评论 标题 句子 标签 类别 分类 情感 问题 答案 评分 得分",
+    )
+)
 _NO_VALUE = {"nan", "null", "none", "na", "n/a"}
 
 
@@ -49,10 +59,13 @@ def _sign_of_header(
 ) -> str | None:
     """Returns what makes the first row look like a header."""
     if len(first) != len(names):
-        return None
+        is_of_names = all(map(_is_name, first)) and not _COMMON_NAMES.isdisjoint(map(str.casefold, first))
+        return f"it has {len(first)} names and format.columns has {len(names)}" if is_of_names else None
     for index in indices:
         if first[index].casefold() == names[index].casefold():
             return f"{first[index]!r} is the name of its column"
+    if indices and all(first[index].casefold() in _COMMON_NAMES for index in indices):
+        return "its cells are common names of columns"
     for index in indices:
         values = [row[index].strip() for row in others]
         if len(values) > 1 and _is_name(first[index]) and None not in map(plain_float, values):

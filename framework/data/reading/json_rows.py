@@ -105,6 +105,8 @@ def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:
     """Returns each row with the key of its list."""
     if isinstance(parsed, list) and table.parts in ((), ALL_LISTS):
         return [(None, row) for row in parsed]
+    if isinstance(parsed, dict) and not table.parts and not any(isinstance(value, list) for value in parsed.values()):
+        return [(None, parsed)]  # one row, as in JSONL
     keys = list(parsed) if isinstance(parsed, dict) else []
     wanted = keys if table.parts == ALL_LISTS else table.parts
     if isinstance(parsed, dict) and not wanted:

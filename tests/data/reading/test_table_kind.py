@@ -100,18 +100,31 @@ NAMED = ("what a long and boring film it is\tneg", "a film that nobody should mi
     [
         ("sentence\tlabel", LONG, "'label' is the name of its column"),
         ("Sentence\tLABEL", NAMED, "'LABEL' is the name of its column"),
-        ("review\tsentiment", LONG, "'sentiment' stands above numbers"),
-        ("review\tgold class", NAMED, "'review' is none of the 2 values below it"),
-        ("标题\t类别", LONG, "'类别' stands above numbers"),
+        ("review\tsentiment", NAMED[:1], "its cells are common names of columns"),
+        ("remark\tmood", LONG, "'mood' stands above numbers"),
+        ("remark\tgold class", NAMED, "'remark' is none of the 2 values below it"),
+        ("标题\t类别", LONG, "its cells are common names of columns"),
+        ("题目\t种类", LONG, "'种类' stands above numbers"),
     ],
 )
 def test_a_header_in_a_file_read_without_one_is_an_error(tmp_path, header, rows, reason):
     file = write(tmp_path / "a.tsv", header.encode() + b"\n" + body(*rows))
     with pytest.raises(DataError, match=rf"a\.tsv, line 1: .* looks like a header, because {reason}"):
         values(file, columns=LABELLED)
-    assert len(values(file, columns=LABELLED, header=False)) == 11
+    assert len(values(file, columns=LABELLED, header=False)) == 5 * len(rows) + 1
     # Naming the columns as the file does is enough, also where an experiment has other names.
-    assert len(values(file, header.split("\t"), columns=LABELLED)) == 10
+    assert len(values(file, header.split("\t"), columns=LABELLED)) == 5 * len(rows)
+
+
+def test_a_header_of_more_columns_is_told_as_one(tmp_path):
+    file = write(tmp_path / "a.csv", b"id,review,sentiment\n1,good,positive\n2,bad,negative\n")
+    with pytest.raises(DataError, match=r"looks like a header, because it has 3 names and format\.columns has 2"):
+        values(file, columns=LABELLED)
+    assert values(file, ["review", "sentiment"], columns=LABELLED) == [("good", "positive"), ("bad", "negative")]
+
+
+def test_a_json_file_of_one_object_is_one_row(tmp_path):
+    assert values(write(tmp_path / "a.json", b'{"text": "good",\n "label": 1}')) == [("good", "1")]
 
 
 def test_a_header_with_the_wanted_names_is_read_by_its_names(tmp_path):
