@@ -132,7 +132,9 @@ class ClozeForMultipleChoice(ClozeForSequenceClassification):
     def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None):
         """Scores the choices of each item: logits (batch, choices)."""
         batch, choices = input_ids.shape[:2]
-        flat = (None if each is None else each.flatten(0, 1) for each in (input_ids, attention_mask, token_type_ids))
-        logits = self.scores(*flat, {})[0].view(batch, choices)
+        ids, mask, segments = (
+            None if each is None else each.flatten(0, 1) for each in (input_ids, attention_mask, token_type_ids)
+        )
+        logits = self.scores(ids, mask, segments, {})[0].view(batch, choices)
         loss = None if labels is None else functional.cross_entropy(logits, labels)
         return MultipleChoiceModelOutput(loss=loss, logits=logits)

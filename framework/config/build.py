@@ -207,7 +207,8 @@ def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None
     if weights is not None and own is not None and not tokenizer.same_ids(Tokenizer.from_folder(own)):
         raise ConfigError(
             f"tokenizer.path={folder} is another tokenizer than the one of init_from={weights.source}, whose weights "
-            "know other ids; use tokenizer=from_weights."
+            "know other ids; use tokenizer=from_weights. To pre-train them further, prepare a store with their "
+            f"vocabulary: python -m framework.prepare vocabulary=given vocabulary.path={own} store=FOLDER."
         )
     return tokenizer
 

@@ -39,7 +39,7 @@ _SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_p
 _PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
 _MAX_PADDING = 127
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-_REMEDY = "choose the model (and the labels) that the weights belong to, or other weights."
+_REMEDY = "use model=from_weights, which takes the encoder from the weights, or choose other weights."
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,9 @@ class PretrainingTask(Task):
         if is_other and not Tokenizer.from_folder(store.folder / "tokenizer").same_ids(tokenizer):
             raise DataError(
                 f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}; "
-                f"set tokenizer.path={store.folder / 'tokenizer'}, or prepare a store with this one."
+                "prepare a store with this one (python -m framework.prepare vocabulary=given "
+                f"vocabulary.path={tokenizer.folder} store=FOLDER), or train fresh weights with "
+                f"tokenizer.path={store.folder / 'tokenizer'}."
             )
         division = Division(self.sequence_length - num_specials(self.nsp, tokenizer), self.nsp)
         sources: dict[str, SequenceSource] = {}
