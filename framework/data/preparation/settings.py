@@ -8,6 +8,7 @@ from typing import Any
 
 from framework.data.preparation.corpus import Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
+from framework.data.reading.credentials import without_credentials
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source
 from framework.data.reading.table_format import TableFormat
@@ -46,7 +47,7 @@ def store_settings(
 
 
 def check_streamable(sources: Mapping[str, Source]) -> None:
-    """Raises ConfigError where a source cannot be read from the middle."""
+    """Raises ConfigError where a source cannot be read from the middle, or only with a secret in its URL."""
     for name, source in sources.items():
         if not isinstance(source, ParquetShards):
             raise ConfigError(
@@ -54,6 +55,12 @@ def check_streamable(sources: Mapping[str, Source]) -> None:
                 "cannot be streamed while training; convert it to Parquet and name it as ParquetShards "
                 "(corpus=shards), or store the tokens (stream=false)."
             )
+        for file in source.paths():
+            if without_credentials(file) != file:
+                raise ConfigError(
+                    f"the source `{name}` reads {without_credentials(file)}. A streamed store keeps its URLs, so they "
+                    "may hold no credentials. Give these as storage_options, or store the tokens (stream=false)."
+                )
 
 
 _ADDED_DEFAULTS: dict[str, tuple[object, ...]] = {"encoding": ("utf-8",), "format": (None, TableFormat())}
