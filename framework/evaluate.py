@@ -6,6 +6,7 @@ The same under torchrun, where processes share the split.
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.build import build_data_component
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
-from framework.config.nodes import check_arguments
+from framework.config.evaluation_data import changed_data, named_split
+from framework.config.nodes import TARGET_KEY, check_arguments
+from framework.config.outputs import open_output, write_to_stdout
 from framework.config.trained import Trained, open_inference, open_trained
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of
+from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
@@ -36,44 +40,65 @@ _SHOWN_OF_FINGERPRINT = 8
 def evaluate(composed: DictConfig) -> None:
     """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run."""
     config = plain(composed, EvaluateConfig)
-    settings = EvaluateConfig(**check_arguments("", config | {"data": config["data"] or None}, EvaluateConfig))
-    trained = open_trained(settings, settings.task)
-    data = settings.data or trained.data
+    given: Any = config["data"] or {}
+    is_whole = TARGET_KEY in given
+    changes = {} if is_whole else {key: value for key, value in given.items() if value is not None}
+    settings = EvaluateConfig(**check_arguments("", config | {"data": given if is_whole else None}, EvaluateConfig))
+    split = named_split(settings.split, changes)
+    is_first = process_info().rank == 0
+    with open_output(settings.output) if is_first and settings.output is not None else nullcontext() as write:
+        trained = open_trained(settings, settings.task)
+        source = open_split(settings, trained, split, changes)
+        with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
+            folder = report_folder(settings, trained)
+            values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
+        if not is_first:
+            return
+        for warning in warnings_of(facts_of({split: source})):
+            logger.warning(warning)
+        classes = evaluation.class_table()
+        facts = {"weights": told_weights(settings, trained)}
+        if settings.task:
+            facts["task"] = json.dumps(settings.task, ensure_ascii=False)
+        if write is not None:
+            report = {"run": settings.run, "split": split, **facts, "metrics": values, "classes": classes}
+            write([json.dumps(report, indent=2, ensure_ascii=False) + "\n"])
+    console = open_console()
+    with console.capture() as told:
+        console.print(f"[bold]{settings.run}[/bold] on {split}, {len(source):,} sequences")
+        console.print(metric_table(values))
+        if classes:
+            console.print(class_table(classes))
+        if folder is not None:
+            analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
+            is_own = not changes and (settings.data is None or trained.data_record is None)
+            name = split if is_own else f"{split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
+            console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
+    write_to_stdout([told.get()])
+
+
+def open_split(settings: EvaluateConfig, trained: Trained, split: str, changes: Mapping[str, Any]) -> SequenceSource:
+    """Reads the split to evaluate.
+
+    Args:
+        settings: Of the command.
+        trained: The run or export.
+        split: Its name.
+        changes: Values of the run's data that the command line gives.
+
+    Raises:
+        ConfigError: There is no such split, or nothing says which data.
+    """
+    data = changed_data(trained, settings.run, split, changes) if changes else settings.data or trained.data
     if data is None:
         raise ConfigError(
-            f"run={settings.run} is an export, which brings no data; choose some, for example data=table "
-            "data.train=FILE."
+            f"run={settings.run} is an export, which brings no data. Name a file, for example data.test=FILE, or "
+            "choose other data, for example data=table data.train=FILE."
         )
     sources = trained.task.build_sources(build_data_component(trained.task, data), trained.tokenizer, seed=0)
-    if settings.split not in sources:
-        raise ConfigError(
-            f"split={settings.split} is not there, the data has {', '.join(sources)}; choose one of these."
-        )
-    source = sources[settings.split]
-    with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
-        folder = report_folder(settings, trained)
-        values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
-    if process_info().rank > 0:
-        return
-    for warning in warnings_of(facts_of({settings.split: source})):
-        logger.warning(warning)
-    classes = evaluation.class_table()
-    facts = {"weights": told_weights(settings, trained)}
-    if settings.task:
-        facts["task"] = json.dumps(settings.task, ensure_ascii=False)
-    if settings.output is not None:
-        report = {"run": settings.run, "split": settings.split, **facts, "metrics": values, "classes": classes}
-        Path(settings.output).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console = open_console()
-    console.print(f"[bold]{settings.run}[/bold] on {settings.split}, {len(source):,} sequences")
-    console.print(metric_table(values))
-    if classes:
-        console.print(class_table(classes))
-    if folder is not None:
-        analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
-        is_own = settings.data is None or trained.data_record is None
-        name = settings.split if is_own else f"{settings.split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
-        console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
+    if split not in sources:
+        raise ConfigError(f"split={split} is not there, the data has {', '.join(sources)}; choose one of these.")
+    return sources[split]
 
 
 def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:

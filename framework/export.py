@@ -5,15 +5,18 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.checkpoint.adapters import export_adapter
+from framework.checkpoint.adapters import check_adapter_target, export_adapter
+from framework.checkpoint.export import check_target
+from framework.checkpoint.new_folder import check_new_folder
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
 from framework.config.export_comparison import compare_with_transformers
 from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
-from framework.config.trained import Trained, open_trained
-from framework.config.weights import find_adapter
+from framework.config.outputs import write_to_stdout
+from framework.config.trained import open_trained
+from framework.config.weights import find_adapter, find_run
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
 
@@ -28,28 +31,29 @@ def export(composed: DictConfig) -> None:
     settings = ExportConfig(**check_arguments("", plain(composed, ExportConfig), ExportConfig))
     if settings.onnx:
         check_onnx_installed()
+    run = find_run(settings.run, Path(settings.runs))
+    if run is None and Path(settings.run).is_dir():
+        raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
+    default = "adapter" if settings.lora == "separate" else EXPORT_FOLDER
+    folder = Path(settings.output) if settings.output is not None else run[0] / default if run is not None else None
+    if folder is not None:
+        # Weights are read only for a folder that can be written.
+        (check_adapter_target if settings.lora == "separate" else check_target)(folder)
+        check_new_folder(folder)
     trained = open_trained(settings)
-    if trained.folder is None:
+    if trained.folder is None or folder is None:
         raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
     if settings.lora == "separate":
-        folder = Path(settings.output) if settings.output is not None else trained.folder / "adapter"
-        export_separate(folder, settings, trained)
-        return
-    folder = Path(settings.output) if settings.output is not None else trained.folder / EXPORT_FOLDER
-    write_export(folder, trained.folder, settings, trained)
+        adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
+        head_kind = trained.task.head_kind
+        export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, trained.record)
+    else:
+        write_export(folder, trained.folder, settings, trained)
     if settings.onnx:
         export_onnx(folder)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    if settings.compare:
-        print(f"{folder}: {compare_with_transformers(folder, trained)}")
-
-
-def export_separate(folder: Path, settings: ExportConfig, trained: Trained) -> None:
-    """Writes what an adapter trained, and nothing that the base model has."""
-    adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
-    head_kind = trained.task.head_kind
-    export_adapter(folder, trained.weights.config, adapter, head_kind, trained.tokenizer, trained.record)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    write_to_stdout([f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"])
+    if settings.compare and settings.lora != "separate":
+        write_to_stdout([f"{folder}: {compare_with_transformers(folder, trained)}\n"])
 
 
 if __name__ == "__main__":

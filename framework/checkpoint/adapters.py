@@ -5,8 +5,6 @@ updates as one of their ranks added up: A below one another, B side by side. Wha
 is written whole (`modules_to_save`). Not here: merging, see `framework.nn.lora`.
 """
 
-import os
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.layout import write_json
-from framework.data.tokenization.tokenizer import Tokenizer
+from framework.checkpoint.new_folder import new_folder
+from framework.data.tokenization.tokenizer import TOKENIZER_FILES, Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES
@@ -72,8 +71,7 @@ def export_adapter(
     Raises:
         CheckpointError: peft has no place for what was trained, or the folder holds something else.
     """
-    if folder.exists() and not (folder / ADAPTER_CONFIG_FILE).is_file() and any(folder.iterdir()):
-        raise CheckpointError(f"{folder} exists and is no adapter, so it is left alone; choose another folder.")
+    check_adapter_target(folder)
     family = FAMILIES[config.family]
     encoder, heads = (_without_prefix(prefix, adapter.state) for prefix in ("encoder.", "head."))
     if any(name.startswith(_DECODER) for name in heads):
@@ -102,6 +100,17 @@ def export_adapter(
     ranks = {name: a.shape[0] for name, (a, _) in updates.items()}
     peft_config = _peft_config(adapter, ranks, sorted(modules)) | {"task_type": _TASK_TYPES.get(head_kind)}
     _write(folder, peft_config, tensors, tokenizer)
+
+
+def check_adapter_target(folder: Path) -> None:
+    """Checks that a folder is free, or holds an earlier adapter.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
+    is_adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
+    if folder.exists() and not is_adapter and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no adapter, so it is left alone; choose another folder.")
 
 
 def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -181,14 +190,7 @@ def _peft_config(adapter: TrainedAdapter, ranks: Mapping[str, int], modules: lis
 
 
 def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    with new_folder(folder, TOKENIZER_FILES) as temporary:
         write_json(temporary / ADAPTER_CONFIG_FILE, dict(config))
         save_file(tensors, temporary / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save(temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

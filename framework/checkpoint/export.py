@@ -7,8 +7,6 @@ BERT, heads of tasks from elsewhere). `framework.models.pretrained` reads such a
 """
 
 import json
-import os
-import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +18,9 @@ from torch import Tensor
 
 from framework.checkpoint.exported_tokenizer import tokenizer_files
 from framework.checkpoint.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
+from framework.checkpoint.new_folder import new_folder
 from framework.checkpoint.sentence_transformers import MODULES_FILE, sentence_transformers_files
-from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY, TOKENIZER_FILES, TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import FAMILIES, FORMAT
@@ -32,6 +31,7 @@ from framework.models.published.files import (
     SIDE_CONFIG_FILE,
     SIDE_WEIGHTS_FILE,
     WEIGHTS_FILE,
+    read_json,
     tokenizer_folder,
 )
 from framework.models.published.kinds import EMBEDDING, KINDS, TRANSLATION, HeadKind
@@ -40,6 +40,12 @@ from framework.models.published.own_class import MODELING_FILE, class_name, own_
 from framework.models.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
+_ONNX_FOLDER = "onnx"
+_BEFORE_THE_RECORD = {
+    *(SIDE_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
+    *TOKENIZER_FILES,
+}
+"""What exports may hold whose record does not list their files; each writes the others anew."""
 
 
 def export_huggingface(
@@ -70,13 +76,13 @@ def export_huggingface(
             folder holds something else.
     """
     folder = Path(folder)
-    _check_target(folder)
+    check_target(folder)
     tokenizer = _load_tokenizer(Path(tokenizer_dir), config, side.get(SEPARATORS_KEY))
     encoder = _part(state_dict, "encoder.")
     heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, side, tokenizer)
     without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.held)}
-    side_config = {
+    side_config: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
         "encoder": asdict(config),
@@ -84,10 +90,10 @@ def export_huggingface(
         "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
     weights = {WEIGHTS_FILE: published.tensors, SIDE_WEIGHTS_FILE: without_class}
-    files: dict[str, Any] = {CONFIG_FILE: published.config, SIDE_CONFIG_FILE: side_config}
+    files: dict[str, Any] = {CONFIG_FILE: published.config}
     if head_kind == EMBEDDING.name and not heads:
         files |= sentence_transformers_files(config, side)
-    texts = {name: json.dumps(content, indent=2, ensure_ascii=False) + "\n" for name, content in files.items()}
+    texts = {name: _as_json(content) for name, content in files.items()}
     texts |= side_files or {}
     if facts is not None:
         kind = EMBEDDING if MODULES_FILE in files else published.kind
@@ -97,7 +103,7 @@ def export_huggingface(
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= _tokenizer_texts(config, head_kind, side, tokenizer)
-    _write(folder, texts, weights, tokenizer)
+    _write(folder, texts, weights, tokenizer, side_config)
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,12 @@ def _published_tensors(
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _check_target(folder: Path) -> None:
+def check_target(folder: Path) -> None:
+    """Checks that a folder is free, or holds an earlier export.
+
+    Raises:
+        CheckpointError: It holds something else.
+    """
     if folder.exists() and not (folder / SIDE_CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is no export of Cloze, so it is left alone; choose another folder.")
 
@@ -222,12 +233,10 @@ def _write(
     texts: Mapping[str, str],
     weights: Mapping[str, dict[str, Tensor]],
     tokenizer: Tokenizer,
+    side_config: dict[str, Any],
 ) -> None:
-    """Writes all files into a temporary folder beside the wanted one and renames it when it is whole."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    """Writes all files, and the record of what they are last."""
+    with new_folder(folder, _files_of_earlier(folder)) as temporary:
         tokenizer.save(temporary)
         for name, text in texts.items():
             (temporary / name).parent.mkdir(exist_ok=True)
@@ -235,15 +244,23 @@ def _write(
         for name, tensors in weights.items():
             if tensors:
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
-        _replace(folder, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        written = Tokenizer.from_folder(temporary, tokenizer.pair_separators)
+        side_config["task"][TOKENIZER_KEY] = written.fingerprint
+        side_config["files"] = sorted({SIDE_CONFIG_FILE, *(entry.name for entry in temporary.iterdir())})
+        (temporary / SIDE_CONFIG_FILE).write_text(_as_json(side_config), encoding="utf-8")
 
 
-def _replace(folder: Path, temporary: Path) -> None:
-    """Renames the new folder into place; an earlier export goes only when the new one stands."""
-    earlier = temporary.with_suffix(".old")
-    if folder.exists():
-        folder.rename(earlier)
-    temporary.rename(folder)
-    shutil.rmtree(earlier, ignore_errors=True)
+def _files_of_earlier(folder: Path) -> set[str]:
+    """Returns the names of what an earlier export wrote; all beside them in its folder belongs to somebody else."""
+    if not (folder / SIDE_CONFIG_FILE).is_file():
+        return set()
+    try:
+        files = read_json(folder / SIDE_CONFIG_FILE).get("files")
+    except CheckpointError:
+        files = None
+    recorded = {str(name) for name in files} if isinstance(files, list) else _BEFORE_THE_RECORD
+    return recorded | {_ONNX_FOLDER}
+
+
+def _as_json(content: Any) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

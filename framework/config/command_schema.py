@@ -104,7 +104,7 @@ class EvaluateConfig(InferenceConfig):
     """Everything that `framework.evaluate` takes, beside what `InferenceConfig` says.
 
     Attributes:
-        split: "train", "validation" or "test".
+        split: "train", "validation" or "test"; null: the one whose file `data` names, else "validation".
         data: Other data than that of the run; an export needs it.
         output: A JSON file for the metrics; null: they are only printed.
         report: Add an error analysis of the split to the run folder, and draw its report.html again; of an export,
@@ -112,7 +112,7 @@ class EvaluateConfig(InferenceConfig):
         report_examples: Worst rows that the report shows; 0: it shows no texts.
     """
 
-    split: Literal["train", "validation", "test"]
+    split: Literal["train", "validation", "test"] | None = None
     data: Component | None = None
     output: str | None = None
     report: bool = True

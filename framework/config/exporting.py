@@ -4,8 +4,9 @@ from pathlib import Path
 
 from framework.checkpoint.export import export_huggingface
 from framework.config.command_schema import ExportConfig
+from framework.config.evaluation_data import portable_data
 from framework.config.run_facts import run_facts
-from framework.config.trained import Trained
+from framework.config.trained import DATA_KEY, Trained
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 
 EXPORT_FOLDER = "export"
@@ -22,13 +23,16 @@ def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained
     """
     state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
     state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})
+    record = {**trained.record, SEPARATORS_KEY: trained.tokenizer.pair_separators}
+    if trained.data_record is not None:
+        record[DATA_KEY] = portable_data(trained.data_record.node)
     export_huggingface(
         folder,
         trained.weights.config,
         state,
         trained.task.head_kind,
         trained.tokenizer.folder,
-        {**trained.record, SEPARATORS_KEY: trained.tokenizer.pair_separators},
+        record,
         run_facts(trained, run_folder, settings),
         trained.task.side_files(),
     )

@@ -13,8 +13,9 @@ from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.records import Record
 from framework.config.run_folder import CONFIG_FILE, TASK_FILE, joined_by, read_config, read_task_record
+from framework.config.run_records import read_starts
 from framework.config.weights import find_run, find_weights, starting_values
-from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import resolve_precision
@@ -26,6 +27,9 @@ from framework.models.pretrained import PretrainedWeights
 from framework.models.published.files import SIDE_CONFIG_FILE
 from framework.modules.inference import Inference
 from framework.tasks.task import Task, TaskModel
+
+DATA_KEY = "data"
+"""Key of the record of an export under which stands how files of its data are written."""
 
 _TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others, which may be slower by a micro-batch or two."""
@@ -42,6 +46,7 @@ class Trained:
         record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
         folder: The run folder; None for an export.
         data_record: The data it was trained on; None for an export.
+        data_layout: How files of its data are written: that record, or what an export keeps of it; None: not known.
         step_size: Items of an optimizer step; None for an export, or where it is given in tokens.
     """
 
@@ -51,6 +56,7 @@ class Trained:
     record: Mapping[str, Any]
     folder: Path | None
     data_record: Record | None
+    data_layout: Record | None
     step_size: int | None
 
     @property
@@ -93,16 +99,48 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
         if separators not in (1, 2):
             raise ValueError(f"{separators} separators between the texts of a pair")
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, separators)
+    check_tokenizer(tokenizer, weights, _recorded_fingerprint(run[0] if run is not None else None, record))
     if run is None:
-        return Trained(weights, tokenizer, task, record, None, None, None)
+        layout = Record(file, "data", record[DATA_KEY], settings.trust) if record.get(DATA_KEY) else None
+        return Trained(weights, tokenizer, task, record, None, None, layout, None)
     config, config_file = read_config(run[0]), run[0] / CONFIG_FILE
     with reading_record(config_file, "Restore the file"):
         data, step_size = config["data"], config["trainer"]["global_batch_size"]
         if not isinstance(step_size, int | None) or (step_size is not None and step_size < 1):
             raise ValueError(f"trainer.global_batch_size={step_size!r} is no number of sequences")
-    return Trained(
-        weights, tokenizer, task, record, run[0], Record(config_file, "data", data, settings.trust), step_size
-    )
+    data_record = Record(config_file, "data", data, settings.trust)
+    return Trained(weights, tokenizer, task, record, run[0], data_record, data_record, step_size)
+
+
+def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) -> str | None:
+    """Returns the fingerprint of the tokenizer that a run began with or an export has, where one is known."""
+    if run_folder is None:
+        return record.get(TOKENIZER_KEY)
+    starts = read_starts(run_folder)
+    return starts[0]["fingerprints"].get("tokenizer") if starts else None
+
+
+def check_tokenizer(tokenizer: Tokenizer, weights: PretrainedWeights, recorded: str | None) -> None:
+    """Checks that a tokenizer is the one that weights were trained with.
+
+    Args:
+        tokenizer: The one that lies beside the weights.
+        weights: What was trained.
+        recorded: Its fingerprint as training knew it; None: it is not known.
+
+    Raises:
+        CheckpointError: It has another fingerprint, or more words than the embeddings have rows.
+    """
+    if recorded is not None and tokenizer.fingerprint != recorded:
+        raise CheckpointError(
+            f"the tokenizer in {tokenizer.folder} has fingerprint {tokenizer.fingerprint}, but {weights.source} was "
+            f"trained with {recorded}. Other ids mean other words. Restore the files of the tokenizer."
+        )
+    if tokenizer.vocab_size > weights.config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} words, but {weights.source} has "
+            f"{weights.config.vocab_size} rows of embeddings. Each word needs a row. Restore the tokenizer's files."
+        )
 
 
 def build_task(record: Record, changes: Mapping[str, Any]) -> Task:

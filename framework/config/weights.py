@@ -5,6 +5,7 @@ values from the seed (framework.nn.initialization).
 """
 
 import functools
+import glob
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +38,14 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     """The run folder that a name means, and the folder in which to look for its checkpoint; None where it means no run.
 
     Args:
-        source: A run id below `runs`, the path of a run folder, or the path or URL of a checkpoint of one.
+        source: A run id below `runs` or in a folder below it, as of a sweep; the path of a run folder; or the path or
+            URL of a checkpoint of one.
         runs: The folder that holds the run folders.
+
+    Raises:
+        CheckpointError: Several runs have the id.
     """
-    for folder in (runs / source, Path(source)):
+    for folder in (runs / source, Path(source), *_runs_below(source, runs)):
         if (folder / CONFIG_FILE).is_file():
             return folder, folder
     checkpoint = location(source)
@@ -50,6 +55,20 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     if (folder / CONFIG_FILE).is_file() and saved_checkpoints_folder(folder).resolve() == checkpoints.resolve():
         return folder, checkpoint
     return None
+
+
+def _runs_below(source: str, runs: Path) -> list[Path]:
+    """Returns the run of an id in a folder below `runs`, where the id alone means nothing."""
+    if "/" in source or source in ("", ".", "..") or Path(source).exists() or (runs / source).exists():
+        return []
+    name = glob.escape(source)
+    found = sorted(file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/{name}/{CONFIG_FILE}"))
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{source} is the id of {len(found)} runs: {', '.join(map(str, found))}. An id must name one run. Give its "
+            "folder."
+        )
+    return found
 
 
 def find_weights(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> PretrainedWeights:

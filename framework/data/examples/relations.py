@@ -92,7 +92,7 @@ class RelationData(SplitFiles):
             read.checked(split, lambda example: _known(example, names))
         relations = self.split(read, names)
         train = relations.splits["train"]
-        if len({example.label for example in train}) < 2:
+        if not labels and len({example.label for example in train}) < 2:
             raise DataError(
                 f"{self.train}: all {len(train)} training rows have the label {train[0].label!r}, but there must be at "
                 "least 2 labels to tell apart; correct `label_column`, or give more rows."

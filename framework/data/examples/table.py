@@ -95,7 +95,8 @@ class TableData(SplitFiles):
             for split in read.records:
                 read.checked(split, lambda row: _known(row, names, known, answers))
         table = self.split(read, names)
-        _check_several_answers(table.splits["train"])
+        if labels is None:  # a file that is only evaluated may have one label
+            _check_several_answers(table.splits["train"])
         return table
 
     def _read(self, path: Path, answers: AnswerKind, reading: Reading) -> list[LabelledText]:

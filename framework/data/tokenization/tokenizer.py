@@ -33,6 +33,9 @@ TOKENIZER_FILES = (
 SEPARATORS_KEY = "pair_separators"
 """Key of `Tokenizer.pair_separators` in the records of runs and exports."""
 
+TOKENIZER_KEY = "tokenizer_fingerprint"
+"""Key of `Tokenizer.fingerprint` in the records of exports."""
+
 _USUAL_NAMES = {
     "cls": ("[CLS]", "<s>"),
     "sep": ("[SEP]", "</s>"),

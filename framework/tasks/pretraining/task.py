@@ -1,6 +1,6 @@
 """Pre-training: hidden words, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from framework.batch import PackedBatch
 from framework.data.masking import Masking
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.plan import SequenceSource
+from framework.data.reading.rows import Row
 from framework.data.sentence_pairs import SentenceChunks
 from framework.data.store.sequence_index import Division
 from framework.data.store_data import StoreData
@@ -20,6 +21,7 @@ from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
+from framework.tasks.pretraining.blanks import BlankSource, FoundWords, find_words, read_blanks, word_lists
 from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
@@ -39,15 +41,18 @@ class PretrainingTask(Task):
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
         z_loss: Weight of a term that keeps the words' logits from drifting in training
             (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 leaves it out.
+        top_k: Words that a prediction gives for each blank.
 
     Raises:
-        ConfigError: A rate outside (0, 1], a negative weight, or `mask_rate_end` without `mask_rate_steps`.
+        ConfigError: `top_k` is below 1, a rate outside (0, 1], a negative weight, or `mask_rate_end` without
+            `mask_rate_steps`.
     """
 
     best_metric = "loss"
     best_mode = "min"
     wraps_epochs = True
     head_kind = "pretraining"
+    changeable_keys = ("top_k",)
 
     def __init__(
         self,
@@ -60,7 +65,11 @@ class PretrainingTask(Task):
         masking: Masking = "token",
         nsp_weight: float = 1.0,
         z_loss: float = 0.0,
+        top_k: int = 5,
     ) -> None:
+        if top_k < 1:
+            raise ConfigError(f"top_k is {top_k}. A blank needs at least one word. Raise it.")
+        self.top_k = top_k
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
             if rate is not None and not 0 < rate <= 1:
@@ -164,3 +173,31 @@ class PretrainingTask(Task):
         if self.nsp:
             side["nsp_labels"] = ["follows", "random"]
         return side
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Returns the text with blanks."""
+        return ("text",)
+
+    @property
+    def examines_splits(self) -> bool:
+        """Returns False: a split has too many hidden words to show, and its loss says what there is to say."""
+        return False
+
+    def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
+        """Checks that the text has a blank, and that all of its blanks fit into a sequence."""
+        read_blanks(row, tokenizer, self.sequence_length)
+
+    def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> BlankSource:
+        """One sequence a text."""
+        texts = [read_blanks(row, tokenizer, self.sequence_length) for row in rows]
+        return BlankSource(texts, tokenizer, self.sequence_length, list(self.loss_weights))
+
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundWords]:
+        """The most probable words of each blank."""
+        return find_words(outputs, batch, self.top_k)
+
+    def assemble(self, source: SequenceSource, decoded: Sequence[FoundWords]) -> list[dict[str, Any]]:
+        """`blanks` of each text: for each the words and their probabilities."""
+        assert isinstance(source, BlankSource)
+        return word_lists(source, decoded)

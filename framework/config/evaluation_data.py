@@ -1,0 +1,66 @@
+"""The data that framework.evaluate reads: of the run, or a new file that is written as those of the run are."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from framework.config.nodes import TARGET_KEY, Component, check_component
+from framework.config.trained import Trained
+from framework.data.examples.splits import SplitFiles
+from framework.errors import ConfigError
+
+_SPLITS = ("train", "validation", "test")
+_OF_TRAINING = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate": False, "max_train_rows": None}
+
+
+def named_split(split: str | None, changes: Mapping[str, Any]) -> str:
+    """Returns the split to evaluate: as given, else the one whose file is named, else validation."""
+    if split is not None:
+        return split
+    return next((name for name in reversed(_SPLITS) if changes.get(name) is not None), "validation")
+
+
+def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, Any]) -> Component:
+    """Returns the data of the run with the values that the command line gives.
+
+    Where these name the file of the split, no other file is read: rows of the run's files play no part.
+
+    Args:
+        trained: The run or export.
+        run: Its name, for messages.
+        split: The split to evaluate.
+        changes: Values by key of the data.
+
+    Raises:
+        ConfigError: The run or export does not say how its files are written, or has no files by split; a key is
+            unknown, or its value of another type.
+    """
+    recorded = trained.data_layout
+    if recorded is None:
+        raise ConfigError(
+            f"run={run} is an export that does not say how files are written. Export the run again, or choose data, "
+            "for example data=table data.train=FILE."
+        )
+    component = recorded.component(SplitFiles)
+    node = {**dict(recorded.node), **changes}
+    if split in changes:
+        targets = {f"{name}_targets": changes.get(f"{split}_targets") for name in _SPLITS}
+        node |= {key: value for key, value in targets.items() if key in component.arguments}
+        node |= dict.fromkeys(_SPLITS) | {"train": changes[split], split: changes[split]}
+        node |= {key: value for key, value in _OF_TRAINING.items() if key in component.arguments}
+        if split != "validation" and "validation_targets" in node:
+            node["validation_targets"] = None
+        if split != "test" and "test_targets" in node:
+            node["test_targets"] = None
+    return check_component("data", node)
+
+
+def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns what an export keeps of a run's data: how its files are written, and no path; None where it has others.
+
+    Args:
+        node: `data` of the run's config.
+    """
+    if TARGET_KEY not in node or not {"train", "test"} <= node.keys():
+        return None
+    paths = {*_SPLITS, *(f"{name}_targets" for name in _SPLITS)}
+    return {key: value for key, value in node.items() if key not in paths} | {"train": ""}

@@ -1,0 +1,177 @@
+"""Texts with blanks to fill in: `A [MASK] film.`, a sequence each, and the words that the decoder finds for each blank.
+
+Layout: `[CLS] A [SEP]`, with next-sentence prediction too. A blank is the mask token of the tokenizer, or the one that
+BERT or RoBERTa calls so.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from framework.batch import PackedBatch
+from framework.constants import IGNORE_INDEX
+from framework.data.collate import Completion, Target, pack_sequences
+from framework.data.planning.order import Shuffle
+from framework.data.reading.rows import Row
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import DataError
+
+_USUAL_MASKS = ("[MASK]", "<mask>")
+_NUM_SPECIALS = 2
+
+
+@dataclass(frozen=True)
+class BlankText:
+    """A text with blanks as ids, special tokens included.
+
+    Attributes:
+        input_ids: (tokens,) int64.
+        positions: (blanks,) int64, ascending places of the blanks among them.
+    """
+
+    input_ids: np.ndarray
+    positions: np.ndarray
+
+
+def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
+    """Encodes a text with blanks; of a longer text the part around them is kept.
+
+    Raises:
+        DataError: There is no blank, or they lie too far from each other for one sequence.
+    """
+    text, mask = row.values["text"], str(tokenizer.backend.id_to_token(tokenizer.mask_id))
+    pieces = re.split("|".join(map(re.escape, {mask, *_USUAL_MASKS})), text)
+    if len(pieces) == 1:
+        raise DataError(
+            f"{row.place}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each hidden word."
+        )
+    if tokenizer.space_marked:
+        # The space before a word is a part of it, of a hidden word too; the first word has one as in training.
+        pieces = [f" {pieces[0].strip()}".rstrip(), *(piece.rstrip() for piece in pieces[1:])]
+    ids: list[int] = []
+    blanks: list[int] = []
+    for index, piece in enumerate(tokenizer.encode_batch(pieces)):
+        if index:
+            blanks.append(len(ids))
+            ids.append(tokenizer.mask_id)
+        ids += piece.tolist()
+    room, span = max_length - _NUM_SPECIALS, blanks[-1] + 1 - blanks[0]
+    if span > room:
+        raise DataError(
+            f"{row.place}: from the first to the last blank there are {span} tokens, but a sequence has room for "
+            f"{room}. All blanks of a text must fit. Shorten the text."
+        )
+    first = min(max(blanks[0] - (room - span) // 2, 0), max(len(ids) - room, 0))
+    inside = [tokenizer.cls_id, *ids[first : first + room], tokenizer.sep_id]
+    return BlankText(np.array(inside, dtype=np.int64), np.array(blanks, dtype=np.int64) - first + 1)
+
+
+class BlankSource:
+    """Texts with blanks (`framework.data.planning.plan.SequenceSource`); neither epoch nor step changes them.
+
+    Args:
+        texts: In the order of the rows.
+        tokenizer: Gives the words of ids.
+        max_length: Most tokens of a sequence.
+        terms: Loss terms, which have no targets here.
+    """
+
+    def __init__(self, texts: Sequence[BlankText], tokenizer: Tokenizer, max_length: int, terms: Sequence[str]) -> None:
+        self.texts = texts
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.shuffle = Shuffle()
+        self._terms = terms
+        self._lengths = np.array([len(text.input_ids) for text in texts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all ids."""
+        digest = hashlib.blake2b(self._lengths.tobytes(), digest_size=16)
+        for text in self.texts:
+            digest.update(text.input_ids.tobytes() + text.positions.tobytes())
+        return digest.hexdigest()
+
+    @property
+    def mean_length(self) -> float:
+        """Mean tokens of a sequence, special tokens included."""
+        return float(self._lengths.mean())
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Does nothing: everything is in memory."""
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
+        """(sequences,) int64 tokens of each, special tokens included."""
+        return self._lengths[indices]
+
+    def build(
+        self,
+        epochs: np.ndarray,  # noqa: ARG002  the same in every epoch
+        indices: np.ndarray,
+        sequence_ids: np.ndarray,
+        step: int,  # noqa: ARG002  and at every step
+        capacity: Completion = None,
+    ) -> PackedBatch:
+        """One micro-batch; target mlm_positions (targets,), the places of the blanks."""
+        texts, lengths = [self.texts[index] for index in indices], self._lengths[indices]
+        starts = np.cumsum(lengths) - lengths
+        nothing = np.zeros(0, dtype=np.int64)
+        ids = np.concatenate([nothing, *(text.input_ids for text in texts)])
+        positions = np.concatenate(
+            [nothing, *(text.positions + start for text, start in zip(texts, starts, strict=True))]
+        )
+        unknown = np.full(len(positions), IGNORE_INDEX, dtype=np.int64)
+        targets = {"mlm_positions": Target(positions, "targets", 0), "mlm_labels": Target(unknown, "targets")}
+        return pack_sequences(ids, lengths, sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), capacity)
+
+
+FoundWords = tuple[np.ndarray, np.ndarray]
+"""(blanks, top) ids and probabilities of a text, the best first."""
+
+
+def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) -> list[FoundWords]:
+    """Finds the best words of each blank of a micro-batch.
+
+    Args:
+        outputs: `mlm`, logits (targets, vocab).
+        batch: With `mlm_positions`.
+        top_k: Words of each blank.
+    """
+    probabilities, ids = outputs["mlm"].float().softmax(dim=-1).topk(min(top_k, outputs["mlm"].shape[-1]), dim=-1)
+    ends = batch.cu_seqlens[1 : batch.num_sequences + 1].long()
+    positions = batch.targets["mlm_positions"]
+    # The filler of a micro-batch without blanks lies at 0, in no real sequence.
+    bounds = torch.searchsorted(positions, ends).tolist() if len(ends) else []
+    starts = [0, *bounds[:-1]]
+    found = (ids.cpu().numpy(), probabilities.cpu().numpy())
+    return [(found[0][start:stop], found[1][start:stop]) for start, stop in zip(starts, bounds, strict=True)]
+
+
+def word_lists(source: BlankSource, found: Sequence[FoundWords]) -> list[dict[str, Any]]:
+    """`blanks` of each text: for each blank a list of {word, probability}, the most probable first."""
+    names = {token: source.tokenizer.backend.id_to_token(token) for ids, _ in found for token in ids.ravel().tolist()}
+    known = [token for token, name in names.items() if name is not None]
+    # A special token has no text but its name; a piece of a word keeps its mark.
+    texts = source.tokenizer.decode_batch([[token] for token in known])
+    words = {token: text.strip() or str(names[token]) for token, text in zip(known, texts, strict=True)}
+    return [
+        {
+            "blanks": [
+                [
+                    {"word": words.get(token, f"(id {token})"), "probability": probability}
+                    for token, probability in zip(row.tolist(), chances.tolist(), strict=True)
+                ]
+                for row, chances in zip(ids, probabilities, strict=True)
+            ]
+        }
+        for ids, probabilities in found
+    ]
