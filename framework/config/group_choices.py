@@ -42,7 +42,8 @@ def _named(argument: str, parser: OverridesParser, folders: Sequence[Path]) -> s
         return argument
     group, value = override.key_or_group, override.value()
     names = value if isinstance(value, list) else [value]
-    if "." in group or all(isinstance(name, str) for name in names) or not _is_group(group, folders):
+    # A mapping is no choice: `task={top_k: 2}` changes keys of the group.
+    if "." in group or all(isinstance(name, str | dict) for name in names) or not _is_group(group, folders):
         return argument
     has_none = any((folder / group / f"{_NONE}.yaml").is_file() for folder in folders)
     key, _, text = argument.partition("=")
