@@ -151,7 +151,7 @@ def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) ->
     positions = batch.targets["mlm_positions"]
     # The filler of a micro-batch without blanks lies at 0, in no real sequence.
     bounds = torch.searchsorted(positions, ends).tolist() if len(ends) else []
-    starts = [0, *bounds[:-1]]
+    starts = [0, *bounds][:-1]
     found = (ids.cpu().numpy(), probabilities.cpu().numpy())
     return [(found[0][start:stop], found[1][start:stop]) for start, stop in zip(starts, bounds, strict=True)]
 
