@@ -43,7 +43,7 @@ def test_a_symlink_stays_and_its_folder_is_replaced(tmp_path):
 def test_an_end_in_the_middle_leaves_the_earlier_folder(tmp_path, error):
     write(tmp_path / "export", set(), "first")
     expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
-    with pytest.raises(expected), new_folder(tmp_path / "export", {"model"}) as temporary:
+    with pytest.raises(expected), new_folder(tmp_path / "export", {"model"}) as temporary:  # noqa: PT012  it is the block
         (temporary / "model").write_text("half")
         raise error
     assert (tmp_path / "export" / "model").read_text() == "first" and names(tmp_path) == ["export"]
