@@ -47,7 +47,7 @@ class ErrorAnalysis(pl.Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Says whose texts leave the data, and how to keep them in."""
-        if trainer.is_global_zero and self.num_examples and pl_module.task.predicts_rows and self._validates(trainer):
+        if trainer.is_global_zero and self.num_examples and pl_module.task.examines_splits and self._validates(trainer):
             places = "report.html and the W&B run" if self.goes_to_wandb else "report.html"
             text = (
                 f"texts: {places} will show the texts of up to {self.num_examples} validation rows; "

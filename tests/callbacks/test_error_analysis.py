@@ -78,7 +78,7 @@ def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "goes_to_wandb", "predicts_rows", "splits", "places"),
+    ("num_examples", "goes_to_wandb", "examines_splits", "splits", "places"),
     [
         (3, False, True, ("train", "validation"), "report.html will show"),
         (3, True, True, ("train", "validation"), "report.html and the W&B run will show"),
@@ -88,13 +88,13 @@ def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
     ],
 )
 def test_a_run_says_at_its_start_where_texts_will_go(
-    tmp_path: Path, num_examples: int, goes_to_wandb: bool, predicts_rows: bool, splits: tuple[str, ...], places: str
+    tmp_path: Path, num_examples: int, goes_to_wandb: bool, examines_splits: bool, splits: tuple[str, ...], places: str
 ):
     told = StringIO()
     run = trainer(0)
     run.datamodule = SimpleNamespace(plans=dict.fromkeys(splits))
     analysis = ErrorAnalysis(tmp_path, None, num_examples, goes_to_wandb, Console(file=told, width=200))  # type: ignore[arg-type]
-    analysis.on_train_start(run, module(predicts_rows))
+    analysis.on_train_start(run, module(examines_splits))
     if places is None:
         assert told.getvalue() == ""
     else:
