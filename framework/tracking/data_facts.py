@@ -7,7 +7,7 @@ from typing import Any
 
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import SplitFacts, skipped_rows
-from framework.files import parse_json
+from framework.files import parse_json, write_whole
 
 DATA_FILE = "data.json"
 SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
@@ -19,10 +19,10 @@ def write_data_facts(run_folder: Path, splits: Mapping[str, SplitFacts]) -> None
         "splits": {split: facts.as_json() for split, facts in splits.items()},
         "warnings": warnings_of(splits),
     }
-    _replace(run_folder / DATA_FILE, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in skipped_rows(splits)]
+    write_whole(run_folder / DATA_FILE, _written(found))
+    rows = [_written(row) for row in skipped_rows(splits)]
     if rows:
-        _replace(run_folder / SKIPPED_ROWS_FILE, "".join(rows))
+        write_whole(run_folder / SKIPPED_ROWS_FILE, "".join(rows))
     else:
         (run_folder / SKIPPED_ROWS_FILE).unlink(missing_ok=True)
 
@@ -37,8 +37,6 @@ def read_data_facts(run_folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    # A path may hold bytes that are no text.
-    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-    temporary.replace(file)
+def _written(found: Any) -> str:
+    """Returns a line of JSON; bytes of paths that are no text become escapes."""
+    return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace").decode("utf-8")

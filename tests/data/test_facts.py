@@ -98,6 +98,8 @@ def test_the_folder_and_the_report_hold_them(tokenizer, tmp_path):
     assert "<th>rows skipped</th>" in page and "3 of 9 rows of" in page
     write_data_facts(tmp_path, read(tokenizer, tmp_path / "rows.jsonl", ROWS[:6]))
     assert not (tmp_path / "skipped_rows.jsonl").exists()
+    write_data_facts(tmp_path, {"train": SplitFacts(1, file="\udcff.csv", skipped=["\udcff.csv, row 1: bad"])})
+    assert read_data_facts(tmp_path)["splits"]["train"]["file"] == "\udcff.csv"
     (tmp_path / "data.json").write_text("")
     assert read_data_facts(tmp_path) == {}
 

@@ -23,7 +23,7 @@ _SHARES = ("lost_share",)
 def data_section(found: Mapping[str, Any]) -> Markup:
     """Lays out what `framework.tracking.data_facts` reads of a run folder; nothing where there is none."""
     splits: Mapping[str, Mapping[str, Any]] = found.get("splits", {})
-    if not splits:
+    if not splits or not isinstance(splits, Mapping):
         return Markup()
     rows = {title: {split: _value(facts, key) for split, facts in splits.items()} for title, key in _OWN_ROWS.items()}
     for name in ("left_out", "notes"):
