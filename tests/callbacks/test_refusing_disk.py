@@ -52,7 +52,7 @@ def test_a_row_that_is_refused_ends_the_run_and_a_restart_loses_nothing(
     whole, refused = tmp_path / "whole", tmp_path / "refused"
     train(whole, cadence=CADENCE)
     if not summary_has_room:
-        (refused / "summary.tmp").mkdir(parents=True)  # takes the place of the file
+        (refused / "summary.json.part").mkdir(parents=True)  # takes the place of the file
     with no_limit_afterwards(), pytest.raises(CheckpointError) as caught:
         train(refused, cadence=CADENCE, extra_callbacks=(FillDisk(refused / "metrics.jsonl"),))
     assert str(caught.value).startswith(f"{refused / 'metrics.jsonl'} could not be written: the disk refused (")
@@ -63,7 +63,7 @@ def test_a_row_that_is_refused_ends_the_run_and_a_restart_loses_nothing(
         assert "metrics.jsonl could not be written" in summary["why"]
     else:
         assert f"{refused / 'summary.json'} could not be written" in capsys.readouterr().out
-        (refused / "summary.tmp").rmdir()
+        (refused / "summary.json.part").rmdir()
     torn = (refused / "metrics.jsonl").read_bytes().splitlines(keepends=True)[-1]
     assert len(torn) == 30
 
@@ -80,10 +80,10 @@ def test_rows_that_cannot_be_opened_are_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_a_summary_that_is_refused_at_the_end_is_an_error_and_the_next_start_writes_it(tmp_path: Path) -> None:
-    (tmp_path / "summary.tmp").mkdir()
+    (tmp_path / "summary.json.part").mkdir()
     with pytest.raises(CheckpointError, match=r"summary.json could not be written: the disk refused"):
         train(tmp_path, cadence=CADENCE)
-    (tmp_path / "summary.tmp").rmdir()
+    (tmp_path / "summary.json.part").rmdir()
     rows = (tmp_path / "metrics.jsonl").read_bytes()
     train(tmp_path, cadence=CADENCE, checkpoint=newest_complete(tmp_path / "checkpoints"))
     assert json.loads((tmp_path / "summary.json").read_text())["ended"] == "finished"

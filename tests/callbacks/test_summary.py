@@ -67,7 +67,7 @@ def test_a_failure_is_written_down(error: BaseException, ended: str, why: str, t
     with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
         train(tmp_path, cadence=Cadence(max_steps=4, log_every_n_steps=1), extra_callbacks=(Fail(error),))
     assert (summary(tmp_path)["ended"], summary(tmp_path)["why"]) == (ended, why)
-    assert not (tmp_path / "summary.tmp").exists()
+    assert not (tmp_path / "summary.json.part").exists()
 
 
 class SpoilValidation(pl.Callback):
