@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from framework.checkpoint.exported_tokenizer import tokenizer_files
 from framework.checkpoint.layout import write_json
 from framework.checkpoint.new_folder import new_folder
 from framework.data.tokenization.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -99,7 +100,7 @@ def export_adapter(
         tensors |= _with_prefix(f"{_PREFIX}{name}.", {"lora_A.weight": a, "lora_B.weight": b})
     ranks = {name: a.shape[0] for name, (a, _) in updates.items()}
     peft_config = _peft_config(adapter, ranks, sorted(modules)) | {"task_type": _TASK_TYPES.get(head_kind)}
-    _write(folder, peft_config, tensors, tokenizer)
+    _write(folder, peft_config, tensors, tokenizer, tokenizer_files(config, head_kind, side, tokenizer))
 
 
 def check_adapter_target(folder: Path) -> None:
@@ -189,8 +190,16 @@ def _peft_config(adapter: TrainedAdapter, ranks: Mapping[str, int], modules: lis
     }
 
 
-def _write(folder: Path, config: Mapping[str, Any], tensors: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    texts: Mapping[str, str],
+) -> None:
     with new_folder(folder, TOKENIZER_FILES) as temporary:
         write_json(temporary / ADAPTER_CONFIG_FILE, dict(config))
         save_file(tensors, temporary / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
         tokenizer.save(temporary)
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")

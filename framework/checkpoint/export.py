@@ -34,7 +34,7 @@ from framework.models.published.files import (
     read_json,
     tokenizer_folder,
 )
-from framework.models.published.kinds import EMBEDDING, KINDS, TRANSLATION, HeadKind
+from framework.models.published.kinds import EMBEDDING, TRANSLATION, HeadKind
 from framework.models.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.models.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.models.published.rules import to_theirs
@@ -102,7 +102,7 @@ def export_huggingface(
         texts[CARD_FILE] = model_card(exported, facts)
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
-    texts |= _tokenizer_texts(config, head_kind, side, tokenizer)
+    texts |= tokenizer_files(config, head_kind, side, tokenizer)
     _write(folder, texts, weights, tokenizer, side_config)
 
 
@@ -141,18 +141,6 @@ def _publish(
         whole, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, side)
         return _Published(CLASS_NAME, TRANSLATION, heads.keys(), whole, tensors)
     return _Published(family.class_prefix + found.suffix, found.kind, found.names, published_config, tensors)
-
-
-def _tokenizer_texts(
-    config: EncoderConfig, head_kind: str, side: Mapping[str, Any], tokenizer: Tokenizer
-) -> dict[str, str]:
-    """The tokenizer's files as transformers must read them."""
-    kind = KINDS.get(head_kind)
-    max_length = config.max_sequence_length
-    if kind is not None and kind.cuts_texts:
-        max_length = min(max_length, int(side.get("max_length") or max_length))
-    reads_words = kind is not None and kind.reads_words
-    return tokenizer_files(tokenizer, max_length, config.type_vocab_size > 1, reads_words)
 
 
 def _pooling(side: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ separators of pairs, the segments, and for a model of words the space before eac
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
@@ -14,6 +15,8 @@ from tokenizers import processors
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.files import parse_json
+from framework.models.config import EncoderConfig
+from framework.models.published.kinds import KINDS
 
 _CLASS = "PreTrainedTokenizerFast"
 _KEPT_KEYS = (
@@ -27,20 +30,28 @@ _KEPT_KEYS = (
 
 
 def tokenizer_files(
-    tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_words: bool = False
+    config: EncoderConfig, head_kind: str, side: Mapping[str, Any], tokenizer: Tokenizer
 ) -> dict[str, str]:
     """Returns the texts of tokenizer.json and tokenizer_config.json.
 
     Args:
+        config: Encoder configuration.
+        head_kind: `Task.head_kind`.
+        side: Record of the task; `max_length` is read where the task cuts texts there.
         tokenizer: The tokenizer of the model.
-        max_length: Tokens of the longest sequence, special tokens included.
-        has_segments: The model tells the texts of a pair apart by `token_type_ids`.
-        reads_words: The model was trained on words by themselves, with a space before each where the vocabulary marks
-            spaces.
 
     Raises:
         CheckpointError: The model reads words, and the vocabulary marks spaces in an unknown way.
     """
+    kind = KINDS.get(head_kind)
+    max_length = config.max_sequence_length
+    if kind is not None and kind.cuts_texts:
+        max_length = min(max_length, int(side.get("max_length") or max_length))
+    reads_words = kind is not None and kind.reads_words
+    return _files(tokenizer, max_length, config.type_vocab_size > 1, reads_words)
+
+
+def _files(tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_words: bool) -> dict[str, str]:
     content = parse_json(tokenizer.backend.to_str())
     adds_space = reads_words and tokenizer.space_marked
     if adds_space and not _add_space(content["pre_tokenizer"]):
@@ -50,7 +61,7 @@ def tokenizer_files(
         )
     backend = Backend.from_str(json.dumps(content))
     backend.post_processor = _post_processor(tokenizer, content["pre_tokenizer"])
-    config: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "tokenizer_class": _CLASS,
         "model_max_length": max_length,
         "model_input_names": ["input_ids", *(["token_type_ids"] if has_segments else []), "attention_mask"],
@@ -58,10 +69,10 @@ def tokenizer_files(
         **{f"{name}_token": token for name, token in tokenizer.special_tokens.items()},
     }
     if adds_space:
-        config["add_prefix_space"] = True
+        settings["add_prefix_space"] = True
     return {
         "tokenizer.json": backend.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+        "tokenizer_config.json": json.dumps(settings, indent=2, ensure_ascii=False) + "\n",
     }
 
 

@@ -188,7 +188,7 @@ class TaggerWithTransitions(TokenHead):
 @torch.no_grad()
 def test_head_without_a_class_goes_beside_the_base_class(family, head_kind, make_head, tmp_path, tokenizer_dirs):
     model = build(CONFIGS[family], make_head())
-    side = {"labels": list("abcd"), "pooling": "cls"}
+    side = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
     folder = export(tmp_path, model, tokenizer_dirs, head_kind, **side)
     config = json.loads((folder / "config.json").read_text())
     # BertForTokenClassification could take the scores of the tagger, but its labels would be other ones.
