@@ -9,6 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from framework.checkpoint.export import export_huggingface
+from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.models.encoder import TransformerEncoder
 from framework.models.pretrained import load_into, load_pretrained
@@ -44,7 +45,8 @@ def export(tmp_path, model, tokenizer_dirs, head_kind, **side):
 def check_comes_back(folder, model, make_head, head_kind, side):
     """Bit for bit, with nothing new and nothing left over."""
     weights = load_pretrained(str(folder))
-    assert (weights.head_kind, weights.side, weights.unused) == (head_kind, side, ())
+    recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
+    assert (weights.head_kind, weights.side, weights.unused) == (head_kind, side | recorded, ())
     again = build(model.encoder.config, make_head(), seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():
