@@ -235,7 +235,8 @@ def _flops_per_token(parts: Parts) -> float | None:
 def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
     if folder.checkpoint is None:
         return None
-    accepts = settings.run.missing == "accept"
+    # A new folder has no rows: a checkpoint was named for it.
+    accepts = settings.run.missing == "accept" or folder.is_new
     return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts)
 
 
