@@ -330,7 +330,11 @@ def test_checkpoints_behind_a_url_belong_to_their_run(here, call):
     assert_clear_error(call("evaluate", f"run={url}/other/step_00000002"), "is no checkpoint of a run in runs")
     assert call("train", *FINETUNE, there, "run.dir=others", f"run.resume={step}", "trainer.max_steps=3").code == 0
 
-    assert call("train", *FINETUNE, there, "trainer.max_steps=4").code == 0
+    longer = ["train", *FINETUNE, there, "trainer.max_steps=4"]
+    outcome = call(*longer)
+    # The newest checkpoint there was written with the rows of the other run folder.
+    assert outcome.code == 2 and "(step_00000003 records count and hash)" in outcome.err
+    assert call(*longer, "run.missing=accept").code == 0
     assert not (here / "runs" / "mine" / "checkpoints").exists()
     for run, at in (("mine", 4), (step, 2)):
         outcome = call("evaluate", f"run={run}", "output=scores.json", "precision=fp32")
