@@ -58,7 +58,7 @@ def test_from_a_file_to_entities(here, sentences, call):  # noqa: F811
     outcome = call("predict", "run=mine", *arguments)
     assert outcome.code == 0, outcome.err
     rows = [json.loads(line) for line in (here / "out.jsonl").read_text().splitlines()]
-    assert [(row["id"], row["t"]) for row in rows] == [("7", texts[0]), ("6", ""), ("5", texts[2])]
+    assert [(row["id"], row["t"]) for row in rows] == [(7, texts[0]), (6, ""), (5, texts[2])]
     assert rows[1]["entities"] == []
     for row in rows:
         for entity in row["entities"]:

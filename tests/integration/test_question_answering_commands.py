@@ -85,7 +85,7 @@ def test_from_training_to_prediction(call):
     assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names) == ""
     found = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["q"], row["context"]) for row in found] == rows
-    assert [row["id"] for row in found] == ["0", "1", "2"]
+    assert [row["id"] for row in found] == [0, 1, 2]
     for row in found:
         assert row["answer"] == row["context"][row["start"] : row["end"]] != ""
         assert row["probability"] == max(told["probability"] for told in row["n_best"])

@@ -297,9 +297,9 @@ def test_rows_without_labels_are_predicted_and_ask_nothing(tokenizer, tmp_path, 
         ("regression", [1, 1.0], r"all 2 training rows have the label 1.0"),
         ("multi_label", ["a", "a||b"], r"line 2\): 'label' is 'a\|\|b', it must not hold an empty label"),
         ("multi_label", ["a", "[b"], r"line 2\): 'label' is '\[b', it begins with a bracket"),
-        ("multi_label", ["a", [["b"]]], r"line 2: 'label' is \[\['b'\]\], it must be text, a number or a list of them"),
+        ("multi_label", ["a", [["b"]]], r"line 2: 'label' is \[\['b'\]\], it must be text, a finite number or a list of them"),
         ("multi_label", ["", ""], r"all 2 training rows have the label \(\)"),
-        ("single_label", ["a", ["b"]], r"line 2: 'label' is \['b'\], it must be text or a number"),
+        ("single_label", ["a", ["b"]], r"line 2: 'label' is \['b'\], it must be text or a finite number"),
     ],
 )
 def test_cells_that_are_no_answer(tokenizer, tmp_path, problem, labels, message):
