@@ -17,6 +17,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.build import build_data_component
 from framework.config.command import command, plain
 from framework.config.command_schema import EvaluateConfig
+from framework.config.dry_check import describe_trained, print_check
 from framework.config.evaluation_data import changed_data, named_split
 from framework.config.nodes import TARGET_KEY, check_arguments
 from framework.config.outputs import open_output, write_to_stdout
@@ -49,6 +50,10 @@ def evaluate(composed: DictConfig) -> None:
     with open_output(settings.output) if is_first and settings.output is not None else nullcontext() as write:
         trained = open_trained(settings, settings.task)
         source = open_split(settings, trained, split, changes)
+        if settings.check:
+            if is_first:
+                print_check([*describe_trained(trained), (f"{split} split", f"{len(source):,} sequences")])
+            return
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             folder = report_folder(settings, trained)
             values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)

@@ -11,6 +11,7 @@ from framework.checkpoint.new_folder import check_new_folder
 from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
+from framework.config.dry_check import describe_trained, print_check
 from framework.config.export_comparison import compare_with_transformers
 from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
@@ -43,6 +44,9 @@ def export(composed: DictConfig) -> None:
     trained = open_trained(settings)
     if trained.folder is None or folder is None:
         raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
+    if settings.check:
+        print_check([*describe_trained(trained), ("export", f"{folder}")])
+        return
     if settings.lora == "separate":
         adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
         head_kind = trained.task.head_kind

@@ -15,6 +15,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.asked_rows import AskedRow, check_input, join_rows, read_asked
 from framework.config.command import command, plain
 from framework.config.command_schema import PredictConfig
+from framework.config.dry_check import describe_trained, print_check
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, open_output
 from framework.config.prediction_files import PredictedRow, check_suffix, find_writer, json_lines
@@ -36,6 +37,10 @@ def predict(composed: DictConfig) -> None:
         writer = find_writer(settings.output, trained.task.text_format)
         asked = read_asked(settings, trained.task, trained.tokenizer)
         source = trained.task.build_source([each.row for each in asked if each.row is not None], trained.tokenizer)
+        if settings.check:
+            if is_first:
+                print_check([*describe_trained(trained), ("rows", f"{len(asked):,}")])
+            return
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             predictions = inference.predict(source)
         if write is None:

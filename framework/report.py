@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, plain
 from framework.config.command_schema import ReportConfig
 from framework.config.nodes import check_arguments

@@ -1,6 +1,5 @@
 """Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME`, the same under torchrun."""
 
-import torch
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
@@ -15,6 +14,7 @@ from framework.config.schema import TrainConfig
 from framework.config.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.config.supervision import Supervision
 from framework.config.wandb_run import log_model_if_wanted
+from framework.distributed.device import device_type
 from framework.distributed.processes.agreement import first_rank_value
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.host_memory import keep_freed_memory
@@ -33,27 +33,27 @@ def train(composed: DictConfig) -> None:
     check_own_process()
     config = plain(composed, TrainConfig)
     info = planned_process(config["check"], process_info())
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    if device_type == "cpu":
+    device = device_type()
+    if device == "cpu":
         keep_freed_memory()
     # Keys, files and parts are checked before processes meet and before a device gets work.
-    run = assemble_run(config, info, device_type, composed)
+    run = assemble_run(config, info, device, composed)
     settings, parts = run.settings, run.parts
     if settings.check:
         if info.rank == 0:
-            print_check(describe_run(run, is_finished(run.folder, parts, settings.trainer.patience), device_type))
+            print_check(describe_run(run, is_finished(run.folder, parts, settings.trainer.patience), device))
         return
 
     timeout = settings.trainer.timeout_seconds
     with alone_in(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
-        with process_group(settings.strategy.name, device_type, timeout):
+        with process_group(settings.strategy.name, device, timeout):
             # Another start may have trained meanwhile: the folder counts as rank 0 sees it under its lock.
             folder = first_rank_value(lambda: find_run_folder(settings.run, run.config))
             if not first_rank_value(lambda: is_finished(folder, parts, settings.trainer.patience)):
                 start_run(folder, run.config, parts, info.world_size)
-                prepare_training_texts(parts, folder, info, device_type)
+                prepare_training_texts(parts, folder, info, device)
                 with Supervision(folder.path, info, timeout):
-                    trainer = build_run_trainer(settings, parts, run.data.plans["train"], folder, info, device_type)
+                    trainer = build_run_trainer(settings, parts, run.data.plans["train"], folder, info, device)
                     trainer.fit(run.module, datamodule=run.data)
 
         if info.rank == 0:

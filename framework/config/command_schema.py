@@ -68,12 +68,14 @@ class TrainedConfig:
         average_last: Of a run: more than 1 takes the mean over its last so many checkpoints (or, of a checkpoint, over
             it and those before it).
         trust: Modules (or packages of them) outside of Cloze whose classes the run or export may name.
+        check: Do all checks that need no GPU, print what would be used, and end; nothing is written.
     """
 
     run: str
     runs: str = "runs"
     weights: Weights = "auto"
     average_last: int = 1
+    check: bool = False
     trust: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

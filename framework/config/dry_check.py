@@ -1,4 +1,4 @@
-"""Reports what a config would run, for `check=true`: all checks that need no GPU, without a step and without a file."""
+"""Reports what a command would do, for `check=true`: all checks that need no GPU, without a step and without a file."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from framework.callbacks.plan_line import MEASURED_STEPS, plan_text
 from framework.checkpoint.layout import step_of
 from framework.config.assembly import AssembledRun
 from framework.config.build import Parts
+from framework.config.trained import Trained
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.models.accounting import count_parameters
@@ -66,6 +67,16 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     if device_type != "cuda":
         rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
     return rows
+
+
+def describe_trained(trained: Trained) -> list[tuple[str, str]]:
+    """Describes the model that a command would use, one row a fact: its name and its text."""
+    config = trained.weights.config
+    return [
+        ("weights", trained.weights.source),
+        ("task", type(trained.task).__name__),
+        ("encoder", f"{config.family}, {config.num_layers} layers of {config.hidden_size}"),
+    ]
 
 
 def _start(step: int, is_finished: bool) -> str:

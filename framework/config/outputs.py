@@ -47,7 +47,8 @@ def open_output(output: str | None) -> Iterator[WriteText]:
     """Opens an output and gives a function that writes text to it.
 
     An ordinary file is written under another name beside its place, and takes its place when the block ends without an
-    error. A symlink stays, and its file is replaced. FIFOs and character devices are written to directly.
+    error, if anything was written. A symlink stays, and its file is replaced. FIFOs and character devices are written
+    to directly.
 
     Args:
         output: Path; None: standard output.
@@ -108,9 +109,17 @@ def _beside(output: str) -> Iterator[WriteText]:
         with suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
         raise _cannot_open(output, error) from error
+    is_written = False
+
+    def write(pieces: Iterable[str]) -> None:
+        nonlocal is_written
+        is_written = True
+        _write(output, file, pieces)
+
     try:
-        yield lambda pieces: _write(output, file, pieces)
-        _put_in_place(output, file, temporary, target)
+        yield write
+        if is_written:
+            _put_in_place(output, file, temporary, target)
     finally:
         with suppress(OSError):
             file.close()

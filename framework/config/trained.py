@@ -16,6 +16,7 @@ from framework.config.run_folder import CONFIG_FILE, TASK_FILE, joined_by, read_
 from framework.config.run_records import read_starts
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
+from framework.distributed.device import device_type
 from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import resolve_precision
@@ -196,13 +197,13 @@ def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: st
         CheckpointError: Weights of the head are missing, or of another shape.
     """
     info = process_info()
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(device_type, info.local_rank) if device_type == "cuda" else torch.device(device_type)
-    precision = resolve_precision(precision_name, device_type)
+    kind = device_type()
+    device = torch.device(kind, info.local_rank) if kind == "cuda" else torch.device(kind)
+    precision = resolve_precision(precision_name, kind)
     strategy = "single" if info.world_size == 1 else "ddp"
-    with process_group(strategy, device_type, _TIMEOUT_SECONDS):
+    with process_group(strategy, kind, _TIMEOUT_SECONDS):
         # Of a run that still trains, ranks may have read different checkpoints.
         check_agreement({"the checkpoint": trained.weights.source})
-        mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), device_type)
+        mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), kind)
         model = build_trained_model(trained, device)
         yield Inference(model, trained.task, micro_batch_tokens, precision, device, info.rank, mesh)

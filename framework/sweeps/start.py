@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -16,6 +15,7 @@ from framework.config.assembly import assemble_run
 from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import CONFIG_FILE, read_config
 from framework.config.schema import at_least
+from framework.distributed.device import device_type
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError, FrameworkError
 from framework.sweeps.outcome import DONE, Outcome
@@ -80,7 +80,6 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     Raises:
         ConfigError: A job cannot run; the message names it.
     """
-    device_type = "cuda" if torch.cuda.is_available() else "cpu"
     checked = set()
     for job in jobs:
         decisive = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _CHECKED_WHOLE}
@@ -89,7 +88,7 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
             continue
         checked.add(text)
         try:
-            assemble_run({**job.config, "check": True}, ProcessInfo(0, 0, processes, processes), device_type)
+            assemble_run({**job.config, "check": True}, ProcessInfo(0, 0, processes, processes), device_type())
         except FrameworkError as error:
             raise ConfigError(f"the job {job} cannot run: {error}") from error
 

@@ -425,11 +425,29 @@ def test_a_checked_preparation_says_what_it_would_make_and_writes_nothing(here, 
     assert "made: is there already" in call("prepare", *line, "check=true").out
 
 
+def test_the_commands_that_use_a_run_check_without_writing(here, call):
+    assert call("train", *FINETUNE).code == 0
+    (here / "out.jsonl").write_text("kept")
+    before = files_below(here)
+    for command, *overrides in (
+        ("predict", "run=mine", "input=rows.csv", "output=out.jsonl"),
+        ("evaluate", "run=mine", "output=out.jsonl"),
+        ("export", "run=mine", "output=exported"),
+    ):
+        outcome = call(command, *overrides, "check=true")
+        assert (outcome.code, outcome.err, outcome.files) == (0, "", before), command
+        assert outcome.out.startswith("check passed; nothing was written\n"), command
+        assert "SequenceClassificationTask" in outcome.out
+        outcome = call(command, *overrides[:-1], "output=nowhere/out", "check=true")
+        assert outcome.code == (0 if command == "export" else 2)
+    assert (here / "out.jsonl").read_text() == "kept"
+
+
 def test_an_unexpected_error_is_one_sentence_and_a_file_with_its_traceback(here, call, monkeypatch):
     def broken(*_: object) -> None:
         raise RuntimeError("a bug of ours")
 
-    monkeypatch.setattr("framework.train.build_parts", broken)
+    monkeypatch.setattr("framework.config.assembly.build_parts", broken)
     outcome = call("train", *FINETUNE)
     assert outcome.code == 1
     first, second = outcome.err.splitlines()
@@ -445,7 +463,7 @@ def test_ctrl_c_before_the_training_is_one_word(here, call, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("framework.train.build_parts", interrupted)
+    monkeypatch.setattr("framework.config.assembly.build_parts", interrupted)
     outcome = call("train", *FINETUNE)
     assert (outcome.code, outcome.err) == (130, "interrupted\n")
 

@@ -1,15 +1,26 @@
-"""Checks the launcher's variables when a command is imported, before Lightning.
+"""Checks the launcher's variables when a command is imported, before Lightning, and makes Ctrl-C one line from then on.
 
 Lightning (up to 2.6) reads RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` while it is imported. A bad
-value would end in a traceback before any code of a command has run. Commands import this module first.
+value would end in a traceback before any code of a command has run. Imports take seconds, in which Ctrl-C would show
+where Python was. Commands import this module before any other of the package, and torch only through the package.
 """
 
 import os
 import sys
+from types import TracebackType
 
 from framework.distributed.processes.environment import drop_empty_ranks, process_info
 from framework.errors import DistributedError
 
+
+def _show(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = _show
 try:
     drop_empty_ranks(os.environ)
     process_info()

@@ -89,11 +89,11 @@ def test_lightning_does_not_see_an_empty_rank():
         drop_empty_ranks({"SLURM_PROCID": "abc"})
 
 
-@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "preflight"])
+@pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "report", "preflight"])
 def test_commands_check_the_variables_before_they_import_lightning(command):
     """Lightning reads RANK with `int` while it is imported."""
     source = (Path(framework.train.__file__).with_name(f"{command}.py")).read_text(encoding="utf-8")
     modules = [line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))]
     own = [name for name in modules if name.startswith("framework.")]
     assert own[0] == "framework.distributed.processes.early_check"
-    assert not any(name.startswith("lightning") for name in modules)
+    assert not any(name.startswith(("lightning", "torch")) for name in modules)
