@@ -119,6 +119,11 @@ def as_framework_error(error: BaseException) -> FrameworkError:
         link = link.__cause__ or link.__context__
     if isinstance(error, MissingMandatoryValue):
         return _missing(str(error.full_key))
+    if isinstance(error, OverrideParseException) and "=" not in error.override:
+        return ConfigError(
+            f"`{error.override}` on the command line has no value. An override is written KEY=VALUE. Add a value, or "
+            "quote a value that holds spaces."
+        )
     if isinstance(error, OverrideParseException):
         return ConfigError(
             f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with "
