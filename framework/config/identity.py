@@ -32,6 +32,9 @@ IDENTITY_KEYS = (
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
 """Free to grow, not to shrink: the steps that were done stay done."""
 
+_CHANGED_DEFAULTS = {"data.format.quote": ('"', "auto")}
+"""Defaults of an earlier version and of this one. Whether they read the same rows is seen by the data's fingerprint."""
+
 _SHOWN_DIFFERENCES = 4
 
 
@@ -77,7 +80,11 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
     before, now = identity(saved), identity(config)
     # An earlier version masked more than secrets; what such a value was is not known any more.
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != MASK]
-    changed = [name for name in names if before.get(name) != now.get(name)]
+    changed = [
+        name
+        for name in names
+        if before.get(name) != now.get(name) and (before.get(name), now.get(name)) != _CHANGED_DEFAULTS.get(name)
+    ]
     if changed:
         shown = "; ".join(
             f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here"
