@@ -191,5 +191,5 @@ def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
 def test_a_default_that_changed_is_no_other_run_where_the_data_are_the_same():
     saved, now = ({"data": {"format": {"quote": quote}, "train": "a.csv"}} for quote in ('"', "auto"))
     check_same_run("runs/mine", saved, now)
-    with pytest.raises(ConfigError, match="data.format.quote"):
+    with pytest.raises(ConfigError, match=r"data\.format\.quote"):
         check_same_run("runs/mine", now, saved)
