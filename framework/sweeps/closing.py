@@ -32,8 +32,9 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
         SweepError: Jobs failed; it names them.
     """
     states = [outcomes[job.id].state for job in sweep.jobs]
-    order = (("failed", "failed"), ("running", "running"), ("preempted", "preempted"), ("waiting", "preempted"))
-    ended = next((result for state, result in order if state in states), "finished")
+    order = {"failed": "failed", "running": "running", "pending": "running"}
+    order |= {"preempted": "preempted", "waiting": "preempted"}
+    ended = next((result for state, result in order.items() if state in states), "finished")
     records = write_results(sweep, outcomes, ended)
     print_results(sweep, records, console)
     failed: dict[str | None, list[str]] = {}

@@ -14,7 +14,7 @@ from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 OUTPUT_FILE = "output.log"
 
-State = Literal["waiting", "running", "finished", "pruned", "preempted", "failed"]
+State = Literal["waiting", "pending", "running", "finished", "pruned", "preempted", "failed"]
 DONE: tuple[State, ...] = ("finished", "pruned")
 """At its end: started again, nothing would be left to do."""
 
@@ -26,8 +26,9 @@ class Outcome:
     """Where a job stands.
 
     Attributes:
-        state: "waiting": it was not started, or waits in a queue; "preempted": it left before its end, by a signal or
-            its time limit, and goes on when the sweep is started again; "pruned": a search ended it early.
+        state: "waiting": the job was not started. "pending": it waits in SLURM's queue. "preempted": it left before its
+            end, by a signal or its time limit, and resumes when the sweep is started again. "pruned": a search ended it
+            early.
         why: Of what was preempted or failed.
         summary: Of the run; None: there is none.
     """

@@ -115,7 +115,7 @@ class SlurmLauncher(SweepLauncher):
                 known[job.id] = self._submit(sweep, job)
                 say(console, sweep, f"submitted {job} as job {known[job.id]}; {output_file(job)}")
             numbers[job.id] = known[job.id]
-            outcomes[job.id] = Outcome("running")
+            outcomes[job.id] = Outcome("pending")
         write_results(sweep, outcomes, "running")
         return numbers
 
@@ -189,6 +189,8 @@ def _follow(
                     write_results(sweep, outcomes, "running")
                 elif shown.get(run) != state:
                     shown[run] = state
+                    outcomes[run] = Outcome("pending" if state == "PENDING" else "running")
+                    write_results(sweep, outcomes, "running")
                     say(console, sweep, f"{state.lower():9} {jobs[run]}, job {number}")
             if poll_seconds is None:
                 break

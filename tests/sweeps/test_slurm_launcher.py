@@ -1,5 +1,6 @@
 """What the SLURM launcher refuses, and the script that it writes; whole sweeps are in tests/integration."""
 
+import json
 import re
 import shlex
 import shutil
@@ -8,8 +9,13 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from rich.console import Console
 
 from framework.errors import ConfigError
+from framework.sweeps import slurm
+from framework.sweeps.closing import close_sweep
+from framework.sweeps.outcome import Outcome
+from framework.sweeps.plan import Job, Sweep
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.slurm_script import batch_script
 from framework.sweeps.slurm_time import limit_seconds
@@ -86,3 +92,16 @@ def test_the_script_is_bash_and_keeps_signs_of_the_shell(nodes: int, tmp_path: P
     assert "'/opt/my python' -m torch.distributed.run" in text
     assert f"--nnodes={nodes} --nproc-per-node=4" in text
     assert ("--standalone" in text) == (nodes == 1)
+
+
+def test_a_job_that_waits_in_the_queue_is_pending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jobs = [Job(tmp_path / name, {"seed": name}, (), {}, "min") for name in ("a", "b")]
+    sweep = Sweep(tmp_path, ("seed",), tuple(jobs))
+    outcomes = {job.id: Outcome("pending") for job in jobs}
+    monkeypatch.setattr(slurm, "job_states", lambda numbers: {1: "PENDING", 2: "RUNNING"})
+    slurm._follow(sweep, outcomes, {"a": 1, "b": 2}, Console(quiet=True), None)
+    written = json.loads((tmp_path / "sweep.json").read_text())
+    assert {each["run"]: each["state"] for each in written["jobs"]} == {"a": "pending", "b": "running"}
+    assert written["ended"] == "running"
+    close_sweep(sweep, {"a": Outcome("pending"), "b": Outcome("pending")}, Console(quiet=True))
+    assert json.loads((tmp_path / "sweep.json").read_text())["ended"] == "running"
