@@ -44,7 +44,7 @@ from framework.tracking.rank_log import RUN_LOGGER
 logger = logging.getLogger(RUN_LOGGER)
 
 SCHEDULE = "schedule"
-"""Key of state.json: `max_steps`, and the factors on the learning rate of the last update and of the next one."""
+"""Key of state.json: `max_steps`, and the learning-rate factors of the last and of the next update."""
 
 
 class Checkpointing(pl.Callback):
@@ -76,7 +76,7 @@ class Checkpointing(pl.Callback):
             retention: Which checkpoints stay; the others are removed after a save.
             background: Copy to host memory and write beside the training; else training stands still.
             timeout_seconds: How long a rank waits for the others.
-            run_folder: Gets progress.json, which records the newest checkpoint; None: nothing is recorded.
+            run_folder: Folder for progress.json, which records the newest checkpoint; None: no record is written.
             console: Where to say that the disk refused; None: standard output.
         """
         self.folder = folder
@@ -239,7 +239,7 @@ class Checkpointing(pl.Callback):
                 if self.run_folder is not None:
                     write_progress(self.run_folder, step)
             except OSError as error:
-                remarks.append(f"{PROGRESS_FILE} could not be written ({error}); the next save tries it again.")
+                remarks.append(f"{PROGRESS_FILE} could not be written ({error}). The next save retries.")
             try:
                 self.retention.prune(self.folder)
             except (OSError, CheckpointError) as error:

@@ -1,4 +1,4 @@
-"""Lines at the start of a run that say what data it sees."""
+"""Prints and logs facts about the data at the start of a run."""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
@@ -23,11 +23,11 @@ _SHOWN_LABELS = 6
 
 
 class DataLines(pl.Callback):
-    """Shows a line for each split on rank 0, and logs the warnings about the data.
+    """Prints one line per split on rank 0 and logs the warnings about the data.
 
     Args:
         splits: Facts by split.
-        run_folder: Has the list of skipped rows.
+        run_folder: Run folder, which holds the list of skipped rows.
         console: Console for the lines; None: standard output.
     """
 
@@ -38,7 +38,7 @@ class DataLines(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes the lines, at each start of the run."""
+        """Prints the lines at each start of the run."""
         if not trainer.is_global_zero:
             return
         for line in data_lines(self.splits):
@@ -50,7 +50,7 @@ class DataLines(pl.Callback):
 
 
 def data_lines(splits: Mapping[str, SplitFacts]) -> Iterator[str]:
-    """Yields a line for each split: rows, what became of the others, labels, and texts that are cut."""
+    """Yields one line per split: rows used, skipped and left out, labels, and truncated texts."""
     width = max(map(len, splits))
     for split, facts in splits.items():
         parts = [f"{facts.rows:,} {facts.unit}{_origin(split, splits)}"]
@@ -67,13 +67,13 @@ def data_lines(splits: Mapping[str, SplitFacts]) -> Iterator[str]:
 
 
 def _origin(split: str, splits: Mapping[str, SplitFacts]) -> str:
-    """Says what became of the rows of a file, or that the split is a share of another one's."""
+    """Describes how many rows of the file are used, or states that the split is a share of `train`."""
     facts = splits[split]
     if not facts.file:
         return " (a share of train)" if splits["train"].file and facts.unit == splits["train"].unit else ""
     lost = {"skipped": facts.num_skipped, **facts.left_out, "repaired": facts.repaired}
-    told = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
-    return f" of {facts.read:,} in {Path(facts.file).name}{f' ({told})' if told else ''}"
+    details = ", ".join(f"{number:,} {reason}" for reason, number in lost.items() if number)
+    return f" of {facts.read:,} in {Path(facts.file).name}{f' ({details})' if details else ''}"
 
 
 def _labels(labels: Mapping[str, int]) -> str:

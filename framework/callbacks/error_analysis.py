@@ -27,7 +27,7 @@ class ErrorAnalysis(pl.Callback):
         tokenizer: Shows the tokens of rows without a text.
         num_examples: Worst rows that are kept with their texts.
         goes_to_wandb: The run's W&B logger uploads the report and its tables.
-        console: Where to say that texts are kept, or that the disk refused; None: standard output.
+        console: Console for the notice about texts and for write errors; None: standard output.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class ErrorAnalysis(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Says whose texts leave the data, and how to keep them in."""
+        """Announces that validation texts appear in reports, and how to prevent it."""
         if trainer.is_global_zero and self.num_examples and pl_module.task.examines_splits and self._validates(trainer):
             places = "report.html and the W&B run" if self.goes_to_wandb else "report.html"
             text = (

@@ -49,9 +49,9 @@ class Resume(pl.Callback):
                 them again.
             verify: What of the files is compared with what was written.
             falls_back: Where the checkpoint is damaged, the one before it is used; else it is an error.
-            accepts_missing_rows: Rows of metrics.jsonl that are missing below the checkpoint are reported; else they
+            accepts_missing_rows: Report rows of metrics.jsonl that are missing before the checkpoint; otherwise they
                 are an error.
-            console: Where to say from which checkpoint; None: standard output.
+            console: Console that shows the checkpoint resumed from; None: standard output.
         """
         self.checkpoint = checkpoint
         self.own_checkpoints = own_checkpoints
@@ -89,7 +89,7 @@ class Resume(pl.Callback):
         """Compares the rows of the run with the record of its checkpoint. Collective: all ranks must call."""
 
         def check() -> None:
-            records = state["callbacks"].get(RunLog.__name__, {})  # versions before wrote none
+            records = state["callbacks"].get(RunLog.__name__, {})  # earlier versions wrote none
             problems = run_log.row_problems(records, state["step"])
             if METRICS_FILE in problems and not self.accepts_missing_rows:
                 raise CheckpointError(
@@ -102,7 +102,7 @@ class Resume(pl.Callback):
         on_first_rank(check)
 
     def _report_schedule(self, trainer: pl.Trainer, pl_module: EncoderModule, state: Mapping[str, Any]) -> None:
-        """Says how the learning rate changes where the schedule is another one than that of the checkpoint."""
+        """Reports how the learning rate changes if the schedule differs from the checkpoint's."""
         step, before = state["step"], state.get(SCHEDULE)
         factor = pl_module.schedule(step)
         if before is None or step >= trainer.max_steps or math.isclose(before["next_factor"], factor, rel_tol=1e-9):

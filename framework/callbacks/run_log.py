@@ -82,21 +82,21 @@ class RunLog(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Returns count and hash of the rows of each file, flushed to the disk; empty on all ranks but 0."""
+        """Flushes the files to disk and returns count and hash of their rows; empty on all ranks but 0."""
         return {file.path.name: asdict(file.record()) for file in self._files.values()}
 
     def row_problems(self, state: Mapping[str, Mapping[str, Any]], step: int) -> dict[str, str]:
-        """Compares the rows up to a step with what a checkpoint records of them.
+        """Compares the rows up to a step with the record in a checkpoint.
 
         Args:
-            state: From `state_dict` at that step.
+            state: Result of `state_dict` at that step.
             step: Step of the checkpoint.
 
         Returns:
-            By file name what is wrong; empty where nothing is.
+            Description of the problem by file name; empty if all rows match.
 
         Raises:
-            CheckpointError: A line is no row.
+            CheckpointError: A line is not a valid row.
         """
         problems = {
             name: RowsRecord(**record).problem_of(self.run_folder / name, step)

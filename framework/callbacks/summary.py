@@ -102,7 +102,7 @@ class Summary(pl.Callback):
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
             "tokens_per_second": throughput.tokens_per_second(),
-            # A start that finds no step left has measured nothing: the rows of the earlier ones tell the speed.
+            # A start with no step left measures nothing, so the speed comes from the rows of earlier starts.
             "last": last_values(rows)
             | last_values(read_rows(self.run_folder / "perf.jsonl"))
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},

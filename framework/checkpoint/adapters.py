@@ -104,10 +104,10 @@ def export_adapter(
 
 
 def check_adapter_target(folder: Path) -> None:
-    """Checks that a folder is free, or holds an earlier adapter.
+    """Checks that a folder is missing, empty, or holds an earlier adapter.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: The folder holds something else.
     """
     is_adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
     if folder.exists() and not is_adapter and (not folder.is_dir() or any(folder.iterdir())):

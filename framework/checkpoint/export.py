@@ -45,7 +45,7 @@ _BEFORE_THE_RECORD = {
     *(SIDE_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
     *TOKENIZER_FILES,
 }
-"""What exports may hold whose record does not list their files; each writes the others anew."""
+"""Files of older exports, whose record does not list them."""
 
 
 def export_huggingface(
@@ -190,10 +190,10 @@ def _published_tensors(
 
 
 def check_target(folder: Path) -> None:
-    """Checks that a folder is free, or holds an earlier export.
+    """Checks that a folder is missing, empty, or holds an earlier export.
 
     Raises:
-        CheckpointError: It holds something else.
+        CheckpointError: The folder holds something else.
     """
     if folder.exists() and not (folder / SIDE_CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is no export of Cloze, so it is left alone; choose another folder.")
@@ -223,7 +223,7 @@ def _write(
     tokenizer: Tokenizer,
     side_config: dict[str, Any],
 ) -> None:
-    """Writes all files, and the record of what they are last."""
+    """Writes all files; the record of the export is written last."""
     with new_folder(folder, _files_of_earlier(folder)) as temporary:
         tokenizer.save(temporary)
         for name, text in texts.items():
@@ -239,7 +239,7 @@ def _write(
 
 
 def _files_of_earlier(folder: Path) -> set[str]:
-    """Returns the names of what an earlier export wrote; all beside them in its folder belongs to somebody else."""
+    """Returns the names of files that an earlier export wrote; other files in the folder are not ours."""
     if not (folder / SIDE_CONFIG_FILE).is_file():
         return set()
     try:

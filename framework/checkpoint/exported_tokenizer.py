@@ -1,8 +1,8 @@
-"""Writes a tokenizer so that transformers gives a text the ids that the exported model was trained on.
+"""Writes a tokenizer with which transformers produces the ids that the exported model was trained on.
 
-transformers rebuilds the tokenizers of its named classes from their vocabulary, whatever tokenizer.json says. An export
-therefore names the class that takes tokenizer.json as it is, and tokenizer.json states all that Cloze does: the
-separators of pairs, the segments, and for a model of words the space before each.
+transformers rebuilds the tokenizers of its named classes from their vocabulary and ignores tokenizer.json. An export
+therefore names the class that loads tokenizer.json unchanged. tokenizer.json states everything that Cloze does: the
+separators of pairs, the segments, and for models of words the space before each word.
 """
 
 import json
@@ -37,11 +37,11 @@ def tokenizer_files(
     Args:
         config: Encoder configuration.
         head_kind: `Task.head_kind`.
-        side: Record of the task; `max_length` is read where the task cuts texts there.
-        tokenizer: The tokenizer of the model.
+        side: Record of the task; its `max_length` applies to tasks that truncate texts.
+        tokenizer: Tokenizer of the model.
 
     Raises:
-        CheckpointError: The model reads words, and the vocabulary marks spaces in an unknown way.
+        CheckpointError: The model reads words, but the vocabulary marks spaces in an unknown way.
     """
     kind = KINDS.get(head_kind)
     max_length = config.max_sequence_length
@@ -56,8 +56,9 @@ def _files(tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_word
     adds_space = reads_words and tokenizer.space_marked
     if adds_space and not _add_space(content["pre_tokenizer"]):
         raise CheckpointError(
-            f"The tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer, so that "
-            "transformers cannot put a space before each word. Only these can be exported for a model of words."
+            f"the tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer. A model "
+            "of words needs one of these, with which transformers puts a space before each word. Train it with such a "
+            "tokenizer to export it."
         )
     backend = Backend.from_str(json.dumps(content))
     backend.post_processor = _post_processor(tokenizer, content["pre_tokenizer"])
@@ -77,14 +78,14 @@ def _files(tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_word
 
 
 def _kept_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns what else the folder's tokenizer_config.json says and transformers reads."""
+    """Returns further settings of the folder's tokenizer_config.json that transformers reads."""
     file = tokenizer.folder / "tokenizer_config.json"
     config = parse_json(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return {key: value for key, value in config.items() if key in _KEPT_KEYS}
 
 
 def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Returns the pre-tokenizers of a sequence of them, or the one."""
+    """Returns a list of pre-tokenizers, with nested sequences flattened."""
     if node is None:
         return []
     parts = node["pretokenizers"] if node["type"] == "Sequence" else [node]
@@ -92,8 +93,8 @@ def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _add_space(pre_tokenizer: dict[str, Any] | None) -> bool:
-    """Makes a pre-tokenizer put a space before each word that has none; returns False where it cannot."""
-    found = False
+    """Makes a pre-tokenizer put a space before each word; returns False if it has no such setting."""
+    is_set = False
     for part in _parts(pre_tokenizer):
         if part["type"] == "ByteLevel":
             part["add_prefix_space"] = True
@@ -101,12 +102,12 @@ def _add_space(pre_tokenizer: dict[str, Any] | None) -> bool:
             part["prepend_scheme"] = "always"
         else:
             continue
-        found = True
-    return found
+        is_set = True
+    return is_set
 
 
 def _post_processor(tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None) -> processors.PostProcessor:
-    """Returns the template of single texts and pairs; offsets of byte-level tokens leave their space out."""
+    """Returns the template for single texts and pairs; offsets of byte-level tokens exclude their space."""
     cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens["sep"]
     template = processors.TemplateProcessing(
         single=[f"{cls}:0", "$A:0", f"{sep}:0"],

@@ -26,7 +26,7 @@ _SIZES, _CHECKSUMS = "file_sizes_bytes", "blake2b"
 _DIGEST_BYTES = 16
 _SHARD = re.compile(r"__(\d+)_\d+" + re.escape(SHARD_SUFFIX))
 _FILES_AT_ONCE = 4
-"""Hashing runs outside of the interpreter lock, and remote files come faster side by side."""
+"""Number of files hashed in parallel: hashing releases the GIL, and remote reads overlap."""
 
 
 def checksum(path: Location) -> str:
@@ -60,8 +60,8 @@ def verify(folder: Location, how: Verify = "checksums", rank: int = 0, num_ranks
     Args:
         folder: A checkpoint.
         how: What is compared.
-        rank: Rank whose share of the files is checked here: the shards that it reads if the world size is that of the
-            save, so that their bytes come from the disk once.
+        rank: Rank whose share of the files is checked here. With the world size of the save these are the shards that
+            the rank loads, so that each is read from disk once.
         num_ranks: Number of shares.
 
     Raises:

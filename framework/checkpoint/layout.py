@@ -48,7 +48,7 @@ def checkpoints_folder(run_folder: Path, place: str | None) -> Location:
     """Returns the folder of a run's checkpoints.
 
     Args:
-        run_folder: Its name is that of the run.
+        run_folder: Run folder; its name is the run id.
         place: `run.checkpoints`; None: they are kept in the run folder.
 
     Raises:
@@ -99,10 +99,10 @@ def complete_checkpoints(checkpoints: Location) -> list[Location]:
 
 
 def newest_complete(checkpoints: Location) -> Location | None:
-    """Returns the complete checkpoint with the most steps; None where there is none.
+    """Returns the complete checkpoint with the most steps; None if there is none.
 
-    A training that keeps one checkpoint may replace it between the listing and the look at what was listed, so that
-    both are missed: then the folder is listed again.
+    A running training that keeps one checkpoint may replace it between listing and reading, so that both are missed.
+    The folder is therefore listed a second time if it appears empty.
     """
     return next(reversed(complete_checkpoints(checkpoints) or complete_checkpoints(checkpoints)), None)
 

@@ -38,7 +38,7 @@ Weights = Literal["auto", "raw", "ema"]
 """Which weights of a run are meant: its moving average where it kept one, the trained ones, the moving average."""
 
 _MOST_REMOVED = 20
-"""A training may remove so many checkpoints under a reader before the reader gives up."""
+"""Number of checkpoints that a running training may remove before a reader gives up."""
 
 T = TypeVar("T")
 
@@ -67,12 +67,12 @@ class Loaded(Generic[T]):
 def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
     """Reads a checkpoint or, where it is damaged, the one before it, and so on.
 
-    Where a training that goes on removes it meanwhile, the newest one is read.
+    If a running training removes it in the meantime, the newest one is read.
 
     Collective where there is a process group: all ranks must call; all use the same.
 
     Args:
-        newest: To be used if it is whole; others stand beside it.
+        newest: Checkpoint to try first; its parent folder holds the others.
         read: Reads a checkpoint, for example with `load_checkpoint`; with a process group it raises on all ranks alike.
         falls_back: False where this very checkpoint was asked for, so that no other may take its place.
 
@@ -89,7 +89,7 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
         except DamagedError as error:
             if not falls_back:
                 raise
-            # Both are what rank 0 sees.
+            # Rank 0 decides for all ranks.
             newer = gather(_replacement(candidate))[0]
             if newer is None:
                 damaged[candidate] = error.reason
@@ -99,8 +99,9 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
         num_removed += 1
         if num_removed > _MOST_REMOVED:
             raise CheckpointError(
-                f"The training that writes to {newest.parent} removed {num_removed} checkpoints while they were read. "
-                "Read it when it has ended, or train with a larger trainer.keep_last."
+                f"the training that writes to {newest.parent} removed {num_removed} checkpoints while they were read. "
+                "A checkpoint must exist until it is read. Wait until the training has ended, or train with a larger "
+                "trainer.keep_last."
             )
     reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
     raise CheckpointError(
@@ -109,7 +110,7 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
 
 
 def _replacement(folder: Location) -> Location | None:
-    """Returns the newest checkpoint where a training has removed this one and goes on; None where it is still there."""
+    """Returns the newest checkpoint if a running training has removed this one; None if it still exists."""
     newest = None if (folder / COMPLETE).is_file() else newest_complete(folder.parent)
     return newest if newest is not None and step_of(newest) > step_of(folder) else None
 
@@ -197,7 +198,7 @@ def _with_those_before(folder: Location, count: int) -> list[Location]:
 
 
 def _parameter_entries(folder: Location, weights: Weights) -> dict[str, tuple[str, TensorStorageMetadata]]:
-    """Returns key and shape of what is to be read for each parameter, from a checkpoint whose bytes are verified."""
+    """Returns the key and shape to load for each parameter, from a checkpoint whose bytes are verified."""
     verify(folder)
     read_state(folder)
     entries = read_index(folder).state_dict_metadata

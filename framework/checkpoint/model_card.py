@@ -26,7 +26,7 @@ _MAX_LABELS = 100
 FOLDER = "path/to/this/folder"
 """Stands in the examples for where the export is."""
 ARGMAX_ENTITY_F1 = "entity F1 of each word's largest score"
-"""Label of the metric of entities without the rules of BIO."""
+"""Label of the entity metric without the rules of BIO."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
 
 
 def _words_usage(facts: RunFacts) -> Iterable[str]:
-    """Says how entities outside Cloze differ from those of `framework.predict`."""
+    """Describes how entities outside of Cloze differ from those of `framework.predict`."""
     measured = f" (above: {ARGMAX_ENTITY_F1})" if ARGMAX_ENTITY_F1 in facts.metrics else ""
     yield (
         "The model was trained on words, with a space before each, and gives a label to the first token of a word. "

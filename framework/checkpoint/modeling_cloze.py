@@ -24,7 +24,7 @@ class ClozeConfig(PretrainedConfig):
     Attributes:
         encoder: config.json of the encoder alone.
         pooling: "cls" (first token) or "mean" (all tokens).
-        projection: Stands between pooling and classifier: "pooler" (tanh of a linear layer), "transform" (linear layer,
+        projection: Layer between pooling and classifier: "pooler" (tanh of a linear layer), "transform" (linear layer,
             activation, norm) or "none".
         transform: Settings of "transform": bias, norm_bias, norm_eps, activation.
         classifier_dropout: Probability of dropping a channel before the classifier, in training.
@@ -39,7 +39,7 @@ class ClozeConfig(PretrainedConfig):
 
 
 class Projection(nn.Module):
-    """The layer between pooling and classifier; its parameters are named as in Cloze."""
+    """Layer between pooling and classifier, with the parameter names of Cloze."""
 
     def __init__(self, config: ClozeConfig, hidden_size: int):
         super().__init__()
@@ -80,7 +80,7 @@ class ClozeForSequenceClassification(PreTrainedModel):
         self.post_init()
 
     def scores(self, input_ids, attention_mask, token_type_ids, options) -> tuple[Tensor, ModelOutput]:
-        """Maps ids (sequences, seq) to scores (sequences, labels), with what the encoder returned."""
+        """Maps ids (sequences, seq) to scores (sequences, labels); also returns the outputs of the encoder."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         if self.takes_segments:
@@ -105,7 +105,7 @@ class ClozeForSequenceClassification(PreTrainedModel):
         output_hidden_states=False,
         output_attentions=False,
     ):
-        """Scores each sequence, with the loss where labels are given."""
+        """Scores each sequence, and computes the loss if labels are given."""
         options = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         logits, outputs = self.scores(input_ids, attention_mask, token_type_ids, options)
         return SequenceClassifierOutput(

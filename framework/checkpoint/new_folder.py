@@ -1,4 +1,4 @@
-"""Folders that are written under another name and take their place when they are whole."""
+"""Writes folders under a temporary name and renames them when they are complete."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ _PROBE_BYTES = 1 << 16
 
 
 def check_new_folder(folder: Path) -> None:
-    """Tries whether a folder can be written, before the work that fills it; leaves nothing behind.
+    """Checks that a folder can be written, before the work that fills it. Nothing is left on disk.
 
     Raises:
-        CheckpointError: It cannot be made there, or the disk is full.
+        CheckpointError: The folder cannot be created, or the disk is full.
     """
     beside = _real(folder).parent
     while not beside.exists() and beside != beside.parent:
@@ -38,16 +38,16 @@ def check_new_folder(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
-    """Gives an empty folder to be filled, which takes the place of `folder` when the block ends without an error.
+    """Yields an empty folder to fill, which replaces `folder` when the block ends without an error.
 
-    A symlink stays, and the folder that it leads to is replaced.
+    A symlink is kept, and its target is replaced.
 
     Args:
-        folder: The final place. What an earlier folder there holds beside `own` moves into the new one.
-        own: Names of what earlier writers of this program left there, which goes.
+        folder: Final path. Entries of an existing folder that are not in `own` are moved into the new one.
+        own: Names of entries that Cloze wrote earlier and that are deleted.
 
     Raises:
-        CheckpointError: The disk refuses.
+        CheckpointError: The folder cannot be written.
     """
     target = _real(folder)
     temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
@@ -63,7 +63,7 @@ def new_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
 
 
 def _put_in_place(temporary: Path, target: Path, own: Collection[str]) -> None:
-    """Renames the new folder; an earlier one goes only when the new one stands and has what was not ours."""
+    """Renames the new folder and moves foreign entries into it before the earlier folder is deleted."""
     if not target.exists():
         temporary.rename(target)
         return

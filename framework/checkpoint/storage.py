@@ -174,7 +174,7 @@ def size_of(path: Location) -> int | None:
 
 
 def write_whole(path: Location, text: str) -> None:
-    """Writes a file so that it is whole or not there; behind a URL a refused one is deleted."""
+    """Writes a file completely or not at all; behind a URL a failed write is deleted."""
     if isinstance(path, RemotePath):
         try:
             path.write_text(text, encoding="utf-8")

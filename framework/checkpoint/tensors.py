@@ -162,7 +162,7 @@ class IndexWriter(FileSystemWriter):
 class IndexReader(FileSystemReader):
     """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler.
 
-    The index is read before: where torch reads it and fails, it logs tracebacks.
+    The index is passed in, because torch logs tracebacks if it fails to read one.
     """
 
     fs: Any  # as above
