@@ -1,4 +1,4 @@
-"""Rows to predict: read for a task, checked one by one, and joined with their predictions in the order of the file."""
+"""Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,9 +21,9 @@ class AskedRow:
     """One row of the input.
 
     Attributes:
-        row: With values by field of the task; None: it cannot be predicted.
+        row: Row with one value per field of the task; None if it cannot be predicted.
         kept: Values of the columns that the output copies, by column.
-        error: Why it cannot be predicted.
+        error: Reason why it cannot be predicted.
     """
 
     row: Row | None
@@ -33,20 +33,20 @@ class AskedRow:
 
 @dataclass
 class _AnsweredReading(Reading):
-    """Notes bad rows, so that each is answered at its index."""
+    """Records bad rows, so that each is answered at its index."""
 
     noted: list[AskedRow] = field(default_factory=list)
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
-        """Raises the error, or notes the rows that are lost by it."""
+        """Raises the error, or records one bad row for each row that it affects."""
         super().bad_row(error, num_rows)
         self.noted += [AskedRow(None, {}, str(error))] * num_rows
 
     def in_order(self, rows: Iterator[Row]) -> Iterator[AskedRow]:
-        """Yields the rows that a reader gives, and where numbers are missing among them those that it notes."""
+        """Yields the rows of a reader, and fills gaps in their numbers with the recorded bad rows."""
         number = 0
         for row in rows:
-            # A reader may look ahead, and note a row long before its turn.
+            # A reader may look ahead and record a row before its turn.
             yield from self._taken(row.number - number - 1)
             yield AskedRow(row, row.kept)
             number = row.number
@@ -58,7 +58,7 @@ class _AnsweredReading(Reading):
 
 
 def check_input(settings: PredictConfig) -> None:
-    """Reads the first row of a table, so that a file that cannot be read costs no time.
+    """Reads the first row of a table, so that an unreadable file is reported early.
 
     Raises:
         DataError: The file is missing or damaged, or lacks a column that the output copies.
@@ -75,11 +75,11 @@ def check_input(settings: PredictConfig) -> None:
         with path.open("rb"):
             pass
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
 def choose_fields(settings: PredictConfig, task: Task) -> list[dict[str, str]]:
-    """Returns the ways to read a row, each the column of every field.
+    """Returns the possible ways to read a row, each a mapping of field to column.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read.
@@ -88,7 +88,7 @@ def choose_fields(settings: PredictConfig, task: Task) -> list[dict[str, str]]:
     for name in given:
         if not any(name in fields for fields in known):
             names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
-            raise ConfigError(f"`columns` names {name!r}, but this task reads {names}; name one of these.")
+            raise ConfigError(f"`columns` names {name!r}, but this task reads {names}. Name one of these.")
     chosen = [fields for fields in known if given.keys() <= set(fields)]
     return [{name: given.get(name, name) for name in fields} for fields in chosen]
 
@@ -97,8 +97,8 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> lis
     """Reads and checks the rows to predict.
 
     Raises:
-        ConfigError: `columns` names a field that the task does not read, or texts are given to a task that reads more.
-        DataError: The file cannot be used, a row is bad and not to be skipped, or no row is good.
+        ConfigError: `columns` names a field that the task does not read, or the task does not read `text` alone.
+        DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
     ways = choose_fields(settings, task)
     if settings.input is None:
@@ -108,18 +108,18 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> lis
     reading = Reading(settings.on_bad_row)
     checked = [_checked(each, task, tokenizer, source, reading) for each in asked]
     if all(each.row is None for each in checked):
-        example = checked[0].error if checked else "it has none"
-        raise DataError(f"{source} has no row that can be predicted, for example {example}")
+        example = f"The first one: {checked[0].error}" if checked else "Give a file with rows."
+        raise DataError(f"{source} has no row that can be predicted. At least one must be valid. {example}")
     return checked
 
 
 def _given_texts(settings: PredictConfig, ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
     if not any(list(way) == ["text"] for way in ways):
         fields = " and ".join(ways[0])
-        raise ConfigError(f"`text` is given, but this task reads {fields or 'no texts'}; give `input`, a file.")
+        raise ConfigError(f"`text` is given, but this task reads {fields or 'no texts'}. Give a file as `input`.")
     texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
     if not texts:
-        raise DataError("`text` is an empty list; give at least one text.")
+        raise DataError("`text` is an empty list. Give at least one text.")
     return [AskedRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]
 
 
@@ -139,7 +139,7 @@ def _read_file(settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, 
     for way in ways[1:]:
         if not any(each.row is not None for each in attempts[-1][0]):
             attempts.append(_read_table(settings, path, task, way))
-    # The way that reads a row, else the first one: its fault names the usual columns.
+    # Prefer the first attempt that reads a row, else the first one, whose error names the usual columns.
     asked, fault = next((each for each in attempts if any(row.row is not None for row in each[0])), attempts[0])
     if fault is not None:
         raise fault
@@ -149,7 +149,7 @@ def _read_file(settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, 
 def _read_table(
     settings: PredictConfig, path: Path, task: Task, way: Mapping[str, str]
 ) -> tuple[list[AskedRow], DataError | None]:
-    """Returns the rows of a table, and the fault at which reading ended."""
+    """Returns the rows of a table, and the error that ended reading; None if there was none."""
     reading = _AnsweredReading(settings.on_bad_row)
     lists = [way[name] for name in task.list_fields if name in way]
     as_is = list(dict.fromkeys([*way.values(), *settings.keep_columns]))
@@ -178,14 +178,14 @@ def _checked(asked: AskedRow, task: Task, tokenizer: Tokenizer, source: str, rea
 
 
 def join_rows(asked: Sequence[AskedRow], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Joins rows and predictions: what the input has, then what was found; nulls and `error` where nothing was.
+    """Joins rows and predictions: input columns first, then predicted keys; nulls and `error` for bad rows.
 
-    A column of the input that is named like a key of the predictions becomes `input_NAME`, unless it is a field of the
-    task that the predictions repeat.
+    An input column that has the name of a predicted key becomes `input_NAME`, unless it is a field of the task that
+    the predictions repeat.
 
     Args:
         asked: All rows.
-        predictions: Of the rows that can be predicted, in their order.
+        predictions: Predictions for the rows that can be predicted, in row order.
     """
     found = iter(predictions)
     keys = list(dict.fromkeys(name for each in predictions for name in each))

@@ -1,4 +1,4 @@
-"""Assembles a run from its config: checked, built and found on disk, before a device or another process is touched."""
+"""Assembles a run from its config: checks and builds all parts before a device or another process is involved."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ from framework.modules.encoder_module import EncoderModule
 
 @dataclass(frozen=True)
 class AssembledRun:
-    """A run that passed all checks which need no device and no other process.
+    """A run that passed all checks that need no device and no other process.
 
     Attributes:
         config: Resolved config as it will run, secrets masked, which decides the run folder.
         settings: The same, typed.
-        parts: What the run is made of.
+        parts: Components of the run.
         data: LightningDataModule.
         module: LightningModule, without memory for its weights.
         folder: Run folder, and the checkpoint to resume from.
@@ -42,21 +42,21 @@ class AssembledRun:
 def assemble_run(
     config: Mapping[str, Any], info: ProcessInfo, device_type: str, composed: DictConfig | None = None
 ) -> AssembledRun:
-    """Checks every key, then reads every file, then checks the parts against each other; writes nothing.
+    """Checks every key, reads every file, and checks the parts against each other. Nothing is written.
 
     Args:
         config: Composed config in plain containers, interpolations resolved.
         info: This process. Under `check` it may stand for one of many that do not run.
         device_type: "cpu" or "cuda".
-        composed: The config before interpolations were resolved, to mask secrets of the environment; None: nothing of
-            the run is saved.
+        composed: Config before interpolations were resolved, used to mask secrets from the environment; None if nothing
+            of the run is saved.
 
     Raises:
         FrameworkError: The config cannot be run.
     """
     settings = build_settings(config, info.world_size)
-    wanted = settings.precision
-    precision = resolve_precision(wanted.name, device_type, wanted.init_scale, wanted.growth_interval)
+    scaling = settings.precision
+    precision = resolve_precision(scaling.name, device_type, scaling.init_scale, scaling.growth_interval)
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
     parts = build_parts(settings, info.world_size)

@@ -167,7 +167,7 @@ def build_data_component(task: Task, data: Component) -> Any:
 
 
 def data_kind(task: type[Task]) -> type:
-    """Returns the class of the data that a task reads; object where the task does not say it."""
+    """Returns the class of the data that a task reads; object if its signature does not name one."""
     hint = typing.get_type_hints(task.build_sources).get("data", Any)
     return hint if isinstance(hint, type) else object
 

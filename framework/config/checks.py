@@ -84,12 +84,12 @@ def _check_adapter(settings: TrainConfig) -> None:
 
 
 def check_device(settings: TrainConfig, precision: Precision, device_type: str) -> None:
-    """Checks what depends on the device: float8, and compiled layers.
+    """Checks the settings that depend on the device: float8 and compiled layers.
 
     The code of compiled layers must not depend on the lengths of sequences, which holds for attention on CUDA in bf16.
 
     Raises:
-        ConfigError: The device does not have what is asked for.
+        ConfigError: The device does not support the setting.
     """
     if precision.name == "float8":
         check_float8(device_type)

@@ -24,7 +24,7 @@ from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import ConfigError, FrameworkError
 
 UNEXPECTED = 1
-"""Exit code after an error that is a fault of Cloze or of the machine, not of the input."""
+"""Exit code after an error that is caused by Cloze or the machine rather than the input."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C outside of training, as shells write it: 128 + SIGINT."""

@@ -106,7 +106,7 @@ class EvaluateConfig(InferenceConfig):
     """Everything that `framework.evaluate` takes, beside what `InferenceConfig` says.
 
     Attributes:
-        split: "train", "validation" or "test"; null: the one whose file `data` names, else "validation".
+        split: "train", "validation" or "test"; null: the split whose file `data` names, else "validation".
         data: Other data than that of the run; an export needs it.
         output: A JSON file for the metrics; null: they are only printed.
         report: Add an error analysis of the split to the run folder, and draw its report.html again; of an export,
@@ -130,10 +130,10 @@ class EvaluateConfig(InferenceConfig):
 
 @dataclass(frozen=True)
 class InputFormat(TableFormat):
-    """How the file of rows to predict is written.
+    """Format of the file of rows to predict.
 
     Attributes:
-        kind: As for tables, or "conll": a word a line, and a blank line between sentences.
+        kind: A kind of table, or "conll": one word per line, and a blank line between sentences.
     """
 
     kind: Literal["csv", "tsv", "jsonl", "json", "conll"] | None = None  # type: ignore[assignment]
@@ -147,14 +147,14 @@ class PredictConfig(InferenceConfig):
         input: A CSV, TSV, JSONL, Parquet or Arrow file, or CoNLL columns for tasks that tag words; null where `text`
             is given.
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
-        format: How the input's file is written; null: the defaults of TableFormat.
-        conll: Which columns of CoNLL are read; the one of tags is not.
+        format: Format of the input file; null: the defaults of TableFormat.
+        conll: Layout of CoNLL columns; the column of tags is not read.
         columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
             nowhere.
-        keep_columns: Columns that are copied into the output, with their values as they are.
-        on_bad_row: What is done about a row that cannot be predicted: "error" stops, "skip" answers it by nulls and an
-            `error`.
-        output: A JSONL, CSV, TSV or CoNLL file by its suffix; null: standard output.
+        keep_columns: Columns that are copied into the output with their values unchanged.
+        on_bad_row: Handling of rows that cannot be predicted: "error" stops, "skip" returns nulls and an `error` for
+            them.
+        output: Output file; its suffix selects JSONL, CSV, TSV or CoNLL; null: standard output.
     """
 
     input: str | None = None
@@ -183,7 +183,7 @@ class ExportConfig(TrainedConfig):
         lora: Of a run with an adapter: "merge" adds its updates to the weights and writes the whole model;
             "separate" writes the updates alone, for peft.
         onnx: Write `onnx/model.onnx` too, and compare it with the class of transformers; needs the extra `onnx`.
-        compare: Load the folder with transformers, where that is installed, and compare ids and outputs.
+        compare: Load the folder with transformers if that is installed, and compare ids and outputs.
     """
 
     output: str | None = None
@@ -199,7 +199,7 @@ class ExportConfig(TrainedConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Everything that `framework.report` takes.
+    """Settings of `framework.report`.
 
     Attributes:
         run: A run (id or folder).

@@ -1,4 +1,4 @@
-"""Reports what a command would do, for `check=true`: all checks that need no GPU, without a step and without a file."""
+"""Reports for `check=true` what a command would do. No step is trained and no file is written."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from framework.tracking.console import open_console
 
 
 def planned_process(check: object, info: ProcessInfo) -> ProcessInfo:
-    """Returns the process as which a config is checked: this one, or the first of N under `check=N`.
+    """Returns the process for which a config is checked: this one, or the first of N under `check=N`.
 
     Args:
         check: Value of the key `check`.
@@ -38,12 +38,12 @@ def planned_process(check: object, info: ProcessInfo) -> ProcessInfo:
 
 
 def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list[tuple[str, str]]:
-    """Describes what a config would run, one row a fact: its name and its text.
+    """Describes the run of a config as rows of (name, text).
 
     Args:
         run: The run.
-        is_finished: The run has reached its end before.
-        device_type: Device on which the check runs, "cpu" or "cuda".
+        is_finished: True if an earlier start finished the run.
+        device_type: Device of the check, "cpu" or "cuda".
     """
     settings, parts, folder, plan = run.settings, run.parts, run.folder, run.data.plans["train"]
     start = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
@@ -70,7 +70,7 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
 
 
 def describe_trained(trained: Trained) -> list[tuple[str, str]]:
-    """Describes the model that a command would use, one row a fact: its name and its text."""
+    """Describes the model that a command would use as rows of (name, text)."""
     config = trained.weights.config
     return [
         ("weights", trained.weights.source),
@@ -92,7 +92,7 @@ def _weights(parts: Parts, seed: int) -> str:
 
 
 def print_check(rows: Sequence[tuple[str, str]]) -> None:
-    """Prints that the checks passed, and what would run."""
+    """Prints that the checks passed, followed by the rows."""
     console = open_console()
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for name, text in rows:

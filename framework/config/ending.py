@@ -1,4 +1,4 @@
-"""Completes a run whose process was killed after its last step, when it is started again."""
+"""Completes a run that was killed after its last step, when it is started again."""
 
 import logging
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(RUN_LOGGER)
 
 
 def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
-    """Returns which checkpoints of a run stay."""
+    """Returns the rule for which checkpoints of a run are kept."""
     return Retention(
         trainer.keep_last,
         trainer.keep_every_n_steps,
@@ -28,14 +28,14 @@ def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
 
 
 def complete_run(folder: RunFolder, task: Task) -> None:
-    """Deletes checkpoints that need not stay, and makes plots and report where they are missing. Call on rank 0 only.
+    """Deletes checkpoints that need not be kept, and creates missing plots and reports. Call on rank 0 only.
 
-    Does nothing after a run that came to its end in one piece. A disk that refuses costs the report, not the run.
+    Changes nothing if the run ended undisturbed. A write error costs the report, not the run.
 
     Args:
-        folder: Folder of the run, which has a summary. Its config says which checkpoints stay: that of this start may
-            keep fewer, and has not trained a step.
-        task: Names the metric by which checkpoints are compared.
+        folder: Run folder with a summary. Its saved config decides which checkpoints are kept, because the config of
+            this start, which trains no step, may keep fewer.
+        task: Task, which names the metric that ranks checkpoints.
     """
     try:
         saved = read_config(folder.path)["trainer"]
@@ -43,7 +43,7 @@ def complete_run(folder: RunFolder, task: Task) -> None:
         retention_of(trainer, task).prune(folder.checkpoints)
         if not has_report(folder.path):
             make_report(folder.path)
-            logger.info("%s was missing and is made", REPORT_FILE)
+            logger.info("%s was missing and has been created", REPORT_FILE)
     except (OSError, FrameworkError) as error:
-        text = f"the end of the run in {folder.path} is not complete ({error}). Start it again."
+        text = f"The report and checkpoints of {folder.path} could not be completed ({error}). Start the run again."
         open_console().print(text, highlight=False, markup=False, soft_wrap=True)

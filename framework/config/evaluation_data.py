@@ -1,4 +1,4 @@
-"""The data that framework.evaluate reads: of the run, or a new file that is written as those of the run are."""
+"""Data that framework.evaluate reads: a file of the run, or a new file in the same format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,36 +9,36 @@ from framework.data.examples.splits import SplitFiles
 from framework.errors import ConfigError
 
 _SPLITS = ("train", "validation", "test")
-_OF_TRAINING = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate": False, "max_train_rows": None}
+_TRAINING_ONLY = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate": False, "max_train_rows": None}
 
 
 def named_split(split: str | None, changes: Mapping[str, Any]) -> str:
-    """Returns the split to evaluate: as given, else the one whose file is named, else validation."""
+    """Returns the split to evaluate: the given one, else the one whose file is named, else validation."""
     if split is not None:
         return split
     return next((name for name in reversed(_SPLITS) if changes.get(name) is not None), "validation")
 
 
 def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, Any]) -> Component:
-    """Returns the data of the run with the values that the command line gives.
+    """Returns the data of the run with the values from the command line.
 
-    Where these name the file of the split, no other file is read: rows of the run's files play no part.
+    If they name the file of the split, no file of the run is read.
 
     Args:
         trained: The run or export.
-        run: Its name, for messages.
+        run: Name of the run, for messages.
         split: The split to evaluate.
         changes: Values by key of the data.
 
     Raises:
-        ConfigError: The run or export does not say how its files are written, or has no files by split; a key is
-            unknown, or its value of another type.
+        ConfigError: The run or export does not record the format of its files, or has no files per split; a key is
+            unknown, or its value has the wrong type.
     """
     recorded = trained.data_layout
     if recorded is None:
         raise ConfigError(
-            f"run={run} is an export that does not say how files are written. Export the run again, or choose data, "
-            "for example data=table data.train=FILE."
+            f"run={run} is an export that does not record the format of its data files. Export the run again, or "
+            "choose data, for example data=table data.train=FILE."
         )
     component = recorded.component(SplitFiles)
     node = {**dict(recorded.node), **changes}
@@ -46,7 +46,7 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
         targets = {f"{name}_targets": changes.get(f"{split}_targets") for name in _SPLITS}
         node |= {key: value for key, value in targets.items() if key in component.arguments}
         node |= dict.fromkeys(_SPLITS) | {"train": changes[split], split: changes[split]}
-        node |= {key: value for key, value in _OF_TRAINING.items() if key in component.arguments}
+        node |= {key: value for key, value in _TRAINING_ONLY.items() if key in component.arguments}
         if split != "validation" and "validation_targets" in node:
             node["validation_targets"] = None
         if split != "test" and "test_targets" in node:
@@ -55,10 +55,10 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
 
 
 def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns what an export keeps of a run's data: how its files are written, and no path; None where it has others.
+    """Returns the part of a run's data that an export keeps: the file format without paths; None for other data.
 
     Args:
-        node: `data` of the run's config.
+        node: Value of `data` in the run's config.
     """
     if TARGET_KEY not in node or not {"train", "test"} <= node.keys():
         return None

@@ -1,4 +1,4 @@
-"""Loads an export with transformers, where that is installed, and compares ids and outputs with those of Cloze."""
+"""Loads an export with transformers, if installed, and compares its ids and outputs with those of Cloze."""
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,7 @@ from framework.models.published.own_class import auto_class
 from framework.tasks.token_classification.features import encode_words
 
 _TOLERANCE = 1e-4
-"""Largest difference of an output, in parts of the largest value."""
+"""Largest accepted difference of an output, relative to its largest value."""
 _TEXT_TOKENS = 12
 _TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
 _LOGITS = (("logits", ("logits",)),)
@@ -41,12 +41,12 @@ _OUTPUTS = {
     QUESTION_ANSWERING.name: (("start_logits", ("start_logits",)), ("end_logits", ("end_logits",))),
     MULTIPLE_CHOICE.name: _LOGITS,
 }
-"""Outputs of a head in Cloze, each with the names that it may have in a class of transformers."""
+"""Outputs of a head in Cloze, each with its possible names in classes of transformers."""
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One input: how transformers is called, and what Cloze makes of it (ids, and the segment of each)."""
+    """One input: the arguments for transformers, and the ids and segments that Cloze computes."""
 
     call: dict[str, Any]
     input_ids: np.ndarray
@@ -54,13 +54,13 @@ class _Sequence:
 
 
 def compare_with_transformers(folder: Path, trained: Trained) -> str:
-    """Compares an export with the model that it was made from.
+    """Compares an export with its original model.
 
     Returns:
-        One line: what was compared, or why nothing was.
+        One line that states the result, or why nothing was compared.
 
     Raises:
-        CheckpointError: transformers cannot load the export, or gets other ids or other outputs from it.
+        CheckpointError: transformers cannot load the export, or computes different ids or outputs.
     """
     if importlib.util.find_spec("transformers") is None:
         return "not compared with transformers, which is not installed"
@@ -94,9 +94,9 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
 
 
 def _sequences(trained: Trained) -> list[_Sequence]:
-    """Texts, and pairs or lists of words where the model reads those."""
+    """Builds texts, and pairs or lists of words if the model reads those."""
     tokenizer = trained.tokenizer
-    # Words of the vocabulary itself: in another language than the fixed texts they are most of what is known.
+    # Words of the vocabulary itself, because it may be of another language than the fixed texts.
     some = tokenizer.ordinary_ids[:: max(1, len(tokenizer.ordinary_ids) // _TEXT_TOKENS)]
     texts = [*_TEXTS, *tokenizer.decode_batch([some.tolist()])]
     kind = KINDS.get(trained.task.head_kind)
@@ -109,7 +109,7 @@ def _sequences(trained: Trained) -> list[_Sequence]:
         ends = np.cumsum(layout.lengths)[:-1]
         ids = np.split(layout.input_ids, ends)
         segments = np.split(layout.token_type_ids, ends) if layout.token_type_ids is not None else [None] * len(ids)
-        # As `lay_out` cuts; a text that spells a special token stays a text.
+        # Same truncation as `lay_out`; special tokens spelled in a text are not parsed.
         options = {"truncation": "longest_first", "max_length": length, "split_special_tokens": True}
         pairs = [{}] * len(first) if second is None else [{"text_pair": text} for text in second]
         sequences += [
@@ -145,7 +145,7 @@ def _check_outputs(
 ) -> None:
     model = build_trained_model(trained, torch.device("cpu")).eval()
     kind = trained.task.head_kind
-    # A head without a class stands beside the base class, whose outputs are those of the encoder.
+    # Without a class for the head the export names the base class, whose outputs are those of the encoder.
     has_head = "For" in type(peer).__name__
     for each in sequences:
         inputs = tokenizer(**each.call, return_tensors="pt")
@@ -157,7 +157,7 @@ def _check_outputs(
             continue
         outputs = model(batch)
         for ours, theirs in _OUTPUTS[kind]:
-            # A head from elsewhere may name its scores in another way.
+            # A custom head may use other names for its scores.
             if ours not in outputs:
                 continue
             _check_same(folder, peer, outputs[ours], next(found[name] for name in theirs if name in found))
@@ -168,19 +168,19 @@ def _check_same(folder: Path, peer: Any, ours: Tensor, theirs: Tensor) -> None:
     if not difference <= _TOLERANCE:
         raise CheckpointError(
             f"{folder} was written, but {type(peer).__name__} computes something else than Cloze: outputs differ by "
-            f"{difference:.1e} of their largest value, and {_TOLERANCE:.0e} is allowed. Use it with Cloze only."
+            f"{difference:.1e} of their largest value. At most {_TOLERANCE:.0e} is allowed. Use it with Cloze only."
         )
 
 
 def _batch(sequence: _Sequence) -> PackedBatch:
-    """One sequence, each token of which is a target of masked language modelling."""
-    places = np.arange(len(sequence.input_ids))
+    """Packs one sequence, with every token as a target of masked language modelling."""
+    positions = np.arange(len(sequence.input_ids))
     return pack_sequences(
         sequence.input_ids.astype(np.int64),
-        np.array([len(places)]),
+        np.array([len(positions)]),
         np.zeros(1, dtype=np.int64),
         sequence.segments,
-        {"mlm_positions": Target(places, "targets", filler=0)},
+        {"mlm_positions": Target(positions, "targets", filler=0)},
     )
 
 

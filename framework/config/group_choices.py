@@ -14,11 +14,10 @@ _NONE = "none"
 
 
 def with_named_choices(arguments: Sequence[str]) -> list[str]:
-    """Writes the choice of each config group as text, which is the only kind that Hydra takes.
+    """Rewrites the choice of each config group as text, the only type that Hydra accepts.
 
-    Hydra reads `null`, `5` and `true` as values of YAML and ends in a ValueError. `null` becomes `none` in a group that
-    has this option, since people write it for "none"; every other value becomes a name, so that Hydra reports it with
-    the options of the group.
+    Hydra parses `null`, `5` and `true` as YAML values and raises a ValueError. `null` becomes `none` in groups that
+    have this option. Every other value becomes a name, so that Hydra reports it with the options of the group.
 
     Args:
         arguments: Command line without the name of the program.
@@ -29,7 +28,7 @@ def with_named_choices(arguments: Sequence[str]) -> list[str]:
 
 
 def _config_folders(arguments: Sequence[str]) -> list[Path]:
-    """Folders that `--config-dir` adds to the search path."""
+    """Returns the folders that `--config-dir` adds to the search path."""
     flags = ("--config-dir", "-cd")
     given = [argument.partition("=")[2] for argument in arguments if argument.startswith(tuple(f"{f}=" for f in flags))]
     given += [value for flag, value in pairwise(arguments) if flag in flags]
@@ -42,7 +41,7 @@ def _named(argument: str, parser: OverridesParser, folders: Sequence[Path]) -> s
         return argument
     group, value = override.key_or_group, override.value()
     names = value if isinstance(value, list) else [value]
-    # A mapping is no choice: `task={top_k: 2}` changes keys of the group.
+    # A mapping is not a choice: `task={top_k: 2}` changes keys of the group.
     if "." in group or all(isinstance(name, str | dict) for name in names) or not _is_group(group, folders):
         return argument
     has_none = any((folder / group / f"{_NONE}.yaml").is_file() for folder in folders)

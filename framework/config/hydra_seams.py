@@ -1,4 +1,4 @@
-"""Two seams of Hydra 1.3 at which commands differ: sweeps over config groups, and help with the comments of conf/."""
+"""Adapts Hydra 1.3 in two points: sweeps over config groups, and help texts with the comments of conf/."""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -16,8 +16,8 @@ from typing_extensions import override
 class GroupSweepLoader(ConfigLoaderImpl):
     """Composes the config of a sweep with the first choice of each swept group.
 
-    Hydra leaves swept groups out, so that `experiment=a,b data.train=FILE` fails: no data config is chosen there that
-    has the key. Each job is composed by itself later, with its own choices.
+    Hydra omits swept groups, so `experiment=a,b data.train=FILE` fails: no data config with this key is chosen. Each
+    job is composed separately later, with its own choices.
     """
 
     @override
@@ -47,7 +47,7 @@ class GroupSweepLoader(ConfigLoaderImpl):
 
 
 class CommentedHelp(internal.Hydra):
-    """Answers `--help` with the config files as they were written; Hydra's own answer drops their comments."""
+    """Prints the config files unchanged for `--help`; Hydra itself drops their comments."""
 
     @override
     def app_help(self, config_name: str | None, args_parser: ArgumentParser, args: Namespace) -> None:
@@ -65,7 +65,7 @@ class CommentedHelp(internal.Hydra):
         )
 
     def _files(self, config_name: str | None, overrides: Sequence[str]) -> Iterator[tuple[str, Path]]:
-        """Yields the name and path of each config file that these overrides choose, those of Hydra itself excepted."""
+        """Yields the name and path of each config file that these overrides choose, except those of Hydra."""
         loader = self.config_loader
         folders = [Path(source.path) for source in loader.get_sources() if source.scheme() == "file"]
         chosen = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
@@ -76,6 +76,6 @@ class CommentedHelp(internal.Hydra):
 
 
 def use_seams() -> None:
-    """Lets Hydra's `main` use the classes above; may be called any number of times."""
+    """Makes Hydra's `main` use the classes above. Repeated calls have no further effect."""
     internal.ConfigLoaderImpl = GroupSweepLoader  # type: ignore[misc]
     internal.Hydra = CommentedHelp  # type: ignore[misc]

@@ -78,7 +78,7 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
             values.
     """
     before, now = identity(saved), identity(config)
-    # An earlier version masked more than secrets; what such a value was is not known any more.
+    # An earlier version masked more than secrets; the original value is lost.
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != MASK]
     changed = [
         name

@@ -21,10 +21,10 @@ TARGET_KEY = "_target_"
 
 _PACKAGE = __name__.partition(".")[0]
 _LARGEST = sys.float_info.max
-"""Numbers that are not finite pass through every comparison with a bound, and train nothing."""
+"""Largest accepted number. NaN and infinity pass bound checks and break training."""
 
 _VALUES = (str, int, float, Path, Mapping, Sequence, type(None))
-"""Types of values; whatever else a hint names is a part that a nested `_target_` may build."""
+"""Types of plain values. Any other type in a hint is a part that a nested `_target_` may build."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
         raise ConfigError(
             f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class."
         ) from error
-    # Functions of this package are no parts: one that deletes a folder must not become one by being named.
+    # Functions of this package are not parts: a config must not be able to call one that deletes a folder.
     if not callable(target) or (is_own(module_name) and not inspect.isclass(target)):
         raise ConfigError(
             f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class."
@@ -120,7 +120,7 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
 
 
 def is_own(module: str) -> bool:
-    """Whether a module belongs to this package."""
+    """Returns whether a module belongs to this package."""
     return module == _PACKAGE or module.startswith(_PACKAGE + ".")
 
 
@@ -143,7 +143,7 @@ def check_arguments(
         if name in values:
             hint = hints.get(name, Any)
             if hint is Any and _names_part(values[name]) and not is_own(target.__module__):
-                hint = Component  # foreign code need not say what its parts are
+                hint = Component  # foreign code may lack type hints
             arguments[name] = check_value(f"{prefix}{name}", values[name], hint, metadata_of(target, name))
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
@@ -171,7 +171,7 @@ def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = 
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Returns whether a scalar is of a hint's type as it is, without becoming text."""
+    """Returns whether a scalar has the type of a hint without conversion to text."""
     matched, converted = _convert("", value, hint)
     return matched and not isinstance(converted, str | Path)
 
@@ -181,10 +181,10 @@ def _names_part(value: Any) -> bool:
 
 
 def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mapping[str, Any]) -> Component:
-    """Checks a part among the arguments of another one: it may only stand where the hint is a class of parts.
+    """Checks a nested part: it is only allowed for arguments whose hint is a class of parts.
 
     Raises:
-        ConfigError: A value is wanted there, or a part of another class.
+        ConfigError: The argument takes a plain value, or a part of another class.
     """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if Component in options:
@@ -195,8 +195,8 @@ def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mappi
         if isinstance(option, type) and option is not object and not issubclass(option, _VALUES)
     )
     wrong = ConfigError(
-        f"`{path}` names the `{TARGET_KEY}` {node[TARGET_KEY]!r}, but {describe(hint)} is needed there; give a "
-        "value of that type."
+        f"`{path}` names the `{TARGET_KEY}` {node[TARGET_KEY]!r}, but it must be {describe(hint)}. Give a value of "
+        "that type."
     )
     if not kinds:
         raise wrong
@@ -215,7 +215,7 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
     if origin is typing.Annotated:
         return _convert(path, value, arguments[0])
     if origin in (Union, types.UnionType):
-        # A whole number is text only where it is nothing else.
+        # A whole number counts as text only if no other type matches.
         options = sorted(arguments, key=lambda option: option in (str, Path))
         return next((result for option in options if (result := _convert(path, value, option))[0]), (False, value))
     if origin is Literal:
@@ -234,7 +234,7 @@ def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
         fits = isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST <= value <= _LARGEST
         return fits, float(value) if fits else value
     if hint in (str, Path):
-        # YAML reads 2024 as a number; nothing of its spelling is lost.
+        # YAML parses 2024 as a number; str() restores its spelling.
         is_text = isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool))
         return is_text, hint(str(value)) if is_text else value
     if _is_kind(origin or hint, Mapping):
@@ -266,7 +266,7 @@ def _convert_sequence(path: str, value: Any, kind: type, arguments: tuple[Any, .
 
 
 def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the type hints of what a class or function takes, by name."""
+    """Returns the type hints of the arguments of a class or function, by name."""
     if is_dataclass(target) or not inspect.isclass(target):
         return typing.get_type_hints(target)
     return typing.get_type_hints(target.__init__)

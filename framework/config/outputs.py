@@ -1,6 +1,6 @@
-"""Opens the outputs of commands before the work that fills them: files, FIFOs and devices.
+"""Opens the outputs of commands before the work starts: files, FIFOs, devices and standard output.
 
-Text on standard output is here too: any encoding, a pipe whose reader leaves, a full disk.
+Write errors, closed pipes and encodings without some characters are handled here.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import IO
 from framework.errors import ConfigError, DataError
 
 _PROBE_BYTES = 1 << 16
-"""Written and taken back when an output is opened, so that a full disk is reported before the work."""
+"""Number of bytes written and truncated on opening, so that a full disk is reported before the work starts."""
 
 _SHOWN_OF_NAME = 40
 _STREAM_FOLDERS = ("/dev/fd/", "/dev/std", "/proc/")
@@ -25,10 +25,10 @@ WriteText = Callable[[Iterable[str]], None]
 
 
 def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> None:
-    """Checks that an output is none of the files that are read.
+    """Checks that an output is not one of the input files.
 
     Raises:
-        ConfigError: It is one of them, perhaps by another name.
+        ConfigError: It is one of them, possibly under another name.
     """
     for given in inputs:
         if output is None or given is None:
@@ -44,19 +44,19 @@ def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> No
 
 @contextmanager
 def open_output(output: str | None) -> Iterator[WriteText]:
-    """Opens an output and gives a function that writes text to it.
+    """Opens an output and yields a function that writes text to it.
 
-    An ordinary file is written under another name beside its place, and takes its place when the block ends without an
-    error, if anything was written. A symlink stays, and its file is replaced. FIFOs and character devices are written
-    to directly.
+    A regular file is written under a temporary name in the same folder and renamed when the block ends without an
+    error, if anything was written. A symlink is kept, and its target is replaced. FIFOs and character devices are
+    written to directly.
 
     Args:
         output: Path; None: standard output.
 
     Raises:
-        ConfigError: There can be no such file: its folder is missing, permission is denied, the disk is full, or the
+        ConfigError: The file cannot be created: its folder is missing, permission is denied, the disk is full, or the
             path is a folder, a socket or a block device.
-        DataError: The disk or the reader refuses the text.
+        DataError: Writing fails.
     """
     if output is None:
         yield write_to_stdout
@@ -67,14 +67,14 @@ def open_output(output: str | None) -> Iterator[WriteText]:
             yield write
         return
     if mode and not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no ordinary file"
-        raise ConfigError(f"output={output} is {kind}. An output is a file, a FIFO or a stream. Choose another path.")
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise ConfigError(f"output={output} is {kind}. It must be a file, a FIFO or a stream. Choose another path.")
     with _beside(output) as write:
         yield write
 
 
 def _mode_of(output: str) -> int:
-    """Returns the mode of the file that a path leads to; 0: there is none."""
+    """Returns the mode of the file at a path; 0 if there is none."""
     try:
         return os.stat(output).st_mode
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def _mode_of(output: str) -> int:
 @contextmanager
 def _stream(output: str) -> Iterator[WriteText]:
     try:
-        # Appending: /dev/stdout may be a file in which something stands already.
+        # Append, because /dev/stdout may be a file with content.
         file = Path(output).open("a", encoding="utf-8")  # noqa: SIM115  closed below
     except OSError as error:
         raise _cannot_open(output, error) from error
@@ -140,7 +140,7 @@ def _put_in_place(output: str, file: IO[str], temporary: Path, target: Path) -> 
 
 
 def _probed(path: Path) -> IO[str]:
-    """Opens a new file on a disk that takes something."""
+    """Opens a new file and checks that the disk has room."""
     file = path.open("w", encoding="utf-8")
     try:
         file.write("\0" * _PROBE_BYTES)
@@ -166,14 +166,14 @@ def _write(output: str, file: IO[str], pieces: Iterable[str]) -> None:
 def write_to_stdout(pieces: Iterable[str]) -> None:
     """Writes text to standard output; characters that its encoding lacks become escapes.
 
-    A pipe whose reader leaves ends the process without a word, with the exit code of SIGPIPE.
+    If the reader of a pipe leaves, the process ends silently with the exit code of SIGPIPE.
 
     Raises:
         DataError: Standard output is closed, or its disk is full.
     """
     stream = sys.stdout
     if stream is None:
-        raise DataError("standard output is closed. The result needs a place. Give `output`, or leave it open.")
+        raise DataError("standard output is closed. The result is written there. Give `output`, or keep it open.")
     encoding = stream.encoding or "utf-8"
     try:
         for piece in pieces:
@@ -187,7 +187,7 @@ def write_to_stdout(pieces: Iterable[str]) -> None:
 
 
 def _silence(stream: IO[str]) -> None:
-    """Points a stream that takes nothing at the null device, or Python would try again when it ends."""
+    """Redirects a broken stream to the null device, because Python flushes it again at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     with suppress(OSError, ValueError):
         os.dup2(null, stream.fileno())

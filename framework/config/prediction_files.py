@@ -1,4 +1,4 @@
-"""Writes predictions, one for each row: JSONL, CSV and TSV, and CoNLL columns for tasks that tag words."""
+"""Writes one prediction per row: JSONL, CSV and TSV, and CoNLL columns for tasks that tag words."""
 
 import codecs
 import csv
@@ -18,28 +18,28 @@ _OTHER_SUFFIXES = (".json", ".parquet", ".arrow", ".feather", ".xlsx", ".xls", "
 
 
 def check_suffix(output: str | None) -> None:
-    """Checks that predictions can be written as the suffix of their file says.
+    """Checks that the suffix of an output names a supported format.
 
     Raises:
-        ConfigError: It names a format that is not written.
+        ConfigError: The format is not supported.
     """
     suffix = Path(output or "").suffix.lower()
     if suffix in _OTHER_SUFFIXES:
         raise ConfigError(
-            f"output={output} asks for {suffix[1:]}, which is not written. Predictions are JSONL, CSV or TSV. Choose "
-            "a name that ends in .jsonl, .csv or .tsv."
+            f"output={output} has the suffix {suffix}, which is not supported. Predictions are written as JSONL, CSV "
+            "or TSV. Choose a name that ends in .jsonl, .csv or .tsv."
         )
 
 
 def find_writer(output: str | None, text_format: str | None) -> Writer:
-    """Finds how predictions are written; the suffix decides, and one without a meaning gets JSONL.
+    """Returns the writer for the suffix of an output; unknown suffixes are written as JSONL.
 
     Args:
-        output: Path; None: standard output, which gets JSONL.
+        output: Path; None: standard output, written as JSONL.
         text_format: `Task.text_format`.
 
     Raises:
-        ConfigError: The suffix names a format that the task has no content for.
+        ConfigError: The task has no content for the format.
     """
     if output is None:
         encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
@@ -47,14 +47,14 @@ def find_writer(output: str | None, text_format: str | None) -> Writer:
     suffix = Path(output).suffix.lower()
     if suffix == ".conll" and text_format != "conll":
         raise ConfigError(
-            f"output={output} asks for CoNLL columns, but this task tags no words. Choose a name that ends in .jsonl, "
-            ".csv or .tsv."
+            f"output={output} names CoNLL columns, but this task does not tag words. Choose a name that ends in "
+            ".jsonl, .csv or .tsv."
         )
     return _WRITERS.get(suffix, json_lines)
 
 
 def json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
-    """Yields a JSON object a line."""
+    """Yields one JSON object per line."""
     for row in rows:
         line = json.dumps(row, ensure_ascii=False)
         try:
@@ -65,7 +65,7 @@ def json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
 
 
 def _ascii_json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
-    """Yields a JSON object a line for streams that take no other characters than those of ASCII."""
+    """Yields one JSON object per line for streams that accept only ASCII."""
     return (json.dumps(row) + "\n" for row in rows)
 
 
@@ -86,7 +86,7 @@ def _line(cells: list[str], delimiter: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Returns texts and numbers as they are, lists and objects as JSON, and nothing for null."""
+    """Returns texts and numbers unchanged, lists and objects as JSON, and an empty text for null."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -94,7 +94,7 @@ def _cell(value: Any) -> str:
 
 
 def _conll(rows: Sequence[PredictedRow]) -> Iterator[str]:
-    """Yields a word and its tag a line, and a blank line behind each row; a row without a prediction is a comment."""
+    """Yields one word and tag per line and a blank line after each row; rows without a prediction become comments."""
     for row in rows:
         if row.get("tags") is None:
             yield f"# {row.get('error', 'no prediction')}\n"

@@ -1,7 +1,7 @@
-"""Quotes values of the command line that Hydra's grammar does not read: `data.label_column=#class`, names in Chinese.
+"""Quotes command-line values that Hydra's grammar rejects, such as `data.label_column=#class` and Chinese names.
 
-Hydra 1.3 takes Latin letters, digits and a few signs without quotes, and quotes must then survive the shell. Arguments
-that Hydra reads stay as they are.
+Hydra 1.3 accepts only Latin letters, digits and a few signs without quotes, and the quotes must survive the shell.
+Arguments that Hydra accepts are not changed.
 """
 
 import re
@@ -15,7 +15,7 @@ _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=[,\]}]|$)
 
 
 def with_quotes(arguments: Sequence[str]) -> list[str]:
-    """Quotes the values of `KEY=VALUE` that cannot be read without quotes; items of lists and mappings each.
+    """Quotes the values of `KEY=VALUE` that cannot be parsed without quotes; items of lists and mappings separately.
 
     Keys of mappings cannot be quoted for Hydra 1.3; they must be written in a config file.
 
@@ -54,7 +54,7 @@ def _in_quotes(text: str) -> str:
 
 
 def _items(text: str) -> Iterator[str]:
-    """Yields what stands between commas that are in no brackets and no quotes."""
+    """Splits a text at commas outside of brackets and quotes."""
     first = place = depth = 0
     while place < len(text):
         quoted = _QUOTED.match(text, place) if place == 0 or text[place - 1] in ",:[{" else None

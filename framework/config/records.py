@@ -1,7 +1,7 @@
-"""Builds parts from the records of a run or an export, which may be a stranger's.
+"""Builds parts from the records of a run or an export, which may come from an untrusted source.
 
-A record builds typed values, and only classes of this package or of modules that the user trusts by name. No module is
-imported before its name has been checked.
+A record can only build typed values and classes of this package or of modules that the user trusts by name. No module
+is imported before its name is checked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Record:
         file: The file that holds the record.
         path: Config key of the node, for messages.
         node: Plain containers.
-        trust: Modules whose classes the record may name beside those of this package.
+        trust: Modules whose classes the record may name in addition to those of this package.
     """
 
     file: Path
@@ -31,13 +31,13 @@ class Record:
     trust: Sequence[str] = ()
 
     def component(self, kind: type) -> Component:
-        """Checks the part and returns it; nothing is built yet.
+        """Checks the part and returns it without building it.
 
         Args:
             kind: Base class of the part.
 
         Raises:
-            ConfigError: The record names code that the user does not trust, or lacks a secret.
+            ConfigError: The record names untrusted code, or contains a masked secret.
             CheckpointError: The record is damaged, or the part is of another kind.
         """
         for name in named_targets(self.node):
@@ -85,5 +85,5 @@ def named_targets(node: Any) -> Iterator[str]:
 
 
 def modules_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the modules that a config names, sorted: what its user trusts by composing it."""
+    """Returns the sorted modules that a config names; composing it implies trust in them."""
     return tuple(sorted({name.rpartition(".")[0] for name in named_targets(config)} - {""}))

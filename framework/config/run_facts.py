@@ -1,4 +1,4 @@
-"""What a run folder knows of the model that came of it, for the card of an export."""
+"""Collects facts about the model from a run folder, for the card of an export."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def _first_start(folder: Path) -> dict[str, Any]:
     starts = read_starts(folder)
     if not starts:
         file = folder / PROVENANCE_FILE
-        raise CheckpointError(f"{file} is missing or damaged. {folder} is a damaged run folder. Restore the file.")
+        raise CheckpointError(f"{file} is missing or damaged. A run folder must have it. Restore the file.")
     return starts[0]
 
 

@@ -34,7 +34,7 @@ class RunFolder:
         checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
         is_new: True where the folder holds no run yet.
         falls_back: An older checkpoint may take the place of that one where it is damaged.
-        lost_step: Step of the newest checkpoint of the run where that one is gone; None: it is there.
+        lost_step: Step of the newest checkpoint of the run if it is missing on disk; None if it exists.
     """
 
     path: Path
@@ -50,7 +50,7 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
     Args:
         run: Id, parent folder and how to resume.
-        config: The resolved config of the run, secrets masked.
+        config: Resolved config of the run, secrets masked.
 
     Raises:
         ConfigError: The folder belongs to another config, or holds a run where a new one is asked for.
@@ -74,9 +74,9 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     lost_step = None if is_new else find_lost_step(path, checkpoints, own)
     if own is None and lost_step is not None and run.resume == "auto" and run.missing == "error":
         raise CheckpointError(
-            f"the run in {path} has written checkpoints up to step {lost_step}, but {checkpoints} holds none. Training "
-            "would start again at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from a copy "
-            "with run.resume=PATH, or start again with run.missing=accept."
+            f"the run in {path} has written checkpoints up to step {lost_step}, but {checkpoints} holds none. A start "
+            "without them would begin at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from "
+            "a copy with run.resume=PATH, or start again with run.missing=accept."
         )
     if own is not None or run.resume in ("auto", "never"):
         return RunFolder(path, checkpoints, own, is_new, lost_step=lost_step)
@@ -85,12 +85,12 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
 
 def saved_checkpoints_folder(path: Path) -> Location:
-    """The folder of a run's checkpoints, by the config that the run folder holds."""
+    """Returns the folder of a run's checkpoints, as stated in its saved config."""
     with reading_record(path / CONFIG_FILE, "Restore the run folder"):
-        place = read_config(path).get("run", {}).get("checkpoints")
-        if not isinstance(place, str | None):
-            raise TypeError(f"run.checkpoints={place!r} is no place")
-    return checkpoints_folder(path, place)
+        checkpoints = read_config(path).get("run", {}).get("checkpoints")
+        if not isinstance(checkpoints, str | None):
+            raise TypeError(f"run.checkpoints={checkpoints!r} is not text")
+    return checkpoints_folder(path, checkpoints)
 
 
 def _check_own(path: Path, checkpoints: Location, own: Location | None, is_new: bool, resume: str) -> None:
@@ -169,9 +169,9 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], pair_sep
             joined = joined_by(read_task_record(folder.path))
             if name == "data" and joined != pair_separators:
                 raise DataError(
-                    f"the run in {folder.path} joined pairs of texts with {joined} separator, and this version joins "
-                    f"them with {pair_separators}, as published models of this vocabulary do. A run keeps its input. "
-                    "Evaluate, predict and export it as it is, or start a new run with another `run.id`."
+                    f"the run in {folder.path} joined pairs of texts with {joined} separator, but this version joins "
+                    f"them with {pair_separators}, as published models of this vocabulary do. The input of a run must "
+                    "not change. Start a new run with another `run.id`; the old one can be evaluated and exported."
                 )
             raise DataError(
                 f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has "
@@ -190,14 +190,14 @@ def read_task_record(path: Path) -> dict[str, Any]:
     with reading_record(file, "Restore the run folder"):
         record = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(record, dict):
-            raise TypeError(f"{type(record).__name__} instead of a group of keys")
+            raise TypeError(f"{type(record).__name__} instead of an object")
         return record
 
 
 def joined_by(record: Mapping[str, Any]) -> int:
-    """Returns how many separators joined the texts of a pair in the run or export that has this task record.
+    """Returns the number of separators between the texts of a pair, according to the task record of a run or export.
 
-    Runs of versions that did not write the key always had one.
+    Earlier versions, which did not write the key, always used one.
     """
     return int(record.get(SEPARATORS_KEY, 1))
 

@@ -1,4 +1,4 @@
-"""One start at a time in a run folder: rank 0 holds a lock on it until the run has ended."""
+"""Allows one start at a time in a run folder: rank 0 holds a lock on it until the run ends."""
 
 import os
 import sys
@@ -18,15 +18,15 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 @contextmanager
 def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]:
-    """Keeps every other start of a run out of its folder. Rank 0 holds the lock, other ranks enter at once.
+    """Locks a run folder against other starts. Rank 0 holds the lock; other ranks enter at once.
 
-    The lock goes with this process, also after a `kill -9`, and on a shared file system with locks for all its hosts.
-    A file system without locks is reported, and the run goes on.
+    The lock ends with this process, even after `kill -9`. On a shared file system that supports locks it holds for all
+    hosts. A file system without locks is reported, and the run continues.
 
     Args:
-        run_folder: Created where missing.
+        run_folder: Run folder; created if missing.
         rank: Rank of this process.
-        wait_seconds: How long to wait for another process to end, such as the predecessor of a requeued job.
+        wait_seconds: Seconds to wait for another process to end, such as the predecessor of a requeued job.
 
     Raises:
         ConfigError: Another process still trains there.
@@ -42,7 +42,7 @@ def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]
             if time.monotonic() >= deadline:
                 raise ConfigError(
                     f"the run folder {run_folder} is in use by {holder_of(path)}. Only one start of a run.id may train "
-                    "at a time. Wait until it has ended or end it, choose another `run.id`, or raise "
+                    "at a time. Wait until it ends or stop it, choose another `run.id`, or raise "
                     "`run.wait_seconds`."
                 )
             if not is_waiting:
@@ -62,7 +62,7 @@ def _enter(stack: ExitStack, path: Path) -> bool:
         return stack.enter_context(locked(path, wait=False))
     except OSError as error:
         sys.stderr.write(
-            f"{path} cannot be locked ({error.strerror}). A second start of this run is not kept away; do not start it "
+            f"{path} cannot be locked ({error.strerror}). A second start of this run is not prevented. Do not start it "
             "twice.\n"
         )
         return True
@@ -71,10 +71,10 @@ def _enter(stack: ExitStack, path: Path) -> bool:
 def wait_limit(
     wait_seconds: float, timeout_seconds: float, world_size: int, environ: Mapping[str, str] = os.environ
 ) -> float:
-    """Returns how many seconds a start waits for the lock.
+    """Returns the seconds that a start waits for the lock.
 
-    A requeued or restarted job waits until the watchdog of its predecessor has ended it. With several processes the
-    others wait for rank 0 meanwhile, which they do for `timeout_seconds`.
+    A requeued or restarted job waits until the watchdog of its predecessor has ended it. Other ranks wait for rank 0 at
+    most `timeout_seconds`, which limits the wait of runs with several processes.
 
     Args:
         wait_seconds: `run.wait_seconds`.

@@ -82,8 +82,8 @@ class TrainerConfig:
         early_stopping_patience: Validations in a row that the task's best metric may fail to improve, after which the
             run ends, finished; null: it runs to its last step.
         early_stopping_min_delta: By how much more than this the metric must get better for an improvement.
-        report_examples: Worst rows of the last validation whose texts report.html and W&B get; 0: they get no texts;
-            null: the run ends without an error analysis.
+        report_examples: Number of worst rows of the last validation whose texts report.html and W&B show; 0: no texts;
+            null: no error analysis.
     """
 
     max_steps: int | None
@@ -327,8 +327,8 @@ class TrainConfig:
         adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
         augmentation: How texts of the training split are changed; null: they are not.
         probes: What is read off the encoder's features while it is trained, by name.
-        check: True ends after all checks that need no GPU, and prints what would run; a number N checks the config as
-            for N processes.
+        check: True ends after all checks that need no GPU and prints what would run; a number N checks the config for N
+            processes.
         trial: Set by a search, see conf/hydra/sweeper/optuna.yaml; null: the run belongs to none.
     """
 

@@ -1,4 +1,4 @@
-"""Hides secrets in the config that is saved: values of the environment, and credentials inside URLs."""
+"""Hides secrets in the saved config: values from the environment, and credentials in URLs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ MASK = "*** from the environment, not saved ***"
 
 
 class _Environment:
-    """Takes the place of OmegaConf's resolver of environment variables.
+    """Replaces OmegaConf's resolver of environment variables.
 
     Attributes:
         hides_all: Hide every variable, not only those named like secrets.
@@ -40,9 +40,9 @@ def _replaced_environment() -> Iterator[_Environment]:
 def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of the resolved config without secrets.
 
-    Every text that depends on an environment variable, by however many interpolations, is masked where the variable or
-    the key is named like a secret (`names_secret`). Numbers are never masked. Credentials of URLs are hidden wherever
-    they come from. Compare a saved config only with a masked one: a new password is no other run.
+    A text that depends on an environment variable, directly or through other interpolations, is masked if the variable
+    or the key is named like a secret (`names_secret`). Numbers are never masked. Credentials in URLs are always hidden.
+    Compare a saved config only with a masked one, so that a new password does not make a new run.
 
     Args:
         composed: The config before interpolations were resolved.
@@ -60,7 +60,7 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
         parent: Container of the config before interpolations were resolved; None: the value was not in that config.
         name: Key or index in it.
         value: The resolved value.
-        in_secret: A group around it is named like a secret.
+        in_secret: True if an enclosing group is named like a secret.
     """
     in_secret = in_secret or (isinstance(name, str) and names_secret(name))
     if isinstance(value, Mapping | list):
@@ -74,14 +74,14 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
     try:
         shown = _resolved(environment, parent, name, in_secret)
     except OmegaConfBaseException:
-        return MASK  # a resolver that cannot use the hidden value depends on it
+        return MASK  # a resolver that fails on the hidden value depends on it
     if shown is None or shown == value:
         return without_credentials(value)
     return without_credentials(shown) if isinstance(shown, str) and shown != HIDDEN else MASK
 
 
 def _resolved(environment: _Environment, parent: Any, name: str | int, hides_all: bool) -> Any:
-    """Resolves a key under the replaced environment; None where the config does not have it."""
+    """Resolves a key under the replaced environment; None if the config lacks it."""
     in_group = isinstance(parent, DictConfig) and not parent._is_none() and name in parent.keys()  # noqa: SIM118
     in_list = isinstance(parent, ListConfig) and not parent._is_none() and int(name) < len(parent)
     if not in_group and not in_list:
@@ -91,11 +91,11 @@ def _resolved(environment: _Environment, parent: Any, name: str | int, hides_all
 
 
 def find_masked(node: Any, path: str) -> str | None:
-    """Returns the first key of a saved tree whose value was masked; None: there is none."""
+    """Returns the first key of a saved tree whose value is masked, or None."""
     if isinstance(node, Mapping):
-        places = ((f"{path}.{name}", value) for name, value in node.items())
+        items = ((f"{path}.{name}", value) for name, value in node.items())
     elif isinstance(node, list | tuple):
-        places = ((f"{path}[{index}]", value) for index, value in enumerate(node))
+        items = ((f"{path}[{index}]", value) for index, value in enumerate(node))
     else:
         return path if isinstance(node, str) and (MASK in node or HIDDEN in node) else None
-    return next((found for place, value in places if (found := find_masked(value, place)) is not None), None)
+    return next((found for key, value in items if (found := find_masked(value, key)) is not None), None)

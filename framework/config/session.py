@@ -87,7 +87,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
 
     Args:
         folder: Of the run.
-        config: The resolved config, as run, secrets masked.
+        config: Resolved config as it runs, secrets masked.
         parts: Of the run.
         world_size: Processes in all.
 
@@ -212,7 +212,7 @@ def build_run_trainer(
 def _first_callbacks(
     settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
 ) -> list[Callback]:
-    """Those that speak at the start, and those that only some runs have, in their order before the standard ones."""
+    """Returns the callbacks that report at the start and the optional ones, which run before the standard ones."""
     callbacks: list[Callback] = [DataLines(facts_of(parts.sources), folder.path)]
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
@@ -235,7 +235,7 @@ def _flops_per_token(parts: Parts) -> float | None:
 def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:
     if folder.checkpoint is None:
         return None
-    # A new folder has no rows: a checkpoint was named for it.
+    # A new folder has no rows yet, even if it resumes from a given checkpoint.
     accepts = settings.run.missing == "accept" or folder.is_new
     return Resume(folder.checkpoint, folder.checkpoints, settings.run.verify, folder.falls_back, accepts)
 

@@ -1,4 +1,4 @@
-"""Gives keys of text what was typed on the command line, where Hydra read a number or a truth value.
+"""Restores the spelling of text values that Hydra parsed as numbers or booleans.
 
 `run.id=1234e56` is the name 1234e56, not the number 1.234e+59.
 """
@@ -16,7 +16,7 @@ from framework.config.nodes import TARGET_KEY, Component, fits, hints_of, import
 
 
 def keep_spelling(config: DictConfig, schema: type, overrides: Sequence[str]) -> None:
-    """Replaces values of the command line by their spelling, in place, at keys that take text and no such value.
+    """Replaces command-line values by their spelling, in place, for keys that take text but not the parsed type.
 
     Args:
         config: The composed config.
@@ -28,7 +28,7 @@ def keep_spelling(config: DictConfig, schema: type, overrides: Sequence[str]) ->
         if override.is_delete() or override.is_sweep_override() or "/" in key:
             continue
         value = override.value()
-        # An override that comes later may have replaced it.
+        # A later override may have replaced it.
         if not isinstance(value, bool | int | float) or repr(OmegaConf.select(config, key)) != repr(value):
             continue
         hint = hint_at(schema, config, key.split("."))
@@ -44,11 +44,11 @@ def takes_text(hint: Any) -> bool:
 
 
 def hint_at(target: Any, config: Any, names: Sequence[str]) -> Any:
-    """Returns the type hint of a key; Any where nothing says it.
+    """Returns the type hint of a key; Any if it is unknown.
 
     Args:
         target: The dataclass, or the target of a part, that the config feeds.
-        config: The config around the key.
+        config: Config that contains the key.
         names: The parts of the dotted key.
     """
     name, rest = names[0], names[1:]
@@ -67,7 +67,7 @@ def hint_at(target: Any, config: Any, names: Sequence[str]) -> Any:
 
 
 def _inside(kind: Any, metadata: Mapping[str, Any], node: Any, names: Sequence[str]) -> Any:
-    """Returns the hint of a key inside of a part or a dataclass."""
+    """Returns the hint of a key inside a part or a dataclass."""
     if kind is Component or (isinstance(node, Mapping | DictConfig) and TARGET_KEY in node):
         target = metadata.get("target")
         if target is None and isinstance(node, Mapping | DictConfig) and TARGET_KEY in node:

@@ -30,7 +30,7 @@ from framework.modules.inference import Inference
 from framework.tasks.task import Task, TaskModel
 
 DATA_KEY = "data"
-"""Key of the record of an export under which stands how files of its data are written."""
+"""Key of an export's record for the format of its data files."""
 
 _TIMEOUT_SECONDS = 600.0
 """How long a process waits for the others, which may be slower by a micro-batch or two."""
@@ -46,8 +46,8 @@ class Trained:
         task: With what it found in its data.
         record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
         folder: The run folder; None for an export.
-        data_record: The data it was trained on; None for an export.
-        data_layout: How files of its data are written: that record, or what an export keeps of it; None: not known.
+        data_record: Data that it was trained on; None for an export.
+        data_layout: Format of its data files: `data_record`, or the part of it that an export keeps; None: unknown.
         step_size: Items of an optimizer step; None for an export, or where it is given in tokens.
     """
 
@@ -62,7 +62,7 @@ class Trained:
 
     @property
     def data(self) -> Component | None:
-        """The data it was trained on, checked; None for an export.
+        """Returns the data that it was trained on, checked; None for an export.
 
         Raises:
             FrameworkError: See `Record.component`.
@@ -108,13 +108,13 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
     with reading_record(config_file, "Restore the file"):
         data, step_size = config["data"], config["trainer"]["global_batch_size"]
         if not isinstance(step_size, int | None) or (step_size is not None and step_size < 1):
-            raise ValueError(f"trainer.global_batch_size={step_size!r} is no number of sequences")
+            raise ValueError(f"trainer.global_batch_size={step_size!r} is not a number of sequences")
     data_record = Record(config_file, "data", data, settings.trust)
     return Trained(weights, tokenizer, task, record, run[0], data_record, data_record, step_size)
 
 
 def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) -> str | None:
-    """Returns the fingerprint of the tokenizer that a run began with or an export has, where one is known."""
+    """Returns the recorded fingerprint of the tokenizer of a run or an export; None if it is unknown."""
     if run_folder is None:
         return record.get(TOKENIZER_KEY)
     starts = read_starts(run_folder)
@@ -122,25 +122,25 @@ def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) ->
 
 
 def check_tokenizer(tokenizer: Tokenizer, weights: PretrainedWeights, recorded: str | None) -> None:
-    """Checks that a tokenizer is the one that weights were trained with.
+    """Checks that a tokenizer is the one with which weights were trained.
 
     Args:
-        tokenizer: The one that lies beside the weights.
-        weights: What was trained.
-        recorded: Its fingerprint as training knew it; None: it is not known.
+        tokenizer: Tokenizer stored with the weights.
+        weights: Trained weights.
+        recorded: Fingerprint recorded by the training; None: unknown.
 
     Raises:
-        CheckpointError: It has another fingerprint, or more words than the embeddings have rows.
+        CheckpointError: The fingerprints differ, or the tokenizer has more tokens than the embeddings have rows.
     """
     if recorded is not None and tokenizer.fingerprint != recorded:
         raise CheckpointError(
             f"the tokenizer in {tokenizer.folder} has fingerprint {tokenizer.fingerprint}, but {weights.source} was "
-            f"trained with {recorded}. Other ids mean other words. Restore the files of the tokenizer."
+            f"trained with {recorded}. Both must be the same. Restore the files of the tokenizer."
         )
     if tokenizer.vocab_size > weights.config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} words, but {weights.source} has "
-            f"{weights.config.vocab_size} rows of embeddings. Each word needs a row. Restore the tokenizer's files."
+            f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} tokens, but {weights.source} has "
+            f"{weights.config.vocab_size} embeddings. Each token needs one. Restore the tokenizer's files."
         )
 
 
@@ -148,8 +148,8 @@ def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
     """The task of a record, with values that training did not have; a group of keys keeps what is not named.
 
     Raises:
-        ConfigError: A key is not among `Task.changeable_keys`, or a value is none that the task takes; or the record
-            names code that is not trusted.
+        ConfigError: A key is not among `Task.changeable_keys`, or the task rejects its value; or the record names
+            untrusted code.
         CheckpointError: The record is damaged.
     """
     recorded = record.component(Task)
@@ -202,7 +202,7 @@ def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: st
     precision = resolve_precision(precision_name, kind)
     strategy = "single" if info.world_size == 1 else "ddp"
     with process_group(strategy, kind, _TIMEOUT_SECONDS):
-        # Of a run that still trains, ranks may have read different checkpoints.
+        # Ranks may have read different checkpoints if the run is still training.
         check_agreement({"the checkpoint": trained.weights.source})
         mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), kind)
         model = build_trained_model(trained, device)

@@ -39,8 +39,8 @@ def log_model_if_wanted(run_folder: Path, settings: LoggerConfig, trust: Sequenc
     `wandb sync` joins. Call on rank 0 only.
 
     Args:
-        run_folder: Of the run.
-        settings: Of its logger.
+        run_folder: Run folder.
+        settings: Logger settings.
         trust: Modules that the config of this run names.
     """
     summary = read_summary(run_folder)

@@ -38,8 +38,8 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     """The run folder that a name means, and the folder in which to look for its checkpoint; None where it means no run.
 
     Args:
-        source: A run id below `runs` or in a folder below it, as of a sweep; the path of a run folder; or the path or
-            URL of a checkpoint of one.
+        source: Run id in `runs` or one of its sub-folders, such as a sweep; the path of a run folder; or the path or
+            URL of a checkpoint.
         runs: The folder that holds the run folders.
 
     Raises:
@@ -58,7 +58,7 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
 
 
 def _runs_below(source: str, runs: Path) -> list[Path]:
-    """Returns the run of an id in a folder below `runs`, where the id alone means nothing."""
+    """Returns the runs with an id in sub-folders of `runs`; empty if the source is a path or a run in `runs`."""
     if "/" in source or source in ("", ".", "..") or Path(source).exists() or (runs / source).exists():
         return []
     name = glob.escape(source)

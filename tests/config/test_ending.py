@@ -74,8 +74,8 @@ def test_a_disk_that_refuses_costs_the_report_only(run: Path, capsys: pytest.Cap
     (run / "report.html").mkdir()
     complete(run)
     out = capsys.readouterr().out
-    assert out.startswith(f"the end of the run in {run} is not complete (")
-    assert out.endswith("Start it again.\n")
+    assert out.startswith(f"The report and checkpoints of {run} could not be completed (")
+    assert out.endswith("Start the run again.\n")
 
 
 def test_a_start_that_finds_no_step_left_keeps_the_speed_in_the_summary(run: Path):

@@ -77,7 +77,7 @@ def test_device_nodes_stay_what_they_are(tmp_path):
         with pytest.raises(DataError, match=r"full cannot be written \(No space left on device\)"):
             write(full)
     assert null.is_char_device() and full.is_char_device()
-    with pytest.raises(ConfigError, match="block is no ordinary file"):
+    with pytest.raises(ConfigError, match="block is not a regular file"):
         write(block)
     assert block.is_block_device() and names(tmp_path) == ["block", "full", "null"]
 

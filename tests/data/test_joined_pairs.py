@@ -124,7 +124,7 @@ def test_a_run_that_joined_pairs_in_another_way_says_so(tmp_path):
     write_start(folder, {}, start, {})
     begun = RunFolder(tmp_path, tmp_path / "checkpoints", None, is_new=False)
     check_same_data(begun, {"tokenizer": "t", "data": "a"}, 2)
-    with pytest.raises(DataError, match="joined pairs of texts with 1 separator, and this version joins them with 2"):
+    with pytest.raises(DataError, match="joined pairs of texts with 1 separator, but this version joins them with 2"):
         check_same_data(begun, {"tokenizer": "t", "data": "b"}, 2)
     with pytest.raises(DataError, match="had fingerprint a when it began and has b now"):
         check_same_data(begun, {"tokenizer": "t", "data": "b"}, 1)

@@ -131,7 +131,7 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
         (["output=nowhere/out.jsonl"], "output=nowhere/out.jsonl cannot be written (No such file or directory)"),
         (["output=in.jsonl"], "output=in.jsonl is the input in.jsonl itself"),
         (["output=."], "output=. is a folder"),
-        (["output=out.parquet"], "asks for parquet, which is not written"),
+        (["output=out.parquet"], "has the suffix .parquet, which is not supported"),
         (["columns={words: text}"], "`columns` names 'words', but this task reads text, tokens"),
         (["keep_columns=[nothing]"], "in.jsonl, line 1: no column 'nothing' among ['text']"),
     ],

@@ -140,7 +140,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(
     folder = find(run, missing="accept")
     assert (folder.checkpoint, folder.lost_step) == (None, 4)
     report_gap(folder.path, folder.checkpoint, folder.lost_step)
-    assert "again at step 0: step 4 was its newest checkpoint and is gone." in capsys.readouterr().out
+    assert "again at step 0: its newest checkpoint, step 4, is missing." in capsys.readouterr().out
     assert find(run).lost_step is None, "what has begun again is no loss at the next start"
 
 
@@ -158,7 +158,7 @@ def test_a_newest_checkpoint_that_is_gone_is_reported_but_not_one_that_was_set_a
     folder = find(run)
     assert folder.checkpoint.name == "step_00000002" and folder.lost_step == 4
     report_gap(folder.path, folder.checkpoint, folder.lost_step)
-    assert "step 4, is gone. The steps after step_00000002 are trained again." in capsys.readouterr().out
+    assert "step 4, is missing. The steps after step_00000002 are trained again." in capsys.readouterr().out
     shutil.copytree(whole / "checkpoints" / "step_00000004", run / "checkpoints" / "step_00000004")
     assert find(run).lost_step is None
     set_aside(run / "checkpoints" / "step_00000004")
