@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.config.command_schema import PredictConfig
-from framework.data.reading.files import Reading
+from framework.data.reading.files import Reading, check_regular
 from framework.data.reading.rows import Row, is_table, read_rows
 from framework.data.reading.tagged_rows import read_conll_words
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -61,11 +61,15 @@ def check_input(settings: PredictConfig) -> None:
     """Reads the first row of a table, so that an unreadable file is reported early.
 
     Raises:
-        DataError: The file is missing or damaged, or lacks a column that the output copies.
+        ConfigError: The path is empty.
+        DataError: The file is missing, damaged, a pipe or a device, or lacks a column that the output copies.
     """
     if settings.input is None:
         return
+    if not settings.input:
+        raise ConfigError("`input` is empty. It must be the path of a file. Give one.")
     path = Path(settings.input)
+    check_regular(path)
     form = settings.format
     if is_table(path) and (form is None or (form.kind != "conll" and form.columns is None)):
         reading = Reading(settings.on_bad_row)

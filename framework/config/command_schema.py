@@ -99,6 +99,10 @@ class InferenceConfig(TrainedConfig):
         super().__post_init__()
         if self.precision.name == "float8":
             raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
+        if self.micro_batch_tokens < 1:
+            raise ConfigError(
+                f"`micro_batch_tokens` is {self.micro_batch_tokens}, but it must be at least 1; 8192 is the default."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

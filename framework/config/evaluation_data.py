@@ -40,7 +40,12 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
             f"run={run} is an export that does not record the format of its data files. Export the run again, or "
             "choose data, for example data=table data.train=FILE."
         )
-    component = recorded.component(SplitFiles)
+    component = recorded.component(object)
+    if not issubclass(component.target, SplitFiles):
+        raise ConfigError(
+            f"run={run} was trained on {component.target.__name__}, which has no files by split, so no new file is "
+            "read as those of the run were. Leave data.* out, and choose a split of the run."
+        )
     node = {**dict(recorded.node), **changes}
     if split in changes:
         targets = {f"{name}_targets": changes.get(f"{split}_targets") for name in _SPLITS}

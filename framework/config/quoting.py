@@ -6,11 +6,14 @@ Arguments that Hydra accepts are not changed.
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 _OPENING, _CLOSING = "[{", "]}"
+_PROSE = ("text",)
+"""Keys whose values are sentences: a comma in them divides no values of a sweep."""
 _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=[,\]}]|$)""")
 
 
@@ -27,18 +30,27 @@ def with_quotes(arguments: Sequence[str]) -> list[str]:
 
 
 def _quoted_argument(argument: str, parser: OverridesParser) -> str:
+    key, _, value = argument.partition("=")
+    if key in _PROSE and "=" in argument and not _is_list(value):
+        return argument if _is_one_value(argument, parser) else f"{key}={_in_quotes(value.strip())}"
     if argument.startswith("-") or "=" not in argument or _is_readable(argument, parser):
         return argument
-    key, _, value = argument.partition("=")
     candidate = f"{key}={','.join(_quoted(item, parser) for item in _items(value))}"
     return candidate if _is_readable(candidate, parser) else argument  # Hydra reports what cannot be read
+
+
+def _is_list(value: str) -> bool:
+    """Returns True where brackets hold all of the value: `[a, b]`, not `[MASK] and [MASK]`."""
+    text = value.strip()
+    depths = list(accumulate((mark in _OPENING) - (mark in _CLOSING) for mark in text))
+    return text[:1] == "[" and text[-1:] == "]" and 0 not in depths[:-1]
 
 
 def _quoted(value: str, parser: OverridesParser) -> str:
     if _is_readable(f"key={value}", parser):
         return value
     text = value.strip()
-    if text[:1] == "[" and text[-1:] == "]":
+    if _is_list(text):
         return f"[{','.join(_quoted(item, parser) for item in _items(text[1:-1]))}]"
     if text[:1] == "{" and text[-1:] == "}":
         pairs = [item.partition(":") for item in _items(text[1:-1])]
@@ -75,3 +87,10 @@ def _is_readable(argument: str, parser: OverridesParser) -> bool:
     except HydraException:
         return False
     return True
+
+
+def _is_one_value(argument: str, parser: OverridesParser) -> bool:
+    try:
+        return not parser.parse_override(argument).is_sweep_override()
+    except HydraException:
+        return False

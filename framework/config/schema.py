@@ -27,10 +27,16 @@ MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fie
 """Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
 
 
+_LARGEST = 10**12
+"""No count of a run needs more; beyond 2**63 Python itself refuses a length."""
+
+
 def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
-    """Raises ConfigError where a value that is given lies below the minimum."""
+    """Raises ConfigError where a value that is given lies below the minimum or is absurdly large."""
     for name in names:
         value = getattr(node, name)
+        if value is not None and value > _LARGEST:
+            raise ConfigError(f"`{group}.{name}` is {value}, but it must be at most {_LARGEST:,}; lower it.")
         if value is not None and value < minimum:
             raise ConfigError(f"`{group}.{name}` is {value}, but it must be at least {minimum}; raise it.")
 

@@ -21,11 +21,17 @@ from framework.config.quoting import with_quotes
         ("data.labels=[it's,#b]", ["it's", "#b"]),
         ("data.where={source: #imdb, kind: 电影, n: 3}", {"source": "#imdb", "kind": "电影", "n": 3}),
         ("+data.text_column=größer", "größer"),
+        ("text=A warm, funny film (1999): yes", "A warm, funny film (1999): yes"),
+        ("text=Good, but long", "Good, but long"),
+        ("text=[MASK] is [MASK]", "[MASK] is [MASK]"),
+        ("text=[A [MASK] film,[MASK] or [MASK]]", ["A [MASK] film", "[MASK] or [MASK]"]),
+        ("text=['Good, but long',Bad]", ["Good, but long", "Bad"]),
     ],
 )
 def test_the_value_is_what_was_typed(argument, value):
     (quoted,) = with_quotes([argument])
     override = OverridesParser.create().parse_override(quoted)
+    assert not override.is_sweep_override()
     found = override.value()
     assert ({str(key): item for key, item in found.items()} if isinstance(value, dict) else found) == value
     assert override.input_line.partition("=")[0] == argument.partition("=")[0]

@@ -5,6 +5,7 @@ Each case runs a command's own `main`, in this process and in an empty folder, o
 """
 
 import json
+import os
 import re
 import sys
 import time
@@ -144,6 +145,7 @@ BAD_INPUT = [
     ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
     ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
     ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
+    ("above the range", nothing, ["trainer.max_steps=99999999999999999999"], "`trainer.max_steps` is 99999999999999999999, but it must be at most 1,000,000,000,000"),
     ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, but checkpoints are written by `trainer.checkpoint_every_n_steps`, which is 20"),
     ("nothing to roll back to", nothing, ["trainer.on_non_finite=roll_back"], "`trainer.checkpoint_every_n_steps` is null, so there would be no checkpoint to roll back to"),
     ("unknown way on", nothing, ["trainer.on_non_finite=ignore"], "`trainer.on_non_finite` is 'ignore'"),
@@ -159,6 +161,7 @@ BAD_INPUT = [
     ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),
     ("padding of a RoBERTa", nothing, ["model.family=roberta"], "a RoBERTa counts positions from its padding"),
     ("missing file", nothing, ["data.train=nowhere.csv"], "nowhere.csv cannot be read"),
+    ("empty path", nothing, ["data.train="], "`data.train` is empty"),
     ("missing tokenizer", nothing, ["tokenizer.path=nowhere"], "nowhere holds no tokenizer.json and no vocab.txt"),
     ("no tokenizer", nothing, ["tokenizer.path=null", "tokenizer.fallback=null"], "`tokenizer.path` is null and `init_from` too"),
     ("empty file", content(b""), [], "rows.csv is empty"),
@@ -236,11 +239,15 @@ def test_help_begins_with_the_command_line(here, call, command):
         ("evaluate", ["run=./nowhere"], "./nowhere is not there"),
         ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
         ("predict", ["run=x", "input=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+        ("predict", ["run=x", "input=pipe"], "pipe is a named pipe, not a regular file"),
+        ("predict", ["run=x", "input="], "`input` is empty"),
+        ("predict", ["run=x", "text=x", "micro_batch_tokens=-1"], "`micro_batch_tokens` is -1"),
         ("export", ["run=./nowhere"], "./nowhere is not there"),
         ("export", ["run=x", "average_last=0"], "`average_last` is 0"),
     ],
 )
 def test_other_commands_tell_bad_input(here, call, command, overrides, words):
+    os.mkfifo(here / "pipe")
     before = files_below(here)
     outcome = call(command, *overrides)
     assert_clear_error(outcome, words)

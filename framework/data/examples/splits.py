@@ -158,8 +158,14 @@ class SplitFiles:
         Args:
             read: Gives the records of a file.
             on_bad_row: As in Reading.
+
+        Raises:
+            ConfigError: A path is empty, which would mean the working folder.
         """
         given = {"train": self.train, "validation": self.validation, "test": self.test}
+        for split, path in given.items():
+            if path == "":
+                raise ConfigError(f"`data.{split}` is empty. It must be the path of a file or folder. Give one.")
         files = {split: Path(path) for split, path in given.items() if path is not None}
         readings = {split: Reading(on_bad_row, max_remembered=None) for split in files}
         records = {split: list(read(path, readings[split])) for split, path in files.items()}
