@@ -9,14 +9,14 @@ _CUT_SHARE, _LOST_SHARE = 0.25, 0.10
 _FEWEST_LABELS = 10
 _SHOWN = 3
 _MISSING = frozenset({"nan", "NaN", "NAN", "<NA>", "NaT", "null", "NULL", "None"})
-"""Texts that programs write for a missing value."""
+"""Texts that programs write for missing values."""
 
 
 def warnings_of(splits: Mapping[str, SplitFacts]) -> list[str]:
-    """Lists what looks wrong with the data of a run.
+    """Returns warnings about suspicious data of a run.
 
     Args:
-        splits: Facts by split; labels are looked at in `train`.
+        splits: Facts by split; only the labels of `train` are checked.
     """
     found: list[str] = []
     for split, facts in splits.items():
@@ -29,8 +29,8 @@ def warnings_of(splits: Mapping[str, SplitFacts]) -> list[str]:
 def _skipped(facts: SplitFacts) -> Iterator[str]:
     if facts.skipped:
         yield (
-            f"{facts.num_skipped:,} of {facts.read:,} {facts.unit} of {facts.file} are bad and are skipped; for "
-            f"example {facts.skipped[0]}"
+            f"{facts.num_skipped:,} of {facts.read:,} {facts.unit} of {facts.file} are bad and are skipped. For "
+            f"example: {facts.skipped[0]}"
         )
 
 
@@ -39,7 +39,7 @@ def _cut(split: str, facts: SplitFacts) -> Iterator[str]:
     if cutting.cut > _CUT_SHARE * cutting.texts or cutting.lost_share > _LOST_SHARE:
         yield (
             f"{cutting.cut:,} of {cutting.texts:,} texts of {split} are cut{cutting.limit}: {cutting.lost_share:.0%} "
-            "of all tokens are lost. Raise the task's maximum length, if the model has as many positions."
+            "of all tokens are lost. Raise the maximum length of the task if the model has enough positions."
         )
 
 
@@ -47,8 +47,8 @@ def _labels(facts: SplitFacts) -> Iterator[str]:
     labels = facts.labels
     if len(labels) >= max(_FEWEST_LABELS, facts.rows / 2):
         yield (
-            f"train has {len(labels):,} different labels in {facts.rows:,} {facts.unit}. A label is learned from "
-            "several rows. Check data.label_column: a column of ids or of texts gives as many labels as rows."
+            f"train has {len(labels):,} different labels in {facts.rows:,} {facts.unit}. Learning a label takes "
+            "several rows. Check that data.label_column is not a column of ids or texts."
         )
         return
     unused = [label for label, number in labels.items() if number == 0]
@@ -57,8 +57,8 @@ def _labels(facts: SplitFacts) -> Iterator[str]:
     missing = [label for label in labels if label in _MISSING]
     if missing:
         yield (
-            f"train has {_listed(missing)}, which is how programs write a missing value. It is trained as a label. "
-            "Leave these cells empty, or remove the rows, if they have no label."
+            f"train has {_listed(missing)}, a common spelling of a missing value. It is trained as a label. "
+            "If these rows have no label, leave the cells empty or remove the rows."
         )
     alike: dict[str, list[str]] = {}
     for label in labels:
@@ -66,13 +66,13 @@ def _labels(facts: SplitFacts) -> Iterator[str]:
     for group in alike.values():
         if len(group) > 1:
             yield (
-                f"train has {_listed(group)}, which read alike but are {len(group)} labels. Write each label in one "
-                "way if they mean the same."
+                f"train has {_listed(group)}, which read alike but are {len(group)} labels. If they mean the same, "
+                "write them the same way."
             )
 
 
 def _read_alike(label: str) -> str:
-    """Returns the same text for labels that differ in Unicode form, case, white space, or the form of a number."""
+    """Returns a normal form: labels that differ in Unicode form, case, white space or number format share it."""
     try:
         return repr(float(label))
     except ValueError:
@@ -80,7 +80,7 @@ def _read_alike(label: str) -> str:
 
 
 def _listed(labels: list[str]) -> str:
-    """Names labels; those that look the same on a screen by their code points."""
+    """Formats labels for a message; labels that look the same on a screen are shown by code points."""
     looks = [unicodedata.normalize("NFC", label) for label in labels]
     write = ascii if len(set(looks)) < len(looks) else repr
     more = f" and {len(labels) - _SHOWN:,} more" if len(labels) > _SHOWN else ""

@@ -1,4 +1,4 @@
-"""Facts of the splits of a run: rows read, used and skipped, labels with their counts, and the text that was cut."""
+"""Facts about the splits of a run: rows read, used and skipped, labels with their counts, and truncated text."""
 
 import re
 from collections import Counter
@@ -13,15 +13,15 @@ _DECIMALS = 6
 
 @dataclass(frozen=True, slots=True)
 class Cutting:
-    """Texts of a split, and what does not fit into their sequences.
+    """Counts of texts and tokens of a split that were truncated.
 
     Attributes:
-        max_length: Most tokens of a sequence, special tokens included; 0 where nothing is cut, or texts have several
-            limits.
-        texts: Sequences of texts or pairs of texts.
-        cut: Those of them that lose tokens.
-        tokens: Tokens of all texts, special tokens aside.
-        lost: Those of them that are cut off.
+        max_length: Largest number of tokens of a sequence, including special tokens; 0 if nothing is truncated, or if
+            texts have several limits.
+        texts: Number of texts or pairs.
+        cut: Number of truncated texts or pairs.
+        tokens: Number of tokens of all texts, without special tokens.
+        lost: Number of tokens that were cut off.
     """
 
     max_length: int = 0
@@ -32,12 +32,12 @@ class Cutting:
 
     @property
     def limit(self) -> str:
-        """Returns the limit in words; "" where there are several."""
+        """Returns the limit in words; "" if there are several."""
         return f" at {self.max_length} tokens" if self.max_length else ""
 
     @property
     def lost_share(self) -> float:
-        """Share of the tokens that is cut off."""
+        """Returns the share of tokens that are cut off."""
         return self.lost / self.tokens if self.tokens else 0.0
 
 
@@ -46,23 +46,23 @@ NO_CUTTING = Cutting()
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """One split; every source of this package has it as `facts`.
+    """Facts about one split; every source of this package has them as `facts`.
 
-    Rows that were read are those that were skipped, left out, used, or given to splits without a file of their own.
+    The rows read are the sum of those skipped, left out, used, and assigned to splits without their own file.
 
     Attributes:
-        rows: Rows that are used.
-        unit: Word for a row: "rows", or "sequences" where the data has no rows.
-        file: File of the split; "" where the split is a share of the rows of `train`.
-        read: Rows that were read of that file, skipped ones included.
-        skipped: Message of each bad row, which names file and row.
-        num_skipped: Rows that were skipped; a message may stand for several.
-        left_out: Good rows that are not used, by reason.
-        repaired: Rows that were corrected while they were read.
-        labels: Rows, or entities, by label; empty where rows have no labels.
+        rows: Number of rows used.
+        unit: Word for a row: "rows", or "sequences" if the data has no rows.
+        file: File of the split; "" if the split is a share of the rows of `train`.
+        read: Number of rows read from that file, including skipped ones.
+        skipped: Message for each bad row, with file and row.
+        num_skipped: Number of rows skipped; one message may cover several.
+        left_out: Number of valid rows that are not used, by reason.
+        repaired: Number of rows corrected while reading.
+        labels: Number of rows or entities by label; empty if rows have no labels.
         notes: Further facts, by name.
-        cutting: Texts and what is cut off.
-        warnings: What the reader or the task found wrong.
+        cutting: Counts of truncated texts.
+        warnings: Warnings of the reader and the task.
     """
 
     rows: int = 0
@@ -79,7 +79,7 @@ class SplitFacts:
     warnings: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Returns the facts as values for JSON, without empty ones and without messages."""
+        """Returns the facts as JSON values, without empty ones and messages."""
         own = {"file": self.file, "read": self.read, "skipped": self.num_skipped} if self.file else {}
         found = {"left_out": self.left_out, "repaired": self.repaired, "labels": self.labels, "notes": self.notes}
         cutting = self.cutting
@@ -99,7 +99,7 @@ class SplitFacts:
 
 
 def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
-    """Yields a record for each skipped row: split, file, place, row and line where they are known, and the reason."""
+    """Yields a record for each skipped row: split, file, place, row and line if known, and the reason."""
     for split, facts in splits.items():
         for message in facts.skipped:
             found = _PLACE.search(message)
@@ -111,7 +111,7 @@ def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
 
 
 def range_of(numbers: Sequence[float]) -> str:
-    """Returns the range and the mean of the numbers that rows have for labels, in words."""
+    """Returns the range and the mean of numeric labels, in words."""
     return f"{min(numbers):.4g} to {max(numbers):.4g}, mean {sum(numbers) / len(numbers):.4g}"
 
 
@@ -128,14 +128,14 @@ S = TypeVar("S", bound=HasFacts)
 def with_facts(
     source: S, read: SplitFacts, labels: Iterable[str] = (), known: Sequence[str] = (), warnings: Sequence[str] = ()
 ) -> S:
-    """Adds what was read of a split to what its source knows of the texts.
+    """Combines the facts about the rows of a split with those of its source about the texts.
 
     Args:
-        source: Made of the rows of the split.
-        read: Facts of its rows.
+        source: Source built from the rows of the split.
+        read: Facts about the rows.
         labels: Label of each row or entity.
-        known: The label set in the order of scores, of which labels without a row are counted as 0.
-        warnings: What the task found wrong.
+        known: Label set in the order of scores; labels without a row are counted as 0.
+        warnings: Warnings of the task.
 
     Returns:
         The same source.
@@ -153,7 +153,7 @@ def with_facts(
 
 
 def facts_of(sources: Mapping[str, Sized]) -> dict[str, SplitFacts]:
-    """Returns the facts of each split; of a source that has none, how many sequences it has."""
+    """Returns the facts of each split; for a source without facts only its number of sequences."""
     return {
         split: source.facts if isinstance(source, HasFacts) else SplitFacts(len(source), unit="sequences")
         for split, source in sources.items()

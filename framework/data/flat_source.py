@@ -65,11 +65,11 @@ class FlatSource:
         token_type_ids: (tokens,) segments; None: 0 everywhere.
         item_sizes: (items,) sequences of each item, which lie side by side; None: one each.
         records: What the task wants to know of each item when it reads predictions or scores them; any objects.
-        cutting: What was cut off the texts.
+        cutting: Counts of truncated texts.
         notes: Further facts, by name.
 
     Attributes:
-        facts: Of the split; who reads the rows adds what they know (`framework.data.facts.with_facts`).
+        facts: Facts about the split; `framework.data.facts.with_facts` adds those about its rows.
         max_length: Most tokens of an item: `max_sequence_length` where each is one sequence, else those of the longest.
         max_sequence_length: Most tokens of a sequence.
         group_size: Most sequences of an item.

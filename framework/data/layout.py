@@ -1,6 +1,6 @@
 """Turns texts into the ids of sequences: `[CLS] text [SEP]`, for pairs `[CLS] text [SEP] pair [SEP]`, segments 0 and 1.
 
-The tokenizer states how many separators stand between the texts of a pair: one in BERT, two in RoBERTa. They belong to
+The tokenizer states the number of separators between the texts of a pair: one in BERT, two in RoBERTa. They belong to
 segment 0.
 """
 
@@ -29,7 +29,7 @@ class Layout:
         input_ids: (tokens,) int32, special tokens included.
         lengths: (sequences,) int64.
         token_type_ids: (tokens,) bool, True in the second segment; None where there are no pairs.
-        cutting: Texts that lost their end.
+        cutting: Counts of truncated texts.
     """
 
     input_ids: np.ndarray
@@ -56,8 +56,8 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
     room = max_length - num_specials
     if room < len(segments):
         raise ConfigError(
-            f"max_length is {max_length}, of which {num_specials} are special tokens with this tokenizer. A sequence "
-            f"needs {num_specials + len(segments)} tokens at least. Raise max_length."
+            f"max_length is {max_length}, and this tokenizer adds {num_specials} special tokens. A sequence needs at "
+            f"least {num_specials + len(segments)} tokens. Raise max_length."
         )
     encoded, whole = zip(*(_encode(segment, tokenizer, room) for segment in segments), strict=True)
     sizes = np.array(whole, dtype=np.int64)

@@ -107,12 +107,12 @@ class StoreData:
 
     @property
     def fills_all_splits(self) -> bool:
-        """True where each split has a document."""
+        """Returns True if each split has a document."""
         filled: set[str] = set()
-        wanted = {"train", "validation"} if self.validation_fraction > 0 else {"train"}
+        expected = {"train", "validation"} if self.validation_fraction > 0 else {"train"}
         for batch in self.opened.batches():
             filled |= {split for split, chosen in self.splits(batch.text_hashes).items() if chosen.any()}
-            if filled == wanted:
+            if filled == expected:
                 return True
         return False
 
@@ -157,7 +157,7 @@ class StoreData:
 
 
 def too_little_to_split(store: str) -> str | None:
-    """Returns a remedy where the default split of training would leave one side of a store without documents."""
+    """Returns a warning if the default split of training would leave one side of a store without documents."""
     default = StoreData(store)
     if default.fills_all_splits:
         return None
@@ -169,8 +169,8 @@ def too_little_to_split(store: str) -> str | None:
         else f"data.validation_fraction={fraction}"
     )
     return (
-        f"{store} has {number} document{'' if number == 1 else 's'}. That is too little text for "
-        f"data.validation_fraction={default.validation_fraction}, the default of framework.train, which would hold out "
-        f"none of them. Train with {remedy}, add texts, or make more documents of each file "
+        f"{store} has {number} document{'' if number == 1 else 's'}. That is too few for "
+        f"data.validation_fraction={default.validation_fraction}, the default of framework.train: each split needs at "
+        f"least one. Train with {remedy}, add texts, or split each file into more documents "
         "(corpus.sources.text.documents=blank_lines)."
     )

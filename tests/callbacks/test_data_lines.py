@@ -31,6 +31,6 @@ def test_one_rank_shows_lines_and_warnings(tmp_path: Path, caplog: pytest.LogCap
         "data: test   1 rows (a share of train)",
     ]
     assert caplog.messages == [
-        "2 of 10 rows of a/rows.csv are bad and are skipped; for example a/rows.csv, row 3 (line 4): no text",
+        "2 of 10 rows of a/rows.csv are bad and are skipped. For example: a/rows.csv, row 3 (line 4): no text",
         f"All skipped rows are listed in {tmp_path / 'skipped_rows.jsonl'}.",
     ]

@@ -116,7 +116,7 @@ def test_the_folder_and_the_report_hold_them(tokenizer, tmp_path):
         ([("a", "0"), ("a", 0.0), ("b", 1)], ["the labels '0', '0.0', which read alike but are 2 labels"]),
         ([("a", "caf\u00e9"), ("a", "cafe\u0301")], [r"the labels 'cafe\u0301', 'caf\xe9', which read alike"]),
         ([("a", "Good"), ("a", "good "), ("a", "bad")], ["the labels 'Good', 'good', which read alike"]),
-        ([("a", "nan"), ("a", "x")], ["the label 'nan', which is how programs write a missing value"]),
+        ([("a", "nan"), ("a", "x")], ["the label 'nan', a common spelling of a missing value"]),
     ],
 )
 def test_warnings(tokenizer, tmp_path, rows, warnings):

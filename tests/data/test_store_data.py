@@ -91,7 +91,7 @@ def test_text_that_is_too_little_to_hold_any_out_is_told_with_what_works(tmp_pat
     write_store(folder, [[[7, 8, 9]]] * num_documents, tokenizer)
     told = too_little_to_split(str(folder))
     assert told is not None
-    assert f"has {num_documents} document{'s' * (num_documents > 1)}. That is too little text" in told
+    assert f"has {num_documents} document{'s' * (num_documents > 1)}. That is too few for" in told
     fraction = float(told.partition("Train with data.validation_fraction=")[2].split(",")[0])
     splits = splits_of(folder, validation_fraction=fraction)
     assert all(len(index.documents) > 0 for index in splits.values())

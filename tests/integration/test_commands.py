@@ -430,7 +430,7 @@ def test_a_checked_preparation_says_what_it_would_make_and_writes_nothing(here, 
         call("prepare", *line, "check=true", "corpus.sources.text.files=no.txt"), "no file matches 'no.txt'"
     )
     assert call("prepare", *line).code == 0
-    assert "made: is there already" in call("prepare", *line, "check=true").out
+    assert "made: exists already" in call("prepare", *line, "check=true").out
 
 
 def test_the_commands_that_use_a_run_check_without_writing(here, call):

@@ -54,7 +54,7 @@ class ChoiceData(SplitFiles):
             each, and the last ones may be empty where a row has fewer.
         label_column: Column that tells the right choice.
         label_kind: "index", counted from 0, or "text", that of the choice.
-        format: How the files are written; None: the defaults of TableFormat.
+        format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, lacks a text, has fewer than two choices or equal ones, or
             whose label is none of them: "error", or "skip", which counts it.
     """

@@ -45,7 +45,7 @@ class Interactions:
         is_liked: True where the interaction says that the user likes the item.
         splits: Place of the split in SPLITS.
         names: The splits that there are.
-        facts: Rows that were read, skipped and left out, of all splits together.
+        facts: Numbers of rows read, skipped and left out, over all splits.
     """
 
     items: tuple[str, ...]
@@ -113,8 +113,8 @@ class InteractionData:
         test_fraction: Share of those after the second; 0 makes no split.
         validation_from: The first moment itself; `validation_fraction` then says nothing.
         test_from: The second moment itself; `test_fraction` then says nothing.
-        format: How the files are written; None: the defaults of TableFormat.
-        items_format: How the catalogue is written, where it differs; None: as `format` says.
+        format: Format of the files; None: the defaults of TableFormat.
+        items_format: Format of the catalogue; None: the same as `format`.
         on_bad_row: What is done about a row that is broken, an item without a text or with a second one, and an
             interaction whose user is empty, whose item is not in the catalogue, or whose time or rating cannot be read:
             "error", or "skip", which counts it.

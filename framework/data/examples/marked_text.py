@@ -64,16 +64,16 @@ def read_marked_text(place: str, marked: str) -> MarkedText:
 
 
 def mark_entities(place: str, text: str, first: tuple[int, int], second: tuple[int, int]) -> MarkedText:
-    """Puts marks into a text.
+    """Inserts marks into a text.
 
     Args:
-        place: Where the text stands, for messages.
-        text: Without marks.
-        first: (first character, behind the last character) of e1.
-        second: The same of e2.
+        place: File and row of the text, for messages.
+        text: Text without marks.
+        first: Start (inclusive) and end (exclusive) of e1 in characters.
+        second: Start and end of e2.
 
     Raises:
-        DataError: The entities overlap, one is empty, or the text holds marks already.
+        DataError: The entities overlap, one is empty, or the text already contains marks.
     """
     (start, stop), (other_start, other_stop) = sorted((first, second))
     if other_start < stop:

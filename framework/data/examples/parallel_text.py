@@ -48,8 +48,8 @@ class ParallelTextData(SplitFiles):
         test_targets: The same for `test`.
         source_column: Column, in JSONL key, of the text in a table.
         target_column: Column of its translation.
-        format: How the files are written; of two files that agree line by line its encoding counts. None: the defaults
-            of TableFormat.
+        format: Format of the files; for two files of aligned lines only its encoding is used. None: the defaults of
+            TableFormat.
         on_empty: "error" at a pair with an empty side; "skip" leaves such pairs out, with a word in the log.
 
     Raises:
@@ -103,7 +103,7 @@ class ParallelTextData(SplitFiles):
         """Pairs the lines of two files.
 
         Raises:
-            DataError: One has more lines than the other.
+            DataError: The files differ in their number of lines.
         """
         encoding = (self.format or TableFormat()).codec
         numbers = [0, 0]
@@ -119,7 +119,7 @@ class ParallelTextData(SplitFiles):
         if numbers[0] != numbers[1]:
             raise DataError(
                 f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the "
-                "other; give two files with as many lines."
+                "other. Give two files with the same number of lines."
             )
 
 

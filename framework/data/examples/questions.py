@@ -29,9 +29,8 @@ class Answer:
 
     Attributes:
         text: As in the file; scoring needs nothing else.
-        start: First character in the context, in code points from 0; None where the file does not say it, or names a
-            place where other text stands.
-        fault: Message about the place that the file names; "" where it is right.
+        start: First character in the context, in code points from 0; None if the file gives no offset or a wrong one.
+        fault: Message about a wrong offset in the file; "" if it is right.
     """
 
     text: str
@@ -47,8 +46,8 @@ class Question:
         place: File, article, paragraph and question, or file and row, for messages.
         question: As in the file.
         context: As in the file; the same object for all questions on it where the file has it once.
-        answers: All that are right; the first is trained on, so its place is known; none where the context does not
-            answer.
+        answers: All correct answers. The first one is used for training, so its offset is known. Empty if the context
+            has no answer.
     """
 
     place: str
@@ -71,17 +70,17 @@ class Question:
 class QuestionData(SplitFiles):
     """Files of questions; their fractions are of contexts: all questions on a context fall into one split.
 
-    A JSON object is SQuAD's: articles of paragraphs, each a context with `qas`; keys beside those that are read are
-    let be (`plausible_answers` too). A JSON list, or JSONL, has rows with `question`, `context`, perhaps an `id`,
+    A JSON object is SQuAD's: articles of paragraphs, each a context with `qas`; other keys, such as
+    `plausible_answers`, are ignored. A JSON list, or JSONL, has rows with `question`, `context`, perhaps an `id`,
     and `answers`, a list of {text, answer_start}. Without answers a question is one that its context does not answer,
     unless `is_impossible` says false; the form {text: [...], answer_start: [...]} of `datasets` is read too. Either
     file may be compressed (.gz, .zst).
 
     Attributes:
         columns: {key: its name} for JSONL files that call `id`, `question`, `context` or `answers` otherwise.
-        invalid_answers: "repair" corrects a wrong `answer_start` where the text stands exactly once in the context;
-            None: a question that is trained on and whose first answer is not at its place is bad. Further answers, and
-            those of `validation` and `test`, are compared as texts and may have no place.
+        invalid_answers: "repair" corrects a wrong `answer_start` if the text occurs exactly once in the context. None:
+            a training question whose first answer has a wrong offset is bad. Further answers, and those of
+            `validation` and `test`, are compared as texts and need no offset.
         answer_unit: What scores count: "words" (English: articles are left out), or "characters" for Chinese.
         on_bad_row: "error" ends with the first bad question; "skip" leaves bad ones out and tells how many.
     """
@@ -95,7 +94,7 @@ class QuestionData(SplitFiles):
         super().__post_init__()
         if self.invalid_answers not in (None, "repair"):
             raise ConfigError(
-                f"invalid_answers is {self.invalid_answers!r}. Choose repair, or null, which makes them bad questions."
+                f"invalid_answers is {self.invalid_answers!r}. Choose repair, or null to treat them as bad questions."
             )
         for name in self.columns or {}:
             if name not in _COLUMNS:
@@ -109,7 +108,7 @@ class QuestionData(SplitFiles):
         Raises:
             DataError: A file is missing, empty, not UTF-8, damaged, or neither SQuAD's JSON nor JSONL; no question in
                 it is good; a split would be empty. Unless `on_bad_row` skips those: a question or context is empty or
-                no text; an answer is empty, or of `train` and the first one, and not at its place; `is_impossible`
+                no text; an answer is empty, or the first one of a training question has a wrong offset; `is_impossible`
                 contradicts the answers; an id comes twice.
         """
         read = self.read_files(self._read, self.on_bad_row)
@@ -122,7 +121,7 @@ class QuestionData(SplitFiles):
         facts = {}
         for split, questions in found.splits.items():
             unplaced = sum(answer.start is None for each in questions for answer in each.answers)
-            notes = {"answers without a place, for scores only": f"{unplaced:,}"} if unplaced else {}
+            notes = {"answers without an offset, for scores only": f"{unplaced:,}"} if unplaced else {}
             facts[split] = replace(found.facts[split], repaired=repaired.get(split, 0), notes=notes)
         return replace(found, facts=facts)
 
@@ -134,8 +133,8 @@ class QuestionData(SplitFiles):
         kind = json_kind(path, TableFormat())
         if kind is None:
             raise DataError(
-                f"{path} is not JSON, by its name and its content. Questions are read of .json (SQuAD, or a list of "
-                f"rows) and .jsonl (rows), which may be followed by {' or '.join(COMPRESSIONS)}. Give such a file."
+                f"{path} is not JSON, by its name and its content. Questions are read from .json (SQuAD, or a list of "
+                f"rows) and .jsonl (rows), optionally followed by {' or '.join(COMPRESSIONS)}. Give such a file."
             )
         content = _content(path) if kind == "json" else None
         names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
@@ -162,7 +161,7 @@ def _content(path: Path) -> Any:
 
 
 def _squad_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place, and the parts of each question."""
+    """Yields the place and the parts of each question."""
     for article_number, article in enumerate(_items(str(path), content, "data"), start=1):
         in_article = f"{path}, article {article_number}"
         for paragraph_number, paragraph in enumerate(_items(in_article, article, "paragraphs"), start=1):
@@ -195,7 +194,7 @@ def _json_rows(
 
 def _parts(place: str, row: Any, names: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise DataError(f"{place}: {type(row).__name__}, not an object; each row must be one JSON object.")
+        raise DataError(f"{place}: {type(row).__name__}, not an object. Each row must be one JSON object. Correct it.")
     for name in names.values():
         if name not in row and name != names["id"]:
             raise DataError(f"{place}: no key {name!r} among {list(row)}; name one of these in `columns`.")
@@ -238,11 +237,10 @@ def _answers(place: str, answers: Any) -> list[Any]:
 
 
 def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
-    """Returns the answer, with its place if the file names it, or if `repairs` and its text stands once."""
+    """Returns the answer with its offset if the file gives a right one, or if it can be repaired."""
     if not isinstance(answer, Mapping):
         raise DataError(
-            f"{place}: an answer is {_shown(answer)}, it must have `text`, and `answer_start` where it is trained on; "
-            "correct it."
+            f"{place}: an answer is {_shown(answer)}. It must have `text`, and `answer_start` for training. Correct it."
         )
     text, start = _text(place, "text", answer.get("text")), answer.get("answer_start")
     fault = _fault_of_start(place, answer, text, start, context)
@@ -253,13 +251,13 @@ def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
         return Answer(text, None, fault)
     if repairs:
         return Answer(text, only, fault)
-    return Answer(text, None, f"{fault} The text stands once, so data.invalid_answers=repair corrects it.")
+    return Answer(text, None, f"{fault} The text occurs once, so data.invalid_answers=repair corrects it.")
 
 
 def _fault_of_start(place: str, answer: Any, text: str, start: Any, context: str) -> str:
-    """Returns what is wrong with the place of an answer; "" where its text stands there."""
+    """Describes what is wrong with the offset of an answer; "" if it is right."""
     if not isinstance(start, int) or isinstance(start, bool):
-        return f"{place}: an answer is {_shown(answer)}, it must have a whole number `answer_start`; correct it."
+        return f"{place}: an answer is {_shown(answer)}. It must have a whole number as `answer_start`. Correct it."
     if start < 0 or start + len(text) > len(context):
         return (
             f"{place}: the answer {_shown(text)} from character {start} reaches outside the context of {len(context)} "

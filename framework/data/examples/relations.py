@@ -45,15 +45,15 @@ class RelationExample:
 class RelationData(SplitFiles):
     """A text with `<e1>...</e1>` and `<e2>...</e2>` and a label a row; rows of one text fall into one split.
 
-    A file of JSON objects may give tokens and the places of the entities instead
-    (`framework.data.reading.relation_rows`). A `.txt` file whose first lines are SemEval's is read so
-    (`framework.data.reading.semeval_rows`); others are tables (`framework.data.reading.rows`).
+    A file of JSON objects may give tokens and the positions of the entities instead
+    (`framework.data.reading.relation_rows`). A `.txt` file whose first lines have SemEval's format is read by
+    `framework.data.reading.semeval_rows`. Other files are tables (`framework.data.reading.rows`).
 
     Attributes:
         text_column: Column of tables, in JSONL key, of the text.
         label_column: Column of the label.
-        labels: The label set in the order of scores; None finds it in the files, sorted.
-        format: How tables are written; None: the defaults of TableFormat.
+        labels: Label set in the order of scores; None: the labels of the files, sorted.
+        format: Format of tables; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, whose entities are not marked as they should be or do not
             fit into a sequence, or whose label is empty or outside the label set: "error", or "skip", which counts it.
     """

@@ -62,11 +62,11 @@ def check_fractions(validation: float, test: float) -> None:
 
 @dataclass(frozen=True)
 class ReadSplits(Generic[R]):
-    """Records of files by split.
+    """Records by split.
 
     Attributes:
         splits: Records of `train`, and where there are any of `validation` and `test`, in the order of the file.
-        facts: What was read, skipped and left out of each.
+        facts: Numbers of rows read, skipped and left out, by split.
         labels: The label set, or types of entities, in the order of scores; empty where there is none.
     """
 
@@ -77,12 +77,12 @@ class ReadSplits(Generic[R]):
 
 @dataclass(frozen=True)
 class FileRecords(Generic[R]):
-    """Records of each file that is named, `train` first, before they are split.
+    """Records of each given file, `train` first, before they are split.
 
     Attributes:
-        records: By the split that the file is named for.
-        readings: What is done about bad rows of each file, and the rows that were skipped.
-        files: Path of each file.
+        records: Records by the split of their file.
+        readings: Handling of bad rows, and the rows skipped so far, by split.
+        files: Path of the file by split.
     """
 
     records: dict[str, list[R]]
@@ -90,20 +90,20 @@ class FileRecords(Generic[R]):
     files: dict[str, Path]
 
     def found_labels(self, labels: Callable[[R], Iterable[str]], outside: Collection[str] = ()) -> set[str]:
-        """Returns the labels of all files, so that a label of a few rows need not be in `train`.
+        """Returns the labels of all files, so that a rare label need not occur in `train`.
 
         Args:
-            labels: Of a record.
-            outside: Labels that count only where `train` has them.
+            labels: Function that returns the labels of a record.
+            outside: Labels that count only if `train` has them.
         """
         found = {split: {label for record in rows for label in labels(record)} for split, rows in self.records.items()}
         return found["train"].union(*found.values()) - (set(outside) - found["train"])
 
     def checked(self, split: str, check: Callable[[R], R]) -> None:
-        """Replaces each record of a file by what `check` returns; a record that it refuses is a bad row.
+        """Replaces each record of a file by the result of `check`; a record that it rejects is a bad row.
 
         Args:
-            split: Names the file.
+            split: Split of the file.
             check: Raises DataError for a bad record.
         """
         kept = []
@@ -153,10 +153,10 @@ class SplitFiles:
     def read_files(
         self, read: Callable[[Path, Reading], Iterable[R]], on_bad_row: Literal["error", "skip"]
     ) -> FileRecords[R]:
-        """Reads each file that is named, `train` first.
+        """Reads each given file, `train` first.
 
         Args:
-            read: Gives the records of a file.
+            read: Function that returns the records of a file.
             on_bad_row: As in Reading.
 
         Raises:
@@ -175,7 +175,7 @@ class SplitFiles:
         """Divides the records of `train` as the settings say.
 
         Args:
-            read: Of `read_files`.
+            read: Result of `read_files`.
             labels: As in ReadSplits.
 
         Raises:
@@ -183,7 +183,7 @@ class SplitFiles:
         """
         for split, path in read.files.items():
             if not read.records[split] and read.readings[split].skipped:
-                raise DataError(f"{path} has no row that can be used, for example {read.readings[split].skipped[0]}")
+                raise DataError(f"{path} has no row that can be used. The first one: {read.readings[split].skipped[0]}")
         files = dict(read.records)
         left_out: dict[str, int] = {}
         warnings: list[str] = []

@@ -51,7 +51,7 @@ class TableData(SplitFiles):
         labels: The label set in the order of scores; None finds it in the files, sorted (by value if all are whole
             numbers).
         where: {column: value}; only rows that have all these values are taken.
-        format: How the files are written; None: the defaults of TableFormat.
+        format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, whose text is empty, or whose label is empty, no number
             where one is needed, or outside the label set: "error", or "skip", which counts it.
     """
@@ -146,10 +146,10 @@ def _check_several_answers(rows: list[LabelledText]) -> None:
 
 
 def _known(row: LabelledText, labels: Sequence[str], known: Collection[str], answers: AnswerKind) -> LabelledText:
-    """Returns a row whose labels are all in the set.
+    """Returns the row if all of its labels are known.
 
     Raises:
-        DataError: One is not.
+        DataError: A label is unknown.
     """
     for label in answers.labels(row.label):
         if label not in known:

@@ -19,15 +19,15 @@ from framework.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class TaggedData(SplitFiles):
-    """One sentence a row: JSON by its suffix or content (`framework.data.reading.tagged_json`), else CoNLL columns.
+    """One sentence per row: JSON, by suffix or content (`framework.data.reading.tagged_json`), else CoNLL columns.
 
     Attributes:
         scheme: Of the tags in the files; "auto" finds it in `train`.
         invalid_tags: What happens to tags that the scheme forbids, such as I- behind O in BIO: "error" makes the
             sentence a bad row, "repair" reads it as conlleval does.
         on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
-        labels: The types of entities; None finds them in the files, sorted. A sentence with another one is a bad row.
-        conll: How CoNLL files are read, and the encoding of all files; None: the defaults of ConllFormat.
+        labels: Types of entities; None: the types of the files, sorted. A sentence with another type is a bad row.
+        conll: Layout of CoNLL files, and the encoding of all files; None: the defaults of ConllFormat.
     """
 
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"

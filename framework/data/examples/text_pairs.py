@@ -54,7 +54,7 @@ class TextPairData(SplitFiles):
         score_column: Column of the number; None: pairs are matches.
         label_column: Column of the label; None: texts come in pairs.
         negative_columns: Columns of hard negatives. A cell that is a JSON list holds several, an empty one none.
-        format: How the files are written; None: the defaults of TableFormat.
+        format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: What is done about a row that is broken, or in which a text, the label or the number is missing:
             "error", or "skip", which counts it.
 

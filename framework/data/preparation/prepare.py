@@ -116,29 +116,31 @@ def describe_preparation(
     overwrite: bool = False,
     streamed: bool = False,
 ) -> list[tuple[str, str]]:
-    """Does the checks of `prepare_store` that need no pass over the texts, and describes what it would do.
+    """Runs the checks of `prepare_store` that need no pass over the texts, and describes the result.
+
+    Nothing is written.
 
     Returns:
-        One row a fact: its name and its text. Nothing is written.
+        Rows of (name, text).
 
     Raises:
-        FrameworkError: As `prepare_store`, but for what only the texts show.
+        FrameworkError: As `prepare_store`, except for errors in the texts.
     """
     folder = Path(folder)
     corpus = _open_corpus(sources, cleaning, on_bad_row, streamed, None)
     work = Preparation.of(corpus, vocabulary, None)
     if find_store(folder, work.settings, overwrite) is not None:
-        state = "is there already, from the same texts and settings"
+        state = "exists already, from the same texts and settings"
     elif PartialFolder(folder).has(work.settings):
         state = "would resume where an earlier start stopped"
     else:
-        state = "would replace the store that is there" if folder.exists() else "would be made"
+        state = "would replace an existing store" if folder.exists() else "would be made"
     kind = "given tokenizer" if isinstance(vocabulary, GivenTokenizer) else f"{type(vocabulary).__name__}"
     return [
         ("store", f"{folder}: {state}"),
         ("corpus", f"{corpus.num_files:,} files, {corpus.num_bytes:,} bytes"),
         ("vocabulary", kind),
-        ("not checked", "rows and texts, which only a pass over the corpus shows"),
+        ("not checked", "rows and texts, which need a pass over the corpus"),
     ]
 
 
@@ -150,7 +152,7 @@ def _open_corpus(
     progress: Progress | None,
 ) -> Corpus:
     if not sources:
-        raise DataError("there are no sources, a store needs at least one; add one to the corpus.")
+        raise DataError("there are no sources. A store needs at least one. Add one to the corpus.")
     if streamed:
         check_streamable(sources)
     return Corpus(sources, cleaning, on_bad_row, streamed, progress)

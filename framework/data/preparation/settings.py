@@ -47,7 +47,7 @@ def store_settings(
 
 
 def check_streamable(sources: Mapping[str, Source]) -> None:
-    """Raises ConfigError where a source cannot be read from the middle, or only with a secret in its URL."""
+    """Raises ConfigError if a source cannot be read from the middle, or has a secret in its URL."""
     for name, source in sources.items():
         if not isinstance(source, ParquetShards):
             raise ConfigError(
@@ -58,8 +58,8 @@ def check_streamable(sources: Mapping[str, Source]) -> None:
         for file in source.paths():
             if without_credentials(file) != file:
                 raise ConfigError(
-                    f"the source `{name}` reads {without_credentials(file)}. A streamed store keeps its URLs, so they "
-                    "may hold no credentials. Give these as storage_options, or store the tokens (stream=false)."
+                    f"the source `{name}` reads {without_credentials(file)}, which has credentials. A streamed store "
+                    "saves its URLs. Pass the credentials as storage_options, or store the tokens (stream=false)."
                 )
 
 
@@ -76,7 +76,7 @@ def _identity(source: Source) -> dict[str, object]:
         with path.open("rb") as file:
             contents.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
     options = {name: value for name, value in vars(source).items() if name not in ("files", "exclude")}
-    # Stores that were made before these settings existed stay valid.
+    # Stores made before these settings existed stay valid.
     options = {name: value for name, value in options.items() if value not in _ADDED_DEFAULTS.get(name, ())}
     if "format" in options:
         options["format"] = asdict(options["format"])

@@ -1,4 +1,4 @@
-"""Texts in one folder per class, as IMDB's and 20 Newsgroups' archives have them: the folder is the label."""
+"""Reads texts from one folder per class, the layout of IMDB and 20 Newsgroups: the folder is the label."""
 
 import logging
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ COLUMNS = ("text", "label", "file")
 
 
 def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams a row per file, plain, gzip or zstd: `text`, its content; `label`, its folder; `file`, its name.
+    """Streams one row per file (plain, gzip or zstd) with its content as `text`, folder as `label` and name as `file`.
 
-    Hidden files, and files beside the folders, are not read.
+    Hidden files, and files outside of the class folders, are not read.
 
     Raises:
-        DataError: There are no sub-folders, or one holds a folder; a column is wanted that is none of these; a file is
+        DataError: There are no sub-folders, or one contains a folder; a requested column does not exist; a file is
             empty, damaged or not in the encoding and `reading` does not skip those.
     """
     path = table.path
@@ -32,7 +32,7 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
         )
     num_others = sum(not entry.is_dir() for entry in _visible(path))
     if num_others:
-        logger.warning("%s: %d files beside the folders of the classes are not read.", path, num_others)
+        logger.warning("%s: %d files outside of the class folders are not read.", path, num_others)
     number = 0
     for folder in folders:
         for file in sorted(_visible(folder)):
@@ -48,8 +48,8 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
                 reading.bad_row(error)
             else:
                 values = {"text": text, "label": folder.name, "file": file.name}
-                wanted, kept = ({column: values[column] for column in some} for some in (table.columns, table.as_is))
-                yield Row(number, None, wanted, f"{folder.name}/{file.name}", kept)
+                texts, kept = ({column: values[column] for column in some} for some in (table.columns, table.as_is))
+                yield Row(number, None, texts, f"{folder.name}/{file.name}", kept)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ class _DecodedLines:
 
     Attributes:
         fault: What was wrong with the first such line since `fault` was last set to None.
-        given: Lines since `given` was last emptied.
+        given: Lines read since `given` was last cleared.
     """
 
     def __init__(self, path: Path, encoding: str, reading: Reading, layout: DelimitedLayout) -> None:
@@ -50,7 +50,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
     """Streams the rows of CSV or TSV.
 
     Raises:
-        DataError: The file cannot be read, a column is missing, it seems to have a header although it is read without
+        DataError: The file cannot be read, a column is missing, the file is read without a header but seems to have
             one, or a row is broken and `reading` does not skip those.
     """
     # The csv module refuses fields above 128 KiB unless told otherwise; documents may be longer.
@@ -121,15 +121,15 @@ def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> li
 def _open_quote(path: Path, number: int, first: int, last: int, error: csv.Error) -> DataError:
     where = f"line {last}" if first == last else f"lines {first} to {last}"
     return DataError(
-        f"{path}, row {number} ({where}): {error}. Quotes begin and end a field, and are doubled in it. Quote the "
-        "field so, or set format.quote=null if quotes are a part of the text."
+        f"{path}, row {number} ({where}): {error}. Quotes begin and end a field, and are doubled inside. Correct "
+        "the quotes, or set format.quote=null if they are part of the text."
     )
 
 
 def _merged(
     path: Path, number: int, first: int, lines: list[str], layout: DelimitedLayout, num_columns: int
 ) -> DataError | None:
-    """Returns the fault of a row of TSV that lone quotes made of several: each of its lines is a row by itself."""
+    """Returns the error for a TSV row that stray quotes merged from several lines, each a complete row; else None."""
     if len(lines) == 1 or layout.delimiter != "\t" or num_columns == 1:
         return None
     if any(line.count("\t") + 1 != num_columns for line in lines):
@@ -137,8 +137,8 @@ def _merged(
     more = len(lines) - 1
     return DataError(
         f"{path}, rows {number} to {number + more} (lines {first} to {first + more}): a quote opens in the first line "
-        f"and closes in the last, but each line has {num_columns} fields by itself. A quoted field must "
-        "hold its own text only. Set format.quote=null, so that quotes are a part of the text, or double the quotes."
+        f"and closes in the last, but each line alone has {num_columns} fields. A quoted field must not "
+        "span rows. Set format.quote=null if quotes are part of the text, or double the quotes."
     )
 
 

@@ -1,4 +1,4 @@
-"""Concludes how a CSV or TSV file is written: its delimiter, its quotes, and whether it has a header."""
+"""Detects the layout of a CSV or TSV file: its delimiter, its quotes, and whether it has a header."""
 
 import csv
 import logging
@@ -20,13 +20,13 @@ _CSV_DELIMITERS = (",", ";", "\t", "|")
 
 @dataclass(frozen=True, slots=True)
 class DelimitedLayout:
-    """How a file is written.
+    """Layout of a CSV or TSV file.
 
     Attributes:
-        delimiter: Between fields.
-        quote: Around fields that hold delimiters; None: a quote is a part of the text.
-        names: Of the columns; None: the first row holds them.
-        long_delimiter: Text of several characters for which `delimiter` stands in; None: there is none.
+        delimiter: Character between fields.
+        quote: Character around fields that contain delimiters; None: quotes are part of the text.
+        names: Column names; None: the first row contains them.
+        long_delimiter: Delimiter of several characters that `delimiter` replaces; None: there is none.
     """
 
     delimiter: str
@@ -36,10 +36,10 @@ class DelimitedLayout:
 
 
 def delimited_layout(table: TableFile) -> DelimitedLayout:
-    """Concludes the layout from the format and the first lines.
+    """Detects the layout from the format and the first lines.
 
     Raises:
-        DataError: The file cannot be read, or it is read without a header and its first row looks like one.
+        DataError: The file cannot be read, or is read without a header although its first row looks like one.
     """
     lines = head_lines(head_of(table.path), table.format)
     delimiter = _delimiter(table, lines)
@@ -59,7 +59,7 @@ def delimited_layout(table: TableFile) -> DelimitedLayout:
 
 
 def _delimiter(table: TableFile, lines: Sequence[str]) -> str:
-    """Returns the delimiter of the format or of the kind; in CSV another one where no comma divides the first rows."""
+    """Returns the delimiter of the format or the kind; for CSV another one if no comma separates the first rows."""
     given = table.format.delimiter
     if given is not None:
         return "\t" if given == TAB else given
@@ -75,10 +75,10 @@ def _delimiter(table: TableFile, lines: Sequence[str]) -> str:
 
 
 def _quote(lines: Sequence[str], delimiter: str) -> str | None:
-    """Returns the double quote where the first rows use it as `csv` does.
+    """Returns the double quote if the first rows use it as `csv` does, else None.
 
-    A lone quote that begins a field is text. So with delimiters that are rare in text, quotes are a part of it unless
-    rows cannot be divided otherwise, or quotes are doubled, or all fields of a column are quoted.
+    A single quote that begins a field is text. With delimiters that are rare in text, quotes are therefore part of the
+    text unless rows cannot be split otherwise, quotes are doubled, or all fields of a column are quoted.
     """
     if delimiter == ",":
         return '"'
@@ -98,7 +98,7 @@ def _is_quoted(cell: str) -> bool:
 
 
 def _rows(lines: Sequence[str], delimiter: str, quote: str | None) -> Iterator[list[str]]:
-    """Streams the rows of the first lines as far as they are whole."""
+    """Streams the complete rows of the first lines."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(
         (f"{line}\n" for line in lines),

@@ -17,7 +17,7 @@ from framework.errors import ConfigError, DataError
 
 COMPRESSIONS = (".gz", ".zst")
 HEAD_BYTES = 256 * 2**10
-"""Bytes of a file, after decompression, from which its format is concluded."""
+"""Number of decompressed bytes of a file from which its format is detected."""
 
 _ENDLESS = {
     stat.S_IFIFO: "a named pipe",
@@ -39,8 +39,8 @@ class Reading:
         on_bad_row: "error" raises at the first row that cannot be read; "skip" counts it and goes on.
         advance: Is told the bytes that were read, as they lie on the disk.
         num_skipped: Rows that were left out.
-        skipped: What was wrong with them, or with the first `max_remembered`.
-        max_remembered: Most messages that are kept, for files of any number of rows; None: all.
+        skipped: Error messages of bad rows, at most the first `max_remembered`.
+        max_remembered: Largest number of messages kept; None: all.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
@@ -93,7 +93,7 @@ def kind_of(path: Path) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Rejects what may never end or never begin; a missing file and a folder are left to whoever opens them.
+    """Rejects files that may never end; missing files and folders are left to the caller.
 
     Raises:
         DataError: The path is a pipe, a device or a socket.
@@ -105,7 +105,7 @@ def check_regular(path: Path) -> None:
     if kind in _ENDLESS:
         raise DataError(
             f"{path} is {_ENDLESS[kind]}, not a regular file. Data files are opened more than once and must end. Write "
-            "the content to a file and give that."
+            "the content to a file and pass that."
         )
 
 
@@ -137,7 +137,7 @@ def head_of(path: Path) -> bytes:
 def _opened(
     path: Path, advance: Callable[[int], None], num_lines: Callable[[], int]
 ) -> Iterator[BinaryIO | io.BufferedReader]:
-    """Opens a file for reading; `num_lines` tells errors how many lines were read before them."""
+    """Opens a file for reading; errors state the line number that `num_lines` returns."""
     check_regular(path)
     try:
         with _CountedFile(path, advance) as file, _decompressed(path, io.BufferedReader(file)) as content:

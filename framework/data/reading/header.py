@@ -1,4 +1,4 @@
-"""Tells whether the first row of a table holds the names of its columns."""
+"""Detects whether the first row of a table contains the names of its columns."""
 
 import re
 import statistics
@@ -26,16 +26,16 @@ _NO_VALUE = {"nan", "null", "none", "na", "n/a"}
 
 
 def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Returns True where the first row holds the names.
+    """Returns True if the first row contains the column names.
 
     Args:
         place: File and line of the first row, for messages.
-        table_format: With names for rows that have none; null: there must be a header.
-        wanted: Names of the columns that are read.
+        table_format: Table format; without `columns` there must be a header.
+        wanted: Names of the columns to read.
         rows: The first rows of the file, at least one.
 
     Raises:
-        DataError: The file is read without a header, and its first row looks like one.
+        DataError: The file is read without a header, but its first row looks like one.
     """
     names = table_format.columns
     if table_format.header is not None or names is None:
@@ -49,7 +49,7 @@ def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], row
         return False
     raise DataError(
         f"{place}: {_shown(first)} looks like a header, because {reason}, but not all of the columns {list(wanted)} "
-        f"are in it. The file is read without a header, by the names {names}. Name the columns as the file does "
+        f"are in it. The file is read without a header, with the names {names}. Set the column names of the file "
         "(text_column, label_column, ...), rename them in the file, or set format.header=false if this is a row."
     )
 
@@ -57,7 +57,7 @@ def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], row
 def _sign_of_header(
     first: Sequence[str], others: Sequence[Sequence[str]], names: Sequence[str], indices: Sequence[int]
 ) -> str | None:
-    """Returns what makes the first row look like a header."""
+    """Returns the reason why the first row looks like a header; None if it does not."""
     if len(first) != len(names):
         is_of_names = all(map(_is_name, first)) and not _COMMON_NAMES.isdisjoint(map(str.casefold, first))
         return f"it has {len(first)} names and format.columns has {len(names)}" if is_of_names else None
@@ -83,7 +83,7 @@ def _sign_of_header(
 def _is_short(
     first: Sequence[str], columns: Sequence[Sequence[str]], indices: Sequence[int], has_few_values: Sequence[bool]
 ) -> bool:
-    """Returns True where each cell above texts is at most half as long as they are."""
+    """Returns True if each cell above texts is at most half as long as the median text."""
     texts = [(index, column) for index, column, few in zip(indices, columns, has_few_values, strict=True) if not few]
     return all(2 * len(first[index]) <= statistics.median(map(len, column)) for index, column in texts)
 
@@ -93,7 +93,7 @@ def _is_name(cell: str) -> bool:
 
 
 def plain_float(cell: str) -> float | None:
-    """Reads a number; None where the cell is none. Python's `float` would read "1_5" as 15."""
+    """Parses a number; returns None for other cells. Python's `float` would parse "1_5" as 15."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:

@@ -14,20 +14,20 @@ from framework.errors import DataError
 from framework.files import parse_json
 
 ALL_LISTS = ("*",)
-"""`TableFile.parts` for the lists under all keys of an object; a file that is a list has no keys."""
+"""Value of `TableFile.parts` that selects the lists of all keys of an object."""
 
 _SAMPLE = 200
 
 
 @dataclass(frozen=True, slots=True)
 class JsonValue:
-    """A row as JSON has it.
+    """A row of a JSON file before validation.
 
     Attributes:
-        number: Counted from 1, rows that were left out among them.
-        line: Of the file; None where the file is one JSON value.
-        value: Of any kind.
-        key: Of the list that holds it; None where the file is no object.
+        number: Number of the row from 1; skipped rows count.
+        line: Line number; None if the file is one JSON value.
+        value: Parsed value of any type.
+        key: Key of the list that contains the row; None if the file is not an object.
     """
 
     number: int
@@ -37,16 +37,16 @@ class JsonValue:
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Names the line or row, for messages."""
         return f"row {self.number}" if self.line is None else f"line {self.line}"
 
 
 def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams the rows of JSON: objects, or lists of values that `format.columns` names.
+    """Streams the rows of JSON: objects, or lists of values with the names in `format.columns`.
 
     Raises:
-        DataError: Of `json_values`; the first list looks like a header; or a row is broken and `reading` does not skip
-            those.
+        DataError: `json_values` fails, the first list looks like a header, or a row is broken and `reading` does not
+            skip those.
     """
     rows = json_values(table, reading)
     names = table.format.columns
@@ -68,12 +68,12 @@ def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
 
 
 def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
-    """Streams what a file holds: a value a line (JSONL), or the items of its list or of the wanted lists of its object.
+    """Streams the values of a file: one per line (JSONL), or the items of its list or of lists in its object.
 
-    Numbers of rows run on through the lists.
+    Row numbers continue across lists.
 
     Raises:
-        DataError: The file cannot be read, is not as said above, or a line is broken and `reading` does not skip those.
+        DataError: The file cannot be read or has another structure, or a line is broken and `reading` does not skip it.
     """
     if table.kind == "json":
         content = b"".join(raw for _, raw in raw_lines(table.path, reading))
@@ -84,8 +84,8 @@ def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
         return
     if table.parts and table.parts != ALL_LISTS:
         raise DataError(
-            f"{table.path} has a JSON value a line, so it has no keys {'+'.join(table.parts)}. Only a JSON object has "
-            "keys. Give the file without them."
+            f"{table.path} has one JSON value per line, so it has no keys {'+'.join(table.parts)}. Only a JSON object "
+            "has keys. Give the file without them."
         )
     number = 0
     for line, raw in raw_lines(table.path, reading):
@@ -131,7 +131,7 @@ def _parsed(place: str, text: str, rule: str) -> Any:
 
 
 def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the wanted values of one row as text, and those of `TableFile.as_is` as they are."""
+    """Returns the values of one row as text, and those of `TableFile.as_is` unchanged."""
     whole_place = f"{table.path}, {place}"
     if isinstance(row, list) and names is not None:
         if len(row) != len(names):
@@ -163,7 +163,7 @@ def _text_of(place: str, column: str, value: Any, may_be_list: bool) -> str:
 
 
 def has_text(value: Any) -> bool:
-    """Tests a value of JSON for being text or a finite number; NaN is how many programs write a missing value."""
+    """Returns whether a JSON value is text or a finite number; many programs write NaN for missing values."""
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 

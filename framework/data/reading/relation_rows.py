@@ -1,4 +1,4 @@
-"""Rows of JSON with two entities and their relation: tokens, or a text, with the places of both entities beside it.
+"""Reads JSON rows with two entities and their relation: tokens or a text, and the positions of both entities.
 
 Sources: FewRel (Han et al. 2018, arXiv:1810.10147), TACRED (Zhang et al. 2017), and the files of OpenNRE.
 """
@@ -18,7 +18,7 @@ Span = tuple[int, int]
 _TOKENS = ("tokens", "token")
 _TEXTS = ("text", "sentence")
 _RELATION = "relation"
-# Names of the first and of the second entity.
+# Keys of the first and the second entity.
 _PAIRS = (("h", "t"), ("head", "tail"))
 _TACRED = (("subj_start", "subj_end"), ("obj_start", "obj_end"))
 
@@ -29,14 +29,13 @@ def read_relation_json(
     """Streams place, text and label of the rows of a JSON list, of JSONL, or of an object {relation: rows} (FewRel).
 
     The label is the value of `label_column`, else of `relation`, else the key of the row's list. The text is that of
-    `text_column` with its marks, or, where the row has places of entities, one of these forms; the first entity
-    becomes e1:
+    `text_column` with its marks, or one of these forms with entity positions; the first entity becomes e1:
     - `tokens` (or `token`) and `h`, `t` (or `head`, `tail`), each [start, end], {"pos": [start, end]} or
-      {"start": ..., "end": ...} with `end` behind the last token, or FewRel's [name, id, [[token, ...], ...]], of which
-      the first mention counts.
-    - `tokens` (or `token`) and TACRED's `subj_start`, `subj_end`, `obj_start`, `obj_end`, which are the first and the
-      last token.
-    - `text_column`, `text` or `sentence`, and `h`, `t` as above, which then count characters.
+      {"start": ..., "end": ...} with exclusive `end`, or FewRel's [name, id, [[token, ...], ...]], whose first mention
+      counts.
+    - `tokens` (or `token`) and TACRED's `subj_start`, `subj_end`, `obj_start`, `obj_end`: the first and the last
+      token.
+    - `text_column`, `text` or `sentence`, and `h`, `t` as above, in characters.
 
     Raises:
         DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
@@ -47,7 +46,7 @@ def read_relation_json(
         try:
             if not isinstance(row.value, dict):
                 raise DataError(
-                    f"{place}: {type(row.value).__name__}, not an object; each row must be one JSON object."
+                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
                 )
             label = row.value.get(label_column, row.value.get(_RELATION, row.key))
             if not has_text(label) or not str(label).strip():
@@ -79,8 +78,8 @@ def _marked(place: str, row: Mapping[str, Any], text_column: str) -> MarkedText:
         return read_marked_text(place, text)
     if names is None and not any(key in row for pair in _TACRED for key in pair):
         raise DataError(
-            f"{place}: tokens without the places of two entities. They stand in h and t, in head and tail, or in "
-            "subj_start, subj_end, obj_start and obj_end. Add them or remove the row."
+            f"{place}: tokens without the positions of two entities. A row must have them in h and t, head and tail, "
+            "or subj_start, subj_end, obj_start and obj_end. Add them or remove the row."
         )
     if tokens_key is None:
         text = row[str(text_key)]
@@ -105,7 +104,7 @@ def _marked(place: str, row: Mapping[str, Any], text_column: str) -> MarkedText:
 
 
 def _span(place: str, name: str, value: Any, length: int, unit: str) -> Span:
-    """Returns where an entity begins and ends, whichever form it has."""
+    """Returns start and end of an entity from any of its forms."""
     found = value
     if isinstance(value, dict):
         found = value["pos"] if "pos" in value else [value.get("start"), value.get("end")]
@@ -129,23 +128,23 @@ def _is_stretch(indices: Sequence[int]) -> bool:
 def _checked(place: str, name: str, shown: Any, found: Any, length: int, unit: str) -> Span:
     if not isinstance(found, list) or [type(index) for index in found] != [int, int]:
         raise DataError(
-            f"{place}: {name} is {shown!r:.80}. It must say where the entity begins and ends, as [start, end]. Correct "
-            "or remove the row."
+            f"{place}: {name} is {shown!r:.80}. It must be the start and end of the entity, [start, end]. Correct or "
+            "remove the row."
         )
     start, end = found
     if not 0 <= start < end <= length:
         raise DataError(
-            f"{place}: {name} is {shown!r:.80}, empty or outside of the {length} {unit}. The end must be behind the "
+            f"{place}: {name} is {shown!r:.80}, empty or outside of the {length} {unit}. The end must be after the "
             "start and within them. Correct or remove the row."
         )
     return start, end
 
 
 def join_tokens(tokens: Sequence[str]) -> tuple[str, list[int]]:
-    """Joins tokens by spaces, but for Chinese and Japanese, which have none between characters.
+    """Joins tokens with spaces, except between Chinese or Japanese characters.
 
     Returns:
-        The text, and where each token begins in it.
+        The text, and the offset of each token in it.
     """
     text, starts = "", []
     for token in tokens:

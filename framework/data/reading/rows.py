@@ -1,6 +1,6 @@
 """Rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet, Arrow, a folder per class.
 
-`framework.data.reading.table_kind` concludes which of them a file is.
+`framework.data.reading.table_kind` detects the kind of a file.
 """
 
 import json
@@ -38,9 +38,9 @@ def read_rows(
         path: The file; behind a JSON file may stand which of its object's lists are wanted: `FILE.json:KEY+KEY`.
         columns: Those that are wanted.
         reading: What is done about broken rows; None: they are errors.
-        table_format: How the file is written; None: the defaults of TableFormat.
+        table_format: Format of the file; None: the defaults of TableFormat.
         list_columns: Of the wanted ones, those whose values may be lists in JSON and Arrow; they are given as JSON.
-        as_is: Columns to keep as they are too, of any type and empty ones as well (`Row.kept`).
+        as_is: Columns whose values are also kept unchanged, of any type and including empty ones (`Row.kept`).
 
     Raises:
         DataError: The kind is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
@@ -60,7 +60,7 @@ def read_rows(
 
 
 def is_table(path: Path) -> bool:
-    """Returns True where the name of a file or folder tells that it is a table."""
+    """Returns True for folders and for files whose name has the suffix of a table."""
     return path.is_dir() or kind_of(_file_and_parts(path)[0]) in KIND_OF_SUFFIX
 
 
@@ -186,7 +186,7 @@ def rows_of_batches(
         columns: Their names.
         reading: What to do with a row in which a value is missing or not UTF-8.
         list_columns: Of them, those whose values may be lists; they are given as JSON.
-        as_is: Columns to keep as they are too (`Row.kept`).
+        as_is: Columns whose values are also kept unchanged (`Row.kept`).
 
     Raises:
         DataError: A column holds neither text nor numbers, or a value is missing or not UTF-8 and `reading` does not
@@ -217,7 +217,7 @@ def _is_list(column: pa.Array) -> bool:
 
 
 def _list_values(column: pa.Array) -> list[str | bytes | None]:
-    """Lists as JSON; None where one is missing or has an item without a value."""
+    """Returns lists as JSON; None for a missing list or one with a missing item."""
     return [
         None
         if value is None or any(map(_is_missing, value))
@@ -227,7 +227,7 @@ def _list_values(column: pa.Array) -> list[str | bytes | None]:
 
 
 def _plain_values(column: pa.Array) -> list[Any]:
-    """Values as JSON has them; what it has no kind for (dates, decimals, bytes) as text."""
+    """Returns values as JSON types; types that JSON lacks (dates, decimals, bytes) become text."""
     return [json.loads(json.dumps(value, default=str)) for value in column.to_pylist()]
 
 
@@ -236,7 +236,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | bytes | None]:
-    """Texts; bytes where they are not UTF-8, None where there is no value: NaN and infinity are none."""
+    """Returns texts; bytes if they are not UTF-8, and None for missing values, NaN and infinity."""
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_finite(column), column, None)
     try:

@@ -17,10 +17,10 @@ _COMMENT = "Comment:"
 
 
 def is_semeval(lines: Sequence[str]) -> bool:
-    """Returns True where a file begins with a number, a tab and a sentence, and a line of another form.
+    """Returns True if a file begins with a number, a tab and a sentence, followed by a line without a tab.
 
     Args:
-        lines: The first lines of the file that are not blank.
+        lines: First non-blank lines of the file.
     """
     return len(lines) < 2 or (_SENTENCE.fullmatch(lines[0]) is not None and "\t" not in lines[1])
 
@@ -30,8 +30,8 @@ def read_semeval(path: Path, reading: Reading, encoding: str = "utf-8") -> Itera
 
     Args:
         path: The file.
-        reading: What is done about broken rows.
-        encoding: Of the file.
+        reading: Handling of broken rows.
+        encoding: Encoding of the file.
 
     Raises:
         DataError: The file cannot be read, or a block of lines is no row and `reading` does not skip those.

@@ -38,7 +38,7 @@ class TextFiles:
         files: A path or glob (`**` enters folders), or several.
         documents: "file": each file is a document. "blank_lines": blank lines separate documents.
         exclude: Paths or globs of files that are left out although `files` matches them.
-        encoding: Of the files (`framework.data.reading.table_format.TableFormat`).
+        encoding: Encoding of the files (`framework.data.reading.table_format.TableFormat`).
 
     Raises:
         ConfigError: `documents` or the encoding is not known.
@@ -99,7 +99,7 @@ class TableFiles:
         files: A path or glob, or several.
         text_column: Column (JSONL: key) that holds the text.
         where: {column: value}; only rows that have all these values are taken.
-        format: How the files are written; None: the defaults of TableFormat.
+        format: Format of the files; None: the defaults of TableFormat.
     """
 
     files: str | Sequence[str]

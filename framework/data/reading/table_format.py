@@ -20,8 +20,8 @@ class Row:
         number: Counted from 1, the header not among them, rows that were left out among them.
         line: Line of the file at which the row ends, counted from 1; None where the file has no lines.
         values: Text of the wanted columns.
-        file: File of the row, below the folder that is read; None where one file holds all rows.
-        kept: Values of the columns in `TableFile.as_is`: numbers stay numbers, and null is None.
+        file: File of the row, relative to the folder that is read; None if one file contains all rows.
+        kept: Values of the columns in `TableFile.as_is`, with their types; null is None.
     """
 
     number: int
@@ -40,23 +40,23 @@ class Row:
 
 @dataclass(frozen=True)
 class TableFormat:
-    """Settings for what a file does not tell by itself.
+    """Format settings that cannot be detected from a file.
 
     Attributes:
-        kind: Kind of files whose name and content do not tell it.
+        kind: Kind of files whose name and content do not determine it.
         columns: Names for rows that have none: CSV and TSV without a header, and JSON rows that are lists.
-        header: Whether the first row holds the names. None: it does where `columns` is None, or where it holds the
-            wanted names; a first row that only looks like a header is then an error.
-        delimiter: Between the fields of CSV and TSV; "tab" is one. Fields behind one of several characters ("::") have
-            no quotes. None: a tab in TSV, in CSV a comma, or the semicolon, tab or bar that divides the first rows
-            where no comma does.
-        quote: Character around fields of CSV and TSV that hold delimiters. None: a quote is a part of the text. "auto":
-            the double quote in CSV; with other delimiters only where the first rows are quoted as `csv` does.
+        header: True if the first row contains the names. None: True if `columns` is None or the first row contains the
+            requested names; a first row that only looks like a header is an error.
+        delimiter: Separator of the fields of CSV and TSV; "tab" for a tab. With several characters ("::") fields are
+            not quoted. None: a tab in TSV; in CSV a comma, or else the semicolon, tab or bar that separates the first
+            rows.
+        quote: Character around fields of CSV and TSV that contain delimiters. None: quotes are part of the text.
+            "auto": the double quote in CSV; with other delimiters only if the first rows are quoted as `csv` does.
         encoding: Of text files; any that Python knows and in which the byte of a line end is nothing else.
 
     Raises:
-        ConfigError: A name comes twice, the quote is no single character, the delimiter is empty, `header` is false
-            without `columns`, or the encoding is none of these.
+        ConfigError: A name is repeated, the quote is not a single character, the delimiter is empty, `header` is false
+            without `columns`, or the encoding is not supported.
     """
 
     kind: Literal["csv", "tsv", "jsonl", "json"] | None = None
@@ -75,9 +75,9 @@ class TableFormat:
                 "format.columns, in the order of the file."
             )
         if self.quote not in (None, AUTO) and len(self.quote) != 1:
-            raise ConfigError(f"format.quote is {self.quote!r}, it must be one character, {AUTO!r} or null.")
+            raise ConfigError(f"format.quote is {self.quote!r}. It must be one character, {AUTO!r} or null.")
         if self.delimiter == "":
-            raise ConfigError("format.delimiter is empty. Fields need something between them. Give it, or null.")
+            raise ConfigError("format.delimiter is empty. Fields need a separator. Give one, or null.")
         check_encoding("format.encoding", self.encoding)
 
     @property
@@ -96,9 +96,9 @@ class TableFile:
         format: How it is written.
         list_columns: Of the wanted ones, those whose values may be lists of texts; they are given as JSON.
         parts: Keys of a JSON object whose values are rows; none where the file is a list of rows.
-        kind: Of the file (`framework.data.reading.table_kind`).
-        reason: What the kind was concluded from, for messages.
-        as_is: Columns whose values are given as they are too, whatever they hold (`Row.kept`).
+        kind: Kind of the file (`framework.data.reading.table_kind`).
+        reason: Reason for the detected kind, for messages.
+        as_is: Columns whose values are also kept unchanged (`Row.kept`).
     """
 
     path: Path
@@ -112,11 +112,11 @@ class TableFile:
 
 
 def check_encoding(key: str, encoding: str) -> str:
-    """Returns the encoding by the name that Python gives it: "utf-8" for "UTF8".
+    """Returns Python's name of an encoding: "utf-8" for "UTF8".
 
     Args:
-        key: Of the config, for messages.
-        encoding: Of text files.
+        key: Config key, for messages.
+        encoding: Encoding of text files.
 
     Raises:
         ConfigError: Python does not know it, or a line end is more than one byte in it.
@@ -138,17 +138,17 @@ def check_encoding(key: str, encoding: str) -> str:
 def check_columns(
     path: Path | str, place: str, wanted: Sequence[str], present: Sequence[str], reason: str = ""
 ) -> None:
-    """Checks that each wanted column is there once.
+    """Checks that each requested column exists once.
 
     Args:
-        path: The file, for messages.
-        place: Of the names in it.
-        wanted: Names.
-        present: Names that there are.
-        reason: How the file is read, in brackets, where a wrong guess could be the cause.
+        path: File, for messages.
+        place: Location of the names in the file.
+        wanted: Names of the requested columns.
+        present: Names of the existing columns.
+        reason: Note in brackets on the detected format, which may be wrong.
 
     Raises:
-        DataError: A wanted column is missing, or comes more than once.
+        DataError: A requested column is missing, or occurs more than once.
     """
     for column in wanted:
         if column not in present:

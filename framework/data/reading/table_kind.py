@@ -1,4 +1,4 @@
-"""Concludes which kind of table a file is: from its name, then its content, then the format's default."""
+"""Detects the kind of a table: from its name, then its content, then the format's default."""
 
 import csv
 import re
@@ -24,17 +24,17 @@ KIND_OF_SUFFIX: dict[str, Kind] = {
     ".arrow": "arrow",
 }
 _BINARY_KINDS: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow"}
-# The first line of JSON that is written over several lines.
+# First line of JSON that spans several lines.
 _OPENING = re.compile(r"""\[|\{|\[\s*[\[{"].*|\{\s*".*""")
 
 
 @dataclass(frozen=True, slots=True)
 class Concluded:
-    """A kind of table and what it was concluded from.
+    """A detected kind of table.
 
     Attributes:
-        kind: Of the file.
-        reason: Ends a sentence that begins with "read as CSV".
+        kind: Kind of the file.
+        reason: Reason, which completes a sentence such as "read as CSV".
     """
 
     kind: Kind
@@ -42,10 +42,10 @@ class Concluded:
 
 
 def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
-    """Concludes the kind of a file or folder.
+    """Detects the kind of a file or folder.
 
     Raises:
-        DataError: The file cannot be read, or nothing tells its kind.
+        DataError: The file cannot be read, or its kind cannot be detected.
     """
     if path.is_dir():
         return Concluded("folder", "because it is a folder")
@@ -65,20 +65,20 @@ def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
     if kind is None:
         kind = _kind_of_text(head_lines(head, table_format), table_format.delimiter)
     if kind is not None:
-        return Concluded(kind, "because of its content, since its name tells nothing")
+        return Concluded(kind, "because of its content, since its name has no known suffix")
     if table_format.kind is not None:
-        return Concluded(table_format.kind, "because of format.kind, since its name and content tell nothing")
+        return Concluded(table_format.kind, "because of format.kind, since its name and content do not determine it")
     raise DataError(
-        f"{path} is of no known kind: neither its name nor its first lines tell one. Names end in "
-        f"{', '.join(KIND_OF_SUFFIX)}, those of text perhaps followed by {' or '.join(COMPRESSIONS)}. Rename the file, "
-        "or set format.kind, and format.delimiter where it is no comma or tab."
+        f"{path} is of no known kind by its name and its first lines. Names end in {', '.join(KIND_OF_SUFFIX)}; "
+        f"names of text files may continue with {' or '.join(COMPRESSIONS)}. Rename the file, or set format.kind, and "
+        "format.delimiter if it is not a comma or tab."
     )
 
 
 def json_kind(path: Path, table_format: TableFormat) -> Literal["json", "jsonl"] | None:
-    """Concludes whether a file is JSON, by its name or, where that tells nothing, its content.
+    """Detects whether a file is JSON: by its suffix or, for an unknown suffix, by its content.
 
-    A file of JSON values, one a line, is "jsonl" even where its name ends in .json.
+    A file with one JSON value per line is "jsonl" even if its name ends in .json.
 
     Raises:
         DataError: The file cannot be read.
@@ -95,7 +95,7 @@ def json_kind(path: Path, table_format: TableFormat) -> Literal["json", "jsonl"]
 
 
 def head_lines(head: bytes, table_format: TableFormat) -> list[str]:
-    """Decodes the whole lines of a file's first bytes, without their ends; bytes that do not fit are replaced."""
+    """Decodes the complete lines in the first bytes of a file, without line ends; invalid bytes are replaced."""
     encoding = "utf-8-sig" if table_format.codec == "utf-8" else table_format.codec
     lines = head.decode(encoding, "replace").split("\n")
     if len(head) >= HEAD_BYTES and len(lines) > 1:
@@ -128,7 +128,7 @@ def _is_json(line: str) -> bool:
 
 
 def _has_commas(lines: list[str]) -> bool:
-    """Returns True where all lines but the last, which may be cut, have as many fields as CSV, and more than one."""
+    """Returns True if all lines have the same number of fields as CSV, and more than one."""
     csv.field_size_limit(2**31 - 1)
     try:
         counts = {len(fields) for fields in csv.reader(lines, strict=True) if fields}

@@ -1,4 +1,4 @@
-"""Sentences of JSON whose words have tags: rows with tokens and tags, or with a text and spans of it."""
+"""Reads tagged sentences from JSON: rows with tokens and tags, or with a text and its spans."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,13 +14,12 @@ from framework.errors import DataError
 def read_tagged_json(table: TableFile, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
     """Streams the rows of a JSON list or of JSONL.
 
-    A row has one of these forms. Places count code points.
+    A row has one of these forms. Offsets count code points.
     - `tokens` and `tags`: lists of one length.
-    - `text` and `spans`, objects with `start`, `end` behind the last character, and `label`; where one has a `text`,
-      it is compared.
-    - `text` and `label` (or `entities`), a list of [start, end, label], as spaCy and doccano write it.
-    - `text` and `label`, {type: {mention: [[start, last], ...]}}, with the place of the last character, as CLUENER has
-      it (Xu et al. 2020, arXiv:2001.04351).
+    - `text` and `spans`: objects with `start`, exclusive `end`, and `label`; a `text` in them is compared.
+    - `text` and `label` (or `entities`): a list of [start, end, label], the form of spaCy and doccano.
+    - `text` and `label`: {type: {mention: [[start, last], ...]}} with inclusive `last`, the form of CLUENER (Xu et al.
+      2020, arXiv:2001.04351).
 
     Raises:
         DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
@@ -30,7 +29,7 @@ def read_tagged_json(table: TableFile, units: Units, reading: Reading) -> Iterat
         try:
             if not isinstance(row.value, dict):
                 raise DataError(
-                    f"{place}: {type(row.value).__name__}, not an object; each row must be one JSON object."
+                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
                 )
             has_text = "text" in row.value
             words, tags = _spans_to_tags(place, row.value, units) if has_text else _tokens_and_tags(place, row.value)
@@ -82,7 +81,7 @@ def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tu
 
 
 def _listed_spans(place: str, row: Mapping[str, Any]) -> list[Any]:
-    """Returns the spans of a row as objects, whichever form it has."""
+    """Returns the spans of a row as objects, from any of its forms."""
     key = next((each for each in ("spans", "entities", "label") if each in row), None)
     found = None if key is None else row[key]
     if key == "label" and isinstance(found, dict):
@@ -108,18 +107,18 @@ def _cluener_spans(place: str, types: Mapping[str, Any]) -> list[Any]:
                 f"{place}: the mentions of {label!r} are {mentions!r:.80}. Each type needs an object of "
                 "{mention: [[start, last]]}. Correct or remove the row."
             )
-        for mention, places in mentions.items():
-            if not isinstance(places, list) or not all(map(_is_pair, places)):
+        for mention, offsets in mentions.items():
+            if not isinstance(offsets, list) or not all(map(_is_pair, offsets)):
                 raise DataError(
-                    f"{place}: the places of {mention!r} are {places!r:.80}. They must be a list of [start, last], two "
-                    "whole numbers. Correct or remove the row."
+                    f"{place}: the offsets of {mention!r} are {offsets!r:.80}. They must be a list of [start, last], "
+                    "two whole numbers. Correct or remove the row."
                 )
-            spans += [{"start": start, "end": last + 1, "label": label, "text": mention} for start, last in places]
+            spans += [{"start": start, "end": last + 1, "label": label, "text": mention} for start, last in offsets]
     return spans
 
 
-def _is_pair(places: Any) -> bool:
-    return isinstance(places, list) and [type(place) for place in places] == [int, int]
+def _is_pair(offsets: Any) -> bool:
+    return isinstance(offsets, list) and [type(each) for each in offsets] == [int, int]
 
 
 def _checked_span(place: str, text: str, span: Any) -> tuple[int, int, str]:
@@ -133,11 +132,11 @@ def _checked_span(place: str, text: str, span: Any) -> tuple[int, int, str]:
         )
     if span.get("text", text[start:stop]) != text[start:stop]:
         raise DataError(
-            f"{place}: the span {span!r:.120} is {text[start:stop]!r:.80} in the text; places must count code points."
+            f"{place}: the span {span!r:.120} is {text[start:stop]!r:.80} in the text; offsets must count code points."
         )
     return start, stop, label.strip()
 
 
 def _around(parts: list[TextUnit], start: int, stop: int) -> str:
     near = [repr(part.text) for part in parts if part.stop > start and part.start < stop]
-    return f"which here are {', '.join(near)}"[:120] if near else "there is white space only"
+    return f"which here are {', '.join(near)}"[:120] if near else "which is only white space"

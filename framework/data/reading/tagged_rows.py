@@ -24,7 +24,7 @@ class TaggedSentence:
         place: File, sentence and line, for messages.
         words: At least one.
         tags: (words,) in BIO; as read from a file as the file has them.
-        lines: (words,) line of each in the file, counted from 1; empty where `place` tells all.
+        lines: (words,) line number of each word from 1; empty if `place` is precise enough.
         has_spans: Whether the file has spans of a text instead of tags; the tags are then in BIO from the start.
     """
 
@@ -45,7 +45,7 @@ class TaggedSentence:
         return self.tags
 
     def place_of(self, index: int) -> str:
-        """Names a word's place, for messages."""
+        """Returns the file and line of a word, for messages."""
         return f"{self.place}, line {self.lines[index]}" if self.lines else self.place
 
 
@@ -60,7 +60,7 @@ class ConllFormat:
         comment: Lines that begin so are left out; None: there are no comments (a word may be a hashtag).
         word_suffix: A regular expression of what ends words and belongs not to them, for example the `[0-9]+` of Weibo
             NER, in which each character bears its place in its word; at least one character of a word stays.
-        encoding: Of the files (`framework.data.reading.table_format.TableFormat`); CoNLL-2002 is latin-1.
+        encoding: Encoding of the files (`framework.data.reading.table_format.TableFormat`); CoNLL-2002 is latin-1.
     """
 
     word_column: int = 0
@@ -81,7 +81,7 @@ class ConllFormat:
 
     @property
     def codec(self) -> str:
-        """The encoding by the name that Python gives it."""
+        """Returns Python's name of the encoding."""
         return check_encoding("conll.encoding", self.encoding)
 
     def fields(self, line: str) -> list[str]:
@@ -115,8 +115,8 @@ class ConllFormat:
         fields = self.fields(line)
         if not -len(fields) <= self.word_column < len(fields):
             raise DataError(
-                f"{place}: {len(fields)} columns, but the word is in column {self.word_column}. Each line needs it. "
-                "Correct the line, or `word_column` and `separator`."
+                f"{place}: {len(fields)} columns, but the word is in column {self.word_column}. Each line must have "
+                "it. Correct the line, or `word_column` and `separator`."
             )
         return self._word(place, fields)
 

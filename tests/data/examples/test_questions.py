@@ -118,8 +118,8 @@ BAD = [
     ("before the beginning", answered({"text": "n.", "answer_start": -2}), "from character -2 reaches outside"),
     ("an empty second answer", answered(GOOD["answers"][0], {"text": "", "answer_start": 0}), "'text' is empty"),
     ("an empty answer", answered({"text": " ", "answer_start": 3}), "'text' is empty"),
-    ("no offset", answered({"text": "Bern"}), "it must have a whole number `answer_start`"),
-    ("an offset of text", answered({"text": "Bern", "answer_start": "24"}), "a whole number `answer_start`"),
+    ("no offset", answered({"text": "Bern"}), "It must have a whole number as `answer_start`"),
+    ("an offset of text", answered({"text": "Bern", "answer_start": "24"}), "a whole number as `answer_start`"),
     ("an answer that is no object", answered("Bern"), "an answer is 'Bern'"),
     ("no list of answers", changed(answers="Bern"), "'answers' is 'Bern', it must be a list"),
     ("lists of unequal length", changed(answers={"text": ["Bern"], "answer_start": []}), "it must be a list"),
@@ -167,14 +167,14 @@ def test_questions_that_are_only_evaluated_need_texts(tmp_path):
     found = load(tmp_path / "q.jsonl", [GOOD | {"context": CONTEXT}], validation=held_out)
     (question,) = found.splits["validation"]
     assert [answer.start for answer in question.answers] == [None, None]
-    assert found.facts["validation"].notes == {"answers without a place, for scores only": "2"}
+    assert found.facts["validation"].notes == {"answers without an offset, for scores only": "2"}
     with pytest.raises(DataError, match="the answer 'Zürich' from character -1 reaches outside"):
         load(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
 
 
 def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
     rows = [GOOD | {"context": CONTEXT}, answered({"text": "北京", "answer_start": 14}) | {"context": CONTEXT}]
-    with pytest.raises(DataError, match=r"stands once, so data\.invalid_answers=repair corrects it"):
+    with pytest.raises(DataError, match=r"occurs once, so data\.invalid_answers=repair corrects it"):
         load(tmp_path / "q.jsonl", rows)
     found = load(tmp_path / "q.jsonl", rows, invalid_answers="repair")
     assert found.splits["train"][1].answers[0].start == CONTEXT.index("北京")

@@ -83,7 +83,7 @@ def test_chinese_tokens_have_no_spaces_between_them(tmp_path):
     [
         ({"token": "Ann Lee"}, r"'token' is 'Ann Lee', it must be a list of texts"),
         ({"token": ["Ann", ""]}, r"'token' is \['Ann', ''\], it must be a list of texts, none empty"),
-        ({"subj_end": None}, r"subj_start and subj_end is \[0, None\]\. It must say where the entity begins and ends"),
+        ({"subj_end": None}, r"subj_start and subj_end is \[0, None\]\. It must be the start and end of the entity"),
         ({"subj_start": True}, r"subj_start and subj_end is \[True, 1\]\. It must say"),
         ({"obj_end": 4}, r"obj_start and obj_end is \[3, 4\], empty or outside of the 4 tokens"),
         ({"obj_start": 1}, r"the entities 'Ann Lee' and 'Lee founded Acme' overlap"),
@@ -110,7 +110,7 @@ def test_each_way_to_be_wrong_names_the_row(tmp_path, change, message):
 
 
 def test_rows_without_places_or_texts(tmp_path):
-    with pytest.raises(DataError, match=r"row 1 \(line 1\): tokens without the places of two entities"):
+    with pytest.raises(DataError, match=r"row 1 \(line 1\): tokens without the positions of two entities"):
         load(tmp_path / "a.jsonl", lines({"tokens": TOKENS, "label": "a"}, TACRED))
     with pytest.raises(DataError, match=r"row 1 \(line 1\): no 'text' and no 'tokens' among \['body', 'label'\]"):
         load(tmp_path / "a.jsonl", lines({"body": "x", "label": "a"}, TACRED))

@@ -232,7 +232,7 @@ def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_
         )
     ]
     with pytest.raises(
-        DataError, match=r"own\.csv has no row that can be used, for example .*row 1 \(line 2\): 'text'"
+        DataError, match=r"own\.csv has no row that can be used. The first one: .*row 1 \(line 2\): 'text'"
     ):
         TableData(str(path), validation=write(tmp_path / "own", [("", 1)]), on_bad_row="skip").load()
 

@@ -158,7 +158,7 @@ BAD_ROWS = [
     ({"text": "Bonn", "spans": [{**SPAN, "start": True}]}, "must have whole numbers `start` and `end`"),
     ({"text": "Bonn", "spans": [{**SPAN, "label": " "}]}, "and a `label`"),
     ({"text": "Bonn", "spans": [[0, 4]]}, "must have whole numbers"),
-    ({"text": "Bonn", "spans": [{**SPAN, "text": "Born"}]}, "is 'Bonn' in the text; places must count code points"),
+    ({"text": "Bonn", "spans": [{**SPAN, "text": "Born"}]}, "is 'Bonn' in the text; offsets must count code points"),
     ({"text": "Bonner", "spans": [SPAN]}, "does not begin and end with words of the text, which here are 'Bonner'"),
     ({"text": "Bonn am", "spans": [{**SPAN, "end": 5}]}, "does not begin and end with words"),
     ({"text": "Bonn am", "spans": [{**SPAN, "end": 7}, SPAN]}, "overlaps another one"),

@@ -48,12 +48,12 @@ def test_the_same_tags_from_every_form(tmp_path, row, name):
         ),
         (
             CLUENER | {"label": {"name": {"叶老桂": [5, 7]}}},
-            r"the places of '叶老桂' are \[5, 7\]\. They must be a list of",
+            r"the offsets of '叶老桂' are \[5, 7\]\. They must be a list of",
         ),
-        (CLUENER | {"label": {"name": {"叶老桂": [[5, "7"]]}}}, r"the places of '叶老桂' are \[\[5, '7'\]\]"),
+        (CLUENER | {"label": {"name": {"叶老桂": [[5, "7"]]}}}, r"the offsets of '叶老桂' are \[\[5, '7'\]\]"),
         (
             CLUENER | {"label": {"name": {"叶老桂": [[4, 6]]}}},
-            r"is '的叶老' in the text; places must count code points",
+            r"is '的叶老' in the text; offsets must count code points",
         ),
         (
             CLUENER | {"label": {"name": {"叶老桂": [[7, 9]]}}},
@@ -67,7 +67,7 @@ def test_the_same_tags_from_every_form(tmp_path, row, name):
         ),
         ({"text": TEXT, "label": [[4, 0, "name"]]}, r"is empty or outside of the text"),
         ({"text": TEXT, "label": [[0, 4, "a"], [3, 5, "b"]]}, r"overlaps another one"),
-        ([TEXT], r"list, not an object; each row must be one JSON object"),
+        ([TEXT], r"list, not an object. Each row must be one JSON object"),
     ],
 )
 def test_each_way_to_be_wrong_names_the_row(tmp_path, row, message):
