@@ -72,7 +72,9 @@ def test_the_default_of_an_experiment_counts_where_nothing_else_tells(tmp_path):
 def test_errors_say_what_was_concluded_and_from_what(tmp_path):
     with pytest.raises(DataError, match=r"a\.txt is of no known kind by its name and its first lines\."):
         values(write(tmp_path / "a.txt", b"some words\nmore\n"))
-    message = r"no column 'text' among \['a', 'b'\] \(read as TSV because of its content, since its name has no known suffix"
+    message = (
+        r"no column 'text' among \['a', 'b'\] \(read as TSV because of its content, since its name has no known suffix"
+    )
     with pytest.raises(DataError, match=message):
         values(write(tmp_path / "b.txt", b"a\tb\n1\t2\n"))
     message = r"\(read as CSV because its name ends in \.csv, divided by ','\)"
