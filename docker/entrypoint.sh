@@ -14,7 +14,7 @@ home=$(dirname "$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/../launch")")
 source "$home/launch/settings.sh"
 source "$home/launch/agent.sh"
 
-# A user of the host has no entry in the image: libraries ask for a home and a name to keep their caches in.
+# A user of the host has no entry in the image, but libraries need a home and a name for their caches.
 [[ -w ${HOME:-/} ]] || export HOME=/tmp
 export USER=${USER:-$(id --user)}
 
