@@ -15,7 +15,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What reading unexpected content raises, in Python and in torch."""
+"""Exceptions that Python and torch raise on unexpected content."""
 
 
 class FrameworkError(Exception):
@@ -50,24 +50,24 @@ class SweepError(FrameworkError):
 
 
 class ResourceError(FrameworkError):
-    """Memory, or a process of the loader, that the machine took away. Another start may succeed.
+    """The machine ran out of memory or killed a loader process. Another start may succeed.
 
     Attributes:
-        exit_code: Not that of an error of the input, which launchers do not start again.
+        exit_code: 1, because launchers do not restart after 2, the code of input errors.
     """
 
     exit_code = 1
 
 
 def reading_record(file: object, remedy: str, kind: type[FrameworkError] = CheckpointError) -> "_Reading":
-    """Returns a context that reports whatever a damaged record raises as one error that names the file.
+    """Returns a context that turns any exception on a damaged record into one error that names the file.
 
-    A record is a file that a program wrote and that may come from anywhere: its keys can be missing, its values can be
-    of any type. Errors of this module pass unchanged, and so does Ctrl-C.
+    A record is a file that a program wrote. It may come from anywhere: keys can be missing, and values can have any
+    type. Errors of this module pass unchanged, and so does Ctrl-C.
 
     Args:
-        file: The file, or the folder of several.
-        remedy: A sentence without its full stop.
+        file: File, or folder of several files.
+        remedy: Remedy as a sentence without its full stop.
         kind: Class of the error.
     """
     return _Reading(file, remedy, kind)
@@ -85,7 +85,7 @@ class _Reading:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # Rust libraries raise Exception itself, and a panic is no Exception at all.
+        # Rust libraries raise plain Exception, and a panic does not derive from Exception.
         if kind is None or not (issubclass(kind, _DAMAGE) or kind is Exception or kind.__name__ == "PanicException"):
             return
         reason = " ".join(str(error).split()) or "no reason given"

@@ -69,7 +69,7 @@ def evaluate(composed: DictConfig) -> None:
             report = {"run": settings.run, "split": split, **facts, "metrics": values, "classes": classes}
             write([json.dumps(report, indent=2, ensure_ascii=False) + "\n"])
     console = open_console()
-    with console.capture() as told:
+    with console.capture() as printed:
         console.print(f"[bold]{settings.run}[/bold] on {split}, {len(source):,} sequences")
         console.print(metric_table(values))
         if classes:
@@ -79,30 +79,30 @@ def evaluate(composed: DictConfig) -> None:
             is_own = not changes and (settings.data is None or trained.data_record is None)
             name = split if is_own else f"{split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
             console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
-    write_to_stdout([told.get()])
+    write_to_stdout([printed.get()])
 
 
 def open_split(settings: EvaluateConfig, trained: Trained, split: str, changes: Mapping[str, Any]) -> SequenceSource:
     """Reads the split to evaluate.
 
     Args:
-        settings: Of the command.
-        trained: The run or export.
-        split: Its name.
-        changes: Values of the run's data that the command line gives.
+        settings: Settings of the command.
+        trained: Run or export.
+        split: Name of the split.
+        changes: Values of the run's data from the command line.
 
     Raises:
-        ConfigError: There is no such split, or nothing says which data.
+        ConfigError: The split does not exist, or no data is given.
     """
     data = changed_data(trained, settings.run, split, changes) if changes else settings.data or trained.data
     if data is None:
         raise ConfigError(
-            f"run={settings.run} is an export, which brings no data. Name a file, for example data.test=FILE, or "
+            f"run={settings.run} is an export, which contains no data. Give a file, for example data.test=FILE, or "
             "choose other data, for example data=table data.train=FILE."
         )
     sources = trained.task.build_sources(build_data_component(trained.task, data), trained.tokenizer, seed=0)
     if split not in sources:
-        raise ConfigError(f"split={split} is not there, the data has {', '.join(sources)}; choose one of these.")
+        raise ConfigError(f"split={split} does not exist. The data has {', '.join(sources)}. Choose one of these.")
     return sources[split]
 
 

@@ -38,7 +38,7 @@ def export(composed: DictConfig) -> None:
     default = "adapter" if settings.lora == "separate" else EXPORT_FOLDER
     folder = Path(settings.output) if settings.output is not None else run[0] / default if run is not None else None
     if folder is not None:
-        # Weights are read only for a folder that can be written.
+        # Check the output before reading weights.
         (check_adapter_target if settings.lora == "separate" else check_target)(folder)
         check_new_folder(folder)
     trained = open_trained(settings)

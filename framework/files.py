@@ -1,6 +1,6 @@
-"""Files that survive a kill and a power cut, and a lock between processes. Local and shared folders only.
+"""Writes files that survive a kill and a power cut, and locks between processes. Local and shared folders only.
 
-A lock goes with the process that holds it, however that process ends.
+A lock ends with the process that holds it, however that process ends.
 """
 
 import fcntl
@@ -15,12 +15,12 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is whole or not there: beside it, flushed, then renamed.
+    """Writes a file completely or not at all: to a temporary name, flushed, then renamed.
 
     Without the flush a power cut can leave an empty file under the new name.
 
     Raises:
-        OSError: The disk refused; an earlier file is as it was.
+        OSError: Writing failed; an existing file is unchanged.
     """
     beside = path.with_name(path.name + ".part")
     with beside.open("w", encoding="utf-8") as file:
@@ -32,10 +32,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON that may be damaged or made to harm.
+    """Parses JSON that may be damaged or malicious.
 
     Raises:
-        ValueError: The text is no JSON, or nested too deeply.
+        ValueError: The text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -44,7 +44,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder survive a power cut."""
+    """Flushes the entries of a folder to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -53,7 +53,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Makes a folder with all that it holds survive a power cut."""
+    """Flushes a folder and all of its content to disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -68,7 +68,7 @@ _HELD: set[int] = set()
 
 
 def _leave_to_the_parent() -> None:
-    """Closes the locks in a forked child: a loader process that outlives a killed parent would keep them."""
+    """Closes the locks in a forked child, because a loader process that outlives its parent would hold them."""
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()
@@ -79,17 +79,17 @@ os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 @contextmanager
 def locked(path: Path, wait: bool) -> Iterator[bool]:
-    """Holds a lock for the time of the block.
+    """Holds a lock during the block.
 
     Args:
-        path: The file that stands for it. It names its holder (`holder_of`) and is removed afterwards.
-        wait: Wait for the process that holds it.
+        path: Lock file. It names the holder (`holder_of`) and is removed afterwards.
+        wait: Wait for a process that holds the lock.
 
     Yields:
-        False where another process holds the lock and `wait` is False.
+        True, or False if another process holds the lock and `wait` is False.
 
     Raises:
-        OSError: The file cannot be made, or its file system knows no locks.
+        OSError: The file cannot be created, or its file system does not support locks.
     """
     descriptor = _acquire(path, wait)
     if descriptor is None:
@@ -106,7 +106,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 
 
 def _acquire(path: Path, wait: bool) -> int | None:
-    """Opens and locks the file and writes down who holds it; None where another process does."""
+    """Opens and locks the file and records the holder; returns None if another process holds it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         is_held = False
@@ -129,11 +129,11 @@ def _write_holder(descriptor: int) -> None:
     with suppress(OSError):  # a full disk: the lock holds without a name
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
-        os.fsync(descriptor)  # another host may ask
+        os.fsync(descriptor)  # for readers on other hosts
 
 
 def holder_of(path: Path) -> str:
-    """Names the process that holds a lock: "process 17 on host a, since ..."."""
+    """Describes the process that holds a lock: "process 17 on host a, since ..."."""
     try:
         return path.read_text(encoding="utf-8", errors="replace") or "another process"
     except OSError:
@@ -141,7 +141,7 @@ def holder_of(path: Path) -> str:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    # Who held the lock before removed its file; a lock on a file that nobody can find keeps nobody away.
+    # The previous holder may have removed the file; a lock on a removed file excludes nobody.
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """Runs a launch script of this installation: `python -m framework.launch torchrun [OPTION ...] experiment=NAME`.
 
-Where Cloze was installed from a wheel, the scripts of launch/ and slurm/ lie inside the package. They are bash scripts;
-`--path` prints the place of one: `sbatch "$(python -m framework.launch --path train.sbatch)" experiment=NAME`.
+If Cloze was installed from a wheel, the scripts of launch/ and slurm/ are inside the package. They are bash scripts;
+`--path` prints the path of one: `sbatch "$(python -m framework.launch --path train.sbatch)" experiment=NAME`.
 """
 
 import argparse
@@ -16,11 +16,11 @@ _FOLDERS = ("launch", "slurm")
 
 
 def scripts() -> dict[str, Path]:
-    """Returns the launch scripts by file name: inside the package where it was installed, beside it in a checkout."""
+    """Returns the launch scripts by file name: inside an installed package, or next to it in a checkout."""
     package = Path(framework.__file__).resolve().parent
     root = package / "scripts" if (package / "scripts").is_dir() else package.parent
     files = [file for folder in _FOLDERS for file in sorted((root / folder).iterdir())]
-    # Files that others source cannot be executed.
+    # Sourced files are not executable.
     return {file.name: file for file in files if file.suffix in (".sh", ".sbatch") and _is_program(file)}
 
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     script = found.get(given.script) or found.get(f"{given.script}.sh")
     if script is None:
-        parser.error(f"{given.script} is no launch script. Choose one of {', '.join(found)}.")
+        parser.error(f"{given.script} is not a launch script. Choose one of {', '.join(found)}.")
     if not given.path:
         os.environ.setdefault("PYTHON", sys.executable)
         os.execvp("bash", ["bash", str(script), *given.arguments])

@@ -1,7 +1,7 @@
-"""Cores and GPUs that this process may use: `python framework/machine.py` prints their numbers, GPUs first.
+"""Counts the cores and GPUs that this process may use: `python framework/machine.py` prints GPUs, then cores.
 
-The launchers call this file by its path, so it imports nothing but the standard library. CPU affinity, the CPU quota of
-a container and CUDA_VISIBLE_DEVICES count; what the host has beside them does not.
+The launchers call this file by its path, so it imports only the standard library. The counts respect CPU affinity, the
+CPU quota of a container and CUDA_VISIBLE_DEVICES.
 """
 
 import os
@@ -18,7 +18,7 @@ def usable_cores(root: Path = Path("/")) -> int:
     """Returns the number of cores that this process may use, at least 1.
 
     Args:
-        root: Holds proc/ and sys/.
+        root: Folder that contains proc/ and sys/.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(min([float(allowed), *_quotas(root)])))
@@ -58,7 +58,7 @@ def _quota_of(folder: Path) -> float | None:
 
 
 def usable_gpus() -> int:
-    """Returns the number of GPUs that `nvidia-smi` lists and CUDA_VISIBLE_DEVICES leaves; 0 without `nvidia-smi`."""
+    """Returns the number of GPUs that `nvidia-smi` lists and CUDA_VISIBLE_DEVICES allows; 0 without `nvidia-smi`."""
     try:
         answer = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):

@@ -1,8 +1,8 @@
-"""Tells on which kind of device this process computes."""
+"""Selects the kind of device for this process."""
 
 import torch
 
 
 def device_type() -> str:
-    """Returns "cuda" where a GPU can be used, else "cpu"."""
+    """Returns "cuda" if a GPU is available, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -58,7 +58,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
     with pytest.raises(SystemExit) as leaving:
         main(["trochrun"])
-    assert leaving.value.code == 2 and "trochrun is no launch script. Choose one of" in capsys.readouterr().err
+    assert leaving.value.code == 2 and "trochrun is not a launch script. Choose one of" in capsys.readouterr().err
 
 
 def test_every_script_has_a_line_in_the_page():

@@ -49,9 +49,9 @@ _UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
 
 
 _UNKNOWN = "\U00010380"
-"""A letter of Ugaritic, which vocabularies do not know and normalisation keeps."""
+"""A letter of Ugaritic, which vocabularies lack and normalisation keeps."""
 _MAX_GAPS = 2**20
-"""Ids without a token that a vocabulary may have; tables over all ids take memory for them."""
+"""Largest number of ids without a token in a vocabulary; tables over all ids need memory for them."""
 
 
 class Tokenizer:
@@ -75,7 +75,7 @@ class Tokenizer:
             sentence-piece token with its space mark (a punctuation mark without one belongs to the word before it, as
             in fairseq); special tokens too.
         space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
-        special_tokens: As given.
+        special_tokens: Token of each of cls, sep, mask, pad, unk.
         pair_separators: Number of `sep_id` between the texts of a pair: 1 in BERT, 2 in RoBERTa.
         fingerprint: Hash of the tokenizer's files.
     """
@@ -120,8 +120,8 @@ class Tokenizer:
         """Loads a tokenizer folder.
 
         Args:
-            folder: With tokenizer.json, or with vocab.txt (BERT's WordPiece). Where it is a `BertTokenizer`,
-                tokenizer_config.json decides how text is normalised, as in transformers.
+            folder: Folder with tokenizer.json or vocab.txt (BERT's WordPiece). For a `BertTokenizer` the settings of
+                tokenizer_config.json decide the normalisation, as in transformers.
             pair_separators: See `Tokenizer`.
 
         Raises:
@@ -155,7 +155,7 @@ class Tokenizer:
         return cls(backend, special_tokens, folder, pair_separators)
 
     def same_ids(self, other: "Tokenizer") -> bool:
-        """Reports whether both give a text the same ids, whichever files they were read from."""
+        """Returns whether both tokenizers produce the same ids, regardless of their files."""
         return _ids_of_text(self) == _ids_of_text(other)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -181,9 +181,9 @@ class Tokenizer:
         return encoded
 
     def decode_batch(self, ids: Sequence[Sequence[int]]) -> list[str]:
-        """Returns the texts of ids, special tokens left out; what normalisation took away stays away.
+        """Returns the normalised texts of ids, without special tokens.
 
-        A WordPiece vocabulary keeps no spaces, so they are put where people write them
+        A WordPiece vocabulary keeps no spaces, so they are restored by rules
         (`framework.data.tokenization.written_text`).
         """
         if self.space_marked:
@@ -238,7 +238,7 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Applies what tokenizer_config.json says of normalisation over what tokenizer.json says, as transformers does."""
+    """Overrides the normalisation of tokenizer.json with that of tokenizer_config.json, as transformers does."""
     normalizer = backend.normalizer
     if isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         for name, value in normalizer_settings(config).items():
@@ -247,19 +247,19 @@ def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) ->
 
 
 def _pair_separators(backend: tokenizers.Tokenizer, cls_id: int, sep_id: int) -> int:
-    """Reads from a pair of empty texts how many separators stand between two texts; 1 where there is no template."""
+    """Returns the number of separators between two texts, found by encoding two empty texts; 1 without a template."""
     ids = backend.encode("", "").ids
     return len(ids) - 2 if len(ids) > 2 and ids == [cls_id] + [sep_id] * (len(ids) - 1) else 1
 
 
 def _ids_of_text(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What decides the ids of a text: not the template, and not whether a space is put before the first word."""
+    """Returns the parts of a tokenizer that decide the ids; the template and a leading space are not among them."""
     content = parse_json(tokenizer.backend.to_str())
     return {name: content[name] for name in ("added_tokens", "normalizer", "model")}
 
 
 def _find_special_tokens(folder: Path, named: Mapping[str, Any], vocabulary: Container[str]) -> dict[str, str]:
-    """Finds the five special tokens in the vocabulary: by the folder's own word, or else by their usual names."""
+    """Finds the five special tokens in the vocabulary, by the names in the folder or by their usual names."""
     found: dict[str, str] = {}
     for name, usual in _USUAL_NAMES.items():
         given = named.get(f"{name}_token")

@@ -52,31 +52,31 @@ class GivenTokenizer:
 
 
 MAX_VOCAB_SIZE = 2**24
-"""Many times the largest published vocabulary; `tokenizers` asks for room for all tokens at once."""
+"""Far more than the largest published vocabulary; `tokenizers` allocates memory for all tokens at once."""
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Rejects a vocabulary that no text fills.
+    """Rejects an unreasonably large vocabulary.
 
     Raises:
-        ConfigError: It is larger than MAX_VOCAB_SIZE.
+        ConfigError: The size exceeds MAX_VOCAB_SIZE.
     """
     if vocab_size > MAX_VOCAB_SIZE:
         raise ConfigError(
-            f"the vocabulary's `vocab_size` is {vocab_size:,}. At most {MAX_VOCAB_SIZE:,} tokens are trained. Set it "
-            "to some ten thousand."
+            f"the vocabulary's `vocab_size` is {vocab_size:,}. At most {MAX_VOCAB_SIZE:,} tokens can be trained. Lower "
+            "it, for example to 30,000."
         )
 
 
 def most_tokens(vocab_size: int, num_fixed: int, words: Mapping[str, int]) -> int:
-    """Returns the size that is asked for, or all that can come of the words where that is less.
+    """Returns the requested vocabulary size, or the largest size that the words allow if that is smaller.
 
-    Each merge makes a token and shortens a word by a piece, so there are at most as many as inner borders of pieces.
+    Each merge adds a token and shortens a word by one piece, which limits the number of merges.
 
     Args:
-        vocab_size: Tokens that are wanted.
-        num_fixed: Tokens that are there without merges.
-        words: Whose characters are the pieces at the start.
+        vocab_size: Requested number of tokens.
+        num_fixed: Number of tokens before any merge.
+        words: Words; their characters are the initial pieces.
     """
     return min(vocab_size, num_fixed + sum(len(word) - 1 for word in words))
 

@@ -1,7 +1,7 @@
 """Builds the tokenizer of a BERT folder with vocab.txt and no tokenizer.json, as transformers' `BertTokenizer` does.
 
-The folder's other files say how text is normalised (tokenizer_config.json), which tokens are special
-(special_tokens_map.json) and which were added behind the vocabulary (added_tokens.json, added_tokens_decoder).
+Other files of the folder state the normalisation (tokenizer_config.json), the special tokens (special_tokens_map.json)
+and tokens added after the vocabulary (added_tokens.json, added_tokens_decoder).
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
-    """Reads one token a line: lines end at a line feed, and nowhere else (a token may be U+0085 or U+2028).
+    """Reads one token per line. Only a line feed ends a line, because a token may be U+0085 or U+2028.
 
     Raises:
         DataError: The file is not UTF-8.
@@ -40,7 +40,7 @@ def normalizer_settings(named: Mapping[str, Any]) -> dict[str, bool]:
     """Returns the properties of `BertNormalizer` that tokenizer_config.json sets.
 
     Raises:
-        DataError: A value is neither true nor false (nor null).
+        DataError: A value is not true, false or null.
     """
     settings = {}
     for theirs, ours in NORMALIZER_KEYS.items():
@@ -63,14 +63,14 @@ def wordpiece_backend(
     Args:
         vocabulary: Token to id.
         special_tokens: Token of each of cls, sep, mask, pad, unk.
-        named: tokenizer_config.json with special_tokens_map.json over it.
-        added: added_tokens.json.
+        named: Content of tokenizer_config.json, overridden by special_tokens_map.json.
+        added: Content of added_tokens.json.
     """
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=special_tokens["unk"]))
     backend.normalizer = normalizers.BertNormalizer(**normalizer_settings(named))
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
-    # Ids are given in this order: what stands in the vocabulary keeps its own.
+    # Ids are assigned in this order; tokens of the vocabulary keep their ids.
     for _, token in sorted(_added_tokens(special_tokens, named, added).items(), key=lambda item: item[0]):
         backend.add_tokens([token])
     backend.add_special_tokens([*special_tokens.values(), *_extra_tokens(named)])
@@ -82,7 +82,7 @@ def wordpiece_backend(
 def _added_tokens(
     special_tokens: Mapping[str, str], named: Mapping[str, Any], added: Mapping[str, int]
 ) -> dict[int, AddedToken]:
-    """Tokens by the ids that the folder states; tokenizer_config.json, where it has any, replaces added_tokens.json."""
+    """Returns added tokens by id. tokenizer_config.json replaces added_tokens.json if it lists any."""
     described = named.get("added_tokens_decoder")
     if isinstance(described, Mapping):
         return {
@@ -101,7 +101,7 @@ def _added_tokens(
 
 
 def _extra_tokens(named: Mapping[str, Any]) -> list[str]:
-    """Special tokens beside the five."""
+    """Returns the special tokens other than the five."""
     for key in _EXTRA_TOKENS:
         tokens = named.get(key)
         if tokens:

@@ -1,7 +1,7 @@
-"""Text as people write it, from words as BERT splits them: each punctuation mark and each Chinese character by itself.
+"""Restores natural spacing from words as BERT splits them: at each punctuation mark and each Chinese character.
 
-What was white space in the text is not known any more. The rules are those of most texts: no spaces within Chinese and
-Japanese, none before a full stop and its like, none inside contractions, hyphenated words, numbers and quotes.
+The original white space is lost. The rules follow common usage: no spaces within Chinese and Japanese, before a full
+stop and similar marks, or inside contractions, hyphenated words, numbers and quotes.
 """
 
 import re
@@ -29,7 +29,7 @@ _SHORT = 2
 
 
 def unspaced_share(texts: Iterable[str]) -> float:
-    """Returns the share of the letters of texts that are Chinese characters or kana."""
+    """Returns the share of Chinese characters and kana among the letters of texts."""
     num_letters = num_unspaced = 0
     for text in texts:
         num_letters += sum(map(str.isalpha, text))
@@ -38,16 +38,16 @@ def unspaced_share(texts: Iterable[str]) -> float:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Joins words to a text."""
+    """Joins words into a text."""
     return _Joining(words).text()
 
 
 def join_word_pieces(pieces: Sequence[str], prefix: str) -> str:
-    """Joins the tokens of a WordPiece vocabulary to a text.
+    """Joins the tokens of a WordPiece vocabulary into a text.
 
     Args:
-        pieces: Tokens without special ones.
-        prefix: Beginning of a token that continues a word.
+        pieces: Tokens, without special tokens.
+        prefix: Prefix of tokens that continue a word.
     """
     words: list[str] = []
     for piece in pieces:
@@ -59,15 +59,15 @@ def join_word_pieces(pieces: Sequence[str], prefix: str) -> str:
 
 
 class _Joining:
-    """Decides for each word whether it is joined to the one before it and to the one behind it."""
+    """Decides for each word whether it is joined to the previous and to the next word."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
         self.before = [False] * (len(words) + 1)
         self.behind = [False] * (len(words) + 1)
         self.is_open = dict.fromkeys(('"', "'"), False)
-        for place in range(len(words)):
-            self.before[place], self.behind[place] = self._joins(place)
+        for index in range(len(words)):
+            self.before[index], self.behind[index] = self._joins(index)
 
     def text(self) -> str:
         """Returns the words with the spaces between them."""
@@ -79,12 +79,12 @@ class _Joining:
         return "".join(parts)
 
     def _joins(self, place: int) -> tuple[bool, bool]:
-        """Returns whether a word is joined to the word before it, and to the word behind it."""
+        """Returns whether a word is joined to the previous word, and to the next word."""
         word, left, right = self._word(place), self._word(place - 1), self._word(place + 1)
         if _UNSPACED.match(word) or _UNSPACED.match(word[-1:]):
             return bool(_UNSPACED.match(word)), bool(_UNSPACED.match(word[-1:]))
         if len(word) > 1:
-            # Corpora that are split into tokens keep contractions together: do n't, it 's.
+            # Tokenized corpora keep contractions together: do n't, it 's.
             return word.lower() == "n't" or (word[0] in _APOSTROPHES and word[1].isalpha()), False
         if word in _APOSTROPHES:
             return self._apostrophe(place, word, left, right)
@@ -119,7 +119,7 @@ class _Joining:
         return self.words[place] if 0 <= place < len(self.words) else ""
 
     def _apostrophe(self, place: int, word: str, left: str, right: str) -> tuple[bool, bool]:
-        """Tells an apostrophe inside a word from one behind it, and from quotes."""
+        """Distinguishes an apostrophe inside a word, one after it, and a quote."""
         if self._is_inside_word(left, right):
             return True, True
         if right[:2].isdecimal() and not self.is_open["'"]:
@@ -137,7 +137,7 @@ class _Joining:
         return len(left) == 1 and left.isalpha() and left.lower() not in "ai"  # l'homme, O'Brien
 
     def _has_closing_quote(self, place: int) -> bool:
-        """Reports whether a mark that is no apostrophe inside a word follows."""
+        """Returns whether a later mark is not an apostrophe inside a word."""
         return any(
             self.words[later] == "'" and not self._is_inside_word(self._word(later - 1), self._word(later + 1))
             for later in range(place + 1, len(self.words))
@@ -149,7 +149,7 @@ class _Joining:
         return closes, not closes
 
     def _is_german_quote(self, place: int) -> bool:
-        """Reports whether “ closes a quote that „ has opened."""
+        """Returns whether “ closes a quote that „ opened."""
         earlier = [word for word in self.words[:place] if word in ("„", "“")]
         return bool(earlier) and earlier[-1] == "„"
 

@@ -73,13 +73,13 @@ def on_every_rank(action: Callable[[], T], group: dist.ProcessGroup | None = Non
 
 
 def first_rank_value(action: Callable[[], T]) -> T:
-    """Returns on all ranks the result that rank 0 gets. Collective: all ranks must call.
+    """Runs an action on rank 0 and returns its result on all ranks. Collective: all ranks must call.
 
     Args:
-        action: Runs on rank 0 only. Its result is pickled.
+        action: Function that runs on rank 0 only. Its result is pickled.
 
     Raises:
-        FrameworkError: Rank 0's, on all ranks.
+        FrameworkError: The action raised it on rank 0; raised on all ranks.
     """
     result: list[T] = []
     on_first_rank(lambda: result.append(action()))

@@ -50,7 +50,7 @@ class Beat:
 
 
 _KINDS: dict[str, Any] = {each.name: each.type for each in fields(Beat)}
-"""Types by attribute: a damaged file counts as none."""
+"""Types by attribute; a file with other types counts as missing."""
 
 
 class Beats:

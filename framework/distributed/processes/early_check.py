@@ -1,8 +1,8 @@
-"""Checks the launcher's variables when a command is imported, before Lightning, and makes Ctrl-C one line from then on.
+"""Checks the launcher's variables on import, before Lightning, and reduces Ctrl-C to one line from then on.
 
-Lightning (up to 2.6) reads RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` while it is imported. A bad
-value would end in a traceback before any code of a command has run. Imports take seconds, in which Ctrl-C would show
-where Python was. Commands import this module before any other of the package, and torch only through the package.
+Lightning (up to 2.6) parses RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` when it is imported. A bad
+value would end in a traceback before any code of a command runs. Imports take seconds, and Ctrl-C in them would print a
+traceback. Commands import this module before any other of the package, and torch only through the package.
 """
 
 import os

@@ -11,7 +11,7 @@ from framework.errors import ConfigError, DistributedError
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
-"""Names of files that begin with it must stay below the 255 bytes that file systems take."""
+"""File names that begin with the run id must stay within 255 bytes, the limit of file systems."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,10 @@ class ProcessInfo:
 
 
 def drop_empty_ranks(environ: MutableMapping[str, str]) -> None:
-    """Removes empty variables that say a rank; checks the others, which Lightning reads too.
+    """Removes empty rank variables and checks the others, which Lightning also reads.
 
     Raises:
-        DistributedError: One is no whole number.
+        DistributedError: A variable is not a whole number.
     """
     for name in _RANK_VARIABLES:
         if not environ.get(name):
@@ -54,7 +54,7 @@ def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
     """Reads the variables that torchrun sets; without them this is the only process. An empty variable counts as unset.
 
     Raises:
-        DistributedError: A variable is no whole number or out of its range, only one of RANK and WORLD_SIZE is set, or
+        DistributedError: A variable is not a whole number or out of range, only one of RANK and WORLD_SIZE is set, or
             the hosts run different numbers of processes.
     """
     is_set = {name: bool(environ.get(name)) for name in ("RANK", "WORLD_SIZE")}
@@ -90,7 +90,7 @@ def _whole_number(
         bounds = f"from {least} to {end - 1}" if end is not None else f"of at least {least}"
         raise DistributedError(
             f"{name} is {text!r} in the environment. The launcher sets it to a whole number {bounds}. Start through "
-            "torchrun, or unset it with the other variables of the launcher to run one process."
+            "torchrun, or unset all variables of the launcher to run one process."
         )
     return value
 

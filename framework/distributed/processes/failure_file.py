@@ -1,4 +1,4 @@
-"""failure.json in the logs of a run: the newest failure of its ranks, for readers that do not import torch."""
+"""Reads failure.json in the logs of a run, the newest failure of its ranks, without importing torch."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +14,8 @@ class RecordedFailure:
     """The failure that a run recorded last.
 
     Attributes:
-        seconds: Since the epoch, by the clock of the rank that wrote it.
-        why: The error with its kind, rank and step, in one line.
+        seconds: Seconds since the epoch, by the clock of the rank that wrote it.
+        why: Error with its kind, rank and step, in one line.
     """
 
     seconds: float
@@ -23,7 +23,7 @@ class RecordedFailure:
 
 
 def read_failure(logs: Path) -> RecordedFailure | None:
-    """Reads failure.json in the logs of a run; None where there is none, or it is damaged."""
+    """Reads failure.json in the logs of a run; None if it is missing or damaged."""
     try:
         record = parse_json((logs / FAILURE_FILE).read_text(encoding="utf-8"))
         return RecordedFailure(datetime.fromisoformat(record["time"]).timestamp(), str(record["why"]))

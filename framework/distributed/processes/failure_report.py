@@ -116,7 +116,7 @@ class FailureReport:
         POSITION.step = None
 
     def keep_traceback(self, error: BaseException) -> None:
-        """Writes the traceback of an error into a private file, unless the log of this rank has it."""
+        """Writes the traceback of an error to a private file, unless the log of this rank contains it."""
         if self._log is None:
             number, name = tempfile.mkstemp(prefix="cloze-traceback-", suffix=".txt")
             with open(number, "w", encoding="utf-8") as file:
@@ -229,7 +229,7 @@ def report_once(error: BaseException) -> Failure | None:
 
 
 def show(failure: Failure) -> None:
-    """Prints a failure, and the file that says more about it."""
+    """Prints a failure, and the file with details."""
     what = "more in" if failure.order == _NAMED else "the full traceback is in"
     file = f"\n{what} {failure.log}" if failure.log is not None else ""
     sys.stderr.write(f"{failure}{file}\n")
@@ -280,7 +280,7 @@ def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | Non
 
 
 def _this_process() -> ProcessInfo:
-    """Returns the rank of this process among all; where the environment does not say it, the error is this one's."""
+    """Returns this process; without valid launcher variables, a single process."""
     try:
         return process_info()
     except DistributedError:
@@ -288,10 +288,10 @@ def _this_process() -> ProcessInfo:
 
 
 def _host_folder() -> Path | None:
-    """Returns a folder for the notes of this host's processes of this attempt; None where it is not private.
+    """Returns a folder for the notes of this host's processes in this attempt; None if it is not private.
 
-    It needs no process group. Its name can be guessed and the temporary folder belongs to all users of the host, so a
-    folder, link or file that another user left there is not used.
+    It needs no process group. Its name can be guessed, and all users of the host can write to the temporary folder, so
+    a folder, link or file of another user is not used.
     """
     parts = [
         str(os.getuid()),
@@ -313,7 +313,7 @@ def _host_folder() -> Path | None:
 
 
 def _is_private(folder: Path) -> bool:
-    """Returns whether a path is a folder, not a link to one, that belongs to this user and that no other can change."""
+    """Returns whether a path is a folder, not a link, that this user owns and that no other user can change."""
     found = folder.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 

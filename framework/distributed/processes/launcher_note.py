@@ -1,4 +1,4 @@
-"""The note that a failing rank leaves for torchrun's agent, which shows it and decides whether to start ranks again."""
+"""Writes the note of a failing rank for torchrun's agent, which shows it and decides whether to restart ranks."""
 
 import json
 import os
@@ -7,18 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 VARIABLE = "TORCHELASTIC_ERROR_FILE"
-"""Set by torchrun for each rank; torch's ChildFailedError shows the `message` of that file."""
+"""Environment variable that torchrun sets for each rank. ChildFailedError shows the `message` of this file."""
 
 _NEVER_PASSES = {"ConfigError", "DataError"}
 
 
 def leave_note(message: str, kind: str, step: int | None) -> None:
-    """Writes the file in which torchrun looks for the error of a rank; without torchrun nothing.
+    """Writes the file from which torchrun reads the error of a rank; without torchrun nothing is written.
 
     Args:
-        message: The failure in one line.
-        kind: Class of its error.
-        step: At which it happened; None: before the first one.
+        message: Failure in one line.
+        kind: Class name of its error.
+        step: Step at which it happened; None: before the first step.
     """
     file = os.environ.get(VARIABLE)
     if not file:

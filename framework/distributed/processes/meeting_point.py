@@ -1,4 +1,4 @@
-"""Reads and checks the address at which the processes of a run meet, before torch waits for it."""
+"""Reads and checks the rendezvous address of a run, before torch waits for it."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from framework.errors import DistributedError
 
 _RESOLVE_SECONDS = 20.0
-"""Names of hosts that start at the same moment, such as pods of Kubernetes, may take so long to appear."""
+"""Time for host names to appear in DNS when hosts start simultaneously, such as pods of Kubernetes."""
 
 _RETRY_SECONDS = 1.0
 
@@ -17,14 +17,14 @@ _RETRY_SECONDS = 1.0
 def meeting_point(
     environ: Mapping[str, str] = os.environ, resolve_seconds: float = _RESOLVE_SECONDS
 ) -> tuple[str, int]:
-    """Returns the host and the port of the store in which all processes meet.
+    """Returns host and port of the store that all processes use.
 
     Args:
-        environ: The environment's variables.
-        resolve_seconds: Time in which the name of the host must resolve; it is tried once a second.
+        environ: Environment variables.
+        resolve_seconds: Time in which the host name must resolve; it is retried once a second.
 
     Raises:
-        DistributedError: MASTER_ADDR is not set or does not resolve, or MASTER_PORT is no port.
+        DistributedError: MASTER_ADDR is not set or does not resolve, or MASTER_PORT is not a port.
     """
     address, port = environ.get("MASTER_ADDR"), environ.get("MASTER_PORT") or ""
     if not address:

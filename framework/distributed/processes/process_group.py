@@ -48,7 +48,7 @@ def _open_store(rank: int, timeout: timedelta) -> Store | None:
     those with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
 
     Raises:
-        DistributedError: The prefix is not of this attempt alone, or the environment names no host and port to meet at.
+        DistributedError: The prefix is not unique to this attempt, or the environment has no valid rendezvous address.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         address, port = meeting_point()

@@ -1,6 +1,6 @@
-"""Explains errors of the machine: memory that ran out, and loader processes that the system killed.
+"""Explains errors of the machine: exhausted memory, and loader processes that the system killed.
 
-Torch raises them as RuntimeError from wherever the main thread stands, so no place of the code can catch them.
+Torch raises them as RuntimeError anywhere in the main thread, so they cannot be caught at one point.
 """
 
 import errno
@@ -16,7 +16,7 @@ _SHOWN = 200
 
 
 def explain(error: BaseException) -> BaseException:
-    """Returns the ResourceError that says what the machine lacked; any other error as it is."""
+    """Returns a ResourceError for a shortage of the machine; any other error unchanged."""
     text = " ".join(str(error).split())
     died = _LOADER_DIED.search(text) if isinstance(error, RuntimeError) else None
     if died is not None:
@@ -24,7 +24,7 @@ def explain(error: BaseException) -> BaseException:
     if isinstance(error, torch.OutOfMemoryError):
         return ResourceError(
             f"the GPU has no memory left ({text[:_SHOWN]}). A forward and backward pass of one micro-batch must fit. "
-            "Lower micro_batch_tokens (in training trainer.micro_batch_tokens, where auto finds what fits)."
+            "Lower micro_batch_tokens (in training trainer.micro_batch_tokens; auto finds what fits)."
         )
     no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if (
@@ -45,7 +45,7 @@ def _of_loader(pids: str, signal: str | None) -> str:
             f"a loader process (pid {pids}) ended by a bus error. Loader processes hand batches over in /dev/shm, "
             "which is full. Enlarge it (docker run --shm-size=8g), or set trainer.num_workers=0."
         )
-    how = f"was killed by signal: {signal}" if signal is not None else "ended without a word"
+    how = f"was killed by signal: {signal}" if signal is not None else "ended without a message"
     return (
         f"a loader process (pid {pids}) {how}. The system kills processes when memory runs out. Lower "
         "trainer.num_workers or ask for more memory, and start again: the run resumes from its newest checkpoint."

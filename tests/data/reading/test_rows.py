@@ -145,7 +145,7 @@ def test_a_missing_value_in_parquet_is_an_error_or_counted(tmp_path):
         ("a.csv", b"body,label\nx,1\n", r"a\.csv, line 1: no column 'text' among \['body', 'label'\]"),
         ("a.parquet", b"x", r"a\.parquet is damaged or no parquet file"),
         ("a.arrow", b"xxxxxxxxxxxxxxxxxxxxxxx", r"a\.arrow is damaged or no arrow file"),
-        ("a.txt", b"text\nx\n", r"a\.txt is of no known kind: neither its name nor its first lines"),
+        ("a.txt", b"text\nx\n", r"a\.txt is of no known kind by its name and its first lines"),
         ("a.parquet.gz", b"x", r"a\.parquet\.gz is parquet behind \.gz"),
     ],
 )
@@ -246,7 +246,7 @@ def test_parts_of_a_json_object(tmp_path):
         ("a.json:vals", PARTS, {}, r"a\.json: no key 'vals' among \['val', 'more', 'note', 'train'\]"),
         ("a.json:note", PARTS, {}, r"a\.json: rows must stand in a list"),
         ("a.json:x", b"[1]", {}, r"a\.json: no key 'x' among \[\]"),
-        ("a.json:val", PARTS, {}, r"a\.json, row 1: list, not an object. Each row must be one JSON object"),
+        ("a.json:val", PARTS, {}, r"a\.json, row 1: list, not an object; each row must be one JSON object"),
         ("a.json:val", PARTS, {"columns": ["text"]}, r"a\.json, row 1: 2 values, format\.columns has 1"),
         ("a.json", b'[{"text": "x"}', {}, r"a\.json: not JSON \(Expecting ',' delimiter\); the file must be one JSON"),
         ("a.json", b"[]", {}, r"a\.json has no rows"),

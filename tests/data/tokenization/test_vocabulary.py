@@ -298,7 +298,7 @@ def test_given_tokenizer_is_loaded(trained):
 
 @pytest.mark.parametrize("kind", [WordPieceTraining, ByteLevelBpeTraining])
 def test_a_size_that_no_text_fills(tmp_path, kind):
-    with pytest.raises(ConfigError, match=r"`vocab_size` is 1,000,000,000\. At most 16,777,216 tokens are trained"):
+    with pytest.raises(ConfigError, match=r"`vocab_size` is 1,000,000,000\. At most 16,777,216 tokens can be trained"):
         kind(vocab_size=10**9)
     # All that can come of these texts, whatever is asked for beyond.
     sizes = {train(kind(vocab_size=size), TEXTS, tmp_path / str(size)).vocab_size for size in (2000, 30_000, 2**24)}

@@ -37,13 +37,13 @@ def test_a_killed_loader_process_is_named(capsys: pytest.CaptureFixture[str]):
     told = capsys.readouterr().err
     assert told.startswith("ResourceError: a loader process (pid ")
     # Torch sees the signal or the closed pipe first.
-    assert "was killed by signal: Killed. The system" in told or "ended without a word. The system" in told
+    assert "was killed by signal: Killed. The system" in told or "ended without a message. The system" in told
     assert told.count("\n") == 1
 
 
 def test_a_loader_process_that_left_without_a_word():
     error = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
-    assert "a loader process (pid 12, 13) ended without a word." in str(explain(error))
+    assert "a loader process (pid 12, 13) ended without a message." in str(explain(error))
 
 
 def test_a_full_shared_memory_is_named():
