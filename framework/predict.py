@@ -1,4 +1,4 @@
-"""Predictions for rows: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row.
+"""Predicts rows: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row.
 
 The same under torchrun, where processes share the rows.
 """
@@ -54,13 +54,13 @@ def predict(composed: DictConfig) -> None:
 
 
 def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
-    """Saves predictions that their output did not take in the system's folder for temporary files, if that takes them.
+    """Saves predictions that could not be written to their output in the temporary folder of the system, if possible.
 
     Returns:
-        The error, with the file that holds them.
+        The error, extended by the path of that file.
     """
     if isinstance(error.__cause__, BrokenPipeError):
-        return error  # the reader has what it wanted
+        return error  # the reader needs no more rows
     try:
         descriptor, name = tempfile.mkstemp(prefix="cloze-predictions-", suffix=".jsonl")
     except OSError:
@@ -75,10 +75,10 @@ def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
 
 
 def report_bad_rows(asked: Sequence[AskedRow]) -> None:
-    """Tells on standard error how many rows were skipped, and why the first of them was."""
+    """Reports on standard error how many rows were skipped, and the reason for the first."""
     bad = [each for each in asked if each.row is None]
     if bad:
-        sys.stderr.write(f"{len(bad)} of {len(asked)} rows are not predicted; for example: {bad[0].error}\n")
+        sys.stderr.write(f"{len(bad)} of {len(asked)} rows are not predicted. For example: {bad[0].error}\n")
 
 
 if __name__ == "__main__":

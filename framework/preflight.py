@@ -207,7 +207,7 @@ def _tell(report: Report, found: Sequence[str]) -> int:
 
 
 def preflight() -> None:
-    """Runs the command. A thread of its own that hangs must not keep the process from leaving."""
+    """Runs the command. A hanging thread of its own must not keep the process from exiting."""
     try:
         guard(lambda: sys.exit(main()))
     except SystemExit as leaving:

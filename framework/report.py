@@ -1,7 +1,7 @@
-"""Draws the plots and report.html of a run again: `python -m framework.report run=RUN`, during and after its training.
+"""Redraws the plots and report.html of a run: `python -m framework.report run=RUN`, during or after its training.
 
-Only files of the run folder are read, so it needs neither the model nor the data, and any run will do: pre-training,
-fine-tuning, one that was killed.
+It reads only files of the run folder and needs neither the model nor the data, so it works for any run: pre-training,
+fine-tuning, or a killed one.
 """
 
 from pathlib import Path
@@ -20,24 +20,24 @@ from framework.tracking.run_status import is_run, runs_below
 
 @command("report")
 def report(composed: DictConfig) -> None:
-    """Makes the report and prints where it is."""
+    """Creates the report and prints its path."""
     settings = ReportConfig(**check_arguments("", plain(composed, ReportConfig), ReportConfig))
     folder = find_folder(settings.run, Path(settings.runs))
     try:
         path = make_report(folder)
     except OSError as error:
         raise CheckpointError(
-            f"the report of {folder} could not be written ({error}). Make room, or make the folder writable, and start "
-            "the command again."
+            f"the report of {folder} could not be written ({error}). Free the disk or make the folder writable, and "
+            "start the command again."
         ) from error
     open_console().print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
 
 
 def find_folder(run: str, runs: Path) -> Path:
-    """Returns the folder of a run: an id, also one in a sub-folder of the runs such as a sweep's, or a path.
+    """Returns the folder of a run, given its path or its id, also in sub-folders of the runs such as sweeps.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no such run, or several.
     """
     for folder in (runs / run, Path(run)):
         if is_run(folder):

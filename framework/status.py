@@ -1,8 +1,8 @@
-"""Shows where runs stand: `python -m framework.status [RUN ...]`, a table that renews itself in a terminal.
+"""Shows the progress of runs: `python -m framework.status [RUN ...]`, a table that refreshes itself in a terminal.
 
-RUN is an id, a pattern of ids ('sst2-*'), a run folder or a folder of runs; none: all runs of the folder `--runs` and
-of its sub-folders, such as those of sweeps. Only folders are read, so it works from any host that sees them, during
-and after a run, and it imports no torch. Where SLURM is there, jobs that wait in its queue are shown as pending.
+RUN is an id, a pattern of ids ('sst2-*'), a run folder or a folder of runs. Without RUN all runs in the folder `--runs`
+and its sub-folders, such as sweeps, are shown. Only folders are read, so it works on any host that sees them, during
+and after a run, and it imports no torch. Jobs that wait in the queue of SLURM are shown as pending.
 """
 
 import argparse
@@ -40,14 +40,14 @@ _COLOURS = {
 }
 _MAX_RANKS = 8
 _JOB_NAME = "cloze"
-"""Of jobs of slurm/train.sbatch, which have no run folder before they start."""
+"""Name of jobs of slurm/train.sbatch, which have no run folder before they start."""
 
 _QUEUE_SECONDS = 30.0
-"""Between two questions to SLURM."""
+"""Interval between two queries of SLURM's queue."""
 
 
 def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
-    """Finds the run folders that are meant.
+    """Returns the selected run folders.
 
     Args:
         names: Ids, patterns or folders; empty: all runs, of which there may be none.
@@ -77,11 +77,11 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
 
 
 def _matching(pattern: str, runs: Path) -> list[Path]:
-    """Returns the runs whose path or, where there is none, whose name fits a pattern; of a folder, those below it."""
+    """Returns the runs whose path, or else whose name, matches a pattern; for a matching folder, the runs in it."""
     try:
         matches = sorted(runs.glob(pattern)) or [run for run in runs_below(runs) if run.match(pattern)]
     except ValueError:
-        return []  # it is no pattern
+        return []  # not a valid pattern
     return [run for match in matches for run in ([match] if is_run(match) else runs_below(match))]
 
 
@@ -90,21 +90,21 @@ def _shown_name(folder: Path, runs: Path) -> str:
 
 
 class Queue:
-    """The jobs that wait in SLURM's queue, asked for now and then."""
+    """Jobs that wait in SLURM's queue, refreshed at intervals."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, tuple[str, str]] = {}
-        self._asked = -_QUEUE_SECONDS
+        self._queried = -_QUEUE_SECONDS
 
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Returns reason and name by number."""
-        if shutil.which("squeue") is not None and time.monotonic() - self._asked >= _QUEUE_SECONDS:
-            self._jobs, self._asked = pending_jobs(seconds=5.0), time.monotonic()
+        """Returns reason and name by job number."""
+        if shutil.which("squeue") is not None and time.monotonic() - self._queried >= _QUEUE_SECONDS:
+            self._jobs, self._queried = pending_jobs(seconds=5.0), time.monotonic()
         return self._jobs
 
 
 def with_pending(statuses: Mapping[Path, RunStatus], jobs: Mapping[str, tuple[str, str]]) -> list[RunStatus]:
-    """Marks the runs whose job waits in the queue; adds a row for each job that has no run folder yet."""
+    """Marks runs whose job waits in the queue, and adds a row for each job without a run folder."""
     rest = dict(jobs)
     shown = []
     for folder, status in statuses.items():
@@ -146,7 +146,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
 
 
 def troubles(statuses: Sequence[RunStatus]) -> list[Text]:
-    """Says of each run that ended badly why, and what its ranks wrote last; of one that is pending, why it waits."""
+    """Describes why runs failed, with the last log lines of their ranks, and why pending ones wait."""
     lines = []
     for status in statuses:
         if status.state == PENDING:
@@ -196,12 +196,12 @@ def _validation(status: RunStatus) -> str:
 
 
 def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> RenderableType:
-    """Returns the table and the troubles, as they are now.
+    """Returns the current table and problems.
 
     Args:
         folders: Names to show by run folder.
-        queue: Of SLURM.
-        is_everything: All runs are shown, so that jobs without a run folder are too.
+        queue: Queue of SLURM.
+        is_everything: True if all runs are shown; then jobs without a run folder are too.
     """
     jobs = queue.jobs()
     read = {folder: read_status(folder, name) for folder, name in folders.items()}

@@ -47,7 +47,7 @@ def train(composed: DictConfig) -> None:
     timeout = settings.trainer.timeout_seconds
     with alone_in(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
         with process_group(settings.strategy.name, device, timeout):
-            # Another start may have trained meanwhile: the folder counts as rank 0 sees it under its lock.
+            # Another start may have trained in the meantime, so rank 0 reads the folder again under its lock.
             folder = first_rank_value(lambda: find_run_folder(settings.run, run.config))
             if not first_rank_value(lambda: is_finished(folder, parts, settings.trainer.patience)):
                 start_run(folder, run.config, parts, info.world_size)

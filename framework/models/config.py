@@ -22,7 +22,7 @@ _AT_MOST = {
     "max_position_embeddings": 2**20,
     "type_vocab_size": 2**20,
 }
-"""Far beyond any encoder: a config of unknown origin must not keep a machine busy before its weights are looked at."""
+"""Limits far beyond any encoder, so that a malicious config cannot exhaust the machine before weights are read."""
 _AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")
 _TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 _NOT_NEGATIVE = ("type_vocab_size", "position_offset", "pad_token_id")
@@ -97,7 +97,7 @@ class EncoderConfig:
         """Checks each value and their combinations.
 
         Raises:
-            ConfigError: A value is of another type or out of range, or two values cannot go together.
+            ConfigError: A value has the wrong type or is out of range, or two values are incompatible.
         """
         self._check_types()
         self._check_values()

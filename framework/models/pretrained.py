@@ -123,18 +123,19 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
 
 
 def _read_side_config(file: Path) -> dict[str, Any]:
-    """Reads what an export of ours keeps beside the published files; empty where there is none."""
+    """Reads the record of our exports that accompanies the published files; empty if there is none."""
     if not file.is_file():
         return {}
     content = read_json(file)
     if content.get("format") != FORMAT:
         raise CheckpointError(
-            f"{file}: format={content.get('format')!r} is not known; this version of Cloze reads {FORMAT}."
+            f"{file}: format={content.get('format')!r} is unknown. This version of Cloze reads {FORMAT}. Export the "
+            "model again."
         )
     for name, kind in (("head", str), ("task", Mapping), ("encoder", Mapping)):
         if not isinstance(content.get(name), kind | None):
-            wanted = "text" if kind is str else "a group of keys"
-            raise CheckpointError(f"{file} has {name}={content.get(name)!r}, not {wanted}. Export the model again.")
+            expected = "text" if kind is str else "an object"
+            raise CheckpointError(f"{file} has {name}={content.get(name)!r}, not {expected}. Export the model again.")
     return content
 
 
@@ -152,7 +153,7 @@ def weights_from_state(
         part, _, rest = name.partition(".")
         if part not in parts:
             raise CheckpointError(
-                f"{source} holds {name}, which is no weight of an encoder or a head; give another run."
+                f"{source} contains {name}, which is not a weight of an encoder or a head. Give another run."
             )
         parts[part][rest] = tensor
     _check_complete(source, config, parts["encoder"])
@@ -174,7 +175,7 @@ def _read_config(
 
 
 def _check_labels(record: object, side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> None:
-    """Compares the labels in a record of ours with the scores of the head."""
+    """Checks that the labels in our record match the scores of the head."""
     labels, scores = side.get("labels", ()), heads.get("classifier.weight")
     if not isinstance(labels, list | tuple) or not all(isinstance(label, str | int | float) for label in labels):
         raise CheckpointError(f"{record} has labels={labels!r}, which is not a list of names. Restore the record.")
@@ -200,8 +201,8 @@ def _canonical(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tenso
 def _check_complete(source: str, config: EncoderConfig, encoder: Mapping[str, Tensor]) -> None:
     if config.num_layers > len(encoder):
         raise CheckpointError(
-            f"{source} holds {len(encoder)} weights of its encoder, but its config says num_layers="
-            f"{config.num_layers}; fetch or export the model again."
+            f"{source} contains {len(encoder)} encoder weights, but its config has num_layers={config.num_layers}. "
+            "Fetch or export the model again."
         )
     with torch.device("meta"):
         expected = dict(TransformerEncoder(config).named_parameters())

@@ -1,7 +1,7 @@
 """Brings each matrix of a sharded model whole to one rank and takes the result back.
 
 For updates that need the full matrix. Every rank doing all of them would cost world-size times the work; gathering one
-matrix after the other would cost about ten small collectives each. What is sharded travels in two all-to-alls a step;
+matrix after the other would cost about ten small collectives each. Sharded matrices need two all-to-alls per step;
 results of matrices that every rank holds whole are broadcast by their owners. No buffer is larger than all matrices
 together, and only those of matrices that are sharded along one axis and copied along another (tensor parallel) grow
 with the number of copies.
@@ -101,7 +101,7 @@ def _num_elements(block: Block) -> int:
 
 
 Layout = tuple[torch.Size, tuple[str, ...], tuple[Placement, ...]]
-"""Shape of a whole matrix, the axes over which it is spread, and its placement along each of them."""
+"""Shape of a whole matrix, the mesh axes over which it is distributed, and its placement along each."""
 
 
 def _layout(parameter: Tensor) -> Layout:
@@ -112,15 +112,15 @@ def _layout(parameter: Tensor) -> Layout:
 
 @dataclass(frozen=True)
 class _Routes:
-    """What one rank keeps, sends and gets.
+    """Plan of the matrices and blocks that one rank keeps, sends and receives.
 
     Attributes:
         owned: Indices of the matrices that this rank owns.
-        copied: By owner, indices of the matrices that all ranks hold whole.
-        to_owners: By receiver, indices of the matrices of which this rank sends its block.
-        at_owner: By sender, indices and blocks that come to this rank.
-        from_owner: By receiver, indices and blocks of results that this rank sends.
-        at_holder: By sender, indices of the results of which this rank gets its block.
+        copied: Indices of the matrices that all ranks hold whole, by owner.
+        to_owners: Indices of the matrices of which this rank sends its block, by receiver.
+        at_owner: Indices and blocks that this rank receives as owner, by sender.
+        from_owner: Indices and blocks of results that this rank sends, by receiver.
+        at_holder: Indices of the results of which this rank receives its block, by sender.
     """
 
     owned: tuple[int, ...]
@@ -133,7 +133,7 @@ class _Routes:
 
 @functools.lru_cache(maxsize=16)
 def _routes(layouts: tuple[Layout, ...], axes: Axes, rank: int) -> _Routes:
-    """Plans both transfers; the same plan serves every step."""
+    """Plans both transfers; the plan is the same for every step."""
     num_ranks = int(np.prod([size for _, size in axes], dtype=np.int64))
     ranks = range(num_ranks)
     owners = _assign_owners([shape for shape, _, _ in layouts], num_ranks)
@@ -163,7 +163,7 @@ def _routes(layouts: tuple[Layout, ...], axes: Axes, rank: int) -> _Routes:
 
 
 def _senders(blocks: Sequence[Block], owner: int, index: int) -> set[int]:
-    """Returns one holder of each block: the owner of its own, else one in turn."""
+    """Returns the sender of each block: the owner if it holds the block, else one of the holders in turn."""
     holders: dict[Block, list[int]] = {}
     for rank, block in enumerate(blocks):
         holders.setdefault(block, []).append(rank)

@@ -1,4 +1,4 @@
-"""The end of a sweep: a table of its jobs and one with folded seeds, best first, and the error where jobs failed."""
+"""Ends a sweep: prints tables of its jobs and of means over seeds, best first, and raises if jobs failed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,22 +14,22 @@ from framework.sweeps.plan import SEED, Sweep, short_keys
 from framework.sweeps.results import CSV_FILE, JSON_FILE, fold_seeds, metric_label, objective, write_results
 
 _MARK = "*"
-"""Stands before the best row."""
+"""Marks the best row."""
 
 
 def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console) -> list[JobReturn]:
     """Writes the results of a sweep and prints its tables.
 
     Args:
-        sweep: A sweep with no job of this start running: all ended, wait in a queue, or were not started.
-        outcomes: By run id.
-        console: Where to print.
+        sweep: Sweep without running jobs of this start: all ended, wait in a queue, or were not started.
+        outcomes: Outcomes by run id.
+        console: Console for the tables.
 
     Returns:
-        For each job the value that Hydra's sweepers want: the best of its metric, else the last, None without one.
+        For each job the value for Hydra's sweepers: the best value of its metric, else the last, else None.
 
     Raises:
-        SweepError: Jobs failed; it names them.
+        SweepError: Jobs failed; the message names them.
     """
     states = [outcomes[job.id].state for job in sweep.jobs]
     order = {"failed": "failed", "running": "running", "pending": "running"}
@@ -57,16 +57,16 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
 
 
 def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Prints the table of all jobs, the one with the seeds folded, and where the results lie."""
+    """Prints the table of all jobs, the table of means over seeds, and the path of the results."""
     _print_whole(console, jobs_table(sweep, records))
     if SEED in sweep.keys:
         _print_whole(console, seeds_table(sweep, fold_seeds(records)))
-    place = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
-    console.print(place, highlight=False, markup=False, soft_wrap=True)
+    results = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
+    console.print(results, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_whole(console: Console, table: Table) -> None:
-    """Prints a table without cutting anything; a terminal that is too narrow breaks the lines."""
+    """Prints a table without truncation; a narrow terminal wraps its lines."""
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     width, console.width = console.width, max(console.width, needed)
     console.print(table)
@@ -74,7 +74,7 @@ def _print_whole(console: Console, table: Table) -> None:
 
 
 def jobs_table(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays out one row a job: finished ones first, the best of them on top and marked."""
+    """Builds a table with one row per job: finished jobs first, the best on top and marked."""
     name = metric_label(records)
     values = [objective(each) if each["state"] == "finished" else None for each in records]
     table = _table(f"{sweep.name}: {len(records)} jobs", [*short_keys(sweep.keys).values(), "state"])
@@ -95,7 +95,7 @@ def jobs_table(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def seeds_table(sweep: Sweep, folded: Sequence[Mapping[str, Any]]) -> Table:
-    """Lays out one row a combination, the best mean on top: mean ± sample standard deviation over its seeds."""
+    """Builds a table with one row per combination, best mean first: mean ± sample standard deviation over seeds."""
     keys = [key for key in sweep.keys if key != SEED]
     name = metric_label(folded)
     means = [objective({each: row[each]["mean"] for each in ("last", "best")}) for row in folded]
@@ -113,7 +113,7 @@ def seeds_table(sweep: Sweep, folded: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    """Returns a table with a column for the mark of the best row, and columns of text."""
+    """Builds a table with a column for the mark and columns of text."""
     table = Table(title=f"{title}, {_MARK} the best", title_justify="left", title_style="bold")
     for name in ("", *columns):
         table.add_column(name)
@@ -121,7 +121,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _add_numbers(table: Table, *titles: str) -> None:
-    """Adds columns of numbers, with one word of the title a line: numbers are narrower than titles."""
+    """Adds columns of numbers, whose titles have one word per line to save width."""
     for title in titles:
         table.add_column(title.replace(" ", "\n"), justify="right")
 
@@ -129,15 +129,15 @@ def _add_numbers(table: Table, *titles: str) -> None:
 def _best_first(
     rows: Sequence[Mapping[str, Any]], values: Sequence[float | None]
 ) -> list[tuple[str, Mapping[str, Any]]]:
-    """Sorts rows by their values, rows without a value last, and marks the best.
+    """Sorts rows by value, rows without a value last, and marks the best.
 
-    Rows of different metrics cannot be compared: they keep their order, without a mark.
+    Rows with different metrics cannot be compared and keep their order, without a mark.
     """
     if len({each["metric"] for each, value in zip(rows, values, strict=True) if value is not None}) != 1:
         return [("", each) for each in rows]
     sign = 1 if next(e["better"] for e, value in zip(rows, values, strict=True) if value is not None) == "lower" else -1
     order = sorted(range(len(rows)), key=lambda at: (values[at] is None, sign * (values[at] or 0.0)))
-    return [(_MARK if place == 0 else "", rows[at]) for place, at in enumerate(order)]
+    return [(_MARK if rank == 0 else "", rows[at]) for rank, at in enumerate(order)]
 
 
 def _spread(values: Mapping[str, Any]) -> str:

@@ -76,7 +76,7 @@ def judge(job: Job, is_success: bool, how: str, before: Before, is_told: bool = 
         is_success: True where its first process left with 0.
         how: How that process left, in words.
         before: Files of the run folder before that start.
-        is_told: True where the job was asked to leave. A job that had no time to listen yet is waiting again.
+        is_told: True if the job was signalled to save and exit. A job that could not react yet waits again.
     """
     summary = read_summary(job.folder)
     is_new = _written(job.folder / SUMMARY_FILE) != before.summary
@@ -96,7 +96,7 @@ def judge(job: Job, is_success: bool, how: str, before: Before, is_told: bool = 
 
 
 def _reason(job: Job, before: Before) -> tuple[str | None, str | None]:
-    """Returns the error that the run itself named, None without one, and the last line that it printed."""
+    """Returns the error that the run itself reported, or None, and the last line that it printed."""
     failure = read_failure(job.folder / LOGS_FOLDER)
     if failure is not None and _written(job.folder / LOGS_FOLDER / FAILURE_FILE) != before.failure:
         return failure.why, None

@@ -155,7 +155,7 @@ def _plan_job(
 def job_id(sweep: str, values: Mapping[str, str]) -> str:
     """The run id of a job, which does not depend on the other jobs: `SWEEP-lr_1e-05-seed_0`.
 
-    A hash stands for what would be too long, and is added where signs had to be replaced or a value reads like several
+    A hash is added if the name is too long, if characters were replaced, or if a value reads like several
     (`1-seed_2`), so that no two jobs share a name.
 
     Args:

@@ -1,4 +1,4 @@
-"""Results of a sweep as plain values, sweep.json, sweep.csv and lines of news; closing.py has the tables of its end."""
+"""Collects results of a sweep as plain values, sweep.json, sweep.csv and progress lines; tables are in closing.py."""
 
 import csv
 import io
@@ -106,10 +106,10 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
 def progress_line(job: Job, outcome: Outcome, seconds: float) -> str:
     """What is said of a job that has ended: how, what it reached, how long it took."""
     each = record(job, outcome)
-    # The reasons of failures stand in the error with which the sweep ends.
-    told = f"; see {output_file(job)}" if outcome.state == "failed" else f"; {outcome.why}" if outcome.why else ""
+    # The final error of the sweep contains the reasons of failures.
+    note = f"; see {output_file(job)}" if outcome.state == "failed" else f"; {outcome.why}" if outcome.why else ""
     value = f"; {metric_label([each])} {each['last']:.4f}" if each["last"] is not None else ""
-    return f"{outcome.state:9} {job} after {seconds:,.0f} s{value}{told}"
+    return f"{outcome.state:9} {job} after {seconds:,.0f} s{value}{note}"
 
 
 def say(console: Console, sweep: Sweep, text: str) -> None:
@@ -118,12 +118,12 @@ def say(console: Console, sweep: Sweep, text: str) -> None:
 
 
 def objective(each: Mapping[str, Any]) -> float | None:
-    """Returns the value by which a record is compared with others: the best of its metric, else the last."""
+    """Returns the value that ranks a record: the best of its metric, else the last."""
     return each["last"] if each["best"] is None else each["best"]
 
 
 def metric_label(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the metric in words, or just "metric" for records of different ones (a swept task)."""
+    """Returns the name of the metric, or "metric" if records have different ones (a swept task)."""
     metrics = {each["metric"] for each in records if each["metric"] is not None}
     if len(metrics) != 1:
         return "metric"

@@ -1,4 +1,4 @@
-"""Submits jobs to SLURM and asks for their states. It needs no accounting, which many clusters lack."""
+"""Submits jobs to SLURM and queries their states, without accounting, which many clusters lack."""
 
 import os
 import subprocess
@@ -67,13 +67,13 @@ def job_states(numbers: Sequence[int]) -> dict[int, str]:
 
 
 def pending_jobs(seconds: float) -> dict[str, tuple[str, str]]:
-    """Asks for the user's jobs that wait in the queue; none where SLURM is not there or does not answer.
+    """Returns the user's jobs that wait in the queue; empty if SLURM is missing or does not answer.
 
     Args:
-        seconds: How long to wait for the answer.
+        seconds: Seconds to wait for the answer.
 
     Returns:
-        Reason and name by number; a task of an array has a number such as 12_3.
+        Reason and name by job number; a task of an array has a number such as 12_3.
     """
     lines = _lines(
         *("squeue", "--noheader", "--me", "--array", "--states=PENDING", "--format=%i|%r|%j"), seconds=seconds

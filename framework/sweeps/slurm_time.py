@@ -1,4 +1,4 @@
-"""SLURM's way of writing time limits."""
+"""Parses and checks time limits of SLURM."""
 
 import re
 
@@ -10,14 +10,14 @@ _WITH_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def limit_seconds(limit: str | int) -> int | None:
-    """Returns the seconds of a time limit; None where there is none.
+    """Returns a time limit in seconds; None for no limit.
 
     Args:
-        limit: As sbatch's manual has it: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
+        limit: Limit in a format of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
             days-hours:minutes, days-hours:minutes:seconds.
 
     Raises:
-        ConfigError: It is written in another way.
+        ConfigError: The limit has another format.
     """
     text = str(limit).strip()
     if text.upper() in _UNLIMITED:
@@ -30,20 +30,20 @@ def limit_seconds(limit: str | int) -> int | None:
         days, hours, minutes, seconds = 0, *([0] * (len(parts) < 3)), *parts, *([0] * (len(parts) < 2))
     else:
         raise ConfigError(
-            f"hydra.launcher.time is {limit!r}, which SLURM does not read. Write HH:MM:SS, D-HH:MM:SS or minutes."
+            f"hydra.launcher.time is {limit!r}, which SLURM does not accept. Write HH:MM:SS, D-HH:MM:SS or minutes."
         )
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check_limit(limit: str | int | None, save_seconds: int) -> None:
-    """Checks that a job trains before it is asked to save.
+    """Checks that a job has time to train before the signal to save.
 
     Args:
-        limit: `hydra.launcher.time`; None: that of the partition, at which each job looks when it starts.
-        save_seconds: How long before the limit a job is asked to save.
+        limit: `hydra.launcher.time`; None: the limit of the partition, which each job checks at its start.
+        save_seconds: Seconds before the limit at which a job gets the signal to save.
 
     Raises:
-        ConfigError: The limit is no longer than that, or cannot be read.
+        ConfigError: The limit is not longer than `save_seconds`, or cannot be parsed.
     """
     seconds = None if limit is None else limit_seconds(limit)
     if seconds is not None and seconds <= save_seconds:

@@ -68,14 +68,14 @@ def check_own_process() -> None:
 
 
 def check_jobs(jobs: Sequence[Job], processes: int) -> None:
-    """Does all checks that need no GPU for each job, before the first of them starts or waits in a queue.
+    """Runs all checks that need no GPU for each job, before the first one starts or is queued.
 
-    Keys and values were checked when the jobs were planned. Jobs that differ only in groups that are checked whole by
-    then, such as the optimizer or the seed, are checked once.
+    Keys and values were checked when the jobs were planned. Jobs that differ only in groups that planning checks
+    completely, such as the optimizer or the seed, are checked once.
 
     Args:
-        jobs: Those that are to run.
-        processes: Processes of a job.
+        jobs: Jobs to run.
+        processes: Number of processes of a job.
 
     Raises:
         ConfigError: A job cannot run; the message names it.

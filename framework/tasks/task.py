@@ -78,7 +78,7 @@ class Task(ABC):
         changeable_keys: Config keys that decide how outputs are read or ranked and nothing about weights, so that
             evaluation and prediction may change them; a loss of such ranks changes with them.
         allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
-        text_format: Format of input files whose suffix names no table: "conll"; None: there is none.
+        text_format: Format of input files that are not tables: "conll"; None: there is none.
     """
 
     loss_weights: Mapping[str, float]
@@ -163,7 +163,7 @@ class Task(ABC):
 
     @property
     def field_choices(self) -> tuple[tuple[str, ...], ...]:
-        """Returns what prediction may read of each row: `fields`, or other fields in their stead."""
+        """Returns the alternative sets of fields that prediction reads from a row; the first is `fields`."""
         return (self.fields,)
 
     @property
@@ -175,8 +175,8 @@ class Task(ABC):
         """Checks one row to predict.
 
         Args:
-            row: With values of one of `field_choices`.
-            tokenizer: Gives ids and special tokens.
+            row: Row with values for one of `field_choices`.
+            tokenizer: Tokenizer of the model.
 
         Raises:
             DataError: The row cannot be predicted; the message begins with `row.place`.
@@ -186,7 +186,7 @@ class Task(ABC):
         """The items of rows to predict, in their order; a row may give several (windows of a long text).
 
         Args:
-            rows: With values of one of `field_choices`; `check_row` has passed each.
+            rows: Rows with values for one of `field_choices`; each has passed `check_row`.
             tokenizer: Gives ids and special tokens.
 
         Raises:
@@ -209,7 +209,7 @@ class Task(ABC):
 
     @property
     def examines_splits(self) -> bool:
-        """Returns True where `examine` shows the rows of a split, which most tasks do that predict rows."""
+        """Returns True if `examine` shows the rows of a split; by default for tasks that predict rows."""
         return self.predicts_rows
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:

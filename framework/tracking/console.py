@@ -1,7 +1,7 @@
-"""Standard output and standard error of a command: consoles of one width, and streams that cannot stop a run.
+"""Opens consoles on standard output and standard error, and keeps these streams from stopping a run.
 
-Rich's console ends the process when the reader of a pipe leaves, a full disk behind standard output raises an error in
-the middle of a step, and a pipe that nobody reads blocks. None of them may end a training run.
+Rich's console ends the process when the reader of a pipe leaves, a full disk behind standard output raises an error
+during a step, and a pipe that nobody reads blocks. None of these may end a training run.
 """
 
 import io
@@ -18,16 +18,16 @@ from rich.console import Console
 from framework.tracking.rank_log import RUN_LOGGER
 
 _FILE_WIDTH = 10_000
-"""Columns of a console that is no terminal: no table is cut."""
+"""Width of a console that is not a terminal, so that no table is truncated."""
 
 _PATIENCE_SECONDS = 1.0
-"""How long output waits for a reader before it is dropped; once it was dropped, it does not wait any more."""
+"""Time that output waits for a reader before it is dropped. After the first drop it no longer waits."""
 
 logger = logging.getLogger(RUN_LOGGER)
 
 
 def open_console(stderr: bool = False) -> Console:
-    """Opens the console of standard output or standard error. Tables are cut to the width of terminals only."""
+    """Opens a console on standard output or standard error. Only terminals limit the width of tables."""
     console = Console(stderr=stderr)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -35,11 +35,11 @@ def open_console(stderr: bool = False) -> Console:
 
 
 class DispensableStream(io.RawIOBase):
-    """Writes to a file descriptor and drops what it does not take: no error, and no wait beyond a second.
+    """Writes to a file descriptor and drops data that it does not accept within a second, without an error.
 
     Args:
-        descriptor: Stays open, and stays as it is: the flags of a descriptor are shared with the shell and other ranks.
-        name: For the line in the rank's log that says that output is dropped.
+        descriptor: File descriptor, left open and unchanged, because other processes share its flags.
+        name: Name of the stream for the log message about dropped output.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -62,12 +62,12 @@ class DispensableStream(io.RawIOBase):
         return self._descriptor
 
     def write(self, data: Any) -> int:
-        """Writes all of the data or drops the rest of it; returns its length in either case."""
+        """Writes the data or drops the rest of it; returns the full length in either case."""
         rest = memoryview(data).cast("B")
         length, deadline = len(rest), time.monotonic() + self._patience_seconds
         try:
             while rest:
-                # A pipe that select reports as ready takes PIPE_BUF bytes at once.
+                # A pipe that select reports as ready accepts PIPE_BUF bytes without blocking.
                 _, is_ready, _ = select.select((), (self._nonblocking,), (), max(0.0, deadline - time.monotonic()))
                 if not is_ready:
                     self._report_drop("nobody reads it")
@@ -83,17 +83,17 @@ class DispensableStream(io.RawIOBase):
         return length
 
     def _report_drop(self, why: str) -> None:
-        """Logs the first drop to the rank's file, where there is one."""
+        """Logs the first drop to the rank's log file, if there is one."""
         is_first, self._patience_seconds = self._patience_seconds > 0, 0.0
         if is_first and logger.hasHandlers():
-            logger.warning("%s takes no output (%s). The run goes on without it.", self.name, why)
+            logger.warning("%s takes no output (%s). The run continues without it.", self.name, why)
 
 
 def _open_nonblocking(descriptor: int) -> int:
     """Opens a pipe or terminal a second time, so that only this process's writes never block.
 
     Returns:
-        The new descriptor, or the given one of a file, or where the system does not open it again.
+        The new descriptor; the given one for files, or if the system cannot open it again.
     """
     mode = os.fstat(descriptor).st_mode
     if not (stat.S_ISFIFO(mode) or os.isatty(descriptor)):
@@ -117,9 +117,9 @@ def make_console_dispensable() -> None:
 
 
 def _dispensable(stream: Any, name: str) -> io.TextIOWrapper:
-    """Wraps the descriptor of a stream; of a stream that the caller has closed, the null device."""
+    """Wraps the descriptor of a stream; a closed stream is replaced by the null device."""
     if stream is None:
         return open(os.devnull, "w", encoding="utf-8")
     raw = DispensableStream(stream.fileno(), f"standard {'output' if name == 'stdout' else 'error'}")
-    # Without a buffer between them: a log line about the stream may go through the stream itself.
+    # Unbuffered, because a log message about the stream may be written to the stream itself.
     return io.TextIOWrapper(raw, stream.encoding, errors="backslashreplace", write_through=True)  # type: ignore[arg-type]

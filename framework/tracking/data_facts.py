@@ -1,4 +1,4 @@
-"""The data of a run in its folder: data.json, and skipped_rows.jsonl with every row that was skipped."""
+"""Writes and reads data.json and skipped_rows.jsonl, the facts about the data in a run folder."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
 
 
 def write_data_facts(run_folder: Path, splits: Mapping[str, SplitFacts]) -> None:
-    """Writes both files; skipped_rows.jsonl only where rows were skipped."""
+    """Writes both files; skipped_rows.jsonl only if rows were skipped."""
     found = {
         "splits": {split: facts.as_json() for split, facts in splits.items()},
         "warnings": warnings_of(splits),
@@ -38,5 +38,5 @@ def read_data_facts(run_folder: Path) -> dict[str, Any]:
 
 
 def _written(found: Any) -> str:
-    """Returns a line of JSON; bytes of paths that are no text become escapes."""
+    """Returns a line of JSON; undecodable bytes of paths become escapes."""
     return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -2,7 +2,7 @@
 
 A row is written at once. After a resume everything past the checkpoint's step is cut, and so is a last
 line that was torn: no step is missing and none appears twice. Each checkpoint records count and hash of the rows up to
-its step, so that a resume notices rows that are missing or were changed.
+its step, so that a resume detects missing or changed rows.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ METRICS_FILE, PERF_FILE = "metrics.jsonl", "perf.jsonl"
 
 @dataclass(frozen=True)
 class RowsRecord:
-    """Rows of a file up to a step.
+    """Record of the rows of a file up to a step.
 
     Attributes:
         rows: Number of rows.
@@ -33,7 +33,7 @@ class RowsRecord:
     blake2b: str
 
     def problem_of(self, path: Path, step: int) -> str | None:
-        """Compares a file with this record; returns what is wrong with its rows up to a step, None where nothing is.
+        """Compares the rows of a file up to a step with this record; returns a description of the problem, or None.
 
         Raises:
             CheckpointError: A line other than the last is not a JSON object with an integer `step`.
@@ -88,10 +88,10 @@ class MetricsFile:
         self._hash.update(written)
 
     def record(self) -> RowsRecord:
-        """Flushes the file to the disk and returns the record of its rows.
+        """Flushes the file to disk and returns the record of its rows.
 
         Raises:
-            CheckpointError: The disk refused.
+            CheckpointError: Flushing failed.
         """
         try:
             os.fsync(self._stream.fileno())
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _cut(path: Path, resume_step: int) -> bytes:
-    """Rewrites the file with the rows up to a step and returns them; the bytes of these rows are not touched."""
+    """Truncates the file after the rows of a step and returns these rows; their bytes are unchanged."""
     kept = b"".join(line for line, row in _whole_lines(path) if row["step"] <= resume_step)
     if kept != path.read_bytes():
         write_whole(path, kept.decode())

@@ -1,4 +1,4 @@
-"""progress.json: the step of the newest checkpoint of a run, so that a start notices when its checkpoints are gone."""
+"""Writes and reads progress.json, the step of the newest checkpoint, so that a start detects missing checkpoints."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ def write_progress(run_folder: Path, step: int) -> None:
     """Records that the checkpoint of a step is complete.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
     """
     write_whole(run_folder / PROGRESS_FILE, json.dumps({_STEP: step}) + "\n")
 
 
 def read_progress(run_folder: Path) -> int | None:
-    """Returns the step of the newest checkpoint that was completed; None where none is recorded."""
+    """Returns the step of the newest complete checkpoint; None if none is recorded."""
     step = read_object(run_folder / PROGRESS_FILE).get(_STEP)
     return step if isinstance(step, int) else None

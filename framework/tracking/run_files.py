@@ -10,11 +10,11 @@ from framework.files import parse_json
 CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 JOB_FILE = "slurm_job.json"
-"""Holds, in the logs of a run that a sweep submitted to SLURM, the number of its job."""
+"""File in the logs of a run that a sweep submitted to SLURM, with the number of its job."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; empty where the file is missing or holds none."""
+    """Reads a JSON object; empty if the file is missing or damaged."""
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -23,7 +23,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_saved_config(run_folder: Path) -> dict[str, Any]:
-    """Reads config.yaml; empty where the file is missing or holds no config."""
+    """Reads config.yaml; empty if the file is missing or damaged."""
     try:
         value = yaml.safe_load((run_folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

@@ -1,6 +1,6 @@
-"""Reads where a run stands from its folder alone: its processes are not asked, and nothing is written.
+"""Reads the status of a run from its folder alone, without contacting its processes or writing anything.
 
-Nothing here imports torch, and no file is trusted: each may be missing, half written or damaged.
+Nothing here imports torch. Any file may be missing, half written or damaged.
 """
 
 import time
@@ -31,12 +31,12 @@ _TAIL_BYTES = 65_536
 _ROWS_FOR_SPEED = 10
 _LARGEST = 1e300
 _MAX_DEPTH = 4
-"""Folders between the folder of the runs and a run: quick starts and sweeps have their own."""
+"""Largest number of folders between the folder of the runs and a run, such as those of sweeps."""
 _MARKS = (
     *(CONFIG_FILE, SUMMARY_FILE, "metrics.jsonl", CHECKPOINTS),
     *("logs/live", "logs/output.log", "logs/slurm_start", f"logs/{JOB_FILE}"),
 )
-"""A folder that holds any of them is a run, also where some of them are lost."""
+"""A folder that contains any of these is a run, even if others are missing."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RunStatus:
 
 
 def is_run(folder: Path) -> bool:
-    """Returns True for the folder of a run, also of one that waits for SLURM; a folder that cannot be read counts."""
+    """Returns True for the folder of a run, even if it waits for SLURM, and for unreadable folders."""
     try:
         return folder.is_dir() and any((folder / name).exists() for name in _MARKS)
     except OSError:
@@ -107,7 +107,7 @@ def read_status(folder: Path, name: str | None = None) -> RunStatus:
 
     Args:
         folder: Folder of the run.
-        name: Name to show; None: that of the folder.
+        name: Name to show; None: the name of the folder.
     """
     try:
         return _read_status(folder, name or folder.name)
@@ -177,7 +177,7 @@ def _is_alive(live: Path, beat: Beat) -> bool:
 
 
 def _start_of(live: Path) -> float | None:
-    """Returns when a start was, in seconds since the epoch, from its folder's name; None where it is not named so."""
+    """Returns the time of a start in seconds since the epoch, from its folder name; None for other names."""
     stamp = live.name.partition("-")[0]
     try:
         return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
@@ -198,12 +198,12 @@ def _max_steps(folder: Path) -> int | None:
 
 def _checkpoints_of(folder: Path) -> Location:
     run = read_saved_config(folder).get("run")
-    place = run.get("checkpoints") if isinstance(run, dict) else None
-    return checkpoints_folder(folder, place if isinstance(place, str) else None)
+    checkpoints = run.get("checkpoints") if isinstance(run, dict) else None
+    return checkpoints_folder(folder, checkpoints if isinstance(checkpoints, str) else None)
 
 
 def _checkpoint(checkpoints: Location) -> tuple[int | None, float | None]:
-    """Returns the step of the newest complete one, and its age where the disk tells it."""
+    """Returns step and age of the newest complete checkpoint; the age may be unknown."""
     newest = newest_complete(checkpoints)
     if newest is None:
         return None, None
@@ -211,7 +211,7 @@ def _checkpoint(checkpoints: Location) -> tuple[int | None, float | None]:
 
 
 def _seconds_left(perf: Sequence[Mapping[str, float]], step: int | None, max_steps: int | None) -> float | None:
-    """Returns the seconds to the last step at the speed of the newest rows of one start, whose clock begins anew."""
+    """Returns the seconds to the last step, at the speed of the newest rows of one start, whose clock begins at 0."""
     rows = [row for row in perf[-_ROWS_FOR_SPEED:] if "perf/wall_seconds" in row]
     while len(rows) > 1 and rows[0]["perf/wall_seconds"] >= rows[-1]["perf/wall_seconds"]:
         rows = rows[1:]
@@ -224,7 +224,7 @@ def _seconds_left(perf: Sequence[Mapping[str, float]], step: int | None, max_ste
 
 
 def tail_rows(path: Path) -> list[dict[str, float]]:
-    """Reads the finite numbers of the newest rows of a file of JSON lines; lines that are no row are left out."""
+    """Reads the finite numbers of the newest rows of a JSONL file; invalid lines are skipped."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

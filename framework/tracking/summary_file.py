@@ -22,7 +22,7 @@ _KEYS: Mapping[str, Any] = {
     "last": dict,
     "best": dict | None,
 }
-"""Types of what every summary holds; with others it is damaged."""
+"""Types by key of every summary; a summary with other types is damaged."""
 
 
 def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
@@ -41,7 +41,7 @@ def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """Reads the summary of a run; None where the run was killed before it wrote one, or a crash has damaged it."""
+    """Reads the summary of a run; None if it is missing or damaged."""
     summary = read_object(run_folder / SUMMARY_FILE)
     is_whole = all(isinstance(summary.get(key), kind) for key, kind in _KEYS.items())
     return summary if is_whole else None

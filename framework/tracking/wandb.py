@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
 _INIT_SECONDS = 20.0
-"""How long the server may take to answer before the run goes on offline; WANDB_INIT_TIMEOUT says otherwise."""
+"""Time for the server to answer before the run is logged offline; WANDB_INIT_TIMEOUT overrides it."""
 
 _FINISH_SECONDS = 120.0
-"""How long a run that has ended may upload what is left; `wandb sync` uploads the rest. Less than a hang may take."""
+"""Time for the final upload of a run, below the limit for hangs; `wandb sync` uploads the rest."""
 _SHOWN_OF_REASON = 200
 _MAX_ID_LENGTH = 64
 
@@ -54,8 +54,8 @@ def build_wandb_logger(
         group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
         job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
         tags: W&B tags.
-        mode: "online", "offline", or "auto": online where credentials are configured, else offline. Where the server
-            cannot be reached, or refuses the key, the run is logged offline and says so.
+        mode: "online", "offline", or "auto": online if credentials are configured, else offline. If the server cannot
+            be reached or rejects the key, the run is logged offline with a message.
 
     Raises:
         ConfigError: The mode is none of the three.
@@ -88,7 +88,7 @@ def build_wandb_logger(
     except (wandb.Error, OSError, ValueError) as error:
         _report_offline(run_folder, error)
         os.environ["WANDB_ERROR_REPORTING"] = "false"
-        wandb.teardown(exit_code=1)  # the process beside this one still holds the id of the run
+        wandb.teardown(exit_code=1)  # W&B's service process still holds the run id
         wandb.setup()
         return opened("offline")
 
@@ -103,7 +103,7 @@ def _is_offline(mode: str) -> bool:
 
 
 def _settings(kind: Any) -> Any:
-    """Returns W&B's settings with our limits of time, where neither the environment nor its version says otherwise."""
+    """Returns W&B's settings with our time limits, unless the environment sets them or the version lacks them."""
     limits = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
     ours = {
         name: seconds
@@ -149,7 +149,7 @@ def _logger_class(run_folder: Path) -> "type[WandbLogger]":
 def wandb_run_id(run_id: str) -> str:
     """Returns a run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most).
 
-    A hash of the run id is added where characters had to be replaced or cut off: two runs here are two runs there.
+    A hash of the run id is added if characters are replaced or removed, so that ids stay distinct.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", run_id)
     if safe == run_id and len(safe) <= _MAX_ID_LENGTH:

@@ -117,7 +117,7 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
     code, out, err = ask("input=in.jsonl", "keep_columns=[id]")
     assert (code, out) == (2, "") and "in.jsonl, line 3: int, not an object" in err
     code, out, err = ask("input=in.jsonl", "keep_columns=[id]", "on_bad_row=skip")
-    assert code == 0 and "3 of 5 rows are not predicted; for example: in.jsonl, row 2 (line 2): 'tokens' is" in err
+    assert code == 0 and "3 of 5 rows are not predicted. For example: in.jsonl, row 2 (line 2): 'tokens' is" in err
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [7, 8, None, None, None]
     assert [row["tags"] for row in rows] == [["B-person"], None, None, None, ["B-place"]]

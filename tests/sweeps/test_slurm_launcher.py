@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
             "hydra.launcher.time is 00:02:00, 120 seconds, but each job is asked to save 120 seconds",
         ),
         ({"time": 5, "save_seconds": 300}, "hydra.launcher.time is 5, 300 seconds"),
-        ({"time": "soon"}, "hydra.launcher.time is 'soon', which SLURM does not read"),
+        ({"time": "soon"}, "hydra.launcher.time is 'soon', which SLURM does not accept"),
         ({"options": "--partition=gpu"}, "'hydra.launcher.options=[\"--partition=gpu\"]'"),
         ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0, but it must be at least 0.1"),
     ],

@@ -105,7 +105,7 @@ class Parts:
         heads: The decoder and its scores of words in our names; empty: there is no decoder.
         side: What an export keeps of the task, as far as config.json says it.
         unused: Tensors of the decoder that have no place here.
-        head_kind: `Task.head_kind` of `heads`; None: not known.
+        head_kind: `Task.head_kind` of `heads`; None: unknown.
     """
 
     published: Mapping[str, Any]

@@ -41,12 +41,12 @@ def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[
 
 
 def _unnamed(num_labels: int) -> list[str]:
-    """Returns the names that transformers gives to labels without names."""
+    """Returns the names that transformers gives to unnamed labels."""
     return [f"LABEL_{index}" for index in range(num_labels)]
 
 
 def _read_labels(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Reads the names of labels; where they are not as many as the scores, the scores count and have no names."""
+    """Reads the label names; if their number differs from that of the scores, default names are used."""
     id2label = published.get("id2label") or {}
     names = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
     num_labels = heads["classifier.weight"].shape[0] if "classifier.weight" in heads else len(names)
@@ -90,8 +90,8 @@ class HeadKind:
         write: From what an export keeps of the task, and the tensors of its head, to keys of config.json; raises
             CheckpointError where the two do not fit.
         read: The inverse, from config.json and the tensors of the head.
-        cuts_texts: A text longer than the task's `max_length` loses its end.
-        reads_words: The model is trained on words by themselves, with a space before each.
+        cuts_texts: True if texts longer than the task's `max_length` are truncated.
+        reads_words: True if the model is trained on separate words, with a space before each.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Classifiers that no class of transformers holds: a class of our own, which an export brings along as a file.
+"""Exports classifiers that transformers has no class for, with our own class as a file of the export.
 
-Such an export has a model type that transformers does not know, so that it asks for `trust_remote_code=True` instead of
-putting a random head on the encoder. `framework.checkpoint.modeling_cloze` is that file.
+Their model type is unknown to transformers, so it requires `trust_remote_code=True` instead of adding a random head to
+the encoder. The file is `framework.checkpoint.modeling_cloze`.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _PARTS = ("pooler.", "transform.", "classifier.")
 
 
 def own_class(head_kind: str, hidden_size: int, heads: Mapping[str, Tensor]) -> HeadKind | None:
-    """Returns the kind of head where our class holds its tensors, else None.
+    """Returns the kind of head if our class supports its tensors, else None.
 
     Args:
         head_kind: `Task.head_kind`.
@@ -44,7 +44,7 @@ def class_name(kind: HeadKind) -> str:
 
 
 def auto_class(name: str) -> str | None:
-    """Returns the class of transformers that loads our class of this name; None: the name is not one of ours."""
+    """Returns the Auto class of transformers that loads our class of this name; None for other names."""
     names = {f"Cloze{suffix}": f"AutoModel{suffix}" for suffix in _SUFFIXES.values()}
     return names.get(name)
 
@@ -92,7 +92,7 @@ def write_own_class(
 
 
 def take_apart_own_class(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
-    """Returns the parts of an export that has our class.
+    """Returns the parts of an export with our class.
 
     Args:
         published: config.json.

@@ -1,7 +1,7 @@
-"""Builds sequences of multiple choice: an item holds one for each choice, and they do not attend to each other.
+"""Builds sequences of multiple choice: an item has one sequence per choice, and they do not attend to each other.
 
 `[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`, as
-`framework.data.layout` joins pairs. Of a long pair the longer text loses its end. After Devlin et al. 2019
+`framework.data.layout` joins pairs. The longer text of a long pair is truncated. After Devlin et al. 2019
 (arXiv:1810.04805, section 4.4).
 """
 

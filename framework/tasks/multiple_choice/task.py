@@ -91,7 +91,7 @@ class MultipleChoiceTask(Task):
         self._example(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """The choices of each row, the right one not known."""
+        """Returns the choices of each row, without the right one."""
         return choice_source([self._example(row) for row in rows], tokenizer, self.max_length)
 
     def _example(self, row: Row) -> ChoiceExample:

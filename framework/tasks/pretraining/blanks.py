@@ -1,7 +1,7 @@
-"""Texts with blanks to fill in: `A [MASK] film.`, a sequence each, and the words that the decoder finds for each blank.
+"""Encodes texts with blanks (`A [MASK] film.`), one sequence per text, and decodes the predicted words of each blank.
 
-Layout: `[CLS] A [SEP]`, with next-sentence prediction too. A blank is the mask token of the tokenizer, or the one that
-BERT or RoBERTa calls so.
+Layout: `[CLS] A [SEP]`, also for models with next-sentence prediction. A blank is the mask token of the tokenizer, of
+BERT or of RoBERTa.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class BlankText:
 
     Attributes:
         input_ids: (tokens,) int64.
-        positions: (blanks,) int64, ascending places of the blanks among them.
+        positions: (blanks,) int64, ascending indices of the blanks in `input_ids`.
     """
 
     input_ids: np.ndarray
@@ -40,10 +40,10 @@ class BlankText:
 
 
 def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
-    """Encodes a text with blanks; of a longer text the part around them is kept.
+    """Encodes a text with blanks; a longer text is truncated around them.
 
     Raises:
-        DataError: There is no blank, or they lie too far from each other for one sequence.
+        DataError: There is no blank, or the blanks do not fit into one sequence.
     """
     text, mask = row.values["text"], str(tokenizer.backend.id_to_token(tokenizer.mask_id))
     pieces = re.split("|".join(map(re.escape, {mask, *_USUAL_MASKS})), text)
@@ -52,7 +52,7 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
             f"{row.place}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each hidden word."
         )
     if tokenizer.space_marked:
-        # The space before a word is a part of it, of a hidden word too; the first word has one as in training.
+        # The space before a word is part of its token, also for a hidden word. The first word has one, as in training.
         pieces = [f" {pieces[0].strip()}".rstrip(), *(piece.rstrip() for piece in pieces[1:])]
     ids: list[int] = []
     blanks: list[int] = []
@@ -76,9 +76,9 @@ class BlankSource:
     """Texts with blanks (`framework.data.planning.plan.SequenceSource`); neither epoch nor step changes them.
 
     Args:
-        texts: In the order of the rows.
-        tokenizer: Gives the words of ids.
-        max_length: Most tokens of a sequence.
+        texts: Texts in row order.
+        tokenizer: Tokenizer that converts ids to words.
+        max_length: Largest number of tokens of a sequence.
         terms: Loss terms, which have no targets here.
     """
 
@@ -95,7 +95,7 @@ class BlankSource:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all ids."""
+        """Returns a hash of all ids."""
         digest = hashlib.blake2b(self._lengths.tobytes(), digest_size=16)
         for text in self.texts:
             digest.update(text.input_ids.tobytes() + text.positions.tobytes())
@@ -103,14 +103,14 @@ class BlankSource:
 
     @property
     def mean_length(self) -> float:
-        """Mean tokens of a sequence, special tokens included."""
+        """Returns the mean number of tokens of a sequence, including special tokens."""
         return float(self._lengths.mean())
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
         """Does nothing: everything is in memory."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
-        """(sequences,) int64 tokens of each, special tokens included."""
+        """Returns (sequences,) int64, the number of tokens of each, including special tokens."""
         return self._lengths[indices]
 
     def build(
@@ -121,7 +121,7 @@ class BlankSource:
         step: int,  # noqa: ARG002  and at every step
         capacity: Completion = None,
     ) -> PackedBatch:
-        """One micro-batch; target mlm_positions (targets,), the places of the blanks."""
+        """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
         texts, lengths = [self.texts[index] for index in indices], self._lengths[indices]
         starts = np.cumsum(lengths) - lengths
         nothing = np.zeros(0, dtype=np.int64)
@@ -139,17 +139,17 @@ FoundWords = tuple[np.ndarray, np.ndarray]
 
 
 def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) -> list[FoundWords]:
-    """Finds the best words of each blank of a micro-batch.
+    """Returns the best words of each blank of a micro-batch.
 
     Args:
         outputs: `mlm`, logits (targets, vocab).
-        batch: With `mlm_positions`.
-        top_k: Words of each blank.
+        batch: Batch with the target `mlm_positions`.
+        top_k: Number of words per blank.
     """
     probabilities, ids = outputs["mlm"].float().softmax(dim=-1).topk(min(top_k, outputs["mlm"].shape[-1]), dim=-1)
     ends = batch.cu_seqlens[1 : batch.num_sequences + 1].long()
     positions = batch.targets["mlm_positions"]
-    # The filler of a micro-batch without blanks lies at 0, in no real sequence.
+    # The filler of a micro-batch without blanks has position 0 and belongs to no sequence.
     bounds = torch.searchsorted(positions, ends).tolist() if len(ends) else []
     starts = [0, *bounds][:-1]
     found = (ids.cpu().numpy(), probabilities.cpu().numpy())
@@ -157,10 +157,10 @@ def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) ->
 
 
 def word_lists(source: BlankSource, found: Sequence[FoundWords]) -> list[dict[str, Any]]:
-    """`blanks` of each text: for each blank a list of {word, probability}, the most probable first."""
+    """Returns `blanks` of each text: for each blank a list of {word, probability}, most probable first."""
     names = {token: source.tokenizer.backend.id_to_token(token) for ids, _ in found for token in ids.ravel().tolist()}
     known = [token for token, name in names.items() if name is not None]
-    # A special token has no text but its name; a piece of a word keeps its mark.
+    # Special tokens are shown by name; pieces of words keep their prefix.
     texts = source.tokenizer.decode_batch([[token] for token in known])
     words = {token: text.strip() or str(names[token]) for token, text in zip(known, texts, strict=True)}
     return [

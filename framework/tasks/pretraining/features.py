@@ -1,7 +1,7 @@
 """Sequences of pre-training: sentence pairs (or single segments) from a token store, with hidden words.
 
 Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. Two separators
-follow A where the tokenizer has them, as in RoBERTa.
+follow A if the tokenizer uses two, as in RoBERTa.
 """
 
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ class PretrainingSource:
 
     @cached_property
     def facts(self) -> SplitFacts:
-        """Sequences of an epoch; their tokens and the unused share of the text are estimates from a sample."""
+        """Returns the number of sequences of an epoch; tokens and unused text are estimated from a sample."""
         unused = self.unused_fraction(0) if self.chunks.pairs else 0.0
         notes = {"tokens an epoch": f"about {round(len(self) * self.mean_length):,}"}
         if unused:

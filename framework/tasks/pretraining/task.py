@@ -41,7 +41,7 @@ class PretrainingTask(Task):
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
         z_loss: Weight of a term that keeps the words' logits from drifting in training
             (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 leaves it out.
-        top_k: Words that a prediction gives for each blank.
+        top_k: Number of words predicted for each blank.
 
     Raises:
         ConfigError: `top_k` is below 1, a rate outside (0, 1], a negative weight, or `mask_rate_end` without
@@ -68,7 +68,7 @@ class PretrainingTask(Task):
         top_k: int = 5,
     ) -> None:
         if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}. A blank needs at least one word. Raise it.")
+            raise ConfigError(f"top_k is {top_k}. Each blank needs at least one word. Set 1 or more.")
         self.top_k = top_k
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
@@ -176,12 +176,12 @@ class PretrainingTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Returns the text with blanks."""
+        """Returns the field of the text with blanks."""
         return ("text",)
 
     @property
     def examines_splits(self) -> bool:
-        """Returns False: a split has too many hidden words to show, and its loss says what there is to say."""
+        """Returns False: a split has too many hidden words to show, and its loss summarizes them."""
         return False
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
@@ -189,15 +189,15 @@ class PretrainingTask(Task):
         read_blanks(row, tokenizer, self.sequence_length)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> BlankSource:
-        """One sequence a text."""
+        """Builds one sequence per text."""
         texts = [read_blanks(row, tokenizer, self.sequence_length) for row in rows]
         return BlankSource(texts, tokenizer, self.sequence_length, list(self.loss_weights))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundWords]:
-        """The most probable words of each blank."""
+        """Returns the most probable words of each blank."""
         return find_words(outputs, batch, self.top_k)
 
     def assemble(self, source: SequenceSource, decoded: Sequence[FoundWords]) -> list[dict[str, Any]]:
-        """`blanks` of each text: for each the words and their probabilities."""
+        """Returns `blanks` of each text: for each blank the words and their probabilities."""
         assert isinstance(source, BlankSource)
         return word_lists(source, decoded)

@@ -1,6 +1,6 @@
 """Builds sequences of question answering: `[CLS] question [SEP] window [SEP]`, windows that slide over the context.
 
-Two separators follow the question where the tokenizer has them, as in RoBERTa.
+Two separators follow the question if the tokenizer uses two, as in RoBERTa.
 
 After Devlin et al. 2019 (arXiv:1810.04805, section 4.2 and their run_squad.py): a window begins every `stride` tokens
 until one reaches the end of the context; one that does not hold the whole answer has [CLS] as start and end.
@@ -37,18 +37,18 @@ class WindowSizes:
     max_question_length: int
 
     def check(self, pair_separators: int = 1) -> None:
-        """Checks that windows leave no token of a context out.
+        """Checks that windows cover every token of a context.
 
         Raises:
-            ConfigError: A window is shorter than the stride.
+            ConfigError: The room for the context is smaller than the stride.
         """
         num_specials = 2 + pair_separators
         room = self.max_length - self.max_question_length - num_specials
         if room < self.stride:
             raise ConfigError(
                 f"max_length={self.max_length} leaves {room} tokens for the context beside a question of "
-                f"max_question_length={self.max_question_length} and {num_specials} special tokens, and "
-                f"stride={self.stride} would pass over others; raise max_length or lower the others."
+                f"max_question_length={self.max_question_length} and {num_specials} special tokens, but "
+                f"stride={self.stride} would skip tokens. Raise max_length or lower the others."
             )
 
 
@@ -89,7 +89,7 @@ def window_source(
 ) -> FlatSource:
     """An item for each window, in the order of the questions; its record is a Window.
 
-    Targets: start_positions and end_positions (sequences,), first and last token of the answer, IGNORE_INDEX where only
+    Targets: start_positions and end_positions (sequences,), first and last token of the answer, IGNORE_INDEX if only
     its text is known; window_starts (sequences,), first token of the context. Count: answer, one a window whose targets
     are known.
 
@@ -101,7 +101,7 @@ def window_source(
 
     Raises:
         DataError: An answer has no token: it is made of characters that the tokenizer drops.
-        ConfigError: Windows would leave tokens out.
+        ConfigError: Windows would skip tokens of a context.
     """
     sizes.check(tokenizer.pair_separators)
     passages = _passages(questions, tokenizer)
@@ -147,7 +147,7 @@ def window_source(
 
 
 def _cut_questions(asked: Sequence[np.ndarray], max_length: int) -> Cutting:
-    """Counts what questions lose; contexts lose nothing."""
+    """Counts the truncated tokens of questions; contexts are not truncated."""
     lengths = np.array([len(ids) for ids in asked], dtype=np.int64)
     lost = np.maximum(lengths - max_length, 0)
     return Cutting(max_length, len(asked), int((lost > 0).sum()), int(lengths.sum()), int(lost.sum()))
@@ -159,10 +159,10 @@ def window_firsts(num_tokens: int, room: int, stride: int) -> range:
 
 
 def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | None:
-    """Returns the first and last token that hold a character of the first answer that has any; None without a place.
+    """Returns the first and last token of the first answer that has tokens; None if no answer has an offset.
 
     Raises:
-        DataError: Answers have places, and none of them has a token.
+        DataError: Answers have offsets, but none has a token.
     """
     placed = [(answer.text, answer.start) for answer in question.answers if answer.start is not None]
     if not placed:

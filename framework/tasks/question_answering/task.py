@@ -28,7 +28,7 @@ from framework.tasks.question_answering.head import build_question_answering_hea
 from framework.tasks.task import Task
 
 _UNSPACED_SHARE = 0.25
-"""Of the letters of answers, from which on words are no unit."""
+"""Share of Chinese and Japanese letters in answers above which words are not a useful unit."""
 
 
 class QuestionAnsweringTask(Task):
@@ -107,7 +107,7 @@ class QuestionAnsweringTask(Task):
         if num_unanswered and self.no_answer_threshold is None:
             warnings.append(
                 f"{num_unanswered:,} questions of {split} have no answer, but no_answer_threshold is null, so each "
-                "gets one. Set task.no_answer_threshold=0.0 to let the higher score decide."
+                "gets one. Set task.no_answer_threshold=0.0 to predict no answer when its score is higher."
             )
         answers = (answer.text for question in questions for answer in question.answers)
         if split != "train" and self.answer_unit == "words" and unspaced_share(answers) > _UNSPACED_SHARE:
@@ -127,10 +127,10 @@ class QuestionAnsweringTask(Task):
         del tokenizer
         for name in self.fields:
             if not row.values[name].strip():
-                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Fill in or remove the row.")
+                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Fill it in or remove the row.")
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """The windows of each row, without answers."""
+        """Builds the windows of each row, without answers."""
         questions = [Question(row.place, row.values["question"], row.values["context"], ()) for row in rows]
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 

@@ -285,7 +285,7 @@ def _history(row: Row) -> list[str]:
 
 
 def _facts(interactions: Interactions, split: int) -> SplitFacts:
-    """Counts interactions, likes and users of a split; what was read of the files is told of `train`."""
+    """Counts interactions, likes and users of a split; facts about the files belong to `train`."""
     is_here = interactions.splits == split
     notes = {
         "likes": f"{int((is_here & interactions.is_liked).sum()):,}",

@@ -106,7 +106,7 @@ class RelationExtractionTask(Task):
         self.build_source([row], tokenizer)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One sequence a row, without a label."""
+        """Builds one sequence per row, without a label."""
         examples = [RelationExample(row.place, read_marked_text(row.place, row.values["text"]), None) for row in rows]
         return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
 

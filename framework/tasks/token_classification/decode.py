@@ -112,18 +112,18 @@ def predict_tags(scores: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.n
 def entities_of(
     example: Example, scores: np.ndarray, path: np.ndarray, tags: Sequence[str], join: Callable[[Sequence[str]], str]
 ) -> list[dict[str, Any]]:
-    """The entities of a text, or of a list of words.
+    """Returns the entities of a text, or of a list of words.
 
     Args:
-        example: With its text, where it has one.
+        example: Example; its text may be None.
         scores: (words, labels) log-probabilities.
         path: (words,) places in the tag set.
         tags: The tag set in the order of scores.
-        join: Joins the words of an entity where there is no text.
+        join: Function that joins the words of an entity if there is no text.
 
     Returns:
-        For each entity `start` and `end` (code points of the text, or words where there is none; `end` behind the
-        last), `label`, its `probability` (the mean of its words' probabilities of their predicted tags), and `text`.
+        For each entity `start` and exclusive `end` (code points of the text, or words if there is no text),
+        `label`, its `probability` (the mean of its words' probabilities of their predicted tags), and `text`.
     """
     probabilities = np.exp(scores[np.arange(len(path)), path])
     entities = []

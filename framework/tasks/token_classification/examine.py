@@ -27,7 +27,7 @@ def examine_entities(
         found: For its items.
         tags: The tag set in the order of scores.
         types: Of the entities.
-        join: Makes a text of words, where the sentence is no text but a list of them.
+        join: Function that joins words if the sentence has no text.
     """
     examples, scores = join_parts(parts, found.decoded)
     paths = predict_tags(scores, tags)
@@ -49,8 +49,8 @@ def examine_entities(
                 length=int(lengths[row]),
                 loss=None if losses is None else float(losses[row]) / max(1, len(path)),
                 score=overall(count_entities([true_tags], [predicted_tags], types).values()).f1 if has_any else 1.0,
-                expected=_told(expected, example, join),
-                predicted=_told(predicted, example, join),
+                expected=_listed(expected, example, join),
+                predicted=_listed(predicted, example, join),
                 text=_text(example, 0, len(example.words), join),
                 place=example.place,
             )
@@ -82,7 +82,7 @@ def _sums_by_row(parts: Sequence[Part], found: FoundItems, num_rows: int) -> tup
     return np.bincount(places, found.losses * num_words, num_rows), lengths
 
 
-def _told(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:
+def _listed(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:
     return "\n".join(f"{span.label}: {_text(example, span.start, span.stop, join)}" for span in spans)
 
 

@@ -53,7 +53,7 @@ def listed_words(place: str, cell: str) -> list[str]:
     """Reads the words of a JSON list.
 
     Raises:
-        DataError: There is no list, or it holds anything but texts, each with a character that shows.
+        DataError: The cell is not a list of texts, or a text is blank.
     """
     try:
         words = parse_json(cell)
@@ -123,7 +123,7 @@ def tagging_source(
 
 
 def _cut_words(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], max_length: int) -> Cutting:
-    """Counts what words lose that are longer than a sequence."""
+    """Counts the truncated tokens of words that are longer than a sequence."""
     lost = [sum(max(len(ids_of[word]) - (max_length - 2), 0) for word in example.words) for example in examples]
     num_tokens = sum(len(ids_of[word]) for example in examples for word in example.words)
     return Cutting(max_length, len(examples), sum(each > 0 for each in lost), num_tokens, sum(lost))

@@ -103,12 +103,12 @@ class TokenClassificationTask(Task):
 
     @property
     def field_choices(self) -> tuple[tuple[str, ...], ...]:
-        """Returns a text, or the words of a sentence."""
+        """Returns the fields of a text, or of the words of a sentence."""
         return ("text",), ("tokens",)
 
     @property
     def list_fields(self) -> tuple[str, ...]:
-        """Returns the words."""
+        """Returns the field of the words."""
         return ("tokens",)
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
@@ -117,7 +117,7 @@ class TokenClassificationTask(Task):
         self._example(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One sequence a text or list of words, or several where it is long."""
+        """Builds one sequence per text or list of words, or several if it is long."""
         return self._source([self._example(row) for row in rows], tokenizer)
 
     def _example(self, row: Row) -> Example:
@@ -169,9 +169,9 @@ class TokenClassificationTask(Task):
         return np.split(scores, np.cumsum(counts))[:-1]  # nothing is behind the last
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """The `entities` of each row, its `tokens` and their `tags`.
+        """Returns `entities`, `tokens` and `tags` of each row.
 
-        Offsets of entities count code points of a text, and words where those were given.
+        Offsets of entities count code points of a text, or words if the row is a list of words.
         """
         assert isinstance(source, FlatSource)
         examples, scores = join_parts(source.records, decoded)
@@ -195,9 +195,9 @@ class TokenClassificationTask(Task):
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
-        """Precision, recall and F1 of all entities, and the share of words with the right tag.
+        """Returns precision, recall and F1 of all entities, and the share of words with the right tag.
 
-        `argmax_entity_f1` is without the rules of BIO, as libraries read entities that know the scores only.
+        `argmax_entity_f1` ignores the rules of BIO, like libraries that decode from the scores alone.
         """
         present, predicted = self._true_and_predicted(source, decoded)
         counts = overall(count_entities(present, predicted, self.types).values())
@@ -244,7 +244,7 @@ class TokenClassificationTask(Task):
         return [example.tags or () for example in examples], list(predicted)
 
     def _largest_scores(self, source: SequenceSource, decoded: Sequence[Any]) -> list[Sequence[str]]:
-        """The tag with the largest score of each word, whatever stands beside it."""
+        """Returns the tag with the largest score of each word, regardless of its neighbours."""
         assert isinstance(source, FlatSource)
         _, scores = join_parts(source.records, decoded)
         return [[self.tags[place] for place in each.argmax(axis=1)] for each in scores]

@@ -42,15 +42,15 @@ def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
 
 
 def bleu_tokens_of(references: Sequence[str]) -> str:
-    """Returns the tokens by which BLEU is counted in the language of these texts.
+    """Returns the tokenization of BLEU for the language of these texts.
 
-    "zh" for Chinese; "char" for Japanese, Thai, Lao, Khmer and Burmese, which write no spaces either; else "13a".
+    "zh" for Chinese; "char" for Japanese, Thai, Lao, Khmer and Burmese, which also have no spaces; else "13a".
     """
     letters = Counter(_script(character) for text in references for character in text if character.isalpha())
     num_unspaced = letters["char"] + letters["zh"]
     if num_unspaced <= _UNSPACED_SHARE * letters.total():
         return "13a"
-    # Japanese has Chinese characters too.
+    # Japanese also contains Chinese characters.
     return "char" if letters["char"] > _KANA_SHARE * num_unspaced else "zh"
 
 
@@ -62,7 +62,7 @@ def _script(character: str) -> str:
 
 
 def check_bleu_tokens(name: str) -> None:
-    """Checks that sacrebleu counts by these tokens here.
+    """Checks that sacrebleu supports a tokenization here.
 
     Raises:
         ConfigError: A library is missing.
@@ -81,13 +81,13 @@ def check_bleu_tokens(name: str) -> None:
 def corpus_scores(texts: Sequence[str], references: Sequence[str], bleu_tokens: str) -> dict[str, float]:
     """`bleu` (Papineni et al. 2002) and `chrf` (Popovic 2015), both of the whole corpus and in [0, 100].
 
-    As sacrebleu has them by default (Post 2018, arXiv:1804.08771): BLEU with case kept and exponential smoothing;
+    The defaults of sacrebleu (Post 2018, arXiv:1804.08771): BLEU with case kept and exponential smoothing;
     chrF2 of 6 characters and no words.
 
     Args:
         texts: What was found.
         references: One for each.
-        bleu_tokens: Tokens that BLEU counts, by sacrebleu's name.
+        bleu_tokens: Tokenization of BLEU, by sacrebleu's name.
     """
     # Not at the top: predicting and training without evaluation do not need it.
     import sacrebleu

@@ -33,7 +33,7 @@ class TranslationSource:
         references: The targets as texts, for scores; empty where they are not known.
         texts: The sources as texts.
         tokenizer: Turns found ids into text.
-        facts: Of the split.
+        facts: Facts about the split.
 
     Attributes:
         max_length: Most tokens of a pair.
@@ -112,7 +112,7 @@ def translation_source(
     terms: Sequence[str],
     skips_long: bool = False,
 ) -> TranslationSource:
-    """Tokenises pairs; a text that is too long loses its end, or its pair is left out.
+    """Tokenizes pairs; a text that is too long is truncated, or its pair is left out.
 
     A target that lost its end has no `[SEP]` to be learned at its last token.
 
@@ -161,7 +161,7 @@ def translation_source(
 
 
 def _cutting(sources: np.ndarray, targets: np.ndarray, max_source_length: int, max_target_length: int) -> Cutting:
-    """Counts what pairs lose: (pairs,) tokens of whole sources and targets, two special tokens in each."""
+    """Counts truncated tokens of pairs, given (pairs,) lengths of sources and targets with two special tokens each."""
     is_cut = (sources > max_source_length) | (targets - 1 > max_target_length)
     lost = np.maximum(sources - max_source_length, 0)
     lost += np.maximum(targets - 2 - max_target_length, 0)  # the last token that a target loses is `[SEP]`

@@ -51,12 +51,12 @@ class TranslationTask(Task):
             evaluation and prediction sources are cut, so that the pairs are the same for every model.
         label_smoothing: Share of the training loss that wants all words alike (Szegedy et al. 2016, arXiv:1512.00567,
             section 7), in [0, 1).
-        bleu_tokens: Tokens that BLEU counts, a name of `BLEU_TOKENS`; None: by the language of the references
+        bleu_tokens: Tokenization of BLEU, one of `BLEU_TOKENS`; None: by the language of the references
             (`bleu_tokens_of`).
 
     Raises:
-        ConfigError: A length or share is out of range, tokens are unknown, or targets may be found that are longer than
-            the decoder's.
+        ConfigError: A length or share is out of range, the tokenization is unknown, or the search allows longer targets
+            than the decoder.
     """
 
     best_metric = "bleu"
@@ -199,7 +199,7 @@ class TranslationTask(Task):
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> dict[str, float]:
-        """`bleu` and `chrf` in [0, 100], see `corpus_scores`; texts are compared as people write them."""
+        """Returns `bleu` and `chrf` in [0, 100], see `corpus_scores`; texts are compared with natural spacing."""
         assert isinstance(source, TranslationSource)
         tokens = self.bleu_tokens or bleu_tokens_of(source.references)
         return corpus_scores(_texts(source, decoded), source.references, tokens)

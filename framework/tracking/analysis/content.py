@@ -141,7 +141,7 @@ def write_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> 
 
 
 def read_analyses(run_folder: Path) -> dict[str, dict[str, Any]]:
-    """Reads all whole analyses of a run folder, by name: validation, test, then others by the alphabet."""
+    """Reads all complete analyses of a run folder by name: validation, test, then others alphabetically."""
     files = {path.stem: path for path in (run_folder / FOLDER).glob("*.json")}
     order = {"validation": 0, "test": 1}
     names = sorted(files, key=lambda name: (order.get(name, len(order)), name))

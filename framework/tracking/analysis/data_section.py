@@ -1,4 +1,4 @@
-"""The section of a report on the data: rows and texts of each split, labels, warnings."""
+"""Builds the data section of a report: rows and texts of each split, labels, warnings."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ _SHARES = ("lost_share",)
 
 
 def data_section(found: Mapping[str, Any]) -> Markup:
-    """Lays out what `framework.tracking.data_facts` reads of a run folder; nothing where there is none."""
+    """Builds the section from the result of `framework.tracking.data_facts`; empty if there are no facts."""
     splits: Mapping[str, Mapping[str, Any]] = found.get("splits", {})
     if not splits or not isinstance(splits, Mapping):
         return Markup()
@@ -29,7 +29,7 @@ def data_section(found: Mapping[str, Any]) -> Markup:
     for name in ("left_out", "notes"):
         for split, facts in splits.items():
             for title, value in facts.get(name, {}).items():
-                rows.setdefault(title, dict.fromkeys(splits, ""))[split] = _told(value)
+                rows.setdefault(title, dict.fromkeys(splits, ""))[split] = _formatted(value)
     cells = [(title, *values.values()) for title, values in rows.items() if any(values.values())]
     parts = [table(("", *splits), cells, whole=True), _labels(splits)]
     warnings = [element("li", warning) for warning in found.get("warnings", ())]
@@ -39,20 +39,20 @@ def data_section(found: Mapping[str, Any]) -> Markup:
 
 
 def _value(facts: Mapping[str, Any], key: str) -> str:
-    if not key:  # rows, under the name that the task has for them
+    if not key:  # rows, under their unit
         unit = next(iter(facts))
         return f"{facts[unit]:,}" + ("" if unit == "rows" else f" {unit}")
     if key not in facts:
         return ""
-    return f"{facts[key]:.1%}" if key in _SHARES else _told(facts[key])
+    return f"{facts[key]:.1%}" if key in _SHARES else _formatted(facts[key])
 
 
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _labels(splits: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """A row for each label, a column for each split."""
+    """Builds a table with one row per label and one column per split."""
     labels = list(dict.fromkeys(label for facts in splits.values() for label in facts.get("labels", {})))
     if not labels:
         return Markup()

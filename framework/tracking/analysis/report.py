@@ -47,10 +47,10 @@ _CONFIG_FACTS = {
 
 
 def make_report(run_folder: Path) -> Path:
-    """Draws all plots of a run folder and writes its report.html; returns the report.
+    """Draws all plots of a run folder and writes its report.html; returns the path of the report.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
         CheckpointError: The rows of the run are damaged.
     """
     draw_pictures(run_folder)
@@ -58,7 +58,7 @@ def make_report(run_folder: Path) -> Path:
 
 
 def has_report(run_folder: Path) -> bool:
-    """Returns True where report.html is as new as summary.json."""
+    """Returns True if report.html is as new as summary.json."""
     report, summary = run_folder / REPORT_FILE, run_folder / SUMMARY_FILE
     return report.is_file() and (not summary.is_file() or report.stat().st_mtime >= summary.stat().st_mtime)
 
@@ -229,13 +229,13 @@ def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> Markup:
 
 
 def _read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """Returns summary.json; None where there is none, or it is damaged."""
+    """Returns summary.json; None if it is missing or damaged."""
     summary = read_object(run_folder / SUMMARY_FILE)
     return summary if summary.keys() >= _SUMMARY_KEYS else None
 
 
 def _last_start(run_folder: Path) -> dict[str, Any]:
-    """Returns the newest start in provenance.json with the number of `starts`; empty where it is damaged."""
+    """Returns the newest start in provenance.json with the number of `starts`; empty if it is damaged."""
     starts = read_object(run_folder / PROVENANCE_FILE).get("starts")
     if not isinstance(starts, list) or not starts or not isinstance(starts[-1], dict):
         return {}
