@@ -1,10 +1,10 @@
 """torchrun as the launchers call it: `python launch/agent.py [--guest] TORCHRUN_ARGUMENTS`.
 
-- Ranks that ended with an error of configuration or data are not started again: it would come back each time.
-- The last line is the cause, where torch.distributed.run ends with a traceback of its own.
-- `--guest`: a host that the others can do without. An agent that ends with an error closes the meeting of all hosts as
-  its last act (torch 2.11 to 2.13), also by bytes that a cut link delivers when it is back: nobody could join any more.
-  With MIN:MAX hosts only the head may do that. A guest just ends, and is missed after its last beat.
+- Ranks that ended with an error of configuration or data are not restarted, because the error would recur.
+- The last line states the cause, while torch.distributed.run ends with a traceback of its own.
+- `--guest`: a host that the others can lose. An agent that ends with an error closes the rendezvous of all hosts (torch
+  2.11 to 2.13), even through bytes that a restored link delivers late, and then no host could join. With MIN:MAX hosts
+  only the head may close it. A guest just ends, and the others notice its missing heartbeat.
 """
 
 import signal
@@ -20,18 +20,18 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.distributed.run import parse_args, run
 
 FAILED, FINAL = 1, 2
-"""Exit codes: ranks failed; with an error that a new start would meet again."""
+"""Exit codes: ranks failed; ranks failed with an error that would recur."""
 
 watch_workers = LocalElasticAgent._monitor_workers
 
 
 def is_final(failure: ProcessFailure) -> bool:
-    """Returns True where the rank's own note (framework.distributed.processes.launcher_note) says so."""
+    """Returns True if the note of the rank (framework.distributed.processes.launcher_note) says so."""
     return bool(failure.error_file_data.get("is_final"))
 
 
 def watch(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
-    """Looks at the ranks as torch does; allows no further start after a final error."""
+    """Monitors the ranks like torch, and allows no restart after a final error."""
     result = watch_workers(agent, group)
     if result.state == WorkerState.FAILED and any(is_final(each) for each in result.failures.values()):
         agent._remaining_restarts = 0
@@ -39,18 +39,18 @@ def watch(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
 
 
 def leave_meeting(_: DynamicRendezvousHandler) -> bool:
-    """Takes the place of closing the meeting; the beats end with the process."""
+    """Replaces closing the rendezvous; the heartbeat ends with the process."""
     return True
 
 
 def cause(error: ChildFailedError) -> str:
-    """Describes the first failure: the error that the rank named, or the way its process ended."""
+    """Describes the first failure: the error that the rank reported, or how its process ended."""
     rank, failure = error.get_first_failure()
     if failure.error_file_data.get("is_final") is not None:
         return str(failure.message)
     code = failure.exitcode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"error: rank {rank} (process {failure.pid}) {how} and named no error. Its output stands above."
+    return f"error: rank {rank} (process {failure.pid}) {how} without reporting an error. See its output above."
 
 
 def main(arguments: list[str]) -> int:

@@ -60,7 +60,7 @@ tell_workers() {
 workers_of() {
     local pid
     for pid in $(cat "/proc/$1/task/$1/children" 2>/dev/null || pgrep -P "$1"); do
-        # The redirection of errors comes first: a process that has ended meanwhile is not worth a word.
+        # Errors are redirected first, so that a process that has just ended causes no message.
         if [[ ! -d /proc/self ]] || tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -q '^RANK='; then
             echo "$pid"
         fi

@@ -17,10 +17,10 @@ shift 2
 # Named after the host as well: the folder may lie on a disk that hosts share.
 state=${TMPDIR:-/tmp}/cloze-agent-$(id -u)-$id-$(uname -n)
 
-# Anybody can make a folder of that name in /tmp: files are written, and processes signalled, only by what is our own.
+# Any user can create a folder of that name in /tmp, so only a private folder is used for files and process ids.
 check_state() {
     [[ -n $(find "$state" -maxdepth 0 -type d -user "$(id -u)" ! -perm -020 ! -perm -002) ]] ||
-        fail "$state is no folder of yours that only you can change. Remove it, or set TMPDIR to a folder of your own"
+        fail "$state is not a folder that belongs to you and that only you can change. Remove it, or set TMPDIR to another folder"
 }
 
 is_running() {

@@ -3,8 +3,8 @@
 #
 #   launch/multi_node.sh --nodes 2 --head 10.0.0.5 --id NAME experiment=NAME [key=value ...]
 #
-# or from one machine that reaches all of them over ssh without a password, with Cloze and the folder in which this is
-# called at the same paths on each:
+# or from one machine that reaches all of them over ssh without a password, with Cloze and the current folder at
+# the same paths on each:
 #
 #   launch/multi_node.sh --hosts FILE --id NAME experiment=NAME [key=value ...]
 #
@@ -20,7 +20,7 @@
 # With --hosts each host is looked at first: those that cannot be reached, or have other versions, code or GPUs than the
 # first, are named and nothing is started. CLOZE_SSH="ssh -F FILE" is another ssh. A link that is cut is noticed within
 # trainer.timeout_seconds; with MIN:MAX the host behind it joins again when the link is back. SIGTERM, SIGUSR1 and Ctrl-C
-# let the run save and leave. An error of configuration or data is not tried again; the last line names it. Settings and
+# let the run save and exit. An error of configuration or data is not retried; the last line states it. Settings and
 # their reasons: launch/settings.sh.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
@@ -101,8 +101,7 @@ run_here() {
         if [[ $code == 0 ]] && has_left "$@"; then
             return "$left_code"
         fi
-        # A host that lost the head may come back to a training that goes on; otherwise, and after an error of
-        # configuration (2), this is the end.
+        # A host that lost the head may rejoin a running training. Otherwise, and after a configuration error (2), stop.
         if [[ $code == 0 || $code == 2 || $is_host == 1 || $nodes != *:* || $stop_asked == yes || $start -ge $restarts ]]; then
             return "$code"
         fi

@@ -1,10 +1,10 @@
 # Sourced by the launchers: what they share, and the settings of networks and time limits, each with its reason.
 # shellcheck shell=bash disable=SC2154  # home, the folder that holds launch/, is set by who sources this
 
-# The Python package: beside launch/ in a checkout; where Cloze was installed, launch/ lies inside of it, in scripts/.
+# The Python package: next to launch/ in a checkout; in an installed package launch/ is inside it, in scripts/.
 package=$home/framework
 if [[ -d $package ]]; then
-    # The checkout whose script was called is the one that runs, whatever the interpreter has installed.
+    # Run the checkout whose script was called, regardless of what the interpreter has installed.
     export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 else
     package=$(dirname "$home")
@@ -27,7 +27,7 @@ value_of() {
     echo "$2"
 }
 
-# The interpreter that PYTHON names, the one of launch/setup.sh, or the one whose environment holds the package.
+# The interpreter in PYTHON, the one of launch/setup.sh, or the one whose environment contains the package.
 python_path() {
     local python=${PYTHON:-$home/.venv/bin/python}
     [[ -n ${PYTHON:-} || -x $python ]] || python=$(readlink -m "$package/../../../..")/bin/python

@@ -7,9 +7,9 @@
 #   --restarts N    how often all processes are started again after a failure (3)
 #   --dry-run       prints what would run
 #
-# Paths mean the folder in which it is called. SIGTERM, SIGUSR1 and Ctrl-C let the run save and leave with 0; start the same
-# line again and it resumes, as it does after a failure. An error of configuration or data is not tried again; the last line
-# names it. Settings and their reasons: launch/settings.sh.
+# Paths are relative to the folder in which it is called. SIGTERM, SIGUSR1 and Ctrl-C let the run save and exit with 0; the
+# same line started again resumes it, as after a failure. An error of configuration or data is not retried; the last line
+# states it. Settings and their reasons: launch/settings.sh.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 source "$home/launch/settings.sh"

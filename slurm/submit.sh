@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Checks a training on this host, then submits it: what cannot run does not wait in the queue.
+# Checks a training on this host, then submits it, so that a job that cannot run does not wait in the queue.
 #
 #   slurm/submit.sh --nodes=4 --gpus-per-node=8 --cpus-per-task=64 experiment=NAME strategy=fsdp2 [key=value ...]
 #   slurm/submit.sh --array=1-20%4 --gpus-per-node=1 lines.txt experiment=NAME [key=value ...]
 #
-#   --dry-run            checks, and prints the line of sbatch
+#   --dry-run            runs the checks and prints the sbatch command
 #   --launch, --no-preflight, --preflight, --max-requeues, --save-seconds   go to slurm/train.sbatch, see its --help
 #   --NAME=VALUE         any other option goes to sbatch
 #
@@ -33,16 +33,16 @@ while [[ $# -gt 0 && $1 == -* ]]; do
     shift
 done
 [[ $# -gt 0 ]] || fail "nothing to train is given; add for example experiment=pretrain_demo (see $0 --help)"
-[[ $nodes =~ ^[0-9]+$ ]] || fail "--nodes is $nodes, it must be one number here"
+[[ $nodes =~ ^[0-9]+$ ]] || fail "--nodes is $nodes. It must be one number here"
 processes=$((nodes * ${gpus:-${tasks:-1}}))
 python=$(python_path)
 
 script=train.sbatch file=() lines=("")
 if [[ $1 != *=* ]]; then
     script=sweep.sbatch file=("$1")
-    [[ -r $1 ]] || fail "$1 is no override (KEY=VALUE), and no file that can be read"
+    [[ -r $1 ]] || fail "$1 is neither an override (KEY=VALUE) nor a readable file"
     mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "$1")
-    [[ ${#lines[@]} -gt 0 ]] || fail "$1 holds no line of overrides"
+    [[ ${#lines[@]} -gt 0 ]] || fail "$1 contains no line of overrides"
     shift
 fi
 

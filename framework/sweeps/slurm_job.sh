@@ -49,7 +49,7 @@ pass_on() {
     kill -USR1 "$1" 2>/dev/null || true
 }
 
-# check_time_limit SAVE_SECONDS REMEDY: refuses a job that would be asked to save as soon as it begins.
+# check_time_limit SAVE_SECONDS REMEDY: rejects a job whose signal to save would come as soon as it begins.
 check_time_limit() {
     local limit
     limit=$(time_limit)
@@ -60,7 +60,7 @@ check_time_limit() {
     fi
 }
 
-# The time limit of the job in seconds; nothing where it has none.
+# Prints the time limit of the job in seconds; nothing if it has none.
 time_limit() {
     { scontrol show job --oneliner "$SLURM_JOB_ID" 2>/dev/null || true; } | sed -n 's/.* TimeLimit=\([0-9][0-9:-]*\) .*/\1/p' |
         awk '{days = 0; if (split($0, day, "-") == 2) {days = day[1]; $0 = day[2]}
@@ -68,7 +68,7 @@ time_limit() {
             print 86400 * days + seconds}'
 }
 
-# steps_of RUN: the last step of which its summary or a checkpoint knows.
+# steps_of RUN: prints the last step in its summary or checkpoints.
 steps_of() {
     {
         echo 0
@@ -77,14 +77,14 @@ steps_of() {
     } | sort -n | tail -n 1
 }
 
-# begin_job RUN: notes when this start begins, and at the first start of a job the step at which the run is.
+# begin_job RUN: records when this start begins, and at the first start of a job the current step of the run.
 begin_job() {
     mkdir -p "$1/logs"
     touch "$1/logs/slurm_start"
     [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] || echo "$(steps_of "$1") 0" >"$1/logs/slurm_progress"
 }
 
-# is_stuck RUN: true from the third time in a row on at which this job leaves without a new step; notes the step.
+# is_stuck RUN: true from the third consecutive exit of this job without a new step; records the step.
 is_stuck() {
     local file=$1/logs/slurm_progress steps last=0 idle=0
     steps=$(steps_of "$1")

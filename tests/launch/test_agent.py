@@ -33,7 +33,7 @@ def agent(monkeypatch):
         ("leave_note('ConfigError: no such key', 'ConfigError', None); sys.exit(2)", 1, 2, "ConfigError: no such key"),
         ("leave_note('CheckpointError: full', 'CheckpointError', None); sys.exit(2)", 1, 2, "CheckpointError: full"),
         ("leave_note('DistributedError: gone', 'DistributedError', 7); sys.exit(2)", 2, 1, "DistributedError: gone"),
-        ("os.kill(os.getpid(), 9)", 2, 1, "was killed by SIGKILL and named no error. Its output stands above."),
+        ("os.kill(os.getpid(), 9)", 2, 1, "was killed by SIGKILL without reporting an error. See its output above."),
         ("", 1, 0, None),
     ],
 )  # fmt: skip

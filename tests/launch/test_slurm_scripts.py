@@ -44,17 +44,17 @@ def test_script_answers_help(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "job", "told"),
     [
-        ("train", ["seed=1"], {}, "this is no job of SLURM; submit it: sbatch"),
+        ("train", ["seed=1"], {}, "this is not a SLURM job. Submit it: sbatch"),
         ("train", [], {}, "nothing to train is given"),
         ("train", ["--launch", "mpirun", "seed=1"], {}, "--launch is mpirun, it must be srun or torchrun"),
         ("train", ["--launch"], {}, "--launch needs a value"),
         ("train", ["--max-requeues", "many", "seed=1"], {}, "--max-requeues is many, it must be a number"),
         ("train", ["--nodes", "2", "seed=1"], {}, "the option --nodes is not known"),
         ("train", ["run.dir=${oc.env:HOME}"], {"SLURM_JOB_ID": "1"}, "run.dir=${oc.env:HOME} cannot be read here"),
-        ("train", ["--save-seconds", "x", "seed=1"], {}, "--save-seconds is x, it must be a number from 0 on"),
+        ("train", ["--save-seconds", "x", "seed=1"], {}, "--save-seconds is x. It must be a number of at least 0"),
         ("sweep", ["seed=1"], {}, "the first argument must be a file of overrides"),
         ("sweep", ["/no/such/file"], {}, "/no/such/file cannot be read"),
-        ("sweep", [str(ROOT / "LICENSE")], {}, "this is no task of an array; submit it: sbatch --array=1-N"),
+        ("sweep", [str(ROOT / "LICENSE")], {}, "this is not a task of an array. Submit it: sbatch --array=1-N"),
         ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "task 9999 has no line"),
     ],
 )
@@ -72,7 +72,7 @@ def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tm
         (
             "/nowhere/train.sbatch",
             "01:00:00",
-            "error: / holds no launch/settings.sh; submit the script from where Cloze",
+            "error: / contains no launch/settings.sh. Submit the script in the folder of Cloze",
         ),
     ],
 )

@@ -76,8 +76,8 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
     [
         ([], "nothing to train is given"),
         (["--nodes", "2", "experiment=x"], "the option --nodes has no value; write it as --NAME=VALUE"),
-        (["--nodes=1-2", "experiment=x"], "--nodes is 1-2, it must be one number here"),
-        (["nowhere.txt", "experiment=x"], "nowhere.txt is no override"),
+        (["--nodes=1-2", "experiment=x"], "--nodes is 1-2. It must be one number here"),
+        (["nowhere.txt", "experiment=x"], "nowhere.txt is neither an override"),
     ],
 )
 def test_mistakes_are_named_before_the_check(submit, arguments, words):
