@@ -5,7 +5,6 @@ values from the seed (framework.nn.initialization).
 """
 
 import functools
-import glob
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +31,7 @@ from framework.models.pretrained import PretrainedWeights, load_pretrained, matc
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, merge_lora
 from framework.tasks.task import TaskModel
+from framework.tracking.run_status import runs_below
 
 
 def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
@@ -61,8 +61,7 @@ def _runs_below(source: str, runs: Path) -> list[Path]:
     """Returns the runs with an id in sub-folders of `runs`; empty if the source is a path or a run in `runs`."""
     if "/" in source or source in ("", ".", "..") or Path(source).exists() or (runs / source).exists():
         return []
-    name = glob.escape(source)
-    found = sorted(file.parent for depth in ("*", "*/*") for file in runs.glob(f"{depth}/{name}/{CONFIG_FILE}"))
+    found = [folder for folder in runs_below(runs) if folder.name == source and (folder / CONFIG_FILE).is_file()]
     if len(found) > 1:
         raise CheckpointError(
             f"{source} is the id of {len(found)} runs: {', '.join(map(str, found))}. An id must name one run. Give its "

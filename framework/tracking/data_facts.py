@@ -7,7 +7,8 @@ from typing import Any
 
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import SplitFacts, skipped_rows
-from framework.files import parse_json, write_whole
+from framework.files import write_whole
+from framework.tracking.run_files import read_object
 
 DATA_FILE = "data.json"
 SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
@@ -29,12 +30,7 @@ def write_data_facts(run_folder: Path, splits: Mapping[str, SplitFacts]) -> None
 
 def read_data_facts(run_folder: Path) -> dict[str, Any]:
     """Reads `splits` and `warnings`; empty for a run folder without them, or with a damaged file."""
-    file = run_folder / DATA_FILE
-    try:
-        found = parse_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(run_folder / DATA_FILE)
 
 
 def _written(found: Any) -> str:
