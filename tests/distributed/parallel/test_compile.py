@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from framework.callbacks.cadence import Cadence
 from framework.config.build import Parts, build_model, build_module
+from framework.config.checks import check_device
 from framework.config.identity import check_same_run
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.compile import apply_compile
@@ -202,9 +203,9 @@ def test_the_config_reaches_the_module_and_is_free_to_change(tmp_path: Path, mon
     parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None, {})
     assert build_module(settings, parts, Precision("bf16"), "cuda").compile_backend == "inductor"
     with pytest.raises(ConfigError, match=r"compile` is inductor, but here the device is cpu and the precision bf16"):
-        build_module(settings, parts, Precision("bf16"), "cpu")
+        check_device(settings, Precision("bf16"), "cpu")
     with pytest.raises(ConfigError, match=r"the device is cuda and the precision fp32.*set `strategy.compile` to none"):
-        build_module(settings, parts, Precision("fp32"), "cuda")
+        check_device(settings, Precision("fp32"), "cuda")
     with pytest.raises(ConfigError, match=r"strategy\.compile.*none, inductor, aot_eager"):
         composed("strategy.compile=yes")
 

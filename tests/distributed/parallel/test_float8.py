@@ -38,7 +38,7 @@ def test_it_is_refused_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch)
             check_float8("cuda")
     for capability in ((8, 9), (9, 0), (10, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
-        with pytest.raises(ConfigError, match=r"needs torchao.*install cloze\[float8\]"):
+        with pytest.raises(ConfigError, match=r"needs torchao.*pip install -e '\.\[float8\]'"):
             check_float8("cuda")
     found[0] = object()
     check_float8("cuda")
