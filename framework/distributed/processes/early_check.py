@@ -9,7 +9,7 @@ import os
 import sys
 from types import TracebackType
 
-from framework.distributed.processes.environment import drop_empty_ranks, process_info
+from framework.distributed.processes.environment import check_launcher
 from framework.errors import DistributedError
 
 
@@ -22,8 +22,7 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
 
 sys.excepthook = _show
 try:
-    drop_empty_ranks(os.environ)
-    process_info()
+    check_launcher(os.environ)
 except DistributedError as _error:
     sys.stderr.write(f"{type(_error).__name__}: {_error}\n")
     sys.exit(_error.exit_code)

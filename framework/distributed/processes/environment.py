@@ -37,35 +37,39 @@ class ProcessInfo:
         return self.world_size // self.local_world_size
 
 
-def drop_empty_ranks(environ: MutableMapping[str, str]) -> None:
-    """Removes empty rank variables and checks the others, which Lightning also reads.
+def check_launcher(environ: MutableMapping[str, str]) -> None:
+    """Checks the variables of a launcher before anything reads them, and removes those that are empty.
 
     Raises:
-        DistributedError: A variable is not a whole number.
+        DistributedError: As in `process_info`, or only one of RANK and WORLD_SIZE is set, or a variable from which
+            Lightning reads a rank is no whole number.
     """
-    for name in _RANK_VARIABLES:
+    for name in (*_RANK_VARIABLES, "WORLD_SIZE"):
         if not environ.get(name):
             environ.pop(name, None)
-        else:
-            _whole_number(environ, name, 0)
-
-
-def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """Reads the variables that torchrun sets; without them this is the only process. An empty variable counts as unset.
-
-    Raises:
-        DistributedError: A variable is not a whole number or out of range, only one of RANK and WORLD_SIZE is set, or
-            the hosts run different numbers of processes.
-    """
-    is_set = {name: bool(environ.get(name)) for name in ("RANK", "WORLD_SIZE")}
-    if not any(is_set.values()):
-        return ProcessInfo()
     for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
-        if not is_set[name]:
+        if other in environ and name not in environ:
             raise DistributedError(
                 f"{other} is {environ[other]!r}, but {name} is not set. A launcher sets both. Start through torchrun, "
                 f"or unset {other}."
             )
+    process_info(environ)
+    for name in _RANK_VARIABLES:
+        if name in environ:
+            _whole_number(environ, name, 0)
+
+
+def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
+    """Reads the variables that torchrun set; without both of RANK and WORLD_SIZE this is the only process.
+
+    Lightning (up to 2.6) removes WORLD_SIZE when a Trainer is torn down that torchrun did not start.
+
+    Raises:
+        DistributedError: A variable is not a whole number or out of range, or the hosts run different numbers of
+            processes.
+    """
+    if not environ.get("RANK") or not environ.get("WORLD_SIZE"):
+        return ProcessInfo()
     world_size = _whole_number(environ, "WORLD_SIZE", 1)
     rank = _whole_number(environ, "RANK", 0, world_size)
     local_world_size = _whole_number(environ, "LOCAL_WORLD_SIZE", 1, world_size + 1, default=world_size)

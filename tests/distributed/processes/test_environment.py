@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import framework.train
-from framework.distributed.processes.environment import ProcessInfo, drop_empty_ranks, process_info, resolve_run_id
+from framework.distributed.processes.environment import ProcessInfo, check_launcher, process_info, resolve_run_id
 from framework.errors import ConfigError, DistributedError
 
 
@@ -72,7 +72,7 @@ def test_run_id_must_name_a_folder(given: str) -> None:
 )
 def test_variables_of_a_launcher_are_checked(environ, words):
     with pytest.raises(DistributedError, match=words):
-        process_info(environ)
+        check_launcher(environ)
 
 
 def test_empty_variables_count_as_unset():
@@ -82,11 +82,11 @@ def test_empty_variables_count_as_unset():
 
 
 def test_lightning_does_not_see_an_empty_rank():
-    environ = {"RANK": "", "LOCAL_RANK": "", "SLURM_PROCID": "3"}
-    drop_empty_ranks(environ)
+    environ = {"RANK": "", "LOCAL_RANK": "", "WORLD_SIZE": "", "SLURM_PROCID": "3"}
+    check_launcher(environ)
     assert environ == {"SLURM_PROCID": "3"}
     with pytest.raises(DistributedError, match="SLURM_PROCID is 'abc'"):
-        drop_empty_ranks({"SLURM_PROCID": "abc"})
+        check_launcher({"SLURM_PROCID": "abc"})
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "report", "preflight"])
@@ -97,3 +97,7 @@ def test_commands_check_the_variables_before_they_import_lightning(command):
     own = [name for name in modules if name.startswith("framework.")]
     assert own[0] == "framework.distributed.processes.early_check"
     assert not any(name.startswith(("lightning", "torch")) for name in modules)
+
+
+def test_one_process_is_what_is_left_when_lightning_has_removed_the_number_of_ranks():
+    assert process_info({"RANK": "1", "LOCAL_RANK": "1"}) == ProcessInfo()
