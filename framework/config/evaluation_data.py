@@ -41,7 +41,7 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
             "choose data, for example data=table data.train=FILE."
         )
     component = recorded.component(object)
-    if not issubclass(component.target, SplitFiles):
+    if not (isinstance(component.target, type) and issubclass(component.target, SplitFiles)):
         raise ConfigError(
             f"run={run} was trained on {component.target.__name__}, which has no files by split, so no new file is "
             "read as those of the run were. Leave data.* out, and choose a split of the run."
