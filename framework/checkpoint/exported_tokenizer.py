@@ -19,6 +19,7 @@ from framework.models.config import EncoderConfig
 from framework.models.published.kinds import KINDS
 
 _CLASS = "PreTrainedTokenizerFast"
+_WORD_SPLIT = {"type": "Split", "pattern": {"Regex": r"[ \t\r\n]+"}, "behavior": "Removed", "invert": False}
 _KEPT_KEYS = (
     "do_lower_case",
     "strip_accents",
@@ -54,14 +55,16 @@ def tokenizer_files(
 def _files(tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_words: bool) -> dict[str, str]:
     content = parse_json(tokenizer.backend.to_str())
     adds_space = reads_words and tokenizer.space_marked
-    if adds_space and not _add_space(content["pre_tokenizer"]):
+    if adds_space and (spaced := _space_words(content["pre_tokenizer"])) is not None:
+        content["pre_tokenizer"] = spaced
+    elif adds_space:
         raise CheckpointError(
             f"the tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer. A model "
             "of words needs one of these, with which transformers puts a space before each word. Train it with such a "
             "tokenizer to export it."
         )
     backend = Backend.from_str(json.dumps(content))
-    backend.post_processor = _post_processor(tokenizer, content["pre_tokenizer"])
+    backend.post_processor = _post_processor(tokenizer, content["pre_tokenizer"], adds_space)
     settings: dict[str, Any] = {
         "tokenizer_class": _CLASS,
         "model_max_length": max_length,
@@ -92,22 +95,32 @@ def _parts(node: dict[str, Any] | None) -> list[dict[str, Any]]:
     return [each for part in parts for each in (_parts(part) if part["type"] == "Sequence" else [part])]
 
 
-def _add_space(pre_tokenizer: dict[str, Any] | None) -> bool:
-    """Makes a pre-tokenizer put a space before each word; returns False if it has no such setting."""
-    is_set = False
-    for part in _parts(pre_tokenizer):
+def _space_words(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns a pre-tokenizer that puts one space before each word; None if it has no such setting.
+
+    Whitespace in a text only separates words. Without this split, a line break or a second space would be a token that
+    the model never saw.
+    """
+    found = False
+    parts = _parts(pre_tokenizer)
+    for part in parts:
         if part["type"] == "ByteLevel":
             part["add_prefix_space"] = True
         elif part["type"] == "Metaspace":
             part["prepend_scheme"] = "always"
         else:
             continue
-        is_set = True
-    return is_set
+        found = True
+    return {"type": "Sequence", "pretokenizers": [_WORD_SPLIT, *parts]} if found else None
 
 
-def _post_processor(tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None) -> processors.PostProcessor:
-    """Returns the template for single texts and pairs; offsets of byte-level tokens exclude their space."""
+def _post_processor(
+    tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None, adds_space: bool
+) -> processors.PostProcessor:
+    """Returns the template of single texts and pairs; offsets of byte-level tokens exclude their space.
+
+    An added space has no offset: where the tokenizer adds all spaces, offsets must not be trimmed.
+    """
     cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens["sep"]
     template = processors.TemplateProcessing(
         single=[f"{cls}:0", "$A:0", f"{sep}:0"],
@@ -115,7 +128,7 @@ def _post_processor(tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None) 
         special_tokens=[(cls, tokenizer.cls_id), (sep, tokenizer.sep_id)],
     )
     for part in _parts(pre_tokenizer):
-        if part["type"] == "ByteLevel":
+        if part["type"] == "ByteLevel" and not adds_space:
             trim = processors.ByteLevel(add_prefix_space=part["add_prefix_space"], trim_offsets=True)
             return processors.Sequence([trim, template])
     return template
