@@ -108,7 +108,7 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
 def _acquire(path: Path, wait: bool) -> int | None:
     """Opens and locks the file and records the holder; returns None if another process holds it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         is_held = False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

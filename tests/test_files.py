@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from framework.files import holder_of, locked, write_whole
 
 
@@ -60,6 +62,14 @@ def hold(path: str, inner_pid: Any) -> None:
 def live_on(inner_pid: Any) -> None:
     inner_pid.value = os.getpid()
     time.sleep(60)
+
+
+def test_a_lock_follows_no_link(tmp_path):
+    (tmp_path / "foreign").write_text("kept")
+    (tmp_path / "lock").symlink_to(tmp_path / "foreign")
+    with pytest.raises(OSError), locked(tmp_path / "lock", wait=False):
+        pass
+    assert (tmp_path / "foreign").read_text() == "kept"
 
 
 def test_a_killed_holder_leaves_no_lock_although_its_forked_child_lives(tmp_path):

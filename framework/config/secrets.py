@@ -8,7 +8,7 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials
+from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials, without_secret_pairs
 
 MASK = "*** from the environment, not saved ***"
 
@@ -41,7 +41,8 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of the resolved config without secrets.
 
     A text that depends on an environment variable, directly or through other interpolations, is masked if the variable
-    or the key is named like a secret (`names_secret`). Numbers are never masked. Credentials in URLs are always hidden.
+    or the key is named like a secret (`names_secret`). Numbers are never masked. Credentials in URLs are always
+    hidden, and so are passwords in connection strings from the environment.
     Compare a saved config only with a masked one, so that a new password does not make a new run.
 
     Args:
@@ -63,21 +64,49 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
         in_secret: True if an enclosing group is named like a secret.
     """
     in_secret = in_secret or (isinstance(name, str) and names_secret(name))
-    if isinstance(value, Mapping | list):
-        node = _resolved(environment, parent, name, False)
-        inner = node if isinstance(node, Container) else None
-        if isinstance(value, Mapping):
-            return {key: _masked(environment, inner, key, item, in_secret) for key, item in value.items()}
-        return [_masked(environment, inner, index, item, in_secret) for index, item in enumerate(value)]
-    if not isinstance(value, str):
+    if not isinstance(value, Mapping | list | str):
         return value
     try:
         shown = _resolved(environment, parent, name, in_secret)
     except OmegaConfBaseException:
-        return MASK  # a resolver that fails on the hidden value depends on it
-    if shown is None or shown == value:
-        return without_credentials(value)
-    return without_credentials(shown) if isinstance(shown, str) and shown != HIDDEN else MASK
+        return _without_texts(value)  # a resolver that fails on the hidden value depends on it
+    if isinstance(value, str):
+        return _shown_text(environment, parent, name, value, shown)
+    inner = shown if isinstance(shown, Container) else None
+    if inner is None and shown is not None and shown != value:
+        return _without_texts(value)  # decoded from a text that holds a secret
+    if isinstance(value, Mapping):
+        return {key: _masked(environment, inner, key, item, in_secret) for key, item in value.items()}
+    return [_masked(environment, inner, index, item, in_secret) for index, item in enumerate(value)]
+
+
+def _shown_text(environment: _Environment, parent: Any, name: str | int, value: str, shown: Any) -> str:
+    """Returns the masked text of a leaf.
+
+    Args:
+        environment: See `_masked`.
+        parent: See `_masked`.
+        name: See `_masked`.
+        value: The resolved text.
+        shown: What it becomes where secrets are hidden; None: it was not in the config.
+    """
+    if shown is not None and shown != value:
+        return without_credentials(shown) if isinstance(shown, str) and shown != HIDDEN else MASK
+    value = without_credentials(value)
+    try:
+        is_of_environment = shown is not None and _resolved(environment, parent, name, True) != shown
+    except OmegaConfBaseException:
+        is_of_environment = True
+    return without_secret_pairs(value) if is_of_environment else value
+
+
+def _without_texts(value: Any) -> Any:
+    """Returns a value in which every text is masked."""
+    if isinstance(value, Mapping):
+        return {key: _without_texts(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_texts(item) for item in value]
+    return MASK if isinstance(value, str) else value
 
 
 def _resolved(environment: _Environment, parent: Any, name: str | int, hides_all: bool) -> Any:

@@ -62,6 +62,36 @@ def test_credentials_of_urls_are_masked_wherever_they_come_from(monkeypatch):
     }
 
 
+def test_lists_and_groups_that_are_decoded_from_a_secret_are_masked(monkeypatch):
+    config = {
+        "list": "${oc.decode:${oc.env:API_SECRETS}}",
+        "group": "${oc.decode:${oc.env:SECRET_MAP}}",
+        "some": "${oc.decode:'[a, ${oc.env:DATA_PASS}]'}",
+        "token": {"parts": "${oc.decode:${oc.env:PARTS}}"},
+        "parts": "${oc.decode:${oc.env:PARTS}}",
+    }
+    values = {"API_SECRETS": "[abc, 3]", "SECRET_MAP": "{a: [abc]}", "PARTS": "[abc, x]"}
+    assert saved(monkeypatch, config, **values) == {
+        "list": [MASK, 3],
+        "group": {"a": [MASK]},
+        "some": [MASK, MASK],
+        "token": {"parts": [MASK, MASK]},
+        "parts": ["abc", "x"],
+    }
+
+
+def test_passwords_of_connection_strings_are_masked_where_the_environment_gives_them(monkeypatch):
+    account = "AccountName=a;AccountKey=abc==;EndpointSuffix=core"
+    config = {"dsn": "${oc.env:DSN}", "storage": "${oc.env:CONNECTION}", "where": "token=3", "b": "${oc.env:WHERE}"}
+    values = {"DSN": "host=h password='a b' user=u", "CONNECTION": account, "WHERE": "stars=3"}
+    assert saved(monkeypatch, config, **values) == {
+        "dsn": f"host=h password={HIDDEN} user=u",
+        "storage": f"AccountName=a;AccountKey={HIDDEN};EndpointSuffix=core",
+        "where": "token=3",
+        "b": "stars=3",
+    }
+
+
 def test_values_that_only_sound_like_secrets_are_kept(monkeypatch):
     config = {
         "trainer": {"global_batch_tokens": "${oc.decode:${oc.env:BATCH_TOKENS}}"},
@@ -94,7 +124,9 @@ def test_what_an_earlier_version_masked_is_not_compared():
     ("name", "expected"),
     [
         *((name, True) for name in ("DATA_PASS", "HF_TOKEN", "apiKey", "APIKey", "db-password", "AWS_ACCESS_KEY_ID")),
+        *((name, True) for name in ("PGPASSWORD", "AUTHTOKEN", "MYSECRET", "PRIVATEKEY", "GITHUB_PAT", "SSHPASS")),
         *((name, False) for name in ("global_batch_tokens", "tokenizer", "MONKEY", "compass", "KEY_FILE", "", "a1")),
+        *((name, False) for name in ("NUM_TOKENS", "tokenized", "PATTERN", "secretary", "PATH")),
     ],
 )
 def test_names_are_read_by_whole_words(name, expected):
@@ -104,3 +136,10 @@ def test_names_are_read_by_whole_words(name, expected):
 def test_texts_without_credentials_stay():
     for text in ("a@b.c", "see https://host/a@b?part=2", "me:pw@host", "s3://bucket/a:b", "sftp://me@host/x"):
         assert without_credentials(text) == text
+    for text in ("http://host:8080/a@b", "http://host:80?mail=a@b", "s3://bucket/a:b@c", "http://host:/a@b"):
+        assert without_credentials(text) == text
+
+
+def test_a_password_may_hold_the_signs_of_a_path():
+    assert without_credentials("postgres://me:a/b?c#d@host/rows") == f"postgres://{HIDDEN}@host/rows"
+    assert without_credentials("redis://:a/b@host:6379/0") == f"redis://{HIDDEN}@host:6379/0"
