@@ -59,6 +59,8 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     path = Path(run.dir) / resolve_run_id(run.id, identity_text(config))
     saved = path / CONFIG_FILE
     is_new = not saved.is_file()
+    if path.parent.exists() and not path.parent.is_dir():
+        raise ConfigError(f"`run.dir` is {run.dir!r}, which is a file. Run folders lie in it. Choose a folder.")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"the run folder {path} is a file; choose another `run.id` or `run.dir`.")
     if not is_new:

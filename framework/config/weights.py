@@ -104,7 +104,12 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
         )
     if source.startswith((".", "/", "~")) and not Path(source).is_dir():
         raise CheckpointError(f"{source} is not there; give a run id, a folder, or a name on the Hugging Face hub.")
-    return load_pretrained(source)
+    if Path(source).is_dir():
+        return load_pretrained(source)
+    try:
+        return load_pretrained(source)
+    except CheckpointError as error:
+        raise CheckpointError(f"there is no run {source!r} in {runs}, and {error}") from error
 
 
 def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> TrainedAdapter:

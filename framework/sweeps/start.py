@@ -11,7 +11,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from framework.config.assembly import assemble_run
+from framework.config.assembly import AssembledRun, assemble_run
+from framework.config.build import build_settings
 from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import CONFIG_FILE, read_config
 from framework.config.schema import at_least
@@ -26,7 +27,7 @@ LOCK_FILE = "sweep.lock"
 
 _LENGTH_KEYS = (*GROWING_KEYS, "trainer.early_stopping_patience", "trainer.early_stopping_min_delta")
 
-_CHECKED_WHOLE = ("optimizer", "schedule", "seed", "run", "trial", "logger", "check")
+_READ_NO_FILE = ("optimizer", "schedule", "seed", "run", "trial", "logger", "check")
 
 
 def check_start(config: DictConfig) -> None:
@@ -70,8 +71,8 @@ def check_own_process() -> None:
 def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     """Runs all checks that need no GPU for each job, before the first one starts or is queued.
 
-    Keys and values were checked when the jobs were planned. Jobs that differ only in groups that planning checks
-    completely, such as the optimizer or the seed, are checked once.
+    Keys and values were checked when the jobs were planned. Files are read once for jobs that differ only in other
+    groups, such as the optimizer or the seed.
 
     Args:
         jobs: Jobs to run.
@@ -80,15 +81,17 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     Raises:
         ConfigError: A job cannot run; the message names it.
     """
-    checked = set()
+    assembled: dict[str, AssembledRun] = {}
     for job in jobs:
-        decisive = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _CHECKED_WHOLE}
-        text = json.dumps(decisive, sort_keys=True, default=str)
-        if text in checked:
-            continue
-        checked.add(text)
+        decisive = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _READ_NO_FILE}
+        text, config = json.dumps(decisive, sort_keys=True, default=str), {**job.config, "check": True}
         try:
-            assemble_run({**job.config, "check": True}, ProcessInfo(0, 0, processes, processes), device_type())
+            if text in assembled:
+                settings = build_settings(config, processes)
+                settings.optimizer.build()
+                settings.schedule.build(max_steps=assembled[text].parts.max_steps)
+            else:
+                assembled[text] = assemble_run(config, ProcessInfo(0, 0, processes, processes), device_type())
         except FrameworkError as error:
             raise ConfigError(f"the job {job} cannot run: {error}") from error
 

@@ -183,6 +183,7 @@ BAD_INPUT = [
     ("password in a URL", nothing, ["run.checkpoints='memory://me:secret@bucket'"], "memory://***@bucket was given with a password or a query"),
     ("URL of a run folder", nothing, ["run.dir=memory://bucket"], "`run.dir` is 'memory://bucket', but a run folder is local; give the URL as `run.checkpoints`"),
     ("no checkpoint behind a URL", nothing, ["run.resume=memory://nowhere/step_00000001"], "memory://nowhere/step_00000001 holds no complete checkpoint"),
+    ("run.dir is a file", nothing, ["run.dir=rows.csv"], "`run.dir` is 'rows.csv', which is a file"),
     ("bad run id", nothing, ["run.id=a/b"], "run.id='a/b' cannot name a folder"),
 ]  # fmt: skip
 
@@ -243,6 +244,7 @@ def test_help_begins_with_the_command_line(here, call, command):
         ("predict", ["run=x", "input="], "`input` is empty"),
         ("predict", ["run=x", "text=x", "micro_batch_tokens=-1"], "`micro_batch_tokens` is -1"),
         ("export", ["run=./nowhere"], "./nowhere is not there"),
+        ("predict", ["run=nowhere", "text=x"], "there is no run 'nowhere' in runs, and 'nowhere' is not a folder here"),
         ("export", ["run=x", "average_last=0"], "`average_last` is 0"),
     ],
 )

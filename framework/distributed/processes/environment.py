@@ -54,7 +54,7 @@ def check_launcher(environ: MutableMapping[str, str]) -> None:
                 f"or unset {other}."
             )
     process_info(environ)
-    for name in _RANK_VARIABLES:
+    for name in (*_RANK_VARIABLES, "SLURM_NTASKS"):
         if name in environ:
             _whole_number(environ, name, 0)
 

@@ -87,6 +87,8 @@ def test_lightning_does_not_see_an_empty_rank():
     assert environ == {"SLURM_PROCID": "3"}
     with pytest.raises(DistributedError, match="SLURM_PROCID is 'abc'"):
         check_launcher({"SLURM_PROCID": "abc"})
+    with pytest.raises(DistributedError, match="SLURM_NTASKS is 'x'"):
+        check_launcher({"SLURM_NTASKS": "x"})
 
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "report", "preflight"])
