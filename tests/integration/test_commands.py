@@ -264,7 +264,7 @@ def test_prepare_tells_its_passes_its_counts_and_its_card(here, call):
     assert outcome.code == 0, outcome.err
     assert outcome.err == "vocabulary: reading 0.0 MB\ntokens: reading 0.0 MB\n"
     assert re.search(r"documents +│ +32 │", outcome.out) and "near duplicates" in outcome.out
-    assert outcome.out.endswith("its card: made/card.png\n") and (here / "made" / "card.png").is_file()
+    assert "its card: made/card.png\n" in outcome.out and (here / "made" / "card.png").is_file()
     again = call("prepare", *arguments)
     assert (again.code, again.err) == (0, "") and "made was there already, from the same texts" in again.out
 
