@@ -169,7 +169,8 @@ def build_data_component(task: Task, data: Component) -> Any:
 def data_kind(task: type[Task]) -> type:
     """Returns the class of the data that a task reads; object if its signature does not name one."""
     hint = typing.get_type_hints(task.build_sources).get("data", Any)
-    return hint if isinstance(hint, type) else object
+    # Any is a class, of which nothing is an instance.
+    return hint if isinstance(hint, type) and hint is not Any else object
 
 
 def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:

@@ -3,20 +3,23 @@
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import transformers
 from hydra import compose, initialize_config_dir
 
-from framework.config.build import build_settings
+from framework.config.build import build_settings, data_kind
 from framework.config.checks import check_tensor_parallel, check_vocabulary
 from framework.config.command import plain
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
+from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.pretrained import load_pretrained
+from framework.tasks.pretraining.task import PretrainingTask
 
 CONFIG = EncoderConfig(
     family="bert",
@@ -104,3 +107,17 @@ def test_every_id_has_an_embedding_among_the_weights(number, shown, tmp_path):
     check_vocabulary(tokenizer, padded)
     with pytest.raises(ConfigError, match=rf"has {9 + number} ids, but the weights .* have 9 embeddings.*{shown}"):
         check_vocabulary(tokenizer, padded, weights)
+
+
+def test_a_task_that_names_no_kind_of_data_reads_any():
+    class Anything(PretrainingTask):
+        def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, Any]:
+            return {}
+
+    class Unsaid(PretrainingTask):
+        def build_sources(self, data, tokenizer, seed):
+            return {}
+
+    assert data_kind(Anything) is object
+    assert data_kind(Unsaid) is object
+    assert data_kind(PretrainingTask) is StoreData

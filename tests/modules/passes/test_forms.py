@@ -62,7 +62,8 @@ def run(
     if mode:
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
-        os.environ["LOCAL_WORLD_SIZE"] = "2"  # two hosts, and so two copies
+        # Two hosts, and so two copies.
+        os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(int(os.environ["RANK"]) % 2)}
     train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), completion=completion)
 
 
