@@ -79,9 +79,12 @@ class Resume(pl.Callback):
                 callback.load_state_dict(state["callbacks"][type(callback).__name__])
             if isinstance(callback, RunLog) and _is_in(self.own_checkpoints, loaded.folder):
                 self._check_rows(callback, state, loaded.folder)
+        resumed = f"Resuming from step {state['step']:,} of {trainer.max_steps:,} ({loaded.folder})."
         if trainer.is_global_zero:
-            self._say(f"Resuming from step {state['step']:,} of {trainer.max_steps:,} ({loaded.folder}).")
+            self._say(resumed)
             self._report_schedule(trainer, pl_module, state)
+        else:
+            logger.info(resumed)
         set_progress(trainer, state["step"])
         trainer.datamodule.set_start(state["step"])  # type: ignore[attr-defined]
 
