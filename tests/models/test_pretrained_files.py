@@ -127,7 +127,7 @@ BAD_FOLDERS = [
     (change(hidden_act="mish"), "activation 'mish' is not known"),
     (change(is_decoder=True), "no decoder can be read"),
     (change(position_embedding_type="relative_key"), "only 'absolute' positions"),
-    (lambda folder: (folder / "cloze.json").write_text('{"format": 99}'), "format=99 is not known"),
+    (lambda folder: (folder / "cloze.json").write_text('{"format": 99}'), "format=99 is unknown"),
     (lambda folder: (folder / "cloze.json").write_text('{"format": 1, "encoder": {"x": 1}}'), "describes no encoder"),
 ]
 
