@@ -89,7 +89,7 @@ def test_windows_that_would_pass_over_tokens_are_an_error(vocabulary):
 
 def test_a_length_without_room_for_both_texts_is_an_error(vocabulary):
     ours, _, separators = vocabulary
-    with pytest.raises(ConfigError, match=f"needs {4 + separators} tokens at least"):
+    with pytest.raises(ConfigError, match=f"needs at least {4 + separators} tokens"):
         lay_out(["a"], ["b"], ours, 3 + separators)
 
 
