@@ -5,10 +5,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.checkpoint.adapters import check_adapter_target, export_adapter
-from framework.checkpoint.export import check_target
-from framework.checkpoint.new_folder import check_new_folder
-from framework.checkpoint.onnx import check_onnx_installed, export_onnx
 from framework.config.command import command, plain
 from framework.config.command_schema import ExportConfig
 from framework.config.dry_check import describe_trained, print_check
@@ -20,6 +16,10 @@ from framework.config.trained import open_trained
 from framework.config.weights import find_adapter, find_run
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
+from framework.exports.adapters import check_adapter_target, export_adapter
+from framework.exports.huggingface import check_target
+from framework.exports.new_folder import check_new_folder
+from framework.exports.onnx import check_onnx_installed, export_onnx
 
 
 @command("export")

@@ -23,7 +23,7 @@ from framework.sweeps.search import OptunaSweeper
 from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process
 from framework.sweeps.torchrun import TorchrunLauncher
-from framework.tracking.closing_table import print_closing_table
+from framework.tracking.analysis.closing_table import print_closing_table
 from framework.tracking.console import make_console_dispensable
 
 

@@ -1,1 +1,1 @@
-"""What happens beside the steps of a run: one callback a file."""
+"""Lightning callbacks, one per file."""

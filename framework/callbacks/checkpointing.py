@@ -26,9 +26,8 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.timings import Timings
-from framework.checkpoint.finite import check_finite
 from framework.checkpoint.retention import VALIDATION, Retention
-from framework.checkpoint.save import SaveError, write_checkpoint
+from framework.checkpoint.save import SaveError, check_finite, write_checkpoint
 from framework.checkpoint.staging import Staging, work_so_far
 from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import checkpoint_tensors

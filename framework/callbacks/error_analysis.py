@@ -1,4 +1,4 @@
-"""Keeps the error analysis of the last validation of a run; `Pictures` draws it."""
+"""Keeps the error analysis of the last validation of a run, and draws its plots and report at the end."""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
@@ -11,8 +11,10 @@ from typing_extensions import override
 
 from framework.callbacks.early_stopping import EarlyStopping
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.content import split_analysis, write_analysis
+from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
 from framework.tracking.console import open_console
 
 
@@ -83,3 +85,26 @@ class ErrorAnalysis(pl.Callback):
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     return list(trainer.callbacks)  # type: ignore[attr-defined]  # its connector sets them
+
+
+class Pictures(pl.Callback):
+    """Draws `plots/*.png` and report.html on rank 0 at the end of a run.
+
+    A disk that refuses them costs the pictures, not the run.
+    """
+
+    def __init__(self, run_folder: Path, console: Console | None = None) -> None:
+        self.run_folder = run_folder
+        self.console = console or open_console()
+
+    @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Draws what the run's files have rows for."""
+        if not trainer.is_global_zero:
+            return
+        for name, write in (("plots", draw_pictures), (REPORT_FILE, write_report)):
+            try:
+                write(self.run_folder)
+            except (OSError, FrameworkError) as error:
+                text = f"{self.run_folder / name} could not be written ({error}). Make it with framework.report."
+                self.console.print(text, highlight=False, markup=False, soft_wrap=True)

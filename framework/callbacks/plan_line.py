@@ -1,4 +1,4 @@
-"""One line at the start of a run that says how its steps are made up."""
+"""Lines at the start of a run: how its steps are composed, and which weights it starts from."""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module; ours are for one.
@@ -65,3 +65,23 @@ def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
 
 def _range(least: int, most: int) -> str:
     return f"{least:,}" if least == most else f"{least:,} to {most:,}"
+
+
+class WeightsLine(pl.Callback):
+    """Shows the line on rank 0, before what draws a bar."""
+
+    def __init__(self, text: str, console: Console | None = None) -> None:
+        """Takes what is shown.
+
+        Args:
+            text: The line.
+            console: Where to write; None: standard output.
+        """
+        self.text = text
+        self.console = console or open_console()
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Writes the line."""
+        if trainer.is_global_zero:
+            self.console.print(self.text, highlight=False, markup=False, soft_wrap=True)

@@ -16,8 +16,8 @@ from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import PROBE
-from framework.data.collate import completion_on
 from framework.data.flat_source import FlatSource
+from framework.data.planning.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import data_parallel_size

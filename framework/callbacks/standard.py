@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import Logger
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.early_stopping import EarlyStopping, Patience
+from framework.callbacks.error_analysis import Pictures
 from framework.callbacks.final_validation import FinalValidation
 from framework.callbacks.finite_guard import STOP, FiniteGuard, NonFinite
-from framework.callbacks.pictures import Pictures
 from framework.callbacks.plan_line import PlanLine
 from framework.callbacks.preemption import Preemption
 from framework.callbacks.probing import Probing

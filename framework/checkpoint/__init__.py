@@ -1,1 +1,1 @@
-"""Run checkpoints: layout, save, load and export."""
+"""Writes, checks and reads the checkpoints of a run."""

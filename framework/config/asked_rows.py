@@ -8,10 +8,10 @@ from typing import Any
 from framework.config.command_schema import PredictConfig
 from framework.data.reading.files import Reading, check_regular
 from framework.data.reading.rows import Row, is_table, read_rows
-from framework.data.reading.tagged_rows import read_conll_words
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.tasks.task import Task
+from framework.tasks.token_classification.tagged_rows import read_conll_words
 
 _RENAMED = "input_"
 

@@ -17,8 +17,8 @@ from framework.distributed.processes.agreement import gather, on_first_rank
 from framework.errors import CheckpointError, ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.models.pretrained import PretrainedWeights, match_parameters
 from framework.modules.word_samples import sample_words
+from framework.published.pretrained import PretrainedWeights, match_parameters
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task, TaskModel
 

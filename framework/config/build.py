@@ -31,11 +31,11 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.models.freezing import freeze, freeze_others
-from framework.models.pretrained import PretrainedWeights, match_parameters
-from framework.models.starting_head import fit_head
 from framework.modules.encoder_module import EncoderModule
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
+from framework.published.pretrained import PretrainedWeights, match_parameters
+from framework.published.starting_head import fit_head
 from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
 

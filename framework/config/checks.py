@@ -13,9 +13,9 @@ from framework.distributed.parallel.float8 import check_float8
 from framework.distributed.parallel.precision import PRECISION_STRATEGIES, Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
-from framework.models.pretrained import PretrainedWeights
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
+from framework.published.pretrained import PretrainedWeights
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
 

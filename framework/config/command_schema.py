@@ -12,8 +12,8 @@ from framework.config.nodes import Component
 from framework.config.schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
-from framework.data.reading.tagged_rows import ConllFormat
 from framework.errors import ConfigError
+from framework.tasks.token_classification.tagged_rows import ConllFormat
 
 
 @dataclass(frozen=True, kw_only=True)

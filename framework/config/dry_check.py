@@ -13,7 +13,7 @@ from framework.config.trained import Trained
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError
 from framework.models.accounting import count_parameters
-from framework.models.starting_head import describe_start
+from framework.published.starting_head import describe_start
 from framework.tracking.console import open_console
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.config.trained import Trained, build_trained_model
-from framework.data.collate import Target, pack_sequences
 from framework.data.layout import lay_out
+from framework.data.planning.collate import Target, pack_sequences
 from framework.errors import CheckpointError
-from framework.models.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
-from framework.models.published.files import CONFIG_FILE, read_json
-from framework.models.published.kinds import (
+from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
+from framework.published.files import CONFIG_FILE, read_json
+from framework.published.kinds import (
     KINDS,
     MULTIPLE_CHOICE,
     PRETRAINING,
@@ -26,7 +26,7 @@ from framework.models.published.kinds import (
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
 )
-from framework.models.published.own_class import auto_class
+from framework.published.own_class import auto_class
 from framework.tasks.token_classification.features import encode_words
 
 _TOLERANCE = 1e-4

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from framework.checkpoint.export import export_huggingface
 from framework.config.command_schema import ExportConfig
 from framework.config.evaluation_data import portable_data
 from framework.config.run_facts import run_facts
 from framework.config.trained import DATA_KEY, Trained
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
+from framework.exports.huggingface import export_huggingface
 
 EXPORT_FOLDER = "export"
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from framework.config.moved_classes import former_name
 from framework.config.secrets import MASK
 from framework.errors import ConfigError
 
@@ -54,7 +55,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     Empty lists and groups are left out: a run of an earlier version, which did not know the key, is the same run.
     """
     return {
-        name: value
+        name: former_name(value)
         for name, value in flatten(config).items()
         if value not in ([], {}) and any(name == key or name.startswith(key + ".") for key in IDENTITY_KEYS)
     }

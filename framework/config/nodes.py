@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from framework.config.moved_classes import current_name
 from framework.errors import ConfigError
 
 TARGET_KEY = "_target_"
@@ -104,7 +105,7 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
     Raises:
         ConfigError: No such module or attribute, or it cannot be called.
     """
-    module_name, _, attribute = str(name).rpartition(".")
+    module_name, _, attribute = current_name(str(name)).rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.model_card import RunFacts
 from framework.config.command_schema import ExportConfig
 from framework.config.nodes import TARGET_KEY
 from framework.config.run_folder import read_config
 from framework.config.run_records import read_starts
 from framework.config.trained import Trained
 from framework.errors import CheckpointError, reading_record
+from framework.exports.model_card import RunFacts
 from framework.tasks.task import Task
 from framework.tracking.metric_names import describe
 from framework.tracking.run_files import PROVENANCE_FILE

@@ -14,12 +14,11 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.data_lines import DataLines
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.error_analysis import ErrorAnalysis
-from framework.callbacks.peak_flops import peak_flops
+from framework.callbacks.plan_line import WeightsLine
 from framework.callbacks.resume import Resume
 from framework.callbacks.standard import Endings, standard_callbacks
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
-from framework.callbacks.weights_line import WeightsLine
 from framework.checkpoint.layout import DamagedError, read_state, step_of
 from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
@@ -34,20 +33,21 @@ from framework.config.run_folder import (
 from framework.config.run_records import report_damaged_records, report_gap
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
-from framework.data.collate import completion_on
 from framework.data.facts import facts_of
+from framework.data.planning.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.memory import CudaMemory
 from framework.distributed.parallel.precision import Precision
+from framework.distributed.peak_flops import peak_flops
 from framework.distributed.processes.agreement import check_agreement, check_shared_folder, on_first_rank
 from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
 from framework.files import sync_tree
 from framework.models.accounting import training_flops_per_token
-from framework.models.starting_head import describe_start
 from framework.modules.trainer import build_trainer
+from framework.published.starting_head import describe_start
 from framework.tracking.data_facts import write_data_facts
 from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary

@@ -24,9 +24,9 @@ from framework.distributed.processes.agreement import check_agreement
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.process_group import process_group
 from framework.errors import CheckpointError, ConfigError, reading_record
-from framework.models.pretrained import PretrainedWeights
-from framework.models.published.files import SIDE_CONFIG_FILE
 from framework.modules.inference import Inference
+from framework.published.files import SIDE_CONFIG_FILE
+from framework.published.pretrained import PretrainedWeights
 from framework.tasks.task import Task, TaskModel
 
 DATA_KEY = "data"

@@ -11,8 +11,8 @@ from framework.config.run_folder import read_config
 from framework.config.schema import LoggerConfig
 from framework.config.trained import open_trained
 from framework.tracking.summary_file import read_summary
-from framework.tracking.wandb import build_wandb_logger
-from framework.tracking.wandb_content import log_model
+from framework.tracking.wandb.content import log_model
+from framework.tracking.wandb.logger import build_wandb_logger
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from framework.checkpoint.adapters import TrainedAdapter
 from framework.checkpoint.layout import CHECKPOINTS
 from framework.checkpoint.load import Loaded, Weights, newest_whole, read_full_state
 from framework.checkpoint.storage import Location, location
@@ -26,10 +25,11 @@ from framework.config.run_folder import (
 )
 from framework.distributed.processes.environment import process_info
 from framework.errors import CheckpointError, ConfigError, reading_record
+from framework.exports.adapters import TrainedAdapter
 from framework.models.config import EncoderConfig
-from framework.models.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, merge_lora
+from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.tasks.task import TaskModel
 from framework.tracking.run_status import runs_below
 

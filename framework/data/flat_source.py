@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import Completion, Target, pack_sequences
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
+from framework.data.planning.collate import Completion, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 
 

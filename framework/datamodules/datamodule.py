@@ -7,8 +7,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
-from framework.data.collate import RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.collate import RoundedCapacity
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 
 
 class LabelCounts(Metric):

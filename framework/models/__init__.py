@@ -1,1 +1,1 @@
-"""The encoder, its config, and the way to and from published checkpoints."""
+"""Networks: encoder, decoder, and their configs."""

@@ -14,7 +14,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.distributed.mesh import data_parallel_groups, data_parallel_size
 from framework.distributed.processes.agreement import gather
 from framework.distributed.reduce import sum_over_data_ranks
-from framework.modules.objective import SumCountObjective
+from framework.modules.passes.objective import SumCountObjective
 from framework.modules.passes.step_level import Rows, rows_of_step
 from framework.tasks.examination import ExaminedSplit, FoundItems
 from framework.tasks.step_level import StepLevelTask

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.collate import completion_on
+from framework.data.planning.collate import completion_on
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.processes.agreement import check_agreement, gather

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from framework.data.augmentation.edits import Replace, chosen_tokens, draws_of
 from framework.data.augmentation.source import AugmentedSource
-from framework.data.collate import completion_on
+from framework.data.planning.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import gather

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 
 _BLOCK_ELEMENTS = 1 << 18
 

@@ -1,1 +1,1 @@
-"""What encoders are trained for: one folder a task."""
+"""Training objectives and downstream tasks, one folder each."""

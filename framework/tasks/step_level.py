@@ -5,8 +5,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from framework.batch import PackedBatch
-from framework.constants import DUMMY_SEQUENCE_ID
+from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.tasks.task import Task
 
 SEQUENCE_IDS = "sequence_ids"

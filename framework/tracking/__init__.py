@@ -1,1 +1,1 @@
-"""Where metrics go: files, Weights & Biases, plots."""
+"""Writes metrics to files, the console, plots, reports and Weights & Biases."""

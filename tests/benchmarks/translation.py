@@ -20,10 +20,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from framework.data.examples.parallel_text import ParallelTextData
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.decoder import DecoderConfig
+from framework.tasks.translation.data import ParallelTextData
 from framework.tasks.translation.decode import corpus_scores
 from framework.tasks.translation.features import TranslationSource
 from framework.tasks.translation.search import SearchSettings

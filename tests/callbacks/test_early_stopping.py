@@ -18,7 +18,7 @@ from framework.config.run_folder import RunFolder
 from framework.config.session import is_finished
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.closing_table import print_closing_table
+from framework.tracking.analysis.closing_table import print_closing_table
 from framework.tracking.study import StudyTrial, create_study
 from tests.modules.test_run_resume import CutAt, CutError
 from tests.modules.toy_run import build_module, train

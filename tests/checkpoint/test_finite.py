@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from framework.callbacks.cadence import Cadence
-from framework.checkpoint.finite import check_finite
+from framework.checkpoint.save import check_finite
 from framework.checkpoint.tensors import checkpoint_tensors
 from framework.errors import CheckpointError, FrameworkError
 from tests.distributed.tiny import build

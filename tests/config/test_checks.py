@@ -18,7 +18,7 @@ from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
-from framework.models.pretrained import load_pretrained
+from framework.published.pretrained import load_pretrained
 from framework.tasks.pretraining.task import PretrainingTask
 
 CONFIG = EncoderConfig(

@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 from torch import nn
 
-from framework.checkpoint.export import export_huggingface
 from framework.config import export_comparison
 from framework.config.export_comparison import compare_with_transformers
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.exports.huggingface import export_huggingface
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.token_classification.head import build_token_classification_head
 from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
-from tests.checkpoint.test_export_heads import build
+from tests.exports.test_huggingface_heads import build
 
 HEADS = {
     "pretraining": lambda encoder, config: build_pretraining_head(encoder, config, nsp=True),

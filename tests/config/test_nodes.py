@@ -122,7 +122,7 @@ def test_nested_parts_are_built_with_the_outer_one():
         ({"_target_": "framework.nowhere.Thing"}, "cannot be imported"),
         ({"_target_": "framework.errors.NoSuchError"}, "cannot be imported"),
         ({"_target_": "nodots"}, "cannot be imported"),
-        ({"_target_": "framework.constants.IGNORE_INDEX"}, "no class or function"),
+        ({"_target_": "framework.batch.IGNORE_INDEX"}, "no class or function"),
         ("text", "`part` is 'text', but a group of keys is needed"),
     ],
 )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Capacity, Target, pack_sequences
+from framework.data.planning.collate import Capacity, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.random import below, mix
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import Capacity
+from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.planning.collate import Capacity
 
 
 def source(**changes) -> FlatSource:

@@ -7,8 +7,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from framework.config.run_folder import RunFolder, check_same_data, write_start
-from framework.data.examples.choices import ChoiceExample
-from framework.data.examples.questions import Answer, Question
 from framework.data.layout import lay_out
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.sources import TextFiles
@@ -18,8 +16,10 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
+from framework.tasks.multiple_choice.data import ChoiceExample
 from framework.tasks.multiple_choice.features import choice_source
 from framework.tasks.pretraining.task import PretrainingTask
+from framework.tasks.question_answering.data import Answer, Question
 from framework.tasks.question_answering.features import WindowSizes, window_source
 
 TEXTS = ["The small cat sat on the mat.", "Small dogs and cats play.", "a", "Is it fun?"]

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.batch import StepBatch
-from framework.data.collate import RoundedCapacity
 from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.collate import RoundedCapacity
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError

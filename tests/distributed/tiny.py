@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from framework.batch import PackedBatch
-from framework.constants import DUMMY_SEQUENCE_ID
+from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.gradient_norm import clip_gradients

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from framework.checkpoint.load import read_full_state
-from framework.models.pretrained import load_pretrained
+from framework.published.pretrained import load_pretrained
 from tests.integration.test_commands import (
     FINETUNE,
     TEXTS,

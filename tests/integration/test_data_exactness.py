@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.batch import StepBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, StepBatch
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.datamodules.datamodule import EncoderDataModule

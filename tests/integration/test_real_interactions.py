@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.examples.interactions import InteractionData
 from framework.tasks.recommendation.catalogue import build_catalogue
+from framework.tasks.recommendation.data import InteractionData
 from framework.tasks.recommendation.trial import build_trial
 from tests.benchmarks.movielens_items import match_items
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.metrics.multi_label import ExactMatch, LabelMacroF1, MicroF1
 
 NUM_LABELS = 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.metrics.relation_f1 import RelationF1
 
 LABELS = ("A-B(e1,e2)", "A-B(e2,e1)", "C-D(e1,e2)", "Other", "E-F(e1,e2)", "E-F(e2,e1)")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.models.encoder import TransformerEncoder
-from framework.models.pretrained import PretrainedWeights
+from framework.published.pretrained import PretrainedWeights
 
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
 CONFIGS: dict[str, transformers.PreTrainedConfig] = {

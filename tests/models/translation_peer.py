@@ -9,8 +9,8 @@ from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.models.published.bert import BERT
-from framework.models.published.rules import Rule, fused_qkv, renamed, to_ours
+from framework.published.bert import BERT
+from framework.published.rules import Rule, fused_qkv, renamed, to_ours
 from framework.tasks.task import TaskModel
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings

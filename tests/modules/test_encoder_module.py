@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from framework.batch import IGNORE_INDEX
 from framework.callbacks.cadence import Cadence
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import RoundedCapacity
+from framework.data.planning.collate import RoundedCapacity
 from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys

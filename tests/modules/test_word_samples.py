@@ -6,9 +6,9 @@ import torch
 
 from framework.data.augmentation.edits import Replace, chosen_tokens, draws_of
 from framework.data.augmentation.source import AugmentedSource
-from framework.data.collate import pack_sequences
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
+from framework.data.planning.collate import pack_sequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining

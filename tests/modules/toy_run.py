@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import MeanMetric, Metric
 
-from framework.batch import PackedBatch
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import STOP, NonFinite
@@ -24,8 +24,7 @@ from framework.callbacks.resume import Resume
 from framework.callbacks.standard import Endings, standard_callbacks
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import Completion, RoundedCapacity, Target, pack_sequences
+from framework.data.planning.collate import Completion, RoundedCapacity, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.mesh import mesh_shape

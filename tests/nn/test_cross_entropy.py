@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.nn import cross_entropy
 from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from framework.data.examples.questions import Answer, Question
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatSource
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import Searched
 from framework.tasks.examination import FoundItems
+from framework.tasks.question_answering.data import Answer, Question
 from framework.tasks.question_answering.examine import NO_ANSWER, examine_answers
 from framework.tasks.question_answering.features import Passage, Window
 from framework.tasks.recommendation.catalogue import Catalogue

@@ -4,8 +4,8 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.augmentation.edits import Augmentation
-from framework.data.collate import Completion
 from framework.data.flat_source import FlatSource, FlatTokens, ranges
+from framework.data.planning.collate import Completion
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
 

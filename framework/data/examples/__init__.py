@@ -1,1 +1,1 @@
-"""What fine-tuning reads: files of labelled examples, checked, freed of repeats and split."""
+"""Reads files of labelled examples, checks them, removes duplicates and splits them."""

@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Completion
+from framework.data.planning.collate import Completion
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.plan import SequenceSource
 

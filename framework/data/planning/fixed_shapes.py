@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from framework.data.collate import Capacity, RoundedCapacity
+from framework.data.planning.collate import Capacity, RoundedCapacity
 from framework.data.planning.packing import budget_sizes
 
 _SPARE_SEQUENCES = 1.25

@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Completion
 from framework.data.planning.batch_size import BatchWarmup, sequences_before
+from framework.data.planning.collate import Completion
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.order import Shuffle
 from framework.data.planning.packing import Packing, budget_sizes, pack
@@ -65,7 +65,7 @@ class SequenceSource(Protocol):
         step: int,
         capacity: Completion = None,
     ) -> PackedBatch:
-        """Builds one micro-batch with the sequences in the given order (`framework.data.collate.pack_sequences`).
+        """Builds one micro-batch with the sequences in the given order (`planning.collate.pack_sequences`).
 
         Args:
             epochs: (sequences,) int64.

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.distributed.parallel.tensor_collectives import gather_parts, share_input, sum_of_parts
 from framework.nn.cross_entropy import cross_entropy_and_normalizers, log_normalizers, logit_gradient
 

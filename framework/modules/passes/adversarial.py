@@ -10,8 +10,8 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.errors import ConfigError
-from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.tasks.task import Task, TaskModel
 
 

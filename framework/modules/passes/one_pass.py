@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from framework.batch import PackedBatch
-from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.tasks.task import Task, TaskModel
 
 

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.errors import ConfigError
-from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.nn.dropout import HashedDropout
 from framework.tasks.task import Task, TaskModel
 

@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from framework.batch import StepBatch
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.processes.position import mark
-from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.tasks.step_level import StepLevelTask, in_order, real_rows
 from framework.tasks.task import Task
 

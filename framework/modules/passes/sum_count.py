@@ -6,8 +6,8 @@ from torch import Tensor
 from framework.batch import StepBatch
 from framework.distributed.processes.position import mark
 from framework.distributed.reduce import sum_over_data_ranks
-from framework.modules.objective import SumCountObjective
 from framework.modules.passes.model_passes import ModelPasses
+from framework.modules.passes.objective import SumCountObjective
 from framework.modules.passes.regularization import Regularization
 from framework.tasks.task import Task
 

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Completion
 from framework.data.examples.splits import same_text
-from framework.data.examples.text_pairs import TextGroup
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
+from framework.data.planning.collate import Completion
 from framework.data.planning.order import Shuffle
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import below, key, mix
+from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
-from framework.data.examples.text_pairs import TextGroup, TextPairData
 from framework.data.facts import range_of, with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -17,6 +16,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.tasks.embedding.data import TextGroup, TextPairData
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import DrawnPairs, labelled_source, match_source, scored_source, text_source
 from framework.tasks.embedding.head import EmbeddingHead

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.choices import ChoiceExample
+from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.tasks.multiple_choice.data import ChoiceExample
 
 LOSS_TERM = "choice"
 

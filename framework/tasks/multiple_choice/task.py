@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.choices import ChoiceData, ChoiceExample, filled, listed_choices
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -22,6 +20,7 @@ from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, filled, listed_choices
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head

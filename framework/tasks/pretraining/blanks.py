@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import Completion, Target, pack_sequences
+from framework.batch import IGNORE_INDEX, PackedBatch
+from framework.data.planning.collate import Completion, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer

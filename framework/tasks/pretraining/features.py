@@ -10,9 +10,9 @@ from functools import cached_property
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.collate import Completion, Target, pack_sequences
 from framework.data.facts import SplitFacts
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
+from framework.data.planning.collate import Completion, Target, pack_sequences
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
 from framework.data.sentence_pairs import Segments, SentenceChunks

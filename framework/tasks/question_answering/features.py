@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.questions import Question
+from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
+from framework.tasks.question_answering.data import Question
 
 _TEXTS_AT_ONCE = 100
 """Encodings with offsets take some hundred bytes a token until they are arrays, and a context may be a whole book."""

@@ -7,9 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.questions import Question, QuestionData
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -21,6 +19,7 @@ from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.question_answering.data import Question, QuestionData
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.examine import examine_answers
 from framework.tasks.question_answering.features import Window, WindowSizes, window_source

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from framework.data.examples.answers import number
-from framework.data.examples.interactions import Interactions
 from framework.data.reading.rows import read_rows
 from framework.errors import DataError
+from framework.tasks.recommendation.data import Interactions
 
 CATALOGUE_FILE = "catalogue.jsonl"
 _COLUMNS = ("item", "text", "likes")

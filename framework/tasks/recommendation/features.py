@@ -15,12 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from framework.data.examples.interactions import SPLITS, Likes
 from framework.data.examples.splits import same_text
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import Layout, lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.recommendation.catalogue import Catalogue
+from framework.tasks.recommendation.data import SPLITS, Likes
 from framework.tasks.recommendation.losses import NOBODY
 from framework.tasks.recommendation.trial import Question, Trial
 

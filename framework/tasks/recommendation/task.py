@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
-from framework.data.examples.interactions import SPLITS, InteractionData, Interactions
 from framework.data.facts import SplitFacts, with_facts
 from framework.data.layout import lay_out
 from framework.data.planning.plan import SequenceSource
@@ -26,6 +25,7 @@ from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.examination import Examination, FoundItems, plain_examination
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.recommendation.catalogue import CATALOGUE_FILE, Catalogue, build_catalogue, read_catalogue
+from framework.tasks.recommendation.data import SPLITS, InteractionData, Interactions
 from framework.tasks.recommendation.examine import examine_trial
 from framework.tasks.recommendation.features import (
     LOSS_TERM,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.data.examples.interactions import Interactions, Likes
 from framework.tasks.recommendation.catalogue import Catalogue
+from framework.tasks.recommendation.data import Interactions, Likes
 
 POPULARITY, ITEM_MEAN = "popularity", "item_mean"
 _MEAN_SUPPORT = 5.0

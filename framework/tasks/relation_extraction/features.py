@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.relations import RelationExample
+from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.reading.files import Reading
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
+from framework.tasks.relation_extraction.data import RelationExample
 
 LOSS_TERM = "relation"
 SHORTEST = 8

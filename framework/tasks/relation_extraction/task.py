@@ -7,10 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.marked_text import read_marked_text
-from framework.data.examples.relations import RelationData, RelationExample
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -23,8 +20,10 @@ from framework.metrics.relation_f1 import RelationF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.relation_extraction.data import RelationData, RelationExample
 from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
+from framework.tasks.relation_extraction.marked_text import read_marked_text
 from framework.tasks.sequence_classification.decode import decode_labels, examine_labels
 from framework.tasks.task import Task
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, several_labels
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget

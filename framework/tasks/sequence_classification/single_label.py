@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, one_label
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget

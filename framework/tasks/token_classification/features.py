@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.text_units import TextUnit
+from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 from framework.files import parse_json
+from framework.tasks.token_classification.text_units import TextUnit
 from framework.tasks.token_classification.windows import split_windows
 
 _WORDS_AT_ONCE = 100_000

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.tagged import TaggedData
-from framework.data.examples.text_units import Units, split_units
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -25,10 +22,12 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.examination import Examination, FoundItems
 from framework.tasks.task import Task
+from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
 from framework.tasks.token_classification.examine import examine_entities
 from framework.tasks.token_classification.features import Example, listed_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
+from framework.tasks.token_classification.text_units import Units, split_units
 
 _SHORTEST = 3
 """[CLS] a [SEP]"""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.errors import ConfigError
 
 BLEU_TOKENS = ("13a", "intl", "zh", "char", "ja-mecab", "ko-mecab", "none")

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.collate import Completion
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import Cutting, SplitFacts
 from framework.data.flat_source import FlatSource, FlatTarget, ranges
 from framework.data.layout import lay_out
+from framework.data.planning.collate import Completion
 from framework.data.tokenization.tokenizer import Tokenizer
 
 _ALL = 1 << 30

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig, TransformerDecoder
 from framework.models.encoder import TransformerEncoder

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.text import Perplexity
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
-from framework.data.examples.parallel_text import ParallelTextData
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
@@ -23,6 +21,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_uniform_sum
 from framework.tasks.examination import Examination, ExaminedRow, FoundItems
 from framework.tasks.task import Task
+from framework.tasks.translation.data import ParallelTextData
 from framework.tasks.translation.decode import (
     BLEU_TOKENS,
     FoundTarget,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framework.data.collate import Capacity
 from framework.data.planning.batch_size import BatchWarmup
+from framework.data.planning.collate import Capacity
 from framework.data.planning.fixed_shapes import FixedShapes
 from framework.data.planning.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.data.examples.text_units import split_units
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.written_text import join_word_pieces, join_words
+from framework.tasks.token_classification.text_units import split_units
 
 TEXTS = [
     "Don't say that it's over: we'll see, won't we?",

@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn import functional
 
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX
 from framework.distributed.parallel.vocabulary_parallel import VocabularyParallelEmbedding
 from framework.nn.cross_entropy import cross_entropy_and_normalizers
 from tests.workers import WorkerPool

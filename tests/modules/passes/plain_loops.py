@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from framework.callbacks.cadence import Cadence
-from framework.data.collate import RoundedCapacity
 from framework.data.planning.auto_budget import trial_batch
+from framework.data.planning.collate import RoundedCapacity
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding

@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional
 
+from framework.batch import IGNORE_INDEX
 from framework.config.checks import check_regularization
-from framework.constants import IGNORE_INDEX
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import MeshShape, build_mesh
 from framework.errors import ConfigError

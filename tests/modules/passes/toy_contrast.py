@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics import Metric
 
-from framework.batch import PackedBatch
-from framework.constants import IGNORE_INDEX
+from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.step_level import StepLevelTask

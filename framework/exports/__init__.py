@@ -1,0 +1,1 @@
+"""Writes folders that other libraries load."""

@@ -1,0 +1,190 @@
+"""BERT in the Hugging Face layout (`transformers.models.bert`), MiniLM included; RoBERTa shares the encoder's part."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from framework.errors import CheckpointError
+from framework.models.config import EncoderConfig
+from framework.published.family import (
+    FIELDS,
+    Family,
+    PublishedClass,
+    check_expressible,
+    read_activation,
+    read_fields,
+    write_activation,
+    write_fields,
+)
+from framework.published.kinds import (
+    MULTIPLE_CHOICE,
+    PRETRAINING,
+    QUESTION_ANSWERING,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+)
+from framework.published.rules import Rule, fused_qkv, renamed
+
+MLM = (
+    *renamed("mlm.dense", "cls.predictions.transform.dense"),
+    *renamed("mlm.norm", "cls.predictions.transform.LayerNorm"),
+    Rule(("mlm.decoder.bias",), ("cls.predictions.bias",)),
+)
+"""Scores of words; their map is the word embeddings."""
+_NSP = tuple(renamed("nsp", "cls.seq_relationship"))
+_FIELDS = {**FIELDS, "norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout_prob"}
+
+POOLER = tuple(renamed("pooler.dense", "pooler.dense"))
+# Three classes read a sequence, its tokens or choices with a map of one name.
+_CLASSIFIER = tuple(renamed("classifier", "classifier"))
+FINE_TUNED = (
+    PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=_CLASSIFIER),
+    PublishedClass("ForQuestionAnswering", QUESTION_ANSWERING, head_rules=tuple(renamed("qa_outputs", "qa_outputs"))),
+    PublishedClass("ForMultipleChoice", MULTIPLE_CHOICE, POOLER, _CLASSIFIER, poolings=("cls",)),
+)
+"""What BERT and RoBERTa have alike."""
+IGNORED = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
+
+
+def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The EncoderConfig fields that BERT and RoBERTa read alike.
+
+    Args:
+        published: config.json.
+        defaults: What transformers assumes for keys that are not there.
+
+    Raises:
+        CheckpointError: A decoder, or positions that are not a learned table.
+    """
+    values = {**defaults, **published}
+    if values.get("is_decoder") or values.get("add_cross_attention"):
+        raise CheckpointError(
+            "is_decoder or add_cross_attention is set; choose an encoder, since no decoder can be read."
+        )
+    if values.get("position_embedding_type", "absolute") != "absolute":
+        kind = values["position_embedding_type"]
+        raise CheckpointError(f"position_embedding_type={kind!r} is not known; only 'absolute' positions can be read.")
+    return {
+        **read_fields(values, _FIELDS),
+        "type_vocab_size": values["type_vocab_size"],
+        "activation": read_activation(values["hidden_act"]),
+        "embedding_dropout": values["hidden_dropout_prob"],
+    }
+
+
+def write_shared_config(config: EncoderConfig, position_offset: int, min_segments: int) -> dict[str, Any]:
+    """The keys of config.json that BERT and RoBERTa write alike.
+
+    Args:
+        config: Of the encoder.
+        position_offset: The one that the class has.
+        min_segments: Rows of the segment table, all zeros, where the encoder has none (the class always has one).
+
+    Raises:
+        CheckpointError: The class has no such encoder.
+    """
+    needed = {
+        "position_encoding": "learned",
+        "position_offset": position_offset,
+        "norm_placement": "post",
+        "gated": False,
+        "bias": True,
+        "norm_bias": True,
+    }
+    if any(config.attention_window(layer) is not None for layer in range(config.num_layers)):
+        needed["local_attention_window"] = None
+    check_expressible(config, needed)
+    return {
+        **write_fields(config, _FIELDS),
+        "type_vocab_size": config.type_vocab_size or min_segments,
+        "hidden_act": write_activation(config.activation),
+        "attention_probs_dropout_prob": config.attention_dropout,
+        "position_embedding_type": "absolute",
+    }
+
+
+def _zero_segments(rows: int, config: EncoderConfig) -> Rule:
+    """Writes a segment table of zeros for an encoder without one, and reads nothing back."""
+
+    def zeros(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
+        del tensors, num_heads
+        return [torch.zeros(rows, config.hidden_size)]
+
+    return Rule((), ("embeddings.token_type_embeddings.weight",), lambda _tensors, _num_heads: [], zeros)
+
+
+def shared_encoder_rules(config: EncoderConfig, min_segments: int) -> list[Rule]:
+    """Names of a BERT or RoBERTa encoder."""
+    rules = [
+        *renamed("embeddings.word_embeddings", "embeddings.word_embeddings", bias=False),
+        *renamed("embeddings.position_embeddings", "embeddings.position_embeddings", bias=False),
+        *renamed("embeddings.norm", "embeddings.LayerNorm"),
+    ]
+    if config.type_vocab_size:
+        rules += renamed("embeddings.token_type_embeddings", "embeddings.token_type_embeddings", bias=False)
+    else:
+        rules.append(_zero_segments(min_segments, config))
+    for layer in range(config.num_layers):
+        ours, theirs = f"layers.{layer}", f"encoder.layer.{layer}"
+        attention = f"{theirs}.attention.self"
+        query_key_value = (f"{attention}.query", f"{attention}.key", f"{attention}.value")
+        rules += fused_qkv(f"{ours}.attention.qkv", query_key_value, bias=True)
+        rules += renamed(f"{ours}.attention.output", f"{theirs}.attention.output.dense")
+        rules += renamed(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm")
+        rules += renamed(f"{ours}.feed_forward.up", f"{theirs}.intermediate.dense")
+        rules += renamed(f"{ours}.feed_forward.down", f"{theirs}.output.dense")
+        rules += renamed(f"{ours}.feed_forward_norm", f"{theirs}.output.LayerNorm")
+    return rules
+
+
+DEFAULTS = {
+    "vocab_size": 30522,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "max_position_embeddings": 512,
+    "type_vocab_size": 2,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+}
+_SEGMENTS = 2
+
+
+def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
+    return EncoderConfig(family="bert", **read_shared_config(published, DEFAULTS))
+
+
+def _write_config(config: EncoderConfig) -> dict[str, Any]:
+    return {"model_type": "bert", **write_shared_config(config, position_offset=0, min_segments=_SEGMENTS)}
+
+
+def _encoder_rules(config: EncoderConfig) -> list[Rule]:
+    return shared_encoder_rules(config, _SEGMENTS)
+
+
+_CLASSES = (
+    PublishedClass("ForPreTraining", PRETRAINING, POOLER, (*MLM, *_NSP)),
+    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=MLM),
+    PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, POOLER, _CLASSIFIER, poolings=("cls",)),
+    *FINE_TUNED,
+)
+
+BERT = Family(
+    prefix="bert.",
+    class_prefix="Bert",
+    read_config=_read_config,
+    write_config=_write_config,
+    encoder_rules=_encoder_rules,
+    classes=lambda _config: _CLASSES,
+    base_rules=POOLER,
+    named_rules=(*MLM, *POOLER, *_NSP),
+    tied=frozenset({"cls.predictions.decoder.weight"}),
+    ignored=IGNORED | {"cls.predictions.decoder.bias"},
+    special_tokens={},
+)

@@ -1,0 +1,113 @@
+"""Exports classifiers that transformers has no class for, with our own class as a file of the export.
+
+Their model type is unknown to transformers, so it requires `trust_remote_code=True` instead of adding a random head to
+the encoder. The file is `framework.exports.modeling_cloze`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from framework.models.config import EncoderConfig
+from framework.published.encoder_decoder import Parts
+from framework.published.kinds import MULTIPLE_CHOICE, SEQUENCE_CLASSIFICATION, HeadKind
+
+MODEL_TYPE = "cloze"
+MODELING_FILE = "modeling_cloze.py"
+_SUFFIXES = {SEQUENCE_CLASSIFICATION.name: "ForSequenceClassification", MULTIPLE_CHOICE.name: "ForMultipleChoice"}
+_KINDS = {kind.name: kind for kind in (SEQUENCE_CLASSIFICATION, MULTIPLE_CHOICE)}
+_ENCODER = "encoder."
+_POOLER = frozenset({"pooler.dense.weight", "pooler.dense.bias"})
+_PARTS = ("pooler.", "transform.", "classifier.")
+
+
+def own_class(head_kind: str, hidden_size: int, heads: Mapping[str, Tensor]) -> HeadKind | None:
+    """Returns the kind of head if our class supports its tensors, else None.
+
+    Args:
+        head_kind: `Task.head_kind`.
+        hidden_size: Width of the encoder.
+        heads: Tensors of the head.
+    """
+    known = all(name.startswith(_PARTS) for name in heads)
+    if head_kind not in _KINDS or not known or not {"classifier.weight", "classifier.bias"} <= set(heads):
+        return None
+    num_scores, width = heads["classifier.weight"].shape
+    is_choice = head_kind == MULTIPLE_CHOICE.name
+    return _KINDS[head_kind] if width == hidden_size and (num_scores == 1 or not is_choice) else None
+
+
+def class_name(kind: HeadKind) -> str:
+    """Returns the name of our class for a kind of head."""
+    return f"Cloze{_SUFFIXES[kind.name]}"
+
+
+def auto_class(name: str) -> str | None:
+    """Returns the Auto class of transformers that loads our class of this name; None for other names."""
+    names = {f"Cloze{suffix}": f"AutoModel{suffix}" for suffix in _SUFFIXES.values()}
+    return names.get(name)
+
+
+def write_own_class(
+    kind: HeadKind,
+    encoder_config: Mapping[str, Any],
+    encoder_tensors: Mapping[str, Tensor],
+    config: EncoderConfig,
+    heads: Mapping[str, Tensor],
+    side: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns config.json and the published tensors.
+
+    Args:
+        kind: Kind of the head.
+        encoder_config: config.json of the encoder alone.
+        encoder_tensors: Published tensors of the encoder, without a prefix.
+        config: Encoder configuration.
+        heads: Tensors of the head.
+        side: Record of the task: `pooling`, `labels` and `problem`.
+    """
+    name = class_name(kind)
+    module = MODELING_FILE.removesuffix(".py")
+    projection = "pooler" if set(heads) >= _POOLER else "transform" if "transform.dense.weight" in heads else "none"
+    published: dict[str, Any] = {
+        "model_type": MODEL_TYPE,
+        "architectures": [name],
+        "auto_map": {"AutoConfig": f"{module}.ClozeConfig", str(auto_class(name)): f"{module}.{name}"},
+        "encoder": dict(encoder_config),
+        "pooling": str(side.get("pooling", "cls")),
+        "projection": projection,
+        **{key: encoder_config[key] for key in ("hidden_size", "max_position_embeddings", "pad_token_id")},
+        **kind.write(side, heads),
+    }
+    if projection == "transform":
+        published["transform"] = {
+            "bias": config.bias,
+            "norm_bias": config.norm_bias,
+            "norm_eps": config.norm_eps,
+            "activation": config.activation,
+        }
+    tensors = {_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}
+    return published, tensors | {name: tensor.contiguous() for name, tensor in heads.items()}
+
+
+def take_apart_own_class(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
+    """Returns the parts of an export with our class.
+
+    Args:
+        published: config.json.
+        tensors: Tensors by their published names.
+    """
+    heads = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(_PARTS)}
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
+    names = [str(name) for name in published.get("architectures") or ()]
+    kind = next((kind for kind in _KINDS.values() if class_name(kind) in names), None)
+    side = {"pooling": published.get("pooling", "cls")} | (kind.read(published, heads) if kind is not None else {})
+    return Parts(
+        published=published.get("encoder") or {},
+        tensors=encoder,
+        heads=heads,
+        side=side,
+        unused=frozenset(tensors.keys() - heads.keys() - {_ENCODER + name for name in encoder}),
+        head_kind=kind.name if kind is not None else None,
+    )

@@ -1,0 +1,136 @@
+"""Texts with two marked entities and the relation between them, checked and split (`splits`)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
+from framework.data.reading.files import Reading, head_of, kind_of
+from framework.data.reading.rows import Row, read_rows
+from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.table_kind import head_lines, json_kind
+from framework.errors import ConfigError, DataError
+from framework.tasks.relation_extraction.marked_text import MarkedText, read_marked_text
+from framework.tasks.relation_extraction.relation_rows import read_relation_json
+from framework.tasks.relation_extraction.semeval_rows import is_semeval, read_semeval
+
+
+@dataclass(frozen=True, slots=True)
+class RelationExample:
+    """One row (`framework.data.examples.splits.Record`).
+
+    Attributes:
+        place: File, row and line, for messages.
+        text: With its two entities.
+        label: The relation as in the file, such as `Cause-Effect(e2,e1)`; None where it is to be predicted.
+    """
+
+    place: str
+    text: MarkedText
+    label: str | None
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The text, and which entities of it are meant."""
+        return same_text(self.text.text), same_text(self.text.marked)
+
+    @property
+    def answer(self) -> str | None:
+        """The label."""
+        return self.label
+
+
+@dataclass(frozen=True)
+class RelationData(SplitFiles):
+    """A text with `<e1>...</e1>` and `<e2>...</e2>` and a label a row; rows of one text fall into one split.
+
+    A file of JSON objects may give tokens and the positions of the entities instead (`relation_rows`). A `.txt` file
+    whose first lines have SemEval's format is read by `semeval_rows`. Other files are tables
+    (`framework.data.reading.rows`).
+
+    Attributes:
+        text_column: Column of tables, in JSONL key, of the text.
+        label_column: Column of the label.
+        labels: Label set in the order of scores; None: the labels of the files, sorted.
+        format: Format of tables; None: the defaults of TableFormat.
+        on_bad_row: What is done about a row that is broken, whose entities are not marked as they should be or do not
+            fit into a sequence, or whose label is empty or outside the label set: "error", or "skip", which counts it.
+    """
+
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: list[str] | None = None
+    format: TableFormat | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and not 2 <= len(self.labels) == len(set(self.labels)):
+            raise ConfigError(
+                f"labels is {self.labels}, it must name at least 2 different labels, or be null to find them in the "
+                "data."
+            )
+
+    def group(self, record: R) -> tuple[str, ...]:
+        """The text."""
+        return record.identity[:1]
+
+    def load(self, labels: Sequence[str] | None = None) -> ReadSplits[RelationExample]:
+        """Reads, checks and splits the rows.
+
+        Args:
+            labels: The label set of an earlier run, which then decides instead of the config and the data.
+
+        Raises:
+            DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
+                split; all training rows have one label.
+        """
+        read = self.read_files(self._read, self.on_bad_row)
+        names = tuple(labels or self.labels or sorted(read.found_labels(lambda row: [str(row.label)])))
+        for split in read.records:
+            read.checked(split, lambda example: _known(example, names))
+        relations = self.split(read, names)
+        train = relations.splits["train"]
+        if not labels and len({example.label for example in train}) < 2:
+            raise DataError(
+                f"{self.train}: all {len(train)} training rows have the label {train[0].label!r}, but there must be at "
+                "least 2 labels to tell apart; correct `label_column`, or give more rows."
+            )
+        return relations
+
+    def _read(self, path: Path, reading: Reading) -> Iterator[RelationExample]:
+        table_format = self.format or TableFormat()
+        kind = None if table_format.columns else json_kind(path, table_format)
+        if kind is not None:
+            table = TableFile(path, (), table_format, kind=kind)
+            rows = read_relation_json(table, self.text_column, self.label_column, reading)
+            yield from (RelationExample(*row) for row in rows)
+            return
+        for row, text, label in self._rows(path, table_format, reading):
+            place = f"{path}, {row.place}"
+            try:
+                if not label:
+                    raise DataError(f"{place}: the label is empty, each row needs one; fill in or remove the row.")
+                example = RelationExample(place, read_marked_text(place, text), label)
+            except DataError as error:
+                reading.bad_row(error)
+            else:
+                yield example
+
+    def _rows(self, path: Path, table_format: TableFormat, reading: Reading) -> Iterator[tuple[Row, str, str]]:
+        if kind_of(path) == ".txt" and is_semeval(head_lines(head_of(path), table_format)):
+            for row in read_semeval(path, reading, table_format.codec):
+                yield row, row.values["text"], row.values["label"]
+        else:
+            for row in read_rows(path, [self.text_column, self.label_column], reading, table_format):
+                yield row, row.values[self.text_column], row.values[self.label_column].strip()
+
+
+def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:
+    if example.label not in labels:
+        raise DataError(
+            f"{example.place}: the label {example.label!r} is none of {', '.join(labels)}; correct the row, or list "
+            "all labels in `labels`."
+        )
+    return example

@@ -1,0 +1,123 @@
+"""Sentences with tagged words, checked and split (`splits`); whatever the files have becomes BIO."""
+
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles
+from framework.data.reading.files import Reading
+from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.table_kind import json_kind
+from framework.errors import ConfigError, DataError
+from framework.tasks.token_classification.tag_schemes import Scheme, bio_tags, detect_scheme, first_violation, is_tag
+from framework.tasks.token_classification.tagged_json import read_tagged_json
+from framework.tasks.token_classification.tagged_rows import ConllFormat, TaggedSentence, read_conll
+from framework.tasks.token_classification.text_units import Units
+
+
+@dataclass(frozen=True)
+class TaggedData(SplitFiles):
+    """One sentence per row: JSON, by suffix or content (`tagged_json`), else CoNLL columns.
+
+    Attributes:
+        scheme: Of the tags in the files; "auto" finds it in `train`.
+        invalid_tags: What happens to tags that the scheme forbids, such as I- behind O in BIO: "error" makes the
+            sentence a bad row, "repair" reads it as conlleval does.
+        on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
+        labels: Types of entities; None: the types of the files, sorted. A sentence with another type is a bad row.
+        conll: Layout of CoNLL files, and the encoding of all files; None: the defaults of ConllFormat.
+    """
+
+    scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
+    invalid_tags: Literal["error", "repair"] = "error"
+    on_bad_row: Literal["error", "skip"] = "error"
+    labels: list[str] | None = None
+    conll: ConllFormat | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.labels is not None and not 0 < len(self.labels) == len(set(self.labels)):
+            raise ConfigError(
+                f"labels is {self.labels}, it must name at least one type of entity, none twice, or be null to find "
+                "them in the data."
+            )
+
+    def load(self, units: Units, labels: Sequence[str] | None = None) -> ReadSplits[TaggedSentence]:
+        """Reads, checks, converts and splits the sentences.
+
+        Args:
+            units: What of a text gets a tag each, where files have texts and spans.
+            labels: The types of an earlier run, which then decide instead of the config and the data.
+
+        Raises:
+            DataError: A file is missing, empty or damaged; a sentence cannot be used and `on_bad_row` is "error"; no
+                sentence is left for a split, or no entity is in `train`.
+        """
+        read = self.read_files(lambda path, reading: self._read(path, units, reading), self.on_bad_row)
+        scheme = self._scheme(read.records["train"])
+        names = tuple(labels or self.labels or ())
+        repaired = dict.fromkeys(read.records, 0)
+
+        def checked(split: str, types: tuple[str, ...], sentence: TaggedSentence) -> TaggedSentence:
+            repaired[split] += self._checked(sentence, scheme, types) is not None
+            return replace(sentence, tags=bio_tags(sentence.tags), lines=())
+
+        for split in read.records:
+            read.checked(split, partial(checked, split, names))
+        names = names or _types(self.train, read)
+        tagged = self.split(read, names)
+        facts = {split: replace(each, repaired=repaired.get(split, 0)) for split, each in tagged.facts.items()}
+        return replace(tagged, facts=facts)
+
+    def _read(self, path: Path, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
+        layout = self.conll or ConllFormat()
+        kind = json_kind(path, TableFormat(encoding=layout.encoding))
+        if kind is None:
+            return read_conll(path, layout, reading)
+        table = TableFile(path, (), TableFormat(encoding=layout.encoding), kind=kind)
+        return read_tagged_json(table, units, reading)
+
+    def _scheme(self, sentences: list[TaggedSentence]) -> Scheme:
+        if self.scheme != "auto":
+            return self.scheme
+        tags = (sentence.tags for sentence in sentences if not sentence.has_spans)
+        return detect_scheme(each for each in tags if all(map(is_tag, each)))
+
+    def _checked(self, sentence: TaggedSentence, scheme: Scheme, labels: Container[str]) -> int | None:
+        """The first place that the scheme forbids, where that is to be repaired.
+
+        Raises:
+            DataError: The sentence cannot be used.
+        """
+        for index, tag in enumerate(sentence.tags):
+            if not is_tag(tag):
+                raise DataError(
+                    f"{sentence.place_of(index)}: the tag {tag!r} is not O, nor B-, I-, E- or S- with a type; "
+                    "correct it, or name the column of the tags."
+                )
+            if labels and tag != "O" and tag[2:] not in labels:
+                raise DataError(
+                    f"{sentence.place_of(index)}: the type of {tag!r} is not among the labels; correct it, list "
+                    "all types in `labels`, or set `on_bad_row` to skip."
+                )
+        violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
+        if violation is not None and self.invalid_tags == "error":
+            last = len(sentence.tags) - 1
+            before = repr(sentence.tags[violation - 1]) if violation else "the beginning"
+            after = repr(sentence.tags[violation]) if violation <= last else "the end of the sentence"
+            found = ", the scheme that fits `train` best," if self.scheme == "auto" else ""
+            raise DataError(
+                f"{sentence.place_of(min(violation, last))}: {after} behind {before} is against "
+                f"{scheme}{found} so schemes are mixed or a tag is wrong; correct it, name the right `scheme`, or set "
+                "`invalid_tags` to repair, which reads tags as conlleval does."
+            )
+        return violation
+
+
+def _types(train: str, read: FileRecords[TaggedSentence]) -> tuple[str, ...]:
+    sentences = read.records["train"]
+    if all(tag == "O" for sentence in sentences for tag in sentence.tags):
+        raise DataError(f"{train}: no entity in {len(sentences)} sentences, at least one is needed to learn from.")
+    return tuple(sorted(read.found_labels(lambda each: [tag[2:] for tag in each.tags if tag != "O"])))

@@ -1,0 +1,142 @@
+"""Reads tagged sentences from JSON: rows with tokens and tags, or with a text and its spans."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from framework.data.reading.files import Reading
+from framework.data.reading.json_rows import check_surrogates, json_values
+from framework.data.reading.table_format import TableFile
+from framework.errors import DataError
+from framework.tasks.token_classification.tagged_rows import TaggedSentence
+from framework.tasks.token_classification.text_units import TextUnit, Units, split_units
+
+
+def read_tagged_json(table: TableFile, units: Units, reading: Reading) -> Iterator[TaggedSentence]:
+    """Streams the rows of a JSON list or of JSONL.
+
+    A row has one of these forms. Offsets count code points.
+    - `tokens` and `tags`: lists of one length.
+    - `text` and `spans`: objects with `start`, exclusive `end`, and `label`; a `text` in them is compared.
+    - `text` and `label` (or `entities`): a list of [start, end, label], the form of spaCy and doccano.
+    - `text` and `label`: {type: {mention: [[start, last], ...]}} with inclusive `last`, the form of CLUENER (Xu et al.
+      2020, arXiv:2001.04351).
+
+    Raises:
+        DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
+    """
+    for row in json_values(table, reading):
+        place = f"{table.path}, row {row.number}" + ("" if row.line is None else f" (line {row.line})")
+        try:
+            if not isinstance(row.value, dict):
+                raise DataError(
+                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
+                )
+            has_text = "text" in row.value
+            words, tags = _spans_to_tags(place, row.value, units) if has_text else _tokens_and_tags(place, row.value)
+            check_surrogates(place, "text", "".join(words))
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield TaggedSentence(place, words, tags, (), has_spans=has_text)
+
+
+def _tokens_and_tags(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    for key in ("tokens", "tags"):
+        values = row.get(key)
+        if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+            raise DataError(
+                f"{place}: {key!r} is {values!r:.80}, it must be a list of texts, none empty; a row needs `tokens` and "
+                "`tags`, or `text` and `spans`."
+            )
+    words, tags = tuple(row["tokens"]), tuple(row["tags"])
+    if not words or len(words) != len(tags):
+        raise DataError(
+            f"{place}: {len(words)} tokens and {len(tags)} tags, there must be one tag for each, and at least one; "
+            "correct or remove the row."
+        )
+    return words, tags
+
+
+def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    text = row["text"]
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{place}: 'text' is {text!r:.80}, it must be text that is not empty; fill in or remove it.")
+    spans = _listed_spans(place, row)
+    parts = split_units(text, units)
+    first = {part.start: index for index, part in enumerate(parts)}
+    last = {part.stop: index for index, part in enumerate(parts)}
+    tags = ["O"] * len(parts)
+    for span in spans:
+        start, stop, label = _checked_span(place, text, span)
+        if start not in first or stop not in last:
+            raise DataError(
+                f"{place}: the span {span!r:.120} does not begin and end with {units.replace('_', ' ')} of the text, "
+                f"{_around(parts, start, stop)}; correct it, or set `task.units` to characters."
+            )
+        covered = slice(first[start], last[stop] + 1)
+        if any(tag != "O" for tag in tags[covered]):
+            raise DataError(f"{place}: the span {span!r:.120} overlaps another one; leave one of them out.")
+        tags[covered] = [f"B-{label}", *[f"I-{label}"] * (last[stop] - first[start])]
+    return tuple(part.text for part in parts), tuple(tags)
+
+
+def _listed_spans(place: str, row: Mapping[str, Any]) -> list[Any]:
+    """Returns the spans of a row as objects, from any of its forms."""
+    key = next((each for each in ("spans", "entities", "label") if each in row), None)
+    found = None if key is None else row[key]
+    if key == "label" and isinstance(found, dict):
+        return _cluener_spans(place, found)
+    if not isinstance(found, list):
+        raise DataError(
+            f"{place}: {key or 'spans'!r} is {found!r:.80}, it must be a list. Give an empty one for no entities; as "
+            "`label` also {type: {mention: [[start, last]]}}."
+        )
+    named = ("start", "end", "label")
+    return [dict(zip(named, span, strict=True)) if _has_three(span) else span for span in found]
+
+
+def _has_three(span: Any) -> bool:
+    return isinstance(span, list) and len(span) == 3
+
+
+def _cluener_spans(place: str, types: Mapping[str, Any]) -> list[Any]:
+    spans = []
+    for label, mentions in types.items():
+        if not isinstance(mentions, dict):
+            raise DataError(
+                f"{place}: the mentions of {label!r} are {mentions!r:.80}. Each type needs an object of "
+                "{mention: [[start, last]]}. Correct or remove the row."
+            )
+        for mention, offsets in mentions.items():
+            if not isinstance(offsets, list) or not all(map(_is_pair, offsets)):
+                raise DataError(
+                    f"{place}: the offsets of {mention!r} are {offsets!r:.80}. They must be a list of [start, last], "
+                    "two whole numbers. Correct or remove the row."
+                )
+            spans += [{"start": start, "end": last + 1, "label": label, "text": mention} for start, last in offsets]
+    return spans
+
+
+def _is_pair(offsets: Any) -> bool:
+    return isinstance(offsets, list) and [type(each) for each in offsets] == [int, int]
+
+
+def _checked_span(place: str, text: str, span: Any) -> tuple[int, int, str]:
+    start, stop, label = (span.get(key) if isinstance(span, dict) else None for key in ("start", "end", "label"))
+    if type(start) is not int or type(stop) is not int or not isinstance(label, str) or not label.strip():
+        raise DataError(f"{place}: the span {span!r:.120} must have whole numbers `start` and `end`, and a `label`.")
+    if not 0 <= start < stop <= len(text):
+        raise DataError(
+            f"{place}: the span {span!r:.120} is empty or outside of the text, which has {len(text)} characters; "
+            "correct or remove it."
+        )
+    if span.get("text", text[start:stop]) != text[start:stop]:
+        raise DataError(
+            f"{place}: the span {span!r:.120} is {text[start:stop]!r:.80} in the text; offsets must count code points."
+        )
+    return start, stop, label.strip()
+
+
+def _around(parts: list[TextUnit], start: int, stop: int) -> str:
+    near = [repr(part.text) for part in parts if part.stop > start and part.start < stop]
+    return f"which here are {', '.join(near)}"[:120] if near else "which is only white space"

@@ -1,0 +1,194 @@
+"""Weights & Biases through Lightning's WandbLogger: on rank 0 only, online where a key is configured, else offline.
+
+Nothing here imports `wandb` before a logger is really built; whether a key is there is found without network code.
+"""
+
+import hashlib
+import logging
+import netrc
+import os
+import re
+from collections.abc import Mapping, Sequence
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from framework.errors import ConfigError
+from framework.tracking.console import open_console
+from framework.tracking.rank_log import RUN_LOGGER
+from framework.tracking.wandb.content import log_content
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+
+_DEFAULT_SERVER = "https://api.wandb.ai"
+
+_INIT_SECONDS = 20.0
+"""Time for the server to answer before the run is logged offline; WANDB_INIT_TIMEOUT overrides it."""
+
+_FINISH_SECONDS = 120.0
+"""Time for the final upload of a run, below the limit for hangs; `wandb sync` uploads the rest."""
+_SHOWN_OF_REASON = 200
+_MAX_ID_LENGTH = 64
+
+
+def build_wandb_logger(
+    run_folder: Path,
+    run_id: str,
+    config: Mapping[str, Any],
+    project: str = "cloze",
+    group: str | None = None,
+    job_type: str | None = None,
+    tags: Sequence[str] = (),
+    mode: str = "auto",
+) -> "WandbLogger":
+    """Builds the logger of one run; starting the same run id again continues the same W&B run. Call on rank 0 only.
+
+    Args:
+        run_folder: Where the folder `wandb/` is written.
+        run_id: `run.id` of the config; see `wandb_run_id`.
+        config: The resolved config, without secrets, to be shown with the run.
+        project: W&B project.
+        group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
+        job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
+        tags: W&B tags.
+        mode: "online", "offline", or "auto": online if credentials are configured, else offline. If the server cannot
+            be reached or rejects the key, the run is logged offline with a message.
+
+    Raises:
+        ConfigError: The mode is none of the three.
+    """
+    offline = _is_offline(mode)
+    os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
+    import wandb
+
+    wandb.setup()  # reads WANDB_SILENT now: Lightning 2.6 passes an argument to init of which wandb 0.31 warns
+
+    def opened(mode: str | None) -> "WandbLogger":
+        logger = _logger_class(run_folder)(
+            name=run_id,
+            save_dir=str(run_folder),
+            id=wandb_run_id(run_id),
+            project=project,
+            group=group,
+            job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
+            tags=list(tags),
+            mode=mode,  # Lightning's own `offline` would write into the environment
+            settings=_settings(wandb.Settings),
+        )
+        logger.log_hyperparams(dict(config))
+        return logger
+
+    if offline:
+        return opened("offline")
+    try:
+        return opened(None)
+    except (wandb.Error, OSError, ValueError) as error:
+        _report_offline(run_folder, error)
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        wandb.teardown(exit_code=1)  # W&B's service process still holds the run id
+        wandb.setup()
+        return opened("offline")
+
+
+def _is_offline(mode: str) -> bool:
+    if mode not in ("auto", "online", "offline"):
+        raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
+    offline = mode == "offline" or (mode == "auto" and not has_credentials())
+    if offline:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
+    return offline
+
+
+def _settings(kind: Any) -> Any:
+    """Returns W&B's settings with our time limits, unless the environment sets them or the version lacks them."""
+    limits = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
+    ours = {
+        name: seconds
+        for name, seconds in limits.items()
+        if name in kind.model_fields and f"WANDB_{name.upper()}" not in os.environ
+    }
+    return kind(**ours)
+
+
+def _report_offline(run_folder: Path, error: Exception) -> None:
+    reason = " ".join(str(error).split())[:_SHOWN_OF_REASON]
+    text = (
+        f"W&B cannot be used ({reason}). The run is logged offline. Upload it later with "
+        f"`wandb sync {run_folder / 'wandb'}/offline-run-*`."
+    )
+    logging.getLogger(RUN_LOGGER).warning(text)
+    open_console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _logger_class(run_folder: Path) -> "type[WandbLogger]":
+    """Made here, as Lightning's module imports wandb."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    class RunLogger(WandbLogger):
+        """Gives each row its step, and ends the W&B run with ours.
+
+        Lightning lets W&B count rows instead: a run that goes on would begin again at 0. It also leaves the W&B run
+        open, and the next run of this process would continue it.
+        """
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            self.experiment.log({**metrics, "trainer/global_step": step}, step=step)
+
+        def finalize(self, status: str) -> None:
+            super().finalize(status)
+            if status == "success":
+                log_content(self.experiment, run_folder)
+            self.experiment.finish(exit_code=0 if status == "success" else 1)
+
+    return RunLogger
+
+
+def wandb_run_id(run_id: str) -> str:
+    """Returns a run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most).
+
+    A hash of the run id is added if characters are replaced or removed, so that ids stay distinct.
+    """
+    safe = re.sub(r"[^A-Za-z0-9_-]", "-", run_id)
+    if safe == run_id and len(safe) <= _MAX_ID_LENGTH:
+        return safe
+    digest = hashlib.sha256(run_id.encode()).hexdigest()[:8]
+    return f"{safe[: _MAX_ID_LENGTH - len(digest) - 1]}-{digest}"
+
+
+def has_credentials() -> bool:
+    """True where wandb would find a key: WANDB_API_KEY, a netrc entry of its server, or its own settings files.
+
+    WANDB_MODE=offline, dryrun or disabled counts as having none, as wandb itself would not connect.
+    """
+    if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
+        return False
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    settings = _settings_files()
+    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or _DEFAULT_SERVER
+    return bool(settings.get("api_key")) or _netrc_has(urlsplit(server).netloc)
+
+
+def _settings_files() -> dict[str, str]:
+    config_folder = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    parser = ConfigParser(interpolation=None)
+    try:
+        parser.read([config_folder / "settings", Path("wandb") / "settings"])
+    except (ConfigParserError, UnicodeDecodeError):
+        return {}
+    return dict(parser["default"]) if "default" in parser else {}
+
+
+def _netrc_has(host: str) -> bool:
+    paths = [os.environ["NETRC"]] if "NETRC" in os.environ else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    for path in paths:
+        try:
+            entry = netrc.netrc(str(path)).authenticators(host)
+        except (OSError, netrc.NetrcParseError):
+            continue
+        if entry and entry[2]:
+            return True
+    return False

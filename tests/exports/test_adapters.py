@@ -1,0 +1,127 @@
+"""peft loads what a LoRA run trained and computes the same; so does the merged export; a base alone does not."""
+
+import json
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.errors import CheckpointError
+from framework.exports.adapters import TrainedAdapter, export_adapter
+from framework.exports.huggingface import export_huggingface
+from framework.nn.lora import LoraSettings, apply_lora, is_update, merge_lora
+from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
+from tests.exports.test_huggingface import TOLERANCE, build
+from tests.models import peers
+
+peft = pytest.importorskip("peft")
+
+SIDE = {"labels": list(peers.LABELS), "pooling": "cls"}
+ATTENTION = ("query", "key", "value", "output")
+CASES = [
+    ("bert", ("query", "value"), ("head.*",)),
+    ("bert", (*ATTENTION, "up", "down"), ("head.*", "encoder.layers.1.attention_norm.weight")),
+    ("roberta", ATTENTION, ("head.*",)),
+    ("modernbert", ("query", "value"), ("head.*",)),
+    ("modernbert", (*ATTENTION, "gate", "up", "down"), ("head.*", "encoder.final_norm.*")),
+    ("modernbert", ("up",), ("head.*",)),
+]
+
+
+def adapted(family: str, settings: LoraSettings, kind: str = "cls"):
+    """A trained model with updates (random values everywhere), and the base that it might have started from."""
+    model = build(CONFIGS[family], kind)
+    apply_lora(model.encoder.layers, CONFIGS[family].num_heads, settings)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if is_update(name):
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    base = build(CONFIGS[family], kind, seed=9)
+    frozen = {
+        name: value
+        for name, value in model.state_dict().items()
+        if not is_update(name) and not any(fnmatchcase(name, pattern) for pattern in settings.train_also)
+    }
+    base.load_state_dict(frozen, strict=False)
+    return model, base
+
+
+def write(folder, family, model, settings, tokenizer_dir, base=None, side=SIDE):
+    adapter = TrainedAdapter(settings, model.state_dict(), base)
+    tokenizer = Tokenizer.from_folder(tokenizer_dir)
+    export_adapter(folder, CONFIGS[family], adapter, "sequence_classification", tokenizer, side)
+
+
+@pytest.mark.parametrize(("family", "targets", "train_also"), CASES)
+@torch.no_grad()
+def test_peft_computes_what_the_adapted_model_does(family, targets, train_also, tmp_path):
+    config = CONFIGS[family]
+    settings = LoraSettings(rank=3, alpha=4.5, targets=targets, train_also=train_also)
+    model, base = adapted(family, settings)
+    tokenizer_dir = tmp_path / "tokenizer"
+    tokenizer_dir.mkdir()
+    make_tokenizer(tokenizer_dir, config.pad_token_id)
+    export_huggingface(tmp_path / "base", config, base.state_dict(), "sequence_classification", tokenizer_dir, SIDE)
+    write(tmp_path / "adapter", family, model, settings, tokenizer_dir, base=str(tmp_path / "base"))
+
+    ids = peers.sequences()
+    token_types = peers.segments(ids) if family == "bert" else None
+    batch, inputs = peers.pack(ids, token_types), peers.pad(ids, config.pad_token_id, token_types)
+    expected = model(batch)["logits"]
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    plain = load(tmp_path / "base").eval()
+    assert not torch.allclose(plain(**inputs).logits, expected, atol=1e-2)
+    loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    assert_close(loaded(**inputs).logits, expected, **TOLERANCE)
+    by_name = peft.AutoPeftModelForSequenceClassification.from_pretrained(
+        tmp_path / "adapter", num_labels=len(peers.LABELS)
+    )
+    assert_close(by_name.eval()(**inputs).logits, expected, **TOLERANCE)
+
+    merged = merge_lora(model.state_dict(), config.num_heads, settings)
+    export_huggingface(tmp_path / "merged", config, merged, "sequence_classification", tokenizer_dir, SIDE)
+    assert_close(load(tmp_path / "merged").eval()(**inputs).logits, expected, **TOLERANCE)
+
+
+def test_bert_has_the_targets_and_the_rank_of_the_config(tmp_path):
+    settings = LoraSettings(rank=3, alpha=4.5, targets=("query", "value"))
+    model, _ = adapted("bert", settings)
+    write(tmp_path / "adapter", "bert", model, settings, make_tokenizer(tmp_path, 0), base="some/bert")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert {name.rpartition(".")[2] for name in config["target_modules"]} == {"query", "value"}
+    assert len(config["target_modules"]) == 2 * CONFIGS["bert"].num_layers
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (3, 4.5, {})
+    assert config["modules_to_save"] == ["bert.pooler", "classifier"]
+    assert config["base_model_name_or_path"] == "some/bert"
+    assert (tmp_path / "adapter" / "tokenizer.json").is_file()
+
+
+def test_what_peft_has_no_place_for_is_refused(tmp_path):
+    tokenizer_dir = make_tokenizer(tmp_path, 0)
+    settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
+    for kind, side, words in (
+        ("mean", {**SIDE, "pooling": "mean"}, "No class of transformers has a place for head.classifier.bias"),
+        ("mlm", SIDE, "The head's decoder shares the word embeddings"),
+    ):
+        model, _ = adapted("bert", settings, kind)
+        with pytest.raises(CheckpointError, match=words):
+            write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir, side=side)
+    beside = LoraSettings(rank=3, alpha=4.5, targets=("output",), train_also=("*.attention.output.bias",))
+    model, _ = adapted("bert", beside)
+    with pytest.raises(CheckpointError, match=r"layer\.0\.attention\.output\.dense was trained beside"):
+        write(tmp_path / "adapter", "bert", model, beside, tokenizer_dir)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
+    model, _ = adapted("bert", settings)
+    tokenizer_dir = make_tokenizer(tmp_path, 0)
+    with pytest.raises(CheckpointError, match="exists and is no adapter"):
+        write(tmp_path, "bert", model, settings, tokenizer_dir)
+    for _ in range(2):  # an earlier adapter is replaced
+        write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir)

@@ -1,0 +1,205 @@
+"""Every kind of head: its class of transformers has the same scores, and what has no class comes back too."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.testing import assert_close
+
+from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
+from framework.errors import CheckpointError
+from framework.exports.huggingface import export_huggingface
+from framework.models.encoder import TransformerEncoder
+from framework.published.pretrained import load_into, load_pretrained
+from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from framework.tasks.task import TaskModel
+from tests.checkpoint.small_exports import CONFIGS, load_peer
+from tests.models import peers
+from tests.models.heads import ChoiceHead, SpanHead, TokenHead
+
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
+LABELLED = {"labels": list(peers.LABELS)}
+
+
+def build(config, head, seed=0):
+    """A TaskModel with random values everywhere."""
+    model = TaskModel(TransformerEncoder(config), head)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + noise if "norm.weight" in name else noise)
+    return model
+
+
+def export(tmp_path, model, tokenizer_dirs, head_kind, **side):
+    folder = tmp_path / "export"
+    config = model.encoder.config
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
+    return folder
+
+
+def check_comes_back(folder, model, make_head, head_kind, side):
+    """Bit for bit, with nothing new and nothing left over."""
+    weights = load_pretrained(str(folder))
+    recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
+    assert (weights.head_kind, weights.side, weights.unused) == (head_kind, side | recorded, ())
+    again = build(model.encoder.config, make_head(), seed=5)
+    assert load_into(again, weights) == []
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def both_forms(family, lengths=peers.LENGTHS):
+    ids = peers.sequences(lengths)
+    token_types = peers.segments(ids) if family == "bert" else None
+    return peers.pack(ids, token_types), peers.pad(ids, CONFIGS[family].pad_token_id, token_types)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_token_classification(family, tmp_path, tokenizer_dirs):
+    model = build(CONFIGS[family], TokenHead(CONFIGS[family], 3))
+    folder = export(tmp_path, model, tokenizer_dirs, "token_classification", **LABELLED)
+    peer, report = load_peer(transformers.AutoModelForTokenClassification, folder)
+    assert report == {}
+    assert peer.config.id2label == dict(enumerate(peers.LABELS))
+    batch, inputs = both_forms(family)
+    assert_close(model(batch)["logits"], peers.unpadded(peer(**inputs).logits, inputs), **TOLERANCE)
+    check_comes_back(folder, model, lambda: TokenHead(CONFIGS[family], 3), "token_classification", LABELLED)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_question_answering(family, tmp_path, tokenizer_dirs):
+    model = build(CONFIGS[family], SpanHead(CONFIGS[family]))
+    folder = export(tmp_path, model, tokenizer_dirs, "question_answering", max_length=32)
+    peer, report = load_peer(transformers.AutoModelForQuestionAnswering, folder)
+    assert report == {}
+    batch, inputs = both_forms(family)
+    start, end = model(batch)["logits"].unbind(-1)
+    expected = peer(**inputs)
+    assert_close(start, peers.unpadded(expected.start_logits, inputs), **TOLERANCE)
+    assert_close(end, peers.unpadded(expected.end_logits, inputs), **TOLERANCE)
+    check_comes_back(folder, model, lambda: SpanHead(CONFIGS[family]), "question_answering", {"max_length": 32})
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling"), [(name, "cls") for name in FAMILIES] + [(name, "mean") for name in FAMILIES]
+)
+@torch.no_grad()
+def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
+    model = build(CONFIGS[family], ChoiceHead(CONFIGS[family], pooling))
+    folder = export(tmp_path, model, tokenizer_dirs, "multiple_choice", pooling=pooling)
+    peer, report = load_peer(transformers.AutoModelForMultipleChoice, folder)
+    assert report == {}
+    batch, inputs = both_forms(family, lengths=(5, 50, 1, 23, 9, 12))
+    expected = peer(**{name: tensor.view(2, 3, -1) for name, tensor in inputs.items()}).logits
+    assert_close(model(batch)["logits"].view(2, 3), expected, **TOLERANCE)
+    side = {"pooling": pooling}
+    check_comes_back(folder, model, lambda: ChoiceHead(CONFIGS[family], pooling), "multiple_choice", side)
+
+
+@pytest.mark.parametrize(
+    ("problem", "labels", "problem_type"),
+    [
+        ("regression", [], "regression"),
+        ("multi_label", list(peers.LABELS), "multi_label_classification"),
+        ("single_label", list(peers.LABELS), "single_label_classification"),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_problems_of_sequence_classification(family, problem, labels, problem_type, tmp_path, tokenizer_dirs):
+    model = build(CONFIGS[family], build_sequence_classification_head(CONFIGS[family], len(labels) or 1))
+    side = {"problem": problem, "labels": labels, "pooling": "cls"}
+    folder = export(tmp_path, model, tokenizer_dirs, "sequence_classification", **side)
+    peer, report = load_peer(transformers.AutoModelForSequenceClassification, folder)
+    assert report == {}
+    assert (peer.config.problem_type, peer.config.num_labels) == (problem_type, len(labels) or 1)
+    batch, inputs = both_forms(family)
+    assert_close(model(batch)["logits"], peer(**inputs).logits, **TOLERANCE)
+    # The class's own loss for the problem, so that config.json says what transformers understands by it.
+    targets = {
+        "regression": torch.randn(4),
+        "multi_label": torch.eye(3)[[0, 1, 2, 1]],
+        "single_label": torch.tensor([0, 1, 2, 1]),
+    }[problem]
+    losses = {
+        "regression": lambda x: nn.functional.mse_loss(x.squeeze(), targets),
+        "multi_label": lambda x: nn.functional.binary_cross_entropy_with_logits(x, targets),
+        "single_label": lambda x: nn.functional.cross_entropy(x, targets),
+    }
+    assert_close(peer(**inputs, labels=targets).loss, losses[problem](model(batch)["logits"]), **TOLERANCE)
+
+
+def test_problem_that_no_class_has(tmp_path, tokenizer_dirs):
+    model = build(CONFIGS["bert"], build_sequence_classification_head(CONFIGS["bert"], 3))
+    with pytest.raises(CheckpointError, match="problem='ordinal' of the task is not known"):
+        export(tmp_path, model, tokenizer_dirs, "sequence_classification", problem="ordinal")
+    assert list(tmp_path.iterdir()) == []
+
+
+class PairHead(nn.Module):
+    """Two tokens of a sequence side by side, as relation classification scores them."""
+
+    def __init__(self, hidden_size=32, num_labels=4):
+        super().__init__()
+        self.classifier = nn.Linear(2 * hidden_size, num_labels)
+
+
+class ProbeHead(nn.Module):
+    """A bare map, for a frozen encoder."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Linear(32, 3)
+
+
+class ForeignHead(nn.Module):
+    """Of a task from outside of the package."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(3, 32))
+        self.scale = nn.Parameter(torch.randn(()))
+
+
+class TaggerWithTransitions(TokenHead):
+    """Its labels come from more than the scores of tokens."""
+
+    def __init__(self):
+        super().__init__(CONFIGS["bert"], 3)
+        self.transitions = nn.Parameter(torch.randn(3, 3))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("head_kind", "make_head"),
+    [
+        ("relation", PairHead),
+        ("sequence_classification", PairHead),
+        ("multiple_choice", ProbeHead),
+        ("of_somebody_else", ForeignHead),
+        ("token_classification", TaggerWithTransitions),
+    ],
+)
+@torch.no_grad()
+def test_head_without_a_class_goes_beside_the_base_class(family, head_kind, make_head, tmp_path, tokenizer_dirs):
+    model = build(CONFIGS[family], make_head())
+    side = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
+    folder = export(tmp_path, model, tokenizer_dirs, head_kind, **side)
+    config = json.loads((folder / "config.json").read_text())
+    # BertForTokenClassification could take the scores of the tagger, but its labels would be other ones.
+    assert config["architectures"] == [FAMILIES[family] + "Model"]
+    assert "id2label" not in config
+    peer, report = load_peer(transformers.AutoModel, folder)
+    assert report.pop("missing_keys", set()) <= {"pooler.dense.weight", "pooler.dense.bias"}
+    assert report == {}
+    batch, inputs = both_forms(family)
+    expected = peers.unpadded(peer(**inputs).last_hidden_state, inputs)
+    assert_close(model.encoder(batch), expected, **TOLERANCE)
+    check_comes_back(folder, model, make_head, head_kind, side)

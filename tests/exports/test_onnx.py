@@ -1,0 +1,110 @@
+"""The ONNX file of an export has the scores of the class; one that has other scores is not kept."""
+
+import importlib.util
+from dataclasses import replace
+
+import onnxruntime
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.testing import assert_close
+
+from framework.errors import CheckpointError, ConfigError
+from framework.exports import onnx as exporter
+from framework.exports.huggingface import export_huggingface
+from framework.exports.onnx import check_onnx_installed, export_onnx
+from framework.tasks.sequence_classification.head import build_sequence_classification_head
+from tests.checkpoint.small_exports import CONFIGS
+from tests.exports.test_huggingface_heads import both_forms, build
+from tests.models import peers
+from tests.models.heads import ChoiceHead, SpanHead
+
+
+def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs, pooling="cls"):
+    config = replace(CONFIGS[family], num_layers=2 if family == "modernbert" else 1)
+    model = build(config, make_head(config))
+    folder = tmp_path / "export"
+    side = {"pooling": pooling}
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], side)
+    (folder / "README.md").write_text("# A card\n")
+    return folder
+
+
+def scores(folder, inputs):
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
+    assert {each.name for each in session.get_inputs()} == set(inputs)
+    names = [each.name for each in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()}), strict=True))
+
+
+@torch.no_grad()
+def test_spans_of_modernbert(tmp_path, tokenizer_dirs):
+    folder = exported(tmp_path, "modernbert", SpanHead, "question_answering", tokenizer_dirs)
+    assert export_onnx(folder) == folder / "onnx" / "model.onnx"
+    peer = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
+    for lengths in ((50, 5, 23), (7,)):
+        _, inputs = both_forms("modernbert", lengths)
+        found, expected = scores(folder, inputs), peer(**inputs)
+        assert found.keys() == {"start_logits", "end_logits"}
+        for name, values in found.items():
+            # Padding is left out: a token of it that sees no other one is anything.
+            ours, theirs = (peers.unpadded(x, inputs) for x in (torch.from_numpy(values), expected[name]))
+            assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    assert (
+        "`input_ids`, `attention_mask` (int64) and gives `start_logits`, `end_logits`"
+        in (folder / "README.md").read_text()
+    )
+
+
+@torch.no_grad()
+def test_choices_of_bert(tmp_path, tokenizer_dirs):
+    folder = exported(tmp_path, "bert", ChoiceHead, "multiple_choice", tokenizer_dirs)
+    export_onnx(folder)
+    peer = transformers.AutoModelForMultipleChoice.from_pretrained(folder).eval()
+    _, inputs = both_forms("bert", (9, 30, 4, 17, 12, 8))
+    shaped = {name: tensor.view(3, 2, -1) for name, tensor in inputs.items()}
+    found = torch.from_numpy(scores(folder, shaped)["logits"])
+    assert_close(found, peer(**shaped).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_class_of_ours(tmp_path, tokenizer_dirs):
+    def make_head(config):
+        return build_sequence_classification_head(config, 3, "mean")
+
+    folder = exported(tmp_path, "bert", make_head, "sequence_classification", tokenizer_dirs, pooling="mean")
+    export_onnx(folder)
+    classes = transformers.AutoModelForSequenceClassification
+    peer = classes.from_pretrained(folder, trust_remote_code=True).eval()
+    _, inputs = both_forms("bert", (9, 30, 4))
+    assert_close(torch.from_numpy(scores(folder, inputs)["logits"]), peer(**inputs).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_file_with_other_scores_is_not_kept(tmp_path, tokenizer_dirs, monkeypatch):
+    folder = exported(tmp_path, "bert", lambda _config: nn.Identity(), "embedding", tokenizer_dirs)
+    export_onnx(folder)
+    _, inputs = both_forms("bert", (9, 4))
+    # The pooler, which the export does not have, would be random.
+    assert scores(folder, inputs).keys() == {"last_hidden_state"}
+    right = (folder / "onnx" / "model.onnx").read_bytes()
+    card = (folder / "README.md").read_text()
+
+    def write_what_is_almost_right(file, model):
+        file.write_bytes(right)
+        model.model.encoder.layer[0].output.dense.weight.mul_(1.01)
+
+    monkeypatch.setattr(exporter, "_write", write_what_is_almost_right)
+    with pytest.raises(CheckpointError, match="computes something else than BertModel: outputs differ by"):
+        export_onnx(folder)
+    assert not (folder / "onnx").exists()
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "README.md").read_text() == card
+
+
+def test_missing_extra_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else find(name))
+    with pytest.raises(ConfigError, match=r"needs onnx, onnxruntime, onnxscript.*pip install -e '\.\[onnx\]'"):
+        check_onnx_installed()

@@ -1,0 +1,19 @@
+"""A published folder and its weights."""
+
+import pytest
+
+from framework.published.pretrained import load_pretrained
+from tests.models import peers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole BertForPreTraining folder, made by transformers."""
+    peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def weights(folder):
+    """What the folder holds, in our names."""
+    return load_pretrained(str(folder))
