@@ -13,7 +13,7 @@ from framework.checkpoint.storage import Location, location
 from framework.config.identity import check_same_run, identity_text
 from framework.config.run_config import RunConfig
 from framework.config.run_records import find_lost_step, read_starts
-from framework.data.tokenization.tokenizer import SEPARATORS_KEY
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
 from framework.files import parse_json, write_whole
@@ -151,13 +151,13 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], pair_separators: int) -> None:
+def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
     """Compares tokenizer and data with those that the run began with.
 
     Args:
         folder: Run folder.
-        fingerprints: Fingerprints of the tokenizer and of the data.
-        pair_separators: `Tokenizer.pair_separators`.
+        tokenizer: Tokenizer of the config.
+        data: Fingerprint of the data.
 
     Raises:
         DataError: They have changed, although the config names the same.
@@ -166,20 +166,23 @@ def check_same_data(folder: RunFolder, fingerprints: Mapping[str, str], pair_sep
     if not starts:
         return
     before = starts[0]["fingerprints"]
-    for name, value in fingerprints.items():
-        if before.get(name) != value:
-            joined = joined_by(read_task_record(folder.path))
-            if name == "data" and joined != pair_separators:
-                raise DataError(
-                    f"the run in {folder.path} joined pairs of texts with {joined} separator, but this version joins "
-                    f"them with {pair_separators}, as published models of this vocabulary do. The input of a run must "
-                    "not change. Start a new run with another `run.id`; the old one can be evaluated and exported."
-                )
-            raise DataError(
-                f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has "
-                f"{value} now; "
-                "restore the files that it began with, or choose another `run.id`."
-            )
+    joined = joined_by(read_task_record(folder.path))
+    if not tokenizer.is_recorded_as(before.get("tokenizer")):
+        name, now = "tokenizer", tokenizer.fingerprint
+    elif before.get("data") == data:
+        return
+    elif joined != tokenizer.pair_separators:
+        raise DataError(
+            f"the run in {folder.path} joined pairs of texts with {joined} separator, but this version joins "
+            f"them with {tokenizer.pair_separators}, as published models of this vocabulary do. The input of a run "
+            "must not change. Start a new run with another `run.id`; the old one can be evaluated and exported."
+        )
+    else:
+        name, now = "data", data
+    raise DataError(
+        f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has {now} now; "
+        "restore the files that it began with, or choose another `run.id`."
+    )
 
 
 def read_task_record(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
     """
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
-    check_same_data(folder, fingerprints, parts.tokenizer.pair_separators)
+    check_same_data(folder, parts.tokenizer, fingerprints["data"])
     # Ranks have read the weights each for itself: of a run that goes on meanwhile they could see different checkpoints.
     start = {"init_from": parts.weights.source} if parts.weights is not None else {}
     check_agreement(facts_to_agree_on(config, fingerprints) | start)

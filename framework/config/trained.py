@@ -132,7 +132,7 @@ def check_tokenizer(tokenizer: Tokenizer, weights: PretrainedWeights, recorded: 
     Raises:
         CheckpointError: The fingerprints differ, or the tokenizer has more tokens than the embeddings have rows.
     """
-    if recorded is not None and tokenizer.fingerprint != recorded:
+    if recorded is not None and not tokenizer.is_recorded_as(recorded):
         raise CheckpointError(
             f"the tokenizer in {tokenizer.folder} has fingerprint {tokenizer.fingerprint}, but {weights.source} was "
             f"trained with {recorded}. Both must be the same. Restore the files of the tokenizer."

@@ -119,13 +119,15 @@ def test_next_sentences(vocabulary, tmp_path):
 
 
 def test_a_run_that_joined_pairs_in_another_way_says_so(tmp_path):
+    VOCABULARIES["wordpiece"][0].train(WordCounts(VOCABULARIES["wordpiece"][0].count(TEXTS)), tmp_path / "words")
+    one, two = (Tokenizer.from_folder(tmp_path / "words", separators) for separators in (1, 2))
     folder = RunFolder(tmp_path, tmp_path / "checkpoints", None, is_new=True)
-    start = {"fingerprints": {"tokenizer": "t", "data": "a"}}
+    start = {"fingerprints": {"tokenizer": one.fingerprint, "data": "a"}}
     write_start(folder, {}, start, {})
     begun = RunFolder(tmp_path, tmp_path / "checkpoints", None, is_new=False)
-    check_same_data(begun, {"tokenizer": "t", "data": "a"}, 2)
+    check_same_data(begun, two, "a")
     with pytest.raises(DataError, match="joined pairs of texts with 1 separator, but this version joins them with 2"):
-        check_same_data(begun, {"tokenizer": "t", "data": "b"}, 2)
+        check_same_data(begun, two, "b")
     with pytest.raises(DataError, match="had fingerprint a when it began and has b now"):
-        check_same_data(begun, {"tokenizer": "t", "data": "b"}, 1)
+        check_same_data(begun, one, "b")
     assert json.loads((tmp_path / "task.json").read_text()) == {}

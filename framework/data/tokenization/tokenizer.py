@@ -5,6 +5,7 @@ vocabulary (`framework.data.tokenization.wordpiece_folder`).
 """
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Container, Mapping, Sequence
@@ -14,7 +15,12 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from framework.data.tokenization.wordpiece_folder import normalizer_settings, read_vocabulary, wordpiece_backend
+from framework.data.tokenization.wordpiece_folder import (
+    EXTRA_TOKENS,
+    normalizer_settings,
+    read_vocabulary,
+    wordpiece_backend,
+)
 from framework.data.tokenization.written_text import join_word_pieces
 from framework.errors import DataError, reading_record
 from framework.files import parse_json
@@ -64,6 +70,7 @@ class Tokenizer:
         special_tokens: Token of each of cls, sep, mask, pad, unk.
         folder: Where the files are.
         pair_separators: Number of separators between the texts of a pair; None: as the backend joins pairs.
+        side_settings: Settings that change ids and that the hashed files lack (`_fingerprint`).
 
     Attributes:
         vocab_size: Largest id + 1.
@@ -77,7 +84,7 @@ class Tokenizer:
         space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
         special_tokens: Token of each of cls, sep, mask, pad, unk.
         pair_separators: Number of `sep_id` between the texts of a pair: 1 in BERT, 2 in RoBERTa.
-        fingerprint: Hash of the tokenizer's files.
+        fingerprint: Hash of the files and settings that decide the ids.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         folder: Path,
         pair_separators: int | None = None,
+        side_settings: Mapping[str, Any] | None = None,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
@@ -113,7 +121,8 @@ class Tokenizer:
             begins = token.startswith(("Ġ", "▁")) if self.space_marked else not (prefix and token.startswith(prefix))
             self.starts_word[token_id] = begins or token_id in special
         self.pair_separators = pair_separators or _pair_separators(backend, self.cls_id, self.sep_id)
-        self.fingerprint = _fingerprint(folder)
+        self._file_hash = _file_hash(folder)
+        self.fingerprint = _fingerprint(self._file_hash, side_settings or {})
 
     @classmethod
     def from_folder(cls, folder: str | Path, pair_separators: int | None = None) -> "Tokenizer":
@@ -134,29 +143,45 @@ class Tokenizer:
     @classmethod
     def _read(cls, folder: Path, pair_separators: int | None) -> "Tokenizer":
         config = _read_json(folder / "tokenizer_config.json")
-        named = {**config, **_read_json(folder / "special_tokens_map.json")}
+        special_map = _read_json(folder / "special_tokens_map.json")
+        named = {**config, **special_map}
+        side: dict[str, Any] = {}
         if (folder / "tokenizer.json").is_file():
             backend = _load_backend(folder / "tokenizer.json")
             if str(config.get("tokenizer_class")) in _BERT_CLASSES:
-                _set_normalizer(backend, config)
-            special_tokens = _find_special_tokens(folder, named, backend.get_vocab(with_added_tokens=True))
+                side["normalizer"] = _set_normalizer(backend, config)
+            vocabulary: Container[str] = backend.get_vocab(with_added_tokens=True)
+            special_tokens = _find_special_tokens(folder, named, vocabulary)
+            hashed: Mapping[str, Any] = {}
         elif (folder / "vocab.txt").is_file():
-            vocabulary = read_vocabulary(folder / "vocab.txt")
+            vocabulary = words = read_vocabulary(folder / "vocab.txt")
             special_tokens = _find_special_tokens(folder, named, vocabulary)
             added = _read_json(folder / "added_tokens.json")
-            backend = wordpiece_backend(vocabulary, special_tokens, named, added)
+            backend = wordpiece_backend(words, special_tokens, named, added)
+            hashed = config
+            side |= {"added": added, "extra": [special_map[name] for name in EXTRA_TOKENS if name in special_map]}
         else:
             raise DataError(
                 f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or "
                 "make one with "
                 "framework.prepare."
             )
+        side["special_tokens"] = {
+            name: token for name, token in special_tokens.items() if token != _named_token(name, hashed, vocabulary)
+        }
         backend.encode(_UNKNOWN, add_special_tokens=False)  # raises where the unknown token is missing
-        return cls(backend, special_tokens, folder, pair_separators)
+        return cls(backend, special_tokens, folder, pair_separators, side)
 
     def same_ids(self, other: "Tokenizer") -> bool:
         """Returns whether both tokenizers produce the same ids, regardless of their files."""
         return _ids_of_text(self) == _ids_of_text(other)
+
+    def is_recorded_as(self, fingerprint: str | None) -> bool:
+        """Returns whether a recorded fingerprint is that of this tokenizer.
+
+        Earlier versions hashed the files only, and what they recorded stays valid.
+        """
+        return fingerprint in (self.fingerprint, self._file_hash)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text as int32 arrays, without special tokens."""
@@ -211,13 +236,27 @@ class Tokenizer:
                 shutil.copyfile(source, folder / name)
 
 
-def _fingerprint(folder: Path) -> str:
+def _file_hash(folder: Path) -> str:
+    """Hashes the files that hold the vocabulary."""
     digest = hashlib.blake2b(digest_size=16)
     names = ["tokenizer.json"] if (folder / "tokenizer.json").is_file() else ["vocab.txt", "tokenizer_config.json"]
     for name in names:
         if (folder / name).is_file():
             digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
     return digest.hexdigest()
+
+
+def _fingerprint(file_hash: str, side_settings: Mapping[str, Any]) -> str:
+    """Adds to the hash of the files the settings beside them; without any, the hash is that of earlier versions.
+
+    tokenizer_config.json and special_tokens_map.json change often without changing ids, so that their bytes cannot be
+    hashed. The serialised backend cannot either, because it depends on the version of `tokenizers`.
+    """
+    changed = {name: value for name, value in side_settings.items() if value}
+    if not changed:
+        return file_hash
+    text = json.dumps([file_hash, changed], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _read_json(path: Path) -> dict:
@@ -237,13 +276,20 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer.from_file(str(path))
 
 
-def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Overrides the normalisation of tokenizer.json with that of tokenizer_config.json, as transformers does."""
-    normalizer = backend.normalizer
+def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> dict[str, bool]:
+    """Overrides the normalisation of tokenizer.json with that of tokenizer_config.json, as transformers does.
+
+    Returns:
+        The properties that have changed.
+    """
+    normalizer, changed = backend.normalizer, {}
     if isinstance(normalizer, tokenizers.normalizers.BertNormalizer):
         for name, value in normalizer_settings(config).items():
-            setattr(normalizer, name, value)
+            if getattr(normalizer, name) != value:
+                changed[name] = value
+                setattr(normalizer, name, value)
         backend.normalizer = normalizer
+    return changed
 
 
 def _pair_separators(backend: tokenizers.Tokenizer, cls_id: int, sep_id: int) -> int:
@@ -262,15 +308,19 @@ def _find_special_tokens(folder: Path, named: Mapping[str, Any], vocabulary: Con
     """Finds the five special tokens in the vocabulary, by the names in the folder or by their usual names."""
     found: dict[str, str] = {}
     for name, usual in _USUAL_NAMES.items():
-        given = named.get(f"{name}_token")
-        given = given.get("content") if isinstance(given, dict) else given
-        candidates = (given, *usual) if isinstance(given, str) else usual
-        present = [token for token in candidates if token in vocabulary]
-        if not present:
+        token = _named_token(name, named, vocabulary)
+        if token is None:
             raise DataError(
                 f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name "
                 "it in "
                 "special_tokens_map.json."
             )
-        found[name] = present[0]
+        found[name] = token
     return found
+
+
+def _named_token(name: str, named: Mapping[str, Any], vocabulary: Container[str]) -> str | None:
+    given = named.get(f"{name}_token")
+    given = given.get("content") if isinstance(given, dict) else given
+    candidates = (given, *_USUAL_NAMES[name]) if isinstance(given, str) else _USUAL_NAMES[name]
+    return next((token for token in candidates if token in vocabulary), None)

@@ -19,7 +19,9 @@ NORMALIZER_KEYS = {
 }
 """Keys of tokenizer_config.json, and the properties of `BertNormalizer` that they set."""
 
-_EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")
+EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")
+"""Keys of special tokens beside the five."""
+
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
@@ -102,7 +104,7 @@ def _added_tokens(
 
 def _extra_tokens(named: Mapping[str, Any]) -> list[str]:
     """Returns the special tokens other than the five."""
-    for key in _EXTRA_TOKENS:
+    for key in EXTRA_TOKENS:
         tokens = named.get(key)
         if tokens:
             each = tokens.values() if isinstance(tokens, Mapping) else tokens

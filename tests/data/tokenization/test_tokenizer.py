@@ -1,3 +1,5 @@
+import hashlib
+import json
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -129,3 +131,38 @@ def test_faults(tmp_path, minilm):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n")
     with pytest.raises(DataError, match=r"has no mask token \(\[MASK\] or <mask>\)"):
         Tokenizer.from_folder(tmp_path)
+
+
+def with_settings(trained, folder, name="tokenizer_config.json", **settings) -> Tokenizer:
+    """The tokenizer of a copied folder whose file has other settings."""
+    trained.save(folder)
+    content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
+    (folder / name).write_text(json.dumps(content | settings))
+    return Tokenizer.from_folder(folder)
+
+
+def test_a_setting_beside_tokenizer_json_that_changes_ids_changes_the_fingerprint(trained, tmp_path):
+    bert = {"tokenizer_class": "BertTokenizer"}
+    plain = with_settings(trained, tmp_path / "plain", **bert)
+    cased = with_settings(trained, tmp_path / "cased", **bert, do_lower_case=not plain.backend.normalizer.lowercase)
+    same = with_settings(trained, tmp_path / "same", **bert, do_lower_case=plain.backend.normalizer.lowercase)
+    longer = with_settings(trained, tmp_path / "longer", **bert, model_max_length=77)
+    other_class = with_settings(
+        trained, tmp_path / "other", tokenizer_class="PreTrainedTokenizerFast", do_lower_case=False
+    )
+    names = with_settings(trained, tmp_path / "names", "special_tokens_map.json", cls_token="[SEP]")
+    encoded = {
+        each.folder.name: each.encode_batch(["The SMALL Cat"])[0].tolist() for each in (plain, cased, other_class)
+    }
+    assert encoded["plain"] != encoded["cased"] and encoded["plain"] == encoded["other"]
+    assert names.cls_id != plain.cls_id
+    assert len({plain.fingerprint, cased.fingerprint, names.fingerprint}) == 3
+    assert {each.fingerprint for each in (same, longer, other_class)} == {plain.fingerprint}
+
+
+def test_a_fingerprint_of_an_earlier_version_is_accepted(trained, tmp_path):
+    cased = with_settings(trained, tmp_path / "cased", tokenizer_class="BertTokenizer", do_lower_case=False)
+    files = hashlib.blake2b(b"tokenizer.json\0" + (tmp_path / "cased/tokenizer.json").read_bytes(), digest_size=16)
+    assert cased.fingerprint != files.hexdigest() == trained.fingerprint
+    assert cased.is_recorded_as(cased.fingerprint) and cased.is_recorded_as(files.hexdigest())
+    assert not cased.is_recorded_as("0" * 32) and not trained.is_recorded_as(cased.fingerprint)

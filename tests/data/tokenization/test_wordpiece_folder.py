@@ -122,3 +122,20 @@ def test_a_flag_that_is_none(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
     with pytest.raises(DataError, match=r"do_lower_case='no'\. It must be true, false or null"):
         Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"])
+def test_each_file_that_changes_ids_changes_the_fingerprint(tmp_path, name):
+    settings = {
+        "added_tokens.json": {"goods": 7},
+        "special_tokens_map.json": {"cls_token": "[SEP]"},
+        "tokenizer_config.json": {"do_lower_case": False},
+    }
+    for folder in (tmp_path / "plain", tmp_path / "changed"):
+        folder.mkdir()
+        (folder / "vocab.txt").write_text("\n".join([*(f"[{each.upper()}]" for each in SPECIALS), "good", "##s"]))
+    plain = Tokenizer.from_folder(tmp_path / "plain")
+    (tmp_path / "changed" / name).write_text(json.dumps(settings[name]))
+    changed = Tokenizer.from_folder(tmp_path / "changed")
+    ids = [(each.cls_id, each.encode_batch(["Goods goods"])[0].tolist()) for each in (plain, changed)]
+    assert ids[0] != ids[1] and plain.fingerprint != changed.fingerprint
