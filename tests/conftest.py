@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from framework.distributed.processes.failure_report import REPORT
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 # Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other
 # processes.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.architecture.imports import FILES, PACKAGE, between_folders, circles, file_imports, imported_modules
+from tests.support.architecture.imports import FILES, PACKAGE, between_folders, circles, file_imports, imported_modules
 
 FLOORS = {
     "errors": 0, "batch": 0, "random": 0, "files": 0, "machine": 0,

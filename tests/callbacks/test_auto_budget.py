@@ -12,9 +12,9 @@ from framework.data.planning.auto_budget import Trial, even_budget, largest_budg
 from framework.data.planning.fixed_shapes import fixed_shapes
 from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
-from tests.distributed.parallel.test_activation_checkpoint import composed
-from tests.modules import toy_run
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training import toy_run
+from tests.support.training.checkpointed_activations import composed
 
 
 class LinearMemory:

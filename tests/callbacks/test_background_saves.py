@@ -19,42 +19,15 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
 from framework.checkpoint.integrity import HashingFileSystem, verify
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
-from framework.checkpoint.retention import Retention
 from framework.distributed.processes.beats import Beats
 from framework.distributed.processes.failure_report import REPORT
 from framework.errors import CheckpointError
-from tests.modules.toy_run import train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.background_saves import LONG, AtStepEnd, KeepAll, check_same
+from tests.support.training.toy_run import train
 
 ROOT = Path(__file__).resolve().parents[2]
 CADENCE = Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
-LONG = 60.0
-
-
-class KeepAll(pl.Callback):
-    """Lets every checkpoint stay."""
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Checkpointing):
-                callback.retention = Retention(keep_last=99)
-
-
-def wait_for_write(trainer: pl.Trainer) -> None:
-    """Until the checkpoint that is being written is complete. Collective: all ranks must call."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, Checkpointing):
-            callback.wait(trainer)
-
-
-class AtStepEnd(pl.Callback):
-    """Calls a function at the end of each step, after the standard callbacks."""
-
-    def __init__(self, action: Callable[[int], None]) -> None:
-        self.action = action
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *unused: object) -> None:
-        self.action(trainer.global_step)
 
 
 class HeldWrites:
@@ -78,13 +51,6 @@ class HeldWrites:
         return written
 
 
-def shards(run_folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(run_folder)): path.read_bytes()
-        for path in sorted(run_folder.rglob("checkpoints/*/*_0.distcp"))
-    }
-
-
 def run_twice(folder: str, strategy: str) -> list[tuple[str, int]]:
     """A run with synchronous saves, and one whose writes go on only after the next step has changed the weights."""
     train(Path(folder) / "synchronous", strategy, CADENCE, extra_callbacks=(KeepAll(),), checkpoint_async=False)
@@ -99,22 +65,6 @@ def run_twice(folder: str, strategy: str) -> list[tuple[str, int]]:
         checkpointing.write_checkpoint = real
     assert not held.in_main_thread
     return held.log
-
-
-def check_same(folder: Path, num_ranks: int) -> None:
-    expected, found = shards(folder / "synchronous"), shards(folder / "background")
-    assert len(expected) == 4 * num_ranks
-    assert found == expected
-    for name in ("metrics.jsonl",):
-        assert (folder / "background" / name).read_bytes() == (folder / "synchronous" / name).read_bytes()
-    for checkpoint in complete_checkpoints(folder / "background" / "checkpoints"):
-        verify(checkpoint, "checksums")
-        states = [
-            json.loads((folder / kind / "checkpoints" / checkpoint.name / "state.json").read_text())
-            for kind in ("background", "synchronous")
-        ]
-        assert states[0].pop("callbacks").keys() == states[1].pop("callbacks").keys()  # they hold seconds
-        assert states[0] == states[1]
 
 
 ONE_AFTER_THE_OTHER = [(what, step) for step in (2, 4, 6, 7) for what in ("begin", "end")]
@@ -271,7 +221,7 @@ def test_a_rank_that_ends_during_a_write_leaves_no_hang_and_nothing_half_complet
     environment = {name: value for name, value in os.environ.items() if not name.startswith(drop)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*command, "-m", "tests.callbacks.save_in_flight_program", str(tmp_path), how],
+        [*command, "-m", "tests.support.training.save_in_flight_program", str(tmp_path), how],
         cwd=ROOT,
         capture_output=True,
         text=True,

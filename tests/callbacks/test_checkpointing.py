@@ -14,8 +14,8 @@ from framework.callbacks.checkpointing import Checkpointing
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.save import SaveError
-from tests.modules.toy_run import train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=8, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
 

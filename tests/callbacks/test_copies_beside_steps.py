@@ -19,9 +19,9 @@ from framework.checkpoint.load import load_checkpoint
 from framework.checkpoint.staging import Staging
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
-from tests.callbacks.test_background_saves import LONG, AtStepEnd, KeepAll, check_same, shards
-from tests.modules.toy_run import build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.background_saves import LONG, AtStepEnd, KeepAll, check_same, shards
+from tests.support.training.toy_run import build_module, train
 
 CADENCE = Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
 

@@ -20,9 +20,9 @@ from framework.errors import ConfigError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.closing_table import print_closing_table
 from framework.tracking.study import StudyTrial, create_study
-from tests.modules.test_run_resume import CutAt, CutError
-from tests.modules.toy_run import build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.cuts import CutAt, CutError
+from tests.support.training.toy_run import build_module, train
 
 CADENCE = Cadence(max_steps=12, log_every_n_steps=1, validate_every_n_steps=2, checkpoint_every_n_steps=1)
 LOSSES = {2: 1.0, 4: 0.8, 6: 0.9, 8: 0.85, 10: 0.7, 12: 0.9}

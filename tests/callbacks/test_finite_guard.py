@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.finite_guard import NonFinite
 from framework.checkpoint.integrity import mark_complete
@@ -20,49 +18,17 @@ from framework.checkpoint.load import read_full_state
 from framework.checkpoint.retention import Retention
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
-from tests.callbacks.test_background_saves import wait_for_write
-from tests.modules.test_run_resume import CutAt, CutError
-from tests.modules.toy_run import ToyTask, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.background_saves import wait_for_write
+from tests.support.training.bad_sequences import bad_module
+from tests.support.training.cuts import CutAt, CutError
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=9, log_every_n_steps=4, validate_every_n_steps=5, checkpoint_every_n_steps=2)
 SKIP, ROLL_BACK = NonFinite("skip"), NonFinite("roll_back")
 KEEP = Retention(keep_last=9)
 
 Values = dict[str, Tensor]
-
-
-class NanBackward(torch.autograd.Function):
-    """The number itself, whose gradient is not one."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad * torch.nan
-
-
-class BadSequences(ToyTask):
-    """Some sequences, wherever they are trained on, spoil the loss or only the gradient of their micro-batch."""
-
-    def __init__(self, bad_ids: Sequence[int], only_backward: bool = False) -> None:
-        super().__init__()
-        self.bad_ids = torch.tensor(bad_ids)
-        self.only_backward = only_backward
-
-    def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        sums = super().loss_sums(outputs, batch)
-        if torch.is_grad_enabled() and bool(torch.isin(batch.sequence_ids, self.bad_ids).any()):
-            sums["word"] = NanBackward.apply(sums["word"]) if self.only_backward else sums["word"] * torch.nan
-        return sums
-
-
-def bad_module(bad_ids: Sequence[int], only_backward: bool = False) -> EncoderModule:
-    module = build_module()
-    module.task = BadSequences(bad_ids, only_backward)
-    return module
 
 
 class Watch(pl.Callback):

@@ -13,8 +13,8 @@ from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.plan import StepPlan
-from tests.data.sequences import NumberedSource
-from tests.modules.toy_run import build_module
+from tests.support.data.sequences import NumberedSource
+from tests.support.training.toy_run import build_module
 
 
 class Trainer:

@@ -19,7 +19,7 @@ from framework.callbacks.time_limit import TimeLimit, process_age_seconds
 from framework.callbacks.timings import Timings
 from framework.checkpoint.layout import newest_complete
 from framework.distributed.processes.stop_signals import STOP_SIGNALS
-from tests.modules.toy_run import train
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=9, log_every_n_steps=2, validate_every_n_steps=4)
 AT = {"training": "on_train_batch_start", "validation": "on_validation_start", "start": "on_train_start"}

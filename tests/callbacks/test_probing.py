@@ -24,8 +24,8 @@ from framework.tasks.pooling import pool_mean
 from framework.tasks.probing.linear_fit import softmax_loss
 from framework.tasks.probing.probe import Probe
 from framework.tasks.sequence_classification.single_label import SingleLabel
-from tests.modules.toy_run import CONFIG, VOCAB, ToyHead, ToyTask, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import CONFIG, VOCAB, ToyHead, ToyTask, build_module, train
 
 STEPS = 6
 

@@ -11,7 +11,7 @@ from framework.callbacks.progress import ProgressLine, clock, shown_values
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
-from tests.modules.toy_run import build_module
+from tests.support.training.toy_run import build_module
 
 
 class Trainer:

@@ -13,8 +13,8 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.errors import CheckpointError
 from framework.tracking.metrics_jsonl import MetricsFile
-from tests.callbacks.test_background_saves import wait_for_write
-from tests.modules.toy_run import train
+from tests.support.training.background_saves import wait_for_write
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=7, log_every_n_steps=1, checkpoint_every_n_steps=2)
 

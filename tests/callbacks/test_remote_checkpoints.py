@@ -10,11 +10,11 @@ from framework.checkpoint.integrity import verify
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location, location
-from tests.callbacks.test_finite_guard import bad_module
-from tests.checkpoint.no_rename import NoRenameFileSystem
-from tests.modules.test_run_resume import CutAt, CutError
-from tests.modules.toy_run import train
-from tests.workers import WorkerPool
+from tests.support.files.no_rename import NoRenameFileSystem
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.bad_sequences import bad_module
+from tests.support.training.cuts import CutAt, CutError
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
 KEEP = Retention(keep_last=9)

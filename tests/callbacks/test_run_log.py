@@ -12,7 +12,7 @@ from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
 from framework.modules.encoder_module import EncoderModule
-from tests.modules.toy_run import build_module
+from tests.support.training.toy_run import build_module
 
 
 class AtStep:

@@ -13,7 +13,7 @@ from framework.callbacks.summary import best_row, last_values
 from framework.checkpoint.layout import complete_checkpoints, step_of
 from framework.checkpoint.retention import Retention
 from framework.tracking.analysis.closing_table import closing_table, print_closing_table
-from tests.modules.toy_run import build_module, train
+from tests.support.training.toy_run import build_module, train
 
 ROWS = [
     {"step": 1, "train/loss": 4.0},

@@ -14,8 +14,8 @@ from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
-from tests.distributed.tiny import Tiny, build, full, full_parameters
-from tests.workers import WorkerPool
+from tests.support.models.tiny import Tiny, build, full, full_parameters
+from tests.support.processes.workers import WorkerPool
 
 
 def load_newest_whole(newest: Path, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes") -> Loaded:

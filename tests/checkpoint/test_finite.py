@@ -10,9 +10,9 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.save import check_finite
 from framework.checkpoint.tensors import checkpoint_tensors
 from framework.errors import CheckpointError, FrameworkError
-from tests.distributed.tiny import build
-from tests.modules.toy_run import build_module, train
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import build_module, train
 
 NAME = "encoder.layers.1.attention.qkv.weight"
 

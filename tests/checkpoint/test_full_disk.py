@@ -15,8 +15,8 @@ from framework.checkpoint import integrity
 from framework.checkpoint.integrity import verify
 from framework.checkpoint.save import SaveError, save_checkpoint
 from framework.errors import CheckpointError
-from tests.distributed.tiny import build
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build
+from tests.support.processes.workers import WorkerPool
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -111,7 +111,7 @@ def test_what_is_not_the_disk_s_fault_is_no_save_error(tmp_path: Path, monkeypat
 
 def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
     """20,000 bytes: the small files fit, the shard does not."""
-    program = [sys.executable, "-m", "tests.checkpoint.full_disk_program", str(tmp_path), "20000"]
+    program = [sys.executable, "-m", "tests.support.files.full_disk_program", str(tmp_path), "20000"]
     result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 1, result.stderr
     (line,) = [line for line in result.stderr.splitlines() if "SaveError" in line]

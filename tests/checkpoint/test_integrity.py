@@ -9,8 +9,8 @@ import pytest
 from framework.checkpoint.integrity import HashingFileSystem, mark_complete, verify
 from framework.checkpoint.layout import DamagedError
 from framework.checkpoint.save import save_checkpoint
-from tests.distributed.tiny import build
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build
+from tests.support.processes.workers import WorkerPool
 
 
 def blake2b(path: Path) -> str:

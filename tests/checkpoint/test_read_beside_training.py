@@ -11,7 +11,7 @@ from framework.checkpoint.layout import newest_complete, remove
 from framework.checkpoint.load import newest_whole, read_full_state
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
-from tests.distributed.tiny import Tiny, build, full_parameters
+from tests.support.models.tiny import Tiny, build, full_parameters
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from framework.checkpoint.load import read_full_state
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
-from tests.distributed.tiny import build, full, full_parameters
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build, full, full_parameters
+from tests.support.processes.workers import WorkerPool
 
 STEPS = 4
 Weights = dict[str, Tensor]

@@ -19,9 +19,9 @@ from framework.checkpoint.retention import Retention
 from framework.checkpoint.save import SaveError, save_checkpoint
 from framework.checkpoint.storage import RemotePath, location
 from framework.errors import CheckpointError, ConfigError
-from tests.checkpoint.no_rename import NoRenameFileSystem
-from tests.distributed.tiny import build
-from tests.workers import WorkerPool
+from tests.support.files.no_rename import NoRenameFileSystem
+from tests.support.models.tiny import build
+from tests.support.processes.workers import WorkerPool
 
 Curve = list[tuple[float, float]]
 FILES = {"COMPLETE", "state.json", ".metadata", "__0_0.distcp"}

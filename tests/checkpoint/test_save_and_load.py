@@ -22,8 +22,8 @@ from framework.checkpoint.save import save_checkpoint
 from framework.checkpoint.tensors import IndexWriter, ignore_single_process_warning, read_index
 from framework.errors import CheckpointError
 from framework.optim.parameter_groups import AdamW, Lamb, Muon, OptimizerSettings, StableAdamW
-from tests.distributed.tiny import Tiny, build, full, full_parameters
-from tests.workers import WorkerPool
+from tests.support.models.tiny import Tiny, build, full, full_parameters
+from tests.support.processes.workers import WorkerPool
 
 Curve = list[tuple[float, float]]
 

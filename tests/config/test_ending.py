@@ -18,7 +18,7 @@ from framework.config.schema import TrainerConfig
 from framework.errors import CheckpointError
 from framework.report import find_folder
 from framework.tracking.analysis.report import make_report
-from tests.modules.toy_run import ToyTask, train
+from tests.support.training.toy_run import ToyTask, train
 
 CADENCE = Cadence(max_steps=6, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=1)
 PLOTS = ["learning_rate.png", "loss.png", "throughput.png"]

@@ -15,8 +15,8 @@ from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.token_classification.head import build_token_classification_head
-from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
-from tests.exports.test_huggingface_heads import build
+from tests.support.exports.random_models import random_model
+from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 HEADS = {
     "pretraining": lambda encoder, config: build_pretraining_head(encoder, config, nsp=True),
@@ -42,7 +42,7 @@ class FakeTrained:
 def test_ids_and_outputs_are_those_of_transformers(head_kind, family, tmp_path, monkeypatch):
     config = CONFIGS[family]
     tokenizer = Tokenizer.from_folder(make_tokenizer(tmp_path, config.pad_token_id))
-    model = build(config, nn.Identity())
+    model = random_model(config, nn.Identity())
     model.head = HEADS[head_kind](model.encoder, config)
     folder = tmp_path / "export"
     export_huggingface(folder, config, model.state_dict(), head_kind, tmp_path, {"pooling": "mean"})

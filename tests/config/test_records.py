@@ -13,7 +13,7 @@ from framework.data.examples.table import TableData
 from framework.errors import CheckpointError, ConfigError
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import Task
-from tests.config.test_trained import recorded
+from tests.support.tasks.recorded import recorded
 
 TASK = "framework.tasks.sequence_classification.task.SequenceClassificationTask"
 DATA = "framework.data.examples.table.TableData"

@@ -17,7 +17,7 @@ from framework.config.run_folder import (
 )
 from framework.config.weights import find_run
 from framework.errors import CheckpointError, ConfigError
-from tests.checkpoint.no_rename import NoRenameFileSystem
+from tests.support.files.no_rename import NoRenameFileSystem
 
 CONFIG = {
     "seed": 0,

@@ -9,7 +9,7 @@ from framework.config.nodes import check_arguments
 from framework.config.schema import TrainerConfig
 from framework.data.planning.batch_size import BatchWarmup
 from framework.errors import ConfigError
-from tests.data.sequences import NumberedSource
+from tests.support.data.sequences import NumberedSource
 
 TRAINER = TrainerConfig(max_steps=None, max_epochs=3, global_batch_size=4, micro_batch_tokens=100)
 

@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from framework.config.records import Record
-from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.trained import build_task
 from framework.errors import ConfigError
 from framework.tasks.task import Task
-from tests.tasks.commands import TASKS
-
-
-def recorded(name: str) -> dict[str, Any]:
-    """The keys of a task as a run records them."""
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return OmegaConf.to_container(compose("train", [f"task={name}"]).task, resolve=True)  # type: ignore[return-value]
+from tests.support.tasks.commands import TASKS
+from tests.support.tasks.recorded import recorded
 
 
 def record(config: Mapping[str, Any], *trust: str) -> Record:

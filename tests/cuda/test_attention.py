@@ -7,8 +7,8 @@ from torch import Tensor
 from framework.nn.attention_backend import attention, cross_attention, reference_attention, self_attention
 from framework.nn.dropout import HashedDropout, token_keys
 from framework.nn.rotary import RotaryTable
-from tests.needs import cuda
-from tests.nn.packs import make_batch
+from tests.support.models.packs import make_batch
+from tests.support.needs import cuda
 
 pytestmark = cuda
 

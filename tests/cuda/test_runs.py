@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.drawn_store import drawn_store
-from tests.needs import cuda
-from tests.ranks import Ranks
-from tests.tasks.commands import FINE_TUNED, example, jsonl, prepare, rows, succeed
+from tests.support.data.drawn_store import drawn_store
+from tests.support.needs import cuda
+from tests.support.processes.ranks import Ranks
+from tests.support.tasks.commands import FINE_TUNED, example, jsonl, prepare, rows, succeed
 
 pytestmark = cuda
 

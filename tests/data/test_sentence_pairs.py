@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from framework.data.sentence_pairs import FOLLOWS, RANDOM, Segments, SentenceChunks
 from framework.errors import ConfigError, DataError
 from framework.random import key, mix
-from tests.data.chunks import chunks_of
+from tests.support.data.chunks import chunks_of
 
 
 def draw(chunks: SentenceChunks, seed: int, epochs: np.ndarray, indices: np.ndarray) -> Segments:

@@ -9,7 +9,7 @@ from framework.data.store.sequence_index import Division, SequenceIndex
 from framework.data.store_data import StoreData, too_little_to_split
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
-from tests.data.stores import trained, write_store
+from tests.support.data.stores import trained, write_store
 
 DIVISION = Division(max_tokens=8, pairs=False)
 

@@ -12,7 +12,7 @@ from framework.data.planning.collate import RoundedCapacity
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
-from tests.data.sequences import SHIFT, NumberedSource
+from tests.support.data.sequences import SHIFT, NumberedSource
 
 MAX_STEPS = 12
 

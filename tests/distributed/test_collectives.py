@@ -11,9 +11,9 @@ from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.parallelize import set_gradient_sync
 from framework.distributed.parallel.sharding import Sharding
 from framework.nn.dropout import token_keys
-from tests.distributed.collective_trace import CollectiveTrace
-from tests.distributed.tiny import Tiny, build, make_batch
-from tests.workers import WorkerPool
+from tests.support.models.tiny import Tiny, build, make_batch
+from tests.support.processes.collective_trace import CollectiveTrace
+from tests.support.processes.workers import WorkerPool
 
 EVERY = Sharding(gradient_sync="every")
 NUM_GROUPS = 3

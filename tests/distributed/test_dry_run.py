@@ -11,9 +11,9 @@ from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.parallelize import parallelize, set_gradient_sync
 from framework.distributed.parallel.precision import Precision
 from framework.nn.dropout import token_keys
-from tests.distributed.collective_trace import CollectiveTrace
-from tests.distributed.tiny import TinyModel, make_batch, tiny_config
-from tests.workers import WorkerPool
+from tests.support.models.tiny import TinyModel, make_batch, tiny_config
+from tests.support.processes.collective_trace import CollectiveTrace
+from tests.support.processes.workers import WorkerPool
 
 WORLD_SIZE, LOCAL_SIZE = 1024, 8
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.distributed.tiny import Tiny, build
-from tests.workers import WorkerPool
+from tests.support.models.tiny import Tiny, build
+from tests.support.processes.workers import WorkerPool
 
 NUM_STEPS = 20
 RUNS = [

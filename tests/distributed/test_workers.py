@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.workers import WorkerError, WorkerPool
+from tests.support.processes.workers import WorkerError, WorkerPool
 
 
 def rank_sum(offset: int) -> tuple[int, float]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
+from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 
 @pytest.fixture(scope="session")

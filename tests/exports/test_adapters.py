@@ -13,9 +13,9 @@ from framework.errors import CheckpointError
 from framework.exports.adapters import TrainedAdapter, export_adapter
 from framework.exports.huggingface import export_huggingface
 from framework.nn.lora import LoraSettings, apply_lora, is_update, merge_lora
-from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
-from tests.exports.test_huggingface import TOLERANCE, build
-from tests.models import peers
+from tests.support.exports.random_models import TOLERANCE, random_model_of_kind
+from tests.support.exports.small_exports import CONFIGS, make_tokenizer
+from tests.support.models import peers
 
 peft = pytest.importorskip("peft")
 
@@ -33,14 +33,14 @@ CASES = [
 
 def adapted(family: str, settings: LoraSettings, kind: str = "cls"):
     """A trained model with updates (random values everywhere), and the base that it might have started from."""
-    model = build(CONFIGS[family], kind)
+    model = random_model_of_kind(CONFIGS[family], kind)
     apply_lora(model.encoder.layers, CONFIGS[family].num_heads, settings)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if is_update(name):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
-    base = build(CONFIGS[family], kind, seed=9)
+    base = random_model_of_kind(CONFIGS[family], kind, seed=9)
     frozen = {
         name: value
         for name, value in model.state_dict().items()

@@ -11,15 +11,11 @@ from torch.testing import assert_close
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
 from framework.models.config import EncoderConfig
-from framework.models.encoder import TransformerEncoder
 from framework.published.pretrained import load_into, load_pretrained
-from framework.tasks.pretraining.head import build_pretraining_head
-from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from framework.tasks.task import TaskModel
-from tests.checkpoint.small_exports import CONFIGS, load_peer
-from tests.models import peers
+from tests.support.exports.random_models import TOLERANCE, random_model_of_kind
+from tests.support.exports.small_exports import CONFIGS, load_peer
+from tests.support.models import peers
 
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 AUTO = {
     "ForPreTraining": transformers.AutoModelForPreTraining,
     "ForMaskedLM": transformers.AutoModelForMaskedLM,
@@ -56,24 +52,6 @@ EXPORTS = [
 ]
 
 
-def build(config, kind, seed=0):
-    """A TaskModel with random values everywhere; the kind is mlm, mlm+nsp, cls, mean, or cls+none (no projection)."""
-    encoder = TransformerEncoder(config)
-    if kind.startswith("mlm"):
-        head = build_pretraining_head(encoder, config, nsp=kind.endswith("nsp"))
-    else:
-        pooling, _, projection = kind.partition("+")
-        options = {"projection": projection} if projection else {}
-        head = build_sequence_classification_head(config, len(peers.LABELS), pooling, **options)
-    model = TaskModel(encoder, head)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + noise if "norm.weight" in name else noise)
-    return model
-
-
 def export(model, config, kind, folder, tokenizer_dirs, **side):
     is_pretraining = kind.startswith("mlm")
     head_kind = "pretraining" if is_pretraining else "sequence_classification"
@@ -86,7 +64,7 @@ def export(model, config, kind, folder, tokenizer_dirs, **side):
 @torch.no_grad()
 def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, without_class, tmp_path, tokenizer_dirs):
     config = CONFIGS[family]
-    model = build(config, kind)
+    model = random_model_of_kind(config, kind)
     folder = tmp_path / "export"
     export(model, config, kind, folder, tokenizer_dirs)
     (auto,) = (auto for suffix, auto in AUTO.items() if class_name.endswith(suffix))
@@ -117,7 +95,7 @@ def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, w
     assert weights.config == config
     assert weights.unused == ()
     assert weights.head_kind == side_config["head"]
-    again = build(config, kind, seed=5)
+    again = random_model_of_kind(config, kind, seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -127,7 +105,7 @@ def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, w
 @torch.no_grad()
 def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dirs):
     """AutoModel finds the whole encoder; it leaves only heads, and lacks at most a pooler that was never trained."""
-    model = build(CONFIGS[family], "mlm")
+    model = random_model_of_kind(CONFIGS[family], "mlm")
     export(model, CONFIGS[family], "mlm", tmp_path / "export", tokenizer_dirs)
     peer, report = load_peer(transformers.AutoModel, tmp_path / "export")
     pooler = set() if family == "modernbert" else {"pooler.dense.weight", "pooler.dense.bias"}
@@ -144,7 +122,7 @@ def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dirs):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_tokenizer_of_an_export(family, tmp_path, tokenizer_dirs):
     config = CONFIGS[family]
-    export(build(config, "cls"), config, "cls", tmp_path / "export", tokenizer_dirs)
+    export(random_model_of_kind(config, "cls"), config, "cls", tmp_path / "export", tokenizer_dirs)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert tokenizer("a b", "c")["input_ids"] == [2, 5, 6, 3, 7, 3]
     assert tokenizer.mask_token_id == 4
@@ -157,7 +135,7 @@ def test_tokenizer_of_an_export(family, tmp_path, tokenizer_dirs):
 def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokenizer_dirs):
     settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
     config = EncoderConfig(**(settings | {"type_vocab_size": 0}))
-    model = build(config, "mlm")
+    model = random_model_of_kind(config, "mlm")
     export(model, config, "mlm", tmp_path / "export", tokenizer_dirs)
     peer, report = load_peer(transformers.AutoModelForMaskedLM, tmp_path / "export")
     assert report == {}
@@ -166,7 +144,7 @@ def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokeni
     assert_close(model(peers.pack(ids))["mlm"], peers.unpadded(peer(**inputs).logits, inputs), **TOLERANCE)
     weights = load_pretrained(str(tmp_path / "export"))
     assert weights.config == config
-    again = build(config, "mlm", seed=5)
+    again = random_model_of_kind(config, "mlm", seed=5)
     assert load_into(again, weights) == []
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -188,7 +166,7 @@ def test_encoder_without_a_class_is_refused(family, change, named, tmp_path, tok
     settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
     config = EncoderConfig(**(settings | change))
     with pytest.raises(CheckpointError, match=f"model.{named}=.*no class in Hugging Face"):
-        export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
+        export(random_model_of_kind(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,14 +175,14 @@ def test_folder_of_others_is_left_alone(tmp_path, tokenizer_dirs):
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
     with pytest.raises(CheckpointError, match="is no export of Cloze"):
-        export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
+        export(random_model_of_kind(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
 
 
 def test_earlier_export_is_replaced(tmp_path, tokenizer_dirs):
     folder = tmp_path / "export"
-    export(build(CONFIGS["roberta"], "mlm+nsp"), CONFIGS["roberta"], "mlm+nsp", folder, tokenizer_dirs)
-    model = build(CONFIGS["bert"], "cls", seed=2)
+    export(random_model_of_kind(CONFIGS["roberta"], "mlm+nsp"), CONFIGS["roberta"], "mlm+nsp", folder, tokenizer_dirs)
+    model = random_model_of_kind(CONFIGS["bert"], "cls", seed=2)
     export(model, CONFIGS["bert"], "cls", folder, tokenizer_dirs)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert not (folder / "cloze_heads.safetensors").exists()
@@ -213,30 +191,37 @@ def test_earlier_export_is_replaced(tmp_path, tokenizer_dirs):
 
 def test_failed_export_keeps_the_earlier_one(tmp_path, tokenizer_dirs):
     folder = tmp_path / "export"
-    export(build(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
+    export(random_model_of_kind(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
-        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", folder, {"bert": tmp_path})
+        export(random_model_of_kind(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", folder, {"bert": tmp_path})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
 def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
     with pytest.raises(CheckpointError, match="are not 3"):
-        export(build(CONFIGS["bert"], "cls"), CONFIGS["bert"], "cls", tmp_path / "e", tokenizer_dirs, labels=["a", "b"])
+        export(
+            random_model_of_kind(CONFIGS["bert"], "cls"),
+            CONFIGS["bert"],
+            "cls",
+            tmp_path / "e",
+            tokenizer_dirs,
+            labels=["a", "b"],
+        )
 
 
 def test_tokenizer_of_another_model(tmp_path, tokenizer_dirs):
     config = replace(CONFIGS["bert"], vocab_size=12)
     with pytest.raises(CheckpointError, match="has 13 words, but the model has 12 rows"):
-        export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
+        export(random_model_of_kind(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_special_tokens_in_the_config(tmp_path, tokenizer_dirs):
     """ModernBERT's own defaults point past a small vocabulary."""
     config = CONFIGS["modernbert"]
-    export(build(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
+    export(random_model_of_kind(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     published = transformers.AutoConfig.from_pretrained(tmp_path / "export")
     ids = [published.pad_token_id, published.cls_token_id, published.sep_token_id, published.bos_token_id]
     assert [*ids, published.eos_token_id] == [0, 2, 3, 2, 3]

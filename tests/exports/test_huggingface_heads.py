@@ -11,28 +11,15 @@ from torch.testing import assert_close
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
-from framework.models.encoder import TransformerEncoder
 from framework.published.pretrained import load_into, load_pretrained
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from framework.tasks.task import TaskModel
-from tests.checkpoint.small_exports import CONFIGS, load_peer
-from tests.models import peers
-from tests.models.heads import ChoiceHead, SpanHead, TokenHead
+from tests.support.exports.random_models import TOLERANCE, both_forms, random_model
+from tests.support.exports.small_exports import CONFIGS, load_peer
+from tests.support.models import peers
+from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
 
-TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
 LABELLED = {"labels": list(peers.LABELS)}
-
-
-def build(config, head, seed=0):
-    """A TaskModel with random values everywhere."""
-    model = TaskModel(TransformerEncoder(config), head)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = 0.2 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + noise if "norm.weight" in name else noise)
-    return model
 
 
 def export(tmp_path, model, tokenizer_dirs, head_kind, **side):
@@ -47,22 +34,16 @@ def check_comes_back(folder, model, make_head, head_kind, side):
     weights = load_pretrained(str(folder))
     recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
     assert (weights.head_kind, weights.side, weights.unused) == (head_kind, side | recorded, ())
-    again = build(model.encoder.config, make_head(), seed=5)
+    again = random_model(model.encoder.config, make_head(), seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def both_forms(family, lengths=peers.LENGTHS):
-    ids = peers.sequences(lengths)
-    token_types = peers.segments(ids) if family == "bert" else None
-    return peers.pack(ids, token_types), peers.pad(ids, CONFIGS[family].pad_token_id, token_types)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_token_classification(family, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], TokenHead(CONFIGS[family], 3))
+    model = random_model(CONFIGS[family], TokenHead(CONFIGS[family], 3))
     folder = export(tmp_path, model, tokenizer_dirs, "token_classification", **LABELLED)
     peer, report = load_peer(transformers.AutoModelForTokenClassification, folder)
     assert report == {}
@@ -75,7 +56,7 @@ def test_token_classification(family, tmp_path, tokenizer_dirs):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_question_answering(family, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], SpanHead(CONFIGS[family]))
+    model = random_model(CONFIGS[family], SpanHead(CONFIGS[family]))
     folder = export(tmp_path, model, tokenizer_dirs, "question_answering", max_length=32)
     peer, report = load_peer(transformers.AutoModelForQuestionAnswering, folder)
     assert report == {}
@@ -92,7 +73,7 @@ def test_question_answering(family, tmp_path, tokenizer_dirs):
 )
 @torch.no_grad()
 def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], ChoiceHead(CONFIGS[family], pooling))
+    model = random_model(CONFIGS[family], ChoiceHead(CONFIGS[family], pooling))
     folder = export(tmp_path, model, tokenizer_dirs, "multiple_choice", pooling=pooling)
     peer, report = load_peer(transformers.AutoModelForMultipleChoice, folder)
     assert report == {}
@@ -114,7 +95,7 @@ def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_problems_of_sequence_classification(family, problem, labels, problem_type, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], build_sequence_classification_head(CONFIGS[family], len(labels) or 1))
+    model = random_model(CONFIGS[family], build_sequence_classification_head(CONFIGS[family], len(labels) or 1))
     side = {"problem": problem, "labels": labels, "pooling": "cls"}
     folder = export(tmp_path, model, tokenizer_dirs, "sequence_classification", **side)
     peer, report = load_peer(transformers.AutoModelForSequenceClassification, folder)
@@ -137,7 +118,7 @@ def test_problems_of_sequence_classification(family, problem, labels, problem_ty
 
 
 def test_problem_that_no_class_has(tmp_path, tokenizer_dirs):
-    model = build(CONFIGS["bert"], build_sequence_classification_head(CONFIGS["bert"], 3))
+    model = random_model(CONFIGS["bert"], build_sequence_classification_head(CONFIGS["bert"], 3))
     with pytest.raises(CheckpointError, match="problem='ordinal' of the task is not known"):
         export(tmp_path, model, tokenizer_dirs, "sequence_classification", problem="ordinal")
     assert list(tmp_path.iterdir()) == []
@@ -189,7 +170,7 @@ class TaggerWithTransitions(TokenHead):
 )
 @torch.no_grad()
 def test_head_without_a_class_goes_beside_the_base_class(family, head_kind, make_head, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], make_head())
+    model = random_model(CONFIGS[family], make_head())
     side = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
     folder = export(tmp_path, model, tokenizer_dirs, head_kind, **side)
     config = json.loads((folder / "config.json").read_text())

@@ -17,8 +17,8 @@ from framework.published.pretrained import load_into, load_pretrained
 from framework.tasks.task import TaskModel
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
-from tests.checkpoint.small_exports import CONFIGS, load_peer
-from tests.models.translation_peer import END, LAYERS, START, both_inputs, both_models, unpadded
+from tests.support.exports.small_exports import CONFIGS, load_peer
+from tests.support.models.translation_peer import END, LAYERS, START, both_inputs, both_models, unpadded
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 SIDE = {"start_id": START, "end_id": END}

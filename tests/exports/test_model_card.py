@@ -15,9 +15,9 @@ from framework.published.kinds import SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICAT
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tracking.metric_names import describe
-from tests.checkpoint.small_exports import CONFIGS
-from tests.exports.test_huggingface_heads import build
-from tests.models.heads import ChoiceHead, SpanHead, TokenHead
+from tests.support.exports.random_models import random_model
+from tests.support.exports.small_exports import CONFIGS
+from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
 
 FACTS = RunFacts(
     name="run_*1* <b>|",
@@ -106,7 +106,7 @@ OUTPUTS = {
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("head_kind", OUTPUTS)
 def test_its_example_for_transformers_runs(head_kind, family, tmp_path, tokenizer_dirs):
-    model = build(CONFIGS[family], nn.Identity())
+    model = random_model(CONFIGS[family], nn.Identity())
     model.head = make_head(head_kind, model.encoder, CONFIGS[family])
     folder = tmp_path / "export"
     side = {"pooling": "cls"}

@@ -15,15 +15,15 @@ from framework.exports import onnx as exporter
 from framework.exports.huggingface import export_huggingface
 from framework.exports.onnx import check_onnx_installed, export_onnx
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from tests.checkpoint.small_exports import CONFIGS
-from tests.exports.test_huggingface_heads import both_forms, build
-from tests.models import peers
-from tests.models.heads import ChoiceHead, SpanHead
+from tests.support.exports.random_models import both_forms, random_model
+from tests.support.exports.small_exports import CONFIGS
+from tests.support.models import peers
+from tests.support.models.heads import ChoiceHead, SpanHead
 
 
 def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs, pooling="cls"):
     config = replace(CONFIGS[family], num_layers=2 if family == "modernbert" else 1)
-    model = build(config, make_head(config))
+    model = random_model(config, make_head(config))
     folder = tmp_path / "export"
     side = {"pooling": pooling}
     export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], side)

@@ -9,7 +9,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.exports.tokenizer import tokenizer_files
 from framework.published.kinds import TOKEN_CLASSIFICATION
-from tests.checkpoint.small_exports import CONFIGS
+from tests.support.exports.small_exports import CONFIGS
 
 WORDS = ["Anna", "met", "Müller"]
 TEXT = "Anna  met\t\r\nMüller "

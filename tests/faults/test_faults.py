@@ -1,14 +1,17 @@
-"""A sample of the matrix of faults and strategies, and ten kills; `python -m tests.faults --all` runs the whole."""
+"""A sample of the matrix of faults and strategies, and ten kills.
+
+`python -m tests.support.faults --all` runs the whole matrix.
+"""
 
 import random
 from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import run_cell, sample, soak, whole_run
-from tests.faults.faults import FAULTS
-from tests.faults.tiny_run import make_store
-from tests.faults.trial import STRATEGIES, Trial, largest_difference
+from tests.support.faults.__main__ import run_cell, sample, soak, whole_run
+from tests.support.faults.faults import FAULTS
+from tests.support.faults.trial import STRATEGIES, Trial, largest_difference
+from tests.support.training.tiny_run import make_store
 
 SEED = 1
 

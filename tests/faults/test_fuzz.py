@@ -18,13 +18,7 @@ from omegaconf import OmegaConf
 
 from framework.config.identity import flatten
 from framework.config.resolvers import conf_folder, register_resolvers
-from tests.integration.test_commands import (  # noqa: F401  fixtures
-    FINETUNE,
-    call,
-    files_below,
-    here,
-    tokenizer_folder,
-)
+from tests.support.commands.in_process import FINETUNE, files_below
 
 CASES = int(os.environ.get("CLOZE_FUZZ_CASES", "40"))
 SEED = int(os.environ.get("CLOZE_FUZZ_SEED", "0"))
@@ -60,7 +54,7 @@ def keys_and_groups(overrides: list[str]) -> list[str]:
     return sorted({*keys, *groups} - {"check"})
 
 
-def test_no_value_of_any_key_ends_in_a_traceback_or_harms_a_file(here, call, deadline):  # noqa: F811
+def test_no_value_of_any_key_ends_in_a_traceback_or_harms_a_file(here, call, deadline):
     line = [*FINETUNE, "check=true"]
     keys, choose = keys_and_groups(line), random.Random(SEED)
     before = files_below(here)
@@ -113,7 +107,7 @@ def readers() -> dict[str, list[str]]:
     }
 
 
-def test_no_damaged_file_ends_in_a_traceback(here, call, deadline):  # noqa: F811
+def test_no_damaged_file_ends_in_a_traceback(here, call, deadline):
     assert call("train", *FINETUNE).code == 0
     assert call("export", "run=mine").code == 0
     shutil.copytree("runs", "as_written", symlinks=True)

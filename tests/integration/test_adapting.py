@@ -1,7 +1,5 @@
 """Freezing, early stopping and LoRA by their commands: from training to prediction and to a folder for peft."""
 
-# ruff: noqa: F811  pytest finds a fixture by the name of an argument
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,15 +9,7 @@ import torch
 
 from framework.checkpoint.load import read_full_state
 from framework.published.pretrained import load_pretrained
-from tests.integration.test_commands import (
-    FINETUNE,
-    TEXTS,
-    Outcome,
-    assert_clear_error,
-    call,  # noqa: F401
-    here,  # noqa: F401
-    tokenizer_folder,  # noqa: F401
-)
+from tests.support.commands.in_process import FINETUNE, TEXTS, Outcome, assert_clear_error
 
 Call = Callable[..., Outcome]
 LORA = ["adapter=lora", "adapter.rank=2", "optimizer.lr=0.02", "run.id=lora"]

@@ -11,9 +11,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from tests.ranks import Ranks
-from tests.tasks.commands import FINE_TUNED, call, prepare
-from tests.tasks.examples import sequence_classification
+from tests.support.processes.ranks import Ranks
+from tests.support.tasks.commands import FINE_TUNED, call, prepare
+from tests.support.tasks.examples import sequence_classification
 
 STEPS = 6
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}

@@ -7,116 +7,25 @@ Each case runs a command's own `main`, in this process and in an empty folder, o
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 
 from framework.checkpoint.load import read_full_state
-from framework.data.tokenization.word_counts import WordCounts
-from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from framework.errors import FrameworkError
-from framework.evaluate import evaluate
-from framework.export import export
-from framework.predict import predict
-from framework.prepare import prepare
-from framework.train import train
-
-COMMANDS: dict[str, Callable[[], None]] = {
-    "train": train,
-    "prepare": prepare,
-    "evaluate": evaluate,
-    "predict": predict,
-    "export": export,
-}
-TEXTS = [f"a {word} film of {year}" for year in range(1990, 1998) for word in ("good", "fine", "bad", "poor")]
-LABELS = ["1", "1", "0", "0"] * 8
-TINY = [
-    "model.hidden_size=16",
-    "model.num_layers=1",
-    "model.num_heads=2",
-    "model.intermediate_size=16",
-    "model.vocab_size=null",
-]
-FINETUNE = [
-    "experiment=finetune_demo",
-    "data=table",
-    "data.train=rows.csv",
-    "data.validation_fraction=0.2",
-    "tokenizer.path=tokenizer",
-    "logger=none",
-    "precision=fp32",
-    "run.id=mine",
-    "trainer.max_steps=2",
-    "trainer.global_batch_size=4",
-    *TINY,
-]
-
-
-@dataclass
-class Outcome:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-    files: set[str] = field(default_factory=set)
-
-
-def write_rows(path: Path, texts: list[str], labels: list[str], columns: tuple[str, str] = ("text", "label")) -> None:
-    lines = [",".join(columns), *(f"{text},{label}" for text, label in zip(texts, labels, strict=True))]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    train_vocabulary(TEXTS, 80, folder)
-    return folder
-
-
-def train_vocabulary(texts: list[str], vocab_size: int, folder: Path) -> None:
-    training = WordPieceTraining(vocab_size)
-    training.train(WordCounts(training.count(texts)), folder)
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, tokenizer_folder) -> Path:
-    """An empty folder with rows, a tokenizer and nothing else, as the working folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
-    write_rows(tmp_path / "rows.csv", TEXTS, LABELS)
-    return tmp_path
-
-
-@pytest.fixture
-def call(here, monkeypatch, capfd) -> Callable[..., Outcome]:
-    """Runs a command as from the command line."""
-
-    def run(name: str, *overrides: str) -> Outcome:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [name, *overrides])
-        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        code = 0
-        try:
-            COMMANDS[name]()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = capfd.readouterr()
-        return Outcome(code, captured.out, captured.err, files_below(here))
-
-    return run
-
-
-def files_below(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+from tests.support.commands.in_process import (
+    COMMANDS,
+    FINETUNE,
+    LABELS,
+    TEXTS,
+    assert_clear_error,
+    files_below,
+    train_vocabulary,
+    write_rows,
+)
 
 
 def rows(**changes: object) -> Callable[[Path], None]:
@@ -201,14 +110,6 @@ def test_train_tells_bad_input_in_one_line(here, call, monkeypatch, prepare_fold
     assert_clear_error(outcome, words)
     assert outcome.files == before
     assert not torch.distributed.is_initialized()
-
-
-def assert_clear_error(outcome: Outcome, words: str) -> None:
-    assert outcome.code == FrameworkError.exit_code
-    assert re.match(r"(Config|Data|Checkpoint|Distributed|Framework)Error( \(rank 0\))?: ", outcome.err)
-    assert words in outcome.err
-    assert "Traceback" not in outcome.err + outcome.out
-    assert outcome.err.count("\n") == 1, outcome.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,13 +16,7 @@ from framework.config.schema import PrecisionConfig
 from framework.config.trained import build_trained_model, open_trained
 from framework.data.reading.rows import Row
 from framework.errors import FrameworkError
-from tests.integration.test_commands import (  # noqa: F401  fixtures
-    FINETUNE,
-    TEXTS,
-    call,
-    here,
-    tokenizer_folder,
-)
+from tests.support.commands.in_process import FINETUNE, TEXTS
 
 DELETED = object()
 VALUES = [None, [], "x", 10**8, DELETED]
@@ -69,7 +63,7 @@ def errors(file: Path, folder: Path, dump: Callable[[Any], str], content: Any, p
 
 
 @pytest.fixture
-def run(here, call) -> Path:  # noqa: F811
+def run(here, call) -> Path:
     assert call("train", *FINETUNE).code == 0
     assert call("export", "run=mine").code == 0
     return here / "runs" / "mine"
@@ -96,7 +90,7 @@ def test_no_damaged_record_ends_in_a_traceback(run):
     read(export)
 
 
-def test_an_attack_by_a_record_is_refused_by_every_command(run, call, tmp_path):  # noqa: F811
+def test_an_attack_by_a_record_is_refused_by_every_command(run, call, tmp_path):
     trace = tmp_path / "trace"
     attack = {"_target_": "subprocess.getoutput", "cmd": f"touch {trace}"}
     task, export, config = run / "task.json", run / "export" / "cloze.json", run / "config.yaml"

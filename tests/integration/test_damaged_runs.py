@@ -9,14 +9,7 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.tensors import read_index
-from tests.integration.test_commands import (  # noqa: F401  fixtures
-    FINETUNE,
-    TEXTS,
-    assert_clear_error,
-    call,
-    here,
-    tokenizer_folder,
-)
+from tests.support.commands.in_process import FINETUNE, TEXTS, assert_clear_error
 
 FOUR_STEPS = [*FINETUNE, "trainer.max_steps=4", "trainer.checkpoint_every_n_steps=2", "trainer.keep_last=9"]
 WEIGHTS_OF_RUN = [
@@ -38,7 +31,7 @@ def readers(source: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def checkpoints(here, call) -> Path:  # noqa: F811
+def checkpoints(here, call) -> Path:
     """Those of a run, after steps 2 and 4."""
     assert call("train", *FOUR_STEPS).code == 0
     folder = here / "runs" / "mine" / "checkpoints"
@@ -46,7 +39,7 @@ def checkpoints(here, call) -> Path:  # noqa: F811
     return folder
 
 
-def test_who_names_a_run_gets_the_checkpoint_before_a_damaged_one(checkpoints, call):  # noqa: F811
+def test_who_names_a_run_gets_the_checkpoint_before_a_damaged_one(checkpoints, call):
     shard = checkpoints / "step_00000004" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1])
     for name, command in readers("runs/mine").items():
@@ -62,7 +55,7 @@ def test_who_names_a_run_gets_the_checkpoint_before_a_damaged_one(checkpoints, c
     assert (checkpoints / "step_00000004" / "COMPLETE").is_file(), "readers change nothing"
 
 
-def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):  # noqa: F811
+def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):
     shard = checkpoints / "step_00000004" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1])
     for name, command in readers("runs/mine/checkpoints/step_00000004").items():
@@ -102,7 +95,7 @@ def craft(folder: Path, kind: str, trace: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "bytes", "place"])
-def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, call, tmp_path):  # noqa: F811
+def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, call, tmp_path):
     for folder in checkpoints.iterdir():
         words = craft(folder, kind, tmp_path / "trace")
     (checkpoints.parent / "summary.json").unlink()
@@ -114,7 +107,7 @@ def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, ca
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_run_goes_on_although_a_crash_has_emptied_its_records(checkpoints, call):  # noqa: F811
+def test_a_run_goes_on_although_a_crash_has_emptied_its_records(checkpoints, call):
     run = checkpoints.parent
     before, rows = json.loads((run / "summary.json").read_text()), (run / "metrics.jsonl").read_bytes()
     for name in ("summary.json", "provenance.json"):

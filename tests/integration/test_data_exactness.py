@@ -11,7 +11,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.random import below, mix
 from framework.tasks.pretraining.task import PretrainingTask
-from tests.data.stores import trained, write_store
+from tests.support.data.stores import trained, write_store
 
 MAX_STEPS, BATCH, LENGTH = 14, 24, 24
 

@@ -10,19 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_kill import (
-    WAIT_SECONDS,
-    corpus,
-    finish,
-    kill,
-    start,
-    start_process,
-    training,
-    wait_for_rows,
-)
-from tests.needs import slow
-
-__all__ = ["corpus"]
+from tests.support.commands.torchrun import WAIT_SECONDS, finish, kill, start, start_process, training, wait_for_rows
+from tests.support.needs import slow
 
 pytestmark = slow
 
@@ -38,7 +27,7 @@ def agent(store: Path, is_host: bool):
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{PORT}", "--rdzv-id", "elastic"),
         *("--local-addr", "127.0.0.1", "--max-restarts", "3", "--rdzv-conf", f"is_host={int(is_host)},{TIMES}"),
-        *training(store, "elastic", "ddp", "task._target_=tests.integration.faulty_task.SlowTask", *LENGTH),
+        *training(store, "elastic", "ddp", "task._target_=tests.support.tasks.faulty_task.SlowTask", *LENGTH),
     ]
     return start_process(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", GLOO_SOCKET_IFNAME="lo")
 

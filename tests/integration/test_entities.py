@@ -4,13 +4,7 @@ import json
 
 import pytest
 
-from tests.integration.test_commands import (  # noqa: F401  fixtures
-    TINY,
-    assert_clear_error,
-    call,
-    here,
-    tokenizer_folder,
-)
+from tests.support.commands.in_process import TINY, assert_clear_error
 
 ENTITIES = [
     "experiment=finetune_ner",
@@ -30,7 +24,7 @@ ENTITIES = [
 
 
 @pytest.fixture
-def sentences(here):  # noqa: F811
+def sentences(here):
     """A film of a year, which is an entity where the film is good."""
     lines = [
         f"a O\n{word} O\nfilm O\nof {tag}\n{year} {tag.replace('B', 'I')}\n"
@@ -40,7 +34,7 @@ def sentences(here):  # noqa: F811
     (here / "train.conll").write_text("\n".join(lines))
 
 
-def test_from_a_file_to_entities(here, sentences, call):  # noqa: F811
+def test_from_a_file_to_entities(here, sentences, call):
     outcome = call("train", *ENTITIES)
     assert outcome.code == 0, outcome.err
     assert "val entity F1" in outcome.out
@@ -78,6 +72,6 @@ def test_from_a_file_to_entities(here, sentences, call):  # noqa: F811
         ("task.stride=200", "stride is 200"),
     ],
 )
-def test_bad_input_is_told_once(here, sentences, call, override, words):  # noqa: F811
+def test_bad_input_is_told_once(here, sentences, call, override, words):
     assert_clear_error(call("train", *ENTITIES, f"+{override}" if "colum=" in override else override), words)
     assert not (here / "runs").exists()

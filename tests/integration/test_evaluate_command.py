@@ -7,12 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.evaluate import evaluate
-from framework.export import export
-from framework.predict import predict
-from framework.train import train
-from tests.integration.test_predict_command import run_command
-from tests.tasks.commands import prepare
+from tests.support.commands.in_process import run_command
+from tests.support.tasks.commands import prepare
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +18,8 @@ def folder(tmp_path_factory) -> Path:
     overrides = [*prepare("sequence_classification", folder), "run.dir=runs/sweep", "run.id=job", "trainer.max_steps=6"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run_command(patch, "train", train, *overrides) == 0
-        assert run_command(patch, "export", export, "run=job", "output=exported") == 0
+        assert run_command(patch, "train", *overrides) == 0
+        assert run_command(patch, "export", "run=job", "output=exported") == 0
     lines = (folder / "rows.csv").read_text(encoding="utf-8").splitlines()
     (folder / "new.csv").write_text("\n".join([lines[0], *lines[1:4]]) + "\n", encoding="utf-8")
     (folder / "rows.csv").unlink()
@@ -34,8 +30,8 @@ def folder(tmp_path_factory) -> Path:
 def call(folder, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
     monkeypatch.chdir(folder)
 
-    def run(name: str, main: Callable[[], None], *overrides: str) -> tuple[int, str, str]:
-        return run_command(monkeypatch, name, main, *overrides), *capfd.readouterr()
+    def run(name: str, *overrides: str) -> tuple[int, str, str]:
+        return run_command(monkeypatch, name, *overrides), *capfd.readouterr()
 
     return run
 
@@ -43,16 +39,14 @@ def call(folder, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
 def test_a_new_file_is_evaluated_by_its_name(folder, call):
     found = {}
     for run in ("job", "exported"):
-        code, out, err = call(
-            "evaluate", evaluate, f"run={run}", "data.test=new.csv", "output=scores.json", "precision=fp32"
-        )
+        code, out, err = call("evaluate", f"run={run}", "data.test=new.csv", "output=scores.json", "precision=fp32")
         assert code == 0, err
         assert f"{run} on test, 3 sequences" in out
         found[run] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert found["job"]["split"] == "test" and sum(row["sequences"] for row in found["job"]["classes"]) == 3
     assert found["job"]["metrics"] == pytest.approx(found["exported"]["metrics"], rel=1e-5)
     # By hand: the share of rows whose predicted label is the one of the file.
-    code, out, err = call("predict", predict, "run=job", "input=new.csv", "keep_columns=[label]", "precision=fp32")
+    code, out, err = call("predict", "run=job", "input=new.csv", "keep_columns=[label]", "precision=fp32")
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 3, err
     accuracy = sum(row["label"] == row["input_label"] for row in rows) / 3
@@ -72,7 +66,7 @@ def test_a_new_file_is_evaluated_by_its_name(folder, call):
     ],
 )
 def test_what_cannot_be_evaluated_is_one_error(call, overrides, words):
-    code, _, err = call("evaluate", evaluate, *overrides)
+    code, _, err = call("evaluate", *overrides)
     assert code == 2 and words in err and err.count("\n") == 1
 
 
@@ -84,7 +78,7 @@ def test_an_export_keeps_no_path_of_its_data(folder):
 def test_an_id_of_two_runs_is_refused(folder, call):
     shutil.copytree(folder / "runs" / "sweep", folder / "runs" / "again")
     try:
-        code, _, err = call("predict", predict, "run=job", "text=a")
+        code, _, err = call("predict", "run=job", "text=a")
     finally:
         shutil.rmtree(folder / "runs" / "again")
     assert code == 2 and "job is the id of 2 runs: runs/again/job, runs/sweep/job" in err
@@ -99,7 +93,7 @@ def test_another_tokenizer_is_noticed(folder, call, run):
     content["model"]["vocab"]["another"] = len(content["model"]["vocab"])
     file.write_text(json.dumps(content), encoding="utf-8")
     try:
-        code, _, err = call("predict", predict, f"run={run}", "text=another")
+        code, _, err = call("predict", f"run={run}", "text=another")
     finally:
         file.write_bytes(before)
     assert code == 2 and "has fingerprint" in err and err.count("\n") == 1

@@ -3,43 +3,15 @@
 import json
 import re
 import shlex
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 
-from tests.integration.test_commands import COMMANDS, FINETUNE, LABELS, TEXTS, train_vocabulary, write_rows
-from tests.models import peers
-
-
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs commands as from the command line, in a folder with rows and a tokenizer; gives their exit codes."""
-    monkeypatch.chdir(folder)
-    train_vocabulary(TEXTS, 80, folder / "tokenizer")
-    write_rows(folder / "rows.csv", TEXTS, LABELS)
-
-    def run(name: str, *overrides: str) -> int:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [name, *overrides])
-        monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-        try:
-            COMMANDS[name]()
-        except SystemExit as leaving:
-            return int(leaving.code or 0)
-        return 0
-
-    return run
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    return in_folder(tmp_path, monkeypatch)
+from tests.support.commands.in_process import FINETUNE, TEXTS, write_rows
+from tests.support.models import peers
 
 
 def card_of(folder: Path) -> tuple[dict[str, object], str]:
@@ -123,8 +95,8 @@ def test_an_onnx_file_on_demand(tmp_path, run):
 
 
 def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
-    foreign = "task._target_=tests.integration.foreign_task.PrototypeTask"
-    trust = "trust=[tests.integration.foreign_task]"
+    foreign = "task._target_=tests.support.tasks.foreign_task.PrototypeTask"
+    trust = "trust=[tests.support.tasks.foreign_task]"
     assert run("train", *FINETUNE, foreign) == 0
     assert run("export", "run=mine") == 2
     assert run("export", "run=mine", trust) == 0

@@ -13,9 +13,8 @@ from framework.config.trained import open_trained
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.word_counts import WordCounts
 from framework.errors import CheckpointError
-from tests.integration.test_commands import TEXTS, train_vocabulary
-from tests.integration.test_export_command import run  # noqa: F401  a fixture
-from tests.models import peers
+from tests.support.commands.in_process import TEXTS, train_vocabulary
+from tests.support.models import peers
 
 SENTENCE = ["John", "Smith", "went", "to", "London"]
 COMMON = [
@@ -47,13 +46,13 @@ def publish(family: str) -> None:
     model(model.config_class(**config)).save_pretrained(folder)
 
 
-def predictions(run, capfd, *arguments) -> list[dict]:  # noqa: F811
+def predictions(run, capfd, *arguments) -> list[dict]:
     capfd.readouterr()
     assert run("predict", "run=mine", "precision=fp32", *arguments) == 0
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
-def train_and_export(run, capfd, *arguments) -> str:  # noqa: F811
+def train_and_export(run, capfd, *arguments) -> str:
     """Returns what the export printed."""
     assert run("train", *COMMON, *arguments) == 0
     capfd.readouterr()
@@ -61,7 +60,7 @@ def train_and_export(run, capfd, *arguments) -> str:  # noqa: F811
     return capfd.readouterr().out
 
 
-def test_pooling_that_transformers_lacks(run, tmp_path, capfd):  # noqa: F811
+def test_pooling_that_transformers_lacks(run, tmp_path, capfd):
     publish("bert")
     task = ["task=sequence_classification", "data=table", "data.train=rows.csv", "task.pooling=mean"]
     assert "ids and outputs are those of transformers" in train_and_export(run, capfd, *task)
@@ -95,7 +94,7 @@ def check_that_a_difference_is_reported(folder) -> None:
         compare_with_transformers(folder, trained)
 
 
-def test_pairs_of_a_byte_level_vocabulary(run, tmp_path, capfd):  # noqa: F811
+def test_pairs_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     publish("roberta")
     pairs = [f"{text},{other},{text == other}" for text in TEXTS[:8] for other in TEXTS[:4]]
     (tmp_path / "pairs.csv").write_text("\n".join(["text,pair,label", *pairs]))
@@ -122,7 +121,7 @@ def test_pairs_of_a_byte_level_vocabulary(run, tmp_path, capfd):  # noqa: F811
     assert found["score"] == pytest.approx(before["probability"], abs=1e-5)
 
 
-def test_entities_of_a_byte_level_vocabulary(run, tmp_path, capfd):  # noqa: F811
+def test_entities_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     publish("roberta")
     tags = {"John": "B-PER", "Smith": "I-PER", "London": "B-LOC"}
     sentences = [[SENTENCE[(first + step) % 5] for first in range(5)] for step in (0, 2, 3, 4)] * 5

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_kill import STEPS, WAIT_SECONDS, corpus, finish, start, start_process, training
-
-__all__ = ["corpus"]
+from tests.support.commands.torchrun import WAIT_SECONDS, finish, start, start_process, training
+from tests.support.training.tiny_run import STEPS
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-FAULTY = "task._target_=tests.integration.faulty_task.FaultyTask"
+FAULTY = "task._target_=tests.support.tasks.faulty_task.FaultyTask"
 
 
 def faulty(store: Path, kind: str, rank: int, step: int, launcher: list[str], strategy: str, *overrides: str):
@@ -138,7 +137,7 @@ def hung(corpus: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "rank", "where", "told"),
     [
-        ("sleep", 1, "rank 1, step 5", "in step 5: forward of micro-batch 1, in integration/faulty_task.py"),
+        ("sleep", 1, "rank 1, step 5", "in step 5: forward of micro-batch 1, in tasks/faulty_task.py"),
         ("stop", 1, "rank 1, step 5", "its log ends with"),
         ("sleep_in_loader", 0, "step 5", "in step 5: waits for its batch, in "),
     ],

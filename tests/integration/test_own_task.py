@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.integration.test_commands import LABELS, TEXTS, TINY, train_vocabulary
+from tests.support.commands.in_process import LABELS, TEXTS, TINY, train_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [*TINY, "init_from=null", "tokenizer=folder", "tokenizer.path=tokenizer", "precision=fp32", "logger=none"]

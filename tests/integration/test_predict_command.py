@@ -2,16 +2,13 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
-from framework.predict import predict
-from framework.train import train
-from tests.tasks.commands import prepare
+from tests.support.commands.in_process import run_command
+from tests.support.tasks.commands import prepare
 
 SENTENCE = ["ada", "sang", "in", "eck", "am", "see"]
 
@@ -23,20 +20,8 @@ def tagger(tmp_path_factory) -> Path:
     overrides = [*prepare("token_classification", folder), "run.id=one", "trainer.max_steps=12"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run_command(patch, "train", train, *overrides) == 0
+        assert run_command(patch, "train", *overrides) == 0
     return folder
-
-
-def run_command(patch: pytest.MonkeyPatch, name: str, main: Callable[[], None], *overrides: str) -> int:
-    GlobalHydra.instance().clear()
-    patch.setattr(sys, "argv", [name, *overrides])
-    patch.setattr(sys, "excepthook", sys.__excepthook__)
-    patch.setenv("HYDRA_FULL_ERROR", "1")
-    try:
-        main()
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
 
 
 @pytest.fixture
@@ -46,7 +31,7 @@ def ask(tagger, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, s
 
     def run(*overrides: str) -> tuple[int, str, str]:
         asked = ("run=one", f"runs={tagger / 'runs'}", "precision=fp32", *overrides)
-        code = run_command(monkeypatch, "predict", predict, *asked)
+        code = run_command(monkeypatch, "predict", *asked)
         return code, *capfd.readouterr()
 
     return run

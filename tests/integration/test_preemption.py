@@ -6,9 +6,7 @@ import signal
 from pathlib import Path
 
 from framework.checkpoint.layout import newest_complete
-from tests.integration.test_kill import corpus, finish, start, wait_for_rows, worker_pids
-
-__all__ = ["corpus"]
+from tests.support.commands.torchrun import finish, start, wait_for_rows, worker_pids
 
 STEPS = 50
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=12", "trainer.checkpoint_every_n_steps=25")

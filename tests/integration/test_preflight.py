@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import Ranks
+from tests.support.processes.ranks import Ranks
 
 
 @dataclass(frozen=True)

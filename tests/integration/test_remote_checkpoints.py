@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_kill import corpus, finish, kill, start, wait_for_rows
+from tests.support.commands.torchrun import finish, kill, start, wait_for_rows
 
 ROOT = Path(__file__).resolve().parents[2]
-
-__all__ = ["corpus"]  # a fixture
 
 
 @pytest.fixture
@@ -22,7 +20,7 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: norename\nVersion: 1.0\n")
     (package / "entry_points.txt").write_text(
-        "[fsspec.specs]\nnorename = tests.checkpoint.no_rename:NoRenameFileSystem\n"
+        "[fsspec.specs]\nnorename = tests.support.files.no_rename:NoRenameFileSystem\n"
     )
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{ROOT}")
     return f"norename://{tmp_path}/bucket"

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tiny_run import arguments, make_store, rows, summary
-from tests.needs import machine, slow
-from tests.ranks import Ranks
-from tests.slurm_cluster import Cluster, job_state, slurm, wait_until, why_not
+from tests.support.needs import machine, slow
+from tests.support.processes.ranks import Ranks
+from tests.support.processes.slurm_cluster import Cluster, job_state, slurm, wait_until, why_not
+from tests.support.training.tiny_run import arguments, make_store, rows, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 16
 WAIT_SECONDS = 240
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.checkpoint_every_n_steps=4")
-SLEEPY = "task._target_=tests.integration.faulty_task.SleepyTask"
+SLEEPY = "task._target_=tests.support.tasks.faulty_task.SleepyTask"
 
 pytestmark = machine(why_not)
 

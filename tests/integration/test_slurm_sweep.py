@@ -7,10 +7,10 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.faults.tiny_run import make_store, rows
-from tests.integration.test_sweep import WAIT_SECONDS, rank_of, start, wait_for_rows
-from tests.needs import machine
-from tests.slurm_cluster import slurm, why_not
+from tests.support.needs import machine
+from tests.support.processes.slurm_cluster import slurm, why_not
+from tests.support.sweeps.started import WAIT_SECONDS, rank_of, start, wait_for_rows
+from tests.support.training.tiny_run import make_store, rows
 
 STEPS = 30
 

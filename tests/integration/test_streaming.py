@@ -23,8 +23,8 @@ from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError, DataError
 from framework.random import below, key, mix
 from framework.tasks.pretraining.task import PretrainingTask
-from tests.data.reading.range_server import Faults, RangeServer
-from tests.data.stores import trained
+from tests.support.data.range_server import Faults, RangeServer
+from tests.support.data.stores import trained
 
 WORDS = ("the", "cat", "sat", "on", "a", "mat", "dogs", "play", "and", "sleep")
 NUM_SHARDS, GROUPS, ROWS = 3, 4, 12

@@ -37,7 +37,7 @@ from framework.optim.parameter_groups import AdamW
 from framework.optim.schedules import Linear
 from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.task import TaskModel
-from tests.data.drawn_store import drawn_store
+from tests.support.data.drawn_store import drawn_store
 
 SEED = 7
 STEPS = 20

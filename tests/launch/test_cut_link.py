@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tiny_run import arguments, make_store, rows
-from tests.hosts import Host, hosts, start_ssh, why_not
-from tests.launch.test_hosts import SCRIPT, VARIABLES, WAIT_SECONDS, finish, line
-from tests.needs import machine, slow
+from tests.support.commands.multi_node import SCRIPT, VARIABLES, WAIT_SECONDS, finish, line
+from tests.support.needs import machine, slow
+from tests.support.processes.hosts import Host, hosts, start_ssh, why_not
+from tests.support.training.tiny_run import arguments, make_store, rows
 
 pytestmark = machine(why_not)
 
 TIMEOUT_SECONDS = 10
 LEAVES, JOINS, STEPS = 10, 25, 120
 LENGTH = (f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=60", "trainer.checkpoint_every_n_steps=5")
-SLOW = ("task._target_=tests.integration.faulty_task.SlowTask", f"trainer.timeout_seconds={TIMEOUT_SECONDS}")
+SLOW = ("task._target_=tests.support.tasks.faulty_task.SlowTask", f"trainer.timeout_seconds={TIMEOUT_SECONDS}")
 
 
 def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], output: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tiny_run import arguments, make_store, rows, summary
-from tests.launch.docker_engine import debian_base, docker, engine, why_not
+from tests.support.processes.docker_engine import debian_base, docker, engine, why_not
+from tests.support.training.tiny_run import arguments, make_store, rows, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = os.environ.get("CLOZE_DOCKER_TESTS") == "1"

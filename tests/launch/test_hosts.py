@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.tiny_run import arguments, make_store, rows, summary
-from tests.hosts import Host, hosts, start_ssh, why_not
-from tests.needs import machine
+from tests.support.commands.multi_node import ROOT, SCRIPT, VARIABLES, WAIT_SECONDS, finish, line
+from tests.support.needs import machine
+from tests.support.processes.hosts import Host, hosts, start_ssh, why_not
+from tests.support.training.tiny_run import arguments, make_store, rows, summary
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = str(ROOT / "launch" / "multi_node.sh")
 LENGTH = ("trainer.max_steps=8", "trainer.val_every_n_steps=4", "trainer.checkpoint_every_n_steps=4")
-WAIT_SECONDS = 300
-VARIABLES = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 pytestmark = machine(why_not)
 
@@ -54,17 +51,6 @@ def expected(store: Path) -> list[dict[str, float]]:
     return rows(store / "one")
 
 
-def finish(process: subprocess.Popen[bytes], output: Path) -> str:
-    code = process.wait(timeout=WAIT_SECONDS)
-    text = output.read_text(encoding="utf-8")
-    assert code == 0, text
-    return text
-
-
-def line(machines: list[Host], identity: str, training: list[str], nodes: str = "2") -> list[str]:
-    return [SCRIPT, "--nodes", nodes, "--head", machines[0].name, "--id", identity, "--processes", "1", *training]
-
-
 def test_the_same_line_on_two_hosts_trains_as_one_host_does(two, store, expected, tmp_path) -> None:
     command = line(two, "lines", arguments(store, store, "lines", "ddp", *LENGTH))
     # The head comes last: the other one says that it waits.
@@ -98,7 +84,7 @@ def test_one_host_starts_all_over_ssh(two, ssh, store, expected, tmp_path) -> No
 
 def test_sigterm_over_ssh_lets_the_run_save_and_leave(two, ssh, store, tmp_path) -> None:
     (tmp_path / "list").write_text("vm0\nvm1\n")
-    slow = ("task._target_=tests.integration.faulty_task.SlowTask", "trainer.max_steps=400")
+    slow = ("task._target_=tests.support.tasks.faulty_task.SlowTask", "trainer.max_steps=400")
     training = arguments(store, store, "left", "ddp", *slow, "trainer.checkpoint_every_n_steps=400")
     command = [SCRIPT, "--hosts", str(tmp_path / "list"), "--id", "left", "--processes", "1", *training]
     process = two[0].start(command, ssh, tmp_path / "out")

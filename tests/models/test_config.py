@@ -12,7 +12,7 @@ from framework.errors import ConfigError
 from framework.models.accounting import count_parameters, training_flops_per_token
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from tests.models.shapes import BERT, MODERN
+from tests.support.models.shapes import BERT, MODERN
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
 # from_weights describes no shape: it says that the published weights bring theirs.
@@ -127,7 +127,7 @@ def test_flops_are_those_of_the_matrix_products() -> None:
     """Counted by torch over forward and backward of two sequences of 8, against the formula."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tests.nn.packs import make_batch
+    from tests.support.models.packs import make_batch
 
     for config in (BERT, MODERN):
         config = dataclasses.replace(config, local_attention_window=None)

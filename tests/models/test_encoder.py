@@ -13,8 +13,8 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn.attention_backend import reference_attention
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
-from tests.models.shapes import BERT, MODERN, ROBERTA
-from tests.nn.packs import make_batch
+from tests.support.models.packs import make_batch
+from tests.support.models.shapes import BERT, MODERN, ROBERTA
 
 FAMILIES = pytest.mark.parametrize("config", [BERT, ROBERTA, MODERN], ids=["bert", "roberta", "modernbert"])
 

@@ -11,7 +11,7 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.models.freezing import freeze, freeze_others
 from framework.tasks.task import TaskModel
-from tests.distributed.tiny import make_batch, tiny_config
+from tests.support.models.tiny import make_batch, tiny_config
 
 
 class FirstTokenHead(nn.Module):

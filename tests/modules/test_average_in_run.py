@@ -12,8 +12,8 @@ from framework.checkpoint.load import read_full_state
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import Precision
 from framework.modules.inference import Inference
-from tests.modules.toy_run import ToySource, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import ToySource, build_module, train
 
 DECAY = 0.8
 STEPS, CUT = 6, 4

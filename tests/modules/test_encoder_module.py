@@ -14,7 +14,7 @@ from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
-from tests.modules.toy_run import CONFIG, SEED, ToySource, build_module, train
+from tests.support.training.toy_run import CONFIG, SEED, ToySource, build_module, train
 
 STEPS = 4
 ONLY_STEPS = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)

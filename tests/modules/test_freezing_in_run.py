@@ -12,8 +12,8 @@ from framework.checkpoint.load import read_full_state
 from framework.checkpoint.tensors import read_index
 from framework.distributed.parallel.precision import Precision
 from framework.nn.initialization import initial_values
-from tests.modules.toy_run import CONFIG, SEED, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import CONFIG, SEED, build_module, train
 
 STEPS, CUT = 6, 4
 FROZEN = {

@@ -12,8 +12,8 @@ import torch
 from framework.callbacks.cadence import Cadence
 from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError, FrameworkError
-from tests.modules.toy_run import build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import build_module, train
 
 EVERY_STEP = Cadence(max_steps=20, log_every_n_steps=1)
 RESUMABLE = Cadence(max_steps=14, log_every_n_steps=1, checkpoint_every_n_steps=5)

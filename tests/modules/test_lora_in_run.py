@@ -16,8 +16,8 @@ from framework.modules.encoder_module import EncoderModule
 from framework.modules.inference import Inference
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, is_update, merge_lora
-from tests.modules.toy_run import CONFIG, SEED, ToySource, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_run import CONFIG, SEED, ToySource, build_module, train
 
 STEPS, CUT = 6, 4
 LORA = LoraSettings(rank=3, alpha=6.0, targets=("query", "value", "output", "down"))

@@ -17,7 +17,7 @@ from framework.config.run_folder import find_run_folder, write_start
 from framework.config.run_records import report_gap
 from framework.errors import CheckpointError
 from framework.optim.schedules import Linear
-from tests.modules.toy_run import build_module, train
+from tests.support.training.toy_run import build_module, train
 
 CADENCE = Cadence(max_steps=4, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
 CONFIG: dict[str, Any] = {"seed": 0, "trainer": {"max_steps": 4}}

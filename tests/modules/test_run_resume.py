@@ -4,30 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
-from tests.modules.toy_run import train
+from tests.support.training.cuts import CutAt, CutError
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=9, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
-
-
-class CutError(RuntimeError):
-    """Stands for a kill."""
-
-
-class CutAt(pl.Callback):
-    """Ends the process's run at a hook of a step, as a kill would, except that hooks of a failure still run."""
-
-    def __init__(self, hook: str, step: int) -> None:
-        self.step = step
-        setattr(self, hook, self._cut)
-
-    def _cut(self, trainer: pl.Trainer, *unused: object) -> None:
-        if trainer.global_step == self.step:
-            raise CutError
 
 
 @pytest.fixture(scope="module")

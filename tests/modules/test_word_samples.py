@@ -17,7 +17,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.modules.word_samples import sample, sample_words
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import TaskModel
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 WORDS = [f"{a}{b}{c}" for a in "bcdfgk" for b in "aeiou" for c in "lmnrst"]
 NUM_TEXTS = 12

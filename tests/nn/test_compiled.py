@@ -6,52 +6,15 @@ the whole layer with gradients is traced on fake CPU tensors, the choice of kern
 
 import pytest
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.attention_backend import self_attention
 from framework.nn.dropout import HashedDropout, token_keys
-from tests.models.shapes import BERT, MODERN
-
-PACKS = [((30, 34, 64), 3), ((60, 60, 8), 2), ((64, 63, 1), 1)]
-"""Lengths and real sequences of micro-batches of one fixed capacity: 128 tokens, 3 sequences, none over 64."""
-
-
-def fixed_capacity_batch(lengths: tuple[int, ...], num_sequences: int, device: str) -> PackedBatch:
-    def zeros(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
-        return torch.zeros(size, dtype=dtype, device=device)
-
-    num_tokens, capacity = sum(lengths), len(lengths)
-    return PackedBatch(
-        input_ids=zeros(num_tokens),
-        position_ids=zeros(num_tokens),
-        token_type_ids=zeros(num_tokens),
-        cu_seqlens=zeros(capacity + 1, torch.int32),
-        sequence_ids=zeros(capacity),
-        lengths=lengths,
-        max_seqlen=64,
-        num_sequences=num_sequences,
-        num_tokens=sum(lengths[:num_sequences]),
-        targets={},
-        counts={},
-    )
-
-
-class Called(TorchDispatchMode):
-    """Keeps the names of the operators that were called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+from tests.support.models.fixed_capacity import PACKS, Called, fixed_capacity_batch
+from tests.support.models.shapes import BERT, MODERN
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from framework.nn.attention_backend import cross_attention
 from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
 from framework.nn.dropout import decoder_keys, token_keys
 from framework.random import key, mix
-from tests.nn.packs import make_batch
-from tests.nn.test_compiled import Called
+from tests.support.models.fixed_capacity import Called
+from tests.support.models.packs import make_batch
 
 QUERIES, KEYS = (3, 1, 6), (5, 9, 2)
 HEADS, HEAD_DIM = 2, 4

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout, dropout_mask, layer_keys, token_keys
 from framework.random import key, mix
-from tests.nn.packs import make_batch
+from tests.support.models.packs import make_batch
 
 CHANNELS = 96
 

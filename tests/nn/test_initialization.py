@@ -9,7 +9,7 @@ from torch import nn
 
 from framework.models.encoder import TransformerEncoder
 from framework.nn.initialization import initial_values
-from tests.models.shapes import BERT, MODERN
+from tests.support.models.shapes import BERT, MODERN
 
 
 class Tied(nn.Module):

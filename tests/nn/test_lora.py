@@ -11,7 +11,7 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraLinear, LoraSettings, apply_lora, is_update, merge_lora
-from tests.distributed.tiny import make_batch, tiny_config
+from tests.support.models.tiny import make_batch, tiny_config
 
 HIDDEN, HEADS, RANK, ALPHA = 12, 3, 2, 5.0
 HEAD_DIM = HIDDEN // HEADS

@@ -7,7 +7,7 @@ from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.layer_decay import layer_factors
 from framework.optim.parameter_groups import AdamW, Lamb, Muon
-from tests.distributed.tiny import TinyModel, tiny_config
+from tests.support.models.tiny import TinyModel, tiny_config
 
 
 def rates(optimizer: CombinedOptimizer) -> dict[str, float]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from framework.optim.matrix_exchange import MatrixExchange
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 SHAPES = [(7, 4), (3, 9), (12, 12), (1, 5), (6, 2)]
 LAYOUTS: dict[str, tuple[dict[str, int], list[tuple[Placement, ...]]]] = {

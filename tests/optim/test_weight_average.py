@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from framework.distributed.parallel.parallelize import assign_full, drop_gathered
 from framework.optim.parameter_groups import AdamW, Muon
-from tests.distributed.tiny import build, full, full_parameters
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build, full, full_parameters
+from tests.support.processes.workers import WorkerPool
 
 DECAY = 0.75
 NUM_STEPS = 4

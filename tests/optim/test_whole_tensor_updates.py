@@ -16,7 +16,7 @@ from framework.optim import moments
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import Adam, Lamb, StableAdamW
 from framework.optim.shards import sum_of_squares, sum_over_shards
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 Values = dict[str, NDArray[np.float64]]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from framework.published.pretrained import load_pretrained
-from tests.models import peers
+from tests.support.models import peers
 
 
 @pytest.fixture

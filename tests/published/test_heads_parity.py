@@ -8,8 +8,8 @@ from torch.testing import assert_close
 from framework.published.pretrained import load_into, load_pretrained
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
-from tests.models import peers
-from tests.models.heads import ChoiceHead, SpanHead, TokenHead
+from tests.support.models import peers
+from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}

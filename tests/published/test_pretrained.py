@@ -12,7 +12,7 @@ from framework.published.rules import join_qkv, split_qkv
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
-from tests.models import peers
+from tests.support.models import peers
 
 
 def test_rows_of_qkv_hold_whole_heads():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from framework.errors import CheckpointError
 from framework.published.pretrained import load_pretrained
-from tests.models import peers
+from tests.support.models import peers
 
 
 def test_prefixes_old_norm_names_and_buffers(folder, weights):

@@ -11,7 +11,7 @@ from framework.published.rules import to_theirs
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
-from tests.models import peers
+from tests.support.models import peers
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = ("bert", "roberta", "modernbert")

@@ -12,9 +12,9 @@ from framework.published.pretrained import PretrainedWeights, load_into, load_pr
 from framework.published.starting_head import describe_start, fit_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
-from tests.models import peers
-from tests.models.heads import TokenHead
-from tests.models.shapes import BERT
+from tests.support.models import peers
+from tests.support.models.heads import TokenHead
+from tests.support.models.shapes import BERT
 
 LABELS = ["bad", "good", "so so"]
 

@@ -9,20 +9,13 @@ from hydra.core.global_hydra import GlobalHydra
 import framework.sweeps.start as starting
 import framework.sweeps.torchrun as launching
 from framework.train import train
-from tests.integration.test_commands import (  # noqa: F401  fixtures
-    FINETUNE,
-    LABELS,
-    TEXTS,
-    here,
-    tokenizer_folder,
-    write_rows,
-)
+from tests.support.commands.in_process import FINETUNE, LABELS, TEXTS, write_rows
 
 LINE = [*(each for each in FINETUNE if not each.startswith("run.id=")), "hydra.sweep.dir=runs/mine"]
 
 
 @pytest.fixture
-def sweep(here, monkeypatch, capfd):  # noqa: F811
+def sweep(here, monkeypatch, capfd):
     """Starts a sweep; a job that starts is an error."""
     checked: list[object] = []
     assemble = starting.assemble_run

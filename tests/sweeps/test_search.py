@@ -13,9 +13,7 @@ import pytest
 
 from framework.sweeps.plan import Job
 from framework.tracking.study import JOURNAL_FILE, StudyTrial, import_optuna
-from tests.sweeps.test_sweeps import Ended, Sweeping, results, starts, sweep
-
-__all__ = ["sweep"]
+from tests.support.sweeps.sweeping import Ended, Sweeping, results, starts
 
 RATE = "optimizer.lr=tag(log, interval(1e-4, 1e-2))"
 SEARCH = ("hydra/sweeper=optuna", RATE, "seed=0", "hydra.sweeper.startup_trials=4")

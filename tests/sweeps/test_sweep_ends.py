@@ -13,10 +13,8 @@ from framework.sweeps.closing import jobs_table, print_results, seeds_table
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Job, Sweep
 from framework.sweeps.results import fold_seeds, record
-from tests.sweeps import test_sweeps
-from tests.sweeps.test_sweeps import NAMES, results, starts, states, sweep
-
-__all__ = ["sweep"]
+from tests.support.sweeps import sweeping
+from tests.support.sweeps.sweeping import NAMES, results, starts, states
 
 
 def job(folder: Path, rate: str, seed: int, mode: str, metric: str, value: float | None) -> tuple[Job, Outcome]:
@@ -116,7 +114,7 @@ def test_jobs_that_were_interrupted_at_their_start_are_waiting(sweep):
 
 def test_experiments_are_swept_with_keys_that_only_they_have(sweep, monkeypatch):
     monkeypatch.setattr(
-        test_sweeps,
+        sweeping,
         "LINE",
         ["--multirun", "experiment=finetune_sst2,finetune_pairs", "init_from=null", "tokenizer=folder", "logger=none"],
     )

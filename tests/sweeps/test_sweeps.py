@@ -4,91 +4,19 @@ import csv
 import json
 import os
 import signal
-import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from hydra.core.global_hydra import GlobalHydra
 
 import framework.sweeps.torchrun as launching
 from framework.sweeps.plan import Job
 from framework.sweeps.start import sole
-from framework.train import train
+from tests.support.sweeps.sweeping import NAMES, results, starts, states
 
-FAKE = Path(__file__).with_name("fake_training.py")
-LINE = [
-    *("--multirun", "experiment=pretrain_demo", "data.store=store", "tokenizer.path=tokenizer", "logger=none"),
-    *("trainer.max_steps=12", "optimizer.lr=1e-3,2e-3", "seed=0,1"),
-]
 ONE_RATE = "optimizer.lr=choice(1e-3)"
-NAMES = [f"mine-lr_{lr}-seed_{seed}" for lr in ("0.001", "0.002") for seed in (0, 1)]
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-@dataclass
-class Sweeping:
-    """Starts sweeps; `roles` says what each job does, `losses` what it reaches."""
-
-    monkeypatch: pytest.MonkeyPatch
-    capfd: pytest.CaptureFixture[str]
-    roles: dict[str, str] = field(default_factory=dict)
-    losses: dict[str, float] = field(default_factory=dict)
-    shown: tuple[str, ...] = ()
-
-    def command(self, _: object, job: Job, flags: object) -> list[str]:
-        role = {"does": self.roles.get(job.id, "finish"), "loss": self.losses.get(job.id, 2.0), "shown": self.shown}
-        (job.folder / "role.json").write_text(json.dumps({**role, "config": yaml.safe_dump(dict(job.config))}))
-        return [sys.executable, "-S", str(FAKE), str(job.folder)]
-
-    def __call__(self, *overrides: str, folder: str | None = "runs/mine") -> Ended:
-        GlobalHydra.instance().clear()
-        place = [] if folder is None else [f"hydra.sweep.dir={folder}"]
-        self.monkeypatch.setattr(sys, "argv", ["train", *LINE, *place, *overrides])
-        code = 0
-        try:
-            train()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        captured = self.capfd.readouterr()
-        return Ended(code, captured.out, captured.err)
-
-
-@pytest.fixture
-def sweep(tmp_path, monkeypatch, capfd) -> Sweeping:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(launching, "_POLL_SECONDS", 0.01)
-    for module in ("launcher", "search"):
-        # Stand-ins have no data to be checked; test_checks.py is about checks.
-        monkeypatch.setattr(f"framework.sweeps.{module}.check_jobs", lambda jobs, processes: None)
-    sweeping = Sweeping(monkeypatch, capfd)
-    monkeypatch.setattr(launching.TorchrunLauncher, "command", lambda *given: sweeping.command(*given))
-    return sweeping
-
-
-def results() -> dict:
-    return json.loads(Path("runs/mine/sweep.json").read_text())
-
-
-def states() -> dict[str, str]:
-    return {each["run"]: each["state"] for each in results()["jobs"]}
-
-
-def starts(run: str) -> list[dict[str, str]]:
-    file = Path("runs/mine") / run / "starts"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_runs_again(sweep):

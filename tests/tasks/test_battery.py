@@ -1,7 +1,7 @@
 """What holds for every task: each folder of framework/tasks is found, and must have its example here.
 
-An example (tests/tasks/examples/NAME.py) writes a little data and says what prediction reads; the commands do the rest,
-in processes as torchrun starts them.
+An example (tests/support/tasks/examples/NAME.py) writes a little data and says what prediction reads; the commands do
+the rest, in processes as torchrun starts them.
 """
 
 import json
@@ -10,7 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.tasks.commands import FINE_TUNED, STEPS, call, example, jsonl, prepare, rows, succeed
+from tests.support.tasks import commands
+from tests.support.tasks.commands import FINE_TUNED, STEPS, call, example, jsonl, prepare, rows, succeed
 
 
 @pytest.fixture(scope="module", params=FINE_TUNED)
@@ -23,7 +24,7 @@ def trained(request, tmp_path_factory) -> tuple[ModuleType, Path, list[str]]:
 
 
 def test_every_task_has_an_example():
-    assert {file.stem for file in Path(__file__).parent.glob("examples/*.py")} == set(FINE_TUNED)
+    assert {file.stem for file in Path(commands.__file__).parent.glob("examples/*.py")} == set(FINE_TUNED)
     assert "sequence_classification" in FINE_TUNED
 
 

@@ -13,7 +13,7 @@ from framework.nn.dropout import token_keys
 from framework.tasks.pooling import pool_first, pool_mean
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
-from tests.models import peers
+from tests.support.models import peers
 
 LENGTHS = (3, 1, 5)
 CONFIG = EncoderConfig(

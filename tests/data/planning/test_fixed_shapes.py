@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from framework.data.planning.fixed_shapes import fixed_shapes
 from framework.data.planning.plan import StepPlan
-from tests.data.sequences import NumberedSource
+from tests.support.data.sequences import NumberedSource
 
 EVEN = np.arange(1000.0)
 """Tokens of steps that spread evenly over a budget of 1,000."""

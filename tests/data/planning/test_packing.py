@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from framework.data.planning.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError
 from framework.random import mix
-from tests.data.chunks import chunks_of
+from tests.support.data.chunks import chunks_of
 
 WIKITEXT = Path(__file__).resolve().parents[3] / "shared" / "data" / "pretrain"
 

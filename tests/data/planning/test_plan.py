@@ -12,7 +12,7 @@ from framework.data.planning.collate import Capacity
 from framework.data.planning.fixed_shapes import FixedShapes
 from framework.data.planning.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError
-from tests.data.sequences import NumberedSource
+from tests.support.data.sequences import NumberedSource
 
 
 def seen(plan: StepPlan, step: int) -> list[tuple[int, int, int]]:

@@ -8,8 +8,8 @@ from framework.data.reading.sources import TextFiles
 from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from tests.data.preparation import prepare_process
-from tests.data.preparation.texts import write_corpus
+from tests.support.data import prepare_process
+from tests.support.data.small_corpus import write_corpus
 
 
 @pytest.fixture(scope="module")

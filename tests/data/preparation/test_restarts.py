@@ -17,7 +17,7 @@ from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization import document_encoder
 from framework.errors import DataError
-from tests.data.preparation.texts import VOCABULARY, files_of, write_corpus
+from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
 def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
@@ -96,7 +96,7 @@ def run_process(**options: object) -> str:
     command = [
         sys.executable,
         "-c",
-        "from tests.data.preparation.prepare_process import main; main()",
+        "from tests.support.data.prepare_process import main; main()",
         json.dumps(options),
     ]
     # Into files: a pipe would be waited for until the last of its workers has ended.

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from framework.data.reading import remote_file
-from tests.data.reading.range_server import RangeServer
-from tests.data.reading.shard_files import NAMES, write_shard
+from tests.support.data.range_server import RangeServer
+from tests.support.data.shard_files import NAMES, write_shard
 
 
 @pytest.fixture

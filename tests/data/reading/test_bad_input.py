@@ -16,8 +16,7 @@ from framework.data.reading.files import Reading, decode_line
 from framework.data.reading.sources import DatasetRows, Source, TableFiles, TextFiles
 from framework.errors import DataError
 from framework.random import generator
-from tests.data.reading.test_files import write
-from tests.data.reading.test_sources import texts_of
+from tests.support.data.source_files import texts_of, write
 
 NEW = {"stream": pa.ipc.new_stream, "file": pa.ipc.new_file}
 

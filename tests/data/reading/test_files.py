@@ -4,26 +4,13 @@ import gzip
 import os
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from framework.data.reading.files import Reading, decode_line, find_files, kind_of, raw_lines
 from framework.errors import ConfigError, DataError
+from tests.support.data.source_files import write
 
 LINES = "".join(f"line {number} of a file, é\r\n" for number in range(3_000)).encode() + b"a\x00b\xc2\x85c"
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Writes content, compressed as the suffix says."""
-    if path.suffix.lower() == ".gz":
-        content = gzip.compress(content)
-    elif path.suffix.lower() == ".zst":
-        sink = pa.BufferOutputStream()
-        with pa.CompressedOutputStream(sink, "zstd") as stream:
-            stream.write(content)
-        content = sink.getvalue().to_pybytes()
-    path.write_bytes(content)
-    return path
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "A.TXT.GZ"])

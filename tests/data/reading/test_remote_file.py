@@ -8,7 +8,7 @@ import pytest
 from framework.data.reading import remote_file
 from framework.data.reading.shards import ParquetShards
 from framework.errors import DataError
-from tests.data.reading.shard_files import NAMES, TEXTS, over_http, texts_of, texts_of_shard
+from tests.support.data.shard_files import NAMES, TEXTS, over_http, texts_of, texts_of_shard
 
 pytestmark = pytest.mark.usefixtures("waits")
 

@@ -12,7 +12,7 @@ from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-from tests.data.reading.test_files import write
+from tests.support.data.source_files import write
 
 TABLE = {"text": ["a, é", "b\nc", "d"], "year": [2001, 2002, 2003], "weight": [0.5, 1.5, 2.5]}
 VALUES = [{"year": str(year), "text": text} for year, text in zip(TABLE["year"], TABLE["text"], strict=True)]

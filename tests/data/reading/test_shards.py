@@ -12,8 +12,8 @@ from framework.data.reading import shards
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards
 from framework.errors import ConfigError, DataError
-from tests.data.reading.range_server import RangeServer
-from tests.data.reading.shard_files import (
+from tests.support.data.range_server import RangeServer
+from tests.support.data.shard_files import (
     NAMES,
     ROWS_A_GROUP,
     TEXTS,

@@ -9,11 +9,7 @@ import pytest
 from framework.data.reading.files import Reading, find_files
 from framework.data.reading.sources import DatasetRows, TableFiles, TextFiles
 from framework.errors import ConfigError, DataError
-from tests.data.reading.test_files import write
-
-
-def texts_of(source, reading=None) -> list[str]:
-    return list(source.read(reading or Reading()))
+from tests.support.data.source_files import texts_of, write
 
 
 def test_a_file_is_a_document(tmp_path):

@@ -14,7 +14,7 @@ from framework.data.reading.sources import TableFiles, TextFiles
 from framework.data.reading.table_format import TableFormat
 from framework.data.reading.table_kind import conclude_kind
 from framework.errors import ConfigError, DataError
-from tests.data.reading.test_files import write
+from tests.support.data.source_files import write
 
 LABELLED = ["text", "label"]
 TWO_ROWS = [("good, film", "1"), ("bad", "0")]

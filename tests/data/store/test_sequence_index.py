@@ -7,7 +7,7 @@ import pytest
 from framework.data.store.sequence_index import INDEX_FOLDER, Division, divide_in_memory, open_index
 from framework.data.store.token_store import TokenStore
 from framework.data.tokenization.tokenizer import Tokenizer
-from tests.data.stores import trained, write_store
+from tests.support.data.stores import trained, write_store
 
 DIVISION = Division(max_tokens=10, pairs=True)
 

@@ -12,7 +12,7 @@ from framework.data.store.token_store import TokenStore
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
-from tests.data.stores import trained, write_store
+from tests.support.data.stores import trained, write_store
 
 DOCUMENTS = [[[10, 11], [12]], [[13]], [[14], [15, 16, 17]]]
 

@@ -2,7 +2,7 @@ import numpy as np
 
 from framework.data.tokenization import document_encoder
 from framework.data.tokenization.document_encoder import DocumentEncoder
-from tests.data.stores import trained
+from tests.support.data.stores import trained
 
 TEXTS = ["The cat sat. On a mat. A dog sat.", "\x07", "Dogs play. \x07. The cat.", "A mat."]
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -17,28 +16,22 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint
 from framework.checkpoint.save import save_checkpoint
-from framework.config.build import Parts, build_model, build_module, build_settings
-from framework.config.command import plain
+from framework.config.build import Parts, build_model, build_module
 from framework.config.identity import check_same_run
-from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.schema import TrainConfig
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.dropout import token_keys
-from tests.distributed.collective_trace import CollectiveTrace
-from tests.distributed.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
-from tests.models.shapes import BERT
-from tests.modules import toy_run
-from tests.nn.test_compiled import PACKS, fixed_capacity_batch
-from tests.workers import WorkerPool
+from tests.support.models.fixed_capacity import PACKS, fixed_capacity_batch
+from tests.support.models.shapes import BERT
+from tests.support.models.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
+from tests.support.processes.collective_trace import CollectiveTrace
+from tests.support.processes.workers import WorkerPool
+from tests.support.training import toy_run
+from tests.support.training.checkpointed_activations import EVERY_SECOND, FULL, NONE, SELECTIVE, composed
 
-NONE = ActivationCheckpointing()
-FULL = ActivationCheckpointing("full")
-SELECTIVE = ActivationCheckpointing("selective")
-EVERY_SECOND = ActivationCheckpointing("full", 2)
 ALL = (NONE, FULL, SELECTIVE, EVERY_SECOND)
 
 Results = list[Tensor]
@@ -287,13 +280,6 @@ def test_names_stay() -> None:
     apply_activation_checkpointing(model.encoder.layers, FULL)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain_model.named_modules()]
     assert list(model.state_dict()) == list(plain_model.state_dict())
-
-
-def composed(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:
-    register_resolvers()
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = plain(compose("train", ["experiment=pretrain_demo", "strategy=single", *overrides]))
-    return config, build_settings(config, world_size=1)
 
 
 def test_the_config_reaches_the_module_and_is_free_to_change() -> None:

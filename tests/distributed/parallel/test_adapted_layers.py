@@ -16,7 +16,7 @@ from framework.nn.cross_entropy import cross_entropy_sum
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
-from tests.distributed.tiny import TinyModel, make_batch, tiny_config
+from tests.support.models.tiny import TinyModel, make_batch, tiny_config
 
 LORA = LoraSettings(rank=2, alpha=4.0, targets=("query", "value", "output", "up", "down"))
 

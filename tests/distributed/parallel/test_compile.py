@@ -31,11 +31,11 @@ from framework.nn import attention as attention_module
 from framework.nn import attention_backend, dropout
 from framework.nn.dropout import dropout_mask, token_keys
 from framework.nn.rotary import apply_rotary
-from tests.distributed.parallel.test_activation_checkpoint import EVERY_SECOND, FULL, NONE, SELECTIVE, composed
-from tests.models.shapes import BERT, MODERN
-from tests.modules import toy_run
-from tests.nn.test_compiled import PACKS, fixed_capacity_batch
-from tests.workers import WorkerPool
+from tests.support.models.fixed_capacity import PACKS, fixed_capacity_batch
+from tests.support.models.shapes import BERT, MODERN
+from tests.support.processes.workers import WorkerPool
+from tests.support.training import toy_run
+from tests.support.training.checkpointed_activations import EVERY_SECOND, FULL, NONE, SELECTIVE, composed
 
 Rows = list[dict[str, float]]
 NUM_STEPS = 20

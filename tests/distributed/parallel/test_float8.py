@@ -20,7 +20,7 @@ from framework.distributed.parallel import parallelize as parallelize_module
 from framework.distributed.parallel.float8 import apply_float8, check_float8, fits_float8
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.errors import ConfigError
-from tests.distributed.tiny import Tiny, TinyModel, build, tiny_config
+from tests.support.models.tiny import Tiny, TinyModel, build, tiny_config
 
 needs_torchao = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao, an optional extra, is not installed"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from framework.distributed.parallel.gradient_norm import clip_gradients
-from tests.distributed.tiny import build, full
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build, full
+from tests.support.processes.workers import WorkerPool
 
 
 def parameter(gradient: list[float]) -> nn.Parameter:

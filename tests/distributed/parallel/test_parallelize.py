@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from framework.distributed.parallel.parallelize import materialize
 from framework.nn.initialization import initial_values
-from tests.distributed.collective_trace import CollectiveTrace
-from tests.distributed.tiny import TinyModel, build, constant_values, full, full_parameters, tiny_config
-from tests.workers import WorkerPool
+from tests.support.models.tiny import TinyModel, build, constant_values, full, full_parameters, tiny_config
+from tests.support.processes.collective_trace import CollectiveTrace
+from tests.support.processes.workers import WorkerPool
 
 
 def run_parameters(strategy: str) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from framework.distributed.parallel.activation_checkpoint import ActivationCheck
 from framework.distributed.parallel.precision import Precision, multiplies_bf16, resolve_precision
 from framework.errors import ConfigError
 from framework.nn.dropout import token_keys
-from tests.distributed.tiny import build, make_batch
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build, make_batch
+from tests.support.processes.workers import WorkerPool
 
 
 def test_auto_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

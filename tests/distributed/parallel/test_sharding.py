@@ -14,9 +14,9 @@ from framework.distributed.mesh import MeshShape, build_mesh, mesh_shape
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.errors import ConfigError
 from framework.optim.parameter_groups import Lamb, StableAdamW
-from tests.distributed.test_strategy import run_trainer
-from tests.distributed.tiny import build, full_parameters
-from tests.workers import WorkerPool
+from tests.support.models.tiny import build, full_parameters
+from tests.support.models.tiny_trainer import run_trainer
+from tests.support.processes.workers import WorkerPool
 
 SAME_BITS = {
     "layers stay": Sharding(reshard_after_forward=False),

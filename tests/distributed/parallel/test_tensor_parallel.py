@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from framework.nn.dropout import token_keys
-from tests.distributed.collective_trace import CollectiveTrace
-from tests.distributed.tiny import VOCAB_SIZE, Tiny, build, full, full_parameters, make_batch
-from tests.workers import WorkerPool
+from tests.support.models.tiny import VOCAB_SIZE, Tiny, build, full, full_parameters, make_batch
+from tests.support.processes.collective_trace import CollectiveTrace
+from tests.support.processes.workers import WorkerPool
 
 NUM_STEPS = 20
 NUM_LAYERS = 2

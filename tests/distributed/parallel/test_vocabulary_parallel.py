@@ -10,7 +10,7 @@ from torch.nn import functional
 from framework.batch import IGNORE_INDEX
 from framework.distributed.parallel.vocabulary_parallel import VocabularyParallelEmbedding
 from framework.nn.cross_entropy import cross_entropy_and_normalizers
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 LABELS = [0, 30, IGNORE_INDEX, 4, 15, 16, IGNORE_INDEX, 2, 8]
 NUM_WORDS = 31

@@ -40,7 +40,7 @@ def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> li
         }
         command = [
             sys.executable,
-            str(ROOT / "tests" / "distributed" / "processes" / "failing_program.py"),
+            str(ROOT / "tests" / "support" / "processes" / "failing_program.py"),
             kind,
             *folder,
         ]

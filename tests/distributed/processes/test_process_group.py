@@ -12,7 +12,7 @@ from framework.distributed.processes.agreement import check_agreement, check_sha
 from framework.distributed.processes.process_group import check_fresh
 from framework.distributed.reduce import any_rank
 from framework.errors import ConfigError, DistributedError
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,7 +24,7 @@ def test_restart_under_torchrun() -> None:
     environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--master-port", "29631", "--nproc-per-node", "2"]
     result = subprocess.run(
-        [*launcher, "--max-restarts", "1", str(ROOT / "tests" / "distributed" / "processes" / "restart_program.py")],
+        [*launcher, "--max-restarts", "1", str(ROOT / "tests" / "support" / "processes" / "restart_program.py")],
         capture_output=True,
         text=True,
         timeout=120,

@@ -17,26 +17,16 @@ from framework.data.planning.collate import RoundedCapacity
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding
-from framework.modules.encoder_module import EncoderModule
 from framework.modules.inference import Inference
-from framework.modules.passes.adversarial import Adversarial
-from framework.modules.passes.r_drop import RDrop
-from tests.modules.passes import plain_loops
-from tests.modules.passes.toy_contrast import ContrastSource, ContrastTask
-from tests.modules.toy_run import FP32, build_module, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training import plain_loops
+from tests.support.training.forms import ALPHA, EPSILON, WEIGHT, module_of
+from tests.support.training.toy_contrast import ContrastSource
+from tests.support.training.toy_run import FP32, train
 
 STEPS = 4
 CADENCE = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_steps=STEPS)
-ALPHA, EPSILON, WEIGHT = 2.0, 3.0, 0.5
 FORMS = ["r_drop", "adversarial", "step_level"]
-
-
-def module_of(form: str, precision: Precision = FP32) -> EncoderModule:
-    if form == "step_level":
-        return build_module(precision=precision, task=ContrastTask())
-    regularizations: dict[str, Any] = {"r_drop": RDrop(ALPHA), "adversarial": Adversarial(EPSILON, WEIGHT)}
-    return build_module(precision=precision, regularization=regularizations.get(form))
 
 
 class Trial(pl.Callback):

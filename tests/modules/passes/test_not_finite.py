@@ -15,10 +15,10 @@ from framework.callbacks.cadence import Cadence
 from framework.data.planning.plan import StepPlan
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
-from tests.modules.passes.test_forms import module_of
-from tests.modules.passes.toy_contrast import ContrastTask
-from tests.modules.toy_run import SEED, ToySource, ToyTask, train
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.forms import module_of
+from tests.support.training.toy_contrast import ContrastTask
+from tests.support.training.toy_run import SEED, ToySource, ToyTask, train
 
 BAD_STEP, BAD_ID, BUDGET = 2, 14, 24
 CADENCE = Cadence(max_steps=4, log_every_n_steps=1)

@@ -22,9 +22,9 @@ from framework.modules.passes.r_drop import RDrop, symmetric_divergence_sum, who
 from framework.nn.dropout import HashedDropout
 from framework.tasks.step_level import in_order, real_rows
 from framework.tasks.task import TaskModel
-from tests.modules.passes.toy_contrast import ContrastTask
-from tests.modules.toy_run import ToySource, ToyTask, build_module
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
+from tests.support.training.toy_contrast import ContrastTask
+from tests.support.training.toy_run import ToySource, ToyTask, build_module
 
 
 def test_divergence_is_the_mean_of_both_directions_over_the_targets_that_count() -> None:

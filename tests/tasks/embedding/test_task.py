@@ -22,7 +22,7 @@ from framework.tasks.embedding.losses import NO_QUERY, cosent, info_nce
 from framework.tasks.embedding.scores import pair_scores, search_scores
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pooling import POOLINGS
-from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
+from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 TEMPERATURE = 0.3
 

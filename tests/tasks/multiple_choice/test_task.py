@@ -17,7 +17,7 @@ from framework.published.kinds import MULTIPLE_CHOICE
 from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample
 from framework.tasks.multiple_choice.features import choice_source
 from framework.tasks.multiple_choice.task import MultipleChoiceTask
-from tests.models import peers
+from tests.support.models import peers
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
 EXAMPLES = [

@@ -27,7 +27,7 @@ from framework.tasks.question_answering.features import window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.task import TaskModel
-from tests.models import peers
+from tests.support.models import peers
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop"]
 TASK = {"max_length": 14, "stride": 4, "max_question_length": 3, "max_answer_length": 3, "n_best": 4}

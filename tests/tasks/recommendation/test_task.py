@@ -16,10 +16,9 @@ from framework.exports.huggingface import export_huggingface
 from framework.tasks.recommendation.catalogue import CATALOGUE_FILE, Catalogue, read_catalogue
 from framework.tasks.recommendation.data import InteractionData
 from framework.tasks.recommendation.task import RecommendationTask
-from tests.checkpoint.small_exports import CONFIGS, make_tokenizer
-from tests.exports.test_huggingface_heads import both_forms
-from tests.exports.test_huggingface_heads import build as build_model
-from tests.exports.test_sentence_transformers import embed_by_the_files
+from tests.support.exports.module_files import embed_by_the_files
+from tests.support.exports.random_models import both_forms, random_model
+from tests.support.exports.small_exports import CONFIGS, make_tokenizer
 
 HISTORY, DECAY, TEMPERATURE, PRIOR = 3, 0.7, 0.5, 0.4
 NUM_ITEMS, VALIDATION, TEST = 15, 60, 80
@@ -345,7 +344,7 @@ def test_an_export_is_an_embedding_model_with_its_catalogue(tmp_path, tokenizer)
     """What the files of sentence-transformers say, followed with transformers alone, gives the item vectors."""
     task, _ = build(tmp_path / "data", tokenizer, draw_rows())
     config = CONFIGS["bert"]
-    model = build_model(config, task.build_head(None, config))
+    model = random_model(config, task.build_head(None, config))
     folder = tmp_path / "export"
     state, side = model.state_dict(), task.side_config()
     export_huggingface(folder, config, state, task.head_kind, tokenizer.folder, side, side_files=task.side_files())

@@ -15,7 +15,7 @@ from framework.tasks.token_classification.decode import best_paths, bio_tag_set,
 from framework.tasks.token_classification.features import Example, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 from framework.tasks.token_classification.task import TokenClassificationTask
-from tests.models import peers
+from tests.support.models import peers
 
 TAGS = bio_tag_set(["x", "y-z"])
 

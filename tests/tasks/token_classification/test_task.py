@@ -19,7 +19,7 @@ from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.features import Example, encode_words, tagging_source
 from framework.tasks.token_classification.task import TokenClassificationTask
 from framework.tasks.token_classification.windows import split_windows
-from tests.models import peers
+from tests.support.models import peers
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", "##b", "##c", "中", "国"]
 TAGS = ("O", "B-x", "I-x", "B-y", "I-y")

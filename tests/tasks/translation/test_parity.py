@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from framework.published.rules import join_qkv, to_ours
 from framework.tasks.translation.search import SearchSettings
-from tests.models import peers
-from tests.models.translation_peer import (
+from tests.support.models import peers
+from tests.support.models.translation_peer import (
     END,
     LAYERS,
     PAD,

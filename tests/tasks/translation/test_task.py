@@ -41,7 +41,7 @@ from framework.tasks.translation.decode import FoundTarget, bleu_tokens_of, deco
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.search import SearchSettings
 from framework.tasks.translation.task import TranslationTask
-from tests.workers import WorkerPool
+from tests.support.processes.workers import WorkerPool
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "x", "y", "z"]
 CLS, SEP, A, B, C, D, X, Y, Z = (WORDS.index(word) for word in ("[CLS]", "[SEP]", "a", "b", "c", "d", "x", "y", "z"))

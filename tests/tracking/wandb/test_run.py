@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.commands import prepare, rows, succeed
-from tests.tracking.wandb_files import read_segments
+from tests.support.tasks.commands import prepare, rows, succeed
+from tests.support.tracking.wandb_files import read_segments
 
 SERVER = os.environ.get("CLOZE_TEST_OPENWANDB")
 TRACKED = ("logger=wandb", "logger.mode=offline", "logger.log_model=true", "logger.tags=[tiny]", "run.id=tracked")

@@ -15,7 +15,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint import save
 from framework.distributed.processes.environment import process_info
 from framework.distributed.processes.process_group import process_group
-from tests.modules.toy_run import train
+from tests.support.training.toy_run import train
 
 CADENCE = Cadence(max_steps=8, log_every_n_steps=1, checkpoint_every_n_steps=2)
 

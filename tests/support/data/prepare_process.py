@@ -1,6 +1,6 @@
 """A process that prepares a store and is killed, or runs out of disk, at a chosen moment; run by test_prepare.py.
 
-`python -c "from tests.data.preparation.prepare_process import main; main()" JSON`, not `python -m`: then its workers
+`python -c "from tests.support.data.prepare_process import main; main()" JSON`, not `python -m`: then its workers
 import no more than they need.
 """
 

@@ -12,8 +12,8 @@ from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys
 from framework.nn.initialization import initial_values
 from framework.tasks.task import TaskModel
-from tests.modules.passes.toy_contrast import TEMPERATURE
-from tests.modules.toy_run import CONFIG, SEED, ToySource
+from tests.support.training.toy_contrast import TEMPERATURE
+from tests.support.training.toy_run import CONFIG, SEED, ToySource
 
 Terms = dict[str, Tensor]
 

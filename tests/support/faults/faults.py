@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from framework.checkpoint.layout import COMPLETE, complete_checkpoints
-from tests.faults import breakage
-from tests.faults.tiny_run import STEPS, rows, summary
-from tests.faults.trial import STRATEGIES, WAIT_SECONDS, Trial
+from tests.support.faults import breakage
+from tests.support.faults.trial import STRATEGIES, WAIT_SECONDS, Trial
+from tests.support.training.tiny_run import STEPS, rows, summary
 
 
 def _row(trial: Trial) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.faults.tiny_run import arguments, rows, summary
-from tests.ranks import Ranks
+from tests.support.processes.ranks import Ranks
+from tests.support.training.tiny_run import arguments, rows, summary
 
 WAIT_SECONDS = 240.0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from framework.checkpoint.save import SaveError, save_checkpoint
-from tests.distributed.tiny import build
+from tests.support.models.tiny import build
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards, RowGroup
-from tests.data.reading.range_server import RangeServer
+from tests.support.data.range_server import RangeServer
 
 NAMES = ("a/0.parquet", "a/1.parquet", "b/2.parquet")
 ROWS_A_GROUP = (4, 3, 0, 5)

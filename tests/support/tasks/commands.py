@@ -1,4 +1,4 @@
-"""Each task's example (tests/tasks/examples/NAME.py) by the commands, in processes as torchrun starts them."""
+"""Each task's example (tests/support/tasks/examples/NAME.py) by the commands, in processes as torchrun starts them."""
 
 import importlib
 import json
@@ -7,9 +7,9 @@ from types import ModuleType
 
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from tests.ranks import Ranks
+from tests.support.processes.ranks import Ranks
 
-TASKS = sorted(file.parent.name for file in Path(__file__).parents[2].glob("framework/tasks/*/task.py"))
+TASKS = sorted(file.parent.name for file in Path(__file__).parents[3].glob("framework/tasks/*/task.py"))
 # Pre-training reads token stores and predicts no rows; tests/faults and tests/integration run it.
 FINE_TUNED = [name for name in TASKS if name != "pretraining"]
 STEPS = 24
@@ -46,7 +46,7 @@ def succeed(folder: Path, command: str, *arguments: str, num_ranks: int = 1) -> 
 
 
 def example(name: str) -> ModuleType:
-    return importlib.import_module(f"tests.tasks.examples.{name}")
+    return importlib.import_module(f"tests.support.tasks.examples.{name}")
 
 
 def prepare(name: str, folder: Path) -> list[str]:

@@ -4,8 +4,8 @@ import time
 from contextlib import suppress
 from signal import SIGKILL
 
-from tests.faults.tiny_run import rows
-from tests.faults.trial import WAIT_SECONDS, Trial
+from tests.support.faults.trial import WAIT_SECONDS, Trial
+from tests.support.training.tiny_run import rows
 
 EVERY_NTH_IN_A_SAVE = 3
 

@@ -1,7 +1,8 @@
-"""The matrix of faults and strategies: `python -m tests.faults [--all] [--kills N] [--strategies A,B] [--faults A,B]`.
+"""The matrix of faults and strategies.
 
-Without --all a sample is taken that holds each fault once and each strategy about as often as another. Prints a table
-for tests/faults/RESULTS.md, and leaves with 1 if anything did not survive.
+`python -m tests.support.faults [--all] [--kills N] [--strategies A,B] [--faults A,B]` runs it. Without --all a sample
+is taken that holds each fault once and each strategy about as often as another. Prints a table for
+tests/faults/README.md, and exits with 1 if anything did not survive.
 """
 
 import argparse
@@ -11,10 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.faults.faults import FAULTS, impossible
-from tests.faults.kills import kill_many_times
-from tests.faults.tiny_run import make_store
-from tests.faults.trial import STRATEGIES, Trial
+from tests.support.faults.faults import FAULTS, impossible
+from tests.support.faults.kills import kill_many_times
+from tests.support.faults.trial import STRATEGIES, Trial
+from tests.support.training.tiny_run import make_store
 
 
 def sample(seed: int) -> list[tuple[str, str]]:
@@ -60,7 +61,7 @@ def soak(strategy: str, num_kills: int, store: Path, folder: Path, seed: int) ->
 
 def main() -> int:
     """Runs what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.faults", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every fault under every strategy")
     parser.add_argument("--kills", type=int, default=0, help="kill one run so often, under each strategy")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))

@@ -70,7 +70,7 @@ class Ranks:
         folder: Path | None = None,
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["framework.train", "tests.ranks"])
+        context.set_forkserver_preload(["framework.train", "tests.support.processes.ranks"])
         self.output = output
         environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.processes: list[BaseProcess] = []

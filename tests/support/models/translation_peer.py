@@ -14,7 +14,7 @@ from framework.published.rules import Rule, fused_qkv, renamed, to_ours
 from framework.tasks.task import TaskModel
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
-from tests.models import peers
+from tests.support.models import peers
 
 START, END, PAD = 2, 3, 0
 SOURCES, TARGETS = (5, 23, 1, 12), (7, 3, 9, 1)

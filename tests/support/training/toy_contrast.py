@@ -11,7 +11,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.step_level import StepLevelTask
-from tests.modules.toy_run import ToySource
+from tests.support.training.toy_run import ToySource
 
 TEMPERATURE = 0.2
 QUERY, KEY = 0, 1

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[3]
 _COLLECTIVE_SECONDS = 60.0
 _PRELOADED = (
     "framework.distributed.parallel.parallelize",

@@ -1,0 +1,74 @@
+"""What tests share lies in tests/support: no test imports from another, and no other folder holds shared modules."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+FILES = sorted(TESTS.rglob("*.py"))
+SHARED = ("support", "benchmarks")
+"""Folders of tests/ for modules that are no tests."""
+
+
+def imported_tests(source: str) -> list[str]:
+    """Returns the test modules, and the names in them, that a source imports."""
+    names = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [f"{node.module or ''}.{alias.name}" for alias in node.names]
+    in_tests = [name for name in names if name.startswith(("tests.", "."))]
+    return [name for name in in_tests if any(part.startswith("test_") for part in name.split("."))]
+
+
+def is_at_home(path: str) -> bool:
+    """True for a test, a conftest.py, an `__init__.py`, and a module of the folders that hold shared ones."""
+    name = path.split("/")[-1]
+    return path.split("/")[0] in SHARED or name in ("conftest.py", "__init__.py") or name.startswith("test_")
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
+def test_no_test_is_imported(file):
+    assert imported_tests(file.read_text(encoding="utf-8")) == []
+
+
+def test_shared_modules_lie_in_support():
+    assert [path for file in FILES if not is_at_home(path := str(file.relative_to(TESTS)))] == []
+    # A test in support/ would be one of nothing.
+    assert [str(file) for file in (TESTS / "support").rglob("test_*.py")] == []
+    assert len(FILES) > 250
+
+
+@pytest.mark.parametrize(
+    ("source", "is_wrong"),
+    [
+        ("from tests.data.test_plan import write", True),
+        ("import tests.data.test_plan", True),
+        ("from tests.data import test_plan", True),
+        ("from . import test_plan", True),
+        ("def late():\n    from tests.data.test_plan import write", True),
+        ("from tests.support.data.stores import test_rows", True),
+        ("from tests.support.data.stores import write_store", False),
+        ("from framework.test_split import rows", False),
+    ],
+)
+def test_an_import_of_a_test_is_seen(source, is_wrong):
+    assert bool(imported_tests(source)) == is_wrong
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("support/data/stores.py", True),
+        ("benchmarks/packing.py", True),
+        ("data/test_plan.py", True),
+        ("data/conftest.py", True),
+        ("data/stores.py", False),
+        ("ranks.py", False),
+    ],
+)
+def test_a_shared_module_elsewhere_is_seen(path, expected):
+    assert is_at_home(path) == expected
