@@ -38,8 +38,12 @@ _SHOWN_OF_FINGERPRINT = 8
 
 
 @command("evaluate")
-def evaluate(composed: DictConfig) -> None:
-    """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run."""
+def evaluate(composed: DictConfig) -> dict[str, float]:
+    """Evaluates one split, prints its metrics and a table of its classes, and adds it to the report of the run.
+
+    Returns:
+        Metrics by name; empty under `check`.
+    """
     config = plain(composed, EvaluateConfig)
     given: Any = config["data"] or {}
     is_whole = TARGET_KEY in given
@@ -53,12 +57,12 @@ def evaluate(composed: DictConfig) -> None:
         if settings.check:
             if is_first:
                 print_check([*describe_trained(trained), (f"{split} split", f"{len(source):,} sequences")])
-            return
+            return {}
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             folder = report_folder(settings, trained)
             values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
         if not is_first:
-            return
+            return values
         for warning in warnings_of(facts_of({split: source})):
             logger.warning(warning)
         classes = evaluation.class_table()
@@ -80,6 +84,10 @@ def evaluate(composed: DictConfig) -> None:
             name = split if is_own else f"{split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
             console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
     write_to_stdout([printed.get()])
+    return values
+
+
+run = evaluate.run
 
 
 def open_split(settings: EvaluateConfig, trained: Trained, split: str, changes: Mapping[str, Any]) -> SequenceSource:

@@ -23,8 +23,8 @@ from framework.exports.onnx import check_onnx_installed, export_onnx
 
 
 @command("export")
-def export(composed: DictConfig) -> None:
-    """Writes what transformers loads, a card, and beside them what transformers has no place for."""
+def export(composed: DictConfig) -> Path:
+    """Writes the files of transformers, a card and the record of the task; returns the folder."""
     if process_info().world_size > 1:
         raise DistributedError(
             f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
@@ -46,7 +46,7 @@ def export(composed: DictConfig) -> None:
         raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
     if settings.check:
         print_check([*describe_trained(trained), ("export", f"{folder}")])
-        return
+        return folder
     if settings.lora == "separate":
         adapter = find_adapter(settings.run, Path(settings.runs), settings.weights, settings.average_last)
         head_kind = trained.task.head_kind
@@ -58,6 +58,10 @@ def export(composed: DictConfig) -> None:
     write_to_stdout([f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}\n"])
     if settings.compare and settings.lora != "separate":
         write_to_stdout([f"{folder}: {compare_with_transformers(folder, trained)}\n"])
+    return folder
+
+
+run = export.run
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich import box
 from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.command import guard
+from framework.config.guard import guard
 from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
 from framework.distributed.nodes.links import LATE, MEGABYTE
 from framework.distributed.processes.environment import ProcessInfo, process_info

@@ -1,5 +1,7 @@
 """Makes a token store from text: `python -m framework.prepare corpus=NAME store=FOLDER key=value`."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,8 +18,8 @@ from framework.tracking.console import make_console_dispensable, open_console
 
 
 @command("prepare")
-def prepare(composed: DictConfig) -> None:
-    """Trains or takes a tokenizer, encodes the corpus, and tells what came of it."""
+def prepare(composed: DictConfig) -> Path:
+    """Trains or takes a tokenizer, encodes the corpus and prints the counts; returns the folder of the store."""
     settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
     sources = {name: source.build() for name, source in corpus.sources.items()}
@@ -34,7 +36,7 @@ def prepare(composed: DictConfig) -> None:
                 settings.stream,
             )
         )
-        return
+        return Path(settings.store)
     with PassBars() as bars:
         prepared = prepare_store(
             sources,
@@ -58,6 +60,10 @@ def prepare(composed: DictConfig) -> None:
     too_little = too_little_to_split(str(prepared.folder))
     if too_little is not None:
         console.print(f"warning: {too_little}", markup=False, highlight=False, soft_wrap=True)
+    return Path(prepared.folder)
+
+
+run = prepare.run
 
 
 class PassBars:

@@ -19,8 +19,8 @@ from framework.tracking.run_status import is_run, runs_below
 
 
 @command("report")
-def report(composed: DictConfig) -> None:
-    """Creates the report and prints its path."""
+def report(composed: DictConfig) -> Path:
+    """Creates the report, prints its path and returns it."""
     settings = ReportConfig(**check_arguments("", plain(composed, ReportConfig), ReportConfig))
     folder = find_folder(settings.run, Path(settings.runs))
     try:
@@ -31,6 +31,10 @@ def report(composed: DictConfig) -> None:
             "start the command again."
         ) from error
     open_console().print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
+    return path
+
+
+run = report.run
 
 
 def find_folder(run: str, runs: Path) -> Path:

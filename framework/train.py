@@ -1,5 +1,7 @@
 """Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME`, the same under torchrun."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
@@ -28,8 +30,8 @@ from framework.tracking.console import make_console_dispensable
 
 
 @command("train", plugins=(TorchrunLauncher, SlurmLauncher, OptunaSweeper))
-def train(composed: DictConfig) -> None:
-    """Runs one training run from its config, or resumes it."""
+def train(composed: DictConfig) -> Path:
+    """Runs one training run from its config, or resumes it; returns the run folder."""
     check_own_process()
     config = plain(composed, TrainConfig)
     info = planned_process(config["check"], process_info())
@@ -42,7 +44,7 @@ def train(composed: DictConfig) -> None:
     if settings.check:
         if info.rank == 0:
             print_check(describe_run(run, is_finished(run.folder, parts, settings.trainer.patience), device))
-        return
+        return run.folder.path
 
     timeout = settings.trainer.timeout_seconds
     with alone_in(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
@@ -60,6 +62,10 @@ def train(composed: DictConfig) -> None:
             complete_run(folder, parts.task)
             log_model_if_wanted(folder.path, settings.logger, modules_of(run.config))
             print_closing_table(folder.path)
+    return folder.path
+
+
+run = train.run
 
 
 if __name__ == "__main__":

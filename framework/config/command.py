@@ -1,111 +1,133 @@
-"""Wraps the body of every command: Hydra composes its config, and every error ends as one message and an exit code."""
+"""Turns the body of a command into two doors: the command line, and `run` for Python. Hydra composes its config."""
 
 import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
 from hydra.errors import HydraException, OverrideParseException
 from hydra.plugins.plugin import Plugin
-from omegaconf import DictConfig, OmegaConf
+from hydra.version import VersionBase
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.group_choices import with_named_choices
+from framework.config.guard import guard, until_the_reader_leaves
 from framework.config.hydra_seams import use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.quoting import with_quotes
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.spelling import keep_spelling
-from framework.distributed.processes.failure_report import REPORT, report_once
+from framework.distributed.processes.failure_report import REPORT
 from framework.errors import ConfigError, FrameworkError
 
-UNEXPECTED = 1
-"""Exit code after an error that is caused by Cloze or the machine rather than the input."""
+T = TypeVar("T")
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C outside of training, as shells write it: 128 + SIGINT."""
+_HYDRA_VERSION = "1.3"
+_HYDRA_STATE = (GlobalHydra, HydraConfig, VersionBase)
+"""Singletons that hold what Hydra knows about the config of this process."""
+
+
+class Command(Generic[T]):
+    """A command: called without arguments it reads the command line, and `run` serves Python.
+
+    Args:
+        body: Function of the composed config.
+        config_name: Primary config, a file directly under conf/.
+        plugins: Launchers and sweepers that Hydra does not find by itself.
+    """
+
+    def __init__(self, body: Callable[[DictConfig], T], config_name: str, plugins: Sequence[type[Plugin]] = ()) -> None:
+        self._body = body
+        self._config_name = config_name
+        self._plugins = plugins
+        functools.update_wrapper(self, body)
+
+    def __call__(self) -> None:
+        """Runs the command line of this process. Errors end the process as `framework.config.guard` says."""
+        # Without it Hydra prints errors of composition itself, shortened, and exits with 1 for each of them.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        self._prepare()
+        sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
+
+        @functools.wraps(self._body)
+        def guarded(config: DictConfig) -> None:
+            # Hydra would print "Error executing job" before any error that leaves its task function.
+            guard(lambda: self._translated(lambda: self._body(config)))
+
+        app = hydra.main(version_base=_HYDRA_VERSION, config_path=str(conf_folder()), config_name=self._config_name)
+        guard(lambda: until_the_reader_leaves(lambda: self._translated(app(guarded))))
+
+    def run(self, overrides: Sequence[str] = ()) -> T:
+        """Runs the command in this process and returns its result. Call it again to run it again.
+
+        Args:
+            overrides: Words of the command line, such as `"experiment=finetune_demo"`. Relative paths start at the
+                current folder. Options and sweeps belong to the command line.
+
+        Raises:
+            FrameworkError: The command failed; the command line would have ended with this message.
+        """
+        for word in overrides:
+            if word.startswith("-"):
+                raise ConfigError(
+                    f"`{word}` is an option of the command line. From Python a command takes only overrides KEY=VALUE. "
+                    "Leave it out, or start a shell command."
+                )
+        self._prepare()
+        with _own_hydra_state():
+            return self._translated(lambda: self._body(self._compose(overrides)))
+
+    def _prepare(self) -> None:
+        REPORT.close()
+        register_resolvers()
+        use_seams()
+        for plugin in self._plugins:
+            register_plugin(plugin)
+
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        words = with_named_choices(with_quotes(overrides))
+        with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
+            config = hydra.compose(self._config_name, words, return_hydra_config=True)
+        HydraConfig.instance().set_config(config)
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        return config
+
+    @staticmethod
+    def _translated(action: Callable[[], T]) -> T:
+        """Runs an action; errors of Hydra and OmegaConf become a FrameworkError."""
+        try:
+            return action()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise as_framework_error(error) from error
 
 
 def command(
     config_name: str, plugins: Sequence[type[Plugin]] = ()
-) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
-    """Turns a function of a composed config into a command.
-
-    Args:
-        config_name: The primary config, a file directly under conf/.
-        plugins: Launchers and sweepers that Hydra does not find by itself.
-
-    Returns:
-        A decorator. The decorated function reads the command line. After an error it exits with the error's own code:
-        2 for a FrameworkError and for errors of composition, 1 for an error that Cloze did not expect, 130 after
-        Ctrl-C.
-    """
-
-    def decorate(body: Callable[[DictConfig], None]) -> Callable[[], None]:
-        @functools.wraps(body)
-        def guarded(config: DictConfig) -> None:
-            # Hydra would print "Error executing job" before any error that leaves its task function.
-            guard(lambda: body(config))
-
-        @functools.wraps(body)
-        def main() -> None:
-            # Without it Hydra prints errors of composition itself, shortened, and exits with 1 for each of them.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-            REPORT.close()
-            register_resolvers()
-            use_seams()
-            for plugin in plugins:
-                register_plugin(plugin)
-            sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
-            app = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=config_name)(guarded)
-            guard(lambda: _until_the_reader_leaves(app))
-
-        return main
-
-    return decorate
+) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
+    """Returns a decorator that turns a function of a composed config into a `Command`; arguments as there."""
+    return lambda body: Command(body, config_name, plugins)
 
 
-def guard(body: Callable[[], object]) -> None:
-    """Runs the body of a command. Every error but SystemExit ends the process with one message and an exit code."""
+@contextmanager
+def _own_hydra_state() -> Iterator[None]:
+    """Gives Hydra a fresh state inside the block, and the caller's state afterwards."""
+    instances = Singleton._instances
+    kept = {kind: instances.pop(kind) for kind in _HYDRA_STATE if kind in instances}
     try:
-        body()
-    except Exception as error:  # noqa: BLE001  no command may end in a traceback
-        leave(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(INTERRUPTED)
-
-
-def _until_the_reader_leaves(body: Callable[[], object]) -> None:
-    """Runs a body whose output may go to a pipe that closes early, as in `--help | head`."""
-    try:
-        body()
-    except BrokenPipeError:
-        pass
+        yield
     finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # The interpreter flushes once more at its end, and would report the same error.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def leave(error: Exception) -> NoReturn:
-    """Reports the first failure once, from one rank, and ends the process with the exit code of its own error.
-
-    The traceback of an error that Cloze did not expect goes to the log of the run, or to a file of its own.
-    """
-    if isinstance(error, (FrameworkError, HydraException, OmegaConfBaseException)):
-        shown = as_framework_error(error)
-        report_once(shown)
-        sys.exit(shown.exit_code)
-    REPORT.keep_traceback(error)
-    report_once(error)
-    sys.exit(UNEXPECTED)
+        for kind in _HYDRA_STATE:
+            instances.pop(kind, None)
+        instances.update(kept)
 
 
 def as_framework_error(error: BaseException) -> FrameworkError:

@@ -2,7 +2,8 @@
 
 Lightning (up to 2.6) parses RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` when it is imported. A bad
 value would end in a traceback before any code of a command runs. Imports take seconds, and Ctrl-C in them would print a
-traceback. Commands import this module before any other of the package, and torch only through the package.
+traceback. Commands import this module before any other of the package, and torch only through the package. In a process
+that only uses the package, such as a notebook, a bad value is an exception like others, and nothing else is changed.
 """
 
 import os
@@ -20,9 +21,14 @@ def _show(kind: type[BaseException], error: BaseException, traceback: TracebackT
         sys.__excepthook__(kind, error, traceback)
 
 
-sys.excepthook = _show
+_started = getattr(sys.modules["__main__"], "__spec__", None)
+_is_command = _started is not None and _started.name.partition(".")[0] == "framework"
+if _is_command:
+    sys.excepthook = _show
 try:
     check_launcher(os.environ)
 except DistributedError as _error:
+    if not _is_command:
+        raise
     sys.stderr.write(f"{type(_error).__name__}: {_error}\n")
     sys.exit(_error.exit_code)

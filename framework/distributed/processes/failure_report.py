@@ -21,14 +21,12 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch.distributed as dist
-
 from framework.distributed.processes.beats import Beat, Beats, last_line
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.failure_file import FAILURE_FILE
 from framework.distributed.processes.launcher_note import leave_note
 from framework.distributed.processes.position import POSITION
-from framework.distributed.processes.shortages import explain
+from framework.distributed.processes.shortages import explain, is_kind
 from framework.errors import DistributedError, FrameworkError
 from framework.files import parse_json
 
@@ -253,7 +251,8 @@ def _kind(error: BaseException) -> str:
 def _is_broken(error: BaseException) -> bool:
     """True for what a collective or a store raises when a peer is gone or does not answer."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text))
+    is_of_library = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
+    return is_of_library or is_kind(error, "torch.distributed", "DistError")
 
 
 def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | None) -> Failure:

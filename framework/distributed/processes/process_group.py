@@ -1,6 +1,7 @@
 """Start and end of the process group: own timeout, a store that a restart cannot confuse, a clean leave."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -82,6 +83,7 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
     if device_type == "cuda":
         device = torch.device("cuda", info.local_rank)
         torch.cuda.set_device(device)
+    hook = sys.excepthook  # torch replaces it, and does not put it back
     dist.init_process_group(
         _BACKENDS[device_type],
         store=_open_store(info.rank, timeout),
@@ -95,9 +97,10 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
         yield
         left_cleanly = True
     finally:
+        sys.excepthook = hook
         if left_cleanly:
             dist.barrier()
-        if left_cleanly or device_type == "cpu":
+        if left_cleanly or device_type == "cpu" or info.world_size == 1:
             # Destroying an NCCL group waits for collectives that a failed peer will never join; the process ends
             # anyway.
             dist.destroy_process_group()

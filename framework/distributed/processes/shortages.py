@@ -1,12 +1,11 @@
 """Explains errors of the machine: exhausted memory, and loader processes that the system killed.
 
-Torch raises them as RuntimeError anywhere in the main thread, so they cannot be caught at one point.
+Torch raises them as RuntimeError anywhere in the main thread, so they cannot be caught at one point. Classes of torch
+are recognized by name, because commands without torch report errors too.
 """
 
 import errno
 import re
-
-import torch
 
 from framework.errors import ResourceError
 
@@ -15,13 +14,18 @@ _NO_HOST_MEMORY = re.compile(r"DefaultCPUAllocator|can't allocate memory|Cannot 
 _SHOWN = 200
 
 
+def is_kind(error: BaseException, module: str, name: str) -> bool:
+    """Returns True if the error is of a class with this module and name; the module need not be imported."""
+    return any((each.__module__, each.__name__) == (module, name) for each in type(error).__mro__)
+
+
 def explain(error: BaseException) -> BaseException:
     """Returns a ResourceError for a shortage of the machine; any other error unchanged."""
     text = " ".join(str(error).split())
     died = _LOADER_DIED.search(text) if isinstance(error, RuntimeError) else None
     if died is not None:
         return ResourceError(_of_loader(died[1], died[2]))
-    if isinstance(error, torch.OutOfMemoryError):
+    if is_kind(error, "torch", "OutOfMemoryError"):
         return ResourceError(
             f"the GPU has no memory left ({text[:_SHOWN]}). A forward and backward pass of one micro-batch must fit. "
             "Lower micro_batch_tokens (in training trainer.micro_batch_tokens; auto finds what fits)."

@@ -50,7 +50,8 @@ class Watchdog:
         self.rank = rank
         self.log = log
         self.timeout_seconds = timeout_seconds
-        self._main = threading.main_thread()
+        # A notebook may train outside of the main thread.
+        self._main = threading.current_thread()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._number = 0
