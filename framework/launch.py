@@ -7,10 +7,11 @@ If Cloze was installed from a wheel, the scripts of launch/ and slurm/ are insid
 import argparse
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import framework
+from framework.config.option_command import OptionParser, option_command
+from framework.errors import ConfigError
 
 _FOLDERS = ("launch", "slurm")
 
@@ -29,25 +30,32 @@ def _is_program(file: Path) -> bool:
         return stream.read(2) == b"#!"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Replaces this process by a script, or prints its path and returns 0."""
+def _options() -> OptionParser:
+    usage = "python -m framework.launch [--path] SCRIPT [ARGUMENT ...]"
+    parser = OptionParser(usage, "run a launch script of this installation")
+    parser.add_argument("--path", action="store_true", help="print the path of the script and run nothing")
+    parser.add_argument("script", metavar="SCRIPT", help=", ".join(scripts()))
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="argument of the script")
+    return parser
+
+
+@option_command(_options())
+def launch(given: argparse.Namespace) -> None:
+    """Replaces this process by a script, or prints the path of the script."""
     found = scripts()
-    parser = argparse.ArgumentParser(
-        "python -m framework.launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--path", action="store_true", help="print the path of the script, and run nothing")
-    parser.add_argument("script", metavar="SCRIPT", help=", ".join(found))
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="of the script")
-    given = parser.parse_args(arguments)
     script = found.get(given.script) or found.get(f"{given.script}.sh")
     if script is None:
-        parser.error(f"{given.script} is not a launch script. Choose one of {', '.join(found)}.")
+        raise ConfigError(
+            f"{given.script} is not a launch script. Scripts are {', '.join(found)}. Choose one of these."
+        )
     if not given.path:
         os.environ.setdefault("PYTHON", sys.executable)
         os.execvp("bash", ["bash", str(script), *given.arguments])
     sys.stdout.write(f"{script}\n")
-    return 0
+
+
+run = launch.run
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch()

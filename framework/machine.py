@@ -4,6 +4,7 @@ The launchers call this file by its path, so it imports only the standard librar
 CPU quota of a container and CUDA_VISIBLE_DEVICES.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -80,5 +81,13 @@ def usable_gpus() -> int:
     return number
 
 
-if __name__ == "__main__":
+def machine() -> None:
+    """Prints the number of GPUs and of cores."""
+    usage = "python -m framework.machine"
+    about = "print the number of GPUs and of cores that this process may use"
+    argparse.ArgumentParser(usage, usage=f"{usage}: {about}").parse_args()
     sys.stdout.write(f"{usable_gpus()} {usable_cores()}\n")
+
+
+if __name__ == "__main__":
+    machine()

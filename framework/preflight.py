@@ -17,11 +17,11 @@ from rich import box
 from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.guard import guard
+from framework.config.option_command import OptionParser, option_command
 from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
 from framework.distributed.nodes.links import LATE, MEGABYTE
 from framework.distributed.processes.environment import ProcessInfo, process_info
-from framework.errors import DistributedError, FrameworkError
+from framework.errors import ConfigError, DistributedError
 from framework.tracking.console import open_console
 
 _GIGABYTE = 1_000_000_000
@@ -162,36 +162,39 @@ def report_table(report: Report) -> Table:
     return table
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Looks at the nodes, tells on rank 0, returns the exit code, which is the same on all ranks."""
-    parser = argparse.ArgumentParser(
-        "python -m framework.preflight", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _options() -> OptionParser:
+    parser = OptionParser(
+        "python -m framework.preflight [OPTION ...]", "check all nodes and their links; under torchrun or SLURM"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs"), help="that all nodes share (runs)")
-    parser.add_argument("--sizes", default="1,8,64", metavar="MB,...", help="of the all-reduces (1,8,64)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS", help="for each thing (60)")
-    parser.add_argument("--min-disk", type=float, default=1.0, metavar="GB", help="free in the folder (1)")
-    parser.add_argument("--min-gpu", type=float, default=0.0, metavar="GB", help="free on each GPU (0)")
-    parser.add_argument("--max-clock", type=float, default=1.0, metavar="SECONDS", help="between clocks (1)")
-    parser.add_argument("--min-link", type=float, default=10.0, metavar="MB/S", help="between two nodes (10)")
-    parser.add_argument("--min-link-share", type=float, default=0.1, metavar="X", help="of the median link (0.1)")
-    parser.add_argument("--min-all-reduce", type=float, default=0.0, metavar="MB/S", help="of the largest size (0)")
-    given = parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--folder", type=Path, default=Path("runs"), metavar="FOLDER", help="folder that all nodes share (runs)")
+    add("--sizes", default="1,8,64", metavar="MB,...", help="sizes of the all-reduces (1,8,64)")
+    add("--timeout", type=float, default=60.0, metavar="SECONDS", help="longest time of each check (60)")
+    add("--min-disk", type=float, default=1.0, metavar="GB", help="free space in the folder (1)")
+    add("--min-gpu", type=float, default=0.0, metavar="GB", help="free memory of each GPU (0)")
+    add("--max-clock", type=float, default=1.0, metavar="SECONDS", help="difference between clocks (1)")
+    add("--min-link", type=float, default=10.0, metavar="MB/S", help="speed between two nodes (10)")
+    add("--min-link-share", type=float, default=0.1, metavar="X", help="share of the median speed of links (0.1)")
+    add("--min-all-reduce", type=float, default=0.0, metavar="MB/S", help="speed of the largest all-reduce (0)")
+    return parser
+
+
+@option_command(_options())
+def preflight(given: argparse.Namespace) -> None:
+    """Checks the nodes, and reports on rank 0. All ranks end with the same exit code."""
     limits = Limits(
         given.min_disk, given.min_gpu, given.max_clock, given.min_link, given.min_link_share, given.min_all_reduce
     )
     try:
         sizes = [round(float(size) * MEGABYTE) for size in given.sizes.split(",")]
     except ValueError:
-        parser.error(f"--sizes is {given.sizes}, it must be numbers of MB with commas between them, such as 1,8,64")
-    try:
-        info = process_info()
-        inspection = Inspection(open_store(info, given.timeout), info, given.folder, sizes, given.timeout)
-        report = inspection.run()
-        return inspection.agree(_tell(report, troubles(report, info, limits)) if info.rank == 0 else 0)
-    except FrameworkError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return error.exit_code
+        raise ConfigError(
+            f"--sizes is {given.sizes}. It must be numbers of MB, separated by commas. Give for example 1,8,64."
+        ) from None
+    info = process_info()
+    inspection = Inspection(open_store(info, given.timeout), info, given.folder, sizes, given.timeout)
+    report = inspection.run()
+    sys.exit(inspection.agree(_tell(report, troubles(report, info, limits)) if info.rank == 0 else 0))
 
 
 def _tell(report: Report, found: Sequence[str]) -> int:
@@ -206,16 +209,18 @@ def _tell(report: Report, found: Sequence[str]) -> int:
     return 0
 
 
-def preflight() -> None:
+def _end_process() -> None:
     """Runs the command. A hanging thread of its own must not keep the process from exiting."""
     try:
-        guard(lambda: sys.exit(main()))
+        preflight()
     except SystemExit as leaving:
         code = int(leaving.code or 0)
+    else:
+        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 if __name__ == "__main__":
-    preflight()
+    _end_process()

@@ -7,7 +7,6 @@ and after a run, and it imports no torch. Jobs that wait in the queue of SLURM a
 
 import argparse
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from framework.config.option_command import OptionParser, option_command
 from framework.errors import ConfigError
 from framework.sweeps.slurm_queue import pending_jobs
 from framework.tracking.console import open_console
@@ -212,36 +212,38 @@ def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> Rend
     return Group(status_table(shown), *troubles(shown))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Shows the table once, or renews it where the output is a terminal; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        "python -m framework.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", nargs="*", help="id, pattern or folder; none: all runs")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
-    parser.add_argument("--once", action="store_true", help="show it once, also in a terminal")
-    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="between two looks")
-    given = parser.parse_args(arguments)
+def _options() -> OptionParser:
+    parser = OptionParser("python -m framework.status [RUN ...] [OPTION ...]", "show the progress of runs")
+    parser.add_argument("run", nargs="*", metavar="RUN", help="id, pattern of ids, run folder or folder of runs (all)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the runs (runs)")
+    parser.add_argument("--once", action="store_true", help="show the table once, also in a terminal")
+    parser.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="time between two updates (2)")
+    return parser
+
+
+@option_command(_options())
+def status(given: argparse.Namespace) -> None:
+    """Shows the table once; in a terminal updates it until Ctrl-C."""
     console = open_console()
+    queue = Queue()
+
+    def now() -> RenderableType:
+        return view(find_runs(given.run, given.runs), queue, not given.run)
+
+    if given.once or not console.is_terminal:
+        console.print(now())
+        return
     try:
-        queue = Queue()
-
-        def now() -> RenderableType:
-            return view(find_runs(given.run, given.runs), queue, not given.run)
-
-        if given.once or not console.is_terminal:
-            console.print(now())
-            return 0
         with Live(now(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(given.every)
-                live.update(now(), refresh=True)  # runs that began since are shown too
-    except ConfigError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return error.exit_code
+                live.update(now(), refresh=True)  # includes runs that started in the meantime
     except KeyboardInterrupt:
-        return 0
+        return
+
+
+run = status.run
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status()

@@ -102,7 +102,8 @@ def test_a_command_from_python_raises(overrides, error, words, tmp_path, monkeyp
     assert process_state() == before and not (tmp_path / "runs").exists()
 
 
-def test_evaluation_and_export_return_their_results(classifier, capsys):
+def test_evaluation_and_export_return_their_results(classifier, monkeypatch, capsys):
+    monkeypatch.chdir(classifier.folder.parents[1])
     run = classifier.folder
     values = framework.evaluate.run([f"run={run}", "split=validation", "report=false", "precision=fp32"])
     summary = json.loads((run / "summary.json").read_text())["last"]
