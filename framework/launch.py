@@ -39,7 +39,7 @@ def _options() -> OptionParser:
     return parser
 
 
-@option_command(_options())
+@option_command(_options)
 def launch(given: argparse.Namespace) -> None:
     """Replaces this process by a script, or prints the path of the script."""
     found = scripts()

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -25,8 +26,8 @@ from framework.errors import DataError
 
 
 @command("predict")
-def predict(composed: DictConfig) -> None:
-    """Predicts every row and writes the rows in the order of the input."""
+def predict(composed: DictConfig) -> list[dict[str, Any]]:
+    """Predicts every row, writes the rows in the order of the input, and returns them; none under `check`."""
     settings = PredictConfig(**check_arguments("", plain(composed, PredictConfig), PredictConfig))
     check_suffix(settings.output)
     check_output_differs(settings.output, [settings.input])
@@ -40,17 +41,21 @@ def predict(composed: DictConfig) -> None:
         if settings.check:
             if is_first:
                 print_check([*describe_trained(trained), ("rows", f"{len(asked):,}")])
-            return
+            return []
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             predictions = inference.predict(source)
-        if write is None:
-            return
         rows = join_rows(asked, predictions)
+        if write is None:
+            return rows
         try:
             write(writer(rows))
         except DataError as error:
             raise _rescued(error, rows) from error
     report_bad_rows(asked)
+    return rows
+
+
+run = predict.run
 
 
 def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:

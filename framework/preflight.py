@@ -179,7 +179,7 @@ def _options() -> OptionParser:
     return parser
 
 
-@option_command(_options())
+@option_command(_options)
 def preflight(given: argparse.Namespace) -> None:
     """Checks the nodes, and reports on rank 0. All ranks end with the same exit code."""
     limits = Limits(

@@ -221,7 +221,7 @@ def _options() -> OptionParser:
     return parser
 
 
-@option_command(_options())
+@option_command(_options)
 def status(given: argparse.Namespace) -> None:
     """Shows the table once; in a terminal updates it until Ctrl-C."""
     console = open_console()

@@ -3,11 +3,13 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from framework.config.command_schema import PredictConfig
 from framework.data.reading.files import Reading, check_regular
+from framework.data.reading.json_rows import row_values
 from framework.data.reading.rows import Row, is_table, read_rows
+from framework.data.reading.table_format import TableFile
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.tasks.task import Task
@@ -82,13 +84,17 @@ def check_input(settings: PredictConfig) -> None:
         raise DataError(f"{path} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
-def choose_fields(settings: PredictConfig, task: Task) -> list[dict[str, str]]:
+def choose_fields(given: Mapping[str, str], task: Task) -> list[dict[str, str]]:
     """Returns the possible ways to read a row, each a mapping of field to column.
+
+    Args:
+        given: Columns that are not named as the field that they hold, by field.
+        task: Task that reads the rows.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read.
     """
-    given, known = settings.columns or {}, task.field_choices
+    known = task.field_choices
     for name in given:
         if not any(name in fields for fields in known):
             names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
@@ -104,12 +110,52 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> lis
         ConfigError: `columns` names a field that the task does not read, or the task does not read `text` alone.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    ways = choose_fields(settings, task)
+    ways = choose_fields(settings.columns or {}, task)
     if settings.input is None:
-        asked, source = _given_texts(settings, ways), "text"
+        texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
+        asked, source = _given_texts(texts, ways), "text"
     else:
         asked, source = _read_file(settings, task, ways), settings.input
-    reading = Reading(settings.on_bad_row)
+    return _checked_rows(asked, task, tokenizer, source, settings.on_bad_row)
+
+
+def read_given(
+    inputs: Sequence[str | Mapping[str, Any]], task: Task, tokenizer: Tokenizer, on_bad_row: Literal["error", "skip"]
+) -> list[AskedRow]:
+    """Checks rows that a Python program gives: texts, as with `text`, or mappings, as the objects of a JSONL file.
+
+    Raises:
+        ConfigError: Texts are given, but the task does not read `text` alone.
+        DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
+    """
+    ways = choose_fields({}, task)
+    if all(isinstance(each, str) for each in inputs):
+        asked = _given_texts([str(each) for each in inputs], ways)
+    else:
+        keys = next(iter(inputs), ())
+        way = next((way for way in ways if set(way) <= set(keys)), ways[0])
+        asked = _given_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
+    return _checked_rows(asked, task, tokenizer, "input", on_bad_row)
+
+
+def _given_mappings(
+    inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
+) -> list[AskedRow]:
+    table = TableFile(Path("input"), list(way), list_columns=[name for name in task.list_fields if name in way])
+    for number, each in enumerate(inputs, start=1):
+        try:
+            values, _ = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            reading.noted.append(AskedRow(Row(number, None, values), {}))
+    return reading.noted
+
+
+def _checked_rows(
+    asked: Sequence[AskedRow], task: Task, tokenizer: Tokenizer, source: str, on_bad_row: Literal["error", "skip"]
+) -> list[AskedRow]:
+    reading = Reading(on_bad_row)
     checked = [_checked(each, task, tokenizer, source, reading) for each in asked]
     if all(each.row is None for each in checked):
         example = f"The first one: {checked[0].error}" if checked else "Give a file with rows."
@@ -117,11 +163,13 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> lis
     return checked
 
 
-def _given_texts(settings: PredictConfig, ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
+def _given_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
     if not any(list(way) == ["text"] for way in ways):
         fields = " and ".join(ways[0])
-        raise ConfigError(f"`text` is given, but this task reads {fields or 'no texts'}. Give a file as `input`.")
-    texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
+        raise ConfigError(
+            f"`text` is given, but this task reads {fields or 'no texts'}. Give rows with these columns: a file as "
+            "`input`, or mappings from Python."
+        )
     if not texts:
         raise DataError("`text` is an empty list. Give at least one text.")
     return [AskedRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]

@@ -44,17 +44,17 @@ class OptionCommand(Generic[T]):
 
     Args:
         body: Function of the parsed options.
-        parser: Parser of the options.
+        options: Builds the parser of the options.
     """
 
-    def __init__(self, body: Body[T], parser: OptionParser) -> None:
+    def __init__(self, body: Body[T], options: Callable[[], OptionParser]) -> None:
         self._body = body
-        self._parser = parser
+        self._options = options
         functools.update_wrapper(self, body)
 
     def __call__(self) -> None:
         """Runs the command line of this process. Errors end the process as `framework.config.guard` says."""
-        guard(lambda: until_the_reader_leaves(lambda: self._body(self._parser.parse_args())))
+        guard(lambda: until_the_reader_leaves(lambda: self._body(self._options().parse_args())))
 
     def run(self, arguments: Sequence[str] = ()) -> T:
         """Runs the command in this process and returns its result.
@@ -65,9 +65,9 @@ class OptionCommand(Generic[T]):
         Raises:
             FrameworkError: The command failed; the command line would have ended with this message.
         """
-        return self._body(self._parser.parse_args(list(arguments)))
+        return self._body(self._options().parse_args(list(arguments)))
 
 
-def option_command(parser: OptionParser) -> Callable[[Body[T]], OptionCommand[T]]:
+def option_command(options: Callable[[], OptionParser]) -> Callable[[Body[T]], OptionCommand[T]]:
     """Returns a decorator that turns a function of parsed options into an `OptionCommand`."""
-    return lambda body: OptionCommand(body, parser)
+    return lambda body: OptionCommand(body, options)

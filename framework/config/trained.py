@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from framework.config.build import build_model, data_kind
 from framework.config.command_schema import TrainedConfig
@@ -21,12 +22,13 @@ from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.agreement import check_agreement
-from framework.distributed.processes.environment import process_info
+from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.process_group import process_group
 from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.modules.inference import Inference
 from framework.published.files import SIDE_CONFIG_FILE
 from framework.published.pretrained import PretrainedWeights
+from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
 
 DATA_KEY = "data"
@@ -81,17 +83,45 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
         ConfigError: A key is not among those that may be changed, or its value is none that the task takes.
         CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
     """
+    trained = open_model(settings, changes)
+    check_names_task(trained)
+    return trained
+
+
+def check_names_task(trained: Trained) -> None:
+    """Checks that a model says which task it was trained for.
+
+    Raises:
+        CheckpointError: It does not, as the published models of others.
+    """
+    if "config" not in trained.record:
+        raise CheckpointError(
+            f"{trained.weights.source} does not say which task it was trained for. Prediction needs the task. Give a "
+            "run, or a folder that framework.export wrote."
+        )
+
+
+def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:
+    """Reads what `open_trained` reads, or a published model of others, whose task is to embed texts.
+
+    Args:
+        settings: As of `open_trained`.
+        changes: As of `open_trained`.
+
+    Raises:
+        FrameworkError: As of `open_trained`, except that the task of published models is not known.
+    """
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
     weights = find_weights(source, runs, settings.weights, settings.average_last)
     file = run[0] / TASK_FILE if run is not None else Path(source) / SIDE_CONFIG_FILE
     record = read_task_record(run[0]) if run is not None else weights.side
-    if "config" not in record:
-        raise CheckpointError(
-            f"{source} does not say which task it was trained for; give a run, or a folder that framework.export wrote."
-        )
     if weights.tokenizer_dir is None:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
+    if run is None and "config" not in record:
+        return _open_published(weights, weights.tokenizer_dir)
+    if "config" not in record:
+        raise CheckpointError(f"{file} does not name the task of the run. Predictions need it. Restore the file.")
     task = build_task(Record(file, "task", record["config"], settings.trust), changes or {})
     with reading_record(file, "Restore the file"):
         task.restore(record)
@@ -111,6 +141,16 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
             raise ValueError(f"trainer.global_batch_size={step_size!r} is not a number of sequences")
     data_record = Record(config_file, "data", data, settings.trust)
     return Trained(weights, tokenizer, task, record, run[0], data_record, data_record, step_size)
+
+
+def _open_published(weights: PretrainedWeights, tokenizer_dir: Path) -> Trained:
+    """Returns a published encoder without its heads, with the task of embedding texts."""
+    task = EmbeddingTask(
+        max_length=weights.config.max_sequence_length, pooling=weights.side.get("pooling", "mean"), normalize=False
+    )
+    tokenizer = Tokenizer.from_folder(tokenizer_dir)
+    check_tokenizer(tokenizer, weights, None)
+    return Trained(weights, tokenizer, task, weights.side, None, None, None, None)
 
 
 def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) -> str | None:
@@ -198,12 +238,35 @@ def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: st
     """
     info = process_info()
     kind = device_type()
-    device = torch.device(kind, info.local_rank) if kind == "cuda" else torch.device(kind)
-    precision = resolve_precision(precision_name, kind)
     strategy = "single" if info.world_size == 1 else "ddp"
     with process_group(strategy, kind, _TIMEOUT_SECONDS):
         # Ranks may have read different checkpoints if the run is still training.
         check_agreement({"the checkpoint": trained.weights.source})
         mesh = build_mesh(strategy, mesh_shape(strategy, info.world_size), kind)
-        model = build_trained_model(trained, device)
-        yield Inference(model, trained.task, micro_batch_tokens, precision, device, info.rank, mesh)
+        yield build_inference(trained, micro_batch_tokens, precision_name, info, mesh)
+
+
+def build_inference(
+    trained: Trained,
+    micro_batch_tokens: int,
+    precision_name: str,
+    info: ProcessInfo = ProcessInfo(),  # noqa: B008  immutable
+    mesh: DeviceMesh | None = None,
+) -> Inference:
+    """Puts the model on the device of this process.
+
+    Args:
+        trained: Result of `open_trained` or `open_model`.
+        micro_batch_tokens: Token budget of a forward pass.
+        precision_name: Precision of the forward pass.
+        info: This process.
+        mesh: Mesh over all processes; None for a single process.
+
+    Raises:
+        CheckpointError: Weights of the head are missing, or of another shape.
+    """
+    kind = device_type()
+    device = torch.device(kind, info.local_rank) if kind == "cuda" else torch.device(kind)
+    precision = resolve_precision(precision_name, kind)
+    model = build_trained_model(trained, device)
+    return Inference(model, trained.task, micro_batch_tokens, precision, device, info.rank, mesh)

@@ -17,7 +17,8 @@ FLOORS = {
     "config": 6,
     "sweeps": 7,
     "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "report": 8, "export": 8, "status": 8, "preflight": 8,
-    "launch": 8,
+    "launch": 8, "trained_model": 8,
+    "__main__": 9,
 }  # fmt: skip
 SIBLINGS = {
     ("published", "models"),
@@ -98,6 +99,7 @@ def test_a_circle_of_sub_folders_is_seen():
 
 def test_package_files_hold_a_docstring_only():
     for file in FILES:
-        if file.name == "__init__.py":
+        # The door for Python is in the package itself, and imports late.
+        if file.name == "__init__.py" and file.parent != PACKAGE:
             body = ast.parse(file.read_text(encoding="utf-8")).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), file

@@ -4,20 +4,25 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 import framework.evaluate
 import framework.export
+import framework.predict
 import framework.train
-from framework.errors import ConfigError, DataError
-from tests.tasks.commands import prepare
+from framework import load
+from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
+from tests.tasks.commands import example, prepare
 
 SMALL = ("trainer.max_steps=2", "trainer.val_every_n_steps=2", "trainer.report_examples=0", "run.id=one")
 
@@ -111,3 +116,121 @@ def test_evaluation_and_export_return_their_results(classifier, monkeypatch, cap
     folder = framework.export.run([f"run={run}", "compare=false"])
     assert folder == run / "export" and (folder / "model.safetensors").is_file()
     capsys.readouterr()
+
+
+def predicted_by_the_command(run: Path, folder: Path, rows: list[dict[str, str]]) -> list[dict[str, object]]:
+    """Writes rows as JSONL, and returns the lines that `framework.predict` writes for them."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    output = folder / "predicted.jsonl"
+    framework.predict.run([f"run={run}", f"input={folder / 'rows.jsonl'}", f"output={output}", "precision=fp32"])
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize(("name", "task"), [("classifier", "sequence_classification"), ("embedder", "embedding")])
+def test_a_loaded_model_predicts_as_the_command_does(name, task, request, tmp_path):
+    run = request.getfixturevalue(name).folder
+    rows = example(task).ROWS
+    loaded = load(str(run), precision="fp32")
+    expected = predicted_by_the_command(run, tmp_path, rows)
+    assert len(expected) == len(rows) == 3
+    assert loaded.predict(rows) == expected
+    texts = [row["text"] for row in rows]
+    assert loaded.predict(texts) == [{"text": text, **row} for text, row in zip(texts, expected, strict=True)]
+    assert loaded.predict(texts[:1]) == loaded.predict(texts[0]) and loaded.predict([]) == []
+
+
+def test_embeddings_are_those_of_the_command(embedder, tmp_path):
+    rows = example("embedding").ROWS
+    loaded = load(str(embedder.folder), precision="fp32")
+    vectors = loaded.embed([row["text"] for row in rows])
+    expected = predicted_by_the_command(embedder.folder, tmp_path, rows)
+    assert vectors.dtype == np.float32 and vectors.tolist() == [row["embedding"] for row in expected]
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1.0)
+    assert loaded.embed([]).shape == (0, 32)
+
+
+def test_embeddings_of_another_task_are_the_pooled_encoder(classifier):
+    loaded = load(str(classifier.folder), precision="fp32")
+    text = "a good film of 1991"
+    ids = torch.tensor(loaded.tokenizer.encode([text])[0])
+    hidden = hidden_states(loaded.model.encoder, ids)
+    assert loaded.embed([text], pooling="mean")[0] == pytest.approx(hidden.mean(dim=0).numpy(), abs=1e-5)
+    assert loaded.embed([text], pooling="cls")[0] == pytest.approx(hidden[0].numpy(), abs=1e-5)
+    unit = loaded.embed([text], pooling="mean", normalize=True)
+    assert np.linalg.norm(unit) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_an_export_and_a_checkpoint_are_loaded_too(classifier, monkeypatch):
+    monkeypatch.chdir(classifier.folder.parents[1])
+    export = framework.export.run(["run=one", "output=exported", "compare=false"])
+    checkpoint = max((classifier.folder / "checkpoints").iterdir())
+    texts = ["a good film", "a dull film of 1991"]
+    expected = load("one", precision="fp32").predict(texts)
+    assert load(str(export), precision="fp32").predict(texts) == expected
+    assert load(str(checkpoint), precision="fp32").predict(texts) == expected
+
+
+def test_a_published_model_of_others_embeds_and_predicts_nothing(classifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(classifier.folder.parents[1])
+    published = framework.export.run(["run=one", f"output={tmp_path / 'published'}", "compare=false"])
+    (published / "cloze.json").unlink()
+    loaded = load(str(published), precision="fp32")
+    texts = ["a good film", "a dull film of 1991"]
+    ours = load("one", precision="fp32").embed(texts, pooling="mean")
+    assert loaded.embed(texts, pooling="mean") == pytest.approx(ours, abs=1e-6)
+    with pytest.raises(CheckpointError, match="does not say which task it was trained for"):
+        loaded.predict(texts)
+    with pytest.raises(CheckpointError, match="does not say which task it was trained for"):
+        framework.predict.run([f"run={published}", "text=good"])
+
+
+def test_bad_rows_raise_or_are_answered_in_order(classifier):
+    loaded = load(str(classifier.folder), precision="fp32")
+    rows = [{"text": "good"}, {"texts": "bad"}, {"text": " "}, {"text": "poor"}]
+    with pytest.raises(DataError, match="input, row 2: no column 'text'"):
+        loaded.predict(rows)
+    answers = loaded.predict(rows, on_bad_row="skip")
+    assert [answer["label"] is None for answer in answers] == [False, True, True, False]
+    assert "row 2: no column 'text'" in answers[1]["error"] and "row 3" in answers[2]["error"]
+    assert answers[3] == loaded.predict([{"text": "poor"}])[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "words"),
+    [
+        ("./nowhere", {}, "./nowhere is not there"),
+        ("one", {"precision": "int8"}, "`precision.name` is 'int8'"),
+        ("one", {"weights": "best"}, "`weights` is 'best'"),
+        ("one", {"task": {"max_length": 3}}, "`task.max_length` belongs to how the model was trained"),
+    ],
+)
+def test_load_raises(classifier, source, arguments, words, monkeypatch):
+    monkeypatch.chdir(classifier.folder.parents[1])
+    with pytest.raises((CheckpointError, ConfigError), match=words):
+        load(source, **arguments)
+
+
+def test_load_serves_one_process(classifier, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistributedError, match="one of 2 processes"):
+        load(str(classifier.folder))
+
+
+def test_import_of_the_package_is_cheap_and_changes_nothing():
+    program = (
+        "import sys; hook = sys.excepthook; import framework; "
+        "assert not {'torch', 'hydra', 'numpy'} & set(sys.modules); import framework.config.trained; "
+        "import framework.distributed.processes.early_check; assert sys.excepthook is hook; framework.train.run"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_bad_variable_of_a_launcher_raises_outside_of_commands():
+    program = (
+        "import framework\nfrom framework.errors import DistributedError\n"
+        "try:\n    framework.load\nexcept DistributedError as error:\n    assert 'RANK' in str(error)\n"
+        "else:\n    raise SystemExit(3)"
+    )
+    environment = {**os.environ, "RANK": "first", "WORLD_SIZE": "1"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False, timeout=120).returncode == 0

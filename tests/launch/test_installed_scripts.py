@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import framework
-from framework.launch import main, scripts
+from framework.errors import ConfigError
+from framework.launch import run, scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
@@ -50,15 +51,14 @@ def test_a_script_of_a_wheel_finds_its_package_and_interpreter(installed, tmp_pa
 
 def test_paths_of_scripts(installed, monkeypatch, capsys):
     assert {*scripts()} >= {"torchrun.sh", "multi_node.sh", "train.sbatch", "sweep.sbatch"}
-    assert main(["--path", "train.sbatch"]) == 0
+    run(["--path", "train.sbatch"])
     assert capsys.readouterr().out == f"{ROOT / 'slurm' / 'train.sbatch'}\n"
     monkeypatch.setattr(framework, "__file__", str(installed / "__init__.py"))
     assert set(scripts()) == {"attach.sh", "multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
-    assert main(["--path", "torchrun"]) == 0
+    run(["--path", "torchrun"])
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
-    with pytest.raises(SystemExit) as leaving:
-        main(["trochrun"])
-    assert leaving.value.code == 2 and "trochrun is not a launch script. Choose one of" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"trochrun is not a launch script. Scripts are .*torchrun.sh"):
+        run(["trochrun"])
 
 
 def test_every_script_has_a_line_in_the_page():

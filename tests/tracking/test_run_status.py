@@ -14,8 +14,8 @@ import pytest
 
 from framework.distributed.processes.beats import Beat, Beats
 from framework.distributed.processes.failure_report import FailureReport
-from framework.errors import DataError
-from framework.status import find_runs, main, with_pending
+from framework.errors import ConfigError, DataError
+from framework.status import find_runs, run, status, with_pending
 from framework.tracking.run_status import read_status, tail_rows
 
 LONG_AGO, START = "20260101T000000-host-1", "20260102T000000-host-2"
@@ -124,7 +124,7 @@ def test_rows_that_are_half_written_are_left_out(tmp_path):
 def test_the_table_names_what_is_wrong(tmp_path, capsys):
     make_run(tmp_path / "runs" / "good", rows=5)
     make_run(tmp_path / "runs" / "bad", rows=2, pid=gone_pid())
-    assert main(["--runs", str(tmp_path / "runs")]) == 0
+    run(["--runs", str(tmp_path / "runs")])
     out = capsys.readouterr().out
     (good,) = (line for line in out.splitlines() if "good" in line)
     assert good.split() == ["good", "running", "5/100", "5.0000", "3m"]
@@ -196,7 +196,7 @@ def test_no_damaged_folder_hides_the_others(tmp_path, capsys):
         damage(make_run(runs / f"run{place:03d}", rows=2, **(gone if place % 2 else {})))
     make_run(runs / "odd[" / "bold]")
     make_run(runs / "whole", rows=5)
-    assert main(["--runs", str(runs)]) == 0
+    run(["--runs", str(runs)])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["whole", "running", "5/100", "5.0000", "3m"] in rows
     listed = {row[0] for row in rows if row}
@@ -229,15 +229,15 @@ def test_the_queue_is_read_as_squeue_prints_it(tmp_path, capsys, monkeypatch):
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{squeue.parent}:{os.environ['PATH']}")
     make_run(tmp_path / "runs" / "slurm-21-4", pid=gone_pid())
-    assert main(["--runs", str(tmp_path / "runs")]) == 0
+    run(["--runs", str(tmp_path / "runs")])
     out = capsys.readouterr().out
     assert "slurm-21-4: SLURM job 21_4: Resources" in out
     assert out.count("21-4") == 2
-    assert main(["--runs", str(tmp_path / "none")]) == 0  # the job alone, which has no folder yet
+    run(["--runs", str(tmp_path / "none")])  # the job alone, which has no folder yet
     assert "slurm-21_4: SLURM job 21_4: Resources" in capsys.readouterr().out
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["--runs", str(tmp_path / "none")]) == 2
-    assert "there is no run yet." in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="there is no run yet"):
+        run(["--runs", str(tmp_path / "none")])
 
 
 def test_it_costs_no_import_of_torch():
@@ -247,6 +247,9 @@ def test_it_costs_no_import_of_torch():
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
 
 
-def test_a_run_that_is_not_there(tmp_path, capsys):
-    assert main(["nix", "--runs", str(tmp_path)]) == 2
-    assert "there is no run nix" in capsys.readouterr().err
+def test_a_run_that_is_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["status", "nix", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit) as leaving:
+        status()
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.startswith("ConfigError: there is no run nix")

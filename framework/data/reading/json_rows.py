@@ -60,7 +60,7 @@ def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
         del first[0]
     for row in chain(first, rows):
         try:
-            values, kept = _values(table, names, row.place, row.value)
+            values, kept = row_values(table, names, row.place, row.value)
         except DataError as error:
             reading.bad_row(error)
         else:
@@ -130,8 +130,20 @@ def _parsed(place: str, text: str, rule: str) -> Any:
         raise DataError(f"{place}: not JSON ({cause}); {rule}.") from error
 
 
-def _values(table: TableFile, names: list[str] | None, place: str, row: Any) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the values of one row as text, and those of `TableFile.as_is` unchanged."""
+def row_values(
+    table: TableFile, names: list[str] | None, place: str, row: Any
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the values of one row as text, and those of `TableFile.as_is` unchanged.
+
+    Args:
+        table: Requested columns.
+        names: Names of the values of a row that is a list.
+        place: Location of the row, for messages.
+        row: Parsed value of any type.
+
+    Raises:
+        DataError: The row is not an object, or a requested value is missing or not text.
+    """
     whole_place = f"{table.path}, {place}"
     if isinstance(row, list) and names is not None:
         if len(row) != len(names):
