@@ -57,7 +57,7 @@ class TrainedModel:
                 for them.
 
         Returns:
-            One prediction per row, in order. Predictions of texts contain the text.
+            One prediction per row, in order, behind the columns that the task read.
 
         Raises:
             CheckpointError: The model does not say which task it was trained for.

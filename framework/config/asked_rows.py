@@ -141,14 +141,16 @@ def read_given(
 def _given_mappings(
     inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
 ) -> list[AskedRow]:
-    table = TableFile(Path("input"), list(way), list_columns=[name for name in task.list_fields if name in way])
+    columns = list(way)
+    lists = [name for name in task.list_fields if name in way]
+    table = TableFile(Path("input"), columns, list_columns=lists, as_is=columns)
     for number, each in enumerate(inputs, start=1):
         try:
-            values, _ = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
+            values, kept = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
         except DataError as error:
             reading.bad_row(error)
         else:
-            reading.noted.append(AskedRow(Row(number, None, values), {}))
+            reading.noted.append(AskedRow(Row(number, None, values), kept))
     return reading.noted
 
 

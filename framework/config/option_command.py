@@ -32,7 +32,7 @@ class OptionParser(argparse.ArgumentParser):
     def format_help(self) -> str:
         head, _, rest = super().format_help().partition("\n\n== ")
         del head
-        return f"{self.usage}: {self.description}\n\n== {rest}"
+        return f"{self.usage}: {self.description}\n\n== {rest}".replace(" ==:\n", " ==\n\n")
 
     @override
     def error(self, message: str) -> NoReturn:

@@ -22,7 +22,7 @@ IMPURE = re.compile(
     r"lightning|hydra|omegaconf|wandb|torch\.distributed|DeviceMesh|DTensor|fully_shard|world_size|local_rank|\branks?\b|\bmesh(es)?\b"
 )
 
-GUARD = "framework/config/command.py"
+GUARD = "framework/config/guard.py"
 """Holds the one `except Exception`: no command may end in a traceback."""
 
 OF_MATRICES = {"framework/nn/lora.py"}
