@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from torch import nn
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.asked_rows import join_rows, read_given
@@ -100,8 +99,7 @@ class TrainedModel:
     def _pooled(self, task: EmbeddingTask) -> Inference:
         """Returns the inference of a task over the encoder that is in memory."""
         encoder, inference = self.model.encoder, self._inference
-        head: nn.Module = task.build_head(encoder, encoder.config)
-        model = TaskModel(encoder, head)
+        model = TaskModel(encoder, task.build_head(encoder, encoder.config))
         return Inference(model, task, inference.micro_batch_tokens, inference.precision, inference.device)
 
     def _predicted(
