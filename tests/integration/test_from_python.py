@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from tests.tasks.commands import example, prepare
 
 import framework.evaluate
 import framework.export
@@ -23,7 +24,6 @@ import framework.train
 from framework import load
 from framework.batch import PackedBatch
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
-from tests.tasks.commands import example, prepare
 
 SMALL = ("trainer.max_steps=2", "trainer.val_every_n_steps=2", "trainer.report_examples=0", "run.id=one")
 
