@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
 from framework.data.planning.collate import Completion, Target, pack_sequences
@@ -94,15 +95,15 @@ class FlatSource:
         self.max_sequence_length = max_length
         self._input_ids = input_ids.astype(np.int32, copy=False)
         self._lengths = np.asarray(lengths, dtype=np.int64)
-        self._token_starts = np.cumsum(self._lengths) - self._lengths
+        self._token_starts = ragged.starts(self._lengths)
         self._token_type_ids = token_type_ids
         self._targets = dict(targets)
         self._counts = {term: np.asarray(weights, dtype=np.float64) for term, weights in counts.items()}
         sizes = np.ones(len(self._lengths), dtype=np.int64) if item_sizes is None else np.asarray(item_sizes)
         self._item_sizes = sizes
-        self._item_starts = np.cumsum(sizes) - sizes
+        self._item_starts = ragged.starts(sizes)
         self.group_size = int(sizes.max(initial=1))
-        tokens_before = np.concatenate([[0], np.cumsum(self._lengths)])
+        tokens_before = ragged.bounds(self._lengths)
         self._item_lengths = tokens_before[self._item_starts + sizes] - tokens_before[self._item_starts]
         self.max_length = max_length if item_sizes is None else int(self._item_lengths.max(initial=1))
 
@@ -145,9 +146,9 @@ class FlatSource:
     def tokens(self, indices: np.ndarray) -> FlatTokens:
         """The sequences of items as they are in the source: (items,) indices."""
         sizes = self._item_sizes[indices]
-        rows = ranges(self._item_starts[indices], sizes)
+        rows = ragged.ranges(self._item_starts[indices], sizes)
         lengths = self._lengths[rows]
-        places = ranges(self._token_starts[rows], lengths)
+        places = ragged.ranges(self._token_starts[rows], lengths)
         return FlatTokens(self._input_ids[places], places, lengths, sizes)
 
     def pack(
@@ -166,8 +167,8 @@ class FlatSource:
             capacity: As in `build`.
         """
         sizes = tokens.sizes
-        rows = ranges(self._item_starts[indices], sizes)
-        members = ranges(np.zeros_like(sizes), sizes)
+        rows = ragged.ranges(self._item_starts[indices], sizes)
+        members = ragged.offsets_within(sizes)
         batch = pack_sequences(
             tokens.input_ids,
             tokens.lengths,
@@ -183,12 +184,6 @@ class FlatSource:
 def _gathered(target: FlatTarget, rows: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> Target:
     values = target.values[places if target.axis == "tokens" else rows]
     if target.is_position:
-        starts = (np.cumsum(lengths) - lengths).reshape(-1, *(1 for _ in values.shape[1:]))
+        starts = ragged.starts(lengths).reshape(-1, *(1 for _ in values.shape[1:]))
         values = np.where(values < 0, values, values + starts)
     return Target(values, target.axis, target.filler)
-
-
-def ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + size - 1 for each start, end to end."""
-    before = np.cumsum(sizes) - sizes
-    return np.repeat(starts - before, sizes) + np.arange(int(sizes.sum()), dtype=np.int64)

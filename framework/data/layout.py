@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework import ragged
 from framework.data.facts import Cutting
-from framework.data.flat_source import ranges
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 
@@ -63,18 +63,18 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
     sizes = np.array(whole, dtype=np.int64)
     kept = np.minimum(sizes, room) if pairs is None else truncate_longest_first(sizes[0], sizes[1], room)
     lengths = kept.sum(axis=0) + num_specials
-    starts = np.cumsum(lengths) - lengths
+    starts = ragged.starts(lengths)
     input_ids = np.full(int(lengths.sum()), tokenizer.sep_id, dtype=np.int32)
     input_ids[starts] = tokenizer.cls_id
     begin = starts + 1
     for segment, counts in zip(encoded, kept, strict=True):
-        input_ids[ranges(begin, counts)] = _joined([ids[:count] for ids, count in zip(segment, counts, strict=True)])
+        input_ids[ragged.ranges(begin, counts)] = _joined(
+            [ids[:count] for ids, count in zip(segment, counts, strict=True)]
+        )
         begin = begin + counts + tokenizer.pair_separators
     token_type_ids = None
     if pairs is not None:
-        token_type_ids = ranges(np.zeros_like(lengths), lengths) >= np.repeat(
-            kept[0] + 1 + tokenizer.pair_separators, lengths
-        )
+        token_type_ids = ragged.offsets_within(lengths) >= np.repeat(kept[0] + 1 + tokenizer.pair_separators, lengths)
     lost = sizes.sum(axis=0) - kept.sum(axis=0)
     cutting = Cutting(max_length, len(texts), int((lost > 0).sum()), int(sizes.sum()), int(lost.sum()))
     return Layout(input_ids, lengths, token_type_ids, cutting)

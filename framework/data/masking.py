@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import below, mix
 
@@ -172,13 +173,13 @@ def _spans(
     end_words = np.append(first_words, len(firsts))[1:]
     # One hash gives four draws. As many draws as words are enough, since no span is empty.
     num_hashes = (end_words - first_words + 3) // 4
-    offsets = np.cumsum(num_hashes) - num_hashes
-    counters = np.arange(num_hashes.sum()) - np.repeat(offsets, num_hashes)
+    offsets = ragged.starts(num_hashes)
+    counters = ragged.offsets_within(num_hashes)
     num_words = _SPAN_LENGTHS.take(mix(np.repeat(keys, num_hashes), counters).view(np.uint16))
-    begins = np.cumsum(num_words) - num_words
+    begins = ragged.starts(num_words)
     begins += np.repeat(first_words - begins[4 * offsets], 4 * num_hashes)
     begins = begins[np.flatnonzero(begins < np.repeat(end_words, 4 * num_hashes))]
-    tokens_before = np.append(0, np.cumsum(sizes))
+    tokens_before = ragged.bounds(sizes)
     return firsts[begins], np.diff(tokens_before[np.append(begins, len(firsts))])
 
 
@@ -198,7 +199,7 @@ def _choose_units(sizes: np.ndarray | None, offsets: np.ndarray, keys: np.ndarra
         Ascending numbers of the chosen units.
     """
     num_units = np.diff(offsets)
-    num_maskable = num_units if sizes is None else np.diff(np.append(0, np.cumsum(sizes))[offsets])
+    num_maskable = num_units if sizes is None else np.diff(ragged.bounds(sizes)[offsets])
     wanted = num_masked(num_maskable, rate)
     # The least exponent with num_units <= 2**exponent.
     width_bits = np.maximum(np.frexp(num_units - 0.5)[1], SMALLEST_WIDTH_BITS)
@@ -244,9 +245,7 @@ def _positions(firsts: np.ndarray, sizes: np.ndarray | None) -> np.ndarray:
     """(targets,) positions of all tokens of units with these first tokens and sizes."""
     if sizes is None:
         return firsts
-    positions = np.arange(sizes.sum())
-    positions += np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
-    return positions
+    return ragged.ranges(firsts, sizes)
 
 
 def _replacements(labels: np.ndarray, draws: np.ndarray, alike: np.ndarray | None, facts: MaskingFacts) -> np.ndarray:
@@ -260,7 +259,7 @@ def _replacements(labels: np.ndarray, draws: np.ndarray, alike: np.ndarray | Non
     """
     actions = draws.astype(np.uint32)
     if alike is not None:
-        actions = np.repeat(actions[np.cumsum(alike) - alike], alike)
+        actions = np.repeat(actions[ragged.starts(alike)], alike)
     result = np.full_like(labels, facts.mask_id)
     others = np.flatnonzero(actions >= round(MASK_PROB * 2**32))
     is_random = actions[others] < round((MASK_PROB + RANDOM_PROB) * 2**32)

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from framework.data.flat_source import FlatTokens, ranges
+from framework import ragged
+from framework.data.flat_source import FlatTokens
 from framework.errors import ConfigError
 from framework.random import mix, uniform
 
@@ -125,7 +126,7 @@ class Replace(Augmentation):
 
 def draws_of(lengths: np.ndarray, keys: np.ndarray, purpose: int) -> np.ndarray:
     """(tokens,) float64 in [0, 1), each by its position under the key of its sequence: (sequences,) lengths, keys."""
-    positions = ranges(np.zeros_like(lengths), lengths)
+    positions = ragged.offsets_within(lengths)
     return uniform(mix(np.repeat(mix(keys, purpose), lengths), positions))
 
 
@@ -136,7 +137,7 @@ def chosen_tokens(lengths: np.ndarray, is_touchable: np.ndarray, keys: np.ndarra
 
 def texts_of(lengths: np.ndarray, is_touchable: np.ndarray) -> np.ndarray:
     """(tokens,) a number for each text, in their order: it ends with its sequence and at a token not to be touched."""
-    starts = np.cumsum(lengths) - lengths
+    starts = ragged.starts(lengths)
     begins = ~is_touchable
     begins[starts] = True
     return np.cumsum(begins)

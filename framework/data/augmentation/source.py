@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.augmentation.edits import Augmentation
-from framework.data.flat_source import FlatSource, FlatTokens, ranges
+from framework.data.flat_source import FlatSource, FlatTokens
 from framework.data.planning.collate import Completion
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
@@ -59,7 +60,7 @@ class AugmentedSource:
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """(items,) int64 tokens of each as they come in that epoch."""
         tokens = self.edited(epochs, indices)
-        ends = np.concatenate([[0], np.cumsum(tokens.lengths)])
+        ends = ragged.bounds(tokens.lengths)
         last = np.cumsum(tokens.sizes)
         return ends[last] - ends[last - tokens.sizes]
 
@@ -84,7 +85,7 @@ class AugmentedSource:
     def keys(self, variants: np.ndarray, indices: np.ndarray, tokens: FlatTokens) -> np.ndarray:
         """(sequences,) uint64 of items: (items,) variants and indices."""
         of_items = mix(mix(self._key, variants), indices)
-        return mix(np.repeat(of_items, tokens.sizes), ranges(np.zeros_like(tokens.sizes), tokens.sizes))
+        return mix(np.repeat(of_items, tokens.sizes), ragged.offsets_within(tokens.sizes))
 
     def is_touchable(self, tokens: FlatTokens) -> np.ndarray:
         """(tokens,) False for special tokens."""

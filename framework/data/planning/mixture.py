@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from framework import ragged
+
 
 class Mixture:
     """Maps sequence indices of an epoch to chunks: source after source, each as often as its weight says.
@@ -17,7 +19,7 @@ class Mixture:
     def __init__(self, sizes: np.ndarray, weights: np.ndarray) -> None:
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self._seen = np.floor(np.asarray(weights, dtype=np.float64) * self._sizes + 0.5).astype(np.int64)
-        self._first_chunks = np.cumsum(self._sizes) - self._sizes
+        self._first_chunks = ragged.starts(self._sizes)
         self._ends = np.cumsum(self._seen)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework import ragged
 from framework.errors import ConfigError
 
 NUM_SIZES = 16
@@ -240,7 +241,7 @@ def _exchange(
     members = np.flatnonzero(chosen[bins])
     members = members[np.argsort(bins[members], kind="stable")]
     num_members = np.bincount(bins[members], minlength=len(rooms))
-    starts = (np.cumsum(num_members) - num_members)[pairs][..., None]
+    starts = ragged.starts(num_members)[pairs][..., None]
     counts = num_members[pairs][..., None]
     # (2, pairs, few) members of each bin, spread over its lengths.
     few = np.arange(_EXCHANGED)

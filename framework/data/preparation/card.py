@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from framework import ragged
+
 BINS_PER_DOUBLING = 8
 _LARGEST_EXPONENT = 24
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -117,7 +119,7 @@ class CardBuilder:
             self._tokens.seen += len(input_ids)
             self._tokens.unknown += int(np.count_nonzero(input_ids == self._unk_id))
         self._sentences.add(sentence_lengths)
-        starts = np.cumsum(document_sentences) - document_sentences
+        starts = ragged.starts(document_sentences)
         self._documents.add(np.add.reduceat(sentence_lengths.astype(np.int64), starts))
 
     def state(self) -> dict[str, Any]:

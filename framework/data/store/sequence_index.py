@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from framework import ragged
 from framework.data.store.token_store import TokenStore
 from framework.errors import ConfigError
 from framework.files import locked, parse_json
@@ -105,9 +106,9 @@ class Division:
         num_pieces = -(-lengths // self.max_piece)
         # Piece k of n of a sentence with t tokens covers [t * k // n, t * (k + 1) // n).
         whole, parts = np.repeat(lengths, num_pieces), np.repeat(num_pieces, num_pieces)
-        number = np.arange(len(parts)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-        pieces = _ends(whole * (number + 1) // parts - whole * number // parts)
-        document_pieces = _ends(num_pieces)[_ends(document_sentences)]
+        number = ragged.offsets_within(num_pieces)
+        pieces = ragged.bounds(whole * (number + 1) // parts - whole * number // parts)
+        document_pieces = ragged.bounds(num_pieces)[ragged.bounds(document_sentences)]
         chunks = _greedy_chunks(pieces, document_pieces, self.max_tokens)
         return pieces, document_pieces, chunks, np.searchsorted(document_pieces, chunks[:-1], side="right") - 1
 
@@ -207,11 +208,6 @@ def _assembled(names: list[str], array: Callable[[str], np.ndarray]) -> dict[str
 def _mapped(file: Path) -> np.ndarray:
     # An empty file cannot be mapped. The view spares the cost of NumPy's own class of mapped arrays.
     return np.memmap(file, np.int64, "r").view(np.ndarray) if file.stat().st_size else np.zeros(0, dtype=np.int64)
-
-
-def _ends(counts: np.ndarray) -> np.ndarray:
-    """0 and the running sums: one more element than counts."""
-    return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _greedy_chunks(pieces: np.ndarray, document_pieces: np.ndarray, max_tokens: int) -> np.ndarray:

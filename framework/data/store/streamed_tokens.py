@@ -12,6 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from framework import ragged
+
 _READERS = 4
 """Threads that wait for the network at once."""
 
@@ -54,7 +56,7 @@ class StreamedTokens:
         for number, ids in zip(wanted, arriving, strict=True):
             here = batches == number
             sizes = lengths[here]
-            inner = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+            inner = ragged.offsets_within(sizes)
             places = np.repeat(starts[here] - self._batch_starts[number], sizes) + inner
             result[np.repeat((ends - lengths)[here], sizes) + inner] = ids.result()[places]
         self._drop_oldest(len(wanted))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from framework import ragged
 from framework.data.store.row_groups import RowGroupEncoder
 from framework.data.store.stored_batch import StoredBatch
 from framework.data.store.streamed_tokens import StreamedTokens
@@ -105,7 +106,7 @@ class TokenStore:
         self.meta = meta
         self.fingerprint: str = meta["fingerprint"]
         self.num_tokens = int(table[:, 0].sum())
-        self.batch_starts = np.cumsum(table[:, 0]) - table[:, 0]
+        self.batch_starts = ragged.starts(table[:, 0])
         self._mapped = pa.memory_map(str(folder / DATA_FILE)).read_buffer()
         self._schema = pa.ipc.read_schema(pa.BufferReader(self._mapped))
         self._places = table[:, 1]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.files import parse_json
 
@@ -85,7 +86,7 @@ class StoreWriter:
             groups: (documents,) the row group of each, all the same; only where ids are streamed.
             rows: (documents,) ascending places among the texts of the row group; only where ids are streamed.
         """
-        sentence_ends = np.concatenate([[0], np.cumsum(document_sentences)])
+        sentence_ends = ragged.bounds(document_sentences)
         lengths = pa.array(sentence_lengths, type=pa.int32())
         columns: list[pa.Array] = [
             pa.ListArray.from_arrays(pa.array(sentence_ends, type=pa.int32()), lengths),
@@ -94,7 +95,7 @@ class StoreWriter:
         if groups is not None:
             columns += [pa.array(groups, type=pa.int32()), pa.array(rows, type=pa.int32())]
         else:
-            token_ends = np.concatenate([[0], np.cumsum(sentence_lengths)])[sentence_ends]
+            token_ends = ragged.bounds(sentence_lengths)[sentence_ends]
             ids = pa.array(input_ids.astype(self._id_type.to_pandas_dtype()), type=self._id_type)
             columns.insert(0, pa.ListArray.from_arrays(pa.array(token_ends, type=pa.int32()), ids))
         message = pa.RecordBatch.from_arrays(columns, schema=self._schema).serialize()

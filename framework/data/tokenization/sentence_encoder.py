@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import normalizers, pre_tokenizers
 
+from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
 
 _MAX_WORDS = 400_000
@@ -47,7 +48,7 @@ class SentenceEncoder:
         ends = np.cumsum(counts)
         ids = self._ids[np.repeat(self._starts[places] - (ends - counts), counts) + np.arange(ends[-1])]
         num_words = np.array([sentence.count(" ") + 1 for sentence in sentences], dtype=np.int64)
-        return ids, np.add.reduceat(counts, np.cumsum(num_words) - num_words)
+        return ids, np.add.reduceat(counts, ragged.starts(num_words))
 
     def _forget(self) -> None:
         self._places: dict[str, int] = {}
@@ -68,7 +69,7 @@ class SentenceEncoder:
         self._characters += sum(map(len, new))
         self._ids = np.concatenate([self._ids, *encoded])
         self._counts = np.concatenate([self._counts, np.array([len(ids) for ids in encoded], dtype=np.int64)])
-        self._starts = np.cumsum(self._counts) - self._counts
+        self._starts = ragged.starts(self._counts)
 
 
 def _never_looks_across_spaces(tokenizer: Tokenizer) -> bool:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.examples.splits import same_text
-from framework.data.flat_source import FlatSource, FlatTarget, ranges
+from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.planning.collate import Completion
 from framework.data.planning.order import Shuffle
@@ -61,7 +62,7 @@ def text_source(
     """
     sizes = np.array([len(texts) for texts in items], dtype=np.int64)
     layout = lay_out([text for texts in items for text in texts], None, tokenizer, max_length)
-    is_first = ranges(np.zeros_like(sizes), sizes) == ANCHOR
+    is_first = ragged.offsets_within(sizes) == ANCHOR
     counts = is_first & (targets["queries"] != NO_QUERY) if "queries" in targets else np.zeros(len(is_first))
     return FlatSource(
         layout.input_ids,
@@ -182,7 +183,7 @@ class DrawnPairs:
         # The texts ordered by label: where each stands, where its label begins, and how many texts have it.
         self._order = labels.argsort(kind="stable")
         sizes = np.bincount(labels)
-        self._start, self._size = (np.cumsum(sizes) - sizes)[labels], sizes[labels]
+        self._start, self._size = ragged.starts(sizes)[labels], sizes[labels]
         self._place = np.empty_like(self._order)
         self._place[self._order] = np.arange(len(labels))
 
@@ -230,7 +231,7 @@ class DrawnPairs:
         """One micro-batch of items; `sequence_ids` are those of items."""
         is_paired = indices < len(self._place)
         sizes = 1 + is_paired
-        members = ranges(np.zeros_like(sizes), sizes)
+        members = ragged.offsets_within(sizes)
         texts = np.repeat(indices, sizes)
         texts[members == POSITIVE] = self.positives(epochs[is_paired], indices[is_paired])
         ids = np.repeat(sequence_ids, sizes) * self.group_size + members

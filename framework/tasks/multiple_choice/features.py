@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX
-from framework.data.flat_source import FlatSource, FlatTarget, ranges
+from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.multiple_choice.data import ChoiceExample
@@ -37,7 +38,7 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
         seconds += [before + choice for choice in example.choices]
     layout = lay_out(firsts, seconds, tokenizer, max_length)
     sizes = np.array([len(example.choices) for example in examples], dtype=np.int64)
-    places = ranges(np.zeros_like(sizes), sizes)
+    places = ragged.offsets_within(sizes)
     right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)
     right = np.repeat(right, sizes)
     return FlatSource(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.planning.collate import Completion, Target, pack_sequences
 from framework.data.planning.order import Shuffle
@@ -122,7 +123,7 @@ class BlankSource:
     ) -> PackedBatch:
         """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
         texts, lengths = [self.texts[index] for index in indices], self._lengths[indices]
-        starts = np.cumsum(lengths) - lengths
+        starts = ragged.starts(lengths)
         nothing = np.zeros(0, dtype=np.int64)
         ids = np.concatenate([nothing, *(text.input_ids for text in texts)])
         positions = np.concatenate(

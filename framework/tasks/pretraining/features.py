@@ -9,6 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.facts import SplitFacts
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
@@ -131,7 +132,7 @@ class PretrainingSource:
         epochs = self._seen(epochs)
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials
-        first = np.cumsum(lengths) - lengths
+        first = ragged.starts(lengths)
         # Only the separator between two segments is repeated.
         second = first + 1 + segments.lengths[:, 0] + self._num_separators
         separators = [first + 1 + segments.lengths[:, 0] + each for each in range(self._num_separators)]

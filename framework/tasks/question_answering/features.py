@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
@@ -139,7 +140,7 @@ def window_source(
         },
         {"answer": (places[:, 0] != IGNORE_INDEX).astype(np.float64)},
         sizes.max_length,
-        _in_sequence(num_tokens) >= np.repeat(starts, num_tokens),
+        ragged.offsets_within(num_tokens) >= np.repeat(starts, num_tokens),
         records=records,
         cutting=_cut_questions(asked, sizes.max_question_length),
         notes={"contexts": f"{len(passages):,}", "windows": f"{len(records):,}"},
@@ -185,8 +186,3 @@ def _passages(questions: Sequence[Question], tokenizer: Tokenizer) -> dict[str, 
         some = texts[begin : begin + _TEXTS_AT_ONCE]
         passages.update(zip(some, (Passage(*each) for each in tokenizer.encode_with_offsets(some)), strict=True))
     return passages
-
-
-def _in_sequence(lengths: np.ndarray) -> np.ndarray:
-    """(tokens,) place of each token in its sequence."""
-    return np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from framework import ragged
 from framework.data.examples.splits import same_text
-from framework.data.flat_source import FlatSource, FlatTarget, ranges
+from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import Layout, lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.recommendation.catalogue import Catalogue
@@ -102,7 +103,7 @@ def stretch_source(
     """
     begins, firsts, ends = find_stretches(likes, split, max_history)
     sizes = ends - begins
-    rows = ranges(begins, sizes)
+    rows = ragged.ranges(begins, sizes)
     is_found = rows >= np.repeat(firsts, sizes)
     earlier = np.where(is_found, likes.starts[rows] + likes.num_earlier[rows] - np.repeat(begins, sizes), 0)
     items, users = likes.places[rows], split_users(likes.users[rows], split)
@@ -114,9 +115,9 @@ def stretch_source(
         sizes = np.concatenate([sizes, np.ones(num_items, dtype=np.int64)])
     targets = {"users": users, "items": items, "earlier": earlier, "log_shares": catalogue.log_shares[items]}
     lengths = texts.lengths[items]
-    starts = (np.cumsum(texts.lengths) - texts.lengths)[items]
+    starts = ragged.starts(texts.lengths)[items]
     return SearchSource(
-        texts.input_ids[ranges(starts, lengths)],
+        texts.input_ids[ragged.ranges(starts, lengths)],
         lengths,
         {name: FlatTarget(values, "sequences", NOBODY) for name, values in targets.items()},
         {LOSS_TERM: earlier > 0},

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from framework import ragged
 from framework.metrics.entity_f1 import entity_spans
 from framework.tasks.token_classification.features import Example, Part
 
@@ -44,7 +45,7 @@ def best_paths(scores: np.ndarray, lengths: np.ndarray, allowed: np.ndarray) -> 
         (words,) int64 labels; of equal sums the one with the smaller labels at the end.
     """
     paths = np.zeros(len(scores), dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
+    starts = ragged.starts(lengths)
     # The longest first, so that at each place the sentences that reach it are the first ones.
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), _SENTENCES_AT_ONCE):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
@@ -97,7 +98,7 @@ def tagging_source(
             inside = sizes[window.words]
             ids += [cls_id, *pieces[window.words], sep_id]
             lengths.append(int(inside.sum()) + 2)
-            firsts = 1 + np.cumsum(inside) - inside
+            firsts = 1 + ragged.starts(inside)
             offset = window.words.start
             predicted = firsts[window.predicted.start - offset : window.predicted.stop - offset]
             marks, targets = np.zeros(lengths[-1], dtype=np.int64), np.full(lengths[-1], IGNORE_INDEX)

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import Cutting, SplitFacts
-from framework.data.flat_source import FlatSource, FlatTarget, ranges
+from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.planning.collate import Completion
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -132,9 +133,9 @@ def translation_source(
     kept = np.flatnonzero(~too_long) if skips_long else np.arange(len(sources))
     source_ids, source_lengths = _cut(whole_sources.input_ids, whole_sources.lengths, kept, max_source_length)
     source_ids[np.cumsum(source_lengths) - 1] = tokenizer.sep_id
-    starts = np.cumsum(whole_targets.lengths) - whole_targets.lengths
+    starts = ragged.starts(whole_targets.lengths)
     lengths = np.minimum(target_lengths[kept], max_target_length)
-    places = ranges(starts[kept], lengths)
+    places = ragged.ranges(starts[kept], lengths)
     is_known = targets is not None
     labels = whole_targets.input_ids[places + 1] if is_known else np.full(len(places), IGNORE_INDEX)
     return TranslationSource(
@@ -171,6 +172,6 @@ def _cutting(sources: np.ndarray, targets: np.ndarray, max_source_length: int, m
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, kept: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Ids and lengths of the kept sequences, each without what is beyond `most` tokens."""
-    starts = np.cumsum(lengths) - lengths
+    starts = ragged.starts(lengths)
     shorter = np.minimum(lengths[kept], most)
-    return ids[ranges(starts[kept], shorter)], shorter
+    return ids[ragged.ranges(starts[kept], shorter)], shorter
