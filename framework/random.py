@@ -10,18 +10,18 @@ import hashlib
 
 import numpy as np
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
+GOLDEN = 0x9E3779B97F4A7C15
+MULTIPLIER_1 = 0xBF58476D1CE4E5B9
+MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = 0xFFFFFFFFFFFFFFFF
 # The same as arrays without dims: from scalars NumPy would make them anew in every call.
-_STEPS = [np.array(value, dtype=np.uint64) for value in (_GOLDEN, 30, _MULTIPLIER_1, 27, _MULTIPLIER_2, 31)]
+_STEPS = [np.array(value, dtype=np.uint64) for value in (GOLDEN, 30, MULTIPLIER_1, 27, MULTIPLIER_2, 31)]
 
 
 def _mix_int(value: int) -> int:
-    value = (value + _GOLDEN) & _MASK
-    value = ((value ^ (value >> 30)) * _MULTIPLIER_1) & _MASK
-    value = ((value ^ (value >> 27)) * _MULTIPLIER_2) & _MASK
+    value = (value + GOLDEN) & _MASK
+    value = ((value ^ (value >> 30)) * MULTIPLIER_1) & _MASK
+    value = ((value ^ (value >> 27)) * MULTIPLIER_2) & _MASK
     return value ^ (value >> 31)
 
 

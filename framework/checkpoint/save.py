@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.tensor import DTensor
 
 from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.layout import (
@@ -28,6 +27,7 @@ from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, ignore
 from framework.distributed.processes.agreement import gather, on_every_rank, on_first_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
+from framework.optim.shards import local
 
 
 class SaveError(CheckpointError):
@@ -155,8 +155,8 @@ def check_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None 
     """
 
     def check() -> None:
-        local = {name: tensor.to_local() if isinstance(tensor, DTensor) else tensor for name, tensor in tensors.items()}
-        measured = {name: _is_finite(tensor) for name, tensor in local.items() if tensor.numel()}
+        parts = {name: local(tensor) for name, tensor in tensors.items()}
+        measured = {name: _is_finite(part) for name, part in parts.items() if part.numel()}
         flags = torch.stack(list(measured.values())).tolist() if measured else []
         for name, is_finite in zip(measured, flags, strict=True):
             if not is_finite:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.nn.attention import SelfAttention
-from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout, layer_keys
+from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
 from framework.nn.layer import EncoderLayer
@@ -25,7 +25,7 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
         position_offset=config.position_offset,
         type_vocab_size=config.type_vocab_size,
         norm=_build_norm(config),
-        dropout=HashedDropout(config.embedding_dropout, OUTSIDE_LAYERS, "embeddings"),
+        dropout=HashedDropout(config.embedding_dropout, "embeddings"),
     )
 
 
@@ -38,8 +38,8 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
         attention_norm=nn.Identity() if already_normalised else _build_norm(config),
         feed_forward=feed_forward_class(config.hidden_size, config.intermediate_size, config.activation, config.bias),
         feed_forward_norm=_build_norm(config),
-        attention_output_dropout=HashedDropout(config.hidden_dropout, OUTSIDE_LAYERS, "attention output"),
-        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, OUTSIDE_LAYERS, "feed-forward output"),
+        attention_output_dropout=HashedDropout(config.hidden_dropout, "attention output"),
+        feed_forward_output_dropout=HashedDropout(config.hidden_dropout, "feed-forward output"),
         norm_placement=config.norm_placement,
     )
 

@@ -16,18 +16,14 @@ from torch._guards import detect_fake_mode
 from torch.autograd.function import once_differentiable
 
 from framework.batch import PackedBatch
-from framework.random import key
-
-OUTSIDE_LAYERS = -1
-"""Layer of a dropout that belongs to no layer."""
+from framework.random import GOLDEN, MULTIPLIER_1, MULTIPLIER_2, key
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _LANES = 4
 _RESOLUTION = 1 << 15
-_GOLDEN = 0x9E3779B97F4A7C15
-_GOLDEN_INVERSE = pow(_GOLDEN, -1, 1 << 64)
-_MULTIPLIER_1 = 0xBF58476D1CE4E5B9
-_MULTIPLIER_2 = 0x94D049BB133111EB
+_GOLDEN_INVERSE = pow(GOLDEN, -1, 1 << 64)
+_NO_LAYER = -1
+"""Part of every site's key. The layer is part of the token keys (`layer_keys`)."""
 
 
 def _signed(value: int) -> int:
@@ -48,9 +44,9 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 
 def _mix(x: Tensor) -> Tensor:
     """`framework.random.mix` with base 0, on int64 tensors."""
-    x = x + _signed(_GOLDEN)
-    x = (x ^ _shift_right(x, 30)) * _signed(_MULTIPLIER_1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MULTIPLIER_2)
+    x = x + _signed(GOLDEN)
+    x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLIER_1)
+    x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLIER_2)
     return x ^ _shift_right(x, 31)
 
 
@@ -145,8 +141,8 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     # Word i of a stream is stream + i * golden, here as (stream / golden + i) * golden: inductor takes a number times a
     # range for an index, and then makes kernels whose factor does not fit 32 bits.
     words = (streams * _signed(_GOLDEN_INVERSE)).unsqueeze(1) + torch.arange(1, num_words + 1, device=streams.device)
-    words.mul_(_signed(_GOLDEN))
-    for bits, multiplier in ((30, _MULTIPLIER_1), (27, _MULTIPLIER_2)):
+    words.mul_(_signed(GOLDEN))
+    for bits, multiplier in ((30, MULTIPLIER_1), (27, MULTIPLIER_2)):
         words.bitwise_xor_(words >> bits).mul_(_signed(multiplier))
     words.bitwise_xor_(words >> 31)
     # In each 16-bit lane: 15 random bits plus (2**15 - threshold) reach bit 15 exactly where the bits are >= threshold.
@@ -191,17 +187,15 @@ class HashedDropout(nn.Module):
     Args:
         prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for
             the rounded one.
-        layer: Index of the layer; OUTSIDE_LAYERS where there is none, or where the keys come from `layer_keys`.
-        site: Name of the place within the layer.
+        site: Name of the position within a layer, or within the model.
     """
 
-    def __init__(self, prob: float, layer: int, site: str) -> None:
+    def __init__(self, prob: float, site: str) -> None:
         super().__init__()
         self.prob = prob
-        self.layer = layer
         self.site = site
         self.threshold = round(prob * _RESOLUTION)
-        self.site_key = key("dropout site", layer, site)
+        self.site_key = key("dropout site", _NO_LAYER, site)
 
     def forward(self, x: Tensor, dropout_keys: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """Drops channels and adds the residual.
@@ -225,4 +219,4 @@ class HashedDropout(nn.Module):
 
     def extra_repr(self) -> str:
         """Shows what the constructor was given."""
-        return f"prob={self.prob}, layer={self.layer}, site={self.site!r}"
+        return f"prob={self.prob}, site={self.site!r}"

@@ -17,6 +17,13 @@ _ZERO = ("bias", ".lora_b")
 _RESIDUAL_OUTPUTS = (".attention.output.weight", ".cross_attention.output.weight", ".feed_forward.down.weight")
 
 
+def without_wrappers(name: str) -> str:
+    """Returns a parameter's name without the parts that torch.compile and activation checkpointing insert."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
 class InitializationSettings(Protocol):
     """What initial values need to know of a config."""
 
@@ -66,9 +73,7 @@ def initial_values(
     """
     norms = {id(module.weight) for module in model.modules() if isinstance(module, LayerNorm)}
     for name, parameter in model.named_parameters():
-        plain_name = name
-        for wrapper in _WRAPPERS:
-            plain_name = plain_name.replace(wrapper, "")
+        plain_name = without_wrappers(name)
         maker: Callable[[], Tensor]
         if plain_name.endswith(_ZERO):
             maker = functools.partial(torch.zeros, parameter.shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from framework.errors import CheckpointError, ConfigError, reading_record
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
+from framework.nn.initialization import without_wrappers
 from framework.nn.lora import is_update
 from framework.published.bert import BERT
 from framework.published.encoder_decoder import take_apart
@@ -38,7 +39,6 @@ _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 _SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps")
 _PADDED_BY_VOCABULARY = ("encoder.embeddings.word_embeddings.weight", "head.mlm.decoder.bias")
 _MAX_PADDING = 127
-_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 _REMEDY = "use model=from_weights, which takes the encoder from the weights, or choose other weights."
 
 
@@ -280,9 +280,7 @@ def match_parameters(model: nn.Module, weights: PretrainedWeights) -> tuple[dict
     new: list[str] = []
     plain_names = set()
     for name, parameter in model.named_parameters():
-        plain_name = name
-        for wrapper in _WRAPPERS:
-            plain_name = plain_name.replace(wrapper, "")
+        plain_name = without_wrappers(name)
         plain_names.add(plain_name)
         if plain_name in given:
             found[name] = _fitted(plain_name, given[plain_name], parameter.shape, weights.source)

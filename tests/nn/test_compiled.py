@@ -30,7 +30,7 @@ def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host
         rotary = (torch.empty(128, 8, device="cuda"), torch.empty(128, 8, device="cuda"))
         mixed = self_attention(qkv, rotary, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=8)
         residual = torch.empty(128, 64, device="cuda")
-        out = HashedDropout(0.1, 0, "site")(mixed.flatten(1), keys, residual=residual)
+        out = HashedDropout(0.1, "site")(mixed.flatten(1), keys, residual=residual)
     assert (mixed.shape, mixed.dtype, mixed.device.type) == ((128, 4, 16), torch.bfloat16, "cuda")
     assert (out.shape, out.dtype) == ((128, 64), torch.float32)
     assert any("varlen_attn" in name for name in called.names)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout, dropout_mask, layer_keys, token_keys
+from framework.nn.dropout import HashedDropout, dropout_mask, layer_keys, token_keys
 from framework.random import key, mix
 from tests.support.models.packs import make_batch
 
 CHANNELS = 96
 
 
-def dropped(keys: Tensor, layer: int = 0, site: str = "site", prob: float = 0.1, channels: int = CHANNELS) -> Tensor:
+def dropped(keys: Tensor, site: str = "site", prob: float = 0.1, channels: int = CHANNELS) -> Tensor:
     """(tokens, channels) bool, True where a channel is dropped."""
-    return HashedDropout(prob, layer, site)(torch.ones(len(keys), channels), keys) == 0
+    return HashedDropout(prob, site)(torch.ones(len(keys), channels), keys) == 0
 
 
 def many_keys(step: int = 0) -> Tensor:
@@ -41,7 +41,7 @@ def test_rate_lies_within_binomial_bounds(prob: float) -> None:
 
 def test_kept_values_are_scaled_so_that_the_mean_is_kept() -> None:
     keys = many_keys()
-    out = HashedDropout(0.1, 0, "site")(torch.full((len(keys), 4), 2.0), keys)
+    out = HashedDropout(0.1, "site")(torch.full((len(keys), 4), 2.0), keys)
     threshold = round(0.1 * 2**15)
     zero, kept = out.unique().tolist()
     assert zero == 0.0
@@ -75,7 +75,6 @@ CHANGES: dict[str, Callable[[], Tensor]] = {
     "pass": lambda: dropped(token_keys(1, 0, 1, make_batch([128] * 8))),
     "sequence": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8, sequence_ids=range(8, 16)))),
     "position": lambda: dropped(token_keys(1, 0, 0, make_batch([129] * 8)).view(8, 129)[:, 1:].flatten()),
-    "layer": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8)), layer=1),
     "layer_keys": lambda: dropped(layer_keys(token_keys(1, 0, 0, make_batch([128] * 8)), 1)[0]),
     "site": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8)), site="other"),
 }
@@ -89,7 +88,7 @@ def test_each_part_of_the_key_gives_an_independent_mask(part: str) -> None:
 
 def test_layer_keys_differ_by_layer_and_pass_none_through() -> None:
     keys = many_keys()
-    first, second = (dropped(of_layer, OUTSIDE_LAYERS) for of_layer in layer_keys(keys, 2))
+    first, second = (dropped(of_layer) for of_layer in layer_keys(keys, 2))
     assert within((first & second).sum().item(), first.numel(), 0.01)
     assert layer_keys(None, 2) == [None, None]
 
@@ -144,7 +143,7 @@ def test_fifteen_bits_decide_as_written_out() -> None:
 def test_gradient_and_residual_use_the_same_mask() -> None:
     keys = many_keys()[:20]
     x, residual = torch.randn(20, 8, requires_grad=True), torch.randn(20, 8, requires_grad=True)
-    dropout = HashedDropout(0.3, 0, "site")
+    dropout = HashedDropout(0.3, "site")
     out = dropout(x, keys, residual=residual)
     mask = dropout(torch.ones(20, 8), keys)
     assert (mask == 0).any()
@@ -158,7 +157,7 @@ def test_gradient_and_residual_use_the_same_mask() -> None:
 def test_bf16_values_keep_their_dtype_and_add_to_an_fp32_residual() -> None:
     keys = many_keys()[:20]
     x, residual = torch.randn(20, 8).bfloat16().requires_grad_(), torch.randn(20, 8)
-    dropout = HashedDropout(0.3, 0, "site")
+    dropout = HashedDropout(0.3, "site")
     assert dropout(x, keys).dtype == torch.bfloat16
     out = dropout(x, keys, residual=residual)
     out.sum().backward()
@@ -168,6 +167,6 @@ def test_bf16_values_keep_their_dtype_and_add_to_an_fp32_residual() -> None:
 
 def test_without_keys_or_probability_nothing_is_dropped() -> None:
     x = torch.randn(3, 4)
-    assert HashedDropout(0.5, 0, "site")(x, None) is x
-    assert HashedDropout(0.0, 0, "site")(x, many_keys()[:3]) is x
-    assert torch.equal(HashedDropout(0.5, 0, "site")(x, None, residual=x), x + x)
+    assert HashedDropout(0.5, "site")(x, None) is x
+    assert HashedDropout(0.0, "site")(x, many_keys()[:3]) is x
+    assert torch.equal(HashedDropout(0.5, "site")(x, None, residual=x), x + x)

@@ -9,9 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+from framework.optim.shards import local
 
 
 def _num_parts(tensor: Tensor) -> int:
@@ -55,10 +53,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     gradients = [parameter.grad for parameter in unique.values() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    device = _local(gradients[0]).device
+    device = local(gradients[0]).device
     by_num_parts: dict[int, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
-        by_num_parts[_num_parts(gradient)].append(_local(gradient))
+        by_num_parts[_num_parts(gradient)].append(local(gradient))
     squares = {num_parts: _sum_of_squares(tensors) for num_parts, tensors in by_num_parts.items()}
     if max(squares) == 1:
         total = squares[1]
@@ -72,5 +70,5 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     norm = total.sqrt().float()
     if max_norm is not None:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], scale)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
     return norm

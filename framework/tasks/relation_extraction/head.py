@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
-from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout
+from framework.nn.dropout import HashedDropout
 
 
 class RelationHead(nn.Module):
@@ -48,6 +48,6 @@ def build_relation_head(config: EncoderConfig, num_labels: int, classifier_dropo
         classifier_dropout: Probability of dropping a channel before the classifier.
     """
     return RelationHead(
-        dropout=HashedDropout(classifier_dropout, OUTSIDE_LAYERS, "classifier"),
+        dropout=HashedDropout(classifier_dropout, "classifier"),
         classifier=nn.Linear(2 * config.hidden_size, num_labels),
     )

@@ -13,7 +13,6 @@ from framework.nn.dropout import HashedDropout
 from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, family_transform
 
 PROJECTIONS = ("family", "none")
-_OUTSIDE_LAYERS = -1
 
 
 class Classifier(nn.Linear):
@@ -114,7 +113,7 @@ def build_sequence_classification_head(
         pooler = Pooler(config.hidden_size) if transform is None else None
     return SequenceClassificationHead(
         pooling=POOLINGS[pooling],
-        dropout=HashedDropout(classifier_dropout, _OUTSIDE_LAYERS, "classifier"),
+        dropout=HashedDropout(classifier_dropout, "classifier"),
         classifier=Classifier(config.hidden_size, num_labels),
         pooler=pooler,
         transform=transform,

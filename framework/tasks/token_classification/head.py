@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
-from framework.nn.dropout import OUTSIDE_LAYERS, HashedDropout
+from framework.nn.dropout import HashedDropout
 from framework.tasks.pooling import PredictionTransform, family_transform
 
 
@@ -56,7 +56,7 @@ def build_token_classification_head(
         classifier_dropout: Probability of dropping a channel before the classifier.
     """
     return TokenClassificationHead(
-        dropout=HashedDropout(classifier_dropout, OUTSIDE_LAYERS, "classifier"),
+        dropout=HashedDropout(classifier_dropout, "classifier"),
         classifier=nn.Linear(config.hidden_size, num_tags),
         transform=family_transform(config),
     )

@@ -154,7 +154,7 @@ def test_head_loss_and_predictions(task, tokenizer):
     batch = whole(source, Capacity(24, 4, None, 12))
     torch.manual_seed(0)
     hidden_states = torch.randn(24, 6)
-    head = RelationHead(HashedDropout(0.5, -1, "classifier"), torch.nn.Linear(12, 3))
+    head = RelationHead(HashedDropout(0.5, "classifier"), torch.nn.Linear(12, 3))
     logits = head(hidden_states, batch)["logits"]
     # Sequence 0 is [CLS] a [E1] b [/E1] [E2] c [/E2] [SEP], and from 9 on [CLS] [E2] b c [/E2] d [E1] e [/E1] [SEP].
     expected = [head.classifier(torch.cat([hidden_states[i], hidden_states[j]])) for i, j in ((2, 5), (15, 10))]
