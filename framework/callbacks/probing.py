@@ -83,9 +83,8 @@ class Probing(pl.Callback):
         plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False, shapes=shapes)
         features, places = [], []
         for step in range(len(plan)):
-            for share in plan.micro_batches(step, data.rank):
+            for built in plan.batches(step, data.rank):
                 mark(point)
-                built = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
                 batch = built.to(module.device)
                 pooled = module.encode(batch, probe.pooling)
                 features.append(pooled[: batch.num_sequences].float())

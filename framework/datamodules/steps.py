@@ -30,12 +30,7 @@ class StepDataset(Dataset[StepBatch]):
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} is not within the {self.num_steps} steps of the run.")
         self._read_ahead(step)
-        build = self.plan.source.build
-        micro_batches = tuple(
-            build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
-            for share in self.plan.micro_batches(step, self.rank)
-        )
-        return StepBatch(step, self.plan.epoch(step), micro_batches)
+        return StepBatch(step, self.plan.epoch(step), tuple(self.plan.batches(step, self.rank)))
 
     def _read_ahead(self, step: int) -> None:
         """Tells the source about a window of the order before its sequences come, once."""

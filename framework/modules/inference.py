@@ -111,8 +111,7 @@ class Inference:
         plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False, shapes=shapes)
 
         def run(step: int) -> Iterator[_Outputs]:
-            for share in plan.micro_batches(step, self.rank):
-                built = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
+            for built in plan.batches(step, self.rank):
                 batch = built.to(self.device)
                 with torch.inference_mode(), self.precision.autocast(self.device.type):
                     outputs = self.model(batch)

@@ -5,7 +5,7 @@ sequences of a step do not depend on ranks, budgets or workers. How they are pac
 building batches from them is the source's work.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -286,6 +286,11 @@ class StepPlan:
             )
             for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
         ]
+
+    def batches(self, step: int, rank: int) -> Iterator[PackedBatch]:
+        """Builds a rank's micro-batches of a step, one at a time (see `micro_batches`)."""
+        for share in self.micro_batches(step, rank):
+            yield self.source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
 
     def summary(self, steps: Iterable[int]) -> PlanSummary:
         """Measures some steps, at least one, over all ranks."""
