@@ -29,7 +29,7 @@ from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import draw_pictures, write_report
-from framework.tracking.console import open_console
+from framework.tracking.console import open_console, print_line
 from framework.tracking.metric_names import describe
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
             analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
             is_own = not changes and (settings.data is None or trained.data_record is None)
             name = split if is_own else f"{split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
-            console.print(add_to_report(folder, name, analysis), highlight=False, markup=False, soft_wrap=True)
+            print_line(add_to_report(folder, name, analysis), console)
     write_to_stdout([printed.get()])
     return values
 

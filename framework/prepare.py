@@ -14,7 +14,7 @@ from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
 from framework.data.preparation.prepare import Prepared, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
-from framework.tracking.console import make_console_dispensable, open_console
+from framework.tracking.console import make_console_dispensable, open_console, print_line
 
 
 @command("prepare")
@@ -54,12 +54,12 @@ def prepare(composed: DictConfig) -> Path:
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")
     )
     console.print(counts_table(prepared))
-    console.print(f"its card: {prepared.folder / CARD_PICTURE_FILE}", markup=False, highlight=False, soft_wrap=True)
+    print_line(f"its card: {prepared.folder / CARD_PICTURE_FILE}", console)
     for told in prepared.skipped:
-        console.print(f"skipped: {told}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"skipped: {told}", console)
     too_little = too_little_to_split(str(prepared.folder))
     if too_little is not None:
-        console.print(f"warning: {too_little}", markup=False, highlight=False, soft_wrap=True)
+        print_line(f"warning: {too_little}", console)
     return Path(prepared.folder)
 
 

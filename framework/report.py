@@ -14,7 +14,7 @@ from framework.config.command_schema import ReportConfig
 from framework.config.nodes import check_arguments
 from framework.errors import CheckpointError
 from framework.tracking.analysis.report import make_report
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.run_status import is_run, runs_below
 
 
@@ -30,7 +30,7 @@ def report(composed: DictConfig) -> Path:
             f"the report of {folder} could not be written ({error}). Free the disk or make the folder writable, and "
             "start the command again."
         ) from error
-    open_console().print(f"report      {path}", highlight=False, markup=False, soft_wrap=True)
+    print_line(f"report      {path}")
     return path
 
 

@@ -36,7 +36,7 @@ from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.distributed.processes.position import POSITION, mark
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.progress_file import PROGRESS_FILE, write_progress
 from framework.tracking.rank_log import RUN_LOGGER
 
@@ -84,7 +84,7 @@ class Checkpointing(pl.Callback):
         self.retention = retention
         self.timeout_seconds = timeout_seconds
         self.run_folder = run_folder
-        self.console = console or open_console()
+        self.console = console
         # Where no save falls between two steps there is nothing to write beside, and no memory to be spent on it.
         self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -256,7 +256,7 @@ class Checkpointing(pl.Callback):
 
     def _say(self, text: str) -> None:
         logger.warning(text)
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(text, self.console)
 
 
 def callback_states(trainer: pl.Trainer) -> dict[str, dict]:

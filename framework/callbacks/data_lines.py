@@ -14,7 +14,7 @@ from typing_extensions import override
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import SplitFacts
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.data_facts import SKIPPED_ROWS_FILE
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class DataLines(pl.Callback):
     def __init__(self, splits: Mapping[str, SplitFacts], run_folder: Path, console: Console | None = None) -> None:
         self.splits = splits
         self.run_folder = run_folder
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -42,7 +42,7 @@ class DataLines(pl.Callback):
         if not trainer.is_global_zero:
             return
         for line in data_lines(self.splits):
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            print_line(line, self.console)
         for warning in warnings_of(self.splits):
             logger.warning(warning)
         if any(facts.skipped for facts in self.splits.values()):

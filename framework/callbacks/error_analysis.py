@@ -15,7 +15,7 @@ from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 
 
 class ErrorAnalysis(pl.Callback):
@@ -44,7 +44,7 @@ class ErrorAnalysis(pl.Callback):
         self.tokenizer = tokenizer
         self.num_examples = num_examples
         self.goes_to_wandb = goes_to_wandb
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -55,7 +55,7 @@ class ErrorAnalysis(pl.Callback):
                 f"texts: {places} will show the texts of up to {self.num_examples} validation rows; "
                 "trainer.report_examples=0 keeps texts out of them"
             )
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_line(text, self.console)
 
     def _validates(self, trainer: pl.Trainer) -> bool:
         return "validation" in trainer.datamodule.plans  # type: ignore[attr-defined]
@@ -80,7 +80,7 @@ class ErrorAnalysis(pl.Callback):
             write_analysis(self.run_folder, "validation", analysis)
         except OSError as error:
             text = f"{self.run_folder / 'analysis'} could not be written: the disk refused ({error})."
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_line(text, self.console)
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
@@ -95,7 +95,7 @@ class Pictures(pl.Callback):
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
         self.run_folder = run_folder
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -107,4 +107,4 @@ class Pictures(pl.Callback):
                 write(self.run_folder)
             except (OSError, FrameworkError) as error:
                 text = f"{self.run_folder / name} could not be written ({error}). Make it with framework.report."
-                self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+                print_line(text, self.console)

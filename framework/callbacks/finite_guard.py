@@ -29,7 +29,7 @@ from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import gather
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 
 SKIPPED_STEPS = "optim/skipped_steps"
@@ -92,7 +92,7 @@ class FiniteGuard(pl.Callback):
         self.non_finite = non_finite
         self.checkpointing = checkpointing
         self.run_log = run_log
-        self.console = console or open_console()
+        self.console = console
         self.skipped: list[tuple[int, int]] = []
 
     @property
@@ -126,7 +126,7 @@ class FiniteGuard(pl.Callback):
             count = f"{len(self.skipped)} of at most {self.non_finite.max_steps} such steps"
             text = f"step {step}: {what}; {consequence} ({count}). {where}"
             logger.warning(text)
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            print_line(text, self.console)
 
     @override
     def state_dict(self) -> dict[str, list[list[int]]]:

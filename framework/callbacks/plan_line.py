@@ -10,7 +10,7 @@ from typing_extensions import override
 from framework.callbacks.run_log import RunLog
 from framework.data.planning.plan import PlanSummary, StepPlan, UnusedText
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 
 MEASURED_STEPS = 5
 
@@ -31,7 +31,7 @@ class PlanLine(pl.Callback):
         """
         self.plan = plan
         self.run_log = run_log
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -43,7 +43,7 @@ class PlanLine(pl.Callback):
         self.run_log.add(
             {"perf/packing_efficiency": summary.efficiency, "perf/micro_batches": float(summary.micro_batches[1])}
         )
-        self.console.print(plan_text(self.plan, summary, len(steps)), highlight=False, soft_wrap=True)
+        print_line(plan_text(self.plan, summary, len(steps)), self.console)
 
 
 def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
@@ -78,10 +78,10 @@ class WeightsLine(pl.Callback):
             console: Where to write; None: standard output.
         """
         self.text = text
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Writes the line."""
         if trainer.is_global_zero:
-            self.console.print(self.text, highlight=False, markup=False, soft_wrap=True)
+            print_line(self.text, self.console)

@@ -15,7 +15,7 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.run_log import RunLog
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import open_console, print_line
 from framework.tracking.metric_names import describe, label_in_run
 
 _FORMATS = {"perf/tokens_per_second": "{value:,.0f} tokens/s"}
@@ -122,7 +122,7 @@ class ProgressLine(pl.Callback):
         if trainer.is_global_zero and not self.console.is_terminal:
             self._last_plain = time.monotonic()
             place = f"{self.description}: step {trainer.global_step:,}/{trainer.max_steps:,}"
-            self.console.print(f"{place}, {self._text(trainer)}", highlight=False, soft_wrap=True)
+            print_line(f"{place}, {self._text(trainer)}", self.console)
 
     def _time_left(self, step: int, max_steps: int) -> str:
         done, seconds = step - self._start_step, time.monotonic() - self._start_time

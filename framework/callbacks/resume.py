@@ -22,7 +22,7 @@ from framework.distributed.processes.agreement import on_first_rank
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.resume import set_progress
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.metrics_jsonl import METRICS_FILE
 from framework.tracking.rank_log import RUN_LOGGER
 
@@ -58,7 +58,7 @@ class Resume(pl.Callback):
         self.verify = verify
         self.falls_back = falls_back
         self.accepts_missing_rows = accepts_missing_rows
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -119,7 +119,7 @@ class Resume(pl.Callback):
 
     def _say(self, text: str) -> None:
         logger.info(text)
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(text, self.console)
 
 
 def _is_in(checkpoints: Location, folder: Location) -> bool:
@@ -132,7 +132,7 @@ def load_whole(
     pl_module: EncoderModule,
     verify: Verify,
     falls_back: bool,
-    console: Console,
+    console: Console | None,
 ) -> Loaded[dict[str, Any]]:
     """Loads weights and optimizer of a checkpoint or, where it is damaged, of an older one, and says so.
 
@@ -145,7 +145,7 @@ def load_whole(
         pl_module: Gets the values.
         verify: What of the files is compared with what was written.
         falls_back: False where this very checkpoint was asked for.
-        console: Where to say that another checkpoint is used.
+        console: Console for the note about a replaced checkpoint; None: standard output.
 
     Raises:
         DamagedError: It is damaged, and no other may take its place.
@@ -156,7 +156,7 @@ def load_whole(
 
     def pass_over() -> None:
         logger.warning("checkpoint: %s", loaded.remark)
-        console.print(f"checkpoint: {loaded.remark}", highlight=False, markup=False, soft_wrap=True)
+        print_line(f"checkpoint: {loaded.remark}", console)
         for folder in loaded.damaged:
             if _is_in(own_checkpoints, folder):
                 set_aside(folder)

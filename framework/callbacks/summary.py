@@ -18,7 +18,7 @@ from framework.callbacks.rank_lines import failure_text
 from framework.callbacks.run_log import RunLog
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
@@ -58,7 +58,7 @@ class Summary(pl.Callback):
         self.guard = guard
         self.best_key = f"val/{best_metric}"
         self.best_mode = best_mode
-        self.console = console or open_console()
+        self.console = console
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -86,7 +86,7 @@ class Summary(pl.Callback):
         try:
             self._write(trainer, pl_module, ended, why)
         except CheckpointError as error:  # must not take the place of what ended the run
-            self.console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+            print_line(str(error), self.console)
 
     def _write(self, trainer: pl.Trainer, pl_module: EncoderModule, ended: str, why: str | None) -> None:
         if not trainer.is_global_zero:

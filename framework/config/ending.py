@@ -9,7 +9,7 @@ from framework.config.schema import TrainerConfig
 from framework.errors import FrameworkError
 from framework.tasks.task import Task
 from framework.tracking.analysis.report import REPORT_FILE, has_report, make_report
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
@@ -46,4 +46,4 @@ def complete_run(folder: RunFolder, task: Task) -> None:
             logger.info("%s was missing and has been created", REPORT_FILE)
     except (OSError, FrameworkError) as error:
         text = f"The report and checkpoints of {folder.path} could not be completed ({error}). Start the run again."
-        open_console().print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(text)

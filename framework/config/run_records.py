@@ -5,7 +5,7 @@ from typing import Any
 
 from framework.checkpoint.layout import DAMAGED, step_folder, step_of
 from framework.checkpoint.storage import Location
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.progress_file import PROGRESS_FILE, read_progress
 from framework.tracking.run_files import PROVENANCE_FILE, read_object
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
@@ -27,20 +27,14 @@ def report_damaged_records(run_folder: Path) -> None:
 
     Call on rank 0, before the start writes its own records.
     """
-    console = open_console()
     summary, provenance = run_folder / SUMMARY_FILE, run_folder / PROVENANCE_FILE
     if summary.is_file() and read_summary(run_folder) is None:
-        console.print(
-            f"{summary} is damaged ({_extent(summary)}). It is rebuilt from metrics.jsonl when this start ends.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        print_line(f"{summary} is damaged ({_extent(summary)}). It is rebuilt from metrics.jsonl when this start ends.")
     if provenance.is_file() and not read_starts(run_folder):
         aside = provenance.with_name(PROVENANCE_FILE + ".damaged")
         text = f"{provenance} is damaged ({_extent(provenance)}). It is kept as {aside.name}, and a new one begins "
         text += "with this start. It cannot be checked whether the data is the same as at the first start."
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(text)
         provenance.replace(aside)
 
 
@@ -78,7 +72,7 @@ def report_gap(run_folder: Path, checkpoint: Location | None, lost_step: int | N
         text += f"The steps after {checkpoint.name} are trained again."
     else:
         return
-    open_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    print_line(text)
 
 
 def _extent(path: Path) -> str:

@@ -12,6 +12,7 @@ from framework.errors import SweepError
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import SEED, Sweep, short_keys
 from framework.sweeps.results import CSV_FILE, JSON_FILE, fold_seeds, metric_label, objective, write_results
+from framework.tracking.console import print_line
 
 _MARK = "*"
 """Marks the best row."""
@@ -49,7 +50,7 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
             f"What the others reached is kept; {again}."
         )
     if ended == "preempted":
-        console.print(f"the sweep left before its end; {again}.", highlight=False, soft_wrap=True)
+        print_line(f"the sweep left before its end; {again}.", console)
     return [
         JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED, _return_value=objective(each))
         for job, each in zip(sweep.jobs, records, strict=True)
@@ -62,7 +63,7 @@ def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: C
     if SEED in sweep.keys:
         _print_whole(console, seeds_table(sweep, fold_seeds(records)))
     results = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
-    console.print(results, highlight=False, markup=False, soft_wrap=True)
+    print_line(results, console)
 
 
 def _print_whole(console: Console, table: Table) -> None:

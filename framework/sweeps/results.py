@@ -13,6 +13,7 @@ from rich.console import Console
 
 from framework.sweeps.outcome import Outcome, output_file
 from framework.sweeps.plan import SEED, Job, Sweep
+from framework.tracking.console import print_line
 from framework.tracking.metric_names import describe
 
 JSON_FILE = "sweep.json"
@@ -114,7 +115,7 @@ def progress_line(job: Job, outcome: Outcome, seconds: float) -> str:
 
 def say(console: Console, sweep: Sweep, text: str) -> None:
     """Prints one line of news of a sweep."""
-    console.print(f"{sweep.name}: {text}", highlight=False, markup=False, soft_wrap=True)
+    print_line(f"{sweep.name}: {text}", console)
 
 
 def objective(each: Mapping[str, Any]) -> float | None:

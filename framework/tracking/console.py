@@ -34,6 +34,16 @@ def open_console(stderr: bool = False) -> Console:
     return console
 
 
+def print_line(text: str, console: Console | None = None) -> None:
+    """Prints a line as it is: no markup, no highlighting, no wrapping.
+
+    Args:
+        text: The line.
+        console: Console to print to; None: standard output.
+    """
+    (console or open_console()).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class DispensableStream(io.RawIOBase):
     """Writes to a file descriptor and drops data that it does not accept within a second, without an error.
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from framework.tracking.analysis.report import REPORT_FILE
-from framework.tracking.console import open_console
+from framework.tracking.console import open_console, print_line
 from framework.tracking.metric_names import label_in_run
 from framework.tracking.summary_file import read_summary
 
@@ -27,15 +27,15 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
     if summary is not None:
         console.print(closing_table(run_folder.name, summary))
         if summary["why"] is not None:
-            console.print(f"ended       {summary['why']}", highlight=False, markup=False, soft_wrap=True)
+            print_line(f"ended       {summary['why']}", console)
     # Paths are not wrapped, so that they can be copied.
-    console.print(f"run folder  {run_folder}", highlight=False, soft_wrap=True)
+    print_line(f"run folder  {run_folder}", console)
     plots = sorted(path.name for path in (run_folder / "plots").glob("*.png"))
     if plots:
-        console.print(f"plots       {run_folder / 'plots'}: {', '.join(plots)}", highlight=False, soft_wrap=True)
+        print_line(f"plots       {run_folder / 'plots'}: {', '.join(plots)}", console)
     report = run_folder / REPORT_FILE
     if report.is_file():
-        console.print(f"report      {report}", highlight=False, soft_wrap=True)
+        print_line(f"report      {report}", console)
 
 
 def closing_table(name: str, summary: dict[str, Any]) -> Table:

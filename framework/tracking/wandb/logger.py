@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from framework.errors import ConfigError
-from framework.tracking.console import open_console
+from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 from framework.tracking.wandb.content import log_content
 
@@ -120,7 +120,7 @@ def _report_offline(run_folder: Path, error: Exception) -> None:
         f"`wandb sync {run_folder / 'wandb'}/offline-run-*`."
     )
     logging.getLogger(RUN_LOGGER).warning(text)
-    open_console().print(text, highlight=False, markup=False, soft_wrap=True)
+    print_line(text)
 
 
 def _logger_class(run_folder: Path) -> "type[WandbLogger]":
