@@ -5,7 +5,7 @@
 #   docker/build.sh cloze:vendor --build-arg BASE_IMAGE=... --build-arg TORCH=   on a base that has torch
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-source "$home/launch/settings.sh"
+source "$home/launch/lib/settings.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
 cd "$home"

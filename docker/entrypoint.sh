@@ -11,8 +11,8 @@
 set -euo pipefail
 # In the image launch/ is a link into the installed package.
 home=$(dirname "$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/../launch")")
-source "$home/launch/settings.sh"
-source "$home/launch/agent.sh"
+source "$home/launch/lib/settings.sh"
+source "$home/launch/lib/agent.sh"
 
 # A user of the host has no entry in the image, but libraries need a home and a name for their caches.
 [[ -w ${HOME:-/} ]] || export HOME=/tmp

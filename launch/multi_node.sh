@@ -21,12 +21,12 @@
 # first, are named and nothing is started. CLOZE_SSH="ssh -F FILE" is another ssh. A link that is cut is noticed within
 # trainer.timeout_seconds; with MIN:MAX the host behind it joins again when the link is back. SIGTERM, SIGUSR1 and Ctrl-C
 # let the run save and exit. An error of configuration or data is not retried; the last line states it. Settings and
-# their reasons: launch/settings.sh.
+# their reasons: launch/lib/settings.sh.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-source "$home/launch/settings.sh"
-source "$home/launch/agent.sh"
-source "$home/launch/over_ssh.sh"
+source "$home/launch/lib/settings.sh"
+source "$home/launch/lib/agent.sh"
+source "$home/launch/lib/over_ssh.sh"
 
 nodes="" head="" hosts="" id="" processes="" restarts=10 left_code=0 dry_run=no
 while [[ $# -gt 0 && $1 == -* ]]; do
@@ -84,7 +84,7 @@ run_here() {
     if [[ $nodes == *:* && $is_host == 0 ]]; then
         guest=(--guest)
     fi
-    agent=("$python" "$home/launch/agent.py" "${guest[@]}" --nnodes "$nodes" --nproc-per-node "$processes"
+    agent=("$python" "$home/launch/lib/elastic_agent.py" "${guest[@]}" --nnodes "$nodes" --nproc-per-node "$processes"
         --rdzv-backend c10d --rdzv-endpoint "$address:${head##*:}" --rdzv-id "$id"
         --rdzv-conf "is_host=$is_host,$RENDEZVOUS_TIMES" --local-addr "$own" --max-restarts "$restarts"
         --signals-to-handle "$SIGNALS" -m framework.train "$@")

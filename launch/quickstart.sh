@@ -11,7 +11,7 @@ python=.venv/bin/python
 read -r _ cores < <("$python" framework/machine.py)
 # Two processes share the cores; torchrun would give each one thread and say so.
 threads=$((cores > 1 ? cores / 2 : 1))
-# As launch/settings.sh has it: where other work shared the cores, threads that spin made training fifteen times slower.
+# As launch/lib/settings.sh has it: where other work shared the cores, threads that spin made training fifteen times slower.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 begin=$SECONDS
 
@@ -52,11 +52,11 @@ run_on_two_processes framework.train "${finetuning[@]}" strategy=ddp run.id=fine
 run_on_two_processes framework.train "${finetuning[@]}" strategy=ddp run.id=finetune_random "tokenizer.path=$store/tokenizer"
 # One process for the larger model: two would exchange 90 MB of gradients for every 32 short sentences.
 run "$python" -m framework.train "${finetuning[@]}" run.id=finetune_minilm trainer.max_epochs=1 "${minilm[@]}"
-run "$python" -m tests.benchmarks.tfidf --split validation --output "$folder/tfidf.json" "${finetuning[@]}"
+run "$python" launch/lib/tfidf.py --split validation --output "$folder/tfidf.json" "${finetuning[@]}"
 
 run "$python" -m framework.export "run=$folder/finetune_minilm"
 run "$python" -m framework.predict "run=$folder/finetune_minilm/export" \
     'text=["A warm and funny film with a splendid cast.", "Two hours of my life that nobody will give back.", "The plot is thin but the songs are lovely."]'
 
 echo
-"$python" launch/quickstart_report.py "$folder" "$((SECONDS - begin))" "$quick"
+"$python" launch/lib/quickstart_report.py "$folder" "$((SECONDS - begin))" "$quick"

@@ -18,6 +18,6 @@ export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch
 step .venv/bin/mypy
-step .venv/bin/shellcheck -x launch/*.sh docker/*.sh slurm/*.sh slurm/*.sbatch framework/sweeps/slurm_job.sh .ci/run
+step .venv/bin/shellcheck -x launch/*.sh launch/lib/*.sh docker/*.sh slurm/*.sh slurm/*.sbatch framework/sweeps/slurm_job.sh .ci/run
 step .venv/bin/python -m pytest "$@"
 echo "test: all passed"

@@ -9,11 +9,11 @@
 #
 # Paths are relative to the folder in which it is called. SIGTERM, SIGUSR1 and Ctrl-C let the run save and exit with 0; the
 # same line started again resumes it, as after a failure. An error of configuration or data is not retried; the last line
-# states it. Settings and their reasons: launch/settings.sh.
+# states it. Settings and their reasons: launch/lib/settings.sh.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-source "$home/launch/settings.sh"
-source "$home/launch/agent.sh"
+source "$home/launch/lib/settings.sh"
+source "$home/launch/lib/agent.sh"
 
 processes="" restarts=3 dry_run=no
 while [[ $# -gt 0 && $1 == -* ]]; do
@@ -33,7 +33,7 @@ processes=${processes:-$(count_processes "$python")}
 [[ $restarts =~ ^[0-9]+$ ]] || fail "--restarts is $restarts, it must be a number from 0 on"
 
 export_settings "$python" "$processes"
-agent=("$python" "$home/launch/agent.py" --standalone --nproc-per-node "$processes" --max-restarts "$restarts"
+agent=("$python" "$home/launch/lib/elastic_agent.py" --standalone --nproc-per-node "$processes" --max-restarts "$restarts"
     --signals-to-handle "$SIGNALS" -m framework.train "$@")
 # In braces: bash reads on in this file when a command ends, and the file may have changed by then.
 {

@@ -12,8 +12,8 @@
 # needs no GPU. With a file of overrides, an array of slurm/sweep.sbatch is submitted, and every line is checked.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-# shellcheck source=launch/settings.sh
-source "$home/launch/settings.sh"
+# shellcheck source=launch/lib/settings.sh
+source "$home/launch/lib/settings.sh"
 
 nodes=1 gpus="" tasks="" dry_run=no for_sbatch=() for_script=()
 while [[ $# -gt 0 && $1 == -* ]]; do

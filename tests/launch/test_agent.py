@@ -1,4 +1,4 @@
-"""launch/agent.py: an error of configuration is not tried again, the cause is the last line. Ranks are stand-ins."""
+"""launch/lib/elastic_agent.py: an error of configuration is not tried again, the cause is the last line. Ranks are stand-ins."""
 
 import importlib.util
 import signal
@@ -15,7 +15,7 @@ NOTE = ROOT / "framework" / "distributed" / "processes" / "launcher_note.py"
 @pytest.fixture
 def agent(monkeypatch):
     monkeypatch.setattr(LocalElasticAgent, "_monitor_workers", LocalElasticAgent._monitor_workers)
-    spec = importlib.util.spec_from_file_location("agent_under_test", ROOT / "launch" / "agent.py")
+    spec = importlib.util.spec_from_file_location("agent_under_test", ROOT / "launch" / "lib" / "elastic_agent.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

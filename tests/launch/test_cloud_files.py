@@ -27,7 +27,7 @@ def program(name: str) -> str:
 
 
 def kubernetes() -> dict[str, Any]:
-    text = (ROOT / "launch" / "kubernetes.yaml").read_text(encoding="utf-8")
+    text = (ROOT / "launch" / "cloud" / "kubernetes.yaml").read_text(encoding="utf-8")
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
 
@@ -104,7 +104,7 @@ def test_kubernetes_pods_find_each_other() -> None:
 
 def test_skypilot_task() -> None:
     """By hand what its schema says of the keys that are used; SkyPilot's own schema where it is installed."""
-    task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text(encoding="utf-8"))
+    task = yaml.safe_load((ROOT / "launch" / "cloud" / "skypilot.yaml").read_text(encoding="utf-8"))
     assert set(task) <= {"name", "num_nodes", "resources", "envs", "file_mounts", "setup", "run"}
     assert isinstance(task["num_nodes"], int) and task["num_nodes"] == 2
     assert set(task["resources"]) <= {"image_id", "accelerators", "use_spot", "job_recovery", "cpus", "memory", "infra"}

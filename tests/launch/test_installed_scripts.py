@@ -44,7 +44,7 @@ def test_a_script_of_a_wheel_finds_its_package_and_interpreter(installed, tmp_pa
     *settings, line = done.stdout.splitlines()
     assert shlex.split(line)[:2] == [
         str(installed.parents[3] / "bin" / "python"),
-        str(installed / "scripts" / "launch" / "agent.py"),
+        str(installed / "scripts" / "launch" / "lib" / "elastic_agent.py"),
     ]
     assert not any(each.startswith("PYTHONPATH") for each in settings)
 
@@ -54,7 +54,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
     run(["--path", "train.sbatch"])
     assert capsys.readouterr().out == f"{ROOT / 'slurm' / 'train.sbatch'}\n"
     monkeypatch.setattr(framework, "__file__", str(installed / "__init__.py"))
-    assert set(scripts()) == {"attach.sh", "multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
+    assert set(scripts()) == {"multi_node.sh", "torchrun.sh", "submit.sh", "sweep.sbatch", "train.sbatch"}
     run(["--path", "torchrun"])
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
     with pytest.raises(ConfigError, match=r"trochrun is not a launch script. Scripts are .*torchrun.sh"):
@@ -63,6 +63,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
 
 def test_every_script_has_a_line_in_the_page():
     page = (ROOT / "launch" / "README.md").read_text(encoding="utf-8")
-    for file in (ROOT / "launch").iterdir():
-        if file.suffix in (".sh", ".yaml") or file.name == "agent.py":
-            assert f"`{file.name}`" in page, file.name
+    files = [*(ROOT / "launch").glob("*.sh"), *(ROOT / "launch" / "cloud").iterdir()]
+    assert len(files) == 7
+    for file in files:
+        assert f"`{file.relative_to(ROOT / 'launch')}`" in page, file.name

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), *(ROOT / "docker").glob("*.sh"), ROOT / ".ci" / "run"])
+FOLDERS = (ROOT / "launch", ROOT / "launch" / "lib", ROOT / "docker", ROOT / "slurm")
+SCRIPTS = sorted([*(file for folder in FOLDERS for file in folder.glob("*.sh")), ROOT / ".ci" / "run"])
 SOURCED = {"settings.sh", "agent.sh", "over_ssh.sh"}
 TOOLS = "bash cat cut dirname grep head mktemp paste rm sed sha256sum sort tail tr"
 
@@ -21,7 +22,7 @@ def name_of(path: Path) -> str:
 
 
 def test_all_scripts_are_found():
-    assert {path.name for path in SCRIPTS} >= {"setup.sh", "quickstart.sh", "test.sh", "run"}
+    assert {path.name for path in SCRIPTS} >= {"setup.sh", "quickstart.sh", "test.sh", "attach.sh", "build.sh", "submit.sh", "run"}
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
@@ -60,7 +61,7 @@ def test_dry_runs_print_settings_and_command():
     *settings, command = one.stdout.splitlines()
     assert {"OMP_WAIT_POLICY=PASSIVE \\", "GOMP_SPINCOUNT=20000 \\", "NCCL_DEBUG=WARN \\"} <= set(settings)
     words = shlex.split(command)
-    agent = str(ROOT / "launch" / "agent.py")
+    agent = str(ROOT / "launch" / "lib" / "elastic_agent.py")
     assert words[:5] == [sys.executable, agent, "--standalone", "--nproc-per-node", "3"]
     assert words[-4:] == ["-m", "framework.train", "experiment=pretrain_demo", "run.id=a b"]
 
@@ -135,7 +136,7 @@ def test_paths_mean_the_folder_of_the_caller(tmp_path):
 
 
 def test_a_worker_that_ends_while_it_is_looked_at_is_not_told_of():
-    script = f"source {ROOT}/launch/agent.sh; pgrep() {{ echo 999999999; }}; cat() {{ echo 999999999; }}; workers_of 1"
+    script = f"source {ROOT}/launch/lib/agent.sh; pgrep() {{ echo 999999999; }}; cat() {{ echo 999999999; }}; workers_of 1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
@@ -223,7 +224,7 @@ def test_attach_uses_no_folder_that_somebody_else_could_have_made(action, tmp_pa
             planted.chmod(0o777)
         else:
             planted.symlink_to(victim)
-        command = ["bash", str(ROOT / "launch" / "attach.sh"), action, "x", "--help"]
+        command = ["bash", str(ROOT / "launch" / "lib" / "attach.sh"), action, "x", "--help"]
         environ = os.environ | {"TMPDIR": str(temporary)}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2 and "is not a folder that belongs to you" in done.stderr

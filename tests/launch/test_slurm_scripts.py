@@ -72,7 +72,7 @@ def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tm
         (
             "/nowhere/train.sbatch",
             "01:00:00",
-            "error: / contains no launch/settings.sh. Submit the script in the folder of Cloze",
+            "error: / contains no launch/lib/settings.sh. Submit the script in the folder of Cloze",
         ),
     ],
 )

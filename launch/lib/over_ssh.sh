@@ -16,7 +16,7 @@ over_ssh() {
 # What must be the same everywhere, in one line.
 facts_command() {
     cat <<'FACTS'
-source "$home/launch/settings.sh" && printf 'Python %s; torch %s; code %s; GPUs %s; processes %s\n' \
+source "$home/launch/lib/settings.sh" && printf 'Python %s; torch %s; code %s; GPUs %s; processes %s\n' \
     "$("$PYTHON" -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing)" \
     "$("$PYTHON" -c 'from importlib.metadata import version; print(version("torch"))' 2>/dev/null || echo missing)" \
     "$(cd "$package" && find . ../conf -name '*.py' -o -name '*.yaml' 2>/dev/null | LC_ALL=C sort | xargs cat | cksum | cut -d' ' -f1)" \
@@ -57,7 +57,7 @@ run_everywhere() {
     local host line arguments=(--nodes "$nodes" --head "$head" --id "$id" --restarts "$restarts" --left-code "$left_code") followers=() code=0 index
     check_hosts
     [[ -z $processes ]] || arguments+=(--processes "$processes")
-    line=$(printf 'cd %q && PYTHON=%q bash %q' "$PWD" "$(python_path)" "$home/launch/attach.sh")
+    line=$(printf 'cd %q && PYTHON=%q bash %q' "$PWD" "$(python_path)" "$home/launch/lib/attach.sh")
     if [[ $dry_run == yes ]]; then
         for host in "${names[@]}"; do
             printf '%s %s %q\n' "${CLOZE_SSH:-ssh}" "$host" "$line start $id$(printf ' %q' "${arguments[@]}" "$@")"
@@ -113,6 +113,6 @@ follow() {
 stop_everywhere() {
     local host
     for host in "${names[@]}"; do
-        over_ssh "$host" "$(printf 'bash %q stop %q' "$home/launch/attach.sh" "$id")" </dev/null 2>/dev/null &
+        over_ssh "$host" "$(printf 'bash %q stop %q' "$home/launch/lib/attach.sh" "$id")" </dev/null 2>/dev/null &
     done
 }

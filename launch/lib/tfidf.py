@@ -1,6 +1,6 @@
 """The baseline of the quick-start: TF-IDF with logistic regression, on the split of an experiment.
 
-python -m tests.benchmarks.tfidf [--output FILE] [experiment=finetune_demo] [key=value ...]
+python launch/lib/tfidf.py [--output FILE] [experiment=finetune_demo] [key=value ...]
 """
 
 import argparse

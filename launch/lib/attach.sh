@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # What multi_node.sh --hosts runs on each host: an agent that outlives the ssh connection that started it.
 #
-#   launch/attach.sh start ID ARGUMENTS   starts launch/multi_node.sh ARGUMENTS, shows its output until it ends
-#   launch/attach.sh again ID             shows the output from here on, after the connection was lost
-#   launch/attach.sh stop ID              lets the run save and leave
+#   launch/lib/attach.sh start ID ARGUMENTS   starts launch/multi_node.sh ARGUMENTS, shows its output until it ends
+#   launch/lib/attach.sh again ID             shows the output from here on, after the connection was lost
+#   launch/lib/attach.sh stop ID              lets the run save and leave
 #
 # Ends with the agent's exit code. Its output stays in the folder cloze-agent-USER-ID of TMPDIR (/tmp).
 set -euo pipefail
-home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
-source "$home/launch/settings.sh"
+home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
+source "$home/launch/lib/settings.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
 [[ $# -ge 2 ]] || fail "an action and an id are needed; see $0 --help"

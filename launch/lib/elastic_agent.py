@@ -1,4 +1,4 @@
-"""torchrun as the launchers call it: `python launch/agent.py [--guest] TORCHRUN_ARGUMENTS`.
+"""torchrun as the launchers call it: `python launch/lib/elastic_agent.py [--guest] TORCHRUN_ARGUMENTS`.
 
 - Ranks that ended with an error of configuration or data are not restarted, because the error would recur.
 - The last line states the cause, while torch.distributed.run ends with a traceback of its own.
