@@ -1,4 +1,4 @@
-"""The baseline of the quick-start: TF-IDF with logistic regression, on the split of an experiment.
+"""Measures the baseline of the quick-start: TF-IDF and logistic regression on the data of an experiment.
 
 python launch/lib/tfidf.py [--output FILE] [experiment=finetune_demo] [key=value ...]
 """
@@ -23,7 +23,7 @@ INVERSE_REGULARIZATION = 10.0
 
 
 def load_table(overrides: list[str]) -> ReadSplits[LabelledText]:
-    """The rows of the experiment's splits."""
+    """Reads the splits of the experiment that the overrides select."""
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("train", overrides)
@@ -33,7 +33,7 @@ def load_table(overrides: list[str]) -> ReadSplits[LabelledText]:
 
 
 def measure(table: ReadSplits[LabelledText], split: str) -> dict[str, float]:
-    """Trains on `train` and scores a split."""
+    """Trains the classifier on the split `train` and returns its scores on another split."""
     begin = time.perf_counter()
     train, evaluated = table.splits["train"], table.splits[split]
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
@@ -49,10 +49,11 @@ def measure(table: ReadSplits[LabelledText], split: str) -> dict[str, float]:
 
 
 def main() -> None:
+    """Prints the scores, and writes them to a file on request."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, help="a JSON file for the scores")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("overrides", nargs="*", default=[])
+    parser.add_argument("--output", type=Path, help="JSON file for the scores")
+    parser.add_argument("--split", default="test", help="split to score (test)")
+    parser.add_argument("overrides", nargs="*", default=[], help="overrides of framework.train")
     arguments = parser.parse_args()
     overrides = arguments.overrides
     if not any(override.startswith("experiment=") for override in overrides):

@@ -1,4 +1,4 @@
-"""launch/lib/elastic_agent.py: an error of configuration is not tried again, the cause is the last line. Ranks are stand-ins."""
+"""Tests of launch/lib/elastic_agent.py with stand-ins for ranks: restarts, exit codes and the last line."""
 
 import importlib.util
 import signal

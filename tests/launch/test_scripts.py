@@ -22,7 +22,15 @@ def name_of(path: Path) -> str:
 
 
 def test_all_scripts_are_found():
-    assert {path.name for path in SCRIPTS} >= {"setup.sh", "quickstart.sh", "test.sh", "attach.sh", "build.sh", "submit.sh", "run"}
+    assert {path.name for path in SCRIPTS} >= {
+        "setup.sh",
+        "quickstart.sh",
+        "test.sh",
+        "attach.sh",
+        "build.sh",
+        "submit.sh",
+        "run",
+    }
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
@@ -136,7 +144,9 @@ def test_paths_mean_the_folder_of_the_caller(tmp_path):
 
 
 def test_a_worker_that_ends_while_it_is_looked_at_is_not_told_of():
-    script = f"source {ROOT}/launch/lib/agent.sh; pgrep() {{ echo 999999999; }}; cat() {{ echo 999999999; }}; workers_of 1"
+    script = (
+        f"source {ROOT}/launch/lib/agent.sh; pgrep() {{ echo 999999999; }}; cat() {{ echo 999999999; }}; workers_of 1"
+    )
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("", "")
 
