@@ -121,7 +121,7 @@ def command(
 def _own_hydra_state() -> Iterator[None]:
     """Gives Hydra a fresh state inside the block, and the caller's state afterwards."""
     instances = Singleton._instances
-    kept = {kind: instances.pop(kind) for kind in _HYDRA_STATE if kind in instances}
+    kept: dict[type, Singleton] = {kind: instances.pop(kind) for kind in _HYDRA_STATE if kind in instances}
     try:
         yield
     finally:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from tests.tasks.commands import example, prepare
 
 import framework.evaluate
 import framework.export
@@ -24,6 +23,7 @@ import framework.train
 from framework import load
 from framework.batch import PackedBatch
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
+from tests.support.tasks.commands import example, prepare
 
 SMALL = ("trainer.max_steps=2", "trainer.val_every_n_steps=2", "trainer.report_examples=0", "run.id=one")
 
