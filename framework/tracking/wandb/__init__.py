@@ -1,0 +1,1 @@
+"""Writes metrics and files to Weights & Biases."""
