@@ -36,7 +36,7 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
         writer = find_writer(settings.output, trained.task.text_format)
-        asked = read_asked(settings, trained.task, trained.tokenizer)
+        asked = read_asked(settings, trained.task, trained.tokenizer, trained.file_layout)
         source = trained.task.build_source([each.row for each in asked if each.row is not None], trained.tokenizer)
         if settings.check:
             if is_first:

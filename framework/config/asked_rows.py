@@ -1,21 +1,28 @@
 """Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from framework.config.command_schema import PredictConfig
-from framework.data.reading.files import Reading, check_regular
+from framework.config.command_schema import InputFormat, PredictConfig
+from framework.data.examples.splits import SplitFiles
+from framework.data.reading.files import Reading, check_regular, kind_of
 from framework.data.reading.json_rows import row_values
 from framework.data.reading.rows import Row, is_table, read_rows
 from framework.data.reading.table_format import TableFile
+from framework.data.reading.table_kind import json_kind
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.tasks.task import Task
+from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.tagged_rows import read_conll_words
 
 _RENAMED = "input_"
+
+_Reader = Callable[[Reading], Iterator[Row] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,9 @@ def check_input(settings: PredictConfig) -> None:
     path = Path(settings.input)
     check_regular(path)
     form = settings.format
-    if is_table(path) and (form is None or (form.kind != "conll" and form.columns is None)):
+    # An object of JSON may hold rows in a form of the task, which is not known yet.
+    is_rows = is_table(path) and kind_of(path) != ".json"
+    if is_rows and (form is None or (form.kind != "conll" and form.columns is None)):
         reading = Reading(settings.on_bad_row)
         next(read_rows(path, (), reading, form, (), settings.keep_columns), None)
         return
@@ -84,12 +93,15 @@ def check_input(settings: PredictConfig) -> None:
         raise DataError(f"{path} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
-def choose_fields(given: Mapping[str, str], task: Task) -> list[dict[str, str]]:
-    """Returns the possible ways to read a row, each a mapping of field to column.
+def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | None = None) -> list[dict[str, str]]:
+    """Returns the possible ways to read a row, each a mapping of field to column, in the order of preference.
+
+    Columns are those that are given, else those of training, else those with the names of the fields.
 
     Args:
         given: Columns that are not named as the field that they hold, by field.
         task: Task that reads the rows.
+        layout: Reader of the training files; None: unknown.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read.
@@ -100,22 +112,34 @@ def choose_fields(given: Mapping[str, str], task: Task) -> list[dict[str, str]]:
             names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
             raise ConfigError(f"`columns` names {name!r}, but this task reads {names}. Name one of these.")
     chosen = [fields for fields in known if given.keys() <= set(fields)]
-    return [{name: given.get(name, name) for name in fields} for fields in chosen]
+    trained = {} if layout is None else layout.field_columns
+    ways = [
+        {name: columns.get(name, name) for name in fields}
+        for columns in ({**trained, **given}, given)
+        for fields in chosen
+    ]
+    return [way for index, way in enumerate(ways) if way not in ways[:index]]
 
 
-def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer) -> list[AskedRow]:
+def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout: SplitFiles | None) -> list[AskedRow]:
     """Reads and checks the rows to predict.
+
+    Args:
+        settings: Settings of the command.
+        task: The task.
+        tokenizer: Tokenizer of the model.
+        layout: Reader of the training files, whose formats and columns are tried first; None: unknown.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read, or the task does not read `text` alone.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    ways = choose_fields(settings.columns or {}, task)
+    ways = choose_fields(settings.columns or {}, task, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
         asked, source = _given_texts(texts, ways), "text"
     else:
-        asked, source = _read_file(settings, task, ways), settings.input
+        asked, source = _read_file(settings, task, ways, layout), settings.input
     return _checked_rows(asked, task, tokenizer, source, settings.on_bad_row)
 
 
@@ -177,42 +201,58 @@ def _given_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> lis
     return [AskedRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]
 
 
-def _read_file(settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
-    path = Path(settings.input or "")
-    kind = settings.format.kind if settings.format is not None else None
-    if kind == "conll" or (kind is None and task.text_format == "conll" and not is_table(path)):
+def _read_file(
+    settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, str]], layout: SplitFiles | None
+) -> list[AskedRow]:
+    path, form = Path(settings.input or ""), settings.format or InputFormat()
+    if _is_conll(path, form, task):
         if not any("tokens" in way for way in ways):
             raise ConfigError(f"{path} has CoNLL columns, but this task tags no words. Give a table of its rows.")
         if settings.keep_columns:
             raise ConfigError(
                 f"keep_columns is {list(settings.keep_columns)}, but CoNLL columns have no names. Leave it empty."
             )
+        columns = settings.conll.over(layout.conll if isinstance(layout, TaggedData) else None)
         reading = _AnsweredReading(settings.on_bad_row)
-        return list(reading.in_order(read_conll_words(path, settings.conll, reading)))
-    attempts = [_read_table(settings, path, task, way) for way in ways[:1]]
-    for way in ways[1:]:
-        if not any(each.row is not None for each in attempts[-1][0]):
-            attempts.append(_read_table(settings, path, task, way))
+        return list(reading.in_order(read_conll_words(path, columns, reading)))
+    readers: list[_Reader] = [partial(_table_rows, settings, path, task, way) for way in ways]
+    if layout is not None and path.exists():
+        table = TableFile(path, (), form, as_is=settings.keep_columns)
+        readers.insert(0, partial(layout.rows_to_predict, table, settings.columns or {}))
+    attempts = (each for reader in readers if (each := _attempted(reader, settings.on_bad_row)) is not None)
+    first = next(attempts)
     # Prefer the first attempt that reads a row, else the first one, whose error names the usual columns.
-    asked, fault = next((each for each in attempts if any(row.row is not None for row in each[0])), attempts[0])
+    asked, fault = next((each for each in chain([first], attempts) if any(row.row for row in each[0])), first)
     if fault is not None:
         raise fault
     return asked
 
 
-def _read_table(
-    settings: PredictConfig, path: Path, task: Task, way: Mapping[str, str]
-) -> tuple[list[AskedRow], DataError | None]:
-    """Returns the rows of a table, and the error that ended reading; None if there was none."""
-    reading = _AnsweredReading(settings.on_bad_row)
+def _is_conll(path: Path, form: InputFormat, task: Task) -> bool:
+    if form.kind is not None or task.text_format != "conll" or is_table(path):
+        return form.kind == "conll"
+    return json_kind(path, form) is None
+
+
+def _table_rows(
+    settings: PredictConfig, path: Path, task: Task, way: Mapping[str, str], reading: Reading
+) -> Iterator[Row]:
+    """Streams the rows of a table with their values by field."""
     lists = [way[name] for name in task.list_fields if name in way]
     as_is = list(dict.fromkeys([*way.values(), *settings.keep_columns]))
+    for row in read_rows(path, list(way.values()), reading, settings.format, lists, as_is):
+        yield replace(row, values={name: row.values[column] for name, column in way.items()})
+
+
+def _attempted(reader: _Reader, on_bad_row: Literal["error", "skip"]) -> tuple[list[AskedRow], DataError | None] | None:
+    """Returns the rows of a file, and the error that ended reading; None if the reader is not for this file."""
+    reading = _AnsweredReading(on_bad_row)
     asked: list[AskedRow] = []
     try:
-        for each in reading.in_order(read_rows(path, list(way.values()), reading, settings.format, lists, as_is)):
-            if each.row is not None:
-                values = {name: each.row.values[column] for name, column in way.items()}
-                each = replace(each, row=replace(each.row, values=values))
+        rows = reader(reading)
+        if rows is None:
+            return None
+        for each in reading.in_order(rows):
             asked.append(each)
     except DataError as error:
         return asked, error

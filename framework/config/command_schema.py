@@ -4,7 +4,7 @@ Each dataclass checks what it can see alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from framework.checkpoint.load import Weights
@@ -143,6 +143,26 @@ class InputFormat(TableFormat):
     kind: Literal["csv", "tsv", "jsonl", "json", "conll"] | None = None  # type: ignore[assignment]
 
 
+@dataclass(frozen=True)
+class InputColumns:
+    """Layout of CoNLL columns to predict (`framework.tasks.token_classification.tagged_rows`); None: as in training."""
+
+    word_column: int | None = None
+    separator: Literal["white_space", "tab"] | None = None
+    comment: str | None = None
+    word_suffix: str | None = None
+    encoding: str | None = None
+
+    def over(self, trained: ConllFormat | None) -> ConllFormat:
+        """Returns the layout of training with the values that are given here.
+
+        Raises:
+            ConfigError: A value cannot be used.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(trained or ConllFormat(), **given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(InferenceConfig):
     """Everything that `framework.predict` takes, beside what `InferenceConfig` says.
@@ -153,8 +173,8 @@ class PredictConfig(InferenceConfig):
         text: Texts themselves, for tasks that read nothing else; null where `input` is given.
         format: Format of the input file; null: the defaults of TableFormat.
         conll: Layout of CoNLL columns; the column of tags is not read.
-        columns: {field of the task: column, in JSONL key}, where a column has another name than the field; null:
-            nowhere.
+        columns: {field of the task: column, in JSONL key}; null: the columns of training, else those with the names
+            of the fields.
         keep_columns: Columns that are copied into the output with their values unchanged.
         on_bad_row: Handling of rows that cannot be predicted: "error" stops, "skip" returns nulls and an `error` for
             them.
@@ -164,7 +184,7 @@ class PredictConfig(InferenceConfig):
     input: str | None = None
     text: str | Sequence[str] | None = None
     format: InputFormat | None = None
-    conll: ConllFormat = field(default_factory=ConllFormat)
+    conll: InputColumns = InputColumns()
     columns: dict[str, str] | None = None
     keep_columns: Sequence[str] = ()
     on_bad_row: Literal["error", "skip"] = "error"

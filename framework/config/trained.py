@@ -16,6 +16,7 @@ from framework.config.records import Record
 from framework.config.run_folder import CONFIG_FILE, TASK_FILE, joined_by, read_config, read_task_record
 from framework.config.run_records import read_starts
 from framework.config.weights import find_run, find_weights, starting_values
+from framework.data.examples.splits import SplitFiles
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.distributed.device import device_type
 from framework.distributed.mesh import build_mesh, mesh_shape
@@ -24,7 +25,7 @@ from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.agreement import check_agreement
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.process_group import process_group
-from framework.errors import CheckpointError, ConfigError, reading_record
+from framework.errors import CheckpointError, ConfigError, FrameworkError, reading_record
 from framework.modules.inference import Inference
 from framework.published.files import SIDE_CONFIG_FILE
 from framework.published.pretrained import PretrainedWeights
@@ -70,6 +71,21 @@ class Trained:
             FrameworkError: See `Record.component`.
         """
         return None if self.data_record is None else self.data_record.component(data_kind(type(self.task)))
+
+    @property
+    def file_layout(self) -> SplitFiles | None:
+        """Returns the reader of its data files, for other files like them; None if there is none, or it is untrusted.
+
+        Prediction does not need it, so a damaged record is no error here.
+        """
+        if self.data_layout is None:
+            return None
+        try:
+            component = self.data_layout.component(object)
+            is_split = isinstance(component.target, type) and issubclass(component.target, SplitFiles)
+            return component.build() if is_split else None
+        except FrameworkError:
+            return None
 
 
 def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:

@@ -103,3 +103,9 @@ def test_package_files_hold_a_docstring_only():
         if file.name == "__init__.py" and file.parent != PACKAGE:
             body = ast.parse(file.read_text(encoding="utf-8")).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), file
+
+
+def test_readers_of_files_know_no_examples():
+    for file in (PACKAGE / "data" / "reading").glob("*.py"):
+        names = [name for _, name in imported_modules(file.read_text(encoding="utf-8"), file)]
+        assert not [name for name in names if name.startswith("framework.data.examples")], file

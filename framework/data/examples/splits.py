@@ -7,13 +7,14 @@ to their fractions, not exact.
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, Protocol, TypeVar
 
 from framework.data.facts import SplitFacts
 from framework.data.reading.files import Reading
+from framework.data.reading.table_format import Row, TableFile
 from framework.errors import ConfigError, DataError
 from framework.random import key
 
@@ -150,10 +151,29 @@ class SplitFiles:
         """What falls into one split as a whole: records of one identity, or of more that belong together."""
         return record.identity
 
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the columns of tables that hold the fields of prediction, where training has names for them."""
+        return {}
+
+    def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
+        """Streams the rows of a file that training reads in another way than as a table of `field_columns`.
+
+        Args:
+            table: The file, its format, and the columns that are also kept unchanged (`TableFile.as_is`).
+            columns: {field: column}, which replaces the columns of training.
+            reading: Handling of bad rows.
+
+        Returns:
+            Rows with the fields of prediction, for which answers are not needed; None if the file is such a table.
+        """
+        del table, columns, reading
+        return None
+
     def read_files(
         self, read: Callable[[Path, Reading], Iterable[R]], on_bad_row: Literal["error", "skip"]
     ) -> FileRecords[R]:
-        """Reads each given file, `train` first.
+        """Reads each given file once, `train` first.
 
         Args:
             read: Function that returns the records of a file.
@@ -167,8 +187,16 @@ class SplitFiles:
             if path == "":
                 raise ConfigError(f"`data.{split}` is empty. It must be the path of a file or folder. Give one.")
         files = {split: Path(path) for split, path in given.items() if path is not None}
-        readings = {split: Reading(on_bad_row, max_remembered=None) for split in files}
-        records = {split: list(read(path, readings[split])) for split, path in files.items()}
+        records: dict[str, list[R]] = {}
+        readings: dict[str, Reading] = {}
+        for split, path in files.items():
+            same = next((other for other in records if files[other] == path), None)
+            if same is None:
+                readings[split] = Reading(on_bad_row, max_remembered=None)
+                records[split] = list(read(path, readings[split]))
+            else:  # evaluation of a new file, which is `train` too
+                readings[split] = replace(readings[same], skipped=list(readings[same].skipped))
+                records[split] = list(records[same])
         return FileRecords(records, readings, files)
 
     def split(self, read: FileRecords[R], labels: tuple[str, ...] = ()) -> ReadSplits[R]:

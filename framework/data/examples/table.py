@@ -76,6 +76,11 @@ class TableData(SplitFiles):
                 f"labels is {names}, it must name at least 2 different labels, or be null to find them in the data."
             )
 
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the columns of the text and of the second text."""
+        return {"text": self.text_column} | ({} if self.pair_column is None else {"pair": self.pair_column})
+
     def load(self, labels: Sequence[str] | None = None, answers: AnswerKind | None = None) -> ReadSplits[LabelledText]:
         """Reads, checks and splits the rows.
 

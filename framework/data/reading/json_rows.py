@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.header import has_header
@@ -17,6 +17,8 @@ ALL_LISTS = ("*",)
 """Value of `TableFile.parts` that selects the lists of all keys of an object."""
 
 _SAMPLE = 200
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,32 @@ def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
             reading.bad_row(error)
         else:
             yield JsonValue(number, line, value)
+
+
+def json_objects(table: TableFile, reading: Reading, convert: Callable[[str, JsonValue], T]) -> Iterator[T]:
+    """Streams the results of `convert` for the rows of a file, each an object; a row that it rejects is a bad row.
+
+    Args:
+        table: The file; each object must have the keys in `as_is`.
+        reading: Handling of bad rows.
+        convert: Function of the place of a row, for messages, and the row; raises DataError for a bad row.
+
+    Raises:
+        DataError: `json_values` fails, or a row is bad and `reading` does not skip it.
+    """
+    for row in json_values(table, reading):
+        place = f"{table.path}, row {row.number}" + ("" if row.line is None else f" (line {row.line})")
+        try:
+            if not isinstance(row.value, dict):
+                raise DataError(
+                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
+                )
+            check_columns(table.path, row.place, table.as_is, list(row.value))
+            converted = convert(place, row)
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield converted
 
 
 def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:

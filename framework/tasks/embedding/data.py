@@ -99,6 +99,11 @@ class TextPairData(SplitFiles):
         """The first text."""
         return record.identity[:1]
 
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the column of the text."""
+        return {"text": self.text_column}
+
     def load(self) -> ReadSplits[TextGroup]:
         """Reads, checks and splits the rows.
 

@@ -1,7 +1,8 @@
 """Questions with some answers to choose from, one of which is right; checked and split (`splits`)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
-from framework.data.reading.table_format import TableFormat
+from framework.data.reading.table_format import TableFile, TableFormat
 from framework.errors import ConfigError, DataError
 from framework.files import parse_json
 
@@ -73,6 +74,29 @@ class ChoiceData(SplitFiles):
             raise ConfigError(
                 f"choice_columns is {self.choice_columns}, it must name at least one column, and none twice."
             )
+
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the columns of question, context and choices."""
+        return {
+            "question": self.question_column,
+            **({} if self.context_column is None else {"context": self.context_column}),
+            **({"choices": self.choice_columns[0]} if len(self.choice_columns) == 1 else {}),
+        }
+
+    def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
+        """Streams the rows of a table with several columns of choices, as `choices`."""
+        if len(self.choice_columns) == 1 or "choices" in columns:
+            return None
+        return self._joined(table, {**self.field_columns, **columns}, reading)
+
+    def _joined(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row]:
+        wanted = [*columns.values(), *self.choice_columns]
+        as_is = list(dict.fromkeys([*wanted, *table.as_is]))
+        for row in read_rows(table.path, wanted, reading, table.format, as_is=as_is):
+            choices = _filled_cells([row.values[column] for column in self.choice_columns])
+            values = {name: row.values[column] for name, column in columns.items()}
+            yield replace(row, values=values | {"choices": json.dumps(choices, ensure_ascii=False)})
 
     def load(self) -> ReadSplits[ChoiceExample]:
         """Reads, checks and splits the rows.
@@ -145,9 +169,13 @@ def listed_choices(place: str, cell: str) -> tuple[str, ...]:
 
 
 def _choices_of_columns(place: str, cells: list[str]) -> tuple[str, ...]:
+    return _checked(place, _filled_cells(cells))
+
+
+def _filled_cells(cells: list[str]) -> list[str]:
     while cells and not cells[-1].strip():
         cells = cells[:-1]
-    return _checked(place, cells)
+    return cells
 
 
 def _checked(place: str, choices: Sequence[str]) -> tuple[str, ...]:

@@ -5,13 +5,14 @@ Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, raw_lines
-from framework.data.reading.json_rows import json_values
-from framework.data.reading.table_format import TableFile, TableFormat
+from framework.data.reading.json_rows import json_objects
+from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
 from framework.data.reading.table_kind import json_kind
 from framework.errors import ConfigError, DataError
 from framework.files import parse_json
@@ -102,6 +103,17 @@ class QuestionData(SplitFiles):
                     f"`columns` names {name!r}, but only {', '.join(_COLUMNS)} are read; name one of these."
                 )
 
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the keys of question and context."""
+        return {name: (self.columns or {}).get(name, name) for name in ("question", "context")}
+
+    def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
+        """Streams the questions of SQuAD's JSON."""
+        content = _content(table.path) if json_kind(table.path, table.format) == "json" else None
+        is_squad = isinstance(content, dict) and "data" in content
+        return _squad_questions(table, content, columns, reading) if is_squad else None
+
     def load(self) -> ReadSplits[Question]:
         """Reads, checks and splits the questions.
 
@@ -138,15 +150,19 @@ class QuestionData(SplitFiles):
             )
         content = _content(path) if kind == "json" else None
         names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
-        is_squad = isinstance(content, dict)
-        rows = _squad_rows(path, content) if is_squad else _json_rows(path, kind, names, reading)
+        checked = partial(_checked, seen=set(), repairs=self.invalid_answers == "repair")
         questions: list[Question] = []
-        seen: set[str] = set()
-        for place, row in rows:
-            try:
-                questions.append(_checked(place, row, seen, self.invalid_answers == "repair"))
-            except DataError as error:
-                reading.bad_row(error)
+        if isinstance(content, dict):
+            for place, row in _squad_rows(path, content):
+                try:
+                    questions.append(checked(place, row))
+                except DataError as error:
+                    reading.bad_row(error)
+        else:
+            table = TableFile(path, (), kind=kind)
+            questions += json_objects(
+                table, reading, lambda place, row: checked(place, _parts(place, row.value, names))
+            )
         if not questions and not reading.skipped:
             raise DataError(f"{path} holds no question that can be used; correct it, or name another file.")
         return questions
@@ -172,6 +188,19 @@ def _squad_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, Any]]
                 yield f"{in_paragraph}, question {name}", row | {"context": paragraph.get("context")}
 
 
+def _squad_questions(table: TableFile, content: Any, columns: Mapping[str, str], reading: Reading) -> Iterator[Row]:
+    names = {name: columns.get(name, name) for name in ("question", "context")}
+    as_is = list(dict.fromkeys([*names.values(), *table.as_is]))
+    for number, (place, row) in enumerate(_squad_rows(table.path, content), start=1):
+        try:
+            check_columns(table.path, place.removeprefix(f"{table.path}, "), table.as_is, list(row))
+            values = {name: _text(place, column, row.get(column)) for name, column in names.items()}
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield Row(number, None, values, kept={name: row[name] for name in as_is})
+
+
 def _items(place: str, node: Any, key: str) -> list[Any]:
     items = node.get(key) if isinstance(node, Mapping) else None
     if not isinstance(items, list):
@@ -181,20 +210,7 @@ def _items(place: str, node: Any, key: str) -> list[Any]:
     return items
 
 
-def _json_rows(
-    path: Path, kind: str, names: Mapping[str, str], reading: Reading
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for row in json_values(TableFile(path, (), kind=kind), reading):
-        place = f"{path}, {row.place}"
-        try:
-            yield place, _parts(place, row.value, names)
-        except DataError as error:
-            reading.bad_row(error)
-
-
-def _parts(place: str, row: Any, names: Mapping[str, str]) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: {type(row).__name__}, not an object. Each row must be one JSON object. Correct it.")
+def _parts(place: str, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     for name in names.values():
         if name not in row and name != names["id"]:
             raise DataError(f"{place}: no key {name!r} among {list(row)}; name one of these in `columns`.")

@@ -1,7 +1,7 @@
 """Texts with two marked entities and the relation between them, checked and split (`splits`)."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -100,31 +100,46 @@ class RelationData(SplitFiles):
         return relations
 
     def _read(self, path: Path, reading: Reading) -> Iterator[RelationExample]:
-        table_format = self.format or TableFormat()
-        kind = None if table_format.columns else json_kind(path, table_format)
-        if kind is not None:
-            table = TableFile(path, (), table_format, kind=kind)
-            rows = read_relation_json(table, self.text_column, self.label_column, reading)
-            yield from (RelationExample(*row) for row in rows)
-            return
-        for row, text, label in self._rows(path, table_format, reading):
-            place = f"{path}, {row.place}"
+        form = self.format or TableFormat()
+        rows = _marked_rows(TableFile(path, (), form), self.text_column, self.label_column, reading)
+        text_column, label_column = "text", "label"
+        if rows is None:
+            text_column, label_column = self.text_column, self.label_column
+            rows = read_rows(path, [text_column, label_column], reading, form)
+        for row in rows:
+            place, label = f"{path}, {row.place}", row.values[label_column].strip()
             try:
                 if not label:
                     raise DataError(f"{place}: the label is empty, each row needs one; fill in or remove the row.")
-                example = RelationExample(place, read_marked_text(place, text), label)
+                example = RelationExample(place, read_marked_text(place, row.values[text_column]), label)
             except DataError as error:
                 reading.bad_row(error)
             else:
                 yield example
 
-    def _rows(self, path: Path, table_format: TableFormat, reading: Reading) -> Iterator[tuple[Row, str, str]]:
-        if kind_of(path) == ".txt" and is_semeval(head_lines(head_of(path), table_format)):
-            for row in read_semeval(path, reading, table_format.codec):
-                yield row, row.values["text"], row.values["label"]
-        else:
-            for row in read_rows(path, [self.text_column, self.label_column], reading, table_format):
-                yield row, row.values[self.text_column], row.values[self.label_column].strip()
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the column of the text."""
+        return {"text": self.text_column}
+
+    def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
+        """Streams the rows of JSON and of SemEval's files."""
+        return _marked_rows(table, columns.get("text", self.text_column), None, reading)
+
+
+def _marked_rows(
+    table: TableFile, text_column: str, label_column: str | None, reading: Reading
+) -> Iterator[Row] | None:
+    """Streams rows of `text` and, if there is a label column, `label`; None if the file is a table with columns."""
+    path, form = table.path, table.format
+    kind = None if form.columns else json_kind(path, form)
+    if kind is not None:
+        return read_relation_json(replace(table, kind=kind), text_column, label_column, reading)
+    labelled = label_column is not None
+    may_be_semeval = kind_of(path) == ".txt" and (labelled or not form.columns)
+    if may_be_semeval and is_semeval(head_lines(head_of(path), form), labelled):
+        return read_semeval(table, labelled, reading)
+    return None
 
 
 def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:

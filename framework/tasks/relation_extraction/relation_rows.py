@@ -5,11 +5,12 @@ Sources: FewRel (Han et al. 2018, arXiv:1810.10147), TACRED (Zhang et al. 2017),
 
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from framework.data.reading.files import Reading
-from framework.data.reading.json_rows import ALL_LISTS, check_surrogates, has_text, json_values
-from framework.data.reading.table_format import TableFile
+from framework.data.reading.json_rows import ALL_LISTS, JsonValue, check_surrogates, has_text, json_objects
+from framework.data.reading.table_format import Row, TableFile
 from framework.errors import DataError
 from framework.tasks.relation_extraction.marked_text import MarkedText, mark_entities, read_marked_text
 
@@ -23,10 +24,8 @@ _PAIRS = (("h", "t"), ("head", "tail"))
 _TACRED = (("subj_start", "subj_end"), ("obj_start", "obj_end"))
 
 
-def read_relation_json(
-    table: TableFile, text_column: str, label_column: str, reading: Reading
-) -> Iterator[tuple[str, MarkedText, str]]:
-    """Streams place, text and label of the rows of a JSON list, of JSONL, or of an object {relation: rows} (FewRel).
+def read_relation_json(table: TableFile, text_column: str, label_column: str | None, reading: Reading) -> Iterator[Row]:
+    """Streams the rows of a JSON list, of JSONL, or of an object {relation: rows} (FewRel), as `text` and `label`.
 
     The label is the value of `label_column`, else of `relation`, else the key of the row's list. The text is that of
     `text_column` with its marks, or one of these forms with entity positions; the first entity becomes e1:
@@ -37,34 +36,38 @@ def read_relation_json(
       token.
     - `text_column`, `text` or `sentence`, and `h`, `t` as above, in characters.
 
+    Args:
+        table: The file.
+        text_column: Key of the text.
+        label_column: Key of the label; None: rows need no label and get none.
+        reading: Handling of bad rows.
+
     Raises:
         DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
     """
-    table = TableFile(table.path, (), table.format, parts=table.parts or ALL_LISTS, kind=table.kind)
-    for row in json_values(table, reading):
-        place = f"{table.path}, row {row.number}" + ("" if row.line is None else f" (line {row.line})")
-        try:
-            if not isinstance(row.value, dict):
-                raise DataError(
-                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
-                )
-            label = row.value.get(label_column, row.value.get(_RELATION, row.key))
-            if not has_text(label) or not str(label).strip():
-                raise DataError(
-                    f"{place}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or {_RELATION!r}, "
-                    "or a list under its relation. Fill it in, set label_column, or remove the row."
-                )
-            text = _marked(place, row.value, text_column)
-            check_surrogates(place, "text", text.text)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield place, text, str(label).strip()
+    every_list = replace(table, parts=table.parts or ALL_LISTS)
+    return json_objects(every_list, reading, lambda place, row: _row(place, row, table, text_column, label_column))
 
 
-def _marked(place: str, row: Mapping[str, Any], text_column: str) -> MarkedText:
+def _row(place: str, row: JsonValue, table: TableFile, text_column: str, label_column: str | None) -> Row:
+    values = {}
+    if label_column is not None:
+        label = row.value.get(label_column, row.value.get(_RELATION, row.key))
+        if not has_text(label) or not str(label).strip():
+            raise DataError(
+                f"{place}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or {_RELATION!r}, or "
+                "a list under its relation. Fill it in, set label_column, or remove the row."
+            )
+        values["label"] = str(label).strip()
+    text_key = next((key for key in (text_column, *_TEXTS) if key in row.value), None)
+    text = _marked(place, row.value, text_column, text_key)
+    check_surrogates(place, "text", text.text)
+    kept = {text_key or text_column: text.marked} | {column: row.value[column] for column in table.as_is}
+    return Row(row.number, row.line, {"text": text.marked} | values, kept=kept)
+
+
+def _marked(place: str, row: Mapping[str, Any], text_column: str, text_key: str | None) -> MarkedText:
     tokens_key = next((key for key in _TOKENS if key in row), None)
-    text_key = next((key for key in (text_column, *_TEXTS) if key in row), None)
     names = next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
     if tokens_key is None and text_key is None:
         raise DataError(

@@ -9,56 +9,67 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from framework.data.reading.files import Reading, decode_line, raw_lines
-from framework.data.reading.table_format import Row
+from framework.data.reading.table_format import Row, TableFile, check_columns
 from framework.errors import DataError
 
-_SENTENCE = re.compile(r"\d+\t(.*)")
+_SENTENCE = re.compile(r"(\d+)\t(.*)")
+_NUMBERED = re.compile(rb"\d+\t")
 _COMMENT = "Comment:"
+_NAMES = ("id", "text", "label")
 
 
-def is_semeval(lines: Sequence[str]) -> bool:
+def is_semeval(lines: Sequence[str], labelled: bool = True) -> bool:
     """Returns True if a file begins with a number, a tab and a sentence, followed by a line without a tab.
 
     Args:
         lines: First non-blank lines of the file.
+        labelled: False: another number, tab and sentence may follow, as in the test file without labels.
     """
-    return len(lines) < 2 or (_SENTENCE.fullmatch(lines[0]) is not None and "\t" not in lines[1])
+    if len(lines) < 2:
+        return labelled or any(map(_SENTENCE.fullmatch, lines))
+    if _SENTENCE.fullmatch(lines[0]) is None:
+        return False
+    return "\t" not in lines[1] or (not labelled and _SENTENCE.fullmatch(lines[1]) is not None)
 
 
-def read_semeval(path: Path, reading: Reading, encoding: str = "utf-8") -> Iterator[Row]:
+def read_semeval(table: TableFile, labelled: bool, reading: Reading) -> Iterator[Row]:
     """Streams rows with `text`, the sentence without its quotes, and `label`.
 
     Args:
-        path: The file.
+        table: The file; its `as_is` are names of `id`, `text` and `label`, and a missing label is None.
+        labelled: False: rows need no label and get none, and may follow each other without a blank line.
         reading: Handling of broken rows.
-        encoding: Encoding of the file.
 
     Raises:
-        DataError: The file cannot be read, or a block of lines is no row and `reading` does not skip those.
+        DataError: The file cannot be read, a name in `as_is` is unknown, or a block of lines is no row and `reading`
+            does not skip those.
     """
-    for number, block in enumerate(_blocks(path, reading), start=1):
+    check_columns(table.path, "rows of SemEval", table.as_is, _NAMES)
+    for number, block in enumerate(_blocks(table.path, reading, labelled), start=1):
         try:
-            values = _values(path, block, encoding)
+            found = _values(table.path, block, table.format.codec, labelled)
         except DataError as error:
             reading.bad_row(error)
         else:
-            yield Row(number, block[-1][0], values)
+            values = {name: found[name] for name in ("text", "label")[: 1 + labelled]}
+            yield Row(number, block[-1][0], values, kept={name: found.get(name) for name in ("text", *table.as_is)})
 
 
-def _blocks(path: Path, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
-    """Line numbers and lines between blank lines."""
+def _blocks(path: Path, reading: Reading, labelled: bool) -> Iterator[list[tuple[int, bytes]]]:
+    """Yields the numbered lines between blank lines, without labels also those from one sentence to the next."""
     block: list[tuple[int, bytes]] = []
     for line, raw in raw_lines(path, reading):
-        if raw.strip():
-            block.append((line, raw))
-        elif block:
+        is_next = not labelled and _NUMBERED.match(raw.strip()) is not None
+        if block and (is_next or not raw.strip()):
             yield block
             block = []
+        if raw.strip():
+            block.append((line, raw))
     if block:
         yield block
 
 
-def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str) -> dict[str, str]:
+def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str, labelled: bool) -> dict[str, str]:
     lines = [decode_line(path, number, raw, encoding).strip() for number, raw in block]
     sentence = _SENTENCE.fullmatch(lines[0])
     if sentence is None:
@@ -66,14 +77,15 @@ def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str) -> di
             f"{path}, line {block[0][0]}: {lines[0][:60]!r} is not a number, a tab and a sentence, with which a row "
             "begins; correct it, or name the file .jsonl or .csv if it is one."
         )
-    if len(lines) < 2 or lines[1].startswith(_COMMENT):
+    if labelled and (len(lines) < 2 or lines[1].startswith(_COMMENT)):
         raise DataError(f"{path}, line {block[0][0]}: no label is below the sentence; add one or remove the row.")
     if len(lines) > 3 or (len(lines) == 3 and not lines[2].startswith(_COMMENT)):
         raise DataError(
             f"{path}, line {block[2][0]}: {lines[2][:60]!r} is neither a comment nor a blank line, which end a row; "
             "put a blank line between rows."
         )
-    text = sentence[1].strip()
+    text = sentence[2].strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1]
-    return {"text": text, "label": lines[1]}
+    has_label = len(lines) > 1 and not lines[1].startswith(_COMMENT)
+    return {"id": sentence[1], "text": text} | ({"label": lines[1]} if has_label else {})

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from framework.data.reading.files import Reading
-from framework.data.reading.json_rows import check_surrogates, json_values
+from framework.data.reading.json_rows import check_surrogates, json_objects
 from framework.data.reading.table_format import TableFile
 from framework.errors import DataError
 from framework.tasks.token_classification.tagged_rows import TaggedSentence
@@ -24,20 +24,14 @@ def read_tagged_json(table: TableFile, units: Units, reading: Reading) -> Iterat
     Raises:
         DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
     """
-    for row in json_values(table, reading):
-        place = f"{table.path}, row {row.number}" + ("" if row.line is None else f" (line {row.line})")
-        try:
-            if not isinstance(row.value, dict):
-                raise DataError(
-                    f"{place}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct it."
-                )
-            has_text = "text" in row.value
-            words, tags = _spans_to_tags(place, row.value, units) if has_text else _tokens_and_tags(place, row.value)
-            check_surrogates(place, "text", "".join(words))
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield TaggedSentence(place, words, tags, (), has_spans=has_text)
+    return json_objects(table, reading, lambda place, row: _sentence(place, row.value, units))
+
+
+def _sentence(place: str, row: Mapping[str, Any], units: Units) -> TaggedSentence:
+    has_text = "text" in row
+    words, tags = _spans_to_tags(place, row, units) if has_text else _tokens_and_tags(place, row)
+    check_surrogates(place, "text", "".join(words))
+    return TaggedSentence(place, words, tags, (), has_spans=has_text)
 
 
 def _tokens_and_tags(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Texts and their translations: two files that agree line by line, or two columns of a table; checked and split."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -8,8 +8,8 @@ from typing import Literal
 
 from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading, decode_line, raw_lines
-from framework.data.reading.rows import read_rows
-from framework.data.reading.table_format import TableFormat
+from framework.data.reading.rows import Row, is_table, read_rows
+from framework.data.reading.table_format import TableFile, TableFormat, check_columns
 from framework.errors import ConfigError, DataError
 
 
@@ -73,6 +73,19 @@ class ParallelTextData(SplitFiles):
                     "its sources too."
                 )
 
+    @property
+    def field_columns(self) -> dict[str, str]:
+        """Returns the column of the sources."""
+        return {"text": self.source_column}
+
+    def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
+        """Streams the lines of a text file if training had its sources in such a file."""
+        del columns
+        if self.train_targets is None or table.format.kind is not None or is_table(table.path):
+            return None
+        check_columns(table.path, "lines of text", table.as_is, ["text"])
+        return _lines(table, reading)
+
     def load(self) -> ReadSplits[TextPair]:
         """Reads, checks and splits the pairs.
 
@@ -121,6 +134,16 @@ class ParallelTextData(SplitFiles):
                 f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the "
                 "other. Give two files with the same number of lines."
             )
+
+
+def _lines(table: TableFile, reading: Reading) -> Iterator[Row]:
+    for number, raw in raw_lines(table.path, reading):
+        try:
+            text = decode_line(table.path, number, raw, table.format.codec).rstrip("\r\n")
+        except DataError as error:
+            reading.bad_row(error)
+        else:
+            yield Row(number, number, {"text": text}, kept={"text": text})
 
 
 def _with_both_sides(pair: TextPair) -> TextPair:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from framework.data.examples import table
 from framework.data.examples.answers import number, one_label, several_labels
 from framework.data.examples.table import TableData
 from framework.data.facts import skipped_rows
@@ -264,3 +265,16 @@ def test_an_underscore_makes_no_number(tmp_path, cell):
     path = write(tmp_path / "data", [("a", "2.5"), ("b", cell), ("c", "0")])
     with pytest.raises(DataError, match=rf"row 2 \(line 3\): 'label' is '{cell}', it must be a number"):
         TableData(path).load(answers=number())
+
+
+def test_a_file_of_two_splits_is_read_once(tmp_path, monkeypatch):
+    file, opened, read = tmp_path / "a.csv", [], table.read_rows
+    file.write_text("text,label\ngood,1\n,0\nbad,0\n")
+    monkeypatch.setattr(table, "read_rows", lambda path, *rest: opened.append(path) or read(path, *rest))
+    found = TableData(str(file), test=str(file), on_bad_row="skip").load()
+    assert opened == [file]
+    assert found.splits["train"] == found.splits["test"] and [row.text for row in found.splits["test"]] == [
+        "good",
+        "bad",
+    ]
+    assert [facts.num_skipped for facts in found.facts.values()] == [1, 1]

@@ -65,7 +65,7 @@ def test_rows_of_jsonl_with_other_names(tmp_path):
     columns = {"question": "q", "context": "passage", "answers": "spans"}
     questions = load(tmp_path / "q.jsonl", rows, columns=columns).splits["train"]
     assert [[answer.text for answer in question.answers] for question in questions] == [["Zoë"], [], ["Zoë", "Bern"]]
-    assert questions[1].place == f"{tmp_path}/q.jsonl, line 2"
+    assert questions[1].place == f"{tmp_path}/q.jsonl, row 2 (line 2)"
 
 
 def many(num_contexts: int = 300, on_each: int = 3) -> list[dict]:
@@ -140,7 +140,7 @@ def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, suffix, bad
     content = squad(GOOD, bad) if suffix == ".json" else rows
     with pytest.raises(DataError) as error:
         load(path, content)
-    place = f"article 1, paragraph 1, question {bad['id']!r}" if suffix == ".json" else "line 2"
+    place = f"article 1, paragraph 1, question {bad['id']!r}" if suffix == ".json" else "row 2 (line 2)"
     assert str(error.value).startswith(f"{path}, {place}: ") and message in str(error.value)
     questions = load(path, content, on_bad_row="skip")
     assert [question.question for question in questions.splits["train"]] == ["Where?"]
@@ -196,8 +196,8 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
         ("q.json", {"data": [{"title": "t"}]}, "q.json, article 1: there is no list 'paragraphs'"),
         ("q.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, "article 1, paragraph 1: there is no list 'qas'"),
         ("q.json", {"data": []}, "q.json holds no question that can be used"),
-        ("q.json", [{"a": 1}, {"b": 2}], "q.json, line 1: no key 'question' among ['a']"),
-        ("q.jsonl", [["x"]], "q.jsonl, line 1: list, not an object"),
+        ("q.json", [{"a": 1}, {"b": 2}], "q.json, row 1 (line 1): no key 'question' among ['a']"),
+        ("q.jsonl", [["x"]], "q.jsonl, row 1 (line 1): list, not an object"),
         ("q.jsonl", [{"question": "x", "text": "y", "answers": []}], "no key 'context' among ['question', 'text', "),
         ("q.csv", [], "is not JSON, by its name and its content"),
     ],
