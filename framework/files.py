@@ -1,9 +1,10 @@
-"""Writes files that survive a kill and a power cut, and locks between processes. Local and shared folders only.
+"""Writes files that survive a kill and a power cut, takes checksums, and locks out other processes.
 
-A lock ends with the process that holds it, however that process ends.
+Local and shared folders only, checksums apart. A lock ends with the process that holds it, however that process ends.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -41,6 +42,27 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def new_digest() -> "hashlib._Hash":
+    """Returns an empty BLAKE2b (RFC 7693) of 16 bytes, the checksum of checkpoints and exports."""
+    return hashlib.blake2b(digest_size=16)
+
+
+class _Openable(Protocol):
+    """A local path or the URL of a remote file."""
+
+    def open(self, mode: Literal["rb"], /) -> Any: ...
+
+
+def checksum(path: _Openable) -> str:
+    """Returns the checksum of a file's bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, new_digest).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

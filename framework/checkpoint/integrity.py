@@ -1,10 +1,9 @@
 """What makes a checkpoint whole: COMPLETE records size and checksum of each file, and loading compares them.
 
 Checksums are taken from the bytes on their way to the file, each rank's of its own shards, so that they cost no second
-reading and also cover what the file system made of the bytes. BLAKE2b (RFC 7693) with 16 bytes.
+reading and also cover what the file system made of the bytes.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing_extensions import override
 
 from framework.checkpoint.layout import COMPLETE, DamagedError, read_json, write_json
 from framework.checkpoint.storage import Location, move, size_of
+from framework.files import checksum, new_digest
 
 Verify = Literal["sizes", "checksums"]
 """What is compared on loading: the size of each file and the checksums of all but the shards, or all checksums too."""
@@ -23,16 +23,9 @@ Verify = Literal["sizes", "checksums"]
 SHARD_SUFFIX = ".distcp"
 
 _SIZES, _CHECKSUMS = "file_sizes_bytes", "blake2b"
-_DIGEST_BYTES = 16
 _SHARD = re.compile(r"__(\d+)_\d+" + re.escape(SHARD_SUFFIX))
 _FILES_AT_ONCE = 4
 """Number of files hashed in parallel: hashing releases the GIL, and remote reads overlap."""
-
-
-def checksum(path: Location) -> str:
-    """Checksum of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=_DIGEST_BYTES)).hexdigest()
 
 
 def mark_complete(folder: Location, checksums: Mapping[str, str] | None = None) -> None:
@@ -175,7 +168,7 @@ class _HashedStream:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self.hash = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+        self.hash = new_digest()
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:

@@ -7,7 +7,7 @@ BERT, heads of tasks from elsewhere). `framework.published.pretrained` reads suc
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from framework.exports.sentence_transformers import MODULES_FILE, sentence_trans
 from framework.exports.tokenizer import tokenizer_files
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME, can_hold, write_encoder_decoder
+from framework.published.export_record import CHECKSUMS_KEY, FORMAT, checksums_of
 from framework.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
@@ -36,7 +37,7 @@ from framework.published.files import (
 from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
-from framework.published.pretrained import FAMILIES, FORMAT
+from framework.published.pretrained import FAMILIES
 from framework.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
@@ -103,7 +104,7 @@ def export_huggingface(
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= tokenizer_files(config, head_kind, side, tokenizer)
-    _write(folder, texts, weights, tokenizer, side_config)
+    _write(folder, texts, weights, tokenizer, side_config, side_files or {})
 
 
 @dataclass(frozen=True)
@@ -222,6 +223,7 @@ def _write(
     weights: Mapping[str, dict[str, Tensor]],
     tokenizer: Tokenizer,
     side_config: dict[str, Any],
+    task_files: Iterable[str],
 ) -> None:
     """Writes all files; the record of the export is written last."""
     with new_folder(folder, _files_of_earlier(folder)) as temporary:
@@ -235,6 +237,7 @@ def _write(
         written = Tokenizer.from_folder(temporary, tokenizer.pair_separators)
         side_config["task"][TOKENIZER_KEY] = written.fingerprint
         side_config["files"] = sorted({SIDE_CONFIG_FILE, *(entry.name for entry in temporary.iterdir())})
+        side_config[CHECKSUMS_KEY] = checksums_of(temporary, task_files)
         (temporary / SIDE_CONFIG_FILE).write_text(_as_json(side_config), encoding="utf-8")
 
 

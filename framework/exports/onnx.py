@@ -25,7 +25,7 @@ from framework.published.own_class import auto_class
 ONNX_FILE = "onnx/model.onnx"
 _PACKAGES = ("transformers", "onnx", "onnxruntime", "onnxscript")
 _TOLERANCE = 1e-4
-"""Largest difference of an output, in parts of its largest value."""
+"""Largest difference of an output, relative to its largest value or to 1, whichever is larger."""
 _EXAMPLE_SHAPE = (2, 3, 8)
 """(batch, choices, seq)"""
 _TRIAL_SHAPES = ((3, 2, 13), (2, 4, 150))
@@ -77,8 +77,8 @@ def export_onnx(folder: Path) -> Path:
         shutil.rmtree(file.parent)
         raise CheckpointError(
             f"{file} computes something else than {model.class_name}: outputs differ by {difference:.1e} of their "
-            f"largest value, and {_TOLERANCE:.0e} is allowed. It was removed, the export beside it is whole; try "
-            "another version of torch or onnxruntime."
+            f"largest value (or of 1), and {_TOLERANCE:.0e} is allowed. It was removed, the export beside it is whole; "
+            "try another version of torch or onnxruntime."
         )
     card = folder / CARD_FILE
     if card.is_file():
@@ -162,7 +162,7 @@ def _write(file: Path, model: _Outputs) -> None:
 
 
 def _largest_difference(file: Path, model: _Outputs) -> float:
-    """Of the outputs of onnxruntime and the class, in parts of the largest value of each; infinite if not finite."""
+    """Compares the outputs of onnxruntime and the class (see `_TOLERANCE`); infinite if not finite."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -177,7 +177,7 @@ def _largest_difference(file: Path, model: _Outputs) -> float:
         for values, wanted in zip(found, (tensor.numpy() for tensor in expected), strict=True):
             # A padding token that sees no other (in a local layer) is anything, in either of them.
             real = mask if wanted.shape[: mask.ndim] == mask.shape else ...
-            difference = np.abs(values[real] - wanted[real]).max() / np.abs(wanted[real]).max()
+            difference = np.abs(values[real] - wanted[real]).max() / max(np.abs(wanted[real]).max(), 1.0)
             largest = max(largest, float(difference if np.isfinite(difference) else np.inf))
     return largest
 

@@ -15,6 +15,7 @@ from framework.nn.initialization import without_wrappers
 from framework.nn.lora import is_update
 from framework.published.bert import BERT
 from framework.published.encoder_decoder import take_apart
+from framework.published.export_record import read_export_record
 from framework.published.family import Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
@@ -33,7 +34,6 @@ from framework.published.roberta import ROBERTA
 from framework.published.rules import to_ours
 
 FAMILIES: dict[str, Family] = {"bert": BERT, "roberta": ROBERTA, "modernbert": MODERNBERT}
-FORMAT = 1
 # Names that the first BERT checkpoints, converted from TensorFlow, still have.
 _OLD_NORM_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 _SAME_ARITHMETIC = ("num_heads", "position_encoding", "position_offset", "norm_placement", "activation", "norm_eps")
@@ -86,6 +86,7 @@ def load_pretrained(source: str) -> PretrainedWeights:
 
 
 def _load(source: str, folder: Path) -> PretrainedWeights:
+    side_config = read_export_record(folder)
     whole = read_json(folder / CONFIG_FILE)
     is_own_class = whole.get("model_type") == OWN_MODEL_TYPE
     parts = (take_apart_own_class if is_own_class else take_apart)(whole, read_tensors(folder))
@@ -96,7 +97,6 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
             f"{folder / CONFIG_FILE} has model_type={model_type!r}; known families are {', '.join(FAMILIES)}."
         )
     family = FAMILIES[model_type]
-    side_config = _read_side_config(folder / SIDE_CONFIG_FILE)
     config = _read_config(folder, family, published, side_config)
     tensors = _canonical(parts.tensors, family)
     published_class = family.import_class(config, str((published.get("architectures") or [""])[0]))
@@ -120,23 +120,6 @@ def _load(source: str, folder: Path) -> PretrainedWeights:
         unused=tuple(sorted((tensors.keys() - used) | untied | parts.unused)),
         hub_name=None if Path(source).expanduser().is_dir() else source,
     )
-
-
-def _read_side_config(file: Path) -> dict[str, Any]:
-    """Reads the record of our exports that accompanies the published files; empty if there is none."""
-    if not file.is_file():
-        return {}
-    content = read_json(file)
-    if content.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{file}: format={content.get('format')!r} is unknown. This version of Cloze reads {FORMAT}. Export the "
-            "model again."
-        )
-    for name, kind in (("head", str), ("task", Mapping), ("encoder", Mapping)):
-        if not isinstance(content.get(name), kind | None):
-            expected = "text" if kind is str else "an object"
-            raise CheckpointError(f"{file} has {name}={content.get(name)!r}, not {expected}. Export the model again.")
-    return content
 
 
 def weights_from_state(

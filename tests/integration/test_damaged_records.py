@@ -73,7 +73,9 @@ def test_no_damaged_record_ends_in_a_traceback(run):
     export = run / "export"
     read(run)
     read(export)
-    cloze = json.loads((export / "cloze.json").read_text())
+    # Checksums would hide what reading makes of a damaged file.
+    cloze = json.loads((export / "cloze.json").read_text()) | {"blake2b": None}
+    (export / "cloze.json").write_text(json.dumps(cloze))
     inner = [("encoder", "num_layers"), ("encoder", "gated"), ("task", "labels"), ("task", "config")]
     assert errors(export / "cloze.json", export, json.dumps, cloze, [("head",), ("encoder",), ("task",), *inner]) > 30
     config = json.loads((export / "config.json").read_text())
