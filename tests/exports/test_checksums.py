@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.checkpoint.small_exports import CONFIGS
 
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
 from framework.published.pretrained import load_pretrained
-from tests.checkpoint.small_exports import CONFIGS
 from tests.exports.test_huggingface_heads import ForeignHead, build
 from tests.exports.test_model_card import FACTS
 
