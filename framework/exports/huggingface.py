@@ -34,7 +34,7 @@ from framework.published.files import (
     read_json,
     tokenizer_folder,
 )
-from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind
+from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind, label_names
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import FAMILIES
@@ -141,7 +141,18 @@ def _publish(
     if head_kind == TRANSLATION.name and can_hold(config):
         whole, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, side)
         return _Published(CLASS_NAME, TRANSLATION, heads.keys(), whole, tensors)
+    if found.kind is None and heads:
+        published_config |= label_names(side["labels"]) if side.get("labels") else {}
+        tensors |= _refusing_tensors(family, config)
     return _Published(family.class_prefix + found.suffix, found.kind, found.names, published_config, tensors)
+
+
+def _refusing_tensors(family: Family, config: EncoderConfig) -> dict[str, Tensor]:
+    """Returns empty tensors in the place of classifiers, for a head that no class of transformers has.
+
+    transformers rejects a tensor of another size. Without one, its classes with a head only warn, and score at random.
+    """
+    return {name: torch.zeros(0) for name in sorted(family.score_names(config))}
 
 
 def _pooling(side: Mapping[str, Any]) -> str:

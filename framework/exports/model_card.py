@@ -160,16 +160,15 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     if auto is not None:
         yield (
             f"transformers has no class with this head. `{MODELING_FILE}` in this folder has it, and transformers runs "
-            "it only with `trust_remote_code=True`; a pipeline takes the same argument. Without it the model is not "
-            "loaded."
+            "it only with `trust_remote_code=True`; a pipeline takes the same argument. Without it, or with another "
+            "class named by hand, the model is not loaded."
         )
-    if model.kind is not None and model.kind.cuts_texts:
-        yield "Cloze cuts longer texts; transformers does with `truncation=True`, which a pipeline takes too."
+    if model.kind is not None:
+        yield from _pipeline_usage(model.kind, trust)
     if model.kind is not None and model.kind.reads_words:
         yield from _words_usage(facts)
     if model.without_class:
-        names = ", ".join(_code(name) for name in model.without_class)
-        yield f"No class of transformers has its whole head; for Cloze, `cloze_heads.safetensors` has {names}."
+        yield from _missing_head(model, facts)
     if model.is_sentence_transformer:
         yield "With sentence-transformers:"
         yield _block(
@@ -182,8 +181,40 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
         )
     yield "With Cloze:"
     start = f"python -m framework.train init_from={FOLDER} model=from_weights tokenizer=from_weights task=... data=..."
-    predict = [f'python -m framework.predict run={FOLDER} text="A text."'] if facts.predicts else []
+    text = _TEXTS.get(model.head_kind, "A text.")
+    predict = [f'python -m framework.predict run={FOLDER} text="{text}"'] if facts.predicts else []
     yield _block("bash", [*predict, start])
+
+
+def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:
+    """Describes truncation, which the pipelines of `_PIPELINES` leave out unless an argument asks for it."""
+    if kind.cuts_texts:
+        yield "Cloze truncates longer texts. transformers does so only with `truncation=True`."
+    if kind.pipeline_tag in _PIPELINES:
+        argument, text = _PIPELINES[kind.pipeline_tag]
+        yield "In a pipeline, which otherwise fails at texts longer than the model:"
+        lines = [
+            "from transformers import pipeline",
+            "",
+            f'pipe = pipeline("{kind.pipeline_tag}", "{FOLDER}", {argument}{trust})',
+            f"predictions = pipe({text})",
+        ]
+        yield _block("python", lines)
+
+
+def _missing_head(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
+    """Describes what the class of transformers lacks, and where it is."""
+    names = ", ".join(_code(name) for name in model.without_class)
+    if model.kind is not None:
+        yield f"No class of transformers has its whole head; for Cloze, `cloze_heads.safetensors` has {names}."
+        return
+    scores = " Its predictions come from `framework.predict` only." if facts.predicts else ""
+    yield (
+        f"No class of transformers has this head, so `AutoModel` loads the encoder without it.{scores} For Cloze, "
+        f"`cloze_heads.safetensors` has {names}. Classes with a head, such as `AutoModelForSequenceClassification`, "
+        "refuse to load the folder, because its empty tensors have other sizes than theirs. To fine-tune a new head "
+        "there, pass `ignore_mismatched_sizes=True`."
+    )
 
 
 def _words_usage(facts: RunFacts) -> Iterable[str]:
@@ -199,7 +230,9 @@ def _words_usage(facts: RunFacts) -> Iterable[str]:
 
 
 _EXAMPLES = {
-    QUESTION_ANSWERING.name: ('inputs = tokenizer("A question?", "A text with its answer.", return_tensors="pt")',),
+    QUESTION_ANSWERING.name: (
+        'inputs = tokenizer("A question?", "A text with its answer.", return_tensors="pt", truncation="only_second")',
+    ),
     TOKEN_CLASSIFICATION.name: (
         'inputs = tokenizer(["A", "text", "."], is_split_into_words=True, return_tensors="pt", truncation=True)',
     ),
@@ -210,6 +243,14 @@ _EXAMPLES = {
     ),
 }
 
+
+_PIPELINES = {
+    "text-classification": ("truncation=True", '"A text."'),
+    "fill-mask": ('tokenizer_kwargs={"truncation": True}', 'f"A {pipe.tokenizer.mask_token}."'),
+}
+"""Argument with which a pipeline truncates, and its input, by task of the pipeline; others truncate or are split."""
+
+_TEXTS = {"relation": "The <e1>dog</e1> sees the <e2>cat</e2>."}
 
 _CALLS = {ENCODER_DECODER: "texts = tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True)"}
 

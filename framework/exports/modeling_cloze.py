@@ -22,7 +22,8 @@ class ClozeConfig(PretrainedConfig):
     """Configuration of an encoder and a classifier; the base class takes the values from config.json.
 
     Attributes:
-        encoder: config.json of the encoder alone.
+        encoder_type: Model type of the encoder in transformers.
+        encoder: The other settings of its config.json.
         pooling: "cls" (first token) or "mean" (all tokens).
         projection: Layer between pooling and classifier: "pooler" (tanh of a linear layer), "transform" (linear layer,
             activation, norm) or "none".
@@ -31,6 +32,7 @@ class ClozeConfig(PretrainedConfig):
     """
 
     model_type = "cloze"
+    encoder_type = None
     encoder = None
     pooling = "cls"
     projection = "none"
@@ -67,8 +69,7 @@ class ClozeForSequenceClassification(PreTrainedModel):
 
     def __init__(self, config: ClozeConfig):
         super().__init__(config)
-        settings = dict(config.encoder)
-        encoder_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        encoder_config = AutoConfig.for_model(config.encoder_type, **config.encoder)
         without_pooler = {"add_pooling_layer": False} if encoder_config.model_type in ("bert", "roberta") else {}
         self.encoder = AutoModel.from_config(encoder_config, **without_pooler)
         self.takes_segments = encoder_config.model_type == "bert"

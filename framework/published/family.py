@@ -22,6 +22,8 @@ _ACTIVATIONS = {
 _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 
 BASE_SUFFIX = "Model"
+_SCORES = ("classifier.weight", "qa_outputs.weight")
+"""Our names of the last linear layer of heads that score labels, choices and positions."""
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -119,6 +121,11 @@ class Family:
         return PublishedClass(
             BASE_SUFFIX, base_rules=tuple(rule for rule in self.base_rules if set(rule.ours) <= set(names))
         )
+
+    def score_names(self, config: EncoderConfig) -> set[str]:
+        """Returns the published names of the last linear layer of all classes that score labels or positions."""
+        rules = [rule for each in self.classes(config) for rule in each.head_rules]
+        return {name for rule in rules if rule.ours[0] in _SCORES for name in rule.theirs}
 
     def import_class(self, config: EncoderConfig, class_name: str) -> PublishedClass | None:
         """The class of a published model by its name (no name: that of pre-training); None: it is not known."""

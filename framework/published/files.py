@@ -107,9 +107,15 @@ def tokenizer_folder(folder: Path) -> Path | None:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Reads all weights of a folder: one safetensors file or an index of several; pickles only where there is neither.
 
+    Empty tensors are left out. Exports contain them only for classes of transformers to refuse.
+
     Raises:
         CheckpointError: There are none, or a file is missing, broken or not a plain pickle of tensors.
     """
+    return {name: tensor for name, tensor in _read_all(folder).items() if tensor.numel()}
+
+
+def _read_all(folder: Path) -> dict[str, Tensor]:
     for name, read in ((WEIGHTS_FILE, _read_safetensors), (_PICKLE_FILE, _read_pickle)):
         if (folder / name).is_file():
             return read(folder / name)

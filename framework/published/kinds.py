@@ -1,6 +1,6 @@
 """Kinds of heads that classes of transformers know, and what config.json says of each, in both directions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +34,15 @@ def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[
         raise CheckpointError(
             f"The labels {labels} are not {num_labels}, the number of scores; export with the task's own labels."
         )
+    return label_names(labels)
+
+
+def label_names(labels: Iterable[str]) -> dict[str, Any]:
+    """Returns the keys of config.json that name labels, in the order of scores."""
+    names = [str(label) for label in labels]
     return {
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
+        "id2label": {str(index): label for index, label in enumerate(names)},
+        "label2id": {label: index for index, label in enumerate(names)},
     }
 
 

@@ -15,6 +15,11 @@ from framework.published.kinds import MULTIPLE_CHOICE, SEQUENCE_CLASSIFICATION, 
 
 MODEL_TYPE = "cloze"
 MODELING_FILE = "modeling_cloze.py"
+_NO_ACTIVATION = f"see {MODELING_FILE}: load with trust_remote_code=True"
+"""No activation has this name, so that `BertForSequenceClassification` and its like, named by hand, fail with it.
+
+Otherwise they would build an encoder of their default size, with random weights and a warning.
+"""
 _SUFFIXES = {SEQUENCE_CLASSIFICATION.name: "ForSequenceClassification", MULTIPLE_CHOICE.name: "ForMultipleChoice"}
 _KINDS = {kind.name: kind for kind in (SEQUENCE_CLASSIFICATION, MULTIPLE_CHOICE)}
 _ENCODER = "encoder."
@@ -74,9 +79,12 @@ def write_own_class(
         "model_type": MODEL_TYPE,
         "architectures": [name],
         "auto_map": {"AutoConfig": f"{module}.ClozeConfig", str(auto_class(name)): f"{module}.{name}"},
-        "encoder": dict(encoder_config),
+        # Apart from its settings: transformers takes a nested object with a known model_type for the whole config.
+        "encoder_type": encoder_config["model_type"],
+        "encoder": {key: value for key, value in encoder_config.items() if key != "model_type"},
         "pooling": str(side.get("pooling", "cls")),
         "projection": projection,
+        **dict.fromkeys(("hidden_act", "hidden_activation"), _NO_ACTIVATION),
         **{key: encoder_config[key] for key in ("hidden_size", "max_position_embeddings", "pad_token_id")},
         **kind.write(side, heads),
     }
@@ -104,7 +112,8 @@ def take_apart_own_class(published: Mapping[str, Any], tensors: Mapping[str, Ten
     kind = next((kind for kind in _KINDS.values() if class_name(kind) in names), None)
     side = {"pooling": published.get("pooling", "cls")} | (kind.read(published, heads) if kind is not None else {})
     return Parts(
-        published=published.get("encoder") or {},
+        # Earlier exports have the type among the settings.
+        published={"model_type": published.get("encoder_type")} | (published.get("encoder") or {}),
         tensors=encoder,
         heads=heads,
         side=side,

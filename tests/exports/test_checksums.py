@@ -5,20 +5,23 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.checkpoint.small_exports import CONFIGS
+from torch import nn
 
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
+from framework.exports.model_card import RunFacts
 from framework.published.pretrained import load_pretrained
-from tests.exports.test_huggingface_heads import ForeignHead, build
-from tests.exports.test_model_card import FACTS
+from tests.support.exports.random_models import random_model
+from tests.support.exports.small_exports import CONFIGS
+
+FACTS = RunFacts("run", {}, {}, {}, {})
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer_dirs) -> Path:
     """An export with every kind of file that Cloze reads, and a card."""
     folder, config = tmp_path / "export", CONFIGS["bert"]
-    state = build(config, ForeignHead()).state_dict()
+    state = random_model(config, nn.Linear(32, 3)).state_dict()
     files = {"catalogue.json": "[]"}
     export_huggingface(folder, config, state, "foreign", tokenizer_dirs["bert"], {}, FACTS, files)
     return folder

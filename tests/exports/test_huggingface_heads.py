@@ -19,6 +19,12 @@ from tests.support.models import peers
 from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
 
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
+CLASSIFIERS = (
+    transformers.AutoModelForSequenceClassification,
+    transformers.AutoModelForTokenClassification,
+    transformers.AutoModelForQuestionAnswering,
+    transformers.AutoModelForMultipleChoice,
+)
 LABELLED = {"labels": list(peers.LABELS)}
 
 
@@ -82,6 +88,25 @@ def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
     assert_close(model(batch)["logits"].view(2, 3), expected, **TOLERANCE)
     side = {"pooling": pooling}
     check_comes_back(folder, model, lambda: ChoiceHead(CONFIGS[family], pooling), "multiple_choice", side)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_our_class_is_not_taken_for_one_of_transformers(family, tmp_path, tokenizer_dirs):
+    head = build_sequence_classification_head(CONFIGS["bert"], 3, "mean")
+    folder = export(
+        tmp_path, random_model(CONFIGS["bert"], head), tokenizer_dirs, "sequence_classification", pooling="mean"
+    )
+    for suffix in ("Model", "ForSequenceClassification"):
+        with pytest.raises(KeyError, match=r"modeling_cloze\.py: load with trust_remote_code=True"):
+            getattr(transformers, FAMILIES[family] + suffix).from_pretrained(folder, num_attention_heads=4)
+    # An earlier export has the type of the encoder among its settings.
+    before = load_pretrained(str(folder))
+    published = json.loads((folder / "config.json").read_text())
+    published["encoder"]["model_type"] = published.pop("encoder_type")
+    (folder / "config.json").write_text(json.dumps(published))
+    record = json.loads((folder / "cloze.json").read_text())
+    (folder / "cloze.json").write_text(json.dumps(record | {"blake2b": None}))
+    assert peers.same(load_pretrained(str(folder)), before)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +201,18 @@ def test_head_without_a_class_goes_beside_the_base_class(family, head_kind, make
     config = json.loads((folder / "config.json").read_text())
     # BertForTokenClassification could take the scores of the tagger, but its labels would be other ones.
     assert config["architectures"] == [FAMILIES[family] + "Model"]
-    assert "id2label" not in config
+    assert config["id2label"] == {str(index): label for index, label in enumerate(side["labels"])}
+    for auto in CLASSIFIERS:
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            auto.from_pretrained(folder)
+    named = getattr(transformers, FAMILIES[family] + "ForSequenceClassification")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        named.from_pretrained(folder)
+    started, _ = named.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
+    assert started.config.num_labels == len(side["labels"])
     peer, report = load_peer(transformers.AutoModel, folder)
     assert report.pop("missing_keys", set()) <= {"pooler.dense.weight", "pooler.dense.bias"}
+    assert report.pop("unexpected_keys") <= {"classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight"}
     assert report == {}
     batch, inputs = both_forms(family)
     expected = peers.unpadded(peer(**inputs).last_hidden_state, inputs)

@@ -112,9 +112,15 @@ def test_its_example_for_transformers_runs(head_kind, family, tmp_path, tokenize
     side = {"pooling": "cls"}
     export_huggingface(folder, CONFIGS[family], model.state_dict(), head_kind, tokenizer_dirs[family], side, FACTS)
     text = (folder / "README.md").read_text(encoding="utf-8")
-    python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace("path/to/this/folder", str(folder))
+    blocks = re.findall(r"```python\n(.*?)```", text.replace("path/to/this/folder", str(folder)), re.DOTALL)
     names: dict[str, object] = {}
-    exec(compile(python, "card", "exec"), names)
+    exec(compile(blocks[0], "card", "exec"), names)
+    has_pipeline = head_kind in ("pretraining", "sequence_classification")
+    assert ("import pipeline" in text) == has_pipeline
+    if has_pipeline:
+        # Longer than the model, which fails without truncation.
+        exec(compile(blocks[1].replace("A ", "a " * 3 + "A ").replace('."', ' a" + " a" * 99'), "card", "exec"), names)
+        assert len(names["predictions"]) >= 1
     output, dims = OUTPUTS[head_kind]
     assert getattr(names["outputs"], output).dim() == dims
     assert ("sentence_transformers import" in text) == (head_kind == "embedding")
