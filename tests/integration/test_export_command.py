@@ -74,8 +74,8 @@ def test_the_examples_of_the_card_work(tmp_path, run, capfd):
     folder = tmp_path / "runs" / "mine" / "export"
     _, text = card_of(folder)
     names: dict[str, object] = {}
-    (python,) = snippets(text, "python", folder)
-    exec(compile(python, "card", "exec"), names)
+    for python in snippets(text, "python", folder):
+        exec(compile(python, "card", "exec"), names)
     logits = names["outputs"].logits[0].detach()  # type: ignore[attr-defined]
     capfd.readouterr()
     (bash,) = snippets(text, "bash", folder)
@@ -84,6 +84,11 @@ def test_the_examples_of_the_card_work(tmp_path, run, capfd):
     assert run("predict", *shlex.split(predict)[3:], "precision=fp32") == 0
     prediction = json.loads(capfd.readouterr().out)
     assert prediction["probability"] == pytest.approx(float(logits.softmax(-1).max()), abs=1e-5)
+    (of_pipeline,) = names["predictions"]  # type: ignore[attr-defined]
+    assert (of_pipeline["label"], of_pipeline["score"]) == (
+        prediction["label"],
+        pytest.approx(prediction["probability"], abs=1e-5),
+    )
 
 
 def test_an_onnx_file_on_demand(tmp_path, run):
