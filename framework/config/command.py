@@ -19,7 +19,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.group_choices import with_named_choices
 from framework.config.guard import guard, until_the_reader_leaves
-from framework.config.hydra_seams import use_seams
+from framework.config.hydra_seams import BASE_PREFIX, use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
 from framework.config.quoting import with_quotes
@@ -171,7 +171,8 @@ def _missing(key: str) -> ConfigError:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(file.stem for file in (conf_folder() / group).glob("*.yaml"))
+    names = (file.stem for file in (conf_folder() / group).glob("*.yaml"))
+    return sorted(name for name in names if not name.startswith(BASE_PREFIX))
 
 
 def _unknown_key(error: OmegaConfBaseException) -> ConfigError:

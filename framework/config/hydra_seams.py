@@ -1,4 +1,7 @@
-"""Adapts Hydra 1.3 in two points: sweeps over config groups, and help texts with the comments of conf/."""
+"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, and help texts contain the comments of conf/.
+
+A base is a config file whose name begins with an underscore. Other config files include it; no user chooses it.
+"""
 
 import sys
 from argparse import ArgumentParser, Namespace
@@ -7,18 +10,38 @@ from pathlib import Path
 
 import hydra._internal.hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from typing_extensions import override
 
 
+BASE_PREFIX = "_"
+
+
+class OfferedConfigs(ConfigRepository):
+    """Omits bases from the options of a group: in help texts, messages, tab completion and `glob(*)`."""
+
+    @override
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        options = super().get_group_options(group_name, results_filter)
+        return [option for option in options if not option.startswith(BASE_PREFIX)]
+
+
 class GroupSweepLoader(ConfigLoaderImpl):
-    """Composes the config of a sweep with the first choice of each swept group.
+    """Composes the config of a sweep with the first choice of each swept group, and offers no bases.
 
     Hydra omits swept groups, so `experiment=a,b data.train=FILE` fails: no data config with this key is chosen. Each
     job is composed separately later, with its own choices.
     """
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = OfferedConfigs(config_search_path)
 
     @override
     def load_configuration(
@@ -47,32 +70,35 @@ class GroupSweepLoader(ConfigLoaderImpl):
 
 
 class CommentedHelp(internal.Hydra):
-    """Prints the config files unchanged for `--help`; Hydra itself drops their comments."""
+    """Prints the groups of the command and its config files for `--help`; Hydra itself drops their comments."""
 
     @override
     def app_help(self, config_name: str | None, args_parser: ArgumentParser, args: Namespace) -> None:
         composed = self.compose_config(config_name, args.overrides, RunMode.RUN, with_log_configuration=False)
-        groups = self.format_config_groups(lambda group: group != "hydra" and not group.startswith("hydra/"))
+        chosen = self.config_loader.compute_defaults_list(config_name, list(args.overrides), RunMode.RUN)
+        read = {group for group in chosen.overrides.known_choices if not group.startswith("hydra/")}
         files = "\n".join(
-            f"# {name}\n{file.read_text(encoding='utf-8')}" for name, file in self._files(config_name, args.overrides)
+            f"# {name}\n{file.read_text(encoding='utf-8')}" for name, file in self._files(chosen.defaults)
         )
         sys.stdout.write(
             f"{composed.hydra.help.header}\n"
-            f"== Groups: GROUP=OPTION chooses a file ==\n\n{groups}\n"
+            f"== Groups: GROUP=OPTION chooses a file ==\n\n{self.format_config_groups(read.__contains__)}\n"
             "== Files: KEY=VALUE sets a key; `--cfg job` prints what they compose to ==\n\n"
             f"{files}\n"
             "`--hydra-help` lists the options of Hydra.\n"
         )
 
-    def _files(self, config_name: str | None, overrides: Sequence[str]) -> Iterator[tuple[str, Path]]:
-        """Yields the name and path of each config file that these overrides choose, except those of Hydra."""
-        loader = self.config_loader
-        folders = [Path(source.path) for source in loader.get_sources() if source.scheme() == "file"]
-        chosen = loader.compute_defaults_list(config_name, list(overrides), RunMode.RUN).defaults
-        for name in dict.fromkeys(f"{each.config_path}.yaml" for each in chosen if each.config_path is not None):
+    def _files(self, chosen: Sequence[ResultDefault]) -> Iterator[tuple[str, Path]]:
+        """Yields the name and path of each chosen config file, except those of Hydra.
+
+        The name of a base is followed by the package into which its keys are composed.
+        """
+        folders = [Path(source.path) for source in self.config_loader.get_sources() if source.scheme() == "file"]
+        for each in dict.fromkeys((each.config_path, each.package) for each in chosen if each.config_path is not None):
+            name = f"{each[0]}.yaml"
             found = next((folder / name for folder in folders if (folder / name).is_file()), None)
             if found is not None:
-                yield name, found
+                yield f"{name}, keys of {each[1]}" if found.name.startswith(BASE_PREFIX) and each[1] else name, found
 
 
 def use_seams() -> None:

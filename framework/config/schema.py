@@ -47,77 +47,44 @@ def check_average_last(name: str, value: int) -> None:
         raise ConfigError(f"`{name}` is {value}, but it must be at least 1; 1 takes no mean.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """How long and in what portions.
+    """Length, batch, update, validation and checkpoints of a run.
 
-    Attributes:
-        max_steps: Optimizer steps of the whole run; null leaves it to `max_epochs`.
-        max_epochs: Epochs of the whole run, where `max_steps` is null.
-        global_batch_size: Sequences per optimizer step over all ranks; null leaves it to `global_batch_tokens`.
-        micro_batch_tokens: Most tokens that one forward pass of one rank takes; "auto": on CUDA what fits into memory,
-            found by trials at each start, on the CPU 4,096.
-        global_batch_tokens: Tokens per optimizer step over all ranks, where `global_batch_size` is null: about, since
-            the run takes the whole number of sequences that have so many on average.
-        batch_warmup_start: Sequences of the first steps, from which the global batch grows linearly; null: no growth.
-        batch_warmup_steps: Steps in which the global batch reaches its full size; null: no growth.
-        probe_every_n_steps: Steps between scores of `probes`; null: at the end of the run.
-        val_every_n_steps: Steps between validations; null: at the end of each epoch of full steps and of the run.
-        log_every_n_steps: Steps between logged rows.
-        checkpoint_every_n_steps: Steps between checkpoints; null: only at the end.
-        checkpoint_async: Copy them to host memory and write them beside the training; false: training stands
-            still, and no copy is held.
-        keep_last: Newest checkpoints that are kept.
-        keep_every_n_steps: Checkpoints at multiples of it are kept forever; null: none are.
-        keep_best: Checkpoints with the best validations, by the task's metric, that are kept.
-        gradient_clip: Largest global gradient norm; null or 0: gradients are not clipped.
-        ema_decay: In (0, 1), how slowly the moving average of the weights follows them; validation, export and other
-            readers then take the average. null: none is kept.
-        num_workers: Loader processes of each rank.
-        timeout_seconds: The longest time without progress before the rank that hangs is named and all end; progress
-            is each micro-batch, each validation batch, each phase of a step, so it must be longer than the slowest of
-            them: the first (compiled) forward pass, a whole checkpoint, the pictures at the end.
-        max_time: Time within which one start of the run saves and leaves, counted from the start of its process:
-            HH:MM:SS, D-HH:MM:SS or seconds; null: no limit.
-        on_non_finite: What is done at a step whose loss or gradient is not finite: "stop" ends the run; "skip" goes on
-            without its update; "roll_back" goes on at the next step with weights and optimizer of the newest
-            checkpoint at a multiple of `checkpoint_every_n_steps`.
-        max_non_finite_steps: Such steps that the whole run may meet before it ends, where it does not stop at the
-            first.
-        freeze: Shell patterns of names of parameters that are not trained.
-        early_stopping_patience: Validations in a row that the task's best metric may fail to improve, after which the
-            run ends, finished; null: it runs to its last step.
-        early_stopping_min_delta: By how much more than this the metric must get better for an improvement.
-        report_examples: Number of worst rows of the last validation whose texts report.html and W&B show; 0: no texts;
-            null: no error analysis.
+    The comments of conf/trainer/default.yaml, which `--help` prints, document each field.
     """
 
     max_steps: int | None
     max_epochs: int | None
+    early_stopping_patience: int | None = None
+    early_stopping_min_delta: float = 0.0
+
     global_batch_size: int | None
-    micro_batch_tokens: int | Literal["auto"]
     global_batch_tokens: int | None = None
     batch_warmup_start: int | None = None
     batch_warmup_steps: int | None = None
+    micro_batch_tokens: int | Literal["auto"]
+    num_workers: int = 0
+
+    gradient_clip: float | None = 1.0
+    freeze: tuple[str, ...] = ()
+    ema_decay: float | None = None
+    on_non_finite: OnNonFinite = "stop"
+    max_non_finite_steps: int = 10
+
     val_every_n_steps: int | None = None
     probe_every_n_steps: int | None = None
     log_every_n_steps: int = 10
+    report_examples: int | None = 20
+
     checkpoint_every_n_steps: int | None = None
     checkpoint_async: bool = True
     keep_last: int = 2
     keep_every_n_steps: int | None = None
     keep_best: int = 1
-    gradient_clip: float | None = 1.0
-    ema_decay: float | None = None
-    num_workers: int = 0
-    timeout_seconds: int = 600
+
     max_time: str | int | None = None
-    on_non_finite: OnNonFinite = "stop"
-    max_non_finite_steps: int = 10
-    freeze: tuple[str, ...] = ()
-    early_stopping_patience: int | None = None
-    early_stopping_min_delta: float = 0.0
-    report_examples: int | None = 20
+    timeout_seconds: int = 600
 
     @property
     def time_limit(self) -> TimeLimit | None:

@@ -1,4 +1,7 @@
-"""Every YAML file under conf/ is found, composed the way a user would name it, checked and built."""
+"""Every YAML file under conf/ is found, composed the way a user would name it, checked and built.
+
+Bases, whose names begin with an underscore, are composed as a part of the files that include them.
+"""
 
 import inspect
 from dataclasses import fields
@@ -21,8 +24,10 @@ from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.torchrun import TorchrunLauncher
 
 CONF = conf_folder()
-FILES = sorted(CONF.rglob("*.yaml"))
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+ALL_FILES = sorted(CONF.rglob("*.yaml"))
+FILES = [path for path in ALL_FILES if not path.stem.startswith("_")]
+BASES = [path for path in ALL_FILES if path.stem.startswith("_")]
+EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experiment")
 # Data whose keys are not those of a table.
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
@@ -72,24 +77,50 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "augmentation": 4,
+        "augmentation": 5,
         "corpus": 6,
-        "data": 12,
-        "experiment": 15,
+        "data": 14,
+        "experiment": 16,
         "hydra": 3,
         "logger": 2,
         "model": 11,
-        "optimizer": 4,
+        "optimizer": 5,
         "precision": 5,
         "regularization": 3,
-        "schedule": 4,
-        "strategy": 6,
+        "schedule": 5,
+        "strategy": 8,
         "task": 9,
         "tokenizer": 5,
         "trainer": 1,
         "vocabulary": 3,
     }
-    assert len(FILES) == sum(by_group.values()) + 6
+    assert len(ALL_FILES) == sum(by_group.values()) + 9
+    assert (len(FILES), len(BASES)) == (100, 12)
+
+
+@pytest.mark.parametrize("base", BASES, ids=name_of)
+def test_every_base_is_included_by_several_files(base):
+    """A base that one file includes would only hide its keys; one that no file includes would never be composed."""
+    including = [file for file in ALL_FILES if base in included_files(file)]
+    assert len(including) > 1
+
+
+def included_files(file: Path) -> list[Path]:
+    """The files that the defaults list of a file names by themselves, not as an option of a group."""
+    defaults = OmegaConf.to_container(OmegaConf.load(file)).get("defaults", [])
+    paths = [each.partition("@")[0] for each in defaults if isinstance(each, str)]
+    return [(CONF if path.startswith("/") else file.parent) / f"{path.lstrip('/')}.yaml" for path in paths]
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=name_of)
+def test_no_experiment_repeats_a_default_of_training(file):
+    defaults = {f"override /{group}": option for each in groups_of(CONF / "train.yaml") for group, option in each.items()}
+    assert not [each for each in groups_of(file) for group, option in each.items() if defaults[group] == option]
+
+
+def groups_of(file: Path) -> list[dict[str, str]]:
+    config = OmegaConf.to_container(OmegaConf.load(file))
+    return [each for each in config["defaults"] if isinstance(each, dict)]
 
 
 @pytest.mark.parametrize("file", FILES, ids=name_of)
@@ -188,9 +219,10 @@ def test_model_presets_name_every_shape(file):
 
 
 @pytest.mark.parametrize(
-    "name", [path.stem for path in (CONF / "data").glob("*.yaml") if "\nformat:" in path.read_text()]
+    "name", [path.stem for path in FILES if path.parent.name == "data" and "  - _format@format\n" in path.read_text()]
 )
 def test_data_takes_null_for_the_format_of_its_files(name):
-    node = {**OmegaConf.to_container(OmegaConf.load(CONF / "data" / f"{name}.yaml")), "format": None}
+    config = compose("train", ["experiment=finetune_demo", f"data={name}", "data.format=null"])
+    node = OmegaConf.to_container(config.data, resolve=True)
     given = {key: f"{key}.csv" if value == "???" else value for key, value in node.items()}
     assert check_component("data", given).build().format is None

@@ -7,18 +7,21 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from framework.evaluate import evaluate
+from framework.export import export
+from framework.prepare import prepare
 from framework.train import train
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-def leave_with(monkeypatch, *arguments: str) -> object:
+def leave_with(monkeypatch, *arguments: str, main=train) -> object:
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
     try:
-        train()
+        main()
     except SystemExit as leaving:
         return leaving.code or 0
     return 0
@@ -30,6 +33,40 @@ def test_help_shows_the_comments_of_the_chosen_files(chosen, monkeypatch, capsys
     told = capsys.readouterr()
     assert f"# {chosen}.yaml\n{(CONF / f'{chosen}.yaml').read_text(encoding='utf-8')}" in told.out
     assert told.err == "" and "schedule: constant, cosine, linear" in told.out
+
+
+@pytest.mark.parametrize(
+    ("main", "groups"),
+    [
+        (prepare, ["corpus", "vocabulary"]),
+        (evaluate, ["data", "precision"]),
+        (export, []),
+    ],
+)
+def test_help_offers_the_groups_of_the_command_and_no_bases(main, groups, monkeypatch, capsys):
+    assert leave_with(monkeypatch, "--help", main=main) == 0
+    lines = capsys.readouterr().out.partition("== Files")[0].partition("==\n")[2].split("\n")
+    offered = dict(line.split(": ") for line in lines if line)
+    assert list(offered) == groups
+    assert not [name for options in offered.values() for name in options.split(", ") if name.startswith("_")]
+
+
+def test_help_of_training_offers_no_group_of_prepare(monkeypatch, capsys):
+    assert leave_with(monkeypatch, "--help") == 0
+    told = capsys.readouterr().out
+    assert "\ncorpus: " not in told and "\nvocabulary: " not in told
+    assert "\nexperiment: finetune_choice, " in told and "\nstrategy: ddp, fsdp2, fsdp2_tp, hsdp, single, tp\n" in told
+
+
+def test_help_says_to_which_keys_a_base_belongs(monkeypatch, capsys):
+    assert leave_with(monkeypatch, "--help", "experiment=finetune_sst2") == 0
+    assert "# data/_format.yaml, keys of data.format\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("strategy=dpd",), ("-m", "strategy=glob(d*p_)")])
+def test_messages_offer_no_bases(arguments, monkeypatch, capsys):
+    assert leave_with(monkeypatch, "experiment=pretrain_demo", *arguments) != 0
+    assert "_base" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job", "experiment=pretrain_demo")])
