@@ -19,7 +19,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from typing_extensions import override
 
-
 BASE_PREFIX = "_"
 
 

@@ -114,7 +114,9 @@ def included_files(file: Path) -> list[Path]:
 
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=name_of)
 def test_no_experiment_repeats_a_default_of_training(file):
-    defaults = {f"override /{group}": option for each in groups_of(CONF / "train.yaml") for group, option in each.items()}
+    defaults = {
+        f"override /{group}": option for each in groups_of(CONF / "train.yaml") for group, option in each.items()
+    }
     assert not [each for each in groups_of(file) for group, option in each.items() if defaults[group] == option]
 
 
