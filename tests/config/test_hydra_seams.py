@@ -63,10 +63,14 @@ def test_help_says_to_which_keys_a_base_belongs(monkeypatch, capsys):
     assert "# data/_format.yaml, keys of data.format\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [("strategy=dpd",), ("-m", "strategy=glob(d*p_)")])
-def test_messages_offer_no_bases(arguments, monkeypatch, capsys):
-    assert leave_with(monkeypatch, "experiment=pretrain_demo", *arguments) != 0
-    assert "_base" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "offered"),
+    [(("experiment=pretrain_demo", "strategy=dpd"), "ddp, fsdp2, fsdp2_tp, hsdp, single, tp"), ((), "finetune_choice")],
+)
+def test_messages_offer_options_and_no_bases(arguments, offered, monkeypatch, capsys):
+    assert leave_with(monkeypatch, *arguments) == 2
+    told = capsys.readouterr().err
+    assert offered in told and " _" not in told
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job", "experiment=pretrain_demo")])
