@@ -19,5 +19,6 @@ step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch
 step .venv/bin/mypy
 step .venv/bin/shellcheck -x launch/*.sh launch/lib/*.sh docker/*.sh slurm/*.sh slurm/*.sbatch framework/sweeps/slurm_job.sh .ci/run
-step .venv/bin/python -m pytest "$@"
+# Two workers; the tests of a file stay in one of them, so that what a file builds once is built once.
+step .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
 echo "test: all passed"

@@ -24,6 +24,14 @@ def imported_tests(source: str) -> list[str]:
     return [name for name in in_tests if any(part.startswith("test_") for part in name.split("."))]
 
 
+def missing_modules(source: str) -> list[str]:
+    """Returns the modules of tests/ that a source imports and that do not exist."""
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) and not node.level]
+    names = {node.module for node in imports if node.module and node.module.startswith("tests.")}
+    paths = {name: ROOT / name.replace(".", "/") for name in names}
+    return sorted(name for name, path in paths.items() if not path.is_dir() and not path.with_suffix(".py").is_file())
+
+
 def is_at_home(path: str) -> bool:
     """True for a test, a conftest.py, an `__init__.py`, and a module of the folders that hold shared ones."""
     name = path.split("/")[-1]
@@ -32,7 +40,9 @@ def is_at_home(path: str) -> bool:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))
 def test_no_test_is_imported(file):
-    assert imported_tests(file.read_text(encoding="utf-8")) == []
+    source = file.read_text(encoding="utf-8")
+    assert imported_tests(source) == []
+    assert missing_modules(source) == []
 
 
 def test_shared_modules_lie_in_support():
@@ -72,3 +82,9 @@ def test_an_import_of_a_test_is_seen(source, is_wrong):
 )
 def test_a_shared_module_elsewhere_is_seen(path, expected):
     assert is_at_home(path) == expected
+
+
+def test_an_import_of_a_missing_module_is_seen():
+    assert missing_modules("from tests.workers import WorkerPool") == ["tests.workers"]
+    assert missing_modules("from tests.support.processes.workers import WorkerPool") == []
+    assert missing_modules("from tests.support.models import peers") == []

@@ -4,17 +4,15 @@ import csv
 import gzip
 import json
 from collections import defaultdict
-from pathlib import Path
-
-import pytest
 
 from framework.tasks.recommendation.catalogue import build_catalogue
 from framework.tasks.recommendation.data import InteractionData
 from framework.tasks.recommendation.trial import build_trial
 from tests.benchmarks.movielens_items import match_items
+from tests.support.real_data import needs_real_data, real_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "recommendation"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+DATA = real_data("recommendation")
+pytestmark = needs_real_data
 RATINGS = DATA / "ml_latest_small_ratings.csv.gz"
 
 

@@ -1,7 +1,5 @@
 """Real text, English and Chinese, from the file to the batch: nothing is lost, and pairs are what they say."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -16,14 +14,14 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.tasks.pretraining.features import PretrainingSource
 from framework.tasks.pretraining.task import PretrainingTask
+from tests.support.real_data import needs_real_data, real_data
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+pytestmark = needs_real_data
 LENGTH = 64
 
 SOURCES = {
-    "english": TextFiles(str(DATA / "pretrain" / "wikitext2_valid.txt.gz"), "blank_lines"),
-    "chinese": TableFiles(str(DATA / "sentiment" / "zh_waimai_10k.csv.gz"), "review"),
+    "english": TextFiles(str(real_data("pretrain/wikitext2_valid.txt.gz")), "blank_lines"),
+    "chinese": TableFiles(str(real_data("sentiment/zh_waimai_10k.csv.gz")), "review"),
 }
 
 

@@ -40,7 +40,7 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
 
         sweep = start(store, *line)
         wait_for_rows(sweep, folder / killed, 4)
-        os.kill(rank_of(f"SLURM_JOB_ID={numbers[killed]}", 1), signal.SIGKILL)
+        os.kill(rank_of(f"SLURM_JOB_ID={numbers[killed]}", 1, store), signal.SIGKILL)
         wait_for_rows(sweep, folder / interrupted, 4)
         # What SLURM does near the time limit.
         subprocess.run(["scancel", "--batch", "--signal=USR1", str(numbers[interrupted])], check=True)

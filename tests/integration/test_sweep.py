@@ -20,7 +20,7 @@ def test_a_killed_job_is_named_three_are_kept_and_the_second_start_runs_one(tmp_
 
     sweep = start(store, *line)
     wait_for_rows(sweep, victim, 4)
-    os.kill(rank_of(f"CLOZE_SWEEP_JOB=[0-9]+:{re.escape(names[1])}", 1), signal.SIGKILL)
+    os.kill(rank_of(f"CLOZE_SWEEP_JOB=[0-9]+:{re.escape(names[1])}", 1, store), signal.SIGKILL)
     out, err = sweep.communicate(timeout=WAIT_SECONDS)
     assert sweep.returncode == 2
     assert re.fullmatch(

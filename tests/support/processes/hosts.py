@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.processes.apt import apt_install
+
 PROGRAMS = ("ip", "nsenter", "unshare", "sshd", "ssh", "ssh-keygen")
 _ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
@@ -24,8 +26,7 @@ def why_not() -> str | None:
     if _missing():
         if shutil.which("apt-get") is None:
             return f"no {', '.join(_missing())}, and no apt-get"
-        install = ["apt-get", "install", "-y", "--no-install-recommends", "iproute2", "util-linux", "openssh-server"]
-        subprocess.run([*install, "openssh-client"], check=False, capture_output=True)
+        apt_install("iproute2", "util-linux", "openssh-server", "openssh-client")
     if _missing():
         return f"no {', '.join(_missing())}, and apt-get could not install them"
     tried = subprocess.run(["unshare", "--net", "--uts", "--mount", "true"], check=False, capture_output=True)

@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from tests.support.processes.apt import apt_install
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
 LOST_SECONDS = 20
 """A node that is silent for so long counts as lost."""
@@ -64,11 +66,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "SLURM's daemons need root"
     if _missing() and shutil.which("apt-get") is not None:
-        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "check": False}
-        install = ["apt-get", "install", "--yes", "--no-install-recommends", *_PACKAGES]
-        if subprocess.run(install, **quiet).returncode != 0:  # type: ignore[call-overload]
-            subprocess.run(["apt-get", "update"], **quiet)  # type: ignore[call-overload]
-            subprocess.run(install, **quiet)  # type: ignore[call-overload]
+        apt_install(*_PACKAGES)
     return f"no {', '.join(_missing())}, and apt-get could not install {', '.join(_PACKAGES)}" if _missing() else None
 
 

@@ -25,14 +25,22 @@ def start(store: Path, *overrides: str) -> subprocess.Popen[str]:
     )
 
 
-def rank_of(job: str, rank: int) -> int:
-    """The process of one rank of the job that has a variable in its environment; a pattern."""
+def rank_of(job: str, rank: int, store: Path) -> int:
+    """Finds the process of one rank.
+
+    Args:
+        job: Pattern of a variable that the environment of the job has.
+        rank: Rank of the process.
+        store: Token store of its command line; another test may run a job of the same name or number.
+    """
     for file in Path("/proc").glob("[0-9]*/environ"):
         try:
             environment = file.read_text(errors="replace").split("\0")
+            command = file.with_name("cmdline").read_text(errors="replace")
         except OSError:
             continue
-        if f"RANK={rank}" in environment and any(re.fullmatch(job, entry) for entry in environment):
+        is_job = str(store) in command and any(re.fullmatch(job, entry) for entry in environment)
+        if is_job and f"RANK={rank}" in environment:
             return int(file.parent.name)
     raise AssertionError(f"{job} has no rank {rank}")
 

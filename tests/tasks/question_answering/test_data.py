@@ -10,8 +10,8 @@ import pytest
 
 from framework.errors import ConfigError, DataError
 from framework.tasks.question_answering.data import Answer, QuestionData
+from tests.support.real_data import needs_real_data, real_data
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "qa"
 CONTEXT = "Zoë lives in 北京, not in Bern."
 GOOD = {"id": "a", "question": "Where?", "answers": [{"text": "北京", "answer_start": 13}]}
 
@@ -235,13 +235,13 @@ def test_settings_that_cannot_be(tmp_path):
         load(tmp_path / "q.json", squad(GOOD), on_bad_row="ignore")
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+@needs_real_data
 @pytest.mark.parametrize(
     ("name", "questions", "contexts"),
     [("policyqa_dev.json.gz", 3809, 574), ("xquad.en.json", 1190, 240), ("xquad.zh.json", 1190, 240)],
 )
 def test_every_question_of_real_files_is_good(name, questions, contexts):
-    loaded = QuestionData(os.fspath(DATA / name), validation_fraction=0.1).load()
+    loaded = QuestionData(os.fspath(real_data(f"qa/{name}")), validation_fraction=0.1).load()
     assert loaded.facts["train"].read == questions
     assert len({question.context for each in loaded.splits.values() for question in each}) == contexts
     held_out = {question.context for question in loaded.splits["validation"]}

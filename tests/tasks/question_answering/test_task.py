@@ -1,7 +1,6 @@
 """Question answering: head and loss against transformers, scores that do not depend on ranks."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,10 +27,10 @@ from framework.tasks.question_answering.head import build_question_answering_hea
 from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.task import TaskModel
 from tests.support.models import peers
+from tests.support.real_data import needs_real_data, real_data
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop"]
 TASK = {"max_length": 14, "stride": 4, "max_question_length": 3, "max_answer_length": 3, "n_best": 4}
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data" / "qa"
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -254,12 +253,12 @@ def test_unlabelled_windows_add_no_loss(tokenizer):
     assert task.loss_sums({"start_logits": logits, "end_logits": logits}, batch)["answer"].item() == 0.0
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+@needs_real_data
 @pytest.mark.parametrize(("language", "unit", "wrong"), [("en", "words", 1), ("zh", "characters", 0)])
 def test_true_positions_give_the_true_answers_of_real_questions(language, unit, wrong):
     """Through windows, offsets and scores; one English answer ends within a token."""
     task = QuestionAnsweringTask(max_answer_length=100)
-    data = QuestionData(os.fspath(DATA / f"xquad.{language}.json"), answer_unit=unit)
+    data = QuestionData(os.fspath(real_data(f"qa/xquad.{language}.json")), answer_unit=unit)
     source = task.build_sources(data, Tokenizer.from_folder(peers.minilm_folder()), seed=0)["train"]
     decoded = []
     for first in range(0, len(source), 64):

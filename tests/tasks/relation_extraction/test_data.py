@@ -8,8 +8,8 @@ import pytest
 from framework.errors import ConfigError, DataError
 from framework.tasks.relation_extraction.data import RelationData
 from framework.tasks.relation_extraction.marked_text import read_marked_text
+from tests.support.real_data import needs_real_data, real_data
 
-DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 SEMEVAL = (
     '1\t"The <e1>cat</e1> sat in the <e2>box</e2>."\r\nIn(e1,e2)\r\nComment: why\r\n\r\n'
     '2\t"A <e1>tea</e1>\t is "<e2> é </e2>""\r\nOther\r\nComment:\r\n\r\n'
@@ -122,9 +122,9 @@ def test_a_text_falls_into_one_split_and_is_a_repeat_only_with_the_same_entities
     assert texts_of["validation"] and set(texts_of["validation"]).isdisjoint(texts_of["train"])
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data is not here")
+@needs_real_data
 def test_every_row_of_semeval_is_good():
-    folder = DATA / "relation"
+    folder = real_data("relation")
     names = [str(folder / f"semeval2010_task8_{split}.txt") for split in ("train", "test")]
     loaded = RelationData(names[0], test=names[1]).load()
     assert sum(facts.read for facts in loaded.facts.values()) == 10_717

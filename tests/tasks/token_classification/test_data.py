@@ -11,8 +11,9 @@ from framework.data.facts import skipped_rows
 from framework.errors import ConfigError, DataError
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.tagged_rows import ConllFormat, TaggedSentence
+from tests.support.real_data import needs_real_data, real_data
 
-REAL = Path(__file__).resolve().parents[4] / "shared" / "data" / "ner"
+REAL = real_data("ner")
 CONLL = "Ann\tB-person\nLee\tI-person\nwon\tO\n\t\nBonn\tB-place\r\n\nsaid\tO\n"
 WORDS = [("Ann", "Lee", "won"), ("Bonn",), ("said",)]
 TAGS = [("B-person", "I-person", "O"), ("B-place",), ("O",)]
@@ -216,7 +217,7 @@ def test_impossible_settings(options, words):
         ConllFormat(comment="")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the shared test data is not here")
+@needs_real_data
 def test_real_files_hold_what_their_publishers_say():
     """Sentences, words and types of WNUT-17 (Derczynski et al. 2017, table 1), and characters of Weibo NER."""
     files = {split: str(REAL / f"wnut17_{name}.conll") for split, name in (("validation", "dev"), ("test", "test"))}
