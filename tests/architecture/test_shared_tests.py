@@ -85,6 +85,6 @@ def test_a_shared_module_elsewhere_is_seen(path, expected):
 
 
 def test_an_import_of_a_missing_module_is_seen():
-    assert missing_modules("from tests.workers import WorkerPool") == ["tests.workers"]
+    assert missing_modules("from tests.data.nowhere import rows") == ["tests.data.nowhere"]
     assert missing_modules("from tests.support.processes.workers import WorkerPool") == []
     assert missing_modules("from tests.support.models import peers") == []
