@@ -1,17 +1,29 @@
 """A run of seconds: a token store of invented sentences, and the arguments of the command."""
 
+import atexit
+import functools
 import json
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 STEPS = 24
 
 
 def make_store(folder: Path) -> Path:
-    """Prepares a token store of invented sentences in a new folder."""
-    folder.mkdir(parents=True)
+    """Returns a token store of invented sentences, in a new folder; a process prepares it once and copies it."""
+    shutil.copytree(_prepared(), folder)
+    return folder / "store"
+
+
+@functools.cache
+def _prepared() -> Path:
+    """Prepares the store by the command, in a folder that the end of this process removes."""
+    folder = Path(tempfile.mkdtemp(prefix="cloze-tiny-run-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     draw = random.Random(0)
     words = [first + last for first in ("ba", "ke", "lo", "mi", "nu") for last in ("ra", "se", "ti", "vo", "zu", "")]
     for index in range(40):
@@ -21,7 +33,7 @@ def make_store(folder: Path) -> Path:
     subprocess.run(
         [*command, f"store={folder / 'store'}", "vocabulary.vocab_size=120"], check=True, capture_output=True
     )
-    return folder / "store"
+    return folder
 
 
 def arguments(store: Path, runs: Path, run_id: str, strategy: str, *overrides: str) -> list[str]:
