@@ -22,12 +22,12 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
     """Writes the results of a sweep and prints its tables.
 
     Args:
-        sweep: Sweep without running jobs of this start: all ended, wait in a queue, or were not started.
+        sweep: Sweep without running jobs of this start: each job has ended, is in a queue, or was not started.
         outcomes: Outcomes by run id.
         console: Console for the tables.
 
     Returns:
-        For each job the value for Hydra's sweepers: the best value of its metric, else the last, else None.
+        One value per job for Hydra's sweepers: the best value of its metric, else the last, else None.
 
     Raises:
         SweepError: Jobs failed; the message names them.
@@ -42,15 +42,15 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
     for job in sweep.jobs:
         if outcomes[job.id].state == "failed":
             failed.setdefault(outcomes[job.id].why, []).append(str(job))
-    again = "start the same line again: it runs only what is missing, from the newest checkpoints"
+    again = "Start the same command again: it runs only the missing jobs, from their newest checkpoints"
     if failed:
         reasons = "; ".join(f"{' and '.join(jobs)} ({why})" for why, jobs in failed.items())
         raise SweepError(
             f"{states.count('failed')} of {len(states)} jobs failed: {reasons}. "
-            f"What the others reached is kept; {again}."
+            f"The results of the other jobs are kept. {again}."
         )
     if ended == "preempted":
-        print_line(f"the sweep left before its end; {again}.", console)
+        print_line(f"The sweep stopped before its end. {again}.", console)
     return [
         JobReturn(overrides=list(job.overrides), status=JobStatus.COMPLETED, _return_value=objective(each))
         for job, each in zip(sweep.jobs, records, strict=True)
@@ -59,14 +59,14 @@ def close_sweep(sweep: Sweep, outcomes: Mapping[str, Outcome], console: Console)
 
 def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: Console) -> None:
     """Prints the table of all jobs, the table of means over seeds, and the path of the results."""
-    _print_whole(console, jobs_table(sweep, records))
+    _print_untruncated(console, jobs_table(sweep, records))
     if SEED in sweep.keys:
-        _print_whole(console, seeds_table(sweep, fold_seeds(records)))
+        _print_untruncated(console, seeds_table(sweep, fold_seeds(records)))
     results = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
     print_line(results, console)
 
 
-def _print_whole(console: Console, table: Table) -> None:
+def _print_untruncated(console: Console, table: Table) -> None:
     """Prints a table without truncation; a narrow terminal wraps its lines."""
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     width, console.width = console.width, max(console.width, needed)
@@ -75,7 +75,7 @@ def _print_whole(console: Console, table: Table) -> None:
 
 
 def jobs_table(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Table:
-    """Builds a table with one row per job: finished jobs first, the best on top and marked."""
+    """Builds a table with one row per job: finished jobs first, the best one on top and marked."""
     name = metric_label(records)
     values = [objective(each) if each["state"] == "finished" else None for each in records]
     table = _table(f"{sweep.name}: {len(records)} jobs", [*short_keys(sweep.keys).values(), "state"])
@@ -114,7 +114,7 @@ def seeds_table(sweep: Sweep, folded: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    """Builds a table with a column for the mark and columns of text."""
+    """Builds a table with one column for the mark and one for each text."""
     table = Table(title=f"{title}, {_MARK} the best", title_justify="left", title_style="bold")
     for name in ("", *columns):
         table.add_column(name)
@@ -122,7 +122,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _add_numbers(table: Table, *titles: str) -> None:
-    """Adds columns of numbers, whose titles have one word per line to save width."""
+    """Adds columns of numbers; each title has one word per line to save width."""
     for title in titles:
         table.add_column(title.replace(" ", "\n"), justify="right")
 
@@ -137,8 +137,8 @@ def _best_first(
     if len({each["metric"] for each, value in zip(rows, values, strict=True) if value is not None}) != 1:
         return [("", each) for each in rows]
     sign = 1 if next(e["better"] for e, value in zip(rows, values, strict=True) if value is not None) == "lower" else -1
-    order = sorted(range(len(rows)), key=lambda at: (values[at] is None, sign * (values[at] or 0.0)))
-    return [(_MARK if rank == 0 else "", rows[at]) for rank, at in enumerate(order)]
+    order = sorted(range(len(rows)), key=lambda index: (values[index] is None, sign * (values[index] or 0.0)))
+    return [(_MARK if rank == 0 else "", rows[index]) for rank, index in enumerate(order)]
 
 
 def _spread(values: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What the launchers of sweeps have in common: the jobs are planned, the folder is locked, the results are shown."""
+"""Base class of the sweep launchers: plans the jobs, locks the folder, prints the results."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -12,40 +12,44 @@ from rich.console import Console
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Sweep, plan_sweep
-from framework.sweeps.start import check_jobs, check_start, first_outcomes, sole
+from framework.sweeps.start import check_jobs, check_start, first_outcomes, sweep_lock
 from framework.tracking.console import open_console
 
 
 class SweepLauncher(Launcher):
-    """Runs the jobs of sweeps; where and how, its subclasses say.
+    """Runs the jobs of a sweep. Subclasses decide on which machines.
 
     Attributes:
-        wait: `launch` returns when all jobs have ended, and not before.
+        wait: True if `launch` returns only after all jobs have ended.
     """
 
     wait: bool = True
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Keeps what jobs are composed from; see `check_start` for what is refused."""
+        """Stores the config and Hydra's context, from which jobs are composed.
+
+        Raises:
+            ConfigError: This process may not start a sweep; see `check_start`.
+        """
         del task_function  # each job is a command of its own
         check_start(config)
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs what is not finished yet of all jobs, and shows what all of them reached.
+        """Runs all jobs that have not finished, and prints the results of all jobs.
 
         Args:
-            job_overrides: By job.
-            initial_job_idx: Of a batch; sweeps are not cut into batches.
+            job_overrides: Overrides of each job.
+            initial_job_idx: Index of the first job of a batch, always 0: sweeps are not split into batches.
 
         Raises:
-            ConfigError: A job cannot run, which shows before the first one starts.
+            ConfigError: A job cannot run. All jobs are checked before the first one starts.
             SweepError: Jobs failed.
         """
         assert initial_job_idx == 0
         console = open_console()
         sweep = self.plan(job_overrides)
-        with sole(sweep.folder) as lock:
+        with sweep_lock(sweep.folder) as lock:
             outcomes = first_outcomes(sweep)
             missing = [job for job in sweep.jobs if outcomes[job.id].state == "waiting"]
             check_jobs(missing, self.processes_of_a_job)
@@ -56,21 +60,21 @@ class SweepLauncher(Launcher):
         return close_sweep(sweep, outcomes, console)
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> Sweep:
-        """See `plan_sweep`."""
+        """Plans and checks the jobs; see `plan_sweep`."""
         return plan_sweep(self.config, self.context, job_overrides, self.processes_of_a_job)
 
     @property
     @abstractmethod
     def processes_of_a_job(self) -> int:
-        """Over all nodes."""
+        """Number of processes of one job, over all nodes."""
 
     @abstractmethod
     def run(self, sweep: Sweep, outcomes: dict[str, Outcome], lock: int, console: Console) -> None:
-        """Runs the jobs that wait, and notes how they end.
+        """Runs the jobs whose state is "waiting", and updates their outcomes.
 
         Args:
-            sweep: All jobs.
-            outcomes: By run id; changed here.
-            lock: File descriptor of the lock of the sweep's folder.
-            console: Where to tell.
+            sweep: Sweep with all jobs.
+            outcomes: Outcomes by run id, updated in place.
+            lock: File descriptor of the lock on the sweep folder.
+            console: Console for progress lines.
         """

@@ -1,4 +1,4 @@
-"""How a job ended, as its run folder and its exit code tell."""
+"""Derives the outcome of a job from its run folder and exit code."""
 
 import re
 import signal
@@ -16,21 +16,21 @@ OUTPUT_FILE = "output.log"
 
 State = Literal["waiting", "pending", "running", "finished", "pruned", "preempted", "failed"]
 DONE: tuple[State, ...] = ("finished", "pruned")
-"""At its end: started again, nothing would be left to do."""
+"""States of jobs that have nothing left to do: a new start skips them."""
 
 _OWN_ERROR = re.compile(r"^(Config|Data|Checkpoint|Distributed|Resource|Framework)Error\b.*: ")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a job stands.
+    """State of a job.
 
     Attributes:
-        state: "waiting": the job was not started. "pending": it waits in SLURM's queue. "preempted": it left before its
-            end, by a signal or its time limit, and resumes when the sweep is started again. "pruned": a search ended it
-            early.
-        why: Of what was preempted or failed.
-        summary: Of the run; None: there is none.
+        state: "waiting": the job was not started. "pending": it is in SLURM's queue. "preempted": it stopped before its
+            end, after a signal or at its time limit, and resumes when the sweep is started again. "pruned": a search
+            stopped it early.
+        why: Reason of a preemption or failure, else None.
+        summary: Content of summary.json; None if the file does not exist.
     """
 
     state: State
@@ -39,13 +39,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Before:
-    """What lay in the run folder before a start, so that it is not taken for news.
+class FolderState:
+    """State of a run folder before a start. It separates old results from those of the start.
 
     Attributes:
-        summary: When summary.json was written.
-        failure: When failure.json was written.
-        output: Bytes of the output.
+        summary: Modification time of summary.json in nanoseconds; 0 if it does not exist.
+        failure: Modification time of failure.json in nanoseconds; 0 if it does not exist.
+        output: Size of the output file in bytes.
     """
 
     summary: int
@@ -54,29 +54,31 @@ class Before:
 
 
 def output_file(job: Job) -> Path:
-    """Where everything goes that the processes of a job print."""
+    """Returns the path of the file that receives all output of a job."""
     return job.folder / LOGS_FOLDER / OUTPUT_FILE
 
 
-def look(job: Job) -> Before:
-    """Notes what lies in the run folder before a start."""
+def folder_state(job: Job) -> FolderState:
+    """Returns the current state of a job's run folder."""
     output = output_file(job)
-    return Before(
+    return FolderState(
         _written(job.folder / SUMMARY_FILE),
         _written(job.folder / LOGS_FOLDER / FAILURE_FILE),
         output.stat().st_size if output.is_file() else 0,
     )
 
 
-def judge(job: Job, is_success: bool, how: str, before: Before, is_told: bool = False) -> Outcome:
-    """Returns how a start of a job ended.
+def classify_exit(
+    job: Job, is_success: bool, exit_text: str, before: FolderState, is_signalled: bool = False
+) -> Outcome:
+    """Returns the outcome of one start of a job.
 
     Args:
-        job: A job that has no process any more.
-        is_success: True where its first process left with 0.
-        how: How that process left, in words.
-        before: Files of the run folder before that start.
-        is_told: True if the job was signalled to save and exit. A job that could not react yet waits again.
+        job: Job without running processes.
+        is_success: True if its first process exited with code 0.
+        exit_text: Description of that exit, such as "exit code 1".
+        before: State of the run folder before the start.
+        is_signalled: True if the job was signalled to save and exit. A job that could not react yet is "waiting" again.
     """
     summary = read_summary(job.folder)
     is_new = _written(job.folder / SUMMARY_FILE) != before.summary
@@ -84,19 +86,20 @@ def judge(job: Job, is_success: bool, how: str, before: Before, is_told: bool = 
     for state in DONE:
         if is_success and ended == state:
             return Outcome(state, None, summary)
-    # torchrun itself leaves with 1 after a signal, although its ranks left as planned.
+    # torchrun itself exits with 1 after a signal, although its ranks exited as planned.
     if ended == "preempted" and (is_new or is_success):
         assert summary is not None
         return Outcome("preempted", str(summary["why"]), summary)
     named, last_line = _reason(job, before)
-    if is_told and (named is None or named.startswith(DistributedError.__name__)):  # ranks that were gone before others
+    # After a signal some ranks exit earlier, and the others report a DistributedError.
+    if is_signalled and (named is None or named.startswith(DistributedError.__name__)):
         return Outcome("waiting", None, summary)
     reason = named or last_line
-    return Outcome("failed", f"{how}; {reason}" if reason else how, summary)
+    return Outcome("failed", f"{exit_text}; {reason}" if reason else exit_text, summary)
 
 
-def _reason(job: Job, before: Before) -> tuple[str | None, str | None]:
-    """Returns the error that the run itself reported, or None, and the last line that it printed."""
+def _reason(job: Job, before: FolderState) -> tuple[str | None, str | None]:
+    """Returns the error that the run reported, or None, and the last line of its output, or None."""
     failure = read_failure(job.folder / LOGS_FOLDER)
     if failure is not None and _written(job.folder / LOGS_FOLDER / FAILURE_FILE) != before.failure:
         return failure.why, None
@@ -109,8 +112,8 @@ def _reason(job: Job, before: Before) -> tuple[str | None, str | None]:
     return next((line for line in lines if _OWN_ERROR.match(line)), None), lines[-1] if lines else None
 
 
-def words(exit_code: int) -> str:
-    """An exit code as Python's subprocess gives it: minus the signal's number where one ended the process."""
+def describe_exit(exit_code: int) -> str:
+    """Describes a return code of Python's subprocess, in which a negative number is a signal."""
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"exit code {exit_code}"

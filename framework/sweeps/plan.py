@@ -1,4 +1,4 @@
-"""What a sweep runs: its jobs, each with a name, a run folder and a config that was checked before anything starts."""
+"""Plans a sweep: gives each job a name and a run folder, and checks its config before any job starts."""
 
 import hashlib
 import re
@@ -25,7 +25,7 @@ SEED = "seed"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,127}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME_LENGTH = 64
-"""W&B takes no longer ids."""
+"""Maximum length of a W&B id."""
 
 _OWN_GROUPS = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep", "hydra.mode")
 
@@ -35,11 +35,11 @@ class Job:
     """One run of a sweep.
 
     Attributes:
-        folder: Its run folder; the last part is the run id.
-        values: What the sweep gives the swept keys, by key, as it was written.
-        overrides: The command line of the run.
-        config: The resolved config.
-        best_mode: "min" or "max": which values of the task's own metric are better.
+        folder: Run folder, whose name is the run id.
+        values: Values of the swept keys, by key, as written on the command line.
+        overrides: Overrides on the command line of the run.
+        config: Resolved config.
+        best_mode: "min" or "max": direction in which the task's own metric improves.
     """
 
     folder: Path
@@ -50,12 +50,12 @@ class Job:
 
     @property
     def id(self) -> str:
-        """The run id."""
+        """Run id."""
         return self.folder.name
 
     @property
     def combination(self) -> dict[str, str]:
-        """The swept values without the seed: jobs that share them are repetitions of one experiment."""
+        """Swept values without the seed. Jobs with the same combination repeat one experiment."""
         return {key: value for key, value in self.values.items() if key != SEED}
 
     def __str__(self) -> str:
@@ -67,9 +67,9 @@ class Sweep:
     """All runs of one sweep.
 
     Attributes:
-        folder: Holds the run folders and the results; its name is that of the sweep.
-        keys: The swept keys.
-        jobs: In the order of Hydra's sweeper.
+        folder: Folder of the run folders and the results, named like the sweep.
+        keys: Swept keys.
+        jobs: Jobs in the order of Hydra's sweeper.
     """
 
     folder: Path
@@ -78,41 +78,41 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The name of the sweep, and of its W&B group."""
+        """Name of the sweep and of its W&B group."""
         return self.folder.name
 
 
 def plan_sweep(
     config: DictConfig, context: HydraContext, job_overrides: Sequence[Sequence[str]], world_size: int
 ) -> Sweep:
-    """Plans the jobs and checks the config of each, before any of them starts.
+    """Plans the jobs and checks the config of each before any of them starts.
 
     Args:
-        config: Of the sweep.
-        context: Composes the configs of the jobs.
-        job_overrides: By job, as Hydra's sweeper gives them.
-        world_size: Processes of each job, over all nodes.
+        config: Config of the sweep.
+        context: Hydra's context, which composes the configs of the jobs.
+        job_overrides: Overrides of each job, from Hydra's sweeper.
+        world_size: Number of processes of each job, over all nodes.
 
     Raises:
-        ConfigError: The sweep's folder cannot name runs; a job sets `run.id`; two jobs are the same; the config of a
-            job cannot be run; or its run folder belongs to another config.
+        ConfigError: The name of the sweep folder is no valid prefix of run ids; a job sets `run.id`; two jobs are the
+            same; the config of a job is invalid; or its run folder belongs to another config.
     """
     folder = Path(config.hydra.sweep.dir)
     if not _NAME.fullmatch(folder.name):
         raise ConfigError(
-            f"hydra.sweep.dir={str(folder)!r} ends with a name that cannot begin those of run folders; use at "
-            "most 128 letters, digits and . _ + - only, beginning with a letter or digit."
+            f"hydra.sweep.dir is {str(folder)!r}, whose last part is no valid prefix of run ids. Use at most 128 "
+            "letters, digits and . _ + -, and begin with a letter or digit."
         )
     keys = swept_keys(config, context)
     jobs = [_plan_job(config, context, folder, keys, list(overrides), world_size) for overrides in job_overrides]
     (most, count), *_ = Counter(job.id for job in jobs).most_common(1)
     if count > 1:
-        raise ConfigError(f"{count} jobs would share the run folder {folder / most}; give each swept value once.")
+        raise ConfigError(f"{count} jobs have the same run folder {folder / most}. Give each swept value once.")
     return Sweep(folder, keys, tuple(jobs))
 
 
 def swept_keys(config: DictConfig, context: HydraContext) -> tuple[str, ...]:
-    """The keys that the command line, or `hydra.sweeper.params`, gives several values."""
+    """Returns the keys that have several values on the command line or in `hydra.sweeper.params`."""
     params = config.hydra.sweeper.get("params") or {}
     lines = [*(f"{key}={value}" for key, value in params.items()), *config.hydra.overrides.task]
     parsed = OverridesParser.create(context.config_loader).parse_overrides(lines)
@@ -131,8 +131,8 @@ def _plan_job(
     given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
     if "run.id" in given:
         raise ConfigError(
-            f"run.id={given['run.id']} would name every job's run folder, but each has its own; leave it out, and name "
-            "the sweep with hydra.sweep.dir=runs/NAME."
+            f"run.id is {given['run.id']} for every job. Each job of a sweep needs its own run folder. Remove run.id, "
+            "and name the sweep with hydra.sweep.dir=runs/NAME."
         )
     values = {key: given[key] for key in keys}
     run = folder / job_id(folder.name, values)
@@ -149,51 +149,51 @@ def _plan_job(
             _check_folder(job)
         return replace(job, best_mode=settings.task.build().best_mode)
     except ConfigError as error:
-        raise ConfigError(f"the job {job} cannot run: {error}") from error
+        raise ConfigError(f"The job {job} cannot run: {error}") from error
 
 
 def job_id(sweep: str, values: Mapping[str, str]) -> str:
-    """The run id of a job, which does not depend on the other jobs: `SWEEP-lr_1e-05-seed_0`.
+    """Returns the run id of a job, such as `SWEEP-lr_1e-05-seed_0`. It does not depend on the other jobs.
 
-    A hash is added if the name is too long, if characters were replaced, or if a value reads like several
-    (`1-seed_2`), so that no two jobs share a name.
+    The id ends with a hash if it would be too long, if characters were replaced, or if a value looks like several
+    values (`1-seed_2`), so that no two jobs share an id.
 
     Args:
         sweep: Name of the sweep.
-        values: By swept key.
+        values: Values by swept key.
     """
     names = short_keys(tuple(values))
-    words = [f"{name}_{values[key]}" for key, name in names.items()]
-    is_plain = not any(f"-{name}_" in value for name in names.values() for value in values.values())
-    text = "-".join([sweep, *(words or ["job"])])
+    parts = [f"{name}_{values[key]}" for key, name in names.items()]
+    is_unambiguous = not any(f"-{name}_" in value for name in names.values() for value in values.values())
+    text = "-".join([sweep, *(parts or ["job"])])
     safe = _UNSAFE.sub("_", text)
-    if safe == text and is_plain and len(safe) <= _MAX_NAME_LENGTH:
+    if safe == text and is_unambiguous and len(safe) <= _MAX_NAME_LENGTH:
         return safe
     digest = hashlib.sha256("\n".join(f"{key}={value}" for key, value in values.items()).encode()).hexdigest()[:8]
     return f"{safe[: _MAX_NAME_LENGTH - len(digest) - 1]}-{digest}"
 
 
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Keys by their last part, where that is unique among them: `lr` for `optimizer.lr`."""
+    """Returns a short name for each key: its last part (`lr` for `optimizer.lr`) if that is unique, else the key."""
     last = {key: key.lstrip("+").rpartition(".")[2] for key in keys}
-    times = Counter(last.values())
-    return {key: name if times[name] == 1 else key for key, name in last.items()}
+    counts = Counter(last.values())
+    return {key: name if counts[name] == 1 else key for key, name in last.items()}
 
 
 def quoted(text: str) -> str:
-    """A value that Hydra reads as exactly this text."""
+    """Quotes a text so that Hydra parses it as exactly this text."""
     return "'" + text.replace("'", "\\'") + "'"
 
 
 def _hydra_overrides(config: DictConfig) -> Iterator[str]:
-    """What of the command line says where configs are found; each job needs it too."""
+    """Yields the overrides of `hydra` that each job needs too, such as search paths of configs."""
     for override in config.hydra.overrides.hydra:
         if not override.lstrip("+~").startswith(_OWN_GROUPS):
             yield override
 
 
 def command_flags(config: DictConfig) -> list[str]:
-    """The options of the command line, beside overrides, that each job needs too."""
+    """Returns the options of the command line that each job needs too: --config-dir and --config-name."""
     sources = config.hydra.runtime.config_sources
     folders = [source.path for source in sources if source.provider == "command-line"]
     flags = [word for folder in folders for word in ("--config-dir", folder)]
@@ -202,8 +202,8 @@ def command_flags(config: DictConfig) -> list[str]:
 
 
 def _check_folder(job: Job) -> None:
-    """Raises ConfigError where the run folder holds a run of another config."""
+    """Raises ConfigError if the run folder belongs to a run with another config."""
     saved = read_config(job.folder)
-    # What the run itself fills in of its model is not known yet.
+    # The run itself sets some keys of its model, whose values are not known yet.
     given = {name: value for name, value in dict(job.config["model"]).items() if value is not None}
     check_same_run(str(job.folder), saved, {**job.config, "model": {**saved["model"], **given}})

@@ -1,4 +1,4 @@
-"""Collects results of a sweep as plain values, sweep.json, sweep.csv and progress lines; tables are in closing.py."""
+"""Collects the results of a sweep: records, sweep.json, sweep.csv and progress lines. Tables are in closing.py."""
 
 import csv
 import io
@@ -22,11 +22,11 @@ _LOSS = "train/loss"
 
 
 def record(job: Job, outcome: Outcome) -> dict[str, Any]:
-    """One job in plain values: what it is, how it ended, what it reached.
+    """Returns a job, its outcome and its results as a dictionary of JSON values.
 
-    `metric` is the task's own, by which its checkpoints are compared, or the training loss of a run that never
-    validated; `better` says which of its values are ("lower", "higher"); `last` and `best` are its values, None where
-    there is none or it was not finite.
+    `metric` is the name of the task's own metric, by which checkpoints are compared, or of the training loss if the run
+    never validated. `better` is "lower" or "higher". `last` and `best` are values of the metric; None if there is no
+    value or if it was not finite.
     """
     summary = outcome.summary or {}
     last, best = summary.get("last") or {}, summary.get("best") or {}
@@ -50,14 +50,14 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
 
 
 def fold_seeds(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and sample standard deviation (n - 1) over the finished jobs that differ in their seed only.
+    """Computes mean and sample standard deviation (n - 1) over the finished jobs that differ only in their seed.
 
     Args:
-        records: Of all jobs; see `record`.
+        records: Records of all jobs; see `record`.
 
     Returns:
-        For each combination of the other values, in the order of the jobs: `values`, `metric`, and for `last` and
-        `best` each `n`, `mean` (None where n is 0) and `deviation` (None where n is below 2).
+        One row for each combination of the other values, in the order of the jobs: `values`, `metric`, and for `last`
+        and `best` each `n`, `mean` (None if n is 0) and `deviation` (None if n is below 2).
     """
     groups: dict[tuple[tuple[str, str], ...], list[Mapping[str, Any]]] = {}
     for each in records:
@@ -84,12 +84,12 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
     """Replaces sweep.json and sweep.csv.
 
     Args:
-        sweep: All jobs.
-        outcomes: By run id.
-        ended: "running" while jobs are, then "finished", "preempted" or "failed".
+        sweep: Sweep with all jobs.
+        outcomes: Outcomes by run id.
+        ended: "running" while jobs run, then "finished", "preempted" or "failed".
 
     Returns:
-        The records of all jobs.
+        Records of all jobs.
     """
     records = [record(job, outcomes[job.id]) for job in sweep.jobs]
     content = {
@@ -105,26 +105,26 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
 
 
 def progress_line(job: Job, outcome: Outcome, seconds: float) -> str:
-    """What is said of a job that has ended: how, what it reached, how long it took."""
+    """Describes a job that has ended: state, seconds, value of the metric."""
     each = record(job, outcome)
-    # The final error of the sweep contains the reasons of failures.
+    # The final error of the sweep contains the reasons of all failures.
     note = f"; see {output_file(job)}" if outcome.state == "failed" else f"; {outcome.why}" if outcome.why else ""
     value = f"; {metric_label([each])} {each['last']:.4f}" if each["last"] is not None else ""
     return f"{outcome.state:9} {job} after {seconds:,.0f} s{value}{note}"
 
 
-def say(console: Console, sweep: Sweep, text: str) -> None:
-    """Prints one line of news of a sweep."""
+def print_progress(console: Console, sweep: Sweep, text: str) -> None:
+    """Prints one progress line of a sweep."""
     print_line(f"{sweep.name}: {text}", console)
 
 
 def objective(each: Mapping[str, Any]) -> float | None:
-    """Returns the value that ranks a record: the best of its metric, else the last."""
+    """Returns the value by which a record is ranked: the best value of its metric, else the last."""
     return each["last"] if each["best"] is None else each["best"]
 
 
 def metric_label(records: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the name of the metric, or "metric" if records have different ones (a swept task)."""
+    """Returns the name of the metric, or "metric" if the records have different metrics (a swept task)."""
     metrics = {each["metric"] for each in records if each["metric"] is not None}
     if len(metrics) != 1:
         return "metric"
@@ -133,13 +133,13 @@ def metric_label(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _as_csv(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
-    """One row a job: swept values, then what the record has beside its groups of values."""
-    plain = ["run", "state", "metric", "last", "best", "best_step", "steps", "tokens_per_second", "wall_seconds", "why"]
+    """Formats the records as CSV with one row per job: the swept values, then the fields that are single values."""
+    names = ["run", "state", "metric", "last", "best", "best_step", "steps", "tokens_per_second", "wall_seconds", "why"]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*sweep.keys, *plain])
+    writer.writerow([*sweep.keys, *names])
     for each in records:
-        writer.writerow([*(each["values"][key] for key in sweep.keys), *(each[name] for name in plain)])
+        writer.writerow([*(each["values"][key] for key in sweep.keys), *(each[name] for name in names)])
     return stream.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""The launcher of sweeps on SLURM: each job is one of SLURM's, and this process waits for all of them."""
+"""Launcher of sweeps on SLURM: submits one SLURM job per job of the sweep, and waits for all of them."""
 
 import json
 import shutil
@@ -18,20 +18,20 @@ from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.files import parse_json
 from framework.sweeps.launcher import SweepLauncher
-from framework.sweeps.outcome import Before, Outcome, judge, look, output_file
+from framework.sweeps.outcome import FolderState, Outcome, classify_exit, folder_state, output_file
 from framework.sweeps.plan import Job, Sweep, command_flags
-from framework.sweeps.results import progress_line, say, write_results
+from framework.sweeps.results import print_progress, progress_line, write_results
 from framework.sweeps.slurm_queue import ENDED, UNKNOWN, job_states, submit
 from framework.sweeps.slurm_script import batch_script
 from framework.sweeps.slurm_time import check_limit
-from framework.sweeps.start import check_whole, tracking
+from framework.sweeps.start import check_positive_integers, tracking_variables
 from framework.tracking.run_files import JOB_FILE
 
 SCRIPT_FILE = "job.sbatch"
 
 
 class SlurmLauncher(SweepLauncher):
-    """Hydra's launcher `slurm`. What it submitted stays in the run folders, so that any later start finds it again."""
+    """Hydra's launcher `slurm`. It stores job numbers in the run folders, so a later start collects the same jobs."""
 
     __module__ = PLUGIN_MODULE
 
@@ -49,46 +49,46 @@ class SlurmLauncher(SweepLauncher):
         wait: bool = True,
         poll_seconds: float = 10.0,
     ) -> None:
-        """Takes what each job asks for.
+        """Stores and checks the resources of each job.
 
         Args:
-            nodes: Of each job.
-            processes: On each node.
-            gpus_per_node: None: no GPUs are asked for.
-            cpus_per_process: Cores, and threads.
-            time: Limit of one start, in SLURM's way of writing it; None: that of the partition.
-            save_seconds: How long before the limit a job is asked to save and leave.
-            max_requeues: How often a job whose time was up is queued again.
-            options: More options of sbatch.
-            before: Lines of shell that run first.
-            wait: Wait for all jobs; else submit and leave.
-            poll_seconds: Between two looks at the queue.
+            nodes: Number of nodes of each job.
+            processes: Number of processes on each node.
+            gpus_per_node: Number of GPUs on each node; None requests no GPUs.
+            cpus_per_process: Number of cores, and of threads, of each process.
+            time: Time limit of one start in SLURM's format; None is the limit of the partition.
+            save_seconds: Seconds before the limit at which a job is signalled to save and exit.
+            max_requeues: Maximum number of requeues of a job that reached its time limit.
+            options: Further options of sbatch.
+            before: Shell lines that run first.
+            wait: True to wait for all jobs; False to exit after submission.
+            poll_seconds: Seconds between two queries of the queue.
 
         Raises:
-            ConfigError: A value cannot be used, more processes than GPUs are asked for, or SLURM is not there.
+            ConfigError: A value is invalid, a node has more processes than GPUs, or sbatch is not installed.
         """
         self.nodes, self.processes, self.gpus_per_node = nodes, processes, gpus_per_node
         self.cpus_per_process, self.time = cpus_per_process, time
         self.save_seconds, self.max_requeues = save_seconds, max_requeues
         self.options, self.before, self.wait, self.poll_seconds = list(options), list(before), wait, poll_seconds
-        check_whole("hydra.launcher", self, "nodes", "processes", "cpus_per_process", "save_seconds")
+        check_positive_integers("hydra.launcher", self, "nodes", "processes", "cpus_per_process", "save_seconds")
         at_least("hydra.launcher", self, 0.1, "poll_seconds")
         check_limit(time, save_seconds)
         for name, lines, example in (("options", options, "--partition=gpu"), ("before", before, "module load cuda")):
             if isinstance(lines, str):
                 raise ConfigError(
-                    f"hydra.launcher.{name} is the text {lines!r}, but it must be a list. Write "
+                    f"hydra.launcher.{name} is the text {lines!r}. It must be a list. Write "
                     f"'hydra.launcher.{name}=[\"{example}\"]'."
                 )
         if gpus_per_node is not None and gpus_per_node < processes:
             raise ConfigError(
-                f"hydra.launcher.processes={processes} on each node need as many GPUs, but gpus_per_node is "
-                f"{gpus_per_node}; raise it, or lower processes."
+                f"hydra.launcher.processes is {processes}, but gpus_per_node is {gpus_per_node}. Each process needs "
+                "its own GPU. Raise gpus_per_node, or lower processes."
             )
         if shutil.which("sbatch") is None:
             raise ConfigError(
-                "hydra/launcher=slurm needs the command sbatch, which is not found; start the sweep on a login node of "
-                "a SLURM cluster, or choose hydra/launcher=torchrun."
+                "The command sbatch is not installed. hydra/launcher=slurm needs it. Start the sweep on a login "
+                "node of a SLURM cluster, or choose hydra/launcher=torchrun."
             )
 
     @property
@@ -102,18 +102,19 @@ class SlurmLauncher(SweepLauncher):
         _follow(sweep, outcomes, numbers, console, self.poll_seconds if self.wait else None)
 
     def _submit_missing(self, sweep: Sweep, outcomes: dict[str, Outcome], console: Console) -> dict[str, int]:
-        """Submits each job that is not done, unless SLURM has it; returns the number of each such job by run id."""
+        """Submits each waiting job that is not in SLURM yet. Returns the job numbers of all waiting jobs by run id."""
         for job in sweep.jobs:
-            if outcomes[job.id].state == "finished":  # since an earlier start left it to SLURM
-                _file(job).unlink(missing_ok=True)
+            if outcomes[job.id].state == "finished":  # an earlier start submitted it and did not wait
+                _job_file(job).unlink(missing_ok=True)
         missing = [job for job in sweep.jobs if outcomes[job.id].state == "waiting"]
-        known = {job.id: number for job in missing if (number := _read(job)[0]) is not None}
-        say(console, sweep, f"{len(missing)} of {len(sweep.jobs)} jobs to run, {len(known)} of them submitted before")
+        known = {job.id: number for job in missing if (number := _read_job_file(job)[0]) is not None}
+        text = f"{len(missing)} of {len(sweep.jobs)} jobs to run, {len(known)} of them submitted before"
+        print_progress(console, sweep, text)
         numbers = {}
         for job in missing:
             if job.id not in known:
                 known[job.id] = self._submit(sweep, job)
-                say(console, sweep, f"submitted {job} as job {known[job.id]}; {output_file(job)}")
+                print_progress(console, sweep, f"submitted {job} as job {known[job.id]}; {output_file(job)}")
             numbers[job.id] = known[job.id]
             outcomes[job.id] = Outcome("pending")
         write_results(sweep, outcomes, "running")
@@ -122,7 +123,7 @@ class SlurmLauncher(SweepLauncher):
     def _submit(self, sweep: Sweep, job: Job) -> int:
         logs = job.folder.absolute() / LOGS_FOLDER
         logs.mkdir(parents=True, exist_ok=True)
-        before = look(job)
+        before = folder_state(job)
         script = logs / SCRIPT_FILE
         training = ["-m", "framework.train", *command_flags(self.config), *job.overrides]
         text = batch_script(
@@ -137,14 +138,14 @@ class SlurmLauncher(SweepLauncher):
             self.before,
         )
         script.write_text(text, encoding="utf-8")
-        number = submit([*self._options(job, output_file(job).absolute()), str(script)], tracking(sweep, job))
+        number = submit([*self._options(job, output_file(job).absolute()), str(script)], tracking_variables(sweep, job))
         record = {"job": number, "before": asdict(before)}
-        _file(job).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        _job_file(job).write_text(json.dumps(record) + "\n", encoding="utf-8")
         return number
 
     def _options(self, job: Job, output: Path) -> list[str]:
-        """What sbatch is asked for."""
-        asked = {
+        """Returns the options of sbatch for a job."""
+        values = {
             "job-name": job.id,
             "output": str(output).replace("%", "%%"),
             "open-mode": "append",
@@ -157,7 +158,7 @@ class SlurmLauncher(SweepLauncher):
         }
         return [
             "--requeue",
-            *(f"--{name}={value}" for name, value in asked.items() if value is not None),
+            *(f"--{name}={value}" for name, value in values.items() if value is not None),
             *self.options,
         ]
 
@@ -165,17 +166,17 @@ class SlurmLauncher(SweepLauncher):
 def _follow(
     sweep: Sweep, outcomes: dict[str, Outcome], numbers: dict[str, int], console: Console, poll_seconds: float | None
 ) -> None:
-    """Notes the end of each job, until all have ended or this process is asked to leave; the queue keeps the others.
+    """Records the outcome of each job until all have ended or this process is signalled. Other jobs stay in the queue.
 
     Args:
-        sweep: All jobs.
-        outcomes: By run id; changed here.
-        numbers: SLURM's, by run id; those that have ended are taken out.
-        console: Where to tell.
-        poll_seconds: Between two looks; None: one look only.
+        sweep: Sweep with all jobs.
+        outcomes: Outcomes by run id, updated in place.
+        numbers: Job numbers of SLURM by run id; ended jobs are removed.
+        console: Console for progress lines.
+        poll_seconds: Seconds between two queries of the queue; None for a single query.
     """
     jobs = {job.id: job for job in sweep.jobs}
-    signals, begun, shown = StopSignals(), time.monotonic(), dict[str, str]()
+    signals, begun, last_states = StopSignals(), time.monotonic(), dict[str, str]()
     signals.install()
     try:
         while numbers and signals.received is None:
@@ -185,20 +186,21 @@ def _follow(
                 if state in ENDED:
                     del numbers[run]
                     outcomes[run] = _collect(jobs[run], number, state)
-                    say(console, sweep, progress_line(jobs[run], outcomes[run], time.monotonic() - begun))
+                    print_progress(console, sweep, progress_line(jobs[run], outcomes[run], time.monotonic() - begun))
                     write_results(sweep, outcomes, "running")
-                elif shown.get(run) != state:
-                    shown[run] = state
+                elif last_states.get(run) != state:
+                    last_states[run] = state
                     outcomes[run] = Outcome("pending" if state == "PENDING" else "running")
                     write_results(sweep, outcomes, "running")
-                    say(console, sweep, f"{state.lower():9} {jobs[run]}, job {number}")
+                    print_progress(console, sweep, f"{state.lower():9} {jobs[run]}, job {number}")
             if poll_seconds is None:
                 break
             _sleep(poll_seconds if numbers else 0.0, signals)
     finally:
         signals.restore()
     if numbers:
-        say(console, sweep, f"{len(numbers)} jobs stay with SLURM; the same line started again collects them")
+        text = f"{len(numbers)} jobs stay in SLURM's queue; start the same command again to collect them"
+        print_progress(console, sweep, text)
 
 
 def _sleep(seconds: float, signals: StopSignals) -> None:
@@ -208,21 +210,21 @@ def _sleep(seconds: float, signals: StopSignals) -> None:
 
 
 def _collect(job: Job, number: int, state: str) -> Outcome:
-    """How a job of SLURM ended; from here on a new start submits it anew."""
-    _, before = _read(job)
-    _file(job).unlink()
-    return judge(job, state in ("COMPLETED", UNKNOWN), f"SLURM job {number}: {state}", before)
+    """Returns the outcome of a SLURM job that has ended, and deletes its number so that a new start can submit it."""
+    _, before = _read_job_file(job)
+    _job_file(job).unlink()
+    return classify_exit(job, state in ("COMPLETED", UNKNOWN), f"SLURM job {number}: {state}", before)
 
 
-def _file(job: Job) -> Path:
-    """Where the number is kept under which SLURM has a job."""
+def _job_file(job: Job) -> Path:
+    """Returns the path of the file with the SLURM job number of a job."""
     return job.folder / LOGS_FOLDER / JOB_FILE
 
 
-def _read(job: Job) -> tuple[int | None, Before]:
-    """The number under which SLURM has a job, and what lay in its run folder before; None: it has none."""
-    file = _file(job)
+def _read_job_file(job: Job) -> tuple[int | None, FolderState]:
+    """Returns the SLURM job number of a job, None if it has none, and the state of its run folder before submission."""
+    file = _job_file(job)
     if not file.is_file():
-        return None, look(job)
+        return None, folder_state(job)
     record = parse_json(file.read_text(encoding="utf-8"))
-    return int(record["job"]), Before(**record["before"])
+    return int(record["job"]), FolderState(**record["before"])

@@ -1,4 +1,4 @@
-"""Submits jobs to SLURM and queries their states, without accounting, which many clusters lack."""
+"""Submits jobs to SLURM and queries their states. Accounting, which many clusters lack, is optional."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from framework.errors import ConfigError
 
 UNKNOWN = "UNKNOWN"
-"""Of a job that SLURM has forgotten: it ended some time ago, and the run folder alone tells how."""
+"""State of a job that SLURM no longer lists. It ended some time ago, and only its run folder contains the outcome."""
 
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"),
@@ -22,13 +22,13 @@ def submit(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
 
     Args:
         arguments: Options of sbatch, then the script.
-        variables: Of the job's environment, where this process has not set them.
+        variables: Variables for the environment of the job. Variables of this process take precedence.
 
     Returns:
-        The job's number.
+        Job number.
 
     Raises:
-        ConfigError: SLURM refused it; the message has its answer.
+        ConfigError: sbatch rejected the script, or did not answer in time.
     """
     environment = {**variables, **os.environ}
     try:
@@ -42,38 +42,43 @@ def submit(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
         )
     except subprocess.CalledProcessError as error:
         raise ConfigError(
-            f"sbatch refused {arguments[-1]}: {' '.join(error.stderr.split())}; change hydra.launcher. What was "
-            "submitted before stays, and the same line collects it."
+            f"sbatch rejected {arguments[-1]}: {' '.join(error.stderr.split())}. Change hydra.launcher and start the "
+            "same command again. Jobs that were submitted before stay in the queue, and it collects them."
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise ConfigError(f"sbatch gave no answer within {_SECONDS:.0f} s; start again when SLURM does.") from error
+        raise ConfigError(
+            f"sbatch did not answer within {_SECONDS:.0f} s. SLURM must answer to accept a job. Start the same command "
+            "again later."
+        ) from error
     return int(answer.stdout.strip().partition(";")[0])
 
 
 def job_states(numbers: Sequence[int]) -> dict[int, str]:
-    """The state of each job, such as PENDING or FAILED; `UNKNOWN` where SLURM answers but has forgotten it.
+    """Returns the state of each job by number, such as PENDING or FAILED.
+
+    The state is `UNKNOWN` if SLURM answers but no longer lists the job, and NO ANSWER if SLURM does not answer.
 
     Args:
-        numbers: Of the jobs. Where SLURM does not answer, the state of all is NO ANSWER.
+        numbers: Job numbers.
     """
     states = dict.fromkeys(numbers, "NO ANSWER")
     listed = _lines("squeue", "--noheader", "--me", "--states=all", "--format=%i|%T")
     if listed is None:
         return states
-    seen = dict(line.split("|") for line in listed)
+    queued = dict(line.split("|") for line in listed)
     for number in numbers:
-        states[number] = seen.get(str(number)) or _accounted(number)
+        states[number] = queued.get(str(number)) or _accounted_state(number)
     return states
 
 
 def pending_jobs(seconds: float) -> dict[str, tuple[str, str]]:
-    """Returns the user's jobs that wait in the queue; empty if SLURM is missing or does not answer.
+    """Returns the user's pending jobs; empty if SLURM is missing or does not answer.
 
     Args:
         seconds: Seconds to wait for the answer.
 
     Returns:
-        Reason and name by job number; a task of an array has a number such as 12_3.
+        Reason and name by job number. The number of an array task is a text such as 12_3.
     """
     lines = _lines(
         *("squeue", "--noheader", "--me", "--array", "--states=PENDING", "--format=%i|%r|%j"), seconds=seconds
@@ -82,15 +87,15 @@ def pending_jobs(seconds: float) -> dict[str, tuple[str, str]]:
     return {number.strip(): (reason, name) for number, reason, name in jobs}
 
 
-def _accounted(number: int) -> str:
-    """What the accounting knows of a job that left the queue; clusters without accounting know nothing."""
+def _accounted_state(number: int) -> str:
+    """Returns the state of a job in SLURM's accounting; `UNKNOWN` without accounting."""
     lines = _lines("sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={number}")
     # "CANCELLED by 1000"
     return lines[-1].split()[0] if lines else UNKNOWN
 
 
 def _lines(*command: str, seconds: float = _SECONDS) -> list[str] | None:
-    """The lines that a command prints; None where it fails, is not there, or does not answer."""
+    """Returns the lines that a command prints; None if it fails, is not installed or does not answer in time."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds)
     except (OSError, subprocess.SubprocessError):

@@ -1,14 +1,14 @@
-"""The batch script of one job of a sweep on SLURM."""
+"""Writes the batch script of one job of a sweep on SLURM."""
 
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 FUNCTIONS = Path(__file__).with_name("slurm_job.sh")
-"""What all batch scripts share, slurm/train.sbatch too; every node sees it, as it sees the interpreter."""
+"""Shell functions that all batch scripts source, including slurm/train.sbatch. Every node must see this file."""
 
 _SCRIPT = """#!/usr/bin/env bash
-# Made by framework.train --multirun hydra/launcher=slurm; each start of the sweep writes it anew.
+# Written by framework.train --multirun hydra/launcher=slurm; each start of the sweep overwrites it.
 set -uo pipefail
 run={run}
 source {functions}
@@ -34,22 +34,22 @@ def batch_script(
     max_requeues: int,
     before: Sequence[str],
 ) -> str:
-    """Writes the script: torchrun on every node; near the time limit the run saves, leaves and is queued again.
+    """Returns the script. It runs torchrun on every node; near the time limit the run saves and the job is requeued.
 
     Args:
-        run: The run folder, absolute.
-        python: The interpreter.
-        training: Options of the interpreter, after which the run's command line begins.
-        nodes: Of the job.
-        processes: On each node.
-        threads: Of each process.
-        save_seconds: How long the ranks may take to leave.
-        max_requeues: After so many the job fails instead.
-        before: Lines of shell that run first.
+        run: Absolute path of the run folder.
+        python: Path of the interpreter.
+        training: Arguments of the interpreter, up to the last override of the run.
+        nodes: Number of nodes.
+        processes: Number of processes on each node.
+        threads: Number of threads of each process.
+        save_seconds: Seconds that the ranks have to save and exit.
+        max_requeues: Number of requeues after which the job fails.
+        before: Shell lines that run first.
     """
-    meeting = ["--standalone"]
+    rendezvous = ["--standalone"]
     if nodes > 1:
-        meeting = [
+        rendezvous = [
             "--rdzv-backend=c10d",
             '--rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"',
             '--rdzv-endpoint="$(meeting_address):$(meeting_port)"',
@@ -61,7 +61,7 @@ def batch_script(
         before="\n".join(before),
         threads=threads,
         save_seconds=save_seconds,
-        torchrun=" ".join([*torchrun, f"--nnodes={nodes}", f"--nproc-per-node={processes}", *meeting]),
+        torchrun=" ".join([*torchrun, f"--nnodes={nodes}", f"--nproc-per-node={processes}", *rendezvous]),
         training=shlex.join(training),
         max_requeues=max_requeues,
     )

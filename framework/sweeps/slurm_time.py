@@ -10,7 +10,7 @@ _WITH_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 def limit_seconds(limit: str | int) -> int | None:
-    """Returns a time limit in seconds; None for no limit.
+    """Returns a time limit in seconds; None if there is no limit.
 
     Args:
         limit: Limit in a format of sbatch: minutes, minutes:seconds, hours:minutes:seconds, days-hours,
@@ -30,7 +30,7 @@ def limit_seconds(limit: str | int) -> int | None:
         days, hours, minutes, seconds = 0, *([0] * (len(parts) < 3)), *parts, *([0] * (len(parts) < 2))
     else:
         raise ConfigError(
-            f"hydra.launcher.time is {limit!r}, which SLURM does not accept. Write HH:MM:SS, D-HH:MM:SS or minutes."
+            f"hydra.launcher.time is {limit!r}, which is no time limit of SLURM. Write HH:MM:SS, D-HH:MM:SS or minutes."
         )
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
@@ -48,6 +48,7 @@ def check_limit(limit: str | int | None, save_seconds: int) -> None:
     seconds = None if limit is None else limit_seconds(limit)
     if seconds is not None and seconds <= save_seconds:
         raise ConfigError(
-            f"hydra.launcher.time is {limit}, {seconds} seconds, but each job is asked to save {save_seconds} seconds "
-            "before its limit and would never train. Raise hydra.launcher.time, or lower hydra.launcher.save_seconds."
+            f"hydra.launcher.time is {limit}, {seconds} seconds. It must be longer than hydra.launcher.save_seconds, "
+            f"{save_seconds}: a job gets the signal to save that long before its limit and would never train. Raise "
+            "hydra.launcher.time, or lower hydra.launcher.save_seconds."
         )

@@ -1,4 +1,4 @@
-"""What every launcher does at the start of a sweep: what is refused, what is done already, who may run it."""
+"""Start of a sweep, for all launchers: checks, lock of the folder, outcomes of earlier starts, W&B variables."""
 
 import fcntl
 import json
@@ -34,45 +34,45 @@ def check_start(config: DictConfig) -> None:
     """Checks that this process may start a sweep.
 
     Args:
-        config: Of the sweep.
+        config: Config of the sweep.
 
     Raises:
-        ConfigError: The process is one of torchrun's, or the sweep is cut into batches.
+        ConfigError: The process was started by torchrun, or the sweep is split into batches.
     """
     if "RANK" in os.environ:
         raise ConfigError(
-            "a sweep starts the processes of its jobs itself, but this process was started by torchrun; start one "
-            "`python -m framework.train --multirun ...` without it, with hydra.launcher.processes=N for N processes a "
-            "job."
+            "The sweep runs under torchrun. A sweep starts the processes of its jobs itself. Call "
+            "`python -m framework.train --multirun ...` without torchrun, and add hydra.launcher.processes=N for N "
+            "processes per job."
         )
     if config.hydra.sweeper.get("max_batch_size") is not None:
         raise ConfigError(
-            f"hydra.sweeper.max_batch_size is {config.hydra.sweeper.max_batch_size}, but batches would wait for each "
-            "other's jobs; leave it out, and set hydra.launcher.jobs_at_once."
+            f"hydra.sweeper.max_batch_size is {config.hydra.sweeper.max_batch_size}. A batch would wait for the one "
+            "before. Remove it, and set hydra.launcher.jobs_at_once."
         )
 
 
 def check_own_process() -> None:
-    """Checks that a run of a sweep has a process of its own.
+    """Checks that a run of a sweep has its own process.
 
     Raises:
-        ConfigError: Hydra's own launcher calls it inside the process that sweeps.
+        ConfigError: Hydra's launcher `basic` runs the job inside the process of the sweep.
     """
     if not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN and hydra.runtime.choices.get("hydra/launcher") == "basic":
         raise ConfigError(
-            "hydra/launcher=basic would train all jobs in one process and end with the first that fails; choose "
-            "hydra/launcher=torchrun, which is the default."
+            "hydra/launcher is basic, which trains all jobs in one process and stops at the first failure. A job needs "
+            "its own process. Choose hydra/launcher=torchrun, the default."
         )
 
 
 def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     """Runs all checks that need no GPU for each job, before the first one starts or is queued.
 
-    Keys and values were checked when the jobs were planned. Files are read once for jobs that differ only in other
-    groups, such as the optimizer or the seed.
+    Keys and values are checked when the jobs are planned. Jobs that differ only in groups that read no files, such as
+    the optimizer or the seed, share one check of the files.
 
     Args:
         jobs: Jobs to run.
@@ -83,8 +83,8 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
     """
     assembled: dict[str, AssembledRun] = {}
     for job in jobs:
-        decisive = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _READ_NO_FILE}
-        text, config = json.dumps(decisive, sort_keys=True, default=str), {**job.config, "check": True}
+        reading = {key: value for key, value in flatten(job.config).items() if key.split(".")[0] not in _READ_NO_FILE}
+        text, config = json.dumps(reading, sort_keys=True, default=str), {**job.config, "check": True}
         try:
             if text in assembled:
                 settings = build_settings(config, processes)
@@ -93,56 +93,56 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
             else:
                 assembled[text] = assemble_run(config, ProcessInfo(0, 0, processes, processes), device_type())
         except FrameworkError as error:
-            raise ConfigError(f"the job {job} cannot run: {error}") from error
+            raise ConfigError(f"The job {job} cannot run: {error}") from error
 
 
-def check_whole(group: str, node: object, *names: str) -> None:
-    """Raises ConfigError where an attribute is no whole number of at least 1."""
+def check_positive_integers(group: str, node: object, *names: str) -> None:
+    """Raises ConfigError if an attribute is not an integer of at least 1."""
     for name in names:
         value = getattr(node, name)
         if not isinstance(value, int) or isinstance(value, bool):
-            raise ConfigError(f"`{group}.{name}` is {value!r}, but it must be a whole number.")
+            raise ConfigError(f"{group}.{name} is {value!r}. It must be an integer of at least 1.")
     at_least(group, node, 1, *names)
 
 
 def first_outcomes(sweep: Sweep) -> dict[str, Outcome]:
-    """By run id: finished or pruned, where a run is at its end already, else waiting."""
-    return {job.id: done_before(job) or Outcome("waiting") for job in sweep.jobs}
+    """Returns the outcome of each job by run id: finished or pruned by an earlier start, else waiting."""
+    return {job.id: earlier_outcome(job) or Outcome("waiting") for job in sweep.jobs}
 
 
-def done_before(job: Job) -> Outcome | None:
-    """How the run came to its end, where it did and its config asks for no more steps than it had then.
+def earlier_outcome(job: Job) -> Outcome | None:
+    """Returns the outcome of a run that has ended; None if it has not ended or the config now has another length.
 
-    The run itself looks closer (`session.is_finished`); here no data is read and no process started.
+    This reads no data and starts no process. The run itself checks more (`session.is_finished`).
     """
     config, summary = job.folder / CONFIG_FILE, read_summary(job.folder)
     state = next((state for state in DONE if summary is not None and summary["ended"] == state), None)
     if state is None or not config.is_file():
         return None
-    # A start writes its config first: a summary that is older is of the start before.
+    # Each start writes its config first, so an older summary belongs to the previous start.
     if (job.folder / SUMMARY_FILE).stat().st_mtime_ns < config.stat().st_mtime_ns:
         return None
-    saved, wanted = flatten(read_config(job.folder)), flatten(job.config)
-    if any(saved.get(key) != wanted.get(key) for key in _LENGTH_KEYS):
+    saved, current = flatten(read_config(job.folder)), flatten(job.config)
+    if any(saved.get(key) != current.get(key) for key in _LENGTH_KEYS):
         return None
     return Outcome(state, None, summary)
 
 
-def tracking(sweep: Sweep, job: Job) -> dict[str, str]:
-    """Variables by which W&B groups the runs, for those who set none: the sweep, and in it the jobs alike but seeds."""
+def tracking_variables(sweep: Sweep, job: Job) -> dict[str, str]:
+    """Returns the variables by which W&B groups runs: by sweep, then by combination. The user's own variables win."""
     kind = "-".join(f"{key}={value}" for key, value in job.combination.items())
     return {"WANDB_RUN_GROUP": sweep.name, "WANDB_JOB_TYPE": kind[:64] or "train"}
 
 
 @contextmanager
-def sole(folder: Path) -> Iterator[int]:
-    """Makes the folder of a sweep and keeps other starts of it away; the lock goes with the last process that has it.
+def sweep_lock(folder: Path) -> Iterator[int]:
+    """Creates the folder of a sweep and locks it. The lock ends with the last process that inherited it.
 
     Yields:
-        The lock's file descriptor, for the jobs.
+        File descriptor of the lock, which jobs inherit.
 
     Raises:
-        ConfigError: Another start of the sweep, or a job of one, still runs.
+        ConfigError: Another start of the sweep, or one of its jobs, still runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("wb") as file:
@@ -150,9 +150,9 @@ def sole(folder: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"the sweep in {folder} is running, or a job of a start that was killed still is; wait for it or end "
-                "it, or name another sweep with hydra.sweep.dir."
+                f"The sweep in {folder} is running, or a job of a killed start still runs. A sweep folder allows one "
+                "start at a time. Wait for it, end it, or choose another folder with hydra.sweep.dir."
             ) from error
         except OSError:
-            pass  # the file system knows no locks
+            pass  # the file system does not support locks
         yield file.fileno()

@@ -1,4 +1,4 @@
-"""The launcher of sweeps on this machine: each job is a process of its own, or a torchrun of its own."""
+"""Launcher of sweeps on this machine: starts each job as one Python process or one torchrun."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
 from framework.machine import usable_cores
 from framework.sweeps.launcher import SweepLauncher
-from framework.sweeps.outcome import Before, Outcome, judge, look, output_file, words
+from framework.sweeps.outcome import FolderState, Outcome, classify_exit, describe_exit, folder_state, output_file
 from framework.sweeps.plan import Job, Sweep, command_flags
-from framework.sweeps.results import progress_line, say, write_results
-from framework.sweeps.start import check_whole, tracking
+from framework.sweeps.results import print_progress, progress_line, write_results
+from framework.sweeps.start import check_positive_integers, tracking_variables
 
 _POLL_SECONDS = 0.2
 _MARK = "CLOZE_SWEEP_JOB"
@@ -35,25 +35,25 @@ class TorchrunLauncher(SweepLauncher):
     __module__ = PLUGIN_MODULE
 
     def __init__(self, processes: int = 1, jobs_at_once: int = 1, leave_seconds: int = 600) -> None:
-        """Takes how jobs are started.
+        """Stores and checks the settings of the launcher.
 
         Args:
-            processes: Of each job; 1: plain Python, else torchrun.
-            jobs_at_once: Jobs that run beside each other; on GPUs each has its own.
-            leave_seconds: How long ranks that are asked to leave may take, before torchrun kills them.
+            processes: Number of processes of each job; 1 starts Python without torchrun.
+            jobs_at_once: Number of jobs that run at the same time. On GPUs each job has its own.
+            leave_seconds: Seconds that ranks have to save and exit after a signal, before torchrun kills them.
 
         Raises:
-            ConfigError: A value is no whole number, below 1, or asks for more GPUs than there are.
+            ConfigError: A value is not an integer of at least 1, or the jobs need more GPUs than there are.
         """
         self.processes = processes
         self.jobs_at_once = jobs_at_once
         self.leave_seconds = leave_seconds
-        check_whole("hydra.launcher", self, "processes", "jobs_at_once", "leave_seconds")
+        check_positive_integers("hydra.launcher", self, "processes", "jobs_at_once", "leave_seconds")
         gpus = visible_gpus()
         if gpus and processes * jobs_at_once > len(gpus):
             raise ConfigError(
                 f"hydra.launcher.processes={processes} and jobs_at_once={jobs_at_once} need {processes * jobs_at_once} "
-                f"GPUs, but this machine shows {len(gpus)}; lower one of them."
+                f"GPUs, but this process sees {len(gpus)}. Each process needs its own GPU. Lower one of them."
             )
 
     @property
@@ -66,7 +66,7 @@ class TorchrunLauncher(SweepLauncher):
         _Children(self, sweep, outcomes, lock).run(console)
 
     def command(self, job: Job, flags: Sequence[str]) -> list[str]:
-        """The command line of a job."""
+        """Returns the command line of a job."""
         training = ["-m", "framework.train", *flags, *job.overrides]
         if self.processes == 1:
             return [sys.executable, *training]
@@ -74,36 +74,36 @@ class TorchrunLauncher(SweepLauncher):
         return [sys.executable, *torchrun, *training]
 
     def environment(self, sweep: Sweep, job: Job, slot: int) -> dict[str, str]:
-        """The environment of a job.
+        """Returns the environment of a job.
 
         Args:
-            sweep: Of the job; its name is the W&B group, where none is given.
-            job: Whose combination is the job type there, so that seeds fold.
-            slot: 0 to `jobs_at_once` - 1: which GPUs the job has.
+            sweep: Sweep, whose name is the default W&B group.
+            job: Job, whose combination is the default W&B job type.
+            slot: Index of the job's set of GPUs, 0 to `jobs_at_once` - 1.
         """
-        # A waiting thread costs the other jobs, and every process takes all cores by default.
+        # By default every process starts a thread on each core, and waiting threads slow down the other jobs.
         threads = max(1, usable_cores() // (self.processes * self.jobs_at_once))
         own = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
             "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.leave_seconds),
-            _MARK: mark(job),
+            _MARK: job_mark(job),
         }
         gpus = visible_gpus()
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[slot * self.processes : (slot + 1) * self.processes])
-        return {**tracking(sweep, job), **os.environ, **own}
+        return {**tracking_variables(sweep, job), **os.environ, **own}
 
 
 @dataclass
 class _Child:
     job: Job
     process: subprocess.Popen[bytes]
-    before: Before
+    before: FolderState
     started: float
 
 
 class _Children:
-    """The processes of one start of a sweep."""
+    """Processes of one start of a sweep."""
 
     def __init__(self, launcher: TorchrunLauncher, sweep: Sweep, outcomes: dict[str, Outcome], lock: int) -> None:
         self.launcher = launcher
@@ -112,26 +112,27 @@ class _Children:
         self.outcomes = outcomes
         self.lock = lock
         self.running: dict[int, _Child] = {}
-        self.is_told = False
+        self.is_signalled = False
 
     def run(self, console: Console) -> None:
-        """Runs all that waits."""
+        """Runs all waiting jobs, `jobs_at_once` at a time."""
         waiting = deque(job for job in self.sweep.jobs if self.outcomes[job.id].state == "waiting")
-        say(console, self.sweep, f"{len(waiting)} of {len(self.sweep.jobs)} jobs to run")
+        print_progress(console, self.sweep, f"{len(waiting)} of {len(self.sweep.jobs)} jobs to run")
         write_results(self.sweep, self.outcomes, "running")
         signals = StopSignals()
         signals.install()
         try:
             while self.running or (waiting and signals.received is None):
-                if signals.received is not None and not self.is_told:
-                    say(console, self.sweep, f"{signals.received.name}: {len(self.running)} jobs save and leave")
+                if signals.received is not None and not self.is_signalled:
+                    text = f"{signals.received.name}: {len(self.running)} jobs save and exit"
+                    print_progress(console, self.sweep, text)
                     self._send(signal.SIGTERM)
-                    self.is_told = True
+                    self.is_signalled = True
                 free = [slot for slot in range(self.launcher.jobs_at_once) if slot not in self.running]
-                if waiting and free and not self.is_told:
+                if waiting and free and not self.is_signalled:
                     job = waiting.popleft()
                     self.running[free[0]] = self._start(job, free[0])
-                    say(console, self.sweep, f"started   {job}; {output_file(job)}")
+                    print_progress(console, self.sweep, f"started   {job}; {output_file(job)}")
                     continue
                 self._collect(console)
                 time.sleep(_POLL_SECONDS)
@@ -140,7 +141,7 @@ class _Children:
             signals.restore()
 
     def _start(self, job: Job, slot: int) -> _Child:
-        before = look(job)
+        before = folder_state(job)
         output = output_file(job)
         output.parent.mkdir(parents=True, exist_ok=True)
         with output.open("ab") as stream:
@@ -150,23 +151,23 @@ class _Children:
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is passed on once, by us
-                pass_fds=(self.lock,),  # a job that outlives a killed sweep keeps the next one away
+                start_new_session=True,  # this process forwards Ctrl-C once
+                pass_fds=(self.lock,),  # a job that outlives a killed sweep keeps the folder locked
             )
         return _Child(job, process, before, time.monotonic())
 
     def _collect(self, console: Console) -> None:
-        """Takes note of the jobs that have ended."""
+        """Records the outcomes of the jobs that have ended."""
         for slot, child in list(self.running.items()):
             code = child.process.poll()
             if code is None:
                 continue
             if code < 0:
-                kill_marked(mark(child.job))
+                kill_marked(job_mark(child.job))
             del self.running[slot]
-            outcome = judge(child.job, code == 0, words(code), child.before, self.is_told)
+            outcome = classify_exit(child.job, code == 0, describe_exit(code), child.before, self.is_signalled)
             self.outcomes[child.job.id] = outcome
-            say(console, self.sweep, progress_line(child.job, outcome, time.monotonic() - child.started))
+            print_progress(console, self.sweep, progress_line(child.job, outcome, time.monotonic() - child.started))
             write_results(self.sweep, self.outcomes, "running")
 
     def _send(self, number: int) -> None:
@@ -176,7 +177,7 @@ class _Children:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Returns the GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     if not torch.cuda.is_available():
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -184,15 +185,15 @@ def visible_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(index) for index in range(count)]
 
 
-def mark(job: Job) -> str:
-    """What the processes of a job, its ranks too, have in their environment."""
+def job_mark(job: Job) -> str:
+    """Returns the environment value by which the processes of a job, including its ranks, are recognized."""
     return f"{os.getpid()}:{job.id}"
 
 
 def kill_marked(value: str) -> None:
-    """Ends the ranks of a job whose torchrun was killed: they are in sessions of their own and would train on."""
-    wanted = f"{_MARK}={value}".encode()
+    """Kills the ranks of a job whose torchrun was killed. They have their own sessions and would continue to train."""
+    entry = f"{_MARK}={value}".encode()
     for file in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
-            if wanted in file.read_bytes().split(b"\0"):
+            if entry in file.read_bytes().split(b"\0"):
                 os.kill(int(file.parent.name), signal.SIGKILL)

@@ -34,7 +34,7 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
     with slurm(tmp_path / "slurm"):
         sweep = start(store, *line, "hydra.launcher.wait=false")
         out, err = sweep.communicate(timeout=WAIT_SECONDS)
-        assert (sweep.returncode, err) == (0, "") and "4 jobs stay with SLURM" in out
+        assert (sweep.returncode, err) == (0, "") and "4 jobs stay in SLURM's queue" in out
         assert json.loads((folder / "sweep.json").read_text())["ended"] == "running"
         numbers = {name: json.loads((folder / name / "logs/slurm_job.json").read_text())["job"] for name in names}
 

@@ -58,14 +58,14 @@ def test_a_job_whose_files_cannot_be_used_keeps_all_from_starting(sweep):
     write_rows(Path("other.csv"), TEXTS, LABELS, columns=("text", "stars"))
     code, out, err, checked = sweep("data.train=rows.csv,other.csv")
     assert (code, out, checked) == (2, "", 2)
-    assert err.startswith("ConfigError: the job data.train=other.csv cannot run: ")
+    assert err.startswith("ConfigError: The job data.train=other.csv cannot run: ")
     assert "no column 'label' among ['text', 'stars']" in err
     assert err.count("\n") == 1
 
 
 def test_a_value_of_the_optimizer_or_the_schedule_is_found_in_every_job(sweep):
     for override, words in (
-        ("optimizer.lr=1e-3,-1", "the job optimizer.lr=-1 cannot run: optimizer.lr=-1.0 is not a number >= 0"),
+        ("optimizer.lr=1e-3,-1", "The job optimizer.lr=-1 cannot run: optimizer.lr=-1.0 is not a number >= 0"),
         ("schedule.warmup_fraction=0.1,2", "schedule.warmup_fraction=2.0 is not in [0, 1]"),
     ):
         code, out, err, checked = sweep(override)

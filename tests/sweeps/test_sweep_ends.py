@@ -107,7 +107,7 @@ def test_jobs_that_were_interrupted_at_their_start_are_waiting(sweep):
     threading.Thread(target=interrupt, daemon=True).start()
     ended = sweep()
     assert (ended.code, results()["ended"]) == (0, "preempted")
-    assert set(states().values()) == {"waiting"} and "the sweep left before its end" in ended.out
+    assert set(states().values()) == {"waiting"} and "The sweep stopped before its end" in ended.out
     sweep.roles = {}
     assert sweep().code == 0 and len(starts(NAMES[0])) == 2
 

@@ -13,7 +13,7 @@ import torch
 
 import framework.sweeps.torchrun as launching
 from framework.sweeps.plan import Job
-from framework.sweeps.start import sole
+from framework.sweeps.start import sweep_lock
 from tests.support.sweeps.sweeping import NAMES, results, starts, states
 
 ONE_RATE = "optimizer.lr=choice(1e-3)"
@@ -38,7 +38,7 @@ def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_run
     sweep.roles = {NAMES[2]: "die"}
     ended = sweep()
     assert "3 of 4 jobs to run" in ended.out
-    assert "1 of 4 jobs failed: optimizer.lr=0.002, seed=0 (killed by SIGKILL). What" in ended.err
+    assert "1 of 4 jobs failed: optimizer.lr=0.002, seed=0 (killed by SIGKILL). The results" in ended.err
     sweep.roles = {}
     ended = sweep()
     assert (ended.code, ended.err) == (0, "")
@@ -85,7 +85,7 @@ def test_jobs_beside_each_other_get_a_signal_passed_on_and_go_on_later(sweep):
     threading.Thread(target=interrupt, daemon=True).start()
     ended = sweep("hydra.launcher.jobs_at_once=2")
     assert ended.code == 0
-    assert "SIGTERM: 2 jobs save and leave" in ended.out and "the sweep left before its end" in ended.out
+    assert "SIGTERM: 2 jobs save and exit" in ended.out and "The sweep stopped before its end" in ended.out
     assert results()["ended"] == "preempted"
     assert states() == dict(zip(NAMES, ("preempted", "preempted", "waiting", "waiting"), strict=True))
     sweep.roles = {}
@@ -101,19 +101,22 @@ def test_jobs_have_a_group_their_own_gpus_and_a_lock(sweep, monkeypatch):
     parallel = ("strategy=ddp", "hydra.launcher.processes=2")
     ended = sweep(*parallel, "hydra.launcher.jobs_at_once=3")
     assert (ended.code, ended.out) == (2, "")
-    assert "processes=2 and jobs_at_once=3 need 6 GPUs, but this machine shows 5; lower one of them." in ended.err
+    assert (
+        "processes=2 and jobs_at_once=3 need 6 GPUs, but this process sees 5. Each process needs its own GPU."
+        in ended.err
+    )
     assert sweep(*parallel, "hydra.launcher.jobs_at_once=2").code == 0
     first, second = (starts(name)[0] for name in NAMES[:2])
     assert (first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]) == ("1,3", "4,6")
     assert (first["WANDB_RUN_GROUP"], first["WANDB_JOB_TYPE"]) == ("mine", "optimizer.lr=0.001")
 
-    with sole(Path("runs/mine")):
+    with sweep_lock(Path("runs/mine")):
         ended = sweep(*parallel)
-    assert ended.code == 2 and "the sweep in runs/mine is running" in ended.err
+    assert ended.code == 2 and "The sweep in runs/mine is running" in ended.err
 
 
 def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
-    ours = launching.mark(Job(tmp_path / "a", {}, (), {}))
+    ours = launching.job_mark(Job(tmp_path / "a", {}, (), {}))
     processes = {
         value: launching.subprocess.Popen(["sleep", "60"], env={**os.environ, "CLOZE_SWEEP_JOB": value})
         for value in (ours, ours + "b")
@@ -135,19 +138,19 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
     [
         (["hydra.launcher.job_at_once=2"], "unknown config key `hydra.launcher.job_at_once`"),
         (["+hydra.launcher.gpus=2"], "unexpected keyword argument 'gpus'"),
-        (["hydra.launcher.processes=two"], "`hydra.launcher.processes` is 'two', but it must be a whole number"),
+        (["hydra.launcher.processes=two"], "hydra.launcher.processes is 'two'. It must be an integer of at least 1."),
         (["hydra.launcher.jobs_at_once=0"], "`hydra.launcher.jobs_at_once` is 0, but it must be at least 1"),
         (
             ["hydra.launcher.processes=2", "strategy=single"],
-            "the job optimizer.lr=0.001, seed=0 cannot run: strategy=single runs one",
+            "The job optimizer.lr=0.001, seed=0 cannot run: strategy=single runs one",
         ),
-        (["run.id=x"], "run.id=x would name every job's run folder"),
-        (["seed=0,0"], "2 jobs would share the run folder runs/mine/mine-lr_0.001-seed_0"),
+        (["run.id=x"], "run.id is x for every job. Each job of a sweep needs its own run folder."),
+        (["seed=0,0"], "2 jobs have the same run folder runs/mine/mine-lr_0.001-seed_0"),
         (["trainer.keep_last=0"], "cannot run: `trainer.keep_last` is 0"),
         (["trainer.keep_lost=1"], "unknown config key `trainer.keep_lost`; did you mean `keep_last`?"),
-        (["hydra.sweep.dir=runs/-x"], "hydra.sweep.dir='runs/-x' ends with a name"),
+        (["hydra.sweep.dir=runs/-x"], "hydra.sweep.dir is 'runs/-x', whose last part is no valid prefix"),
         (["hydra.sweeper.max_batch_size=2"], "hydra.sweeper.max_batch_size is 2"),
-        (["hydra/launcher=basic"], "hydra/launcher=basic would train all jobs in one process"),
+        (["hydra/launcher=basic"], "hydra/launcher is basic, which trains all jobs in one process"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -162,7 +165,7 @@ def test_torchrun_may_not_start_a_sweep(sweep, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     ended = sweep()
-    assert ended.code == 2 and "this process was started by torchrun" in ended.err
+    assert ended.code == 2 and "The sweep runs under torchrun." in ended.err
     assert not Path("runs").exists()
 
 
