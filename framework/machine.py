@@ -30,7 +30,7 @@ def _quotas(root: Path) -> Iterator[float]:
     try:
         groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return  # another system than Linux
+        return  # the system is not Linux
     for _, controllers, group in (line.split(":", 2) for line in groups):
         if controllers not in ("", "cpu", "cpu,cpuacct", "cpuacct,cpu"):
             continue
@@ -46,7 +46,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota_of(folder: Path) -> float | None:
-    """Returns the quota of one control group in cores; None where it has none."""
+    """Returns the quota of one control group in cores; None without a quota."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
@@ -76,7 +76,7 @@ def usable_gpus() -> int:
             or name.startswith("MIG-")
             or (name.startswith("GPU-") and any(each.startswith(name) for each in listed))
         ):
-            break  # CUDA ignores whatever follows a name that it does not know
+            break  # CUDA ignores all entries after an unknown one
         number += 1
     return number
 

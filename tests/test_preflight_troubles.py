@@ -1,4 +1,4 @@
-"""What a report of nodes is taken for, with reports that were written by hand."""
+"""Tests of the lines that preflight prints for reports written by hand."""
 
 import pytest
 
@@ -39,20 +39,23 @@ def with_facts(*changed: RankFacts) -> list[RankFacts]:
     [
         ({}, []),
         ({"facts": with_facts(facts(4, 1), facts(5, 1, None, 0))}, ["c: 1 GPUs, but others have 2"]),
-        ({"facts": with_facts(facts(3, free=5 * GB))}, ["b: a GPU has 5.0 GB free, of at least 20"]),
-        ({"facts": with_facts(facts(6, disk=GB))}, ["d: 1.0 GB free in the folder, of at least 10"]),
+        ({"facts": with_facts(facts(3, free=5 * GB))}, ["b: a GPU has 5.0 GB free, minimum 20"]),
+        ({"facts": with_facts(facts(6, disk=GB))}, ["d: 1.0 GB free in the folder, minimum 10"]),
         (
             {"facts": with_facts(facts(6, disk=None))},
-            ["d: does not see what the first node writes into the folder, which all must share"],
+            ["d: it does not see the file of the first node in the folder, which all nodes must share"],
         ),
-        ({"blind": [2, 3]}, ["b: does not see what the first node writes into the folder, which all must share"]),
-        ({"links": with_links(bd=40.0)}, ["link of b and d: slow, 40.0 MB/s of at least 100.0"]),
+        (
+            {"blind": [2, 3]},
+            ["b: it does not see the file of the first node in the folder, which all nodes must share"],
+        ),
+        ({"links": with_links(bd=40.0)}, ["link of b and d: slow, 40.0 MB/s, minimum 100.0"]),
         ({"links": with_links(ac=None)}, [f"link of a and c: dead ({LATE} 9 s)"]),
         (
             {"links": with_links(ac=60.0, bc=50.0)},
-            ["c: 2 of its 3 links are slow, 50.0 MB/s of at least 100.0"],
+            ["c: 2 of its 3 links are slow, 50.0 MB/s, minimum 100.0"],
         ),
-        ({"all_reduce": {1: 60.0, 64: 20.0}}, ["all nodes: all-reduce at 20.0 MB/s, of at least 50"]),
+        ({"all_reduce": {1: 60.0, 64: 20.0}}, ["all nodes: all-reduce at 20.0 MB/s, minimum 50"]),
         ({"stuck": {5: "card lost", 0: f"{LATE} 9 s"}}, ["c: all-reduce failed (card lost)"]),
         ({"stuck": {7: SILENT, 0: "closed"}}, [f"d: all-reduce failed ({SILENT})"]),
         ({"stuck": dict.fromkeys(range(8), f"{LATE} 9 s")}, [f"a, b, c, d: all-reduce failed ({LATE} 9 s)"]),
@@ -64,7 +67,7 @@ def test_the_node_is_named(changed, told):
 
 def test_a_link_far_below_the_others_is_slow_whatever_the_least():
     found = report(links={pair: Link(20_000.0, 0.0) for pair in report().links} | {("a", "d"): Link(1500.0, 0.0)})
-    assert troubles(found, INFO, LIMITS) == ["link of a and d: slow, 1500.0 MB/s of at least 2000.0"]
+    assert troubles(found, INFO, LIMITS) == ["link of a and d: slow, 1500.0 MB/s, minimum 2000.0"]
 
 
 def test_a_clock_is_compared_with_that_of_most():
@@ -79,11 +82,11 @@ def test_a_clock_is_compared_with_that_of_most():
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ("a,b,c,d", ["b: nothing is heard of it", "d: nothing is heard of it"]),
-        ("", ["node 1 (ranks 2 to 3): nothing is heard of it", "node 3 (ranks 6 to 7): nothing is heard of it"]),
+        ("a,b,c,d", ["b: it did not answer", "d: it did not answer"]),
+        ("", ["node 1 (ranks 2 to 3): it did not answer", "node 3 (ranks 6 to 7): it did not answer"]),
     ],
 )
-def test_who_never_came_is_named_by_the_place_of_its_ranks(monkeypatch, names, told):
+def test_a_missing_node_is_named_by_its_ranks(monkeypatch, names, told):
     monkeypatch.setenv("CLOZE_NODES", names)
     found = Report(facts=[facts(rank) for rank in (0, 1, 4, 5)], missing=[2, 3, 6])
     assert troubles(found, INFO, LIMITS) == told

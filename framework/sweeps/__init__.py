@@ -1,1 +1,1 @@
-"""Sweeps: Hydra multirun of `framework.train`, each job in processes and a run folder of its own."""
+"""Sweeps: Hydra multirun of `framework.train`. Each job has its own processes and run folder."""

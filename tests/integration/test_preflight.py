@@ -79,11 +79,11 @@ def test_healthy_nodes_are_shown_and_may_train(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("gone", r"gpu2: nothing is heard of it"),
+        ("gone", r"gpu2: it did not answer"),
         ("clock", r"gpu2: its clock is 7\.0 s ahead"),
-        ("other folder", r"gpu2: does not see what the first node writes into the folder, which all must share"),
+        ("other folder", r"gpu2: it does not see the file of the first node in the folder, which all nodes must share"),
         ("dead link", r"gpu2: 2 of its 2 links are dead \(no answer within 6 s\)"),
-        ("slow link", r"gpu2: 2 of its 2 links are slow, \d+\.\d MB/s of at least 40\.0"),
+        ("slow link", r"gpu2: 2 of its 2 links are slow, \d+\.\d MB/s, minimum 40\.0"),
         ("stuck", r"gpu2: all-reduce failed \(the card fell off the bus\)"),
     ],
 )

@@ -78,7 +78,7 @@ def test_the_sweep_line_of_the_page_can_be_read():
 
 def test_without_slurm_it_says_so(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(ConfigError, match="The command sbatch is not installed."):
+    with pytest.raises(ConfigError, match="The command sbatch is not installed"):
         SlurmLauncher()
 
 

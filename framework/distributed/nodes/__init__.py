@@ -1,1 +1,1 @@
-"""What the nodes of a run are and what lies between them, looked at before they work together."""
+"""Inspection of the nodes of a run, and of the links between them, before a training."""

@@ -1,6 +1,6 @@
-"""All nodes looked at before they work together: who is there, what each has, what is between them.
+"""Inspects all nodes before a training: which ranks are present, the resources of each node, the links between nodes.
 
-Everything is told through a store, never by a collective of all: where one node is dead, the others still say so.
+Ranks exchange reports through a store, never by a collective of all ranks. So the others can report a dead node.
 """
 
 import json
@@ -26,22 +26,22 @@ from framework.errors import DistributedError
 
 _LINK_BYTES = 16 * MEGABYTE
 _FILE_SECONDS = 10.0
-"""How long a rank looks for what rank 0 wrote; network file systems show new files late."""
+"""Time in which a rank must see the file that rank 0 wrote; network file systems show new files late."""
 
-SILENT = "it said nothing"
+SILENT = "no report"
 
 
 @dataclass(frozen=True)
 class RankFacts:
-    """What one process says of its node.
+    """Report of one process about its node.
 
     Attributes:
-        rank: Of the process.
-        node: SLURM's name of it, or its host name.
-        gpu: Name of the process's GPU; None: it has none.
-        num_gpus: That it sees.
-        free_gpu_bytes: Of its GPU.
-        free_disk_bytes: Of the folder's disk; None: the folder cannot be made or seen.
+        rank: Rank of the process.
+        node: SLURM's name of the node, or its host name.
+        gpu: Name of the process's GPU; None without a GPU.
+        num_gpus: Number of GPUs that the process sees.
+        free_gpu_bytes: Free memory of its GPU in bytes.
+        free_disk_bytes: Free space on the folder's disk in bytes; None if the folder cannot be created or read.
     """
 
     rank: int
@@ -54,16 +54,16 @@ class RankFacts:
 
 @dataclass
 class Report:
-    """What rank 0 has heard.
+    """Results that rank 0 has collected.
 
     Attributes:
-        facts: Of the ranks that came, in their order.
-        missing: Ranks that did not.
-        blind: Ranks that do not see what rank 0 wrote into the folder.
-        links: Between nodes.
-        all_reduce: MB/s by bytes.
-        stuck: Ranks that did not end the all-reduces and what they said; first those that said nothing, then in the
-            order in which they failed.
+        facts: Reports of the ranks that answered, in the order of ranks.
+        missing: Ranks that did not answer.
+        blind: Ranks that do not see the file that rank 0 wrote into the folder.
+        links: Link of each pair of nodes.
+        all_reduce: Bandwidth in MB/s by size in bytes.
+        stuck: Ranks that did not complete the all-reduces, with their errors: first those without a report, then the
+            others in the order in which they failed.
     """
 
     facts: list[RankFacts] = field(default_factory=list)
@@ -75,20 +75,20 @@ class Report:
 
     @property
     def nodes(self) -> dict[str, list[RankFacts]]:
-        """The facts by node, in the order of ranks."""
-        found: dict[str, list[RankFacts]] = {}
+        """Reports by node, in the order of ranks."""
+        by_node: dict[str, list[RankFacts]] = {}
         for each in self.facts:
-            found.setdefault(each.node, []).append(each)
-        return found
+            by_node.setdefault(each.node, []).append(each)
+        return by_node
 
 
 def node_name() -> str:
-    """SLURM's name of this node, else its host name."""
+    """Returns SLURM's name of this node, else its host name."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def rank_facts(info: ProcessInfo, folder: Path) -> RankFacts:
-    """What this process says of its node; makes the folder where it is not there."""
+    """Returns the report of this process about its node. Creates the folder if it does not exist."""
     num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpu, free = None, 0
     if info.local_rank < num_gpus:
@@ -99,15 +99,15 @@ def rank_facts(info: ProcessInfo, folder: Path) -> RankFacts:
         folder.mkdir(parents=True, exist_ok=True)
         disk = shutil.disk_usage(folder).free
     except OSError:
-        pass  # told by None
+        pass  # None in the report
     return RankFacts(info.rank, node_name(), gpu, num_gpus, free, disk)
 
 
 def open_store(info: ProcessInfo, seconds: float) -> Store:
-    """Where all ranks meet; rank 0 keeps it, or torchrun's agent.
+    """Opens the store of all ranks, which rank 0 or torchrun's agent hosts.
 
     Raises:
-        DistributedError: This node does not reach it.
+        DistributedError: This node cannot reach the store.
     """
     if info.world_size == 1:
         return HashStore()
@@ -118,18 +118,18 @@ def _connect(seconds: float, is_master: bool) -> Store:
     address, port = meeting_point()
     limit = timedelta(seconds=seconds)
     try:
-        # Rank 0 must not wait for all: it is to say who has not come.
+        # Rank 0 must not wait for the others, because it reports those that are missing.
         store = TCPStore(address, port, is_master=is_master, timeout=limit, wait_for_workers=False)
     except RuntimeError as error:
         raise DistributedError(
-            f"{node_name()} does not reach {address}:{port}, where all meet, within {seconds:g} s; look at its "
-            "network, or leave the node out."
+            f"{node_name()} did not reach {address}:{port} within {seconds:g} s. All ranks must connect to this store. "
+            "Check the network of the node, or exclude it."
         ) from error
     return PrefixStore(f"preflight/{attempt_prefix()}", store)
 
 
 class Inspection:
-    """One look at all nodes; each rank makes one and calls `run`."""
+    """Inspection of all nodes. Collective: each rank builds one and calls `run`."""
 
     def __init__(
         self,
@@ -140,154 +140,156 @@ class Inspection:
         seconds: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Takes what is looked at.
+        """Stores the settings of the inspection.
 
         Args:
-            store: That all ranks see.
-            info: This process.
-            folder: That all nodes are to share.
-            sizes: Of the all-reduces, in bytes.
-            seconds: How long each thing may take.
-            clock: Tells the time of this node, in seconds.
+            store: Store of all ranks.
+            info: Rank, local rank and world size of this process.
+            folder: Folder that all nodes must share.
+            sizes: Sizes of the all-reduces in bytes.
+            seconds: Time limit of each measurement in seconds.
+            clock: Function that returns the time of this node in seconds.
         """
         self.store, self.info, self.folder = store, info, folder
         self.sizes, self.seconds, self.clock = sizes, seconds, clock
         self.report = Report()
 
     def run(self) -> Report:
-        """Looks, until all is known or going on makes no sense; rank 0 gets the whole report.
+        """Runs all measurements, or those before the first serious fault. Only rank 0 gets the full report.
 
         Raises:
-            DistributedError: Rank 0 is gone.
+            DistributedError: Rank 0 does not answer.
         """
-        self._tell(f"facts/{self.info.rank}", asdict(rank_facts(self.info, self.folder)))
+        self._publish(f"facts/{self.info.rank}", asdict(rank_facts(self.info, self.folder)))
         if self.info.rank == 0:
-            told = self._collect("facts", range(self.info.world_size))
-            self.report.facts = [RankFacts(**each) for each in told.values()]
-            self.report.missing = [rank for rank in range(self.info.world_size) if rank not in told]
+            reports = self._collect("facts", range(self.info.world_size))
+            self.report.facts = [RankFacts(**each) for each in reports.values()]
+            self.report.missing = [rank for rank in range(self.info.world_size) if rank not in reports]
             firsts = [facts[0].rank for facts in self.report.nodes.values()]
             is_on_gpus = all(each.gpu is not None for each in self.report.facts)
-            self._tell("plan", {"go": not self.report.missing, "firsts": firsts, "gpus": is_on_gpus})
-        plan = self._hear("plan", 2)
+            self._publish("plan", {"go": not self.report.missing, "firsts": firsts, "gpus": is_on_gpus})
+        plan = self._receive("plan", 2)
         if plan["go"]:
             device = torch.device("cuda", self.info.local_rank) if plan["gpus"] else torch.device("cpu")
-            self._share()
+            self._check_shared_folder()
             self._measure_links(plan["firsts"], device)
-            if self._go_on("links", lambda: all(link.why is None for link in self.report.links.values())):
-                self._reduce(device)
+            if self._agree_on("links", lambda: all(link.why is None for link in self.report.links.values())):
+                self._measure_all_reduce(device)
         return self.report
 
     def agree(self, code: int) -> int:
-        """The exit code of rank 0, on all; rank 0 waits a little until the others have it.
+        """Returns the exit code of rank 0 on all ranks. Rank 0 waits briefly until the others have received it.
 
         Args:
-            code: Of rank 0; others give any.
+            code: Exit code on rank 0; ignored on other ranks.
         """
         if self.info.rank == 0:
-            self._tell("verdict", code)
+            self._publish("verdict", code)
             others = [rank for rank in range(1, self.info.world_size) if rank not in self.report.missing]
             self._collect("left", others, min(self.seconds, 10.0))
             return code
-        verdict = int(self._hear("verdict", 5))
-        self._tell(f"left/{self.info.rank}", True)
+        verdict = int(self._receive("verdict", 5))
+        self._publish(f"left/{self.info.rank}", True)
         return verdict
 
-    def _share(self) -> None:
-        """Rank 0 writes a random word, all look for it."""
+    def _check_shared_folder(self) -> None:
+        """Writes a random token to a file on rank 0, and reads it on all ranks."""
         path = self.folder / ".preflight"
         if self.info.rank == 0:
-            word = secrets.token_hex(16)
+            token = secrets.token_hex(16)
             try:
-                path.write_text(word, encoding="utf-8")
+                path.write_text(token, encoding="utf-8")
             except OSError:
-                word += " could not be written"
-            self._tell("word", word)
-        word = self._hear("word", 2)
+                token += " could not be written"
+            self._publish("token", token)
+        token = self._receive("token", 2)
         deadline = time.monotonic() + min(self.seconds, _FILE_SECONDS)
-        while not (seen := _reads(path, word)) and time.monotonic() < deadline:
+        while not (is_seen := _contains(path, token)) and time.monotonic() < deadline:
             time.sleep(0.1)
-        self._tell(f"seen/{self.info.rank}", seen)
+        self._publish(f"seen/{self.info.rank}", is_seen)
         if self.info.rank == 0:
-            told = self._collect("seen", range(self.info.world_size))
-            self.report.blind = [rank for rank in range(self.info.world_size) if not told.get(rank)]
+            reports = self._collect("seen", range(self.info.world_size))
+            self.report.blind = [rank for rank in range(self.info.world_size) if not reports.get(rank)]
             path.unlink(missing_ok=True)
-        # Together from here on: those that looked in vain come later than others.
-        self._go_on("share", lambda: True)
+        # Synchronize: ranks that do not see the file arrive later.
+        self._agree_on("share", lambda: True)
 
     def _measure_links(self, firsts: list[int], device: torch.device) -> None:
-        """Each two nodes once, by their first ranks; the others wait."""
+        """Measures each pair of nodes once, between the first ranks of the nodes. Other ranks wait."""
         for number, pairs in enumerate(rounds(len(firsts))):
             for one, other in pairs:
                 ranks = (firsts[one], firsts[other])
                 if self.info.rank in ranks:
-                    place = ranks.index(self.info.rank)
                     store = PrefixStore(f"link/{one}-{other}", _connect(self.seconds, False))
-                    link = measure_link(store, place, device, _LINK_BYTES, self.seconds, self.clock)
-                    self._tell(f"link/{number}/{self.info.rank}", asdict(link))
+                    rank = ranks.index(self.info.rank)
+                    link = measure_link(store, rank, device, _LINK_BYTES, self.seconds, self.clock)
+                    self._publish(f"link/{number}/{self.info.rank}", asdict(link))
             if self.info.rank == 0:
-                told = self._collect(
+                reports = self._collect(
                     f"link/{number}", [firsts[one] for pair in pairs for one in pair], 2 * self.seconds
                 )
                 for pair in pairs:
-                    self._note_link([firsts[one] for one in pair], told)
-                self._tell(f"round/{number}", True)
-            self._hear(f"round/{number}", 3)
+                    self._record_link([firsts[one] for one in pair], reports)
+                self._publish(f"round/{number}", True)
+            self._receive(f"round/{number}", 3)
 
-    def _note_link(self, ranks: list[int], told: dict[int, Any]) -> None:
+    def _record_link(self, ranks: list[int], reports: dict[int, Any]) -> None:
         nodes = {each.rank: each.node for each in self.report.facts}
-        links = [Link(**told[rank]) if rank in told else Link(None, None, SILENT) for rank in ranks]
+        links = [Link(**reports[rank]) if rank in reports else Link(None, None, SILENT) for rank in ranks]
         dead = next((link for link in links if link.why is not None), None)
         self.report.links[nodes[ranks[0]], nodes[ranks[1]]] = dead or links[0]
 
-    def _reduce(self, device: torch.device) -> None:
+    def _measure_all_reduce(self, device: torch.device) -> None:
         if self.info.world_size == 1:
             return
-        store, said, order = PrefixStore("all", _connect(self.seconds, False)), "", 0
+        store, message, order = PrefixStore("all", _connect(self.seconds, False)), "", 0
         try:
             speeds = measure_all_reduce(store, self.info.rank, self.info.world_size, device, self.sizes, self.seconds)
             self.report.all_reduce = speeds
         except DistributedError as error:
-            said, order = str(error), self.store.add("failures", 1)
-        self._tell(f"reduced/{self.info.rank}", [order, said])
+            message, order = str(error), self.store.add("failures", 1)
+        self._publish(f"reduced/{self.info.rank}", [order, message])
         if self.info.rank == 0:
-            told = self._collect("reduced", range(self.info.world_size), 2 * self.seconds)
-            ends = {rank: tuple(told.get(rank, (-1, SILENT))) for rank in range(self.info.world_size)}
+            reports = self._collect("reduced", range(self.info.world_size), 2 * self.seconds)
+            ends = {rank: tuple(reports.get(rank, (-1, SILENT))) for rank in range(self.info.world_size)}
             failed = sorted(rank for rank in ends if ends[rank][1])
             self.report.stuck = {rank: ends[rank][1] for rank in sorted(failed, key=lambda rank: ends[rank][0])}
 
-    def _go_on(self, name: str, condition: Callable[[], bool]) -> bool:
-        """What rank 0 finds, on all."""
+    def _agree_on(self, name: str, condition: Callable[[], bool]) -> bool:
+        """Returns the value of a condition on rank 0, on all ranks."""
         if self.info.rank == 0:
-            self._tell(f"go/{name}", condition())
-        return bool(self._hear(f"go/{name}", 3))
+            self._publish(f"go/{name}", condition())
+        return bool(self._receive(f"go/{name}", 3))
 
-    def _tell(self, name: str, value: object) -> None:
+    def _publish(self, name: str, value: object) -> None:
         self.store.set(name, json.dumps(value))
 
-    def _hear(self, name: str, times: int) -> Any:
-        """What rank 0 tells; waits for `times` as long as one thing may take."""
+    def _receive(self, name: str, times: int) -> Any:
+        """Returns a value that rank 0 publishes; waits up to `times` times the limit of one measurement."""
         try:
             self.store.wait([name], timedelta(seconds=times * self.seconds + _FILE_SECONDS))
             return json.loads(self.store.get(name))
         except RuntimeError as error:
-            raise DistributedError(f"{node_name()} hears nothing of the first node any more ({error}).") from error
+            raise DistributedError(
+                f"{node_name()} received no answer from the first node ({error}). Check the first node and its network."
+            ) from error
 
     def _collect(self, name: str, ranks: Sequence[int], seconds: float | None = None) -> dict[int, Any]:
-        """What ranks tell, by rank; those that are silent are left out."""
+        """Returns the values that ranks published, by rank, without ranks that did not answer in time."""
         deadline = time.monotonic() + (self.seconds if seconds is None else seconds)
-        told: dict[int, Any] = {}
-        while len(told) < len(ranks):
+        values: dict[int, Any] = {}
+        while len(values) < len(ranks):
             for rank in ranks:
-                if rank not in told and self.store.check([f"{name}/{rank}"]):
-                    told[rank] = json.loads(self.store.get(f"{name}/{rank}"))
+                if rank not in values and self.store.check([f"{name}/{rank}"]):
+                    values[rank] = json.loads(self.store.get(f"{name}/{rank}"))
             if time.monotonic() > deadline:
                 break
             time.sleep(0.02)
-        return dict(sorted(told.items()))
+        return dict(sorted(values.items()))
 
 
-def _reads(path: Path, word: str) -> bool:
+def _contains(path: Path, token: str) -> bool:
     try:
-        return path.read_text(encoding="utf-8") == word
+        return path.read_text(encoding="utf-8") == token
     except OSError:
         return False

@@ -1,7 +1,6 @@
-"""How fast the links between nodes are, and how far apart their clocks: measured between two, then between all.
+"""Measures links between nodes: bandwidth and clock difference of each pair, then an all-reduce over all ranks.
 
-A link can be dead in ways that no library notices in time, so each measurement has a thread of its own, which is left
-behind where it hangs.
+A library may not notice a dead link in time. Each measurement runs in its own thread, which is abandoned if it hangs.
 """
 
 import threading
@@ -27,12 +26,12 @@ _SPEED_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Link:
-    """What was measured between two nodes.
+    """Result of a measurement between two nodes.
 
     Attributes:
-        speed: MB/s, of the fastest of three times there and back; None: it is dead.
-        clock: How many seconds the clock of the second is ahead; None: it is dead.
-        why: It is dead; None: it is not.
+        speed: Bandwidth in MB/s, the best of three round trips; None if the link is dead.
+        clock: Seconds by which the clock of the second node is ahead; None if the link is dead.
+        why: Reason for which the link is dead, else None.
     """
 
     speed: float | None
@@ -41,7 +40,7 @@ class Link:
 
 
 def rounds(count: int) -> list[list[tuple[int, int]]]:
-    """Each two of `count` players once, in as few rounds as can be; in a round nobody plays twice (circle method)."""
+    """Returns rounds in which each pair of `count` nodes meets once and no node meets two others (circle method)."""
     seats: list[int | None] = [*range(count), *([None] if count % 2 else [])]
     plan = []
     for _ in range(len(seats) - 1):
@@ -53,14 +52,14 @@ def rounds(count: int) -> list[list[tuple[int, int]]]:
 
 
 def within(seconds: float, action: Callable[[], T]) -> T:
-    """The result of an action that may hang.
+    """Returns the result of an action that may hang.
 
     Args:
-        seconds: How long to wait for it.
-        action: Runs in a thread of its own.
+        seconds: Seconds to wait.
+        action: Function that runs in its own thread.
 
     Raises:
-        DistributedError: It failed, or had not ended in time.
+        DistributedError: The action failed, or did not end in time.
     """
     results: list[T] = []
     errors: list[RuntimeError] = []
@@ -82,31 +81,31 @@ def within(seconds: float, action: Callable[[], T]) -> T:
 
 
 def measure_link(
-    store: dist.Store, place: int, device: torch.device, num_bytes: int, seconds: float, clock: Callable[[], float]
+    store: dist.Store, rank: int, device: torch.device, num_bytes: int, seconds: float, clock: Callable[[], float]
 ) -> Link:
-    """Measures the link between two processes, both of which must call.
+    """Measures the link between two processes. Collective: both must call.
 
     Args:
-        store: Of these two only, on a connection that nobody else uses: a thread that hangs keeps it.
-        place: 0 or 1; what process 0 gets is the result.
-        device: Of what is sent.
-        num_bytes: Sent there, and back.
-        seconds: How long to wait.
-        clock: Tells the time of this node, in seconds.
+        store: Store of these two processes, on its own connection: a thread that hangs blocks the connection.
+        rank: 0 or 1; the result of rank 0 counts.
+        device: Device of the tensors that are sent.
+        num_bytes: Number of bytes sent in each direction.
+        seconds: Seconds to wait.
+        clock: Function that returns the time of this node in seconds.
     """
 
     def measure() -> Link:
-        group = make_group(store, place, 2, device, seconds)
-        send, receive = _exchange(group, 1 - place, device)
+        group = make_group(store, rank, 2, device, seconds)
+        send, receive = _exchange(group, 1 - rank, device)
         differences = []
         stamp = torch.zeros(1, dtype=torch.float64, device=device)
         for _ in range(_CLOCK_ROUNDS):
-            if place == 0:
+            if rank == 0:
                 begin = clock()
                 send(stamp)
                 receive(stamp)
                 end = clock()
-                # The shortest way is the one that knows best (RFC 5905, section 10).
+                # The shortest round trip gives the best estimate (RFC 5905, section 10).
                 differences.append((end - begin, stamp.item() - (begin + end) / 2))
             else:
                 receive(stamp)
@@ -115,7 +114,7 @@ def measure_link(
         durations = []
         for _ in range(_SPEED_ROUNDS):
             begin = time.perf_counter()
-            for step in (send, receive) if place == 0 else (receive, send):
+            for step in (send, receive) if rank == 0 else (receive, send):
                 step(load)
             durations.append(time.perf_counter() - begin)
         return Link(2 * num_bytes / min(durations) / MEGABYTE, min(differences)[1] if differences else 0.0)
@@ -129,22 +128,22 @@ def measure_link(
 def measure_all_reduce(
     store: dist.Store, rank: int, world_size: int, device: torch.device, sizes: Sequence[int], seconds: float
 ) -> dict[int, float]:
-    """Measures all-reduces over all ranks, each of which must call.
+    """Measures all-reduces over all ranks. Collective: all ranks must call.
 
     Args:
-        store: Of all of them, on a connection that nobody else uses.
-        rank: Of this process.
-        world_size: Of all.
-        device: Of what is reduced.
-        sizes: Bytes.
-        seconds: How long to wait.
+        store: Store of all ranks, on its own connection.
+        rank: Rank of this process.
+        world_size: Number of ranks.
+        device: Device of the tensors that are reduced.
+        sizes: Sizes of the tensors in bytes.
+        seconds: Seconds to wait.
 
     Returns:
-        For each size MB/s over the link of one rank: 2 (n - 1) / n of the bytes in the time that an all-reduce took
-        (Patarasuk and Yuan 2009, Bandwidth optimal all-reduce algorithms, section 3). Median of three.
+        Bandwidth of one rank's link in MB/s for each size, median of three: 2 (n - 1) / n of the bytes in the time of
+        an all-reduce (Patarasuk and Yuan 2009, Bandwidth optimal all-reduce algorithms, section 3).
 
     Raises:
-        DistributedError: It failed, or had not ended in time.
+        DistributedError: The all-reduce failed, or did not end in time.
     """
 
     def measure() -> dict[int, float]:
@@ -158,7 +157,7 @@ def measure_all_reduce(
                 group.allreduce([load]).wait()
                 _synchronize(device)
                 durations.append(time.perf_counter() - begin)
-            # The first one connects.
+            # The first all-reduce opens the connections and does not count.
             moved = 2 * (world_size - 1) / world_size * size
             speeds[size] = moved / median(durations[1:]) / MEGABYTE
         return speeds
@@ -167,15 +166,15 @@ def measure_all_reduce(
 
 
 def make_group(store: dist.Store, rank: int, world_size: int, device: torch.device, seconds: float) -> Any:
-    """A backend of its own, gloo or NCCL, beside which others can be made by only some of the ranks.
+    """Builds a gloo or NCCL backend for some of the ranks.
 
-    torch's public functions want all ranks to make each group. Its stubs know neither backend's collectives.
+    torch's public functions require that all ranks build each group. Its type stubs lack the collectives of backends.
     """
-    # Longer than anyone waits: at its end NCCL's watchdog ends the process, which has something to tell.
+    # The limit is longer than any wait: when it expires, NCCL's watchdog kills the process before it can report.
     limit = timedelta(seconds=10 * seconds)
     if device.type == "cpu":
         return dist.ProcessGroupGloo(store, rank, world_size, limit)
-    torch.cuda.set_device(device)  # of this thread
+    torch.cuda.set_device(device)  # the current device is a setting of each thread
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = limit
     return dist.ProcessGroupNCCL(store, rank, world_size, options)
@@ -184,7 +183,7 @@ def make_group(store: dist.Store, rank: int, world_size: int, device: torch.devi
 def _exchange(
     group: Any, peer: int, device: torch.device
 ) -> tuple[Callable[[torch.Tensor], None], Callable[[torch.Tensor], None]]:
-    """To send a tensor to the other process, and to receive one."""
+    """Returns two functions: one sends a tensor to the other process, one receives a tensor from it."""
 
     def send(tensor: torch.Tensor) -> None:
         group.send([tensor], peer, 0).wait()
