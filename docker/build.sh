@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the image with its version and commit: docker/build.sh [TAG] [docker build's arguments ...]
+# Builds the image with labels for version and commit: docker/build.sh [TAG] [ARGUMENT of docker build ...]
 #
-#   docker/build.sh                                       cloze:VERSION, on the default base
-#   docker/build.sh cloze:vendor --build-arg BASE_IMAGE=... --build-arg TORCH=   on a base that has torch
+#   docker/build.sh                                       tag cloze:VERSION, default base
+#   docker/build.sh cloze:vendor --build-arg BASE_IMAGE=... --build-arg TORCH=   base image with its own torch
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 source "$home/launch/lib/settings.sh"

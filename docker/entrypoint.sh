@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Entry point of the image: docker run IMAGE COMMAND [ARGUMENT ...]
+# Runs a command of Cloze in the image: docker run IMAGE COMMAND [ARGUMENT ...]
 #
-#   train ...        launch/torchrun.sh ...: one process for each GPU, or core
-#   multi_node ...   launch/multi_node.sh ...: this container as one of several hosts
+#   train ...        launch/torchrun.sh ...: one process per GPU, or per core without GPUs
+#   multi_node ...   launch/multi_node.sh ...: this container is one of several hosts
 #   prepare, evaluate, predict, export, report, status, preflight ...   python -m framework.COMMAND ...
-#   anything else    runs as it stands there
+#   any other        runs unchanged
 #
-# Runs are in /cloze/runs, prepared data in /cloze/data_cache; mount both, with --user of their owner. SIGTERM (docker stop)
-# lets a training save and leave with 0; give it time: docker stop --time 300.
+# Runs are in /cloze/runs, prepared data in /cloze/data_cache. Mount both, and pass --user with their owner. After SIGTERM
+# (docker stop) a training saves and exits with 0. Give it time: docker stop --time 300.
 set -euo pipefail
 # In the image launch/ is a link into the installed package.
 home=$(dirname "$(readlink -f "$(dirname "${BASH_SOURCE[0]}")/../launch")")
 source "$home/launch/lib/settings.sh"
 source "$home/launch/lib/agent.sh"
 
-# A user of the host has no entry in the image, but libraries need a home and a name for their caches.
+# A user of the host is unknown in the image, but libraries need a home folder and a user name for their caches.
 [[ -w ${HOME:-/} ]] || export HOME=/tmp
 export USER=${USER:-$(id --user)}
 
@@ -27,5 +27,5 @@ case $command in
     prepare | evaluate | predict | export | report | status | preflight) set -- "$PYTHON" -m "framework.$command" "$@" ;;
     *) set -- "$command" "$@" ;;
 esac
-# The first process of a container gets no signal that it has not asked for: the command is its child.
+# The first process of a container receives only signals for which it has a handler, so the command runs as its child.
 run_agent "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Checks a training on this host, then submits it, so that a job that cannot run does not wait in the queue.
+# Checks the config of a training on this host, then submits the job. A faulty config fails here and not after the queue.
 #
 #   slurm/submit.sh --nodes=4 --gpus-per-node=8 --cpus-per-task=64 experiment=NAME strategy=fsdp2 [key=value ...]
 #   slurm/submit.sh --array=1-20%4 --gpus-per-node=1 lines.txt experiment=NAME [key=value ...]
 #
-#   --dry-run            runs the checks and prints the sbatch command
-#   --launch, --no-preflight, --preflight, --max-requeues, --save-seconds   go to slurm/train.sbatch, see its --help
-#   --NAME=VALUE         any other option goes to sbatch
+#   --dry-run            runs the checks and prints the sbatch command instead of submitting
+#   --launch, --no-preflight, --preflight, --max-requeues, --save-seconds   options of slurm/train.sbatch, see its --help
+#   --NAME=VALUE         any other option is passed to sbatch
 #
-# The check is `framework.train check=N` for the N processes of the job: keys, files, labels, sizes and the run folder. It
-# needs no GPU. With a file of overrides, an array of slurm/sweep.sbatch is submitted, and every line is checked.
+# The check is `framework.train check=N` for the N processes of the job. It checks keys, files, labels, sizes and the run
+# folder, and needs no GPU. With a file of overrides, the script checks every line and submits slurm/sweep.sbatch.
 set -euo pipefail
 home=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 # shellcheck source=launch/lib/settings.sh
@@ -23,7 +23,7 @@ while [[ $# -gt 0 && $1 == -* ]]; do
         --no-preflight) for_script+=("$1") ;;
         --launch | --preflight | --max-requeues | --save-seconds) for_script+=("$1" "$(value_of "$@")"); shift ;;
         *=* | --requeue | --no-requeue | --exclusive | --wait | --parsable | --hold) for_sbatch+=("$1") ;;
-        *) fail "the option $1 has no value; write it as --NAME=VALUE (see $0 --help)" ;;
+        *) fail "The option $1 has no value. Options of sbatch must be written as --NAME=VALUE. See $0 --help." ;;
     esac
     case $1 in
         --nodes=*) nodes=${1#*=} ;;
@@ -32,17 +32,17 @@ while [[ $# -gt 0 && $1 == -* ]]; do
     esac
     shift
 done
-[[ $# -gt 0 ]] || fail "nothing to train is given; add for example experiment=pretrain_demo (see $0 --help)"
-[[ $nodes =~ ^[0-9]+$ ]] || fail "--nodes is $nodes. It must be one number here"
+[[ $# -gt 0 ]] || fail "No override is given. A training needs an experiment. Add for example experiment=pretrain_demo (see $0 --help)."
+[[ $nodes =~ ^[0-9]+$ ]] || fail "--nodes is $nodes. It must be one number. Give for example --nodes=2."
 processes=$((nodes * ${gpus:-${tasks:-1}}))
 python=$(python_path)
 
 script=train.sbatch file=() lines=("")
 if [[ $1 != *=* ]]; then
     script=sweep.sbatch file=("$1")
-    [[ -r $1 ]] || fail "$1 is neither an override (KEY=VALUE) nor a readable file"
+    [[ -r $1 ]] || fail "$1 is neither an override (KEY=VALUE) nor a readable file. Correct the path or the override."
     mapfile -t lines < <(grep -vE '^[[:space:]]*(#|$)' "$1")
-    [[ ${#lines[@]} -gt 0 ]] || fail "$1 contains no line of overrides"
+    [[ ${#lines[@]} -gt 0 ]] || fail "$1 contains no line of overrides. Write the overrides of one training per line."
     shift
 fi
 
@@ -50,7 +50,7 @@ for line in "${lines[@]}"; do
     read -ra overrides <<<"$line"
     [[ ${#file[@]} == 0 ]] || echo "check: $line"
     "$python" -m framework.train "$@" "${overrides[@]}" "check=$processes" ||
-        fail "nothing was submitted${line:+; the line of ${file[0]} that cannot run is: $line}"
+        fail "The check failed${line:+ for this line of ${file[0]}: $line}. Nothing was submitted. Correct it and submit again."
 done
 
 submission=(sbatch "${for_sbatch[@]}" "$home/slurm/$script" "${file[@]}" "${for_script[@]}" "$@")

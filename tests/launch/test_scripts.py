@@ -88,19 +88,23 @@ def test_dry_runs_print_settings_and_command():
 @pytest.mark.parametrize(
     ("script", "arguments", "told"),
     [
-        ("torchrun.sh", ["--processes", "0", "seed=1"], "--processes is 0, it must be a number from 1 on"),
-        ("torchrun.sh", [], "nothing to train is given"),
-        ("torchrun.sh", ["--nodes", "2", "seed=1"], "the option --nodes is not known"),
+        ("torchrun.sh", ["--processes", "0", "seed=1"], "--processes is 0. It must be an integer of at least 1."),
+        ("torchrun.sh", [], "No override is given."),
+        ("torchrun.sh", ["--nodes", "2", "seed=1"], "The option --nodes is unknown."),
         ("multi_node.sh", ["--id", "x", "--nodes", "2", "seed=1"], "--head is missing"),
         ("multi_node.sh", ["--id", "x", "--nodes", "4:1", "--head", "127.0.0.1", "seed=1"], "--nodes is '4:1'"),
         ("multi_node.sh", ["--id", "x/y", "--nodes", "2", "--head", "127.0.0.1", "seed=1"], "--id is 'x/y'"),
         (
             "multi_node.sh",
             ["--id", "x", "--nodes", "2", "--head", "no.such.host.invalid", "seed=1"],
-            "has no address here",
+            "has no IPv4 address.",
         ),
-        ("multi_node.sh", ["--id", "x", "--hosts", "/no/such/file", "seed=1"], "/no/such/file cannot be read"),
-        ("multi_node.sh", ["--id"], "--id needs a value"),
+        (
+            "multi_node.sh",
+            ["--id", "x", "--hosts", "/no/such/file", "seed=1"],
+            "--hosts is /no/such/file, which is not readable.",
+        ),
+        ("multi_node.sh", ["--id"], "--id has no value."),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(script, arguments, told):
@@ -188,7 +192,7 @@ def test_a_python_that_is_too_old_is_told_in_one_line(checkout, tools):
     write_program(tools / "python3", 'if [ "$1" = --version ]; then echo Python 3.9.2; else exit 1; fi')
     result = set_up(checkout, tools, "demo")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: no Python 3.11, 3.12 or 3.13") and "python3 (Python 3.9.2)" in result.stderr
+    assert result.stderr.startswith("error: No Python 3.11, 3.12 or 3.13") and "python3 (Python 3.9.2)" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
@@ -197,7 +201,7 @@ def test_a_missing_network_is_told_in_one_line(checkout, tools):
     write_program(checkout / ".venv" / "bin" / "python", answer)
     result = set_up(checkout, tools, "demo")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: the packages could not be downloaded")
+    assert result.stderr.startswith("error: The packages were not downloaded")
     assert result.stderr.count("\n") == 1
     assert not (checkout / ".venv" / "cloze-installed").exists()
 
@@ -237,5 +241,5 @@ def test_attach_uses_no_folder_that_somebody_else_could_have_made(action, tmp_pa
         command = ["bash", str(ROOT / "launch" / "lib" / "attach.sh"), action, "x", "--help"]
         environ = os.environ | {"TMPDIR": str(temporary)}
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
-        assert done.returncode == 2 and "is not a folder that belongs to you" in done.stderr
+        assert done.returncode == 2 and "is not a folder that you own" in done.stderr
     assert {path.name: path.read_text() for path in victim.iterdir()} == {"log": "precious", "pid": "1"}

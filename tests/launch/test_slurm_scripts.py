@@ -44,18 +44,28 @@ def test_script_answers_help(script, tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "job", "told"),
     [
-        ("train", ["seed=1"], {}, "this is not a SLURM job. Submit it: sbatch"),
-        ("train", [], {}, "nothing to train is given"),
-        ("train", ["--launch", "mpirun", "seed=1"], {}, "--launch is mpirun, it must be srun or torchrun"),
-        ("train", ["--launch"], {}, "--launch needs a value"),
-        ("train", ["--max-requeues", "many", "seed=1"], {}, "--max-requeues is many, it must be a number"),
-        ("train", ["--nodes", "2", "seed=1"], {}, "the option --nodes is not known"),
-        ("train", ["run.dir=${oc.env:HOME}"], {"SLURM_JOB_ID": "1"}, "run.dir=${oc.env:HOME} cannot be read here"),
-        ("train", ["--save-seconds", "x", "seed=1"], {}, "--save-seconds is x. It must be a number of at least 0"),
-        ("sweep", ["seed=1"], {}, "the first argument must be a file of overrides"),
-        ("sweep", ["/no/such/file"], {}, "/no/such/file cannot be read"),
-        ("sweep", [str(ROOT / "LICENSE")], {}, "this is not a task of an array. Submit it: sbatch --array=1-N"),
-        ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "task 9999 has no line"),
+        ("train", ["seed=1"], {}, "This is not a SLURM job. The script needs the nodes of a job. Submit it: sbatch"),
+        ("train", [], {}, "No override is given."),
+        ("train", ["--launch", "mpirun", "seed=1"], {}, "--launch is mpirun. It must be srun or torchrun."),
+        ("train", ["--launch"], {}, "--launch has no value."),
+        (
+            "train",
+            ["--max-requeues", "many", "seed=1"],
+            {},
+            "--max-requeues is many. It must be an integer of at least 0.",
+        ),
+        ("train", ["--nodes", "2", "seed=1"], {}, "The option --nodes is unknown."),
+        (
+            "train",
+            ["run.dir=${oc.env:HOME}"],
+            {"SLURM_JOB_ID": "1"},
+            "run.dir is ${oc.env:HOME}. In a batch job it may contain letters",
+        ),
+        ("train", ["--save-seconds", "x", "seed=1"], {}, "--save-seconds is x. It must be an integer of at least 0."),
+        ("sweep", ["seed=1"], {}, "The first argument is 'seed=1'. It must be a file of overrides."),
+        ("sweep", ["/no/such/file"], {}, "/no/such/file is not readable."),
+        ("sweep", [str(ROOT / "LICENSE")], {}, "This is not an array task."),
+        ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "Task 9999 has no line."),
     ],
 )
 def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tmp_path):
@@ -67,12 +77,16 @@ def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tm
 @pytest.mark.parametrize(
     ("place", "limit", "told"),
     [
-        (str(ROOT / "slurm" / "train.sbatch"), "00:01:00", "error: job 7 has a time limit of 60 s, but it is asked to"),
-        (str(ROOT / "slurm" / "train.sbatch"), "01:00:00", "error: run.id=$x cannot be read here"),
+        (
+            str(ROOT / "slurm" / "train.sbatch"),
+            "00:01:00",
+            "error: The time limit of job 7 is 60 s. It must be longer than",
+        ),
+        (str(ROOT / "slurm" / "train.sbatch"), "01:00:00", "error: run.id is $x. In a batch job it may contain"),
         (
             "/nowhere/train.sbatch",
             "01:00:00",
-            "error: / contains no launch/lib/settings.sh. Submit the script in the folder of Cloze",
+            "error: / contains no launch/lib/settings.sh. The script needs the files next to it.",
         ),
     ],
 )

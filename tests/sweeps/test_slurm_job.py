@@ -99,7 +99,7 @@ def test_a_job_that_is_queued_again_twice_without_a_new_step_stops(bin_folder, t
     assert [end(0, None)[0], end(1, 0)[0], end(2, 5)[0], end(3, 5)[0], end(4, 5)[0]] == [True] * 5
     is_queued, said = end(5, 5)
     assert not is_queued
-    assert "error: job 7 was queued again twice without a new step (it is at step 5)" in said and "(now 190 s)" in said
+    assert "error: Job 7 was requeued twice without a new step (it is at step 5)" in said and "(now 190 s)" in said
     # A new job of the same run begins to count anew; a checkpoint counts where a start was killed before its summary.
     assert [end(0, None)[0], end(1, None)[0], end(2, None, 120)[0], end(3, None)[0], end(4, None)[0]] == [True] * 5
     assert end(5, None)[0] is False
@@ -113,9 +113,7 @@ def test_a_time_limit_no_longer_than_the_notice_is_refused(bin_folder, limit, re
     job = start(bin_folder, 'check_time_limit 120 "sbatch --time=HH:MM:SS" 2>&1; echo trains', LIMIT=limit)
     said = job.communicate(timeout=30)[0]
     assert job.returncode == (2 if refused else 0)
-    told = (
-        "error: job 7 has a time limit of 120 s, but it is asked to save 120 s before the limit and would never train."
-    )
+    told = "error: The time limit of job 7 is 120 s. It must be longer than 120 s: "
     assert (told in said) == refused and ("trains" in said) != refused
 
 

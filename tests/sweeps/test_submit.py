@@ -52,7 +52,7 @@ def test_a_training_is_checked_for_its_processes_and_submitted(submit):
 def test_what_fails_its_check_is_not_submitted(submit):
     ended, checks, submitted = submit("--ntasks-per-node=2", "experiment=bad")
     assert (ended.returncode, len(checks), submitted) == (2, 1, [])
-    assert ended.stderr == "error: nothing was submitted\n"
+    assert ended.stderr == "error: The check failed. Nothing was submitted. Correct it and submit again.\n"
 
 
 def test_every_line_of_an_array_is_checked(submit, tmp_path):
@@ -63,7 +63,7 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
         "-m framework.train experiment=x optimizer.lr=1e-4 seed=1 check=1",
         "-m framework.train experiment=x optimizer.lr=bad check=1",
     ]
-    assert "the line of lines.txt that cannot run is: optimizer.lr=bad" in ended.stderr
+    assert "The check failed for this line of lines.txt: optimizer.lr=bad." in ended.stderr
 
     (tmp_path / "lines.txt").write_text("optimizer.lr=1e-4\n")
     ended, _, submitted = submit("--array=1-1", "--max-requeues", "3", "lines.txt", "experiment=x")
@@ -74,9 +74,12 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "nothing to train is given"),
-        (["--nodes", "2", "experiment=x"], "the option --nodes has no value; write it as --NAME=VALUE"),
-        (["--nodes=1-2", "experiment=x"], "--nodes is 1-2. It must be one number here"),
+        ([], "No override is given."),
+        (
+            ["--nodes", "2", "experiment=x"],
+            "The option --nodes has no value. Options of sbatch must be written as --NAME=VALUE.",
+        ),
+        (["--nodes=1-2", "experiment=x"], "--nodes is 1-2. It must be one number."),
         (["nowhere.txt", "experiment=x"], "nowhere.txt is neither an override"),
     ],
 )
