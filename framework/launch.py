@@ -1,7 +1,7 @@
 """Runs a launch script of this installation: `python -m framework.launch torchrun [OPTION ...] experiment=NAME`.
 
-If Cloze was installed from a wheel, the scripts of launch/ and slurm/ are inside the package. They are bash scripts;
-`--path` prints the path of one: `sbatch "$(python -m framework.launch --path train.sbatch)" experiment=NAME`.
+A wheel contains the bash scripts of launch/ and slurm/ inside the package. `--path` prints the path of a script:
+`sbatch "$(python -m framework.launch --path train.sbatch)" experiment=NAME`.
 """
 
 import argparse
@@ -17,11 +17,11 @@ _FOLDERS = ("launch", "slurm")
 
 
 def scripts() -> dict[str, Path]:
-    """Returns the launch scripts by file name: inside an installed package, or next to it in a checkout."""
+    """Returns the launch scripts by file name. They are inside an installed package, or next to it in a checkout."""
     package = Path(framework.__file__).resolve().parent
     root = package / "scripts" if (package / "scripts").is_dir() else package.parent
     files = [file for folder in _FOLDERS for file in sorted((root / folder).iterdir())]
-    # Sourced files are not executable.
+    # Files to be sourced do not begin with "#!".
     return {file.name: file for file in files if file.suffix in (".sh", ".sbatch") and _is_program(file)}
 
 
@@ -42,11 +42,11 @@ def _options() -> OptionParser:
 @option_command(_options)
 def launch(given: argparse.Namespace) -> None:
     """Replaces this process by a script, or prints the path of the script."""
-    found = scripts()
-    script = found.get(given.script) or found.get(f"{given.script}.sh")
+    available = scripts()
+    script = available.get(given.script) or available.get(f"{given.script}.sh")
     if script is None:
         raise ConfigError(
-            f"{given.script} is not a launch script. Scripts are {', '.join(found)}. Choose one of these."
+            f"{given.script} is not a launch script. Scripts are {', '.join(available)}. Choose one of these."
         )
     if not given.path:
         os.environ.setdefault("PYTHON", sys.executable)

@@ -1,8 +1,8 @@
-"""Looks at all nodes before they train: `python -m framework.preflight` under torchrun, or from slurm/train.sbatch.
+"""Checks all nodes before a training: `python -m framework.preflight` under torchrun, or from slurm/train.sbatch.
 
-Each process says what its node has: GPUs and their free memory, room on the disk, its clock, whether it sees the shared
-folder. Each two nodes measure their link, then all processes an all-reduce (NCCL on GPUs, else gloo). Where something
-is wrong, one line names the node, and all leave with exit code 2.
+Each process reports the GPUs of its node and their free memory, the free disk space, the clock, and whether it sees the
+shared folder. Each pair of nodes measures its link, then all processes measure an all-reduce (NCCL on GPUs, else gloo).
+If a node fails a check, one line names it, and all processes exit with code 2.
 """
 
 import argparse
@@ -29,15 +29,15 @@ _GIGABYTE = 1_000_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """What a node must have; speeds in MB/s, sizes in GB.
+    """Requirements for each node. Bandwidths are in MB/s, sizes in GB.
 
     Attributes:
-        disk: Free in the folder.
-        gpu: Free on each GPU.
-        clock: Seconds that clocks may be apart.
-        link: Between any two nodes.
-        link_share: Of the median of all links; 0: no link is compared with others.
-        all_reduce: Of the largest size.
+        disk: Minimum free space in the folder.
+        gpu: Minimum free memory of each GPU.
+        clock: Maximum difference between clocks in seconds.
+        link: Minimum bandwidth between any two nodes.
+        link_share: Minimum bandwidth of a link as a fraction of the median of all links; 0 disables the check.
+        all_reduce: Minimum bandwidth of the largest all-reduce.
     """
 
     disk: float
@@ -49,7 +49,7 @@ class Limits:
 
 
 def clocks(report: Report) -> dict[str, float]:
-    """How many seconds the clock of each node is ahead of that of most; of two nodes, ahead of the first's."""
+    """Returns the seconds by which the clock of each node is ahead of the median; with two nodes, of the first node."""
     first, *others = report.nodes
     ahead = {first: 0.0}
     for other in others:
@@ -61,88 +61,90 @@ def clocks(report: Report) -> dict[str, float]:
 
 
 def bad_links(report: Report, limits: Limits) -> list[str]:
-    """What is wrong with links: a node where most of its own are, else the two nodes of each."""
+    """Describes slow and dead links. A node with more than half of its links bad is named once, without the others."""
     speeds = {pair: link.speed or 0.0 for pair, link in report.links.items()}
     least = limits.link
     if len(speeds) > 2:
         least = max(least, limits.link_share * median(speeds.values()))
     slow = {pair: speed for pair, speed in speeds.items() if speed < least or report.links[pair].why is not None}
-    told = []
+    lines = []
     for node in report.nodes:
         of_node = [pair for pair in slow if node in pair]
         if len(report.nodes) > 2 and 2 * len(of_node) > len(report.nodes) - 1:
-            told.append(
+            lines.append(
                 f"{node}: {len(of_node)} of its {len(report.nodes) - 1} links are {_worst(report, of_node, least)}"
             )
             slow = {pair: speed for pair, speed in slow.items() if pair not in of_node}
-    return told + [f"link of {a} and {b}: {_worst(report, [(a, b)], least)}" for a, b in slow]
+    return lines + [f"link of {a} and {b}: {_worst(report, [(a, b)], least)}" for a, b in slow]
 
 
 def _worst(report: Report, pairs: Sequence[tuple[str, str]], least: float) -> str:
     dead = [why for pair in pairs if (why := report.links[pair].why) is not None]
     if dead:
         return f"dead ({dead[0]})"
-    return f"slow, {min(report.links[pair].speed or 0.0 for pair in pairs):.1f} MB/s of at least {least:.1f}"
+    return f"slow, {min(report.links[pair].speed or 0.0 for pair in pairs):.1f} MB/s, minimum {least:.1f}"
 
 
 def troubles(report: Report, info: ProcessInfo, limits: Limits) -> list[str]:
-    """What is wrong, each beginning with the node.
+    """Describes each failed check. Each line begins with the node.
 
     Args:
-        report: Of rank 0.
-        info: Of rank 0.
-        limits: What nodes must have.
+        report: Report on rank 0.
+        info: Rank, local rank and world size of rank 0.
+        limits: Requirements for each node.
     """
     if report.missing:
         silent = sorted({_node_of(rank, info) for rank in report.missing})
-        return [f"{node}: nothing is heard of it" for node in silent]
-    told = []
+        return [f"{node}: it did not answer" for node in silent]
+    lines = []
     most = max(each.num_gpus for each in report.facts)
     for node, facts in report.nodes.items():
         gpus, free_gpu = facts[0].num_gpus, min(each.free_gpu_bytes for each in facts) / _GIGABYTE
         if gpus < most:
-            told.append(f"{node}: {gpus} GPUs, but others have {most}")
+            lines.append(f"{node}: {gpus} GPUs, but others have {most}")
         elif most and any(each.gpu is None for each in facts):
-            told.append(f"{node}: {gpus} GPUs for {len(facts)} processes")
+            lines.append(f"{node}: {gpus} GPUs for {len(facts)} processes")
         elif free_gpu < limits.gpu:
-            told.append(f"{node}: a GPU has {free_gpu:.1f} GB free, of at least {limits.gpu:g}")
+            lines.append(f"{node}: a GPU has {free_gpu:.1f} GB free, minimum {limits.gpu:g}")
         disks = [each.free_disk_bytes for each in facts]
         if None in disks or any(each.rank in report.blind for each in facts):
-            told.append(f"{node}: does not see what the first node writes into the folder, which all must share")
+            lines.append(
+                f"{node}: it does not see the file of the first node in the folder, which all nodes must share"
+            )
         elif (free_disk := min(disk for disk in disks if disk is not None) / _GIGABYTE) < limits.disk:
-            told.append(f"{node}: {free_disk:.1f} GB free in the folder, of at least {limits.disk:g}")
+            lines.append(f"{node}: {free_disk:.1f} GB free in the folder, minimum {limits.disk:g}")
     for node, ahead in clocks(report).items():
         if abs(ahead) > limits.clock:
-            told.append(f"{node}: its clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
-    told += bad_links(report, limits)
+            lines.append(f"{node}: its clock is {abs(ahead):.1f} s {'ahead' if ahead > 0 else 'behind'}")
+    lines += bad_links(report, limits)
     if report.stuck:
-        told.append(_stuck(report))
+        lines.append(_stuck(report))
     elif report.all_reduce and (speed := report.all_reduce[max(report.all_reduce)]) < limits.all_reduce:
-        told.append(f"all nodes: all-reduce at {speed:.1f} MB/s, of at least {limits.all_reduce:g}")
-    return told
+        lines.append(f"all nodes: all-reduce at {speed:.1f} MB/s, minimum {limits.all_reduce:g}")
+    return lines
 
 
 def _stuck(report: Report) -> str:
-    """Who the all-reduce failed for: those that are silent, else the first that failed, unless all only waited."""
+    """Names the nodes of a failed all-reduce: those without a report, else the first that failed; all after a timeout."""
     (first, why), *_ = report.stuck.items()
-    blamed = [rank for rank, said in report.stuck.items() if said == SILENT] or [first]
+    ranks = [rank for rank, message in report.stuck.items() if message == SILENT] or [first]
     if why.startswith(LATE):
-        blamed = list(report.stuck)
-    nodes = [node for node, facts in report.nodes.items() if any(each.rank in blamed for each in facts)]
+        ranks = list(report.stuck)
+    nodes = [node for node, facts in report.nodes.items() if any(each.rank in ranks for each in facts)]
     return f"{', '.join(nodes)}: all-reduce failed ({why})"
 
 
 def _node_of(rank: int, info: ProcessInfo) -> str:
-    """The name of the node of a rank that was never heard; CLOZE_NODES has them in order."""
-    place, names = rank // info.local_world_size, os.environ.get("CLOZE_NODES", "").split(",")
+    """Returns the name of the node of a rank that never answered. CLOZE_NODES lists the names in order."""
+    index, names = rank // info.local_world_size, os.environ.get("CLOZE_NODES", "").split(",")
     if len(names) == info.num_nodes:
-        return names[place]
-    first = place * info.local_world_size
-    return f"node {place} (ranks {first} to {first + info.local_world_size - 1})"
+        return names[index]
+    first = index * info.local_world_size
+    return f"node {index} (ranks {first} to {first + info.local_world_size - 1})"
 
 
 def report_table(report: Report) -> Table:
-    """One row a node."""
+    """Builds a table with one row per node."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
     for name in ("node", "processes", "GPUs", "free GPU GB", "free disk GB", "clock s", "slowest link MB/s"):
         table.add_column(name, justify="left" if name == "node" else "right", no_wrap=True)
@@ -194,23 +196,23 @@ def preflight(given: argparse.Namespace) -> None:
     info = process_info()
     inspection = Inspection(open_store(info, given.timeout), info, given.folder, sizes, given.timeout)
     report = inspection.run()
-    sys.exit(inspection.agree(_tell(report, troubles(report, info, limits)) if info.rank == 0 else 0))
+    sys.exit(inspection.agree(_print_report(report, troubles(report, info, limits)) if info.rank == 0 else 0))
 
 
-def _tell(report: Report, found: Sequence[str]) -> int:
-    """Shows the table and what is wrong; returns the exit code."""
+def _print_report(report: Report, failures: Sequence[str]) -> int:
+    """Prints the table and the failed checks, and returns the exit code."""
     console = open_console()
     console.print(report_table(report))
     for size, speed in report.all_reduce.items():
         console.print(f"all-reduce of {size / MEGABYTE:g} MB: {speed:,.1f} MB/s")
-    if found:
-        sys.stderr.write(f"error: preflight: {'; '.join(found)}\n")
+    if failures:
+        sys.stderr.write(f"error: preflight: {'; '.join(failures)}\n")
         return DistributedError.exit_code
     return 0
 
 
 def _end_process() -> None:
-    """Runs the command. A hanging thread of its own must not keep the process from exiting."""
+    """Runs the command. `os._exit` ends the process even if a measurement still hangs in its thread."""
     try:
         preflight()
     except SystemExit as leaving:
