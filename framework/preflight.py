@@ -125,7 +125,7 @@ def troubles(report: Report, info: ProcessInfo, limits: Limits) -> list[str]:
 
 
 def _stuck(report: Report) -> str:
-    """Names the nodes of a failed all-reduce: those without a report, else the first that failed; all after a timeout."""
+    """Names the nodes of a failed all-reduce: without a report, else the first that failed; all after a timeout."""
     (first, why), *_ = report.stuck.items()
     ranks = [rank for rank, message in report.stuck.items() if message == SILENT] or [first]
     if why.startswith(LATE):
