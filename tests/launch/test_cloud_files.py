@@ -140,7 +140,7 @@ def test_the_entry_point_knows_every_command() -> None:
         for file in (ROOT / "framework").glob("*.py")
         if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
     }
-    # train runs through torchrun.sh. The launchers use machine.py and launch.py, and __main__.py is the command `cloze`.
+    # train runs through torchrun.sh. The launchers use machine.py and launch.py, __main__.py is the command `cloze`.
     assert known - {"report"} == modules - {"__main__", "train", "machine", "launch", "report"}
     assert "report" in known
 
