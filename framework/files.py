@@ -44,7 +44,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def new_digest() -> "hashlib._Hash":
+def new_digest() -> hashlib.blake2b:
     """Returns an empty BLAKE2b (RFC 7693) of 16 bytes, the checksum of checkpoints and exports."""
     return hashlib.blake2b(digest_size=16)
 
