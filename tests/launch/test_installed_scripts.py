@@ -1,5 +1,6 @@
 """Scripts as a wheel holds them: inside the package, found by `framework.launch`, beside its interpreter."""
 
+import importlib
 import shlex
 import shutil
 import subprocess
@@ -14,9 +15,8 @@ from framework.errors import ConfigError
 from framework.launch import run, scripts
 
 ROOT = Path(__file__).resolve().parents[2]
-WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
-    "wheel"
-]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 
 
 @pytest.fixture
@@ -59,6 +59,23 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{installed / 'scripts' / 'launch' / 'torchrun.sh'}\n"
     with pytest.raises(ConfigError, match=r"trochrun is not a launch script. Scripts are .*torchrun.sh"):
         run(["trochrun"])
+
+
+def test_a_wheel_leaves_out_no_file_of_the_package():
+    """The build leaves out what .gitignore names, even if it is tracked."""
+    listed = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard", *WHEEL["only-include"]]
+    answer = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        pytest.skip("not a git checkout")
+    assert answer.stdout == ""
+    packages = {file.parent for file in (ROOT / "framework").rglob("*.py")}
+    assert [folder for folder in packages if not (folder / "__init__.py").is_file()] == []
+    assert (ROOT / "framework" / "py.typed").is_file()
+
+
+def test_the_console_command_of_a_wheel_exists():
+    module, _, function = PROJECT["project"]["scripts"]["cloze"].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
 def test_every_script_has_a_line_in_the_page():
