@@ -30,8 +30,7 @@ class OptionParser(argparse.ArgumentParser):
 
     @override
     def format_help(self) -> str:
-        head, _, rest = super().format_help().partition("\n\n== ")
-        del head
+        rest = super().format_help().partition("\n\n== ")[2]
         return f"{self.usage}: {self.description}\n\n== {rest}".replace(" ==:\n", " ==\n\n")
 
     @override
