@@ -51,7 +51,8 @@ class TrainedModel:
         """Predicts rows; the results are those of `framework.predict`.
 
         Args:
-            rows: Texts, for tasks that read `text` alone; or mappings with the columns of the task.
+            rows: Texts, for tasks that read `text` alone; or mappings with the columns of training, or
+                those of the task.
             on_bad_row: Handling of rows that cannot be predicted: "error" raises, "skip" returns nulls and an `error`
                 for them.
 
@@ -108,7 +109,8 @@ class TrainedModel:
         given = [rows] if isinstance(rows, str | Mapping) else list(rows)
         if not given:
             return []
-        asked = read_given(given, inference.task, self.tokenizer, on_bad_row)
+        layout = self._trained.file_layout if inference is self._inference else None
+        asked = read_given(given, inference.task, self.tokenizer, on_bad_row, layout)
         source = inference.task.build_source([each.row for each in asked if each.row is not None], self.tokenizer)
         return join_rows(asked, inference.predict(source))
 

@@ -144,20 +144,31 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout
 
 
 def read_given(
-    inputs: Sequence[str | Mapping[str, Any]], task: Task, tokenizer: Tokenizer, on_bad_row: Literal["error", "skip"]
+    inputs: Sequence[str | Mapping[str, Any]],
+    task: Task,
+    tokenizer: Tokenizer,
+    on_bad_row: Literal["error", "skip"],
+    layout: SplitFiles | None,
 ) -> list[AskedRow]:
     """Checks rows that a Python program gives: texts, as with `text`, or mappings, as the objects of a JSONL file.
+
+    Args:
+        inputs: Texts or mappings.
+        task: Task that reads the rows.
+        tokenizer: Tokenizer of the model.
+        on_bad_row: "error" raises, "skip" records the error of the row.
+        layout: Reader of the training files, whose columns are tried first; None: unknown.
 
     Raises:
         ConfigError: Texts are given, but the task does not read `text` alone.
         DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    ways = choose_fields({}, task)
+    ways = choose_fields({}, task, layout)
     if all(isinstance(each, str) for each in inputs):
         asked = _given_texts([str(each) for each in inputs], ways)
     else:
         keys = next(iter(inputs), ())
-        way = next((way for way in ways if set(way) <= set(keys)), ways[0])
+        way = next((way for way in ways if set(way.values()) <= set(keys)), ways[0])
         asked = _given_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
     return _checked_rows(asked, task, tokenizer, "input", on_bad_row)
 
@@ -165,15 +176,16 @@ def read_given(
 def _given_mappings(
     inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
 ) -> list[AskedRow]:
-    columns = list(way)
-    lists = [name for name in task.list_fields if name in way]
+    columns = list(way.values())
+    lists = [way[name] for name in task.list_fields if name in way]
     table = TableFile(Path("input"), columns, list_columns=lists, as_is=columns)
     for number, each in enumerate(inputs, start=1):
         try:
-            values, kept = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
+            texts, kept = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
         except DataError as error:
             reading.bad_row(error)
         else:
+            values = {name: texts[column] for name, column in way.items()}
             reading.noted.append(AskedRow(Row(number, None, values), kept))
     return reading.noted
 

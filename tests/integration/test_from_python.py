@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ import framework.predict
 import framework.train
 from framework import load
 from framework.batch import PackedBatch
+from framework.config.asked_rows import read_given
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
 from tests.support.tasks.commands import example, prepare
 
@@ -209,6 +211,14 @@ def test_bad_rows_raise_or_are_answered_in_order(classifier):
     assert [answer["label"] is None for answer in answers] == [False, True, True, False]
     assert "row 2: no column 'text'" in answers[1]["error"] and "row 3" in answers[2]["error"]
     assert answers[3] == loaded.predict([{"text": "poor"}])[0]
+
+
+def test_rows_may_have_the_columns_of_training(classifier):
+    loaded = load(str(classifier.folder), precision="fp32")
+    layout = SimpleNamespace(field_columns={"text": "sentence"})
+    for row in ({"sentence": "good"}, {"text": "good"}):
+        asked = read_given([row], loaded.task, loaded.tokenizer, "error", layout)
+        assert asked[0].row.values == {"text": "good"} and asked[0].kept == row
 
 
 @pytest.mark.parametrize(
