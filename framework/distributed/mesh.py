@@ -64,8 +64,8 @@ def mesh_shape(
         raise ConfigError(f"strategy={strategy} is unknown; use one of {', '.join(STRATEGIES)}.")
     if strategy == "single" and world_size > 1:
         raise ConfigError(
-            f"strategy=single runs one process, but torchrun started {world_size}; use strategy=ddp or strategy=fsdp2, "
-            "or start without torchrun."
+            f"strategy=single runs one process, but there are {world_size}. Use strategy=ddp or strategy=fsdp2, or "
+            "start one process."
         )
     for key, size, meant_for in (
         ("replicate_size", replicate_size, ("hsdp",)),

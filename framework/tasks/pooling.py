@@ -78,8 +78,10 @@ def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float
         ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
     """
     if max_length < SHORTEST_PAIR:
-        raise ConfigError(f"max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included.")
+        raise ConfigError(
+            f"task.max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
+        )
     if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+        raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
     if not 0 <= classifier_dropout < 1:
-        raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+        raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")

@@ -57,7 +57,7 @@ def test_wrong_strategies_are_named() -> None:
         ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
     ):
         mesh_shape("zero3", 1)
-    with pytest.raises(ConfigError, match="strategy=single runs one process, but torchrun started 2"):
+    with pytest.raises(ConfigError, match="strategy=single runs one process, but there are 2"):
         mesh_shape("single", 2)
 
 

@@ -56,7 +56,8 @@ def check_fractions(validation: float, test: float) -> None:
             raise ConfigError(f"{name} is {value}, it must be at least 0 and below 1.")
     if validation + test >= 1:
         raise ConfigError(
-            f"validation_fraction={validation} and test_fraction={test} leave nothing for training; lower them until "
+            f"data.validation_fraction={validation} and test_fraction={test} leave nothing for training; lower "
+            "them until "
             "their sum is below 1."
         )
 
@@ -145,7 +146,7 @@ class SplitFiles:
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)
         if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(f"max_train_rows is {self.max_train_rows}, it must be at least 1.")
+            raise ConfigError(f"data.max_train_rows is {self.max_train_rows}, it must be at least 1.")
 
     def group(self, record: R) -> tuple[str, ...]:
         """What falls into one split as a whole: records of one identity, or of more that belong together."""
@@ -180,20 +181,24 @@ class SplitFiles:
             on_bad_row: As in Reading.
 
         Raises:
-            ConfigError: A path is empty, which would mean the working folder.
+            ConfigError: A path is a URL, or empty, which would mean the working folder.
         """
         given = {"train": self.train, "validation": self.validation, "test": self.test}
         for split, path in given.items():
             if path == "":
                 raise ConfigError(f"`data.{split}` is empty. It must be the path of a file or folder. Give one.")
+            if path is not None and "://" in path:
+                raise ConfigError(
+                    f"`data.{split}` is {path}, a URL. Labelled data is read from files and folders. Download it first."
+                )
         files = {split: Path(path) for split, path in given.items() if path is not None}
         records: dict[str, list[R]] = {}
         readings: dict[str, Reading] = {}
-        for split, path in files.items():
-            same = next((other for other in records if files[other] == path), None)
+        for split, file in files.items():
+            same = next((other for other in records if files[other] == file), None)
             if same is None:
                 readings[split] = Reading(on_bad_row, max_remembered=None)
-                records[split] = list(read(path, readings[split]))
+                records[split] = list(read(file, readings[split]))
             else:  # evaluation of a new file, which is `train` too
                 readings[split] = replace(readings[same], skipped=list(readings[same].skipped))
                 records[split] = list(records[same])

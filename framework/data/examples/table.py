@@ -68,12 +68,13 @@ class TableData(SplitFiles):
         super().__post_init__()
         if self.max_train_rows is not None and self.max_train_rows < 2:
             raise ConfigError(
-                f"max_train_rows is {self.max_train_rows}, it must be at least 2, one for each of two labels."
+                f"data.max_train_rows is {self.max_train_rows}, it must be at least 2, one for each of two labels."
             )
         names = [str(label) for label in self.labels or ()]
         if self.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
             raise ConfigError(
-                f"labels is {names}, it must name at least 2 different labels, or be null to find them in the data."
+                f"data.labels is {names}, it must name at least 2 different labels, or be null to find them in "
+                "the data."
             )
 
     @property

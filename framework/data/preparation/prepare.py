@@ -279,9 +279,7 @@ def _counts(
     }
     if summed["documents"] == 0:
         num_read = sum(source["read"] for source in sources)
-        raise DataError(
-            f"none of the {num_read} documents holds text that is kept; check the sources and `strip_html`."
-        )
+        raise DataError(f"no document holds text that is kept ({num_read:,} read); check the sources and `strip_html`.")
     return {
         "files": corpus.num_files,
         "bytes": corpus.num_bytes,

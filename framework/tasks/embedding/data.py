@@ -74,17 +74,18 @@ class TextPairData(SplitFiles):
         super().__post_init__()
         if (self.pair_column is None) == (self.label_column is None):
             raise ConfigError(
-                f"pair_column is {self.pair_column} and label_column is {self.label_column}, but exactly one of them "
+                f"data.pair_column is {self.pair_column} and label_column is {self.label_column}, but exactly "
+                "one of them "
                 "is needed: texts have a second text or a label; set the other one to null."
             )
         if self.label_column is not None and self.score_column is not None:
             raise ConfigError(
-                f"score_column is {self.score_column}, but a score is one of two texts, and with label_column="
+                f"data.score_column is {self.score_column}, but a score is one of two texts, and with label_column="
                 f"{self.label_column} there is one; set one of the two to null."
             )
         if self.negative_columns and self.kind != "matches":
             raise ConfigError(
-                f"negative_columns is {self.negative_columns}, but rows are {self.kind}, and only pairs without a "
+                f"data.negative_columns is {self.negative_columns}, but rows are {self.kind}, and only pairs without a "
                 "score have hard negatives; leave it empty."
             )
 

@@ -69,18 +69,20 @@ class EmbeddingTask(StepLevelTask):
         candidates: Literal["split", "train"] = "split",
     ) -> None:
         if objective not in ("contrastive", "similarity"):
-            raise ConfigError(f"objective is {objective!r}, it must be contrastive or similarity.")
+            raise ConfigError(f"task.objective is {objective!r}, it must be contrastive or similarity.")
         if candidates not in ("split", "train"):
-            raise ConfigError(f"candidates is {candidates!r}, it must be split or train.")
+            raise ConfigError(f"task.candidates is {candidates!r}, it must be split or train.")
         if max_length < _SHORTEST:
-            raise ConfigError(f"max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included.")
+            raise ConfigError(
+                f"task.max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included."
+            )
         if pooling not in POOLINGS:
-            raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+            raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
         if not temperature > 0:
-            raise ConfigError(f"temperature is {temperature}, it must be above 0.")
+            raise ConfigError(f"task.temperature is {temperature}, it must be above 0.")
         sizes = list(matryoshka_sizes)
         if len(set(sizes)) < len(sizes) or min(sizes, default=1) < 1:
-            raise ConfigError(f"matryoshka_sizes is {sizes}, it must hold different numbers from 1 on.")
+            raise ConfigError(f"task.matryoshka_sizes is {sizes}, it must hold different numbers from 1 on.")
         self.objective = objective
         self.max_length = max_length
         self.pooling = pooling

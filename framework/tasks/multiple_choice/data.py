@@ -72,7 +72,7 @@ class ChoiceData(SplitFiles):
         super().__post_init__()
         if not 0 < len(self.choice_columns) == len(set(self.choice_columns)):
             raise ConfigError(
-                f"choice_columns is {self.choice_columns}, it must name at least one column, and none twice."
+                f"data.choice_columns is {self.choice_columns}, it must name at least one column, and none twice."
             )
 
     @property

@@ -68,7 +68,7 @@ class PretrainingTask(Task):
         top_k: int = 5,
     ) -> None:
         if top_k < 1:
-            raise ConfigError(f"top_k is {top_k}. Each blank needs at least one word. Set 1 or more.")
+            raise ConfigError(f"task.top_k is {top_k}. Each blank needs at least one word. Set 1 or more.")
         self.top_k = top_k
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
@@ -76,7 +76,8 @@ class PretrainingTask(Task):
                 raise ConfigError(f"{name} is {rate}, it must be above 0 and at most 1.")
         if mask_rate_end is not None and (mask_rate_steps is None or mask_rate_steps < 1):
             raise ConfigError(
-                f"mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set mask_rate_steps to "
+                f"task.mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set "
+                "mask_rate_steps to "
                 "the optimizer "
                 "steps in which the rate gets there, at least 1."
             )
@@ -132,7 +133,7 @@ class PretrainingTask(Task):
         """
         if self.sequence_length > config.max_sequence_length:
             raise ConfigError(
-                f"sequence_length is {self.sequence_length}, but the encoder has {config.max_sequence_length} "
+                f"task.sequence_length is {self.sequence_length}, but the encoder has {config.max_sequence_length} "
                 "positions; shorten the sequences or raise model.max_position_embeddings."
             )
         return build_pretraining_head(encoder, config, self.nsp)

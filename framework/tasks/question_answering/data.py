@@ -95,7 +95,8 @@ class QuestionData(SplitFiles):
         super().__post_init__()
         if self.invalid_answers not in (None, "repair"):
             raise ConfigError(
-                f"invalid_answers is {self.invalid_answers!r}. Choose repair, or null to treat them as bad questions."
+                f"data.invalid_answers is {self.invalid_answers!r}. Choose repair, or null to treat them as "
+                "bad questions."
             )
         for name in self.columns or {}:
             if name not in _COLUMNS:

@@ -143,14 +143,17 @@ class InteractionData:
         check_fractions(self.validation_fraction, self.test_fraction)
         if self.min_rating is not None and self.rating_column is None:
             raise ConfigError(
-                f"min_rating is {self.min_rating}, but rating_column is null; name the column, or set it to null."
+                f"data.min_rating is {self.min_rating}, but rating_column is null; name the column, or set it to null."
             )
         if not 0 < len(self.text_columns) == len(set(self.text_columns)):
-            raise ConfigError(f"text_columns is {self.text_columns}, it must name at least one column, none twice.")
+            raise ConfigError(
+                f"data.text_columns is {self.text_columns}, it must name at least one column, none twice."
+            )
         first, second = map(self._given_moment, SPLITS[1:])
         if first is not None and second is not None and first >= second:
             raise ConfigError(
-                f"validation_from={self.validation_from} is not before test_from={self.test_from}; swap or change them."
+                f"data.validation_from={self.validation_from} is not before test_from={self.test_from}; swap "
+                "or change them."
             )
 
     def load(self) -> Interactions:
@@ -249,7 +252,7 @@ class InteractionData:
         validation = self._moment(times, "validation", int(np.searchsorted(times, test)), test)
         if validation > test:
             raise ConfigError(
-                f"validation_from={self.validation_from} is not before the moment from which test_fraction="
+                f"data.validation_from={self.validation_from} is not before the moment from which test_fraction="
                 f"{self.test_fraction} of the interactions come, {_written(test)}; give test_from too."
             )
         has_split = {

@@ -93,11 +93,11 @@ class RecommendationTask(StepLevelTask):
             if value < least:
                 raise ConfigError(f"{name} is {value}, it must be at least {least}.")
         if not 0 < history_decay <= 1:
-            raise ConfigError(f"history_decay is {history_decay}, it must be above 0 and at most 1.")
+            raise ConfigError(f"task.history_decay is {history_decay}, it must be above 0 and at most 1.")
         if pooling not in POOLINGS:
-            raise ConfigError(f"pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+            raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
         if not temperature > 0:
-            raise ConfigError(f"temperature is {temperature}, it must be above 0.")
+            raise ConfigError(f"task.temperature is {temperature}, it must be above 0.")
         self.scoring = Scoring(temperature, popularity_prior, max_history, history_decay)
         self.max_item_tokens = max_item_tokens
         self.pooling = pooling

@@ -68,7 +68,8 @@ class RelationData(SplitFiles):
         super().__post_init__()
         if self.labels is not None and not 2 <= len(self.labels) == len(set(self.labels)):
             raise ConfigError(
-                f"labels is {self.labels}, it must name at least 2 different labels, or be null to find them in the "
+                f"data.labels is {self.labels}, it must name at least 2 different labels, or be null to find "
+                "them in the "
                 "data."
             )
 

@@ -55,10 +55,10 @@ class RelationExtractionTask(Task):
     ) -> None:
         if max_length < SHORTEST:
             raise ConfigError(
-                f"max_length is {max_length}, it must be at least {SHORTEST}, special tokens and marks included."
+                f"task.max_length is {max_length}, it must be at least {SHORTEST}, special tokens and marks included."
             )
         if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+            raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
         self.max_length = max_length
         self.classifier_dropout = classifier_dropout
         self.excluded_label = excluded_label

@@ -35,9 +35,11 @@ class MultiLabel(Problem):
 
     def __init__(self, label_separator: str = "|", threshold: float = 0.5) -> None:
         if not label_separator:
-            raise ConfigError("label_separator is empty, labels need something between them; set it, for example to |.")
+            raise ConfigError(
+                "task.label_separator is empty, labels need something between them; set it, for example to |."
+            )
         if not 0 < threshold < 1:
-            raise ConfigError(f"threshold is {threshold}, it must be above 0 and below 1.")
+            raise ConfigError(f"task.threshold is {threshold}, it must be above 0 and below 1.")
         self.threshold = threshold
         self.answers = several_labels(label_separator)
 

@@ -29,7 +29,7 @@ def build_problem(name: str, settings: Mapping[str, Any]) -> Problem:
             one of its own.
     """
     if name not in PROBLEMS:
-        raise ConfigError(f"problem is {name!r}, it must be one of {', '.join(PROBLEMS)}.")
+        raise ConfigError(f"task.problem is {name!r}, it must be one of {', '.join(PROBLEMS)}.")
     taken = inspect.signature(PROBLEMS[name]).parameters
     for owner, problem in PROBLEMS.items():
         for key, parameter in inspect.signature(problem).parameters.items():

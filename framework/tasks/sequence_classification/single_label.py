@@ -48,9 +48,11 @@ class SingleLabel(Problem):
         out_of_scope_label: str | int | None = None,
     ) -> None:
         if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
+            raise ConfigError(f"task.label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
         if isinstance(class_weights, str) and class_weights != "balanced":
-            raise ConfigError(f"class_weights is {class_weights!r}, it must be balanced, {{label: weight}}, or null.")
+            raise ConfigError(
+                f"task.class_weights is {class_weights!r}, it must be balanced, {{label: weight}}, or null."
+            )
         if isinstance(class_weights, Mapping):
             class_weights = {str(label): weight for label, weight in class_weights.items()}
             for label, weight in class_weights.items():

@@ -73,7 +73,7 @@ class SequenceClassificationTask(Task):
     ) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
         if projection not in PROJECTIONS:
-            raise ConfigError(f"projection is {projection!r}, it must be one of {', '.join(PROJECTIONS)}.")
+            raise ConfigError(f"task.projection is {projection!r}, it must be one of {', '.join(PROJECTIONS)}.")
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
@@ -96,7 +96,7 @@ class SequenceClassificationTask(Task):
         rises = {name: bool(found.higher_is_better) for name, found in self.problem.build_metrics().items()}
         rises["loss"] = False
         if metric not in rises:
-            raise ConfigError(f"best_metric is {metric!r}, it must be one of {', '.join(rises)}, or null.")
+            raise ConfigError(f"task.best_metric is {metric!r}, it must be one of {', '.join(rises)}, or null.")
         return "max" if rises[metric] else "min"
 
     @property

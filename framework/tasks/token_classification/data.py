@@ -40,7 +40,8 @@ class TaggedData(SplitFiles):
         super().__post_init__()
         if self.labels is not None and not 0 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(
-                f"labels is {self.labels}, it must name at least one type of entity, none twice, or be null to find "
+                f"data.labels is {self.labels}, it must name at least one type of entity, none twice, or be "
+                "null to find "
                 "them in the data."
             )
 

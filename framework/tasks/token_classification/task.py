@@ -60,13 +60,15 @@ class TokenClassificationTask(Task):
         self, max_length: int = 128, stride: int = 64, units: Units = "words", classifier_dropout: float = 0.1
     ) -> None:
         if max_length < _SHORTEST:
-            raise ConfigError(f"max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included.")
+            raise ConfigError(
+                f"task.max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included."
+            )
         if not 1 <= stride <= max_length - 2:
             raise ConfigError(
-                f"stride is {stride}, it must be at least 1 and at most max_length - 2, here {max_length - 2}."
+                f"task.stride is {stride}, it must be at least 1 and at most max_length - 2, here {max_length - 2}."
             )
         if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+            raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
         self.max_length = max_length
         self.stride = stride
         self.units = units

@@ -76,10 +76,11 @@ class TranslationTask(Task):
     ) -> None:
         if max_source_length < _SHORTEST:
             raise ConfigError(
-                f"max_source_length is {max_source_length}, it must be at least {_SHORTEST}, special tokens included."
+                f"task.max_source_length is {max_source_length}, it must be at least {_SHORTEST}, special "
+                "tokens included."
             )
         if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
+            raise ConfigError(f"task.label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
         if search.max_length > decoder.max_length:
             raise ConfigError(
                 f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}, and a target "
@@ -87,7 +88,8 @@ class TranslationTask(Task):
             )
         if bleu_tokens not in (None, *BLEU_TOKENS):
             raise ConfigError(
-                f"bleu_tokens is {bleu_tokens!r}. Choose one of {', '.join(BLEU_TOKENS)}, or null, which follows the "
+                f"task.bleu_tokens is {bleu_tokens!r}. Choose one of {', '.join(BLEU_TOKENS)}, or null, which "
+                "follows the "
                 "language of the references."
             )
         self.bleu_tokens = bleu_tokens

@@ -267,6 +267,11 @@ def test_an_underscore_makes_no_number(tmp_path, cell):
         TableData(path).load(answers=number())
 
 
+def test_a_url_is_named_whole(tmp_path):
+    with pytest.raises(ConfigError, match=r"`data.test` is https://a.b/c.csv, a URL"):
+        TableData(write(tmp_path / "data", many()), test="https://a.b/c.csv").load()
+
+
 def test_a_file_of_two_splits_is_read_once(tmp_path, monkeypatch):
     file, opened, read = tmp_path / "a.csv", [], table.read_rows
     file.write_text("text,label\ngood,1\n,0\nbad,0\n")

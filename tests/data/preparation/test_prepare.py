@@ -137,7 +137,7 @@ def test_nothing_to_prepare(tmp_path, given):
     with pytest.raises(DataError, match="there are no sources"):
         prepare_store({}, VOCABULARY, tmp_path / "store")
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(DataError, match="none of the 1 documents holds text that is kept"):
+    with pytest.raises(DataError, match="no document holds text that is kept \\(1 read\\)"):
         prepare_store({"texts": TextFiles(str(tmp_path / "a.txt"))}, given, tmp_path / "store")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
