@@ -24,7 +24,17 @@ from framework.sweeps.slurm_queue import pending_jobs
 from framework.tracking.console import open_console
 from framework.tracking.metric_names import describe
 from framework.tracking.run_files import JOB_FILE, read_object
-from framework.tracking.run_status import LOST, RUNNING, SILENT, UNREADABLE, RunStatus, is_run, read_status, runs_below
+from framework.tracking.run_status import (
+    DAMAGED,
+    LOST,
+    RUNNING,
+    SILENT,
+    UNREADABLE,
+    RunStatus,
+    is_run,
+    read_status,
+    runs_below,
+)
 
 PENDING = "pending"
 
@@ -34,6 +44,7 @@ _COLOURS = {
     "pruned": "blue",
     "failed": "red",
     LOST: "red",
+    DAMAGED: "red",
     UNREADABLE: "red",
     SILENT: "yellow",
     PENDING: "cyan",
@@ -190,9 +201,11 @@ def _checkpoint(status: RunStatus) -> str:
 
 
 def _validation(status: RunStatus) -> str:
-    """The first metric that is no loss, or the loss."""
-    shown = [key for key in status.validation if not key.endswith("loss")] or list(status.validation)
-    return f"{describe(shown[0]).label} {status.validation[shown[0]]:.4f}" if shown else ""
+    """Shows the metric that ranks the checkpoints; if it is unknown, the first that is no loss, or the loss."""
+    values = status.validation
+    first = [key for key in values if not key.endswith("loss")] or list(values)
+    shown = status.best_metric if status.best_metric in values else next(iter(first), None)
+    return "" if shown is None else f"{describe(shown).label} {values[shown]:.4f}"
 
 
 def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> RenderableType:

@@ -22,6 +22,7 @@ from framework.tracking.console import print_line
 from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
+from framework.tracking.run_files import BEST_METRIC
 from framework.tracking.summary_file import write_summary
 
 
@@ -106,7 +107,7 @@ class Summary(pl.Callback):
             "last": last_values(rows)
             | last_values(read_rows(self.run_folder / "perf.jsonl"))
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
-            "best_metric": self.best_key,
+            BEST_METRIC: self.best_key,
             "best": best_row(rows, self.best_key, self.best_mode),
             "data": read_data_facts(self.run_folder),
         }

@@ -17,10 +17,8 @@ from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
 from framework.files import parse_json, write_whole
-from framework.tracking.run_files import PROVENANCE_FILE
+from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
-CONFIG_FILE = "config.yaml"
-TASK_FILE = "task.json"
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -34,7 +32,7 @@ class RunFolder:
         checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
         is_new: True where the folder holds no run yet.
         falls_back: An older checkpoint may take the place of that one where it is damaged.
-        lost_step: Step of the newest checkpoint of the run if it is missing on disk; None if it exists.
+        lost_step: Newest step of the run whose checkpoint is missing on disk; None if no checkpoint is missing.
     """
 
     path: Path
@@ -76,8 +74,8 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     lost_step = None if is_new else find_lost_step(path, checkpoints, own)
     if own is None and lost_step is not None and run.resume == "auto" and run.missing == "error":
         raise CheckpointError(
-            f"the run in {path} has written checkpoints up to step {lost_step}, but {checkpoints} holds none. A start "
-            "without them would begin at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from "
+            f"the run in {path} was trained up to step {lost_step}, but {checkpoints} holds no checkpoint. A start "
+            "without one would begin at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from "
             "a copy with run.resume=PATH, or start again with run.missing=accept."
         )
     if own is not None or run.resume in ("auto", "never"):

@@ -6,7 +6,8 @@ from typing import Any
 from framework.checkpoint.layout import DAMAGED, step_folder, step_of
 from framework.checkpoint.storage import Location
 from framework.tracking.console import print_line
-from framework.tracking.progress_file import PROGRESS_FILE, read_progress
+from framework.tracking.metrics_jsonl import METRICS_FILE, read_rows
+from framework.tracking.progress_file import read_progress, write_progress
 from framework.tracking.run_files import PROVENANCE_FILE, read_object
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
@@ -39,40 +40,47 @@ def report_damaged_records(run_folder: Path) -> None:
 
 
 def find_lost_step(run_folder: Path, checkpoints: Location, newest: Location | None) -> int | None:
-    """Returns the step of the newest checkpoint that a run has written if it is missing on disk, else None.
+    """Returns the newest step of a run whose checkpoint is missing on disk; None if no checkpoint is missing.
 
-    Earlier versions wrote no progress.json. For their runs the step comes from summary.json, if they ended as planned.
+    The step comes from progress.json, which exists from the first start on. Earlier versions did not write it, and it
+    may be lost with the checkpoints. Then the step comes from summary.json if the run ended as planned, else, without
+    any checkpoint, from the newest row of metrics.jsonl.
 
     Args:
         run_folder: Folder of the run.
         checkpoints: Folder of its checkpoints.
         newest: Newest complete checkpoint there.
+
+    Raises:
+        CheckpointError: A row of metrics.jsonl is damaged.
     """
     step = read_progress(run_folder)
     summary = read_summary(run_folder) if step is None else None
-    if summary is not None and summary["ended"] in _SAVED_AT_END and summary["steps"] > 0:
+    if summary is not None and summary["ended"] in _SAVED_AT_END:
         step = summary["steps"]
-    if step is None or (newest is not None and step_of(newest) >= step):
+    if step is None and newest is None:
+        step = max((row["step"] for row in read_rows(run_folder / METRICS_FILE)), default=0)
+    if not step or (newest is not None and step_of(newest) >= step):
         return None
     return None if (step_folder(checkpoints, step) / DAMAGED).exists() else step
 
 
-def report_gap(run_folder: Path, checkpoint: Location | None, lost_step: int | None) -> None:
-    """Reports that a run restarts at step 0 or at an older checkpoint, and deletes outdated records.
+def begin_records(run_folder: Path, checkpoint: Location | None, lost_step: int | None, is_new: bool) -> None:
+    """Reports that a run restarts at step 0 or at an older checkpoint, and begins progress.json at step 0.
 
-    Call on rank 0, for a run that was started before.
+    Call on rank 0.
     """
+    text = ""
     if checkpoint is None:
-        reason = f"its newest checkpoint, step {lost_step:,}, is missing" if lost_step else "it has no checkpoint yet"
+        reason = f"its checkpoints up to step {lost_step:,} are missing" if lost_step else "it has no checkpoint yet"
         text = f"Starting {run_folder} again at step 0: {reason}."
-        for name in (PROGRESS_FILE, SUMMARY_FILE):
-            (run_folder / name).unlink(missing_ok=True)
+        (run_folder / SUMMARY_FILE).unlink(missing_ok=True)
+        write_progress(run_folder, 0)
     elif lost_step is not None:
         text = f"The newest checkpoint of {run_folder}, step {lost_step:,}, is missing. "
         text += f"The steps after {checkpoint.name} are trained again."
-    else:
-        return
-    print_line(text)
+    if text and not is_new:
+        print_line(text)
 
 
 def _extent(path: Path) -> str:

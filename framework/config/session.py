@@ -30,7 +30,7 @@ from framework.config.run_folder import (
     check_same_data,
     write_start,
 )
-from framework.config.run_records import report_damaged_records, report_gap
+from framework.config.run_records import begin_records, report_damaged_records
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.facts import facts_of
@@ -48,7 +48,9 @@ from framework.files import sync_tree
 from framework.models.accounting import training_flops_per_token
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
+from framework.tasks.task import Task
 from framework.tracking.data_facts import write_data_facts
+from framework.tracking.run_files import BEST_METRIC
 from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary
 
@@ -106,8 +108,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     def write() -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
         report_damaged_records(folder.path)
-        if not folder.is_new:
-            report_gap(folder.path, folder.checkpoint, folder.lost_step)
+        begin_records(folder.path, folder.checkpoint, folder.lost_step, folder.is_new)
         tokenizer = folder.path / TOKENIZER_FOLDER
         if not tokenizer.exists():
             temporary = tokenizer.with_name(TOKENIZER_FOLDER + ".tmp")
@@ -115,18 +116,23 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
             parts.tokenizer.save(temporary)
             sync_tree(temporary)
             temporary.rename(tokenizer)
-        record = {
-            **parts.task.side_config(),
-            "config": config["task"],
-            "head": parts.task.head_kind,
-            SEPARATORS_KEY: parts.tokenizer.pair_separators,
-        }
+        record = {**task_record(parts.task, parts.tokenizer.pair_separators), "config": config["task"]}
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
         write_data_facts(folder.path, facts_of(parts.sources))
         write_start(folder, config, start_of_run, record, parts.task.side_files())
 
     on_first_rank(write)
+
+
+def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
+    """Returns what evaluation, prediction, export and status need of a task, beside its config."""
+    return {
+        **task.side_config(),
+        "head": task.head_kind,
+        BEST_METRIC: f"val/{task.best_metric}",
+        SEPARATORS_KEY: pair_separators,
+    }
 
 
 def prepare_training_texts(parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str) -> None:

@@ -13,7 +13,7 @@ from framework.config.build import build_model, data_kind
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.records import Record
-from framework.config.run_folder import CONFIG_FILE, TASK_FILE, joined_by, read_config, read_task_record
+from framework.config.run_folder import joined_by, read_config, read_task_record
 from framework.config.run_records import read_starts
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.examples.splits import SplitFiles
@@ -31,6 +31,7 @@ from framework.published.files import SIDE_CONFIG_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
+from framework.tracking.run_files import CONFIG_FILE, TASK_FILE
 
 DATA_KEY = "data"
 """Key of an export's record for the format of its data files."""

@@ -16,7 +16,6 @@ from framework.checkpoint.load import Loaded, Weights, newest_whole, read_full_s
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
 from framework.config.run_folder import (
-    CONFIG_FILE,
     TOKENIZER_FOLDER,
     find_checkpoint,
     read_config,
@@ -31,6 +30,7 @@ from framework.nn.initialization import initial_values
 from framework.nn.lora import LoraSettings, merge_lora
 from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.tasks.task import TaskModel
+from framework.tracking.run_files import CONFIG_FILE
 from framework.tracking.run_status import runs_below
 
 

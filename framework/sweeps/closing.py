@@ -11,8 +11,9 @@ from rich.table import Table
 from framework.errors import SweepError
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import SEED, Sweep, short_keys
-from framework.sweeps.results import CSV_FILE, JSON_FILE, fold_seeds, metric_label, objective, write_results
+from framework.sweeps.results import CSV_FILE, fold_seeds, metric_label, objective, write_results
 from framework.tracking.console import print_line
+from framework.tracking.run_files import SWEEP_FILE
 
 _MARK = "*"
 """Marks the best row."""
@@ -62,7 +63,7 @@ def print_results(sweep: Sweep, records: Sequence[Mapping[str, Any]], console: C
     _print_untruncated(console, jobs_table(sweep, records))
     if SEED in sweep.keys:
         _print_untruncated(console, seeds_table(sweep, fold_seeds(records)))
-    results = f"sweep folder  {sweep.folder}: {JSON_FILE}, {CSV_FILE}, and a run folder for each job"
+    results = f"sweep folder  {sweep.folder}: {SWEEP_FILE}, {CSV_FILE}, and a run folder for each job"
     print_line(results, console)
 
 

@@ -15,10 +15,11 @@ from omegaconf import DictConfig, open_dict
 from framework.config.build import build_settings
 from framework.config.command import plain
 from framework.config.identity import check_same_run
-from framework.config.run_folder import CONFIG_FILE, read_config
+from framework.config.run_folder import read_config
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.errors import ConfigError
+from framework.tracking.run_files import CONFIG_FILE
 
 SEED = "seed"
 

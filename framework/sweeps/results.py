@@ -15,8 +15,8 @@ from framework.sweeps.outcome import Outcome, output_file
 from framework.sweeps.plan import SEED, Job, Sweep
 from framework.tracking.console import print_line
 from framework.tracking.metric_names import describe
+from framework.tracking.run_files import BEST_METRIC, SWEEP_FILE
 
-JSON_FILE = "sweep.json"
 CSV_FILE = "sweep.csv"
 _LOSS = "train/loss"
 
@@ -30,7 +30,7 @@ def record(job: Job, outcome: Outcome) -> dict[str, Any]:
     """
     summary = outcome.summary or {}
     last, best = summary.get("last") or {}, summary.get("best") or {}
-    metric = summary.get("best_metric")
+    metric = summary.get(BEST_METRIC)
     metric = metric if metric in last else _LOSS if _LOSS in last else None
     return {
         "run": job.id,
@@ -99,7 +99,7 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
         "jobs": records,
         "seeds": fold_seeds(records) if SEED in sweep.keys else [],
     }
-    _replace(sweep.folder / JSON_FILE, json.dumps(content, indent=2) + "\n")
+    _replace(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
     _replace(sweep.folder / CSV_FILE, _as_csv(sweep, records))
     return records
 

@@ -73,13 +73,15 @@ class SlurmLauncher(SweepLauncher):
         self.options, self.before, self.wait, self.poll_seconds = list(options), list(before), wait, poll_seconds
         check_positive_integers("hydra.launcher", self, "nodes", "processes", "cpus_per_process", "save_seconds")
         at_least("hydra.launcher", self, 0.1, "poll_seconds")
-        check_limit(time, save_seconds)
         for name, lines, example in (("options", options, "--partition=gpu"), ("before", before, "module load cuda")):
             if isinstance(lines, str):
                 raise ConfigError(
                     f"hydra.launcher.{name} is the text {lines!r}. It must be a list. Write "
                     f"'hydra.launcher.{name}=[\"{example}\"]'."
                 )
+        # sbatch takes the last of several limits.
+        limits = [option.partition("=")[2] for option in self.options if option.startswith("--time=")]
+        check_limit(limits[-1] if limits else time, save_seconds)
         if gpus_per_node is not None and gpus_per_node < processes:
             raise ConfigError(
                 f"hydra.launcher.processes is {processes}, but gpus_per_node is {gpus_per_node}. Each process needs "

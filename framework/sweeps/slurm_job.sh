@@ -81,6 +81,7 @@ steps_of() {
 # begin_job RUN: records the time of this start, and at the first start of a job the current step of the run.
 begin_job() {
     mkdir -p "$1/logs"
+    rm -f "$1/logs/slurm_exit"
     touch "$1/logs/slurm_start"
     [[ ${SLURM_RESTART_COUNT:-0} -gt 0 ]] || echo "$(steps_of "$1") 0" >"$1/logs/slurm_progress"
 }
@@ -129,6 +130,7 @@ end_job() {
     fi
     # A run that did not finish never counts as COMPLETED.
     [[ $code != 0 ]] || code=75
+    echo "$code" >"$run/logs/slurm_exit" # framework.status reads it where the run itself could write nothing
     exit "$code"
 }
 

@@ -14,13 +14,14 @@ from omegaconf import DictConfig
 from framework.config.assembly import AssembledRun, assemble_run
 from framework.config.build import build_settings
 from framework.config.identity import GROWING_KEYS, flatten
-from framework.config.run_folder import CONFIG_FILE, read_config
+from framework.config.run_folder import read_config
 from framework.config.schema import at_least
 from framework.distributed.device import device_type
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError, FrameworkError
 from framework.sweeps.outcome import DONE, Outcome
 from framework.sweeps.plan import Job, Sweep
+from framework.tracking.run_files import CONFIG_FILE
 from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 LOCK_FILE = "sweep.lock"

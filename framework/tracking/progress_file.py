@@ -12,7 +12,7 @@ _STEP = "checkpoint_step"
 
 
 def write_progress(run_folder: Path, step: int) -> None:
-    """Records that the checkpoint of a step is complete.
+    """Records that the checkpoint of a step is complete, or with step 0 that a run begins without one.
 
     Raises:
         OSError: Writing failed.
@@ -21,6 +21,6 @@ def write_progress(run_folder: Path, step: int) -> None:
 
 
 def read_progress(run_folder: Path) -> int | None:
-    """Returns the step of the newest complete checkpoint; None if none is recorded."""
+    """Returns the step of the newest complete checkpoint, 0 before the first; None if the file is lost or damaged."""
     step = read_object(run_folder / PROGRESS_FILE).get(_STEP)
     return step if isinstance(step, int) else None

@@ -8,9 +8,19 @@ import yaml
 from framework.files import parse_json
 
 CONFIG_FILE = "config.yaml"
+TASK_FILE = "task.json"
 PROVENANCE_FILE = "provenance.json"
 JOB_FILE = "slurm_job.json"
 """File in the logs of a run that a sweep submitted to SLURM, with the number of its job."""
+
+SLURM_EXIT_FILE = "slurm_exit"
+"""File in the logs of a run with the exit code of its SLURM job, written by sweeps/slurm_job.sh for jobs that fail."""
+
+SWEEP_FILE = "sweep.json"
+"""File in the folder of a sweep with the state of each job."""
+
+BEST_METRIC = "best_metric"
+"""Key of task.json and summary.json: the metric that ranks checkpoints, such as "val/accuracy"."""
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -16,12 +16,24 @@ from framework.distributed.processes.beats import Beat, Beats, is_gone, last_lin
 from framework.distributed.processes.failure_file import read_failure
 from framework.errors import FrameworkError
 from framework.files import parse_json
-from framework.tracking.run_files import CONFIG_FILE, JOB_FILE, read_object, read_saved_config
-from framework.tracking.summary_file import SUMMARY_FILE
+from framework.tracking.run_files import (
+    BEST_METRIC,
+    CONFIG_FILE,
+    JOB_FILE,
+    SLURM_EXIT_FILE,
+    SWEEP_FILE,
+    TASK_FILE,
+    read_object,
+    read_saved_config,
+)
+from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 RUNNING, SILENT, LOST, UNKNOWN = "running", "silent", "lost", "not started"
 UNREADABLE = "unreadable"
 """The folder cannot be read at all."""
+
+DAMAGED = "damaged"
+"""The run ended, but summary.json, which would say how, cannot be read."""
 
 _ENDED = ("finished", "pruned", "preempted", "stopped", "failed")
 
@@ -47,7 +59,7 @@ class RunStatus:
         name: The folder's name.
         state: "running"; how summary.json says that it ended; "silent": no rank gives signs of life, and whether its
             processes are gone cannot be seen from this host; "lost": they are gone without a word; "not started";
-            "unreadable".
+            "damaged"; "unreadable".
         why: Of a run that did not finish.
         num_ranks: Of the newest start.
         step: The newest one that is known.
@@ -56,6 +68,7 @@ class RunStatus:
         tokens_per_second: Newest row.
         seconds_left: To the last step, at the speed of the newest rows.
         validation: Newest value of each validation metric.
+        best_metric: The one that ranks the checkpoints of the run; None: unknown, as in runs of earlier versions.
         checkpoint_step: Of the newest complete checkpoint.
         checkpoint_age: Seconds since it was completed.
         last_lines: Newest line in the log of each rank, where the run ended badly.
@@ -71,6 +84,7 @@ class RunStatus:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     validation: Mapping[str, float] = field(default_factory=dict)
+    best_metric: str | None = None
     checkpoint_step: int | None = None
     checkpoint_age: float | None = None
     last_lines: Mapping[int, str] = field(default_factory=dict)
@@ -78,7 +92,7 @@ class RunStatus:
     @property
     def ended_badly(self) -> bool:
         """Somebody should look at it."""
-        return self.state in ("failed", SILENT, LOST, UNREADABLE)
+        return self.state in ("failed", SILENT, LOST, DAMAGED, UNREADABLE)
 
 
 def is_run(folder: Path) -> bool:
@@ -142,6 +156,7 @@ def _read_status(folder: Path, name: str) -> RunStatus:
         tokens_per_second=newest.get("perf/tokens_per_second"),
         seconds_left=_seconds_left(perf, step, max_steps) if state == RUNNING else None,
         validation={key: value for key, value in newest.items() if key.startswith("val/")},
+        best_metric=_best_metric(folder),
         checkpoint_step=checkpoint_step,
         checkpoint_age=checkpoint_age,
         last_lines={rank: last_line(beat.log) for rank, beat in sorted(beats.items())},
@@ -153,17 +168,40 @@ def _state(folder: Path, live: Path | None, beats: Mapping[int, Beat]) -> tuple[
     if live is not None and any(_is_alive(live, beat) for beat in beats.values()):
         return RUNNING, None
     began = (_start_of(live) if live is not None else None) or 0.0
-    summary = read_object(folder / SUMMARY_FILE)
-    if summary.get("ended") in _ENDED and (folder / SUMMARY_FILE).stat().st_mtime >= began:
-        return summary["ended"], None if summary.get("why") is None else str(summary["why"])
+    summary, file = read_summary(folder), folder / SUMMARY_FILE
+    has_ended = file.is_file() and file.stat().st_mtime >= began
+    if has_ended and summary is not None and summary["ended"] in _ENDED:
+        return summary["ended"], summary["why"]
     failure = read_failure(folder / "logs")
     if failure is not None and failure.seconds >= began:
         return "failed", failure.why
+    if has_ended:
+        return DAMAGED, f"{SUMMARY_FILE} cannot be read; start the run again, which rebuilds it from metrics.jsonl"
     if not beats:
-        return UNKNOWN, None
+        why = _failed_before_it_began(folder)
+        return (UNKNOWN, None) if why is None else ("failed", why)
     if all(is_gone(beat) for beat in beats.values()):
         return LOST, "all processes are gone without a word: killed, or their host was"
     return SILENT, f"no sign of life for more than {_SILENT_SECONDS:.0f} seconds"
+
+
+def _failed_before_it_began(folder: Path) -> str | None:
+    """Returns why a run failed that wrote nothing itself, as its sweep or SLURM job recorded it; None if not failed."""
+    jobs = read_object(folder.parent / SWEEP_FILE).get("jobs")
+    for job in jobs if isinstance(jobs, list) else []:
+        if isinstance(job, dict) and job.get("run") == folder.name and job.get("state") == "failed":
+            return str(job.get("why"))
+    try:
+        code = (folder / "logs" / SLURM_EXIT_FILE).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return f"its SLURM job ended with exit code {code} before the training began; the output of the job says why"
+
+
+def _best_metric(folder: Path) -> str | None:
+    """Reads it from task.json; earlier versions wrote it into summary.json alone."""
+    records = (read_object(folder / name).get(BEST_METRIC) for name in (TASK_FILE, SUMMARY_FILE))
+    return next((metric for metric in records if isinstance(metric, str)), None)
 
 
 def _is_alive(live: Path, beat: Beat) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 
 from framework.callbacks.cadence import Cadence
@@ -14,13 +15,24 @@ from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.layout import set_aside
 from framework.config.run_config import RunConfig
 from framework.config.run_folder import find_run_folder, write_start
-from framework.config.run_records import report_gap
+from framework.config.run_records import begin_records
 from framework.errors import CheckpointError
 from framework.optim.schedules import Linear
 from tests.support.training.toy_run import build_module, train
 
 CADENCE = Cadence(max_steps=4, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
 CONFIG: dict[str, Any] = {"seed": 0, "trainer": {"max_steps": 4}}
+
+
+class KilledAfter(pl.Callback):
+    """Ends the run after a step, before anything of that step is saved."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            raise RuntimeError("killed")
 
 
 @pytest.fixture(scope="module")
@@ -128,36 +140,46 @@ def find(run: Path, **settings: str) -> Any:
     return find_run_folder(RunConfig(id="x", dir=str(run.parent), **settings), CONFIG)
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["progress.json", "summary.json of an earlier version"])
-def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(is_old: bool, run: Path, capsys):
+@pytest.mark.parametrize(
+    "also_lost", [(), ("progress.json",), ("progress.json", "summary.json")], ids=["", "progress", "progress, summary"]
+)
+def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(
+    also_lost: tuple[str, ...], run: Path, capsys
+):
     shutil.rmtree(run / "checkpoints")
-    if is_old:
-        (run / "progress.json").unlink()
+    for name in also_lost:
+        (run / name).unlink()
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(CheckpointError, match=r"up to step 4, but .*checkpoints holds none\..*run\.missing=accept"):
+    with pytest.raises(CheckpointError, match=r"up to step 4, but .*holds no checkpoint\..*run\.missing=accept"):
         find(run)
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
     folder = find(run, missing="accept")
     assert (folder.checkpoint, folder.lost_step) == (None, 4)
-    report_gap(folder.path, folder.checkpoint, folder.lost_step)
-    assert "again at step 0: its newest checkpoint, step 4, is missing." in capsys.readouterr().out
+    begin_records(folder.path, folder.checkpoint, folder.lost_step, folder.is_new)
+    assert "again at step 0: its checkpoints up to step 4 are missing." in capsys.readouterr().out
     assert find(run).lost_step is None, "what has begun again is no loss at the next start"
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_and_says_so(run: Path, capsys):
-    shutil.rmtree(run / "checkpoints")
-    for name in ("progress.json", "summary.json"):
-        (run / name).unlink()
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_and_says_so(tmp_path: Path, capsys):
+    run = tmp_path / "x"
+    run.mkdir()
+    begin_records(run, None, None, is_new=True)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(RuntimeError, match="killed"):
+        train(run, cadence=CADENCE, extra_callbacks=(KilledAfter(1),))
+    write_start(find(run), CONFIG, {"fingerprints": {}}, {})
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 1 and not list(run.glob("checkpoints/*"))
+    (run / "summary.json").unlink()  # a killed run writes none
     folder = find(run)
     assert (folder.checkpoint, folder.lost_step) == (None, None)
-    report_gap(folder.path, None, None)
+    begin_records(folder.path, None, None, is_new=False)
     assert "again at step 0: it has no checkpoint yet." in capsys.readouterr().out
 
 
 def test_a_newest_checkpoint_that_is_gone_is_reported_but_not_one_that_was_set_aside(run: Path, whole: Path, capsys):
     folder = find(run)
     assert folder.checkpoint.name == "step_00000002" and folder.lost_step == 4
-    report_gap(folder.path, folder.checkpoint, folder.lost_step)
+    begin_records(folder.path, folder.checkpoint, folder.lost_step, folder.is_new)
     assert "step 4, is missing. The steps after step_00000002 are trained again." in capsys.readouterr().out
     shutil.copytree(whole / "checkpoints" / "step_00000004", run / "checkpoints" / "step_00000004")
     assert find(run).lost_step is None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from framework.sweeps.slurm_script import FUNCTIONS
+from framework.tracking.run_status import read_status
 from framework.tracking.summary_file import write_summary
 
 FINISHED, PREEMPTED = '{\n  "ended": "finished"\n}', '{\n  "ended": "preempted"\n}'
@@ -75,6 +76,16 @@ def test_a_job_ends_as_its_run_did(
     )
     job.communicate(timeout=30)
     assert (job.returncode, (tmp_path / "requeued").exists()) == (ends, is_queued)
+
+
+def test_a_job_that_failed_before_its_run_wrote_anything_is_shown_as_failed(bin_folder, tmp_path):
+    run = tmp_path / "run"
+    start(bin_folder, f"begin_job {run}").communicate(timeout=30)
+    assert read_status(run).state == "not started"
+    start(bin_folder, f"begin_job {run}\nend_job {run} 2 3").communicate(timeout=30)
+    assert (read_status(run).state, "exit code 2" in str(read_status(run).why)) == ("failed", True)
+    start(bin_folder, f"begin_job {run}").communicate(timeout=30)
+    assert read_status(run).state == "not started", "the next start has begun"
 
 
 def test_a_job_that_is_queued_again_twice_without_a_new_step_stops(bin_folder, tmp_path):

@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
             "hydra.launcher.time is 00:02:00, 120 seconds. It must be longer than hydra.launcher.save_seconds, 120",
         ),
         ({"time": 5, "save_seconds": 300}, "hydra.launcher.time is 5, 300 seconds"),
+        ({"time": "4:00:00", "options": ["--time=1"]}, "hydra.launcher.time is 1, 60 seconds"),
         ({"time": "soon"}, "hydra.launcher.time is 'soon', which is no time limit of SLURM"),
         ({"options": "--partition=gpu"}, "'hydra.launcher.options=[\"--partition=gpu\"]'"),
         ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0, but it must be at least 0.1"),

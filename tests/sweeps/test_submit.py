@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,10 @@ SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "submit.sh"
 
 @pytest.fixture
 def submit(tmp_path):
-    """Calls the script; the check fails where its command line holds "bad"."""
+    """Calls the script; the check fails where its command line holds "bad", and the time limit is really checked."""
+    is_limit = f'[[ "$*" != *slurm_time* ]] || exec {sys.executable} "$@"'
     for name, body in {
-        "python": f'echo "$*" >>{tmp_path}/checks\n[[ "$*" != *bad* ]] || exit 2',
+        "python": f'{is_limit}\necho "$*" >>{tmp_path}/checks\n[[ "$*" != *bad* ]] || exit 2',
         "sbatch": f'printf "%s\\n" "$@" >{tmp_path}/submitted',
     }.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -38,15 +40,23 @@ def submit(tmp_path):
 def test_a_training_is_checked_for_its_processes_and_submitted(submit):
     line = ("experiment=pretrain_demo", "strategy=fsdp2")
     ended, checks, submitted = submit(
-        "--nodes=4", "--gpus-per-node=h100:8", "--launch", "torchrun", "--time=1:00", *line
+        "--nodes=4", "--gpus-per-node=h100:8", "--launch", "torchrun", "--time=1:00:00", *line
     )
     assert ended.returncode == 0, ended.stderr
     assert checks == [f"-m framework.train {' '.join(line)} check=32"]
     script = str(SCRIPT.with_name("train.sbatch"))
     assert submitted == [
-        *("--nodes=4", "--gpus-per-node=h100:8", "--time=1:00", script, "--launch", "torchrun"),
+        *("--nodes=4", "--gpus-per-node=h100:8", "--time=1:00:00", script, "--launch", "torchrun"),
         *line,
     ]
+
+
+@pytest.mark.parametrize("notice", [("--save-seconds", "30"), ("--signal=B:USR1@30",)])
+def test_slurm_and_the_script_of_the_job_mean_the_same_notice(submit, notice):
+    ended, _, submitted = submit("--time=1", *notice, "experiment=x")
+    script = str(SCRIPT.with_name("train.sbatch"))
+    assert ended.returncode == 0, ended.stderr
+    assert submitted == ["--time=1", "--signal=B:USR1@30", script, "--save-seconds", "30", "experiment=x"]
 
 
 def test_what_fails_its_check_is_not_submitted(submit):
@@ -80,6 +90,10 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
             "The option --nodes has no value. Options of sbatch must be written as --NAME=VALUE.",
         ),
         (["--nodes=1-2", "experiment=x"], "--nodes is 1-2. It must be one number."),
+        (["--time=2", "experiment=x"], "--time is 2, 120 seconds. It must be longer than --save-seconds, 120"),
+        (["--time=0-0:1", "--signal=B:USR1@60", "experiment=x"], "Raise --time, or lower --save-seconds."),
+        (["--time=soon", "experiment=x"], "--time is 'soon', which is no time limit of SLURM"),
+        (["--save-seconds", "x", "experiment=x"], "--save-seconds is x. It must be a number of at least 0"),
         (["nowhere.txt", "experiment=x"], "nowhere.txt is neither an override"),
     ],
 )

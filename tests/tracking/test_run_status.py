@@ -12,14 +12,35 @@ from typing import Any
 
 import pytest
 
+from framework.config.run_folder import RunFolder, write_start
+from framework.config.session import task_record
 from framework.distributed.processes.beats import Beat, Beats
 from framework.distributed.processes.failure_report import FailureReport
 from framework.errors import ConfigError, DataError
 from framework.status import find_runs, run, status, with_pending
+from framework.sweeps.outcome import Before, Outcome, judge, output_file
+from framework.sweeps.plan import Job, Sweep
+from framework.sweeps.results import write_results
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tracking.run_status import read_status, tail_rows
+from framework.tracking.summary_file import write_summary
 
 LONG_AGO, START = "20260101T000000-host-1", "20260102T000000-host-2"
 BEFORE_START, AFTER_START = 1767225700.0, 1767400000.0
+
+
+SUMMARY: dict[str, Any] = {
+    "ended": "preempted",
+    "why": "SIGTERM",
+    "steps": 2,
+    "max_steps": 100,
+    "tokens": 9,
+    "wall_seconds": 1.0,
+    "tokens_per_second": 9.0,
+    "last": {},
+    "best": None,
+    "best_metric": "val/macro_f1",
+}
 
 
 def make_run(folder: Path, rows: int = 0, **beats: Any) -> Path:
@@ -93,9 +114,54 @@ def test_another_host_is_judged_by_its_files_alone(tmp_path):
 @pytest.mark.parametrize(("written", "state"), [(AFTER_START, "preempted"), (BEFORE_START, "lost")])
 def test_a_summary_counts_where_it_is_of_the_newest_start(tmp_path, written, state):
     folder = make_run(tmp_path / "run", rows=2, pid=gone_pid())
-    (folder / "summary.json").write_text(json.dumps({"ended": "preempted", "why": "SIGTERM"}))
+    write_summary(folder, SUMMARY)
     os.utime(folder / "summary.json", (written, written))
     assert read(folder).state == state
+
+
+@pytest.mark.parametrize("content", ["", '{"ended": "finished"', '{"ended": "finished"}'])
+def test_a_run_with_a_damaged_summary_is_not_called_lost(tmp_path, content):
+    folder = make_run(tmp_path / "run", rows=2, pid=gone_pid())
+    write_summary(folder, SUMMARY | {"ended": "finished", "why": None})
+    assert (read(folder).state, read(folder).ended_badly) == ("finished", False)
+    (folder / "summary.json").write_text(content)
+    assert (read(folder).state, read(folder).ended_badly) == ("damaged", True)
+    assert "summary.json cannot be read" in str(read(folder).why)
+    os.utime(folder / "summary.json", (BEFORE_START, BEFORE_START))  # an earlier start's
+    assert read(folder).state == "lost"
+
+
+def test_a_job_that_failed_before_it_had_a_config_is_failed(tmp_path, capsys):
+    """The state comes from the sweep, whose folder holds only the output of the job."""
+    jobs = [Job(tmp_path / "sweep" / f"lr_{rate}", {"lr": rate}, (), {}) for rate in ("1", "2")]
+    for job in jobs:
+        output_file(job).parent.mkdir(parents=True)
+        output_file(job).write_text("DataError: the file rows.csv is empty.\n")
+    outcomes = {jobs[0].id: judge(jobs[0], False, "exit code 2", Before(0, 0, 0)), jobs[1].id: Outcome("running")}
+    write_results(Sweep(tmp_path / "sweep", ("lr",), tuple(jobs)), outcomes, "running")
+    run(["--runs", str(tmp_path)])
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["sweep/lr_1", "failed"] in rows and ["sweep/lr_2", "not", "started"] in rows
+    assert "sweep/lr_1: failed, exit code 2; DataError: the file rows.csv is empty." in out
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_the_metric_that_ranks_checkpoints_is_shown(tmp_path, capsys, has_ended):
+    """In the order of metrics.jsonl it is not the first."""
+    folder = make_run(tmp_path / "runs" / "x", rows=1)
+    append(
+        folder / "metrics.jsonl", {"step": 2, "val/loss": 0.1, "val/accuracy": 0.5, "val/macro_f1": 0.25, "val/z": 1}
+    )
+    run(["--runs", str(tmp_path / "runs")])
+    assert "accuracy 0.5000" in capsys.readouterr().out, "a run of an earlier version, of which it is not known"
+    if has_ended:
+        write_summary(folder, SUMMARY)
+    else:
+        record = task_record(SequenceClassificationTask(best_metric="macro_f1"), 1)
+        write_start(RunFolder(folder, folder / "checkpoints", None, True), {}, {"fingerprints": {}}, record)
+    run(["--runs", str(tmp_path / "runs")])
+    assert "macro F1 0.2500" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("is_of_this_start", [True, False])

@@ -14,19 +14,24 @@ from configparser import Error as ConfigParserError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from framework.errors import ConfigError
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 from framework.tracking.wandb.content import log_content
+from framework.tracking.wandb.server import why_unreachable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
+_PROBE_SECONDS = 5.0
+"""Time for the server to answer anything before the run is logged offline; WANDB_INIT_TIMEOUT overrides it."""
+
 _INIT_SECONDS = 20.0
-"""Time for the server to answer before the run is logged offline; WANDB_INIT_TIMEOUT overrides it."""
+"""Time for a server that answers to accept the run; WANDB_INIT_TIMEOUT overrides it."""
 
 _FINISH_SECONDS = 120.0
 """Time for the final upload of a run, below the limit for hangs; `wandb sync` uploads the rest."""
@@ -61,6 +66,9 @@ def build_wandb_logger(
         ConfigError: The mode is none of the three.
     """
     offline = _is_offline(mode)
+    problem = None if offline else _why_unreachable()
+    if offline or problem is not None:
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
     os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
     import wandb
 
@@ -81,25 +89,38 @@ def build_wandb_logger(
         logger.log_hyperparams(dict(config))
         return logger
 
-    if offline:
-        return opened("offline")
-    try:
-        return opened(None)
-    except (wandb.Error, OSError, ValueError) as error:
-        _report_offline(run_folder, error)
-        os.environ["WANDB_ERROR_REPORTING"] = "false"
-        wandb.teardown(exit_code=1)  # W&B's service process still holds the run id
-        wandb.setup()
-        return opened("offline")
+    if not offline and problem is None:
+        try:
+            return opened(None)
+        except (wandb.Error, OSError, ValueError) as error:
+            problem = str(error)
+            os.environ["WANDB_ERROR_REPORTING"] = "false"
+            wandb.teardown(exit_code=1)  # W&B's service process still holds the run id
+            wandb.setup()
+    if problem is not None:
+        _report_offline(run_folder, problem)
+    return opened("offline")
 
 
 def _is_offline(mode: str) -> bool:
     if mode not in ("auto", "online", "offline"):
         raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
-    offline = mode == "offline" or (mode == "auto" and not has_credentials())
-    if offline:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
-    return offline
+    return mode == "offline" or (mode == "auto" and not has_credentials())
+
+
+def _why_unreachable() -> str | None:
+    settings = _settings_files()
+    own = {scheme: _setting(f"{scheme}_proxy", settings) for scheme in ("http", "https")}
+    proxies = getproxies() | {scheme: proxy for scheme, proxy in own.items() if proxy}
+    try:
+        seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", _PROBE_SECONDS))
+    except ValueError:
+        return None  # wandb names it
+    return why_unreachable(_setting("base_url", settings) or _DEFAULT_SERVER, proxies, seconds)
+
+
+def _setting(name: str, files: Mapping[str, str]) -> str | None:
+    return os.environ.get(f"WANDB_{name.upper()}") or files.get(name)
 
 
 def _settings(kind: Any) -> Any:
@@ -113,8 +134,8 @@ def _settings(kind: Any) -> Any:
     return kind(**ours)
 
 
-def _report_offline(run_folder: Path, error: Exception) -> None:
-    reason = " ".join(str(error).split())[:_SHOWN_OF_REASON]
+def _report_offline(run_folder: Path, problem: str) -> None:
+    reason = " ".join(problem.split())[:_SHOWN_OF_REASON]
     text = (
         f"W&B cannot be used ({reason}). The run is logged offline. Upload it later with "
         f"`wandb sync {run_folder / 'wandb'}/offline-run-*`."
@@ -168,7 +189,7 @@ def has_credentials() -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     settings = _settings_files()
-    server = os.environ.get("WANDB_BASE_URL") or settings.get("base_url") or _DEFAULT_SERVER
+    server = _setting("base_url", settings) or _DEFAULT_SERVER
     return bool(settings.get("api_key")) or _netrc_has(urlsplit(server).netloc)
 
 

@@ -127,8 +127,11 @@ print("offline" if logger.experiment.offline else "online", time.monotonic() - s
 """
 
 
-def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environment: Path):
-    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+@pytest.mark.parametrize("answers", [False, True], ids=["silent", "answers, but accepts no run"])
+def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environment: Path, answers: bool):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if answers:  # the first connection only; the others are taken and never answered
+            threading.Thread(target=_answer_once, args=[server], daemon=True).start()
         environ = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]),
             "WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}",
@@ -140,7 +143,15 @@ def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environ
     assert finished.returncode == 0, finished.stderr
     first, last = finished.stdout.splitlines()
     assert first.startswith("W&B cannot be used (")
+    assert ("127.0.0.1:" in first) != answers, "whether wandb itself was tried"
     assert first.endswith(f"Upload it later with `wandb sync {bare_environment}/wandb/offline-run-*`.")
     assert last == "offline True"
     assert "Traceback" not in finished.stderr
     assert len(list(bare_environment.glob("wandb/offline-run-*far/*.wandb"))) == 1
+
+
+def _answer_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1_000)
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
