@@ -1,7 +1,9 @@
 """Base class of the sweep launchers: plans the jobs, locks the folder, prints the results."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -11,9 +13,37 @@ from rich.console import Console
 
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
-from framework.sweeps.plan import Sweep, plan_sweep
+from framework.sweeps.plan import Job, Sweep, plan_sweep
 from framework.sweeps.start import check_jobs, check_start, first_outcomes, sweep_lock
 from framework.tracking.console import open_console
+
+
+class HydraTraces:
+    """Files that Hydra's sweeper writes into the folder of a sweep before it calls the launcher."""
+
+    def __init__(self, folder: Path) -> None:
+        """Notes what exists before.
+
+        Args:
+            folder: Folder of the sweep.
+        """
+        self.record = folder / "multirun.yaml"
+        self.content = self.record.read_bytes() if self.record.is_file() else None
+        self.new_folders = [each for each in (folder, *folder.parents) if not each.exists()]
+
+    def remove(self) -> None:
+        """Puts everything back."""
+        if self.content is not None:
+            self.record.write_bytes(self.content)
+            return
+        self.record.unlink(missing_ok=True)
+        for each in self.new_folders:
+            with suppress(OSError):  # it holds something else by now
+                each.rmdir()
+
+
+def _waiting(sweep: Sweep, outcomes: Mapping[str, Outcome]) -> list[Job]:
+    return [job for job in sweep.jobs if outcomes[job.id].state == "waiting"]
 
 
 class SweepLauncher(Launcher):
@@ -34,6 +64,7 @@ class SweepLauncher(Launcher):
         del task_function  # each job is a command of its own
         check_start(config)
         self.context, self.config = hydra_context, config
+        self.traces = HydraTraces(Path(config.hydra.sweep.dir))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Runs all jobs that have not finished, and prints the results of all jobs.
@@ -48,16 +79,25 @@ class SweepLauncher(Launcher):
         """
         assert initial_job_idx == 0
         console = open_console()
+        if self.config.check:
+            self._check(job_overrides, console)
+            return []
         sweep = self.plan(job_overrides)
         with sweep_lock(sweep.folder) as lock:
             outcomes = first_outcomes(sweep)
-            missing = [job for job in sweep.jobs if outcomes[job.id].state == "waiting"]
-            check_jobs(missing, self.processes_of_a_job)
-            if self.config.check:
-                console.print(f"check passed for {len(missing)} of {len(sweep.jobs)} jobs; nothing was started")
-                return []
+            check_jobs(_waiting(sweep, outcomes), self.processes_of_a_job)
             self.run(sweep, outcomes, lock, console)
         return close_sweep(sweep, outcomes, console)
+
+    def _check(self, job_overrides: Sequence[Sequence[str]], console: Console) -> None:
+        """Checks the jobs and leaves nothing on the disk."""
+        try:
+            sweep = self.plan(job_overrides)
+            missing = _waiting(sweep, first_outcomes(sweep))
+            check_jobs(missing, self.processes_of_a_job)
+        finally:
+            self.traces.remove()
+        console.print(f"check passed for {len(missing)} of {len(sweep.jobs)} jobs; nothing was started")
 
     def plan(self, job_overrides: Sequence[Sequence[str]]) -> Sweep:
         """Plans and checks the jobs; see `plan_sweep`."""

@@ -46,12 +46,16 @@ def sweep(here, monkeypatch, capfd):
     return run
 
 
-def test_check_true_starts_no_job_and_leaves_no_run_folder(sweep):
+def test_check_true_starts_no_job_and_leaves_nothing(sweep):
     code, out, err, checked = sweep("optimizer.lr=1e-3,2e-3", "seed=0,1,2", "check=true")
     assert (code, err) == (0, "")
     assert out == "check passed for 6 of 6 jobs; nothing was started\n"
     assert checked == 1, "jobs that differ in rate and seed read the same files"
-    assert {path.name for path in Path("runs/mine").iterdir()} == {"sweep.lock", "multirun.yaml"}
+    assert not Path("runs").exists()
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/multirun.yaml").write_text("of the sweep itself")
+    assert sweep("optimizer.lr=1e-3,-1", "check=true")[0] == 2
+    assert [path.read_text() for path in Path("runs/mine").iterdir()] == ["of the sweep itself"]
 
 
 def test_a_job_whose_files_cannot_be_used_keeps_all_from_starting(sweep):

@@ -66,7 +66,7 @@ def test_a_silent_server_costs_the_time_limit():
 
 def test_a_name_that_is_resolved_for_ever_costs_the_time_limit(monkeypatch):
     released = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [] if released.wait(60) else [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(60) and [])
     assert why_unreachable("http://far.example", {}, 0.5) == "far.example does not answer within 0.5 s"
     released.set()
 
