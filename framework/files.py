@@ -12,7 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
+
+_PROBE_BYTES = 1 << 16
+_SHOWN_OF_NAME = 40
+"""Characters of a long name in a temporary name, which may have 255 bytes."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -30,6 +34,27 @@ def write_whole(path: Path, text: str) -> None:
         os.fsync(file.fileno())
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """Returns the name under which this process writes a file or folder before it is renamed to `path`.
+
+    A symlink at `path` must be resolved before, so that it is kept and its target replaced.
+    """
+    return path.with_name(f".{path.name[:_SHOWN_OF_NAME]}.{os.getpid()}.tmp")
+
+
+def check_room(file: IO[str]) -> None:
+    """Writes to a new file and empties it again, so that a full disk is noticed before the work for its content.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    file.write("\0" * _PROBE_BYTES)
+    file.flush()
+    os.fsync(file.fileno())
+    file.seek(0)
+    file.truncate()
 
 
 def parse_json(text: str | bytes) -> Any:

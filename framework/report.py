@@ -15,7 +15,7 @@ from framework.config.nodes import check_arguments
 from framework.errors import CheckpointError
 from framework.tracking.analysis.report import make_report
 from framework.tracking.console import print_line
-from framework.tracking.run_status import is_run, runs_below
+from framework.tracking.run_status import named_run
 
 
 @command("report")
@@ -38,19 +38,15 @@ run = report.run
 
 
 def find_folder(run: str, runs: Path) -> Path:
-    """Returns the folder of a run, given its path or its id, also in sub-folders of the runs such as sweeps.
+    """Returns the folder of a run, given its path or its id.
 
     Raises:
         CheckpointError: There is no such run, or several.
     """
-    for folder in (runs / run, Path(run)):
-        if is_run(folder):
-            return folder
-    found = [folder for folder in runs_below(runs) if folder.name == run]
-    if len(found) != 1:
-        paths = f", but {' and '.join(map(str, found))}" if found else ""
-        raise CheckpointError(f"run={run} names no run in {runs}{paths}. Give the id or the folder of one run.")
-    return found[0]
+    folder = named_run(run, runs)
+    if folder is None:
+        raise CheckpointError(f"run={run} names no run in {runs}. Give the id or the folder of one run.")
+    return folder
 
 
 if __name__ == "__main__":

@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import IO
 
 from framework.errors import ConfigError, DataError
+from framework.files import check_room, temporary_beside
 
-_PROBE_BYTES = 1 << 16
-"""Number of bytes written and truncated on opening, so that a full disk is reported before the work starts."""
-
-_SHOWN_OF_NAME = 40
 _STREAM_FOLDERS = ("/dev/fd/", "/dev/std", "/proc/")
 _EXIT_CODE_OF_SIGPIPE = 141
 
@@ -100,7 +97,7 @@ def _stream(output: str) -> Iterator[WriteText]:
 @contextmanager
 def _beside(output: str) -> Iterator[WriteText]:
     target = Path(os.path.realpath(output))
-    temporary = target.with_name(f".{target.name[:_SHOWN_OF_NAME]}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(None, "Permission denied")
@@ -143,11 +140,7 @@ def _probed(path: Path) -> IO[str]:
     """Opens a new file and checks that the disk has room."""
     file = path.open("w", encoding="utf-8")
     try:
-        file.write("\0" * _PROBE_BYTES)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        file.truncate()
+        check_room(file)
     except OSError:
         with suppress(OSError):
             file.close()

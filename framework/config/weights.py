@@ -31,7 +31,7 @@ from framework.nn.lora import LoraSettings, merge_lora
 from framework.published.pretrained import PretrainedWeights, load_pretrained, match_parameters, weights_from_state
 from framework.tasks.task import TaskModel
 from framework.tracking.run_files import CONFIG_FILE
-from framework.tracking.run_status import runs_below
+from framework.tracking.run_status import named_run
 
 
 def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
@@ -45,9 +45,9 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     Raises:
         CheckpointError: Several runs have the id.
     """
-    for folder in (runs / source, Path(source), *_runs_below(source, runs)):
-        if (folder / CONFIG_FILE).is_file():
-            return folder, folder
+    named = named_run(source, runs)
+    if named is not None and (named / CONFIG_FILE).is_file():
+        return named, named
     checkpoint = location(source)
     checkpoints = checkpoint.parent
     # Those that are kept elsewhere are in a folder of the run's id.
@@ -55,19 +55,6 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
     if (folder / CONFIG_FILE).is_file() and saved_checkpoints_folder(folder).resolve() == checkpoints.resolve():
         return folder, checkpoint
     return None
-
-
-def _runs_below(source: str, runs: Path) -> list[Path]:
-    """Returns the runs with an id in sub-folders of `runs`; empty if the source is a path or a run in `runs`."""
-    if "/" in source or source in ("", ".", "..") or Path(source).exists() or (runs / source).exists():
-        return []
-    found = [folder for folder in runs_below(runs) if folder.name == source and (folder / CONFIG_FILE).is_file()]
-    if len(found) > 1:
-        raise CheckpointError(
-            f"{source} is the id of {len(found)} runs: {', '.join(map(str, found))}. An id must name one run. Give its "
-            "folder."
-        )
-    return found
 
 
 def find_weights(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> PretrainedWeights:

@@ -10,8 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from framework.errors import CheckpointError
-
-_PROBE_BYTES = 1 << 16
+from framework.files import check_room, temporary_beside
 
 
 def check_new_folder(folder: Path) -> None:
@@ -26,10 +25,8 @@ def check_new_folder(folder: Path) -> None:
     try:
         trial = Path(tempfile.mkdtemp(prefix=".cloze-", dir=beside))
         try:
-            with (trial / "probe").open("wb") as file:
-                file.write(bytes(_PROBE_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
+            with (trial / "probe").open("w") as file:
+                check_room(file)
         finally:
             shutil.rmtree(trial, ignore_errors=True)
     except (OSError, ValueError) as error:
@@ -50,7 +47,7 @@ def new_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
         CheckpointError: The folder cannot be written.
     """
     target = _real(folder)
-    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}.tmp")
+    temporary = temporary_beside(target)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -14,7 +14,7 @@ from framework.checkpoint.layout import CHECKPOINTS, checkpoints_folder, newest_
 from framework.checkpoint.storage import Location
 from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
 from framework.distributed.processes.failure_file import read_failure
-from framework.errors import FrameworkError
+from framework.errors import CheckpointError, FrameworkError
 from framework.files import parse_json
 from framework.tracking.run_files import (
     BEST_METRIC,
@@ -114,6 +114,30 @@ def runs_below(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
             yield entry
         elif depth > 0:
             yield from runs_below(entry, depth - 1)
+
+
+def named_run(name: str, runs: Path) -> Path | None:
+    """Returns the run folder that a name means; None if it means none.
+
+    Args:
+        name: Run id in `runs` or in one of its sub-folders, such as a sweep; or the path of a run folder.
+        runs: Folder of the runs.
+
+    Raises:
+        CheckpointError: Several runs have the id.
+    """
+    for folder in (runs / name, Path(name)):
+        if is_run(folder):
+            return folder
+    if "/" in name or Path(name).exists() or (runs / name).exists():
+        return None
+    found = [folder for folder in runs_below(runs) if folder.name == name]
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{name} is the id of {len(found)} runs: {', '.join(map(str, found))}. An id must name one run. Give its "
+            "folder."
+        )
+    return found[0] if found else None
 
 
 def read_status(folder: Path, name: str | None = None) -> RunStatus:

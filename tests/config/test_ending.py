@@ -106,7 +106,7 @@ def test_the_command_finds_runs_by_id_and_folder(run: Path):
     assert find_folder("toy", runs) == find_folder(str(run), Path("elsewhere")) == run
     assert find_folder("lr_1", runs) == find_folder("sweep/lr_1", runs) == runs / "sweep" / "lr_1"
     shutil.copytree(run, runs / "other" / "lr_1")
-    with pytest.raises(CheckpointError, match=r"run=lr_1 names no run in .*, but .*other/lr_1 and .*sweep/lr_1\. Give"):
+    with pytest.raises(CheckpointError, match=r"lr_1 is the id of 2 runs: .*other/lr_1, .*sweep/lr_1\."):
         find_folder("lr_1", runs)
     with pytest.raises(CheckpointError, match="run=nix names no run"):
         find_folder("nix", runs)
