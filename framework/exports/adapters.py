@@ -77,9 +77,15 @@ def export_adapter(
     encoder, heads = (_without_prefix(prefix, adapter.state) for prefix in ("encoder.", "head."))
     if any(name.startswith(_DECODER) for name in heads):
         raise CheckpointError(f"The head's decoder shares the word embeddings, for which peft has no place; {_MERGE}.")
-    published_class = family.export_class(config, head_kind, heads.keys(), str(side.get("pooling", "cls")))
+    pooling = str(side.get("pooling", "cls"))
+    published_class = family.export_class(config, head_kind, heads.keys(), pooling)
     head_rules = (*published_class.base_rules, *published_class.head_rules)
     without_class = sorted(heads.keys() - {name for rule in head_rules for name in rule.ours})
+    if without_class and pooling == "mean":
+        raise CheckpointError(
+            "task.pooling is mean, but the classes that peft loads pool by the first token, so peft has no place for "
+            f"the head. Train with task.pooling=cls, or {_MERGE}."
+        )
     if without_class:
         raise CheckpointError(f"No class of transformers has a place for head.{without_class[0]}; {_MERGE}.")
 

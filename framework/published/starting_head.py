@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from framework.nn.lora import is_update, updates_of
 from framework.published.kinds import problem_of
 from framework.published.pretrained import PretrainedWeights, match_parameters
 
@@ -57,7 +58,7 @@ def _without(weights: PretrainedWeights, left_out: list[str]) -> PretrainedWeigh
 
 
 def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
-    """One line: which modules of the head have the source's weights, which are new, and what of the source is not used.
+    """Describes in one line which weights come from the source, which are new, and what of the source is not used.
 
     Args:
         model: See `match_parameters`.
@@ -67,6 +68,7 @@ def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
         CheckpointError: As in `match_parameters`.
     """
     found, new = match_parameters(model, weights)
+    num_updates = sum(len(parts) for parts in updates_of(new).values())
     taken = [name for name in found if name.startswith("head.")]
     # What a head took over under another name is used too: see `match_parameters`.
     used = {id(tensor) for tensor in found.values()}
@@ -75,7 +77,8 @@ def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
         f"{word}: {', '.join(modules)}"
         for word, modules in (
             ("head taken over", _modules(taken)),
-            ("head new", _modules(new)),
+            ("head new", _modules(name for name in new if not is_update(name))),
+            ("low-rank updates new", [str(num_updates)] if num_updates else []),
             ("not used of the source", _modules([*unused, *weights.unused])),
         )
         if modules

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from framework.models.encoder import TransformerEncoder
+from framework.nn.lora import LoraSettings, apply_lora
 from framework.published.pretrained import PretrainedWeights, load_into, load_pretrained
 from framework.published.starting_head import describe_start, fit_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -105,6 +106,18 @@ def test_what_is_told(tmp_path):
         "weights from bert; head new: qa_outputs; "
         "not used of the source: pooler.dense, mlm.dense, mlm.norm, mlm.decoder, nsp"
     )
+
+
+def test_low_rank_updates_are_counted_and_no_part_of_the_head(tmp_path):
+    peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "bert")
+    weights = replace(load_pretrained(str(tmp_path / "bert")), source="bert")
+    with torch.device("meta"):
+        head = build_sequence_classification_head(weights.config, 2)
+        model = TaskModel(TransformerEncoder(weights.config), head)
+        apply_lora(model.encoder.layers, weights.config.num_heads, LoraSettings(2, 4.0, ("query", "value", "up")))
+    told = describe_start(model, weights)
+    num_updates = 3 * weights.config.num_layers
+    assert f"; head new: classifier; low-rank updates new: {num_updates}; not used of" in told
 
 
 def test_what_is_told_of_a_transform_that_an_mlm_head_had(tmp_path):

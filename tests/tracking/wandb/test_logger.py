@@ -143,7 +143,7 @@ def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environ
     assert finished.returncode == 0, finished.stderr
     first, last = finished.stdout.splitlines()
     assert first.startswith("W&B cannot be used (")
-    assert ("127.0.0.1:" in first) != answers, "whether wandb itself was tried"
+    assert ("does not answer within 2 s" in first) != answers, first
     assert first.endswith(f"Upload it later with `wandb sync {bare_environment}/wandb/offline-run-*`.")
     assert last == "offline True"
     assert "Traceback" not in finished.stderr
