@@ -13,7 +13,7 @@ from tests.support.training.tiny_run import STEPS
 
 
 def status(folder: Path) -> RunStatus:
-    return read_status(folder, folder / "checkpoints")
+    return read_status(folder)
 
 
 def wait_until_lost(folder: Path) -> RunStatus:
