@@ -40,7 +40,9 @@ def why_unreachable(server: str, proxies: Mapping[str, str], seconds: float) -> 
 def _ask(server: str, proxies: Mapping[str, str], seconds: float) -> str | None:
     opener = build_opener(ProxyHandler({} if _is_loopback(server) else dict(proxies)), _KeepRedirects)
     try:
-        url = urlsplit(server)._replace(netloc=_address(server)).geturl()  # urllib takes credentials for a part of the host
+        url = (
+            urlsplit(server)._replace(netloc=_address(server)).geturl()
+        )  # urllib takes credentials for a part of the host
         opener.open(Request(url, method="HEAD"), timeout=seconds).close()
     except HTTPError as answer:
         answer.close()
