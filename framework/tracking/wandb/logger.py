@@ -20,7 +20,7 @@ from framework.errors import ConfigError
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 from framework.tracking.wandb.content import log_content
-from framework.tracking.wandb.server import why_unreachable
+from framework.tracking.wandb.logger.server import why_unreachable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

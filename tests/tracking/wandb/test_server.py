@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-
-from framework.tracking.wandb.server import why_unreachable
+from framework.tracking.wandb.logger.server import why_unreachable
 
 
 @contextmanager
