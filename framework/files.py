@@ -57,6 +57,14 @@ def check_room(file: IO[str]) -> None:
     file.truncate()
 
 
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner may read."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parses JSON that may be damaged or malicious.
 

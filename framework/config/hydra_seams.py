@@ -1,4 +1,4 @@
-"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, and help texts contain the comments of conf/.
+"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, and help texts contain the comments of conf/, and no multirun.yaml is written.
 
 A base is a config file whose name begins with an underscore. Other config files include it; no user chooses it.
 """
@@ -7,7 +7,9 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import hydra._internal.core_plugins.basic_sweeper as basic_sweeper
 import hydra._internal.hydra as internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -16,7 +18,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
 BASE_PREFIX = "_"
@@ -100,7 +102,21 @@ class CommentedHelp(internal.Hydra):
                 yield f"{name}, keys of {each[1]}" if found.name.startswith(BASE_PREFIX) and each[1] else name, found
 
 
+class UnsavedConfig(OmegaConf):
+    """Writes no multirun.yaml, which would hold typed secrets; each run folder has its own config.yaml."""
+
+    @staticmethod
+    @override
+    def save(config: Any, f: Any, resolve: bool = False) -> None:
+        del config, f, resolve
+
+
 def use_seams() -> None:
     """Makes Hydra's `main` use the classes above. Repeated calls have no further effect."""
     internal.ConfigLoaderImpl = GroupSweepLoader  # type: ignore[misc]
     internal.Hydra = CommentedHelp  # type: ignore[misc]
+
+
+def write_no_sweep_config() -> None:
+    """Makes Hydra's sweeper write no multirun.yaml. Call after Hydra has loaded its plugins, which undoes it."""
+    basic_sweeper.OmegaConf = UnsavedConfig  # type: ignore[misc]

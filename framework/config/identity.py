@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from framework.config.moved_classes import former_name
-from framework.config.secrets import MASK
+from framework.config.secrets import MASK, without_typed_secrets
+from framework.data.reading.credentials import HIDDEN
 from framework.errors import ConfigError
 
 IDENTITY_KEYS = (
@@ -71,16 +72,16 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
 
     Args:
         folder: Shown in the message.
-        saved: The resolved config that the folder holds, secrets masked.
+        saved: The resolved config that the folder holds. Earlier versions did not mask typed secrets.
         config: The resolved config that is to be run there, secrets masked.
 
     Raises:
         ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both
             values.
     """
-    before, now = identity(saved), identity(config)
-    # An earlier version masked more than secrets; the original value is lost.
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != MASK]
+    before, now = identity(without_typed_secrets(saved)), identity(config)
+    # A secret may change, and an earlier version masked more than secrets; the original value is lost.
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) not in (MASK, HIDDEN)]
     changed = [
         name
         for name in names

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.config.nodes import TARGET_KEY, Component, check_component, is_own
-from framework.config.secrets import MASK, find_masked
+from framework.config.secrets import find_masked
 from framework.errors import CheckpointError, ConfigError
 
 
@@ -45,8 +45,8 @@ class Record:
         masked = find_masked(self.node, self.path)
         if masked is not None:
             raise ConfigError(
-                f"`{masked}` in {self.file} is {MASK!r}. Secrets of the environment are not saved with a run. Give "
-                f"`{self.path}` on the command line."
+                f"`{masked}` in {self.file} is hidden, because secrets are not saved with a run. Give `{self.path}` on "
+                "the command line."
             )
         try:
             component = check_component(self.path, self.node)

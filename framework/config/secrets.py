@@ -1,4 +1,4 @@
-"""Hides secrets in the saved config: values from the environment, and credentials in URLs."""
+"""Hides secrets in what is saved of a config: values from the environment, typed secrets, credentials in URLs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +8,15 @@ from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials, without_secret_pairs
+from framework.config.nodes import TARGET_KEY
+from framework.data.reading.credentials import (
+    HIDDEN,
+    may_be_number,
+    names_connection,
+    names_secret,
+    without_credentials,
+    without_secret_pairs,
+)
 
 MASK = "*** from the environment, not saved ***"
 
@@ -41,8 +49,9 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a copy of the resolved config without secrets.
 
     A text that depends on an environment variable, directly or through other interpolations, is masked if the variable
-    or the key is named like a secret (`names_secret`). Numbers are never masked. Credentials in URLs are always
-    hidden, and so are passwords in connection strings from the environment.
+    or the key is named like a secret (`names_secret`). Typed secrets are hidden as in `without_typed_secrets`. Numbers
+    from the environment are never masked. Credentials in URLs are always hidden, and so are passwords in connection
+    strings from the environment.
     Compare a saved config only with a masked one, so that a new password does not make a new run.
 
     Args:
@@ -50,7 +59,41 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
         config: The same, resolved.
     """
     with _replaced_environment() as environment:
-        return {name: _masked(environment, composed, name, value, False) for name, value in config.items()}
+        shown = {name: _masked(environment, composed, name, value, False) for name, value in config.items()}
+    return without_typed_secrets(shown)
+
+
+def without_typed_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy of a config in plain containers without secrets that were typed.
+
+    Hides every text whose key, or the key of an enclosing group, is named like a secret, credentials in URLs, and
+    passwords in connection strings. A number is hidden only if its own key names a password. A second call changes
+    nothing.
+    """
+    return {name: _without_typed(name, value, False) for name, value in config.items()}
+
+
+def _without_typed(name: str, value: Any, in_secret: bool) -> Any:
+    in_secret = in_secret or names_secret(name)
+    if isinstance(value, Mapping):
+        # A class is no secret, and without it the group could not be read.
+        return {
+            key: item if key == TARGET_KEY else _without_typed(str(key), item, in_secret) for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_typed(name, item, in_secret) for item in value]
+    if isinstance(value, str):
+        if in_secret and value:
+            return value if value in (MASK, HIDDEN) else HIDDEN
+        value = without_credentials(value)
+        return without_secret_pairs(value) if names_connection(name) else value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return HIDDEN if is_number and may_be_number(name) else value
+
+
+def is_masked(value: Any) -> bool:
+    """Returns whether a value, or a part of it, was a secret."""
+    return isinstance(value, str) and (MASK in value or HIDDEN in value)
 
 
 def _masked(environment: _Environment, parent: Any, name: str | int, value: Any, in_secret: bool) -> Any:
@@ -126,5 +169,5 @@ def find_masked(node: Any, path: str) -> str | None:
     elif isinstance(node, list | tuple):
         items = ((f"{path}[{index}]", value) for index, value in enumerate(node))
     else:
-        return path if isinstance(node, str) and (MASK in node or HIDDEN in node) else None
+        return path if is_masked(node) else None
     return next((found for key, value in items if (found := find_masked(value, key)) is not None), None)

@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from rich.console import Console
 
+from framework.config.hydra_seams import write_no_sweep_config
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.outcome import Outcome
 from framework.sweeps.plan import Job, Sweep, plan_sweep
@@ -63,6 +64,7 @@ class SweepLauncher(Launcher):
         """
         del task_function  # each job is a command of its own
         check_start(config)
+        write_no_sweep_config()
         self.context, self.config = hydra_context, config
         self.traces = HydraTraces(Path(config.hydra.sweep.dir))
 

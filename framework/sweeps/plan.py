@@ -39,8 +39,9 @@ class Job:
         folder: Run folder, whose name is the run id.
         values: Values of the swept keys, by key, as written on the command line.
         overrides: Overrides on the command line of the run.
-        config: Resolved config.
+        config: Resolved config with its secrets; not to be saved.
         best_mode: "min" or "max": direction in which the task's own metric improves.
+        composed: Config before interpolations were resolved, which masks what is saved; None: nothing is saved.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Job:
     overrides: tuple[str, ...]
     config: Mapping[str, Any]
     best_mode: str = "min"
+    composed: DictConfig | None = None
 
     @property
     def id(self) -> str:
@@ -143,7 +145,7 @@ def _plan_job(
     with open_dict(composed):
         del composed["hydra"]
     resolved = plain(composed, TrainConfig, own)
-    job = Job(run, values, (*own, *_hydra_overrides(config)), masked(composed, resolved))
+    job = Job(run, values, (*own, *_hydra_overrides(config)), resolved, composed=composed)
     try:
         settings = build_settings(resolved, world_size)
         if (run / CONFIG_FILE).is_file():
@@ -205,6 +207,8 @@ def command_flags(config: DictConfig) -> list[str]:
 def _check_folder(job: Job) -> None:
     """Raises ConfigError if the run folder belongs to a run with another config."""
     saved = read_config(job.folder)
-    # The run itself sets some keys of its model, whose values are not known yet.
-    given = {name: value for name, value in dict(job.config["model"]).items() if value is not None}
-    check_same_run(str(job.folder), saved, {**job.config, "model": {**saved["model"], **given}})
+    assert job.composed is not None
+    config = masked(job.composed, job.config)
+    # What the run itself fills in of its model is not known yet.
+    given = {name: value for name, value in dict(config["model"]).items() if value is not None}
+    check_same_run(str(job.folder), saved, {**config, "model": {**saved["model"], **given}})

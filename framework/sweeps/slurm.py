@@ -16,7 +16,7 @@ from framework.config.schema import at_least
 from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError
-from framework.files import parse_json
+from framework.files import parse_json, write_private
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import FolderState, Outcome, classify_exit, folder_state, output_file
 from framework.sweeps.plan import Job, Sweep, command_flags
@@ -139,7 +139,7 @@ class SlurmLauncher(SweepLauncher):
             self.max_requeues,
             self.before,
         )
-        script.write_text(text, encoding="utf-8")
+        write_private(script, text)  # the command line may hold secrets
         number = submit([*self._options(job, output_file(job).absolute()), str(script)], tracking_variables(sweep, job))
         record = {"job": number, "before": asdict(before)}
         _job_file(job).write_text(json.dumps(record) + "\n", encoding="utf-8")

@@ -92,7 +92,9 @@ def check_jobs(jobs: Sequence[Job], processes: int) -> None:
                 settings.optimizer.build()
                 settings.schedule.build(max_steps=assembled[text].parts.max_steps)
             else:
-                assembled[text] = assemble_run(config, ProcessInfo(0, 0, processes, processes), device_type())
+                assembled[text] = assemble_run(
+                    config, ProcessInfo(0, 0, processes, processes), device_type(), job.composed
+                )
         except FrameworkError as error:
             raise ConfigError(f"The job {job} cannot run: {error}") from error
 

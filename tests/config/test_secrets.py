@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run
-from framework.config.secrets import MASK, masked
-from framework.data.reading.credentials import HIDDEN, names_secret, without_credentials
+from framework.config.secrets import MASK, masked, without_typed_secrets
+from framework.data.reading.credentials import HIDDEN, names_secret, shown_argument, without_credentials
 from framework.errors import ConfigError
 
 ENVIRONMENT = {
@@ -113,6 +113,67 @@ def test_a_new_password_is_no_other_run_and_a_new_file_is(monkeypatch):
         check_same_run("runs/x", before, saved(monkeypatch, config))
 
 
+TYPED = {
+    "key": "AKIA",
+    "password": 4477,
+    "anon": False,
+    "retries": 3,
+    "endpoint_url": "https://host/x",
+    "client_kwargs": {"headers": {"Authorization": "Bearer abc", "Accept": "json"}, "region": "eu"},
+    "token": {"type": "service_account", "private_key_id": "abc"},
+    "credentials": ["abc", ""],
+    "connection_string": "AccountName=a;AccountKey=abc==;EndpointSuffix=core",
+}
+
+
+def test_typed_secrets_are_masked_at_their_leaves_and_nothing_else(monkeypatch):
+    config = {"data": {"_target_": "a.B", "storage_options": TYPED}, "task": {"sort_key": "id", "mask_token": "[M]"}}
+    result = saved(monkeypatch, config)
+    assert result["data"]["storage_options"] == {
+        "key": HIDDEN,
+        "password": HIDDEN,
+        "anon": False,
+        "retries": 3,
+        "endpoint_url": "https://host/x",
+        "client_kwargs": {"headers": {"Authorization": HIDDEN, "Accept": "json"}, "region": "eu"},
+        "token": {"type": HIDDEN, "private_key_id": HIDDEN},
+        "credentials": [HIDDEN, ""],
+        "connection_string": f"AccountName=a;AccountKey={HIDDEN};EndpointSuffix=core",
+    }
+    assert result["task"] == {"sort_key": "id", "mask_token": "[M]"} and result["data"]["_target_"] == "a.B"
+    assert without_typed_secrets(result) == result
+
+
+def test_a_typed_secret_may_change_and_a_run_saved_with_it_in_clear_goes_on(monkeypatch):
+    config = {"data": {"store": "a", "storage_options": TYPED}}
+    new = {"data": {"store": "a", "storage_options": TYPED | {"key": "another", "password": "${oc.env:DATA_PASS}"}}}
+    for before in (config, saved(monkeypatch, config)):
+        for now in (config, new):
+            check_same_run("runs/x", before, saved(monkeypatch, now))
+        other = {"data": {"store": "a", "storage_options": TYPED | {"endpoint_url": "https://other/x"}}}
+        with pytest.raises(ConfigError, match=r"`data\.storage_options\.endpoint_url` is 'https://host/x' there"):
+            check_same_run("runs/x", before, saved(monkeypatch, other))
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("data.storage_options.secret=abc", f"data.storage_options.secret={HIDDEN}"),
+        ("+data.storage_options.token=[a,b]", f"+data.storage_options.token={HIDDEN}"),
+        ("data.storage_options={anon: true, 'secret': abc}", f"data.storage_options={HIDDEN}"),
+        ("data.storage_options={anon: true}", "data.storage_options={anon: true}"),
+        ("data.train=https://me:pw@host/a?sig=x&b=1", f"data.train=https://{HIDDEN}@host/a?sig={HIDDEN}&b=1"),
+        ("data.dsn='host=h password=abc'", f"data.dsn={HIDDEN}"),
+        ("tokenizer.path=a/b", "tokenizer.path=a/b"),
+        ("trainer.global_batch_tokens=4096", "trainer.global_batch_tokens=4096"),
+        ("https://me:pw@host", f"https://{HIDDEN}@host"),
+        ("-m", "-m"),
+    ],
+)
+def test_secrets_of_a_command_line_are_hidden(argument, expected):
+    assert shown_argument(argument) == expected
+
+
 def test_what_an_earlier_version_masked_is_not_compared():
     before = {"tokenizer": {"path": MASK}, "seed": 1}
     check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 1})
@@ -126,6 +187,8 @@ def test_what_an_earlier_version_masked_is_not_compared():
         *((name, True) for name in ("DATA_PASS", "HF_TOKEN", "apiKey", "APIKey", "db-password", "AWS_ACCESS_KEY_ID")),
         *((name, True) for name in ("PGPASSWORD", "AUTHTOKEN", "MYSECRET", "PRIVATEKEY", "GITHUB_PAT", "SSHPASS")),
         *((name, False) for name in ("global_batch_tokens", "tokenizer", "MONKEY", "compass", "KEY_FILE", "", "a1")),
+        *((name, True) for name in ("key", "account_key", "key_id", "sas_token", "MY_PASS")),
+        *((name, False) for name in ("sort_key", "mask_token", "TEXT_KEY", "first_pass", "pad_token_id")),
         *((name, False) for name in ("NUM_TOKENS", "tokenized", "PATTERN", "secretary", "PATH")),
     ],
 )

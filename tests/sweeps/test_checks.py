@@ -75,3 +75,11 @@ def test_a_value_of_the_optimizer_or_the_schedule_is_found_in_every_job(sweep):
         code, out, err, checked = sweep(override)
         assert (code, out, checked, err.count("\n")) == (2, "", 1, 1), err
         assert words in err
+
+
+def test_jobs_are_checked_with_their_secrets_not_with_masks(sweep, monkeypatch):
+    monkeypatch.setenv("DATA_PASS", "s3cret")
+    seen = []
+    monkeypatch.setattr(starting, "assemble_run", lambda config, *_: seen.append(config["data"]["train"]))
+    sweep("seed=0,1", "data.train=https://me:${oc.env:DATA_PASS}@host/rows.csv?token=typed", "check=true")
+    assert seen and set(seen) == {"https://me:s3cret@host/rows.csv?token=typed"}

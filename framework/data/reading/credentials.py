@@ -16,7 +16,18 @@ _SECRETS = re.compile(
     "auth|authorization|bearer|cookie|credentials?|dbpass|key|pass|pat|pw|pwd|sig|signature|sshpass|"
     ".*(access|api|auth|private|secret|signing)key|.*(passphrase|passwd|passwords?|secrets?|token)"
 )
+_KEY_IN_VALUE = re.compile(r"""([\w.-]+)["']?\s*[:=]""")
 _LOCATIONS = re.compile("columns?|dir|directory|files?|folder|path")
+_CONNECTIONS = re.compile("conn|connection|dsn")
+_OF_NUMBERS = re.compile(".*(passphrase|passwd|passwords?|secrets?)|dbpass|pw|pwd|sshpass")
+
+_AMBIGUOUS = {"key", "pass", "token"}
+_OF_DATA = re.compile(
+    "backward|best|bos|cls|column|cls|document|end|entity|eos|extra|field|first|forward|group|index|item|join|label|"
+    "last|mask|metric|next|num|one|order|pad|per|primary|query|row|sample|second|sentence|sep|separator|sort|source|"
+    "special|start|tag|target|text|title|two|unk|unknown|value"
+)
+"""Words before `key`, `pass` or `token` that make it a word of the data: `text_key`, `mask_token`, `first_pass`."""
 
 
 def names_secret(name: str) -> bool:
@@ -24,13 +35,29 @@ def names_secret(name: str) -> bool:
 
     Names in capitals often have no sign between words, so some words also count at the end of another: `PGPASSWORD`.
 
-    The place of a secret is none: `KEY_FILE`, `token_path`.
+    The place of a secret is none (`KEY_FILE`, `token_path`), and neither is a key or token of the data (`text_key`,
+    `mask_token`).
 
     Args:
         name: Config key, environment variable or query parameter.
     """
     words = [word.lower() for word in _WORD.findall(name)]
-    return any(map(_SECRETS.fullmatch, words)) and not _LOCATIONS.fullmatch(words[-1])
+    named = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if _SECRETS.fullmatch(word) and not (word in _AMBIGUOUS and _OF_DATA.fullmatch(before))
+    ]
+    return bool(named) and not _LOCATIONS.fullmatch(words[-1])
+
+
+def may_be_number(name: str) -> bool:
+    """Returns whether a number with this name is a secret: `password=1234`; not `key=3`, which may count something."""
+    return any(_OF_NUMBERS.fullmatch(word.lower()) for word in _WORD.findall(name)) and names_secret(name)
+
+
+def names_connection(name: str) -> bool:
+    """Returns whether a name contains a word for a connection string: `connection_string`, `DSN`."""
+    return any(_CONNECTIONS.fullmatch(word.lower()) for word in _WORD.findall(name))
 
 
 def without_credentials(text: str) -> str:
@@ -48,3 +75,18 @@ def without_credentials(text: str) -> str:
 def without_secret_pairs(text: str) -> str:
     """Returns a connection string (`host=a password=b`, `AccountName=a;AccountKey=b`) in which secrets are hidden."""
     return _PAIR.sub(lambda match: match["name"] + HIDDEN if names_secret(match["name"]) else match[0], text)
+
+
+def shown_argument(argument: str) -> str:
+    """Returns an argument of a command line without secrets: of `KEY=VALUE` the whole value is hidden.
+
+    A value that lists keys, as `data.storage_options={key: a, secret: b}`, is hidden whole if one of them is named like
+    a secret.
+    """
+    key, is_override, value = argument.partition("=")
+    if not is_override:
+        return without_credentials(argument)
+    names = [*key.split("."), *(_KEY_IN_VALUE.findall(value) if value[:1] in "{['\"" else ())]
+    if any(names_secret(name) for name in names):
+        return f"{key}={HIDDEN}"
+    return key + "=" + (without_secret_pairs if names_connection(key) else str)(without_credentials(value))

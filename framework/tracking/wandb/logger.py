@@ -8,14 +8,17 @@ import logging
 import netrc
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from framework.data.reading.credentials import shown_argument
 from framework.errors import ConfigError
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
@@ -86,7 +89,8 @@ def build_wandb_logger(
             mode=mode,  # Lightning's own `offline` would write into the environment
             settings=_settings(wandb.Settings),
         )
-        logger.log_hyperparams(dict(config))
+        with _shown_command_line():
+            logger.log_hyperparams(dict(config))  # opens the W&B run
         return logger
 
     if not offline and problem is None:
@@ -100,6 +104,17 @@ def build_wandb_logger(
     if problem is not None:
         _report_offline(run_folder, problem)
     return opened("offline")
+
+
+@contextmanager
+def _shown_command_line() -> Iterator[None]:
+    """Hides secrets in the command line, which W&B reads when a run opens, and sends."""
+    before = list(sys.argv)
+    sys.argv[1:] = map(shown_argument, before[1:])
+    try:
+        yield
+    finally:
+        sys.argv[:] = before
 
 
 def _is_offline(mode: str) -> bool:

@@ -155,3 +155,12 @@ def _answer_once(server: socket.socket) -> None:
     with connection:
         connection.recv(1_000)
         connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+
+def test_secrets_of_the_command_line_do_not_reach_wandb(bare_environment: Path, monkeypatch: pytest.MonkeyPatch):
+    line = [sys.executable, "-c", _RUN, str(bare_environment), "data.options.token=s3cret", "trainer.max_steps=7"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run(line, check=True, capture_output=True, env=environment, timeout=120)
+    (file,) = (bare_environment / "wandb").glob("offline-run-*/*.wandb")
+    assert b"trainer.max_steps=7" in file.read_bytes() and b"data.options.token=***hidden***" in file.read_bytes()
+    assert b"s3cret" not in file.read_bytes()
