@@ -23,7 +23,7 @@ from framework.config.nodes import TARGET_KEY, check_arguments
 from framework.config.outputs import open_output, write_to_stdout
 from framework.config.trained import Trained, open_inference, open_trained
 from framework.data.fact_warnings import warnings_of
-from framework.data.facts import facts_of
+from framework.data.facts import facts_of, without_texts
 from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
@@ -63,7 +63,8 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
             values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
         if not is_first:
             return values
-        for warning in warnings_of(facts_of({split: source})):
+        data_facts = facts_of({split: source})
+        for warning in warnings_of(data_facts if settings.report_examples else without_texts(data_facts)):
             logger.warning(warning)
         classes = evaluation.class_table()
         facts = {"weights": told_weights(settings, trained)}

@@ -33,7 +33,7 @@ from framework.config.run_folder import (
 from framework.config.run_records import begin_records, report_damaged_records
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
-from framework.data.facts import facts_of
+from framework.data.facts import SplitFacts, facts_of, without_texts
 from framework.data.planning.collate import completion_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
@@ -96,6 +96,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     Raises:
         DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
     """
+    report_examples = config["trainer"]["report_examples"]
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
     check_same_data(folder, parts.tokenizer, fingerprints["data"])
     # Ranks have read the weights each for itself: of a run that goes on meanwhile they could see different checkpoints.
@@ -119,7 +120,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         record = {**task_record(parts.task, parts.tokenizer.pair_separators), "config": config["task"]}
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
-        write_data_facts(folder.path, facts_of(parts.sources))
+        write_data_facts(folder.path, _facts(parts, report_examples))
         write_start(folder, config, start_of_run, record, parts.task.side_files())
 
     on_first_rank(write)
@@ -219,7 +220,7 @@ def _first_callbacks(
     settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
 ) -> list[Callback]:
     """Returns the callbacks that report at the start and the optional ones, which run before the standard ones."""
-    callbacks: list[Callback] = [DataLines(facts_of(parts.sources), folder.path)]
+    callbacks: list[Callback] = [DataLines(_facts(parts, settings.trainer.report_examples), folder.path)]
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
         callbacks.append(AutoBudget(memory))
@@ -229,6 +230,12 @@ def _first_callbacks(
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.name == "wandb"
         callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, examples, goes_to_wandb))
     return callbacks
+
+
+def _facts(parts: Parts, report_examples: int | None) -> dict[str, SplitFacts]:
+    """Returns the facts about the data; without examples in the report no message quotes the data either."""
+    facts = facts_of(parts.sources)
+    return facts if report_examples else without_texts(facts)
 
 
 def _flops_per_token(parts: Parts) -> float | None:

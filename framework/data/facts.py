@@ -9,6 +9,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 _PLACE = re.compile(r", ((?:rows?|lines?|sentence|article|file) .*?): (.*)", re.DOTALL)
 _NUMBER = {name: re.compile(rf"\b{name} (\d+)") for name in ("row", "line")}
 _DECIMALS = 6
+# An apostrophe within a word opens no quotation.
+_QUOTED = re.compile(r"""(?<!\w)(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.DOTALL)
+_OPEN_QUOTE = re.compile(r"""(?<!\w)['"].*""", re.DOTALL)
+_NOT_SHOWN = "(not shown)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,36 @@ def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
             )
             numbers = {name: int(number[1]) for name, of in _NUMBER.items() if (number := of.search(place)) is not None}
             yield {"split": split, "file": file, "place": place, **numbers, "reason": reason}
+
+
+def without_texts(splits: Mapping[str, SplitFacts]) -> dict[str, SplitFacts]:
+    """Returns the facts without quoted cells: messages keep the file, the row, the column and the rule.
+
+    Labels and their counts remain.
+    """
+    return {
+        split: replace(
+            facts,
+            skipped=[_without_cells(message) for message in facts.skipped],
+            warnings=[_without_quotations(message) for message in facts.warnings],
+        )
+        for split, facts in splits.items()
+    }
+
+
+def _without_cells(message: str) -> str:
+    found = _PLACE.search(message)
+    if found is None:
+        return _without_quotations(message)
+    column = _QUOTED.match(message, found.start(2))
+    start = found.start(2) if column is None else column.end()
+    return message[:start] + _without_quotations(message[start:])
+
+
+def _without_quotations(text: str) -> str:
+    """Hides quoted values; a quotation mark without its partner opens a value that was shortened."""
+    kept = _QUOTED.sub(_NOT_SHOWN, text)
+    return _OPEN_QUOTE.sub(_NOT_SHOWN, kept)
 
 
 def range_of(numbers: Sequence[float]) -> str:

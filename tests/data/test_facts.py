@@ -8,7 +8,7 @@ import pytest
 from framework.callbacks.data_lines import data_lines
 from framework.data.examples.table import TableData
 from framework.data.fact_warnings import warnings_of
-from framework.data.facts import Cutting, SplitFacts, facts_of
+from framework.data.facts import Cutting, SplitFacts, facts_of, without_texts
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tracking.analysis.report import write_report
@@ -142,3 +142,25 @@ def test_a_label_without_training_rows_is_reported(tokenizer, tmp_path):
     assert warnings_of(facts) == [
         "No row of train has the label 'z'. A label without training rows is never learned. Add rows."
     ]
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("a.csv, row 3: 'label' is 'x', it is wrong.", "a.csv, row 3: 'label' is (not shown), it is wrong."),
+        ("a.csv, row 3: the label 'x' is none of a, b.", "a.csv, row 3: the label (not shown) is none of a, b."),
+        (
+            r"""a.txt, line 3: 'tokens' is ['a', "it's \"b\""]; x.""",
+            "a.txt, line 3: 'tokens' is [(not shown), (not shown)]; x.",
+        ),
+        (
+            "a.json, row 3: 'text' is ['a', 'cut off, it must be text",
+            "a.json, row 3: 'text' is [(not shown), (not shown)",
+        ),
+        ("it's 'x', and SQuAD's rule", "it's (not shown), and SQuAD's rule"),
+    ],
+)
+def test_messages_without_texts_keep_place_column_and_rule(message, shown):
+    facts = without_texts({"train": SplitFacts(skipped=[message], warnings=["row 1 has 'x' and row 2 has \"y\"."])})
+    assert facts["train"].skipped == [shown]
+    assert facts["train"].warnings == ["row 1 has (not shown) and row 2 has (not shown)."]

@@ -1,0 +1,27 @@
+"""With trainer.report_examples=0 nothing that a training run writes holds a text of its data."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_commands import FINETUNE, TEXTS, call, here, tokenizer_folder, write_rows  # noqa: F401
+
+BAD = ['it\'s a "Geheimnis"', "Geheimnis"]
+
+
+@pytest.mark.parametrize("examples", [0, 20])
+def test_a_skipped_row_is_quoted_only_where_examples_are_shown(here, call, examples):  # noqa: F811
+    labels = [str(number % 7) for number in range(len(TEXTS))]
+    write_rows(here / "rows.csv", TEXTS, labels)
+    with (here / "rows.csv").open("a") as file:
+        file.writelines(f'a film,"{cell.replace(chr(34), chr(34) * 2)}"\n' for cell in BAD)
+    line = ["task.problem=regression", "data.on_bad_row=skip", f"trainer.report_examples={examples}"]
+    outcome = call("train", *FINETUNE, *line)
+    assert outcome.code == 0, outcome.err
+    written = [path.read_bytes() for path in Path("runs").rglob("*") if path.is_file()]
+    texts = [outcome.out.encode(), outcome.err.encode(), *written]
+    assert any(b"Geheimnis" in text for text in texts) == (examples > 0)
+    rows = Path("runs/mine/skipped_rows.jsonl").read_text()
+    assert rows.count("rows.csv") == 2 and '"row": 33' in rows and '"row": 34' in rows
+    if not examples:
+        assert rows.count("'label' is (not shown), it must be a number; correct or remove the row.") == 2
