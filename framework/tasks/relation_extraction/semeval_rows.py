@@ -74,15 +74,15 @@ def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str, label
     sentence = _SENTENCE.fullmatch(lines[0])
     if sentence is None:
         raise DataError(
-            f"{path}, line {block[0][0]}: the line {lines[0][:60]!r} is not a number, a tab and a sentence, with which a row "
-            "begins; correct it, or name the file .jsonl or .csv if it is one."
+            f"{path}, line {block[0][0]}: the line {lines[0][:60]!r} is not a number, a tab and a sentence, with "
+            "which a row begins; correct it, or name the file .jsonl or .csv if it is one."
         )
     if labelled and (len(lines) < 2 or lines[1].startswith(_COMMENT)):
         raise DataError(f"{path}, line {block[0][0]}: no label is below the sentence; add one or remove the row.")
     if len(lines) > 3 or (len(lines) == 3 and not lines[2].startswith(_COMMENT)):
         raise DataError(
-            f"{path}, line {block[2][0]}: the line {lines[2][:60]!r} is neither a comment nor a blank line, which end a row; "
-            "put a blank line between rows."
+            f"{path}, line {block[2][0]}: the line {lines[2][:60]!r} is neither a comment nor a blank line, which "
+            "end a row; put a blank line between rows."
         )
     text = sentence[2].strip()
     if len(text) > 1 and text[0] == text[-1] == '"':

@@ -75,10 +75,10 @@ def test_marks_that_cannot_be(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ('four "no number"\nOther\n', "line 12: 'four \"no number\"' is not a number, a tab and a sentence"),
+        ('four "no number"\nOther\n', "line 12: the line 'four \"no number\"' is not a number, a tab and a sentence"),
         ('4\t"<e1>a</e1> <e2>b</e2>"\n', "line 12: no label is below the sentence"),
         ('4\t"<e1>a</e1> <e2>b</e2>"\nComment:\n', "line 12: no label is below the sentence"),
-        ('4\t"a"\nOther\n5\t"b"\nOther\n', "line 14: '5\\t\"b\"' is neither a comment nor a blank line"),
+        ('4\t"a"\nOther\n5\t"b"\nOther\n', "line 14: the line '5\\t\"b\"' is neither a comment nor a blank line"),
     ],
 )
 def test_blocks_that_are_no_rows(tmp_path, block, message):
