@@ -21,6 +21,8 @@ from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
 
+_MAX_VALUES = 1_000_000
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -144,9 +146,25 @@ def read_config(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}); {path} is no run folder, or a damaged one.") from error
+    if _num_values(content) > _MAX_VALUES:
+        raise CheckpointError(
+            f"{file} holds more than {_MAX_VALUES:,} values; {path} is no run folder, or a damaged one."
+        )
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds no config; {path} is no run folder, or a damaged one.")
     return content
+
+
+def _num_values(content: object) -> int:
+    """Counts the values of a tree up to the limit; aliases of YAML make few lines stand for billions of values."""
+    num, waiting = 0, [content]
+    while waiting and num <= _MAX_VALUES:
+        num, node = num + 1, waiting.pop()
+        if isinstance(node, dict):
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return num
 
 
 def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:

@@ -1,6 +1,7 @@
 """Whose folder a run may use, what decides that, and what is written into it."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -193,3 +194,11 @@ def test_a_default_that_changed_is_no_other_run_where_the_data_are_the_same():
     check_same_run("runs/mine", saved, now)
     with pytest.raises(ConfigError, match=r"data\.format\.quote"):
         check_same_run("runs/mine", now, saved)
+
+
+@pytest.mark.parametrize("start", ["a: &a [*a]\nb: *a\n", "a: &a [x,x,x,x,x,x,x,x]\n"])
+def test_a_config_whose_aliases_stand_for_billions_of_values_is_an_error(tmp_path, start):
+    lines = [f"{now}: &{now} [{','.join([f'*{before}'] * 8)}]" for before, now in pairwise("abcdefghijklm")]
+    (tmp_path / "config.yaml").write_text(start + "\n".join(lines))
+    with pytest.raises(CheckpointError, match="holds more than 1,000,000 values"):
+        read_config(tmp_path)
