@@ -14,6 +14,8 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
+from typing_extensions import override
 
 from framework.tracking.rank_log import RUN_LOGGER
 
@@ -23,12 +25,23 @@ _FILE_WIDTH = 10_000
 _PATIENCE_SECONDS = 1.0
 """Time that output waits for a reader before it is dropped. After the first drop it no longer waits."""
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
 logger = logging.getLogger(RUN_LOGGER)
+
+
+class SafeConsole(Console):
+    """Escapes control characters of texts. Labels and records may come from others, and could steer a terminal."""
+
+    @override
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Turns text into what Rich prints."""
+        return super().render_str(text.translate(_CONTROLS), **options)
 
 
 def open_console(stderr: bool = False) -> Console:
     """Opens a console on standard output or standard error. Only terminals limit the width of tables."""
-    console = Console(stderr=stderr)
+    console = SafeConsole(stderr=stderr)
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     return console

@@ -76,6 +76,4 @@ def test_a_cut_link_costs_one_host_until_it_is_back(begin, tmp_path: Path) -> No
         )
         for process, name in zip(started, ("vm0", "vm1"), strict=False):
             finish(process, tmp_path / name)
-    # Three looks at the others, and the second that failing ranks wait for each other, come after the time itself.
-    assert noticed < TIMEOUT_SECONDS + 10
     assert [row["step"] for row in rows(run)] == list(range(1, STEPS + 1))

@@ -107,5 +107,16 @@ def test_no_table_of_a_log_file_is_cut(monkeypatch):
 
 
 def test_every_console_is_opened_in_one_place():
-    files = [file for file in (ROOT / "framework").rglob("*.py") if re.search(r"\bConsole\(", file.read_text("utf-8"))]
+    files = [file for file in (ROOT / "framework").rglob("*.py") if re.search(r"Console\(", file.read_text("utf-8"))]
     assert [file.name for file in files] == ["console.py"]
+
+
+def test_control_characters_of_a_text_do_not_reach_the_terminal(capsys):
+    table = Table("label")
+    table.add_row("\x1b[31mred\x07\x9b")
+    console = open_console()
+    console.print(table)
+    console.print("good\x1b]0;title\x07", "两\n\tlines", markup=False, highlight=False)
+    out = capsys.readouterr().out
+    assert r"\x1b[31mred\x07\x9b" in out and r"good\x1b]0;title\x07 两" in out
+    assert not {"\x1b", "\x07", "\x9b"} & set(out)

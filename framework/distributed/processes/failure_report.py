@@ -230,7 +230,8 @@ def show(failure: Failure) -> None:
     """Prints a failure, and the file with details."""
     what = "more in" if failure.order == _NAMED else "the full traceback is in"
     file = f"\n{what} {failure.log}" if failure.log is not None else ""
-    sys.stderr.write(f"{failure}{file}\n")
+    text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(failure))
+    sys.stderr.write(f"{text}{file}\n")
     sys.stderr.flush()
 
 

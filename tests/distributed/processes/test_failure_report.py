@@ -29,24 +29,22 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> list[str]:
-    """Runs one process a rank; returns what each printed."""
+    """Runs one process a rank, which fail at the same time; returns what each printed."""
+    program = str(ROOT / "tests" / "support" / "processes" / "failing_program.py")
     processes = []
-    for rank, kind in enumerate(kinds):
-        environ = os.environ | {
-            "RANK": str(rank),
-            "WORLD_SIZE": str(len(kinds)),
-            "TORCHELASTIC_RESTART_COUNT": str(attempt),
-            "TMPDIR": str(temporary),
-        }
-        command = [
-            sys.executable,
-            str(ROOT / "tests" / "support" / "processes" / "failing_program.py"),
-            kind,
-            *folder,
-        ]
-        environ["PYTHONPATH"] = str(ROOT)
-        processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
-    return [process.communicate(timeout=120)[1] for process in processes]
+    with tempfile.TemporaryDirectory() as ready:
+        for rank, kind in enumerate(kinds):
+            environ = os.environ | {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(len(kinds)),
+                "TORCHELASTIC_RESTART_COUNT": str(attempt),
+                "TMPDIR": str(temporary),
+                "CLOZE_TEST_READY": ready,
+                "PYTHONPATH": str(ROOT),
+            }
+            command = [sys.executable, program, kind, *folder]
+            processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True))
+        return [process.communicate(timeout=120)[1] for process in processes]
 
 
 def failure(reporter: int, message: str, order: int, seconds: float) -> Failure:
