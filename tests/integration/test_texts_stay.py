@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_commands import FINETUNE, TEXTS, call, here, tokenizer_folder, write_rows  # noqa: F401
+from tests.support.commands.in_process import FINETUNE, TEXTS, write_rows
 
 BAD = ['it\'s a "Geheimnis"', "Geheimnis"]
 
 
 @pytest.mark.parametrize("examples", [0, 20])
-def test_a_skipped_row_is_quoted_only_where_examples_are_shown(here, call, examples):  # noqa: F811
+def test_a_skipped_row_is_quoted_only_where_examples_are_shown(here, call, examples):
     labels = [str(number % 7) for number in range(len(TEXTS))]
     write_rows(here / "rows.csv", TEXTS, labels)
     with (here / "rows.csv").open("a") as file:
