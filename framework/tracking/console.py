@@ -34,9 +34,29 @@ class SafeConsole(Console):
     """Escapes control characters of texts. Labels and records may come from others, and could steer a terminal."""
 
     @override
-    def render_str(self, text: str, **options: Any) -> Text:
+    def render_str(
+        self,
+        text: str,
+        *,
+        style: Any = "",
+        justify: Any = None,
+        overflow: Any = None,
+        emoji: bool | None = None,
+        markup: bool | None = None,
+        highlight: bool | None = None,
+        highlighter: Any = None,
+    ) -> Text:
         """Turns text into what Rich prints."""
-        return super().render_str(text.translate(_CONTROLS), **options)
+        return super().render_str(
+            text.translate(_CONTROLS),
+            style=style,
+            justify=justify,
+            overflow=overflow,
+            emoji=emoji,
+            markup=markup,
+            highlight=highlight,
+            highlighter=highlighter,
+        )
 
 
 def open_console(stderr: bool = False) -> Console:
