@@ -1,4 +1,4 @@
-"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, help shows the comments of conf/, no multirun.yaml.
+"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, help shows comments of conf/, no multirun.yaml.
 
 A base is a config file whose name begins with an underscore. Other config files include it; no user chooses it.
 """
