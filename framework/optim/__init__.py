@@ -1,1 +1,1 @@
-"""Parameter groups, schedules (step -> factor) and the optimizers that torch does not have."""
+"""Parameter groups, schedules (step -> factor), and optimizers that torch lacks."""

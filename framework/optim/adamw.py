@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov, Hutter 2019) on shards: the update is element by element, so each rank updates what it holds."""
+"""AdamW (Loshchilov, Hutter 2019) on shards: the update is element-wise, so each rank updates its own shard."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 def initial_state(parameter: Tensor) -> dict[str, Tensor]:
-    """Zero moments, sharded as the parameter is, and the number of updates (fp32 scalar, as torch's kernels want)."""
+    """Returns zero moments, sharded like the parameter, and the update count (an fp32 scalar, for torch's kernels)."""
     return {
         "exp_avg": torch.zeros_like(parameter, requires_grad=False),
         "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
@@ -22,7 +22,7 @@ def initial_state(parameter: Tensor) -> dict[str, Tensor]:
 
 
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """One update of the groups' parameters that have gradients. No communication."""
+    """Updates the parameters that have gradients. No communication."""
     for group in groups:
         _update_group(group, state)
 

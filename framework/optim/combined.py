@@ -1,7 +1,7 @@
-"""One optimizer object for a whole model: each parameter group names its algorithm.
+"""One optimizer object for the whole model; each parameter group names its algorithm.
 
-One object, because Lightning counts a step for each optimizer. State exists from the start and is keyed by the
-parameter's name, so that a checkpoint can be loaded in place at any world size.
+There is a single object because Lightning counts one step per optimizer. The state exists from the start and is keyed
+by parameter name, so a checkpoint can be loaded in place at any world size.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,14 +30,13 @@ class CombinedOptimizer(Optimizer):
     """One algorithm for each parameter group.
 
     Args:
-        parameter_groups: Of `framework.optim.parameter_groups`; each has `params`, `names`, `algorithm`, `lr` and what
-            the algorithm wants. `initial_lr` keeps the base rate; set `lr` to `initial_lr * schedule(step)` before each
-            step.
+        parameter_groups: Groups from `framework.optim.parameter_groups`. Each has `params`, `names`, `algorithm`, `lr`
+            and the settings of the algorithm. `initial_lr` keeps the base rate; set `lr` to
+            `initial_lr * schedule(step)` before each step.
 
     Attributes:
-        before_change: Called before anything changes weights or state in place: here an update and the exchange with
-            the average; who else does it (a checkpoint that is loaded) calls it too. For who reads them in another
-            thread.
+        before_change: Callback for threads that read weights or state. It is called before an update and before
+            `swap_average`. Other code that changes them in place, such as loading a checkpoint, must call it too.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]) -> None:
@@ -52,22 +51,24 @@ class CombinedOptimizer(Optimizer):
         self._held = False
 
     def hold_update(self) -> None:
-        """Makes the step that is running, or the next one, leave weights and state as they are. All ranks must agree.
+        """Skips the update of the current or next step. All ranks must agree.
 
-        To be called before the step, or by its closure, in which Lightning calls `on_before_optimizer_step`. The caller
-        of `step` counts it as a step all the same.
+        Call it before the step or in its closure, where Lightning calls `on_before_optimizer_step`. The caller of
+        `step` still counts the step.
         """
         self._held = True
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update, unless it is held. Collective where parameters are sharded or replicated: all ranks must call.
+        """Updates weights and state once, unless the update is held.
+
+        Collective for sharded and replicated parameters: all ranks must call.
 
         Args:
-            closure: Called first, with gradients on, as Lightning wants it.
+            closure: Function called first, with gradients enabled, as Lightning requires.
 
         Returns:
-            What the closure returned.
+            Result of the closure.
         """
         result = None
         if closure is not None:
@@ -87,13 +88,13 @@ class CombinedOptimizer(Optimizer):
         return result
 
     def keep_average(self, decay: float) -> None:
-        """Begins a moving average of the weights with their present values; it is sharded and saved as other state is.
+        """Starts a moving average at the current weights. It is sharded and saved like other state.
 
-        After each update: average = decay * average + (1 - decay) * weight. Nothing corrects for the beginning, so
-        that the initial weights have a part of decay ** steps.
+        After each update: average = decay * average + (1 - decay) * weight. There is no bias correction: after n
+        updates the initial weights have a share of decay ** n.
 
         Args:
-            decay: In (0, 1).
+            decay: Decay per update, in (0, 1).
         """
         self._average_decay = decay
         for group in self.param_groups:
@@ -102,15 +103,15 @@ class CombinedOptimizer(Optimizer):
 
     @property
     def keeps_average(self) -> bool:
-        """Whether there is a moving average."""
+        """True if a moving average of the weights is kept."""
         return self._average_decay is not None
 
     @torch.no_grad()
     def swap_average(self) -> None:
-        """Exchanges the weights and their average to the bit, so that a second call undoes it; nothing without one.
+        """Swaps weights and their average bit for bit; a second call restores them. Without an average it does nothing.
 
-        Copies of the weights that data parallelism holds gathered do not follow
-        (`framework.distributed.parallel.parallelize.drop_gathered`).
+        Gathered copies of sharded weights are not updated; see
+        `framework.distributed.parallel.parallelize.drop_gathered`.
         """
         if self._average_decay is not None:
             self.before_change()
@@ -120,7 +121,7 @@ class CombinedOptimizer(Optimizer):
                 average.copy_(kept)
 
     def _weights_and_averages(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's part of each."""
+        """Yields this rank's local part of each weight and of its average."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 yield local(parameter), local(self.state[parameter][AVERAGE])
@@ -131,7 +132,7 @@ class CombinedOptimizer(Optimizer):
             group["lr"] = group["initial_lr"] * factor
 
     def named_state(self) -> dict[str, Tensor]:
-        """The state by parameter name, dot, state key: the tensors themselves; loading into them restores it."""
+        """Returns the state tensors by `<parameter name>.<state key>`; loading into them restores the state."""
         return {
             f"{name}.{key}": value
             for group in self.param_groups
@@ -141,4 +142,4 @@ class CombinedOptimizer(Optimizer):
 
 
 def _nothing() -> None:
-    """Nobody reads the tensors beside the training."""
+    """Does nothing: the default of `before_change`."""

@@ -1,10 +1,10 @@
-"""Brings each matrix of a sharded model whole to one rank and takes the result back.
+"""Collects each matrix of a sharded model on one rank, and distributes the result.
 
-For updates that need the full matrix. Every rank doing all of them would cost world-size times the work; gathering one
-matrix after the other would cost about ten small collectives each. Sharded matrices need two all-to-alls per step;
-results of matrices that every rank holds whole are broadcast by their owners. No buffer is larger than all matrices
-together, and only those of matrices that are sharded along one axis and copied along another (tensor parallel) grow
-with the number of copies.
+Some updates need full matrices. If every rank computed all of them, the work would grow with the world size, and
+gathering the matrices one by one would take about ten small collectives each. Sharded matrices take two all-to-alls per
+step. Results of matrices that every rank holds in full are broadcast by their owners. No buffer is larger than all
+matrices together. Only buffers of matrices that are sharded along one axis and replicated along another (tensor
+parallel) grow with the number of replicas.
 """
 
 import functools
@@ -19,14 +19,14 @@ from torch.distributed.tensor import DTensor, Placement
 from torch.distributed.tensor.placement_types import _StridedShard
 
 Axes = tuple[tuple[str, int], ...]
-"""Names and sizes of a mesh's axes; ranks are numbered along them, the last axis first."""
+"""Names and sizes of the axes of a mesh. Rank numbers vary fastest along the last axis."""
 
 Block = tuple[int, int, int, int]
-"""A rectangle of a matrix: first row, row after the last, first column, column after the last."""
+"""Rectangle of a matrix: row start, row stop, column start, column stop."""
 
 
 def _assign_owners(shapes: Sequence[torch.Size], num_ranks: int) -> list[int]:
-    """Gives each matrix to the rank with the least work so far, the most expensive first; the same on every rank."""
+    """Assigns each matrix, the most expensive first, to the rank with the least work; all ranks get the same result."""
     load = [0] * num_ranks
     owners = [0] * len(shapes)
     costs = [shape[0] * shape[1] * min(shape) for shape in shapes]
@@ -38,39 +38,39 @@ def _assign_owners(shapes: Sequence[torch.Size], num_ranks: int) -> list[int]:
 
 
 def _block_of(shape: torch.Size, cuts: Sequence[tuple[Placement, int, int]]) -> Block:
-    """The part of a matrix at one place of a mesh (torch.chunk's rule, one axis after the other).
+    """Returns the block of a matrix at one position of a mesh (torch.chunk's rule, axis by axis).
 
     Args:
-        shape: Of the whole matrix.
-        cuts: For each axis its placement, the place along it, and its size.
+        shape: Shape of the full matrix.
+        cuts: Placement, index along the axis, and size of the axis, for each axis.
     """
     bounds = [(0, shape[0]), (0, shape[1])]
-    # A strided shard is cut last: it is a part of what the axes after it left (FSDP on top of tensor parallel).
-    for placement, place, size in sorted(cuts, key=lambda cut: isinstance(cut[0], _StridedShard)):
+    # A strided shard is cut last: it divides what the later axes left (FSDP on top of tensor parallel).
+    for placement, index, size in sorted(cuts, key=lambda cut: isinstance(cut[0], _StridedShard)):
         if not placement.is_replicate():
             dim: int = placement.dim  # type: ignore[attr-defined]
             start, stop = bounds[dim]
             chunk = -(-(stop - start) // size)
-            bounds[dim] = (min(start + place * chunk, stop), min(start + (place + 1) * chunk, stop))
+            bounds[dim] = (min(start + index * chunk, stop), min(start + (index + 1) * chunk, stop))
     return (*bounds[0], *bounds[1])
 
 
 @functools.cache
 def _blocks(shape: torch.Size, names: tuple[str, ...], placements: tuple[Placement, ...], axes: Axes) -> list[Block]:
-    """What each rank holds of a matrix.
+    """Returns the block of a matrix that each rank holds.
 
     Args:
-        shape: Of the whole matrix.
-        names: Axes over which it is spread; along all others it is replicated.
-        placements: One for each of these.
-        axes: Of the ranks; along others all matrices are replicated.
+        shape: Shape of the full matrix.
+        names: Axes along which the matrix is distributed. It is replicated along all others.
+        placements: Placement along each of these axes.
+        axes: Axes of the ranks. All matrices are replicated along other axes.
     """
     sizes = dict(axes)
     blocks = []
     for rank in range(int(np.prod([size for _, size in axes], dtype=np.int64))):
-        places = dict(zip(sizes, np.unravel_index(rank, list(sizes.values())), strict=True))
+        indices = dict(zip(sizes, np.unravel_index(rank, list(sizes.values())), strict=True))
         spread = zip(names, placements, strict=True)
-        cuts = [(placement, int(places[name]), sizes[name]) for name, placement in spread if name in sizes]
+        cuts = [(placement, int(indices[name]), sizes[name]) for name, placement in spread if name in sizes]
         blocks.append(_block_of(shape, cuts))
     return blocks
 
@@ -82,7 +82,7 @@ def _names(parameter: DTensor) -> tuple[str, ...]:
 
 
 def _shared_axes(parameters: Sequence[Tensor]) -> set[str]:
-    """The axes along which any of the matrices is sharded."""
+    """Returns the axes along which any of the matrices is sharded."""
     return {
         name
         for parameter in parameters
@@ -101,7 +101,7 @@ def _num_elements(block: Block) -> int:
 
 
 Layout = tuple[torch.Size, tuple[str, ...], tuple[Placement, ...]]
-"""Shape of a whole matrix, the mesh axes over which it is distributed, and its placement along each."""
+"""Shape of a full matrix, the mesh axes along which it is distributed, and its placement along each."""
 
 
 def _layout(parameter: Tensor) -> Layout:
@@ -171,13 +171,12 @@ def _senders(blocks: Sequence[Block], owner: int, index: int) -> set[int]:
 
 
 class MatrixExchange:
-    """Knows who owns which matrix, and does the two transfers.
+    """Assigns matrices to owners, and performs both transfers.
 
     Args:
-        parameters: The same on every rank: plain 2-D tensors, which every rank holds whole, or DTensors over all ranks
-            of the process group or over some axes of their mesh. One of them must be over all axes. Where an axis
-            holds copies of what another one shards, copies do the same work side by side, rather than wait for
-            results from another host.
+        parameters: Parameters in the same order on every rank: plain 2-D tensors, which every rank holds in full, or
+            DTensors over all ranks or over some axes of their mesh. One of them must be over all axes. Along an axis
+            that only replicates, all replicas do the same work instead of waiting for results from another host.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -201,7 +200,7 @@ class MatrixExchange:
         """Collects the matrices that this rank owns. Collective: all ranks must call.
 
         Args:
-            parts: What this rank holds of each matrix, all of one dtype.
+            parts: Local part of each matrix, all of one dtype.
 
         Returns:
             Full matrices (rows, columns) by index.
@@ -223,14 +222,14 @@ class MatrixExchange:
         return full
 
     def from_owners(self, results: Mapping[int, Tensor], like: Sequence[Tensor]) -> list[Tensor]:
-        """Hands results out again. Collective: all ranks must call.
+        """Distributes the results. Collective: all ranks must call.
 
         Args:
             results: Full matrices that this rank owns, by index.
-            like: What `to_owners` got; gives dtype, device and shape of the parts.
+            like: Argument `parts` of `to_owners`; gives dtype, device and shape of the parts.
 
         Returns:
-            This rank's part of each matrix.
+            Local part of each matrix.
         """
         routes = self._routes
         if len(routes.at_holder) == 1:
@@ -266,16 +265,16 @@ class MatrixExchange:
 def _all_to_all(
     outgoing: list[list[Tensor]], sizes: list[list[int]], like: Tensor, group: dist.ProcessGroup | None
 ) -> Sequence[Tensor]:
-    """Sends tensors to each rank and gets others.
+    """Sends tensors to every rank and receives theirs.
 
     Args:
-        outgoing: For each rank.
-        sizes: Elements of each tensor that comes from each rank.
-        like: Gives dtype and device.
-        group: Of the ranks; None: all.
+        outgoing: Tensors for each rank.
+        sizes: Number of elements of each tensor received from each rank.
+        like: Tensor that gives dtype and device.
+        group: Process group of the ranks; None: all ranks.
 
     Returns:
-        What came, flat, from rank 0 on.
+        Flat received tensors, ordered by rank.
     """
     flat = [tensor.flatten() for tensors in outgoing for tensor in tensors]
     sent = torch.cat(flat) if flat else like.new_empty(0)

@@ -1,8 +1,8 @@
 """The two moments of Adam (Kingma, Ba 2015, algorithm 1), for updates that also need sums over a whole tensor.
 
-Such an update goes over the parameters twice, before and after the sums are known. It does so block by block, all
-arithmetic of a block at once: on the CPU a block stays in the cache (of 28 M parameters, StableAdamW took 24 times as
-long as torch's fused AdamW with whole tensors, and LAMB 9 times); elsewhere it bounds what is held beside the state.
+Such an update passes over the parameters twice, before and after the sums are known. It works block by block. On the
+CPU a block stays in the cache: with whole tensors of 28 M parameters, StableAdamW took 24 times and LAMB 9 times as
+long as torch's fused AdamW. On other devices blocks bound the temporary memory.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,21 +20,21 @@ _BLOCK_ELEMENTS_ELSEWHERE = 1 << 26
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of this process's part of some parameters that have a gradient; one entry of each list for each parameter.
+    """Rows of this rank's part of some parameters that have gradients; each list has one entry per parameter.
 
     Attributes:
-        group: The settings of their parameter group.
-        places: Which parameters they are of, as `advance` counts them.
-        weights: Their values.
-        gradients: Of this step.
-        exp_avgs: Decaying means of the gradients, from zero.
-        exp_avg_sqs: Decaying means of their squares, from zero.
-        first_weights: What the weights in `exp_avgs` add up to, scalars in (0, 1].
-        second_weights: What those in `exp_avg_sqs` add up to.
+        group: Settings of the parameter group.
+        indices: Index of each parameter, as counted by `advance`.
+        weights: Rows of the weights.
+        gradients: Rows of the gradients.
+        exp_avgs: Moving averages of the gradients, started at zero.
+        exp_avg_sqs: Moving averages of the squared gradients, started at zero.
+        first_weights: Sum of the averaging weights of `exp_avgs`, scalars in (0, 1].
+        second_weights: Sum of the averaging weights of `exp_avg_sqs`.
     """
 
     group: Mapping[str, Any]
-    places: list[int]
+    indices: list[int]
     weights: list[Tensor]
     gradients: list[Tensor]
     exp_avgs: list[Tensor]
@@ -43,16 +43,16 @@ class Block:
     second_weights: list[Tensor]
 
     def take_gradients(self) -> None:
-        """Brings both moments to this step; once a step, before all else."""
+        """Updates both moments with the gradients of the step. Call it once per step, first."""
         beta1, beta2 = self.group["betas"]
         torch._foreach_lerp_(self.exp_avgs, self.gradients, 1.0 - beta1)
         torch._foreach_mul_(self.exp_avg_sqs, beta2)
         torch._foreach_addcmul_(self.exp_avg_sqs, self.gradients, self.gradients, 1.0 - beta2)
 
     def changes(self) -> list[Tensor]:
-        """Adam's direction (first moment over root of the second) and the decay; tensors of their own.
+        """Returns Adam's direction (first moment over root of the second) plus the weight decay, as new tensors.
 
-        m / w1 / (sqrt(v / w2) + eps), arranged so that what is free of bias is a scalar and no pass over the elements.
+        The direction is m / w1 / (sqrt(v / w2) + eps), rearranged so that bias correction multiplies scalars only.
         """
         corrections = [weight.sqrt() for weight in self.second_weights]
         roots = list(torch._foreach_sqrt(self.exp_avg_sqs))
@@ -65,7 +65,7 @@ class Block:
         return changes
 
     def move(self, rates: list[Tensor]) -> None:
-        """Takes the changes off the weights, each times its rate, a scalar."""
+        """Subtracts the changes, each multiplied by its scalar rate, from the weights."""
         changes = self.changes()
         torch._foreach_mul_(changes, rates)
         torch._foreach_sub_(self.weights, changes)
@@ -74,14 +74,14 @@ class Block:
 def advance(
     groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]
 ) -> tuple[list[Tensor], list[Block]]:
-    """Counts the step for the parameters that have a gradient.
+    """Increments the step count of the parameters that have gradients.
 
     Args:
-        groups: With `params`, `betas`, `eps` and `weight_decay`.
-        state: Of `framework.optim.adamw.initial_state`.
+        groups: Parameter groups with `params`, `betas`, `eps` and `weight_decay`.
+        state: State from `framework.optim.adamw.initial_state`.
 
     Returns:
-        Those parameters, and all their blocks.
+        The parameters with gradients, and all their blocks.
     """
     parameters: list[Tensor] = []
     blocks: list[Block] = []
@@ -94,12 +94,12 @@ def advance(
 
 
 def _rows(
-    group: Mapping[str, Any], members: Sequence[Tensor], first_place: int, state: Mapping[Tensor, dict[str, Tensor]]
+    group: Mapping[str, Any], members: Sequence[Tensor], first_index: int, state: Mapping[Tensor, dict[str, Tensor]]
 ) -> Iterator[tuple[Any, ...]]:
-    """For so many rows of a parameter as a block can have: what `Block` has of them."""
+    """Yields the fields of `Block` for each group of rows that fits into a block."""
     steps = [state[parameter]["step"] for parameter in members]
     torch._foreach_add_(steps, 1)
-    # In fp64: 1 - 0.999 loses four digits in fp32. On the device, so that the host does not wait.
+    # In fp64, because 1 - 0.999 loses four digits in fp32. On the device, so that the host does not synchronise.
     step = torch.stack(steps).double()
     first_weights, second_weights = ((1.0 - beta**step).float().unbind() for beta in group["betas"])
     for number, parameter in enumerate(members):
@@ -108,11 +108,11 @@ def _rows(
         parts = [local(tensor) for tensor in (parameter.detach(), parameter.grad, own["exp_avg"], own["exp_avg_sq"])]
         num_rows = max(1, _block_elements(parts[0]) // max(1, parts[0][:1].numel())) if parts[0].ndim > 1 else None
         for rows in zip(*(part.split(num_rows) if num_rows else (part,) for part in parts), strict=True):
-            yield first_place + number, *rows, first_weights[number], second_weights[number]
+            yield first_index + number, *rows, first_weights[number], second_weights[number]
 
 
 def _blocks(group: Mapping[str, Any], rows: Iterator[tuple[Any, ...]]) -> Iterator[Block]:
-    """Puts rows together until a block is full."""
+    """Combines rows until a block is full."""
     taken: list[tuple[Any, ...]] = []
     size = 0
     for row in rows:

@@ -2,7 +2,7 @@
 
 The same update as `torch.optim.Muon` (2.11 to 2.13), with three differences: the Newton-Schulz iteration runs in a
 dtype that the caller chooses (torch always takes bf16, which CPUs without bf16 units multiply four times slower than
-fp32); matrices of one shape go through it together; and each matrix is orthogonalised by one rank instead of by all.
+fp32); matrices of one shape are processed together; and each matrix is orthogonalised by one rank instead of by all.
 """
 
 import math
@@ -17,7 +17,7 @@ from framework.optim.matrix_exchange import MatrixExchange
 from framework.optim.shards import computing_device, local
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration (Jordan et al. 2024); singular values end between about 0.7 and 1.2."""
+"""Coefficients of the quintic iteration (Jordan et al. 2024). Singular values end between about 0.7 and 1.2."""
 
 LEARNING_RATE_RULES = ("original", "match_rms_adamw")
 
@@ -25,19 +25,19 @@ _EPS = 1e-7
 
 
 def initial_state(parameter: Tensor) -> dict[str, Tensor]:
-    """Zero momentum, sharded as the parameter is."""
+    """Returns zero momentum, sharded like the parameter."""
     return {"momentum_buffer": torch.zeros_like(parameter, requires_grad=False)}
 
 
 def orthogonalize(matrices: Tensor, num_iterations: int) -> Tensor:
-    """Brings all singular values near 1 by Newton-Schulz iteration, in the dtype that comes in.
+    """Brings all singular values near 1 by Newton-Schulz iteration, in the dtype of the input.
 
     Args:
         matrices: (matrices, rows, columns).
-        num_iterations: Of the quintic.
+        num_iterations: Number of iterations.
 
     Returns:
-        Of the same shape and dtype.
+        Tensor of the same shape and dtype.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.size(-2) > matrices.size(-1)
@@ -50,13 +50,13 @@ def orthogonalize(matrices: Tensor, num_iterations: int) -> Tensor:
 
 
 def learning_rate_factor(rule: str, rows: int, columns: int) -> float:
-    """Makes one learning rate fit matrices of all shapes.
+    """Returns the factor that adapts a learning rate to the shape of a matrix.
 
     Args:
         rule: "original" (Jordan et al.: sqrt(max(1, rows / columns))) or "match_rms_adamw" (Liu et al. 2025, "Muon is
             scalable for LLM training", equation 4: the update's RMS is that of AdamW).
-        rows: Outputs of the linear map.
-        columns: Its inputs.
+        rows: Output features of the linear layer.
+        columns: Input features of the linear layer.
     """
     if rule == "match_rms_adamw":
         return 0.2 * math.sqrt(max(rows, columns))
@@ -64,11 +64,11 @@ def learning_rate_factor(rule: str, rows: int, columns: int) -> float:
 
 
 def split_rows(matrix: Tensor, row_parts: tuple[int, int] | None) -> Tensor:
-    """Takes a fused weight apart into the matrices that it holds.
+    """Splits a fused weight into its matrices.
 
     Args:
-        matrix: (outer * parts * inner, columns), rows ordered as (outer, parts, inner): for a fused query, key, value
-            map outer is the heads and parts is 3.
+        matrix: (outer * parts * inner, columns), rows ordered as (outer, parts, inner): for a fused query-key-value
+            layer, outer is the number of heads and parts is 3.
         row_parts: (outer, parts); None for a plain matrix.
 
     Returns:
@@ -91,7 +91,7 @@ def join_rows(matrices: Tensor, row_parts: tuple[int, int] | None) -> Tensor:
 def _orthogonal_updates(
     updates: Mapping[int, Tensor], row_parts: Sequence[tuple[int, int] | None], rule: str, num_iterations: int
 ) -> dict[int, Tensor]:
-    """Orthogonalises full updates, all matrices of one shape together, and scales them for their shape."""
+    """Orthogonalises full updates, matrices of equal shape together, and scales them by shape."""
     pieces: dict[tuple[int, int], list[tuple[int, Tensor]]] = defaultdict(list)
     for index, full in updates.items():
         split = split_rows(full, row_parts[index])
@@ -106,10 +106,10 @@ def _orthogonal_updates(
 
 
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """One update of all groups together, so that ranks share the matrices evenly. Collective: all ranks must call.
+    """Updates all groups together, so that ranks share the matrices evenly. Collective: all ranks must call.
 
-    The groups may differ in learning rate, decay and row parts; momentum, rule, iterations and dtype are those of the
-    first.
+    Groups may differ in learning rate, weight decay and row parts. Momentum, rule, iterations and dtype come from the
+    first group.
     """
     members = [(group, parameter) for group in groups for parameter in group["params"] if parameter.grad is not None]
     if not members:

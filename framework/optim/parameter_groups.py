@@ -1,4 +1,4 @@
-"""Which parameter gets which algorithm and which weight decay: rules on names, written in the config."""
+"""Assigns an algorithm and a weight decay to each parameter, by patterns of names from the config."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from framework.optim.layer_decay import layer_factors
 from framework.optim.muon import LEARNING_RATE_RULES
 
 NO_DECAY = ("*bias", "*norm.weight")
-"""Default: biases and norms keep their size."""
+"""Default patterns: no weight decay for biases and norms."""
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -26,11 +26,11 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 def _check_positive(**values: float) -> None:
     for name, value in values.items():
         if not value >= 0.0:
-            raise ConfigError(f"optimizer.{name}={value} is not a number >= 0; give one.")
+            raise ConfigError(f"optimizer.{name} is {value}. It must be a number >= 0. Choose such a value.")
 
 
 class OptimizerSettings(ABC):
-    """What `conf/optimizer` describes; it becomes an optimizer when there are parameters."""
+    """Settings from `conf/optimizer`, from which the optimizer is built once parameters exist."""
 
     @abstractmethod
     def build(
@@ -42,24 +42,24 @@ class OptimizerSettings(ABC):
         """Builds the optimizer.
 
         Args:
-            named_parameters: Of the model, on their device and sharded already.
-            row_parts: Shell pattern of a fused weight's name -> (outer, parts), see `framework.optim.muon.split_rows`;
-                for algorithms that work on whole matrices.
-            matrix_dtype: Of such algorithms' products: bf16 where the hardware multiplies it natively, else fp32.
+            named_parameters: Parameters of the model, already on their device and sharded.
+            row_parts: (outer, parts) by shell pattern of a fused weight's name, see `framework.optim.muon.split_rows`;
+                used by algorithms on full matrices.
+            matrix_dtype: Dtype of the products of such algorithms: bf16 if the hardware supports it, else fp32.
         """
 
 
 @dataclass(frozen=True)
 class Adam(OptimizerSettings):
-    """What the members of Adam's family have in common: one algorithm for every parameter.
+    """Settings of Adam and its variants, which use one algorithm for every parameter.
 
     Attributes:
         lr: Base learning rate.
-        betas: Decay of the first and second moments, each in [0, 1).
+        betas: Decay rates of the first and second moments, each in [0, 1).
         eps: Added to the root of the second moment.
-        weight_decay: Decoupled; times the learning rate of the step.
-        no_decay: Shell patterns of names that are not decayed.
-        layer_decay: By what a layer's rate is smaller than that of the next, in (0, 1]; see
+        weight_decay: Decoupled weight decay, multiplied by the learning rate of the step.
+        no_decay: Shell patterns of the names of parameters without weight decay.
+        layer_decay: Ratio of a layer's rate to that of the next layer, in (0, 1]; see
             `framework.optim.layer_decay`.
     """
 
@@ -76,15 +76,15 @@ class Adam(OptimizerSettings):
         _check_positive(lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         if len(self.betas) != 2 or not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ConfigError(
-                f"optimizer.betas={list(self.betas)} must be two numbers in [0, 1); for example [0.9, 0.98]."
+                f"optimizer.betas is {list(self.betas)}. It must be two numbers in [0, 1). Use for example [0.9, 0.98]."
             )
         if not 0.0 < self.layer_decay <= 1.0:
             raise ConfigError(
-                f"optimizer.layer_decay={self.layer_decay} is not in (0, 1]; 1 gives every layer the same rate."
+                f"optimizer.layer_decay is {self.layer_decay}. It must be in (0, 1]. Use 1 for one rate."
             )
 
     def group(self, decayed: bool, layer_factor: float) -> dict[str, Any]:
-        """The settings of one group, without its parameters."""
+        """Returns the settings of one group, without parameters."""
         return {
             "algorithm": self.algorithm,
             "lr": self.lr * layer_factor,
@@ -101,7 +101,7 @@ class Adam(OptimizerSettings):
         row_parts: Mapping[str, tuple[int, int]],
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
-        """Builds the optimizer; nothing here works on whole matrices."""
+        """Builds the optimizer; the algorithms work element-wise or by tensor."""
         named_parameters = list(named_parameters)
         factors = layer_factors([name for name, _ in named_parameters], self.layer_decay)
         return CombinedOptimizer(build_parameter_groups(named_parameters, self, factors))
@@ -120,24 +120,24 @@ class StableAdamW(Adam):
 
 
 class Lamb(Adam):
-    """LAMB for every parameter, see `framework.optim.lamb`; what is not decayed has no trust ratio either."""
+    """LAMB for every parameter, see `framework.optim.lamb`. Parameters without weight decay have no trust ratio."""
 
     algorithm = "lamb"
 
 
 @dataclass(frozen=True)
 class Muon(OptimizerSettings):
-    """Muon for the matrices inside layers, another for the rest.
+    """Muon for the matrices of layers, a variant of Adam for all other parameters.
 
     Attributes:
-        adamw: For embeddings, head, norms and biases: AdamW, or another of its family. Its `layer_decay` holds
-            for the matrices too.
+        adamw: Optimizer of embeddings, head, norms and biases: AdamW or a variant. Its `layer_decay` applies to the
+            matrices too.
         lr: Base learning rate of the matrices.
-        momentum: Of the Nesterov momentum, in [0, 1).
-        weight_decay: Of the matrices.
-        num_iterations: Of Newton-Schulz.
+        momentum: Nesterov momentum, in [0, 1).
+        weight_decay: Weight decay of the matrices.
+        num_iterations: Newton-Schulz iterations.
         learning_rate_rule: "original" or "match_rms_adamw", see `framework.optim.muon.learning_rate_factor`.
-        matrices: Shell patterns of names; of these, the 2-D parameters get Muon.
+        matrices: Shell patterns of names. Matching 2-D parameters use Muon.
     """
 
     adamw: Adam
@@ -151,17 +151,17 @@ class Muon(OptimizerSettings):
     def __post_init__(self) -> None:
         _check_positive(lr=self.lr, weight_decay=self.weight_decay)
         if not 0.0 <= self.momentum < 1.0:
-            raise ConfigError(f"optimizer.momentum={self.momentum} is not in [0, 1); 0.95 is usual.")
+            raise ConfigError(f"optimizer.momentum is {self.momentum}. It must be in [0, 1). A usual value is 0.95.")
         if self.learning_rate_rule not in LEARNING_RATE_RULES:
             raise ConfigError(
-                f"optimizer.learning_rate_rule={self.learning_rate_rule} is unknown; "
-                f"use one of {', '.join(LEARNING_RATE_RULES)}."
+                f"optimizer.learning_rate_rule is {self.learning_rate_rule!r}, which is unknown. Use one of "
+                f"{', '.join(LEARNING_RATE_RULES)}."
             )
 
     def group(
         self, row_parts: tuple[int, int] | None, matrix_dtype: torch.dtype, layer_factor: float
     ) -> dict[str, Any]:
-        """The settings of one group, without its parameters."""
+        """Returns the settings of one group, without parameters."""
         return {
             "algorithm": "muon",
             "lr": self.lr * layer_factor,
@@ -180,7 +180,7 @@ class Muon(OptimizerSettings):
         row_parts: Mapping[str, tuple[int, int]],
         matrix_dtype: torch.dtype,
     ) -> CombinedOptimizer:
-        """Builds the optimizer; fused weights are orthogonalised in their parts."""
+        """Builds the optimizer. Fused weights are orthogonalised part by part."""
         named_parameters = list(named_parameters)
         factors = layer_factors([name for name, _ in named_parameters], self.adamw.layer_decay)
         rest: list[tuple[str, Tensor]] = []
@@ -207,15 +207,15 @@ def _with_parameters(settings: dict[str, Any], members: Sequence[tuple[str, Tens
 def build_parameter_groups(
     named_parameters: Iterable[tuple[str, Tensor]], adam: Adam, factors: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Sorts parameters by rate and into decayed and not decayed, leaving out frozen ones.
+    """Groups parameters by learning rate and by weight decay, without frozen ones.
 
     Args:
-        named_parameters: Those that the Adam is for.
-        adam: The settings.
-        factors: Of `framework.optim.layer_decay.layer_factors`, by name.
+        named_parameters: Parameters that Adam or its variant updates.
+        adam: Settings of the groups.
+        factors: Factor of each parameter's rate (`framework.optim.layer_decay.layer_factors`).
 
     Returns:
-        The groups, the largest rate first (it is the one that is logged), decayed before not decayed.
+        Groups in order of falling rate (the largest is logged), groups with weight decay first.
     """
     members: dict[tuple[float, bool], list[tuple[str, Tensor]]] = {}
     for name, parameter in named_parameters:

@@ -1,7 +1,7 @@
 """Learning-rate schedules: pure functions from the step to a factor of each group's base rate.
 
-`step` is the number of completed steps, so the first update uses `schedule(0)`. Warm-up rises linearly and reaches 1
-with its last step: no step runs at rate 0. What decays reaches its final factor just after the last step.
+`step` is the number of completed steps, so the first update uses `schedule(0)`. Warm-up rises linearly and reaches 1 at
+its last step: no step runs at rate 0. A decaying schedule reaches its final factor just after the last step.
 """
 
 import math
@@ -13,30 +13,33 @@ from framework.errors import ConfigError
 
 
 def _steps(name: str, steps: int | None, fraction: float | None, max_steps: int) -> int:
-    """Turns a number of steps or a fraction of all steps into steps; neither means 0."""
+    """Converts a number of steps, or a fraction of all steps, to steps. Neither means 0."""
     if steps is not None and fraction is not None:
         raise ConfigError(
-            f"schedule.{name}_steps={steps} and schedule.{name}_fraction={fraction} are both set; give one of them."
+            f"schedule.{name}_steps={steps} and schedule.{name}_fraction={fraction} are both set. They exclude each "
+            "other. Set one of them to null."
         )
     if fraction is not None:
         if not 0.0 <= fraction <= 1.0:
-            raise ConfigError(f"schedule.{name}_fraction={fraction} is not in [0, 1]; give a part of all steps.")
+            raise ConfigError(
+                f"schedule.{name}_fraction is {fraction}. It is a fraction of all steps. Choose a value in [0, 1]."
+            )
         return round(fraction * max_steps)
     steps = steps or 0
     if not 0 <= steps <= max_steps:
         raise ConfigError(
-            f"schedule.{name}_steps={steps} is not in [0, {max_steps}]; it must fit into trainer.max_steps."
+            f"schedule.{name}_steps is {steps}. It must fit into trainer.max_steps. Choose 0 to {max_steps}."
         )
     return steps
 
 
 class Schedule(ABC):
-    """Warm-up, then what the subclass says.
+    """Linear warm-up, followed by the schedule of the subclass.
 
     Args:
         max_steps: Steps of the whole run.
         warmup_steps: Steps of linear warm-up.
-        warmup_fraction: The same as a part of max_steps; give at most one of the two.
+        warmup_fraction: Warm-up as a fraction of max_steps. Give at most one of the two.
     """
 
     def __init__(self, max_steps: int, warmup_steps: int | None = None, warmup_fraction: float | None = None) -> None:
@@ -44,17 +47,17 @@ class Schedule(ABC):
         self.warmup_steps = _steps("warmup", warmup_steps, warmup_fraction, max_steps)
 
     def __call__(self, step: int) -> float:
-        """The factor for the update that follows `step` completed steps."""
+        """Returns the factor of the update after `step` completed steps."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         return self.after_warmup(step)
 
     @abstractmethod
     def after_warmup(self, step: int) -> float:
-        """The factor for a step that is past the warm-up."""
+        """Returns the factor of a step after the warm-up."""
 
     def _progress(self, step: int) -> float:
-        """Part of the way from the end of warm-up to the end of the run, in [0, 1]."""
+        """Returns the progress from the end of warm-up to the end of the run, in [0, 1]."""
         length = self.max_steps - self.warmup_steps
         return min(max((step - self.warmup_steps) / length, 0.0), 1.0) if length else 1.0
 
@@ -64,18 +67,18 @@ class Constant(Schedule):
 
     @override
     def after_warmup(self, step: int) -> float:
-        """Always 1."""
+        """Returns 1."""
         return 1.0
 
 
 class Linear(Schedule):
-    """Falls in a straight line.
+    """Linear decay.
 
     Args:
         max_steps: Steps of the whole run.
         warmup_steps: Steps of linear warm-up.
-        warmup_fraction: The same as a part of max_steps.
-        final_factor: Value after the last step.
+        warmup_fraction: Warm-up as a fraction of max_steps.
+        final_factor: Factor after the last step.
     """
 
     def __init__(
@@ -90,32 +93,33 @@ class Linear(Schedule):
 
     @override
     def after_warmup(self, step: int) -> float:
-        """1 at the end of warm-up, final_factor at the end of the run."""
+        """Returns 1 at the end of warm-up, falling to final_factor at the end of the run."""
         return 1.0 + (self.final_factor - 1.0) * self._progress(step)
 
 
 class Cosine(Linear):
-    """Falls along half a cosine (Loshchilov, Hutter 2017, "SGDR", equation 5, without restarts)."""
+    """Decay along half a cosine (Loshchilov, Hutter 2017, "SGDR", equation 5, without restarts)."""
 
     @override
     def after_warmup(self, step: int) -> float:
-        """1 at the end of warm-up, final_factor at the end of the run."""
+        """Returns 1 at the end of warm-up, falling to final_factor at the end of the run."""
         half_cosine = 0.5 * (1.0 + math.cos(math.pi * self._progress(step)))
         return self.final_factor + (1.0 - self.final_factor) * half_cosine
 
 
 class WarmupStableDecay(Schedule):
-    """Stays at 1 and falls at the end as 1 - sqrt.
+    """Constant 1, followed by a 1 - sqrt decay at the end.
 
-    After Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations", section 3.2.
+    Source: Hägele et al. 2024, "Scaling laws and compute-optimal training beyond fixed training durations", section
+    3.2.
 
     Args:
         max_steps: Steps of the whole run.
         warmup_steps: Steps of linear warm-up.
-        warmup_fraction: The same as a part of max_steps.
+        warmup_fraction: Warm-up as a fraction of max_steps.
         decay_steps: Steps of the decay at the end.
-        decay_fraction: The same as a part of max_steps.
-        final_factor: Value after the last step.
+        decay_fraction: Decay as a fraction of max_steps.
+        final_factor: Factor after the last step.
     """
 
     def __init__(
@@ -132,13 +136,13 @@ class WarmupStableDecay(Schedule):
         self.final_factor = final_factor
         if self.warmup_steps + self.decay_steps > max_steps:
             raise ConfigError(
-                f"Warm-up of {self.warmup_steps} and decay of {self.decay_steps} steps do not fit into {max_steps}; "
-                "shorten one of them or raise trainer.max_steps."
+                f"Warm-up takes {self.warmup_steps} and decay {self.decay_steps} of {max_steps} steps. Their sum must "
+                "not exceed trainer.max_steps. Shorten one of them, or raise trainer.max_steps."
             )
 
     @override
     def after_warmup(self, step: int) -> float:
-        """1 until the decay begins, then 1 - sqrt(part of the decay)."""
+        """Returns 1 before the decay, then 1 - sqrt(progress of the decay)."""
         begin = self.max_steps - self.decay_steps
         if step < begin or not self.decay_steps:
             return 1.0

@@ -1,10 +1,10 @@
-"""StableAdamW: AdamW whose rate falls for a tensor where the second moment lags behind the gradient.
+"""StableAdamW: AdamW with a lower rate for tensors whose second moment lags behind the gradient.
 
 Wortsman et al. 2023, "Stable and low-precision training for large-scale vision-language models" (arXiv:2304.13013),
 algorithm 2: each tensor's learning rate is divided by max(1, RMS), where RMS is the root of the mean of squared
-gradient over second moment (Adafactor's update clipping, Shazeer, Stern 2018, section 6). As there, the weight decay of
-the step is divided too, the second moment counts as eps squared at least within the RMS, and the moments are free of
-bias: here by Adam's correction, there by betas that change with the step, which is the same. No departures.
+gradient over second moment (Adafactor's update clipping, Shazeer, Stern 2018, section 6). As in the paper, the weight
+decay of the step is divided too, and within the RMS the second moment is at least eps squared. The moments are
+unbiased: Adam's correction is equivalent to the paper's betas that change with the step. There are no departures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from framework.optim.shards import sum_of_squares, sum_over_shards
 
 
 def _square_sums(block: Block) -> list[Tensor]:
-    """Sums of squared gradient over second moment, one fp64 scalar for each of the block's parameters."""
+    """Returns the sum of squared gradient over second moment of each parameter of the block, as fp64 scalars."""
     roots = list(torch._foreach_div(block.exp_avg_sqs, block.second_weights))
     torch._foreach_sqrt_(roots)
     torch._foreach_clamp_min_(roots, block.group["eps"])
@@ -26,11 +26,11 @@ def _square_sums(block: Block) -> list[Tensor]:
 
 
 def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """One update of all groups together: one all-reduce where parameters are sharded. Collective: all ranks must call.
+    """Updates all groups together, with one all-reduce if parameters are sharded. Collective: all ranks must call.
 
     Args:
-        groups: With `params`, `lr`, `betas`, `eps` and `weight_decay`.
-        state: Of `framework.optim.adamw.initial_state`.
+        groups: Parameter groups with `params`, `lr`, `betas`, `eps` and `weight_decay`.
+        state: State from `framework.optim.adamw.initial_state`.
     """
     parameters, blocks = advance(groups, state)
     if not parameters:
@@ -38,10 +38,10 @@ def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str,
     sums: list[list[Tensor]] = [[] for _ in parameters]
     for block in blocks:
         block.take_gradients()
-        for place, square_sum in zip(block.places, _square_sums(block), strict=True):
+        for place, square_sum in zip(block.indices, _square_sums(block), strict=True):
             sums[place].append(square_sum)
     means = [torch.stack(own).sum() / parameter.numel() for own, parameter in zip(sums, parameters, strict=True)]
     mean_squares = sum_over_shards(torch.stack(means).unsqueeze(0), parameters).squeeze(0)
     scales = mean_squares.sqrt().clamp(min=1.0).reciprocal().float().unbind()
     for block in blocks:
-        block.move([block.group["lr"] * scales[place] for place in block.places])
+        block.move([block.group["lr"] * scales[place] for place in block.indices])

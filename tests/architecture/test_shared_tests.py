@@ -33,9 +33,13 @@ def missing_modules(source: str) -> list[str]:
 
 
 def is_at_home(path: str) -> bool:
-    """True for a test, a conftest.py, an `__init__.py`, and a module of the folders that hold shared ones."""
+    """Returns True for tests, conftest.py, package files, and modules of folders that hold shared ones."""
     name = path.split("/")[-1]
-    return path.split("/")[0] in SHARED or name in ("conftest.py", "__init__.py") or name.startswith("test_")
+    return (
+        path.split("/")[0] in SHARED
+        or name in ("conftest.py", "__init__.py", "__main__.py")
+        or name.startswith("test_")
+    )
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(TESTS)))

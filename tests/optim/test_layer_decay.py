@@ -72,11 +72,11 @@ def test_norms_biases_and_embeddings_are_spared_by_config() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.1, float("nan")])
 def test_a_decay_outside_its_range_is_named(value: float) -> None:
-    with pytest.raises(ConfigError, match=f"optimizer.layer_decay={value}"):
+    with pytest.raises(ConfigError, match=f"optimizer.layer_decay is {value}"):
         AdamW(lr=0.1, layer_decay=value)
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.layer_decay=0.5 needs parameters called encoder.layers.N"):
+    with pytest.raises(ConfigError, match=r"optimizer.layer_decay is 0.5, but the model has no parameters called encoder.layers.N"):
         layer_factors(["head.dense.weight"], 0.5)
     assert layer_factors(["head.dense.weight"], 1.0) == {"head.dense.weight": 1.0}

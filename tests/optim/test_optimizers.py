@@ -164,11 +164,11 @@ def test_state_has_names_from_the_start() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: AdamW(lr=-1.0), "optimizer.lr=-1.0"),
-        (lambda: AdamW(lr=float("nan")), "optimizer.lr=nan"),
+        (lambda: AdamW(lr=-1.0), "optimizer.lr is -1.0"),
+        (lambda: AdamW(lr=float("nan")), "optimizer.lr is nan"),
         (lambda: AdamW(lr=0.1, betas=(0.9, 1.0)), "optimizer.betas"),
-        (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, momentum=1.0), "optimizer.momentum=1.0"),
-        (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, learning_rate_rule="none"), "learning_rate_rule=none"),
+        (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, momentum=1.0), "optimizer.momentum is 1.0"),
+        (lambda: Muon(adamw=AdamW(lr=0.1), lr=0.1, learning_rate_rule="none"), "learning_rate_rule is .none."),
     ],
 )
 def test_bad_settings_are_named(build: object, message: str) -> None:

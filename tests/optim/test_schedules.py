@@ -42,10 +42,10 @@ def test_warmup_stable_decay_by_hand() -> None:
     ("build", "message"),
     [
         (lambda: Linear(8, warmup_steps=1, warmup_fraction=0.1), "both set"),
-        (lambda: Linear(8, warmup_fraction=1.5), "warmup_fraction=1.5"),
-        (lambda: Cosine(8, warmup_steps=9), "warmup_steps=9"),
-        (lambda: Constant(8, warmup_steps=-1), "warmup_steps=-1"),
-        (lambda: WarmupStableDecay(8, warmup_steps=5, decay_steps=5), "do not fit into 8"),
+        (lambda: Linear(8, warmup_fraction=1.5), "warmup_fraction is 1.5"),
+        (lambda: Cosine(8, warmup_steps=9), "warmup_steps is 9"),
+        (lambda: Constant(8, warmup_steps=-1), "warmup_steps is -1"),
+        (lambda: WarmupStableDecay(8, warmup_steps=5, decay_steps=5), "Warm-up takes 5 and decay 5 of 8 steps"),
     ],
 )
 def test_what_does_not_fit_is_named(build: object, message: str) -> None:
