@@ -79,9 +79,7 @@ class Adam(OptimizerSettings):
                 f"optimizer.betas is {list(self.betas)}. It must be two numbers in [0, 1). Use for example [0.9, 0.98]."
             )
         if not 0.0 < self.layer_decay <= 1.0:
-            raise ConfigError(
-                f"optimizer.layer_decay is {self.layer_decay}. It must be in (0, 1]. Use 1 for one rate."
-            )
+            raise ConfigError(f"optimizer.layer_decay is {self.layer_decay}. It must be in (0, 1]. Use 1 for one rate.")
 
     def group(self, decayed: bool, layer_factor: float) -> dict[str, Any]:
         """Returns the settings of one group, without parameters."""

@@ -77,6 +77,8 @@ def test_a_decay_outside_its_range_is_named(value: float) -> None:
 
 
 def test_a_model_without_layers_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"optimizer.layer_decay is 0.5, but the model has no parameters called encoder.layers.N"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer.layer_decay is 0.5, but the model has no parameters called encoder.layers.N"
+    ):
         layer_factors(["head.dense.weight"], 0.5)
     assert layer_factors(["head.dense.weight"], 1.0) == {"head.dense.weight": 1.0}
