@@ -22,8 +22,8 @@ from framework.data.reading.credentials import shown_argument
 from framework.errors import ConfigError
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
+from framework.tracking.reachability import why_unreachable
 from framework.tracking.wandb.content import log_content
-from framework.tracking.wandb.logger.server import why_unreachable
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger

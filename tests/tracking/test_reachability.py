@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from framework.tracking.wandb.logger.server import why_unreachable
+
+from framework.tracking.reachability import why_unreachable
 
 
 @contextmanager
