@@ -17,7 +17,7 @@ from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import PROBE
 from framework.data.flat_source import FlatSource
-from framework.data.planning.collate import completion_on
+from framework.data.planning.collate import shape_on
 from framework.data.planning.plan import StepPlan
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import data_parallel_size
@@ -79,7 +79,7 @@ class Probing(pl.Callback):
         mesh: DeviceMesh | None = trainer.strategy.mesh  # type: ignore[attr-defined]
         num_ranks = data_parallel_size(mesh)
         budget = max(data.plans["train"].micro_batch_tokens, source.max_length)
-        shapes = completion_on(module.device.type)
+        shapes = shape_on(module.device.type)
         plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False, shapes=shapes)
         features, places = [], []
         for step in range(len(plan)):

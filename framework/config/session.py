@@ -34,7 +34,7 @@ from framework.config.run_records import begin_records, report_damaged_records
 from framework.config.schema import TrainConfig
 from framework.config.wandb_run import open_wandb_run
 from framework.data.facts import SplitFacts, facts_of, without_texts
-from framework.data.planning.collate import completion_on
+from framework.data.planning.collate import shape_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
@@ -159,7 +159,7 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_ty
         wraps_epochs=parts.task.wraps_epochs,
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
-        completion=completion_on(device_type),
+        shape=shape_on(device_type),
         has_fixed_shapes=settings.strategy.compile != "none",
     )
 

@@ -14,7 +14,7 @@ import numpy as np
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
-from framework.data.planning.collate import Completion, Target, pack_sequences
+from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 
 
@@ -138,10 +138,10 @@ class FlatSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,  # noqa: ARG002  and at every step
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch of items; `sequence_ids` are those of items."""
-        return self.pack(indices, self.tokens(indices), sequence_ids, capacity)
+        return self.pack(indices, self.tokens(indices), sequence_ids, shape)
 
     def tokens(self, indices: np.ndarray) -> FlatTokens:
         """The sequences of items as they are in the source: (items,) indices."""
@@ -156,7 +156,7 @@ class FlatSource:
         indices: np.ndarray,
         tokens: FlatTokens,
         sequence_ids: np.ndarray,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch of items whose sequences are given.
 
@@ -164,7 +164,7 @@ class FlatSource:
             indices: (items,) which ones of the source.
             tokens: Of these items, as `tokens` gives them or changed.
             sequence_ids: (items,) as in `build`.
-            capacity: As in `build`.
+            shape: As in `build`.
         """
         sizes = tokens.sizes
         rows = ragged.ranges(self._item_starts[indices], sizes)
@@ -176,7 +176,7 @@ class FlatSource:
             None if self._token_type_ids is None else self._token_type_ids[tokens.places],
             {name: _gathered(target, rows, tokens.places, tokens.lengths) for name, target in self._targets.items()},
             {term: float(weights[rows].sum()) for term, weights in self._counts.items()},
-            capacity,
+            shape,
         )
         return replace(batch, group_size=self.group_size)
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from framework.batch import StepBatch
 from framework.data.planning.batch_size import BatchWarmup
-from framework.data.planning.collate import RoundedCapacity
+from framework.data.planning.collate import RoundedShape
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
@@ -33,7 +33,7 @@ class EncoderDataModule(LightningDataModule):
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
         batch_warmup: How the global batch of training grows at the beginning; None: it does not.
-        completion: What micro-batches are completed to.
+        shape: What micro-batches are completed to.
         has_fixed_shapes: Whether those of training are completed to few fixed shapes instead, since its steps are
             compiled.
 
@@ -53,11 +53,11 @@ class EncoderDataModule(LightningDataModule):
         rank: int = 0,
         num_workers: int = 0,
         batch_warmup: BatchWarmup | None = None,
-        completion: RoundedCapacity | None = None,
+        shape: RoundedShape | None = None,
         has_fixed_shapes: bool = False,
     ) -> None:
         super().__init__()
-        self._completion = completion
+        self._shape = shape
         self._has_fixed_shapes = has_fixed_shapes
         self.plans = {
             split: StepPlan(
@@ -91,7 +91,7 @@ class EncoderDataModule(LightningDataModule):
     def shapes(self, split: str, micro_batch_tokens: int) -> Shapes:
         """What micro-batches of a split would be completed to with a budget; None: their shapes are free."""
         if split != "train" or not self._has_fixed_shapes:
-            return self._completion
+            return self._shape
         plan = self.plans[split]
         return fixed_shapes(
             plan.source.max_length, plan.source.mean_length, micro_batch_tokens, plan.rank_tokens(_SAMPLED_STEPS)

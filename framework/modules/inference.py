@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import completion_on
+from framework.data.planning.collate import shape_on
 from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.processes.agreement import check_agreement, gather
@@ -107,7 +107,7 @@ class Inference:
         of micro-batches, some perhaps without items.
         """
         budget = max(self.micro_batch_tokens, source.max_length)
-        shapes = completion_on(self.device.type)
+        shapes = shape_on(self.device.type)
         plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False, shapes=shapes)
 
         def run(step: int) -> Iterator[_Outputs]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from framework.data.augmentation.edits import Replace, chosen_tokens, draws_of
 from framework.data.augmentation.source import AugmentedSource
-from framework.data.planning.collate import completion_on
+from framework.data.planning.collate import shape_on
 from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import gather
@@ -42,7 +42,7 @@ def sample_words(
     """
     info = process_info()
     texts = source.source
-    shapes = completion_on(device.type)
+    shapes = shape_on(device.type)
     plan = StepPlan(texts, 0, _ITEMS_AT_ONCE, max(_TOKENS_AT_ONCE, texts.max_length), shuffle=False, shapes=shapes)
     allowed = _allowed(tokenizer, model.encoder.config.vocab_size).to(device)
     starts_word = torch.from_numpy(tokenizer.starts_word).long()
@@ -60,7 +60,7 @@ def sample_words(
                 continue
             hidden = tokens.input_ids.copy()
             hidden[chosen] = tokenizer.mask_id
-            batch = texts.pack(share.indices, replace(tokens, input_ids=hidden), share.sequence_ids, share.capacity)
+            batch = texts.pack(share.indices, replace(tokens, input_ids=hidden), share.sequence_ids, share.shape)
             batch = replace(batch, targets={"mlm_positions": torch.from_numpy(chosen)}).to(device)
             with torch.inference_mode():
                 logits = model(batch)["mlm"].float() / augmentation.temperature

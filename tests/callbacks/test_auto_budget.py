@@ -68,7 +68,7 @@ def test_a_trial_is_a_full_micro_batch_in_the_shapes_of_the_run() -> None:
     assert 980 < free.num_tokens == len(free.input_ids) <= 1000
     shapes = fixed_shapes(20, 12.0, 1000, np.arange(1000.0))
     fixed = trial_batch(source, 1000, 5, shapes)
-    assert len(fixed.input_ids) == shapes.capacities[1000].tokens
+    assert len(fixed.input_ids) == shapes.by_budget[1000].tokens
     assert fixed.num_tokens == free.num_tokens
 
 

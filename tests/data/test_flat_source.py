@@ -5,7 +5,7 @@ import pytest
 
 from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 
 
 def source(**changes) -> FlatSource:
@@ -51,7 +51,7 @@ def test_a_micro_batch_by_hand():
 
 
 def test_no_position_stays_none_and_fillers_follow():
-    batch = source().build(np.zeros(1), np.array([2]), np.array([0]), 0, Capacity(8, 4, None, 3))
+    batch = source().build(np.zeros(1), np.array([2]), np.array([0]), 0, FixedShape(8, 4, None, 3))
     assert batch.targets["spans"].tolist() == [[-1, -1], [0, 0], [0, 0], [0, 0]]
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX] * 4
     assert batch.item_places() == [0]

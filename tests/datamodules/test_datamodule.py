@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from framework.batch import StepBatch
 from framework.data.planning.batch_size import BatchWarmup
-from framework.data.planning.collate import RoundedCapacity
+from framework.data.planning.collate import RoundedShape
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError
@@ -126,7 +126,7 @@ def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
 
 
 def test_rounded_shapes_show_the_same_sequences_in_every_split():
-    rounded, free = datamodule(2, 1, completion=RoundedCapacity()), datamodule(2, 1)
+    rounded, free = datamodule(2, 1, shape=RoundedShape()), datamodule(2, 1)
     for split in ("train", "validation", "test"):
         loaders = [
             data.train_dataloader() if split == "train" else data.eval_dataloader(split) for data in (rounded, free)

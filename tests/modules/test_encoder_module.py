@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX
 from framework.callbacks.cadence import Cadence
-from framework.data.planning.collate import RoundedCapacity
+from framework.data.planning.collate import RoundedShape
 from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
 from framework.nn.dropout import token_keys
@@ -87,7 +87,7 @@ def test_micro_batch_budget_does_not_show(whole: Path, tmp_path: Path):
 
 
 def test_dummies_of_rounded_micro_batches_do_not_show(whole: Path, tmp_path: Path):
-    train(tmp_path, cadence=ONLY_STEPS, budget=20, completion=RoundedCapacity())
+    train(tmp_path, cadence=ONLY_STEPS, budget=20, shape=RoundedShape())
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
     for key, value in rows(whole)[-1].items():
         if key.startswith(("val/", "train/")):

@@ -13,7 +13,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.attention_backend import self_attention
 from framework.nn.dropout import HashedDropout, token_keys
-from tests.support.models.fixed_capacity import PACKS, Called, fixed_capacity_batch
+from tests.support.models.fixed_shape import PACKS, Called, fixed_shape_batch
 from tests.support.models.shapes import BERT, MODERN
 
 
@@ -24,7 +24,7 @@ def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host() -> None:
     with FakeTensorMode(), torch.no_grad(), Called() as called:
-        batch = fixed_capacity_batch(*PACKS[0], "cuda")
+        batch = fixed_shape_batch(*PACKS[0], "cuda")
         keys = token_keys(1, 2, 0, batch)
         qkv = torch.empty(128, 4, 3, 16, dtype=torch.bfloat16, device="cuda")
         rotary = (torch.empty(128, 8, device="cuda"), torch.empty(128, 8, device="cuda"))
@@ -41,7 +41,7 @@ def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host
 def test_no_layer_takes_a_value_to_the_host(config: EncoderConfig, varlen_everywhere: None) -> None:
     with FakeTensorMode():
         model = TransformerEncoder(config)
-        batch = fixed_capacity_batch(*PACKS[0], "cpu")
+        batch = fixed_shape_batch(*PACKS[0], "cpu")
         with Called() as called, torch.autocast("cpu", torch.bfloat16):
             model(batch, token_keys(1, 2, 0, batch)).sum().backward()
     assert sum("varlen_attn" in name for name in called.names) >= config.num_layers

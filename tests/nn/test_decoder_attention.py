@@ -14,7 +14,7 @@ from framework.nn.attention_backend import cross_attention
 from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
 from framework.nn.dropout import decoder_keys, token_keys
 from framework.random import key, mix
-from tests.support.models.fixed_capacity import Called
+from tests.support.models.fixed_shape import Called
 from tests.support.models.packs import make_batch
 
 QUERIES, KEYS = (3, 1, 6), (5, 9, 2)

@@ -6,7 +6,7 @@ from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.augmentation.edits import Augmentation
 from framework.data.flat_source import FlatSource, FlatTokens
-from framework.data.planning.collate import Completion
+from framework.data.planning.collate import Shape
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
 
@@ -70,10 +70,10 @@ class AugmentedSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,  # noqa: ARG002  the epoch decides, so that a text is the same wherever in it it stands
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch of augmented items."""
-        return self.source.pack(indices, self.edited(epochs, indices), sequence_ids, capacity)
+        return self.source.pack(indices, self.edited(epochs, indices), sequence_ids, shape)
 
     def edited(self, epochs: np.ndarray, indices: np.ndarray) -> FlatTokens:
         """The tokens of items in their epochs."""

@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import Completion
+from framework.data.planning.collate import Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.plan import SequenceSource
 
@@ -77,11 +77,11 @@ def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Sha
     epochs = np.zeros_like(indices)
     lengths = source.lengths(epochs, indices)
     count = int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
-    capacity: Completion
+    shape: Shape
     if isinstance(shapes, FixedShapes):
-        count, capacity = min(count, shapes.micro_batch_sequences), shapes.capacities[tokens]
+        count, shape = min(count, shapes.micro_batch_sequences), shapes.by_budget[tokens]
     else:
-        capacity = shapes
+        shape = shapes
     epochs, indices = epochs[:count], indices[:count]
-    built = [source.build(epochs, indices, np.arange(count), step, capacity) for step in (0, max_steps - 1)]
+    built = [source.build(epochs, indices, np.arange(count), step, shape) for step in (0, max_steps - 1)]
     return max(built, key=lambda batch: sum(batch.counts.values()))

@@ -16,7 +16,7 @@ from framework.errors import ConfigError
 FILLER_TOKEN_ID = 0
 
 _TOKEN_MULTIPLE, _DUMMIES = 16, 4
-"""Of every micro-batch with a RoundedCapacity: what its tokens are a multiple of, and its dummy sequences."""
+"""Of every micro-batch with a RoundedShape: what its tokens are a multiple of, and its dummy sequences."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class FixedShape:
     """The fixed sizes of a compiled step, fillers included; real content must leave one token for each dummy sequence.
 
     Attributes:
@@ -53,8 +53,8 @@ class Capacity:
     @classmethod
     def around(
         cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int | None, max_seqlen: int
-    ) -> "Capacity":
-        """The smallest capacity into which every micro-batch within these limits fits, an empty one included.
+    ) -> "FixedShape":
+        """The smallest shape into which every micro-batch within these limits fits, an empty one included.
 
         A micro-batch of n sequences is completed by `sequences - n` dummies of 1 to `max_seqlen` tokens. So there must
         be a token for each of them beside a full budget, and dummies enough to hold all tokens beside a full row of
@@ -93,7 +93,7 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundedCapacity:
+class RoundedShape:
     """Sizes that follow the content, but few different ones: a fixed number of dummies completes the tokens.
 
     For a CPU, on which oneDNN compiles each product for each number of rows that it has not met: where each step had
@@ -106,13 +106,13 @@ class RoundedCapacity:
         return _split_evenly(_DUMMIES + -(num_tokens + _DUMMIES) % _TOKEN_MULTIPLE, _DUMMIES)
 
 
-Completion: TypeAlias = Capacity | RoundedCapacity | None
+Shape: TypeAlias = FixedShape | RoundedShape | None
 """What the content of a micro-batch is completed to; None leaves its shapes free."""
 
 
-def completion_on(device_type: str) -> RoundedCapacity | None:
+def shape_on(device_type: str) -> RoundedShape | None:
     """What suits micro-batches whose layers are not compiled: few sizes on a CPU, free ones elsewhere."""
-    return RoundedCapacity() if device_type == "cpu" else None
+    return RoundedShape() if device_type == "cpu" else None
 
 
 def pack_sequences(
@@ -122,11 +122,11 @@ def pack_sequences(
     token_type_ids: np.ndarray | None = None,
     targets: Mapping[str, Target] | None = None,
     counts: Mapping[str, float] | None = None,
-    capacity: Completion = None,
+    shape: Shape = None,
 ) -> PackedBatch:
     """Builds one micro-batch from sequences that already lie end to end.
 
-    Without sequences the batch holds one dummy sequence of one token. Without a capacity no other dummy is added,
+    Without sequences the batch holds one dummy sequence of one token. Without a shape no other dummy is added,
     except that a target with axis "targets" never has fewer than one entry, so that no head sees a tensor without rows.
 
     Arrays that need no filler and no other type are shared with the batch, not copied: leave them as they are after.
@@ -138,13 +138,13 @@ def pack_sequences(
         token_type_ids: (tokens,) segments; None is segment 0 everywhere.
         targets: What is predicted, by name. Position targets count from the first token of this micro-batch.
         counts: Targets of each loss term; real ones only.
-        capacity: What the content is completed to; None leaves its shapes free.
+        shape: What the content is completed to; None leaves its shapes free.
 
     Returns:
         The micro-batch, on the CPU.
 
     Raises:
-        ValueError: The parts do not fit together, or the content does not fit the capacity.
+        ValueError: The parts do not fit together, or the content does not fit the shape.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     num_tokens, num_sequences = int(lengths.sum()), len(lengths)
@@ -153,14 +153,14 @@ def pack_sequences(
             f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not belong to {num_sequences} positive "
             f"lengths with sum {num_tokens}."
         )
-    all_lengths = np.concatenate([lengths, _dummy_lengths(num_tokens, num_sequences, capacity)])
+    all_lengths = np.concatenate([lengths, _dummy_lengths(num_tokens, num_sequences, shape)])
     cu_seqlens = np.zeros(len(all_lengths) + 1, dtype=np.int32)
     np.cumsum(all_lengths, out=cu_seqlens[1:])
     tokens = int(cu_seqlens[-1])
     position_ids = np.arange(tokens, dtype=np.int64)
     position_ids -= np.repeat(cu_seqlens[:-1], all_lengths)
     segments = np.zeros(0, dtype=np.int64) if token_type_ids is None else token_type_ids
-    fixed = capacity if isinstance(capacity, Capacity) else None
+    fixed = shape if isinstance(shape, FixedShape) else None
     sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": fixed.targets if fixed else None}
     return PackedBatch(
         input_ids=_filled(input_ids, tokens, FILLER_TOKEN_ID),
@@ -177,10 +177,10 @@ def pack_sequences(
     )
 
 
-def _dummy_lengths(num_tokens: int, num_sequences: int, capacity: Completion) -> np.ndarray:
-    if capacity is None:
+def _dummy_lengths(num_tokens: int, num_sequences: int, shape: Shape) -> np.ndarray:
+    if shape is None:
         return np.ones(0 if num_sequences else 1, dtype=np.int64)
-    return capacity.dummy_lengths(num_tokens, num_sequences)
+    return shape.dummy_lengths(num_tokens, num_sequences)
 
 
 def _split_evenly(tokens: int, parts: int) -> np.ndarray:
@@ -192,7 +192,7 @@ def _split_evenly(tokens: int, parts: int) -> np.ndarray:
 def _filled_target(name: str, target: Target, size: int | None) -> torch.Tensor:
     size = max(len(target.values), 1) if size is None else size
     if len(target.values) > size:
-        raise ValueError(f"target {name} has {len(target.values)} entries, its capacity is {size}.")
+        raise ValueError(f"target {name} has {len(target.values)} entries, but the shape allows {size}.")
     return _filled(target.values, size, target.filler)
 
 

@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from framework.data.planning.collate import Capacity, RoundedCapacity
+from framework.data.planning.collate import FixedShape, RoundedShape
 from framework.data.planning.packing import budget_sizes
 
 _SPARE_SEQUENCES = 1.25
@@ -31,14 +31,14 @@ class FixedShapes:
 
     Attributes:
         micro_batch_sequences: Most real sequences of a micro-batch.
-        capacities: By the budget of the micro-batch, ascending; the last is the full budget.
+        by_budget: By the budget of the micro-batch, ascending; the last is the full budget.
     """
 
     micro_batch_sequences: int
-    capacities: Mapping[int, Capacity]
+    by_budget: Mapping[int, FixedShape]
 
 
-Shapes: TypeAlias = FixedShapes | RoundedCapacity | None
+Shapes: TypeAlias = FixedShapes | RoundedShape | None
 """What the micro-batches of a plan are completed to; only fixed shapes limit their sequences. None leaves them free."""
 
 
@@ -58,5 +58,5 @@ def fixed_shapes(max_length: int, mean_length: float, micro_batch_tokens: int, r
     computed = np.where(needed <= sizes, sizes, micro_batch_tokens).mean(axis=1)
     budgets = sorted({int(sizes[computed.argmin(), 0]), micro_batch_tokens})
     return FixedShapes(
-        sequences, {budget: Capacity.around(budget, sequences, None, max(max_length, 2)) for budget in budgets}
+        sequences, {budget: FixedShape.around(budget, sequences, None, max(max_length, 2)) for budget in budgets}
     )

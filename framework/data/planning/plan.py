@@ -13,7 +13,7 @@ import numpy as np
 
 from framework.batch import PackedBatch
 from framework.data.planning.batch_size import BatchWarmup, sequences_before
-from framework.data.planning.collate import Completion
+from framework.data.planning.collate import Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.order import Shuffle
 from framework.data.planning.packing import Packing, budget_sizes, pack
@@ -63,7 +63,7 @@ class SequenceSource(Protocol):
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """Builds one micro-batch with the sequences in the given order (`planning.collate.pack_sequences`).
 
@@ -72,10 +72,10 @@ class SequenceSource(Protocol):
             indices: (sequences,) int64.
             sequence_ids: (sequences,) int64, place of each in the run's stream of sequences.
             step: Optimizer steps completed before this one, for what follows a schedule (the mask rate).
-            capacity: What the content is completed to; None leaves its shapes free.
+            shape: What the content is completed to; None leaves its shapes free.
 
         Returns:
-            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a capacity full of dummies), counts
+            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a shape full of dummies), counts
             zero.
         """
 
@@ -125,11 +125,11 @@ class MicroBatch(StepSequences):
 
     Attributes:
         budget: Most tokens that it may have; one of `StepPlan.budgets`.
-        capacity: What it is filled up to; None: its shapes are free.
+        shape: What it is filled up to; None: its shapes are free.
     """
 
     budget: int
-    capacity: Completion
+    shape: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class StepPlan:
         self.micro_batch_tokens = micro_batch_tokens
         self.shapes = shapes
         self.budgets = (
-            list(shapes.capacities) if isinstance(shapes, FixedShapes) else budget_sizes(micro_batch_tokens, longest)
+            list(shapes.by_budget) if isinstance(shapes, FixedShapes) else budget_sizes(micro_batch_tokens, longest)
         )
 
     def __len__(self) -> int:
@@ -282,7 +282,7 @@ class StepPlan:
                 sequences.indices[slots],
                 sequences.sequence_ids[slots],
                 budget,
-                self.shapes.capacities[budget] if isinstance(self.shapes, FixedShapes) else self.shapes,
+                self.shapes.by_budget[budget] if isinstance(self.shapes, FixedShapes) else self.shapes,
             )
             for slots, budget in zip(packing.of_rank(rank), packing.budgets, strict=True)
         ]
@@ -290,7 +290,7 @@ class StepPlan:
     def batches(self, step: int, rank: int) -> Iterator[PackedBatch]:
         """Builds a rank's micro-batches of a step, one at a time (see `micro_batches`)."""
         for share in self.micro_batches(step, rank):
-            yield self.source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
+            yield self.source.build(share.epochs, share.indices, share.sequence_ids, step, share.shape)
 
     def summary(self, steps: Iterable[int]) -> PlanSummary:
         """Measures some steps, at least one, over all ranks."""

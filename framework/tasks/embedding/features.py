@@ -19,7 +19,7 @@ from framework.batch import PackedBatch
 from framework.data.examples.splits import same_text
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
-from framework.data.planning.collate import Completion
+from framework.data.planning.collate import Shape
 from framework.data.planning.order import Shuffle
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import below, key, mix
@@ -226,7 +226,7 @@ class DrawnPairs:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch of items; `sequence_ids` are those of items."""
         is_paired = indices < len(self._place)
@@ -235,6 +235,6 @@ class DrawnPairs:
         texts = np.repeat(indices, sizes)
         texts[members == POSITIVE] = self.positives(epochs[is_paired], indices[is_paired])
         ids = np.repeat(sequence_ids, sizes) * self.group_size + members
-        batch = self._texts.build(np.repeat(epochs, sizes), texts, ids, step, capacity)
+        batch = self._texts.build(np.repeat(epochs, sizes), texts, ids, step, shape)
         counts = dict.fromkeys(batch.counts, float(is_paired.sum()))
         return replace(batch, group_size=self.group_size, counts=counts)

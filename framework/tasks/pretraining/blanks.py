@@ -16,7 +16,7 @@ from torch import Tensor
 
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
-from framework.data.planning.collate import Completion, Target, pack_sequences
+from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -119,7 +119,7 @@ class BlankSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,  # noqa: ARG002  and at every step
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
         texts, lengths = [self.texts[index] for index in indices], self._lengths[indices]
@@ -131,7 +131,7 @@ class BlankSource:
         )
         unknown = np.full(len(positions), IGNORE_INDEX, dtype=np.int64)
         targets = {"mlm_positions": Target(positions, "targets", 0), "mlm_labels": Target(unknown, "targets")}
-        return pack_sequences(ids, lengths, sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), capacity)
+        return pack_sequences(ids, lengths, sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), shape)
 
 
 FoundWords = tuple[np.ndarray, np.ndarray]

@@ -13,7 +13,7 @@ from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.facts import SplitFacts
 from framework.data.masking import Masking, MaskingFacts, mask_tokens
-from framework.data.planning.collate import Completion, Target, pack_sequences
+from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
 from framework.data.sentence_pairs import Segments, SentenceChunks
@@ -126,7 +126,7 @@ class PretrainingSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch; targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
         epochs = self._seen(epochs)
@@ -154,7 +154,7 @@ class PretrainingSource:
             token_type_ids = np.arange(len(input_ids)) > np.repeat(second - 1, lengths)
             targets["nsp_labels"] = Target(segments.labels, "sequences")
             counts["nsp"] = float(len(indices))
-        return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, capacity)
+        return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, shape)
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
         """Is told that sequences from index `start` up to `stop` come soon; lets their text be read."""

@@ -13,7 +13,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import Cutting, SplitFacts
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
-from framework.data.planning.collate import Completion
+from framework.data.planning.collate import Shape
 from framework.data.tokenization.tokenizer import Tokenizer
 
 _ALL = 1 << 30
@@ -87,14 +87,14 @@ class TranslationSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         """One micro-batch. The target `labels` (target tokens,) is of `decoder_inputs`; counts are of target tokens.
 
-        A capacity is that of both sides together, and each side is filled up to all of it.
+        A shape is that of both sides together, and each side is filled up to all of it.
         """
-        batch = self.sources.build(epochs, indices, sequence_ids, step, capacity)
-        decoder_inputs = self.targets.build(epochs, indices, sequence_ids, step, capacity)
+        batch = self.sources.build(epochs, indices, sequence_ids, step, shape)
+        decoder_inputs = self.targets.build(epochs, indices, sequence_ids, step, shape)
         return replace(
             batch,
             decoder_inputs=decoder_inputs,

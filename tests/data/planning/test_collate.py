@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.batch import DUMMY_SEQUENCE_ID, IGNORE_INDEX, PackedBatch
-from framework.data.planning.collate import Capacity, RoundedCapacity, Target, pack_sequences
+from framework.data.planning.collate import FixedShape, RoundedShape, Target, pack_sequences
 from framework.errors import ConfigError
 
 
-def three_sequences(capacity: Capacity | None = None) -> PackedBatch:
+def three_sequences(shape: FixedShape | None = None) -> PackedBatch:
     return pack_sequences(
         input_ids=np.array([11, 12, 13, 21, 31, 32]),
         lengths=np.array([3, 1, 2]),
@@ -24,7 +24,7 @@ def three_sequences(capacity: Capacity | None = None) -> PackedBatch:
             "weights": Target(np.array([0.5, 1, 1, 1, 1, 0.25]), "tokens", filler=0),
         },
         counts={"words": 2.0},
-        capacity=capacity,
+        shape=shape,
     )
 
 
@@ -48,8 +48,8 @@ def test_sequences_lie_end_to_end():
     assert batch.counts == {"words": 2.0}
 
 
-def test_a_capacity_is_filled_with_dummies():
-    batch = three_sequences(Capacity(tokens=11, sequences=5, targets=3, max_seqlen=4))
+def test_a_fixed_shape_is_filled_with_dummies():
+    batch = three_sequences(FixedShape(tokens=11, sequences=5, targets=3, max_seqlen=4))
     check(batch.input_ids, [11, 12, 13, 21, 31, 32, 0, 0, 0, 0, 0])
     check(batch.position_ids, [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1])
     check(batch.token_type_ids, [0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0])
@@ -62,8 +62,8 @@ def test_a_capacity_is_filled_with_dummies():
     check(batch.targets["weights"], [0.5, 1, 1, 1, 1, 0.25, 0, 0, 0, 0, 0], torch.float32)
 
 
-def test_a_rounded_capacity_adds_four_dummies_up_to_a_multiple_of_16():
-    batch = three_sequences(RoundedCapacity())
+def test_a_rounded_shape_adds_four_dummies_up_to_a_multiple_of_16():
+    batch = three_sequences(RoundedShape())
     # 6 tokens and at least one for each dummy: the next multiple is 16, which leaves 10 for the four.
     check(batch.input_ids, [11, 12, 13, 21, 31, 32] + [0] * 10)
     check(batch.position_ids, [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 1])
@@ -76,10 +76,10 @@ def test_a_rounded_capacity_adds_four_dummies_up_to_a_multiple_of_16():
 
 
 @pytest.mark.parametrize(("tokens", "dummies"), [(0, [4] * 4), (12, [1] * 4), (13, [5, 5, 5, 4]), (28, [1] * 4)])
-def test_dummies_of_a_rounded_capacity_by_hand(tokens, dummies):
+def test_dummies_of_a_rounded_shape_by_hand(tokens, dummies):
     sequences = [tokens] if tokens else []
     batch = pack_sequences(
-        np.ones(tokens), np.array(sequences, dtype=np.int64), np.arange(len(sequences)), capacity=RoundedCapacity()
+        np.ones(tokens), np.array(sequences, dtype=np.int64), np.arange(len(sequences)), shape=RoundedShape()
     )
     assert batch.lengths == (*sequences, *dummies)
     assert batch.max_seqlen == max(batch.lengths)
@@ -89,8 +89,8 @@ def test_arrays_are_shared_where_nothing_changes():
     ids, lengths = np.array([11, 12, 13]), np.array([1, 2])
     target = Target(np.array([0, 2]), "targets", filler=0)
 
-    def packed(input_ids: np.ndarray, capacity: Capacity | None = None) -> PackedBatch:
-        return pack_sequences(input_ids, lengths, np.array([0, 1]), targets={"positions": target}, capacity=capacity)
+    def packed(input_ids: np.ndarray, shape: FixedShape | None = None) -> PackedBatch:
+        return pack_sequences(input_ids, lengths, np.array([0, 1]), targets={"positions": target}, shape=shape)
 
     batch = packed(ids)
     assert np.shares_memory(batch.input_ids.numpy(), ids)
@@ -102,15 +102,15 @@ def test_arrays_are_shared_where_nothing_changes():
         found = packed(other)
         assert not np.shares_memory(found.input_ids.numpy(), other)
         check(found.input_ids, [11, 12, 13])
-    filled = packed(ids, Capacity(tokens=5, sequences=3, targets=2, max_seqlen=2))
+    filled = packed(ids, FixedShape(tokens=5, sequences=3, targets=2, max_seqlen=2))
     assert not np.shares_memory(filled.input_ids.numpy(), ids)
     check(filled.input_ids, [11, 12, 13, 0, 0])
 
 
-def empty(capacity: Capacity | None = None) -> PackedBatch:
+def empty(shape: FixedShape | None = None) -> PackedBatch:
     none = np.zeros(0, dtype=np.int64)
     targets = {"positions": Target(none, "targets", filler=0), "labels": Target(none, "sequences")}
-    return pack_sequences(none, none, none, None, targets, {"words": 0.0}, capacity)
+    return pack_sequences(none, none, none, None, targets, {"words": 0.0}, shape)
 
 
 def test_no_sequences_give_one_dummy_token():
@@ -124,18 +124,18 @@ def test_no_sequences_give_one_dummy_token():
 
 
 @pytest.mark.parametrize(
-    ("capacity", "message"),
+    ("shape", "message"),
     [
-        (Capacity(5, 4, 2, 4), "cannot be completed"),  # too few tokens
-        (Capacity(6, 4, 2, 4), "cannot be completed"),  # none left for the dummy
-        (Capacity(20, 2, 2, 4), "cannot be completed"),  # too few sequences
-        (Capacity(20, 4, 2, 4), "cannot be completed"),  # the dummy would be longer than the maximum
-        (Capacity(8, 4, 1, 4), "target positions has 2 entries, its capacity is 1"),
+        (FixedShape(5, 4, 2, 4), "cannot be completed"),  # too few tokens
+        (FixedShape(6, 4, 2, 4), "cannot be completed"),  # none left for the dummy
+        (FixedShape(20, 2, 2, 4), "cannot be completed"),  # too few sequences
+        (FixedShape(20, 4, 2, 4), "cannot be completed"),  # the dummy would be longer than the maximum
+        (FixedShape(8, 4, 1, 4), "target positions has 2 entries, but the shape allows 1"),
     ],
 )
-def test_what_does_not_fit_a_capacity_is_refused(capacity, message):
+def test_what_does_not_fit_a_shape_is_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        three_sequences(capacity)
+        three_sequences(shape)
 
 
 @pytest.mark.parametrize("lengths", [[2, 1], [4, 0], [4]])
@@ -146,19 +146,19 @@ def test_lengths_that_do_not_belong_to_the_tokens_are_refused(lengths):
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.data(), max_seqlen=st.integers(2, 12), most=st.integers(1, 9), budget=st.integers(12, 40))
-def test_everything_within_the_limits_fits_the_capacity_around_them(data, max_seqlen, most, budget):
-    capacity = Capacity.around(budget, most, max_targets=0, max_seqlen=max_seqlen)
+def test_everything_within_the_limits_fits_the_shape_around_them(data, max_seqlen, most, budget):
+    shape = FixedShape.around(budget, most, max_targets=0, max_seqlen=max_seqlen)
     lengths: list[int] = []
     while len(lengths) < most and sum(lengths) < budget and data.draw(st.booleans()):
         lengths.append(data.draw(st.integers(1, min(max_seqlen, budget - sum(lengths)))))
     tokens = np.arange(sum(lengths))
-    batch = pack_sequences(tokens, np.array(lengths, dtype=np.int64), np.arange(len(lengths)), capacity=capacity)
-    assert len(batch.input_ids) == sum(batch.lengths) == capacity.tokens
-    assert len(batch.lengths) == capacity.sequences
+    batch = pack_sequences(tokens, np.array(lengths, dtype=np.int64), np.arange(len(lengths)), shape=shape)
+    assert len(batch.input_ids) == sum(batch.lengths) == shape.tokens
+    assert len(batch.lengths) == shape.sequences
     assert min(batch.lengths) >= 1
     assert max(batch.lengths) <= max_seqlen
 
 
-def test_a_capacity_needs_sequences_of_two_tokens():
+def test_a_fixed_shape_needs_sequences_of_two_tokens():
     with pytest.raises(ConfigError, match="max_seqlen is 1"):
-        Capacity.around(10, 2, 1, 1)
+        FixedShape.around(10, 2, 1, 1)

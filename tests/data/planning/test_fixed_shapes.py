@@ -17,8 +17,8 @@ def test_sizes_by_hand():
     """At 100 tokens a mean sequence, 1,000 tokens hold 10 of them; a quarter more, and one, make 14."""
     shapes = fixed_shapes(max_length=200, mean_length=100.0, micro_batch_tokens=1000, rank_tokens=EVEN)
     assert shapes.micro_batch_sequences == 14
-    assert list(shapes.capacities) == [500, 1000]
-    half, whole = shapes.capacities.values()
+    assert list(shapes.by_budget) == [500, 1000]
+    half, whole = shapes.by_budget.values()
     # d dummies of at most 200 tokens must hold 1,000 tokens and one for each of 14 + d sequences: d = 6.
     assert (whole.tokens, whole.sequences, whole.targets, whole.max_seqlen) == (1020, 20, None, 200)
     assert (half.tokens, half.sequences) == (517, 17)
@@ -37,12 +37,12 @@ def test_sizes_by_hand():
 )
 def test_the_smaller_size_leaves_least_empty(rank_tokens, budgets):
     """Sixteenths of 1,000 tokens, rounded up: 63, 125, 188, 250, ..., 625, ..."""
-    assert list(fixed_shapes(50, 10.0, 1000, np.array(rank_tokens)).capacities) == budgets
+    assert list(fixed_shapes(50, 10.0, 1000, np.array(rank_tokens)).by_budget) == budgets
 
 
 def test_a_size_holds_the_longest_sequence():
-    assert list(fixed_shapes(700, 100.0, 1000, np.array([610])).capacities) == [750, 1000]
-    assert list(fixed_shapes(990, 100.0, 1000, np.array([610])).capacities) == [1000]
+    assert list(fixed_shapes(700, 100.0, 1000, np.array([610])).by_budget) == [750, 1000]
+    assert list(fixed_shapes(990, 100.0, 1000, np.array([610])).by_budget) == [1000]
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,9 +59,9 @@ def test_every_micro_batch_fits(size, global_batch_size, num_ranks, budget, step
     plan.set_budget(budget, fixed_shapes(source.max_length, source.mean_length, budget, plan.rank_tokens(4)))
     for rank in range(num_ranks):
         for share in plan.micro_batches(step, rank):
-            batch = source.build(share.epochs, share.indices, share.sequence_ids, step, share.capacity)
-            assert share.capacity is not None
-            assert len(batch.input_ids) == share.capacity.tokens == sum(batch.lengths)
-            assert len(batch.lengths) == share.capacity.sequences
+            batch = source.build(share.epochs, share.indices, share.sequence_ids, step, share.shape)
+            assert share.shape is not None
+            assert len(batch.input_ids) == share.shape.tokens == sum(batch.lengths)
+            assert len(batch.lengths) == share.shape.sequences
             assert max(batch.lengths) <= batch.max_seqlen == 20
             assert np.isclose(batch.num_tokens, source.lengths(share.epochs, share.indices).sum())

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framework.data.planning.batch_size import BatchWarmup
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.planning.fixed_shapes import FixedShapes
 from framework.data.planning.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError
@@ -41,7 +41,7 @@ def test_ranks_together_see_what_one_rank_sees(
     source = NumberedSource(size)
     warmup = BatchWarmup(1, warmup_steps) if wraps and warmup_steps else None
     alone = StepPlan(source, 3, global_batch_size, 10**6, wraps_epochs=wraps, batch_warmup=warmup)
-    shapes = most and FixedShapes(most, {budget: Capacity.around(budget, most, None, 20)})
+    shapes = most and FixedShapes(most, {budget: FixedShape.around(budget, most, None, 20)})
     plan = StepPlan(source, 3, global_batch_size, budget, num_ranks, wraps, shapes=shapes, batch_warmup=warmup)
     assert seen(plan, step) == seen(alone, step)
     whole = alone.sequences(step)

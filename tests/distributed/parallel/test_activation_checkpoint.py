@@ -24,7 +24,7 @@ from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.dropout import token_keys
-from tests.support.models.fixed_capacity import PACKS, fixed_capacity_batch
+from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.shapes import BERT
 from tests.support.models.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
 from tests.support.processes.collective_trace import CollectiveTrace
@@ -244,7 +244,7 @@ def test_selective_attends_once_with_the_kernel_of_cuda(monkeypatch: pytest.Monk
         with FakeTensorMode():
             model = TransformerEncoder(BERT)
             apply_activation_checkpointing(model.layers, settings)
-            batch = fixed_capacity_batch(*PACKS[0], "cpu")
+            batch = fixed_shape_batch(*PACKS[0], "cpu")
             with Calls() as calls, torch.autocast("cpu", torch.bfloat16):
                 model(batch, token_keys(1, 2, 0, batch)).sum().backward()
         found[settings.mode] = calls.names["torch_attn._varlen_attn.default"]

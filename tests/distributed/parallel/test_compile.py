@@ -31,7 +31,7 @@ from framework.nn import attention as attention_module
 from framework.nn import attention_backend, dropout
 from framework.nn.dropout import dropout_mask, token_keys
 from framework.nn.rotary import apply_rotary
-from tests.support.models.fixed_capacity import PACKS, fixed_capacity_batch
+from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.shapes import BERT, MODERN
 from tests.support.processes.workers import WorkerPool
 from tests.support.training import toy_run
@@ -168,7 +168,7 @@ def test_equal_layers_share_code_with_the_kernel_of_cuda(
         apply_activation_checkpointing(model.layers, checkpointing)
         apply_compile(model.layers, counter)
         for step, (lengths, num_sequences) in enumerate(PACKS):
-            batch = fixed_capacity_batch(lengths, num_sequences, "cpu")
+            batch = fixed_shape_batch(lengths, num_sequences, "cpu")
             keys = token_keys(1, step, 0, batch)
             with torch.autocast("cpu", torch.bfloat16):
                 out = model(batch, keys)

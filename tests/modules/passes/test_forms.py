@@ -13,7 +13,7 @@ import torch
 
 from framework.callbacks.cadence import Cadence
 from framework.data.planning.auto_budget import trial_batch
-from framework.data.planning.collate import RoundedCapacity
+from framework.data.planning.collate import RoundedShape
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding
@@ -44,7 +44,7 @@ def run(
     budget: int = 20,
     sharding: Sharding | None = None,
     mode: str = "",
-    completion: RoundedCapacity | None = None,
+    shape: RoundedShape | None = None,
 ) -> None:
     module = module_of(form)
     if sharding is not None:
@@ -54,7 +54,7 @@ def run(
     if strategy == "hsdp":
         # Two hosts, and so two copies.
         os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(int(os.environ["RANK"]) % 2)}
-    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), completion=completion)
+    train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), shape=shape)
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -105,7 +105,7 @@ def test_micro_batches_dummies_and_recomputation_do_not_show(
 ) -> None:
     run(str(tmp_path / "20"), form, budget=20)
     run(str(tmp_path / "40"), form, budget=40, mode="full")
-    run(str(tmp_path / "rounded"), form, budget=20, completion=RoundedCapacity())
+    run(str(tmp_path / "rounded"), form, budget=20, shape=RoundedShape())
     for name in ("20", "40", "rounded"):
         same(tmp_path / name, whole(form))
 

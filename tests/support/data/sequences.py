@@ -3,7 +3,7 @@
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import Capacity, Target, pack_sequences
+from framework.data.planning.collate import FixedShape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.random import below, mix
 
@@ -45,10 +45,10 @@ class NumberedSource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Capacity | None = None,
+        shape: FixedShape | None = None,
     ) -> PackedBatch:
         lengths = self.lengths(epochs, indices)
         tokens = np.repeat(epochs * SHIFT + indices, lengths)
         labels = Target(epochs * SHIFT + indices, "sequences")
         counts = {"label": float(len(indices))}
-        return pack_sequences(tokens, lengths, sequence_ids, None, {"labels": labels}, counts, capacity)
+        return pack_sequences(tokens, lengths, sequence_ids, None, {"labels": labels}, counts, shape)

@@ -78,7 +78,7 @@ class ContrastTask(StepLevelTask):
 class ContrastSource(ToySource):
     """Sequences of the toy run, each of which counts."""
 
-    def build(self, epochs, indices, sequence_ids, step, capacity=None) -> PackedBatch:  # type: ignore[no-untyped-def]
-        batch = super().build(epochs, indices, sequence_ids, step, capacity)
+    def build(self, epochs, indices, sequence_ids, step, shape=None) -> PackedBatch:  # type: ignore[no-untyped-def]
+        batch = super().build(epochs, indices, sequence_ids, step, shape)
         batch.counts["contrast"] = len(indices)  # type: ignore[index]
         return batch

@@ -24,7 +24,7 @@ from framework.callbacks.resume import Resume
 from framework.callbacks.standard import Endings, standard_callbacks
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
-from framework.data.planning.collate import Completion, RoundedCapacity, Target, pack_sequences
+from framework.data.planning.collate import RoundedShape, Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.mesh import mesh_shape
@@ -87,7 +87,7 @@ class ToySource:
         indices: np.ndarray,
         sequence_ids: np.ndarray,
         step: int,
-        capacity: Completion = None,
+        shape: Shape = None,
     ) -> PackedBatch:
         lengths = self.lengths(epochs, indices)
         tokens = [
@@ -105,7 +105,7 @@ class ToySource:
             "labels": Target(labels, "sequences"),
         }
         counts = {"word": len(positions), "z": len(positions), "pair": int((labels != IGNORE_INDEX).sum())}
-        return pack_sequences(flat, lengths, sequence_ids, targets=targets, counts=counts, capacity=capacity)
+        return pack_sequences(flat, lengths, sequence_ids, targets=targets, counts=counts, shape=shape)
 
 
 class ToyHead(nn.Module):
@@ -215,14 +215,14 @@ def train(
     patience: Patience | None = None,
     probes: Mapping[str, Probe] = MappingProxyType({}),
     trial: StudyTrial | None = None,
-    completion: RoundedCapacity | None = None,
+    shape: RoundedShape | None = None,
     accepts_missing_rows: bool = False,
 ) -> EncoderModule:
     """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
     info = process_info() if dist.is_initialized() and strategy != "single" else None
     rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)
-    shape = mesh_shape(strategy, num_ranks)
+    mesh = mesh_shape(strategy, num_ranks)
     module = module or build_module()
     checkpoints = checkpoints or run_folder / "checkpoints"
     resume = None
@@ -240,7 +240,7 @@ def train(
         endings=Endings(None, non_finite, patience, trial),
     )
     trainer = build_trainer(
-        build_strategy(strategy, shape, 60.0),
+        build_strategy(strategy, mesh, 60.0),
         "cpu",
         num_ranks,
         1,
@@ -256,9 +256,9 @@ def train(
         budget,
         cadence.max_steps,
         module.task.wraps_epochs,
-        shape.data_parallel_size,
-        shape.data_parallel_rank(rank),
-        completion=completion,
+        mesh.data_parallel_size,
+        mesh.data_parallel_rank(rank),
+        shape=shape,
         has_fixed_shapes=module.compile_backend != "none",
     )
     trainer.fit(module, datamodule=data)

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional
 
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.embedding.data import TextGroup
@@ -174,7 +174,7 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     source, _ = labelled(tokenizer, candidates=[group("a b", answer="x"), group("h", answer="w")])
     epochs, indices = np.full(3, 7), np.array([9, 0, 6])
     second = source.positives(epochs[1:], indices[1:])
-    batch = source.build(epochs, indices, np.array([20, 21, 22]), 0, Capacity(40, 9, None, 12))
+    batch = source.build(epochs, indices, np.array([20, 21, 22]), 0, FixedShape(40, 9, None, 12))
     lengths = np.array([3, 4, 5, 3, 4, 5, 6, 3])
     assert batch.lengths[:5] == (3, 3, lengths[second[0]], 6, lengths[second[1]])
     assert source.lengths(epochs, indices).tolist() == [3, 3 + lengths[second[0]], 6 + lengths[second[1]]]
@@ -190,7 +190,7 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
 
 def test_vectors_of_items_are_kept_in_their_order(tokenizer):
     source = match_source([group("a", "b", "c"), group("d", "e")], ["f"], ["contrast"], tokenizer, 8)
-    batch = source.build(np.zeros(3), np.array([2, 0, 1]), np.array([2, 0, 1]), 0, Capacity(40, 12, None, 8))
+    batch = source.build(np.zeros(3), np.array([2, 0, 1]), np.array([2, 0, 1]), 0, FixedShape(40, 12, None, 8))
     vectors = torch.arange(12.0)[:, None].expand(12, 2)
     kept = EmbeddingTask().decode({"embeddings": vectors}, batch)
     assert [part[:, 0].tolist() for part in kept] == [[0], [1, 2], [4, 5]]

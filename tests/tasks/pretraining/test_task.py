@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.masking import num_masked
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.preparation.prepare import prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
@@ -45,10 +45,10 @@ def sources_of(data: StoreData, tokenizer: Tokenizer, seed: int = 0, **options) 
     return PretrainingTask(sequence_length=LENGTH, **options).build_sources(data, tokenizer, seed)
 
 
-def build(source: PretrainingSource, epochs, indices, step: int = 0, capacity: Capacity | None = None) -> PackedBatch:
+def build(source: PretrainingSource, epochs, indices, step: int = 0, shape: FixedShape | None = None) -> PackedBatch:
     indices = np.asarray(indices, dtype=np.int64)
     epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), indices.shape)
-    return source.build(epochs, indices, indices + 1000, step, capacity)
+    return source.build(epochs, indices, indices + 1000, step, shape)
 
 
 def sequences_of(batch: PackedBatch) -> list[tuple]:
@@ -155,10 +155,10 @@ def test_empty_batches_and_fixed_shapes(data, tokenizer):
     empty = build(source, 0, [])
     assert (empty.num_sequences, empty.num_tokens, empty.lengths) == (0, 0, (1,))
     assert set(empty.counts.values()) == {0.0} and empty.targets["nsp_labels"].tolist() == [IGNORE_INDEX]
-    capacity = Capacity.around(256, 16, 100, LENGTH)
+    shape = FixedShape.around(256, 16, 100, LENGTH)
     for indices in ([], [1, 2, 3]):
-        batch = build(source, 0, indices, capacity=capacity)
-        assert len(batch.input_ids) == capacity.tokens and len(batch.targets["mlm_labels"]) == capacity.targets
+        batch = build(source, 0, indices, shape=shape)
+        assert len(batch.input_ids) == shape.tokens and len(batch.targets["mlm_labels"]) == shape.targets
     assert sequences_of(batch) == sequences_of(build(source, 0, [1, 2, 3]))
 
 
@@ -209,7 +209,7 @@ def test_loss_and_metrics(data, tokenizer, nsp):
     batches = [
         build(source, 0, [0, 1, 2]),
         build(source, 0, []),
-        build(source, 0, [3], capacity=Capacity.around(64, 2, 40, LENGTH)),
+        build(source, 0, [3], shape=FixedShape.around(64, 2, 40, LENGTH)),
     ]
     metrics = task.build_metrics()
     right = {"mlm": 0, "nsp": 0}
@@ -239,7 +239,7 @@ def test_z_loss_is_a_term_of_training_and_not_of_validation(data, tokenizer, nsp
     assert task.loss_weights == predicted | {"z": 1e-4} and task.validation_weights == predicted
     assert set(task.build_metrics()) == {f"{term}_accuracy" for term in predicted}
     source = task.build_sources(data, tokenizer, 0)["train"]
-    batch = build(source, 0, [3], capacity=Capacity.around(64, 2, 40, LENGTH))
+    batch = build(source, 0, [3], shape=FixedShape.around(64, 2, 40, LENGTH))
     real = batch.targets["mlm_labels"] != IGNORE_INDEX
     logits = torch.randn(len(real), tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
     outputs = {"mlm": logits, "nsp": torch.zeros(len(batch.lengths), 2)}

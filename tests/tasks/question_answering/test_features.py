@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Encoding
 
 from framework.batch import IGNORE_INDEX
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 from framework.tasks.question_answering.data import Answer, Question
@@ -27,9 +27,9 @@ def question(asked: str, context: str, *answers: str) -> Question:
     return Question("a place", asked, context, tuple(Answer(text, context.index(text)) for text in answers))
 
 
-def built(source, *items: int, capacity: Capacity | None = None):
+def built(source, *items: int, shape: FixedShape | None = None):
     indices = np.array(items, dtype=np.int64)
-    return source.build(indices * 0, indices, indices, 0, capacity)
+    return source.build(indices * 0, indices, indices, 0, shape)
 
 
 def words(ids) -> str:
@@ -69,7 +69,7 @@ def test_an_answer_without_a_place_has_no_target_and_another_one_takes_it(tokeni
 
 def test_fillers_and_unknown_answers_have_no_target(tokenizer):
     unknown = window_source([question("a", "b c")], tokenizer, SIZES, labelled=False)
-    batch = built(unknown, 0, capacity=Capacity(10, 3, None, 9))
+    batch = built(unknown, 0, shape=FixedShape(10, 3, None, 9))
     assert batch.targets["start_positions"].tolist() == [IGNORE_INDEX] * 3
     assert batch.targets["end_positions"].tolist() == [IGNORE_INDEX] * 3
     assert batch.counts == {"answer": 0.0}

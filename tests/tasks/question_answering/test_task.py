@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from framework.batch import IGNORE_INDEX
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.planning.plan import StepPlan
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -87,7 +87,7 @@ def test_the_loss_leaves_out_fillers_and_other_sequences(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = window_source(questions(4), tokenizer, task.sizes)
     indices = np.arange(3)
-    batch = source.build(indices * 0, indices, indices, 0, Capacity(70, 8, None, 14))
+    batch = source.build(indices * 0, indices, indices, 0, FixedShape(70, 8, None, 14))
     logits = torch.randn(2, 70, dtype=torch.bfloat16, requires_grad=True)
     outputs = {"start_logits": logits[0], "end_logits": logits[1]}
     losses = task.sequence_losses(outputs, batch)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.flat_source import FlatSource
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
@@ -48,9 +48,9 @@ def example(marked: str, label: str | None = "Other") -> RelationExample:
     return RelationExample("a place", read_marked_text("a place", marked), label)
 
 
-def whole(source: FlatSource, capacity: Capacity | None = None) -> PackedBatch:
+def whole(source: FlatSource, shape: FixedShape | None = None) -> PackedBatch:
     items = np.arange(len(source))
-    return source.build(np.zeros_like(items), items, items, 0, capacity)
+    return source.build(np.zeros_like(items), items, items, 0, shape)
 
 
 def words(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
@@ -65,7 +65,7 @@ def test_a_micro_batch_by_hand(tokenizer):
         example("a<e1>b</e1> <e2>j</e2>", None),
     ]
     source = relation_source(examples, LABELS, tokenizer, 12, Reading())
-    batch = whole(source, Capacity(40, 4, None, 12))
+    batch = whole(source, FixedShape(40, 4, None, 12))
     assert [words(tokenizer, ids) for ids in batch.input_ids.split(batch.lengths)][:3] == [
         "[CLS] a [0] b ##c [1] [2] [UNK] [3] [SEP]",
         "[CLS] [2] c [3] d e [0] f g [1] h [SEP]",
@@ -151,7 +151,7 @@ def test_marks_are_placeholders_or_else_punctuation(tokenizer, tmp_path):
 def test_head_loss_and_predictions(task, tokenizer):
     examples = [example("a <e1>b</e1> <e2>c</e2>", "In(e2,e1)"), example("<e2>b c</e2> d <e1>e</e1>", "Other")]
     source = relation_source(examples, LABELS, tokenizer, 12, Reading())
-    batch = whole(source, Capacity(24, 4, None, 12))
+    batch = whole(source, FixedShape(24, 4, None, 12))
     torch.manual_seed(0)
     hidden_states = torch.randn(24, 6)
     head = RelationHead(HashedDropout(0.5, "classifier"), torch.nn.Linear(12, 3))

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from framework.batch import IGNORE_INDEX
 from framework.data.examples.table import TableData
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
@@ -43,17 +43,17 @@ def built(task, tokenizer, labels, path, test=None):
     return task.build_sources(TableData(write(path / "train.jsonl", labels), test=test), tokenizer, seed=0)
 
 
-def batches(source, sizes, capacity=None):
+def batches(source, sizes, shape=None):
     """Micro-batches of these sizes, in order."""
     rows = np.split(np.arange(len(source)), np.cumsum(sizes))
-    return [source.build(np.zeros_like(part), part, part, 0, capacity) for part in rows]
+    return [source.build(np.zeros_like(part), part, part, 0, shape) for part in rows]
 
 
 def metrics_of(task, source, logits):
     """Metrics of a split that came in several micro-batches, one empty, with dummies of extreme scores."""
     metrics = task.build_metrics()
     begin = 0
-    for batch in batches(source, [7, 0, 20], Capacity(4 * len(source) + 40, len(source) + 30, 1, 8)):
+    for batch in batches(source, [7, 0, 20], FixedShape(4 * len(source) + 40, len(source) + 30, 1, 8)):
         filler = torch.full((len(batch.lengths) - batch.num_sequences, logits.shape[1]), 9.0)
         task.update_metrics(
             metrics, {"logits": torch.cat([logits[begin : begin + batch.num_sequences], filler])}, batch
@@ -67,7 +67,7 @@ def step_loss(task, source, logits, sizes):
     """The loss of a step over micro-batches, and its gradient: sums over one count."""
     logits = logits.clone().requires_grad_()
     total, count, begin = torch.zeros(()), 0.0, 0
-    for batch in batches(source, sizes, Capacity(4 * len(source) + 40, len(source) + 30, 1, 8)):
+    for batch in batches(source, sizes, FixedShape(4 * len(source) + 40, len(source) + 30, 1, 8)):
         part = logits[begin : begin + batch.num_sequences]
         filler = torch.full((len(batch.lengths) - batch.num_sequences, logits.shape[1]), 9.0)
         losses = task.sequence_losses({"logits": torch.cat([part, filler])}, batch)

@@ -8,7 +8,7 @@ import torch
 from framework.batch import IGNORE_INDEX
 from framework.data.examples.table import TableData
 from framework.data.layout import truncate_longest_first
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import classification_source
@@ -90,7 +90,7 @@ def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
     assert (batch.num_sequences, batch.num_tokens, batch.lengths) == (0, 0, (1,))
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX]
     assert batch.counts == {"classification": 0.0}
-    full = source.build(none, none, none, 3, Capacity(12, 2, 1, 8))
+    full = source.build(none, none, none, 3, FixedShape(12, 2, 1, 8))
     assert full.lengths == (6, 6)
 
 
@@ -148,7 +148,7 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
     task.restore({"labels": ["no", "yes"]})
     source = source_of(["a", "b", "c"], None, ["yes", "no", "yes"], tokenizer, 8)
     rows = np.arange(3)
-    batch = source.build(rows * 0, rows, rows, 0, Capacity(20, 6, 1, 8))
+    batch = source.build(rows * 0, rows, rows, 0, FixedShape(20, 6, 1, 8))
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], *[[9.0, -9.0]] * 3], requires_grad=True)
     loss = task.loss_sums({"logits": logits}, batch)["classification"]
     # -log softmax of the label: log(1 + e^-1) + log(1 + e^-2) + log(1 + e^3)

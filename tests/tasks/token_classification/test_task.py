@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource
-from framework.data.planning.collate import Capacity
+from framework.data.planning.collate import FixedShape
 from framework.data.reading.rows import Row
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -39,9 +39,9 @@ def task() -> TokenClassificationTask:
     return task
 
 
-def whole(source: FlatSource, capacity: Capacity | None = None):
+def whole(source: FlatSource, shape: FixedShape | None = None):
     items = np.arange(len(source))
-    return source.build(np.zeros_like(items), items, items, 0, capacity)
+    return source.build(np.zeros_like(items), items, items, 0, shape)
 
 
 def rows(*texts: str) -> list[Row]:
@@ -86,7 +86,7 @@ def test_windows_by_hand():
 def test_a_micro_batch_by_hand(tokenizer):
     examples = [Example(["a", "bc", "\u0007", "e"], ["B-x", "I-x", "O", "B-y"]), Example(["中"], ["O"])]
     source = tagging_source(examples, TAGS, tokenizer, 9, 3)
-    batch = whole(source, Capacity(12, 3, None, 9))
+    batch = whole(source, FixedShape(12, 3, None, 9))
     a, b, e, c, china = (VOCABULARY.index(piece) for piece in ("a", "b", "e", "##c", "中"))
     # The word of a control character has no pieces and becomes [UNK].
     assert batch.input_ids[:10].tolist() == [2, a, b, c, 1, e, 3, 2, china, 3]
@@ -133,7 +133,7 @@ def test_words_are_encoded_as_transformers_encodes_lists_of_words(tmp_path):
 
 def test_loss_and_losses_of_sequences(task, tokenizer):
     examples = [Example(["a", "bc"], ["B-x", "I-x"]), Example(["e"], ["O"]), Example([], [])]
-    batch = whole(tagging_source(examples, TAGS, tokenizer, 8, 3), Capacity(20, 6, None, 8))
+    batch = whole(tagging_source(examples, TAGS, tokenizer, 8, 3), FixedShape(20, 6, None, 8))
     logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     # [CLS] a b ##c [SEP] [CLS] e [SEP] [CLS] [SEP]
     losses = [-functional.log_softmax(logits[at], 0)[tag] for at, tag in ((1, 1), (2, 2), (6, 0))]

@@ -1,4 +1,4 @@
-"""Batches of one fixed capacity without values, and a record of the operators that were called."""
+"""Batches of one fixed shape without values, and a record of the operators that were called."""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from framework.batch import PackedBatch
 
 PACKS = [((30, 34, 64), 3), ((60, 60, 8), 2), ((64, 63, 1), 1)]
-"""Lengths and real sequences of micro-batches of one fixed capacity: 128 tokens, 3 sequences, none over 64."""
+"""Lengths and real sequences of micro-batches of one fixed shape: 128 tokens, 3 sequences, none over 64."""
 
 
-def fixed_capacity_batch(lengths: tuple[int, ...], num_sequences: int, device: str) -> PackedBatch:
+def fixed_shape_batch(lengths: tuple[int, ...], num_sequences: int, device: str) -> PackedBatch:
     def zeros(size: int, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=device)
 
-    num_tokens, capacity = sum(lengths), len(lengths)
+    num_tokens, shape = sum(lengths), len(lengths)
     return PackedBatch(
         input_ids=zeros(num_tokens),
         position_ids=zeros(num_tokens),
         token_type_ids=zeros(num_tokens),
-        cu_seqlens=zeros(capacity + 1, torch.int32),
-        sequence_ids=zeros(capacity),
+        cu_seqlens=zeros(shape + 1, torch.int32),
+        sequence_ids=zeros(shape),
         lengths=lengths,
         max_seqlen=64,
         num_sequences=num_sequences,
