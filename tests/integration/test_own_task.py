@@ -1,4 +1,4 @@
-"""The README's task from outside of the package: its files as they stand there, and its commands with tiny sizes."""
+"""Runs the task of framework/tasks/README.md from outside the package, with its files and commands, at a tiny size."""
 
 import json
 import os
@@ -15,8 +15,8 @@ SMALL = [*TINY, "init_from=null", "tokenizer=folder", "tokenizer.path=tokenizer"
 
 
 def section(name: str) -> str:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (found,) = re.findall(rf"^## {name}\n(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    text = (ROOT / "framework" / "tasks" / "README.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"^## {name}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return found
 
 
