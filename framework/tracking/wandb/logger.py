@@ -1,6 +1,7 @@
-"""Weights & Biases through Lightning's WandbLogger: on rank 0 only, online where a key is configured, else offline.
+"""Logs a run to Weights & Biases through Lightning's WandbLogger, on rank 0 only.
 
-Nothing here imports `wandb` before a logger is really built; whether a key is there is found without network code.
+The run is logged online if credentials are configured, else offline. `wandb` is imported only when a logger is built,
+and the search for credentials uses no network.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -31,14 +33,15 @@ if TYPE_CHECKING:
 _DEFAULT_SERVER = "https://api.wandb.ai"
 
 _PROBE_SECONDS = 5.0
-"""Time for the server to answer anything before the run is logged offline; WANDB_INIT_TIMEOUT overrides it."""
+"""Time for the server to answer. After it, the run is logged offline. WANDB_INIT_TIMEOUT overrides it."""
 
 _INIT_SECONDS = 20.0
-"""Time for a server that answers to accept the run; WANDB_INIT_TIMEOUT overrides it."""
+"""Time for a server that answers to accept the run. WANDB_INIT_TIMEOUT overrides it."""
 
 _FINISH_SECONDS = 120.0
-"""Time for the final upload of a run, below the limit for hangs; `wandb sync` uploads the rest."""
-_SHOWN_OF_REASON = 200
+"""Time for the final upload of a run, below the limit for hangs. `wandb sync` uploads the rest."""
+
+_MAX_REASON_CHARACTERS = 200
 _MAX_ID_LENGTH = 64
 
 
@@ -52,12 +55,12 @@ def build_wandb_logger(
     tags: Sequence[str] = (),
     mode: str = "auto",
 ) -> "WandbLogger":
-    """Builds the logger of one run; starting the same run id again continues the same W&B run. Call on rank 0 only.
+    """Builds the logger of one run. Starting the same run id again continues the same W&B run. Call on rank 0 only.
 
     Args:
-        run_folder: Where the folder `wandb/` is written.
+        run_folder: Run folder; the folder `wandb/` is written into it.
         run_id: `run.id` of the config; see `wandb_run_id`.
-        config: The resolved config, without secrets, to be shown with the run.
+        config: Resolved config without secrets, shown with the run.
         project: W&B project.
         group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
         job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
@@ -71,31 +74,15 @@ def build_wandb_logger(
     offline = _is_offline(mode)
     problem = None if offline else _why_unreachable()
     if offline or problem is not None:
-        os.environ["WANDB_ERROR_REPORTING"] = "false"  # its crash reports would go over the network
-    os.environ.setdefault("WANDB_SILENT", "true")  # its banner would tear the progress bar
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # crash reports would use the network
+    os.environ.setdefault("WANDB_SILENT", "true")  # the banner would break the progress bar
     import wandb
 
-    wandb.setup()  # reads WANDB_SILENT now: Lightning 2.6 passes an argument to init of which wandb 0.31 warns
-
-    def opened(mode: str | None) -> "WandbLogger":
-        logger = _logger_class(run_folder)(
-            name=run_id,
-            save_dir=str(run_folder),
-            id=wandb_run_id(run_id),
-            project=project,
-            group=group,
-            job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
-            tags=list(tags),
-            mode=mode,  # Lightning's own `offline` would write into the environment
-            settings=_settings(wandb.Settings),
-        )
-        with _shown_command_line():
-            logger.log_hyperparams(dict(config))  # opens the W&B run
-        return logger
-
+    wandb.setup()  # reads WANDB_SILENT now; Lightning 2.6 passes an argument to init that makes wandb 0.31 warn
+    open_run = partial(_open_run, run_folder, run_id, config, project, group, job_type, tags)
     if not offline and problem is None:
         try:
-            return opened(None)
+            return open_run(None)
         except (wandb.Error, OSError, ValueError) as error:
             problem = str(error)
             os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -103,12 +90,39 @@ def build_wandb_logger(
             wandb.setup()
     if problem is not None:
         _report_offline(run_folder, problem)
-    return opened("offline")
+    return open_run("offline")
+
+
+def _open_run(
+    run_folder: Path,
+    run_id: str,
+    config: Mapping[str, Any],
+    project: str,
+    group: str | None,
+    job_type: str | None,
+    tags: Sequence[str],
+    mode: str | None,
+) -> "WandbLogger":
+    """Builds the logger and opens its W&B run; the mode None means online."""
+    logger = _logger_class(run_folder)(
+        name=run_id,
+        save_dir=str(run_folder),
+        id=wandb_run_id(run_id),
+        project=project,
+        group=group,
+        job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
+        tags=list(tags),
+        mode=mode,  # Lightning's own `offline` would write into the environment
+        settings=_settings(),
+    )
+    with _masked_command_line():
+        logger.log_hyperparams(dict(config))  # opens the W&B run
+    return logger
 
 
 @contextmanager
-def _shown_command_line() -> Iterator[None]:
-    """Hides secrets in the command line, which W&B reads when a run opens, and sends."""
+def _masked_command_line() -> Iterator[None]:
+    """Masks secrets in `sys.argv`, which W&B reads and sends when a run opens."""
     before = list(sys.argv)
     sys.argv[1:] = map(shown_argument, before[1:])
     try:
@@ -119,18 +133,18 @@ def _shown_command_line() -> Iterator[None]:
 
 def _is_offline(mode: str) -> bool:
     if mode not in ("auto", "online", "offline"):
-        raise ConfigError(f"logger.mode={mode!r} is not a W&B mode; use auto, online or offline.")
+        raise ConfigError(f"logger.mode is {mode!r}, which is not a W&B mode. Use auto, online or offline.")
     return mode == "offline" or (mode == "auto" and not has_credentials())
 
 
 def _why_unreachable() -> str | None:
     settings = _settings_files()
-    own = {scheme: _setting(f"{scheme}_proxy", settings) for scheme in ("http", "https")}
-    proxies = getproxies() | {scheme: proxy for scheme, proxy in own.items() if proxy}
+    of_wandb = {scheme: _setting(f"{scheme}_proxy", settings) for scheme in ("http", "https")}
+    proxies = getproxies() | {scheme: proxy for scheme, proxy in of_wandb.items() if proxy}
     try:
         seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", _PROBE_SECONDS))
     except ValueError:
-        return None  # wandb names it
+        return None  # wandb itself reports the invalid value
     return why_unreachable(_setting("base_url", settings) or _DEFAULT_SERVER, proxies, seconds)
 
 
@@ -138,19 +152,21 @@ def _setting(name: str, files: Mapping[str, str]) -> str | None:
     return os.environ.get(f"WANDB_{name.upper()}") or files.get(name)
 
 
-def _settings(kind: Any) -> Any:
+def _settings() -> Any:
     """Returns W&B's settings with our time limits, unless the environment sets them or the version lacks them."""
+    from wandb import Settings
+
     limits = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
     ours = {
         name: seconds
         for name, seconds in limits.items()
-        if name in kind.model_fields and f"WANDB_{name.upper()}" not in os.environ
+        if name in Settings.model_fields and f"WANDB_{name.upper()}" not in os.environ
     }
-    return kind(**ours)
+    return Settings(**ours)
 
 
 def _report_offline(run_folder: Path, problem: str) -> None:
-    reason = " ".join(problem.split())[:_SHOWN_OF_REASON]
+    reason = " ".join(problem.split())[:_MAX_REASON_CHARACTERS]
     text = (
         f"W&B cannot be used ({reason}). The run is logged offline. Upload it later with "
         f"`wandb sync {run_folder / 'wandb'}/offline-run-*`."
@@ -160,14 +176,14 @@ def _report_offline(run_folder: Path, problem: str) -> None:
 
 
 def _logger_class(run_folder: Path) -> "type[WandbLogger]":
-    """Made here, as Lightning's module imports wandb."""
+    """Returns the logger class. It is defined in a function because Lightning's module imports wandb."""
     from lightning.pytorch.loggers import WandbLogger
 
     class RunLogger(WandbLogger):
-        """Gives each row its step, and ends the W&B run with ours.
+        """Logs each row with its step, and finishes the W&B run when our run ends.
 
-        Lightning lets W&B count rows instead: a run that goes on would begin again at 0. It also leaves the W&B run
-        open, and the next run of this process would continue it.
+        Lightning lets W&B count rows instead, so a resumed run would start again at 0. It also keeps the W&B run open,
+        and the next run of this process would continue it.
         """
 
         def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -183,9 +199,9 @@ def _logger_class(run_folder: Path) -> "type[WandbLogger]":
 
 
 def wandb_run_id(run_id: str) -> str:
-    """Returns a run id in the alphabet of W&B (letters, digits, dash, underscore; 64 characters at most).
+    """Returns the W&B id of a run: letters, digits, dash and underscore, at most 64 characters.
 
-    A hash of the run id is added if characters are replaced or removed, so that ids stay distinct.
+    If characters are replaced or removed, a hash of the run id is appended, so that ids stay distinct.
     """
     safe = re.sub(r"[^A-Za-z0-9_-]", "-", run_id)
     if safe == run_id and len(safe) <= _MAX_ID_LENGTH:
@@ -195,9 +211,9 @@ def wandb_run_id(run_id: str) -> str:
 
 
 def has_credentials() -> bool:
-    """True where wandb would find a key: WANDB_API_KEY, a netrc entry of its server, or its own settings files.
+    """Returns True if wandb has a key: in WANDB_API_KEY, in a netrc entry for its server, or in its settings files.
 
-    WANDB_MODE=offline, dryrun or disabled counts as having none, as wandb itself would not connect.
+    WANDB_MODE=offline, dryrun or disabled counts as no key, because wandb itself would not connect.
     """
     if os.environ.get("WANDB_MODE") in ("offline", "dryrun", "disabled"):
         return False

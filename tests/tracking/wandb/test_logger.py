@@ -77,7 +77,7 @@ def test_credentials_are_found_where_wandb_looks(bare_environment: Path, monkeyp
 
 
 def test_unknown_mode_is_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"logger\.mode='sometimes'"):
+    with pytest.raises(ConfigError, match=r"logger\.mode is 'sometimes'"):
         build_wandb_logger(tmp_path, "run", {}, mode="sometimes")
 
 
