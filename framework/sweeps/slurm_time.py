@@ -28,10 +28,10 @@ def limit_seconds(limit: str | int, name: str = "hydra.launcher.time") -> int | 
     text = str(limit).strip()
     if text.upper() in _UNLIMITED:
         return None
-    if found := _WITH_DAYS.fullmatch(text):
-        days, hours, minutes, seconds = (int(each or 0) for each in found.groups())
-    elif found := _PLAIN.fullmatch(text):
-        parts = [int(each) for each in found.groups() if each is not None]
+    if match := _WITH_DAYS.fullmatch(text):
+        days, hours, minutes, seconds = (int(each or 0) for each in match.groups())
+    elif match := _PLAIN.fullmatch(text):
+        parts = [int(each) for each in match.groups() if each is not None]
         # One or two numbers begin with minutes, three with hours.
         days, hours, minutes, seconds = 0, *([0] * (len(parts) < 3)), *parts, *([0] * (len(parts) < 2))
     else:

@@ -1,4 +1,4 @@
-"""The closing table of the quick-start, read from what its commands wrote."""
+"""Prints the closing table of the quick-start from the files of its runs."""
 
 import json
 import sys
@@ -16,19 +16,19 @@ FINE_TUNED = {
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object."""
+    """Reads a JSON file that contains one object."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def first_and_last_loss(folder: Path) -> tuple[float, float]:
-    """Training loss of masked words in the first and the last row that has one."""
+    """Returns the training loss of masked words in the first and the last row with such a loss."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     losses = [row["train/mlm_loss"] for row in rows if "train/mlm_loss" in row]
     return losses[0], losses[-1]
 
 
 def sentiment_table(folder: Path) -> Table:
-    """Scores on the held-out sentences, and what each cost."""
+    """Builds a table of scores on the validation split, with the speed and the duration of each run."""
     table = Table(
         title="sentiment of Rotten Tomatoes sentences, validation split", title_justify="left", title_style="bold"
     )
@@ -56,7 +56,7 @@ def sentiment_table(folder: Path) -> Table:
 
 
 def main(folder: Path, seconds: int, is_quick: bool) -> None:
-    """Prints losses, scores, folders and the time that all of it took."""
+    """Prints losses, scores, run folders and the total time."""
     console = Console()
     pretraining = read_json(folder / "pretrain" / "summary.json")
     first, last = first_and_last_loss(folder / "pretrain")
@@ -72,7 +72,9 @@ def main(folder: Path, seconds: int, is_quick: bool) -> None:
         console.print(f"run folder {folder / run}, plots/: {plots}", highlight=False, soft_wrap=True)
     console.print(f"all of it took {seconds // 60} min {seconds % 60} s")
     if is_quick:
-        console.print("[bold]QUICK=1 trained on less of everything: these numbers only show that it runs.[/bold]")
+        console.print(
+            "[bold]QUICK=1 used less data and fewer steps: these scores only show that the commands work.[/bold]"
+        )
 
 
 if __name__ == "__main__":
