@@ -125,7 +125,10 @@ def troubles(report: Report, info: ProcessInfo, limits: Limits) -> list[str]:
 
 
 def _stuck(report: Report) -> str:
-    """Names the nodes of a failed all-reduce: without a report, else the first that failed; all after a timeout."""
+    """Describes a failed all-reduce and names the nodes at fault.
+
+    These are the nodes without a report, else the node that failed first. After a timeout all nodes are named.
+    """
     (first, why), *_ = report.stuck.items()
     ranks = [rank for rank, message in report.stuck.items() if message == SILENT] or [first]
     if why.startswith(LATE):

@@ -67,7 +67,7 @@ def within(seconds: float, action: Callable[[], T]) -> T:
     def run() -> None:
         try:
             results.append(action())
-        except RuntimeError as error:  # what gloo and NCCL raise
+        except RuntimeError as error:  # gloo and NCCL raise RuntimeError
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
