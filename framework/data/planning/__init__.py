@@ -1,1 +1,1 @@
-"""What a step is made of: order, packing, budgets, and who reads what."""
+"""Planning of steps: order, packing, token budgets, and the sequences that each rank reads."""

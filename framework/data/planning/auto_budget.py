@@ -1,8 +1,8 @@
-"""`micro_batch_tokens: auto`: the largest budget that fits, predicted from trials that surely fit.
+"""`micro_batch_tokens: auto`: the largest budget that fits in memory, predicted from smaller trials.
 
-The peak memory of a step is a constant (weights, optimizer state, gradients) and a number of bytes for each token of a
-micro-batch. Trials of growing budgets give both; a trial is at most half of what the ones before it predict, so that
-memory never runs out, and no rank is left alone in a collective.
+The peak memory of a step is a constant (weights, optimizer state, gradients) plus a number of bytes per token of the
+micro-batch. Trials of growing budgets measure both. Each trial uses at most half of the budget that the previous trials
+predict, so that no rank runs out of memory and leaves the others waiting in a collective.
 """
 
 from collections.abc import Callable
@@ -17,23 +17,23 @@ from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.plan import SequenceSource
 
 CPU_BUDGET = 4096
-"""On the CPU memory is not what limits a micro-batch: larger ones run no faster."""
+"""Budget on the CPU, where memory does not limit a micro-batch and larger ones run no faster."""
 MEMORY_FRACTION = 0.9
-"""Of the memory that this process can have: the allocator's gaps and an odd batch take the rest."""
+"""Usable fraction of this process's memory. The rest covers allocator fragmentation and an unusually large batch."""
 _SLACK = 1.05
-"""Room for a step that has a few more tokens than the mean one."""
+"""Margin for a step that has a few more tokens than the mean step."""
 _GROWTH = 4.0
 _WORTHWHILE = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What one forward and backward pass took, on the rank that took most.
+    """Memory of one forward and backward pass, on the rank that used most.
 
     Attributes:
-        tokens: Of the micro-batch.
-        peak_bytes: Most memory that was held.
-        before_bytes: Memory that was held before.
+        tokens: Tokens of the micro-batch.
+        peak_bytes: Peak memory during the pass.
+        before_bytes: Memory in use before the pass.
     """
 
     tokens: int
@@ -42,16 +42,17 @@ class Trial:
 
 
 def largest_budget(attempt: Callable[[int], Trial], smallest: int, most: int, limit_bytes: float) -> int:
-    """Finds the largest budget whose peak stays within the limit; `smallest` is always tried and taken for granted.
+    """Finds the largest budget whose peak memory stays within the limit. `smallest` is assumed to fit.
 
     Args:
-        attempt: Runs a micro-batch of about so many tokens, fillers included. All ranks get the same answers.
+        attempt: Function that runs a micro-batch of about the given number of tokens, fillers included. It must return
+            the same result on all ranks.
         smallest: Budget of the first trial.
-        most: No larger budget is wanted, and none is tried.
-        limit_bytes: Of memory.
+        most: Upper bound of the budgets that are tried and returned.
+        limit_bytes: Memory limit.
     """
     first = attempt(smallest)
-    # Twice the tokens add at most once more what this trial added to the memory before it.
+    # Doubling the tokens at most doubles the memory that this trial added.
     if 2 * smallest > most or 2 * first.peak_bytes - first.before_bytes > limit_bytes:
         return smallest
     last = attempt(2 * smallest)
@@ -66,13 +67,13 @@ def largest_budget(attempt: Callable[[int], Trial], smallest: int, most: int, li
 
 
 def even_budget(largest: int, step_tokens: float, smallest: int) -> int:
-    """The budget with which a rank's tokens of a step fill equal micro-batches, as few as the largest budget allows."""
+    """Returns the budget that splits a rank's tokens of a step into the fewest possible micro-batches of equal size."""
     count = ceil(_SLACK * step_tokens / largest)
     return min(largest, max(smallest, ceil(_SLACK * step_tokens / count)))
 
 
 def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Shapes) -> PackedBatch:
-    """A full micro-batch of the first sequences, with as many targets as the first or the last step gives them."""
+    """Builds a full micro-batch of the first sequences, at the first or the last step, whichever has more targets."""
     indices = np.arange(tokens) % len(source)
     epochs = np.zeros_like(indices)
     lengths = source.lengths(epochs, indices)

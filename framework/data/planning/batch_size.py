@@ -1,4 +1,4 @@
-"""How many sequences the steps of a run take: all the same, or growing at the beginning. Exact integers, no state."""
+"""Batch size of each step: constant, or growing at the beginning of a run. Exact integer arithmetic without state."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from framework.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class BatchWarmup:
-    """The global batch grows linearly at the beginning of a run.
+    """Linear growth of the global batch at the beginning of a run.
 
     Attributes:
-        start: Sequences of the first step, about.
+        start: Approximate number of sequences of the first step.
         steps: Steps until the full size is reached.
 
     Raises:
-        ConfigError: A number below 1.
+        ConfigError: A number is below 1.
     """
 
     start: int
@@ -24,19 +24,19 @@ class BatchWarmup:
     def __post_init__(self) -> None:
         for name in ("start", "steps"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"batch_warmup_{name} is {getattr(self, name)}, it must be at least 1; raise it.")
+                raise ConfigError(f"batch_warmup_{name} is {getattr(self, name)}. It must be at least 1. Raise it.")
 
 
 def sequences_before(step: int, global_batch_size: int, warmup: BatchWarmup | None = None) -> int:
-    """Sequences that a run has taken after a number of steps.
+    """Returns the number of sequences that a run has consumed after a number of steps.
 
-    During the warm-up that is the integral of a straight line, rounded down: start * s + (size - start) * s^2 / (2 *
-    steps). Each step takes the difference of two such numbers: never below the start, never above the size.
+    During the warm-up this is the integral of a straight line, rounded down: start * s + (size - start) * s^2 / (2 *
+    steps). Each step consumes the difference of two such numbers, which is never below the start or above the size.
 
     Args:
         step: Completed steps.
-        global_batch_size: Sequences of a step of full size, at least those of the warm-up's start.
-        warmup: None: every step has full size.
+        global_batch_size: Sequences of a step of full size; at least the warm-up's start.
+        warmup: Growth of the batch; with None every step has full size.
     """
     if warmup is None:
         return step * global_batch_size
@@ -46,13 +46,13 @@ def sequences_before(step: int, global_batch_size: int, warmup: BatchWarmup | No
 
 
 def steps_until(num_sequences: int, global_batch_size: int, warmup: BatchWarmup | None = None) -> int:
-    """The fewest steps that take at least so many sequences: the inverse of `sequences_before`."""
-    # No step takes less than one sequence.
+    """Returns the fewest steps that consume at least this many sequences: the inverse of `sequences_before`."""
+    # Every step consumes at least one sequence.
     return bisect_left(
         range(num_sequences + 1), num_sequences, key=lambda step: sequences_before(step, global_batch_size, warmup)
     )
 
 
 def sequences_of(tokens: int, mean_length: float) -> int:
-    """Sequences that have about so many tokens together; at least 1."""
+    """Returns the number of sequences, at least 1, that have about this many tokens together."""
     return max(1, round(tokens / mean_length))

@@ -1,6 +1,7 @@
-"""Lays sequences end to end into a PackedBatch; where shapes are not free it completes them with dummy sequences.
+"""Concatenates sequences into a PackedBatch and pads it with dummy sequences to a fixed or a rounded shape.
 
-Everything is NumPy until the last line. Nothing here knows what a target means: it has values, an axis and a filler.
+All arrays are NumPy until the batch is built. A target is only values, an axis and a filler here; tasks give it a
+meaning.
 """
 
 from collections.abc import Mapping
@@ -16,16 +17,16 @@ from framework.errors import ConfigError
 FILLER_TOKEN_ID = 0
 
 _TOKEN_MULTIPLE, _DUMMIES = 16, 4
-"""Of every micro-batch with a RoundedShape: what its tokens are a multiple of, and its dummy sequences."""
+"""Micro-batches with a RoundedShape: their number of tokens is a multiple of 16, with 4 dummy sequences."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One named thing that a task predicts, before it is packed.
+    """Prediction target of a task, before it is packed.
 
     Attributes:
         values: (targets | sequences | tokens, ...) integers or floats.
-        axis: What the first dim counts.
+        axis: Unit of the first dim.
         filler: Value of dummy entries: IGNORE_INDEX for labels, 0 for positions.
     """
 
@@ -36,12 +37,12 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class FixedShape:
-    """The fixed sizes of a compiled step, fillers included; real content must leave one token for each dummy sequence.
+    """Fixed sizes of a micro-batch of a compiled step, fillers included. Each dummy sequence takes at least one token.
 
     Attributes:
         tokens: Tokens of every micro-batch.
         sequences: Sequences of every micro-batch.
-        targets: Entries of every target with axis "targets"; None: as many as there are.
+        targets: Entries of every target with axis "targets"; None does not pad them.
         max_seqlen: `PackedBatch.max_seqlen` of every micro-batch; no dummy sequence is longer.
     """
 
@@ -54,16 +55,16 @@ class FixedShape:
     def around(
         cls, micro_batch_tokens: int, micro_batch_sequences: int, max_targets: int | None, max_seqlen: int
     ) -> "FixedShape":
-        """The smallest shape into which every micro-batch within these limits fits, an empty one included.
+        """Returns the smallest shape that fits every micro-batch within these limits, an empty one included.
 
-        A micro-batch of n sequences is completed by `sequences - n` dummies of 1 to `max_seqlen` tokens. So there must
-        be a token for each of them beside a full budget, and dummies enough to hold all tokens beside a full row of
-        sequences.
+        A micro-batch of n sequences is padded with `sequences - n` dummies of 1 to `max_seqlen` tokens. If the token
+        budget is full, the shape must leave one token for each dummy. If the number of sequences is at its maximum,
+        the remaining dummies must be able to hold all remaining tokens.
 
         Args:
             micro_batch_tokens: Most real tokens of a micro-batch.
             micro_batch_sequences: Most real sequences of a micro-batch.
-            max_targets: Most entries of a target with axis "targets" in a micro-batch; None: their number stays free.
+            max_targets: Most entries of a target with axis "targets" in a micro-batch; None does not pad them.
             max_seqlen: Most tokens of one sequence; at least 2.
 
         Raises:
@@ -71,7 +72,7 @@ class FixedShape:
         """
         if max_seqlen < 2:
             raise ConfigError(
-                f"max_seqlen is {max_seqlen}, fixed shapes need sequences of at least 2 tokens; raise it."
+                f"max_seqlen is {max_seqlen}. Fixed shapes require sequences of at least 2 tokens. Raise it."
             )
         sequences = micro_batch_sequences
         while (sequences - micro_batch_sequences) * max_seqlen < micro_batch_tokens + sequences:
@@ -81,37 +82,37 @@ class FixedShape:
         return cls(micro_batch_tokens + sequences, sequences, targets, max_seqlen)
 
     def dummy_lengths(self, num_tokens: int, num_sequences: int) -> np.ndarray:
-        """Lengths of the dummy sequences after content of this size.
+        """Returns the lengths of the dummy sequences that pad content of this size.
 
         Raises:
             ValueError: The content does not fit.
         """
         tokens, dummies = self.tokens - num_tokens, self.sequences - num_sequences
         if not 0 <= dummies <= tokens <= dummies * self.max_seqlen:
-            raise ValueError(f"{num_sequences} sequences with {num_tokens} tokens cannot be completed to {self}.")
+            raise ValueError(f"{num_sequences} sequences with {num_tokens} tokens cannot be padded to {self}.")
         return _split_evenly(tokens, dummies)
 
 
 @dataclass(frozen=True, slots=True)
 class RoundedShape:
-    """Sizes that follow the content, but few different ones: a fixed number of dummies completes the tokens.
+    """Shape that rounds the number of tokens up to a multiple of 16 with a fixed number of dummy sequences.
 
-    For a CPU, on which oneDNN compiles each product for each number of rows that it has not met: where each step had
-    another number, of some 700, an eighth of the time went there (tests/benchmarks/README.md, "Speed of fine-tuning").
-    There are several dummies so that none is longer than a table of positions.
+    It serves micro-batches on a CPU. oneDNN compiles each matrix product for every new number of rows. With about 700
+    different numbers, this compilation took an eighth of the training time (tests/benchmarks/README.md, "Speed of
+    fine-tuning"). The padding is split over several dummies so that none exceeds a table of positions.
     """
 
     def dummy_lengths(self, num_tokens: int, num_sequences: int) -> np.ndarray:  # noqa: ARG002
-        """Lengths of the dummy sequences after content of this size, at most 5 tokens each."""
+        """Returns the lengths of the dummy sequences that pad content of this size, at most 5 tokens each."""
         return _split_evenly(_DUMMIES + -(num_tokens + _DUMMIES) % _TOKEN_MULTIPLE, _DUMMIES)
 
 
 Shape: TypeAlias = FixedShape | RoundedShape | None
-"""What the content of a micro-batch is completed to; None leaves its shapes free."""
+"""Shape to which a micro-batch is padded; None adds no padding."""
 
 
 def shape_on(device_type: str) -> RoundedShape | None:
-    """What suits micro-batches whose layers are not compiled: few sizes on a CPU, free ones elsewhere."""
+    """Returns the shape for micro-batches whose layers are not compiled: rounded on a CPU, none elsewhere."""
     return RoundedShape() if device_type == "cpu" else None
 
 
@@ -124,34 +125,34 @@ def pack_sequences(
     counts: Mapping[str, float] | None = None,
     shape: Shape = None,
 ) -> PackedBatch:
-    """Builds one micro-batch from sequences that already lie end to end.
+    """Builds one micro-batch from concatenated sequences.
 
-    Without sequences the batch holds one dummy sequence of one token. Without a shape no other dummy is added,
+    Without sequences the batch holds one dummy sequence of one token. Without a shape it holds no other dummies,
     except that a target with axis "targets" never has fewer than one entry, so that no head sees a tensor without rows.
 
-    Arrays that need no filler and no other type are shared with the batch, not copied: leave them as they are after.
+    The batch shares the memory of arrays that need no filler and no conversion. Do not change them afterwards.
 
     Args:
-        input_ids: (tokens,) the sequences end to end.
+        input_ids: (tokens,) ids of the concatenated sequences.
         lengths: (sequences,) tokens of each sequence, all positive; their sum is `tokens`.
-        sequence_ids: (sequences,) place of each in the run's stream of sequences.
-        token_type_ids: (tokens,) segments; None is segment 0 everywhere.
-        targets: What is predicted, by name. Position targets count from the first token of this micro-batch.
-        counts: Targets of each loss term; real ones only.
-        shape: What the content is completed to; None leaves its shapes free.
+        sequence_ids: (sequences,) position of each sequence in the run's stream of sequences.
+        token_type_ids: (tokens,) segments; None means segment 0 everywhere.
+        targets: Prediction targets by name. Position targets count from the first token of this micro-batch.
+        counts: Number of real targets of each loss term.
+        shape: Shape to which the micro-batch is padded; None adds no padding.
 
     Returns:
         The micro-batch, on the CPU.
 
     Raises:
-        ValueError: The parts do not fit together, or the content does not fit the shape.
+        ValueError: The arguments are inconsistent, or the content does not fit the shape.
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     num_tokens, num_sequences = int(lengths.sum()), len(lengths)
     if len(input_ids) != num_tokens or len(sequence_ids) != num_sequences or (num_sequences and lengths.min() < 1):
         raise ValueError(
-            f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not belong to {num_sequences} positive "
-            f"lengths with sum {num_tokens}."
+            f"{len(input_ids)} tokens and {len(sequence_ids)} sequence ids do not match {num_sequences} lengths with "
+            f"sum {num_tokens}. All lengths must be positive."
         )
     all_lengths = np.concatenate([lengths, _dummy_lengths(num_tokens, num_sequences, shape)])
     cu_seqlens = np.zeros(len(all_lengths) + 1, dtype=np.int32)
@@ -163,16 +164,16 @@ def pack_sequences(
     fixed = shape if isinstance(shape, FixedShape) else None
     sizes = {"tokens": tokens, "sequences": len(all_lengths), "targets": fixed.targets if fixed else None}
     return PackedBatch(
-        input_ids=_filled(input_ids, tokens, FILLER_TOKEN_ID),
+        input_ids=_padded(input_ids, tokens, FILLER_TOKEN_ID),
         position_ids=torch.from_numpy(position_ids),
-        token_type_ids=_filled(segments, tokens, 0),
+        token_type_ids=_padded(segments, tokens, 0),
         cu_seqlens=torch.from_numpy(cu_seqlens),
-        sequence_ids=_filled(sequence_ids, len(all_lengths), DUMMY_SEQUENCE_ID),
+        sequence_ids=_padded(sequence_ids, len(all_lengths), DUMMY_SEQUENCE_ID),
         lengths=tuple(all_lengths.tolist()),
         max_seqlen=fixed.max_seqlen if fixed else int(all_lengths.max()),
         num_sequences=num_sequences,
         num_tokens=num_tokens,
-        targets={name: _filled_target(name, target, sizes[target.axis]) for name, target in (targets or {}).items()},
+        targets={name: _padded_target(name, target, sizes[target.axis]) for name, target in (targets or {}).items()},
         counts=dict(counts or {}),
     )
 
@@ -189,15 +190,15 @@ def _split_evenly(tokens: int, parts: int) -> np.ndarray:
     return tokens // parts + (np.arange(parts) < tokens % parts)
 
 
-def _filled_target(name: str, target: Target, size: int | None) -> torch.Tensor:
+def _padded_target(name: str, target: Target, size: int | None) -> torch.Tensor:
     size = max(len(target.values), 1) if size is None else size
     if len(target.values) > size:
         raise ValueError(f"target {name} has {len(target.values)} entries, but the shape allows {size}.")
-    return _filled(target.values, size, target.filler)
+    return _padded(target.values, size, target.filler)
 
 
-def _filled(values: np.ndarray, size: int, filler: int) -> torch.Tensor:
-    """The values followed by fillers up to `size` rows; integers become int64, floats float32."""
+def _padded(values: np.ndarray, size: int, filler: int) -> torch.Tensor:
+    """Pads the values with fillers to `size` rows; integers become int64, floats float32."""
     values = np.asarray(values)
     dtype = np.dtype(np.float32 if values.dtype.kind == "f" else np.int64)
     if len(values) == size and values.dtype == dtype and values.flags.carray:

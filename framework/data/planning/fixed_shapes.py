@@ -1,10 +1,10 @@
-"""The fixed shapes of compiled steps: two budgets, and for each the sizes of everything that the encoder sees.
+"""Fixed shapes of compiled steps: two token budgets, and for each the sizes of all tensors that the encoder sees.
 
-The last micro-batch of a rank has all of the budget or a part of it. Each size is compiled for each kind of layer
-(ModernBERT has three), torch makes at most 8 codes of one function, and every further size takes the compiler's time at
-each start: that leaves two. The part is the one that leaves least empty. Where the loads of steps spread evenly it is a
-half, which leaves a quarter of a budget empty on average, and one size alone would leave a half; where every step has
-about the same load it is that one, and little is empty.
+The last micro-batch of a rank has the full budget or a smaller one. torch compiles each size for each kind of layer
+(ModernBERT has three), keeps at most 8 variants of a function, and every further size costs compile time at each
+start. Therefore only two sizes are used. The smaller budget is the one that wastes the fewest tokens. If the loads of
+the steps are spread evenly, it is half the budget, which wastes a quarter of a budget on average where a single size
+would waste a half. If all steps have about the same load, it fits that load, and little is wasted.
 """
 
 from collections.abc import Mapping
@@ -18,20 +18,20 @@ from framework.data.planning.collate import FixedShape, RoundedShape
 from framework.data.planning.packing import budget_sizes
 
 _SPARE_SEQUENCES = 1.25
-"""A micro-batch may have a quarter more sequences than a mean one, so that bins of short sequences fill up too; each
-costs a dummy token where it is not there."""
+"""Allowed sequences of a micro-batch, relative to a mean one. A quarter more lets bins of short sequences fill up too.
+Each unused one costs a dummy token."""
 
 _SLACK = 1.01
-"""How much larger a micro-batch should be than what it must hold: sequences do not fill it to the last token."""
+"""Required size of a micro-batch relative to its content, since sequences do not fill it to the last token."""
 
 
 @dataclass(frozen=True, slots=True)
 class FixedShapes:
-    """What every micro-batch of a plan is filled up to.
+    """Shapes to which all micro-batches of a plan are padded.
 
     Attributes:
         micro_batch_sequences: Most real sequences of a micro-batch.
-        by_budget: By the budget of the micro-batch, ascending; the last is the full budget.
+        by_budget: Shape for each budget of a micro-batch, in ascending order; the last is the full budget.
     """
 
     micro_batch_sequences: int
@@ -39,20 +39,20 @@ class FixedShapes:
 
 
 Shapes: TypeAlias = FixedShapes | RoundedShape | None
-"""What the micro-batches of a plan are completed to; only fixed shapes limit their sequences. None leaves them free."""
+"""Shapes to which micro-batches of a plan are padded; None adds no padding. Only fixed shapes limit the sequences."""
 
 
 def fixed_shapes(max_length: int, mean_length: float, micro_batch_tokens: int, rank_tokens: np.ndarray) -> FixedShapes:
-    """The shapes for sequences of these lengths. Targets stay as many as there are: heads are not compiled.
+    """Chooses the shapes for sequences of these lengths. Targets are not padded, since heads are not compiled.
 
     Args:
-        max_length: Most tokens of a sequence, at most those of a micro-batch.
+        max_length: Most tokens of a sequence; at most the full budget.
         mean_length: Mean tokens of a sequence.
-        micro_batch_tokens: The full budget.
-        rank_tokens: (steps,) tokens of a rank in some steps, for which the smaller size is chosen.
+        micro_batch_tokens: Full budget of a micro-batch.
+        rank_tokens: (steps,) tokens of a rank in a sample of steps, for which the smaller budget is optimized.
     """
     sequences = ceil(_SPARE_SEQUENCES * micro_batch_tokens / mean_length) + 1
-    # Descending, so that of sizes that are as good, which help no step, the full one is taken.
+    # In descending order, so that argmin takes the full budget if no smaller one helps.
     sizes = np.array(budget_sizes(micro_batch_tokens, max_length))[::-1, None]
     needed = rank_tokens % micro_batch_tokens * _SLACK
     computed = np.where(needed <= sizes, sizes, micro_batch_tokens).mean(axis=1)

@@ -1,4 +1,4 @@
-"""How often the chunks of each source are seen in an epoch, as arithmetic over sequence indices."""
+"""Repetition of the chunks of each source within an epoch, as arithmetic over sequence indices."""
 
 import numpy as np
 
@@ -6,14 +6,14 @@ from framework import ragged
 
 
 class Mixture:
-    """Maps sequence indices of an epoch to chunks: source after source, each as often as its weight says.
+    """Maps sequence indices of an epoch to chunks, one source after the other, each repeated by its weight.
 
-    A source of weight 2 is seen twice in every epoch; of one of weight 0.5 each epoch sees half, and two epochs all. A
-    part of a chunk that is left over is rounded, so that each epoch has equally many sequences.
+    An epoch contains a source of weight 2 twice. It contains half of a source of weight 0.5, and two epochs contain all
+    of that source. A fractional number of chunks is rounded, so that every epoch has the same number of sequences.
 
     Args:
-        sizes: (sources,) chunks of each source, in the order in which they lie.
-        weights: (sources,) not negative, their products with the sizes not all below one half.
+        sizes: (sources,) chunks of each source, in the order of the store.
+        weights: (sources,) weights, not negative; at least one product of a weight and a size must be one half or more.
     """
 
     def __init__(self, sizes: np.ndarray, weights: np.ndarray) -> None:
@@ -26,16 +26,16 @@ class Mixture:
         return int(self._ends[-1])
 
     def chunks(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """The chunk of each sequence.
+        """Returns the chunk of each sequence.
 
         Args:
-            epochs: (sequences,) int64.
-            indices: (sequences,) int64 in [0, len).
+            epochs: (sequences,) int64 epoch of each sequence.
+            indices: (sequences,) int64 index of each sequence in its epoch, in [0, len).
 
         Returns:
-            (sequences,) int64 in [0, sum of sizes).
+            (sequences,) int64 chunk indices in [0, sum of sizes).
         """
         source = np.searchsorted(self._ends, indices, side="right")
         seen = self._seen[source]
-        place = epochs * seen + indices - (self._ends[source] - seen)
-        return self._first_chunks[source] + place % self._sizes[source]
+        offset = epochs * seen + indices - (self._ends[source] - seen)
+        return self._first_chunks[source] + offset % self._sizes[source]

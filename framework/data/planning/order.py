@@ -1,8 +1,9 @@
-"""The order of an epoch: a stateless bijection of [0, size) that is computed for any positions at once, at any size.
+"""Order of an epoch: a stateless bijection of [0, size), computed for any set of positions at any size.
 
-A Feistel network over Z_a x Z_b with additions modulo a and b (Black and Rogaway 2002, "Ciphers with arbitrary finite
-domains", section 4) and cycle walking over the few values beyond `size`: a * b < size + 2 * sqrt(size) + 1. No memory,
-no state. `Shuffle` orders all sequences alike, or in two levels, for stores that are larger than the memory.
+The bijection is a Feistel network over Z_a x Z_b with additions modulo a and b (Black and Rogaway 2002, "Ciphers with
+arbitrary finite domains", section 4). Cycle walking skips the few values beyond `size`: a * b < size + 2 * sqrt(size) +
+1. It needs no memory and no state. `Shuffle` permutes all sequences at once, or in two levels for stores that are
+larger than the memory.
 """
 
 import math
@@ -16,18 +17,18 @@ from framework.random import below, key, mix
 NUM_ROUNDS = 8
 SMALL_SIZE = 100
 NUM_ROUNDS_SMALL = 24
-"""Below SMALL_SIZE the halves have few values, so that a round mixes little: pairs of indices failed a chi-square test
-over 400,000 keys with 8 rounds up to size 50, and with 16 rounds at size 6; with the numbers here none did from size 3
-on."""
+"""Rounds below SMALL_SIZE, where the halves have few values and a round mixes little. In a chi-square test over 400,000
+keys, pairs of indices failed with 8 rounds up to size 50, and with 16 rounds at size 6. With the numbers chosen here,
+none failed from size 3 on."""
 
 
 def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
-    """Maps places in an epoch's order to sequence indices; a bijection of [0, size) for each key.
+    """Maps positions in an epoch's order to sequence indices; a bijection of [0, size) for each key.
 
     Args:
         order_key: 64-bit key of this order, from `framework.random.key`.
         size: Number of sequences, at least 1 and below 2**62.
-        positions: Places of any shape, each in [0, size).
+        positions: Array of any shape with positions in [0, size).
 
     Returns:
         int64 indices of the same shape, each in [0, size).
@@ -50,17 +51,17 @@ def permute(order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
 def _within(size: int, positions: np.ndarray) -> np.ndarray:
     positions = np.asarray(positions, dtype=np.int64)
     if positions.size and not (positions.min() >= 0 and positions.max() < size):
-        raise ValueError(f"positions reach from {positions.min()} to {positions.max()}, not within 0 to {size - 1}.")
+        raise ValueError(f"positions range from {positions.min()} to {positions.max()}, not within 0 to {size - 1}.")
     return positions
 
 
 def _feistel(round_keys: list[int], rows: int, columns: int, values: np.ndarray) -> np.ndarray:
-    """One pass over [0, rows * columns): rounds add a hash of one half to the other half, in turns."""
+    """Permutes [0, rows * columns): each round adds a hash of one half to the other half, in turns."""
     row, column = np.divmod(values, columns)
     for number, round_key in enumerate(round_keys):
         if number % 2 == 0:
             row += below(mix(round_key, column), rows)
-            # Modulo, since both were below it; a division costs more.
+            # Modulo by subtraction, since both operands were below `rows`; a division costs more.
             row -= rows * (row >= rows)
         else:
             column += below(mix(round_key, row), columns)
@@ -70,19 +71,19 @@ def _feistel(round_keys: list[int], rows: int, columns: int, values: np.ndarray)
 
 @dataclass(frozen=True)
 class Shuffle:
-    """How an epoch is put in order.
+    """Random order of an epoch, over all indices at once or in two levels.
 
-    In two levels, blocks of consecutive indices come in random order, this stream of blocks is cut into windows, and
-    each window is put in random order. So at any time an epoch reads from `window_blocks` blocks only, which the page
-    cache holds; two indices that are far apart meet in a window only if their blocks do.
+    With two levels, blocks of consecutive indices are shuffled, this stream of blocks is cut into windows, and each
+    window is shuffled. At any time an epoch therefore reads from only `window_blocks` blocks, which fit in the page
+    cache. Two distant indices share a window only if their blocks do.
 
     Attributes:
-        block_size: Consecutive indices that stay in one window, the last block may have fewer; None puts all indices in
-            random order at once.
+        block_size: Consecutive indices that stay in one window; the last block may have fewer. None shuffles all
+            indices at once.
         window_blocks: Blocks of a window; the last window may have fewer.
 
     Raises:
-        ConfigError: One of them is below 1.
+        ConfigError: One of the two numbers is below 1.
     """
 
     block_size: int | None = None
@@ -91,17 +92,18 @@ class Shuffle:
     def __post_init__(self) -> None:
         for name, value in (("block_size", self.block_size), ("window_blocks", self.window_blocks)):
             if value is not None and value < 1:
-                raise ConfigError(f"the shuffle's {name} is {value}, it must be at least 1.")
+                raise ConfigError(f"the shuffle's {name} is {value}. It must be at least 1. Raise it.")
 
     def indices(self, order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
-        """Maps places in an epoch's order to sequence indices; a bijection of [0, size) for each key.
+        """Maps positions in an epoch's order to sequence indices; a bijection of [0, size) for each key.
 
-        Time and memory are those of the positions, whatever the size; a call is fastest if they lie in few windows.
+        Time and memory depend on the number of positions only, not on the size. A call is fastest if the positions lie
+        in few windows.
 
         Args:
             order_key: 64-bit key of this order, from `framework.random.key`.
             size: Number of sequences, at least 1 and below 2**62.
-            positions: Places of any shape, each in [0, size).
+            positions: Array of any shape with positions in [0, size).
 
         Returns:
             int64 indices of the same shape, each in [0, size).
@@ -121,19 +123,19 @@ class Shuffle:
                 start, stop = (blocks.start((window + end) * self.window_blocks) for end in (0, 1))
                 window_key = key(order_key, "window", window)
                 shuffled[here] = start + permute(window_key, stop - start, flat[here] - start)
-        places, offsets = blocks.locate(shuffled)
-        return (blocks.numbers(places) * self.block_size + offsets).reshape(positions.shape)
+        slots, offsets = blocks.locate(shuffled)
+        return (blocks.numbers(slots) * self.block_size + offsets).reshape(positions.shape)
 
     def window(self, order_key: int, size: int, position: int) -> np.ndarray:
-        """What is read around a place in an epoch's order.
+        """Returns the index ranges of the window that contains a position in an epoch's order.
 
         Args:
-            order_key: Of this order, as for `indices`.
+            order_key: 64-bit key of this order, as for `indices`.
             size: Number of sequences.
-            position: A place in [0, size).
+            position: Position in [0, size).
 
         Returns:
-            (blocks, 2) int64 ranges (start, stop) of the indices in the window of that place, ascending.
+            (blocks, 2) int64 ascending ranges (start, stop) of the indices in the window of that position.
         """
         if self.block_size is None:
             return np.array([[0, size]])
@@ -145,10 +147,10 @@ class Shuffle:
 
 
 class _BlockOrder:
-    """Blocks in random order, end to end: where each lies in this stream, and which it is.
+    """Stream of shuffled blocks: start and number of the block in each slot of the stream.
 
-    A last block with fewer indices gets a random place of its own; the others are permuted around it. So where they
-    begin needs no search.
+    A last block with fewer indices gets a random slot of its own, and the others are permuted around it. The start of
+    each slot is therefore computed without a search.
     """
 
     def __init__(self, order_key: int, size: int, block_size: int) -> None:
@@ -158,23 +160,23 @@ class _BlockOrder:
         self._num_full, rest = divmod(size, block_size)
         self.num_blocks = self._num_full + (rest > 0)
         self._missing = (block_size - rest) if rest else 0
-        # Behind all blocks if there is none.
-        self._short_place = key(order_key, "short block") % self.num_blocks if rest else self.num_blocks
+        # After all blocks if no block is short.
+        self._short_slot = key(order_key, "short block") % self.num_blocks if rest else self.num_blocks
 
-    def start(self, place: int) -> int:
-        """Where the block at this place begins in the stream; the end of the stream for places behind all blocks."""
-        return min(place * self._block_size - self._missing * (place > self._short_place), self._size)
+    def start(self, slot: int) -> int:
+        """Returns the position in the stream at which a slot begins; the end of the stream for slots after the last."""
+        return min(slot * self._block_size - self._missing * (slot > self._short_slot), self._size)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For positions in the stream: the place of the block, and how far into the block."""
-        behind = positions >= self.start(self._short_place + 1)
+        """Returns the slot of each position in the stream, and the offset within its block."""
+        behind = positions >= self.start(self._short_slot + 1)
         return np.divmod(positions + self._missing * behind, self._block_size)
 
-    def numbers(self, places: np.ndarray) -> np.ndarray:
-        """The blocks at these places."""
-        result = np.full_like(places, self._num_full)
-        full = places != self._short_place
-        others = places[full]
+    def numbers(self, slots: np.ndarray) -> np.ndarray:
+        """Returns the number of the block in each slot."""
+        result = np.full_like(slots, self._num_full)
+        full = slots != self._short_slot
+        others = slots[full]
         if len(others):
-            result[full] = permute(self._key, self._num_full, others - (others > self._short_place))
+            result[full] = permute(self._key, self._num_full, others - (others > self._short_slot))
         return result

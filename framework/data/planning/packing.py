@@ -1,9 +1,9 @@
-"""How the sequences of a global step share the micro-batches of all ranks: bin packing in whole arrays.
+"""Packs the sequences of a global step into the micro-batches of all ranks: vectorized bin packing.
 
-Every rank runs the same number of micro-batches. All have the full budget, except that the last one of each rank may
-have a smaller one, the same on every rank, out of few sizes, so that compiled shapes stay few. A bin is a micro-batch
-of any rank. Sequences are dealt to the bins in rounds, then bins that are too full exchange sequences with others. No
-loop runs over sequences.
+Every rank runs the same number of micro-batches. All have the full token budget, except that the last one of each rank
+may have a smaller one. It is the same on every rank and one of few sizes, so that few shapes are compiled. A bin is a
+micro-batch of any rank. The packer deals sequences to the bins in rounds. Then overfull bins exchange sequences with
+others. No loop runs over sequences.
 """
 
 from collections.abc import Iterator
@@ -15,54 +15,54 @@ from framework import ragged
 from framework.errors import ConfigError
 
 NUM_SIZES = 16
-"""The last micro-batch of a rank has a whole number of sixteenths of the budget, where shapes are free."""
+"""Number of possible budgets of a rank's last micro-batch without fixed shapes: multiples of 1/16 of the budget."""
 
 _EXCHANGED = 4
-"""Sequences of a bin that may leave it in one exchange, in any subset."""
+"""Sequences of a bin that one exchange considers, in any subset."""
 _SUBSETS = (np.arange(2**_EXCHANGED)[:, None] >> np.arange(_EXCHANGED)) & 1
 _EXCHANGES_AT_ONCE, _MOST_EXCHANGES = 2**13, 2**15
-"""Exchanges of a round, and of all rounds before a number of micro-batches is given up: thousands of bins must not take
-seconds, nor much memory."""
+"""Limits on exchanges: per round, and over all rounds before the packer gives up a number of micro-batches. They bound
+time and memory with thousands of bins."""
 _PATIENCE = 32
-"""Rounds of exchanges in which a quarter of what is too much must go."""
+"""Rounds of exchanges within which the excess tokens must shrink by a quarter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Which micro-batch each sequence of a step is in.
+    """Assignment of the sequences of a step to micro-batches.
 
     Attributes:
-        budgets: (micro_batches,) most tokens of each micro-batch of a rank, the same on every rank; all but the last
-            are equal, and it is no larger.
-        places: (sequences,) int64, rank * micro_batches + micro-batch.
+        budgets: (micro_batches,) most tokens of each micro-batch of a rank, the same on every rank. All but the last
+            are equal, and the last is no larger.
+        assignment: (sequences,) int64, rank * micro_batches + micro-batch.
     """
 
     budgets: tuple[int, ...]
-    places: np.ndarray
+    assignment: np.ndarray
 
     def of_rank(self, rank: int) -> list[np.ndarray]:
-        """The sequences of each micro-batch of a rank, as ascending int64 slots of the step."""
+        """Returns the sequences of each micro-batch of a rank, as ascending int64 indices into the step."""
         count = len(self.budgets)
-        slots = np.flatnonzero(self.places // count == rank)
-        micro_batches = self.places[slots] % count
+        slots = np.flatnonzero(self.assignment // count == rank)
+        micro_batches = self.assignment[slots] % count
         order = np.argsort(micro_batches, kind="stable")
         ends = np.cumsum(np.bincount(micro_batches, minlength=count))
         return np.split(slots[order], ends[:-1])
 
 
 def budget_sizes(budget: int, max_length: int, num_sizes: int = NUM_SIZES) -> list[int]:
-    """The budgets that a micro-batch can have, ascending: equal parts that hold any sequence, up to the full budget."""
+    """Returns the possible budgets of a micro-batch: multiples of budget / num_sizes, ascending from `max_length`."""
     sizes = np.unique(-(-budget * np.arange(1, num_sizes + 1) // num_sizes))
     return [int(size) for size in sizes if size >= max_length]
 
 
 def pack(lengths: np.ndarray, sizes: list[int], num_ranks: int, max_sequences: int) -> Packing:
-    """Packs sequences into as few micro-batches a rank as it can, the last one as small as it can.
+    """Packs sequences into as few micro-batches per rank as possible, with the last one as small as possible.
 
     Args:
         lengths: (sequences,) tokens of each, all positive and none above the smallest size.
-        sizes: Budgets that the last micro-batch of a rank may have, ascending; the others have the largest.
-        num_ranks: Ranks.
+        sizes: Possible budgets of a rank's last micro-batch, ascending; the other micro-batches have the largest.
+        num_ranks: Number of ranks.
         max_sequences: Most sequences of a micro-batch.
 
     Raises:
@@ -70,8 +70,9 @@ def pack(lengths: np.ndarray, sizes: list[int], num_ranks: int, max_sequences: i
     """
     if len(lengths) and lengths.max() > sizes[0]:
         raise ConfigError(
-            f"a sequence has {lengths.max()} tokens, but a micro-batch may be as small as {sizes[0]} tokens; raise "
-            f"micro_batch_tokens and the source's max_length to at least {lengths.max()}, or shorten the sequences."
+            f"a sequence has {lengths.max()} tokens, but a micro-batch may be as small as {sizes[0]} tokens. Sequences "
+            f"cannot be split. Raise micro_batch_tokens and the source's max_length to at least {lengths.max()}, or "
+            "shorten the sequences."
         )
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]
@@ -82,23 +83,23 @@ def pack(lengths: np.ndarray, sizes: list[int], num_ranks: int, max_sequences: i
         room = int(budgets.sum())
         if room < least_room:
             continue
-        bins, excess = _place(descending, budgets, max_sequences)
+        bins, excess = _assign(descending, budgets, max_sequences)
         if excess == 0:
-            places = np.empty_like(order)
-            places[order] = _to_ranks(bins, descending, num_micro_batches, num_ranks)
-            return Packing((sizes[-1],) * (num_micro_batches - 1) + (last,), places)
-        # What did not fit needs at least about as much room as it has tokens.
+            assignment = np.empty_like(order)
+            assignment[order] = _to_ranks(bins, descending, num_micro_batches, num_ranks)
+            return Packing((sizes[-1],) * (num_micro_batches - 1) + (last,), assignment)
+        # The excess tokens need at least about that much more room.
         least_room = room + excess
-    raise AssertionError("the candidates do not end before there is a bin for each sequence")
+    raise AssertionError("the candidates ended before every sequence had a bin of its own")
 
 
 def _candidates(
     descending: np.ndarray, sizes: list[int], num_ranks: int, max_sequences: int
 ) -> Iterator[tuple[int, int]]:
-    """Micro-batches of a rank and the size of the last one, by ascending room, without what is plainly too small.
+    """Yields numbers of micro-batches per rank with the size of the last one, by ascending room.
 
-    Too small is what has less room than tokens, or no place for the k longest sequences for some k: a bin takes at most
-    as many of them as the k-th fits into it.
+    Candidates that are certainly too small are skipped: those with less room than tokens, and those that cannot hold
+    the k longest sequences for some k. A bin holds at most as many of these as copies of the k-th would fit into it.
     """
     total, full = int(descending.sum()), sizes[-1]
     ranking = np.arange(1, len(descending) + 1)
@@ -108,20 +109,20 @@ def _candidates(
     while True:
         for last in sizes:
             if num_ranks * ((num_micro_batches - 1) * full + last) >= total:
-                places = (num_micro_batches - 1) * most + np.minimum(last // descending, max_sequences)
-                if (num_ranks * places >= ranking).all():
+                fitting = (num_micro_batches - 1) * most + np.minimum(last // descending, max_sequences)
+                if (num_ranks * fitting >= ranking).all():
                     yield num_micro_batches, last
         num_micro_batches += 1
 
 
-def _place(descending: np.ndarray, budgets: np.ndarray, max_sequences: int) -> tuple[np.ndarray, int]:
-    """Deals sequences to bins and repairs what is too full.
+def _assign(descending: np.ndarray, budgets: np.ndarray, max_sequences: int) -> tuple[np.ndarray, int]:
+    """Deals sequences to bins and repairs overfull bins.
 
     Returns:
-        (sequences,) int64 bin of each, and the tokens that are too much for their bins.
+        (sequences,) int64 bin of each, and the excess tokens over all bins.
     """
     fewest = None
-    # Even bins are found first by the one, and where bins hold few sequences only by the other.
+    # The even deal goes first since it makes even bins. Where bins hold few sequences, only the tight deal may fit.
     for deal in (_deal_evenly, _deal_tightly):
         bins = deal(descending, budgets.copy(), np.full(len(budgets), max_sequences))
         excess = _exchange_until_it_fits(bins, descending, budgets, max_sequences)
@@ -133,15 +134,15 @@ def _place(descending: np.ndarray, budgets: np.ndarray, max_sequences: int) -> t
 
 
 def _deal_evenly(descending: np.ndarray, rooms: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Deals the longest sequence first to the bin with most room (LPT: Graham 1969).
+    """Deals sequences, longest first, each to the bin with the most room (LPT: Graham 1969).
 
-    A round deals one sequence to each bin that would be the roomiest when its turn comes. While many sequences are
-    left, it deals several rows at once, and later rounds level what that leaves uneven.
+    A round deals one sequence to each bin that would have the most room when its turn comes. While many sequences
+    remain, a round deals several rows at once, and later rounds even out the differences.
 
     Args:
         descending: (sequences,) tokens of each.
-        rooms: (bins,) tokens that each may take; changed. More is put in where there is no other way.
-        free: (bins,) sequences that each may take; changed.
+        rooms: (bins,) tokens that each bin may still take; modified. A bin is overfilled if no other has room.
+        free: (bins,) sequences that each bin may still take; modified.
 
     Returns:
         (sequences,) int64 bin of each.
@@ -170,16 +171,16 @@ def _deal_evenly(descending: np.ndarray, rooms: np.ndarray, free: np.ndarray) ->
 
 
 def _deal_tightly(descending: np.ndarray, rooms: np.ndarray, free: np.ndarray) -> np.ndarray:
-    """Fills bins: in each round each takes, the roomiest first, the longest sequence left that fits into it.
+    """Deals sequences in rounds, in which each bin, roomiest first, takes the longest remaining sequence that fits.
 
-    What fits nowhere is dealt evenly. Arguments and result are those of `_deal_evenly`.
+    Sequences that fit into no bin are dealt evenly. Arguments and result are those of `_deal_evenly`.
     """
     bins = np.empty(len(descending), dtype=np.int64)
     left = np.arange(len(descending))
     while len(left):
         order = np.argsort(-np.where(free > 0, rooms, 0), kind="stable")
         fitting = np.searchsorted(-descending[left], -np.where(free > 0, rooms, 0)[order])
-        # Each bin's choice lies behind those of the bins before it.
+        # Each bin's choice comes after those of the bins before it.
         turns = np.arange(len(order))
         choice = np.maximum.accumulate(fitting - turns) + turns
         order, choice = order[choice < len(left)], choice[choice < len(left)]
@@ -195,10 +196,10 @@ def _deal_tightly(descending: np.ndarray, rooms: np.ndarray, free: np.ndarray) -
 
 
 def _exchange_until_it_fits(bins: np.ndarray, descending: np.ndarray, budgets: np.ndarray, max_sequences: int) -> int:
-    """Pairs bins that are too full with roomy ones and evens them out, in place, with new partners in each round.
+    """Pairs overfull bins with roomy ones and evens them out, in place, with new partners in each round.
 
     Returns:
-        Tokens that are still too much for their bins.
+        Excess tokens over all bins that remain.
     """
     num_bins = len(budgets)
     rooms = budgets - np.bincount(bins, descending, num_bins).astype(np.int64)
@@ -223,18 +224,18 @@ def _exchange_until_it_fits(bins: np.ndarray, descending: np.ndarray, budgets: n
 def _exchange(
     bins: np.ndarray, descending: np.ndarray, pairs: np.ndarray, rooms: np.ndarray, max_sequences: int, turn: int
 ) -> np.ndarray:
-    """Makes the rooms of each pair of bins as even as an exchange of a few sequences can, in place.
+    """Evens out the rooms of each pair of bins, in place, by the best exchange of a few sequences.
 
     Args:
-        bins: (sequences,) bin of each; changed.
+        bins: (sequences,) bin of each; modified.
         descending: (sequences,) tokens of each.
-        pairs: (2, pairs) bins, none of them twice; those of the first row have less room.
-        rooms: (bins,) tokens that each could still take.
+        pairs: (2, pairs) bins, each at most once; those of the first row have less room.
+        rooms: (bins,) tokens that each bin could still take.
         max_sequences: Most sequences of a bin.
-        turn: Decides which sequences of a bin may be exchanged, where it has more than a few.
+        turn: Round number; selects the sequences that a bin with more than a few may exchange.
 
     Returns:
-        (pairs,) tokens that go from the first bin to the second, never negative.
+        (pairs,) tokens that move from the first bin to the second, never negative.
     """
     chosen = np.zeros(len(rooms), dtype=bool)
     chosen[pairs] = True
@@ -248,7 +249,7 @@ def _exchange(
     picked = np.where(counts <= _EXCHANGED, few, (few * counts // _EXCHANGED + turn) % np.maximum(counts, 1))
     exists = picked < counts
     slots = members[np.where(exists, starts + picked, 0)]
-    # (pairs, subsets, subsets) tokens that go over when one subset is exchanged for the other.
+    # (pairs, subsets, subsets) tokens that move when one subset is exchanged for the other.
     given, taken = np.where(exists, descending[slots], 0) @ _SUBSETS.T
     moved = given[:, :, None] - taken[:, None, :]
     gap = rooms[pairs[1]] - rooms[pairs[0]]
@@ -261,14 +262,14 @@ def _exchange(
     every = np.arange(len(gap))
     best = unevenness.reshape(len(gap), -1).argmin(axis=1)
     better = unevenness.reshape(len(gap), -1)[every, best] < gap
-    for side, subset in enumerate(np.divmod(best, len(_SUBSETS))):
-        leaves = exists[side] & (_SUBSETS[subset] == 1) & better[:, None]
-        bins[slots[side][leaves]] = np.repeat(pairs[1 - side], leaves.sum(axis=1))
+    for row, subset in enumerate(np.divmod(best, len(_SUBSETS))):
+        leaves = exists[row] & (_SUBSETS[subset] == 1) & better[:, None]
+        bins[slots[row][leaves]] = np.repeat(pairs[1 - row], leaves.sum(axis=1))
     return np.where(better, moved.reshape(len(gap), -1)[every, best], 0)
 
 
 def _to_ranks(bins: np.ndarray, descending: np.ndarray, num_micro_batches: int, num_ranks: int) -> np.ndarray:
-    """Deals bins to the ranks, the fullest first, row by row to and fro; the last ones even out what ranks have.
+    """Deals bins to ranks, fullest first, row by row in alternating direction; the last row evens out the ranks' loads.
 
     Returns:
         (sequences,) int64, rank * micro_batches + micro-batch.
@@ -279,6 +280,6 @@ def _to_ranks(bins: np.ndarray, descending: np.ndarray, num_micro_batches: int, 
     last = np.empty(num_ranks, dtype=np.int64)
     by_tokens = np.argsort(-loads[rows].sum(axis=0), kind="stable")
     last[by_tokens] = len(loads) - num_ranks + np.argsort(loads[-num_ranks:], kind="stable")
-    places = np.empty(len(loads), dtype=np.int64)
-    places[np.concatenate([rows, last[None]]).T.reshape(-1)] = np.arange(len(loads))
-    return places[bins]
+    assignment = np.empty(len(loads), dtype=np.int64)
+    assignment[np.concatenate([rows, last[None]]).T.reshape(-1)] = np.arange(len(loads))
+    return assignment[bins]

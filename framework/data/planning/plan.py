@@ -1,8 +1,7 @@
-"""Who computes what in which step: the sequences of a global step, and their way to ranks and micro-batches.
+"""Plan of a run: the sequences of each global step, and their split over ranks and micro-batches.
 
-A plan is arithmetic over (seed, step): it has no state, so that any step can be asked for at any time, and the
-sequences of a step do not depend on ranks, budgets or workers. How they are packed is in `packing`;
-building batches from them is the source's work.
+A plan is arithmetic over (seed, step) without state. Any step can be computed at any time, and its sequences do not
+depend on ranks, budgets or workers. `packing` packs them into micro-batches, and the source builds the batches.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,11 +21,11 @@ from framework.random import key
 
 
 class SequenceSource(Protocol):
-    """The sequences of one split. All methods are pure functions of their arguments, for whole arrays at once.
+    """Sequences of one split. All methods are pure functions of their arguments and process whole arrays.
 
     Attributes:
-        max_length: Tokens that no sequence of this source exceeds, special tokens included.
-        shuffle: The order of an epoch.
+        max_length: Upper bound of the tokens of a sequence, special tokens included.
+        shuffle: Order of an epoch.
     """
 
     max_length: int
@@ -34,27 +33,27 @@ class SequenceSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Differs where other sequences would come, whatever the seed."""
+        """Identifies the sequences, independent of the seed; it changes if any sequence changes."""
 
     @property
     def mean_length(self) -> float:
-        """Mean tokens of the sequences, special tokens included, over all or over a fixed sample of them."""
+        """Mean tokens of a sequence, special tokens included, over all sequences or over a fixed sample of them."""
 
     def __len__(self) -> int:
         """Number of sequences in an epoch."""
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Is told that the sequences from index `start` up to `stop` of an epoch will be built soon."""
+        """Prefetches the sequences with indices `start` to `stop` (exclusive) of an epoch, which are built soon."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Tokens of sequences, special tokens included, without building them.
+        """Returns the tokens of sequences, special tokens included, without building them.
 
         Args:
-            epochs: (sequences,) int64, the epoch in which each is seen (a step may cross an epoch end).
-            indices: (sequences,) int64 in [0, len).
+            epochs: (sequences,) int64 epoch of each sequence (a step may cross an epoch end).
+            indices: (sequences,) int64 index of each sequence, in [0, len).
 
         Returns:
-            (sequences,) int64, all positive.
+            (sequences,) int64 lengths, all positive.
         """
 
     def build(
@@ -68,33 +67,33 @@ class SequenceSource(Protocol):
         """Builds one micro-batch with the sequences in the given order (`planning.collate.pack_sequences`).
 
         Args:
-            epochs: (sequences,) int64.
-            indices: (sequences,) int64.
-            sequence_ids: (sequences,) int64, place of each in the run's stream of sequences.
-            step: Optimizer steps completed before this one, for what follows a schedule (the mask rate).
-            shape: What the content is completed to; None leaves its shapes free.
+            epochs: (sequences,) int64 epoch of each sequence.
+            indices: (sequences,) int64 index of each sequence, in [0, len).
+            sequence_ids: (sequences,) int64 position of each sequence in the run's stream of sequences.
+            step: Optimizer steps completed before this one, for scheduled values such as the mask rate.
+            shape: Shape to which the micro-batch is padded; None adds no padding.
 
         Returns:
-            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a shape full of dummies), counts
-            zero.
+            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a shape full of dummies) and counts
+            of zero.
         """
 
 
 @runtime_checkable
 class UnusedText(Protocol):
-    """What a source has beside, whose epochs leave text out."""
+    """Additional method of a source whose epochs omit text."""
 
     def unused_fraction(self, epoch: int) -> float:
-        """Share of the text that an epoch leaves out, over all or over a fixed sample of the sequences."""
+        """Returns the share of the text that an epoch omits, over all sequences or over a fixed sample of them."""
 
 
 @runtime_checkable
 class GroupedSequences(Protocol):
-    """What a source has beside, whose items may hold several sequences: all of SequenceSource then counts items.
+    """Additional attributes of a source whose items may hold several sequences. SequenceSource then counts items.
 
     Attributes:
         group_size: Most sequences of an item.
-        max_sequence_length: Tokens that no sequence exceeds, where `max_length` speaks of items.
+        max_sequence_length: Upper bound of the tokens of a sequence; `max_length` is that of an item.
     """
 
     group_size: int
@@ -106,9 +105,9 @@ class StepSequences:
     """Sequences of a step.
 
     Attributes:
-        epochs: (sequences,) int64.
-        indices: (sequences,) int64, which sequence of the source.
-        sequence_ids: (sequences,) int64, place in the run's stream of sequences, unique over the run.
+        epochs: (sequences,) int64 epoch of each sequence.
+        indices: (sequences,) int64 index of each sequence in the source.
+        sequence_ids: (sequences,) int64 position of each in the run's stream of sequences, unique over the run.
     """
 
     epochs: np.ndarray
@@ -121,11 +120,11 @@ class StepSequences:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch(StepSequences):
-    """A micro-batch's share of a step.
+    """Sequences of a step that form one micro-batch.
 
     Attributes:
-        budget: Most tokens that it may have; one of `StepPlan.budgets`.
-        shape: What it is filled up to; None: its shapes are free.
+        budget: Most tokens of the micro-batch; one of `StepPlan.budgets`.
+        shape: Shape to which the micro-batch is padded; None adds no padding.
     """
 
     budget: int
@@ -134,12 +133,12 @@ class MicroBatch(StepSequences):
 
 @dataclass(frozen=True, slots=True)
 class PlanSummary:
-    """What some steps of a plan look like.
+    """Statistics of some steps of a plan.
 
     Attributes:
-        sequences: Fewest and most of a step.
-        micro_batches: Fewest and most of a rank in a step.
-        last_budgets: Ascending budgets that the last micro-batch of a rank has.
+        sequences: Minimum and maximum number of sequences of a step.
+        micro_batches: Minimum and maximum number of micro-batches of a rank in a step.
+        last_budgets: Budgets of the last micro-batch of a rank, ascending.
         efficiency: Packing efficiency: real tokens / budgets of all micro-batches of all ranks.
     """
 
@@ -150,7 +149,10 @@ class PlanSummary:
 
 
 def steps_per_epoch(num_sequences: int, global_batch_size: int) -> int:
-    """Steps of full size in which every sequence is seen once, the last one perhaps short or shared with the next."""
+    """Returns the number of steps of full size that cover every sequence once.
+
+    The last step may be short or extend into the next epoch.
+    """
     return -(-num_sequences // global_batch_size)
 
 
@@ -158,20 +160,20 @@ class StepPlan:
     """Splits a source into global steps, and each step evenly over ranks and micro-batches.
 
     Args:
-        source: The sequences of one split.
-        seed: Seed of the run; the order of an epoch is a function of it and the epoch.
+        source: Sequences of one split.
+        seed: Seed of the run; it determines the order of each epoch together with the epoch's number.
         global_batch_size: Sequences of a step over all ranks.
         micro_batch_tokens: Token budget of a micro-batch; no sequence may be longer.
         num_ranks: Data-parallel ranks.
-        wraps_epochs: True: the stream of epochs is cut into equal steps, which may cross an epoch end. False: an epoch
-            ends with a short step.
-        shuffle: False keeps the source's order in every epoch (evaluation).
-        shapes: What micro-batches are completed to.
-        batch_warmup: How the global batch grows at the beginning; None: it does not.
+        wraps_epochs: True cuts the stream of epochs into equal steps, which may cross an epoch end. False ends each
+            epoch with a short step.
+        shuffle: Shuffling of each epoch; False keeps the source's order (evaluation).
+        shapes: Shapes to which micro-batches are padded.
+        batch_warmup: Growth of the global batch at the beginning; None keeps its size constant.
 
     Raises:
-        ConfigError: A size below 1, a source without sequences, a budget below the source's longest sequence, or a
-            batch that grows in steps that do not run across epoch ends or begins above its full size.
+        ConfigError: A size is below 1, the source has no sequences, the budget is below the source's longest sequence,
+            or `batch_warmup` is given without `wraps_epochs` or starts above `global_batch_size`.
     """
 
     def __init__(
@@ -189,21 +191,22 @@ class StepPlan:
         sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
         for name, value in sizes.items():
             if value < 1:
-                raise ConfigError(f"{name} is {value}, it must be at least 1.")
+                raise ConfigError(f"{name} is {value}. It must be at least 1. Raise it.")
         if len(source) < 1:
             raise ConfigError(
-                "the split has 0 sequences, a step needs at least 1; check the data's filters and fractions."
+                "the split has 0 sequences. A step requires at least 1. Check the data's filters and fractions."
             )
         if batch_warmup is not None and not wraps_epochs:
             raise ConfigError(
-                f"batch_warmup_steps is {batch_warmup.steps}, but here each epoch ends with a step of its own, so that "
-                "the batch cannot grow across epochs; set trainer.batch_warmup_start and trainer.batch_warmup_steps to "
-                "null."
+                f"batch_warmup_steps is {batch_warmup.steps}, but each epoch of this task ends with a short step. The "
+                "batch can grow only if steps cross epoch ends. Set trainer.batch_warmup_start and "
+                "trainer.batch_warmup_steps to null."
             )
         if batch_warmup is not None and batch_warmup.start > global_batch_size:
             raise ConfigError(
-                f"batch_warmup_start is {batch_warmup.start}, but the batch grows to {global_batch_size} sequences; "
-                f"set trainer.batch_warmup_start to at most {global_batch_size}."
+                f"batch_warmup_start is {batch_warmup.start}, but the batch grows to {global_batch_size} sequences. "
+                "The start must not exceed the full size. Set trainer.batch_warmup_start to at most "
+                f"{global_batch_size}."
             )
         self.source = source
         self.seed = seed
@@ -215,7 +218,9 @@ class StepPlan:
         self.set_budget(micro_batch_tokens, shapes)
 
     def set_budget(self, micro_batch_tokens: int, shapes: Shapes = None) -> None:
-        """Changes how steps are split, not what is in them; before loaders are made, since they may copy the plan.
+        """Changes the split of steps into micro-batches, not the sequences of a step.
+
+        Call it before loaders are created, since they may copy the plan.
 
         Raises:
             ConfigError: The budget is below the source's longest sequence.
@@ -223,8 +228,8 @@ class StepPlan:
         longest = self.source.max_length
         if micro_batch_tokens < longest:
             raise ConfigError(
-                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {longest} tokens and "
-                f"cannot be split; set micro_batch_tokens to at least {longest} or shorten the sequences."
+                f"micro_batch_tokens is {micro_batch_tokens}, but one sequence may have {longest} tokens. A sequence "
+                f"cannot be split. Set micro_batch_tokens to at least {longest} or shorten the sequences."
             )
         self.micro_batch_tokens = micro_batch_tokens
         self.shapes = shapes
@@ -233,22 +238,22 @@ class StepPlan:
         )
 
     def __len__(self) -> int:
-        """Steps of one epoch."""
+        """Returns the number of steps of one epoch."""
         return self.steps_per_epoch
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of full size in which every sequence is seen once."""
+        """Number of steps of full size that cover every sequence once."""
         return steps_per_epoch(len(self.source), self.global_batch_size)
 
     def epoch(self, step: int) -> int:
-        """Epoch of a step's first sequence, counted from 0."""
+        """Returns the epoch of a step's first sequence, counted from 0."""
         if self.wraps_epochs:
             return self._sequences_before(step) // len(self.source)
         return step // self.steps_per_epoch
 
     def sequences(self, step: int) -> StepSequences:
-        """The sequences of a global step in their order: the same at any number of ranks, budget and workers."""
+        """Returns the ordered sequences of a global step, which do not depend on ranks, budget or workers."""
         size, stream = len(self.source), self._stream(step)
         sequence_ids = np.arange(stream.start, stream.stop, dtype=np.int64)
         epochs, indices = np.divmod(sequence_ids, size)
@@ -259,10 +264,10 @@ class StepPlan:
         return StepSequences(epochs, indices, sequence_ids)
 
     def windows(self, step: int) -> list[tuple[int, np.ndarray]]:
-        """What to read ahead: the window of the order in which the step ends, and the one after it in the same epoch.
+        """Returns the windows to prefetch: the one in which the step ends, and the next one in the same epoch.
 
         Returns:
-            (epoch, ranges (blocks, 2) of sequence indices) of each window; nothing where the order has no windows.
+            (epoch, ranges (blocks, 2) of sequence indices) of each window; an empty list if the order has no windows.
         """
         order, size = self.source.shuffle, len(self.source)
         if order.block_size is None or not self.shuffle:
@@ -270,10 +275,13 @@ class StepPlan:
         epoch, position = divmod(self._stream(step).stop - 1, size)
         order_key = key(self.seed, "order", epoch)
         following = min(position + order.block_size * order.window_blocks, size - 1)
-        return [(epoch, order.window(order_key, size, place)) for place in (position, following)]
+        return [(epoch, order.window(order_key, size, inside)) for inside in (position, following)]
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
-        """A rank's micro-batches of a step: the same number and budgets on every rank, perhaps without sequences."""
+        """Returns a rank's micro-batches of a step.
+
+        All ranks have the same number of micro-batches with the same budgets. A micro-batch may have no sequences.
+        """
         sequences = self.sequences(step)
         _, packing = self._pack(sequences)
         return [
@@ -293,9 +301,9 @@ class StepPlan:
             yield self.source.build(share.epochs, share.indices, share.sequence_ids, step, share.shape)
 
     def summary(self, steps: Iterable[int]) -> PlanSummary:
-        """Measures some steps, at least one, over all ranks."""
+        """Computes statistics of some steps, at least one, over all ranks."""
         planned = [self._pack(self.sequences(step)) for step in steps]
-        sizes = [len(packing.places) for _, packing in planned]
+        sizes = [len(packing.assignment) for _, packing in planned]
         counts = [len(packing.budgets) for _, packing in planned]
         room = sum(sum(packing.budgets) for _, packing in planned) * self.num_ranks
         return PlanSummary(
@@ -306,14 +314,14 @@ class StepPlan:
         )
 
     def rank_tokens(self, num_steps: int) -> np.ndarray:
-        """(steps,) mean tokens of a rank in steps spread evenly over the first epoch, at most so many."""
+        """Returns (steps,) mean tokens of a rank in at most `num_steps` steps, spread evenly over the first epoch."""
         count = min(num_steps, self.steps_per_epoch)
-        drawn = [self.sequences(place * self.steps_per_epoch // count) for place in range(count)]
-        totals = [self.source.lengths(sequences.epochs, sequences.indices).sum() for sequences in drawn]
+        sampled = [self.sequences(number * self.steps_per_epoch // count) for number in range(count)]
+        totals = [self.source.lengths(sequences.epochs, sequences.indices).sum() for sequences in sampled]
         return np.array(totals) / self.num_ranks
 
     def _stream(self, step: int) -> range:
-        """The places of a step's sequences in the run's stream of epochs."""
+        """Returns the positions of a step's sequences in the run's stream of sequences."""
         if self.wraps_epochs:
             return range(self._sequences_before(step), self._sequences_before(step + 1))
         size, epoch = len(self.source), self.epoch(step)
@@ -324,7 +332,7 @@ class StepPlan:
         return sequences_before(step, self.global_batch_size, self.batch_warmup)
 
     def _pack(self, sequences: StepSequences) -> tuple[np.ndarray, Packing]:
-        """Lengths of the sequences of a step, and the micro-batch of each."""
+        """Packs the sequences of a step; returns their lengths and the packing."""
         lengths = self.source.lengths(sequences.epochs, sequences.indices)
         most = self.shapes.micro_batch_sequences if isinstance(self.shapes, FixedShapes) else len(lengths)
         return lengths, pack(lengths, self.budgets, self.num_ranks, most)

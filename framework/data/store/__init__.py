@@ -1,1 +1,1 @@
-"""The token store: written so that a killed writer goes on, read by token place, divided into sequences."""
+"""Token store: a resumable writer, reading by token offset, and the division into sequences."""

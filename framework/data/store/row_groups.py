@@ -1,4 +1,4 @@
-"""The row groups behind a streamed store: which they are, and how the ids of one are made again."""
+"""Row groups behind a streamed store: the record of them, and the encoder that rebuilds the ids of one."""
 
 import json
 import threading
@@ -24,11 +24,13 @@ ROW_GROUPS_FILE = "row_groups.json"
 def save_row_groups(
     folder: Path, sources: Iterable[Source], strip_html: bool, on_bad_row: Literal["error", "skip"]
 ) -> None:
-    """Writes down what `RowGroupEncoder` needs, so that no footer is read when a run starts; no storage options.
+    """Writes the row groups that `RowGroupEncoder` needs, so that no footer is read when a run starts.
+
+    The file contains no storage options.
 
     Args:
-        folder: Of the store.
-        sources: All of them `ParquetShards`.
+        folder: Folder of the store.
+        sources: Sources of the store; all must be `ParquetShards`.
         strip_html: See `Cleaner`.
         on_bad_row: See `Reading`.
     """
@@ -46,13 +48,13 @@ class RowGroupEncoder:
     """Reads the row group of a record batch and encodes those of its texts that are in the store.
 
     Args:
-        folder: Of the store.
-        stored: Gives the boundaries of a record batch by its number.
-        tokenizer_folder: The tokenizer of the store.
-        storage_options: What the file systems of the shards are made with.
+        folder: Folder of the store.
+        stored: Function that returns the document boundaries of a record batch by its number.
+        tokenizer_folder: Folder of the store's tokenizer.
+        storage_options: Options for the file systems of the shards.
 
     Raises:
-        DataError: The store does not say which row groups it was made of.
+        DataError: The record of the row groups is missing or unreadable.
     """
 
     def __init__(
@@ -66,8 +68,8 @@ class RowGroupEncoder:
             content = parse_json((folder / ROW_GROUPS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(
-                f"the token store {folder} does not tell its row groups ({error}); delete it and run framework.prepare "
-                "again."
+                f"the row groups of the token store {folder} cannot be read ({error}). A streamed store requires "
+                f"{ROW_GROUPS_FILE}. Delete the store and run framework.prepare again."
             ) from error
         self._stored = stored
         self._groups: list[tuple[ParquetShards, RowGroup]] = []
@@ -86,28 +88,28 @@ class RowGroupEncoder:
         self._of_thread = threading.local()
 
     def __call__(self, number: int) -> np.ndarray:
-        """The ids (tokens,) of a record batch.
+        """Returns the ids (tokens,) of a record batch.
 
         Raises:
-            DataError: The shard cannot be reached or read, or is not the one from which the store was made.
+            DataError: The shard cannot be reached or read, or it changed since the store was built.
         """
         stored = self._stored(number)
         assert stored.group is not None
         assert stored.rows is not None
         shards, group = self._groups[stored.group]
         texts = list(shards.read_group(group, Reading(self._on_bad_row)))
-        # A row number behind the last text would be another text's place, which the lengths below would tell.
-        wanted = [texts[row] for row in stored.rows.tolist() if row < len(texts)]
-        encoded = self._encoder()(Cleaner(self._strip_html, deduplicate=False).clean(wanted).texts)
+        # Rows beyond the last text are skipped here. The comparison of the lengths below then detects the change.
+        selected = [texts[row] for row in stored.rows.tolist() if row < len(texts)]
+        encoded = self._encoder()(Cleaner(self._strip_html, deduplicate=False).clean(selected).texts)
         if not np.array_equal(encoded.sentence_lengths, stored.sentence_lengths):
             raise DataError(
-                f"{group} gives other sentences than when the store was made; run framework.prepare again with "
-                "overwrite=true."
+                f"the sentences of {group} differ from those of the token store. Shards must not change after the "
+                "store is built. Run framework.prepare again with overwrite=true."
             )
         return encoded.input_ids
 
     def _encoder(self) -> DocumentEncoder:
-        # An encoder remembers words, which several threads must not do at once.
+        # An encoder caches words and is not thread-safe.
         if not hasattr(self._of_thread, "encoder"):
             self._of_thread.encoder = DocumentEncoder(self._tokenizer_folder)
         encoder: DocumentEncoder = self._of_thread.encoder

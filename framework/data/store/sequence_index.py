@@ -1,9 +1,9 @@
-"""The division of a store's documents into chunks of consecutive sentences; one chunk is one sequence.
+"""Division of a store's documents into chunks of consecutive sentences. One chunk is one sequence.
 
-A document's sentences are taken greedily while they fit. A sentence that is longer than a piece may be is first cut
-into pieces of even lengths; no text is dropped. The division depends on the store, the length and the split alone. It
-is made once, a record batch at a time, kept in the store's folder, and read through a memory mapping afterwards, so
-that neither memory nor the time to start grow with the number of sequences.
+A chunk takes sentences of a document greedily while they fit. A sentence that exceeds the maximum length of a piece is
+first cut into pieces of even lengths. No text is dropped. The division depends only on the store, the length and the
+split. It is computed once, one record batch at a time, saved in the store's folder and then read through a memory
+mapping. Neither memory nor the time to start grows with the number of sequences.
 """
 
 import hashlib
@@ -32,19 +32,19 @@ _PIECES = "pieces"
 logger = logging.getLogger(__name__)
 
 Splits = Callable[[np.ndarray], Mapping[str, np.ndarray]]
-"""Takes text hashes (documents,) and gives for each split (documents,) True where a document belongs to it."""
+"""Function of text hashes (documents,) that returns for each split (documents,), True for its documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceIndex:
-    """The chunks of one split. Pieces and documents count over the whole store.
+    """Chunks of one split. Pieces and documents are numbered over the whole store.
 
     Attributes:
-        pieces: (pieces + 1,) int64 token place at which each piece begins; the last is the number of tokens.
-        documents: (documents,) int64, ascending, of this split.
+        pieces: (pieces + 1,) int64 token offset of each piece; the last entry is the number of tokens.
+        documents: (documents,) int64 numbers of this split's documents, ascending.
         document_pieces: (documents, 2) int64 first piece of each document of this split, and the one after its last.
-        chunks: (chunks, 3) int64 first piece of each chunk, the one after its last, and the place of its document in
-            `documents`; one row, so that a chunk is found with one access to the disk.
+        chunks: (chunks, 3) int64 first piece of each chunk, the one after its last, and the index of its document in
+            `documents`. They share a row, so that one disk access reads a chunk.
     """
 
     pieces: np.ndarray
@@ -56,19 +56,19 @@ class SequenceIndex:
         return len(self.chunks)
 
     def chunks_before(self, document: int) -> int:
-        """Chunks of the split's documents that come before this document of the store."""
-        place = np.searchsorted(self.documents, document)
-        return int(np.searchsorted(self.chunks[:, 2], place))
+        """Returns the number of chunks of the split's documents that precede this document of the store."""
+        index = np.searchsorted(self.documents, document)
+        return int(np.searchsorted(self.chunks[:, 2], index))
 
 
 @dataclass(frozen=True)
 class Division:
-    """How documents are divided.
+    """Division of documents into chunks.
 
     Attributes:
         max_tokens: Most tokens of a chunk, special tokens not counted; at least 2.
-        pairs: Whether chunks will be split in two: then no piece is longer than half a chunk, so that each chunk but a
-            document's last has at least two.
+        pairs: True if chunks are later split in two. Then no piece is longer than half a chunk, so that each chunk but
+            a document's last has at least two pieces.
 
     Raises:
         ConfigError: `max_tokens` is below 2.
@@ -80,8 +80,8 @@ class Division:
     def __post_init__(self) -> None:
         if self.max_tokens < 2:
             raise ConfigError(
-                f"sequences have room for {self.max_tokens} tokens beside the special ones, 2 is the least; raise "
-                "sequence_length."
+                f"sequences have room for {self.max_tokens} tokens besides the special ones. They must have room for "
+                "at least 2. Raise sequence_length."
             )
 
     @property
@@ -92,15 +92,15 @@ class Division:
     def divide(
         self, sentence_lengths: np.ndarray, document_sentences: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Divides the documents of one record batch; all counts begin at 0 in it.
+        """Divides the documents of one record batch; all numbers start at 0 in it.
 
         Args:
             sentence_lengths: (sentences,) tokens of each.
             document_sentences: (documents,) sentences of each.
 
         Returns:
-            Token place at which each piece begins (pieces + 1,), first piece of each document (documents + 1,), first
-            piece of each chunk (chunks + 1,), and the document of each chunk (chunks,).
+            Token offset of each piece (pieces + 1,), first piece of each document (documents + 1,), first piece of each
+            chunk (chunks + 1,), and the document of each chunk (chunks,).
         """
         lengths = sentence_lengths.astype(np.int64)
         num_pieces = -(-lengths // self.max_piece)
@@ -114,16 +114,16 @@ class Division:
 
 
 def open_index(store: TokenStore, division: Division, splits: Splits, splits_name: str) -> dict[str, SequenceIndex]:
-    """Opens the index of each split, or makes it first.
+    """Opens the index of each split, and builds it first if it does not exist.
 
-    Where several processes come at once, one makes it and the others wait. Where the store's folder cannot be written,
-    it is kept in memory.
+    If several processes open it at once, one builds it and the others wait. If the store's folder is not writable, the
+    index stays in memory.
 
     Args:
-        store: Its documents are divided.
-        division: How.
-        splits: Which documents belong to which split.
-        splits_name: Tells this `splits` from others.
+        store: Store whose documents are divided.
+        division: Division into chunks.
+        splits: Assignment of documents to splits.
+        splits_name: Unique name of `splits`, which becomes part of the index's identity.
     """
     identity = [_FORMAT, store.fingerprint, division.max_tokens, division.pairs, splits_name]
     name = hashlib.blake2b(json.dumps(identity).encode(), digest_size=8).hexdigest()
@@ -133,23 +133,23 @@ def open_index(store: TokenStore, division: Division, splits: Splits, splits_nam
             folder.parent.mkdir(exist_ok=True)
             with locked(folder.with_suffix(".lock"), wait=True):
                 if not folder.is_dir():
-                    _make(folder, store, division, splits)
+                    _write(folder, store, division, splits)
         except OSError as error:
-            logger.info("the division into sequences is kept in memory: %s cannot be written (%s)", folder, error)
+            logger.info("the division into sequences stays in memory: %s cannot be written (%s)", folder, error)
             return divide_in_memory(store, division, splits)
     names = parse_json((folder / _SPLITS_FILE).read_text(encoding="utf-8"))
     return _assembled(names, lambda name: _mapped(folder / name))
 
 
 def divide_in_memory(store: TokenStore, division: Division, splits: Splits) -> dict[str, SequenceIndex]:
-    """The index of each split, without the disk."""
+    """Builds the index of each split in memory, without the disk."""
     arrays: dict[str, list[np.ndarray]] = defaultdict(list)
     names = _divide_all(store, division, splits, lambda name, values: arrays[name].append(values))
     return _assembled(names, lambda name: np.concatenate([part.ravel() for part in arrays[name]]))
 
 
-def _make(folder: Path, store: TokenStore, division: Division, splits: Splits) -> None:
-    """Writes the arrays of an index; the folder gets its name when all are there."""
+def _write(folder: Path, store: TokenStore, division: Division, splits: Splits) -> None:
+    """Writes the arrays of an index to a temporary folder, which is renamed when it is complete."""
     logger.info("dividing %s into sequences of at most %d tokens, once", store.folder, division.max_tokens)
     fresh = folder.with_name(f"{folder.name}.{socket.gethostname()}")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -170,7 +170,7 @@ def _make(folder: Path, store: TokenStore, division: Division, splits: Splits) -
 def _divide_all(
     store: TokenStore, division: Division, splits: Splits, append: Callable[[str, np.ndarray], None]
 ) -> list[str]:
-    """Hands on every array of the index in pieces, a record batch at a time; returns the names of the splits."""
+    """Appends to each array of the index, one record batch at a time; returns the names of the splits."""
     num_tokens = num_pieces = num_documents = 0
     of_split: Counter[str] = Counter()
     for batch in store.batches():
@@ -206,14 +206,14 @@ def _assembled(names: list[str], array: Callable[[str], np.ndarray]) -> dict[str
 
 
 def _mapped(file: Path) -> np.ndarray:
-    # An empty file cannot be mapped. The view spares the cost of NumPy's own class of mapped arrays.
+    # An empty file cannot be mapped. The view avoids the overhead of NumPy's memmap class.
     return np.memmap(file, np.int64, "r").view(np.ndarray) if file.stat().st_size else np.zeros(0, dtype=np.int64)
 
 
 def _greedy_chunks(pieces: np.ndarray, document_pieces: np.ndarray, max_tokens: int) -> np.ndarray:
-    """First piece of each chunk, and the number of pieces at the end.
+    """Returns the first piece of each chunk, followed by the number of pieces.
 
-    All documents go forward together, a chunk at a time: as many rounds as the longest document has chunks.
+    All documents advance together by one chunk per round, for as many rounds as the longest document has chunks.
     """
     num_pieces = len(pieces) - 1
     ends = np.repeat(document_pieces[1:], np.diff(document_pieces))

@@ -1,4 +1,4 @@
-"""What a store keeps of the documents of one record batch, their ids aside."""
+"""Document boundaries that a store keeps for one record batch, without the ids."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """The boundaries of the documents of one record batch.
+    """Boundaries of the documents of one record batch.
 
     Attributes:
-        sentence_lengths: (sentences,) int32 tokens of each.
-        document_sentences: (documents,) int64 sentences of each.
-        text_hashes: (documents,) uint64.
-        group: Of a streamed store, the row group that holds the texts; None elsewhere.
-        rows: Of a streamed store, (documents,) int32 places among the texts of the row group; None elsewhere.
+        sentence_lengths: (sentences,) int32 tokens of each sentence.
+        document_sentences: (documents,) int64 sentences of each document.
+        text_hashes: (documents,) uint64 hash of each text.
+        group: Row group of a streamed store that holds the texts; None if ids are stored.
+        rows: (documents,) int32 index of each text in the row group of a streamed store; None if ids are stored.
     """
 
     sentence_lengths: np.ndarray
@@ -25,5 +25,5 @@ class StoredBatch:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents."""
+        """Total tokens of all documents."""
         return int(self.sentence_lengths.sum(dtype=np.int64))

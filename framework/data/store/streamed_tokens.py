@@ -1,7 +1,7 @@
-"""Ids of a store that keeps none: a record batch is read and encoded again when its tokens are wanted.
+"""Ids of a streamed store, which stores none: a record batch is read and encoded again when its tokens are needed.
 
-A record batch holds the documents of one row group of a shard. The newest ones are kept in memory, and those that will
-be wanted are read in the background.
+A record batch holds the documents of one row group of a shard. The most recently used ones stay in memory, and the next
+ones are prefetched in the background.
 """
 
 import os
@@ -15,18 +15,18 @@ import numpy as np
 from framework import ragged
 
 _READERS = 4
-"""Threads that wait for the network at once."""
+"""Number of threads that read from the network."""
 
 
 class StreamedTokens:
-    """Gives the ids of record batches that are fetched (`framework.data.store.token_store.TokenReader`).
+    """Token reader that fetches record batches and caches them (`framework.data.store.token_store.TokenReader`).
 
     Args:
-        fetch: Gives the ids (tokens,) of a record batch by its number; is called from threads.
-        batch_starts: (record batches,) int64 token place at which each begins.
+        fetch: Function that returns the ids (tokens,) of a record batch by its number; called from several threads.
+        batch_starts: (record batches,) int64 token offset of each.
         batch_tokens: (record batches,) int64 tokens of each.
-        dtype: Of the ids.
-        max_bytes: Memory for ids; at least the record batches of one call are kept.
+        dtype: Data type of the ids.
+        max_bytes: Memory limit of the cache. It always keeps at least the record batches of one call.
     """
 
     def __init__(
@@ -42,60 +42,60 @@ class StreamedTokens:
         self._batch_bytes = batch_tokens * dtype.itemsize
         self._dtype = dtype
         self._max_bytes = max_bytes
-        self._start_anew()
+        self._reset()
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """See `TokenStore.gather`."""
-        self._forget_threads_of_the_parent()
+        self._reset_after_fork()
         batches = np.searchsorted(self._batch_starts, starts, side="right") - 1
         ends = np.cumsum(lengths)
         result = np.empty(int(ends[-1]) if len(ends) else 0, dtype=self._dtype)
-        wanted = np.unique(batches).tolist()
-        # All are asked for before the first is waited for.
-        arriving = [self._wanted(number) for number in wanted]
-        for number, ids in zip(wanted, arriving, strict=True):
+        numbers = np.unique(batches).tolist()
+        # Request all record batches before waiting for the first.
+        requests = [self._request(number) for number in numbers]
+        for number, ids in zip(numbers, requests, strict=True):
             here = batches == number
             sizes = lengths[here]
             inner = ragged.offsets_within(sizes)
-            places = np.repeat(starts[here] - self._batch_starts[number], sizes) + inner
-            result[np.repeat((ends - lengths)[here], sizes) + inner] = ids.result()[places]
-        self._drop_oldest(len(wanted))
+            offsets = np.repeat(starts[here] - self._batch_starts[number], sizes) + inner
+            result[np.repeat((ends - lengths)[here], sizes) + inner] = ids.result()[offsets]
+        self._evict_oldest(len(numbers))
         return result
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Fetches the record batches of the stretch in the background."""
-        self._forget_threads_of_the_parent()
+        """Fetches the record batches of the range in the background."""
+        self._reset_after_fork()
         first, last = np.searchsorted(self._batch_starts, [start, max(stop - 1, start)], side="right") - 1
         for number in range(int(first), int(last) + 1):
-            self._wanted(number)
+            self._request(number)
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name not in ("_lock", "_pool", "_ids", "_pid")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         vars(self).update(state)
-        self._start_anew()
+        self._reset()
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="shards")
         self._ids: OrderedDict[int, Future[np.ndarray]] = OrderedDict()
         self._pid = os.getpid()
 
-    def _forget_threads_of_the_parent(self) -> None:
-        # Threads do not survive the fork that makes a loader's workers.
+    def _reset_after_fork(self) -> None:
+        # Threads do not survive the fork that starts a loader's workers.
         if self._pid != os.getpid():
-            self._start_anew()
+            self._reset()
 
-    def _wanted(self, number: int) -> Future[np.ndarray]:
+    def _request(self, number: int) -> Future[np.ndarray]:
         with self._lock:
-            found = self._ids.get(number)
-            if found is None or (found.done() and found.exception() is not None):
-                self._ids[number] = found = self._pool.submit(self._fetch, number)
+            request = self._ids.get(number)
+            if request is None or (request.done() and request.exception() is not None):
+                self._ids[number] = request = self._pool.submit(self._fetch, number)
             self._ids.move_to_end(number)
-        return found
+        return request
 
-    def _drop_oldest(self, needed: int) -> None:
+    def _evict_oldest(self, needed: int) -> None:
         with self._lock:
             total = int(self._batch_bytes[list(self._ids)].sum())
             while total > self._max_bytes and len(self._ids) > needed:

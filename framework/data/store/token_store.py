@@ -1,8 +1,8 @@
-"""The token store: an Arrow file of `datasets`, one row a document, read through its memory-mapped buffers.
+"""Token store: an Arrow file in the format of `datasets`, one row per document, read through memory-mapped buffers.
 
 A store folder holds data.arrow (columns input_ids, sentence_lengths, text_hash; `datasets.Dataset.from_file` opens it
-too), tokenizer/, store.json (counts, settings, fingerprint), the data card, and COMPLETE, which is written last in a
-folder that gets its name after that. A streamed store has no ids: they are read from shards when they are wanted.
+too), tokenizer/, store.json (counts, settings, fingerprint), the data card, and COMPLETE. COMPLETE is written last, and
+the folder gets its final name after that. A streamed store has no ids; they are read from shards when needed.
 """
 
 import os
@@ -25,44 +25,44 @@ CACHE_BYTES = 2**30
 
 
 class TokenReader(Protocol):
-    """Gives the ids of a store. Token places count over the whole store, document after document."""
+    """Reader of the ids of a store. Token offsets count over the whole store, document after document."""
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Copies stretches of tokens, none of which crosses the end of its document; see `TokenStore.gather`."""
+        """Copies ranges of tokens, none of which crosses the end of its document; see `TokenStore.gather`."""
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Is told that the tokens from place `start` up to `stop` will be wanted soon; returns at once."""
+        """Prefetches the tokens from offset `start` to `stop` (exclusive) and returns immediately."""
 
 
 class MappedTokens:
-    """The ids of data.arrow through its memory mapping: the whole file as one array of ids.
+    """Token reader over the memory-mapped data.arrow, which it treats as one array of ids.
 
-    Within a record batch ids lie side by side, so a place in the store is a place in the file plus a shift that only
-    the record batch decides. That spares an index of rows, and any copy.
+    The ids of a record batch are contiguous. A token offset in the store is therefore an offset in the file plus a
+    constant shift per record batch. No index of rows and no copy is needed.
 
     Args:
-        file: data.arrow.
-        dtype: Of the ids.
-        batch_starts: (record batches,) int64 token place at which each begins.
-        places: (record batches,) int64 byte of the file at which the ids of each begin.
+        file: Path of data.arrow.
+        dtype: Data type of the ids.
+        batch_starts: (record batches,) int64 token offset of each.
+        ids_offsets: (record batches,) int64 byte offset of the ids of each in the file.
     """
 
-    def __init__(self, file: Path, dtype: np.dtype, batch_starts: np.ndarray, places: np.ndarray) -> None:
+    def __init__(self, file: Path, dtype: np.dtype, batch_starts: np.ndarray, ids_offsets: np.ndarray) -> None:
         self._path = file
         self._ids = np.memmap(file, dtype, "r", shape=(file.stat().st_size // dtype.itemsize,)).view(np.ndarray)
         self._batch_starts = batch_starts
-        self._shifts = places // dtype.itemsize - batch_starts
+        self._shifts = ids_offsets // dtype.itemsize - batch_starts
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """See `TokenStore.gather`."""
         batches = np.searchsorted(self._batch_starts, starts, side="right") - 1
         ends = np.cumsum(lengths)
-        places = np.repeat(starts + self._shifts[batches] - (ends - lengths), lengths)
-        places += np.arange(len(places))
-        return self._ids.take(places)
+        offsets = np.repeat(starts + self._shifts[batches] - (ends - lengths), lengths)
+        offsets += np.arange(len(offsets))
+        return self._ids.take(offsets)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Lets the operating system read the stretch in large pieces, instead of page by page as it is touched."""
+        """Asks the operating system to read the range in large pieces, instead of page by page on access."""
         if not hasattr(os, "posix_fadvise"):
             return
         first, last = np.searchsorted(self._batch_starts, [start, max(stop - 1, start)], side="right") - 1
@@ -78,20 +78,20 @@ class MappedTokens:
 
 
 class TokenStore:
-    """A store that is open for reading; opening takes no time that grows with the number of documents.
+    """Token store that is open for reading. The time to open it does not grow with the number of documents.
 
     Args:
-        folder: Of the store.
+        folder: Folder of the store.
         meta: Content of store.json.
         table: Content of batches.npy.
-        cache_bytes: Memory for ids that are streamed.
-        storage_options: What the file systems of streamed shards are made with.
+        cache_bytes: Memory limit for streamed ids.
+        storage_options: Options for the file systems of streamed shards.
 
     Attributes:
-        fingerprint: Of tokens, boundaries and tokenizer.
-        num_tokens: Tokens, no special ones among them.
-        batch_starts: (record batches,) int64 token place at which each begins.
-        tokens: Gives the ids.
+        fingerprint: Hash of tokens, boundaries and tokenizer.
+        num_tokens: Number of tokens, special ones not counted.
+        batch_starts: (record batches,) int64 token offset of each.
+        tokens: Reader of the ids.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class TokenStore:
         self.batch_starts = ragged.starts(table[:, 0])
         self._mapped = pa.memory_map(str(folder / DATA_FILE)).read_buffer()
         self._schema = pa.ipc.read_schema(pa.BufferReader(self._mapped))
-        self._places = table[:, 1]
+        self._offsets = table[:, 1]
         self.tokens: TokenReader
         if self.is_streamed:
             encode = RowGroupEncoder(folder, self.batch, folder / TOKENIZER_FOLDER, storage_options)
@@ -125,17 +125,19 @@ class TokenStore:
         """Opens a complete store.
 
         Args:
-            folder: Of the store.
-            cache_bytes: Memory for ids that are streamed.
-            storage_options: What the file systems of streamed shards are made with.
+            folder: Folder of the store.
+            cache_bytes: Memory limit for streamed ids.
+            storage_options: Options for the file systems of streamed shards.
 
         Raises:
-            DataError: There is no store, it is not complete, damaged, or written in another format.
+            DataError: The store does not exist, is incomplete or damaged, or has another format.
         """
         folder = Path(folder)
         if not (folder / COMPLETE_FILE).is_file():
             state = "is not complete" if folder.is_dir() else "does not exist"
-            raise DataError(f"the token store {folder} {state}; make it with framework.prepare.")
+            raise DataError(
+                f"the token store {folder} {state}. A run requires a complete one. Build it with framework.prepare."
+            )
         meta = _read_meta(folder)
         try:
             size = (folder / DATA_FILE).stat().st_size
@@ -152,21 +154,21 @@ class TokenStore:
 
     @property
     def num_documents(self) -> int:
-        """Documents."""
+        """Number of documents."""
         return int(self.meta["counts"]["documents"])
 
     @property
     def sources(self) -> dict[str, int]:
-        """Documents of each source, in the order in which they lie."""
+        """Number of documents of each source, in the order of the store."""
         return {source["name"]: source["documents"] for source in self.meta["sources"]}
 
     def batches(self) -> Iterator[StoredBatch]:
-        """Streams the boundaries of the documents, a record batch at a time."""
+        """Yields the boundaries of the documents, one record batch at a time."""
         return (self.batch(number) for number in range(len(self.batch_starts)))
 
     def batch(self, number: int) -> StoredBatch:
-        """The boundaries of the documents of one record batch."""
-        message = pa.ipc.read_message(self._mapped.slice(self._places[number]))
+        """Returns the boundaries of the documents of one record batch."""
+        message = pa.ipc.read_message(self._mapped.slice(self._offsets[number]))
         batch = pa.ipc.read_record_batch(message, self._schema)
         lengths = batch.column("sentence_lengths")
         streamed = self.is_streamed
@@ -179,14 +181,14 @@ class TokenStore:
         )
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Copies stretches of tokens, none of which crosses the end of its document.
+        """Copies ranges of tokens, none of which crosses the end of its document.
 
         Args:
-            starts: (stretches,) token places.
-            lengths: (stretches,) tokens of each; zero is allowed.
+            starts: (ranges,) token offsets.
+            lengths: (ranges,) tokens of each; zero is allowed.
 
         Returns:
-            (sum of lengths,) ids end to end, as wide as they are stored.
+            (sum of lengths,) concatenated ids, in the stored data type.
 
         Raises:
             DataError: The store is streamed and its shards cannot be read.
@@ -201,11 +203,11 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         raise _damaged(folder, error) from error
     if meta.get("format") != FORMAT:
         raise DataError(
-            f"the token store {folder} has format {meta.get('format')}, this version reads {FORMAT}; run "
+            f"the token store {folder} has format {meta.get('format')}. This version reads format {FORMAT}. Run "
             "framework.prepare again with overwrite=true."
         )
     return meta
 
 
 def _damaged(folder: Path, error: Exception) -> DataError:
-    return DataError(f"the token store {folder} is damaged ({error}); delete it and run framework.prepare again.")
+    return DataError(f"the token store {folder} is damaged ({error}). Delete it and run framework.prepare again.")

@@ -1,9 +1,9 @@
-"""Writes a token store: record batches behind each other in one Arrow stream, so that a killed writer can go on.
+"""Writes a token store as consecutive record batches of one Arrow stream, so that a killed writer can resume.
 
-A stream of the Arrow format is its schema, its record batches and an end mark, each a message of its own. What is
-behind the last recorded batch is cut off at the next start; COMPLETE is written last. batches.npy, (record batches, 3)
-int64, tells of each its tokens, its place in the file, and the place of its ids (-1 without), so that a reader finds
-every record batch without reading those before it.
+An Arrow stream consists of its schema, its record batches and an end mark, each a message of its own. The next start
+cuts off all bytes after the last recorded batch. COMPLETE is written last. batches.npy, (record batches, 3) int64,
+holds for each record batch its tokens, its byte offset in the file, and the byte offset of its ids (-1 without ids). A
+reader locates every record batch without reading the previous ones.
 """
 
 import hashlib
@@ -28,18 +28,18 @@ _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 
 
 class StoreWriter:
-    """Writes the Arrow file of a store, one record batch a call, so that memory does not grow with the corpus.
+    """Writer of the Arrow file of a store. Each call writes one record batch, so memory does not grow with the corpus.
 
-    What `commit` recorded last in the same folder is kept and gone on with.
+    A new writer resumes after the last `commit` of an earlier writer in the same folder.
 
     Args:
-        folder: Exists; empty, or of a writer that did not finish, for the same vocabulary size.
-        vocab_size: Decides the width of a stored id: 2 bytes up to 65,536 ids, else 4.
-        streamed: Leave the ids out and keep where each document can be read again.
+        folder: Existing folder; empty, or left by an unfinished writer for the same vocabulary size.
+        vocab_size: Size of the vocabulary; ids take 2 bytes up to 65,536 ids, otherwise 4.
+        streamed: True omits the ids and stores the row group and row of each document instead.
 
     Attributes:
-        state: What was recorded with the last `commit` of an earlier writer; None where there was none.
-        uncommitted_tokens: Tokens that were added since the last `commit`.
+        state: State that the last `commit` of an earlier writer recorded; None without an earlier commit.
+        uncommitted_tokens: Tokens added since the last `commit`.
     """
 
     def __init__(self, folder: Path, vocab_size: int, streamed: bool = False) -> None:
@@ -50,10 +50,10 @@ class StoreWriter:
             columns |= {"group": pa.int32(), "row": pa.int32()}
         else:
             columns = {"input_ids": pa.list_(self._id_type), **columns}
-        # Imported late: each process that prepares imports this module, and `datasets` takes a second and 90 MB.
+        # Imported late: every preparation process imports this module, and `datasets` takes a second and 90 MB.
         from datasets import Features
 
-        # With the features of `datasets` in its schema the file is one that Dataset.from_file opens.
+        # The features of `datasets` in the schema let Dataset.from_file open the file.
         self._schema: pa.Schema = Features.from_arrow_schema(pa.schema(columns)).arrow_schema
         self.uncommitted_tokens = 0
         journal = self._read_journal()
@@ -79,12 +79,12 @@ class StoreWriter:
         """Appends documents as one record batch.
 
         Args:
-            input_ids: (tokens,) of all sentences end to end.
+            input_ids: (tokens,) concatenated ids of all sentences.
             sentence_lengths: (sentences,) tokens of each, all positive.
             document_sentences: (documents,) sentences of each, all positive.
-            text_hashes: (documents,) uint64.
-            groups: (documents,) the row group of each, all the same; only where ids are streamed.
-            rows: (documents,) ascending places among the texts of the row group; only where ids are streamed.
+            text_hashes: (documents,) uint64 hash of each text.
+            groups: (documents,) row group of each, all the same; only for a streamed store.
+            rows: (documents,) ascending indices of the texts in the row group; only for a streamed store.
         """
         sentence_ends = ragged.bounds(document_sentences)
         lengths = pa.array(sentence_lengths, type=pa.int32())
@@ -100,9 +100,9 @@ class StoreWriter:
             columns.insert(0, pa.ListArray.from_arrays(pa.array(token_ends, type=pa.int32()), ids))
         message = pa.RecordBatch.from_arrays(columns, schema=self._schema).serialize()
         begin = self._file.tell()
-        self._batches.append([len(input_ids), begin, begin + self._place_of_ids(message) if groups is None else -1])
+        self._batches.append([len(input_ids), begin, begin + self._ids_offset(message) if groups is None else -1])
         self._file.write(message)
-        # Chained over the record batches, so that a writer that goes on needs the last value only.
+        # The digest is chained over the record batches, so that a resumed writer needs only the last value.
         digest = hashlib.blake2b(self._digest, digest_size=16)
         for array in (input_ids, sentence_lengths, document_sentences):
             digest.update(array.astype(np.int32).tobytes())
@@ -110,10 +110,10 @@ class StoreWriter:
         self.uncommitted_tokens += len(input_ids)
 
     def commit(self, state: Mapping[str, Any]) -> None:
-        """Puts what was added on the disk and records it: a later writer in this folder goes on from here.
+        """Flushes the added documents to disk and records them. A later writer in this folder resumes from here.
 
         Args:
-            state: What the caller must know to go on; JSON.
+            state: State that the caller needs to resume; must be JSON.
         """
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -129,11 +129,11 @@ class StoreWriter:
         self.uncommitted_tokens = 0
 
     def finish(self, meta: Mapping[str, Any], tokenizer: Tokenizer) -> None:
-        """Closes the file and writes everything else, COMPLETE last.
+        """Closes the file and writes all other files, COMPLETE last.
 
         Args:
-            meta: What store.json tells beside format and fingerprints, `counts` among it; must be JSON.
-            tokenizer: Its files go into the store.
+            meta: Content of store.json besides format and fingerprints, including `counts`; must be JSON.
+            tokenizer: Tokenizer whose files are copied into the store.
         """
         self._file.write(_END_OF_STREAM)
         num_bytes = self._file.tell()
@@ -155,11 +155,11 @@ class StoreWriter:
         (self._folder / COMPLETE_FILE).touch()
 
     def close(self) -> None:
-        """Closes the file without finishing the store; what was committed stays."""
+        """Closes the file without finishing the store. Committed documents are kept."""
         self._file.close()
 
-    def _place_of_ids(self, message: pa.Buffer) -> int:
-        """Where in the bytes of a record batch its ids begin."""
+    def _ids_offset(self, message: pa.Buffer) -> int:
+        """Returns the byte offset of the ids within the message of a record batch."""
         ids = pa.ipc.read_record_batch(message, self._schema).column("input_ids").values
         return ids.buffers()[1].address + ids.offset * self._id_type.bit_width // 8 - message.address
 
@@ -168,5 +168,5 @@ class StoreWriter:
         if not path.is_file() or not (self._folder / DATA_FILE).is_file():
             return None
         journal: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
-        # A file that is shorter than its record was not written by us, or lost its end with the machine.
+        # A file shorter than its journal says was not written by this class, or lost its end in a crash.
         return journal if (self._folder / DATA_FILE).stat().st_size >= journal["bytes"] else None

@@ -126,10 +126,10 @@ def test_no_sequences_give_one_dummy_token():
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (FixedShape(5, 4, 2, 4), "cannot be completed"),  # too few tokens
-        (FixedShape(6, 4, 2, 4), "cannot be completed"),  # none left for the dummy
-        (FixedShape(20, 2, 2, 4), "cannot be completed"),  # too few sequences
-        (FixedShape(20, 4, 2, 4), "cannot be completed"),  # the dummy would be longer than the maximum
+        (FixedShape(5, 4, 2, 4), "cannot be padded"),  # too few tokens
+        (FixedShape(6, 4, 2, 4), "cannot be padded"),  # none left for the dummy
+        (FixedShape(20, 2, 2, 4), "cannot be padded"),  # too few sequences
+        (FixedShape(20, 4, 2, 4), "cannot be padded"),  # the dummy would be longer than the maximum
         (FixedShape(8, 4, 1, 4), "target positions has 2 entries, but the shape allows 1"),
     ],
 )

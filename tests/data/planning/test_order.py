@@ -229,7 +229,7 @@ def test_seeking_in_billions_costs_no_memory():
 
 @pytest.mark.parametrize(("option", "value"), [("block_size", 0), ("window_blocks", -2)])
 def test_a_shuffle_without_indices_is_refused(option, value):
-    with pytest.raises(ConfigError, match=f"the shuffle's {option} is {value}, it must be at least 1"):
+    with pytest.raises(ConfigError, match=f"the shuffle's {option} is {value}. It must be at least 1"):
         Shuffle(**{option: value})
 
 

@@ -104,7 +104,7 @@ def text_like(seed: int, count: int, longest: int) -> np.ndarray:
 def test_ranks_are_even_in_tokens(num_ranks, count):
     lengths = text_like(0, count, 512)
     packing = pack(lengths, budget_sizes(4096, 512), num_ranks, count)
-    tokens = np.bincount(packing.places // len(packing.budgets), lengths, num_ranks)
+    tokens = np.bincount(packing.assignment // len(packing.budgets), lengths, num_ranks)
     assert tokens.max() / tokens.min() < 1.02
 
 
@@ -112,7 +112,7 @@ def test_micro_batches_that_differ_leave_ranks_even():
     """Each sequence fills a micro-batch: of 20 to 11 tokens, five go to each of two ranks."""
     lengths = np.arange(20, 10, -1)
     packing = pack(lengths, [20], num_ranks=2, max_sequences=10)
-    tokens = np.bincount(packing.places // 5, lengths, 2)
+    tokens = np.bincount(packing.assignment // 5, lengths, 2)
     assert sorted(tokens.tolist()) == [77, 78]
 
 
