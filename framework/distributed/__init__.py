@@ -1,1 +1,1 @@
-"""Processes, meshes, and how a single-device model is spread over them."""
+"""Processes of a run, device meshes, and the parallelization of single-device models over them."""

@@ -1,4 +1,4 @@
-"""Rows of all ranks that read different data, brought to each of them."""
+"""Gathers rows from all ranks that read different data onto each of these ranks."""
 
 from collections.abc import Mapping
 
@@ -11,15 +11,18 @@ from framework.distributed.mesh import data_parallel_groups
 
 
 def gather_rows(rows: Mapping[str, Tensor], mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """Puts the rows of all ranks end to end. Collective: all ranks must call; waits for the device.
+    """Concatenates the rows of all ranks. Collective: all ranks must call. The host waits for the device.
 
-    Ranks of tensor parallel hold the same rows, which come once. Gradients flow to the rank's own rows and no others,
-    without a collective: it is for losses that every rank computes as a whole.
+    Tensor parallel ranks hold the same rows, so the result contains these rows once. Gradients flow only to the rank's
+    own rows, without a collective. Use the function for losses that every rank computes over all rows.
 
     Args:
-        rows: (rows, ...) each, with the same number of rows, which may differ from rank to rank; the same names, dtypes
-            and further dims on all ranks.
-        mesh: Of the strategy; None: a single process.
+        rows: Tensors by name, (rows, ...) each. All tensors of a rank have the same number of rows, which may differ
+            from rank to rank. Names, dtypes and further dims are the same on all ranks.
+        mesh: Device mesh of the strategy; None for a single process.
+
+    Returns:
+        Tensors by name, each with the rows of all ranks.
     """
     gathered = dict(rows)
     for group in data_parallel_groups(mesh):
@@ -28,26 +31,26 @@ def gather_rows(rows: Mapping[str, Tensor], mesh: DeviceMesh | None) -> dict[str
 
 
 def _gather_over(rows: Mapping[str, Tensor], group: dist.ProcessGroup) -> dict[str, Tensor]:
-    size, own_place = dist.get_world_size(group), dist.get_rank(group)
+    size, own_index = dist.get_world_size(group), dist.get_rank(group)
     first = next(iter(rows.values()))
-    counts = _received(torch.tensor(first.shape[0], device=first.device), size, group)
+    counts = _all_gather(torch.tensor(first.shape[0], device=first.device), size, group)
     num_rows: list[int] = torch.stack(counts).tolist()
     most = max(num_rows)
     if most == 0:
         return dict(rows)
     gathered = {}
     for name, own in rows.items():
-        # Every rank sends as many rows as the one that has most.
-        sent = own.new_zeros((most, *own.shape[1:]))
-        sent[: own.shape[0]] = own.detach()
-        received = _received(sent, size, group)
+        # `all_gather` needs equal shapes: each rank pads its rows to the largest count.
+        padded = own.new_zeros((most, *own.shape[1:]))
+        padded[: own.shape[0]] = own.detach()
+        received = _all_gather(padded, size, group)
         parts = [part[:count] for part, count in zip(received, num_rows, strict=True)]
-        parts[own_place] = own
+        parts[own_index] = own
         gathered[name] = torch.cat(parts)
     return gathered
 
 
-def _received(sent: Tensor, size: int, group: dist.ProcessGroup) -> list[Tensor]:
+def _all_gather(sent: Tensor, size: int, group: dist.ProcessGroup) -> list[Tensor]:
     received = [torch.empty_like(sent) for _ in range(size)]
     dist.all_gather(received, sent, group=group)
     return received

@@ -1,4 +1,4 @@
-"""Readings of a device's memory, behind one small seam."""
+"""Measurements of device memory: the interface, and its implementation for CUDA."""
 
 from typing import Protocol
 
@@ -6,37 +6,37 @@ import torch
 
 
 class DeviceMemory(Protocol):
-    """What a process holds and can have, in bytes."""
+    """Memory that this process uses and can use, in bytes."""
 
     def start(self) -> int:
-        """Begins a new peak; returns what is held now."""
+        """Starts a new peak measurement and returns the bytes in use now."""
 
     def peak(self) -> int:
-        """The most that was held since `start`."""
+        """Returns the largest number of bytes in use since `start`."""
 
     def available(self) -> int:
-        """What this process could hold in all."""
+        """Returns the total number of bytes that this process could use."""
 
 
 class CudaMemory:
-    """Of a CUDA device, as torch's allocator counts it; what other processes hold is not available."""
+    """Memory of a CUDA device as torch's allocator counts it. Memory of other processes counts as not available."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
     def start(self) -> int:
-        """Begins a new peak; returns what is held now."""
+        """Starts a new peak measurement and returns the bytes in use now."""
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         return torch.cuda.memory_allocated(self.device)
 
     def peak(self) -> int:
-        """The most that was held since `start`."""
+        """Returns the largest number of bytes in use since `start`."""
         torch.cuda.synchronize(self.device)
         return torch.cuda.max_memory_allocated(self.device)
 
     def available(self) -> int:
-        """What is free, and what torch has taken already."""
+        """Returns the free bytes plus the bytes that torch has reserved already."""
         free, _ = torch.cuda.mem_get_info(self.device)
         return free + torch.cuda.memory_reserved(self.device)

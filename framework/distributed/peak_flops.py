@@ -1,4 +1,4 @@
-"""Peak rates of matrix products, from the makers' data sheets (dense), for model FLOPs utilisation."""
+"""Peak rates of dense matrix products, from NVIDIA data sheets, for the model FLOPs utilisation (MFU)."""
 
 import torch
 
@@ -16,11 +16,11 @@ _BF16_PEAKS = {
 
 
 def peak_flops(device_type: str, num_devices: int) -> float | None:
-    """FLOPs a second of all devices together in bf16; None where the peak is not known.
+    """Returns the bf16 FLOPs per second of all devices together; None if the peak of the device is not known.
 
     Args:
-        device_type: "cpu" or "cuda"; all devices are taken to be like the current one.
-        num_devices: Devices of all nodes.
+        device_type: "cpu" or "cuda". All devices count as the same model as the current device.
+        num_devices: Number of devices on all nodes.
     """
     if device_type != "cuda":
         return None

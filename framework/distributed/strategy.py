@@ -1,7 +1,7 @@
-"""What Lightning's Trainer needs to know of a strategy: who this process is and where the mesh comes from.
+"""Lightning strategies: they give the Trainer the rank of this process and the device mesh.
 
-The module parallelizes its model itself, in `configure_model`, with `trainer.strategy.mesh`; checkpoints, gradient sync
-and clipping are not Lightning's either. So these classes only keep Lightning from doing those things.
+The Lightning module parallelizes its model itself, in `configure_model`, with `trainer.strategy.mesh`. Checkpoints,
+gradient sync and clipping are not done by Lightning either, and these classes prevent it from doing any of them.
 """
 
 from datetime import timedelta
@@ -19,7 +19,7 @@ from framework.errors import DistributedError
 
 
 class SingleStrategy(SingleDeviceStrategy):
-    """One process, one device, no process group, no mesh."""
+    """Strategy of one process on one device, without process group and mesh."""
 
     name = "single"
     shape = MeshShape()
@@ -27,12 +27,14 @@ class SingleStrategy(SingleDeviceStrategy):
 
 
 class MeshStrategy(ModelParallelStrategy):
-    """All others: one runtime, one mesh; the process group is started before the Trainer.
+    """Strategy for all names other than "single": one runtime with one mesh.
+
+    The process group must exist before the Trainer starts.
 
     Args:
-        name: Any of `framework.distributed.mesh.STRATEGIES` but "single".
-        shape: Of the mesh.
-        timeout_seconds: Of collectives, should Lightning ever make a group.
+        name: One of `framework.distributed.mesh.STRATEGIES`, except "single".
+        shape: Number of ranks along each mesh axis.
+        timeout_seconds: Timeout of collectives, used only if Lightning creates a process group.
     """
 
     def __init__(self, name: str, shape: MeshShape, timeout_seconds: float) -> None:
@@ -42,17 +44,20 @@ class MeshStrategy(ModelParallelStrategy):
         self.mesh: DeviceMesh | None = None
 
     def _configure_launcher(self) -> None:
-        """Processes come from torchrun only."""
+        """Does nothing: only torchrun starts processes."""
 
     def setup_environment(self) -> None:
-        """Takes the existing process group and builds the mesh over it. Collective: all ranks must call.
+        """Builds the mesh over the existing process group. Collective: all ranks must call.
 
         Raises:
             DistributedError: There is no process group.
         """
         if not dist.is_initialized():
-            raise DistributedError(f"strategy={self.name} has no process group; enter `process_group` before fitting.")
-        # Not the direct parent's: that one builds a mesh of its own over all local devices.
+            raise DistributedError(
+                f"strategy={self.name} has no process group. The group must exist before the Trainer starts. Enter "
+                "`process_group` before fitting."
+            )
+        # The method of ModelParallelStrategy is skipped: it builds its own mesh over all local devices.
         super(ModelParallelStrategy, self).setup_environment()
         self.set_world_ranks()
         if self.mesh is None:
@@ -60,14 +65,15 @@ class MeshStrategy(ModelParallelStrategy):
         self._device_mesh = self.mesh
 
     def setup(self, trainer: Trainer) -> None:
-        """Builds the optimizer and moves nothing: `configure_model` put each tensor where it belongs, host or device.
+        """Builds the optimizer without moving tensors.
 
-        Lightning's own (2.6.6) would bring offloaded weights and optimizer state to the device.
+        `configure_model` has put each tensor on the host or on the device already. Lightning's own method (2.6.6) would
+        move offloaded weights and optimizer state to the device.
         """
         assert self.accelerator is not None and self.model is not None and self.lightning_module is not None
         self.accelerator.setup(trainer)
         self.model = self.precision_plugin.convert_module(self.model)
-        self.lightning_module._device = self.root_device  # as its `to` would
+        self.lightning_module._device = self.root_device  # as `LightningModule.to` would set it
         self.barrier()
         if trainer.state.fn == TrainerFn.FITTING:
             self.setup_optimizers(trainer)
@@ -75,7 +81,7 @@ class MeshStrategy(ModelParallelStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
-        """Data parallel rank and size."""
+        """Number of data parallel ranks and the index of this one, as arguments of a distributed sampler."""
         return {
             "num_replicas": self.shape.data_parallel_size,
             "rank": self.shape.data_parallel_rank(self.global_rank),
@@ -83,12 +89,12 @@ class MeshStrategy(ModelParallelStrategy):
 
 
 def build_strategy(name: str, shape: MeshShape, timeout_seconds: float, device_type: str = "cpu") -> Strategy:
-    """Builds the Lightning strategy of a name.
+    """Builds the Lightning strategy for a strategy name.
 
     Args:
         name: One of `framework.distributed.mesh.STRATEGIES`.
-        shape: Of `framework.distributed.mesh.mesh_shape`.
-        timeout_seconds: Of collectives.
+        shape: Result of `framework.distributed.mesh.mesh_shape`.
+        timeout_seconds: Timeout of collectives.
         device_type: "cpu" or "cuda".
     """
     if name == "single":

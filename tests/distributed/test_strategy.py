@@ -54,22 +54,24 @@ def test_single_needs_no_process_group() -> None:
 
 def test_wrong_strategies_are_named() -> None:
     with pytest.raises(
-        ConfigError, match="strategy=zero3 is unknown; use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
+        ConfigError, match="strategy=zero3 is unknown. Use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
     ):
         mesh_shape("zero3", 1)
-    with pytest.raises(ConfigError, match="strategy=single runs one process, but there are 2"):
+    with pytest.raises(ConfigError, match="strategy=single was started in 2 processes"):
         mesh_shape("single", 2)
 
 
 def test_a_tensor_parallel_size_that_does_not_fit_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"tensor_parallel_size=3 must divide .*, which is 8; use one of 1, 2, 4, 8"):
+    with pytest.raises(
+        ConfigError, match=r"tensor_parallel_size is 3. It must divide .*, which is 8. Use one of 1, 2, 4, 8"
+    ):
         mesh_shape("fsdp2_tp", 8, tensor_parallel_size=3)
     with pytest.raises(
-        ConfigError, match=r"all 8 processes, but strategy.tensor_parallel_size=4; use strategy=fsdp2_tp"
+        ConfigError, match=r"tensor_parallel_size is 4. With strategy=tp all 8 processes .* Use strategy=fsdp2_tp"
     ):
         mesh_shape("tp", 8, tensor_parallel_size=4)
     with pytest.raises(
-        ConfigError, match="tensor_parallel_size` is 2, but strategy ddp has no such choice; use strategy=fsdp2_tp"
+        ConfigError, match="tensor_parallel_size` is 2, but strategy=ddp does not use it. .* use strategy=fsdp2_tp"
     ):
         mesh_shape("ddp", 8, tensor_parallel_size=2)
 
