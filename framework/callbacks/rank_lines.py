@@ -11,7 +11,7 @@ from typing_extensions import override
 from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
-from framework.distributed.processes.failure_report import REPORT, settle
+from framework.distributed.processes.failure_report import REPORT, first_failure
 from framework.distributed.processes.position import mark
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
@@ -86,4 +86,4 @@ class RankLines(pl.Callback):
 
 def failure_text(error: BaseException) -> str:
     """The failure that came first among the ranks, where they are watched; else this rank's own, in one line."""
-    return str(settle(error) if REPORT.is_open else REPORT.own(error))
+    return str(first_failure(error) if REPORT.is_open else REPORT.describe(error))

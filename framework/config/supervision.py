@@ -12,7 +12,7 @@ from types import TracebackType
 from framework.distributed.processes.agreement import gather, on_first_rank
 from framework.distributed.processes.beats import Beats
 from framework.distributed.processes.environment import ProcessInfo
-from framework.distributed.processes.failure_report import REPORT, settle
+from framework.distributed.processes.failure_report import REPORT, first_failure
 from framework.distributed.processes.watchdog import Watchdog, beat_interval
 from framework.tracking.rank_log import RUN_LOGGER, log_path, rank_log
 
@@ -74,7 +74,7 @@ class Supervision:
                 logger.info("end")
                 REPORT.close()
             elif not isinstance(error, KeyboardInterrupt):
-                logger.error("first failure: %s", settle(error))
+                logger.error("first failure: %s", first_failure(error))
                 logger.error("this rank failed", exc_info=error)
 
 

@@ -145,7 +145,7 @@ def test_a_failure_lets_the_write_of_an_earlier_step_end(
     def may_go(step: int) -> bool:
         if step >= 4 and failed.is_set():
             time.sleep(0.3)
-            told.append(REPORT.is_shown)
+            told.append(REPORT.is_printed)
         return step < 4 or failed.is_set()
 
     monkeypatch.setattr(checkpointing, "write_checkpoint", HeldWrites(may_go))

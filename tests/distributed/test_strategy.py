@@ -54,7 +54,7 @@ def test_single_needs_no_process_group() -> None:
 
 def test_wrong_strategies_are_named() -> None:
     with pytest.raises(
-        ConfigError, match="strategy=zero3 is unknown. Use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
+        ConfigError, match=r"strategy=zero3 is unknown\. Use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
     ):
         mesh_shape("zero3", 1)
     with pytest.raises(ConfigError, match="strategy=single was started in 2 processes"):
@@ -71,7 +71,7 @@ def test_a_tensor_parallel_size_that_does_not_fit_is_named() -> None:
     ):
         mesh_shape("tp", 8, tensor_parallel_size=4)
     with pytest.raises(
-        ConfigError, match="tensor_parallel_size` is 2, but strategy=ddp does not use it. .* use strategy=fsdp2_tp"
+        ConfigError, match=r"tensor_parallel_size` is 2, but strategy=ddp does not use it\. .* use strategy=fsdp2_tp"
     ):
         mesh_shape("ddp", 8, tensor_parallel_size=2)
 

@@ -82,7 +82,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(corpus: Path) ->
     output = run.communicate(timeout=WAIT_SECONDS)[0].decode()
     assert run.returncode == 0, output
     assert left_over(corpus.parent / "kill") == []
-    assert "DistributedError (rank 1, step 8): gone without a word" in output, output
+    assert "DistributedError (rank 1, step 8): ended without an error report" in output, output
     assert "Traceback" not in output.partition("failed (exitcode")[0]
 
     folder = corpus.parent / "kill"
@@ -150,7 +150,7 @@ def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, told: str,
         f"DistributedError ({where}): hangs: no progress within trainer.timeout_seconds={TIMEOUT}."
     )
     assert f"rank {rank} (host " in lines[0] and told in lines[0]
-    assert ("No sign of life" in lines[0]) == (name == "stop")
+    assert ("Last heartbeat" in lines[0]) == (name == "stop")
     folder = corpus.parent / name
     assert (failure_of(folder)["rank"], failure_of(folder)["step"]) == (rank, 5)
     # It is written beside the steps: a process that is stopped may not have come to the end of it.
@@ -161,4 +161,4 @@ def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, told: str,
     if name == "sleep":
         assert "fault" in log_of(folder, 1).partition("Stack of the main thread:")[2]
     if name == "sleep_in_loader":
-        assert "ends its loader's process" in log_of(folder, 0)
+        assert "kills the loader process" in log_of(folder, 0)

@@ -50,7 +50,7 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
         assert re.search(r"([34]) of 4 jobs to run, \1 of them submitted before", out)
         assert re.match(
             rf"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(SLURM job {numbers[killed]}: FAILED; "
-            r"DistributedError \(rank 1, step \d+\): gone without a word",
+            r"DistributedError \(rank 1, step \d+\): ended without an error report",
             err,
         )
         states = slurm_states()

@@ -25,7 +25,8 @@ def test_a_killed_job_is_named_three_are_kept_and_the_second_start_runs_one(tmp_
     assert sweep.returncode == 2
     assert re.fullmatch(
         r"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(exit code 1; DistributedError \(rank 1, step "
-        r"\d+\): gone without a word.*\)\. The results of the other jobs are kept\. Start the same command again.*\n",
+        r"\d+\): ended without an error report.*\)\. The results of the other jobs are kept\. Start the same "
+        r"command again.*\n",
         err,
     )
     states = {each["run"]: each["state"] for each in json.loads((folder / "sweep.json").read_text())["jobs"]}

@@ -30,9 +30,9 @@ def agent(monkeypatch):
 @pytest.mark.parametrize(
     ("body", "starts", "code", "last"),
     [
-        ("leave_note('ConfigError: no such key', 'ConfigError', None); sys.exit(2)", 1, 2, "ConfigError: no such key"),
-        ("leave_note('CheckpointError: full', 'CheckpointError', None); sys.exit(2)", 1, 2, "CheckpointError: full"),
-        ("leave_note('DistributedError: gone', 'DistributedError', 7); sys.exit(2)", 2, 1, "DistributedError: gone"),
+        ("write_note('ConfigError: no such key', 'ConfigError', None); sys.exit(2)", 1, 2, "ConfigError: no such key"),
+        ("write_note('CheckpointError: full', 'CheckpointError', None); sys.exit(2)", 1, 2, "CheckpointError: full"),
+        ("write_note('DistributedError: gone', 'DistributedError', 7); sys.exit(2)", 2, 1, "DistributedError: gone"),
         ("os.kill(os.getpid(), 9)", 2, 1, "was killed by SIGKILL without reporting an error. See its output above."),
         ("", 1, 0, None),
     ],
@@ -41,7 +41,7 @@ def test_errors_that_stay_are_not_tried_again(body, starts, code, last, agent, t
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     rank = tmp_path / "rank.py"
     rank.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(NOTE.parent)!r})\nfrom launcher_note import leave_note\n"
+        f"import os, sys\nsys.path.insert(0, {str(NOTE.parent)!r})\nfrom launcher_note import write_note\n"
         f"with open({str(tmp_path / 'starts')!r}, 'a') as stream:\n    stream.write('x')\n{body}\n"
     )
     given = ["--standalone", "--nproc-per-node", "1", "--max-restarts", "1", "--monitor-interval", "0.02"]

@@ -171,7 +171,7 @@ def test_a_failure_counts_where_it_is_of_the_newest_start(tmp_path, is_of_this_s
     report = FailureReport()
     live = folder / "logs" / "live" / START
     report.open(live, folder / "logs", folder / "logs" / "rank_00000.log", Beats(live, 1.0))
-    report.settle(report.own(DataError("no such row")))
+    report.exchange(report.describe(DataError("no such row")))
     if is_of_this_start:
         assert (read(folder).state, read(folder).why) == ("failed", "DataError: no such row")
     else:

@@ -1,1 +1,1 @@
-"""Who the processes of a run are, what they agree on, and what they say when one fails, hangs or leaves."""
+"""Processes of a run: their ranks and process group, checks between ranks, and reports of failures and hangs."""

@@ -1,6 +1,6 @@
-"""Signs of life: each rank keeps one small file in the run folder, which the others read without any collective.
+"""Heartbeats: each rank keeps one small file in the run folder, which the other ranks read without a collective.
 
-A file and not a store: the store dies with the rank that holds it. Clocks of hosts are never compared.
+Files are used because a store ends with the rank that hosts it. The clocks of different hosts are never compared.
 """
 
 import json
@@ -17,19 +17,19 @@ from framework.files import parse_json
 
 @dataclass(frozen=True)
 class Beat:
-    """What one rank last said of itself.
+    """Latest heartbeat of one rank.
 
     Attributes:
-        rank: Who says it.
-        host: Its host's name.
-        pid: Its process.
-        number: Grows with every beat.
-        count: Marks that its main thread has passed.
-        step: The step it is at; None: training has not begun.
-        point: What it is doing.
-        place: Python function in which its main thread stands.
-        waits_for_others: Its main thread stands in a collective.
-        log: Its log file.
+        rank: Rank that wrote the beat.
+        host: Host name of the rank.
+        pid: Process id of the rank.
+        number: Number of the beat; increases with every beat.
+        count: Number of marks that the main thread has passed.
+        step: Current step; None: training has not begun.
+        point: Current activity, for example "validates".
+        place: Current Python function of the main thread, with file and line.
+        waits_for_others: True if the main thread is in a collective.
+        log: Log file of the rank.
     """
 
     rank: int
@@ -50,24 +50,24 @@ class Beat:
 
 
 _KINDS: dict[str, Any] = {each.name: each.type for each in fields(Beat)}
-"""Types by attribute; a file with other types counts as missing."""
+"""Type of each attribute. A file with other types counts as missing."""
 
 
 class Beats:
-    """The files of one start of a run."""
+    """Heartbeat files of one start of a run."""
 
     def __init__(self, folder: Path, interval_seconds: float) -> None:
-        """Takes the place.
+        """Stores the folder and the interval.
 
         Args:
-            folder: Of this start, shared by all ranks.
-            interval_seconds: Between two beats of a rank.
+            folder: Folder of this start, shared by all ranks.
+            interval_seconds: Time between two beats of a rank.
         """
         self.folder = folder
         self.interval_seconds = interval_seconds
 
     def write(self, beat: Beat) -> bool:
-        """Replaces a rank's file; False where the disk refuses, which must not end a run."""
+        """Replaces the file of a rank. Returns False if the write fails, because a failed write must not end a run."""
         path = self._path(beat.rank)
         temporary = path.with_suffix(".tmp")
         try:
@@ -78,7 +78,7 @@ class Beats:
         return True
 
     def read(self) -> dict[int, Beat]:
-        """The newest beat of each rank that ever gave one."""
+        """Returns the newest beat of each rank that has written one, by rank."""
         beats = {}
         for path in self.folder.glob("beat_*.json"):
             try:
@@ -90,12 +90,12 @@ class Beats:
         return beats
 
     def silent(self, except_ranks: Collection[int] = ()) -> list[Beat]:
-        """Last beats of the ranks that give none any more: their process is gone, or stands still as a whole.
+        """Returns the last beats of the ranks that have stopped beating: their process has ended or is stopped.
 
-        Takes three intervals, unless the processes are of this host and gone.
+        The call takes three intervals. It returns at once if processes of this host have ended.
 
         Args:
-            except_ranks: Who is known to live.
+            except_ranks: Ranks that are known to be alive.
         """
         before = {rank: beat for rank, beat in self.read().items() if rank not in except_ranks}
         gone = [beat for beat in before.values() if is_gone(beat)]
@@ -109,7 +109,7 @@ class Beats:
 
 
 def last_line(log: str) -> str:
-    """The newest line of a log file; empty where it cannot be read."""
+    """Returns the newest line of a log file; an empty string if the file cannot be read."""
     try:
         with Path(log).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
@@ -120,11 +120,11 @@ def last_line(log: str) -> str:
 
 
 def is_gone(beat: Beat) -> bool:
-    """True where a rank's process was of this host and has ended; of other hosts nothing is known."""
+    """Returns True if the process of a rank ran on this host and has ended; False for processes of other hosts."""
     if beat.host != socket.gethostname():
         return False
     try:
-        # The state comes after the command's name, which may hold spaces and brackets. Z: ended, not yet buried.
+        # The state follows the command's name, which may contain spaces and brackets. Z: a zombie, which has ended.
         return Path(f"/proc/{beat.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return Path("/proc/self/stat").exists()

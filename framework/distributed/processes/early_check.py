@@ -1,9 +1,10 @@
 """Checks the launcher's variables on import, before Lightning, and reduces Ctrl-C to one line from then on.
 
 Lightning (up to 2.6) parses RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` when it is imported. A bad
-value would end in a traceback before any code of a command runs. Imports take seconds, and Ctrl-C in them would print a
-traceback. Commands import this module before any other of the package, and torch only through the package. In a process
-that only uses the package, such as a notebook, a bad value is an exception like others, and nothing else is changed.
+value would print a traceback before any code of a command runs. Imports take seconds, and Ctrl-C during them would
+also print a traceback. Commands import this module before any other module of the package, and torch only through the
+package. In a process that only uses the package, such as a notebook, a bad value raises an exception, and nothing else
+changes.
 """
 
 import os

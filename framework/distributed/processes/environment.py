@@ -1,4 +1,4 @@
-"""Which process this is, and how a run is named: both from the environment, before any device or group is touched."""
+"""Rank of this process and name of the run, both from the environment, before any device or group is touched."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
 
 @dataclass(frozen=True, slots=True)
 class ProcessInfo:
-    """One process's place among all.
+    """Ranks of one process and numbers of processes.
 
     Attributes:
-        rank: 0 to world_size - 1, over all nodes.
-        local_rank: Place on this node; also the index of the device.
-        world_size: Processes of all nodes.
-        local_world_size: Processes of this node.
-        num_nodes: Hosts (torchrun agents).
+        rank: Rank over all nodes, from 0 to world_size - 1.
+        local_rank: Rank on this node, also the index of the device.
+        world_size: Number of processes on all nodes.
+        local_world_size: Number of processes on this node.
+        num_nodes: Number of hosts (torchrun agents).
     """
 
     rank: int = 0
@@ -33,16 +33,16 @@ class ProcessInfo:
 
     @property
     def num_nodes(self) -> int:
-        """Hosts; every host runs the same number of processes."""
+        """Number of hosts; every host runs the same number of processes."""
         return self.world_size // self.local_world_size
 
 
 def check_launcher(environ: MutableMapping[str, str]) -> None:
-    """Checks the variables of a launcher before anything reads them, and removes those that are empty.
+    """Checks the variables of a launcher before anything reads them, and removes empty variables.
 
     Raises:
-        DistributedError: As in `process_info`, or only one of RANK and WORLD_SIZE is set, or a variable from which
-            Lightning reads a rank is no whole number.
+        DistributedError: The conditions of `process_info`, or only one of RANK and WORLD_SIZE is set, or a variable
+            from which Lightning reads a rank is not a whole number.
     """
     for name in (*_RANK_VARIABLES, "WORLD_SIZE"):
         if not environ.get(name):
@@ -60,9 +60,9 @@ def check_launcher(environ: MutableMapping[str, str]) -> None:
 
 
 def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
-    """Reads the variables that torchrun set; without both of RANK and WORLD_SIZE this is the only process.
+    """Reads the variables that torchrun sets. Unless RANK and WORLD_SIZE are both set, this is the only process.
 
-    Lightning (up to 2.6) removes WORLD_SIZE when a Trainer is torn down that torchrun did not start.
+    Lightning (up to 2.6) removes WORLD_SIZE on teardown of a Trainer that torchrun did not start.
 
     Raises:
         DistributedError: A variable is not a whole number or out of range, or the hosts run different numbers of
@@ -75,8 +75,8 @@ def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
     local_world_size = _whole_number(environ, "LOCAL_WORLD_SIZE", 1, world_size + 1, default=world_size)
     if world_size % local_world_size:
         raise DistributedError(
-            f"This host runs {local_world_size} of {world_size} processes, but every host must run the same "
-            "number; give each torchrun the same --nproc-per-node."
+            f"This host runs {local_world_size} of {world_size} processes. Every host must run the same number. Give "
+            "each torchrun the same --nproc-per-node."
         )
     local_rank = _whole_number(environ, "LOCAL_RANK", 0, local_world_size, default=rank % local_world_size)
     return ProcessInfo(rank, local_rank, world_size, local_world_size)
@@ -85,7 +85,7 @@ def process_info(environ: Mapping[str, str] = os.environ) -> ProcessInfo:
 def _whole_number(
     environ: Mapping[str, str], name: str, least: int, end: int | None = None, default: int | None = None
 ) -> int:
-    """Reads a variable of the launcher that must be at least `least` and below `end`."""
+    """Reads a launcher variable, a whole number of at least `least` and below `end`."""
     text = environ.get(name)
     if not text and default is not None:
         return default
@@ -100,25 +100,25 @@ def _whole_number(
 
 
 def resolve_run_id(given: str | None, identity: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Names a run so that starting the same thing again finds the same folder; the clock is never part of the name.
+    """Names a run so that a second start of the same run uses the same folder. The name never contains the time.
 
-    The first that exists: the given id, the SLURM job (array jobs: with the task), the torchrun run id where one was
-    really given, a hash of the config's identity. torchrun itself makes up a version 4 UUID on one node and "none" with
-    a static address; neither is taken.
+    The function uses the first that exists: the given id, the SLURM job id (array jobs: with the task id), the torchrun
+    run id if the user gave one, a hash of the config's identity. Without a given id, torchrun generates a version 4
+    UUID on one node and uses "none" with a static address. Both are ignored.
 
     Args:
         given: `run.id` of the config.
-        identity: The identity keys of the config in one canonical text.
-        environ: The environment's variables.
+        identity: Identity keys of the config in one canonical text.
+        environ: Environment variables.
 
     Raises:
-        ConfigError: The given id cannot be a folder name.
+        ConfigError: The given id is not a valid folder name.
     """
     if given is not None:
         if not _RUN_ID.fullmatch(given):
             raise ConfigError(
-                f"run.id={given!r} cannot name a folder; use at most 128 letters, digits and . _ = , + - only, "
-                "beginning with a letter or digit."
+                f"run.id={given!r} cannot name a folder. At most 128 letters, digits and . _ = , + - are allowed, and "
+                "the first must be a letter or digit. Choose an id of this form, or set run.id to null."
             )
         return given
     if "SLURM_ARRAY_JOB_ID" in environ and "SLURM_ARRAY_TASK_ID" in environ:

@@ -1,4 +1,4 @@
-"""Reads failure.json in the logs of a run, the newest failure of its ranks, without importing torch."""
+"""Reader of failure.json, the newest failure of a run, in the logs folder. It does not import torch."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +11,10 @@ FAILURE_FILE = "failure.json"
 
 @dataclass(frozen=True)
 class RecordedFailure:
-    """The failure that a run recorded last.
+    """Newest failure that a run recorded.
 
     Attributes:
-        seconds: Seconds since the epoch, by the clock of the rank that wrote it.
+        seconds: Time of the failure in seconds since the epoch, by the clock of the rank that wrote the file.
         why: Error with its kind, rank and step, in one line.
     """
 

@@ -1,7 +1,8 @@
-"""One voice at failure: of all ranks that fail, the first is named, once, with its step and its error.
+"""Failure reports: of all ranks that fail, one prints the first failure, once, with its rank, step and error.
 
-Failing ranks leave notes in a folder that the others see, wait a moment and read them: a process group is of no use to
-ranks of which one is gone. Before a run has its folder the notes are this host's; from then on they are the run's.
+Failing ranks exchange notes through files, because a process group does not work after a rank has ended. Each failing
+rank writes a note to a shared folder, waits a moment and reads the notes of the others. Before a run has its folder,
+the processes of one host share a temporary folder. Afterwards all ranks use the run folder.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from pathlib import Path
 from framework.distributed.processes.beats import Beat, Beats, last_line
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.distributed.processes.failure_file import FAILURE_FILE
-from framework.distributed.processes.launcher_note import leave_note
+from framework.distributed.processes.launcher_note import write_note
 from framework.distributed.processes.position import POSITION
 from framework.distributed.processes.shortages import explain, is_kind
 from framework.errors import DistributedError, FrameworkError
@@ -33,31 +34,31 @@ from framework.files import parse_json
 _NOTES = "failure_*.json"
 
 _GRACE_SECONDS = 1.0
-"""How long failing ranks wait for each other's notes. torchrun stops the others only when this one has left."""
+"""Time for which a failing rank waits for notes of others. torchrun stops the other ranks only after it has exited."""
 
 _STALE_SECONDS = 30.0
-"""Older notes are of an earlier attempt: a change of membership restarts processes but does not count as a restart."""
+"""Age at which notes belong to an earlier attempt. A change of membership restarts processes but is not counted."""
 
 _NAMED, _OTHER, _BROKEN = range(3)
-"""Errors with a name come before others, and those before the collectives that broke because a peer has left."""
+"""Priority of errors: errors of this package, other errors, errors of collectives after another rank has ended."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What one rank says of a failure.
+    """Note of one rank about a failure.
 
     Attributes:
-        reporter: The rank that says it.
-        rank: The rank that failed; another than the reporter where that one cannot speak.
-        step: The step at which it failed; None: before the first.
-        point: What it was doing.
-        kind: Class of the error.
-        message: In one line.
-        order: See `_NAMED`.
-        seconds: Since the epoch, by the reporter's clock.
-        host: Of the rank that failed.
-        pid: Of the rank that failed.
-        log: The log file of the rank that failed, or of the reporter, with the traceback; None: there is none.
+        reporter: Rank that wrote the note.
+        rank: Rank that failed. It differs from the reporter if the failed rank cannot report.
+        step: Step of the failure; None: before the first step.
+        point: Activity of the rank at the failure, for example "validates".
+        kind: Class name of the error.
+        message: Error message in one line.
+        order: Priority of the error, see `_NAMED`.
+        seconds: Time of the note in seconds since the epoch, by the reporter's clock.
+        host: Host name of the rank that failed.
+        pid: Process id of the rank that failed.
+        log: Log file of the rank that failed, or of the reporter, with the traceback. None: there is no log file.
     """
 
     reporter: int
@@ -80,41 +81,41 @@ class Failure:
 
 
 class FailureReport:
-    """What this process knows of the failure of its start.
+    """State of failure reporting in this process.
 
     Attributes:
-        first: The failure that came first, once the ranks have looked; None before.
-        is_shown: This process has printed it.
+        first: First failure of all ranks, known after the ranks have exchanged notes; None before.
+        is_printed: True if this process has printed the failure.
     """
 
     def __init__(self) -> None:
         self.first: Failure | None = None
-        self.is_shown = False
+        self.is_printed = False
         self._folder: Path | None = None
         self._logs: Path | None = None
         self._log: Path | None = None
         self._beats: Beats | None = None
 
     def open(self, folder: Path, logs: Path, log: Path, beats: Beats) -> None:
-        """Lets notes go to the run folder.
+        """Starts reporting to the run folder.
 
         Args:
-            folder: For the notes of this start, empty.
-            logs: Gets failure.json.
-            log: This rank's log file.
-            beats: Of this start.
+            folder: Folder for the notes of this start, empty.
+            logs: Folder that receives failure.json.
+            log: Log file of this rank.
+            beats: Heartbeats of this start.
         """
         self._folder, self._logs, self._log, self._beats = folder, logs, log, beats
-        self.first, self.is_shown = None, False
+        self.first, self.is_printed = None, False
 
     def close(self) -> None:
-        """Forgets everything: a run came to its end, or a command begins."""
-        self.first, self.is_shown = None, False
+        """Resets the report at the end of a run or the start of a command."""
+        self.first, self.is_printed = None, False
         self._folder = self._logs = self._log = self._beats = None
         POSITION.step = None
 
     def keep_traceback(self, error: BaseException) -> None:
-        """Writes the traceback of an error to a private file, unless the log of this rank contains it."""
+        """Writes the traceback of an error to a private file, unless this rank has a log file, which contains it."""
         if self._log is None:
             number, name = tempfile.mkstemp(prefix="cloze-traceback-", suffix=".txt")
             with open(number, "w", encoding="utf-8") as file:
@@ -123,14 +124,14 @@ class FailureReport:
 
     @property
     def is_open(self) -> bool:
-        """True while notes go to a run folder."""
+        """True while the ranks report to a run folder."""
         return self._folder is not None
 
-    def settle(self, failure: Failure) -> Failure:
-        """Leaves a note, waits for those of others and returns the failure that came first.
+    def exchange(self, failure: Failure) -> Failure:
+        """Writes a note, waits for the notes of other ranks and returns the first failure.
 
-        Every failing rank must call it. A second call returns what the first one found. In a run, SIGTERM, by which
-        launchers end the ranks that are left, is ignored from here on: the process leaves, and what it knows is wanted.
+        Every failing rank must call it. Further calls return the result of the first call. Launchers end the remaining
+        ranks with SIGTERM. In a run this process ignores SIGTERM from now on, so that it can report before it exits.
         """
         if self.first is not None:
             return self.first
@@ -142,11 +143,11 @@ class FailureReport:
             self.first = self._first_of_all(failure)
         if self._logs is not None and self.first.reporter == _this_process().rank:
             _write_json(self._logs / FAILURE_FILE, _as_record(self.first))
-        leave_note(str(self.first), self.first.kind, self.first.step)
+        write_note(str(self.first), self.first.kind, self.first.step)
         return self.first
 
-    def own(self, error: BaseException) -> Failure:
-        """What this rank says of an error that it is about to leave with."""
+    def describe(self, error: BaseException) -> Failure:
+        """Builds the note of this rank about its own error."""
         info, error = _this_process(), explain(error)
         order = _NAMED if isinstance(error, FrameworkError) else _BROKEN if _is_broken(error) else _OTHER
         rank = error.rank if isinstance(error, FrameworkError) and error.rank is not None else info.rank
@@ -173,14 +174,14 @@ class FailureReport:
         first = first_of(_notes(folder))
         if first is None or first.order < _BROKEN or self._beats is None:
             return first or failure
-        # Only broken connections: somebody has left without a word, perhaps still to be seen by all.
+        # All notes report broken connections, so a rank has ended without a note. Its heartbeat shows which one.
         reporters = [note.reporter for note in _notes(folder)]
         silent = self._beats.silent(reporters)
         if silent:
-            told = "; ".join(f'{beat}; its log ends with "{last_line(beat.log)}"' for beat in silent)
-            message = f"gone without a word (killed, or out of memory). Last seen: {told}"
-            # Ranks are never a step apart, but a last beat may be old: the step is that of who misses the others.
-            self._post(folder, blame(failure, silent, message, failure.step))
+            last_beats = "; ".join(f'{beat}; its log ends with "{last_line(beat.log)}"' for beat in silent)
+            message = f"ended without an error report (killed, or out of memory). Last heartbeat: {last_beats}"
+            # A last beat may be old. All ranks are at the same step, so the note contains the step of this rank.
+            self._post(folder, attribute_to_ranks(failure, silent, message, failure.step))
         time.sleep(_GRACE_SECONDS)
         return first_of(_notes(folder)) or failure
 
@@ -192,43 +193,43 @@ REPORT = FailureReport()
 
 
 def first_of(notes: Sequence[Failure]) -> Failure | None:
-    """The failure that came first: by order, then by time; None without one.
+    """Returns the first failure, by priority and then by time; None if there are no notes.
 
-    The same words from several ranks are one failure, told by the lowest of them: clocks of hosts differ a little, and
-    what all ranks find they find at about the same moment.
+    Notes with the same message are one failure, which the lowest of their ranks reports. Such notes have about the same
+    time on all ranks, and the clocks of hosts differ slightly.
     """
     if not notes:
         return None
     earliest: dict[tuple[int, str], float] = {}
     for note in notes:
-        words = (note.order, note.message)
-        earliest[words] = min(note.seconds, earliest.get(words, note.seconds))
+        key = (note.order, note.message)
+        earliest[key] = min(note.seconds, earliest.get(key, note.seconds))
     return min(notes, key=lambda note: (note.order, earliest[note.order, note.message], note.message, note.reporter))
 
 
-def settle(error: BaseException) -> Failure:
-    """The failure that came first, where this rank is about to leave with an error. See `FailureReport.settle`."""
-    return REPORT.settle(REPORT.own(error))
+def first_failure(error: BaseException) -> Failure:
+    """Returns the first failure of all ranks after an error of this rank. See `FailureReport.exchange`."""
+    return REPORT.exchange(REPORT.describe(error))
 
 
 def report_once(error: BaseException) -> Failure | None:
-    """Prints the first failure to stderr in one line, once, from one rank; every failing rank must call it.
+    """Prints the first failure to stderr in one line, once, from one rank. Every failing rank must call it.
 
     Returns:
-        The failure where it is this rank that prints it; None on the others.
+        The failure on the rank that prints it; None on the other ranks.
     """
-    first = settle(error)
+    first = first_failure(error)
     if first.reporter != _this_process().rank:
         return None
-    if not REPORT.is_shown:
-        show(first)
-        REPORT.is_shown = True
+    if not REPORT.is_printed:
+        print_failure(first)
+        REPORT.is_printed = True
     return first
 
 
-def show(failure: Failure) -> None:
-    """Prints a failure, and the file with details."""
-    what = "more in" if failure.order == _NAMED else "the full traceback is in"
+def print_failure(failure: Failure) -> None:
+    """Prints a failure and the path of its log file to stderr."""
+    what = "details are in" if failure.order == _NAMED else "the full traceback is in"
     file = f"\n{what} {failure.log}" if failure.log is not None else ""
     text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(failure))
     sys.stderr.write(f"{text}{file}\n")
@@ -236,7 +237,7 @@ def show(failure: Failure) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; of one that came out of a loader's process, what was raised there."""
+    """Returns an error message without line breaks; for an error of a loader process, only the original message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Caught ") and lines[1].startswith("Original Traceback"):
         return lines[-1].partition(": ")[2] or lines[-1]
@@ -244,26 +245,26 @@ def one_line(error: BaseException) -> str:
 
 
 def _kind(error: BaseException) -> str:
-    """The name of an error's class; of ours, of the kind that users know it by."""
+    """Returns the class name of an error; for a subclass of an error in framework.errors, the name of that error."""
     classes = type(error).__mro__
     return next((each for each in classes if each.__module__ == FrameworkError.__module__), classes[0]).__name__
 
 
 def _is_broken(error: BaseException) -> bool:
-    """True for what a collective or a store raises when a peer is gone or does not answer."""
+    """Returns True for errors of a collective or a store whose peer has ended or does not answer."""
     text = str(error).lower()
     is_of_library = isinstance(error, RuntimeError) and ("gloo" in text or "nccl" in text)
     return is_of_library or is_kind(error, "torch.distributed", "DistError")
 
 
-def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | None) -> Failure:
-    """A note about ranks that cannot speak for themselves, or do not get on.
+def attribute_to_ranks(failure: Failure, beats: Sequence[Beat], message: str, step: int | None) -> Failure:
+    """Builds a note about ranks that cannot report their failure, or that hang.
 
     Args:
-        failure: What the reporter would say of itself.
-        beats: The last ones of those ranks.
-        message: What became of them.
-        step: At which it happened.
+        failure: Note of the reporter about itself.
+        beats: Last beats of the failed ranks. The note names the lowest rank.
+        message: Description of the failure.
+        step: Step of the failure; None: before the first step.
     """
     first = min(beats, key=lambda beat: beat.rank)
     return replace(
@@ -280,7 +281,7 @@ def blame(failure: Failure, beats: Sequence[Beat], message: str, step: int | Non
 
 
 def _this_process() -> ProcessInfo:
-    """Returns this process; without valid launcher variables, a single process."""
+    """Returns the ranks of this process; those of a single process if the launcher variables are not valid."""
     try:
         return process_info()
     except DistributedError:
@@ -314,8 +315,8 @@ def _host_folder() -> Path | None:
 
 def _is_private(folder: Path) -> bool:
     """Returns whether a path is a folder, not a link, that this user owns and that no other user can change."""
-    found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    status = folder.lstat()
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
 
 
 def _notes(folder: Path) -> list[Failure]:
@@ -335,7 +336,7 @@ def _as_record(failure: Failure) -> dict[str, object]:
 
 
 def _write_json(path: Path, content: dict[str, object]) -> None:
-    """Replaces a file; a disk that refuses must not hide the error that is to be told."""
+    """Replaces a file. A failed write is only printed, because it must not hide the error to be reported."""
     temporary = path.with_suffix(".tmp")
     try:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

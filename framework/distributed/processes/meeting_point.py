@@ -1,4 +1,4 @@
-"""Reads and checks the rendezvous address of a run, before torch waits for it."""
+"""Reader and check of the rendezvous address of a run, before torch waits for this address."""
 
 import os
 import re
@@ -17,11 +17,11 @@ _RETRY_SECONDS = 1.0
 def meeting_point(
     environ: Mapping[str, str] = os.environ, resolve_seconds: float = _RESOLVE_SECONDS
 ) -> tuple[str, int]:
-    """Returns host and port of the store that all processes use.
+    """Returns the host and port of the store that all processes use.
 
     Args:
         environ: Environment variables.
-        resolve_seconds: Time in which the host name must resolve; it is retried once a second.
+        resolve_seconds: Time in which the host name must resolve. The lookup is retried once per second.
 
     Raises:
         DistributedError: MASTER_ADDR is not set or does not resolve, or MASTER_PORT is not a port.

@@ -1,7 +1,7 @@
-"""Where this process stands in its run: a step, what it is doing there, and a count that shows whether it gets on.
+"""Position of this process in its run: the step, the current activity, and a count that shows progress.
 
-There is one position a process, as there is one main thread that trains. Log lines, the report of a failure and the
-watchdog read it, the watchdog from a thread of its own.
+Each process has one position, because one main thread trains. Log lines, failure reports and the watchdog read it. The
+watchdog reads it from its own thread.
 """
 
 from dataclasses import dataclass
@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 @dataclass
 class Position:
-    """The newest mark of the main thread.
+    """Newest mark of the main thread.
 
     Attributes:
-        step: The step that is being made, counted from 1, or that was made last; None: training has not begun.
-        point: What the process is doing since the mark.
-        count: Marks since the process began. Ranks pass the same marks, so counts of one start can be compared.
+        step: Current step, or the last one if none is running; counted from 1. None: training has not begun.
+        point: Activity of the process since the mark.
+        count: Number of marks since the process started. All ranks pass the same marks, so the counts of ranks of one
+            start can be compared.
     """
 
     step: int | None = None
@@ -26,11 +27,11 @@ POSITION = Position()
 
 
 def mark(point: str, step: int | None = None) -> None:
-    """Says that the process got to a point which every rank passes, in the same order.
+    """Records that the process passes a point. Every rank must pass the same points in the same order.
 
     Args:
-        point: What it does from now on, in words that follow "rank 3".
-        step: The step that begins; None: still the same.
+        point: Activity that begins now, as a phrase that can follow "rank 3", for example "validates".
+        step: Step that begins now; None: the step does not change.
     """
     POSITION.point = point
     POSITION.count += 1

@@ -1,4 +1,4 @@
-"""Start and end of the process group: own timeout, a store that a restart cannot confuse, a clean leave."""
+"""Start and end of the process group, with its timeout and with a store that is separate for each attempt."""
 
 import os
 import sys
@@ -15,38 +15,39 @@ from framework.distributed.processes.meeting_point import meeting_point
 from framework.errors import DistributedError
 
 _MARGIN_SECONDS = 60.0
-"""The watchdog names the rank that hangs; collectives give up only if nobody is left to do so."""
+"""Time that collectives wait longer than the watchdog, which can so report the hanging rank before they fail."""
 
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def attempt_prefix() -> str:
-    """Prefix of this attempt's keys in a store that outlives its workers (torchrun counts its restarts)."""
+    """Returns the prefix of this attempt's keys in a store that outlives the workers. torchrun counts the restarts."""
     return "attempt" + os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def check_fresh(store: Store, rank: int) -> None:
-    """Checks that the keys of an attempt are not those of an earlier one.
+    """Checks that no earlier workers have used the keys of this attempt.
 
-    A change of membership starts workers anew without counting as a restart, so that they would meet in the keys that
-    the workers before them left.
+    When nodes join or leave, torchrun starts new workers without counting a restart. The new workers would then read
+    the keys of the earlier workers.
 
     Raises:
-        DistributedError: This rank was there before.
+        DistributedError: The rank has started in this attempt before.
     """
     if store.add(f"cloze/start_of_rank_{rank}", 1) > 1:
         raise DistributedError(
-            f"rank {rank} finds in torchrun's store that it was started before in the same attempt, by workers that "
-            "are gone; start every torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 where nodes may leave or join."
+            f"torchrun's store contains an earlier start of rank {rank} in the same attempt, by workers that have "
+            "ended. If nodes may join or leave, each attempt needs its own store. Start every torchrun with "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1."
         )
 
 
 def _open_store(rank: int, timeout: timedelta) -> Store | None:
-    """The store to meet in; None leaves it to torch (rank 0 hosts a fresh one).
+    """Opens the rendezvous store; None: torch creates one, which rank 0 hosts.
 
-    torchrun's own store lives through restarts of the workers, and gloo then reads the addresses of dead processes
-    there (torch 2.11 to 2.13): each attempt needs its own prefix. Restart counts of several agents can differ; launch
-    those with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt a store of its own.
+    torchrun's own store outlives restarts of the workers, and gloo then reads the addresses of dead processes from it
+    (torch 2.11 to 2.13). Each attempt therefore needs its own prefix. The restart counts of several agents can differ.
+    Start such agents with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which gives each attempt its own store.
 
     Raises:
         DistributedError: The prefix is not unique to this attempt, or the environment has no valid rendezvous address.
@@ -64,15 +65,19 @@ def _open_store(rank: int, timeout: timedelta) -> Store | None:
 
 
 def collective_timeout(timeout_seconds: float) -> timedelta:
-    """How long a collective waits, where a rank counts as hanging after a time."""
+    """Returns the timeout of collectives.
+
+    Args:
+        timeout_seconds: Time without progress after which the watchdog reports a hanging rank.
+    """
     return timedelta(seconds=timeout_seconds + _MARGIN_SECONDS)
 
 
 @contextmanager
 def process_group(strategy: str, device_type: str, timeout_seconds: float) -> Iterator[None]:
-    """Holds the default process group while the block runs; `single` needs none. Collective: all ranks must enter.
+    """Provides the default process group while the block runs; `single` needs none. Collective: all ranks must enter.
 
-    A group that exists already is used and left alone. After an error the ranks do not wait for each other.
+    An existing group is used and not destroyed. After an error the ranks do not wait for each other.
     """
     info = process_info()
     if strategy == "single" or dist.is_initialized():
@@ -83,7 +88,7 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
     if device_type == "cuda":
         device = torch.device("cuda", info.local_rank)
         torch.cuda.set_device(device)
-    hook = sys.excepthook  # torch replaces it, and does not put it back
+    hook = sys.excepthook  # torch replaces the hook and does not restore it
     dist.init_process_group(
         _BACKENDS[device_type],
         store=_open_store(info.rank, timeout),
@@ -92,15 +97,15 @@ def process_group(strategy: str, device_type: str, timeout_seconds: float) -> It
         timeout=timeout,
         device_id=device,
     )
-    left_cleanly = False
+    succeeded = False
     try:
         yield
-        left_cleanly = True
+        succeeded = True
     finally:
         sys.excepthook = hook
-        if left_cleanly:
+        if succeeded:
             dist.barrier()
-        if left_cleanly or device_type == "cpu" or info.world_size == 1:
-            # Destroying an NCCL group waits for collectives that a failed peer will never join; the process ends
-            # anyway.
+        if succeeded or device_type == "cpu" or info.world_size == 1:
+            # Otherwise the group is not destroyed: destroying an NCCL group would wait for collectives that a failed
+            # rank never joins, and the process ends anyway.
             dist.destroy_process_group()

@@ -1,7 +1,7 @@
-"""Signals that ask a run to leave. Their handlers only set a flag; the run looks at it between two steps.
+"""Signals that stop a run. The handlers only set a flag, which the run checks between two steps.
 
-A handler may do nothing else: it runs between any two lines of a step, where another rank may wait in a collective, so
-that whatever it sends or saves can wait without end.
+A handler must do nothing else. It runs between any two lines of a step, while other ranks may wait in a collective.
+Anything that it sends or saves could therefore block forever.
 """
 
 import os
@@ -11,47 +11,49 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-_INTERRUPTED = b"interrupted: the run finishes its step, saves and leaves; interrupt again to end it at once\n"
+_INTERRUPTED = (
+    b"interrupted: the run finishes its step, saves a checkpoint and exits. Interrupt again to end it immediately.\n"
+)
 
 
 class StopSignals:
-    """The first stop signal that this process got.
+    """Handlers that record the first stop signal of this process.
 
     Attributes:
-        received: None: there was none.
+        received: First stop signal; None: no signal has arrived.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._previous: dict[signal.Signals, object] = {}
 
     def install(self) -> None:
-        """Takes over the handlers. Outside the main thread Python allows no handlers, and nothing is done."""
-        if self._before or threading.current_thread() is not threading.main_thread():
+        """Installs the handlers. Outside the main thread Python allows no handlers, and the call does nothing."""
+        if self._previous or threading.current_thread() is not threading.main_thread():
             return
         for number in STOP_SIGNALS:
-            self._before[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._record)
 
     def restore(self) -> None:
-        """Puts the handlers back that were there before."""
-        for number, handler in self._before.items():
-            # None: the handler was not set from Python, and cannot be set from there either.
+        """Restores the previous handlers."""
+        for number, handler in self._previous.items():
+            # None: the handler was not set from Python, and Python cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
-        self._before = {}
+        self._previous = {}
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
         if number == signal.SIGINT:
-            # The next one ends the process even where it stands in a collective and Python gets no turn.
+            # The next interrupt ends the process even if it waits in a collective, where no Python handler can run.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.write(2, _INTERRUPTED)
 
 
 def ignore_stop_signals(_: int) -> None:
-    """Lets a loader's process live on when all processes of a job are signalled: its run still needs batches.
+    """Makes a loader process ignore stop signals, because its run still needs batches after the job is signalled.
 
-    It ends when the training process tells it to, or is gone.
+    The loader process exits when the training process stops it or has ended.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,8 +1,8 @@
-"""Finds the rank that hangs: a thread of each rank tells where its main thread stands and notices when it stands still.
+"""Watchdog that detects hangs and names the rank: a thread of each rank reports the position of its main thread.
 
-The main thread passes marks (`position`) at every micro-batch and phase, the same on all ranks. Where one hangs, the
-others soon wait for it in a collective, so that all stand still; the one that hangs is silent (its whole process is
-stopped), or has passed fewer marks than the others, or as many but does not stand in a collective.
+The main thread passes marks (`position`) at every micro-batch and phase, the same marks on all ranks. If one rank
+hangs, the others soon wait for it in a collective, so that no rank makes progress. The hanging rank is silent (its
+whole process is stopped), has passed fewer marks than the others, or has passed as many but is not in a collective.
 """
 
 import logging
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from framework.distributed.processes.beats import Beat, Beats, last_line
-from framework.distributed.processes.failure_report import REPORT, blame, show
+from framework.distributed.processes.failure_report import REPORT, attribute_to_ranks, print_failure
 from framework.distributed.processes.position import POSITION
 from framework.errors import DistributedError
 
@@ -29,57 +29,61 @@ _NO_COLLECTIVES = str(Path("torch", "distributed", "checkpoint"))
 
 
 def beat_interval(timeout_seconds: float) -> float:
-    """Seconds between two beats, for a time after which a rank that stands still counts as hanging."""
+    """Returns the seconds between two beats.
+
+    Args:
+        timeout_seconds: Time without progress after which a rank counts as hanging.
+    """
     return min(max(timeout_seconds / 20, 0.25), 2.0)
 
 
 class Watchdog:
-    """Lives while a run trains; where the run hangs, names the rank and ends this process."""
+    """Thread that runs during training. If the run hangs, it reports the hanging rank and ends this process."""
 
     def __init__(self, beats: Beats, rank: int, log: Path, timeout_seconds: float) -> None:
-        """Takes what it watches.
+        """Creates the thread without starting it.
 
         Args:
-            beats: Of this start.
-            rank: This process's.
-            log: Its log file.
-            timeout_seconds: The longest time that the main thread may spend between two marks. Time in which the whole
+            beats: Heartbeats of this start.
+            rank: Rank of this process.
+            log: Log file of this process.
+            timeout_seconds: Longest time that the main thread may spend between two marks. Time in which the whole
                 process was stopped does not count.
         """
         self.beats = beats
         self.rank = rank
         self.log = log
         self.timeout_seconds = timeout_seconds
-        # A notebook may train outside of the main thread.
+        # A notebook may train outside Python's main thread.
         self._main = threading.current_thread()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._number = 0
 
     def start(self) -> None:
-        """Gives the first beat and begins to watch."""
+        """Writes the first beat and starts the thread."""
         self._beat()
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; the last beat stays where it is."""
+        """Ends the thread. The last beat remains in the folder."""
         self._stop.set()
         self._thread.join()
 
     def _watch(self) -> None:
         interval = self.beats.interval_seconds
-        count, still_seconds, last = POSITION.count, 0.0, time.monotonic()
+        count, stalled_seconds, last = POSITION.count, 0.0, time.monotonic()
         while not self._stop.wait(interval):
             self._beat()
             now = time.monotonic()
-            # No step of the clock counts as more than two intervals: a process that was stopped has not hung.
-            still_seconds += min(now - last, 2 * interval)
+            # At most two intervals count per iteration: a process that was stopped for longer does not hang.
+            stalled_seconds += min(now - last, 2 * interval)
             last = now
             if POSITION.count != count:
-                count, still_seconds = POSITION.count, 0.0
-            elif still_seconds >= self.timeout_seconds:
-                self._end_where_hung(count)
-                still_seconds = 0.0
+                count, stalled_seconds = POSITION.count, 0.0
+            elif stalled_seconds >= self.timeout_seconds:
+                self._end_if_hung(count)
+                stalled_seconds = 0.0
 
     def _beat(self) -> bool:
         frame = sys._current_frames().get(self._main.ident or 0)
@@ -93,14 +97,14 @@ class Watchdog:
                 count=POSITION.count,
                 step=POSITION.step,
                 point=POSITION.point,
-                place=_place(frame),
+                place=_current_function(frame),
                 waits_for_others=_waits_for_others(frame),
                 log=str(self.log),
             )
         )
 
-    def _end_where_hung(self, count: int) -> None:
-        """Looks at all ranks once more, and ends the process unless it got on meanwhile."""
+    def _end_if_hung(self, count: int) -> None:
+        """Checks the heartbeats of all ranks, and ends the process unless it has made progress in the meantime."""
         before = self.beats.read()
         for _ in range(3):
             if self._stop.wait(self.beats.interval_seconds):
@@ -111,28 +115,28 @@ class Watchdog:
             return
         silent = [beat for rank, beat in now.items() if rank in before and beat.number == before[rank].number]
         if not can_write:
-            silent = []  # the folder is to blame, not those who write to it
+            silent = []  # the folder is not writable, so old beats do not mean silent ranks
         hung = hung_ranks(now, silent)
-        told = "; ".join(_told(beat, beat in silent) for beat in hung)
-        message = f"hangs: no progress within trainer.timeout_seconds={self.timeout_seconds:g}. {told}"
+        positions = "; ".join(_describe(beat, beat in silent) for beat in hung)
+        message = f"hangs: no progress within trainer.timeout_seconds={self.timeout_seconds:g}. {positions}"
         logger.error("%s\n%s", message, _stack(self._main.ident))
-        step = POSITION.step if silent else hung[0].step  # what a silent rank said last may be old
-        failure = REPORT.settle(blame(REPORT.own(DistributedError(message)), hung, message, step))
+        step = POSITION.step if silent else hung[0].step  # the last beat of a silent rank may be old
+        failure = REPORT.exchange(attribute_to_ranks(REPORT.describe(DistributedError(message)), hung, message, step))
         if failure.reporter == self.rank:
-            show(failure)
-        # A loader's process that hangs would outlive this one, which cannot tidy up: its main thread hangs.
+            print_failure(failure)
+        # A loader process that hangs would outlive this process, whose main thread hangs and cannot end it.
         for child in multiprocessing.active_children():
-            logger.error("ends its loader's process %s (pid %s)", child.name, child.pid)
+            logger.error("kills the loader process %s (pid %s)", child.name, child.pid)
             child.kill()
         os._exit(DistributedError.exit_code)
 
 
 def hung_ranks(beats: Mapping[int, Beat], silent: Sequence[Beat]) -> list[Beat]:
-    """The ranks for which the others wait, where no rank gets on.
+    """Returns the last beats of the ranks for which the others wait, given that no rank makes progress.
 
     Args:
-        beats: The newest of each rank, at least one.
-        silent: Those of ranks that give none any more.
+        beats: Newest beat of each rank, at least one.
+        silent: Last beats of the ranks that have stopped beating.
     """
     if silent:
         return sorted(silent, key=lambda beat: beat.rank)
@@ -141,14 +145,14 @@ def hung_ranks(beats: Mapping[int, Beat], silent: Sequence[Beat]) -> list[Beat]:
     return [beat for beat in behind if not beat.waits_for_others] or behind
 
 
-def _told(beat: Beat, is_silent: bool) -> str:
+def _describe(beat: Beat, is_silent: bool) -> str:
     if not is_silent:
         return str(beat)
-    words = f'its log ends with "{last_line(beat.log)}"'
-    return f"No sign of life (its process is stopped, or its host gone) since {beat}; {words}"
+    cause = "its process is stopped, or its host is down"
+    return f'Last heartbeat: {beat} ({cause}); its log ends with "{last_line(beat.log)}"'
 
 
-def _place(frame: FrameType | None) -> str:
+def _current_function(frame: FrameType | None) -> str:
     if frame is None:
         return "nothing"
     file = Path(frame.f_code.co_filename)

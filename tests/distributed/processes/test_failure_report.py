@@ -102,12 +102,12 @@ def test_an_error_that_all_raise_names_the_rank_it_came_from(monkeypatch: pytest
     monkeypatch.setattr(POSITION, "step", 120)
     error = DataError("row 5 has no label.")
     error.rank = 3
-    assert str(REPORT.own(error)) == "DataError (rank 3, step 120): row 5 has no label."
+    assert str(REPORT.describe(error)) == "DataError (rank 3, step 120): row 5 has no label."
 
 
 def test_what_a_dead_peer_causes_is_told_from_other_errors() -> None:
     gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
-    orders = [REPORT.own(error).order for error in (DataError("x"), ValueError("x"), gloo, DistBackendError("x"))]
+    orders = [REPORT.describe(error).order for error in (DataError("x"), ValueError("x"), gloo, DistBackendError("x"))]
     assert orders == [0, 1, 2, 2]
 
 
@@ -136,7 +136,7 @@ def test_a_rank_that_is_gone_is_named_by_those_that_are_left(tmp_path: Path) -> 
     (tmp_path / "2.log").write_text("first\nlast words\n")
     printed = run(["broken", "broken"], tmp_path, 0, str(tmp_path))
     assert printed[1] == ""
-    assert printed[0].startswith("DistributedError (rank 2): gone without a word")
+    assert printed[0].startswith("DistributedError (rank 2): ended without an error report")
     assert "in step 12: backward of micro-batch 2" in printed[0] and 'ends with "last words"' in printed[0]
     record = json.loads((tmp_path / "failure.json").read_text())
     assert (record["rank"], record["reporter"], record["pid"]) == (2, 0, ended.pid)

@@ -39,7 +39,7 @@ def test_an_attempt_that_meets_the_keys_of_another_is_refused() -> None:
     store = dist.HashStore()
     for rank in range(2):
         check_fresh(store, rank)
-    with pytest.raises(DistributedError, match="rank 1 finds in torchrun's store"):
+    with pytest.raises(DistributedError, match="an earlier start of rank 1 in the same attempt"):
         check_fresh(store, 1)
 
 
@@ -78,7 +78,7 @@ def some_rank() -> tuple[bool, bool]:
 def test_ranks_compare_facts(workers: WorkerPool) -> None:
     assert workers.run(compare, 2, False) == ["agreed", "agreed"]
     messages = workers.run(compare, 3, True)
-    assert messages[0].startswith("data is rank 0 on rank 0 but rank 1 on rank 1;")
+    assert messages[0].startswith("data is rank 0 on rank 0 but rank 1 on rank 1.")
     assert len(set(messages)) == 1
 
 

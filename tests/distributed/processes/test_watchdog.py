@@ -66,7 +66,7 @@ def test_a_torn_file_and_a_full_disk_are_no_error(tmp_path: Path) -> None:
 def fired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A watchdog with a timeout of half a second, and the counts at which it would have ended the process."""
     counts: list[int] = []
-    monkeypatch.setattr(Watchdog, "_end_where_hung", lambda self, count: counts.append(count))
+    monkeypatch.setattr(Watchdog, "_end_if_hung", lambda self, count: counts.append(count))
     watchdog = Watchdog(Beats(tmp_path, 0.05), 0, tmp_path / "log", 0.5)
     yield watchdog, counts
     watchdog.stop()
