@@ -28,7 +28,7 @@ def explain(error: BaseException) -> BaseException:
     if is_kind(error, "torch", "OutOfMemoryError"):
         return ResourceError(
             f"the GPU has no memory left ({text[:_MAX_CHARACTERS]}). A forward and backward pass of one micro-batch "
-            "must fit. Lower micro_batch_tokens (in training trainer.micro_batch_tokens; auto selects a size that fits)."
+            "must fit. Lower micro_batch_tokens (in training trainer.micro_batch_tokens; auto selects what fits)."
         )
     no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if (
