@@ -59,6 +59,11 @@ class ResourceError(FrameworkError):
     exit_code = 1
 
 
+def counted(number: int, noun: str) -> str:
+    """Formats a count for a message, for example "1 document" or "2,000 documents"; the noun is regular, singular."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def reading_record(file: object, remedy: str, kind: type[FrameworkError] = CheckpointError) -> "_Reading":
     """Returns a context that turns any exception on a damaged record into one error that names the file.
 

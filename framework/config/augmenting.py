@@ -107,10 +107,11 @@ def prepare_word_samples(
 
         on_first_rank(write)
     whole = source.source.tokens(np.arange(len(source)))
-    if samples.shape != (augmentation.num_variants, len(whole.places)):
+    if samples.shape != (augmentation.num_variants, len(whole.token_indices)):
         raise CheckpointError(
             f"{file} holds words for {samples.shape[-1]} tokens in {len(samples)} variants, but the training split has "
-            f"{len(whole.places)} tokens and augmentation.num_variants={augmentation.num_variants}; remove the file."
+            f"{len(whole.token_indices)} tokens and augmentation.num_variants={augmentation.num_variants}; "
+            "remove the file."
         )
     augmentation.samples = samples
 

@@ -1,1 +1,1 @@
-"""From text to packed batches; every draw is a function of (seed, epoch, index)."""
+"""Turns text into packed batches; every random draw is a function of (seed, epoch, index)."""

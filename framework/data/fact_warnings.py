@@ -18,12 +18,12 @@ def warnings_of(splits: Mapping[str, SplitFacts]) -> list[str]:
     Args:
         splits: Facts by split; only the labels of `train` are checked.
     """
-    found: list[str] = []
+    warnings: list[str] = []
     for split, facts in splits.items():
-        found += [*_skipped(facts), *_cut(split, facts), *facts.warnings]
+        warnings += [*_skipped(facts), *_cut(split, facts), *facts.warnings]
         if split == "train":
-            found += _labels(facts)
-    return found
+            warnings += _labels(facts)
+    return warnings
 
 
 def _skipped(facts: SplitFacts) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _labels(facts: SplitFacts) -> Iterator[str]:
         )
     alike: dict[str, list[str]] = {}
     for label in labels:
-        alike.setdefault(_read_alike(label), []).append(label)
+        alike.setdefault(_normal_form(label), []).append(label)
     for group in alike.values():
         if len(group) > 1:
             yield (
@@ -71,7 +71,7 @@ def _labels(facts: SplitFacts) -> Iterator[str]:
             )
 
 
-def _read_alike(label: str) -> str:
+def _normal_form(label: str) -> str:
     """Returns a normal form: labels that differ in Unicode form, case, white space or number format share it."""
     try:
         return repr(float(label))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-_PLACE = re.compile(r", ((?:rows?|lines?|sentence|article|file) .*?): (.*)", re.DOTALL)
+_LOCATION = re.compile(r", ((?:rows?|lines?|sentence|article|file) .*?): (.*)", re.DOTALL)
 _NUMBER = {name: re.compile(rf"\b{name} (\d+)") for name in ("row", "line")}
 _DECIMALS = 6
 # An apostrophe within a word opens no quotation.
@@ -50,9 +50,10 @@ NO_CUTTING = Cutting()
 
 @dataclass(frozen=True, slots=True)
 class SplitFacts:
-    """Facts about one split; every source of this package has them as `facts`.
+    """Facts about one split; every source of this package has an attribute `facts`.
 
-    The rows read are the sum of those skipped, left out, used, and assigned to splits without their own file.
+    The number of rows read is the sum of the rows skipped, left out, used, and assigned to splits that have no file of
+    their own.
 
     Attributes:
         rows: Number of rows used.
@@ -85,7 +86,7 @@ class SplitFacts:
     def as_json(self) -> dict[str, Any]:
         """Returns the facts as JSON values, without empty ones and messages."""
         own = {"file": self.file, "read": self.read, "skipped": self.num_skipped} if self.file else {}
-        found = {"left_out": self.left_out, "repaired": self.repaired, "labels": self.labels, "notes": self.notes}
+        optional = {"left_out": self.left_out, "repaired": self.repaired, "labels": self.labels, "notes": self.notes}
         cutting = self.cutting
         cut = {
             "texts": cutting.texts,
@@ -97,25 +98,32 @@ class SplitFacts:
         return {
             self.unit: self.rows,
             **own,
-            **{name: dict(value) if isinstance(value, Mapping) else value for name, value in found.items() if value},
+            **{name: dict(value) if isinstance(value, Mapping) else value for name, value in optional.items() if value},
             **(cut if cutting.texts else {}),
         }
 
 
 def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
-    """Yields a record for each skipped row: split, file, place, row and line if known, and the reason."""
+    """Yields a record for each skipped row.
+
+    Its keys are `split`, `file`, `place` (for example "row 3, line 7"), `row` and `line` if known, and `reason`.
+    """
     for split, facts in splits.items():
         for message in facts.skipped:
-            found = _PLACE.search(message)
-            file, place, reason = (
-                (message[: found.start()], found[1], found[2]) if found is not None else (facts.file, "", message)
+            match = _LOCATION.search(message)
+            file, location, reason = (
+                (message[: match.start()], match[1], match[2]) if match is not None else (facts.file, "", message)
             )
-            numbers = {name: int(number[1]) for name, of in _NUMBER.items() if (number := of.search(place)) is not None}
-            yield {"split": split, "file": file, "place": place, **numbers, "reason": reason}
+            numbers = {
+                name: int(number[1])
+                for name, pattern in _NUMBER.items()
+                if (number := pattern.search(location)) is not None
+            }
+            yield {"split": split, "file": file, "place": location, **numbers, "reason": reason}
 
 
 def without_texts(splits: Mapping[str, SplitFacts]) -> dict[str, SplitFacts]:
-    """Returns the facts without quoted cells: messages keep the file, the row, the column and the rule.
+    """Returns the facts with quoted cells hidden. Messages keep the file, the row, the column and the rule.
 
     Labels and their counts remain.
     """
@@ -130,16 +138,16 @@ def without_texts(splits: Mapping[str, SplitFacts]) -> dict[str, SplitFacts]:
 
 
 def _without_cells(message: str) -> str:
-    found = _PLACE.search(message)
-    if found is None:
+    match = _LOCATION.search(message)
+    if match is None:
         return _without_quotations(message)
-    column = _QUOTED.match(message, found.start(2))
-    start = found.start(2) if column is None else column.end()
+    column = _QUOTED.match(message, match.start(2))
+    start = match.start(2) if column is None else column.end()
     return message[:start] + _without_quotations(message[start:])
 
 
 def _without_quotations(text: str) -> str:
-    """Hides quoted values; a quotation mark without its partner opens a value that was shortened."""
+    """Hides quoted values; an opening quotation mark without a closing one begins a value that was shortened."""
     kept = _QUOTED.sub(_NOT_SHOWN, text)
     return _OPEN_QUOTE.sub(_NOT_SHOWN, kept)
 
@@ -151,7 +159,7 @@ def range_of(numbers: Sequence[float]) -> str:
 
 @runtime_checkable
 class HasFacts(Protocol):
-    """A source of sequences that knows the facts of its split."""
+    """Source of sequences with facts about its split."""
 
     facts: SplitFacts
 
@@ -162,13 +170,13 @@ S = TypeVar("S", bound=HasFacts)
 def with_facts(
     source: S, read: SplitFacts, labels: Iterable[str] = (), known: Sequence[str] = (), warnings: Sequence[str] = ()
 ) -> S:
-    """Combines the facts about the rows of a split with those of its source about the texts.
+    """Combines facts about the rows of a split with the facts of its source about the texts.
 
     Args:
         source: Source built from the rows of the split.
         read: Facts about the rows.
         labels: Label of each row or entity.
-        known: Label set in the order of scores; labels without a row are counted as 0.
+        known: Label set in the order of scores; labels without a row get the count 0.
         warnings: Warnings of the task.
 
     Returns:
@@ -187,7 +195,7 @@ def with_facts(
 
 
 def facts_of(sources: Mapping[str, Sized]) -> dict[str, SplitFacts]:
-    """Returns the facts of each split; for a source without facts only its number of sequences."""
+    """Returns the facts of each split; for a source without facts, only its number of sequences."""
     return {
         split: source.facts if isinstance(source, HasFacts) else SplitFacts(len(source), unit="sequences")
         for split, source in sources.items()

@@ -1,6 +1,6 @@
-"""Sequences of fine-tuning: tokenised once and held as flat arrays, from which micro-batches are gathered.
+"""Sequences for fine-tuning: tokenised once, held in memory as flat arrays, and gathered into micro-batches.
 
-An item is what the plan places as one: mostly a sequence, sometimes several that do not attend to each other.
+An item is the unit that the plan assigns: usually one sequence, sometimes several that do not attend to each other.
 """
 
 import hashlib
@@ -23,11 +23,11 @@ class FlatTarget:
     """One named target of all sequences.
 
     Attributes:
-        values: (sequences, ...) one entry a sequence, or (tokens, ...) one a token; integers or floats.
-        axis: Which of the two.
-        filler: Of dummy sequences and tokens.
-        is_position: Values are places within their sequence, and become places within the micro-batch; negative ones
-            stay as they are. For axis "sequences".
+        values: (sequences, ...) one entry per sequence, or (tokens, ...) one entry per token; integers or floats.
+        axis: First axis of the values.
+        filler: Value for dummy sequences and tokens.
+        is_position: True if the values are positions within their sequence. They are converted to positions within the
+            micro-batch; negative values are kept. For axis "sequences".
     """
 
     values: np.ndarray
@@ -38,42 +38,73 @@ class FlatTarget:
 
 @dataclass(frozen=True, slots=True)
 class FlatTokens:
-    """The sequences of some items as they go into a batch.
+    """Sequences of some items, as they are packed into a batch.
 
     Attributes:
         input_ids: (tokens,) int32.
-        places: (tokens,) int64, where the segment and the targets of each token stand in the source.
-        lengths: (sequences,) int64.
-        sizes: (items,) int64, sequences of each.
+        token_indices: (tokens,) int64, index of each token in the arrays of the source, for its segment and targets.
+        lengths: (sequences,) int64, number of tokens of each sequence.
+        sizes: (items,) int64, number of sequences of each item.
     """
 
     input_ids: np.ndarray
-    places: np.ndarray
+    token_indices: np.ndarray
     lengths: np.ndarray
     sizes: np.ndarray
 
 
-class FlatSource:
-    """The items of one split (`framework.data.planning.plan.SequenceSource`); neither epoch nor step changes them.
+class HeldItems:
+    """Items that are held in memory and are the same in every epoch: the part of a SequenceSource that needs no tokens.
 
     Args:
-        input_ids: (tokens,) all sequences end to end, special tokens included.
-        lengths: (sequences,) tokens of each.
-        targets: What the task predicts, by name.
-        counts: (sequences,) weight of each sequence in each loss term's count.
-        max_length: Tokens that no sequence may exceed, which the task's config says.
-        token_type_ids: (tokens,) segments; None: 0 everywhere.
-        item_sizes: (items,) sequences of each item, which lie side by side; None: one each.
-        records: What the task wants to know of each item when it reads predictions or scores them; any objects.
+        item_lengths: (items,) int64, number of tokens of each item, including special tokens.
+
+    Attributes:
+        shuffle: Order of an epoch.
+    """
+
+    def __init__(self, item_lengths: np.ndarray) -> None:
+        self.shuffle = Shuffle()
+        self._item_lengths = item_lengths
+
+    def __len__(self) -> int:
+        return len(self._item_lengths)
+
+    @property
+    def mean_length(self) -> float:
+        """Returns the mean number of tokens of an item, including special tokens."""
+        return float(self._item_lengths.mean())
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Does nothing: everything is in memory."""
+
+    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
+        """Returns (items,) int64, the number of tokens of each item, including special tokens."""
+        return self._item_lengths[indices]
+
+
+class FlatSource(HeldItems):
+    """Items of one split (`framework.data.planning.plan.SequenceSource`), the same in every epoch and step.
+
+    Args:
+        input_ids: (tokens,) ids of all sequences, end to end, including special tokens.
+        lengths: (sequences,) number of tokens of each sequence.
+        targets: Prediction targets of the task, by name.
+        counts: (sequences,) weight of each sequence in the count of each loss term, by term.
+        max_length: Largest number of tokens of a sequence, from the config of the task.
+        token_type_ids: (tokens,) segment of each token; None: all 0.
+        item_sizes: (items,) number of sequences of each item, which are adjacent; None: one per item.
+        records: Objects that the task needs for each item when it decodes predictions or computes scores.
         cutting: Counts of truncated texts.
         notes: Further facts, by name.
 
     Attributes:
-        facts: Facts about the split; `framework.data.facts.with_facts` adds those about its rows.
-        max_length: Most tokens of an item: `max_sequence_length` where each is one sequence, else those of the longest.
-        max_sequence_length: Most tokens of a sequence.
-        group_size: Most sequences of an item.
-        records: As given.
+        facts: Facts about the split; `framework.data.facts.with_facts` adds facts about its rows.
+        max_length: Largest number of tokens of an item: `max_sequence_length` if each item is one sequence, otherwise
+            the length of the longest item.
+        max_sequence_length: Largest number of tokens of a sequence.
+        group_size: Largest number of sequences of an item.
+        records: Records as given.
     """
 
     def __init__(
@@ -91,7 +122,6 @@ class FlatSource:
     ) -> None:
         self.records = records
         self.facts = SplitFacts(len(lengths) if item_sizes is None else len(item_sizes), cutting=cutting, notes=notes)
-        self.shuffle = Shuffle()
         self.max_sequence_length = max_length
         self._input_ids = input_ids.astype(np.int32, copy=False)
         self._lengths = np.asarray(lengths, dtype=np.int64)
@@ -104,33 +134,18 @@ class FlatSource:
         self._item_starts = ragged.starts(sizes)
         self.group_size = int(sizes.max(initial=1))
         tokens_before = ragged.bounds(self._lengths)
-        self._item_lengths = tokens_before[self._item_starts + sizes] - tokens_before[self._item_starts]
+        super().__init__(tokens_before[self._item_starts + sizes] - tokens_before[self._item_starts])
         self.max_length = max_length if item_sizes is None else int(self._item_lengths.max(initial=1))
-
-    def __len__(self) -> int:
-        return len(self._item_sizes)
 
     @property
     def fingerprint(self) -> str:
-        """Of ids, lengths, segments, items and targets."""
+        """Returns a hash of ids, lengths, segments, items and targets."""
         digest = hashlib.blake2b(digest_size=16)
         for array in (self._input_ids, self._lengths, self._item_sizes, self._token_type_ids):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         for name, target in self._targets.items():
             digest.update(name.encode() + np.ascontiguousarray(target.values).tobytes())
         return digest.hexdigest()
-
-    @property
-    def mean_length(self) -> float:
-        """Mean tokens of an item, special tokens included."""
-        return float(self._item_lengths.mean())
-
-    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read, everything is in memory."""
-
-    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
-        """(items,) int64 tokens of each, special tokens included."""
-        return self._item_lengths[indices]
 
     def build(
         self,
@@ -140,16 +155,16 @@ class FlatSource:
         step: int,  # noqa: ARG002  and at every step
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch of items; `sequence_ids` are those of items."""
+        """Builds one micro-batch of items; `sequence_ids` (items,) identify items."""
         return self.pack(indices, self.tokens(indices), sequence_ids, shape)
 
     def tokens(self, indices: np.ndarray) -> FlatTokens:
-        """The sequences of items as they are in the source: (items,) indices."""
+        """Returns the unchanged sequences of items, given by their indices (items,)."""
         sizes = self._item_sizes[indices]
         rows = ragged.ranges(self._item_starts[indices], sizes)
         lengths = self._lengths[rows]
-        places = ragged.ranges(self._token_starts[rows], lengths)
-        return FlatTokens(self._input_ids[places], places, lengths, sizes)
+        token_indices = ragged.ranges(self._token_starts[rows], lengths)
+        return FlatTokens(self._input_ids[token_indices], token_indices, lengths, sizes)
 
     def pack(
         self,
@@ -158,13 +173,13 @@ class FlatSource:
         sequence_ids: np.ndarray,
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch of items whose sequences are given.
+        """Builds one micro-batch of items from their sequences.
 
         Args:
-            indices: (items,) which ones of the source.
-            tokens: Of these items, as `tokens` gives them or changed.
-            sequence_ids: (items,) as in `build`.
-            shape: As in `build`.
+            indices: (items,) index of each item in the source.
+            tokens: Sequences of these items, as `tokens` returns them or edited.
+            sequence_ids: (items,) ids as in `build`.
+            shape: Shape as in `build`.
         """
         sizes = tokens.sizes
         rows = ragged.ranges(self._item_starts[indices], sizes)
@@ -173,16 +188,19 @@ class FlatSource:
             tokens.input_ids,
             tokens.lengths,
             np.repeat(sequence_ids, sizes) * self.group_size + members,
-            None if self._token_type_ids is None else self._token_type_ids[tokens.places],
-            {name: _gathered(target, rows, tokens.places, tokens.lengths) for name, target in self._targets.items()},
+            None if self._token_type_ids is None else self._token_type_ids[tokens.token_indices],
+            {
+                name: _gathered(target, rows, tokens.token_indices, tokens.lengths)
+                for name, target in self._targets.items()
+            },
             {term: float(weights[rows].sum()) for term, weights in self._counts.items()},
             shape,
         )
         return replace(batch, group_size=self.group_size)
 
 
-def _gathered(target: FlatTarget, rows: np.ndarray, places: np.ndarray, lengths: np.ndarray) -> Target:
-    values = target.values[places if target.axis == "tokens" else rows]
+def _gathered(target: FlatTarget, rows: np.ndarray, token_indices: np.ndarray, lengths: np.ndarray) -> Target:
+    values = target.values[token_indices if target.axis == "tokens" else rows]
     if target.is_position:
         starts = ragged.starts(lengths).reshape(-1, *(1 for _ in values.shape[1:]))
         values = np.where(values < 0, values, values + starts)

@@ -15,20 +15,20 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 
 SHORTEST_PAIR = 5
-"""[CLS] a [SEP] b [SEP]"""
+"""Number of tokens in `[CLS] a [SEP] b [SEP]`."""
 
-_TEXTS_AT_ONCE = 1000
-"""A tokenizer's result takes some hundred bytes a token until only the ids are kept."""
+_TEXTS_PER_CALL = 1000
+"""Limits memory: the result of a tokenizer takes some hundred bytes per token until only the ids are kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sequences end to end.
+    """Token ids of sequences, end to end.
 
     Attributes:
-        input_ids: (tokens,) int32, special tokens included.
-        lengths: (sequences,) int64.
-        token_type_ids: (tokens,) bool, True in the second segment; None where there are no pairs.
+        input_ids: (tokens,) int32, including special tokens.
+        lengths: (sequences,) int64, number of tokens of each sequence.
+        token_type_ids: (tokens,) bool, True in the second segment; None for single texts.
         cutting: Counts of truncated texts.
     """
 
@@ -39,17 +39,17 @@ class Layout:
 
 
 def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, max_length: int) -> Layout:
-    """Tokenises texts and puts special tokens around them.
+    """Tokenises texts, truncates them and adds special tokens.
 
     Args:
-        texts: One for each sequence.
-        pairs: The second texts; None for single texts.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included; longer texts lose their end, of pairs the longer
-            text first.
+        texts: Text, or first text, of each sequence.
+        pairs: Second text of each sequence; None for single texts.
+        tokenizer: Tokenizer that provides the ids and the special tokens.
+        max_length: Largest number of tokens of a sequence, including special tokens. Longer texts are truncated at
+            their end; of a pair, the longer text is truncated first.
 
     Raises:
-        ConfigError: `max_length` leaves no room for a token of each text.
+        ConfigError: `max_length` has no room for one token of each text.
     """
     segments = [texts] if pairs is None else [texts, pairs]
     num_specials = 2 if pairs is None else 2 + tokenizer.pair_separators
@@ -59,8 +59,8 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
             f"max_length is {max_length}, and this tokenizer adds {num_specials} special tokens. A sequence needs at "
             f"least {num_specials + len(segments)} tokens. Raise max_length."
         )
-    encoded, whole = zip(*(_encode(segment, tokenizer, room) for segment in segments), strict=True)
-    sizes = np.array(whole, dtype=np.int64)
+    encoded, full_lengths = zip(*(_encode(segment, tokenizer, room) for segment in segments), strict=True)
+    sizes = np.array(full_lengths, dtype=np.int64)
     kept = np.minimum(sizes, room) if pairs is None else truncate_longest_first(sizes[0], sizes[1], room)
     lengths = kept.sum(axis=0) + num_specials
     starts = ragged.starts(lengths)
@@ -81,18 +81,18 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
 
 
 def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> np.ndarray:
-    """Lengths of pairs after tokens were taken from the longer text, one at a time, until both fit.
+    """Returns the lengths of pairs after truncating the longer text, one token at a time, until both fit.
 
-    This is LongestFirst of the `tokenizers` library in closed form.
+    This is the strategy LongestFirst of the `tokenizers` library in closed form.
 
     Args:
-        first: (pairs,) tokens of the first texts.
-        second: (pairs,) tokens of the second texts.
-        room: Tokens for both.
+        first: (pairs,) number of tokens of the first texts.
+        second: (pairs,) number of tokens of the second texts.
+        room: Largest number of tokens of both texts together.
 
     Returns:
-        (2, pairs) lengths. Where both are cut and the room is odd, the longer text keeps one more, of equals the
-        second.
+        (2, pairs) lengths. If both texts are truncated and `room` is odd, the longer text keeps one token more; if they
+        have the same length, the second does.
     """
     short, long = np.minimum(first, second), np.maximum(first, second)
     short = np.where(short + long > room, np.minimum(short, room // 2), short)
@@ -101,11 +101,11 @@ def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> 
 
 
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> tuple[list[np.ndarray], list[int]]:
-    """The first `room` ids of each text, and how many it has in all."""
+    """Returns the first `room` ids of each text, and the number of tokens of each text before truncation."""
     encoded: list[np.ndarray] = []
     lengths: list[int] = []
-    for first in range(0, len(texts), _TEXTS_AT_ONCE):
-        for ids in tokenizer.encode_batch(texts[first : first + _TEXTS_AT_ONCE]):
+    for first in range(0, len(texts), _TEXTS_PER_CALL):
+        for ids in tokenizer.encode_batch(texts[first : first + _TEXTS_PER_CALL]):
             encoded.append(ids[:room].copy())
             lengths.append(len(ids))
     return encoded, lengths

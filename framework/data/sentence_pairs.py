@@ -1,8 +1,8 @@
-"""Sequences of consecutive sentences, one segment or BERT's pairs, as stretches of a token store.
+"""Sequences of consecutive sentences, as one segment or as BERT's pairs of segments, given as ranges of a token store.
 
-Follows Devlin et al. 2019 (arXiv:1810.04805, appendix A.2) and its create_pretraining_data.py, with one departure:
-where a chunk begins and ends does not depend on the draws, so that a sequence index means the same text in every epoch
-and any index can be reached at once.
+Follows Devlin et al. 2019 (arXiv:1810.04805, appendix A.2) and its create_pretraining_data.py, with one departure: the
+random draws do not affect the boundaries of chunks. So a sequence index refers to the same text in every epoch, and
+access to any index is direct.
 """
 
 from dataclasses import dataclass
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.data.store.sequence_index import Division, SequenceIndex
-from framework.errors import DataError
+from framework.errors import DataError, counted
 from framework.random import below, mix, uniform
 
 SHORT_PROB = 0.1
 RANDOM_NEXT_PROB = 0.5
 SAMPLED_CHUNKS = 10_000
 FOLLOWS, RANDOM = 0, 1
-"""Labels of next-sentence prediction, as BERT numbers them: 0, B follows A; 1, B is from another document."""
+"""Labels of next-sentence prediction with BERT's numbering: 0, B follows A; 1, B is from another document."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """What each sequence holds, as stretches of the store.
+    """Segments of sequences, as ranges of tokens of the store.
 
     Attributes:
-        starts: (sequences, segments) int64 token places; segments is 2 with next-sentence prediction, else 1.
-        lengths: (sequences, segments) int64, all positive.
+        starts: (sequences, segments) int64, token offset at which each segment begins in the store. `segments` is 2
+            with next-sentence prediction, otherwise 1.
+        lengths: (sequences, segments) int64, number of tokens of each segment, all positive.
         labels: (sequences,) int64, FOLLOWS or RANDOM (FOLLOWS everywhere without next-sentence prediction).
     """
 
@@ -36,23 +37,23 @@ class Segments:
 
 
 class SentenceChunks:
-    """The chunks of a split as segments of sequences.
+    """Chunks of a split as segments of sequences.
 
     Args:
-        index: Which chunks there are.
-        division: How the index was made.
-        neighbourhood: A random second segment is drawn from the documents of the same so many consecutive chunks, so
-            that a store is read in one place at a time; None: from all documents.
+        index: Index of the chunks.
+        division: Division by which the index was built.
+        neighbourhood: Number of consecutive chunks whose documents provide each other's random second segments. It
+            keeps reads of the store local. None: all documents.
 
     Raises:
-        DataError: Pairs are wanted and there are fewer than 2 documents.
+        DataError: The division has pairs, but there are fewer than 2 documents.
     """
 
     def __init__(self, index: SequenceIndex, division: Division, neighbourhood: int | None = None) -> None:
         if division.pairs and len(index.documents) < 2:
             raise DataError(
-                f"next-sentence prediction draws from another document, but there is {len(index.documents)}; add "
-                "documents or set task.nsp=false."
+                f"the split has {counted(len(index.documents), 'document')}. Next-sentence prediction draws from "
+                "another document. Add documents, or set task.nsp=false."
             )
         self.max_tokens = division.max_tokens
         self.pairs = division.pairs
@@ -62,8 +63,8 @@ class SentenceChunks:
     def __len__(self) -> int:
         return len(self._index)
 
-    def whole(self, chunks: np.ndarray) -> Segments:
-        """Each chunk as one segment.
+    def single_segments(self, chunks: np.ndarray) -> Segments:
+        """Returns each chunk as one segment.
 
         Args:
             chunks: (sequences,) int64 in [0, len).
@@ -73,17 +74,17 @@ class SentenceChunks:
         return Segments(starts[:, None], (ends - starts)[:, None], np.zeros(len(chunks), dtype=np.int64))
 
     def draw_pairs(self, keys: np.ndarray, chunks: np.ndarray) -> Segments:
-        """Splits each chunk into the segments of a pair: a function of key and chunk alone.
+        """Splits each chunk into the two segments of a pair, as a function of key and chunk alone.
 
-        - With probability 0.1 the target length is uniform in [2, max_tokens] instead of max_tokens, and the chunk ends
-          with the sentence that reaches it.
-        - A is the first 1 to n - 1 of the chunk's n pieces, uniformly.
-        - With probability 0.5 B is the rest of the chunk. Otherwise, and always where the chunk has one piece only, B
-          begins at a uniformly drawn piece of a uniformly drawn other document and takes as many pieces as fit into the
-          target beside A, at least one, cut if it is longer than the room.
+        - With probability 0.1 the target length is uniform in [2, max_tokens] instead of max_tokens. The chunk is then
+          truncated after the sentence that reaches the target length.
+        - Segment A is the first k of the chunk's n pieces, with k uniform in [1, n - 1].
+        - With probability 0.5 segment B is the rest of the chunk. Otherwise, and always if the chunk has only one
+          piece, B begins at a uniformly drawn piece of a uniformly drawn other document. It takes as many pieces as fit
+          into the target length after A, at least one; a piece that does not fit is truncated.
 
         Args:
-            keys: (sequences,) uint64, the randomness of each sequence.
+            keys: (sequences,) uint64, random key of each sequence.
             chunks: (sequences,) int64 in [0, len).
         """
         pieces = self._index.pieces
@@ -93,7 +94,7 @@ class SentenceChunks:
 
         short = uniform(draws[:, 0]) < SHORT_PROB
         target = np.where(short, 2 + below(draws[:, 1], self.max_tokens - 1), self.max_tokens)
-        # The first end that is not below the target is behind the last that is.
+        # The first end that reaches the target is the one after the last end below it.
         below_target = _last_up_to(pieces, first[short], last[short], starts_a[short] + target[short] - 1)
         last[short] = np.minimum(last[short], below_target + 1)
         num_pieces = last - first
@@ -112,44 +113,48 @@ class SentenceChunks:
         return Segments(np.stack([starts_a, starts_b], axis=1), np.stack([length_a, length_b], axis=1), labels)
 
     def unused_fraction(self, keys: np.ndarray, chunks: np.ndarray) -> float:
-        """Share of the text of these chunks that their pairs leave out.
+        """Returns the share of the text of these chunks that their pairs do not use.
 
-        That is the rest of chunks whose B is random, and what short targets cut off. The next epoch draws anew. (In
-        BERT's own script such a rest goes into the next sequence.)
+        Unused text is the rest of chunks with a random B, and text beyond a short target length. Each epoch draws anew.
+        (BERT's own script puts such a rest into the next sequence.)
+
+        Args:
+            keys: (sequences,) uint64, random key of each sequence.
+            chunks: (sequences,) int64 in [0, len).
         """
         if not self.pairs:
             return 0.0
         drawn = self.draw_pairs(keys, chunks)
         used = drawn.lengths[:, 0].sum() + drawn.lengths[drawn.labels == FOLLOWS, 1].sum()
-        return float(1 - used / self.whole(chunks).lengths.sum())
+        return float(1 - used / self.single_segments(chunks).lengths.sum())
 
     def _draw_elsewhere(
         self, document_draws: np.ndarray, piece_draws: np.ndarray, chunks: np.ndarray, own: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A piece of another document than each chunk's own, and the end of that document's pieces."""
+        """Returns a random piece of a document other than the chunk's own, and the end of that document's pieces."""
         lowest, highest = self._neighbours(chunks)
         other = lowest + below(document_draws, highest - lowest)
         first, end = self._index.document_pieces[other + (other >= own)].T
         return first + below(piece_draws, end - first), end
 
     def _neighbours(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The first and the last document from which a second segment may come, each chunk's own among them."""
+        """Returns the first and the last document that can provide a second segment; the range includes the own one."""
         last_document = len(self._index.documents) - 1
         if self._neighbourhood is None:
             return np.zeros_like(chunks), np.full_like(chunks, last_document)
         first = chunks - chunks % self._neighbourhood
         last = np.minimum(first + self._neighbourhood, len(self)) - 1
         lowest, highest = self._index.chunks[first, 2], self._index.chunks[last, 2]
-        # A document that fills its neighbourhood alone takes its neighbours in.
+        # If one document fills its neighbourhood, the documents before and after it are added.
         alone = lowest == highest
         return np.maximum(lowest - alone, 0), np.minimum(highest + alone, last_document)
 
 
 def _last_up_to(pieces: np.ndarray, begin: np.ndarray, end: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The last of the pieces from `begin` to `end` that does not begin behind the bound; `begin` itself does not.
+    """Returns the index of the last piece in [begin, end] that starts at or before the bound; `begin` always does.
 
-    Bisection from `begin` on, all together. Unlike a search through all pieces it stays where the chunk lies on the
-    disk: a piece has at least one token, so `bound - pieces[begin]` pieces are enough.
+    Bisects all ranges together. Unlike a search over all pieces, it reads only the part of the disk that holds the
+    chunk. Each piece has at least one token, so `bound - pieces[begin]` pieces are enough.
     """
     low = begin.copy()
     high = np.minimum(end, begin + (bounds - pieces[begin]))

@@ -1,4 +1,4 @@
-"""Data of pre-training as a config says it: a store, its split, how often its sources are seen, in what order."""
+"""Data of pre-training as configured: a store, its splits, the weights of its sources, and the reading order."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
 from framework.data.store.sequence_index import Division, SequenceIndex, open_index
 from framework.data.store.token_store import TokenStore
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, counted
 from framework.random import key, mix, uniform
 
 _FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -23,16 +23,16 @@ class StoreData:
 
     Attributes:
         store: Folder of the store.
-        validation_fraction: Share of the documents that is held out, about; of a streamed store whole row groups are,
-            so that validation fetches no others.
-        split_seed: Decides the split, apart from the run's seed.
-        weights: How often the training texts of each source are seen in an epoch, by the source's name in the corpus;
-            sources that are not named, and None, are seen once.
-        block_size: Sequences that lie side by side in the store and are read together; None: any order, which wants a
-            store that fits into memory or lies on a fast disk.
-        window_blocks: Blocks that are mixed with each other.
-        cache_megabytes: Memory of a process for ids of a streamed store; it must hold two windows of blocks.
-        storage_options: What fsspec's file systems are made with, where a streamed store's shards need it.
+        validation_fraction: Approximate share of the documents that is held out. Of a streamed store, whole row groups
+            are held out, so that validation fetches no others.
+        split_seed: Seed of the split, independent of the seed of the run.
+        weights: Number of times that an epoch sees the training texts of each source, by source name in the corpus.
+            Sources without a weight are seen once; None: all are.
+        block_size: Number of adjacent sequences of the store that are read together; None: fully random order, which
+            requires a store that fits into memory or is on a fast disk.
+        window_blocks: Number of blocks that are shuffled together.
+        cache_megabytes: Memory per process for ids of a streamed store; it must hold two windows of blocks.
+        storage_options: Arguments of fsspec file systems, if the shards of a streamed store need them.
     """
 
     store: str
@@ -46,15 +46,20 @@ class StoreData:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(f"validation_fraction is {self.validation_fraction}, it must be at least 0 and below 1.")
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}. It must be at least 0 and below 1. "
+                "Choose for example 0.01."
+            )
         for name, weight in (self.weights or {}).items():
             if not weight >= 0:
-                raise ConfigError(f"weights.{name} is {weight}, it must be at least 0.")
+                raise ConfigError(
+                    f"data.weights.{name} is {weight}. A weight must be at least 0. Use 0 to leave the source out."
+                )
         _ = self.shuffle
 
     @property
     def shuffle(self) -> Shuffle:
-        """The order of training.
+        """Returns the order of training.
 
         Raises:
             ConfigError: A size is below 1.
@@ -63,7 +68,7 @@ class StoreData:
 
     @cached_property
     def opened(self) -> TokenStore:
-        """The store, opened at the first use.
+        """Returns the store; the first access opens it.
 
         Raises:
             DataError: See `TokenStore.open`.
@@ -71,13 +76,13 @@ class StoreData:
         return TokenStore.open(self.store, self.cache_megabytes * 2**20, self.storage_options)
 
     def splits(self, text_hashes: np.ndarray) -> dict[str, np.ndarray]:
-        """Where the documents of a record batch belong.
+        """Assigns the documents of a record batch to splits.
 
         Args:
             text_hashes: (documents,) uint64.
 
         Returns:
-            (documents,) bool for "train" and, unless its fraction is 0, "validation".
+            (documents,) bool by split: "train" and, unless `validation_fraction` is 0, "validation".
         """
         if self.opened.is_streamed:
             text_hashes = np.full_like(text_hashes, text_hashes[0])
@@ -86,11 +91,11 @@ class StoreData:
         return {"train": ~held_out, "validation": held_out} if self.validation_fraction > 0 else {"train": ~held_out}
 
     def indexes(self, division: Division) -> dict[str, SequenceIndex]:
-        """The sequences of each split.
+        """Returns the index of the sequences of each split.
 
         Raises:
             DataError: A split has no document.
-            ConfigError: The store is streamed, and the order would fetch its shards again and again.
+            ConfigError: The store is streamed, and the order would fetch its shards repeatedly.
         """
         if self.opened.is_streamed:
             self._check_streaming(division)
@@ -99,36 +104,36 @@ class StoreData:
         for split, index in indexes.items():
             if len(index.documents) == 0:
                 raise DataError(
-                    f"{self.store} has {self.opened.num_documents} documents, of which "
-                    f"validation_fraction={self.validation_fraction} leaves none for {split}; change the fraction or "
-                    "add documents."
+                    f"the split {split} of {self.store} is empty: the store has "
+                    f"{counted(self.opened.num_documents, 'document')} and data.validation_fraction is "
+                    f"{self.validation_fraction}. Each split needs at least one. Change the fraction, or add documents."
                 )
         return indexes
 
     @property
     def fills_all_splits(self) -> bool:
         """Returns True if each split has a document."""
-        filled: set[str] = set()
+        occupied: set[str] = set()
         expected = {"train", "validation"} if self.validation_fraction > 0 else {"train"}
         for batch in self.opened.batches():
-            filled |= {split for split, chosen in self.splits(batch.text_hashes).items() if chosen.any()}
-            if filled == expected:
+            occupied |= {split for split, chosen in self.splits(batch.text_hashes).items() if chosen.any()}
+            if occupied == expected:
                 return True
         return False
 
     def mixture(self, index: SequenceIndex) -> Mixture:
-        """How often the chunks of the sources are seen.
+        """Returns the mixture of the chunks of all sources in an epoch.
 
         Raises:
-            ConfigError: A weight names no source of the store, or the weights leave nothing.
+            ConfigError: A weight names no source of the store, or an epoch has no sequence.
         """
         sources = self.opened.sources
         names = list(sources)
         unknown = sorted(set(self.weights or {}) - set(names))
         if unknown:
             raise ConfigError(
-                f"weights.{unknown[0]} names no source of {self.store}, which has {', '.join(names)}; name one of "
-                "these."
+                f"data.weights.{unknown[0]} names no source of {self.store}. Its sources are {', '.join(names)}. "
+                "Name one of these."
             )
         ends = np.cumsum(list(sources.values()))
         sizes = np.diff([0, *(index.chunks_before(int(end)) for end in ends)])
@@ -136,40 +141,41 @@ class StoreData:
         mixture = Mixture(sizes, weights)
         if len(mixture) == 0:
             raise ConfigError(
-                f"the weights {dict(self.weights or {})} leave no sequence of {self.store}; raise one of them."
+                f"data.weights is {dict(self.weights or {})}, with which an epoch over {self.store} has no sequence. "
+                "An epoch needs at least one. Raise a weight."
             )
         return mixture
 
     def _check_streaming(self, division: Division) -> None:
         if self.block_size is None:
             raise ConfigError(
-                f"the store {self.store} is streamed, but block_size is null, so every step would fetch shards from "
-                "everywhere; set data.block_size, for example 1024."
+                f"data.block_size is null, but the store {self.store} is streamed. Without blocks, each step would "
+                "fetch from all shards. Set data.block_size, for example 1024."
             )
-        # Ids are kept as int32.
+        # Ids take 4 bytes each.
         window = 4 * division.max_tokens * self.block_size * self.window_blocks
         if 2 * window > self.cache_megabytes * 2**20:
             raise ConfigError(
-                f"two windows of window_blocks={self.window_blocks} blocks of block_size={self.block_size} sequences "
-                f"take up to {2 * window / 2**20:,.0f} MiB, but cache_megabytes is {self.cache_megabytes}; raise it, "
-                "or lower one of the others."
+                f"data.cache_megabytes is {self.cache_megabytes}. Two windows of "
+                f"window_blocks={self.window_blocks} blocks of block_size={self.block_size} sequences take up to "
+                f"{2 * window / 2**20:,.0f} MiB. Raise cache_megabytes, or lower window_blocks or block_size."
             )
 
 
 def too_little_to_split(store: str) -> str | None:
-    """Returns a warning if the default split of training would leave one side of a store without documents."""
+    """Returns a warning if the default split of training would have no documents for training or for validation."""
     default = StoreData(store)
     if default.fills_all_splits:
         return None
     fraction = next((share for share in _FRACTIONS if StoreData(store, share).fills_all_splits), None)
-    number = default.opened.num_documents
+
     remedy = (
         "data.validation_fraction=0, which trains without validation"
         if fraction is None
         else f"data.validation_fraction={fraction}"
     )
     return (
-        f"{store} has {number} document{'' if number == 1 else 's'}. That is too few for "
+        f"{store} has {counted(default.opened.num_documents, 'document')}. That is too few for "
         f"data.validation_fraction={default.validation_fraction}, the default of framework.train: each split needs at "
         f"least one. Train with {remedy}, add texts, or split each file into more documents "
         "(corpus.sources.text.documents=blank_lines)."

@@ -55,7 +55,7 @@ def sample_words(
                 continue
             tokens = texts.tokens(share.indices)
             keys = source.keys(np.full(len(share.indices), variant), share.indices, tokens)
-            chosen = np.flatnonzero(chosen_tokens(tokens.lengths, source.is_touchable(tokens), keys, augmentation.rate))
+            chosen = np.flatnonzero(chosen_tokens(tokens.lengths, source.is_editable(tokens), keys, augmentation.rate))
             if not len(chosen):
                 continue
             hidden = tokens.input_ids.copy()
@@ -68,7 +68,7 @@ def sample_words(
                 logits = logits.masked_fill(~allowed[kinds], -torch.inf)
                 draws = torch.from_numpy(draws_of(tokens.lengths, keys, _WORD)[chosen]).to(device)
                 words = sample(logits, draws).cpu().numpy()
-            found.append((variant, tokens.places[chosen], words.astype(np.int32)))
+            found.append((variant, tokens.token_indices[chosen], words.astype(np.int32)))
     whole = texts.tokens(np.arange(len(texts))).input_ids
     samples = np.tile(whole, (augmentation.num_variants, 1))
     for of_rank in gather(found):

@@ -14,7 +14,7 @@ def draw(chunks: SentenceChunks, seed: int, epochs: np.ndarray, indices: np.ndar
 
 
 def whole(chunks: SentenceChunks) -> list[tuple[int, int]]:
-    segments = chunks.whole(np.arange(len(chunks)))
+    segments = chunks.single_segments(np.arange(len(chunks)))
     return list(zip(segments.starts[:, 0].tolist(), segments.lengths[:, 0].tolist(), strict=True))
 
 
@@ -76,7 +76,7 @@ def test_pairs_keep_their_promises(documents, max_tokens, seed):
     chunks = chunks_of(documents, max_tokens, pairs=True)
     indices = np.tile(np.arange(len(chunks)), 20)
     drawn = draw(chunks, seed, np.repeat(np.arange(20), len(chunks)), indices)
-    of_chunk = chunks.whole(indices)
+    of_chunk = chunks.single_segments(indices)
     owner = np.repeat(np.arange(len(documents)), [sum(document) for document in documents])
     follows = drawn.labels == FOLLOWS
     ends = drawn.starts + drawn.lengths
@@ -186,11 +186,11 @@ def test_nothing_asked_nothing_drawn():
     none = np.zeros(0, dtype=np.int64)
     chunks = chunks_of([[2, 2], [3]], 6, pairs=True)
     assert draw(chunks, 0, none, none).starts.shape == (0, 2)
-    assert chunks.whole(none).starts.shape == (0, 1)
+    assert chunks.single_segments(none).starts.shape == (0, 1)
 
 
 def test_impossible_settings():
-    with pytest.raises(DataError, match="draws from another document, but there is 1"):
+    with pytest.raises(DataError, match=r"the split has 1 document\. Next-sentence prediction draws from another"):
         chunks_of([[3, 3]], 10, pairs=True)
     with pytest.raises(ConfigError, match="room for 1 tokens"):
         chunks_of([[3], [3]], 1, pairs=True)

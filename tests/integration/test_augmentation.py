@@ -86,7 +86,7 @@ def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation
     ("overrides", "message"),
     [
         (["augmentation=replace"], "`init_from` is null; give a pre-trained model, or use augmentation=delete."),
-        (["augmentation=delete", "augmentation.rate=1.5"], "augmentation.rate is 1.5, it must be above 0 and below 1"),
+        (["augmentation=delete", "augmentation.rate=1.5"], "augmentation.rate is 1.5. It must be above 0 and below 1"),
         (["augmentation=delete", "augmentation.share=0.1"], "unknown config key `augmentation.share`"),
     ],
 )

@@ -64,7 +64,7 @@ def test_samples_are_those_of_one_text_at_a_time(folder: str):
         tokens = source.source.tokens(one)
         for variant in range(3):
             keys = source.keys(np.array([variant]), one, tokens)
-            chosen = np.flatnonzero(chosen_tokens(tokens.lengths, source.is_touchable(tokens), keys, 0.4))
+            chosen = np.flatnonzero(chosen_tokens(tokens.lengths, source.is_editable(tokens), keys, 0.4))
             draws = draws_of(tokens.lengths, keys, -3)
             expected = tokens.input_ids.copy()
             hidden = tokens.input_ids.copy()

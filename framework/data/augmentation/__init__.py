@@ -1,1 +1,1 @@
-"""Token-level augmentation of the training split: a text that comes again is not quite the same."""
+"""Token-level augmentation of the training split: each epoch can see a different version of a text."""

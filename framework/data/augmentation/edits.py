@@ -1,8 +1,8 @@
-"""What is done to the tokens of a sequence: some are left out, change places, or give way to other words.
+"""Edits the tokens of a sequence: deletes some, swaps some, or replaces some by other words.
 
-Each is a function of the tokens and of one key a sequence. Which tokens are meant is a draw for each by its position
-(Wei, Zou 2019, "EDA", arXiv:1901.11196, who draw words and a fixed number of them). Special tokens are never touched:
-they bound the texts of a sequence, no text loses all its tokens, and no token goes into another text.
+Each edit is a function of the tokens and of one key per sequence. An independent draw for each position decides which
+tokens are edited. (Wei, Zou 2019, "EDA", arXiv:1901.11196, draw words, and a fixed number of them.) Special tokens are
+never edited. They delimit the texts of a sequence: no text loses all of its tokens, and no token moves to another text.
 """
 
 from abc import ABC, abstractmethod
@@ -16,14 +16,14 @@ from framework.errors import ConfigError
 from framework.random import mix, uniform
 
 _CHOICE, _ORDER = -1, -2
-"""Counters under a sequence's key; positions are counted under what they give."""
+"""Counters that are mixed with a sequence's key; the position of a token is mixed with the result."""
 
 
 class Augmentation(ABC):
-    """One way to change tokens.
+    """One method of changing tokens.
 
     Args:
-        rate: Share of the tokens that are touched, about.
+        rate: Expected share of the tokens that are edited.
 
     Raises:
         ConfigError: `rate` is not above 0 and below 1.
@@ -31,72 +31,74 @@ class Augmentation(ABC):
 
     def __init__(self, rate: float) -> None:
         if not 0 < rate < 1:
-            raise ConfigError(f"augmentation.rate is {rate}, it must be above 0 and below 1; 0.1 is usual.")
+            raise ConfigError(f"augmentation.rate is {rate}. It must be above 0 and below 1. Choose for example 0.1.")
         self.rate = rate
 
     def variants(self, epochs: np.ndarray) -> np.ndarray:
-        """(items,) int64: in epochs with the same number a text is changed in the same way."""
+        """Returns (items,) int64, the variant of each epoch; epochs with the same variant have the same edits."""
         return epochs
 
     @abstractmethod
-    def edit(self, tokens: FlatTokens, is_touchable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
-        """The changed tokens; no sequence becomes longer or empty.
+    def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
+        """Returns the edited tokens; no sequence becomes longer or empty.
 
         Args:
-            tokens: As they are in the source.
-            is_touchable: (tokens,) True but for special tokens.
-            keys: (sequences,) uint64, another one in each variant.
-            variants: (sequences,) of `variants`.
+            tokens: Tokens as they are in the source.
+            is_editable: (tokens,) bool, False for special tokens.
+            keys: (sequences,) uint64, random key of each sequence, different in each variant.
+            variants: (sequences,) variant of each sequence, as `variants` returns it.
         """
 
 
 class Delete(Augmentation):
-    """Leaves tokens out; of a text whose tokens would all go, the one with the largest draw stays."""
+    """Deletes tokens; if all tokens of a text would be deleted, the one with the largest draw is kept."""
 
-    def edit(self, tokens: FlatTokens, is_touchable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
-        """The tokens that stay, in their order."""
+    def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
+        """Returns the tokens that are kept, in their order."""
         del variants
         draws = draws_of(tokens.lengths, keys, _CHOICE)
-        stays = ~is_touchable | (draws >= self.rate)
-        touchable = np.flatnonzero(is_touchable)
-        if len(touchable):
-            begins = np.flatnonzero(np.diff(texts_of(tokens.lengths, is_touchable)[touchable], prepend=-1))
-            largest = np.maximum.reduceat(draws[touchable], begins)
-            stays[touchable] |= draws[touchable] == np.repeat(largest, np.diff(begins, append=len(touchable)))
+        is_kept = ~is_editable | (draws >= self.rate)
+        editable = np.flatnonzero(is_editable)
+        if len(editable):
+            begins = np.flatnonzero(np.diff(texts_of(tokens.lengths, is_editable)[editable], prepend=-1))
+            largest = np.maximum.reduceat(draws[editable], begins)
+            is_kept[editable] |= draws[editable] == np.repeat(largest, np.diff(begins, append=len(editable)))
         rows = np.repeat(np.arange(len(tokens.lengths)), tokens.lengths)
-        lengths = np.bincount(rows[stays], minlength=len(tokens.lengths)).astype(np.int64)
-        return replace(tokens, input_ids=tokens.input_ids[stays], places=tokens.places[stays], lengths=lengths)
+        lengths = np.bincount(rows[is_kept], minlength=len(tokens.lengths)).astype(np.int64)
+        return replace(
+            tokens, input_ids=tokens.input_ids[is_kept], token_indices=tokens.token_indices[is_kept], lengths=lengths
+        )
 
 
 class Swap(Augmentation):
-    """Puts the chosen tokens of a text, where there are several, onto each other's places in a random order."""
+    """Permutes the chosen tokens of each text randomly."""
 
-    def edit(self, tokens: FlatTokens, is_touchable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
-        """The same tokens in another order."""
+    def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
+        """Returns the same tokens in another order."""
         del variants
-        chosen = np.flatnonzero(chosen_tokens(tokens.lengths, is_touchable, keys, self.rate))
-        texts = texts_of(tokens.lengths, is_touchable)[chosen]
+        chosen = np.flatnonzero(chosen_tokens(tokens.lengths, is_editable, keys, self.rate))
+        texts = texts_of(tokens.lengths, is_editable)[chosen]
         order = np.lexsort((draws_of(tokens.lengths, keys, _ORDER)[chosen], texts))
-        source = np.arange(len(tokens.places))
+        source = np.arange(len(tokens.token_indices))
         source[chosen] = chosen[order]
-        return replace(tokens, input_ids=tokens.input_ids[source], places=tokens.places[source])
+        return replace(tokens, input_ids=tokens.input_ids[source], token_indices=tokens.token_indices[source])
 
 
 class Replace(Augmentation):
-    """Puts words that the model itself finds likely there into the place of others (Kobayashi 2018, arXiv:1805.06201).
+    """Replaces tokens by words that the model predicts at their position (Kobayashi 2018, arXiv:1805.06201).
 
-    What the chosen tokens give way to is sampled before training begins, from the head for masked words of the weights
-    that the run starts from (`framework.modules.word_samples`), in a number of variants that the epochs take in turn.
-    The paper conditions the words on the label too, and hides one word at a time; here all chosen ones are hidden at
-    once, and the label is not known to the model, so that a word may speak against it.
+    The replacements are sampled before training begins (`framework.modules.word_samples`), from the predictions of the
+    masked-language-modelling head of the initial weights. There are `num_variants` variants, and the epochs cycle
+    through them. The paper also conditions the words on the label, and masks one word at a time. Here all chosen tokens
+    are masked at once and the model does not know the label, so a replacement may contradict the label.
 
     Args:
-        rate: Share of the tokens that are replaced, about; some by themselves.
-        num_variants: How many times the texts are sampled; each costs one forward pass over them, in fp32.
-        temperature: Logits are divided by it: above 1 words are more various.
+        rate: Expected share of the tokens that are sampled anew; a sample may equal the original token.
+        num_variants: Number of variants of the texts; each costs one forward pass over them in fp32.
+        temperature: Divisor of the logits; values above 1 give more varied words.
 
     Attributes:
-        samples: (variants, tokens) ids of all tokens of the source in each variant; None until they are known.
+        samples: (variants, tokens) ids of all tokens of the source in each variant; None until they are sampled.
 
     Raises:
         ConfigError: A number is out of its range.
@@ -105,39 +107,52 @@ class Replace(Augmentation):
     def __init__(self, rate: float, num_variants: int = 4, temperature: float = 1.0) -> None:
         super().__init__(rate)
         if num_variants < 1:
-            raise ConfigError(f"augmentation.num_variants is {num_variants}, it must be at least 1.")
+            raise ConfigError(
+                f"augmentation.num_variants is {num_variants}. It must be at least 1. Choose for example 4."
+            )
         if not temperature > 0:
-            raise ConfigError(f"augmentation.temperature is {temperature}, it must be above 0.")
+            raise ConfigError(f"augmentation.temperature is {temperature}. It must be above 0. Choose for example 1.")
         self.num_variants = num_variants
         self.temperature = temperature
         self.samples: np.ndarray | None = None
 
     def variants(self, epochs: np.ndarray) -> np.ndarray:
-        """Epochs take the variants in turn."""
+        """Returns the variant of each epoch; the epochs cycle through the variants."""
         return epochs % self.num_variants
 
-    def edit(self, tokens: FlatTokens, is_touchable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
-        """The ids of the variant."""
-        del is_touchable, keys
+    def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
+        """Returns the tokens with the ids of the variant."""
+        del is_editable, keys
         if self.samples is None:
-            raise RuntimeError("the words were not sampled before the first batch.")
-        return replace(tokens, input_ids=self.samples[np.repeat(variants, tokens.lengths), tokens.places])
+            raise RuntimeError(
+                "the replacement words are not sampled yet. Sampling must precede the first batch. Set `samples`."
+            )
+        return replace(tokens, input_ids=self.samples[np.repeat(variants, tokens.lengths), tokens.token_indices])
 
 
 def draws_of(lengths: np.ndarray, keys: np.ndarray, purpose: int) -> np.ndarray:
-    """(tokens,) float64 in [0, 1), each by its position under the key of its sequence: (sequences,) lengths, keys."""
+    """Returns (tokens,) float64 in [0, 1), a random number for each position.
+
+    Args:
+        lengths: (sequences,) number of tokens of each sequence.
+        keys: (sequences,) uint64, random key of each sequence.
+        purpose: Counter that separates the draws of different purposes.
+    """
     positions = ragged.offsets_within(lengths)
     return uniform(mix(np.repeat(mix(keys, purpose), lengths), positions))
 
 
-def chosen_tokens(lengths: np.ndarray, is_touchable: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
-    """(tokens,) True for each touchable token with a probability of `rate`."""
-    return is_touchable & (draws_of(lengths, keys, _CHOICE) < rate)
+def chosen_tokens(lengths: np.ndarray, is_editable: np.ndarray, keys: np.ndarray, rate: float) -> np.ndarray:
+    """Returns (tokens,) bool, True for each editable token with probability `rate`."""
+    return is_editable & (draws_of(lengths, keys, _CHOICE) < rate)
 
 
-def texts_of(lengths: np.ndarray, is_touchable: np.ndarray) -> np.ndarray:
-    """(tokens,) a number for each text, in their order: it ends with its sequence and at a token not to be touched."""
+def texts_of(lengths: np.ndarray, is_editable: np.ndarray) -> np.ndarray:
+    """Returns (tokens,) the number of the text of each token, ascending.
+
+    A text ends at the end of its sequence and before a token that is not editable.
+    """
     starts = ragged.starts(lengths)
-    begins = ~is_touchable
+    begins = ~is_editable
     begins[starts] = True
     return np.cumsum(begins)

@@ -1,4 +1,4 @@
-"""A training split whose texts are augmented: the same items, with lengths that the plan knows exactly."""
+"""A training split with augmented texts: the same items, with edited tokens and exact lengths for the plan."""
 
 import numpy as np
 
@@ -12,20 +12,22 @@ from framework.random import key, mix
 
 
 class AugmentedSource:
-    """The items of a source, changed by an augmentation (`framework.data.planning.plan.SequenceSource`).
+    """Items of a source, edited by an augmentation (`framework.data.planning.plan.SequenceSource`).
 
-    What becomes of a token is a hash of seed, variant of the epoch, item, sequence of the item and position: it depends
-    on no rank, worker or step, and a run that goes on gets what it would have got.
+    A hash of seed, variant of the epoch, item, sequence within the item and position decides the edit of each token. It
+    depends on no rank, worker or step, so a resumed run sees the same texts as an uninterrupted one.
 
     Args:
-        source: What is augmented; its targets must be those of sequences.
-        augmentation: How.
-        tokenizer: Knows the special tokens, which stay as they are.
-        seed: Of the run.
+        source: Source to augment; its targets must belong to sequences, not tokens.
+        augmentation: Method of changing tokens.
+        tokenizer: Tokenizer whose special tokens are not edited.
+        seed: Seed of the run.
 
     Attributes:
-        source: As given, as is `augmentation`.
-        max_length: Of the source, as are the other bounds: no sequence becomes longer.
+        source: Source as given.
+        augmentation: Augmentation as given.
+        max_length: Largest number of tokens of an item of the source; no sequence becomes longer.
+        max_sequence_length: Largest number of tokens of a sequence of the source.
     """
 
     def __init__(self, source: FlatSource, augmentation: Augmentation, tokenizer: Tokenizer, seed: int) -> None:
@@ -46,19 +48,19 @@ class AugmentedSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of the source: the rest is in the config."""
+        """Returns the fingerprint of the source; the config determines the rest."""
         return self.source.fingerprint
 
     @property
     def mean_length(self) -> float:
-        """Of the source: what is deleted makes the texts a little shorter."""
+        """Returns the mean length of the source; deletions make the texts slightly shorter."""
         return self.source.mean_length
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read, everything is in memory."""
+        """Does nothing: everything is in memory."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """(items,) int64 tokens of each as they come in that epoch."""
+        """Returns (items,) int64, the number of tokens of each item after the edits of its epoch."""
         tokens = self.edited(epochs, indices)
         ends = ragged.bounds(tokens.lengths)
         last = np.cumsum(tokens.sizes)
@@ -69,24 +71,30 @@ class AugmentedSource:
         epochs: np.ndarray,
         indices: np.ndarray,
         sequence_ids: np.ndarray,
-        step: int,  # noqa: ARG002  the epoch decides, so that a text is the same wherever in it it stands
+        step: int,  # noqa: ARG002  only the epoch matters: within it, a text is the same at every step
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch of augmented items."""
+        """Builds one micro-batch of augmented items."""
         return self.source.pack(indices, self.edited(epochs, indices), sequence_ids, shape)
 
     def edited(self, epochs: np.ndarray, indices: np.ndarray) -> FlatTokens:
-        """The tokens of items in their epochs."""
+        """Returns the edited tokens of items in their epochs."""
         tokens = self.source.tokens(indices)
         variants = self.augmentation.variants(np.asarray(epochs))
         keys = self.keys(variants, indices, tokens)
-        return self.augmentation.edit(tokens, self.is_touchable(tokens), keys, np.repeat(variants, tokens.sizes))
+        return self.augmentation.edit(tokens, self.is_editable(tokens), keys, np.repeat(variants, tokens.sizes))
 
     def keys(self, variants: np.ndarray, indices: np.ndarray, tokens: FlatTokens) -> np.ndarray:
-        """(sequences,) uint64 of items: (items,) variants and indices."""
-        of_items = mix(mix(self._key, variants), indices)
-        return mix(np.repeat(of_items, tokens.sizes), ragged.offsets_within(tokens.sizes))
+        """Returns (sequences,) uint64, a random key for each sequence.
 
-    def is_touchable(self, tokens: FlatTokens) -> np.ndarray:
-        """(tokens,) False for special tokens."""
+        Args:
+            variants: (items,) variant of each item.
+            indices: (items,) index of each item in the source.
+            tokens: Tokens of these items.
+        """
+        item_keys = mix(mix(self._key, variants), indices)
+        return mix(np.repeat(item_keys, tokens.sizes), ragged.offsets_within(tokens.sizes))
+
+    def is_editable(self, tokens: FlatTokens) -> np.ndarray:
+        """Returns (tokens,) bool, False for special tokens."""
         return ~self._is_special[tokens.input_ids]

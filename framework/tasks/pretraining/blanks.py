@@ -16,8 +16,8 @@ from torch import Tensor
 
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
+from framework.data.flat_source import HeldItems
 from framework.data.planning.collate import Shape, Target, pack_sequences
-from framework.data.planning.order import Shuffle
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
@@ -72,8 +72,8 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
     return BlankText(np.array(inside, dtype=np.int64), np.array(blanks, dtype=np.int64) - first + 1)
 
 
-class BlankSource:
-    """Texts with blanks (`framework.data.planning.plan.SequenceSource`); neither epoch nor step changes them.
+class BlankSource(HeldItems):
+    """Texts with blanks (`framework.data.planning.plan.SequenceSource`), the same in every epoch and step.
 
     Args:
         texts: Texts in row order.
@@ -83,35 +83,19 @@ class BlankSource:
     """
 
     def __init__(self, texts: Sequence[BlankText], tokenizer: Tokenizer, max_length: int, terms: Sequence[str]) -> None:
+        super().__init__(np.array([len(text.input_ids) for text in texts], dtype=np.int64))
         self.texts = texts
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.shuffle = Shuffle()
         self._terms = terms
-        self._lengths = np.array([len(text.input_ids) for text in texts], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
     @property
     def fingerprint(self) -> str:
         """Returns a hash of all ids."""
-        digest = hashlib.blake2b(self._lengths.tobytes(), digest_size=16)
+        digest = hashlib.blake2b(self._item_lengths.tobytes(), digest_size=16)
         for text in self.texts:
             digest.update(text.input_ids.tobytes() + text.positions.tobytes())
         return digest.hexdigest()
-
-    @property
-    def mean_length(self) -> float:
-        """Returns the mean number of tokens of a sequence, including special tokens."""
-        return float(self._lengths.mean())
-
-    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Does nothing: everything is in memory."""
-
-    def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:  # noqa: ARG002  the same in every epoch
-        """Returns (sequences,) int64, the number of tokens of each, including special tokens."""
-        return self._lengths[indices]
 
     def build(
         self,
@@ -122,7 +106,7 @@ class BlankSource:
         shape: Shape = None,
     ) -> PackedBatch:
         """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
-        texts, lengths = [self.texts[index] for index in indices], self._lengths[indices]
+        texts, lengths = [self.texts[index] for index in indices], self._item_lengths[indices]
         starts = ragged.starts(lengths)
         nothing = np.zeros(0, dtype=np.int64)
         ids = np.concatenate([nothing, *(text.input_ids for text in texts)])

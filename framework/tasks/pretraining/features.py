@@ -162,7 +162,7 @@ class PretrainingSource:
         chunks = self._mixture.chunks(self._seen(epochs), indices)
         # Not where a source ends or begins anew in between.
         if chunks[1] - chunks[0] == stop - 1 - start:
-            ends = self.chunks.whole(chunks)
+            ends = self.chunks.single_segments(chunks)
             self._store.tokens.read_ahead(int(ends.starts[0, 0]), int(ends.starts[1, 0] + ends.lengths[1, 0]))
 
     def unused_fraction(self, epoch: int) -> float:
@@ -186,5 +186,5 @@ class PretrainingSource:
         return (
             self.chunks.draw_pairs(self._pair_keys(epochs, indices), chunks)
             if self.chunks.pairs
-            else self.chunks.whole(chunks)
+            else self.chunks.single_segments(chunks)
         )

@@ -53,8 +53,8 @@ def key_of(base: int, position: int) -> np.uint64:
 
 @pytest.mark.parametrize("rate", [0.1, 0.95])
 def test_deleting_leaves_what_is_drawn_above_the_rate_and_never_an_empty_text(rate: float):
-    tokens, is_touchable, keys = sequences(SIZES)
-    after = Delete(rate).edit(tokens, is_touchable, keys, np.zeros(len(SIZES)))
+    tokens, is_editable, keys = sequences(SIZES)
+    after = Delete(rate).edit(tokens, is_editable, keys, np.zeros(len(SIZES)))
     draws = np.split(draws_of(tokens.lengths, keys, -1), np.cumsum(tokens.lengths)[:-1])
     emptied = 0
     for before, ids, drawn in zip(rows(tokens), rows(after), draws, strict=True):
@@ -64,15 +64,15 @@ def test_deleting_leaves_what_is_drawn_above_the_rate_and_never_an_empty_text(ra
             emptied += not expected
             assert left == (expected or [max(whole, key=lambda word: by_word[word])])
     assert emptied > 0 or rate < 0.5
-    assert after.input_ids.tolist() == tokens.input_ids[after.places].tolist(), "segments follow their tokens"
+    assert after.input_ids.tolist() == tokens.input_ids[after.token_indices].tolist(), "segments follow their tokens"
     num_words, num_left = (sum(ids > SEP) for ids in (tokens.input_ids, after.input_ids))
     # Binomial, 5 standard deviations; one word of each text stays in any case.
     assert abs(num_words - num_left - rate * num_words) < 5 * np.sqrt(num_words * rate * (1 - rate)) + 160
 
 
 def test_swapping_moves_the_chosen_tokens_within_their_text():
-    tokens, is_touchable, keys = sequences(SIZES)
-    after = Swap(0.3).edit(tokens, is_touchable, keys, np.zeros(len(SIZES)))
+    tokens, is_editable, keys = sequences(SIZES)
+    after = Swap(0.3).edit(tokens, is_editable, keys, np.zeros(len(SIZES)))
     chosen = np.split(draws_of(tokens.lengths, keys, -1) < 0.3, np.cumsum(tokens.lengths)[:-1])
     moved = 0
     for before, ids, drawn in zip(rows(tokens), rows(after), chosen, strict=True):
@@ -86,10 +86,10 @@ def test_swapping_moves_the_chosen_tokens_within_their_text():
 
 
 def test_replacing_takes_the_ids_of_the_variant():
-    tokens, is_touchable, keys = sequences([(2,), (1,)])
+    tokens, is_editable, keys = sequences([(2,), (1,)])
     replace = Replace(0.5, num_variants=2)
     replace.samples = np.stack([tokens.input_ids + 1000, tokens.input_ids + 2000])
-    after = replace.edit(tokens, is_touchable, keys, replace.variants(np.array([3, 4])))
+    after = replace.edit(tokens, is_editable, keys, replace.variants(np.array([3, 4])))
     assert after.input_ids.tolist() == [
         *(tokens.input_ids[:4] + 2000),
         *(tokens.input_ids[4:] + 1000),
