@@ -181,7 +181,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, tokenizer, folder):
     data = prepared(tmp_path / "streamed", on_disk(folder), tokenizer, streamed=True)
     with pytest.raises(ConfigError, match=r"data\.block_size is null.* is streamed.*Set data\.block_size"):
         datamodule(StoreData(data.store), tokenizer)
-    with pytest.raises(ConfigError, match="cache_megabytes is 1. Two windows"):
+    with pytest.raises(ConfigError, match=r"cache_megabytes is 1\. Two windows"):
         datamodule(StoreData(data.store, block_size=8192, cache_megabytes=1), tokenizer)
 
 

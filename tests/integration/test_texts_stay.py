@@ -24,4 +24,4 @@ def test_a_skipped_row_is_quoted_only_where_examples_are_shown(here, call, examp
     rows = Path("runs/mine/skipped_rows.jsonl").read_text()
     assert rows.count("rows.csv") == 2 and '"row": 33' in rows and '"row": 34' in rows
     if not examples:
-        assert rows.count("'label' is (not shown), it must be a number; correct or remove the row.") == 2
+        assert rows.count("'label' is (not shown). It must be a number. Correct or remove the row.") == 2

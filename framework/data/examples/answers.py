@@ -1,4 +1,4 @@
-"""How the cells of a label column are read: as one label, several labels, or a number."""
+"""Parses the cells of a label column as one label, several labels, or a number."""
 
 import math
 from collections.abc import Callable, Hashable
@@ -15,14 +15,14 @@ Answer = Any
 
 @dataclass(frozen=True)
 class AnswerKind:
-    """One way to read them.
+    """Parser of the cells of a label column.
 
     Attributes:
-        read: From the text of a cell, without the spaces around it, to the answer; raises ValueError, whose message
-            says what the cell must be.
-        labels: The labels of an answer; a number has none.
-        has_labels: Whether there is a label set.
-        has_several: Whether an answer may hold several labels, or none: cells may then be empty, and lists in JSON.
+        read: Function that converts the stripped text of a cell to an answer. It raises ValueError with a message that
+            continues the sentence "It ...", for example "must be a number".
+        labels: Function that returns the labels of an answer; empty for numbers.
+        has_labels: True if answers belong to a label set.
+        has_several: True if an answer can have any number of labels. Cells can then be empty, and JSON lists.
         outside: Labels that rows may have although they are not in the label set.
     """
 
@@ -34,33 +34,36 @@ class AnswerKind:
 
 
 def one_label(outside: frozenset[str] = frozenset()) -> AnswerKind:
-    """The cell is the label.
+    """Returns the parser of cells that hold one label.
 
     Args:
-        outside: As in AnswerKind.
+        outside: Labels as in AnswerKind.
     """
     return AnswerKind(read=str, labels=lambda answer: (answer,), outside=outside)
 
 
 def several_labels(separator: str) -> AnswerKind:
-    """A JSON list of labels, or labels with the separator between them; an empty cell has none of the labels."""
+    """Returns the parser of cells that hold a JSON list of labels, or labels joined by a separator.
+
+    An empty cell has no label.
+    """
     return AnswerKind(read=lambda cell: _labels_of(cell, separator), labels=tuple, has_several=True)
 
 
 def number() -> AnswerKind:
-    """The cell is a number."""
+    """Returns the parser of cells that hold a finite number."""
     return AnswerKind(read=_number, labels=lambda _: (), has_labels=False)
 
 
 def _labels_of(cell: str, separator: str) -> Hashable:
     if cell.startswith("["):
         try:
-            found = parse_json(cell)
+            values = parse_json(cell)
         except ValueError as error:
             raise ValueError("begins with a bracket, so it must be a JSON list of labels") from error
-        if not all(map(has_text, found)):
+        if not all(map(has_text, values)):
             raise ValueError("must be a JSON list of labels, each a text or a finite number")
-        labels = [str(label).strip() for label in found]
+        labels = [str(label).strip() for label in values]
     else:
         labels = [label.strip() for label in cell.split(separator)] if cell else []
     if "" in labels:

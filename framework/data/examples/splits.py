@@ -1,8 +1,8 @@
-"""Records of files, freed of repeats and split; what a record is, the data of each kind says.
+"""Reads records of files, removes duplicates and divides them into splits; each kind of data defines its own record.
 
-Which split a record belongs to is a hash of its text, so it does not depend on the order of records, other records keep
-their split when some are added, and equal texts never fall into two splits. The sizes of the splits are therefore close
-to their fractions, not exact.
+A hash of its text assigns a record to a split. So the split does not depend on the order of records, records keep their
+split when others are added, and equal texts never belong to two splits. The sizes of the splits are therefore close to
+their fractions, but not exact.
 """
 
 import unicodedata
@@ -26,39 +26,38 @@ class Record(Protocol):
 
     @property
     def place(self) -> str:
-        """File, row and line, for messages."""
+        """Returns file, row and line, for messages."""
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """Equal for repeats of each other; the texts as `same_text` gives them."""
+        """Returns the texts, normalised by `same_text`; duplicates have the same identity."""
 
     @property
     def answer(self) -> Hashable:
-        """What is to be predicted: records of one identity whose answers differ contradict each other."""
+        """Returns the value to predict; records with one identity and different answers contradict each other."""
 
 
 R = TypeVar("R", bound=Record)
 
 
 def same_text(text: str) -> str:
-    """Equal for texts that read the same: Unicode form NFC, runs of white space as one space."""
+    """Returns a normal form of a text: Unicode form NFC, with each run of white space replaced by one space."""
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
 def check_fractions(validation: float, test: float) -> None:
-    """Checks the shares of what is read that become splits.
+    """Checks the shares of the records that become validation and test splits.
 
     Raises:
-        ConfigError: One is below 0, or nothing is left for training.
+        ConfigError: A share is not in [0, 1), or nothing remains for training.
     """
     for name, value in (("validation_fraction", validation), ("test_fraction", test)):
         if not 0 <= value < 1:
-            raise ConfigError(f"{name} is {value}, it must be at least 0 and below 1.")
+            raise ConfigError(f"data.{name} is {value}. It must be at least 0 and below 1. Choose for example 0.1.")
     if validation + test >= 1:
         raise ConfigError(
-            f"data.validation_fraction={validation} and test_fraction={test} leave nothing for training; lower "
-            "them until "
-            "their sum is below 1."
+            f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing for training. Their "
+            "sum must be below 1. Lower one of them."
         )
 
 
@@ -67,9 +66,9 @@ class ReadSplits(Generic[R]):
     """Records by split.
 
     Attributes:
-        splits: Records of `train`, and where there are any of `validation` and `test`, in the order of the file.
-        facts: Numbers of rows read, skipped and left out, by split.
-        labels: The label set, or types of entities, in the order of scores; empty where there is none.
+        splits: Records of `train` and, if they exist, of `validation` and `test`, in file order.
+        facts: Facts about the rows read, skipped and left out, by split.
+        labels: Label set, or entity types, in the order of scores; empty if there is none.
     """
 
     splits: dict[str, list[R]]
@@ -122,16 +121,17 @@ class SplitFiles:
     """Files by split, or shares of one file.
 
     Attributes:
-        train: The training file.
-        validation: A file of its own; None takes `validation_fraction` of the records of `train`.
-        test: A file of its own; None takes `test_fraction` of the records of `train`.
-        validation_fraction: Share of the records of `train`; 0 makes no split.
-        test_fraction: Share of the records of `train`; 0 makes no split.
-        deduplicate: Before splitting, leave out repeats of a text, all records of a text whose answers contradict each
-            other, and training records whose text is in `validation` or `test`. Records of files of their own all stay.
-        max_train_rows: Only so many records of `train`, a seeded choice in which a smaller number is part of a larger
-            one.
-        split_seed: Decides the splits and the choice.
+        train: Training file.
+        validation: Validation file; None: `validation_fraction` of the records of `train`.
+        test: Test file; None: `test_fraction` of the records of `train`.
+        validation_fraction: Share of the records of `train` for validation; 0 creates no validation split.
+        test_fraction: Share of the records of `train` for testing; 0 creates no test split.
+        deduplicate: True to remove records of `train` before splitting: duplicates of a text, all records of a text
+            with contradicting answers, and records whose text is in the file of `validation` or `test`. Records of
+            these files are all kept.
+        max_train_rows: Largest number of training records; None: all. The choice is random but seeded, and a smaller
+            choice is a subset of a larger one.
+        split_seed: Seed of the splits and of the choice.
     """
 
     train: str
@@ -146,27 +146,29 @@ class SplitFiles:
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)
         if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(f"data.max_train_rows is {self.max_train_rows}, it must be at least 1.")
+            raise ConfigError(
+                f"data.max_train_rows is {self.max_train_rows}. It must be at least 1. Use null to keep all rows."
+            )
 
     def group(self, record: R) -> tuple[str, ...]:
-        """What falls into one split as a whole: records of one identity, or of more that belong together."""
+        """Returns the key of a record's group; a group belongs to one split. By default, the identity is the key."""
         return record.identity
 
     @property
     def field_columns(self) -> dict[str, str]:
-        """Returns the columns of tables that hold the fields of prediction, where training has names for them."""
+        """Returns {field of prediction: column of a table} for fields whose column is configured for training."""
         return {}
 
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
-        """Streams the rows of a file that training reads in another way than as a table of `field_columns`.
+        """Streams the rows of a file that training does not read as a table of `field_columns`.
 
         Args:
-            table: The file, its format, and the columns that are also kept unchanged (`TableFile.as_is`).
+            table: File, its format, and the columns that are also kept unchanged (`TableFile.as_is`).
             columns: {field: column}, which replaces the columns of training.
             reading: Handling of bad rows.
 
         Returns:
-            Rows with the fields of prediction, for which answers are not needed; None if the file is such a table.
+            Rows with the fields of prediction, which need no answers; None if training reads such files as tables.
         """
         del table, columns, reading
         return None
@@ -178,10 +180,10 @@ class SplitFiles:
 
         Args:
             read: Function that returns the records of a file.
-            on_bad_row: As in Reading.
+            on_bad_row: Handling of bad rows, as in Reading.
 
         Raises:
-            ConfigError: A path is a URL, or empty, which would mean the working folder.
+            ConfigError: A path is a URL, or is empty, which would mean the working folder.
         """
         given = {"train": self.train, "validation": self.validation, "test": self.test}
         for split, path in given.items():
@@ -199,24 +201,24 @@ class SplitFiles:
             if same is None:
                 readings[split] = Reading(on_bad_row, max_remembered=None)
                 records[split] = list(read(file, readings[split]))
-            else:  # evaluation of a new file, which is `train` too
+            else:  # evaluation of a new file, which is also given as `train`
                 readings[split] = replace(readings[same], skipped=list(readings[same].skipped))
                 records[split] = list(records[same])
         return FileRecords(records, readings, files)
 
     def split(self, read: FileRecords[R], labels: tuple[str, ...] = ()) -> ReadSplits[R]:
-        """Divides the records of `train` as the settings say.
+        """Divides the records of `train` into the configured splits.
 
         Args:
             read: Result of `read_files`.
-            labels: As in ReadSplits.
+            labels: Label set, as in ReadSplits.
 
         Raises:
             DataError: A file has bad rows only, or a split would be empty.
         """
         for split, path in read.files.items():
             if not read.records[split] and read.readings[split].skipped:
-                raise DataError(f"{path} has no row that can be used. The first one: {read.readings[split].skipped[0]}")
+                raise DataError(f"{path} has no usable row. The first error: {read.readings[split].skipped[0]}")
         files = dict(read.records)
         left_out: dict[str, int] = {}
         warnings: list[str] = []
@@ -231,8 +233,8 @@ class SplitFiles:
         for split, rows in splits.items():
             if not rows:
                 raise DataError(
-                    f"{self.train}: no row is left for {split}, it needs at least one; give more rows, other "
-                    "fractions, or a file of its own."
+                    f"{self.train}: the split {split} has no rows. Each split needs at least one. Add rows, change "
+                    f"the fractions, or give {split} its own file."
                 )
         splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
         facts = {split: SplitFacts(rows=len(rows)) for split, rows in splits.items()}
@@ -252,7 +254,7 @@ class SplitFiles:
     def _without_repeats(
         self, records: list[R], evaluated: list[R], left_out: dict[str, int], warnings: list[str]
     ) -> list[R]:
-        """The first record of each text that is not evaluated on and whose records agree on the answer."""
+        """Returns the first record of each text that is not evaluated on and whose records have the same answer."""
         held_out = {record.identity for record in evaluated}
         first: dict[tuple[str, ...], R] = {}
         contradicted: dict[tuple[str, ...], R] = {}
@@ -272,7 +274,7 @@ class SplitFiles:
             identity, other = next(iter(contradicted.items()))
             one = first[identity]
             warnings.append(
-                f"{contradicting} rows are left out because equal texts have different labels; for example "
+                f"{contradicting:,} rows are left out because equal texts have different labels. For example, "
                 f"{one.place} has {one.answer!r} and {other.place} has {other.answer!r}."
             )
         return kept
@@ -289,6 +291,6 @@ class SplitFiles:
 
     def _choose(self, records: list[R], size: int) -> list[R]:
         ranked = sorted(
-            range(len(records)), key=lambda place: (key(self.split_seed, "choice", *records[place].identity), place)
+            range(len(records)), key=lambda index: (key(self.split_seed, "choice", *records[index].identity), index)
         )
-        return [records[place] for place in sorted(ranked[:size])]
+        return [records[index] for index in sorted(ranked[:size])]

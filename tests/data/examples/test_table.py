@@ -158,11 +158,15 @@ GOOD = "text,label\na,0\nb,1\n"
             {"labels": [0, 1]},
             r"data.csv, row 2 \(line 3\): the label '2' is none of 0, 1",
         ),
-        ("text,label\na,0\nb,0\n", {}, r"data.csv, row 1 \(line 2\): all 2 training rows have the label '0'"),
-        ("text,label\na,0\nb,0\n", {"labels": [0, 1]}, "all 2 training rows have the label '0'"),
+        (
+            "text,label\na,0\nb,0\n",
+            {},
+            r"data.csv, row 1 \(line 2\): all training rows \(2 rows\) have the label '0'",
+        ),
+        ("text,label\na,0\nb,0\n", {"labels": [0, 1]}, r"all training rows \(2 rows\) have the label '0'"),
         ("text,label\na,0\nb,1,9\n", {}, r"data.csv, row 2 \(line 3\): 3 fields, the header has 2"),
         (b"text,label\na,0\n\xff,1\n", {}, "data.csv, line 3: byte 0xff"),
-        (GOOD, {"validation_fraction": 1e-9}, "no row is left for validation"),
+        (GOOD, {"validation_fraction": 1e-9}, "the split validation has no rows"),
     ],
 )
 def test_a_bad_table_is_one_error_with_its_place(tmp_path, content, arguments, message):
@@ -213,8 +217,8 @@ def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_
     assert list(skipped_rows(table.facts)) == [
         {"split": split, "file": file, "place": f"row {row} (line {line})", "row": row, "line": line, "reason": reason}
         for split, file, row, line, reason in (
-            ("train", str(path), 2, 3, "'text' is empty, each row needs one; fill in or remove the row."),
-            ("train", str(path), 3, 4, "'label' is empty, each row needs one; fill in or remove the row."),
+            ("train", str(path), 2, 3, "'text' is empty. Each row needs one. Complete or remove the row."),
+            ("train", str(path), 3, 4, "'label' is empty. Each row needs one. Complete or remove the row."),
             (
                 "train",
                 str(path),
@@ -222,19 +226,18 @@ def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_
                 5,
                 "3 fields, the header has 2; quote fields that hold the delimiter, a quote or a line end.",
             ),
-            ("validation", own, 3, 4, "'text' is empty, each row needs one; fill in or remove the row."),
+            ("validation", own, 3, 4, "'text' is empty. Each row needs one. Complete or remove the row."),
             (
                 "validation",
                 own,
                 2,
                 3,
-                "the label '5' is none of 0, 1; correct the row, or list all labels in `labels`.",
+                "the label '5' is none of 0, 1. Labels must be in the label set. Correct the row, or list all labels "
+                "in data.labels.",
             ),
         )
     ]
-    with pytest.raises(
-        DataError, match=r"own\.csv has no row that can be used. The first one: .*row 1 \(line 2\): 'text'"
-    ):
+    with pytest.raises(DataError, match=r"own\.csv has no usable row\. The first error: .*row 1 \(line 2\): 'text'"):
         TableData(str(path), validation=write(tmp_path / "own", [("", 1)]), on_bad_row="skip").load()
 
 
@@ -263,7 +266,7 @@ def test_a_label_outside_the_set_that_rows_may_have(tmp_path):
 @pytest.mark.parametrize("cell", ["1_5", "1_000.5", "\u0661_5"])
 def test_an_underscore_makes_no_number(tmp_path, cell):
     path = write(tmp_path / "data", [("a", "2.5"), ("b", cell), ("c", "0")])
-    with pytest.raises(DataError, match=rf"row 2 \(line 3\): 'label' is '{cell}', it must be a number"):
+    with pytest.raises(DataError, match=rf"row 2 \(line 3\): 'label' is '{cell}'\. It must be a number"):
         TableData(path).load(answers=number())
 
 

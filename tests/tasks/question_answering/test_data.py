@@ -224,7 +224,7 @@ def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_pat
     facts = QuestionData(str(path), on_bad_row="skip").load().facts["train"]
     assert (facts.num_skipped, facts.rows) == (2, 1)
     path.write_bytes(b"{\n")
-    with pytest.raises(DataError, match="no row that can be used"):
+    with pytest.raises(DataError, match="has no usable row"):
         QuestionData(str(path), on_bad_row="skip").load()
 
 

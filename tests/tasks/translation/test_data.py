@@ -68,7 +68,7 @@ def test_empty_sides_are_an_error_or_are_left_out(tmp_path):
     assert [(pair.source, pair.target) for pair in read.splits["train"]] == [("one", "eins"), ("four", "vier")]
     assert [row["place"] for row in skipped_rows(read.facts)] == ["line 2", "line 3"]
     nothing = {"train": write(tmp_path / "b.en", " "), "train_targets": write(tmp_path / "b.de", "x")}
-    with pytest.raises(DataError, match=r"b\.en has no row that can be used. The first one:"):
+    with pytest.raises(DataError, match=r"b\.en has no usable row\. The first error:"):
         ParallelTextData(**nothing, on_empty="skip").load()
 
 
