@@ -1,6 +1,6 @@
-"""What a task tells of a split so that people can look at its errors: rows, confusions, probabilities, numbers.
+"""Error-analysis data that a task returns for a split: rows, confusions, probabilities, numbers.
 
-What is made of it (tables, curves, pictures) is in `framework.tracking.analysis`.
+The tables, curves and pictures built from it are in `framework.tracking.analysis`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,36 +14,37 @@ from framework.data.planning.plan import SequenceSource
 
 @dataclass(frozen=True)
 class FoundItems:
-    """What a model found for the items of a split, in their order.
+    """Model results for the items of a split, in the order of the items.
 
     Attributes:
-        decoded: Of `Task.decode`, one for each.
-        losses: (items,) float64, `Task.sequence_losses` summed over the sequences of each; None where there are none.
-        lengths: (items,) int64 tokens of each, special tokens included.
+        decoded: Results of `Task.decode`, one per item.
+        losses: (items,) float64, `Task.sequence_losses` summed over the sequences of each item. None if the task has no
+            losses for single sequences.
+        lengths: (items,) int64, number of tokens of each item, special tokens included.
     """
 
     decoded: Sequence[Any]
     losses: np.ndarray | None
     lengths: np.ndarray
 
-    def loss(self, place: int) -> float | None:
-        """Loss of one item; None where the task has none."""
-        return None if self.losses is None else float(self.losses[place])
+    def loss(self, index: int) -> float | None:
+        """Returns the loss of one item, or None if the task has none."""
+        return None if self.losses is None else float(self.losses[index])
 
 
 @dataclass(frozen=True, slots=True)
 class ExaminedRow:
-    """One row as a person looks at it.
+    """One row in human-readable form.
 
     Attributes:
-        length: Tokens, special tokens included.
-        loss: None where the task has none for single rows.
-        score: In [0, 1], 1 where all is right; None where nothing is asked, or no such score makes sense.
-        confidence: Probability that the model gives to what it predicts; None where it gives none.
-        expected: What the data say.
-        predicted: What the model says.
-        text: What is asked; None: the tokens of the item at the row's place are shown.
-        place: File and row; empty where it is not known.
+        length: Number of tokens, special tokens included.
+        loss: Loss of the row. None if the task has no losses for single rows.
+        score: Score in [0, 1]; 1 means fully correct. None if the row is not scored, or if the task has no such score.
+        confidence: Probability that the model assigns to its prediction. None if it assigns none.
+        expected: Expected result, from the data.
+        predicted: Prediction of the model.
+        text: Input text. None: the report shows the tokens of the item with the same index as the row.
+        place: File and row of the input. Empty if unknown.
     """
 
     length: int
@@ -58,11 +59,11 @@ class ExaminedRow:
 
 @dataclass(frozen=True)
 class Confusion:
-    """What was taken for what.
+    """Confusion matrix.
 
     Attributes:
-        labels: In the order of the matrix.
-        counts: (labels, labels) int64, expected label first.
+        labels: Labels in the order of the rows and columns.
+        counts: (labels, labels) int64; the row is the expected label, the column the predicted one.
     """
 
     labels: Sequence[str]
@@ -71,12 +72,12 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Probabilities that the model gave, and what came true.
+    """Predicted probabilities and the correctness of their predictions.
 
     Attributes:
-        of: What the probabilities are of, in words: "predicted labels".
+        of: Plural noun for the predictions that have the probabilities, for example "predicted labels".
         probabilities: (outcomes,) in [0, 1].
-        came_true: (outcomes,) bool.
+        came_true: (outcomes,) bool; True means that the prediction was correct.
     """
 
     of: str
@@ -86,14 +87,14 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that a task tells of a split.
+    """Complete error-analysis data of a split.
 
     Attributes:
-        rows: Of the split, in their order.
-        score_name: What the mean of the rows' scores is: "accuracy".
-        confusion: None where rows or their parts do not have one class each.
-        outcomes: None where no probabilities are given.
-        numbers: (rows, 2) float64, expected and predicted; None where no numbers are predicted.
+        rows: Rows of the split, in order.
+        score_name: Name of the mean of the row scores, for example "accuracy".
+        confusion: Confusion matrix. None unless each row, or each part of a row, has exactly one class.
+        outcomes: Predicted probabilities. None if the task supplies none here.
+        numbers: (rows, 2) float64, expected and predicted number. None if the task predicts no numbers.
     """
 
     rows: Sequence[ExaminedRow]
@@ -105,14 +106,14 @@ class Examination:
 
 @dataclass(frozen=True)
 class ExaminedSplit:
-    """A split that was evaluated and examined.
+    """Evaluation results of a split, with its error-analysis data.
 
     Attributes:
-        source: The split.
-        best_metric: By which checkpoints of the task are compared.
-        metrics: Loss, its terms and metrics by name.
-        classes: Of `Task.class_table`.
-        examination: Of `Task.examine`.
+        source: Sequences of the split.
+        best_metric: Metric that ranks the checkpoints of the task.
+        metrics: Loss, loss terms and metrics by name.
+        classes: Result of `Task.class_table`.
+        examination: Result of `Task.examine`.
     """
 
     source: SequenceSource
@@ -123,17 +124,22 @@ class ExaminedSplit:
 
 
 def count_confusions(pairs: Sequence[tuple[str, str]], labels: Sequence[str]) -> Confusion:
-    """Counts (expected, predicted) pairs; those with a label that is not among `labels` are left out."""
-    place = {label: index for index, label in enumerate(labels)}
+    """Counts (expected, predicted) pairs. Pairs with a label that is not in `labels` are ignored."""
+    index_of = {label: index for index, label in enumerate(labels)}
     counts = np.zeros((len(labels), len(labels)), dtype=np.int64)
     for expected, predicted in pairs:
-        if expected in place and predicted in place:
-            counts[place[expected], place[predicted]] += 1
+        if expected in index_of and predicted in index_of:
+            counts[index_of[expected], index_of[predicted]] += 1
     return Confusion(labels, counts)
 
 
 def outcomes_of_rows(rows: Sequence[ExaminedRow], of: str) -> Outcomes:
-    """The confidences of all rows that have one, and whether their score is 1."""
+    """Collects the rows that have a confidence and a score. A row counts as correct if its score is 1.
+
+    Args:
+        rows: Rows of the split.
+        of: Plural noun for the predictions, see `Outcomes`.
+    """
     known = [(row.confidence, row.score == 1) for row in rows if row.confidence is not None and row.score is not None]
     return Outcomes(
         of,
@@ -142,22 +148,22 @@ def outcomes_of_rows(rows: Sequence[ExaminedRow], of: str) -> Outcomes:
     )
 
 
-def plain_examination(found: FoundItems, told: Sequence[Mapping[str, Any]]) -> Examination:
-    """What can be said without knowing the task: lengths and losses, and of each prediction the texts and numbers.
+def plain_examination(items: FoundItems, predictions: Sequence[Mapping[str, Any]]) -> Examination:
+    """Builds the examination that every task supports: lengths, losses, and the texts and numbers in predictions.
 
     Args:
-        found: Of the split.
-        told: Of `Task.assemble`; shown where it has one for each item.
+        items: Results for the items of the split.
+        predictions: Result of `Task.assemble`. Ignored unless it has exactly one prediction per item.
     """
-    predicted = [""] * len(found.decoded)
-    if len(told) == len(predicted):
+    predicted = [""] * len(items.decoded)
+    if len(predictions) == len(predicted):
         predicted = [
             ", ".join(f"{name}: {value}" for name, value in each.items() if isinstance(value, str | int | float))
-            for each in told
+            for each in predictions
         ]
     return Examination(
         [
-            ExaminedRow(int(length), found.loss(place), predicted=shown)
-            for place, (length, shown) in enumerate(zip(found.lengths, predicted, strict=True))
+            ExaminedRow(int(length), items.loss(index), predicted=text)
+            for index, (length, text) in enumerate(zip(items.lengths, predicted, strict=True))
         ]
     )

@@ -1,1 +1,1 @@
-"""A tag for each word or character of a text, and the entities that tags spell."""
+"""Token classification: a tag for each word or character of a text, and the entities that the tags encode."""

@@ -1,4 +1,4 @@
-"""Sentences with tagged words, checked and split (`splits`); whatever the files have becomes BIO."""
+"""Tagged sentences, validated, split (`splits`) and converted from the tag scheme of the files to BIO."""
 
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,15 +19,15 @@ from framework.tasks.token_classification.text_units import Units
 
 @dataclass(frozen=True)
 class TaggedData(SplitFiles):
-    """One sentence per row: JSON, by suffix or content (`tagged_json`), else CoNLL columns.
+    """Tagged sentences, one per row. Files are JSON, by suffix or content (`tagged_json`), or else CoNLL columns.
 
     Attributes:
-        scheme: Of the tags in the files; "auto" finds it in `train`.
-        invalid_tags: What happens to tags that the scheme forbids, such as I- behind O in BIO: "error" makes the
-            sentence a bad row, "repair" reads it as conlleval does.
+        scheme: Tag scheme of the files. "auto" detects it in `train`.
+        invalid_tags: Handling of tags that the scheme forbids, such as I- after O in BIO. "error" makes the sentence a
+            bad row, "repair" reads the tags as conlleval does.
         on_bad_row: "error" stops at a sentence that cannot be used, "skip" counts and reports it.
-        labels: Types of entities; None: the types of the files, sorted. A sentence with another type is a bad row.
-        conll: Layout of CoNLL files, and the encoding of all files; None: the defaults of ConllFormat.
+        labels: Entity types. None: the types in the files, sorted. A sentence with another type is a bad row.
+        conll: Layout of CoNLL files, and the encoding of all files. None: the defaults of ConllFormat.
     """
 
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
@@ -40,21 +40,20 @@ class TaggedData(SplitFiles):
         super().__post_init__()
         if self.labels is not None and not 0 < len(self.labels) == len(set(self.labels)):
             raise ConfigError(
-                f"data.labels is {self.labels}, it must name at least one type of entity, none twice, or be "
-                "null to find "
-                "them in the data."
+                f"data.labels is {self.labels}. It must name at least one entity type, and no type twice. Correct the "
+                "list, or set it to null to use the types in the data."
             )
 
     def load(self, units: Units, labels: Sequence[str] | None = None) -> ReadSplits[TaggedSentence]:
         """Reads, checks, converts and splits the sentences.
 
         Args:
-            units: What of a text gets a tag each, where files have texts and spans.
-            labels: The types of an earlier run, which then decide instead of the config and the data.
+            units: Units of a text that are tagged, for files with texts and spans.
+            labels: Entity types of an earlier run. They override the config and the data.
 
         Raises:
-            DataError: A file is missing, empty or damaged; a sentence cannot be used and `on_bad_row` is "error"; no
-                sentence is left for a split, or no entity is in `train`.
+            DataError: A file is missing, empty or damaged; a sentence cannot be used and `on_bad_row` is "error"; a
+                split has no usable sentence; or `train` has no entity.
         """
         read = self.read_files(lambda path, reading: self._read(path, units, reading), self.on_bad_row)
         scheme = self._scheme(read.records["train"])
@@ -87,7 +86,7 @@ class TaggedData(SplitFiles):
         return detect_scheme(each for each in tags if all(map(is_tag, each)))
 
     def _checked(self, sentence: TaggedSentence, scheme: Scheme, labels: Container[str]) -> int | None:
-        """The first place that the scheme forbids, where that is to be repaired.
+        """Returns the index of the first tag that the scheme forbids and that is to be repaired, or None.
 
         Raises:
             DataError: The sentence cannot be used.
@@ -95,24 +94,24 @@ class TaggedData(SplitFiles):
         for index, tag in enumerate(sentence.tags):
             if not is_tag(tag):
                 raise DataError(
-                    f"{sentence.place_of(index)}: the tag {tag!r} is not O, nor B-, I-, E- or S- with a type; "
-                    "correct it, or name the column of the tags."
+                    f"{sentence.place_of(index)}: the tag {tag!r} is invalid. A tag is O, or B-, I-, E- or S- with a "
+                    "type. Correct it, or set `conll.tag_column` to the column of the tags."
                 )
             if labels and tag != "O" and tag[2:] not in labels:
                 raise DataError(
-                    f"{sentence.place_of(index)}: the type of {tag!r} is not among the labels; correct it, list "
-                    "all types in `labels`, or set `on_bad_row` to skip."
+                    f"{sentence.place_of(index)}: the type of {tag!r} is not in `labels`. All types must be listed "
+                    "there. Correct the tag, add the type to `labels`, or set `on_bad_row` to skip."
                 )
         violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
         if violation is not None and self.invalid_tags == "error":
             last = len(sentence.tags) - 1
             before = repr(sentence.tags[violation - 1]) if violation else "the beginning"
             after = repr(sentence.tags[violation]) if violation <= last else "the end of the sentence"
-            found = ", the scheme that fits `train` best," if self.scheme == "auto" else ""
+            origin = " (the scheme that fits `train` best)" if self.scheme == "auto" else ""
             raise DataError(
-                f"{sentence.place_of(min(violation, last))}: {after} behind {before} is against "
-                f"{scheme}{found} so schemes are mixed or a tag is wrong; correct it, name the right `scheme`, or set "
-                "`invalid_tags` to repair, which reads tags as conlleval does."
+                f"{sentence.place_of(min(violation, last))}: {after} follows {before}. The scheme {scheme}{origin} "
+                "forbids that. Correct the tag, set `scheme` to the scheme of the files, or set `invalid_tags` to "
+                "repair, which reads tags as conlleval does."
             )
         return violation
 
@@ -120,5 +119,8 @@ class TaggedData(SplitFiles):
 def _types(train: str, read: FileRecords[TaggedSentence]) -> tuple[str, ...]:
     sentences = read.records["train"]
     if all(tag == "O" for sentence in sentences for tag in sentence.tags):
-        raise DataError(f"{train}: no entity in {len(sentences)} sentences, at least one is needed to learn from.")
+        raise DataError(
+            f"{train}: the {len(sentences)} sentences have no entity. Training needs at least one. Add sentences with "
+            "entities."
+        )
     return tuple(sorted(read.found_labels(lambda each: [tag[2:] for tag in each.tags if tag != "O"])))

@@ -1,4 +1,4 @@
-"""From scores of words to tags and entities: the best sequence of tags that BIO allows (Viterbi 1967)."""
+"""Decoding of word scores to tags and entities: the best tag sequence that BIO allows (Viterbi 1967)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,40 +13,42 @@ _SENTENCES_AT_ONCE = 1024
 
 
 def bio_tag_set(types: Sequence[str]) -> tuple[str, ...]:
-    """The tags of entities of these types, in the order of scores: O, then B- and I- of each type."""
+    """Returns the tag set of these entity types, in the order of scores: O, then B- and I- of each type."""
     return ("O", *(f"{prefix}-{each}" for each in types for prefix in "BI"))
 
 
 def bio_transitions(tags: Sequence[str]) -> np.ndarray:
-    """Which tag may follow which: I- only B- and I- of its type; at the start of a sentence what may follow O.
+    """Returns the transitions that BIO allows: I- follows only B- or I- of the same type.
+
+    The tags that may follow O may also begin a sentence.
 
     Args:
-        tags: The tag set; O is the first.
+        tags: Tag set, with O first.
 
     Returns:
-        (labels, labels) bool, the earlier tag first.
+        (labels, labels) bool: element [a, b] is True if tag b may follow tag a.
     """
     allowed = np.ones((len(tags), len(tags)), dtype=bool)
-    for place, tag in enumerate(tags):
+    for index, tag in enumerate(tags):
         if tag.startswith("I-"):
-            allowed[:, place] = [before != "O" and before[2:] == tag[2:] for before in tags]
+            allowed[:, index] = [before != "O" and before[2:] == tag[2:] for before in tags]
     return allowed
 
 
 def best_paths(scores: np.ndarray, lengths: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """The allowed sequence of tags with the largest sum of scores, for each sentence.
+    """Returns the allowed tag sequence with the largest sum of scores, for each sentence.
 
     Args:
-        scores: (words, labels), log-probabilities, sentences end to end.
-        lengths: (sentences,) words of each, 0 too.
-        allowed: (labels, labels) of `bio_transitions`; what may follow label 0 may begin a sentence.
+        scores: (words, labels) log-probabilities, with the sentences concatenated.
+        lengths: (sentences,) number of words of each sentence; may be 0.
+        allowed: (labels, labels) bool from `bio_transitions`. Labels that may follow label 0 may begin a sentence.
 
     Returns:
-        (words,) int64 labels; of equal sums the one with the smaller labels at the end.
+        (words,) int64 labels. Ties: the sequence with the smaller labels at its end wins.
     """
     paths = np.zeros(len(scores), dtype=np.int64)
     starts = ragged.starts(lengths)
-    # The longest first, so that at each place the sentences that reach it are the first ones.
+    # Sort by length, longest first, so that the sentences with a word at an index are always the first ones.
     order = np.argsort(-lengths, kind="stable")
     for first in range(0, len(order), _SENTENCES_AT_ONCE):
         some = order[first : first + _SENTENCES_AT_ONCE]
@@ -57,33 +59,33 @@ def best_paths(scores: np.ndarray, lengths: np.ndarray, allowed: np.ndarray) -> 
 def _fill_paths(
     paths: np.ndarray, scores: np.ndarray, starts: np.ndarray, lengths: np.ndarray, penalties: np.ndarray
 ) -> None:
-    """Writes the paths of sentences that are sorted by length, the longest first."""
+    """Writes the paths of sentences that are sorted by length, longest first."""
     longest = int(lengths.max(initial=0))
-    reaching = [int(np.searchsorted(-lengths, -place)) for place in range(longest)]
+    reaching = [int(np.searchsorted(-lengths, -index)) for index in range(longest)]
     totals = np.zeros((len(lengths), scores.shape[1]))
-    came_from = []
-    for place, number in enumerate(reaching):
-        here = scores[starts[:number] + place]
-        if place == 0:
-            totals[:number] = penalties[0] + here
+    previous_tags = []
+    for index, number in enumerate(reaching):
+        word_scores = scores[starts[:number] + index]
+        if index == 0:
+            totals[:number] = penalties[0] + word_scores
             continue
         candidates = totals[:number, :, None] + penalties
-        came_from.append(candidates.argmax(axis=1))
-        totals[:number] = candidates.max(axis=1) + here
+        previous_tags.append(candidates.argmax(axis=1))
+        totals[:number] = candidates.max(axis=1) + word_scores
     tags = totals.argmax(axis=1)
-    for place in range(longest - 1, -1, -1):
-        number = reaching[place]
-        paths[starts[:number] + place] = tags[:number]
-        if place > 0:
-            tags[:number] = np.take_along_axis(came_from[place - 1], tags[:number, None], axis=1)[:, 0]
+    for index in range(longest - 1, -1, -1):
+        number = reaching[index]
+        paths[starts[:number] + index] = tags[:number]
+        if index > 0:
+            tags[:number] = np.take_along_axis(previous_tags[index - 1], tags[:number, None], axis=1)[:, 0]
 
 
 def join_parts(parts: Sequence[Part], scores: Sequence[np.ndarray]) -> tuple[list[Example], list[np.ndarray]]:
-    """The examples in their order, and for each the scores of its words: those of its windows end to end.
+    """Returns the examples in order, and the scores of the words of each, concatenated over its windows.
 
     Args:
-        parts: Records of a source, in its order.
-        scores: For each the (words, labels) of the words that it predicts.
+        parts: Records of a source, in the order of the source.
+        scores: (words, labels) scores per part, for the words that the part predicts.
     """
     examples: list[Example] = []
     pieces: list[list[np.ndarray]] = []
@@ -96,14 +98,14 @@ def join_parts(parts: Sequence[Part], scores: Sequence[np.ndarray]) -> tuple[lis
 
 
 def predict_tags(scores: Sequence[np.ndarray], tags: Sequence[str]) -> list[np.ndarray]:
-    """The best path of each example.
+    """Returns the best tag sequence of each example.
 
     Args:
-        scores: (words, labels) log-probabilities of each.
-        tags: The tag set in the order of scores.
+        scores: (words, labels) log-probabilities per example.
+        tags: Tag set in the order of scores.
 
     Returns:
-        (words,) int64 places in the tag set, for each.
+        (words,) int64 indices into the tag set, per example.
     """
     lengths = np.array([len(each) for each in scores], dtype=np.int64)
     paths = best_paths(np.concatenate([np.zeros((0, len(tags))), *scores]), lengths, bio_transitions(tags))
@@ -118,21 +120,21 @@ def entities_of(
     Args:
         example: Example; its text may be None.
         scores: (words, labels) log-probabilities.
-        path: (words,) places in the tag set.
-        tags: The tag set in the order of scores.
+        path: (words,) indices into the tag set.
+        tags: Tag set in the order of scores.
         join: Function that joins the words of an entity if there is no text.
 
     Returns:
-        For each entity `start` and exclusive `end` (code points of the text, or words if there is no text),
-        `label`, its `probability` (the mean of its words' probabilities of their predicted tags), and `text`.
+        Per entity: `start` and exclusive `end` (code points of the text, or words if there is no text), `label`,
+        `probability` (the mean probability of the predicted tags of its words), and `text`.
     """
     probabilities = np.exp(scores[np.arange(len(path)), path])
     entities = []
-    for start, end, label in entity_spans([tags[place] for place in path]):
+    for start, end, label in entity_spans([tags[index] for index in path]):
         entity = {"start": start, "end": end, "label": label, "probability": float(probabilities[start:end].mean())}
         if example.text is None:
             entities.append(entity | {"text": join(example.words[start:end])})
         else:
-            first, behind = example.units[start].start, example.units[end - 1].stop
-            entities.append(entity | {"start": first, "end": behind, "text": example.text[first:behind]})
+            first, stop = example.units[start].start, example.units[end - 1].stop
+            entities.append(entity | {"start": first, "end": stop, "text": example.text[first:stop]})
     return entities

@@ -1,4 +1,4 @@
-"""Errors of token classification: entities that were missed, found where there are none, or given another type."""
+"""Error analysis of token classification: missed entities, spurious entities, and entities with a wrong type."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,16 +17,17 @@ Join = Callable[[Sequence[str]], str]
 def examine_entities(
     parts: Sequence[Part], found: FoundItems, tags: Sequence[str], types: Sequence[str], join: Join
 ) -> Examination:
-    """A row for each sentence, whose score is its entity F1 (1 where there is no entity and none is found).
+    """Builds one row per sentence. Its score is its entity F1, or 1 if no entity is expected and none is predicted.
 
-    An entity is confused with another where first and last word are the same; else one is missed (taken for NO_ENTITY)
-    and the other is spurious. Right ones by row and column are thus recall and precision of a type.
+    Two entities are confused if their first and last words are equal. Otherwise the expected one is missed (predicted
+    as NO_ENTITY) and the predicted one is spurious. The diagonal, by row and by column, is thus recall and precision
+    of a type.
 
     Args:
         parts: Records of the split.
-        found: For its items.
-        tags: The tag set in the order of scores.
-        types: Of the entities.
+        found: Model results for the items of the split.
+        tags: Tag set in the order of scores.
+        types: Entity types.
         join: Function that joins words if the sentence has no text.
     """
     examples, scores = join_parts(parts, found.decoded)
@@ -35,14 +36,14 @@ def examine_entities(
     rows: list[ExaminedRow] = []
     pairs: list[tuple[str, str]] = []
     probabilities: list[float] = []
-    came_true: list[bool] = []
+    is_correct: list[bool] = []
     for row, (example, log_probabilities, path) in enumerate(zip(examples, scores, paths, strict=True)):
-        true_tags, predicted_tags = example.tags or (), [tags[place] for place in path]
+        true_tags, predicted_tags = example.tags or (), [tags[index] for index in path]
         expected, predicted = entity_spans(true_tags), entity_spans(predicted_tags)
         pairs += _confused(expected, predicted)
         of_words = np.exp(log_probabilities[np.arange(len(path)), path])
         probabilities += [float(of_words[span.start : span.stop].mean()) for span in predicted]
-        came_true += [span in expected for span in predicted]
+        is_correct += [span in expected for span in predicted]
         has_any = bool(expected or predicted)
         rows.append(
             ExaminedRow(
@@ -59,27 +60,27 @@ def examine_entities(
         rows,
         "entity F1 of a sentence",
         count_confusions(pairs, (*types, NO_ENTITY)),
-        Outcomes("predicted entities", np.array(probabilities), np.array(came_true, dtype=bool)),
+        Outcomes("predicted entities", np.array(probabilities), np.array(is_correct, dtype=bool)),
     )
 
 
 def _confused(expected: Sequence[EntitySpan], predicted: Sequence[EntitySpan]) -> list[tuple[str, str]]:
-    """(expected, predicted) types of all places where either has an entity."""
-    by_place: dict[tuple[int, int], list[str]] = {}
-    for side, spans in enumerate((expected, predicted)):
+    """Returns the (expected, predicted) types of all word spans that are an entity in either list."""
+    by_span: dict[tuple[int, int], list[str]] = {}
+    for index, spans in enumerate((expected, predicted)):
         for span in spans:
-            by_place.setdefault((span.start, span.stop), [NO_ENTITY, NO_ENTITY])[side] = span.label
-    return [(true, told) for true, told in by_place.values()]
+            by_span.setdefault((span.start, span.stop), [NO_ENTITY, NO_ENTITY])[index] = span.label
+    return [(true, guess) for true, guess in by_span.values()]
 
 
 def _sums_by_row(parts: Sequence[Part], found: FoundItems, num_rows: int) -> tuple[np.ndarray | None, np.ndarray]:
-    """Losses of all words and tokens of all sequences of each row; the loss of a sequence is the mean of its words."""
-    places = [part.row for part in parts]
-    lengths = np.bincount(places, found.lengths, num_rows)
+    """Sums the losses of words and the tokens of sequences per row. The loss of a sequence is a mean over its words."""
+    row_of_part = [part.row for part in parts]
+    lengths = np.bincount(row_of_part, found.lengths, num_rows)
     if found.losses is None:
         return None, lengths
     num_words = np.array([len(each) for each in found.decoded])
-    return np.bincount(places, found.losses * num_words, num_rows), lengths
+    return np.bincount(row_of_part, found.losses * num_words, num_rows), lengths
 
 
 def _listed(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:
@@ -87,7 +88,7 @@ def _listed(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:
 
 
 def _text(example: Example, start: int, stop: int, join: Join) -> str:
-    """Some words of a sentence as they stand in its text, where there is one."""
+    """Returns a range of words, as written in the text if the sentence has one."""
     if example.text is not None and example.units and stop > start:
         return example.text[example.units[start].start : example.units[stop - 1].stop]
     return join(example.words[start:stop])

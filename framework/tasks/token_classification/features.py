@@ -1,4 +1,4 @@
-"""Sequences of token classification: `[CLS] words [SEP]`, where the first sub-word of each word bears its tag."""
+"""Token sequences for token classification: `[CLS] words [SEP]`. The first sub-word of each word carries its tag."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ _WORDS_AT_ONCE = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A sentence or text as the task needs it.
+    """A sentence or text, split into words.
 
     Attributes:
-        words: What gets a tag each.
-        tags: (words,) in BIO; None where they are unknown.
-        text: Where the words come from; None where that is a file of words.
-        units: (words,) places of the words in the text; empty where there is none.
-        place: File and sentence, where it is from a file.
+        words: Words to tag.
+        tags: (words,) in BIO. None if unknown.
+        text: Text that contains the words. None if the input is a list of words.
+        units: (words,) offsets of the words in the text. Empty if there is no text.
+        place: File and sentence. Empty if the example is not from a file.
     """
 
     words: Sequence[str]
@@ -39,11 +39,11 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one sequence is of: a record of a FlatSource.
+    """Record of a FlatSource: the example that a sequence belongs to.
 
     Attributes:
-        row: Place of the example among all.
-        example: Whose words, or some of them in their order, the sequence predicts.
+        row: Index of the example.
+        example: Example whose words the sequence predicts, all of them or a contiguous range.
     """
 
     row: int
@@ -71,29 +71,30 @@ def listed_words(place: str, cell: str) -> list[str]:
 def tagging_source(
     examples: Sequence[Example], tags: Sequence[str], tokenizer: Tokenizer, max_length: int, stride: int
 ) -> FlatSource:
-    """Targets over tokens: `labels`, places in the tag set, and `is_word`, 1 where a word is predicted; count: tags.
+    """Builds the sequences of examples, with the count `tags` and two targets per token.
 
-    Both leave out special tokens, sub-words behind the first, and words that another window of the sentence predicts.
+    The targets are `labels`, indices into the tag set, and `is_word`, 1 where a word is predicted. Both exclude special
+    tokens, sub-words after the first, and words that another window of the sentence predicts.
 
     Args:
-        examples: All with tags, or all without.
-        tags: The tag set in the order of scores.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included.
-        stride: Of `split_windows`.
+        examples: Examples, all with tags or all without.
+        tags: Tag set in the order of scores.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence, special tokens included.
+        stride: Stride of `split_windows`.
     """
     room = max_length - 2
     ids_of = encode_words((word for example in examples for word in example.words), tokenizer)
-    place = {tag: index for index, tag in enumerate(tags)}
+    index_of = {tag: index for index, tag in enumerate(tags)}
     ids: list[np.ndarray] = []
     lengths, labels, parts = [], [], []
     is_word: list[np.ndarray] = []
     cls_id, sep_id = (np.array([each], dtype=np.int32) for each in (tokenizer.cls_id, tokenizer.sep_id))
     for row, example in enumerate(examples):
-        # A word that is longer than a sequence is seen by its beginning.
+        # A word that is longer than a sequence is truncated.
         pieces = [ids_of[word][:room] for word in example.words]
         sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        word_labels = [place[tag] for tag in example.tags] if example.tags is not None else None
+        word_labels = [index_of[tag] for tag in example.tags] if example.tags is not None else None
         for window in split_windows(sizes, room, stride):
             inside = sizes[window.words]
             ids += [cls_id, *pieces[window.words], sep_id]
@@ -101,11 +102,11 @@ def tagging_source(
             firsts = 1 + ragged.starts(inside)
             offset = window.words.start
             predicted = firsts[window.predicted.start - offset : window.predicted.stop - offset]
-            marks, targets = np.zeros(lengths[-1], dtype=np.int64), np.full(lengths[-1], IGNORE_INDEX)
-            marks[predicted] = 1
+            word_mask, targets = np.zeros(lengths[-1], dtype=np.int64), np.full(lengths[-1], IGNORE_INDEX)
+            word_mask[predicted] = 1
             if word_labels is not None:
                 targets[predicted] = word_labels[window.predicted]
-            is_word.append(marks)
+            is_word.append(word_mask)
             labels.append(targets)
             parts.append(Part(row, example))
     return FlatSource(
@@ -124,7 +125,7 @@ def tagging_source(
 
 
 def _cut_words(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], max_length: int) -> Cutting:
-    """Counts the truncated tokens of words that are longer than a sequence."""
+    """Counts the tokens lost by truncating words that are longer than a sequence."""
     lost = [sum(max(len(ids_of[word]) - (max_length - 2), 0) for word in example.words) for example in examples]
     num_tokens = sum(len(ids_of[word]) for example in examples for word in example.words)
     return Cutting(max_length, len(examples), sum(each > 0 for each in lost), num_tokens, sum(lost))
@@ -137,10 +138,10 @@ def _notes(examples: Sequence[Example], ids_of: Mapping[str, np.ndarray], room: 
 
 
 def encode_words(words: Iterable[str], tokenizer: Tokenizer) -> Mapping[str, np.ndarray]:
-    """Ids of each word by itself, so that it is the same in a text and in a list.
+    """Tokenizes each word separately, so that it has the same ids in a text and in a list.
 
-    Where the vocabulary marks the space before a word, each has one. A word that the tokenizer makes empty (control
-    characters, accents that it strips) becomes the unknown token, or it would have no place for a tag.
+    If the vocabulary marks the space before a word, each word gets that space. A word that the tokenizer reduces to
+    nothing (control characters, stripped accents) becomes the unknown token, because its tag needs a token.
     """
     distinct = list(dict.fromkeys(words))
     unknown = np.array([tokenizer.unk_id], dtype=np.int32)

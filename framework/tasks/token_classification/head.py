@@ -1,4 +1,4 @@
-"""Head of token classification: the hidden state of each token to one score for each tag."""
+"""Token classification head: one score per tag for the hidden state of each token."""
 
 from torch import Tensor, nn
 
@@ -9,12 +9,12 @@ from framework.tasks.pooling import PredictionTransform, family_transform
 
 
 class TokenClassificationHead(nn.Module):
-    """The family's projection where it has one, dropout, classifier.
+    """Optional projection of the model family, dropout, and classifier.
 
     Args:
-        dropout: Before the classifier.
-        classifier: Hidden to tags.
-        transform: The projection of ModernBERT.
+        dropout: Dropout before the classifier.
+        classifier: Linear layer from hidden to tags.
+        transform: Projection of ModernBERT. None: no projection.
     """
 
     def __init__(
@@ -28,15 +28,15 @@ class TokenClassificationHead(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        batch: PackedBatch,  # noqa: ARG002  every token is scored, wherever it stands
+        batch: PackedBatch,  # noqa: ARG002  every token is scored
         dropout_keys: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Scores each token.
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: The micro-batch.
-            dropout_keys: (tokens,) int64; None switches dropout off.
+            batch: Micro-batch.
+            dropout_keys: (tokens,) int64. None disables dropout.
 
         Returns:
             `logits` (tokens, labels).
@@ -48,11 +48,11 @@ class TokenClassificationHead(nn.Module):
 def build_token_classification_head(
     config: EncoderConfig, num_tags: int, classifier_dropout: float = 0.1
 ) -> TokenClassificationHead:
-    """Builds the head as the encoder's family has it.
+    """Builds the head with the projection of the encoder's model family, if the family has one.
 
     Args:
-        config: Of the encoder.
-        num_tags: Scores to give.
+        config: Encoder configuration.
+        num_tags: Number of tags.
         classifier_dropout: Probability of dropping a channel before the classifier.
     """
     return TokenClassificationHead(

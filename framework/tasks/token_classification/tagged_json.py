@@ -1,4 +1,4 @@
-"""Reads tagged sentences from JSON: rows with tokens and tags, or with a text and its spans."""
+"""Reader of tagged sentences in JSON: rows with tokens and tags, or with a text and its spans."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +15,8 @@ def read_tagged_json(table: TableFile, units: Units, reading: Reading) -> Iterat
     """Streams the rows of a JSON list or of JSONL.
 
     A row has one of these forms. Offsets count code points.
-    - `tokens` and `tags`: lists of one length.
-    - `text` and `spans`: objects with `start`, exclusive `end`, and `label`; a `text` in them is compared.
+    - `tokens` and `tags`: lists of equal length.
+    - `text` and `spans`: objects with `start`, exclusive `end`, and `label`. An optional `text` in them must match.
     - `text` and `label` (or `entities`): a list of [start, end, label], the form of spaCy and doccano.
     - `text` and `label`: {type: {mention: [[start, last], ...]}} with inclusive `last`, the form of CLUENER (Xu et al.
       2020, arXiv:2001.04351).
@@ -39,14 +39,14 @@ def _tokens_and_tags(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...
         values = row.get(key)
         if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
             raise DataError(
-                f"{place}: {key!r} is {values!r:.80}, it must be a list of texts, none empty; a row needs `tokens` and "
-                "`tags`, or `text` and `spans`."
+                f"{place}: {key!r} is {values!r:.80}. It must be a list of texts, none empty. Give the row `tokens` "
+                "and `tags`, or `text` and `spans`."
             )
     words, tags = tuple(row["tokens"]), tuple(row["tags"])
     if not words or len(words) != len(tags):
         raise DataError(
-            f"{place}: {len(words)} tokens and {len(tags)} tags, there must be one tag for each, and at least one; "
-            "correct or remove the row."
+            f"{place}: the row has {len(words)} tokens and {len(tags)} tags. It needs one tag per token, and at least "
+            "one token. Correct or remove the row."
         )
     return words, tags
 
@@ -54,7 +54,9 @@ def _tokens_and_tags(place: str, row: Mapping[str, Any]) -> tuple[tuple[str, ...
 def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tuple[str, ...], tuple[str, ...]]:
     text = row["text"]
     if not isinstance(text, str) or not text.strip():
-        raise DataError(f"{place}: 'text' is {text!r:.80}, it must be text that is not empty; fill in or remove it.")
+        raise DataError(
+            f"{place}: 'text' is {text!r:.80}. It must be a text that is not empty. Add the text or remove the row."
+        )
     spans = _listed_spans(place, row)
     parts = split_units(text, units)
     first = {part.start: index for index, part in enumerate(parts)}
@@ -64,12 +66,14 @@ def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tu
         start, stop, label = _checked_span(place, text, span)
         if start not in first or stop not in last:
             raise DataError(
-                f"{place}: the span {span!r:.120} does not begin and end with {units.replace('_', ' ')} of the text, "
-                f"{_around(parts, start, stop)}; correct it, or set `task.units` to characters."
+                f"{place}: the span {span!r:.120} {_covered_units(parts, start, stop)}. It must begin and end with "
+                f"{units.replace('_', ' ')} of the text. Correct it, or set `task.units` to characters."
             )
         covered = slice(first[start], last[stop] + 1)
         if any(tag != "O" for tag in tags[covered]):
-            raise DataError(f"{place}: the span {span!r:.120} overlaps another one; leave one of them out.")
+            raise DataError(
+                f"{place}: the span {span!r:.120} overlaps another span. Spans must not overlap. Remove one of them."
+            )
         tags[covered] = [f"B-{label}", *[f"I-{label}"] * (last[stop] - first[start])]
     return tuple(part.text for part in parts), tuple(tags)
 
@@ -77,16 +81,16 @@ def _spans_to_tags(place: str, row: Mapping[str, Any], units: Units) -> tuple[tu
 def _listed_spans(place: str, row: Mapping[str, Any]) -> list[Any]:
     """Returns the spans of a row as objects, from any of its forms."""
     key = next((each for each in ("spans", "entities", "label") if each in row), None)
-    found = None if key is None else row[key]
-    if key == "label" and isinstance(found, dict):
-        return _cluener_spans(place, found)
-    if not isinstance(found, list):
+    spans = None if key is None else row[key]
+    if key == "label" and isinstance(spans, dict):
+        return _cluener_spans(place, spans)
+    if not isinstance(spans, list):
         raise DataError(
-            f"{place}: {key or 'spans'!r} is {found!r:.80}, it must be a list. Give an empty one for no entities; as "
-            "`label` also {type: {mention: [[start, last]]}}."
+            f"{place}: {key or 'spans'!r} is {spans!r:.80}. It must be a list; `label` may also be {{type: {{mention: "
+            "[[start, last]]}}. Give an empty list if there are no entities."
         )
-    named = ("start", "end", "label")
-    return [dict(zip(named, span, strict=True)) if _has_three(span) else span for span in found]
+    names = ("start", "end", "label")
+    return [dict(zip(names, span, strict=True)) if _has_three(span) else span for span in spans]
 
 
 def _has_three(span: Any) -> bool:
@@ -118,19 +122,23 @@ def _is_pair(offsets: Any) -> bool:
 def _checked_span(place: str, text: str, span: Any) -> tuple[int, int, str]:
     start, stop, label = (span.get(key) if isinstance(span, dict) else None for key in ("start", "end", "label"))
     if type(start) is not int or type(stop) is not int or not isinstance(label, str) or not label.strip():
-        raise DataError(f"{place}: the span {span!r:.120} must have whole numbers `start` and `end`, and a `label`.")
+        raise DataError(
+            f"{place}: the span {span!r:.120} is incomplete. It must have whole numbers `start` and `end`, and a "
+            "`label`. Correct or remove it."
+        )
     if not 0 <= start < stop <= len(text):
         raise DataError(
-            f"{place}: the span {span!r:.120} is empty or outside of the text, which has {len(text)} characters; "
-            "correct or remove it."
+            f"{place}: the span {span!r:.120} is empty or out of range. The text has {len(text)} characters. Correct "
+            "or remove it."
         )
     if span.get("text", text[start:stop]) != text[start:stop]:
         raise DataError(
-            f"{place}: the span {span!r:.120} is {text[start:stop]!r:.80} in the text; offsets must count code points."
+            f"{place}: the span {span!r:.120} does not match {text[start:stop]!r:.80} in the text. Offsets must count "
+            "code points. Correct the offsets."
         )
     return start, stop, label.strip()
 
 
-def _around(parts: list[TextUnit], start: int, stop: int) -> str:
-    near = [repr(part.text) for part in parts if part.stop > start and part.start < stop]
-    return f"which here are {', '.join(near)}"[:120] if near else "which is only white space"
+def _covered_units(parts: list[TextUnit], start: int, stop: int) -> str:
+    texts = [repr(part.text) for part in parts if part.stop > start and part.start < stop]
+    return f"covers or cuts {', '.join(texts)}"[:120] if texts else "covers only white space"

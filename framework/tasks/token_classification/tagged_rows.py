@@ -1,4 +1,4 @@
-"""Sentences whose words have tags, one word a line (CoNLL); those of JSON are in `tagged_json`."""
+"""Tagged sentences and the reader of CoNLL files, one word per line. The reader of JSON is `tagged_json`."""
 
 import codecs
 import json
@@ -22,10 +22,10 @@ class TaggedSentence:
 
     Attributes:
         place: File, sentence and line, for messages.
-        words: At least one.
-        tags: (words,) in BIO; as read from a file as the file has them.
-        lines: (words,) line number of each word from 1; empty if `place` is precise enough.
-        has_spans: Whether the file has spans of a text instead of tags; the tags are then in BIO from the start.
+        words: Words of the sentence, at least one.
+        tags: (words,) in BIO. Before the conversion in `TaggedData.load`: in the scheme of the file.
+        lines: (words,) line number of each word, from 1. Empty if `place` is precise enough.
+        has_spans: True if the file has spans of a text instead of tags. Its tags are in BIO from the start.
     """
 
     place: str
@@ -36,12 +36,12 @@ class TaggedSentence:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The words."""
+        """Returns the normalized words."""
         return (same_text(" ".join(self.words)),)
 
     @property
     def answer(self) -> tuple[str, ...]:
-        """The tags."""
+        """Returns the tags."""
         return self.tags
 
     def place_of(self, index: int) -> str:
@@ -51,16 +51,19 @@ class TaggedSentence:
 
 @dataclass(frozen=True)
 class ConllFormat:
-    """How files with one word a line and blank lines between sentences are read.
+    """Layout of files with one word per line and blank lines between sentences.
 
     Attributes:
-        word_column: Counted from 0; negative from the last.
-        tag_column: Counted likewise.
-        separator: "white_space": runs of spaces and tabs; "tab": each tab, so that words may hold spaces.
-        comment: Lines that begin so are left out; None: there are no comments (a word may be a hashtag).
-        word_suffix: A regular expression of what ends words and belongs not to them, for example the `[0-9]+` of Weibo
-            NER, in which each character bears its place in its word; at least one character of a word stays.
-        encoding: Encoding of the files (`framework.data.reading.table_format.TableFormat`); CoNLL-2002 is latin-1.
+        word_column: Index of the column of the word, from 0. Negative indices count from the last column.
+        tag_column: Index of the column of the tag. Negative indices count from the last column.
+        separator: "white_space": runs of spaces and tabs. "tab": each tab, so that words may contain spaces.
+        comment: Prefix of lines to ignore. None: the files have no comments (a word may be a hashtag).
+        word_suffix: Regular expression of a suffix to remove from words, for example `[0-9]+` for Weibo NER, where each
+            character has its index in the word as a suffix. At least one character of a word remains.
+        encoding: Encoding of the files (`framework.data.reading.table_format.TableFormat`). CoNLL-2002 is latin-1.
+
+    Raises:
+        ConfigError: The encoding is unknown, `comment` is empty, or `word_suffix` is not a regular expression.
     """
 
     word_column: int = 0
@@ -73,11 +76,13 @@ class ConllFormat:
     def __post_init__(self) -> None:
         check_encoding("conll.encoding", self.encoding)
         if self.comment == "":
-            raise ConfigError("comment is an empty text, with which every line begins; give null for no comments.")
+            raise ConfigError("comment is an empty text. Every line begins with it. Set it to null for no comments.")
         try:
             re.compile(self.word_suffix or "")
         except re.error as error:
-            raise ConfigError(f"word_suffix is {self.word_suffix!r}, no regular expression ({error}).") from error
+            raise ConfigError(
+                f"word_suffix is {self.word_suffix!r}, which is not a regular expression ({error}). Correct it."
+            ) from error
 
     @property
     def codec(self) -> str:
@@ -85,24 +90,24 @@ class ConllFormat:
         return check_encoding("conll.encoding", self.encoding)
 
     def fields(self, line: str) -> list[str]:
-        """The columns of a line."""
+        """Splits a line into its columns."""
         if self.separator == "tab":
             return line.rstrip("\r\n").split("\t")
         return re.split(r"[ \t]+", line.strip(" \t\r\n"))
 
     def word_and_tag(self, place: str, line: str) -> tuple[str, str]:
-        """What a line says.
+        """Returns the word and the tag of a line.
 
         Raises:
-            DataError: It has too few columns.
+            DataError: The line has too few columns, or the word is empty.
         """
         fields = self.fields(line)
         if len({self.word_column % len(fields), self.tag_column % len(fields)}) < 2 or not all(
             -len(fields) <= column < len(fields) for column in (self.word_column, self.tag_column)
         ):
             raise DataError(
-                f"{place}: {len(fields)} columns, but the word is in column {self.word_column} and its tag in column "
-                f"{self.tag_column}; correct the line, or `word_column`, `tag_column` and `separator`."
+                f"{place}: the line has {len(fields)} columns. Column {self.word_column} must hold the word and column "
+                f"{self.tag_column} its tag. Correct the line, or `word_column`, `tag_column` and `separator`."
             )
         return self._word(place, fields), fields[self.tag_column].strip()
 
@@ -110,13 +115,13 @@ class ConllFormat:
         """Returns the word of a line, which needs no tag.
 
         Raises:
-            DataError: It has too few columns, or the word is empty.
+            DataError: The line has too few columns, or the word is empty.
         """
         fields = self.fields(line)
         if not -len(fields) <= self.word_column < len(fields):
             raise DataError(
-                f"{place}: {len(fields)} columns, but the word is in column {self.word_column}. Each line must have "
-                "it. Correct the line, or `word_column` and `separator`."
+                f"{place}: the line has {len(fields)} columns. Column {self.word_column} must hold the word. Correct "
+                "the line, or `word_column` and `separator`."
             )
         return self._word(place, fields)
 
@@ -125,40 +130,41 @@ class ConllFormat:
         if self.word_suffix is not None and word:
             word = word[0] + re.sub(rf"(?:{self.word_suffix})\Z", "", word[1:])
         if not word:
-            raise DataError(f"{place}: the word is empty; fill in or remove the line.")
+            raise DataError(f"{place}: the word is empty. Each line needs a word. Add the word or remove the line.")
         return word
 
 
 def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[TaggedSentence]:
-    """Streams the sentences of a file, plain, gzip or zstd; `-DOCSTART-` lines only end a sentence.
+    """Streams the sentences of a plain, gzip or zstd file. A `-DOCSTART-` line only ends a sentence.
 
     Raises:
         DataError: The file is missing, empty or damaged, or a line is broken and `reading` does not skip its sentence.
     """
-    for number, lines in enumerate(_stretches(path, layout, reading), start=1):
-        where = f"{path}, sentence {number}"
+    for number, lines in enumerate(_sentence_lines(path, layout, reading), start=1):
+        sentence = f"{path}, sentence {number}"
         try:
-            texts = [(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
+            texts = [(f"{sentence}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
             pairs = [layout.word_and_tag(place, text) for place, text in texts]
         except DataError as error:
             reading.bad_row(error)
         else:
             words, tags = zip(*pairs, strict=True)
             numbers = tuple(line for line, _ in lines)
-            yield TaggedSentence(f"{where} (line {numbers[0]})", words, tags, numbers)
+            yield TaggedSentence(f"{sentence} (line {numbers[0]})", words, tags, numbers)
 
 
 def read_conll_words(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Row]:
-    """Streams the sentences of a file as rows of `tokens`, a JSON list; tags are not needed.
+    """Streams the sentences of a file as rows with `tokens`, a JSON list. The lines need no tags.
 
     Raises:
         DataError: The file is missing, empty or damaged, or a line is broken and `reading` does not skip its sentence.
     """
-    for number, lines in enumerate(_stretches(path, layout, reading), start=1):
-        where = f"{path}, sentence {number}"
+    for number, lines in enumerate(_sentence_lines(path, layout, reading), start=1):
+        sentence = f"{path}, sentence {number}"
         try:
             words = [
-                layout.word(f"{where}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines
+                layout.word(f"{sentence}, line {line}", decode_line(path, line, raw, layout.codec))
+                for line, raw in lines
             ]
         except DataError as error:
             reading.bad_row(error)
@@ -167,17 +173,17 @@ def read_conll_words(path: Path, layout: ConllFormat, reading: Reading) -> Itera
             yield Row(number, lines[-1][0], {"tokens": tokens}, kept={"tokens": words})
 
 
-def _stretches(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
-    """The numbered lines of each sentence."""
+def _sentence_lines(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[list[tuple[int, bytes]]]:
+    """Yields the numbered lines of each sentence."""
     comment = None if layout.comment is None else layout.comment.encode(layout.codec)
-    stretch: list[tuple[int, bytes]] = []
+    sentence: list[tuple[int, bytes]] = []
     for number, raw in raw_lines(path, reading):
         line = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
         if not line.strip() or line.startswith(_DOCUMENT_START):
-            if stretch:
-                yield stretch
-            stretch = []
+            if sentence:
+                yield sentence
+            sentence = []
         elif comment is None or not line.startswith(comment):
-            stretch.append((number, raw))
-    if stretch:
-        yield stretch
+            sentence.append((number, raw))
+    if sentence:
+        yield sentence

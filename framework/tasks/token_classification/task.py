@@ -30,24 +30,26 @@ from framework.tasks.token_classification.head import build_token_classification
 from framework.tasks.token_classification.text_units import Units, split_units
 
 _SHORTEST = 3
-"""[CLS] a [SEP]"""
+"""Tokens of the shortest sequence: [CLS] a [SEP]."""
 
 
 class TokenClassificationTask(Task):
-    """Entities in texts: a tag for each word, in BIO; what is decoded always keeps its rules.
+    """Entity recognition with one BIO tag per word. Decoded tags always follow the BIO rules.
 
     Args:
-        max_length: Most tokens of a sequence, special tokens included; longer sentences become several sequences.
-        stride: Tokens from the start of one of these sequences to the next.
-        units: What gets a tag each where a text is given: "words", "white_space" or "characters" (`framework.data.
-            examples.text_units`).
+        max_length: Maximum number of tokens of a sequence, special tokens included. A longer sentence is split into
+            several sequences.
+        stride: Tokens from the start of one of these sequences to the start of the next.
+        units: Units of a text that are tagged: "words", "white_space" or "characters"
+            (`framework.tasks.token_classification.text_units`).
         classifier_dropout: Probability of dropping a channel before the classifier.
 
     Attributes:
-        tags: The tag set in the order of scores; empty until `build_sources` or `restore` gave it.
+        tags: Tag set in the order of scores. Empty before `build_sources` or `restore`.
 
     Raises:
-        ConfigError: `max_length` is below 3, `stride` not in 1 to `max_length` - 2, or the probability not in [0, 1).
+        ConfigError: `max_length` is below 3, `stride` is not in 1 to `max_length` - 2, or `classifier_dropout` is not
+            in [0, 1).
     """
 
     best_metric = "entity_f1"
@@ -61,14 +63,19 @@ class TokenClassificationTask(Task):
     ) -> None:
         if max_length < _SHORTEST:
             raise ConfigError(
-                f"task.max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included."
+                f"task.max_length is {max_length}. It must be at least {_SHORTEST}, special tokens included. Increase "
+                "it."
             )
         if not 1 <= stride <= max_length - 2:
             raise ConfigError(
-                f"task.stride is {stride}, it must be at least 1 and at most max_length - 2, here {max_length - 2}."
+                f"task.stride is {stride}. It must be at least 1 and at most task.max_length - 2, here "
+                f"{max_length - 2}. Change one of them."
             )
         if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+            raise ConfigError(
+                f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose for "
+                "example 0.1."
+            )
         self.max_length = max_length
         self.stride = stride
         self.units = units
@@ -78,16 +85,16 @@ class TokenClassificationTask(Task):
 
     @property
     def types(self) -> tuple[str, ...]:
-        """The types of entities, in the order of scores."""
+        """Returns the entity types, in the order of scores."""
         return tuple(tag[2:] for tag in self.tags if tag.startswith("B-"))
 
     def build_sources(
         self,
         data: TaggedData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the sentences of each split; finds the types unless an earlier run knows them."""
+        """Reads and tokenizes the sentences of each split. Uses the entity types of an earlier run, or of the data."""
         corpus = data.load(self.units, self.types or None)
         self.tags = bio_tag_set(corpus.labels)
         sources: dict[str, SequenceSource] = {}
@@ -99,21 +106,21 @@ class TokenClassificationTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The text."""
+        """Returns the name of the field of the text."""
         return ("text",)
 
     @property
     def field_choices(self) -> tuple[tuple[str, ...], ...]:
-        """Returns the fields of a text, or of the words of a sentence."""
+        """Returns the alternative inputs: a text, or the words of a sentence."""
         return ("text",), ("tokens",)
 
     @property
     def list_fields(self) -> tuple[str, ...]:
-        """Returns the field of the words."""
+        """Returns the name of the field of the words."""
         return ("tokens",)
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
-        """Checks that words are a list of texts."""
+        """Checks that the words of a row are a list of texts."""
         del tokenizer
         self._example(row)
 
@@ -131,15 +138,15 @@ class TokenClassificationTask(Task):
         return tagging_source(examples, self.tags, tokenizer, self.max_length, self.stride)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head of the encoder's family, with one score for each tag."""
+        """Builds the head of the encoder's model family, with one score per tag."""
         return build_token_classification_head(config, len(self.tags), self.classifier_dropout)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Cross-entropy summed over words (`tags`)."""
+        """Sums the cross-entropy over words (`tags`)."""
         return {"tags": cross_entropy_sum(outputs["logits"], batch.targets["labels"])}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
-        """Mean cross-entropy of the words that each sequence predicts: (sequences,) fp32; 0 where there is none."""
+        """Returns the mean cross-entropy over the words that a sequence predicts: (sequences,) fp32, 0 if no word."""
         labels = batch.targets["labels"]
         losses = nn.functional.cross_entropy(
             outputs["logits"].float(), labels, ignore_index=IGNORE_INDEX, reduction="none"
@@ -150,7 +157,7 @@ class TokenClassificationTask(Task):
         return (sums / counts.clamp(min=1)).float()
 
     def side_config(self) -> dict[str, Any]:
-        """The tag set in the order of scores, lengths, and what of a text gets a tag."""
+        """Returns the tag set in the order of scores, the lengths and the units."""
         return {
             "labels": list(self.tags),
             "max_length": self.max_length,
@@ -159,15 +166,15 @@ class TokenClassificationTask(Task):
         }
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes the tag set of an earlier run."""
+        """Restores the tag set of an earlier run."""
         self.tags = tuple(str(label) for label in side["labels"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
-        """The (words, labels) fp32 log-probabilities of the words that each sequence predicts."""
+        """Returns (words, labels) fp32 log-probabilities per sequence, for the words that the sequence predicts."""
         is_word = batch.targets["is_word"] > 0
         scores = outputs["logits"][is_word].float().log_softmax(dim=-1).cpu().numpy()
         counts = _sequence_sums(is_word.long(), batch)[: batch.num_sequences].tolist()
-        return np.split(scores, np.cumsum(counts))[:-1]  # nothing is behind the last
+        return np.split(scores, np.cumsum(counts))[:-1]  # the last piece is always empty
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns `entities`, `tokens` and `tags` of each row.
@@ -181,7 +188,7 @@ class TokenClassificationTask(Task):
             {
                 "entities": entities_of(example, each, path, self.tags, self._join),
                 "tokens": list(example.words),
-                "tags": [self.tags[place] for place in path],
+                "tags": [self.tags[index] for index in path],
             }
             for example, each, path in zip(examples, scores, paths, strict=True)
         ]
@@ -192,30 +199,31 @@ class TokenClassificationTask(Task):
 
     @property
     def scores_predictions(self) -> bool:
-        """Entities may lie in several windows."""
+        """Returns True, because a sentence may span several windows."""
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
-        """Returns precision, recall and F1 of all entities, and the share of words with the right tag.
+        """Returns precision, recall and F1 of all entities, and the share of words with the correct tag.
 
-        `argmax_entity_f1` ignores the rules of BIO, like libraries that decode from the scores alone.
+        `argmax_entity_f1` takes the tag with the largest score of each word and ignores the BIO rules, as other
+        libraries do.
         """
         present, predicted = self._true_and_predicted(source, decoded)
         counts = overall(count_entities(present, predicted, self.types).values())
         largest = self._largest_scores(source, decoded)
-        right = sum(a == b for pair in zip(present, predicted, strict=True) for a, b in zip(*pair, strict=True))
+        num_correct = sum(a == b for pair in zip(present, predicted, strict=True) for a, b in zip(*pair, strict=True))
         return {
             "entity_precision": counts.precision,
             "entity_recall": counts.recall,
             "entity_f1": counts.f1,
             "argmax_entity_f1": overall(count_entities(present, largest, self.types).values()).f1,
-            "token_accuracy": right / sum(map(len, present)),
+            "token_accuracy": num_correct / sum(map(len, present)),
         }
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """Precision, recall, F1 and number of entities of each type."""
+        """Returns precision, recall, F1 and number of entities of each type."""
         del metrics
         counts: dict[str, EntityCounts] = count_entities(*self._true_and_predicted(source, decoded), self.types)
         return [
@@ -231,27 +239,27 @@ class TokenClassificationTask(Task):
         ]
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """`examine_entities`."""
+        """Builds one row per sentence with its entities, see `examine_entities`."""
         assert isinstance(source, FlatSource)
         return examine_entities(source.records, found, self.tags, self.types, self._join)
 
     def _true_and_predicted(
         self, source: SequenceSource, decoded: Sequence[Any]
     ) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
-        """Tags of each sentence in the data, and predicted ones."""
+        """Returns the tags of each sentence in the data, and the predicted tags."""
         assert isinstance(source, FlatSource)
         examples, scores = join_parts(source.records, decoded)
-        predicted = [[self.tags[place] for place in path] for path in predict_tags(scores, self.tags)]
+        predicted = [[self.tags[index] for index in path] for path in predict_tags(scores, self.tags)]
         return [example.tags or () for example in examples], list(predicted)
 
     def _largest_scores(self, source: SequenceSource, decoded: Sequence[Any]) -> list[Sequence[str]]:
-        """Returns the tag with the largest score of each word, regardless of its neighbours."""
+        """Returns the tag with the largest score of each word, regardless of its neighbors."""
         assert isinstance(source, FlatSource)
         _, scores = join_parts(source.records, decoded)
-        return [[self.tags[place] for place in each.argmax(axis=1)] for each in scores]
+        return [[self.tags[index] for index in each.argmax(axis=1)] for each in scores]
 
 
 def _sequence_sums(values: Tensor, batch: PackedBatch) -> Tensor:
-    """Sums over the tokens of each sequence: (tokens,) to (sequences,)."""
+    """Sums (tokens,) values over the tokens of each sequence, to (sequences,)."""
     totals = torch.cat([values.new_zeros(1), values.cumsum(0)])
     return totals[batch.cu_seqlens[1:].long()] - totals[batch.cu_seqlens[:-1].long()]

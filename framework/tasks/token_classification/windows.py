@@ -1,4 +1,4 @@
-"""Windows over sentences that are too long for a sequence: every word is in one, and is predicted in one."""
+"""Windows over sentences that are too long for one sequence. Exactly one window predicts each word."""
 
 import itertools
 from dataclasses import dataclass
@@ -8,11 +8,12 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Some words of a sentence.
+    """Word range of a sentence.
 
     Attributes:
-        words: The words that it holds.
-        predicted: Those of them that are predicted here; over the windows of a sentence each word once, in order.
+        words: Words in the window.
+        predicted: Subrange of `words` that this window predicts. The windows of a sentence together predict each word
+            once, in order.
     """
 
     words: slice
@@ -20,16 +21,17 @@ class Window:
 
 
 def split_windows(sizes: np.ndarray, room: int, stride: int) -> list[Window]:
-    """Windows of whole words; one for a sentence that fits.
+    """Splits a sentence into windows of whole words. A sentence that fits gets one window.
 
-    A word is predicted where the smaller of its two contexts, in tokens before and behind it, is largest, of equals in
-    the first window (Devlin et al. 2019, `_check_is_max_context` in their run_squad.py).
+    The context of a word in a window is the smaller of the numbers of tokens before and after it. The window with the
+    largest context predicts the word; of equal windows, the first (Devlin et al. 2019, `_check_is_max_context` in their
+    run_squad.py).
 
     Args:
-        sizes: (words,) tokens of each word, 1 to `room`.
-        room: Most tokens of a window.
-        stride: Tokens from the start of a window to that of the next, at least 1; less where a word would be left out,
-            and up to a word more, as windows begin with a word.
+        sizes: (words,) number of tokens of each word, 1 to `room`.
+        room: Maximum number of tokens of a window.
+        stride: Tokens from the start of a window to the start of the next, at least 1. The real distance is smaller if
+            a word would otherwise be skipped, and up to one word larger because windows begin with a word.
     """
     num_words = len(sizes)
     ends = np.cumsum(sizes)
@@ -44,12 +46,12 @@ def split_windows(sizes: np.ndarray, room: int, stride: int) -> list[Window]:
     best = np.full(num_words, -1)
     owner = np.zeros(num_words, dtype=np.int64)
     for number, (first, stop) in enumerate(bounds):
-        before, behind = starts[first:stop] - starts[first], ends[stop - 1] - ends[first:stop]
-        context = np.minimum(before, behind)
+        before, after = starts[first:stop] - starts[first], ends[stop - 1] - ends[first:stop]
+        context = np.minimum(before, after)
         better = context > best[first:stop]
         owner[first:stop][better] = number
         best[first:stop][better] = context[better]
-    # Contexts before grow and those behind shrink along a sentence, so the words of an owner lie side by side.
+    # Along a sentence, context before a word grows and context after it shrinks, so each owner's words are contiguous.
     edges = np.searchsorted(owner, np.arange(len(bounds) + 1)).tolist()
     return [
         Window(slice(*bound), slice(*owned))

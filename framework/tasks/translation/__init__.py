@@ -1,1 +1,1 @@
-"""A text of one language for a text of another: a decoder on top of the encoder, and a search for the best target."""
+"""Machine translation: a decoder on top of the encoder, and beam search for targets."""

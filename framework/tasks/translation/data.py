@@ -1,4 +1,4 @@
-"""Texts and their translations: two files that agree line by line, or two columns of a table; checked and split."""
+"""Parallel texts, read from two line-aligned files or two columns of a table, validated and split."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class TextPair:
 
     Attributes:
         place: File and line or row, for messages.
-        source: As in the file.
-        target: As in the file.
+        source: Source text as in the file.
+        target: Target text as in the file.
     """
 
     place: str
@@ -29,31 +29,30 @@ class TextPair:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The source: all its translations fall into one split."""
+        """Returns the normalized source, so that all translations of a text fall into one split."""
         return (same_text(self.source),)
 
     @property
     def answer(self) -> str:
-        """Nothing: translations of one text may differ without contradicting each other."""
+        """Returns an empty text, because different translations of one text do not contradict each other."""
         return ""
 
 
 @dataclass(frozen=True)
 class ParallelTextData(SplitFiles):
-    """One pair of texts a line of two files, or a row of one table.
+    """Text pairs from two line-aligned files, or from the rows of one table.
 
     Attributes:
-        train_targets: The file whose lines translate those of `train`; None: `train` is a table that holds both.
-        validation_targets: The same for `validation`.
-        test_targets: The same for `test`.
-        source_column: Column, in JSONL key, of the text in a table.
-        target_column: Column of its translation.
-        format: Format of the files; for two files of aligned lines only its encoding is used. None: the defaults of
-            TableFormat.
-        on_empty: "error" at a pair with an empty side; "skip" leaves such pairs out, with a word in the log.
+        train_targets: File with the translations of the lines of `train`. None: `train` is a table with both texts.
+        validation_targets: File with the translations of the lines of `validation`.
+        test_targets: File with the translations of the lines of `test`.
+        source_column: Table column (JSONL: key) of the source text.
+        target_column: Table column (JSONL: key) of the translation.
+        format: Format of the files. Line-aligned files use only its encoding. None: the defaults of TableFormat.
+        on_empty: "error" rejects pairs with an empty text. "skip" drops such pairs and logs that.
 
     Raises:
-        ConfigError: A file of targets without one of sources.
+        ConfigError: A split has a file of targets but no file of sources.
     """
 
     train_targets: str | None = None
@@ -69,17 +68,17 @@ class ParallelTextData(SplitFiles):
         for split in ("validation", "test"):
             if getattr(self, split) is None and getattr(self, f"{split}_targets") is not None:
                 raise ConfigError(
-                    f"{split}_targets is {getattr(self, f'{split}_targets')}, but {split} is null; name the file of "
-                    "its sources too."
+                    f"{split}_targets is {getattr(self, f'{split}_targets')}, but {split} is null. Targets need "
+                    f"sources. Set {split} to the file of the sources."
                 )
 
     @property
     def field_columns(self) -> dict[str, str]:
-        """Returns the column of the sources."""
+        """Returns the column of the source texts."""
         return {"text": self.source_column}
 
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
-        """Streams the lines of a text file if training had its sources in such a file."""
+        """Streams the lines of a text file if the training sources came from a text file. Returns None otherwise."""
         del columns
         if self.train_targets is None or table.format.kind is not None or is_table(table.path):
             return None
@@ -90,8 +89,8 @@ class ParallelTextData(SplitFiles):
         """Reads, checks and splits the pairs.
 
         Raises:
-            DataError: A file is missing, empty, not UTF-8 or broken or lacks a column; two files have unequal numbers
-                of lines; a side of a pair is empty and these are not skipped; a split would be empty.
+            DataError: A file is missing, empty, damaged or not UTF-8, or lacks a column; two aligned files have
+                different numbers of lines; a text is empty and `on_empty` is "error"; or a split would be empty.
         """
         targets = {
             self.train: self.train_targets,
@@ -105,7 +104,7 @@ class ParallelTextData(SplitFiles):
 
         pairs = self.read_files(lambda path, _: read(path), self.on_empty)
         for split in pairs.records:
-            pairs.checked(split, _with_both_sides)
+            pairs.checked(split, _complete_pair)
         return self.split(pairs)
 
     def _rows(self, path: Path) -> Iterator[TextPair]:
@@ -116,7 +115,7 @@ class ParallelTextData(SplitFiles):
         """Pairs the lines of two files.
 
         Raises:
-            DataError: The files differ in their number of lines.
+            DataError: The files have different numbers of lines.
         """
         encoding = (self.format or TableFormat()).codec
         numbers = [0, 0]
@@ -131,8 +130,8 @@ class ParallelTextData(SplitFiles):
             yield TextPair(f"{sources}, line {numbers[0]}", *texts)
         if numbers[0] != numbers[1]:
             raise DataError(
-                f"{sources} has {numbers[0]} lines and {targets} {numbers[1]}, but line by line one translates the "
-                "other. Give two files with the same number of lines."
+                f"{sources} has {numbers[0]} lines and {targets} has {numbers[1]}. Each line of one file must "
+                "translate the same line of the other. Supply two files with the same number of lines."
             )
 
 
@@ -146,11 +145,12 @@ def _lines(table: TableFile, reading: Reading) -> Iterator[Row]:
             yield Row(number, number, {"text": text}, kept={"text": text})
 
 
-def _with_both_sides(pair: TextPair) -> TextPair:
-    side = "target" if pair.source.strip() else "source"
+def _complete_pair(pair: TextPair) -> TextPair:
+    """Returns the pair if neither text is empty."""
+    empty_text = "target" if pair.source.strip() else "source"
     if not pair.source.strip() or not pair.target.strip():
         raise DataError(
-            f"{pair.place}: the {side} is empty, a pair needs both; fill it in, remove the pair, or set "
+            f"{pair.place}: the {empty_text} is empty. A pair needs both texts. Add the text, remove the pair, or set "
             "data.on_empty=skip."
         )
     return pair

@@ -1,4 +1,4 @@
-"""From found ids to text, and how near the texts of a split are to their references."""
+"""Decoded targets and their BLEU and chrF scores."""
 
 import unicodedata
 from collections import Counter
@@ -17,11 +17,11 @@ _UNSPACED_SHARE, _KANA_SHARE = 0.25, 0.05
 
 @dataclass(frozen=True, slots=True)
 class FoundTarget:
-    """What is kept of a search.
+    """Best target of a search.
 
     Attributes:
-        tokens: Ids, special ones included.
-        score: Of `framework.tasks.translation.search`.
+        tokens: Token ids, special tokens included.
+        score: Score of the hypothesis, as defined in `framework.tasks.translation.search`.
     """
 
     tokens: tuple[int, ...]
@@ -29,10 +29,10 @@ class FoundTarget:
 
 
 def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
-    """Brings what was found to the host.
+    """Converts search results to Python objects.
 
     Args:
-        tokens: (sequences, most tokens) int64, IGNORE_INDEX behind the end.
+        tokens: (sequences, longest target) int64, padded with IGNORE_INDEX.
         scores: (sequences,) fp32.
     """
     return [
@@ -42,9 +42,10 @@ def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
 
 
 def bleu_tokens_of(references: Sequence[str]) -> str:
-    """Returns the tokenization of BLEU for the language of these texts.
+    """Returns the BLEU tokenization for the language of the references.
 
-    "zh" for Chinese; "char" for Japanese, Thai, Lao, Khmer and Burmese, which also have no spaces; else "13a".
+    It is "zh" for Chinese, "char" for Japanese, Thai, Lao, Khmer and Burmese, which also have no spaces, and "13a" for
+    all other languages.
     """
     letters = Counter(_script(character) for text in references for character in text if character.isalpha())
     num_unspaced = letters["char"] + letters["zh"]
@@ -62,10 +63,10 @@ def _script(character: str) -> str:
 
 
 def check_bleu_tokens(name: str) -> None:
-    """Checks that sacrebleu supports a tokenization here.
+    """Checks that the installed sacrebleu supports a tokenization.
 
     Raises:
-        ConfigError: A library is missing.
+        ConfigError: A library that the tokenization requires is not installed.
     """
     import sacrebleu
 
@@ -73,23 +74,23 @@ def check_bleu_tokens(name: str) -> None:
         sacrebleu.BLEU(tokenize=name)
     except (ImportError, RuntimeError) as error:
         raise ConfigError(
-            f"bleu_tokens is {name}, for which sacrebleu lacks a library ({' '.join(str(error).split())}). Install it, "
-            "or choose char."
+            f"bleu_tokens is {name}, which requires a library that is not installed ({' '.join(str(error).split())}). "
+            "sacrebleu cannot tokenize without it. Install the library, or choose char."
         ) from error
 
 
 def corpus_scores(texts: Sequence[str], references: Sequence[str], bleu_tokens: str) -> dict[str, float]:
-    """`bleu` (Papineni et al. 2002) and `chrf` (Popovic 2015), both of the whole corpus and in [0, 100].
+    """Returns corpus `bleu` (Papineni et al. 2002) and corpus `chrf` (Popovic 2015), both in [0, 100].
 
-    The defaults of sacrebleu (Post 2018, arXiv:1804.08771): BLEU with case kept and exponential smoothing;
-    chrF2 of 6 characters and no words.
+    Both use the defaults of sacrebleu (Post 2018, arXiv:1804.08771): case-sensitive BLEU with exponential smoothing,
+    and chrF2 with character n-grams up to 6 and no word n-grams.
 
     Args:
-        texts: What was found.
-        references: One for each.
-        bleu_tokens: Tokenization of BLEU, by sacrebleu's name.
+        texts: Predicted translations.
+        references: One reference per translation.
+        bleu_tokens: sacrebleu's name of the BLEU tokenization.
     """
-    # Not at the top: predicting and training without evaluation do not need it.
+    # Imported here because prediction, and training without evaluation, do not need sacrebleu.
     import sacrebleu
 
     return {
@@ -99,7 +100,7 @@ def corpus_scores(texts: Sequence[str], references: Sequence[str], bleu_tokens: 
 
 
 def sentence_scores(texts: Sequence[str], references: Sequence[str]) -> list[float]:
-    """How near each text is by itself: chrF, in [0, 1], as sacrebleu's `sentence_chrf` has it by default."""
+    """Returns the chrF of each text, in [0, 1], computed by sacrebleu's `sentence_chrf` with its defaults."""
     import sacrebleu
 
     pairs = zip(texts, references, strict=True)

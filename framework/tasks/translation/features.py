@@ -1,6 +1,6 @@
-"""Sequences of translation: `[CLS] source [SEP]` for the encoder, `[CLS] target` for the decoder.
+"""Token sequences for translation: `[CLS] source [SEP]` for the encoder, `[CLS] target` for the decoder.
 
-The decoder's label at each token is the next one, at the last token `[SEP]`.
+The decoder's label at each token is the next token. The label at the last token is `[SEP]`.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from framework.data.planning.collate import Shape
 from framework.data.tokenization.tokenizer import Tokenizer
 
 _ALL = 1 << 30
-"""More tokens than a text has."""
+"""Length limit that no text reaches."""
 _SPECIAL_TOKENS = 2
 """[CLS] source [SEP]"""
 
@@ -25,19 +25,19 @@ _SPECIAL_TOKENS = 2
 class TranslationSource:
     """Pairs of one split (`framework.data.planning.plan.SequenceSource`, `GroupedSequences`).
 
-    A pair is as long as source and target together: that is what takes memory, and what throughput counts.
+    The length of a pair is the length of source plus target. Memory use and throughput depend on that sum.
 
     Args:
-        sources: What the encoder reads.
-        targets: What the decoder reads, in the same order.
-        references: The targets as texts, for scores; empty where they are not known.
-        texts: The sources as texts.
-        tokenizer: Turns found ids into text.
+        sources: Encoder inputs.
+        targets: Decoder inputs, in the same order.
+        references: Target texts, for scores. Empty if the targets are unknown.
+        texts: Source texts.
+        tokenizer: Tokenizer that decodes predicted ids.
         facts: Facts about the split.
 
     Attributes:
-        max_length: Most tokens of a pair.
-        max_sequence_length: Most tokens of a source: what the encoder needs positions for.
+        max_length: Maximum number of tokens of a pair.
+        max_sequence_length: Maximum number of tokens of a source. The encoder needs that many positions.
     """
 
     group_size = 1
@@ -66,19 +66,19 @@ class TranslationSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of both sides."""
+        """Returns the fingerprints of sources and targets."""
         return f"{self.sources.fingerprint} {self.targets.fingerprint}"
 
     @property
     def mean_length(self) -> float:
-        """Mean tokens of a pair."""
+        """Returns the mean number of tokens of a pair."""
         return self.sources.mean_length + self.targets.mean_length
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read, everything is in memory."""
+        """Does nothing, because all sequences are in memory."""
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """(sequences,) int64 tokens of source and target together, special tokens included."""
+        """Returns (sequences,) int64: tokens of source plus target, special tokens included."""
         return self.sources.lengths(epochs, indices) + self.targets.lengths(epochs, indices)
 
     def build(
@@ -89,9 +89,9 @@ class TranslationSource:
         step: int,
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch. The target `labels` (target tokens,) is of `decoder_inputs`; counts are of target tokens.
+        """Builds one micro-batch. `decoder_inputs` has the target `labels` (target tokens,); counts are target tokens.
 
-        A shape is that of both sides together, and each side is filled up to all of it.
+        `shape` applies to sources plus targets. Sources and targets are each padded to all of it.
         """
         batch = self.sources.build(epochs, indices, sequence_ids, step, shape)
         decoder_inputs = self.targets.build(epochs, indices, sequence_ids, step, shape)
@@ -112,22 +112,22 @@ def translation_source(
     terms: Sequence[str],
     skips_long: bool = False,
 ) -> TranslationSource:
-    """Tokenizes pairs; a text that is too long is truncated, or its pair is left out.
+    """Tokenizes pairs. If a text is too long, truncates it or drops its pair.
 
-    A target that lost its end has no `[SEP]` to be learned at its last token.
+    A truncated target has no `[SEP]` label at its last token.
 
     Args:
-        sources: One text for each sequence.
-        targets: Their translations; None where they are not known: the decoder then reads `[CLS]` only.
-        tokenizer: Of both languages.
-        max_source_length: Most tokens of a source, special tokens included.
-        max_target_length: Most tokens that the decoder reads of a target, `[CLS]` included.
-        terms: Loss terms, each counted by target tokens.
-        skips_long: Leave out pairs with a text that is too long.
+        sources: Source texts, one per sequence.
+        targets: Translations of the sources. None if unknown: the decoder then reads only `[CLS]`.
+        tokenizer: Tokenizer of both languages.
+        max_source_length: Maximum number of tokens of a source, special tokens included.
+        max_target_length: Maximum number of target tokens that the decoder reads, `[CLS]` included.
+        terms: Loss terms, each counted in target tokens.
+        skips_long: Drop pairs with a text that is too long instead of truncating it.
     """
     whole_sources = lay_out(sources, None, tokenizer, _ALL)
     whole_targets = lay_out(targets if targets is not None else [""] * len(sources), None, tokenizer, _ALL)
-    # The decoder reads all but the last token, whose place is that of a label.
+    # The decoder reads all tokens but the last, which is only a label.
     target_lengths = whole_targets.lengths - 1
     too_long = (whole_sources.lengths > max_source_length) | (target_lengths > max_target_length)
     kept = np.flatnonzero(~too_long) if skips_long else np.arange(len(sources))
@@ -135,20 +135,20 @@ def translation_source(
     source_ids[np.cumsum(source_lengths) - 1] = tokenizer.sep_id
     starts = ragged.starts(whole_targets.lengths)
     lengths = np.minimum(target_lengths[kept], max_target_length)
-    places = ragged.ranges(starts[kept], lengths)
+    offsets = ragged.ranges(starts[kept], lengths)
     is_known = targets is not None
-    labels = whole_targets.input_ids[places + 1] if is_known else np.full(len(places), IGNORE_INDEX)
+    labels = whole_targets.input_ids[offsets + 1] if is_known else np.full(len(offsets), IGNORE_INDEX)
     return TranslationSource(
         FlatSource(source_ids, source_lengths, {}, {}, max_source_length),
         FlatSource(
-            whole_targets.input_ids[places],
+            whole_targets.input_ids[offsets],
             lengths,
             {"labels": FlatTarget(labels, "tokens")},
             dict.fromkeys(terms, lengths * is_known),
             max_target_length,
         ),
-        [targets[place] for place in kept.tolist()] if targets is not None else [],
-        [sources[place] for place in kept.tolist()],
+        [targets[index] for index in kept.tolist()] if targets is not None else [],
+        [sources[index] for index in kept.tolist()],
         tokenizer,
         SplitFacts(
             len(kept),
@@ -161,17 +161,17 @@ def translation_source(
 
 
 def _cutting(sources: np.ndarray, targets: np.ndarray, max_source_length: int, max_target_length: int) -> Cutting:
-    """Counts truncated tokens of pairs, given (pairs,) lengths of sources and targets with two special tokens each."""
-    is_cut = (sources > max_source_length) | (targets - 1 > max_target_length)
+    """Counts truncated tokens, given (pairs,) lengths of sources and targets, each with two special tokens."""
+    is_truncated = (sources > max_source_length) | (targets - 1 > max_target_length)
     lost = np.maximum(sources - max_source_length, 0)
-    lost += np.maximum(targets - 2 - max_target_length, 0)  # the last token that a target loses is `[SEP]`
+    lost += np.maximum(targets - 2 - max_target_length, 0)  # `[SEP]` does not count as lost
     num_tokens = int((sources + targets - 2 * _SPECIAL_TOKENS).sum())
     limit = max_source_length if max_source_length == max_target_length else 0
-    return Cutting(limit, len(sources), int(is_cut.sum()), num_tokens, int(lost.sum()))
+    return Cutting(limit, len(sources), int(is_truncated.sum()), num_tokens, int(lost.sum()))
 
 
 def _cut(ids: np.ndarray, lengths: np.ndarray, kept: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and lengths of the kept sequences, each without what is beyond `most` tokens."""
+    """Returns ids and lengths of the kept sequences, each truncated to `most` tokens."""
     starts = ragged.starts(lengths)
     shorter = np.minimum(lengths[kept], most)
     return ids[ragged.ranges(starts[kept], shorter)], shorter

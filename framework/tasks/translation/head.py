@@ -1,4 +1,4 @@
-"""The head of translation: a decoder that looks at the encoder's hidden states, and the map from it to words."""
+"""Translation head: a decoder with cross-attention to the encoder's hidden states, and an output layer."""
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,15 @@ from framework.tasks.translation.search import Hypothesis, LivingTokens, SearchS
 
 
 class TranslationHead(nn.Module):
-    """Decoder and word scores, and where no gradient is wanted a search for targets.
+    """Decoder and vocabulary logits. Without gradients, the head also searches for targets.
 
     Args:
-        decoder: On top of the encoder.
-        mlm: From the decoder's hidden states to words; named as in pre-training, whose weights it can start from.
-        start_id: What every target begins with.
-        end_id: What ends a target.
-        search: How targets are searched for.
+        decoder: Decoder on top of the encoder.
+        mlm: Output layer over the vocabulary. It has the name of the pre-training head, so that it can start from the
+            pre-trained weights.
+        start_id: Id of the first token of every target.
+        end_id: Id of the token that ends a target.
+        search: Settings of the beam search.
     """
 
     def __init__(
@@ -44,17 +45,17 @@ class TranslationHead(nn.Module):
     def forward(
         self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Scores the next word at each token of the given targets; without gradients it finds targets of its own too.
+        """Computes logits at each token of the given targets. Without gradients, also runs beam search.
 
         Args:
             hidden_states: (tokens, hidden) of the sources.
-            batch: The sources, with `decoder_inputs`.
-            dropout_keys: (tokens,) int64; None switches dropout off.
+            batch: Sources, with `decoder_inputs`.
+            dropout_keys: (tokens,) int64. None disables dropout.
 
         Returns:
-            `logits` (target tokens, vocab). Without gradients, for evaluation and prediction, also what was found:
-            `tokens` (sequences, most tokens) int64, the end token included where it came, then IGNORE_INDEX; and
-            `scores` (sequences,) fp32 of `beam_search`.
+            `logits` (target tokens, vocab). Without gradients, as in evaluation and prediction, also the best target of
+            each sequence: `tokens` (sequences, longest target) int64, padded with IGNORE_INDEX, with the end token if
+            the search produced it; and `scores` (sequences,) fp32 of `beam_search`.
         """
         assert batch.decoder_inputs is not None
         x = self.decoder(batch.decoder_inputs, hidden_states, batch, decoder_keys(dropout_keys, batch))
@@ -70,20 +71,21 @@ class TranslationHead(nn.Module):
     def find_targets(self, hidden_states: Tensor, batch: PackedBatch) -> list[list[Hypothesis]]:
         """Searches for targets of all sequences of a batch, dummies included (see `beam_search`).
 
-        A layer whose weights lie in shards brings them together in every call, so that all who hold a shard must call
-        equally often: then as many steps are made as the longest target has tokens, whatever was found before.
+        Collective if the decoder's weights are sharded: all ranks must call. A sharded layer gathers its weights in
+        each call, so all ranks must make the same number of calls. The method then always makes `search.max_length`
+        decoder calls, even if the search ends earlier.
         """
         growing = _Growing(self, hidden_states, batch)
-        found = beam_search(growing, len(batch.lengths), self.start_id, self.end_id, self.search)
+        hypotheses = beam_search(growing, len(batch.lengths), self.start_id, self.end_id, self.search)
         if any(isinstance(parameter, DTensor) for parameter in self.decoder.layers.parameters()):
             idle = LivingTokens([self.start_id], [0], [1] + [0] * (len(batch.lengths) - 1))
             while growing.num_calls < self.search.max_length:
                 growing(idle)
-        return found
+        return hypotheses
 
 
 class _Growing:
-    """Scores hypotheses that grow token by token, in one micro-batch's caches."""
+    """Incremental decoder of one micro-batch: scores growing hypotheses with key-value caches."""
 
     def __init__(self, head: TranslationHead, hidden_states: Tensor, batch: PackedBatch) -> None:
         self.head = head
@@ -93,7 +95,7 @@ class _Growing:
         self.num_calls = 0
 
     def __call__(self, living: LivingTokens) -> Tensor:
-        """Adds a token to each hypothesis and gives the log-probabilities of the next, (hypotheses, vocab) fp32."""
+        """Appends a token to each hypothesis and returns next-token log-probabilities, (hypotheses, vocab) fp32."""
         device = self.hidden_states.device
         parents = torch.tensor(living.parents, device=device)
         for cache in self.caches:
@@ -105,7 +107,7 @@ class _Growing:
 
 
 def _one_token_each(living: LivingTokens, position: int, batch: PackedBatch) -> PackedBatch:
-    """The last token of each hypothesis, at a position; the hypotheses of a source are one sequence."""
+    """Packs the last token of each hypothesis at `position`. The hypotheses of one source form one sequence."""
     input_ids = torch.tensor(living.tokens)
     return PackedBatch(
         input_ids=input_ids,
@@ -130,15 +132,15 @@ def build_translation_head(
     end_id: int,
     search: SearchSettings,
 ) -> TranslationHead:
-    """Builds decoder and word scores in the encoder's widths.
+    """Builds the decoder and its output layer with the encoder's hidden size.
 
     Args:
-        encoder: Gives the word embeddings, where they are shared.
-        config: Of the encoder.
-        decoder_config: What the decoder does not take from the encoder.
-        start_id: What every target begins with.
-        end_id: What ends a target.
-        search: How targets are searched for.
+        encoder: Encoder that supplies the word embeddings, if they are shared.
+        config: Encoder configuration.
+        decoder_config: Settings of the decoder that do not follow from the encoder.
+        start_id: Id of the first token of every target.
+        end_id: Id of the token that ends a target.
+        search: Settings of the beam search.
     """
     decoder = TransformerDecoder(decoder_config, config, encoder.get_parameter("embeddings.word_embeddings.weight"))
     words = decoder.get_parameter("embeddings.word_embeddings.weight")

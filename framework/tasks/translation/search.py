@@ -1,17 +1,17 @@
-"""Beam search over many sources at once; what scores the next tokens is a function, no model is known here.
+"""Beam search over many sources at once. A function scores the next tokens, so this module needs no model.
 
-Semantics are those of `generate(num_beams=N)` in transformers, with `early_stopping=False` (its default):
+The semantics are those of `generate(num_beams=N)` in transformers, with `early_stopping=False` (its default):
 
 - The score of a finished hypothesis is the sum of its tokens' log-probabilities / (number of tokens, the end token
   included) ** length_penalty. This is not the penalty of Wu et al. 2016 (arXiv:1609.08144, section 7), which divides by
-  ((5 + number) / 6) ** alpha; both prefer longer targets as the exponent grows, 0 takes plain sums.
-- At each length the continuations of a source are ranked by their sums. Those among the first `num_beams` that end are
-  finished; the first `num_beams` that do not end live on.
-- A source is done when it has `num_beams` finished hypotheses and the best living one, were it to end now, would not
-  beat the worst of them. At `max_length` tokens all living ones end as they are.
+  ((5 + number) / 6) ** alpha. Both prefer longer targets as the exponent grows. The exponent 0 uses plain sums.
+- At each length the search ranks the continuations of a source by their sums. A continuation that ends becomes a
+  finished hypothesis if it is among the first `num_beams`. The first `num_beams` that do not end stay active.
+- A source is done when it has `num_beams` finished hypotheses and its best active hypothesis, if it ended now, would
+  not beat the worst of them. At `max_length` tokens all active hypotheses end as they are.
 
-Of equal sums the continuation of the better hypothesis wins, then the smaller token id; of equal scores the hypothesis
-that was finished first. With one beam this is greedy search.
+Ties: of equal sums, the continuation of the better hypothesis wins, then the smaller token id. Of equal scores, the
+hypothesis that finished first wins. With one beam this is greedy search.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,15 +24,15 @@ from framework.errors import ConfigError
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How targets are searched for.
+    """Settings of the beam search.
 
     Attributes:
-        num_beams: Hypotheses of a source that are kept at each length; 1 is greedy search.
-        length_penalty: Exponent of the length by which sums are divided; 0 prefers short targets.
-        max_length: Most tokens of a target that is found, the start token left out, the end token included.
+        num_beams: Number of hypotheses kept per source at each length. 1 is greedy search.
+        length_penalty: Exponent of the length that divides the sum of log-probabilities. 0 prefers short targets.
+        max_length: Maximum number of tokens of a predicted target, without the start token, with the end token.
 
     Raises:
-        ConfigError: There is no beam, or no room for a token.
+        ConfigError: `num_beams` or `max_length` is below 1.
     """
 
     num_beams: int = 4
@@ -42,16 +42,16 @@ class SearchSettings:
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_length"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"search.{name} is {getattr(self, name)}, it must be at least 1; raise it.")
+                raise ConfigError(f"search.{name} is {getattr(self, name)}. It must be at least 1. Increase it.")
 
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """One target, finished or not.
+    """One target, active or finished.
 
     Attributes:
-        tokens: Ids, the start token left out, the end token included where it came.
-        score: Sum of log-probabilities while it lives, divided for its length when it is finished.
+        tokens: Token ids without the start token. They include the end token if the target ended with it.
+        score: Sum of log-probabilities of an active hypothesis; length-normalized score of a finished one.
     """
 
     tokens: tuple[int, ...]
@@ -60,13 +60,13 @@ class Hypothesis:
 
 @dataclass(frozen=True, slots=True)
 class LivingTokens:
-    """The last tokens of all hypotheses that live, those of one source after those of another.
+    """Last tokens of all active hypotheses, grouped by source.
 
     Attributes:
-        tokens: One for each hypothesis.
-        parents: Places, in the call before, of the hypotheses that these continue; for the first call those of the
-            sources.
-        sizes: Hypotheses of each source; 0 where a source is done.
+        tokens: Token ids, one per hypothesis.
+        parents: Indices, in the previous call, of the hypotheses that these continue. In the first call: indices of
+            the sources.
+        sizes: Number of active hypotheses of each source; 0 for a source that is done.
     """
 
     tokens: list[int]
@@ -75,12 +75,12 @@ class LivingTokens:
 
 
 NextScores = Callable[[LivingTokens], Tensor]
-"""Maps the living hypotheses to log-probabilities of what comes next, (hypotheses, vocab)."""
+"""Function from active hypotheses to next-token log-probabilities, (hypotheses, vocab)."""
 
 
 @dataclass(slots=True)
 class _Source:
-    """The state of one source's search: what lives, best first, and what is finished, best first."""
+    """Search state of one source: active hypotheses and finished hypotheses, each best first."""
 
     living: list[Hypothesis] = field(default_factory=lambda: [Hypothesis((), 0.0)])
     finished: list[Hypothesis] = field(default_factory=list)
@@ -89,17 +89,17 @@ class _Source:
 def beam_search(
     next_scores: NextScores, num_sources: int, start_id: int, end_id: int, settings: SearchSettings
 ) -> list[list[Hypothesis]]:
-    """Finds good targets.
+    """Searches for targets with high scores.
 
     Args:
-        next_scores: Is called once for each length.
-        num_sources: Independent searches.
-        start_id: What every target begins with.
-        end_id: What ends a target.
-        settings: Width, length penalty and longest target.
+        next_scores: Scoring function. The search calls it once per length.
+        num_sources: Number of independent searches.
+        start_id: Id of the first token of every target.
+        end_id: Id of the token that ends a target.
+        settings: Number of beams, length penalty and maximum length.
 
     Returns:
-        For each source the finished hypotheses, best first, at least 1 and at most `num_beams`.
+        The finished hypotheses of each source, best first, at least 1 and at most `num_beams`.
     """
     sources = [_Source() for _ in range(num_sources)]
     last = LivingTokens([start_id] * num_sources, list(range(num_sources)), [1] * num_sources)
@@ -112,10 +112,10 @@ def beam_search(
         for source in sources:
             size = len(source.living)
             rows = [next(candidates) for _ in range(size)]
-            places = _advance(source, rows, end_id, length, settings)
+            indices = _advance(source, rows, end_id, length, settings)
             tokens += [hypothesis.tokens[-1] for hypothesis in source.living]
-            parents += [first + place for place in places]
-            sizes.append(len(places))
+            parents += [first + index for index in indices]
+            sizes.append(len(indices))
             first += size
         last = LivingTokens(tokens, parents, sizes)
     return [source.finished for source in sources]
@@ -128,41 +128,41 @@ def _advance(
     length: int,
     settings: SearchSettings,
 ) -> list[int]:
-    """Lets a source's hypotheses grow by one token; returns the parents of those that live on, by place."""
+    """Extends a source's hypotheses by one token. Returns the indices of the parents of those that stay active."""
     is_last = length == settings.max_length
     continuations = sorted(_continuations(source.living, rows), key=lambda each: (-each[0], each[1], each[2]))
     living: list[Hypothesis] = []
-    places: list[int] = []
-    for order, (total, place, token) in enumerate(continuations):
+    parents: list[int] = []
+    for order, (total, parent, token) in enumerate(continuations):
         if order >= settings.num_beams and (is_last or len(living) == settings.num_beams):
             break
-        tokens = (*source.living[place].tokens, token)
+        tokens = (*source.living[parent].tokens, token)
         if token == end_id or is_last:
             if order < settings.num_beams:
                 source.finished.append(Hypothesis(tokens, total / length**settings.length_penalty))
         elif len(living) < settings.num_beams:
             living.append(Hypothesis(tokens, total))
-            places.append(place)
+            parents.append(parent)
     source.finished = sorted(source.finished, key=lambda each: -each.score)[: settings.num_beams]
     source.living = living
     if living and len(source.finished) == settings.num_beams:
         best = living[0].score / length**settings.length_penalty
         if best <= source.finished[-1].score:
-            source.living, places = [], []
-    return places
+            source.living, parents = [], []
+    return parents
 
 
 def _continuations(
     living: Sequence[Hypothesis], rows: Sequence[Sequence[tuple[int, float]]]
 ) -> Iterator[tuple[float, int, int]]:
-    """Sum, place of the hypothesis and token of each continuation that may be among the best."""
-    for place, (hypothesis, row) in enumerate(zip(living, rows, strict=True)):
+    """Yields the sum, the index of the parent and the token of each continuation that may be among the best."""
+    for parent, (hypothesis, row) in enumerate(zip(living, rows, strict=True)):
         for token, value in row:
-            yield hypothesis.score + value, place, token
+            yield hypothesis.score + value, parent, token
 
 
 def _best_continuations(scores: Tensor, count: int) -> list[list[tuple[int, float]]]:
-    """The best tokens of each row with their scores; more than `num_beams` + 1 of one row can never be needed."""
+    """Returns the best tokens of each row with their scores. The search needs at most `num_beams` + 1 of a row."""
     tokens = best_columns(scores, min(count, scores.shape[1]))
     values = scores.gather(1, tokens)
     return [
@@ -172,17 +172,17 @@ def _best_continuations(scores: Tensor, count: int) -> list[list[tuple[int, floa
 
 
 def best_columns(scores: Tensor, count: int) -> Tensor:
-    """The columns of the largest scores of each row, best first; of equal scores the smaller column comes first.
+    """Returns the columns of the largest scores of each row, best first. Ties: the smaller column comes first.
 
     Args:
         scores: (rows, columns).
-        count: At most `columns`.
+        count: Number of columns to return; at most `columns`.
 
     Returns:
         (rows, count) int64.
     """
     values, columns = scores.topk(count, dim=1)
-    # `topk` promises nothing about equal scores: neither which of them it takes at the edge, nor their order.
+    # `topk` does not define the order of equal scores, nor which of them it includes.
     has_more = (scores >= values[:, -1:]).sum(dim=1) > count
     if has_more.any():
         columns[has_more] = scores[has_more].sort(dim=1, descending=True, stable=True).indices[:, :count]

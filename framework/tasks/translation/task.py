@@ -36,26 +36,26 @@ from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
 
 _SHORTEST = 3
-"""[CLS] a [SEP]"""
+"""Tokens of the shortest source: [CLS] a [SEP]."""
 
 
 class TranslationTask(Task):
-    """A text of one language for a text of another, which one tokenizer writes both.
+    """Machine translation between two languages that share one tokenizer.
 
     Args:
-        decoder: Layers, longest target, and what it shares with the encoder.
-        search: How targets are searched for in evaluation and prediction.
-        max_source_length: Most tokens of a source, special tokens included.
-        too_long: Training pairs with a text that is too long: "truncate" cuts their ends, "skip" leaves them out. In
-            evaluation and prediction sources are cut, so that the pairs are the same for every model.
-        label_smoothing: Share of the training loss that wants all words alike (Szegedy et al. 2016, arXiv:1512.00567,
-            section 7), in [0, 1).
-        bleu_tokens: Tokenization of BLEU, one of `BLEU_TOKENS`; None: by the language of the references
+        decoder: Decoder settings: layers, maximum target length, and weights shared with the encoder.
+        search: Settings of the beam search in evaluation and prediction.
+        max_source_length: Maximum number of tokens of a source, special tokens included.
+        too_long: Handling of training pairs with a text that is too long: "truncate" cuts the ends of its texts,
+            "skip" drops the pair. Evaluation and prediction always truncate, so that all models see the same pairs.
+        label_smoothing: Weight, in [0, 1), of the uniform distribution over the vocabulary in the training loss
+            (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+        bleu_tokens: Tokenization of BLEU, one of `BLEU_TOKENS`. None: the language of the references decides
             (`bleu_tokens_of`).
 
     Raises:
-        ConfigError: A length or share is out of range, the tokenization is unknown, or the search allows longer targets
-            than the decoder.
+        ConfigError: A length or `label_smoothing` is out of range, the tokenization is unknown, or the search allows
+            longer targets than the decoder.
     """
 
     best_metric = "bleu"
@@ -76,21 +76,22 @@ class TranslationTask(Task):
     ) -> None:
         if max_source_length < _SHORTEST:
             raise ConfigError(
-                f"task.max_source_length is {max_source_length}, it must be at least {_SHORTEST}, special "
-                "tokens included."
+                f"task.max_source_length is {max_source_length}. It must be at least {_SHORTEST}, special tokens "
+                "included. Increase it."
             )
         if not 0 <= label_smoothing < 1:
-            raise ConfigError(f"task.label_smoothing is {label_smoothing}, it must be at least 0 and below 1.")
+            raise ConfigError(
+                f"task.label_smoothing is {label_smoothing}. It must be at least 0 and below 1. Choose for example 0.1."
+            )
         if search.max_length > decoder.max_length:
             raise ConfigError(
-                f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}, and a target "
-                "cannot grow beyond; lower the first or raise the second."
+                f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}. The decoder "
+                "limits the length of a target. Lower search.max_length or raise decoder.max_length."
             )
         if bleu_tokens not in (None, *BLEU_TOKENS):
             raise ConfigError(
-                f"task.bleu_tokens is {bleu_tokens!r}. Choose one of {', '.join(BLEU_TOKENS)}, or null, which "
-                "follows the "
-                "language of the references."
+                f"task.bleu_tokens is {bleu_tokens!r}, which is unknown. Choose one of {', '.join(BLEU_TOKENS)}, or "
+                "null to select by the language of the references."
             )
         self.bleu_tokens = bleu_tokens
         self.decoder = decoder
@@ -107,16 +108,17 @@ class TranslationTask(Task):
         self,
         data: ParallelTextData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the pairs of each split.
+        """Reads and tokenizes the pairs of each split.
 
         Raises:
-            ConfigError: sacrebleu, which scores, is not installed, or lacks a library for `bleu_tokens`.
+            ConfigError: sacrebleu, which computes the scores, or a library that it needs for `bleu_tokens`, is not
+                installed.
         """
         if importlib.util.find_spec("sacrebleu") is None:
             raise ConfigError(
-                "translations are scored by sacrebleu, which is not installed; install it with "
+                "sacrebleu is not installed. It computes the scores of translations. Install it with "
                 "`pip install -e '.[translation]'`."
             )
         check_bleu_tokens(self.bleu_tokens or "13a")
@@ -134,11 +136,11 @@ class TranslationTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The text to translate."""
+        """Returns the name of the field with the text to translate."""
         return ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> TranslationSource:
-        """One sequence a row, without a target."""
+        """Builds one sequence per row, without a target."""
         return self._source([row.values["text"] for row in rows], None, tokenizer, False)
 
     def _source(
@@ -149,13 +151,13 @@ class TranslationTask(Task):
         return translation_source(texts, translations, tokenizer, self.max_source_length, longest, terms, skips_long)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
-        """Decoder and word scores."""
+        """Builds the decoder and its output layer."""
         assert self.start_id is not None
         assert self.end_id is not None
         return build_translation_head(encoder, config, self.decoder, self.start_id, self.end_id, self.search)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Summed over target tokens: cross-entropy (`translation`), and that to all words alike (`smoothing`)."""
+        """Sums cross-entropy with labels (`translation`) and with uniform labels (`smoothing`) over target tokens."""
         assert batch.decoder_inputs is not None
         labels = batch.decoder_inputs.targets["labels"]
         translation, smoothing = cross_entropy_and_uniform_sum(outputs["logits"], labels)
@@ -163,50 +165,50 @@ class TranslationTask(Task):
 
     @property
     def validation_weights(self) -> Mapping[str, float]:
-        """Without smoothing, so that `val/loss` is the logarithm of the perplexity."""
+        """Returns weights without smoothing, so that `val/loss` is the logarithm of the perplexity."""
         return {"translation": 1.0}
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Perplexity of the references."""
+        """Returns the perplexity of the references."""
         return {"perplexity": Perplexity(ignore_index=IGNORE_INDEX)}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
-        """Adds one micro-batch."""
+        """Updates the perplexity with one micro-batch."""
         assert batch.decoder_inputs is not None
-        # It takes probabilities of one batch of sequences, in the dtype of the logits.
+        # Perplexity expects (batch, seq, vocab) and computes in the dtype of the logits.
         metrics["perplexity"].update(outputs["logits"].float()[None], batch.decoder_inputs.targets["labels"][None])
 
     def side_config(self) -> dict[str, Any]:
-        """Ids that begin and end targets."""
+        """Returns the ids of the tokens that begin and end targets."""
         return {"start_id": self.start_id, "end_id": self.end_id}
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes the ids of an earlier run."""
+        """Restores the ids of an earlier run."""
         self.start_id, self.end_id = int(side["start_id"]), int(side["end_id"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundTarget]:
-        """The best target of each sequence."""
+        """Returns the best target of each sequence."""
         real = slice(batch.num_sequences)
         return decode_targets(outputs["tokens"][real], outputs["scores"][real])
 
     def assemble(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[dict[str, Any]]:
-        """The translation of each row, and its score: the log-probability by the search's length penalty."""
+        """Returns the translation of each row and its score, the length-normalized log-probability of the search."""
         texts = _texts(source, decoded)
-        return [{"translation": text, "score": found.score} for text, found in zip(texts, decoded, strict=True)]
+        return [{"translation": text, "score": target.score} for text, target in zip(texts, decoded, strict=True)]
 
     @property
     def scores_predictions(self) -> bool:
-        """BLEU and chrF are of a whole corpus."""
+        """Returns True, because BLEU and chrF are corpus-level metrics."""
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> dict[str, float]:
-        """Returns `bleu` and `chrf` in [0, 100], see `corpus_scores`; texts are compared with natural spacing."""
+        """Returns `bleu` and `chrf` in [0, 100], see `corpus_scores`. Both compare texts with natural spacing."""
         assert isinstance(source, TranslationSource)
         tokens = self.bleu_tokens or bleu_tokens_of(source.references)
         return corpus_scores(_texts(source, decoded), source.references, tokens)
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """A row for each pair, whose score is its chrF."""
+        """Builds one row per pair. The score of a row is its chrF."""
         assert isinstance(source, TranslationSource)
         translations = _texts(source, found.decoded)
         columns = (found.lengths.tolist(), sentence_scores(translations, source.references))
@@ -221,4 +223,4 @@ class TranslationTask(Task):
 
 def _texts(source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[str]:
     assert isinstance(source, TranslationSource)
-    return source.tokenizer.decode_batch([found.tokens for found in decoded])
+    return source.tokenizer.decode_batch([target.tokens for target in decoded])
