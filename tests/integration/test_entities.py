@@ -64,8 +64,8 @@ def test_from_a_file_to_entities(here, sentences, call):
     ("override", "words"),
     [
         ("data.train=nowhere.conll", "nowhere.conll cannot be read"),
-        ("data.scheme=iob1", "train.conll, sentence 1 (line 1), line 4: 'B-time' behind 'O' is against iob1"),
-        ("data.conll.tag_column=0", "line 1: 2 columns, but the word is in column 0 and its tag in column 0"),
+        ("data.scheme=iob1", "train.conll, sentence 1 (line 1), line 4: 'B-time' follows 'O'. The scheme iob1"),
+        ("data.conll.tag_column=0", "the line has 2 columns. Column 0 must hold the word and column 0 its tag"),
         ("data.conll.tag_colum=0", "unknown config key `data.conll.tag_colum`; did you mean `tag_column`?"),
         ("data.on_bad_row=ignore", "`data.on_bad_row` is 'ignore', which is not one of error, skip"),
         ("task.units=letters", "`task.units` is 'letters', which is not one of words, white_space, characters"),

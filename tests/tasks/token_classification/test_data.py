@@ -100,8 +100,8 @@ def test_a_mix_of_schemes_is_told_with_its_place(tmp_path):
     path = write(tmp_path, MIXED)
     with pytest.raises(DataError) as raised:
         read(path)
-    assert f"{path}, sentence 2 (line 4), line 5: 'I-x' behind 'O' is against bio" in str(raised.value)
-    assert "`invalid_tags` to repair" in str(raised.value)
+    assert f"{path}, sentence 2 (line 4), line 5: 'I-x' follows 'O'. The scheme bio (the" in str(raised.value)
+    assert "set `invalid_tags` to repair" in str(raised.value)
 
 
 def test_a_mix_is_repaired_as_conlleval_reads_it(tmp_path):
@@ -118,13 +118,13 @@ def test_a_mix_is_skipped(tmp_path):
 
 
 BAD_COLUMNS = [
-    ("a O\nb\nc O\n\n", "sentence 1, line 2: 1 columns, but the word is in column 0 and its tag in column -1"),
-    ("\n\na O x\nb o\n\n", "sentence 1 (line 3), line 3: the tag 'x' is not O"),
-    ("a B-\n\n", "sentence 1 (line 1), line 1: the tag 'B-' is not O"),
+    ("a O\nb\nc O\n\n", "sentence 1, line 2: the line has 1 columns. Column 0 must hold the word and column -1"),
+    ("\n\na O x\nb o\n\n", "sentence 1 (line 3), line 3: the tag 'x' is invalid"),
+    ("a B-\n\n", "sentence 1 (line 1), line 1: the tag 'B-' is invalid"),
     (b"a O\n\xff O\n\n", "line 2: byte 0xff at place 1 is not UTF-8"),
-    ("a B-x\nb E-x\nc I-x\n\n", "'I-x' behind 'E-x' is against bioes"),
-    ("a B-x\nb S-x\n\n", "line 2: 'S-x' behind 'B-x' is against bioes"),
-    ("c S-x\na B-x\n\n", "line 2: the end of the sentence behind 'B-x' is against bioes"),
+    ("a B-x\nb E-x\nc I-x\n\n", "'I-x' follows 'E-x'. The scheme bioes (the"),
+    ("a B-x\nb S-x\n\n", "line 2: 'S-x' follows 'B-x'. The scheme bioes (the"),
+    ("c S-x\na B-x\n\n", "line 2: the end of the sentence follows 'B-x'. The scheme bioes"),
 ]
 
 
@@ -148,21 +148,21 @@ BAD_ROWS = [
     ({"tokens": [], "tags": []}, "0 tokens and 0 tags"),
     ({"tokens": ["a", ""], "tags": ["O", "O"]}, "'tokens' is ['a', '']"),
     ({"tokens": ["a"], "tags": [3]}, "'tags' is [3]"),
-    ({"words": ["a"]}, "'tokens' is None, it must be a list of texts, none empty; a row needs `tokens` and `tags`, or"),
+    ({"words": ["a"]}, "'tokens' is None. It must be a list of texts, none empty. Give the row `tokens` and"),
     ({"tokens": ["\ud83d"], "tags": ["O"]}, "half of a surrogate pair"),
     ({"text": " ", "spans": []}, "'text' is ' '"),
     ({"text": "Bonn"}, "'spans' is None"),
-    ({"text": "Bonn", "spans": [{**SPAN, "end": 5}]}, "outside of the text, which has 4 characters"),
-    ({"text": "Bonn", "spans": [{**SPAN, "start": -1}]}, "outside of the text"),
-    ({"text": "Bonn", "spans": [{**SPAN, "end": 0}]}, "is empty or outside"),
+    ({"text": "Bonn", "spans": [{**SPAN, "end": 5}]}, "out of range. The text has 4 characters"),
+    ({"text": "Bonn", "spans": [{**SPAN, "start": -1}]}, "out of range"),
+    ({"text": "Bonn", "spans": [{**SPAN, "end": 0}]}, "is empty or out of range"),
     ({"text": "Bonn", "spans": [{**SPAN, "end": "4"}]}, "must have whole numbers `start` and `end`"),
     ({"text": "Bonn", "spans": [{**SPAN, "start": True}]}, "must have whole numbers `start` and `end`"),
     ({"text": "Bonn", "spans": [{**SPAN, "label": " "}]}, "and a `label`"),
     ({"text": "Bonn", "spans": [[0, 4]]}, "must have whole numbers"),
-    ({"text": "Bonn", "spans": [{**SPAN, "text": "Born"}]}, "is 'Bonn' in the text; offsets must count code points"),
-    ({"text": "Bonner", "spans": [SPAN]}, "does not begin and end with words of the text, which here are 'Bonner'"),
-    ({"text": "Bonn am", "spans": [{**SPAN, "end": 5}]}, "does not begin and end with words"),
-    ({"text": "Bonn am", "spans": [{**SPAN, "end": 7}, SPAN]}, "overlaps another one"),
+    ({"text": "Bonn", "spans": [{**SPAN, "text": "Born"}]}, "does not match 'Bonn' in the text. Offsets"),
+    ({"text": "Bonner", "spans": [SPAN]}, "covers or cuts 'Bonner'. It must begin and end with words"),
+    ({"text": "Bonn am", "spans": [{**SPAN, "end": 5}]}, "must begin and end with words"),
+    ({"text": "Bonn am", "spans": [{**SPAN, "end": 7}, SPAN]}, "overlaps another span"),
     ([1], "list, not an object"),
 ]
 
@@ -183,13 +183,13 @@ def test_types_that_training_did_not_see(tmp_path):
     train, test = write(tmp_path, CONLL), write(tmp_path, "a B-x\n\nb B-place\n", "test.conll")
     both = read(train, test=test)
     assert (both.labels, len(both.splits["test"])) == (("person", "place", "x"), 2)
-    with pytest.raises(DataError, match=r"test.conll, sentence 1 \(line 1\), line 1: the type of 'B-x' is not among"):
+    with pytest.raises(DataError, match=r"test.conll, sentence 1 \(line 1\), line 1: the type of 'B-x' is not in"):
         read(train, test=test, labels=["person", "place"])
     skipped = read(train, test=test, labels=["person", "place"], on_bad_row="skip")
     assert words_and_tags(skipped, "test")[0] == [("b",)]
     listed = read(train, test=test, labels=["x", "place", "person"])
     assert (listed.labels, len(listed.splits["test"])) == (("x", "place", "person"), 2)
-    with pytest.raises(DataError, match="the type of 'B-person' is not among"):
+    with pytest.raises(DataError, match="the type of 'B-person' is not in"):
         TaggedData(train).load("words", labels=["place"])
 
 
@@ -201,17 +201,17 @@ def test_repeats_and_contradictions_go(tmp_path):
 
 
 def test_nothing_to_learn_from(tmp_path):
-    with pytest.raises(DataError, match="no entity in 1 sentences"):
+    with pytest.raises(DataError, match="the 1 sentences have no entity"):
         read(write(tmp_path, "a O\n"))
-    with pytest.raises(DataError, match="no entity in 0 sentences"):
+    with pytest.raises(DataError, match="the 0 sentences have no entity"):
         read(write(tmp_path, "a\n"), on_bad_row="skip")
 
 
-@pytest.mark.parametrize(("options", "words"), [({"labels": []}, "labels is"), ({"labels": ["a", "a"]}, "none twice")])
+@pytest.mark.parametrize(("options", "words"), [({"labels": []}, "labels is"), ({"labels": ["a", "a"]}, "type twice")])
 def test_impossible_settings(options, words):
     with pytest.raises(ConfigError, match=words):
         TaggedData("x", **options)
-    with pytest.raises(ConfigError, match="no regular expression"):
+    with pytest.raises(ConfigError, match="is not a regular expression"):
         ConllFormat(word_suffix="[")
     with pytest.raises(ConfigError, match="comment is an empty text"):
         ConllFormat(comment="")
@@ -227,7 +227,7 @@ def test_real_files_hold_what_their_publishers_say():
     assert corpus.labels == ("corporation", "creative-work", "group", "location", "person", "product")
     weibo = str(REAL / "zh_weibo_train.conll.gz")
     numbered = ConllFormat(word_suffix="[0-9]+")
-    with pytest.raises(DataError, match=r"line 1266: 'I-PER.NOM' behind 'I-PER.NAM' is against bio"):
+    with pytest.raises(DataError, match=r"line 1266: 'I-PER.NOM' follows 'I-PER.NAM'. The scheme bio"):
         read(weibo, conll=numbered)
     repaired = read(weibo, conll=numbered, invalid_tags="repair")
     assert len(repaired.splits["train"]) == 1350 and len(repaired.labels) == 8

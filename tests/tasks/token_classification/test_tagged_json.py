@@ -53,20 +53,20 @@ def test_the_same_tags_from_every_form(tmp_path, row, name):
         (CLUENER | {"label": {"name": {"叶老桂": [[5, "7"]]}}}, r"the offsets of '叶老桂' are \[\[5, '7'\]\]"),
         (
             CLUENER | {"label": {"name": {"叶老桂": [[4, 6]]}}},
-            r"is '的叶老' in the text; offsets must count code points",
+            r"does not match '的叶老' in the text\. Offsets must count code points",
         ),
         (
             CLUENER | {"label": {"name": {"叶老桂": [[7, 9]]}}},
-            r"is empty or outside of the text, which has 8 characters",
+            r"is empty or out of range\. The text has 8 characters",
         ),
-        ({"text": TEXT, "label": "name"}, r"'label' is 'name', it must be a list"),
-        ({"text": TEXT}, r"'spans' is None, it must be a list\. Give an empty one for no entities"),
+        ({"text": TEXT, "label": "name"}, r"'label' is 'name'\. It must be a list"),
+        ({"text": TEXT}, r"'spans' is None\. It must be a list; `label` may also be \{type: \{mention: \[\["),
         (
             {"text": TEXT, "label": [[0, 4]]},
-            r"the span \[0, 4\] must have whole numbers `start` and `end`, and a `label`",
+            r"the span \[0, 4\] is incomplete\. It must have whole numbers `start` and `end`, and a `label`",
         ),
-        ({"text": TEXT, "label": [[4, 0, "name"]]}, r"is empty or outside of the text"),
-        ({"text": TEXT, "label": [[0, 4, "a"], [3, 5, "b"]]}, r"overlaps another one"),
+        ({"text": TEXT, "label": [[4, 0, "name"]]}, r"is empty or out of range"),
+        ({"text": TEXT, "label": [[0, 4, "a"], [3, 5, "b"]]}, r"overlaps another span"),
         ([TEXT], r"list, not an object. Each row must be one JSON object"),
     ],
 )
@@ -77,7 +77,7 @@ def test_each_way_to_be_wrong_names_the_row(tmp_path, row, message):
 
 
 def test_an_unknown_type_names_the_row_of_a_list(tmp_path):
-    with pytest.raises(DataError, match=r"a\.json, row 1: the type of 'B-company' is not among the labels"):
+    with pytest.raises(DataError, match=r"a\.json, row 1: the type of 'B-company' is not in `labels`"):
         load(tmp_path / "a.json", json.dumps([CLUENER]), labels=["name"])
 
 

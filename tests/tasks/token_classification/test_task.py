@@ -272,7 +272,7 @@ def test_an_export_keeps_what_prediction_needs(task):
     [
         ({"max_length": 2}, "max_length is 2"),
         ({"stride": 0}, "stride is 0"),
-        ({"max_length": 10, "stride": 9}, "at most max_length - 2, here 8"),
+        ({"max_length": 10, "stride": 9}, "at most task.max_length - 2, here 8"),
         ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
     ],
 )

@@ -48,12 +48,14 @@ def test_a_table_for_training_and_lines_for_the_test(tmp_path):
     assert (pairs(data), pairs(data, "test")) == ([("one", "eins")], [("two", "zwei")])
 
 
-@pytest.mark.parametrize(("more", "numbers"), [("a.en", "3 lines and .*a.de 2"), ("a.de", "2 lines and .*a.de 3")])
+@pytest.mark.parametrize(
+    ("more", "numbers"), [("a.en", "3 lines and .*a.de has 2"), ("a.de", "2 lines and .*de has 3")]
+)
 def test_unequal_numbers_of_lines_are_an_error(tmp_path, more, numbers):
     for name in ("a.en", "a.de"):
         write(tmp_path / name, *["text"] * (3 if name == more else 2))
     data = ParallelTextData(train=str(tmp_path / "a.en"), train_targets=str(tmp_path / "a.de"))
-    with pytest.raises(DataError, match=rf"a.en has {numbers}, but line by line one translates the other"):
+    with pytest.raises(DataError, match=rf"a.en has {numbers}\. Each line of one file must translate the same line"):
         data.load()
 
 
@@ -62,7 +64,7 @@ def test_empty_sides_are_an_error_or_are_left_out(tmp_path):
         "train": write(tmp_path / "a.en", "one", "two", " ", "four"),
         "train_targets": write(tmp_path / "a.de", "eins", "", "drei", "vier"),
     }
-    with pytest.raises(DataError, match=r"a\.en, line 2: the target is empty, a pair needs both"):
+    with pytest.raises(DataError, match=r"a\.en, line 2: the target is empty\. A pair needs both texts"):
         ParallelTextData(**files).load()
     read = ParallelTextData(**files, on_empty="skip").load()
     assert [(pair.source, pair.target) for pair in read.splits["train"]] == [("one", "eins"), ("four", "vier")]

@@ -159,7 +159,7 @@ def test_best_columns_are_those_of_a_stable_sort() -> None:
 
 
 def test_sizes_below_1_are_errors() -> None:
-    with pytest.raises(ConfigError, match=r"search\.num_beams is 0, it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"search\.num_beams is 0\. It must be at least 1"):
         SearchSettings(num_beams=0)
-    with pytest.raises(ConfigError, match=r"search\.max_length is 0, it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"search\.max_length is 0\. It must be at least 1"):
         SearchSettings(max_length=0)
