@@ -33,6 +33,17 @@ def test_all_scripts_are_found():
     }
 
 
+def test_files_that_scripts_and_pages_name_exist():
+    names = set()
+    for folder in ("launch", "slurm", "docker"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in {".sh", ".sbatch", ".md", ".yaml", ".py"} or file.name == "Dockerfile":
+                text = file.read_text(encoding="utf-8")
+                names |= set(re.findall(r"\b(?:launch|slurm|docker)/[\w./]+\.(?:sh|py|sbatch|yaml)\b", text))
+    assert {"launch/lib/quickstart_report.py", "launch/lib/tfidf.py", "slurm/train.sbatch"} <= names
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == []
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=name_of)
 def test_script_is_clean(script):
     text = script.read_text(encoding="utf-8")
