@@ -103,7 +103,7 @@ class RowGroupEncoder:
         encoded = self._encoder()(Cleaner(self._strip_html, deduplicate=False).clean(selected).texts)
         if not np.array_equal(encoded.sentence_lengths, stored.sentence_lengths):
             raise DataError(
-                f"the sentences of {group} differ from those of the token store. Shards must not change after the "
+                f"{group}: the sentences differ from those of the token store. Shards must not change after the "
                 "store is built. Run framework.prepare again with overwrite=true."
             )
         return encoded.input_ids

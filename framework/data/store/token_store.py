@@ -149,7 +149,7 @@ class TokenStore:
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the ids are read from shards instead of the store."""
+        """True if the ids are read from shards instead of the store."""
         return self.meta.get("streamed", False) is True
 
     @property

@@ -1,1 +1,1 @@
-"""Text to ids: tokenizers, their training, and fast encoding of many sentences."""
+"""Tokenization: tokenizers, their training, and fast encoding of many sentences."""

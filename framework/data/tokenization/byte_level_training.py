@@ -1,7 +1,7 @@
-"""Trains a byte-level BPE vocabulary as GPT-2 and RoBERTa have it (Radford et al. 2019, section 2.2; arXiv:1907.11692).
+"""Trains a byte-level BPE vocabulary, as in GPT-2 (Radford et al. 2019, section 2.2) and RoBERTa (arXiv:1907.11692).
 
-Its alphabet is the 256 bytes, so no text has unknown tokens; the 5 special tokens have RoBERTa's ids, `<mask>` follows
-them (in the published vocabulary it is the last).
+The alphabet is the 256 bytes, so no text has unknown tokens. The 4 special tokens before `<mask>` have RoBERTa's ids.
+`<mask>` follows them, whereas it is the last token of the published vocabulary.
 """
 
 from collections import Counter
@@ -20,15 +20,15 @@ from framework.files import parse_json
 
 _SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 _NUM_BYTES = 256
-_LONGEST_WORD = 256  # bytes; longer ones are counted in pieces, so that no blob outweighs the text.
+_LONGEST_WORD = 256  # Bytes. Longer words are counted in pieces, so that no binary blob outweighs the text.
 
 
 @dataclass(frozen=True)
 class ByteLevelBpeTraining:
-    """Train RoBERTa's kind of vocabulary on the corpus itself.
+    """Training of a byte-level BPE vocabulary, as RoBERTa has, on the corpus itself.
 
     Attributes:
-        vocab_size: Tokens in all, 5 special tokens and 256 bytes included; a small corpus may give fewer.
+        vocab_size: Total number of tokens, including 5 special tokens and 256 bytes; a small corpus may yield fewer.
     """
 
     vocab_size: int = 32768
@@ -38,19 +38,20 @@ class ByteLevelBpeTraining:
         smallest = len(_SPECIAL_TOKENS) + _NUM_BYTES
         if self.vocab_size < smallest:
             raise ConfigError(
-                f"the vocabulary's `vocab_size` is {self.vocab_size}, but special tokens and bytes take {smallest}; "
-                "set it to some ten thousand."
+                f"the vocabulary's `vocab_size` is {self.vocab_size}, but special tokens and bytes take {smallest}. "
+                "It must be at least that. Set it to tens of thousands."
             )
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
-        """Words of a batch of texts as GPT-2 splits them, each byte a character; each distinct stretch is split once.
+        """Counts the words of a batch of texts as GPT-2 splits them, with one character per byte.
 
-        Every stretch has a space before it, the first one of a text too, as when sentences are encoded.
+        Texts are split at white space, and each distinct part is split into words once. Every part gets a space before
+        it, including the first one of a text, as in the encoding of sentences.
         """
         splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)
         words: Counter[str] = Counter()
-        for stretch, count in Counter(stretch for text in texts for stretch in text.split()).items():
-            for word, _ in splitter.pre_tokenize_str(f" {stretch}"):
+        for part, count in Counter(part for text in texts for part in text.split()).items():
+            for word, _ in splitter.pre_tokenize_str(f" {part}"):
                 for first in range(0, len(word), _LONGEST_WORD):
                     words[word[first : first + _LONGEST_WORD]] += count
         return words
@@ -59,11 +60,11 @@ class ByteLevelBpeTraining:
         """Trains and writes tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
 
         Args:
-            counts: From `count`.
-            folder: Where the files go.
+            counts: Word counts from `count`.
+            folder: Folder for the files.
 
         Raises:
-            DataError: There are no words.
+            DataError: The counts are empty.
         """
         words = words_for_training(counts)
         backend = tokenizers.Tokenizer(models.BPE())
@@ -81,7 +82,7 @@ class ByteLevelBpeTraining:
 def _write(backend: tokenizers.Tokenizer, folder: str | Path) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    # The mask takes the space before it along, so that " <mask>" stands for a word with its space.
+    # The mask token includes the space before it, so that " <mask>" replaces a word with its space.
     mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
     backend.add_special_tokens([*_SPECIAL_TOKENS[:-1], mask])
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)

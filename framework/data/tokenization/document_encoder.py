@@ -1,4 +1,4 @@
-"""Texts to sentences to ids, a batch of documents at a time; the work of the processes that make a token store."""
+"""Splits texts into sentences and encodes them, one batch of documents at a time, in the processes of a preparation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from framework.data.tokenization.sentence_encoder import SentenceEncoder
 from framework.data.tokenization.tokenizer import Tokenizer
 
 SENTENCES_AT_ONCE = 50_000
-"""The words of so many are held at once, or a document of 100 MB would take gigabytes."""
+"""Sentences encoded at once. Their words are all in memory; a document of 100 MB would otherwise need gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,11 @@ class EncodedDocuments:
     """Ids of a batch of documents.
 
     Attributes:
-        input_ids: (tokens,) of all sentences end to end, int32.
-        sentence_lengths: (sentences,) tokens of each, all positive.
-        document_sentences: (documents,) sentences of each, all positive.
-        kept: (texts,) False for a text of control characters alone, which has no tokens and is no document.
-        num_unknown: Unknown tokens.
+        input_ids: (tokens,) int32 concatenated ids of all sentences.
+        sentence_lengths: (sentences,) tokens of each sentence, all positive.
+        document_sentences: (documents,) sentences of each document, all positive.
+        kept: (texts,) False for a text of control characters only, which has no tokens and yields no document.
+        num_unknown: Number of unknown tokens.
     """
 
     input_ids: np.ndarray
@@ -34,10 +34,10 @@ class EncodedDocuments:
 
 
 class DocumentEncoder:
-    """Turns texts into ids.
+    """Encoder of whole texts, which splits them into sentences first.
 
     Args:
-        tokenizer_folder: Read once.
+        tokenizer_folder: Tokenizer folder, read once.
     """
 
     def __init__(self, tokenizer_folder: Path) -> None:
@@ -46,11 +46,11 @@ class DocumentEncoder:
         self._encoder = SentenceEncoder(tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> EncodedDocuments:
-        """Encodes texts."""
+        """Encodes a batch of texts."""
         documents = [split_sentences(text) for text in texts]
         input_ids, lengths = self._encode([sentence for sentences in documents for sentence in sentences])
         owners = np.repeat(np.arange(len(documents)), [len(sentences) for sentences in documents])
-        # Sentences and documents of control characters alone have no tokens.
+        # Sentences and documents of control characters only have no tokens.
         has_tokens = lengths > 0
         num_sentences = np.bincount(owners[has_tokens], minlength=len(documents))
         kept = num_sentences > 0

@@ -1,4 +1,4 @@
-"""Ids of very many sentences: each distinct word is encoded once, the rest is look-up and one vectorised gather."""
+"""Fast encoding of many sentences: each distinct word is encoded once, then looked up in one vectorised gather."""
 
 from collections.abc import Sequence
 
@@ -13,11 +13,11 @@ _MAX_CHARACTERS = 20_000_000
 
 
 class SentenceEncoder:
-    """Encodes sentences word by word where that gives the same ids as encoding them whole.
+    """Encoder that works word by word if this yields the same ids as encoding whole sentences.
 
-    That is so where the tokenizer never looks across a space: BERT's pre-tokenizer, and byte-level BPE, whose words
-    take the space before them along (a sentence's first word too, as in running text). Other tokenizers encode whole
-    sentences.
+    Two kinds of tokenizers allow it, since they never look across a space: those with BERT's pre-tokenizer, and
+    byte-level BPE, whose words include the space before them (a sentence's first word too, as in running text). For
+    other tokenizers the class encodes whole sentences.
 
     Args:
         tokenizer: Any tokenizer.
@@ -27,14 +27,14 @@ class SentenceEncoder:
         self._tokenizer = tokenizer
         self._by_word = _never_looks_across_spaces(tokenizer)
         self._prefix = " " if tokenizer.space_marked else ""
-        self._forget()
+        self._reset()
 
     def encode(self, sentences: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes sentences as `split_sentences` gives them: not empty, single spaces.
+        """Encodes sentences from `split_sentences`, which are not empty and contain single spaces only.
 
         Returns:
-            Ids of all sentences end to end (tokens,) int32, and the tokens of each sentence (sentences,) int64. A
-            sentence of control characters alone may have none.
+            Concatenated ids of all sentences (tokens,) int32, and the tokens of each sentence (sentences,) int64. A
+            sentence of control characters only may have none.
         """
         if not sentences:
             return np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
@@ -42,30 +42,30 @@ class SentenceEncoder:
             encoded = self._tokenizer.encode_batch([self._prefix + sentence for sentence in sentences])
             return np.concatenate(encoded), np.array([len(ids) for ids in encoded], dtype=np.int64)
         words = " ".join(sentences).split(" ")
-        self._learn(words)
-        places = np.fromiter(map(self._places.__getitem__, words), dtype=np.int64, count=len(words))
-        counts = self._counts[places]
+        self._add(words)
+        indices = np.fromiter(map(self._indices.__getitem__, words), dtype=np.int64, count=len(words))
+        counts = self._counts[indices]
         ends = np.cumsum(counts)
-        ids = self._ids[np.repeat(self._starts[places] - (ends - counts), counts) + np.arange(ends[-1])]
+        ids = self._ids[np.repeat(self._starts[indices] - (ends - counts), counts) + np.arange(ends[-1])]
         num_words = np.array([sentence.count(" ") + 1 for sentence in sentences], dtype=np.int64)
         return ids, np.add.reduceat(counts, ragged.starts(num_words))
 
-    def _forget(self) -> None:
-        self._places: dict[str, int] = {}
+    def _reset(self) -> None:
+        self._indices: dict[str, int] = {}
         self._characters = 0
         self._ids = np.zeros(0, dtype=np.int32)
         self._starts = np.zeros(0, dtype=np.int64)
         self._counts = np.zeros(0, dtype=np.int64)
 
-    def _learn(self, words: list[str]) -> None:
-        # Text without spaces (Chinese) gives ever new "words": the table starts anew before it grows large.
-        if len(self._places) > _MAX_WORDS or self._characters > _MAX_CHARACTERS:
-            self._forget()
-        new = [word for word in dict.fromkeys(words) if word not in self._places]
+    def _add(self, words: list[str]) -> None:
+        # Text without spaces (Chinese) keeps yielding new "words", so the table is cleared before it grows large.
+        if len(self._indices) > _MAX_WORDS or self._characters > _MAX_CHARACTERS:
+            self._reset()
+        new = [word for word in dict.fromkeys(words) if word not in self._indices]
         if not new:
             return
         encoded = self._tokenizer.encode_batch([self._prefix + word for word in new])
-        self._places.update(zip(new, range(len(self._places), len(self._places) + len(new)), strict=True))
+        self._indices.update(zip(new, range(len(self._indices), len(self._indices) + len(new)), strict=True))
         self._characters += sum(map(len, new))
         self._ids = np.concatenate([self._ids, *encoded])
         self._counts = np.concatenate([self._counts, np.array([len(ids) for ids in encoded], dtype=np.int64)])

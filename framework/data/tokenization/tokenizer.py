@@ -1,6 +1,6 @@
-"""A tokenizer folder as the rest of Cloze sees it: ids, special tokens, which ids begin a word.
+"""Tokenizer loaded from a folder: ids, special tokens, and the ids that begin a word.
 
-Reads the files that Hugging Face transformers reads, without transformers: tokenizer.json, or vocab.txt of a BERT
+It reads the same files as Hugging Face transformers, without transformers: tokenizer.json, or vocab.txt of a BERT
 vocabulary (`framework.data.tokenization.wordpiece_folder`).
 """
 
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
-"""What a tokenizer folder may hold; `save` copies those that are there."""
+"""Files of a tokenizer folder, all optional here; `save` copies those that exist."""
 
 SEPARATORS_KEY = "pair_separators"
 """Key of `Tokenizer.pair_separators` in the records of runs and exports."""
@@ -50,37 +50,38 @@ _USUAL_NAMES = {
     "unk": ("[UNK]", "<unk>"),
 }
 _BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
-# Placeholders of published vocabularies that no text is encoded to.
+# Placeholders of published vocabularies, which encoding never produces.
 _UNUSED = re.compile(r"\[unused\d+\]|<?madeupword\d+>?")
 
 
 _UNKNOWN = "\U00010380"
-"""A letter of Ugaritic, which vocabularies lack and normalisation keeps."""
+"""Letter of Ugaritic, which vocabularies lack and normalisation keeps."""
 _MAX_GAPS = 2**20
 """Largest number of ids without a token in a vocabulary; tables over all ids need memory for them."""
 
 
 class Tokenizer:
-    """Text to ids and what masking must know about ids; always backed by a folder.
+    """Encoder of text to ids, with the properties of ids that masking needs; always backed by a folder.
 
     Text that spells a special token ("[MASK]" in a review) is encoded as ordinary text.
 
     Args:
-        backend: The `tokenizers` object; its padding and truncation are switched off.
+        backend: `tokenizers` object; its padding and truncation are switched off.
         special_tokens: Token of each of cls, sep, mask, pad, unk.
-        folder: Where the files are.
-        pair_separators: Number of separators between the texts of a pair; None: as the backend joins pairs.
-        side_settings: Settings that change ids and that the hashed files lack (`_fingerprint`).
+        folder: Folder of the tokenizer's files.
+        pair_separators: Number of separators between the texts of a pair; None uses the backend's template for pairs.
+        unhashed_settings: Settings that affect ids but are not in the hashed files (`_fingerprint`).
 
     Attributes:
         vocab_size: Largest id + 1.
-        cls_id: Like the other four a single id.
-        special_ids: Ascending ids of all special tokens; text never gives these, except `unk_id`.
-        ordinary_ids: Ascending ids of the words and word pieces: neither special nor placeholders such as `[unused7]`.
+        cls_id: Id of the cls token; `sep_id`, `mask_id`, `pad_id` and `unk_id` are single ids too.
+        special_ids: Ascending ids of all special tokens; encoded text never contains these, except `unk_id`.
+        ordinary_ids: Ascending ids of words and word pieces, without special tokens and placeholders such as
+            `[unused7]`.
         placeholder_ids: Ascending ids of those placeholders.
-        starts_word: (vocab_size,) True where a token begins a word: a WordPiece without `##`, a byte-level or
+        starts_word: (vocab_size,) True if a token begins a word: a WordPiece without `##`, or a byte-level or
             sentence-piece token with its space mark (a punctuation mark without one belongs to the word before it, as
-            in fairseq); special tokens too.
+            in fairseq). True for special tokens too.
         space_marked: True for vocabularies that mark the space before a word (byte-level BPE).
         special_tokens: Token of each of cls, sep, mask, pad, unk.
         pair_separators: Number of `sep_id` between the texts of a pair: 1 in BERT, 2 in RoBERTa.
@@ -93,7 +94,7 @@ class Tokenizer:
         special_tokens: Mapping[str, str],
         folder: Path,
         pair_separators: int | None = None,
-        side_settings: Mapping[str, Any] | None = None,
+        unhashed_settings: Mapping[str, Any] | None = None,
     ) -> None:
         backend.no_padding()
         backend.no_truncation()
@@ -122,19 +123,19 @@ class Tokenizer:
             self.starts_word[token_id] = begins or token_id in special
         self.pair_separators = pair_separators or _pair_separators(backend, self.cls_id, self.sep_id)
         self._file_hash = _file_hash(folder)
-        self.fingerprint = _fingerprint(self._file_hash, side_settings or {})
+        self.fingerprint = _fingerprint(self._file_hash, unhashed_settings or {})
 
     @classmethod
     def from_folder(cls, folder: str | Path, pair_separators: int | None = None) -> "Tokenizer":
         """Loads a tokenizer folder.
 
         Args:
-            folder: Folder with tokenizer.json or vocab.txt (BERT's WordPiece). For a `BertTokenizer` the settings of
-                tokenizer_config.json decide the normalisation, as in transformers.
-            pair_separators: See `Tokenizer`.
+            folder: Folder with tokenizer.json or vocab.txt (BERT's WordPiece). For a `BertTokenizer`,
+                tokenizer_config.json determines the normalisation, as in transformers.
+            pair_separators: Number of separators between the texts of a pair; see `Tokenizer`.
 
         Raises:
-            DataError: The folder or its files are missing or broken, or one of the five special tokens is not found.
+            DataError: The folder or its files are missing or broken, or one of the five special tokens is missing.
         """
         folder = Path(folder)
         with reading_record(f"the tokenizer in {folder}", "Restore its files", DataError):
@@ -145,11 +146,11 @@ class Tokenizer:
         config = _read_json(folder / "tokenizer_config.json")
         special_map = _read_json(folder / "special_tokens_map.json")
         named = {**config, **special_map}
-        side: dict[str, Any] = {}
+        unhashed: dict[str, Any] = {}
         if (folder / "tokenizer.json").is_file():
             backend = _load_backend(folder / "tokenizer.json")
             if str(config.get("tokenizer_class")) in _BERT_CLASSES:
-                side["normalizer"] = _set_normalizer(backend, config)
+                unhashed["normalizer"] = _set_normalizer(backend, config)
             vocabulary: Container[str] = backend.get_vocab(with_added_tokens=True)
             special_tokens = _find_special_tokens(folder, named, vocabulary)
             hashed: Mapping[str, Any] = {}
@@ -159,18 +160,17 @@ class Tokenizer:
             added = _read_json(folder / "added_tokens.json")
             backend = wordpiece_backend(words, special_tokens, named, added)
             hashed = config
-            side |= {"added": added, "extra": [special_map[name] for name in EXTRA_TOKENS if name in special_map]}
+            unhashed |= {"added": added, "extra": [special_map[name] for name in EXTRA_TOKENS if name in special_map]}
         else:
             raise DataError(
-                f"{folder} holds no tokenizer.json and no vocab.txt, so there is no tokenizer; name another folder, or "
-                "make one with "
-                "framework.prepare."
+                f"{folder} holds no tokenizer.json and no vocab.txt. A tokenizer folder requires one of them. Name "
+                "another folder, or build a tokenizer with framework.prepare."
             )
-        side["special_tokens"] = {
+        unhashed["special_tokens"] = {
             name: token for name, token in special_tokens.items() if token != _named_token(name, hashed, vocabulary)
         }
-        backend.encode(_UNKNOWN, add_special_tokens=False)  # raises where the unknown token is missing
-        return cls(backend, special_tokens, folder, pair_separators, side)
+        backend.encode(_UNKNOWN, add_special_tokens=False)  # Raises an error if the unknown token is missing.
+        return cls(backend, special_tokens, folder, pair_separators, unhashed)
 
     def same_ids(self, other: "Tokenizer") -> bool:
         """Returns whether both tokenizers produce the same ids, regardless of their files."""
@@ -179,25 +179,25 @@ class Tokenizer:
     def is_recorded_as(self, fingerprint: str | None) -> bool:
         """Returns whether a recorded fingerprint is that of this tokenizer.
 
-        Earlier versions hashed the files only, and what they recorded stays valid.
+        Earlier versions hashed the files only, and their records stay valid.
         """
         return fingerprint in (self.fingerprint, self._file_hash)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text as int32 arrays, without special tokens."""
+        """Encodes each text to an int32 array of ids, without special tokens."""
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Ids of each text as `encode_batch` gives them, and where each token stands in the text as it was given.
+        """Encodes each text as `encode_batch` does, and returns the offsets of each token in the original text.
 
-        Offsets are those of `tokenizers`, which follows what normalisation did: they count the characters (code points)
-        of the text before it. Characters that give no token lie between tokens; several tokens of one character have
-        the same offsets; the space before a byte-level token may be within its offsets.
+        Offsets are those of `tokenizers`, which reverses the normalisation: they count the characters (code points) of
+        the text before it. Characters without a token lie between tokens. Several tokens of one character have the same
+        offsets. The offsets of a byte-level token may include the space before it.
 
         Returns:
-            For each text ids (tokens,) int32, starts (tokens,) int32 of first characters, ends (tokens,) int32 behind
-            last characters.
+            For each text: ids (tokens,) int32, start (tokens,) int32 of the first character of each token, and end
+            (tokens,) int32, one after its last character.
         """
         encoded = []
         for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False):
@@ -246,13 +246,13 @@ def _file_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(file_hash: str, side_settings: Mapping[str, Any]) -> str:
-    """Adds to the hash of the files the settings beside them; without any, the hash is that of earlier versions.
+def _fingerprint(file_hash: str, unhashed_settings: Mapping[str, Any]) -> str:
+    """Extends the hash of the files with settings outside them; without any, it returns the hash of earlier versions.
 
-    tokenizer_config.json and special_tokens_map.json change often without changing ids, so that their bytes cannot be
-    hashed. The serialised backend cannot either, because it depends on the version of `tokenizers`.
+    tokenizer_config.json and special_tokens_map.json change often without changing ids, so their bytes cannot be
+    hashed. The serialised backend cannot be hashed either, because it depends on the version of `tokenizers`.
     """
-    changed = {name: value for name, value in side_settings.items() if value}
+    changed = {name: value for name, value in unhashed_settings.items() if value}
     if not changed:
         return file_hash
     text = json.dumps([file_hash, changed], sort_keys=True)
@@ -265,14 +265,14 @@ def _read_json(path: Path) -> dict:
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); restore the file.") from error
+        raise DataError(f"{path} is not JSON ({error}). It must be valid JSON. Restore the file.") from error
     return content if isinstance(content, dict) else {}
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
     model = _read_json(path).get("model")
     if not isinstance(model, dict) or "vocab" not in model:
-        raise DataError(f"{path} holds no model with a vocabulary, so it is no tokenizer; restore the file.")
+        raise DataError(f"{path} holds no model with a vocabulary. A tokenizer.json must hold one. Restore the file.")
     return tokenizers.Tokenizer.from_file(str(path))
 
 
@@ -293,30 +293,29 @@ def _set_normalizer(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) ->
 
 
 def _pair_separators(backend: tokenizers.Tokenizer, cls_id: int, sep_id: int) -> int:
-    """Returns the number of separators between two texts, found by encoding two empty texts; 1 without a template."""
+    """Returns the number of separators between two texts, read from two encoded empty texts; 1 without a template."""
     ids = backend.encode("", "").ids
     return len(ids) - 2 if len(ids) > 2 and ids == [cls_id] + [sep_id] * (len(ids) - 1) else 1
 
 
 def _ids_of_text(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the parts of a tokenizer that decide the ids; the template and a leading space are not among them."""
+    """Returns the parts of a tokenizer that determine the ids, without the template and the leading space."""
     content = parse_json(tokenizer.backend.to_str())
     return {name: content[name] for name in ("added_tokens", "normalizer", "model")}
 
 
 def _find_special_tokens(folder: Path, named: Mapping[str, Any], vocabulary: Container[str]) -> dict[str, str]:
     """Finds the five special tokens in the vocabulary, by the names in the folder or by their usual names."""
-    found: dict[str, str] = {}
+    special_tokens: dict[str, str] = {}
     for name, usual in _USUAL_NAMES.items():
         token = _named_token(name, named, vocabulary)
         if token is None:
             raise DataError(
-                f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}), which an encoder needs; name "
-                "it in "
-                "special_tokens_map.json."
+                f"the tokenizer in {folder} has no {name} token ({' or '.join(usual)}). An encoder requires it. Name "
+                "it in special_tokens_map.json."
             )
-        found[name] = token
-    return found
+        special_tokens[name] = token
+    return special_tokens
 
 
 def _named_token(name: str, named: Mapping[str, Any], vocabulary: Container[str]) -> str | None:

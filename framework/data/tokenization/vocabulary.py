@@ -1,6 +1,6 @@
-"""Where the tokenizer of a token store comes from: given, or trained on the words of the corpus.
+"""Source of a token store's tokenizer: an existing one, or one trained on the words of the corpus.
 
-One class for each choice of the config group `vocabulary`; those that train are in
+Each choice of the config group `vocabulary` has one class. The classes that train are in
 `framework.data.tokenization.wordpiece_training` and `framework.data.tokenization.byte_level_training`.
 """
 
@@ -17,33 +17,36 @@ from framework.errors import ConfigError, DataError
 
 
 class VocabularyTraining(Protocol):
-    """Trains a vocabulary from counted words; a plain dataclass of settings, so that it can be pickled."""
+    """Training of a vocabulary from counted words; a plain dataclass of settings that can be pickled."""
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
-        """Words of a batch of texts; pure, so that batches can be counted in any process."""
+        """Counts the words of a batch of texts; pure, so that any process can count a batch."""
         ...
 
     def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
-        """Trains and writes files that transformers loads; the same bytes from the same counts in every process."""
+        """Trains and writes files that transformers loads. The same counts yield the same bytes in every process."""
         ...
 
 
 @dataclass(frozen=True)
 class GivenTokenizer:
-    """A tokenizer that is there already.
+    """Existing tokenizer.
 
     Attributes:
-        path: A folder with tokenizer.json or vocab.txt.
+        path: Folder with tokenizer.json or vocab.txt.
     """
 
     path: str
 
     def __post_init__(self) -> None:
         if not str(self.path).strip():
-            raise ConfigError("the vocabulary's `path` is empty; name a folder with tokenizer.json or vocab.txt.")
+            raise ConfigError(
+                "the vocabulary's `path` is empty. It must name a tokenizer folder. Set it to a folder with "
+                "tokenizer.json or vocab.txt."
+            )
 
     def load(self) -> Tokenizer:
-        """Loads it.
+        """Loads the tokenizer.
 
         Raises:
             DataError: See `Tokenizer.from_folder`.
@@ -52,7 +55,7 @@ class GivenTokenizer:
 
 
 MAX_VOCAB_SIZE = 2**24
-"""Far more than the largest published vocabulary; `tokenizers` allocates memory for all tokens at once."""
+"""Limit far above the largest published vocabulary. `tokenizers` allocates memory for all tokens at once."""
 
 
 def check_vocab_size(vocab_size: int) -> None:
@@ -82,14 +85,14 @@ def most_tokens(vocab_size: int, num_fixed: int, words: Mapping[str, int]) -> in
 
 
 def words_for_training(counts: WordCounts) -> dict[str, int]:
-    """The words that a vocabulary is trained on.
+    """Returns the words, with their counts, on which a vocabulary is trained.
 
     Raises:
-        DataError: There are none.
+        DataError: The counts are empty.
     """
     words = counts.for_training()
     if not words:
-        raise DataError("the texts hold no words, so no vocabulary can be trained; check the sources.")
+        raise DataError("the texts hold no words. A vocabulary cannot be trained without any. Check the sources.")
     return words
 
 
@@ -97,8 +100,8 @@ def write_tokenizer(folder: str | Path, files: Mapping[str, object]) -> Tokenize
     """Writes a tokenizer folder and loads it.
 
     Args:
-        folder: Is made.
-        files: Contents by name; what is no text is written as JSON.
+        folder: Folder to create.
+        files: File contents by name; a content that is not a string is written as JSON.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

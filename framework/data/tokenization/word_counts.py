@@ -1,7 +1,7 @@
-"""How often each word occurs, in bounded memory: what every vocabulary is trained on.
+"""Word counts in bounded memory, from which every vocabulary is trained.
 
-Words are counted batch by batch, wherever that is done; what the counts are at the end depends only on the sequence of
-the batches, not on the order of a dictionary or on the number of processes that counted.
+Words are counted batch by batch in any process. The final counts depend only on the sequence of the batches, not on the
+order of a dictionary or on the number of processes.
 """
 
 import zlib
@@ -19,19 +19,19 @@ _REPETITIONS = 10_000
 
 
 class WordCounts:
-    """Adds up counts; when it holds too many words the rarest go, down to three quarters of the limits.
+    """Sum of word counts. Above its limits it drops the rarest words, down to three quarters of the limits.
 
-    Of equally rare words a fair sample stays, decided by a hash of the word: text in which nearly every word is new
-    (Chinese, whose words between two marks are whole clauses) keeps a sample from its beginning to its end.
+    A hash of the word decides which of equally rare words stay. If nearly every word of a text is new (Chinese, where
+    words between two punctuation marks are whole clauses), the sample covers the text from its beginning to its end.
 
     Args:
-        counts: The first ones.
+        counts: Initial counts.
         max_words: Most distinct words.
-        max_characters: Most characters of them together.
+        max_characters: Most characters of all distinct words.
 
     Attributes:
-        num_words: Occurrences that were added, dropped ones too.
-        num_dropped: Occurrences of words that had to go, so that no vocabulary is trained on them.
+        num_words: Occurrences that were added, including those of dropped words.
+        num_dropped: Occurrences of dropped words, on which no vocabulary is trained.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class WordCounts:
         self.add(counts or {})
 
     def __len__(self) -> int:
-        """Distinct words that are held."""
+        """Returns the number of distinct words."""
         return len(self._counts)
 
     def items(self) -> Iterator[tuple[str, int]]:
-        """(word, count) of each word that is held."""
+        """Yields (word, count) of each distinct word."""
         return iter(self._counts.items())
 
     def add(self, counts: Mapping[str, int]) -> None:
@@ -72,15 +72,15 @@ class WordCounts:
             self.num_dropped = self.num_words - sum(self._counts.values())
 
     def for_training(self) -> dict[str, int]:
-        """The most frequent words, as many as a trainer has room for.
+        """Returns the most frequent words, as many as a trainer has memory for.
 
-        `tokenizers` needs about 120 bytes a character of distinct words, so 6,000,000 of them stay below 800 MB.
+        `tokenizers` needs about 120 bytes per character of distinct words, so 6,000,000 characters stay below 800 MB.
         """
         return most_frequent(self._counts, len(self._counts), _TRAINED_CHARACTERS)
 
 
 def most_frequent(counts: Mapping[str, int], max_words: int, max_characters: int) -> dict[str, int]:
-    """The most frequent words that fit into both limits; where not all of equal count fit, those with larger hashes."""
+    """Returns the most frequent words within both limits. Among words of equal count, larger hashes take precedence."""
     if len(counts) <= max_words and sum(map(len, counts)) <= max_characters:
         return dict(counts)
     values = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
@@ -90,15 +90,15 @@ def most_frequent(counts: Mapping[str, int], max_words: int, max_characters: int
     order = np.lexsort((hashes, values))[::-1]
     too_many = (np.arange(len(order)) >= max_words) | (np.cumsum(lengths[order]) > max_characters)
     first_out = order[np.argmax(too_many)]
-    # Words with the same count and hash go together, or the order of the dictionary would decide between them.
+    # Words with equal count and hash are dropped together. Otherwise the order of the dictionary would decide.
     kept = (values > values[first_out]) | ((values == values[first_out]) & (hashes > hashes[first_out]))
     return {word: count for (word, count), keep in zip(counts.items(), kept.tolist(), strict=True) if keep}
 
 
 def repeated(words: Mapping[str, int]) -> Iterator[str]:
-    """Texts of words between spaces with these counts, in a fixed order, for the trainers of `tokenizers`.
+    """Yields texts that repeat each word by its count, in a fixed order, for the trainers of `tokenizers`.
 
-    They take texts, not counts. Beyond 100,000,000 occurrences all counts are divided by one number.
+    These trainers accept texts, not counts. Above 100,000,000 occurrences, all counts are divided by the same number.
     """
     divisor = max(1, -(-sum(words.values()) // _MAX_OCCURRENCES))
     for word, count in sorted(words.items()):

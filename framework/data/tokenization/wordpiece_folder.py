@@ -20,7 +20,7 @@ NORMALIZER_KEYS = {
 """Keys of tokenizer_config.json, and the properties of `BertNormalizer` that they set."""
 
 EXTRA_TOKENS = ("extra_special_tokens", "additional_special_tokens")
-"""Keys of special tokens beside the five."""
+"""Keys of special tokens other than the five."""
 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
@@ -34,7 +34,9 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     try:
         path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start + 1} is not UTF-8; restore the file.") from error
+        raise DataError(
+            f"{path}: byte {error.start + 1} is not UTF-8. A vocabulary must be. Restore the file."
+        ) from error
     return models.WordPiece.read_file(str(path))
 
 

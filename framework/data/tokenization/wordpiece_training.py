@@ -1,7 +1,7 @@
-"""Trains a WordPiece vocabulary, the same one from the same counts on every machine.
+"""Trains a WordPiece vocabulary; the same counts yield the same vocabulary on every machine.
 
-`tokenizers` numbers the alphabet in the order of a hash map, which changes with every process, and with it the ids and
-the merges of equal count. So the alphabet is handed to its trainer in a fixed order.
+`tokenizers` numbers the alphabet in the order of a hash map, which differs between processes. The ids and the merges of
+equal count differ with it. The trainer therefore receives the alphabet in a fixed order.
 """
 
 from collections import Counter
@@ -24,18 +24,18 @@ _SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-_LONGEST_WORD = 100  # WordPiece makes longer words unknown tokens, so they teach nothing.
+_LONGEST_WORD = 100  # Characters. WordPiece encodes longer words as unknown tokens, so they are not counted.
 
 
 @dataclass(frozen=True)
 class WordPieceTraining:
-    """Train BERT's kind of vocabulary on the corpus itself.
+    """Training of a WordPiece vocabulary, as BERT has, on the corpus itself.
 
     Attributes:
-        vocab_size: Tokens in all, special tokens included; a small corpus may give fewer.
-        lowercase: Fold case and strip accents.
-        alphabet: Most single characters in the vocabulary, the most frequent ones; words with others become unknown
-            tokens. Chinese text wants several thousand.
+        vocab_size: Total number of tokens, special tokens included; a small corpus may yield fewer.
+        lowercase: True folds case and strips accents.
+        alphabet: Most single characters in the vocabulary; the most frequent ones are kept. Words with other characters
+            become unknown tokens. Chinese text needs several thousand.
     """
 
     vocab_size: int = 8192
@@ -45,19 +45,22 @@ class WordPieceTraining:
     def __post_init__(self) -> None:
         check_vocab_size(self.vocab_size)
         if self.alphabet < 1:
-            raise ConfigError(f"the vocabulary's `alphabet` is {self.alphabet}, it must be at least 1.")
+            raise ConfigError(f"the vocabulary's `alphabet` is {self.alphabet}. It must be at least 1. Raise it.")
         if self.vocab_size <= len(_SPECIAL_TOKENS):
             raise ConfigError(
                 f"the vocabulary's `vocab_size` is {self.vocab_size}, but the special tokens alone are "
-                f"{len(_SPECIAL_TOKENS)}; set it to some thousand."
+                f"{len(_SPECIAL_TOKENS)}. It must be larger than that. Set it to several thousand."
             )
 
     def count(self, texts: Iterable[str]) -> Counter[str]:
-        """Words of a batch of texts as BERT splits them; each distinct stretch between spaces is split once."""
+        """Counts the words of a batch of texts as BERT splits them.
+
+        Texts are split at white space, and each distinct part is split into words once.
+        """
         normalizer, splitter = self._normalizer(), pre_tokenizers.BertPreTokenizer()
         words: Counter[str] = Counter()
-        for stretch, count in Counter(stretch for text in texts for stretch in text.split()).items():
-            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(stretch)):
+        for part, count in Counter(part for text in texts for part in text.split()).items():
+            for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(part)):
                 if len(word) <= _LONGEST_WORD:
                     words[word] += count
         return words
@@ -66,23 +69,23 @@ class WordPieceTraining:
         """Trains and writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json.
 
         Args:
-            counts: From `count`.
-            folder: Where the files go.
+            counts: Word counts from `count`.
+            folder: Folder for the files.
 
         Raises:
-            ConfigError: `vocab_size` leaves no room for the alphabet.
-            DataError: There are no words.
+            ConfigError: `vocab_size` is too small for the special tokens and the alphabet.
+            DataError: The counts are empty.
         """
         words = words_for_training(counts)
         kept = _most_frequent_characters(counts, self.alphabet)
-        # A word with a character that WordPiece does not know becomes an unknown token, so it teaches nothing.
+        # WordPiece encodes a word with a character outside the alphabet as an unknown token, so it is not trained on.
         words = {word: count for word, count in words.items() if kept.issuperset(word)}
         inner = {character for word in words for character in word[1:]}
         fixed = [*_SPECIAL_TOKENS.values(), *sorted(kept), *(f"##{character}" for character in sorted(inner))]
         if self.vocab_size < len(fixed):
             raise ConfigError(
                 f"vocab_size is {self.vocab_size}, but special tokens and the characters of the text take "
-                f"{len(fixed)}; set vocab_size above that."
+                f"{len(fixed)}. It must be at least that. Set vocab_size above it."
             )
         return self._write(_learn(words, self.vocab_size, fixed), folder)
 
@@ -117,7 +120,7 @@ class WordPieceTraining:
 
 
 def _most_frequent_characters(counts: WordCounts, limit: int) -> set[str]:
-    """Of equally frequent characters those with the smaller code points."""
+    """Returns the most frequent characters. Among equally frequent ones, smaller code points take precedence."""
     characters: Counter[str] = Counter()
     for word, count in counts.items():
         for character in word:
@@ -129,7 +132,7 @@ def _learn(words: Mapping[str, int], vocab_size: int, fixed: list[str]) -> dict[
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     size = most_tokens(vocab_size, len(fixed), words)
-    # Named as special, the alphabet gets its ids in our order; here that has no other effect.
+    # Passed as special tokens, the alphabet gets its ids in our order. This has no other effect here.
     trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=fixed, show_progress=False)
     backend.train_from_iterator(repeated(words), trainer)
     return backend.get_vocab(with_added_tokens=True)

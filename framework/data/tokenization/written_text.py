@@ -72,25 +72,25 @@ class _Joining:
     def text(self) -> str:
         """Returns the words with the spaces between them."""
         parts: list[str] = []
-        for place, word in enumerate(self.words):
-            if place and not (self.behind[place - 1] or self.before[place]):
+        for index, word in enumerate(self.words):
+            if index and not (self.behind[index - 1] or self.before[index]):
                 parts.append(" ")
             parts.append(word)
         return "".join(parts)
 
-    def _joins(self, place: int) -> tuple[bool, bool]:
+    def _joins(self, index: int) -> tuple[bool, bool]:
         """Returns whether a word is joined to the previous word, and to the next word."""
-        word, left, right = self._word(place), self._word(place - 1), self._word(place + 1)
+        word, left, right = self._word(index), self._word(index - 1), self._word(index + 1)
         if _UNSPACED.match(word) or _UNSPACED.match(word[-1:]):
             return bool(_UNSPACED.match(word)), bool(_UNSPACED.match(word[-1:]))
         if len(word) > 1:
             # Tokenized corpora keep contractions together: do n't, it 's.
             return word.lower() == "n't" or (word[0] in _APOSTROPHES and word[1].isalpha()), False
         if word in _APOSTROPHES:
-            return self._apostrophe(place, word, left, right)
+            return self._apostrophe(index, word, left, right)
         if word == '"':
             return self._quote(word)
-        if word == "“" and self._is_german_quote(place):
+        if word == "“" and self._is_german_quote(index):
             return True, False
         both = _is_word(left) and _is_word(right)
         if word in _INSIDE_NUMBERS and left[-1:].isdecimal() and right[:1].isdecimal():
@@ -115,10 +115,10 @@ class _Joining:
             return left == "+" or (right == "+" and _is_word(left)), False
         return word in _CLOSING, word in _OPENING or (word in _CURRENCIES and right[:1].isdecimal())
 
-    def _word(self, place: int) -> str:
-        return self.words[place] if 0 <= place < len(self.words) else ""
+    def _word(self, index: int) -> str:
+        return self.words[index] if 0 <= index < len(self.words) else ""
 
-    def _apostrophe(self, place: int, word: str, left: str, right: str) -> tuple[bool, bool]:
+    def _apostrophe(self, index: int, word: str, left: str, right: str) -> tuple[bool, bool]:
         """Distinguishes an apostrophe inside a word, one after it, and a quote."""
         if self._is_inside_word(left, right):
             return True, True
@@ -126,7 +126,7 @@ class _Joining:
             return False, True  # '90s
         if word == "’":
             return True, False
-        ends_word = _is_word(left) and not self.is_open["'"] and not self._has_closing_quote(place)
+        ends_word = _is_word(left) and not self.is_open["'"] and not self._has_closing_quote(index)
         return (True, False) if ends_word else self._quote("'")
 
     def _is_inside_word(self, left: str, right: str) -> bool:
@@ -136,11 +136,11 @@ class _Joining:
             return True
         return len(left) == 1 and left.isalpha() and left.lower() not in "ai"  # l'homme, O'Brien
 
-    def _has_closing_quote(self, place: int) -> bool:
+    def _has_closing_quote(self, index: int) -> bool:
         """Returns whether a later mark is not an apostrophe inside a word."""
         return any(
             self.words[later] == "'" and not self._is_inside_word(self._word(later - 1), self._word(later + 1))
-            for later in range(place + 1, len(self.words))
+            for later in range(index + 1, len(self.words))
         )
 
     def _quote(self, mark: str) -> tuple[bool, bool]:
@@ -148,9 +148,9 @@ class _Joining:
         self.is_open[mark] = not closes
         return closes, not closes
 
-    def _is_german_quote(self, place: int) -> bool:
+    def _is_german_quote(self, index: int) -> bool:
         """Returns whether “ closes a quote that „ opened."""
-        earlier = [word for word in self.words[:place] if word in ("„", "“")]
+        earlier = [word for word in self.words[:index] if word in ("„", "“")]
         return bool(earlier) and earlier[-1] == "„"
 
 

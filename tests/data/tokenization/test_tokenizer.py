@@ -117,7 +117,7 @@ def test_encoder_forgets_when_it_has_learnt_too_much(trained, monkeypatch):
     encoder = SentenceEncoder(trained)
     for sentence in ("the cat sat on a mat", "small dogs play", "the cat sat on a mat"):
         assert encoder.encode([sentence])[0].tolist() == trained.encode_batch([sentence])[0].tolist()
-    assert len(encoder._places) == 6
+    assert len(encoder._indices) == 6
 
 
 def test_faults(tmp_path, minilm):

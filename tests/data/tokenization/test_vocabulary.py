@@ -270,7 +270,7 @@ def test_very_frequent_words_are_fed_in_bounded_number(monkeypatch):
     ("make", "message"),
     [
         (lambda: WordPieceTraining(vocab_size=5), "`vocab_size` is 5, but the special tokens alone are 5"),
-        (lambda: WordPieceTraining(alphabet=0), "`alphabet` is 0, it must be at least 1"),
+        (lambda: WordPieceTraining(alphabet=0), "`alphabet` is 0. It must be at least 1"),
         (lambda: ByteLevelBpeTraining(vocab_size=260), "`vocab_size` is 260, but special tokens and bytes take 261"),
         (lambda: GivenTokenizer(" "), "`path` is empty"),
     ],
