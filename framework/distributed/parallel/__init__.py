@@ -1,1 +1,1 @@
-"""How a single-device model is spread over ranks: one order, each measure a file."""
+"""Parallelization of a single-device model: one technique per file, applied in one fixed order."""

@@ -1,8 +1,9 @@
-"""Activation checkpointing: a layer keeps little of its forward pass and computes the rest again in the backward pass.
+"""Activation checkpointing: a layer saves little of its forward pass and recomputes the rest in the backward pass.
 
-What is here knows no model beyond a list of layers. A layer stays itself, with the same parameter names: only its class
-gets another `forward` (`fully_shard` changes classes in the same way), so that a checkpoint of a run does not tell.
-Dropout is a hash of keys that are handed in, so that no state of a generator has to be kept for the second pass.
+The code needs only a list of layers, whatever the model. A layer remains the same object with the same parameter names.
+Only its class changes to one with another `forward` (`fully_shard` changes classes in the same way), so checkpoints of
+a run do not depend on it. Dropout is a hash of keys that are passed in, so no generator state has to be saved for the
+recomputation.
 """
 
 import functools
@@ -28,31 +29,32 @@ KEPT_OPERATORS = [
     torch.ops.torch_attn._varlen_attn.default,
     torch.ops._c10d_functional.all_reduce.default,
 ]
-"""What `selective` keeps: the outputs of all matrix products, of attention, and of tensor parallel's sums over ranks.
+"""Operators whose outputs `selective` keeps: all matrix products, attention, and the all-reduces of tensor parallel.
 
-torchtitan long kept every second product. Here dropout, norms and the activation hold about as much as the products
-do, so that keeping all of these saves about half already and multiplies nothing twice; and a rule that does not count
-means the same in eager and in compiled code. Who needs more memory takes `full`.
+torchtitan kept every second product for a long time. Here dropout, norms and the activation function hold about as much
+memory as the products. Keeping all products therefore saves about half of the memory and repeats no product. A rule
+that does not count products also selects the same operators in eager and in compiled code. Use `full` to save more
+memory.
 """
 
 _full = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-# The compiler accepts a maker of contexts as a partial of torch's own function, bound to the call in advance.
+# The compiler accepts a context function only as a partial of torch's own function that is bound in advance.
 _selective = functools.partial(
     _full, context_fn=functools.partial(create_selective_checkpoint_contexts, KEPT_OPERATORS)
 )
 
 _COMPUTE = {"full": _full, "selective": _selective}
-"""By mode: runs a function, and runs it again when the backward pass needs what it did not keep."""
+"""Checkpoint functions by mode. Each runs a function and recomputes in the backward pass what was not kept."""
 
 
 @dataclass(frozen=True)
 class ActivationCheckpointing:
-    """What layers keep of their forward pass for the backward pass. It changes memory and time, never a number.
+    """Settings of activation checkpointing. They change memory and time, but no result.
 
     Attributes:
-        mode: "none" all; "full" the layer's input; "selective" the input and the outputs of matrix products and
-            attention.
-        every_nth_layer: 1: all layers are checkpointed; 2: the first of each two; and so on.
+        mode: Tensors of the forward pass that a layer keeps for the backward pass. "none": all tensors. "full": the
+            layer's input. "selective": the input and the outputs of matrix products and attention.
+        every_nth_layer: Layers that are checkpointed. 1: all layers; n: the first of each n layers.
     """
 
     mode: Literal["none", "full", "selective"] = "none"
@@ -61,8 +63,8 @@ class ActivationCheckpointing:
     def __post_init__(self) -> None:
         if self.every_nth_layer < 1:
             raise ConfigError(
-                f"`strategy.activation_checkpointing.every_nth_layer` is {self.every_nth_layer}, but it must be at "
-                "least 1; raise it, or set `strategy.activation_checkpointing.mode` to none."
+                f"`strategy.activation_checkpointing.every_nth_layer` is {self.every_nth_layer}. It must be at least "
+                "1. Raise it, or set `strategy.activation_checkpointing.mode` to none."
             )
 
 
@@ -70,16 +72,16 @@ KEEP_ALL = ActivationCheckpointing()
 
 
 def apply_activation_checkpointing(layers: Iterable[nn.Module], settings: ActivationCheckpointing) -> None:
-    """Makes layers checkpoint themselves, in place; before they are compiled or sharded.
+    """Enables activation checkpointing in layers, in place. Call it before layers are compiled or sharded.
 
-    The first of each n layers is taken, so that the last one, whose backward pass comes first, is not computed twice
-    while all the others still hold what they kept. With "selective" autocast may not cache what it casts (see
-    `Precision.autocast`): a second pass would find the weights' bf16 copies made already, and torch would miss their
-    making in the backward pass (it raises an error).
+    The first of each n layers is checkpointed. The backward pass begins at the last layer, which is then not recomputed
+    while all other layers still hold their activations. With "selective", autocast must not cache casts (see
+    `Precision.autocast`). Otherwise the recomputation would reuse cached bf16 weights, and torch would raise an error
+    because it misses the casts.
 
     Args:
-        layers: In their order; `forward` takes positional arguments, the hidden states first.
-        settings: Which of them keep what.
+        layers: Layers in order. Their `forward` takes positional arguments, with the hidden states first.
+        settings: Mode and selection of layers.
     """
     if settings.mode == "none":
         return
@@ -91,12 +93,12 @@ def apply_activation_checkpointing(layers: Iterable[nn.Module], settings: Activa
 
 @functools.cache
 def _checkpointed(layer_class: type[nn.Module], mode: str) -> type[nn.Module]:
-    """One subclass for all equal layers, so that they stay equal to a compiler."""
+    """Returns a checkpointed subclass. All layers of a class share it, so that a compiler treats them as equal."""
     compute = _COMPUTE[mode]
 
     def forward(self: nn.Module, hidden_states: Tensor, *others: Any) -> Any:
-        # Of an argument of `compute` the compiler of torch 2.11 guards all that is in it, so that each batch, with its
-        # lengths on the host, would be compiled anew; of what a function has from around it only what it reads.
+        # The compiler of torch 2.11 guards the whole content of each argument of `compute`. Batches contain lengths on
+        # the host, so each batch would be compiled again. Of closure variables it guards only the values that are read.
         return compute(lambda x: layer_class.forward(self, x, *others), hidden_states)
 
     return type(f"Checkpointed{layer_class.__name__}", (layer_class,), {"forward": forward})

@@ -1,8 +1,8 @@
-"""torch.compile, layer by layer: equal layers share one piece of compiled code, whatever their number.
+"""torch.compile per layer: equal layers share one piece of compiled code, whatever their number.
 
-As with activation checkpointing a layer stays itself, with the same parameter names: only its class gets another
-`forward`, so that a checkpoint of a run does not tell. Data parallelism wraps layers afterwards; its hooks run around
-the compiled code, not in it.
+As with activation checkpointing, a layer remains the same object with the same parameter names. Only its class changes
+to one with another `forward`, so checkpoints of a run do not depend on it. Data parallelism wraps layers afterwards.
+Its hooks run around the compiled code, not in it.
 """
 
 import functools
@@ -13,19 +13,20 @@ import torch
 from torch import nn
 
 CompileBackend = Literal["none", "inductor", "aot_eager"]
-"""Who makes the code: "inductor" generates kernels; "aot_eager" only traces, to find what a fault belongs to."""
+"""Compiler backends. "inductor" generates kernels; "aot_eager" only traces, to find the cause of a fault."""
 
 
 def apply_compile(layers: Iterable[nn.Module], backend: Any) -> None:
-    """Lets layers run compiled where a gradient is wanted, in place; after checkpointing, before sharding.
+    """Makes layers run compiled when gradients are enabled, in place.
 
-    Without gradients, in validation, a layer runs as it is: its batches keep their own shapes, and no second set of
-    code has to be made. A layer whose code cannot be made as a whole is an error (`fullgraph`); so is a shape too many
-    (torch's `recompile_limit`), so that slow code never runs unseen.
+    Call it after activation checkpointing and before sharding. Without gradients, as in validation, a layer runs
+    uncompiled: such batches keep their own shapes, and no second set of code is compiled. Torch raises an error for a
+    layer that cannot be compiled as one graph (`fullgraph`) and for too many shapes (`recompile_limit`), so that slow
+    code never runs unnoticed.
 
     Args:
-        layers: `forward` takes positional arguments of fixed shapes.
-        backend: A `CompileBackend`, or what else torch.compile takes; "none" leaves the layers alone.
+        layers: Layers whose `forward` takes positional arguments of fixed shapes.
+        backend: A `CompileBackend`, or any other backend of torch.compile; "none" does not change the layers.
     """
     if backend == "none":
         return
@@ -36,11 +37,11 @@ def apply_compile(layers: Iterable[nn.Module], backend: Any) -> None:
 
 @functools.cache
 def _compiled(layer_class: type[nn.Module], backend: Any) -> type[nn.Module]:
-    """One subclass and one compiled function for all layers of a class."""
-    plain: Any = layer_class.forward
-    compiled = torch.compile(plain, backend=backend, fullgraph=True, dynamic=False)
+    """Returns a compiled subclass. All layers of a class share it and its compiled function."""
+    uncompiled: Any = layer_class.forward
+    compiled = torch.compile(uncompiled, backend=backend, fullgraph=True, dynamic=False)
 
     def forward(self: nn.Module, *args: Any) -> Any:
-        return compiled(self, *args) if torch.is_grad_enabled() else plain(self, *args)
+        return compiled(self, *args) if torch.is_grad_enabled() else uncompiled(self, *args)
 
     return type(f"Compiled{layer_class.__name__}", (layer_class,), {"forward": forward})

@@ -1,8 +1,8 @@
-"""Linear maps of the encoder's layers in float8 by torchao, an optional extra for CUDA.
+"""Float8 computation of the linear layers in transformer layers with torchao, an optional extra for CUDA.
 
-Inputs, weights and gradients are cast to float8 for each product, with one scale a tensor from its largest value
-(Micikevicius et al. 2022, "FP8 Formats for Deep Learning"); the weights themselves stay fp32, under their names, so
-that a checkpoint does not tell.
+Inputs, weights and gradients are cast to float8 for each product, with one scale per tensor from its largest value
+(Micikevicius et al. 2022, "FP8 Formats for Deep Learning"). The weights themselves stay fp32 and keep their names, so
+checkpoints do not depend on float8.
 """
 
 import importlib.util
@@ -13,41 +13,44 @@ from torch import nn
 
 from framework.errors import ConfigError
 
-_LEAST_CAPABILITY = (8, 9)
+_MIN_CAPABILITY = (8, 9)
 _DIVISOR = 16
-"""The products of the hardware want dimensions that are multiples of it; tokens are padded by torchao."""
+"""Divisor of matrix dimensions that the hardware requires. torchao pads the number of tokens."""
 
 
 def check_float8(device_type: str) -> None:
-    """Says whether float8 can be had here; cheap, to be asked before anything is spent.
+    """Checks that this machine supports float8. The check is cheap; call it before any work.
 
     Raises:
         ConfigError: There is no CUDA device, it is older than 8.9 (Ada, Hopper), or torchao is not installed.
     """
     if device_type != "cuda":
-        raise ConfigError(f"precision=float8 needs CUDA, but this runs on {device_type}; use precision=bf16.")
-    capability = torch.cuda.get_device_capability()
-    if capability < _LEAST_CAPABILITY:
-        found, least = (".".join(map(str, version)) for version in (capability, _LEAST_CAPABILITY))
         raise ConfigError(
-            f"precision=float8 needs CUDA compute capability {least} or newer, but this device has {found}; use "
+            f"precision=float8 was set on the device type {device_type}. It needs CUDA. Use precision=bf16."
+        )
+    capability = torch.cuda.get_device_capability()
+    if capability < _MIN_CAPABILITY:
+        own, minimum = (".".join(map(str, version)) for version in (capability, _MIN_CAPABILITY))
+        raise ConfigError(
+            f"This device has CUDA compute capability {own}. precision=float8 needs {minimum} or newer. Use "
             "precision=bf16."
         )
     if importlib.util.find_spec("torchao") is None:
         raise ConfigError(
-            "precision=float8 needs torchao, which is not installed; install it with "
-            "`pip install -e '.[float8]'`, or use precision=bf16."
+            "torchao is not installed. precision=float8 needs torchao. Install it with `pip install -e '.[float8]'`, "
+            "or use precision=bf16."
         )
 
 
 def apply_float8(layers: Iterable[nn.Module], emulate: bool = False) -> None:
-    """Makes the linear maps of layers compute in float8, in place; before layers are compiled or sharded.
+    """Makes the linear layers inside transformer layers compute in float8, in place.
 
-    Parameters stay the objects that they are. A map with a dimension that is no multiple of 16 stays as it is.
+    Call it before layers are compiled or sharded. Parameters remain the same objects. A linear layer with a dimension
+    that is not a multiple of 16 does not change.
 
     Args:
-        layers: Of encoder and decoder; embeddings and what gives scores are not among them.
-        emulate: Compute by casts and fp32 products, on any device; for tests.
+        layers: Transformer layers of encoder and decoder, without embeddings and output layers.
+        emulate: If True, compute with casts and fp32 products, on any device. For tests.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
@@ -57,6 +60,6 @@ def apply_float8(layers: Iterable[nn.Module], emulate: bool = False) -> None:
 
 
 def fits_float8(module: nn.Module, name: str = "") -> bool:
-    """True for a linear map whose dimensions the hardware can multiply in float8; its name does not matter."""
+    """Returns True for a linear layer whose dimensions the hardware can multiply in float8. The name is ignored."""
     del name
     return isinstance(module, nn.Linear) and not (module.in_features % _DIVISOR or module.out_features % _DIVISOR)

@@ -1,4 +1,4 @@
-"""The global norm of the gradients, exact under every strategy, and clipping by it."""
+"""Global norm of the gradients, exact under every strategy, and gradient clipping by this norm."""
 
 import math
 from collections import defaultdict
@@ -13,19 +13,18 @@ from framework.optim.shards import local
 
 
 def _num_parts(tensor: Tensor) -> int:
-    """Over how many ranks a tensor is sharded; 1 where each rank holds all of it."""
+    """Returns the number of ranks over which a tensor is sharded; 1 if each rank holds the whole tensor."""
     if not isinstance(tensor, DTensor):
         return 1
     sizes = zip(tensor.device_mesh.shape, tensor.placements, strict=True)
-    # Not `is_shard()`: it says False of the strided shards of two axes on one dim (torch 2.13).
+    # Not `is_shard()`: it returns False for strided shards of two axes on one dim (torch 2.13).
     return math.prod(size for size, placement in sizes if not placement.is_replicate())
 
 
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
-    """Adds the squares of all elements, in fp64 beyond a row, so that it does not show which rank holds which part.
+    """Sums the squares of all elements, in fp64 across rows, so that the result does not depend on the sharding.
 
-    On the CPU torch's norm of a whole tensor adds up in fp32: of 30,522 x 256 elements it loses 3e-5. A row's loses
-    nothing.
+    On the CPU torch computes the norm of a whole tensor in fp32, with an error of 3e-5 for 30,522 x 256 elements. The norm of a single row has no such error.
     """
     if tensors[0].device.type == "cpu":
         norms = torch.cat([torch.linalg.vector_norm(tensor, dim=-1).flatten() for tensor in tensors])
@@ -38,16 +37,16 @@ def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tensor:
     """Scales the gradients so that their global 2-norm is at most max_norm. Collective: all ranks must call.
 
-    The norm is that of the whole model's gradient: shards count once, replicas count once, a tied parameter counts
-    once. One all-reduce where parameters are sharded, none otherwise, and the host does not wait for the device unless
-    gradients are offloaded to it.
+    The norm covers the whole model's gradient: each shard, each set of replicas and each tied parameter counts once.
+    The call costs one all-reduce if parameters are sharded, otherwise none. The host does not wait for the device
+    unless gradients are offloaded to the host.
 
     Args:
-        parameters: The model's parameters; those without a gradient are left out.
-        max_norm: None only measures.
+        parameters: Parameters of the model. Parameters without a gradient are ignored.
+        max_norm: Largest norm; None: the gradients are only measured.
 
     Returns:
-        The norm before clipping, an fp32 scalar on the gradients' device.
+        Norm before clipping, an fp32 scalar on the gradients' device.
     """
     unique = {id(parameter): parameter for parameter in parameters}
     gradients = [parameter.grad for parameter in unique.values() if parameter.grad is not None]
@@ -61,10 +60,10 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     if max(squares) == 1:
         total = squares[1]
     else:
-        # Each of several copies brings its share, so that one sum over all ranks does for every axis of the mesh.
+        # Each copy contributes an equal share, so that one sum over all ranks covers every axis of the mesh.
         shares = [value * num_parts / dist.get_world_size() for num_parts, value in squares.items()]
         mesh = next(gradient.device_mesh for gradient in gradients if isinstance(gradient, DTensor))
-        total = torch.stack(shares).sum().to(mesh.device_type)  # NCCL adds up nothing on the host
+        total = torch.stack(shares).sum().to(mesh.device_type)  # NCCL cannot sum tensors on the host
         dist.all_reduce(total)
         total = total.to(device)
     norm = total.sqrt().float()

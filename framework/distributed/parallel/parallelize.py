@@ -1,7 +1,7 @@
-"""The one function that applies parallelism to a model, in one stated order, and the one that gives it its weights.
+"""Functions that parallelize a model in one fixed order and then allocate and initialize its weights.
 
-Model code knows one device. A model is built on the meta device, parallelized, and only then gets memory and values, so
-that no rank ever holds more than its shard and one full parameter.
+Model code is written for one device. A model is built on the meta device and parallelized. Only then does it get memory
+and values, so that no rank ever holds more than its shard and one full parameter.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ def parallelize(
     sharding: Sharding = DEFAULT_SHARDING,
     compile_backend: CompileBackend = "none",
 ) -> TaskModel:
-    """Applies the strategy in place. Collective where there is a mesh: all ranks must call.
+    """Applies the strategy in place. Collective if there is a mesh: all ranks must call.
 
-    The order is: float8, tensor parallel, activation checkpointing, compile, data parallel last. `ddp`, `fsdp2` and
-    `hsdp` are the same runtime with another placement of the parameters.
+    The order is float8, tensor parallel, activation checkpointing, compile, data parallel. `ddp`, `fsdp2` and `hsdp`
+    use the same runtime with different placements of the parameters.
 
     Args:
-        model: On the meta device.
-        mesh: Of `build_mesh`; None for a single process.
+        model: Model on the meta device.
+        mesh: Result of `build_mesh`; None for a single process.
         strategy: One of `framework.distributed.mesh.STRATEGIES`.
-        precision: Decides in which dtype parameters are gathered, and whether layers compute in float8.
-        activation_checkpointing: What layers keep for the backward pass.
-        sharding: When shards are gathered and where they lie; `ddp` takes no notice of it.
-        compile_backend: Who compiles the layers.
+        precision: Dtype in which parameters are gathered; "float8" also makes layers compute in float8.
+        activation_checkpointing: Settings of activation checkpointing.
+        sharding: Times at which shards are gathered, and the memory that holds them. `ddp` ignores it.
+        compile_backend: Backend that compiles the layers.
 
     Returns:
         The same model.
@@ -75,7 +75,7 @@ def parallelize(
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the encoder and of the head's decoder, where there is one, in the order in which they compute."""
+    """Returns the layers of the encoder and of the head's decoder, if any, in the order of computation."""
     return [module for module in model.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
 
 
@@ -87,12 +87,13 @@ def _apply_data_parallel(
     sharding: Sharding,
     has_compiled_layers: bool,
 ) -> None:
-    """Groups: all norms where they differ in dtype, each layer, and the root with embeddings, head and what is tied.
+    """Wraps groups of modules: all norms if their dtype differs, each layer, and the root module.
 
-    A compiled layer is one piece, with no hook of a norm's group in it: it is gathered as a whole in fp32, and rounded
-    to bf16 by autocast inside. The numbers are the same; sharded layers are gathered in twice as many bytes.
+    The root group contains the embeddings, the head and tied weights. A compiled layer is one graph, which cannot
+    contain a hook of the norms' group. It is gathered as a whole in fp32, and autocast rounds to bf16 inside. The
+    results are the same, but gathering sharded layers takes twice as many bytes.
     """
-    # Pinned memory is copied while the device computes; the CPU has none.
+    # Pinned memory can be copied while the device computes. The CPU has no pinned memory.
     offload = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if sharding.cpu_offload else OffloadPolicy()
 
     def wrap(modules: nn.Module | list[nn.Module], policy: MixedPrecisionPolicy, reshard: bool | int) -> None:
@@ -106,7 +107,7 @@ def _apply_data_parallel(
     if precision.norm_policy != precision.weight_policy:
         compiled = {module for layer in layers for module in layer.modules()} if has_compiled_layers else set()
         norms = [module for module in model.modules() if isinstance(module, LayerNorm) and module not in compiled]
-        # Norms are small: they stay gathered from forward to backward, for one collective a pass.
+        # Norms are small. They stay gathered from forward to backward, so each pass needs one collective for them.
         wrap(norms, precision.norm_policy, False)
     for layer in layers:
         policy = precision.norm_policy if has_compiled_layers else precision.weight_policy
@@ -117,11 +118,11 @@ def _apply_data_parallel(
 
 
 def _set_prefetch(model: nn.Module, norms: list[nn.Module], sharding: Sharding) -> None:
-    """Says which groups are gathered ahead of which, where the config says so; else torch decides."""
+    """Sets the groups that are gathered in advance, if the config sets their number; otherwise torch decides."""
     root: Any = model
     layers: list[Any] = transformer_layers(model)
     if (count := sharding.forward_prefetch) is not None:
-        # The norms first: the one of the embeddings is needed before the first layer.
+        # The norms come first, because the norm of the embeddings is needed before the first layer.
         root.set_modules_to_forward_prefetch([*norms[:1], *layers[:count]])
         for index, layer in enumerate(layers):
             layer.set_modules_to_forward_prefetch(layers[index + 1 : index + 1 + count])
@@ -131,15 +132,16 @@ def _set_prefetch(model: nn.Module, norms: list[nn.Module], sharding: Sharding) 
 
 
 def set_gradient_sync(model: nn.Module, is_last: bool, sharding: Sharding = DEFAULT_SHARDING) -> None:
-    """Says before a backward pass whether it is the step's last, and so whether gradients are reduced in it.
+    """Sets, before a backward pass, whether this pass reduces gradients.
 
-    Until the last one, what stays gathered from forward to backward (root, norms, and layers that are not resharded)
-    stays so until the next forward too.
+    Weights that stay gathered from forward to backward (root, norms, and layers that are not resharded) also stay
+    gathered until the next forward, except after the last backward pass of a step.
 
     Args:
-        model: Parallelized or not.
-        is_last: This is the last micro-batch of the step.
-        sharding: As given to `parallelize`; `every` reduces over shards each time, and over copies only the last time.
+        model: Model, parallelized or not.
+        is_last: True for the last micro-batch of the step.
+        sharding: Settings that `parallelize` was given. With `every`, each pass reduces over shards, but only the last
+            pass reduces over copies.
     """
     if not isinstance(model, FSDPModule):
         return
@@ -152,9 +154,9 @@ def set_gradient_sync(model: nn.Module, is_last: bool, sharding: Sharding = DEFA
 
 
 def drop_gathered(model: nn.Module) -> None:
-    """Lets go of what a pass without backward left gathered, so that the next pass sees the weights as they are then.
+    """Frees weights that a pass without backward left gathered, so that the next pass gathers the current weights.
 
-    A change of the weights needs it, unless a backward came before.
+    Call it when the weights change, unless a backward pass has run since the last forward pass.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -167,26 +169,28 @@ def materialize(
     device: torch.device | str,
     parameter_device: torch.device | str | None = None,
 ) -> None:
-    """Gives a model on the meta device its memory, initial values and buffers; each rank keeps its own shard.
+    """Allocates a model on the meta device and sets its initial values and buffers; each rank keeps its own shard.
 
-    No communication: every rank makes each full parameter in turn and keeps its part, so that weights are the same at
-    any world size. Tied parameters stay tied.
+    There is no communication. Every rank creates one full parameter after the other and keeps its part, so that weights
+    are the same at any world size. Tied parameters stay tied.
 
     Args:
-        model: Parallelized or not.
-        initial_values: Name as in `model.named_parameters()` and a maker of the full value.
-        device: Where the model computes.
-        parameter_device: Where the parameters lie meanwhile: the CPU where they are offloaded; None: on the device.
+        model: Model, parallelized or not.
+        initial_values: Pairs of a name in `model.named_parameters()` and a function that returns the full value.
+        device: Device on which the model computes.
+        parameter_device: Device that stores the parameters, for example the CPU if they are offloaded. None: `device`.
 
     Raises:
-        ValueError: The values do not cover the parameters, or a module with buffers has no `reset_buffers`.
+        ValueError: The names of the values differ from those of the parameters, or a module with buffers has no
+            `reset_buffers`.
     """
     makers = dict(initial_values)
     aliases = _tied_names(model)
     names = {name for name, _ in model.named_parameters()}
     if names != set(makers):
         raise ValueError(
-            f"Initial values must be those of the model's parameters, but differ in {sorted(names ^ set(makers))}."
+            f"The names of initial values and parameters differ in {sorted(names ^ set(makers))}. Each parameter needs "
+            "one initial value. Pass exactly the names of model.named_parameters()."
         )
     model.to_empty(device=torch.device(device if parameter_device is None else parameter_device))
     for module in model.modules():
@@ -204,13 +208,14 @@ def materialize(
             continue
         if not hasattr(module, "reset_buffers"):
             raise ValueError(
-                f"The module {name} has buffers; it needs a reset_buffers() that fills them after the meta device."
+                f"The module {name} has buffers but no reset_buffers(). Buffers lose their values on the meta device. "
+                "Define reset_buffers() to fill them."
             )
         module.reset_buffers()
 
 
 def assign_full(parameter: Tensor, value: Tensor) -> None:
-    """Copies a full tensor into a parameter; a sharded one takes its own part. No communication."""
+    """Copies a full tensor into a parameter, without communication. A sharded parameter takes its own part."""
     if isinstance(parameter, DTensor):
         value = value.to(parameter.to_local().device)
         part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
@@ -220,7 +225,7 @@ def assign_full(parameter: Tensor, value: Tensor) -> None:
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Maps each further name of a parameter to its first one."""
+    """Maps each additional name of a tied parameter to its first name."""
     first: dict[int, str] = {}
     aliases = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

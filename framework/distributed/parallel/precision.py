@@ -1,4 +1,4 @@
-"""One rule of precision under every strategy: weights fp32, products as asked; norms, losses and reductions fp32."""
+"""Precision under every strategy: matrix products as configured; weights, norms, losses and reductions in fp32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,18 +20,21 @@ _COMPUTE_DTYPES = {
 PRECISIONS = (*_COMPUTE_DTYPES, "auto")
 
 PRECISION_STRATEGIES = {"fp16": ("single", "ddp"), "float8": ("single", "ddp", "fsdp2", "hsdp")}
-"""Precisions that not every strategy has: what is large enough to be sharded should have bf16's range, and torchao's
-maps are no tensor parallel ones."""
+"""Strategies of the precisions that not every strategy supports.
+
+Models that are large enough to be sharded should use the range of bf16. torchao's linear layers do not support tensor
+parallel.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """How products are computed. The model's weights and the optimizer's state are fp32 in each case.
+    """Dtype of matrix products. Model weights and optimizer state are always fp32.
 
     Attributes:
-        name: "fp32", "bf16", "fp16", or "float8": bf16 around linear maps that compute in float8.
+        name: "fp32", "bf16", "fp16" or "float8". "float8" means bf16 with linear layers that compute in float8.
         init_scale: Loss scale of fp16 at the start of a run.
-        growth_interval: Finite steps in a row after which the loss scale is doubled.
+        growth_interval: Number of finite steps in a row after which the loss scale is doubled.
     """
 
     name: str
@@ -40,33 +43,33 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.name not in _COMPUTE_DTYPES:
-            raise ConfigError(f"precision={self.name} is unknown; use one of {', '.join(PRECISIONS)}.")
+            raise ConfigError(f"precision={self.name} is unknown. Use one of {', '.join(PRECISIONS)}.")
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Dtype of matrix products (but those in float8) and attention."""
+        """Dtype of attention and of matrix products, except those in float8."""
         return _COMPUTE_DTYPES[self.name]
 
     def autocast(self, device_type: str) -> AbstractContextManager[object]:
-        """The context in which a forward pass runs, on every strategy alike.
+        """Returns the context in which a forward pass runs, the same under every strategy.
 
-        Autocast's cache of cast weights is off: within one context a second pass would find casts that its
-        recomputation under activation checkpointing misses, and would add its gradient to the first one's in half
-        precision. A pass uses each weight once, so that there is nothing to be saved.
+        Autocast's cache of cast weights is off. With the cache, a second pass in one context would reuse casts that its
+        recomputation under activation checkpointing misses, and would add its gradient to the first pass's gradient in
+        half precision. A pass uses each weight once, so the cache would save nothing.
         """
         if self.name == "fp32":
             return nullcontext()
         return torch.autocast(device_type, dtype=self.compute_dtype, cache_enabled=False)
 
     def build_loss_scale(self) -> LossScale | None:
-        """The scale that losses of a run need; None where the range of the numbers is that of fp32."""
+        """Builds the loss scale of a run; None for precisions with the range of fp32."""
         return LossScale(self.init_scale, self.growth_interval) if self.name == "fp16" else None
 
     @property
     def weight_policy(self) -> MixedPrecisionPolicy:
-        """Policy of the groups that hold matrices: gathered in the compute dtype, gradients reduced in fp32.
+        """FSDP policy of groups with matrices: they are gathered in the compute dtype, gradients are reduced in fp32.
 
-        Inputs are not cast at module borders; autocast decides by operation, as in a single process.
+        Inputs are not cast at module boundaries. Autocast selects the dtype per operation, as in a single process.
         """
         if self.name == "fp32":
             return MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -76,12 +79,12 @@ class Precision:
 
     @property
     def norm_policy(self) -> MixedPrecisionPolicy:
-        """Policy of the group that holds the norms: fp32 throughout."""
+        """FSDP policy of the group with the norms: fp32 throughout."""
         return MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
 def multiplies_bf16(device_type: str) -> bool:
-    """Says whether this hardware multiplies bf16 natively: CUDA from 8.0 on, CPUs with AMX or AVX-512 BF16."""
+    """Returns True if the hardware multiplies bf16 natively: CUDA from 8.0 on, CPUs with AMX or AVX-512 BF16."""
     if device_type == "cuda":
         return torch.cuda.get_device_capability() >= (8, 0)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
@@ -90,13 +93,13 @@ def multiplies_bf16(device_type: str) -> bool:
 def resolve_precision(
     name: str, device_type: str, init_scale: float = INITIAL_SCALE, growth_interval: int = GROWTH_INTERVAL
 ) -> Precision:
-    """Turns the config's precision into one that runs; "auto" takes bf16 where the hardware multiplies it natively.
+    """Resolves the precision of the config. "auto" is bf16 if the hardware multiplies it natively, otherwise fp32.
 
     Args:
         name: One of `PRECISIONS`.
         device_type: "cpu" or "cuda".
         init_scale: Loss scale of fp16 at the start of a run.
-        growth_interval: Finite steps in a row after which the loss scale is doubled.
+        growth_interval: Number of finite steps in a row after which the loss scale is doubled.
 
     Raises:
         ConfigError: The name is unknown.
@@ -107,22 +110,22 @@ def resolve_precision(
 
 
 def check_full_precision(model: nn.Module, optimizer: CombinedOptimizer) -> None:
-    """Weights and optimizer state must be fp32, whatever products are made of; call before the first step.
+    """Checks that weights and optimizer state are fp32, for any precision of products. Call it before the first step.
 
     Raises:
-        ConfigError: A parameter, or a floating part of its state, is of another dtype; the message names it.
+        ConfigError: A parameter, or a floating-point tensor of its state, has another dtype. The message names it.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             raise ConfigError(
-                f"the parameter {name} is {_short(parameter.dtype)}, but weights are kept in fp32 and `precision` says "
-                "what products are made of; build the module without a dtype."
+                f"the parameter {name} is {_short(parameter.dtype)}. Weights must be fp32; `precision` sets only the "
+                "dtype of matrix products. Build the module without a dtype."
             )
     for name, value in optimizer.named_state().items():
         if value.is_floating_point() and value.dtype != torch.float32:
             raise ConfigError(
-                f"the optimizer state {name} is {_short(value.dtype)}, but it is kept in fp32 as the weights are; "
-                "create it with torch.zeros_like(parameter)."
+                f"the optimizer state {name} is {_short(value.dtype)}. It must be fp32 like the weights. Create it "
+                "with torch.zeros_like(parameter)."
             )
 
 

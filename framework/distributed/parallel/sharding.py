@@ -1,4 +1,4 @@
-"""What a strategy that shards weights may trade: memory for messages, the device's memory for the host's."""
+"""Settings of sharded strategies: they trade memory for communication, and device memory for host memory."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -9,22 +9,23 @@ from framework.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """How sharded weights and gradients travel and where they lie. It changes time and memory, no number but rounding.
+    """Communication and memory settings of sharded weights and gradients. Results change only by rounding.
 
-    Gradients are reduced once a step by default: a model of 300 million parameters then keeps 1.2 GB of them on each
-    rank, little beside its activations, while each reduction crosses the slowest link.
+    By default gradients are reduced once per step. A model of 300 million parameters then keeps 1.2 GB of gradients on
+    each rank, which is little compared with its activations, while each reduction crosses the slowest link.
 
     Attributes:
-        reshard_after_forward: What a layer's weights do between forward and backward: true: they are let go and
-            gathered again; false: they stay gathered until the last backward of the step; a number: they stay gathered
-            over that many neighbouring ranks, which the backward pass then gathers from.
-        forward_prefetch: Layers whose weights are asked for ahead of the one that computes; null: none, each is asked
-            for when the host comes to it.
-        backward_prefetch: The same in the backward pass; null: one.
-        cpu_offload: Weights, gradients and optimizer state lie in the host's memory, where the optimizer also runs;
-            a layer's weights visit the device while it computes.
-        gradient_sync: "last": gradients are reduced once a step, with the last micro-batch; until then each rank keeps
-            whole ones (4 bytes a parameter of the model). "every": with each micro-batch; a rank keeps its shard only.
+        reshard_after_forward: Handling of a layer's weights between forward and backward. True: they are freed and
+            gathered again. False: they stay gathered until the last backward of the step. A number: they are
+            sharded over groups of that many consecutive ranks, so that the backward pass gathers within a group.
+        forward_prefetch: Number of layers whose weights are requested ahead of the layer that computes. None: the
+            weights of each layer are requested when the host reaches it.
+        backward_prefetch: The same number for the backward pass. None: one layer.
+        cpu_offload: If True, weights, gradients and optimizer state stay in host memory, where the optimizer also
+            runs. A layer's weights are copied to the device while it computes.
+        gradient_sync: Micro-batches whose backward pass reduces gradients. "last": only the last of each step; until
+            then each rank keeps whole gradients (4 bytes per parameter of the model). "every": each micro-batch, and a
+            rank keeps only its shard.
     """
 
     reshard_after_forward: bool | int = True
@@ -37,10 +38,10 @@ class Sharding:
         for name in ("forward_prefetch", "backward_prefetch"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"`strategy.{name}` is {value}, but it must be at least 1; raise it, or give null.")
+                raise ConfigError(f"`strategy.{name}` is {value}. It must be at least 1. Raise it, or set it to null.")
 
     def changed(self) -> dict[str, Any]:
-        """The settings of this class that differ from their defaults."""
+        """Returns the settings of this class that differ from their defaults, by name."""
         values = {field.name: (getattr(self, field.name), field.default) for field in fields(Sharding)}
         return {name: value for name, (value, default) in values.items() if value != default}
 
@@ -53,19 +54,19 @@ def check_sharding(sharding: Sharding, shape: MeshShape) -> None:
 
     Raises:
         ConfigError: `reshard_after_forward` is a number that does not divide the ranks of a shard group into equal
-            parts of several ranks, or there is tensor parallel too.
+            parts of several ranks, or the mesh has tensor parallel too.
     """
     size = sharding.reshard_after_forward
     if isinstance(size, bool):
         return
     if shape.tensor > 1:
         raise ConfigError(
-            f"`strategy.reshard_after_forward` is {size}, but torch knows no partial groups with tensor parallel; use "
+            f"`strategy.reshard_after_forward` is {size}. With tensor parallel torch supports no partial groups. Use "
             "true or false."
         )
     fitting = [str(each) for each in range(2, shape.shard) if shape.shard % each == 0]
     if str(size) not in fitting:
         raise ConfigError(
-            f"`strategy.reshard_after_forward` is {size}, but weights are sharded over {shape.shard} ranks; use "
-            f"{', '.join(['true', 'false', *fitting])}."
+            f"`strategy.reshard_after_forward` is {size}. Weights are sharded over {shape.shard} ranks, and a number "
+            f"must divide them into equal groups of several ranks. Use {', '.join(['true', 'false', *fitting])}."
         )

@@ -1,7 +1,8 @@
-"""The two collectives of tensor parallel that have gradients (Shoeybi et al. 2019, "Megatron-LM", section 3: f and g).
+"""Collectives of tensor parallel with gradients (Shoeybi et al. 2019, "Megatron-LM", section 3: f and g).
 
-Each is the other's backward pass. Both add up in fp32 whatever comes in, like all reductions. They do not write into
-their inputs and know a group by its name, so that a compiler and activation checkpointing can look through them.
+The backward pass of each is the forward pass of the other. Both sum in fp32 for any input dtype, like all reductions.
+They do not modify their inputs and identify a group by its name, so that a compiler and activation checkpointing can
+trace them.
 """
 
 from typing import Any
@@ -41,19 +42,19 @@ class _SumOfParts(torch.autograd.Function):
 
 
 def share_input(x: Tensor, group_name: str) -> Tensor:
-    """Marks where ranks begin to do different things with what is equal on all of them.
+    """Passes on a tensor that is equal on all ranks, before the ranks compute different parts with it.
 
-    Collective in the backward pass, which adds the ranks' gradients up; the forward pass does nothing.
+    The backward pass sums the gradients of all ranks and is collective. The forward pass does not communicate.
     """
     return _ShareInput.apply(x, group_name)
 
 
 def sum_of_parts(x: Tensor, group_name: str) -> Tensor:
-    """Adds up what each rank made, so that all have the sum, in fp32. Collective in the forward pass only."""
+    """Sums a tensor over the ranks, in fp32, and returns the sum on all ranks. Collective in the forward pass only."""
     return _SumOfParts.apply(x, group_name)
 
 
 def gather_parts(x: Tensor, num_ranks: int, group_name: str) -> Tensor:
-    """Puts what each rank has next to each other: (...) to (ranks, ...). Collective; without a gradient."""
+    """Stacks the tensors of all ranks: (...) to (ranks, ...). Collective: all ranks must call. It has no gradient."""
     gathered = torch.ops._c10d_functional.all_gather_into_tensor(x.contiguous(), num_ranks, group_name)
     return torch.ops._c10d_functional.wait_tensor(gathered).view(num_ranks, *x.shape)

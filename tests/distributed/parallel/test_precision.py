@@ -33,7 +33,7 @@ def test_named_precisions() -> None:
     assert resolve_precision("fp32", "cpu").compute_dtype == torch.float32
     assert resolve_precision("fp16", "cpu", 8.0, 5) == Precision("fp16", 8.0, 5)
     assert resolve_precision("fp16", "cpu").compute_dtype == torch.float16
-    with pytest.raises(ConfigError, match="precision=fp8 is unknown; use one of fp32, bf16, fp16, float8, auto"):
+    with pytest.raises(ConfigError, match=r"precision=fp8 is unknown\. Use one of fp32, bf16, fp16, float8, auto"):
         resolve_precision("fp8", "cpu")
 
 
