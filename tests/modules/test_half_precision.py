@@ -158,7 +158,7 @@ def test_weights_that_are_not_fp32_are_refused_by_name(strategy: str, tmp_path: 
         if strategy == "single"
         else workers.run(run_with_a_bf16_head, 2, str(tmp_path), strategy)[1]
     )
-    assert message.startswith("the parameter head.pair.weight is bfloat16, but weights are kept in fp32")
+    assert message.startswith("the parameter head.pair.weight is bfloat16. Weights must be fp32")
 
 
 def test_optimizer_state_that_is_not_fp32_is_refused_by_name(tmp_path: Path) -> None:

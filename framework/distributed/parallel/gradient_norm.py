@@ -24,7 +24,8 @@ def _num_parts(tensor: Tensor) -> int:
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """Sums the squares of all elements, in fp64 across rows, so that the result does not depend on the sharding.
 
-    On the CPU torch computes the norm of a whole tensor in fp32, with an error of 3e-5 for 30,522 x 256 elements. The norm of a single row has no such error.
+    On the CPU torch computes the norm of a whole tensor in fp32, with an error of 3e-5 for 30,522 x 256 elements. The
+    norm of a single row has no such error.
     """
     if tensors[0].device.type == "cpu":
         norms = torch.cat([torch.linalg.vector_norm(tensor, dim=-1).flatten() for tensor in tensors])

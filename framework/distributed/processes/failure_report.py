@@ -229,8 +229,8 @@ def report_once(error: BaseException) -> Failure | None:
 
 def print_failure(failure: Failure) -> None:
     """Prints a failure and the path of its log file to stderr."""
-    what = "details are in" if failure.order == _NAMED else "the full traceback is in"
-    file = f"\n{what} {failure.log}" if failure.log is not None else ""
+    prefix = "details are in" if failure.order == _NAMED else "the full traceback is in"
+    file = f"\n{prefix} {failure.log}" if failure.log is not None else ""
     text = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(failure))
     sys.stderr.write(f"{text}{file}\n")
     sys.stderr.flush()
