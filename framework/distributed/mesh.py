@@ -64,7 +64,7 @@ def mesh_shape(
         raise ConfigError(f"strategy={strategy} is unknown. Use one of {', '.join(STRATEGIES)}.")
     if strategy == "single" and world_size > 1:
         raise ConfigError(
-            f"strategy=single was started in {world_size} processes. It runs in one process. Use strategy=ddp or "
+            f"strategy=single cannot run in {world_size} processes. It uses one process. Use strategy=ddp or "
             "strategy=fsdp2, or start one process."
         )
     for key, size, strategies in (

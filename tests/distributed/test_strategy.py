@@ -57,7 +57,7 @@ def test_wrong_strategies_are_named() -> None:
         ConfigError, match=r"strategy=zero3 is unknown\. Use one of single, ddp, fsdp2, hsdp, tp, fsdp2_tp"
     ):
         mesh_shape("zero3", 1)
-    with pytest.raises(ConfigError, match="strategy=single was started in 2 processes"):
+    with pytest.raises(ConfigError, match="strategy=single cannot run in 2 processes"):
         mesh_shape("single", 2)
 
 

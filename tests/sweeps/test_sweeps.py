@@ -142,7 +142,7 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
         (["hydra.launcher.jobs_at_once=0"], "`hydra.launcher.jobs_at_once` is 0, but it must be at least 1"),
         (
             ["hydra.launcher.processes=2", "strategy=single"],
-            "The job optimizer.lr=0.001, seed=0 cannot run: strategy=single runs one",
+            "The job optimizer.lr=0.001, seed=0 cannot run: strategy=single cannot run in",
         ),
         (["run.id=x"], "run.id is x for every job. Each job of a sweep needs its own run folder."),
         (["seed=0,0"], "2 jobs have the same run folder runs/mine/mine-lr_0.001-seed_0"),
