@@ -1,7 +1,7 @@
-"""Chooses the token budget of micro-batches when the model has its memory and before the first batch is made."""
+"""Chooses the token budget of micro-batches after the model is in memory and before the first batch is built."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 from typing import Any
 
@@ -23,10 +23,10 @@ from framework.modules.encoder_module import EncoderModule
 
 
 class AutoBudget(pl.Callback):
-    """Sets the data module's budget; each start of a run chooses anew, since a budget changes no result.
+    """Sets the budget of the data module. Each start of a run chooses it again, because a budget changes no result.
 
     Args:
-        memory: Readings of the device; None where memory does not limit, on the CPU.
+        memory: Memory of the device; None on the CPU, where memory is not a limit.
     """
 
     def __init__(self, memory: DeviceMemory | None) -> None:
@@ -34,7 +34,10 @@ class AutoBudget(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Tries and chooses. Collective: all ranks must call. Weights, optimizer and counters stay as they are."""
+        """Runs trials and sets the budget; weights, optimizer and counters stay unchanged.
+
+        Collective: all ranks must call.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         plan, smallest = data.plans["train"], data.longest_sequence
         step_tokens = plan.global_batch_size * plan.source.mean_length / plan.num_ranks
@@ -49,8 +52,8 @@ class AutoBudget(pl.Callback):
                 )
                 before = memory.start()
                 pl_module.run_trial(batch)
-                found = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
-                tokens_, peak, held = max_over_ranks(found.to(pl_module.device)).tolist()
+                measured = torch.tensor([batch.num_tokens, memory.peak(), before], dtype=torch.float64)
+                tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
                 return Trial(int(tokens_), peak, held)
 
             limit = -max_over_ranks(

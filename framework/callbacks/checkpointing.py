@@ -1,13 +1,13 @@
-"""Writes checkpoints: in the step's order after validation and after the row, and always one at the end.
+"""Writes checkpoints. A step is saved after its validation and its row; the last step is always saved.
 
-A save hands the tensors to a thread, which copies them to host memory and then writes the copy. The copy is made beside
-the next step's forward and backward, which only read them; the main thread waits for it just before anything changes
-them, which the optimizer tells (`CombinedOptimizer.before_change`). What the ranks say to each other about a write goes
-over a process group of its own: two threads that use one gloo group take each other's messages.
+A save hands the tensors to a thread, which copies them to host memory and then writes the copy. The copy runs during
+the next step's forward and backward, which only read the tensors. The main thread waits for the copy just before
+anything changes them; the optimizer announces this with `CombinedOptimizer.before_change`. The collectives of a write
+use their own process group, because two threads that share one gloo group receive each other's messages.
 """
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import copy
 import logging
@@ -43,16 +43,17 @@ from framework.tracking.rank_log import RUN_LOGGER
 logger = logging.getLogger(RUN_LOGGER)
 
 SCHEDULE = "schedule"
-"""Key of state.json: `max_steps`, and the learning-rate factors of the last and of the next update."""
+"""Key of state.json for `max_steps` and the learning-rate factors of the last and the next update."""
 
 
 class Checkpointing(pl.Callback):
-    """Saves where the cadence says so, and where a stop was asked for. Stands after what logs and what asks for it.
+    """Saves when the cadence requires it and when a stop was requested.
 
-    At most one checkpoint is being written: the next save waits for it first, and the last one, or that of a planned
-    leave, is waited for at once. How a write went, its copy included, is agreed by the ranks at its end and taken up
-    where they wait for it, so that all of them go on or fail at the same step. A run that is killed before a step's
-    validation has no checkpoint of that step: it does both again.
+    Its position is after the callbacks that log and those that request stops. At most one checkpoint is written at a
+    time: the next save first waits for the previous one. The last save, or the save of a planned stop, is completed
+    before training ends. At the end of a write and its copy, the ranks agree on whether it succeeded. They read this
+    result when they wait for the write, so that all of them continue or fail at the same step. A run that is killed
+    before a step's validation has no checkpoint of that step, and repeats both the step and the validation.
     """
 
     def __init__(
@@ -66,17 +67,17 @@ class Checkpointing(pl.Callback):
         run_folder: Path | None = None,
         console: Console | None = None,
     ) -> None:
-        """Takes where and when.
+        """Creates the callback.
 
         Args:
-            folder: Of the run's checkpoints.
-            cadence: When a checkpoint is due.
-            timings: Gets the seconds that training stood still, and those of whole saves.
-            retention: Which checkpoints stay; the others are removed after a save.
-            background: Copy to host memory and write beside the training; else training stands still.
-            timeout_seconds: How long a rank waits for the others.
+            folder: Folder of the run's checkpoints.
+            cadence: Schedule of checkpoints and validations.
+            timings: Lap timer, which gets the seconds that training waited and the seconds of complete saves.
+            retention: Rule that selects the checkpoints to keep; the others are removed after a save.
+            background: Copy to host memory and write while training continues; otherwise training waits.
+            timeout_seconds: Time limit for waiting for the other ranks.
             run_folder: Folder for progress.json, which records the newest checkpoint; None: no record is written.
-            console: Where to say that the disk refused; None: standard output.
+            console: Console for write errors; None: standard output.
         """
         self.folder = folder
         self.cadence = cadence
@@ -85,7 +86,7 @@ class Checkpointing(pl.Callback):
         self.timeout_seconds = timeout_seconds
         self.run_folder = run_folder
         self.console = console
-        # Where no save falls between two steps there is nothing to write beside, and no memory to be spent on it.
+        # If no save happens before the last step, none can run in the background, so no host memory is needed.
         self._staging = Staging() if background and cadence.checkpoint_every_n_steps is not None else None
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._group: dist.ProcessGroup | None = None
@@ -95,18 +96,18 @@ class Checkpointing(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Makes the process group of the writes. Collective: all ranks must call."""
+        """Creates the process group of the writes. Collective: all ranks must call."""
         if dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_seconds))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Takes the host memory of the copies now: too little of it shows here, and the first save is no slower.
+        """Allocates the host memory of the copies now, so that a lack of it is detected early.
 
-        Collective: all ranks must call.
+        The first save is then as fast as the others. Collective: all ranks must call.
 
         Raises:
-            CheckpointError: There is too little of it, on any rank; on all ranks.
+            CheckpointError: Any rank has too little host memory; raised on all ranks.
         """
         staging = self._staging
         if staging is not None and trainer.global_step < self.cadence.max_steps:
@@ -130,15 +131,15 @@ class Checkpointing(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Waits for what is still being written, before anything says how the run ended."""
+        """Waits for a running write, before any callback reports how the run ended."""
         self.wait(trainer)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
-        """Lets a write come to its end, as its step is worth keeping: the peers' threads take part while they live.
+        """Waits for a running write, so that its checkpoint is kept. The threads of live peers take part in it.
 
-        It ends in any case, with an error where a peer is gone or silent for `timeout_seconds`. The error that ends the
-        run is the other one; it is told first, as a launcher may not wait for a slow disk.
+        The write always ends: if a peer is gone or silent for `timeout_seconds`, it ends with an error. The exception
+        that ends the run is reported first, because a launcher may not wait for a slow disk.
         """
         if self._in_flight is not None:
             if REPORT.is_open and not isinstance(exception, KeyboardInterrupt):
@@ -146,23 +147,23 @@ class Checkpointing(pl.Callback):
             step, write = self._in_flight
             wait([write])
             if write.exception() is not None and trainer.is_global_zero:
-                self._say(f"step {step}: its checkpoint was not written to its end ({write.exception()}).")
+                self._report(f"step {step}: its checkpoint is incomplete ({write.exception()}).")
 
     def save(self, trainer: pl.Trainer, pl_module: EncoderModule, waits: bool) -> None:
-        """Starts a save of this step, after the one before has come to its end. Collective: all ranks must call.
+        """Starts a save of this step after the previous save has ended. Collective: all ranks must call.
 
         Args:
-            trainer: Knows the step.
-            pl_module: What is saved.
-            waits: Until it is written; else training may go on at once.
+            trainer: Trainer, which has the step.
+            pl_module: Module to save.
+            waits: True: returns after the checkpoint is written; False: training may continue at once.
 
         Raises:
-            SaveError: The disk refused the last checkpoint of the run.
-            CheckpointError: It failed for another reason, this one or the one before.
+            SaveError: The last checkpoint of the run could not be written.
+            CheckpointError: This save or the previous one failed for another reason.
         """
         self.wait(trainer)
         logger.info("checkpoint begins")
-        mark("hands a checkpoint over")
+        mark("starts a checkpoint")
         extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
         step = trainer.global_step
         factors = {"factor": pl_module.schedule(max(step - 1, 0)), "next_factor": pl_module.schedule(step)}
@@ -177,34 +178,34 @@ class Checkpointing(pl.Callback):
         source: dict[str, Tensor] | Future[dict[str, Tensor]] = tensors
         if self._staging is not None and not waits:
             source = self._copying = self._writer.submit(self._staging.copy, tensors, work_so_far(tensors))
-        # There is one thread: the write begins when the copy has come to its end.
+        # There is one writer thread, so the write begins after the copy has ended.
         self._in_flight = step, self._writer.submit(self._write, step, source, copy.deepcopy(extra))
         if waits or self._staging is None:
             self.wait(trainer)
 
     def wait_for_copy(self) -> None:
-        """Waits until the tensors of the last save are copied; how that went is a matter of the write.
+        """Waits until the tensors of the last save are copied. The write reports errors of the copy.
 
-        It is the host that waits, not a stream of the GPU: this does for tensors of any device, and before an update it
-        costs a GPU nothing, as its queue is empty there: the host has just read whether the step is finite.
+        The host waits, not a stream of the GPU. This works for tensors of any device. Before an update it costs a GPU
+        nothing: its queue is empty, because the host has just read whether the step is finite.
         """
         if self._copying is None:
             return
         before = POSITION.point
-        mark("waits for a checkpoint to be copied")  # on all ranks, whether it still has to wait or not
+        mark("waits for a checkpoint to be copied")  # on all ranks, even if the copy has ended already
         with self.timings.interruption("checkpoint_stall"):
             wait([self._copying])
         self._copying = None
         mark(before)
 
     def wait(self, trainer: pl.Trainer) -> None:
-        """Waits for the checkpoint that is being written, if one is. Collective: all ranks must call.
+        """Waits for the checkpoint that is being written, if any. Collective: all ranks must call.
 
-        A full disk costs a run this checkpoint, not the run, unless it is the last one.
+        After a write error, such as a full disk, the run continues without this checkpoint, unless it is the last one.
 
         Raises:
-            SaveError: The disk refused the last checkpoint of the run; on all ranks.
-            CheckpointError: It failed for another reason; on all ranks.
+            SaveError: The last checkpoint of the run could not be written; raised on all ranks.
+            CheckpointError: The save failed for another reason; raised on all ranks.
         """
         if self._in_flight is None:
             return
@@ -212,13 +213,13 @@ class Checkpointing(pl.Callback):
         step, write = self._in_flight
         self._in_flight = self._copying = None
         try:
-            remark = write.result()
+            message = write.result()
         except SaveError as error:
             if step == self.cadence.max_steps:
                 raise
-            remark = f"step {step}: {error} Training goes on without this checkpoint."
-        if remark is not None and trainer.is_global_zero:
-            self._say(remark)
+            message = f"step {step}: {error} Training continues without this checkpoint."
+        if message is not None and trainer.is_global_zero:
+            self._report(message)
 
     def _save_if_due(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         step = trainer.global_step
@@ -230,19 +231,19 @@ class Checkpointing(pl.Callback):
     def _write(
         self, step: int, source: dict[str, Tensor] | Future[dict[str, Tensor]], extra: dict[str, Any]
     ) -> str | None:
-        """Runs in the writer's thread; returns what is to be said. Collective: all ranks must call."""
-        remarks: list[str] = []
+        """Runs in the writer thread and returns a message to report, if any. Collective: all ranks must call."""
+        messages: list[str] = []
 
         def record_and_prune() -> None:
             try:
                 if self.run_folder is not None:
                     write_progress(self.run_folder, step)
             except OSError as error:
-                remarks.append(f"{PROGRESS_FILE} could not be written ({error}). The next save retries.")
+                messages.append(f"{PROGRESS_FILE} could not be written ({error}). The next save retries.")
             try:
                 self.retention.prune(self.folder)
             except (OSError, CheckpointError) as error:
-                remarks.append(f"An old checkpoint could not be removed ({error}); the next save tries it again.")
+                messages.append(f"An old checkpoint could not be removed ({error}). The next save retries.")
 
         try:
             tensors = on_every_rank(source.result, self._group) if isinstance(source, Future) else source
@@ -252,14 +253,14 @@ class Checkpointing(pl.Callback):
             logger.info("checkpoint of step %d is complete", step)
         finally:
             self.timings.end("checkpoint")
-        return remarks[0] if remarks else None
+        return messages[0] if messages else None
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         logger.warning(text)
         print_line(text, self.console)
 
 
 def callback_states(trainer: pl.Trainer) -> dict[str, dict]:
-    """What each callback wants to know again after a resume, by its class name."""
+    """Returns the state that each callback needs after a resume, by class name."""
     states = {type(callback).__name__: callback.state_dict() for callback in trainer.callbacks}  # type: ignore[attr-defined]
     return {name: state for name, state in states.items() if state}

@@ -1,7 +1,7 @@
 """Prints and logs facts about the data at the start of a run."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -38,7 +38,7 @@ class DataLines(pl.Callback):
 
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Prints the lines at each start of the run."""
+        """Prints the lines and logs the warnings at each start of the run."""
         if not trainer.is_global_zero:
             return
         for line in data_lines(self.splits):
@@ -50,7 +50,7 @@ class DataLines(pl.Callback):
 
 
 def data_lines(splits: Mapping[str, SplitFacts]) -> Iterator[str]:
-    """Yields one line per split: rows used, skipped and left out, labels, and truncated texts."""
+    """Yields one line per split: rows used, skipped and omitted, labels, and truncated texts."""
     width = max(map(len, splits))
     for split, facts in splits.items():
         parts = [f"{facts.rows:,} {facts.unit}{_origin(split, splits)}"]

@@ -1,7 +1,7 @@
-"""Keeps the error analysis of the last validation of a run, and draws its plots and report at the end."""
+"""Writes the error analysis of the last validation of a run, and draws its plots and report at the end."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 from pathlib import Path
 
@@ -19,16 +19,16 @@ from framework.tracking.console import print_line
 
 
 class ErrorAnalysis(pl.Callback):
-    """Lets a validation that may be the last one keep what it found for each row, so that no second pass is needed.
+    """Keeps the results of each row in a validation that may be the last one, so that no second pass is needed.
 
-    Rank 0 writes `analysis/validation.json`; a disk that refuses it costs the analysis, not the run. Tasks that predict
-    no rows have none.
+    Rank 0 writes `analysis/validation.json`. If writing fails, the run continues without the analysis. Tasks that
+    predict no rows have no analysis.
 
     Args:
-        run_folder: Gets the analysis.
-        tokenizer: Shows the tokens of rows without a text.
-        num_examples: Worst rows that are kept with their texts.
-        goes_to_wandb: The run's W&B logger uploads the report and its tables.
+        run_folder: Run folder that the analysis is written into.
+        tokenizer: Tokenizer that decodes the tokens of rows without a text.
+        num_examples: Number of worst rows that are kept with their texts.
+        goes_to_wandb: True if the run's W&B logger uploads the report and its tables.
         console: Console for the notice about texts and for write errors; None: standard output.
     """
 
@@ -50,10 +50,10 @@ class ErrorAnalysis(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Announces that validation texts appear in reports, and how to prevent it."""
         if trainer.is_global_zero and self.num_examples and pl_module.task.examines_splits and self._validates(trainer):
-            places = "report.html and the W&B run" if self.goes_to_wandb else "report.html"
+            targets = "report.html and the W&B run" if self.goes_to_wandb else "report.html"
             text = (
-                f"texts: {places} will show the texts of up to {self.num_examples} validation rows; "
-                "trainer.report_examples=0 keeps texts out of them"
+                f"texts: {targets} will show the texts of up to {self.num_examples} validation rows. Set "
+                "trainer.report_examples=0 to leave texts out."
             )
             print_line(text, self.console)
 
@@ -62,14 +62,14 @@ class ErrorAnalysis(pl.Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Comes before the module begins its pass. All ranks decide alike."""
+        """Tells the module before its pass whether to keep the results of each row. All ranks decide alike."""
         stops_early = any(isinstance(each, EarlyStopping) and each.may_end_next for each in _callbacks(trainer))
         may_be_last = trainer.global_step >= trainer.max_steps or stops_early
         pl_module.examines = may_be_last and pl_module.task.examines_splits
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes what was kept, and lets go of it."""
+        """Writes the analysis and releases the kept results."""
         evaluation, pl_module.examined = pl_module.examined, None
         if evaluation is None or not trainer.is_global_zero:
             return
@@ -79,7 +79,7 @@ class ErrorAnalysis(pl.Callback):
         try:
             write_analysis(self.run_folder, "validation", analysis)
         except OSError as error:
-            text = f"{self.run_folder / 'analysis'} could not be written: the disk refused ({error})."
+            text = f"{self.run_folder / 'analysis'} could not be written ({error})."
             print_line(text, self.console)
 
 
@@ -90,7 +90,7 @@ def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
 class Pictures(pl.Callback):
     """Draws `plots/*.png` and report.html on rank 0 at the end of a run.
 
-    A disk that refuses them costs the pictures, not the run.
+    If writing fails, the error is printed and the run ends as usual.
     """
 
     def __init__(self, run_folder: Path, console: Console | None = None) -> None:
@@ -99,12 +99,14 @@ class Pictures(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Draws what the run's files have rows for."""
+        """Draws the plots for which the run has rows, and writes the report."""
         if not trainer.is_global_zero:
             return
         for name, write in (("plots", draw_pictures), (REPORT_FILE, write_report)):
             try:
                 write(self.run_folder)
             except (OSError, FrameworkError) as error:
-                text = f"{self.run_folder / name} could not be written ({error}). Make it with framework.report."
+                text = (
+                    f"{self.run_folder / name} could not be written ({error}). Create it later with framework.report."
+                )
                 print_line(text, self.console)

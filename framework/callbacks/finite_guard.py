@@ -1,12 +1,12 @@
-"""What happens at a step whose loss or gradient is not finite: no update on any rank, then stop, skip or roll back.
+"""Handles steps whose loss or gradient is not finite: no rank applies the update; the run stops, skips or rolls back.
 
-Skipping and rolling back both count the step: a step is a pure function, and done again it would meet the same batch.
-Rolling back takes weights and optimizer from the newest checkpoint, but goes on with the next step, so that the batches
-between the checkpoint and here, which led to it, are not met again.
+Skipping and rolling back both count the step. A step is a pure function, so a repeated step would get the same batch.
+Rolling back restores weights and optimizer from the newest checkpoint, but continues with the next step. The batches
+between the checkpoint and this step, which led to the fault, are not used again.
 """
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.callbacks.checkpointing import Checkpointing
-from framework.callbacks.resume import load_whole
+from framework.callbacks.resume import load_undamaged
 from framework.callbacks.run_log import RunLog
 from framework.checkpoint.layout import complete_checkpoints, step_of
 from framework.checkpoint.storage import Location
@@ -33,7 +33,7 @@ from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 
 SKIPPED_STEPS = "optim/skipped_steps"
-"""Metric key, in the row of each step that was not finite: steps of the run whose updates the weights do not have."""
+"""Metric key in the row of each step that was not finite: number of steps whose updates the weights do not contain."""
 
 OnNonFinite = Literal["stop", "skip", "roll_back"]
 
@@ -43,12 +43,12 @@ logger = logging.getLogger(RUN_LOGGER)
 
 @dataclass(frozen=True)
 class NonFinite:
-    """What a run does about steps that are not finite.
+    """Configured reaction to steps that are not finite.
 
     Attributes:
-        action: "stop" ends the run; "skip" goes on without the update; "roll_back" goes on with the weights and the
+        action: "stop" ends the run; "skip" continues without the update; "roll_back" continues with the weights and the
             optimizer of the newest checkpoint.
-        max_steps: How many such steps the whole run may meet before it ends.
+        max_steps: Number of such steps that the whole run tolerates before it ends.
     """
 
     action: OnNonFinite = "stop"
@@ -59,19 +59,19 @@ STOP = NonFinite()
 
 
 class FiniteGuard(pl.Callback):
-    """Looks at the loss and the gradient norm of each step, between the backward and the update.
+    """Checks the loss and the gradient norm of each step between the backward and the update.
 
-    Both are global, so all ranks decide the same without another message, and weights and optimizer state stay as they
-    were. Cost: the host reads one boolean a step. On a CPU that is free; on a GPU the queue runs empty just before the
-    update, and what is lost is the time to launch it.
+    Both are global, so all ranks decide the same without communication, and weights and optimizer state stay unchanged.
+    Cost: the host reads one boolean per step. On a CPU this is free. On a GPU the queue runs empty just before the
+    update, which costs the time to launch the update.
 
-    The checkpoints to roll back to are those at multiples of `checkpoint_every_n_steps`, and no others: a run that left
-    early and came again has more of them than one that did not, and both must go on alike. While there is none, a step
+    A run rolls back only to checkpoints at multiples of `checkpoint_every_n_steps`. An interrupted and resumed run has
+    more checkpoints than an uninterrupted one, and both must continue alike. Before the first such checkpoint, a step
     is only skipped.
 
     Attributes:
-        skipped: First and last step, counted from 1, of each window of steps whose updates the weights do not have;
-            each ends with the step that was not finite. Kept in state.json.
+        skipped: First and last step, counted from 1, of each window of steps whose updates the weights do not contain.
+            Each window ends with the step that was not finite. Stored in state.json.
     """
 
     def __init__(
@@ -81,13 +81,13 @@ class FiniteGuard(pl.Callback):
         run_log: RunLog,
         console: Console | None = None,
     ) -> None:
-        """Takes what to do.
+        """Creates the callback.
 
         Args:
-            non_finite: The action, and how often.
-            checkpointing: Knows the run's checkpoints, and which of them every run of this config has.
-            run_log: Gets a row for each step that was not finite.
-            console: Where to say so; None: standard output.
+            non_finite: Action, and the largest number of such steps.
+            checkpointing: Checkpointing callback, which has the folder and the cadence of the run's checkpoints.
+            run_log: Run log, which gets a row for each step that was not finite.
+            console: Console for messages; None: standard output.
         """
         self.non_finite = non_finite
         self.checkpointing = checkpointing
@@ -97,92 +97,92 @@ class FiniteGuard(pl.Callback):
 
     @property
     def num_skipped_steps(self) -> int:
-        """Steps of the run whose updates the weights do not have."""
+        """Number of steps whose updates the weights do not contain."""
         return sum(last - first + 1 for first, last in self.skipped)
 
     @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: EncoderModule, optimizer: Optimizer) -> None:
-        """Decides whether the update of this step is applied; nothing else does.
+        """Decides whether the update of this step is applied. No other code decides this.
 
         Raises:
-            FrameworkError: The step is not finite, and the run is to stop there or has met too many of them.
-            CheckpointError: No checkpoint to roll back to is whole.
+            FrameworkError: The step is not finite, and the action is "stop" or the limit of such steps is exceeded.
+            CheckpointError: All checkpoints to roll back to are damaged.
         """
         if is_finite(pl_module):
             return
         step = trainer.global_step + 1
         loss, grad_norm = (float(pl_module.step_metrics[key]) for key in ("train/loss", "optim/grad_norm"))
-        what = f"the loss is {loss:g} and the gradient norm {grad_norm:g}"
-        where = where_not_finite(pl_module)
-        self._check_may_go_on(step, what, where)
+        problem = f"the loss is {loss:g} and the gradient norm is {grad_norm:g}"
+        origin = describe_origin(pl_module)
+        self._check_may_continue(step, problem, origin)
 
         pl_module.optimizer.hold_update()
-        first, consequence = step, "this update is skipped"
+        first, consequence = step, "This update is skipped"
         if self.non_finite.action == "roll_back":
             first, consequence = self._roll_back(trainer, step, pl_module)
         self.skipped.append((first, step))
         self.run_log.add({SKIPPED_STEPS: float(self.num_skipped_steps)}, at_once=True)
         if trainer.is_global_zero:
             count = f"{len(self.skipped)} of at most {self.non_finite.max_steps} such steps"
-            text = f"step {step}: {what}; {consequence} ({count}). {where}"
+            text = f"step {step}: {problem}. {consequence} ({count}). {origin}"
             logger.warning(text)
             print_line(text, self.console)
 
     @override
     def state_dict(self) -> dict[str, list[list[int]]]:
-        """The skipped steps; empty where there are none."""
+        """Returns the windows of skipped steps; empty if there are none."""
         return {"skipped_steps": [list(window) for window in self.skipped]} if self.skipped else {}
 
     @override
     def load_state_dict(self, state_dict: dict[str, list[list[int]]]) -> None:
-        """Goes on with the skipped steps of the earlier start."""
+        """Restores the windows of skipped steps of the earlier start."""
         self.skipped = [(first, last) for first, last in state_dict["skipped_steps"]]
 
-    def _check_may_go_on(self, step: int, what: str, where: str) -> None:
+    def _check_may_continue(self, step: int, problem: str, origin: str) -> None:
         if self.non_finite.action == "stop":
             raise FrameworkError(
-                f"Step {step}: {what}, but both must be finite; the update was not applied. {where} Look at those "
-                "sequences, and begin a new run.id with a lower learning rate or a longer warm-up, or go on with this "
-                "run from its last checkpoint with trainer.on_non_finite=skip or roll_back."
+                f"Step {step}: {problem}. Both must be finite, so the update was not applied. {origin} Inspect these "
+                "sequences. Start a new run.id with a lower learning rate or a longer warm-up, or resume this run from "
+                "its last checkpoint with trainer.on_non_finite=skip or roll_back."
             )
         if len(self.skipped) >= self.non_finite.max_steps:
             raise FrameworkError(
-                f"Step {step}: {what}, in step number {len(self.skipped) + 1} of this run that is not finite, but "
-                f"trainer.max_non_finite_steps is {self.non_finite.max_steps}; the update was not applied. {where} "
-                "Begin a new run.id with a lower learning rate or a longer warm-up, or raise that number and go on "
-                "from the last checkpoint."
+                f"Step {step}: {problem}. It is number {len(self.skipped) + 1} of this run's non-finite steps, but "
+                f"trainer.max_non_finite_steps is {self.non_finite.max_steps}. The update was not applied. {origin} "
+                "Start a new run.id with a lower learning rate or a longer warm-up, or raise "
+                "trainer.max_non_finite_steps and resume from the last checkpoint."
             )
 
     def _roll_back(self, trainer: pl.Trainer, step: int, pl_module: EncoderModule) -> tuple[int, str]:
-        """Restores weights and optimizer, if there is a checkpoint. Collective: all ranks must call.
+        """Restores weights and optimizer if there is a checkpoint. Collective: all ranks must call.
 
         Returns:
-            The first step that counts as skipped, and what to tell.
+            The first step that counts as skipped, and a description of the consequence.
         """
         timings = self.run_log.throughput.timings
         with timings.interruption("checkpoint_stall"):
-            self.checkpointing.wait(trainer)  # else it would be chance whether the newest counts
-        newest = gather(self._newest_regular())[0]  # what rank 0 sees
+            self.checkpointing.wait(trainer)  # otherwise it would be random whether the newest one counts
+        newest = gather(self._newest_regular())[0]  # as rank 0 sees it
         if newest is None:
-            return step, "this update is skipped, as there is no checkpoint to roll back to yet"
+            return step, "This update is skipped, because there is no checkpoint to roll back to yet"
         timings.lap("train")
-        loaded = load_whole(newest, self.checkpointing.folder, pl_module, "checksums", True, self.console)
+        loaded = load_undamaged(newest, self.checkpointing.folder, pl_module, "checksums", True, self.console)
         timings.lap("checkpoint")
         restored = loaded.state["step"]
-        already = self.skipped[-1][1] if self.skipped else 0
+        last_skipped = self.skipped[-1][1] if self.skipped else 0
         skipped = f"steps {restored + 1} to {step} are" if restored + 1 < step else f"step {step} is"
-        told = f"weights and optimizer are those of step {restored} again, and {skipped} skipped"
-        return max(restored, already) + 1, told
+        consequence = f"Weights and optimizer are restored from step {restored}, and {skipped} skipped"
+        return max(restored, last_skipped) + 1, consequence
 
     def _newest_regular(self) -> Location | None:
-        """The newest complete checkpoint that a run has which was never interrupted."""
+        """Returns the newest complete checkpoint that an uninterrupted run would have too."""
         every = self.checkpointing.cadence.checkpoint_every_n_steps
         complete = complete_checkpoints(self.checkpointing.folder)
         return next((path for path in reversed(complete) if every and step_of(path) % every == 0), None)
 
 
 def is_finite(pl_module: EncoderModule) -> bool:
-    """True where loss and gradient norm of the running step are; waits for the device."""
+    """Returns True if loss and gradient norm of the current step are finite. Waits for the device."""
     loss, grad_norm = pl_module.step_metrics["train/loss"], pl_module.step_metrics["optim/grad_norm"]
     return bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
 
@@ -191,27 +191,28 @@ _SHOWN_RANKS = 4
 _SHOWN_RANGES = 20
 
 
-def where_not_finite(pl_module: EncoderModule) -> str:
-    """Names the sequences of the micro-batches whose own loss is not finite, by rank. Collective: all ranks must call.
+def describe_origin(pl_module: EncoderModule) -> str:
+    """Names the sequences of the micro-batches whose loss is not finite, by rank. Collective: all ranks must call.
 
-    Where every micro-batch's loss is finite, the fault came up in the backward pass, whose gradients are added over
-    ranks before anyone sees them: then it names all sequences of the step.
+    If every micro-batch's loss is finite, the fault arose in the backward pass. Its gradients are summed over ranks
+    before they can be checked, so the text names all sequences of the step.
     """
     assert pl_module.step_batch is not None
     micro_batches = pl_module.step_batch.micro_batches
     finite = torch.isfinite(pl_module.step_sums).all(dim=1).tolist()
-    bad = [micro for micro, is_fine in zip(micro_batches, finite, strict=True) if not is_fine]
+    bad = [micro for micro, is_good in zip(micro_batches, finite, strict=True) if not is_good]
     by_rank = gather((_ids(bad), _ids(micro_batches)))
-    blamed = {rank: ids for rank, (ids, _) in enumerate(by_rank) if ids}
-    if not blamed:
-        everything = sorted(sequence_id for _, ids in by_rank for sequence_id in ids)
+    affected = {rank: ids for rank, (ids, _) in enumerate(by_rank) if ids}
+    if not affected:
+        all_ids = sorted(sequence_id for _, ids in by_rank for sequence_id in ids)
         return (
-            f"Every sequence's loss is finite, the gradient is not; the step held sequence ids {_ranges(everything)}."
+            "The loss of every sequence is finite, but the gradient is not. "
+            f"The step has sequence ids {_ranges(all_ids)}."
         )
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return f"The loss is not finite in the micro-batches of sequence ids {_ranges(blamed[0])}."
-    shown = [f"on rank {rank}, sequence ids {_ranges(blamed[rank])}" for rank in sorted(blamed)[:_SHOWN_RANKS]]
-    more = f"; and on {len(blamed) - _SHOWN_RANKS} more ranks" if len(blamed) > _SHOWN_RANKS else ""
+        return f"The loss is not finite in the micro-batches of sequence ids {_ranges(affected[0])}."
+    shown = [f"on rank {rank}, sequence ids {_ranges(affected[rank])}" for rank in sorted(affected)[:_SHOWN_RANKS]]
+    more = f"; and on {len(affected) - _SHOWN_RANKS} more ranks" if len(affected) > _SHOWN_RANKS else ""
     return f"The loss is not finite in micro-batches {'; '.join(shown)}{more}."
 
 
@@ -221,7 +222,7 @@ def _ids(micro_batches: Sequence[PackedBatch]) -> list[int]:
 
 
 def _ranges(ids: list[int]) -> str:
-    """Sorted numbers in words: "3, 5 to 8"."""
+    """Returns sorted numbers as text, such as "3, 5 to 8"."""
     ranges: list[list[int]] = []
     for number in ids:
         if ranges and number == ranges[-1][1] + 1:

@@ -1,7 +1,7 @@
-"""Lines at the start of a run: how its steps are composed, and which weights it starts from."""
+"""Prints lines at the start of a run: the composition of its steps, and the weights it starts from."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import lightning.pytorch as pl
 from rich.console import Console
@@ -16,18 +16,18 @@ MEASURED_STEPS = 5
 
 
 class PlanLine(pl.Callback):
-    """Measures the first steps on rank 0, shows them in one line and puts the numbers into the first row of perf.jsonl.
+    """Measures the first steps on rank 0, prints one line and adds the measurements to the first row of perf.jsonl.
 
-    Stands after the run log, which opens its files, and before what draws a bar.
+    Its position is after the run log, which opens its files, and before the progress bar.
     """
 
     def __init__(self, plan: StepPlan, run_log: RunLog, console: Console | None = None) -> None:
-        """Takes what is measured.
+        """Creates the callback.
 
         Args:
-            plan: Of the training split.
-            run_log: Gets `perf/packing_efficiency` and `perf/micro_batches`.
-            console: Where to write; None: standard output.
+            plan: Step plan of the training split.
+            run_log: Run log, which gets `perf/packing_efficiency` and `perf/micro_batches`.
+            console: Console for the line; None: standard output.
         """
         self.plan = plan
         self.run_log = run_log
@@ -35,7 +35,7 @@ class PlanLine(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes the line; at each start of the run anew, from the step at which it goes on."""
+        """Prints the line at each start of the run, for the steps from which it starts or resumes."""
         steps = range(trainer.global_step, min(trainer.global_step + MEASURED_STEPS, trainer.max_steps))
         if not trainer.is_global_zero or not steps:
             return
@@ -47,19 +47,19 @@ class PlanLine(pl.Callback):
 
 
 def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
-    """The line: sequences of a step, micro-batches of a rank and their budgets, efficiency, unused text."""
+    """Returns the line: sequences per step, micro-batches per rank, their budgets, packing efficiency, unused text."""
     growth = ""
     if plan.batch_warmup is not None and summary.sequences[0] < plan.global_batch_size:
         growth = f" (growing to {plan.global_batch_size:,} at step {plan.batch_warmup.steps:,})"
     parts = [
-        f"{_range(*summary.sequences)} sequences a step{growth}",
-        f"micro-batches of {plan.micro_batch_tokens:,} tokens, {_range(*summary.micro_batches)} a rank, the last of "
+        f"{_range(*summary.sequences)} sequences per step{growth}",
+        f"micro-batches of {plan.micro_batch_tokens:,} tokens, {_range(*summary.micro_batches)} per rank, the last of "
         f"{_range(summary.last_budgets[0], summary.last_budgets[-1])}",
         f"packing efficiency {summary.efficiency:.1%} over {num_steps} steps",
     ]
     unused = plan.source.unused_fraction(0) if isinstance(plan.source, UnusedText) else 0.0
     if unused:
-        parts.append(f"sentence pairs leave {unused:.1%} of the text unused in an epoch")
+        parts.append(f"sentence pairs do not use {unused:.1%} of the text in an epoch")
     return "plan: " + "; ".join(parts)
 
 
@@ -68,20 +68,20 @@ def _range(least: int, most: int) -> str:
 
 
 class WeightsLine(pl.Callback):
-    """Shows the line on rank 0, before what draws a bar."""
+    """Prints a line about the initial weights on rank 0, before the progress bar is drawn."""
 
     def __init__(self, text: str, console: Console | None = None) -> None:
-        """Takes what is shown.
+        """Creates the callback.
 
         Args:
-            text: The line.
-            console: Where to write; None: standard output.
+            text: Line to print.
+            console: Console for the line; None: standard output.
         """
         self.text = text
         self.console = console
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes the line."""
+        """Prints the line."""
         if trainer.is_global_zero:
             print_line(self.text, self.console)

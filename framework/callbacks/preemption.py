@@ -1,11 +1,11 @@
-"""The planned leave: after a signal, or before a time limit, all ranks end at the same step, saved and ready to go on.
+"""Planned stop: after a signal or before a time limit, all ranks save and stop at the same step; the run can resume.
 
-Lightning's own handlers are kept out: they broadcast inside the handler, which deadlocks when ranks stand at different
-places of a step, and its loop broadcasts a flag and waits for the device at every batch (2.6).
+Lightning's own handlers are disabled. They broadcast inside the handler, which deadlocks if ranks are at different
+points of a step. Lightning's loop also broadcasts a flag and waits for the device at every batch (2.6).
 """
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
 import signal
@@ -30,20 +30,21 @@ from framework.tracking.rank_log import RUN_LOGGER
 logger = logging.getLogger(RUN_LOGGER)
 
 _MARGIN_SECONDS = 10.0
-"""For what comes after the last checkpoint (plots, the logger's last words, the end of the process)."""
+"""Time for the work after the last checkpoint: plots, the end of the loggers, the end of the process."""
 
 _MICROSECONDS = 1_000_000
 _RANKS = 1 << 24
-"""More than there will ever be; a signal and a rank travel as one number."""
+"""Upper bound of the number of ranks. A signal and a rank are encoded in one number."""
 
 
 class Preemption(pl.Callback):
-    """Lets ranks agree between two steps whether to leave. Stands after what measures and before what saves.
+    """Lets the ranks agree between two steps whether to stop.
 
-    The agreement is one all-reduce of six integers on the host, over a process group of its own, so that no device is
-    waited for. It is made after each step, but with steps shorter than `agree_every_seconds` only after several. A step
-    with validation agrees after it. The step at which a run leaves is saved by the callback that saves; at least one
-    step is made at each start, so that a run whose limit is too short still gets on.
+    Its position is after the callbacks that measure and before the one that saves. The agreement is one all-reduce of
+    seven integers on the host over its own process group, so it waits for no device. It happens after each step, or
+    after several if steps are shorter than `agree_every_seconds`. If a step has a validation, it happens after the
+    validation. The checkpointing callback saves the step at which the run stops. Each start makes at least one step, so
+    that a run whose limit is too short still makes progress.
 
     Attributes:
         why: "SIGTERM on rank 1" or "max_time 00:10:00 reached" once the ranks have agreed; None before.
@@ -58,15 +59,15 @@ class Preemption(pl.Callback):
         agree_every_seconds: float = 0.1,
         age_seconds: Callable[[], float] = process_age_seconds,
     ) -> None:
-        """Takes when to leave.
+        """Creates the callback.
 
         Args:
-            cadence: Says which of the next steps validate and save.
-            timings: Knows the longest step, validation and checkpoint so far, and the one that is being written.
-            max_time: Of this start, counted from the start of its process; None: no limit.
-            timeout_seconds: How long a rank waits for the others.
-            agree_every_seconds: Shortest time between agreements, where steps are shorter; 0: after each step.
-            age_seconds: Tells the age of the process.
+            cadence: Schedule of the next validations, probes and checkpoints.
+            timings: Lap timer with the longest step, validation and checkpoint so far, and the time of a running write.
+            max_time: Time limit of this start, counted from the start of its process; None: no limit.
+            timeout_seconds: Time limit for waiting for the other ranks.
+            agree_every_seconds: Shortest time between agreements if steps are shorter; 0: agree after each step.
+            age_seconds: Function that returns the age of the process.
         """
         self.cadence = cadence
         self.timings = timings
@@ -81,55 +82,55 @@ class Preemption(pl.Callback):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Takes over the signals and makes the process group of the agreement. Collective: all ranks must call."""
-        # Private names of Lightning 2.6; without them its handlers act beside ours. A test sees it.
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        """Installs signal handlers and creates the process group of the agreement. Collective: all ranks must call."""
+        # Private names of Lightning 2.6. If they change, its handlers act beside ours; a test detects that.
+        trainer._signal_connector.register_signal_handlers = _do_nothing  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _do_nothing  # type: ignore[method-assign]
         self._signals.install()
         if dist.is_initialized():
             self._group = dist.new_group(backend="gloo", timeout=collective_timeout(self.timeout_seconds))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Plans the first agreement: after the first step."""
+        """Schedules the first agreement after the first step."""
         self._next_step = trainer.global_step + 1
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Agrees where it is due, unless this step's validation comes first."""
+        """Agrees if an agreement is due, unless this step's validation comes first."""
         step = trainer.global_step
-        if step >= self._next_step and not self.cadence.validates(step) and self._leaves(step):
-            # A stop that is asked for makes Lightning validate once more, which a run that was not stopped did not.
+        if step >= self._next_step and not self.cadence.validates(step) and self._agrees_to_stop(step):
+            # A requested stop makes Lightning validate once more, which an uninterrupted run would not do here.
             trainer.limit_val_batches = 0
             trainer.should_stop = True
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Agrees after the validation of the step."""
-        if self._leaves(trainer.global_step):
+        if self._agrees_to_stop(trainer.global_step):
             trainer.should_stop = True
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Puts the handlers back after a run that came to its end.
+        """Restores the signal handlers at the end of a run.
 
-        Not where the ranks leave before it: each rank is signalled, and one that hears of it late must not end of it
-        while the others wait for it to leave.
+        They are kept if several ranks stop early. Every rank gets the signal, and one that gets it late must not die of
+        it while the others wait for it.
         """
         if self.why is None or process_info().world_size == 1:
             self._signals.restore()
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
-        """Puts the handlers back after a failure."""
+        """Restores the signal handlers after a failure."""
         self._signals.restore()
 
-    def _leaves(self, step: int) -> bool:
-        """Agrees on whether the run ends after a step. Collective: all ranks must call.
+    def _agrees_to_stop(self, step: int) -> bool:
+        """Agrees on whether the run stops after a step. Collective: all ranks must call.
 
-        Everything is decided from the greatest values of all ranks, so that all decide the same: clocks differ.
+        The clocks of ranks differ. All decisions use the maxima over the ranks, so that all ranks decide the same.
         """
         longest, writing = self.timings.longest, self.timings.running("checkpoint")
         checkpoint = max(longest["checkpoint"], writing)
@@ -138,7 +139,7 @@ class Preemption(pl.Callback):
             longest["validation"],
             longest[PROBE],
             checkpoint,
-            # The leave's own save waits for one that is being written, which may only just have begun.
+            # The save of the stop waits for a running write, which may only just have begun.
             checkpoint if writing else 0.0,
             self.age_seconds(),
         ]
@@ -160,11 +161,11 @@ class Preemption(pl.Callback):
             if age + needed > self.max_time.seconds:
                 self.why = f"max_time {self.max_time} reached"
         if self.why is not None:
-            logger.info("leaves after this step: %s", self.why)
+            logger.info("the run stops after this step: %s", self.why)
         return self.why is not None
 
     def _signal_number(self) -> int:
-        """The signal and the rank in one number, the lower rank in the greater one; 0: there was no signal."""
+        """Encodes the signal and the rank in one number, a lower rank in a larger one; 0: no signal was received."""
         received = self._signals.received
         return 0 if received is None else received * _RANKS + _RANKS - 1 - process_info().rank
 
@@ -175,5 +176,5 @@ class Preemption(pl.Callback):
         return [int(value) for value in tensor.tolist()]
 
 
-def _nothing() -> None:
-    """Stands where Lightning would handle signals."""
+def _do_nothing() -> None:
+    """Replaces the signal handling of Lightning."""

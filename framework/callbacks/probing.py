@@ -1,7 +1,7 @@
-"""Scores probes while another task is trained: what can be read off the features of the weights as they are."""
+"""Scores probes on features of the current weights while another task is trained."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,23 +26,23 @@ from framework.modules.encoder_module import EncoderModule
 from framework.tasks.probing.probe import Probe
 
 _TEXTS_AT_ONCE = 1024
-"""Of each rank; among so many those of like length may share a micro-batch."""
+"""Texts per rank in one step. Texts of similar length among them share a micro-batch."""
 
 
 class Probing(pl.Callback):
-    """Adds `probe/NAME/METRIC` to the row of the steps that are due. Stands before what logs.
+    """Adds `probe/NAME/METRIC` to the row of each step at which probes are due. Its position is before the run log.
 
-    Nothing of the training depends on it: it reads the weights, those that validation takes, and neither draws numbers
-    nor keeps anything. Every rank reads its share of the texts, all ranks get all features, and each fits the same.
+    Training does not depend on it: it reads the weights that validation uses, draws no random numbers and keeps no
+    state. Each rank encodes its share of the texts. All ranks gather all features and fit the same probes.
     """
 
     def __init__(self, probes: Mapping[str, Probe], cadence: Cadence, run_log: RunLog) -> None:
-        """Takes what is scored.
+        """Creates the callback.
 
         Args:
-            probes: By name.
-            cadence: When they are due.
-            run_log: Gets the scores.
+            probes: Probes by name.
+            cadence: Schedule of the scorings.
+            run_log: Run log, which gets the scores.
         """
         self.probes = dict(probes)
         self.cadence = cadence
@@ -50,14 +50,14 @@ class Probing(pl.Callback):
 
     @property
     def keys(self) -> list[str]:
-        """The key of each probe's first metric."""
+        """Metric key of each probe's first metric."""
         return [f"probe/{name}/{probe.best_metric}" for name, probe in self.probes.items()]
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Scores all probes where they are due. Collective: all ranks must call."""
+        """Scores all probes if they are due. Collective: all ranks must call."""
         if not self.probes or not self.cadence.probes(trainer.global_step):
             return
         with pl_module.validated_weights():
@@ -74,20 +74,23 @@ class Probing(pl.Callback):
     def _features(
         self, trainer: pl.Trainer, module: EncoderModule, probe: Probe, source: FlatSource, point: str
     ) -> Tensor:
-        """(rows, hidden) fp32 of one split in its order, on the CPU of every rank. Collective: all ranks must call."""
+        """Returns fp32 features (rows, hidden) of one split in its order, on the CPU of every rank.
+
+        Collective: all ranks must call.
+        """
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         mesh: DeviceMesh | None = trainer.strategy.mesh  # type: ignore[attr-defined]
         num_ranks = data_parallel_size(mesh)
         budget = max(data.plans["train"].micro_batch_tokens, source.max_length)
         shapes = shape_on(module.device.type)
         plan = StepPlan(source, 0, _TEXTS_AT_ONCE * num_ranks, budget, num_ranks, shuffle=False, shapes=shapes)
-        features, places = [], []
+        features, indices = [], []
         for step in range(len(plan)):
             for built in plan.batches(step, data.rank):
                 mark(point)
                 batch = built.to(module.device)
                 pooled = module.encode(batch, probe.pooling)
                 features.append(pooled[: batch.num_sequences].float())
-                places.append(batch.sequence_ids[: batch.num_sequences])
-        rows = gather_rows({"features": torch.cat(features), "places": torch.cat(places)}, mesh)
-        return rows["features"][rows["places"].argsort()].cpu()
+                indices.append(batch.sequence_ids[: batch.num_sequences])
+        rows = gather_rows({"features": torch.cat(features), "indices": torch.cat(indices)}, mesh)
+        return rows["features"][rows["indices"].argsort()].cpu()

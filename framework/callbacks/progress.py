@@ -1,7 +1,7 @@
-"""One line that shows where a run stands: a live bar in a terminal, a plain line every few seconds in a log file."""
+"""Shows the progress of a run in one line: a live bar in a terminal, a plain line every few seconds in a log file."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import time
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,10 @@ _FORMATS = {"perf/tokens_per_second": "{value:,.0f} tokens/s"}
 
 
 class ProgressLine(pl.Callback):
-    """Shows step, loss, tokens a second, time left and the validation metric on rank 0. Stands after what logs."""
+    """Shows step, loss, tokens per second, time left and the validation metric on rank 0.
+
+    Its position is after the run log.
+    """
 
     def __init__(
         self,
@@ -33,15 +36,15 @@ class ProgressLine(pl.Callback):
         plain_every_n_seconds: float = 15.0,
         further_keys: Sequence[str] = (),
     ) -> None:
-        """Takes what is shown.
+        """Creates the callback.
 
         Args:
-            run_log: Has the newest values.
+            run_log: Run log, which has the newest values.
             description: Name of the run.
             val_metric: Validation metric without the `val/` prefix.
-            console: Where to write; None: standard output.
-            plain_every_n_seconds: Between lines where the console is no terminal.
-            further_keys: Of metrics that are shown after that of the validation.
+            console: Console for the line; None: standard output.
+            plain_every_n_seconds: Seconds between lines if the console is not a terminal.
+            further_keys: Keys of metrics that are shown after the validation metric.
         """
         self.run_log = run_log
         self.description = description
@@ -54,7 +57,7 @@ class ProgressLine(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Draws the line for the first time."""
+        """Draws the bar if the console is a terminal."""
         self._start_step = trainer.global_step
         self._start_time = self._last_plain = time.monotonic()
         if trainer.is_global_zero and self.console.is_terminal:
@@ -78,32 +81,32 @@ class ProgressLine(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Moves on by a step; a log file gets a line when enough time has passed."""
+        """Advances the bar by a step. A log file gets a line if enough time has passed."""
         self._update_bar(trainer, self.description)
         if time.monotonic() - self._last_plain >= self.plain_every_n_seconds:
             self._print_plain(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Says that validation runs."""
+        """Shows that validation runs."""
         self._update_bar(trainer, f"{self.description} (validating)")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Shows the new validation metric; a log file gets a line for it at once."""
+        """Shows the new validation metric. A log file gets a line at once."""
         self._update_bar(trainer, self.description)
         if trainer.global_step < trainer.max_steps and not trainer.should_stop:
             self._print_plain(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Leaves the last state standing."""
+        """Stops the bar, which keeps its last state on the screen."""
         self._stop()
         self._print_plain(trainer)
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
-        """Gives the terminal back before an error is shown."""
+        """Stops the bar before an error is shown."""
         self._stop()
 
     def _text(self, trainer: pl.Trainer) -> str:
@@ -121,8 +124,8 @@ class ProgressLine(pl.Callback):
     def _print_plain(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero and not self.console.is_terminal:
             self._last_plain = time.monotonic()
-            place = f"{self.description}: step {trainer.global_step:,}/{trainer.max_steps:,}"
-            print_line(f"{place}, {self._text(trainer)}", self.console)
+            progress = f"{self.description}: step {trainer.global_step:,}/{trainer.max_steps:,}"
+            print_line(f"{progress}, {self._text(trainer)}", self.console)
 
     def _time_left(self, step: int, max_steps: int) -> str:
         done, seconds = step - self._start_step, time.monotonic() - self._start_time
@@ -137,7 +140,7 @@ class ProgressLine(pl.Callback):
 
 
 class _Values(ProgressColumn):
-    """The newest values, as text that never wraps."""
+    """Column with the newest values as text that never wraps."""
 
     def render(self, task: Task) -> Text:
         """Draws the column."""
@@ -145,7 +148,7 @@ class _Values(ProgressColumn):
 
 
 def shown_values(latest: Mapping[str, float], keys: Sequence[str]) -> list[str]:
-    """Values in words, those that are known."""
+    """Returns the known values as text, each with its label."""
     known = [key for key in keys if key in latest]
     return [_FORMATS.get(key, "{label} {value:.3f}").format(label=_label(key), value=latest[key]) for key in known]
 
@@ -155,7 +158,7 @@ def _label(key: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes:seconds, with hours where there are any."""
+    """Returns seconds as minutes:seconds, or as hours:minutes:seconds from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

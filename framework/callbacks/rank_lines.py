@@ -1,7 +1,7 @@
-"""What each rank's log file tells of a run, and the marks of progress between steps."""
+"""Logs the events of a run to each rank's log file, and marks the progress between steps."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
 
@@ -22,30 +22,33 @@ _SHOWN = ("train/loss", "optim/grad_norm", "optim/lr", "train/tokens", "perf/tok
 
 
 class RankLines(pl.Callback):
-    """Logs start, rows, validations and the end on every rank. Stands last: what it marks as done is done."""
+    """Logs start, rows, validations and the end on every rank.
+
+    It must be the last callback: it marks a step as done after all others have run.
+    """
 
     def __init__(self, run_log: RunLog, cadence: Cadence) -> None:
-        """Takes what is told.
+        """Creates the callback.
 
         Args:
-            run_log: Has the newest values.
-            cadence: When a row is due.
+            run_log: Run log, which has the newest values.
+            cadence: Schedule of rows and validations.
         """
         self.run_log = run_log
         self.cadence = cadence
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Says where training begins."""
-        begins = "training goes on" if trainer.global_step else "training begins"
-        logger.info("%s after step %d of %d", begins, trainer.global_step, trainer.max_steps)
+        """Logs the step at which training begins or resumes."""
+        event = "training resumes" if trainer.global_step else "training begins"
+        logger.info("%s after step %d of %d", event, trainer.global_step, trainer.max_steps)
         self._mark_next(trainer)
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Logs the row, if it is due."""
+        """Logs the row if one is due."""
         if self.cadence.logs(trainer.global_step):
             latest = self.run_log.latest
             logger.info("row: %s", ", ".join(f"{key} {latest[key]:.6g}" for key in _SHOWN if key in latest))
@@ -54,7 +57,7 @@ class RankLines(pl.Callback):
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Says that validation runs."""
+        """Logs that validation begins."""
         logger.info("validation begins")
         mark("validates")
 
@@ -62,19 +65,19 @@ class RankLines(pl.Callback):
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: EncoderModule, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Marks each batch: a long validation is no hang."""
+        """Marks each batch, so that the watchdog does not take a long validation for a hang."""
         mark(f"validates batch {batch_idx + 1}")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Logs what came out."""
+        """Logs the validation metrics."""
         values = pl_module.validation_metrics.items()
         logger.info("validation: %s", ", ".join(f"{key} {value:.6g}" for key, value in values))
         self._mark_next(trainer)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Says at which step training ended."""
+        """Logs the step at which training ended."""
         logger.info("training ended after step %d of %d", trainer.global_step, trainer.max_steps)
 
     def _mark_next(self, trainer: pl.Trainer) -> None:
@@ -85,5 +88,5 @@ class RankLines(pl.Callback):
 
 
 def failure_text(error: BaseException) -> str:
-    """The failure that came first among the ranks, where they are watched; else this rank's own, in one line."""
+    """Returns one line: the first failure among the ranks if they are watched, else this rank's own failure."""
     return str(first_failure(error) if REPORT.is_open else REPORT.describe(error))

@@ -1,7 +1,7 @@
-"""Puts a run back to where its checkpoint was written."""
+"""Restores a run from its checkpoint."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
 import math
@@ -30,7 +30,7 @@ logger = logging.getLogger(RUN_LOGGER)
 
 
 class Resume(pl.Callback):
-    """Loads weights, optimizer and counters before the loop starts. Stands first."""
+    """Loads weights, optimizer and counters before the loop starts. It must be the first callback."""
 
     def __init__(
         self,
@@ -41,14 +41,14 @@ class Resume(pl.Callback):
         accepts_missing_rows: bool = False,
         console: Console | None = None,
     ) -> None:
-        """Takes where to go on from.
+        """Creates the callback.
 
         Args:
             checkpoint: A complete checkpoint folder.
-            own_checkpoints: Folder of the run's checkpoints; damaged ones there are set aside, as the run will write
-                them again.
-            verify: What of the files is compared with what was written.
-            falls_back: Where the checkpoint is damaged, the one before it is used; else it is an error.
+            own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are set aside, because the run will
+                write them again.
+            verify: Extent of the comparison of files with their record.
+            falls_back: True: instead of a damaged checkpoint the previous one is used; False: it is an error.
             accepts_missing_rows: Report rows of metrics.jsonl that are missing before the checkpoint; otherwise they
                 are an error.
             console: Console that shows the checkpoint resumed from; None: standard output.
@@ -65,9 +65,9 @@ class Resume(pl.Callback):
         """Restores everything. Collective: all ranks must call.
 
         Raises:
-            CheckpointError: No checkpoint can be used, or rows of metrics.jsonl are missing; on all ranks.
+            CheckpointError: No checkpoint is usable, or rows of metrics.jsonl are missing; raised on all ranks.
         """
-        loaded = load_whole(
+        loaded = load_undamaged(
             self.checkpoint, self.own_checkpoints, pl_module, self.verify, self.falls_back, self.console
         )
         state = loaded.state
@@ -81,7 +81,7 @@ class Resume(pl.Callback):
                 self._check_rows(callback, state, loaded.folder)
         resumed = f"Resuming from step {state['step']:,} of {trainer.max_steps:,} ({loaded.folder})."
         if trainer.is_global_zero:
-            self._say(resumed)
+            self._report(resumed)
             self._report_schedule(trainer, pl_module, state)
         else:
             logger.info(resumed)
@@ -96,11 +96,11 @@ class Resume(pl.Callback):
             problems = run_log.row_problems(records, state["step"])
             if METRICS_FILE in problems and not self.accepts_missing_rows:
                 raise CheckpointError(
-                    f"{problems[METRICS_FILE]} ({folder.name} records count and hash). A resumed run keeps all its "
-                    "rows. Restore the file, or go on with the rows that are left with run.missing=accept."
+                    f"{problems[METRICS_FILE]} ({folder.name} records count and hash). A resumed run needs all its "
+                    "rows. Restore the file, or set run.missing=accept to continue with the remaining rows."
                 )
             for problem in problems.values():
-                self._say(f"{problem}. Training goes on with the rows that are left.")
+                self._report(f"{problem}. Training continues with the remaining rows.")
 
         on_first_rank(check)
 
@@ -111,13 +111,13 @@ class Resume(pl.Callback):
         if before is None or step >= trainer.max_steps or math.isclose(before["next_factor"], factor, rel_tol=1e-9):
             return
         rate = pl_module.optimizer.param_groups[0]["initial_lr"]
-        self._say(
+        self._report(
             f"The schedule has changed: trainer.max_steps was {before['max_steps']:,} and is {trainer.max_steps:,}. "
-            f"The learning rate goes from {rate * before['factor']:.3g} at step {step:,} to {rate * factor:.3g} at "
+            f"The learning rate changes from {rate * before['factor']:.3g} at step {step:,} to {rate * factor:.3g} at "
             f"step {step + 1:,}."
         )
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         logger.info(text)
         print_line(text, self.console)
 
@@ -126,7 +126,7 @@ def _is_in(checkpoints: Location, folder: Location) -> bool:
     return folder.parent.resolve() == checkpoints.resolve()
 
 
-def load_whole(
+def load_undamaged(
     newest: Location,
     own_checkpoints: Location,
     pl_module: EncoderModule,
@@ -134,27 +134,27 @@ def load_whole(
     falls_back: bool,
     console: Console | None,
 ) -> Loaded[dict[str, Any]]:
-    """Loads weights and optimizer of a checkpoint or, where it is damaged, of an older one, and says so.
+    """Loads weights and optimizer of a checkpoint. If it is damaged, loads an older one and reports this.
 
     Collective: all ranks must call.
 
     Args:
-        newest: To be used if it is whole.
-        own_checkpoints: Folder of the run's checkpoints; damaged ones there are set aside, as the run will write them
-            again.
-        pl_module: Gets the values.
-        verify: What of the files is compared with what was written.
-        falls_back: False where this very checkpoint was asked for.
-        console: Console for the note about a replaced checkpoint; None: standard output.
+        newest: Checkpoint to load.
+        own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are set aside, because the run will write
+            them again.
+        pl_module: Module that receives the values.
+        verify: Extent of the comparison of files with their record.
+        falls_back: False if exactly this checkpoint is required.
+        console: Console for the message about a replaced checkpoint; None: standard output.
 
     Raises:
-        DamagedError: It is damaged, and no other may take its place.
-        CheckpointError: None is whole, or one that is whole is of another model or optimizer.
+        DamagedError: The checkpoint is damaged, and `falls_back` is False.
+        CheckpointError: All checkpoints are damaged, or an undamaged one is of another model or optimizer.
     """
     model, optimizer = pl_module.model, pl_module.optimizer
     loaded = newest_whole(newest, lambda folder: load_checkpoint(folder, model, optimizer, verify), falls_back)
 
-    def pass_over() -> None:
+    def report_damage() -> None:
         logger.warning("checkpoint: %s", loaded.remark)
         print_line(f"checkpoint: {loaded.remark}", console)
         for folder in loaded.damaged:
@@ -162,5 +162,5 @@ def load_whole(
                 set_aside(folder)
 
     if loaded.damaged:
-        on_first_rank(pass_over)
+        on_first_rank(report_damage)
     return loaded

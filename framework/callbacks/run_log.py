@@ -1,7 +1,7 @@
-"""The rows of a run: one a step at which something is due, to metrics.jsonl, perf.jsonl and the loggers."""
+"""Writes the rows of a run to metrics.jsonl, perf.jsonl and the loggers: one row per step with a due metric."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -21,7 +21,7 @@ from framework.tracking.metrics_jsonl import METRICS_FILE, PERF_FILE, MetricsFil
 
 
 class RunLog(pl.Callback):
-    """Collects a step's numbers, waiting for the device once, and writes them on rank 0 after the step's validation.
+    """Collects the metrics of a step, with one wait for the device, and writes them on rank 0 after its validation.
 
     Attributes:
         latest: The newest value of each metric key.
@@ -30,13 +30,13 @@ class RunLog(pl.Callback):
     def __init__(
         self, run_folder: Path, cadence: Cadence, throughput: Throughput, loggers: Sequence[Logger] = ()
     ) -> None:
-        """Takes where rows go.
+        """Creates the run log.
 
         Args:
-            run_folder: Holds metrics.jsonl and perf.jsonl.
-            cadence: When a row is due.
-            throughput: Gives the numbers that depend on the clock.
-            loggers: Get each row with its step; they are finished with the run. Empty on all ranks but 0.
+            run_folder: Run folder, which holds metrics.jsonl and perf.jsonl.
+            cadence: Schedule of rows and validations.
+            throughput: Source of the metrics that depend on the clock.
+            loggers: Loggers that get each row with its step and are finalized with the run. Empty on all ranks but 0.
         """
         self.run_folder = run_folder
         self.cadence = cadence
@@ -51,7 +51,7 @@ class RunLog(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Opens the files on rank 0 and cuts what lies past the step at which the run goes on."""
+        """Opens the files on rank 0 and removes the rows after the step at which the run resumes."""
         if trainer.is_global_zero:
             names = {False: METRICS_FILE, True: PERF_FILE}
             self._files = {
@@ -62,7 +62,7 @@ class RunLog(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Takes the training metrics where they are due; the row is written now unless validation will add to it."""
+        """Collects the training metrics if they are due. The row is written now unless validation will add to it."""
         step = trainer.global_step
         if self.cadence.logs(step) or self._row_is_due:
             self._pending |= {key: float(value) for key, value in pl_module.step_metrics.items()}
@@ -82,7 +82,7 @@ class RunLog(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Flushes the files to disk and returns count and hash of their rows; empty on all ranks but 0."""
+        """Flushes the files to disk and returns count and hash of their rows. Empty on all ranks but 0."""
         return {file.path.name: asdict(file.record()) for file in self._files.values()}
 
     def row_problems(self, state: Mapping[str, Mapping[str, Any]], step: int) -> dict[str, str]:
@@ -106,23 +106,23 @@ class RunLog(pl.Callback):
         return {name: problem for name, problem in problems.items() if problem is not None}
 
     def add(self, values: Mapping[str, float], at_once: bool = False) -> None:
-        """Puts numbers of another callback into the next row of training metrics.
+        """Adds metrics of another callback to the next row of training metrics.
 
         Args:
-            values: By metric key.
-            at_once: The step that is running has a row, whether or not one is due.
+            values: Values by metric key.
+            at_once: Write a row for the current step even if none is due.
         """
         self._added |= values
         self._row_is_due |= at_once
 
     def join(self, values: Mapping[str, float]) -> None:
-        """Puts numbers into the row of the step that is running, which has one then, with or without other numbers."""
+        """Adds metrics to the row of the current step. The row is written even if no other metric is due."""
         self._joined |= values
         self.latest |= values
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
-        """Closes files and loggers after a run that came to its end."""
+        """Closes files and loggers at the end of a run."""
         self._close("success")
 
     @override

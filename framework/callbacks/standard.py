@@ -1,4 +1,4 @@
-"""The callbacks of a run, in the one order in which they may act."""
+"""Builds the callbacks of a run in their required order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ from framework.tracking.study import StudyTrial
 
 @dataclass(frozen=True)
 class Endings:
-    """What may end a run before its last step.
+    """Conditions that may end a run before its last step.
 
     Attributes:
-        max_time: After which the run has saved and left; None: no limit.
-        non_finite: What is done at a step whose loss or gradient is not finite.
-        patience: How long the run goes on without getting better; None: to its last step.
-        trial: Of the search that the run belongs to; None: it belongs to none.
+        max_time: Time limit within which the run saves and stops; None: no limit.
+        non_finite: Reaction to steps whose loss or gradient is not finite.
+        patience: Limit on validations without an improvement; None: the run continues to its last step.
+        trial: Trial of a search that this run executes; None: the run belongs to no search.
     """
 
     max_time: TimeLimit | None = None
@@ -69,22 +69,25 @@ def standard_callbacks(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
 ) -> list[pl.Callback]:
-    """Builds a run's callbacks. In a step they guard, update, measure, probe, log, validate, log, agree, save, show.
+    """Builds the callbacks of a run.
+
+    Within a step they check for finite values, update, measure, probe, log, validate, log, agree on a stop, save and
+    show progress, in this order.
 
     Args:
-        run_folder: Gets metrics.jsonl, perf.jsonl, summary.json, checkpoints/, plots/ and report.html.
-        cadence: What is due after which step.
-        task: Names the validation metric that is shown and compared.
-        retention: Which checkpoints stay.
-        resume: Puts the run back to a checkpoint; None starts at step 0.
-        loggers: Get each row; empty on all ranks but 0.
-        throughput: Measures the run; None: one that gives no utilisation.
-        plan: Of the training split, to be shown at the start; None: it is not shown.
-        timeout_seconds: How long a rank waits for the others.
-        checkpoint_async: Write checkpoints beside the training.
-        checkpoints: Where they are kept; None: in the run folder.
-        probes: What is read off the encoder's features, by name.
-        endings: What may end the run before its last step.
+        run_folder: Folder for metrics.jsonl, perf.jsonl, summary.json, checkpoints/, plots/ and report.html.
+        cadence: Schedule of rows, validations, checkpoints and probes.
+        task: Task, which names the validation metric that is shown and compared.
+        retention: Rule that selects the checkpoints to keep.
+        resume: Callback that restores the run from a checkpoint; None: the run starts at step 0.
+        loggers: Loggers that get each row; empty on all ranks but 0.
+        throughput: Callback that measures the run; None: one that reports no utilisation.
+        plan: Step plan of the training split, shown at the start; None: it is not shown.
+        timeout_seconds: Time limit for waiting for the other ranks.
+        checkpoint_async: Write checkpoints while training continues.
+        checkpoints: Folder of the checkpoints; None: a folder in the run folder.
+        probes: Probes on the encoder's features, by name.
+        endings: Conditions that may end the run before its last step.
     """
     throughput = throughput or Throughput(Timings())
     run_log = RunLog(run_folder, cadence, throughput, loggers)

@@ -1,7 +1,7 @@
-"""summary.json: how a run ended and what it reached."""
+"""Writes summary.json: how a run ended, and its metrics."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from framework.tracking.summary_file import write_summary
 
 
 class Summary(pl.Callback):
-    """Writes summary.json on rank 0 at the end and when a run fails; the file is replaced whole."""
+    """Writes summary.json on rank 0 at the end of a run and after a failure. The file is replaced atomically."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class Summary(pl.Callback):
         best_mode: str,
         console: Console | None = None,
     ) -> None:
-        """Takes what is summed up.
+        """Creates the callback.
 
         Args:
-            run_folder: Holds metrics.jsonl; gets summary.json.
-            run_log: Its throughput gives seconds and tokens a second.
-            preemption: Knows why the run left before its last step, if it did.
-            early_stopping: Knows why the run was at its end before its last step, if it was.
-            guard: Knows how many steps were skipped.
+            run_folder: Run folder; metrics.jsonl is read from it and summary.json is written into it.
+            run_log: Run log, whose throughput has the seconds and tokens per second.
+            preemption: Preemption callback, which has the reason of a planned stop.
+            early_stopping: Early-stopping callback, which has the reason of an early end.
+            guard: Finite guard, which has the number of skipped steps.
             best_metric: Validation metric without the `val/` prefix.
-            best_mode: "min" or "max".
-            console: Where to say, after a failure, that the summary could not be written either; None: standard output.
+            best_mode: "min" or "max", for the better values of the metric.
+            console: Console for an error while the summary of a failed run is written; None: standard output.
         """
         self.run_folder = run_folder
         self.run_log = run_log
@@ -63,9 +63,9 @@ class Summary(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Writes `finished`, also of a run that stopped early; `pruned`, `preempted` or `stopped` before the last step.
+        """Writes `finished`, `pruned`, `preempted` or `stopped`. A run that early stopping ended is `finished`.
 
-        Not at the end of training: a run that was killed after its last checkpoint has no step left to train.
+        This hook also runs if no step is left to train, after a kill that followed the last checkpoint.
         """
         if trainer.global_step >= trainer.max_steps:
             self._write(trainer, pl_module, "finished", None)
@@ -76,17 +76,17 @@ class Summary(pl.Callback):
         elif self.preemption.why is not None:
             self._write(trainer, pl_module, "preempted", self.preemption.why)
         else:
-            self._write(trainer, pl_module, "stopped", "a stop was asked for before the last step")
+            self._write(trainer, pl_module, "stopped", "a stop was requested before the last step")
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: EncoderModule, exception: BaseException) -> None:
-        """Writes `stopped` after an interrupt from the keyboard, else `failed` and the first failure of all ranks."""
+        """Writes `stopped` after a keyboard interrupt, else `failed` with the first failure of all ranks."""
         ended, why = "failed", failure_text(exception)
         if isinstance(exception, KeyboardInterrupt):
             ended, why = "stopped", "interrupted from the keyboard"
         try:
             self._write(trainer, pl_module, ended, why)
-        except CheckpointError as error:  # must not take the place of what ended the run
+        except CheckpointError as error:  # must not hide the error that ended the run
             print_line(str(error), self.console)
 
     def _write(self, trainer: pl.Trainer, pl_module: EncoderModule, ended: str, why: str | None) -> None:
@@ -103,7 +103,7 @@ class Summary(pl.Callback):
             "tokens": pl_module.num_tokens,
             "wall_seconds": throughput.wall_seconds(),
             "tokens_per_second": throughput.tokens_per_second(),
-            # A start with no step left measures nothing, so the speed comes from the rows of earlier starts.
+            # A start without a remaining step measures nothing, so the speed comes from the rows of earlier starts.
             "last": last_values(rows)
             | last_values(read_rows(self.run_folder / "perf.jsonl"))
             | {key: value for key, value in self.run_log.latest.items() if depends_on_clock(key)},
@@ -115,7 +115,7 @@ class Summary(pl.Callback):
 
 
 def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The newest value of each key."""
+    """Returns the newest value of each key."""
     values: dict[str, Any] = {}
     for row in rows:
         values |= row
@@ -124,7 +124,7 @@ def last_values(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def best_row(rows: Sequence[Mapping[str, Any]], key: str, mode: str) -> dict[str, Any] | None:
-    """Step and validation metrics of the row with the best value of a key, the earliest of equals; None without one."""
+    """Returns step and validation metrics of the first row with the best value of a key; None if no row has the key."""
     candidates = [row for row in rows if row.get(key) is not None]
     if not candidates:
         return None

@@ -1,7 +1,7 @@
-"""Tokens a second, FLOPs utilisation, memory, and what the time that was not training went to."""
+"""Measures tokens per second, FLOPs utilisation, memory, and the time spent outside of training."""
 
 # mypy: disable-error-code="override"
-# Lightning types its hooks for any module; ours are for one.
+# Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import resource
 import sys
@@ -16,24 +16,26 @@ from framework.callbacks.timings import Timings
 from framework.modules.encoder_module import EncoderModule
 
 PROBE = "probe"
-"""The lap of probes."""
+"""Name of the lap of probes."""
 
 
 class Throughput(pl.Callback):
-    """Measures windows of steps; who logs asks for the window that ends now. Stands before what logs and saves.
+    """Measures windows of steps. The run log closes a window with `take_window`.
+
+    Its position is before the callbacks that log and save.
 
     Attributes:
-        train_seconds: Of the run: training and waiting for data, without validation and checkpoints.
+        train_seconds: Seconds of the run spent on training and waiting for data, without validation and checkpoints.
         train_tokens: Real tokens of all ranks in that time.
     """
 
     def __init__(self, timings: Timings, flops_per_token: float | None = None, peak_flops: float | None = None) -> None:
-        """Takes what utilisation is computed from.
+        """Creates the callback.
 
         Args:
-            timings: Shared with the callback that writes checkpoints.
-            flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is given.
-            peak_flops: FLOPs a second of all devices together; None: not known.
+            timings: Lap timer, shared with the callback that writes checkpoints.
+            flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is reported.
+            peak_flops: FLOPs per second of all devices together; None: unknown.
         """
         self.timings = timings
         self.flops_per_token = flops_per_token
@@ -55,28 +57,28 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: EncoderModule, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Nothing but the loader stands between the end of a step and here."""
+        """Records the time since the end of the last step as waiting for the data loader."""
         self.timings.lap("data_wait")
 
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
-        """Ends the step."""
+        """Ends the lap of the step."""
         self.timings.lap("train")
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Ends what belongs to the step before."""
+        """Ends the lap of the step before the validation."""
         self.timings.lap("train")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
-        """Ends validation."""
+        """Ends the lap of the validation."""
         self.timings.lap("validation")
 
     def take_window(self, pl_module: EncoderModule) -> dict[str, float]:
-        """Closes the window and returns its numbers by metric key. Call after the device was waited for."""
+        """Closes the window and returns its values by metric key. Synchronize the device before the call."""
         num_tokens = pl_module.num_tokens - self._counted_tokens
         self._counted_tokens += num_tokens
         self.timings.lap("train")
@@ -99,16 +101,16 @@ class Throughput(pl.Callback):
         return row
 
     def wall_seconds(self) -> float:
-        """Of the run up to now: this start and, up to the checkpoint that it began with, the earlier ones."""
+        """Returns the seconds of the run so far: of this start, and of earlier starts up to the resumed checkpoint."""
         return self._earlier_seconds + time.perf_counter() - self._start
 
     def tokens_per_second(self) -> float | None:
-        """Of the run so far, without validation and checkpoints; None before the first window was taken."""
+        """Returns the training speed without validation and checkpoints; None before the first window."""
         return self.train_tokens / self.train_seconds if self.train_seconds else None
 
     @override
     def state_dict(self) -> dict[str, float]:
-        """What the next start must know."""
+        """Returns the seconds and tokens of the run so far, for the next start."""
         return {
             "wall_seconds": self.wall_seconds(),
             "train_seconds": self.train_seconds,
@@ -117,14 +119,14 @@ class Throughput(pl.Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """Continues the count of an earlier start."""
+        """Restores the seconds and tokens of an earlier start."""
         self._earlier_seconds = state_dict["wall_seconds"]
         self.train_seconds = state_dict["train_seconds"]
         self.train_tokens = int(state_dict["train_tokens"])
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held so far: of the device, or of this process where the device is the CPU."""
+    """Returns the peak memory in bytes: of the device, or of this process if the device is the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024

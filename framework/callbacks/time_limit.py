@@ -1,4 +1,4 @@
-"""How long one start of a run may take, in SLURM's way of writing it."""
+"""Time limit of one start of a run, written in the format of SLURM."""
 
 import os
 import re
@@ -8,12 +8,12 @@ from pathlib import Path
 
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 _SECONDS = re.compile(r"()()()(\d+)")
-_FIRST_LOOK = time.monotonic()
+_IMPORT_TIME = time.monotonic()
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """A length of time; written as `HH:MM:SS`, from a day on as `D-HH:MM:SS`."""
+    """A duration, written as `HH:MM:SS`, or as `D-HH:MM:SS` from one day on."""
 
     seconds: int
 
@@ -22,10 +22,10 @@ class TimeLimit:
         """Reads `HH:MM:SS`, `D-HH:MM:SS` or plain seconds.
 
         Args:
-            text: What the config says. YAML reads an unquoted 10:00:00 as 36000 seconds, which is the same.
+            text: Value of the config. YAML reads an unquoted 10:00:00 as 36000 seconds, which is the same duration.
 
         Raises:
-            ValueError: It has another form, or is no time at all.
+            ValueError: The text has another format, or the duration is 0.
         """
         match = _CLOCK.fullmatch(str(text)) or _SECONDS.fullmatch(str(text))
         if match is None:
@@ -33,7 +33,7 @@ class TimeLimit:
         days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         limit = cls(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
         if limit.seconds == 0:
-            raise ValueError(f"{text!r} is no time at all")
+            raise ValueError(f"{text!r} is not longer than 0 seconds")
         return limit
 
     def __str__(self) -> str:
@@ -45,12 +45,12 @@ class TimeLimit:
 
 
 def process_age_seconds() -> float:
-    """Seconds since this process was started; where the kernel does not tell, since this module was imported."""
+    """Returns the seconds since this process started; without /proc, the seconds since this module was imported."""
     try:
-        # The command's name, the second field, may hold spaces and brackets: fields are counted from its end.
+        # The second field, the name of the command, may hold spaces and brackets, so fields are counted after it.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime_seconds = float(Path("/proc/uptime").read_text().split()[0])
     except OSError:
-        return time.monotonic() - _FIRST_LOOK
-    start_ticks = int(fields[19])  # field 22 of proc(5), counted from 1; the third is the first here
+        return time.monotonic() - _IMPORT_TIME
+    start_ticks = int(fields[19])  # field 22 of proc(5), counted from 1; `fields` begins with field 3
     return uptime_seconds - start_ticks / os.sysconf("SC_CLK_TCK")

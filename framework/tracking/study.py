@@ -98,7 +98,7 @@ class StudyTrial:
         study.pruner = _pruner(**study.user_attrs[_PRUNER])
         self._trial = optuna.trial.Trial(study, study.trials[number]._trial_id)
 
-    def is_hopeless(self, value: float, step: int) -> bool:
+    def should_prune(self, value: float, step: int) -> bool:
         """Reports a validation; True where the trial should end. Collective: all ranks must call.
 
         Args:

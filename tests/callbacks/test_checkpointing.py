@@ -88,7 +88,7 @@ def test_a_full_disk_costs_a_run_one_checkpoint(
     assert steps(tmp_path) == [4, 8]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "could not be written" in line]
     assert line.startswith("step 6: ") and "step_00000006" in line and "No space left on device" in line
-    assert line.endswith("Training goes on without this checkpoint.")
+    assert line.endswith("Training continues without this checkpoint.")
     assert sorted(rows(tmp_path)) == list(range(1, 9))
     assert json.loads((tmp_path / "summary.json").read_text())["ended"] == "finished"
 

@@ -64,7 +64,7 @@ def summary(run_folder: Path) -> dict[str, Any]:
 
 
 def said(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "gradient norm nan" in line]
+    return [line for line in text.splitlines() if "gradient norm is nan" in line]
 
 
 def skipped_in_state(folder: Path) -> list[list[int]]:
@@ -90,7 +90,7 @@ def check_stopped(run_folder: Path, message: str) -> None:
 def test_the_run_stops_before_the_update_and_names_step_and_sequences(tmp_path: Path) -> None:
     message, unchanged = run_to_the_stop(str(tmp_path), "single", False)
     assert unchanged
-    assert message.startswith("Step 3: the loss is nan and the gradient norm nan")
+    assert message.startswith("Step 3: the loss is nan and the gradient norm is nan.")
     assert "micro-batches of sequence ids" in message and "14" in message
     check_stopped(tmp_path, message)
 
@@ -105,8 +105,8 @@ def test_all_ranks_stop_although_one_rank_alone_is_spoiled(
     assert first_unchanged and second_unchanged
     assert message == second_message
     if only_backward:
-        assert "the gradient norm nan" in message and "the loss is nan" not in message
-        assert "Every sequence's loss is finite, the gradient is not; the step held sequence ids 12 to 17." in message
+        assert "the gradient norm is nan" in message and "the loss is nan" not in message
+        assert "the gradient is not. The step has sequence ids 12 to 17." in message
     else:
         assert message.count("on rank") == 1 and "14" in message.partition("on rank")[2]
     check_stopped(tmp_path, message)
@@ -134,7 +134,9 @@ def test_a_skipped_step_counts_but_changes_no_bit(tmp_path: Path, capsys: pytest
     assert after[9]["encoder.embeddings.norm.weight.step"] == 8.0
 
     (line,) = said(capsys.readouterr().out)
-    assert line.startswith("step 3: the loss is nan and the gradient norm nan; this update is skipped (1 of at most 10")
+    assert line.startswith(
+        "step 3: the loss is nan and the gradient norm is nan. This update is skipped (1 of at most 10"
+    )
     assert "14" in line.partition("sequence ids ")[2]
 
     assert sorted(rows(tmp_path)) == [3, 4, 5, 8, 9]  # 4, 8, 9 are due, 5 has a validation
@@ -178,7 +180,7 @@ def test_rolling_back_goes_on_after_the_window_with_the_checkpoints_weights(
     after, _ = run_watched(str(tmp_path / "back"), "single", [31], ROLL_BACK)
     assert same(after[6], after[4]) and not same(after[5], after[4])
     (line,) = said(capsys.readouterr().out)
-    assert "; weights and optimizer are those of step 4 again, and steps 5 to 6 are skipped (1 of at most 10" in line
+    assert ". Weights and optimizer are restored from step 4, and steps 5 to 6 are skipped (1 of at most 10" in line
     assert rows(tmp_path / "back")[6]["optim/skipped_steps"] == 2
     assert 5 in rows(tmp_path / "back"), "what was measured stays"
     assert skipped_in_state(tmp_path / "back" / "checkpoints" / "step_00000006") == [[5, 6]]
@@ -204,7 +206,7 @@ def test_without_a_checkpoint_to_roll_back_to_a_step_is_skipped(
     after, _ = run_watched(str(tmp_path), "single", [3], ROLL_BACK)
     assert same(after[1], after[0])
     (line,) = said(capsys.readouterr().out)
-    assert "this update is skipped, as there is no checkpoint to roll back to yet" in line
+    assert "This update is skipped, because there is no checkpoint to roll back to yet" in line
     assert skipped_in_state(tmp_path / "checkpoints" / "step_00000002") == [[1, 1]]
 
 
@@ -212,7 +214,7 @@ def test_the_cap_ends_the_run_and_a_larger_one_lets_it_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = [3, 14, 31]  # steps 1, 3 and 6
-    with pytest.raises(FrameworkError, match=r"Step 6: .* number 3 of this run .*max_non_finite_steps is 2"):
+    with pytest.raises(FrameworkError, match=r"Step 6: .* number 3 of this run's .*max_non_finite_steps is 2"):
         train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 2))
     assert newest_complete(tmp_path / "checkpoints").name == "step_00000004"  # type: ignore[union-attr]
     assert summary(tmp_path)["skipped_steps"] == 2
@@ -285,7 +287,7 @@ def test_a_damaged_checkpoint_is_not_rolled_back_to(tmp_path: Path, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     (passed_over,) = [line for line in lines if line.startswith("checkpoint: ")]
     assert "step_00000004 is damaged (" in passed_over and passed_over.endswith("step_00000002 is used instead")
-    assert "are those of step 2 again, and steps 3 to 6 are skipped" in said("\n".join(lines))[0]
+    assert "are restored from step 2, and steps 3 to 6 are skipped" in said("\n".join(lines))[0]
 
 
 def run_ranks(run_folder: str, strategy: str, action: NonFinite) -> list[bool]:

@@ -49,7 +49,7 @@ def test_the_line_by_hand(tmp_path):
     plan = StepPlan(NumberedSource(900, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
     text, run_log = started(tmp_path, plan, Trainer())
     assert text == (
-        "plan: 9 sequences a step; micro-batches of 40 tokens, 2 a rank, the last of 10; packing efficiency 90.0% over "
+        "plan: 9 sequences per step; micro-batches of 40 tokens, 2 per rank, the last of 10; packing efficiency 90.0% over "
         "5 steps\n"
     )
     first, second = map(json.loads, (tmp_path / "perf.jsonl").read_text().splitlines())
@@ -65,15 +65,15 @@ def test_a_growing_batch_and_unused_text_are_named(tmp_path):
     text, _ = started(tmp_path, plan, Trainer())
     # Steps of 2, 4, 4, 6 and 6 sequences: 20, 40, 40, 40 + 20 twice.
     assert text == (
-        "plan: 2 to 6 sequences a step (growing to 6 at step 4); micro-batches of 40 tokens, 1 to 2 a rank, the last "
-        "of 20 to 40; packing efficiency 100.0% over 5 steps; sentence pairs leave 50.0% of the text unused in "
-        "an epoch\n"
+        "plan: 2 to 6 sequences per step (growing to 6 at step 4); micro-batches of 40 tokens, 1 to 2 per rank, the "
+        "last of 20 to 40; packing efficiency 100.0% over 5 steps; sentence pairs do not use 50.0% of the text in an "
+        "epoch\n"
     )
 
 
 def test_a_batch_that_has_grown_is_as_any_other(tmp_path):
     plan = StepPlan(NumberedSource(900), 0, 6, 40, wraps_epochs=True, batch_warmup=BatchWarmup(2, 4))
-    assert started(tmp_path, plan, Trainer(step=4))[0].startswith("plan: 6 sequences a step; micro-batches")
+    assert started(tmp_path, plan, Trainer(step=4))[0].startswith("plan: 6 sequences per step; micro-batches")
 
 
 def test_a_run_that_goes_on_measures_the_steps_that_are_left(tmp_path):

@@ -305,7 +305,7 @@ def test_check_does_all_checks_prints_what_would_run_and_writes_nothing(here, ca
     assert lines["run folder"] == "runs/mine: would start at step 0"
     assert (lines["train split"], lines["validation split"], lines["steps"]) == ("23 sequences", "9 sequences", "2")
     assert lines["data-parallel ranks"] == "1 under strategy=single"
-    assert lines["plan"].startswith("4 sequences a step; micro-batches of 2,048 tokens")
+    assert lines["plan"].startswith("4 sequences per step; micro-batches of 2,048 tokens")
 
     outcome = call("train", *FINETUNE, "check=8", "strategy=fsdp2", "precision=float8", "strategy.compile=inductor")
     assert outcome.code == 0 and "8 under strategy=fsdp2" in outcome.out and outcome.files == before

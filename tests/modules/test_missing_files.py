@@ -103,7 +103,8 @@ def test_a_deleted_file_is_noticed_too_and_accepted_where_that_is_asked_for(run:
         resume(run)
     resume(run, accepts=True)
     assert (
-        "metrics.jsonl holds 0 rows up to step 2, but 2 were written. Training goes on with" in capsys.readouterr().out
+        "metrics.jsonl holds 0 rows up to step 2, but 2 were written. Training continues with"
+        in capsys.readouterr().out
     )
     assert (run / "metrics.jsonl").read_bytes() == b"".join(
         (whole / "metrics.jsonl").read_bytes().splitlines(True)[2:]
@@ -205,7 +206,7 @@ def test_a_resume_says_from_which_step_and_how_a_longer_run_changes_the_learning
     said = start(max_steps, checkpoint)
     assert f"Resuming from step {step} of {max_steps} ({checkpoint})." in said
     # Linear: 1 - 3/4 at step 4 of 4, 1 - 4/8 at step 5 of 8; 1 - 2/4 at step 3 of 4.
-    change = "trainer.max_steps was 4 and is 8. The learning rate goes from 0.0025 at step 4 to 0.005 at step 5."
+    change = "trainer.max_steps was 4 and is 8. The learning rate changes from 0.0025 at step 4 to 0.005 at step 5."
     assert (change in said) == ("learning rate" in said) == (max_steps == 8)
     rates = [json.loads(line)["optim/lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rates[step] == pytest.approx(0.005)

@@ -180,6 +180,6 @@ def test_a_trial_hears_whether_it_is_worth_going_on(search, tmp_path):
         begun.tell(trial, losses[-1])
     number = begun.ask().number
     mine = StudyTrial(folder, number)
-    assert not mine.is_hopeless(3.05, 1)
-    assert mine.is_hopeless(2.5, 2)
+    assert not mine.should_prune(3.05, 1)
+    assert mine.should_prune(2.5, 2)
     assert json.loads(json.dumps(study().trials[number].intermediate_values)) == {"1": 3.05, "2": 2.5}
