@@ -49,8 +49,8 @@ def test_the_line_by_hand(tmp_path):
     plan = StepPlan(NumberedSource(900, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
     text, run_log = started(tmp_path, plan, Trainer())
     assert text == (
-        "plan: 9 sequences per step; micro-batches of 40 tokens, 2 per rank, the last of 10; packing efficiency 90.0% over "
-        "5 steps\n"
+        "plan: 9 sequences per step; micro-batches of 40 tokens, 2 per rank, the last of 10; packing efficiency 90.0% "
+        "over 5 steps\n"
     )
     first, second = map(json.loads, (tmp_path / "perf.jsonl").read_text().splitlines())
     assert (first["step"], first["perf/packing_efficiency"], first["perf/micro_batches"]) == (2, 0.9, 2.0)
