@@ -12,7 +12,7 @@ from framework.config.command_schema import PrepareConfig
 from framework.config.dry_check import print_check
 from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
-from framework.data.preparation.prepare import Prepared, describe_preparation, prepare_store
+from framework.data.preparation.prepare import Prepared, StoreSpec, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
 from framework.tracking.console import make_console_dispensable, open_console, print_line
 
@@ -22,33 +22,20 @@ def prepare(composed: DictConfig) -> Path:
     """Trains or takes a tokenizer, encodes the corpus and prints the counts; returns the folder of the store."""
     settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
-    sources = {name: source.build() for name, source in corpus.sources.items()}
-    vocabulary = settings.vocabulary.build()
+    spec = StoreSpec(
+        {name: source.build() for name, source in corpus.sources.items()},
+        settings.vocabulary.build(),
+        settings.store,
+        corpus,
+        corpus.on_bad_row,
+        settings.stream,
+        settings.overwrite,
+    )
     if settings.check:
-        print_check(
-            describe_preparation(
-                sources,
-                vocabulary,
-                settings.store,
-                corpus,
-                corpus.on_bad_row,
-                settings.overwrite,
-                settings.stream,
-            )
-        )
+        print_check(describe_preparation(spec))
         return Path(settings.store)
     with PassBars() as bars:
-        prepared = prepare_store(
-            sources,
-            vocabulary,
-            settings.store,
-            corpus,
-            corpus.on_bad_row,
-            settings.num_workers,
-            settings.overwrite,
-            bars.advance,
-            settings.stream,
-        )
+        prepared = prepare_store(spec, settings.num_workers, bars.advance)
     console = open_console()
     console.print(
         f"[bold]{prepared.folder}[/bold] " + ("was there already, from the same texts" if prepared.reused else "made")

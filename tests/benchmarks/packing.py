@@ -15,7 +15,7 @@ from pathlib import Path
 
 from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import Source, TableFiles, TextFiles
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -71,7 +71,9 @@ def main() -> None:
         stores = {}
         for label, source in texts(arguments.wikitext, folder / "articles"):
             stores[label] = folder / label
-            prepare_store({"text": source}, GivenTokenizer(str(tokenizer)), stores[label], Cleaning(strip_html=True))
+            prepare_store(
+                StoreSpec({"text": source}, GivenTokenizer(str(tokenizer)), stores[label], Cleaning(strip_html=True))
+            )
         for full_sequences in (16, 8, 4):
             print(f"\nbudget of {full_sequences} full sequences; {' and '.join(map(str, MICRO_BATCHES))} micro-batches")
             print("| text | length | pairs | 1 rank | 2 ranks | 8 ranks |\n|---|---|---|---|---|---|")

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 from framework.config.resolvers import conf_folder
 from framework.data.planning.plan import StepPlan
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TableFiles
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -171,7 +171,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = {"imdb": TableFiles(reviews, "text", {"source": "imdb"})}
-        prepare_store(sources, GivenTokenizer(str(tokenizer)), folder / "store", Cleaning(strip_html=True))
+        prepare_store(StoreSpec(sources, GivenTokenizer(str(tokenizer)), folder / "store", Cleaning(strip_html=True)))
         write_sequences(folder / "store", tokenizer, setting, folder / "sequences.npz")
         ratios = []
         for index in range(given.rounds):

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from framework.config.run_folder import RunFolder, check_same_data, write_start
 from framework.data.layout import lay_out
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
@@ -98,7 +98,7 @@ def test_next_sentences(vocabulary, tmp_path):
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text(f"{number} ".join([*TEXTS, *PAIRS] * 2))
     training = VOCABULARIES["byte_level" if separators == 2 else "wordpiece"][0]
-    prepare_store({"texts": TextFiles(str(tmp_path / "*.txt"))}, training, tmp_path / "store")
+    prepare_store(StoreSpec({"texts": TextFiles(str(tmp_path / "*.txt"))}, training, tmp_path / "store"))
     data = StoreData(str(tmp_path / "store"), validation_fraction=0)
     tokenizer = Tokenizer.from_folder(data.opened.folder / "tokenizer")
     source = PretrainingTask(sequence_length=40, nsp=True).build_sources(data, tokenizer, 0)["train"]

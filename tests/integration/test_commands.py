@@ -327,7 +327,7 @@ def test_a_checked_preparation_says_what_it_would_make_and_writes_nothing(here, 
     outcome = call("prepare", *line, "check=true")
     assert (outcome.code, outcome.err, outcome.files) == (0, "", before)
     assert (
-        "made: would be made" in outcome.out and f"1 files, {(here / 'texts.txt').stat().st_size} bytes" in outcome.out
+        "made: would be made" in outcome.out and f"1 file, {(here / 'texts.txt').stat().st_size} bytes" in outcome.out
     )
     assert_clear_error(
         call("prepare", *line, "check=true", "corpus.sources.text.files=no.txt"), "no file matches 'no.txt'"

@@ -5,7 +5,7 @@ import pytest
 
 from framework.batch import PackedBatch
 from framework.data.planning.plan import StepPlan
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.documents import split_sentences
 from framework.data.reading.files import Reading
 from framework.data.reading.sources import Source, TableFiles, TextFiles
@@ -29,7 +29,7 @@ SOURCES = {
 def prepared(request, tmp_path_factory) -> tuple[Source, StoreData]:
     source, folder = SOURCES[request.param], tmp_path_factory.mktemp("real")
     training = WordPieceTraining(vocab_size=6000, alphabet=4000)
-    prepare_store({request.param: source}, training, folder / "store")
+    prepare_store(StoreSpec({request.param: source}, training, folder / "store"))
     return source, StoreData(str(folder / "store"), validation_fraction=0.0)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from framework.batch import PackedBatch, StepBatch
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading import remote_file
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import TextFiles
@@ -74,7 +74,7 @@ def server(folder, monkeypatch) -> Iterator[RangeServer]:
 
 def prepared(folder: Path, files: list[str], tokenizer: Tokenizer, streamed: bool) -> StoreData:
     sources = {"web": ParquetShards(files)}
-    prepare_store(sources, GivenTokenizer(str(tokenizer.folder)), folder, streamed=streamed)
+    prepare_store(StoreSpec(sources, GivenTokenizer(str(tokenizer.folder)), folder, streamed=streamed))
     return StoreData(str(folder), 0.0, block_size=8, window_blocks=2, cache_megabytes=4)
 
 
@@ -175,8 +175,8 @@ def test_a_row_group_that_gives_other_sentences_ends_the_run(tmp_path, folder, t
 def test_what_cannot_be_streamed_is_refused(tmp_path, tokenizer, folder):
     (tmp_path / "a.txt").write_text("The cat sat.")
     sources = {"notes": TextFiles(str(tmp_path / "a.txt"))}
-    with pytest.raises(ConfigError, match="`notes` is TextFiles, which has no index to seek in"):
-        prepare_store(sources, GivenTokenizer(str(tokenizer.folder)), tmp_path / "store", streamed=True)
+    with pytest.raises(ConfigError, match=r"`notes` is TextFiles, which has no index to seek in\. Streaming"):
+        prepare_store(StoreSpec(sources, GivenTokenizer(str(tokenizer.folder)), tmp_path / "store", streamed=True))
     assert not (tmp_path / "store").exists()
     data = prepared(tmp_path / "streamed", on_disk(folder), tokenizer, streamed=True)
     with pytest.raises(ConfigError, match=r"data\.block_size is null.* is streamed.*Set data\.block_size"):
@@ -190,7 +190,9 @@ def test_html_is_stripped_the_same_way_again(tmp_path, tokenizer):
     pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
     source, cleaning = {"web": ParquetShards(str(tmp_path / "a.parquet"))}, Cleaning(strip_html=True)
     for name, streamed in (("local", False), ("streamed", True)):
-        prepare_store(source, GivenTokenizer(str(tokenizer.folder)), tmp_path / name, cleaning, streamed=streamed)
+        prepare_store(
+            StoreSpec(source, GivenTokenizer(str(tokenizer.folder)), tmp_path / name, cleaning, streamed=streamed)
+        )
     stores = [TokenStore.open(tmp_path / name) for name in ("local", "streamed")]
     lengths = stores[0].batch(0).sentence_lengths
     starts = lengths.cumsum() - lengths

@@ -1,1 +1,1 @@
-"""From sources to a store: cleaning, a vocabulary, ids, and the card that tells what came of it."""
+"""Builds a token store from sources: cleaning, a vocabulary, token ids, and a data card with the counts."""

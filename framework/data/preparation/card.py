@@ -1,7 +1,7 @@
-"""What a token store holds, in numbers: counts, lengths, and shares of what was dropped.
+"""Statistics of a token store: counts, lengths, and numbers of dropped documents.
 
-The numbers are gathered while the store is written, in a state of a few kilobytes that a killed preparation can go on
-from. `framework.data.preparation.card_picture` draws them.
+They are gathered while the store is written. Their state takes a few kilobytes, and a killed preparation resumes from
+it. `framework.data.preparation.card_picture` draws them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +19,9 @@ _DROPPED = ("duplicates", "near_duplicates", "excluded", "empty", "skipped_rows"
 
 
 def length_edges(bins_per_doubling: int) -> np.ndarray:
-    """Edges of bins of whole numbers from 1 to 2**24, about equally wide in the logarithm; int64, ascending.
+    """Returns ascending int64 edges of bins of integers from 1 to 2**24, with about equal widths on a log scale.
 
-    Below the number of bins of a doubling every length has its own bin.
+    Each length below `bins_per_doubling` has its own bin.
     """
     exponents = np.arange(_LARGEST_EXPONENT * bins_per_doubling + 1) / bins_per_doubling
     return np.unique(np.ceil(2.0**exponents).astype(np.int64))
@@ -34,9 +34,9 @@ class Lengths:
     """Histogram of lengths in tokens.
 
     Args:
-        counts: (bins,) of an earlier part; None: nothing yet.
+        counts: (bins,) initial count of each bin; missing trailing bins are 0; None: all 0.
         total: Sum of all lengths.
-        maximum: Largest length; 0 where there is none.
+        maximum: Largest length; 0 if there is none.
     """
 
     def __init__(self, counts: Sequence[int] | None = None, total: int = 0, maximum: int = 0) -> None:
@@ -47,7 +47,7 @@ class Lengths:
         self.maximum = maximum
 
     def add(self, lengths: np.ndarray) -> None:
-        """Counts lengths, all positive; those beyond the last edge go into the last bin."""
+        """Adds positive lengths; lengths beyond the last edge are counted in the last bin."""
         if len(lengths) == 0:
             return
         bins = np.minimum(np.searchsorted(_EDGES, lengths, side="right") - 1, len(self.counts) - 1)
@@ -56,27 +56,27 @@ class Lengths:
         self.maximum = max(self.maximum, int(lengths.max()))
 
     def state(self) -> dict[str, Any]:
-        """The arguments that make this object again, in JSON."""
+        """Returns the constructor arguments that recreate this object, as JSON values."""
         return {"counts": np.trim_zeros(self.counts, "b").tolist(), "total": self.total, "maximum": self.maximum}
 
     def quantile(self, share: float) -> float:
-        """Length that this share does not exceed; exact for short lengths, within 9 % for others."""
+        """Returns the length that this share of all does not exceed; exact for short lengths, within 9 % for others."""
         ends = np.cumsum(self.counts)
-        wanted = max(share * ends[-1], 1.0)
-        place = int(np.searchsorted(ends, wanted))
-        first, past = _EDGES[place], _EDGES[place + 1]
-        within = (wanted - (ends[place] - self.counts[place])) / self.counts[place]
+        rank = max(share * ends[-1], 1.0)
+        index = int(np.searchsorted(ends, rank))
+        first, past = _EDGES[index], _EDGES[index + 1]
+        within = (rank - (ends[index] - self.counts[index])) / self.counts[index]
         return float(min(first + within * (past - first - 1), self.maximum))
 
     def content(self) -> dict[str, Any]:
-        """Mean, quantiles, maximum, and the bins from the first to the last that is not empty."""
-        num = int(self.counts.sum())
-        if num == 0:
+        """Returns mean, quantiles, maximum, and the bins from the first to the last non-empty one, as JSON values."""
+        num_lengths = int(self.counts.sum())
+        if num_lengths == 0:
             return {"mean": None, "quantiles": {}, "maximum": 0, "histogram": {"edges": [], "counts": []}}
-        filled = np.flatnonzero(self.counts)
-        first, past = int(filled[0]), int(filled[-1]) + 1
+        nonempty = np.flatnonzero(self.counts)
+        first, past = int(nonempty[0]), int(nonempty[-1]) + 1
         return {
-            "mean": self.total / num,
+            "mean": self.total / num_lengths,
             "quantiles": {f"{share:g}": round(self.quantile(share), 1) for share in _QUANTILES},
             "maximum": self.maximum,
             "histogram": {
@@ -88,17 +88,17 @@ class Lengths:
 
 @dataclass
 class _Tokens:
-    """Tokens whose ids were seen, and how many of them were unknown."""
+    """Number of tokens with known ids, and the number of unknown tokens among them."""
 
     seen: int = 0
     unknown: int = 0
 
 
 class CardBuilder:
-    """Gathers the numbers of a store, one record batch a call.
+    """Gathers the statistics of a store, one record batch per call.
 
     Args:
-        unk_id: The id of unknown tokens.
+        unk_id: Id of the unknown token.
     """
 
     def __init__(self, unk_id: int) -> None:
@@ -108,12 +108,12 @@ class CardBuilder:
         self._sentences = Lengths()
 
     def add(self, input_ids: np.ndarray | None, sentence_lengths: np.ndarray, document_sentences: np.ndarray) -> None:
-        """Counts documents, given as `StoreWriter.add` takes them.
+        """Adds documents in the form that `StoreWriter.add` takes.
 
         Args:
-            input_ids: (tokens,) of all sentences end to end; None where they are not at hand.
-            sentence_lengths: (sentences,) tokens of each, all positive.
-            document_sentences: (documents,) sentences of each, all positive.
+            input_ids: (tokens,) ids of all sentences, end to end; None if they are not available.
+            sentence_lengths: (sentences,) number of tokens of each sentence, all positive.
+            document_sentences: (documents,) number of sentences of each document, all positive.
         """
         if input_ids is not None:
             self._tokens.seen += len(input_ids)
@@ -123,7 +123,7 @@ class CardBuilder:
         self._documents.add(np.add.reduceat(sentence_lengths.astype(np.int64), starts))
 
     def state(self) -> dict[str, Any]:
-        """What was gathered so far, in JSON."""
+        """Returns the statistics gathered so far, as JSON values."""
         return {
             "unk_id": self._unk_id,
             "tokens": asdict(self._tokens),
@@ -133,7 +133,7 @@ class CardBuilder:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "CardBuilder":
-        """Goes on from what `state` gave."""
+        """Returns a builder that continues from a state that `state` returned."""
         builder = cls(state["unk_id"])
         builder._tokens = _Tokens(**state["tokens"])
         builder._documents = Lengths(**state["documents"])
@@ -143,18 +143,18 @@ class CardBuilder:
     def content(
         self, counts: Mapping[str, int], sources: Sequence[Mapping[str, Any]], packing: Mapping[int, float]
     ) -> dict[str, Any]:
-        """The card, in JSON.
+        """Returns the content of the card as JSON values.
 
         Args:
-            counts: Of the preparation: documents that were dropped, by reason (duplicates, near_duplicates, excluded,
-                empty, skipped_rows), and bytes, files, vocab_size; what is missing counts as 0.
-            sources: What is told of each source (name, documents).
+            counts: Counts of the preparation: dropped documents by reason (duplicates, near_duplicates, excluded,
+                empty, skipped_rows), bytes, files and vocab_size; missing ones count as 0.
+            sources: Facts about each source (name, documents).
             packing: Packing efficiency in [0, 1] by sequence length in tokens; may be empty.
 
         Returns:
-            documents (read, kept, and dropped by reason; a row that could not be read counts as a document), the rates
-            of duplicates among those that were read, totals, lengths, `unknown_token_rate` (None where no ids were
-            seen), sources and packing efficiency.
+            Documents (read, kept, and dropped by reason; an unreadable row counts as a document), the shares of
+            duplicates and near-duplicates among the documents read, totals, lengths, `unknown_token_rate` (None if no
+            ids were added), sources and packing efficiency.
         """
         kept = int(self._documents.counts.sum())
         dropped = {reason: int(counts.get(reason, 0)) for reason in _DROPPED}

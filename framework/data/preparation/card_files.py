@@ -1,4 +1,4 @@
-"""The data card of a store, card.json and card.png, and what it is made from."""
+"""Writes the data card of a store, card.json and card.png, and reads the boundaries of its documents."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ CARD_FILE, CARD_PICTURE_FILE = "card.json", "card.png"
 
 
 def stored_boundaries(folder: Path) -> Iterator[Boundaries]:
-    """Streams what was committed to a store that may not be complete yet."""
+    """Streams the boundaries of all committed record batches of a store, which may be incomplete."""
     with pa.memory_map(str(folder / DATA_FILE)) as file:
         for batch in pa.ipc.open_stream(file):
             lengths = batch.column("sentence_lengths")
@@ -24,12 +24,12 @@ def stored_boundaries(folder: Path) -> Iterator[Boundaries]:
 
 
 def write_card(content: Mapping[str, Any], folder: Path, title: str) -> None:
-    """Writes both files.
+    """Writes card.json and card.png.
 
     Args:
-        content: From `CardBuilder.content`.
-        folder: Of the store.
-        title: Of the picture.
+        content: Content from `CardBuilder.content`.
+        folder: Folder of the store.
+        title: Title of the picture.
     """
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     (folder / CARD_FILE).write_text(text, encoding="utf-8")

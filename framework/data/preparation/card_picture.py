@@ -1,4 +1,4 @@
-"""One picture of a token store, drawn from the content of its card; looks like the pictures of a run."""
+"""Draws the data card of a token store as one picture, in the style of the pictures of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from framework.data.preparation.card import length_edges
+from framework.errors import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,9 +20,9 @@ _PALE = "#e3e6ea"
 _DOTS_PER_INCH = 150
 _SIZE_INCHES = (11.0, 7.6)
 _BINS_PER_DOUBLING = 4
-_MOST_SOURCES = 4
+_MAX_SOURCES = 4
 _AXIS_STEPS = {95: 1, 90: 2, 80: 5, 50: 10, 0: 20}
-"""Where a percent axis may begin, and the distance of its ticks."""
+"""Lower limits of a percent axis in %, each with the distance of its ticks."""
 _FATES = {
     "kept": "kept",
     "duplicates": "duplicates",
@@ -36,18 +37,18 @@ def draw_card(content: Mapping[str, Any], path: str | Path, title: str) -> None:
     """Draws a card into a PNG file.
 
     Args:
-        content: From `CardBuilder.content`.
-        path: The file.
+        content: Content from `CardBuilder.content`.
+        path: PNG file.
         title: Name of the store, shown at the top.
     """
-    # Imported only where it is used: preparation has many processes, and only one of them draws.
+    # A local import, because only one of the many processes of preparation draws.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     layout = ConstrainedLayoutEngine(rect=(0.008, 0.008, 0.984, 0.984), h_pad=0.09, w_pad=0.09)
     figure = Figure(figsize=_SIZE_INCHES, layout=layout)
-    FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
+    FigureCanvasAgg(figure)  # needs no display and ignores the configured backend
     rows = figure.add_gridspec(3, 1, height_ratios=[1.3, 3.4, 2.3])
     head, middle, foot = (figure.add_subfigure(rows[row]) for row in range(3))
     _draw_totals(head, content, title)
@@ -75,25 +76,25 @@ def _draw_totals(figure: "SubFigure", content: Mapping[str, Any], title: str) ->
         "unknown tokens" if unknown is not None else "unknown (not counted)": _percent(unknown),
     }
     figure.text(0.012, 0.84, title, fontsize=16, fontweight="bold", va="center", parse_math=False)
-    sources = _told_sources(content["sources"])
+    sources = _format_sources(content["sources"])
     figure.text(0.988, 0.84, sources, fontsize=10, color=_GREY, va="center", ha="right", parse_math=False)
-    for place, (name, value) in enumerate(totals.items()):
-        left = 0.012 + place * 0.165
+    for index, (name, value) in enumerate(totals.items()):
+        left = 0.012 + index * 0.165
         figure.text(left, 0.45, value, fontsize=20, color=_BLUE, va="center")
         figure.text(left, 0.17, name, fontsize=10, color=_GREY, va="center")
 
 
-def _told_sources(sources: Sequence[Mapping[str, Any]]) -> str:
-    told = [f"{source['name']} {source['documents']:,}" for source in sources[:_MOST_SOURCES]]
-    more = len(sources) - len(told)
-    return ", ".join([*told, f"{more} more sources"] if more else told)
+def _format_sources(sources: Sequence[Mapping[str, Any]]) -> str:
+    listed = [f"{source['name']} {source['documents']:,}" for source in sources[:_MAX_SOURCES]]
+    more = len(sources) - len(listed)
+    return ", ".join([*listed, counted(more, "more source")] if more else listed)
 
 
-def _draw_lengths(axes: "Axes", lengths: Mapping[str, Any], what: str) -> None:
+def _draw_lengths(axes: "Axes", lengths: Mapping[str, Any], unit: str) -> None:
     edges, heights = _bars(lengths["histogram"])
     axes.stairs(heights, edges, fill=True, color=_BLUE)
     axes.set_xscale("log", base=2)
-    # At least four doublings, so that a store of one document shows a bar and not a wall.
+    # Show at least four doublings; otherwise the bar of a store of one document would fill the whole width.
     missing = max(0.0, 4.0 - float(np.log2(edges[-1] / edges[0]))) / 2
     axes.set_xlim(max(0.5, edges[0] / 2**missing), edges[-1] * 2**missing)
     _ticks_at_powers_of_two(axes)
@@ -105,22 +106,25 @@ def _draw_lengths(axes: "Axes", lengths: Mapping[str, Any], what: str) -> None:
     axes.axvline(median, color=_ORANGE, linewidth=1.5)
     name = f"median {median:,.0f}"
     axes.annotate(name, (median, top), (5, -2), textcoords="offset points", va="top", color=_ORANGE, fontsize=9)
-    told = f"95 % up to {lengths['quantiles']['0.95']:,.0f}, longest {lengths['maximum']:,}"
-    _frame(axes, f"Tokens per {what}", told)
+    note = f"95 % up to {lengths['quantiles']['0.95']:,.0f}, longest {lengths['maximum']:,}"
+    _frame(axes, f"Tokens per {unit}", note)
     axes.grid(axis="y", color=_PALE, linewidth=0.8)
     axes.set_xlabel("length (tokens)")
-    axes.set_ylabel(f"{what}s per quarter of a doubling")
+    axes.set_ylabel(f"{unit}s per quarter of a doubling")
 
 
 def _bars(histogram: Mapping[str, Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Wider bins, and their heights as if all were equally wide on the axis (bins of few whole numbers are not)."""
+    """Returns the edges and the heights of wider bins.
+
+    The heights are scaled to bins of equal width on the log axis, because bins of few integers differ in width.
+    """
     fine, counts = np.array(histogram["edges"]), np.array(histogram["counts"])
     edges = length_edges(_BINS_PER_DOUBLING)
     first = np.searchsorted(edges, fine[0], side="right") - 1
     past = np.searchsorted(edges, fine[-1], side="left")
     edges = edges[first : past + 1]
     sums = np.histogram(fine[:-1], bins=edges, weights=counts)[0]
-    # A bar stands around the whole numbers that it counts.
+    # Shift the edges so that a bar surrounds the integers that it counts.
     edges = edges - 0.5
     return edges, sums / (_BINS_PER_DOUBLING * np.diff(np.log2(edges)))
 
@@ -142,8 +146,8 @@ def _draw_fates(axes: "Axes", documents: Mapping[str, int]) -> None:
     axes.bar_label(bars, labels, padding=5, color=_GREY, fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0.0, 1.25 * max(values))
-    _frame(axes, "What became of the documents", f"{read:,} read")
-    # The numbers stand beside the bars.
+    _frame(axes, "Documents by outcome", f"{read:,} read")
+    # The bar labels show the numbers.
     axes.xaxis.set_visible(False)
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -166,13 +170,13 @@ def _draw_packing(axes: "Axes", packing: Mapping[str, float]) -> None:
 
 
 def _axis_start(smallest: float) -> int:
-    """Where the percent axis begins: as high as leaves the shortest bar a third of the height."""
+    """Returns the highest lower limit in % with which the shortest bar still takes a third of the height."""
     return next((start for start in _AXIS_STEPS if smallest >= start + (100 - start) / 3), 0)
 
 
-def _frame(axes: "Axes", title: str, told: str) -> None:
+def _frame(axes: "Axes", title: str, note: str) -> None:
     axes.set_title(title, loc="left", fontweight="bold", fontsize=12)
-    axes.set_title(told, loc="right", color=_GREY, fontsize=9)
+    axes.set_title(note, loc="right", color=_GREY, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)
 
@@ -185,7 +189,7 @@ def _short(number: int, unit: str = "") -> str:
 
 
 def _percent(share: float | None) -> str:
-    """Two digits; never 0 or 100 % of what is not quite that."""
+    """Formats a share with about two digits; a share that is not exactly 0 or 1 is never shown as 0 or 100 %."""
     if share is None:
         return "–"
     percent = 100.0 * share

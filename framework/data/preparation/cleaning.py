@@ -1,6 +1,6 @@
-"""The first pass over a corpus, where one is wanted: finds documents that overlap evaluation texts or nearly repeat.
+"""First, optional pass over a corpus: finds documents that overlap evaluation texts, and near-duplicates.
 
-Its result is one byte a document, kept in a file, so that a later start need not look again.
+A file keeps the result, one byte per document, so that a resumed preparation does not repeat the pass.
 """
 
 import os
@@ -19,11 +19,11 @@ FATES_FILE, SIGNATURES_FILE = "fates.npy", "signatures"
 
 
 class Screening:
-    """Looks at texts one by one.
+    """Checks texts against evaluation texts and computes their signatures.
 
     Args:
-        exclusion: What must not be in the corpus; None: nothing.
-        num_permutations: Hashes of a signature; None: no signatures are wanted.
+        exclusion: Index of evaluation texts; None: no check.
+        num_permutations: Number of hashes of a signature; None: compute no signatures.
     """
 
     def __init__(self, exclusion: ExclusionIndex | None, num_permutations: int | None) -> None:
@@ -34,7 +34,8 @@ class Screening:
         """Screens texts.
 
         Returns:
-            (texts,) bool, True where a text overlaps; (other texts, permutations) uint32, signatures of the others.
+            (texts,) bool, True for texts that overlap an evaluation text.
+            (other texts, permutations) uint32, signatures of the other texts.
         """
         overlaps = np.zeros(len(texts), dtype=bool)
         if self._exclusion is not None:
@@ -48,18 +49,18 @@ class Screening:
 def screen(
     corpus: Corpus, exclusion: ExclusionIndex | None, folder: Path, num_workers: int | None
 ) -> np.ndarray | None:
-    """What becomes of each document (see `Corpus.batches`); None where the settings drop none.
+    """Returns the fate of each document (see `Corpus.batches`); None if the settings drop no documents.
 
     Args:
-        corpus: Read once, unless the folder holds the result.
-        exclusion: What must not be in the corpus; None: nothing.
-        folder: Keeps the result, and the signatures while they are needed.
-        num_workers: See `work_in_order`.
+        corpus: Corpus, which is read once unless the folder holds the result.
+        exclusion: Index of evaluation texts; None: no check.
+        folder: Folder for the result and, temporarily, for the signatures.
+        num_workers: Number of processes as in `work_in_order`.
 
     Raises:
-        DataError: See `Source.read`.
+        DataError: A source cannot be read, as for `Source.read`.
         OSError: The folder cannot be written.
-        BrokenProcessPool: See `work_in_order`.
+        BrokenProcessPool: A worker was killed, as for `work_in_order`.
     """
     cleaning = corpus.cleaning
     if exclusion is None and cleaning.near_duplicates is None:
@@ -82,16 +83,16 @@ def _fates(
     excluded, others = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
     make_work = partial(Screening, exclusion, None if cleaning.near_duplicates is None else cleaning.num_permutations)
     with scratch.open("wb") as file:
-        for batch, (overlaps, found) in work_in_order(make_work, corpus.batches("cleaning"), num_workers):
+        for batch, (overlaps, rows) in work_in_order(make_work, corpus.batches("cleaning"), num_workers):
             excluded.append(batch.ordinals[overlaps])
             others.append(batch.ordinals[~overlaps])
-            file.write(found.tobytes())
+            file.write(rows.tobytes())
     fates = np.zeros(sum(tally.read for tally in corpus.tallies), dtype=np.uint8)
     fates[np.concatenate(excluded)] = EXCLUDED
     remaining = np.concatenate(others)
     if cleaning.near_duplicates is not None and len(remaining):
         shape = (len(remaining), cleaning.num_permutations)
-        # On the disk, since signatures may take more room than there is memory.
+        # Signatures stay on disk because they can be larger than memory.
         mapped = np.memmap(scratch, dtype=np.uint32, mode="r", shape=shape)
         fates[remaining[repeats(mapped, cleaning.near_duplicates)]] = NEAR_DUPLICATE
     scratch.unlink()

@@ -1,6 +1,6 @@
-"""The documents of all sources in batches: read, cleaned, without exact duplicates and without what was dropped.
+"""Reads the documents of all sources in batches: cleaned, and without exact duplicates and other dropped documents.
 
-Batches depend on the text and the settings alone, so a pass can be gone on with at any batch.
+Batches depend on the texts and the settings alone, so a pass can resume at any batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,26 +16,26 @@ from framework.data.reading.sources import Source
 from framework.errors import ConfigError
 
 BATCH_CHARACTERS = 2_000_000
-"""Most text of a batch, which a worker has before it and which becomes a record batch; a longer document is one."""
+"""Largest number of characters of a batch, which a worker processes at once; a longer document is one batch."""
 
 KEPT, EXCLUDED, NEAR_DUPLICATE = 0, 1, 2
-"""What becomes of a document that is neither empty nor an exact duplicate."""
+"""Fates of a document that is neither empty nor an exact duplicate."""
 
 Progress = Callable[[str, int, int], None]
-"""Is told (stage, bytes read, bytes in all); stages are "cleaning", "vocabulary" and "tokens"."""
+"""Callback with (stage, bytes read, total bytes); stages are "cleaning", "vocabulary" and "tokens"."""
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What is done about texts before they are encoded.
+    """Settings of the steps that clean and drop texts before they are encoded.
 
     Attributes:
-        strip_html: See `Cleaner`.
-        deduplicate: See `Cleaner`.
-        exclude: Paths or globs of evaluation texts; a document that overlaps one is left out.
-        exclude_ngram_bytes: Length of the shared stretch that makes an overlap.
-        near_duplicates: Documents that are at least this similar (Jaccard) to an earlier one are left out; None: none.
-        num_permutations: Hashes of a document's signature; more find near-duplicates more surely.
+        strip_html: True to remove HTML, as in `Cleaner`.
+        deduplicate: True to drop exact duplicates, as in `Cleaner`.
+        exclude: Paths or globs of evaluation texts; a document that overlaps one of them is dropped.
+        exclude_ngram_bytes: Number of consecutive bytes of normalised text that two texts must share to overlap.
+        near_duplicates: Jaccard similarity to an earlier document from which a document is dropped; None: drop none.
+        num_permutations: Number of hashes of a document's signature; more hashes find near-duplicates more reliably.
     """
 
     strip_html: bool = False
@@ -48,27 +48,29 @@ class Cleaning:
     def __post_init__(self) -> None:
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
             raise ConfigError(
-                f"near_duplicates is {self.near_duplicates}, but a similarity lies above 0 and is at most 1; give for "
-                "example 0.8, or null."
+                f"near_duplicates is {self.near_duplicates}. A similarity is above 0 and at most 1. Choose for example "
+                "0.8, or null."
             )
         if self.num_permutations < 2:
-            raise ConfigError(f"num_permutations is {self.num_permutations}, it must be at least 2; 128 is usual.")
+            raise ConfigError(
+                f"num_permutations is {self.num_permutations}. It must be at least 2. Choose for example 128."
+            )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents of one source, where ids are streamed of one row group.
+    """Documents of one source; of one row group if ids are streamed.
 
     Attributes:
-        number: Counted over the pass; the same documents have the same number in every pass.
-        source: Place of the source.
-        group: Number of the row group, counted over all sources; None where ids are not streamed.
-        texts: Cleaned.
-        hashes: (texts,) uint64.
-        ordinals: (texts,) int64, each counted among all documents that were read.
-        rows: (texts,) int64, the place of each among the texts of its row group (where ids are not streamed, of its
-            source), dropped ones counted too.
-        num_characters: Of the texts, those that were dropped later too.
+        number: Index of the batch in the pass; the same documents have the same number in every pass.
+        source: Index of the source.
+        group: Index of the row group over all sources; None if ids are not streamed.
+        texts: Cleaned texts.
+        hashes: (texts,) uint64, hash of each text.
+        ordinals: (texts,) int64, index of each among all documents read.
+        rows: (texts,) int64, index of each text in its row group, or in its source if ids are not streamed; dropped
+            texts count too.
+        num_characters: Number of characters of the texts before dropping excluded texts and near-duplicates.
     """
 
     number: int
@@ -83,13 +85,13 @@ class Batch:
 
 @dataclass
 class Tally:
-    """What was read of a source and dropped.
+    """Counts of the documents of a source that were read and dropped.
 
     Attributes:
-        read: Documents in all.
-        duplicates: Exactly like an earlier one.
-        excluded: Like an evaluation text.
-        near_duplicates: Nearly like an earlier one.
+        read: Number of documents read.
+        duplicates: Number of exact duplicates of an earlier document.
+        excluded: Number of documents that overlap an evaluation text.
+        near_duplicates: Number of near-duplicates of an earlier document.
     """
 
     read: int = 0
@@ -98,23 +100,23 @@ class Tally:
     near_duplicates: int = 0
 
     def add(self, num_read: int, cleaned: CleanTexts) -> None:
-        """Counts a batch of texts that was cleaned."""
+        """Adds the counts of a cleaned batch of texts."""
         self.read += num_read
         self.duplicates += cleaned.num_duplicates
 
 
 @dataclass
 class Corpus:
-    """The sources and how they are read; every pass over them gives the same batches.
+    """Sources with the settings for reading them; every pass yields the same batches.
 
     Attributes:
-        sources: By name, read in this order.
-        cleaning: What is done about texts.
-        on_bad_row: See `Reading`.
-        streamed: Ids will be read from the sources again; they are `ParquetShards`.
-        progress: Is told how far a pass is.
-        reading: Of the latest pass.
-        tallies: Of the latest pass, one a source.
+        sources: Sources by name, read in this order.
+        cleaning: Cleaning settings.
+        on_bad_row: Handling of bad rows, as in `Reading`.
+        streamed: True if training will read the texts again from the sources, which are `ParquetShards`.
+        progress: Callback for the progress of a pass; None: no callback.
+        reading: Bad rows of the latest pass.
+        tallies: Counts of the latest pass, one per source.
     """
 
     sources: Mapping[str, Source]
@@ -130,12 +132,12 @@ class Corpus:
         self.num_bytes = sum(map(_num_bytes, self.sources.values()))
 
     def batches(self, stage: str, fates: np.ndarray | None = None, first: int = 0) -> Iterator[Batch]:
-        """Streams batches, each with at least one document; `reading` and `tallies` are whole at the end.
+        """Streams non-empty batches; `reading` and `tallies` are complete at the end.
 
         Args:
-            stage: Told to `progress`.
-            fates: (documents read,) KEPT, EXCLUDED or NEAR_DUPLICATE of each; None: all are kept.
-            first: Batches of a smaller number are read for the duplicates and not given.
+            stage: Stage that is passed to `progress`.
+            fates: (documents read,) KEPT, EXCLUDED or NEAR_DUPLICATE for each document; None: all are kept.
+            first: Number of the first batch to yield; earlier ones are read only to find duplicates.
         """
         self._start_pass(stage)
         cleaner = Cleaner(self.cleaning.strip_html, self.cleaning.deduplicate)
@@ -156,10 +158,10 @@ class Corpus:
         tally = self.tallies[batch.source]
         tally.excluded += int((fate == EXCLUDED).sum())
         tally.near_duplicates += int((fate == NEAR_DUPLICATE).sum())
-        places = np.flatnonzero(fate == KEPT)
-        texts = [batch.texts[place] for place in places]
-        kept = {name: getattr(batch, name)[places] for name in ("hashes", "ordinals", "rows")}
-        return replace(batch, texts=texts, **kept)
+        kept = np.flatnonzero(fate == KEPT)
+        texts = [batch.texts[index] for index in kept]
+        arrays = {name: getattr(batch, name)[kept] for name in ("hashes", "ordinals", "rows")}
+        return replace(batch, texts=texts, **arrays)
 
     def _start_pass(self, stage: str) -> None:
         done = 0
@@ -174,7 +176,7 @@ class Corpus:
         self.tallies = [Tally() for _ in self.sources]
 
     def _read(self) -> Iterator[tuple[int, int | None, int, list[str]]]:
-        """(source, row group, row of the first text, texts of a batch as they were read)."""
+        """Yields (index of the source, row group, row of the first text, texts of a batch before cleaning)."""
         for source, group, texts in self._streams():
             row = 0
             for batch in in_batches(texts):
@@ -182,29 +184,29 @@ class Corpus:
                 row += len(batch)
 
     def _streams(self) -> Iterator[tuple[int, int | None, Iterator[str]]]:
-        """(source, row group, its texts)."""
+        """Yields (index of the source, index of the row group over all sources, its texts)."""
         number = 0
-        for place, source in enumerate(self.sources.values()):
+        for index, source in enumerate(self.sources.values()):
             if not self.streamed:
-                yield place, None, source.read(self.reading)
+                yield index, None, source.read(self.reading)
                 continue
             assert isinstance(source, ParquetShards)
             for group in source.groups():
-                yield place, number, source.read_group(group, self.reading)
+                yield index, number, source.read_group(group, self.reading)
                 number += 1
 
 
 def _num_bytes(source: Source) -> int:
-    """What one reading of it tells to `Reading.advance`."""
+    """Returns the number of bytes that one pass over a source reports to `Reading.advance`."""
     return source.num_bytes() if isinstance(source, ParquetShards) else sum(p.stat().st_size for p in source.paths())
 
 
 def in_batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Cuts a stream of texts into lists of at most `BATCH_CHARACTERS`, or of one text that is longer."""
+    """Yields lists of consecutive texts with at most `BATCH_CHARACTERS` in total, or of one longer text."""
     batch: list[str] = []
     num_characters = 0
     for text in texts:
-        # An empty text counts too, or very many of them would be one batch.
+        # Each text counts one character more; otherwise a batch could hold any number of empty texts.
         size = len(text) + 1
         if batch and num_characters + size > BATCH_CHARACTERS:
             yield batch

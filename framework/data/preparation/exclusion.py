@@ -1,10 +1,10 @@
-"""Evaluation texts that must not be trained on: documents that share a run of letters with one of them are found.
+"""Finds documents that share a long run of letters with an evaluation text, so that they are excluded from training.
 
 A text is reduced to its letters and digits (`normalise`), so that tokenisation, punctuation, case and spaces make no
 difference. Documents are then searched for every window of `ngram_bytes` bytes of the evaluation texts, at every
-offset, by a rolling hash: the polynomial hash of Karp and Rabin (1987, "Efficient randomized pattern-matching
-algorithms") modulo 2**64, with a random value for each byte. Nothing that is shared is missed; two different windows
-have the same hash about once in 2**64 comparisons.
+offset, with a rolling hash: the polynomial hash of Karp and Rabin (1987, "Efficient randomized pattern-matching
+algorithms") modulo 2**64, with a random value for each byte. No shared window is missed; two different windows have the
+same hash about once in 2**64 comparisons.
 """
 
 import csv
@@ -28,22 +28,22 @@ from framework.files import parse_json
 from framework.random import key, mix
 
 MIN_BYTES = 20
-"""Shorter texts are not searched for: labels, names, "a good film"."""
+"""Smallest size of an evaluation text; shorter ones, such as labels, names or "a good film", are ignored."""
 
 _BLOCK = 1 << 15
-"""Positions that are hashed at once; small enough for the processor's cache."""
+"""Number of positions that are hashed at once; small enough for the processor's cache."""
 
 _ALPHANUMERIC_ASCII = bytes(byte for byte in range(128) if chr(byte).isalnum())
 _LOWER_ASCII = bytes(range(256)).lower()
 _OTHER_ASCII = bytes(byte for byte in range(128) if byte not in _ALPHANUMERIC_ASCII)
 
 _VALUES = mix(key("exclusion", "value of a byte"), np.arange(256))
-# 5 modulo 8: its powers repeat only after 2**62 steps.
+# The base is 5 modulo 8, so its powers repeat only after 2**62 steps.
 _BASE = (key("exclusion", "base") & ~7) | 5
 
 
 def normalise(text: str) -> bytes:
-    """UTF-8 of the letters and digits of a text, after Unicode's NFKC and case folding."""
+    """Returns the letters and digits of a text as UTF-8, after Unicode's NFKC and case folding."""
     if text.isascii():
         return text.encode().translate(_LOWER_ASCII, _OTHER_ASCII)
     text = unicodedata.normalize("NFKC", text).casefold()
@@ -53,12 +53,12 @@ def normalise(text: str) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class HashSet:
-    """A set of 64-bit hashes, for many questions at once.
+    """Set of 64-bit hashes with vectorised lookup.
 
     Attributes:
-        hashes: (hashes,) uint64, ascending, each once.
-        bitmap: uint8, one bit for each value that the upper bits of a hash can have: set where one of the hashes has
-            it. At most 1 bit in 32 is set, so that few of the absent hashes have to be looked up.
+        hashes: (hashes,) uint64, ascending, without duplicates.
+        bitmap: uint8, one bit per possible prefix (the upper bits) of a hash, set if a hash has this prefix. At most 1
+            bit in 32 is set, so most absent hashes are rejected without a search.
     """
 
     hashes: np.ndarray
@@ -66,7 +66,7 @@ class HashSet:
 
     @classmethod
     def of(cls, hashes: Iterable[np.ndarray]) -> "HashSet":
-        """The set of all hashes in these arrays."""
+        """Returns the set of all hashes in these arrays."""
         unique = np.unique(np.concatenate([np.empty(0, dtype=np.uint64), *hashes]))
         num_bits = max(8, (32 * len(unique) - 1).bit_length())
         bits = np.zeros(2**num_bits, dtype=bool)
@@ -74,27 +74,27 @@ class HashSet:
         return cls(unique, np.packbits(bits, bitorder="little"))
 
     def find(self, hashes: np.ndarray) -> np.ndarray:
-        """Ascending places of those hashes that are in the set."""
-        place = hashes >> np.uint64(64 - (8 * len(self.bitmap) - 1).bit_length())
-        bits = self.bitmap[place >> np.uint64(3)] >> (place & np.uint64(7)).astype(np.uint8)
+        """Returns the ascending indices of the hashes that are in the set."""
+        prefixes = hashes >> np.uint64(64 - (8 * len(self.bitmap) - 1).bit_length())
+        bits = self.bitmap[prefixes >> np.uint64(3)] >> (prefixes & np.uint64(7)).astype(np.uint8)
         maybe = np.flatnonzero(bits & 1)
-        wanted = hashes[maybe]
-        found = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return maybe[self.hashes[found] == wanted]
+        candidates = hashes[maybe]
+        nearest = np.minimum(np.searchsorted(self.hashes, candidates), len(self.hashes) - 1)
+        return maybe[self.hashes[nearest] == candidates]
 
 
 @dataclass(frozen=True, eq=False)
 class ExclusionIndex:
-    """What has to be found, as hashes; small enough to be sent to other processes.
+    """Hashes of evaluation texts; small enough to be sent to other processes.
 
     Attributes:
         ngram_bytes: Length of a window, in bytes of normalised text.
-        windows: Of the texts with at least `ngram_bytes`, all windows.
-        beginnings: Of the shorter texts with at least MIN_BYTES, the first MIN_BYTES bytes.
-        shorts: The same texts as a whole.
-        short_lengths: (lengths,) int64, the lengths in bytes that occur among these.
-        num_texts: Different evaluation texts that are searched for.
-        num_too_short: Different ones that are not, since they have fewer than MIN_BYTES bytes.
+        windows: Hashes of all windows of the long texts, which have at least `ngram_bytes` bytes.
+        beginnings: Hashes of the first MIN_BYTES bytes of the short texts, which have at least MIN_BYTES bytes.
+        shorts: Hashes of the whole short texts.
+        short_lengths: (lengths,) int64, the different lengths of the short texts, in bytes.
+        num_texts: Number of different evaluation texts that are searched for.
+        num_too_short: Number of different texts that are ignored because they have fewer than MIN_BYTES bytes.
     """
 
     ngram_bytes: int
@@ -107,7 +107,7 @@ class ExclusionIndex:
 
     @classmethod
     def from_files(cls, patterns: str | Sequence[str], ngram_bytes: int = 48) -> "ExclusionIndex":
-        """Reads evaluation files, whatever their columns are called (`evaluation_texts`).
+        """Reads evaluation files with any column names (`evaluation_texts`).
 
         Args:
             patterns: Paths and globs.
@@ -115,22 +115,23 @@ class ExclusionIndex:
 
         Raises:
             ConfigError: `ngram_bytes` is smaller than MIN_BYTES.
-            DataError: A pattern matches no file, or a file cannot be read, is broken, or holds no text that is long
-                enough.
+            DataError: A pattern matches no file, or a file cannot be read, is broken, or has no text of at least
+                MIN_BYTES bytes.
         """
         if ngram_bytes < MIN_BYTES:
             raise ConfigError(
-                f"ngram_bytes={ngram_bytes} is too short to tell a text from a phrase; use at least {MIN_BYTES}."
+                f"exclude_ngram_bytes is {ngram_bytes}. Common phrases are as long as such a window. Use at least "
+                f"{MIN_BYTES}."
             )
         texts: set[bytes] = set()
         for path in find_files(patterns):
-            found = {normalise(text) for text in evaluation_texts(path)} - {b""}
-            if not any(len(text) >= MIN_BYTES for text in found):
+            own = {normalise(text) for text in evaluation_texts(path)} - {b""}
+            if not any(len(text) >= MIN_BYTES for text in own):
                 raise DataError(
-                    f"{path} holds no text with {MIN_BYTES} bytes of letters and digits, nothing of it can be found; "
-                    "correct the path or leave it out."
+                    f"{path} has no text with {MIN_BYTES} bytes of letters and digits. Shorter texts are not searched "
+                    "for. Correct the path, or leave the file out."
                 )
-            texts |= found
+            texts |= own
         longs = sorted(text for text in texts if len(text) >= ngram_bytes)
         shorts = sorted(text for text in texts if MIN_BYTES <= len(text) < ngram_bytes)
         lengths = sorted({len(text) for text in shorts})
@@ -150,7 +151,7 @@ class ExclusionIndex:
 
     @property
     def fingerprint(self) -> str:
-        """Tells two indexes apart that would find different documents."""
+        """Returns a hash that differs between indexes that find different documents."""
         digest = hashlib.blake2b(b"exclusion 1", digest_size=16)
         for part in (self.windows, self.shorts):
             digest.update(part.hashes.astype("<u8").tobytes())
@@ -158,39 +159,43 @@ class ExclusionIndex:
         return digest.hexdigest()
 
     def overlaps(self, texts: Sequence[str]) -> np.ndarray:
-        """Tells which documents share a window, or a whole short text, with an evaluation text.
+        """Finds documents that share a window, or a whole short text, with an evaluation text.
 
         Returns:
-            (texts,) bool.
+            (texts,) bool, True for such documents.
         """
         result = np.zeros(len(texts), dtype=bool)
         joined, ends = _join([normalise(text) for text in texts])
         for positions, length in self._find(joined):
             owners = np.searchsorted(ends, positions, side="right")
-            # Texts lie end to end: what begins in one and ends in the next is no part of a text.
+            # Texts are joined end to end: a match that crosses the end of a text belongs to no text.
             result[owners[positions + length <= ends[owners]]] = True
         return result
 
     def _find(self, joined: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
-        """(positions, length) of what is found; texts are not kept apart."""
+        """Yields (positions, length) of matches, including matches that cross the end of a text."""
         for first, sums, inverses in _blocks(joined, self.ngram_bytes):
-            found = self.windows.find(_hashes(sums, inverses, self.ngram_bytes))
-            yield first + found, self.ngram_bytes
+            matches = self.windows.find(_hashes(sums, inverses, self.ngram_bytes))
+            yield first + matches, self.ngram_bytes
             if len(self.short_lengths) == 0:
                 continue
             beginnings = self.beginnings.find(_hashes(sums, inverses, MIN_BYTES))
             for length in self.short_lengths.tolist():
                 starts = beginnings[beginnings + length < len(sums)]
-                whole = self.shorts.find((sums[starts + length] - sums[starts]) * inverses[starts])
-                yield first + starts[whole], length
+                matches = self.shorts.find((sums[starts + length] - sums[starts]) * inverses[starts])
+                yield first + starts[matches], length
 
 
 def evaluation_texts(path: Path) -> Iterator[str]:
-    """Streams all texts of a file, short fields such as labels among them.
+    """Streams all texts of a file, including short fields such as labels.
 
-    Plain text: each line. CSV and TSV: each field of each row, with or without a header; where the rows do not all have
-    the same number of fields when read with quotes, also the fields read without. JSON and JSONL: each string.
-    Parquet and Arrow: each string in any column. All but the last two may be gzip or zstd files.
+    - Plain text: each line.
+    - CSV and TSV: each field of each row, with or without a header. If quoting gives rows with different numbers of
+      fields, the fields without quoting are added.
+    - JSON and JSONL: each string.
+    - Parquet and Arrow: each string in any column.
+
+    All files except Parquet and Arrow can be compressed with gzip or zstd.
 
     Raises:
         DataError: The suffix is unknown, or the file cannot be read, is empty, broken, or not UTF-8.
@@ -206,8 +211,8 @@ def evaluation_texts(path: Path) -> Iterator[str]:
     }.get(kind_of(path))
     if reader is None or (reader is _arrow_texts and path.suffix.lower() in COMPRESSIONS):
         raise DataError(
-            f"{path} has a suffix that tells no kind of evaluation file; rename it to .txt, .csv, .tsv, .json, .jsonl "
-            f"(each may be followed by {' or '.join(COMPRESSIONS)}), .parquet or .arrow."
+            f"{path} has no suffix of an evaluation file. The suffix determines the format: .txt, .csv, .tsv, .json, "
+            f".jsonl (each optionally followed by {' or '.join(COMPRESSIONS)}), .parquet or .arrow. Rename the file."
         )
     return reader(path)
 
@@ -240,7 +245,10 @@ def _json_texts(path: Path) -> Iterator[str]:
         try:
             content = parse_json(text)
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}); correct it or leave the file out.") from error
+            raise DataError(
+                f"{path}, line {number}: not JSON ({error}). A .json file is one value, a .jsonl file one per line. "
+                "Correct the file, or leave it out."
+            ) from error
         yield from _strings(content)
 
 
@@ -252,11 +260,13 @@ def _arrow_texts(path: Path) -> Iterator[str]:
             try:
                 yield from _strings(column.to_pylist())
             except UnicodeDecodeError as error:
-                raise DataError(f"{path}: column {name!r} holds bytes that are not UTF-8; correct its rows.") from error
+                raise DataError(
+                    f"{path}: column {name!r} holds bytes that are not UTF-8. Texts must be UTF-8. Correct its rows."
+                ) from error
 
 
 def _strings(content: object) -> Iterator[str]:
-    """All strings in lists and mappings, their keys among them."""
+    """Yields all strings in nested lists and mappings, including keys."""
     waiting = [content]
     while waiting:
         value = waiting.pop()
@@ -269,13 +279,13 @@ def _strings(content: object) -> Iterator[str]:
 
 
 def _join(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """(bytes of all texts end to end, (texts,) where each ends)."""
+    """Returns the bytes of all texts end to end, and (texts,) the end offset of each."""
     lengths = np.fromiter(map(len, texts), dtype=np.int64, count=len(texts))
     return np.frombuffer(b"".join(texts), dtype=np.uint8), np.cumsum(lengths)
 
 
 def _window_hashes(texts: Sequence[bytes], length: int) -> Iterator[np.ndarray]:
-    """Hashes of all windows of texts that are at least that long."""
+    """Yields the hashes of all windows of `length` bytes; shorter texts have none."""
     joined, ends = _join(texts)
     room = np.repeat(ends, np.diff(ends, prepend=0)) - np.arange(len(joined))
     for first, sums, inverses in _blocks(joined, length):
@@ -284,10 +294,10 @@ def _window_hashes(texts: Sequence[bytes], length: int) -> Iterator[np.ndarray]:
 
 
 def _blocks(joined: np.ndarray, length: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Cuts the bytes into blocks that overlap so far that each window of `length` bytes lies in one.
+    """Divides the bytes into overlapping blocks, so that each window of `length` bytes is inside a block.
 
     Yields:
-        (place of the first byte, (bytes + 1,) sums of byte values times powers of the base, inverse powers).
+        Offset of the first byte, (bytes + 1,) prefix sums of byte values times powers of the base, and inverse powers.
     """
     powers, inverses = _powers(_BLOCK + length)
     for first in range(0, len(joined), _BLOCK):
@@ -298,14 +308,14 @@ def _blocks(joined: np.ndarray, length: int) -> Iterator[tuple[int, np.ndarray, 
 
 
 def _hashes(sums: np.ndarray, inverses: np.ndarray, length: int) -> np.ndarray:
-    """Hash of the window that begins at each place: the sum of value(byte j) * base**j, j counted from its start."""
+    """Returns the hash of the window at each position: the sum of value(byte j) * base**j over its bytes j, from 0."""
     count = max(0, len(sums) - length)
     return (sums[length:] - sums[:count]) * inverses[:count]
 
 
 @functools.cache
 def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """(base**0, base**1, ...) and their inverses, modulo 2**64."""
+    """Returns (base**0, base**1, ...) and their inverses, modulo 2**64."""
     bases = (_BASE, pow(_BASE, -1, 2**64))
     powers = [np.cumprod(np.array([1] + [base] * (count - 1), dtype=np.uint64)) for base in bases]
     return powers[0], powers[1]
@@ -313,5 +323,5 @@ def _powers(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _alphanumeric_points() -> np.ndarray:
-    """(code points,) bool, True for letters and digits."""
+    """Returns (code points,) bool, True for letters and digits."""
     return np.fromiter((chr(point).isalnum() for point in range(sys.maxunicode + 1)), dtype=bool)

@@ -1,4 +1,4 @@
-"""Where a store is made: one prepare at a time, in a folder that a later start goes on with."""
+"""Folders of a store under construction: one process at a time builds it, and a later start resumes it."""
 
 import json
 import shutil
@@ -16,48 +16,53 @@ SETTINGS_FILE = "settings.json"
 
 
 def find_store(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
-    """The content of store.json where the store is there and was made from the same files and settings.
+    """Returns the content of store.json if the store exists and was made from the same files and settings.
 
     Returns:
-        None where the way is free.
+        The content; None if the store is to be built, because it does not exist or `overwrite` allows replacing it.
 
     Raises:
-        DataError: Something else is there, or the store is damaged.
+        DataError: The folder holds something else, or the store is damaged.
     """
     if not folder.exists():
         return None
     if not (folder / COMPLETE_FILE).is_file():
-        raise DataError(f"{folder} exists and is no complete store; give another folder, or delete it.")
+        raise DataError(
+            f"{folder} exists, but is not a complete token store. Preparation does not replace other folders. Choose "
+            "another folder, or delete it."
+        )
     meta = read_meta(folder)
     if meta.get("settings") == settings:
         return meta
     if overwrite:
         return None
     raise DataError(
-        f"{folder} holds a store made from other files or settings; give another folder, or set overwrite=true to "
-        "replace it."
+        f"{folder} holds a store made from other files or settings. It is only replaced with overwrite=true. Choose "
+        "another folder, or set overwrite=true."
     )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The content of store.json.
+    """Returns the content of store.json.
 
     Raises:
-        DataError: It is missing or damaged.
+        DataError: The file is missing or damaged.
     """
     try:
         meta: dict[str, Any] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / META_FILE} cannot be read ({error}); delete the store, or restore it.") from error
+        raise DataError(
+            f"{folder / META_FILE} cannot be read ({error}). A store needs this file. Restore it, or delete the store."
+        ) from error
     return meta
 
 
 @contextmanager
-def alone_at(folder: Path) -> Iterator[None]:
-    """Keeps every other prepare away from a folder.
+def exclusive_access(folder: Path) -> Iterator[None]:
+    """Returns a context that holds the lock of a folder, so that no other process prepares the same store.
 
     Raises:
-        DataError: Another process is at work there, or the file system has no locks.
+        DataError: Another process holds the lock, or the file system has no locks.
     """
     path = folder.with_name(folder.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,35 +71,35 @@ def alone_at(folder: Path) -> Iterator[None]:
             held = stack.enter_context(locked(path, wait=False))
         except OSError as error:
             raise DataError(
-                f"{path} cannot be locked ({error.strerror}), so a second prepare could not be kept away; give a "
-                "folder on a file system with locks, and copy the store afterwards."
+                f"{path} cannot be locked ({error.strerror}). Without a lock, two processes could write the same "
+                "store. Choose a folder on a file system with locks, and copy the store afterwards."
             ) from error
         if not held:
             raise DataError(
-                f"another framework.prepare is at work on {folder} ({holder_of(path)}); wait until it has ended, or "
-                "give another folder."
+                f"another framework.prepare is writing {folder} ({holder_of(path)}). Only one process can write a "
+                "store. Wait until it ends, or choose another folder."
             )
         yield
 
 
 @dataclass(frozen=True)
 class PartialFolder:
-    """The folder `<folder>.partial`, in which a store is made and its passes leave what they found.
+    """Folder `<folder>.partial`, in which a store is built; it also holds the results of each pass.
 
     Attributes:
-        folder: The final folder of the store.
+        folder: Final folder of the store.
     """
 
     folder: Path
 
     @property
     def path(self) -> Path:
-        """Itself."""
+        """Returns the path `<folder>.partial`."""
         return self.folder.with_name(self.folder.name + ".partial")
 
     @property
     def store(self) -> Path:
-        """The store that grows."""
+        """Returns the folder of the incomplete store."""
         return self.path / "store"
 
     @property
@@ -102,12 +107,12 @@ class PartialFolder:
         return self.folder.with_name(self.folder.name + ".replaced")
 
     def has(self, settings: dict[str, Any]) -> bool:
-        """Whether an earlier start with the same settings left something here."""
-        told = self.path / SETTINGS_FILE
-        return told.is_file() and told.read_text(encoding="utf-8", errors="replace") == _as_text(settings)
+        """Returns True if the folder holds the results of an earlier start with the same settings."""
+        file = self.path / SETTINGS_FILE
+        return file.is_file() and file.read_text(encoding="utf-8", errors="replace") == _as_text(settings)
 
     def open(self, settings: dict[str, Any]) -> None:
-        """Leaves what an earlier start with the same settings left, else makes an empty folder."""
+        """Keeps the results of an earlier start with the same settings; otherwise makes an empty folder."""
         if self.has(settings):
             return
         self.remove()
@@ -116,21 +121,21 @@ class PartialFolder:
         fresh.write_text(_as_text(settings), encoding="utf-8")
         fresh.replace(self.path / SETTINGS_FILE)
 
-    def put_in_place(self) -> None:
-        """Gives the finished store its name; what was there is replaced."""
+    def publish(self) -> None:
+        """Renames the finished store to its final folder, and replaces an earlier store there."""
         if self.folder.exists():
             shutil.rmtree(self._replaced, ignore_errors=True)
             self.folder.rename(self._replaced)
         self.store.rename(self.folder)
-        self.tidy()
+        self.clean_up()
 
-    def tidy(self) -> None:
-        """Removes what is not needed any more now that the store is in its place."""
+    def clean_up(self) -> None:
+        """Removes the partial folder and the replaced store after the store got its final name."""
         self.remove()
         shutil.rmtree(self._replaced, ignore_errors=True)
 
     def remove(self) -> None:
-        """Removes it with all that it holds."""
+        """Removes the partial folder and its content."""
         shutil.rmtree(self.path, ignore_errors=True)
 
 

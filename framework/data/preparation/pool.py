@@ -1,4 +1,4 @@
-"""Work on batches in processes of their own: results come in the order of the batches, few batches are in flight."""
+"""Processes batches in worker processes, with results in the order of the batches and few batches in flight."""
 
 import itertools
 import os
@@ -13,17 +13,17 @@ from typing import Any, Protocol, TypeVar
 from framework.machine import usable_cores
 
 IN_FLIGHT = 2
-"""Batches a worker may have before it, the one it works on among them."""
+"""Largest number of submitted batches per worker, including the one in progress."""
 POOL_FROM = 4
-"""With fewer batches than that a process takes longer to start than to work."""
+"""Smallest number of batches for which workers are started; with fewer, starting them takes longer than the work."""
 
 
 class HasTexts(Protocol):
-    """A batch: its texts go to the worker, the rest stays here."""
+    """Batch of which only the texts are sent to a worker."""
 
     @property
     def texts(self) -> Sequence[str]:
-        """What is worked on."""
+        """Returns the texts to process."""
 
 
 Batch = TypeVar("Batch", bound=HasTexts)
@@ -37,12 +37,13 @@ def work_in_order(
     """Streams (batch, result of the work on its texts) in the order of the batches.
 
     Args:
-        make_work: Makes the work, once in each process that works; must be picklable.
-        batches: Taken up as results are taken, at most `IN_FLIGHT` a worker ahead.
-        num_workers: Processes; None: one for each core that this process may use; 0 or 1: the work is done here.
+        make_work: Function that builds the work function, called once in each process; must be picklable.
+        batches: Batches, read at most `IN_FLIGHT` per worker ahead of the consumed results.
+        num_workers: Number of worker processes; None: one per core that this process may use; 0 or 1: this process does
+            the work.
 
     Raises:
-        BrokenProcessPool: A worker was killed (as the kernel does where memory is short).
+        BrokenProcessPool: A worker was killed, for example by the kernel when memory was short.
     """
     remaining = iter(batches)
     num_workers = usable_cores() if num_workers is None else num_workers
@@ -52,7 +53,7 @@ def work_in_order(
         for batch in itertools.chain(head, remaining):
             yield batch, work(batch.texts)
         return
-    # Spawned, not forked: tokenizers and Arrow have threads, which a fork does not survive.
+    # Spawn instead of fork: the threads of tokenizers and Arrow do not survive a fork.
     pool = ProcessPoolExecutor(num_workers, get_context("spawn"), _start_worker, (make_work,))
     try:
         waiting: deque[tuple[Batch, Future[Result]]] = deque()
@@ -73,10 +74,10 @@ _work: Work[Any] | None = None
 
 def _start_worker(make_work: Callable[[], Work[Any]]) -> None:
     global _work
-    # The main process answers Ctrl-C and then ends its workers; where it is killed itself, they end too.
+    # The main process handles Ctrl-C and then ends its workers. If it is killed, the workers end too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # One process a core is enough.
+    # There is one process per core already.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _work = make_work()
 

@@ -1,14 +1,14 @@
-"""Makes a token store from sources: clean, train or take a tokenizer, split into sentences, encode, write.
+"""Builds a token store from sources: cleans texts, trains or loads a tokenizer, splits into sentences, encodes, writes.
 
-The order of the files, the text and the settings decide the store to the last byte; the number of workers, and how
-often the work was killed and gone on with, do not. The command `framework.prepare` composes the config, calls this and
-shows the counts.
+The order of the files, their text and the settings determine every byte of the store. The number of workers and any
+number of kills and resumed starts do not matter. The command `framework.prepare` composes the config, calls this module
+and shows the counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from framework.data.preparation.card_packing import packing_efficiency
 from framework.data.preparation.cleaning import screen
 from framework.data.preparation.corpus import Cleaning, Corpus, Progress
 from framework.data.preparation.exclusion import ExclusionIndex
-from framework.data.preparation.folder import PartialFolder, alone_at, find_store, read_meta
+from framework.data.preparation.folder import PartialFolder, exclusive_access, find_store, read_meta
 from framework.data.preparation.pool import work_in_order
 from framework.data.preparation.settings import check_streamable, store_settings
 from framework.data.preparation.tokens import Totals, write_tokens
@@ -30,24 +30,57 @@ from framework.data.store.writer import COMPLETE_FILE, TOKENIZER_FOLDER, StoreWr
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer, VocabularyTraining
 from framework.data.tokenization.word_counts import WordCounts
-from framework.errors import DataError, FrameworkError
+from framework.errors import DataError, FrameworkError, counted
 
-PLAIN = Cleaning()
-"""Nothing but empty documents and exact repetitions is dropped."""
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Specification of a token store: its texts, its vocabulary and its folder.
+
+    Attributes:
+        sources: Sources by name, read in this order.
+        vocabulary: Given tokenizer, or training settings of a tokenizer.
+        folder: Folder of the store.
+        cleaning: Cleaning settings. By default, only empty documents and exact duplicates are dropped.
+        on_bad_row: Handling of bad rows, as in `framework.data.reading.files.Reading`.
+        streamed: True to store no ids: training reads the texts again from the sources.
+        overwrite: True to replace a store that was made from other files or settings.
+    """
+
+    sources: Mapping[str, Source]
+    vocabulary: GivenTokenizer | VocabularyTraining
+    folder: str | Path
+    cleaning: Cleaning = field(default_factory=Cleaning)
+    on_bad_row: Literal["error", "skip"] = "error"
+    streamed: bool = False
+    overwrite: bool = False
+
+    def open_corpus(self, progress: Progress | None = None) -> Corpus:
+        """Checks the sources and returns their documents.
+
+        Raises:
+            ConfigError: The store is streamed, but a source has no random access.
+            DataError: There are no sources, or the files of a source do not exist.
+        """
+        if not self.sources:
+            raise DataError("there are no sources. A store needs at least one. Add one to the corpus.")
+        if self.streamed:
+            check_streamable(self.sources)
+        return Corpus(self.sources, self.cleaning, self.on_bad_row, self.streamed, progress)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A store that is ready.
+    """A complete store.
 
     Attributes:
-        folder: Of the store; its tokenizer is in the folder `tokenizer` there.
-        reused: True where the store was there already, made from the same files with the same settings.
-        counts: files, bytes, documents (kept), duplicates, near_duplicates, excluded, empty, skipped_rows, sentences,
-            tokens, unknown_tokens, vocab_size; where evaluation texts are excluded, evaluation_texts and those that
-            are too short to be searched for, evaluation_texts_too_short.
-        skipped: What was wrong with the first rows that were left out.
-        fingerprint: Of the store.
+        folder: Folder of the store; its tokenizer is in the sub-folder `tokenizer`.
+        reused: True if the store already existed, made from the same files and settings.
+        counts: Numbers of files, bytes, documents (kept), duplicates, near_duplicates, excluded, empty, skipped_rows,
+            sentences, tokens, unknown_tokens and vocab_size. If evaluation texts are excluded, also evaluation_texts,
+            and evaluation_texts_too_short for those too short to be searched for.
+        skipped: Messages about the first bad rows that were skipped.
+        fingerprint: Fingerprint of the store.
     """
 
     folder: Path
@@ -57,65 +90,41 @@ class Prepared:
     fingerprint: str
 
 
-def prepare_store(
-    sources: Mapping[str, Source],
-    vocabulary: GivenTokenizer | VocabularyTraining,
-    folder: str | Path,
-    cleaning: Cleaning = PLAIN,
-    on_bad_row: Literal["error", "skip"] = "error",
-    num_workers: int | None = 1,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    streamed: bool = False,
-) -> Prepared:
-    """Makes the store, or finds that it is there.
+def prepare_store(spec: StoreSpec, num_workers: int | None = 1, progress: Progress | None = None) -> Prepared:
+    """Builds the store, unless it exists already.
 
-    The work is done in `<folder>.partial`. After a kill, a full disk or a lost worker the next start with the same
-    settings goes on there; when the store is complete it gets its final name.
+    The store is built in `<folder>.partial` and gets its final name when it is complete. After a kill, a full disk or a
+    lost worker, the next start with the same settings resumes there.
 
     Args:
-        sources: By name, read in this order.
-        vocabulary: A tokenizer, or how to train one.
-        folder: Of the store.
-        cleaning: What is done about texts.
-        on_bad_row: See `framework.data.reading.files.Reading`.
-        num_workers: Processes; None: one for each core that this process may use; 0 or 1: all is done here.
-        overwrite: Replace a store that was made from other files or settings.
-        progress: Is told how far it is.
-        streamed: Keep no ids: training reads the texts again from where they are.
+        spec: Specification of the store.
+        num_workers: Number of worker processes; None: one per core that this process may use; 0 or 1: this process does
+            all work.
+        progress: Callback for the progress of each pass; None: no callback.
 
     Raises:
-        ConfigError: Ids are to be streamed from a source that cannot be read from the middle, the vocabulary's size
-            leaves no room for the alphabet, or near-duplicates cannot be told by the settings.
-        DataError: A source or the tokenizer cannot be used, there are no documents, `folder` holds something else,
+        ConfigError: Ids are streamed from a source without random access, the size of the vocabulary has no room for
+            the alphabet, or no bands fit the settings of near-duplicates.
+        DataError: A source or the tokenizer cannot be used, there are no documents, the folder holds something else,
             cannot be written or is being written by another process, or a worker was killed.
     """
-    folder = Path(folder)
-    corpus = _open_corpus(sources, cleaning, on_bad_row, streamed, progress)
-    work = Preparation.of(corpus, vocabulary, num_workers)
+    folder = Path(spec.folder)
+    work = Preparation.of(spec.open_corpus(progress), spec.vocabulary, num_workers)
     unfinished = PartialFolder(folder)
-    found = find_store(folder, work.settings, overwrite)
-    if found is not None and not unfinished.has(work.settings):
-        return _prepared(folder, found, reused=True)
-    with _failures_told(unfinished), alone_at(folder):
-        # Another process may have made it while this one read the files.
-        found = find_store(folder, work.settings, overwrite)
-        if found is None:
+    meta = find_store(folder, work.settings, spec.overwrite)
+    if meta is not None and not unfinished.has(work.settings):
+        return _prepared(folder, meta, reused=True)
+    with _resumable_failures(unfinished), exclusive_access(folder):
+        # Another process may have built the store while this one read the files.
+        meta = find_store(folder, work.settings, spec.overwrite)
+        if meta is None:
             _make_store(work, unfinished)
         else:
-            unfinished.tidy()
-    return _prepared(folder, found or read_meta(folder), reused=found is not None)
+            unfinished.clean_up()
+    return _prepared(folder, meta or read_meta(folder), reused=meta is not None)
 
 
-def describe_preparation(
-    sources: Mapping[str, Source],
-    vocabulary: GivenTokenizer | VocabularyTraining,
-    folder: str | Path,
-    cleaning: Cleaning = PLAIN,
-    on_bad_row: Literal["error", "skip"] = "error",
-    overwrite: bool = False,
-    streamed: bool = False,
-) -> list[tuple[str, str]]:
+def describe_preparation(spec: StoreSpec) -> list[tuple[str, str]]:
     """Runs the checks of `prepare_store` that need no pass over the texts, and describes the result.
 
     Nothing is written.
@@ -124,54 +133,40 @@ def describe_preparation(
         Rows of (name, text).
 
     Raises:
-        FrameworkError: As `prepare_store`, except for errors in the texts.
+        FrameworkError: The specification cannot be used, as for `prepare_store`; errors in the texts are not found.
     """
-    folder = Path(folder)
-    corpus = _open_corpus(sources, cleaning, on_bad_row, streamed, None)
-    work = Preparation.of(corpus, vocabulary, None)
-    if find_store(folder, work.settings, overwrite) is not None:
+    folder = Path(spec.folder)
+    corpus = spec.open_corpus()
+    work = Preparation.of(corpus, spec.vocabulary, None)
+    if find_store(folder, work.settings, spec.overwrite) is not None:
         state = "exists already, from the same texts and settings"
     elif PartialFolder(folder).has(work.settings):
         state = "would resume where an earlier start stopped"
     else:
         state = "would replace an existing store" if folder.exists() else "would be made"
-    kind = "given tokenizer" if isinstance(vocabulary, GivenTokenizer) else f"{type(vocabulary).__name__}"
+    is_given = isinstance(spec.vocabulary, GivenTokenizer)
     return [
         ("store", f"{folder}: {state}"),
-        ("corpus", f"{corpus.num_files:,} files, {corpus.num_bytes:,} bytes"),
-        ("vocabulary", kind),
+        ("corpus", f"{counted(corpus.num_files, 'file')}, {counted(corpus.num_bytes, 'byte')}"),
+        ("vocabulary", "given tokenizer" if is_given else type(spec.vocabulary).__name__),
         ("not checked", "rows and texts, which need a pass over the corpus"),
     ]
 
 
-def _open_corpus(
-    sources: Mapping[str, Source],
-    cleaning: Cleaning,
-    on_bad_row: Literal["error", "skip"],
-    streamed: bool,
-    progress: Progress | None,
-) -> Corpus:
-    if not sources:
-        raise DataError("there are no sources. A store needs at least one. Add one to the corpus.")
-    if streamed:
-        check_streamable(sources)
-    return Corpus(sources, cleaning, on_bad_row, streamed, progress)
-
-
 @contextmanager
-def _failures_told(unfinished: PartialFolder) -> Iterator[None]:
-    """Tells failures that leave the work where it can be gone on with."""
+def _resumable_failures(unfinished: PartialFolder) -> Iterator[None]:
+    """Converts failures after which the preparation can resume to a DataError."""
     try:
         yield
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed, probably for want of memory; start again with a smaller num_workers (it "
-            f"goes on from {unfinished.path})."
+            "a worker process was killed, probably because memory was short. The next start resumes from "
+            f"{unfinished.path}. Start again with a smaller num_workers."
         ) from error
     except OSError as error:
         raise DataError(
-            f"{unfinished.folder} cannot be written ({error}); free space and start again (it goes on from where it "
-            "was), or give another folder."
+            f"{unfinished.folder} cannot be written ({error}). The next start resumes from {unfinished.path}. Free "
+            "space and start again, or choose another folder."
         ) from error
 
 
@@ -183,22 +178,22 @@ def _make_store(work: "Preparation", unfinished: PartialFolder) -> None:
             tokenizer = work.tokenizer(fates, unfinished.store / TOKENIZER_FOLDER)
             work.write(fates, tokenizer, unfinished)
     except FrameworkError:
-        # Bad data or settings: what is there would never be gone on with.
+        # The data or the settings are bad, so no later start would resume from this folder.
         unfinished.remove()
         raise
-    unfinished.put_in_place()
+    unfinished.publish()
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A store to be made.
+    """Inputs of the passes that build a store.
 
     Attributes:
-        corpus: Its documents.
-        vocabulary: A tokenizer, or how to train one.
-        exclusion: What must not be in the corpus; None: nothing.
-        num_workers: See `work_in_order`.
-        settings: What decides the store.
+        corpus: Documents of the store.
+        vocabulary: Given tokenizer, or training settings of a tokenizer.
+        exclusion: Index of evaluation texts; None: no texts are excluded.
+        num_workers: Number of processes as in `work_in_order`.
+        settings: Settings that determine the store, as JSON values.
     """
 
     corpus: Corpus
@@ -211,7 +206,7 @@ class Preparation:
     def of(
         cls, corpus: Corpus, vocabulary: GivenTokenizer | VocabularyTraining, num_workers: int | None
     ) -> "Preparation":
-        """Reads the evaluation files, and all sources once for what tells their content."""
+        """Reads the evaluation files, and reads all sources once for the hashes of their content."""
         cleaning = corpus.cleaning
         exclusion = (
             ExclusionIndex.from_files(cleaning.exclude, cleaning.exclude_ngram_bytes) if cleaning.exclude else None
@@ -219,21 +214,21 @@ class Preparation:
         return cls(corpus, vocabulary, exclusion, num_workers, store_settings(corpus, vocabulary, exclusion))
 
     def tokenizer(self, fates: np.ndarray | None, folder: Path) -> Tokenizer:
-        """The given tokenizer, or one that is trained, unless an earlier start has done so."""
+        """Returns the given tokenizer, or a trained one; a tokenizer that an earlier start trained is loaded."""
         if isinstance(self.vocabulary, GivenTokenizer):
             return self.vocabulary.load()
         if not folder.is_dir():
             counts = WordCounts()
             batches = self.corpus.batches("vocabulary", fates)
-            for _, found in work_in_order(partial(getattr, self.vocabulary, "count"), batches, self.num_workers):
-                counts.add(found)
+            for _, part in work_in_order(partial(getattr, self.vocabulary, "count"), batches, self.num_workers):
+                counts.add(part)
             fresh = folder.with_name(folder.name + ".new")
             self.vocabulary.train(counts, fresh)
             fresh.rename(folder)
         return Tokenizer.from_folder(folder)
 
     def write(self, fates: np.ndarray | None, tokenizer: Tokenizer, unfinished: PartialFolder) -> None:
-        """Writes the store and its card, COMPLETE last."""
+        """Writes the store and its card; the file COMPLETE is written last."""
         corpus, folder = self.corpus, unfinished.store
         writer = StoreWriter(folder, tokenizer.vocab_size, corpus.streamed)
         try:
@@ -260,11 +255,11 @@ class Preparation:
 
 
 def _sources(corpus: Corpus, totals: Totals) -> list[dict[str, Any]]:
-    """What became of the documents of each source."""
+    """Returns the name of each source and the counts of its documents by fate."""
     sources = []
     for name, documents, tally in zip(corpus.sources, totals.documents, corpus.tallies, strict=True):
         dropped = tally.duplicates + tally.near_duplicates + tally.excluded
-        # Documents without a token are empty too.
+        # A document without tokens also counts as empty.
         empty = tally.read - documents - dropped
         sources.append({"name": name, "documents": documents, **vars(tally), "empty": empty})
     return sources
@@ -279,7 +274,10 @@ def _counts(
     }
     if summed["documents"] == 0:
         num_read = sum(source["read"] for source in sources)
-        raise DataError(f"no document holds text that is kept ({num_read:,} read); check the sources and `strip_html`.")
+        raise DataError(
+            f"no documents remain after cleaning ({num_read:,} read). A store needs at least one. Check the sources "
+            "and strip_html."
+        )
     return {
         "files": corpus.num_files,
         "bytes": corpus.num_bytes,

@@ -1,4 +1,4 @@
-"""What decides a token store, as JSON: two stores with the same settings are the same to the last byte."""
+"""Settings that determine a token store, as JSON values; stores with the same settings are identical byte by byte."""
 
 import hashlib
 import json
@@ -20,7 +20,12 @@ from framework.errors import ConfigError
 def store_settings(
     corpus: Corpus, vocabulary: GivenTokenizer | VocabularyTraining, exclusion: ExclusionIndex | None
 ) -> dict[str, Any]:
-    """The kind and the options of everything, and the content of files, not their paths.
+    """Returns the settings of a store: kinds, options, and hashes of the content of files, but not their paths.
+
+    Args:
+        corpus: Documents of the store.
+        vocabulary: Given tokenizer, or training settings of a tokenizer.
+        exclusion: Index of evaluation texts; None: no texts are excluded.
 
     Raises:
         DataError: A source or the tokenizer cannot be read.
@@ -42,17 +47,21 @@ def store_settings(
         "streamed": corpus.streamed,
         "sources": [{"name": name, **_identity(source)} for name, source in corpus.sources.items()],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(settings, default=_plain))
-    return plain
+    values: dict[str, Any] = json.loads(json.dumps(settings, default=_as_builtin))
+    return values
 
 
 def check_streamable(sources: Mapping[str, Source]) -> None:
-    """Raises ConfigError if a source cannot be read from the middle, or has a secret in its URL."""
+    """Checks that the texts of all sources can be streamed while training.
+
+    Raises:
+        ConfigError: A source has no random access, or has a secret in its URL.
+    """
     for name, source in sources.items():
         if not isinstance(source, ParquetShards):
             raise ConfigError(
-                f"the source `{name}` is {type(source).__name__}, which has no index to seek in, so its texts "
-                "cannot be streamed while training; convert it to Parquet and name it as ParquetShards "
+                f"the source `{name}` is {type(source).__name__}, which has no index to seek in. Streaming while "
+                "training needs random access to the texts. Convert it to Parquet and configure it as ParquetShards "
                 "(corpus=shards), or store the tokens (stream=false)."
             )
         for file in source.paths():
@@ -76,13 +85,13 @@ def _identity(source: Source) -> dict[str, object]:
         with path.open("rb") as file:
             contents.update(hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest())
     options = {name: value for name, value in vars(source).items() if name not in ("files", "exclude")}
-    # Stores made before these settings existed stay valid.
+    # Leave out default values of settings that were added later, so that older stores remain valid.
     options = {name: value for name, value in options.items() if value not in _ADDED_DEFAULTS.get(name, ())}
     if "format" in options:
         options["format"] = asdict(options["format"])
     return {"kind": kind, "options": options, "contents": contents.hexdigest()}
 
 
-def _plain(value: Mapping[str, object] | Sequence[object]) -> object:
-    """What a config's own mapping and list types are in JSON."""
+def _as_builtin(value: Mapping[str, object] | Sequence[object]) -> object:
+    """Converts the mapping and list types of a config to dict and list, for JSON."""
     return dict(value) if isinstance(value, Mapping) else list(value)

@@ -1,4 +1,4 @@
-"""The last pass over a corpus: sentences and ids of its documents, written to the store as they come."""
+"""Last pass over a corpus: splits its documents into sentences, encodes them, and writes them to the store."""
 
 import itertools
 from collections.abc import Mapping
@@ -16,17 +16,20 @@ from framework.data.tokenization.document_encoder import DocumentEncoder, Encode
 from framework.data.tokenization.tokenizer import Tokenizer
 
 COMMIT_CHARACTERS = 64_000_000
-"""Text after which what was written is made safe: at most so much is encoded again after a kill."""
+"""Number of characters between commits of the store; after a kill, at most this much is encoded again."""
 
 
 @dataclass
 class Totals:
-    """What was written so far.
+    """Counts of the documents written so far.
 
     Attributes:
-        documents: Of each source.
-        card: Gathers the numbers of the data card.
+        documents: Number of documents of each source.
+        card: Builder of the data card.
         batches: Number of the next batch.
+        sentences: Number of sentences.
+        tokens: Number of tokens.
+        unknown_tokens: Number of unknown tokens.
     """
 
     documents: list[int]
@@ -37,7 +40,7 @@ class Totals:
     unknown_tokens: int = 0
 
     def add(self, batch: Batch, encoded: EncodedDocuments) -> None:
-        """Counts a batch that was written."""
+        """Adds the counts of a written batch."""
         self.batches = batch.number + 1
         self.documents[batch.source] += len(encoded.document_sentences)
         self.sentences += len(encoded.sentence_lengths)
@@ -46,31 +49,34 @@ class Totals:
         self.card.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences)
 
     def state(self) -> dict[str, Any]:
-        """All of it, in JSON."""
+        """Returns all counts as JSON values."""
         return {**vars(self), "card": self.card.state()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "Totals":
-        """Goes on from what `state` gave."""
+        """Returns totals that continue from a state that `state` returned."""
         return cls(**{**state, "card": CardBuilder.from_state(state["card"])})
 
 
 def write_tokens(
     corpus: Corpus, fates: np.ndarray | None, tokenizer: Tokenizer, writer: StoreWriter, num_workers: int | None
 ) -> Totals:
-    """Encodes and writes the documents behind those that the writer has already, and makes all of it safe.
+    """Encodes and writes the documents after those that the store already holds, and commits them.
 
     Args:
-        corpus: Read once from its beginning.
-        fates: See `Corpus.batches`.
-        tokenizer: Backed by a folder.
-        writer: Its state is that of a `Totals`.
-        num_workers: See `work_in_order`.
+        corpus: Corpus, which is read once from its beginning.
+        fates: Fates of the documents, as in `Corpus.batches`.
+        tokenizer: Tokenizer that is backed by a folder.
+        writer: Writer of the store; its state is that of a `Totals`, or None at the first start.
+        num_workers: Number of processes as in `work_in_order`.
+
+    Returns:
+        Counts of all documents of the store.
 
     Raises:
-        DataError: See `Source.read`.
+        DataError: A source cannot be read, as for `Source.read`.
         OSError: The store cannot be written.
-        BrokenProcessPool: See `work_in_order`.
+        BrokenProcessPool: A worker was killed, as for `work_in_order`.
     """
     if writer.state is None:
         totals = Totals([0] * len(corpus.sources), CardBuilder(tokenizer.unk_id))
@@ -79,8 +85,8 @@ def write_tokens(
     batches = corpus.batches("tokens", fates, first=totals.batches)
     encoded = work_in_order(partial(DocumentEncoder, tokenizer.folder), batches, num_workers)
     characters = 0
-    for _, found in itertools.groupby(encoded, key=lambda pair: _record_batch(pair[0])):
-        pieces = list(found)
+    for _, group in itertools.groupby(encoded, key=lambda pair: _record_batch(pair[0])):
+        pieces = list(group)
         _write_record_batch(writer, pieces)
         for batch, documents in pieces:
             totals.add(batch, documents)
@@ -93,7 +99,10 @@ def write_tokens(
 
 
 def _record_batch(batch: Batch) -> int:
-    """What one record batch is made of: a batch, and where ids are streamed a row group, which is read as a whole."""
+    """Returns the key of a record batch: the number of a batch, or of a row group if ids are streamed.
+
+    A streamed row group is read as a whole, so its batches form one record batch.
+    """
     return batch.number if batch.group is None else batch.group
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framework.data.preparation.card import CardBuilder, Lengths, length_edges
-from framework.data.preparation.card_picture import _axis_start, _bars, _percent, _short, _told_sources, draw_card
+from framework.data.preparation.card_picture import _axis_start, _bars, _format_sources, _percent, _short, draw_card
 
 UNKNOWN = 1
 COUNTS = {
@@ -190,8 +190,8 @@ def test_numbers_are_told_in_few_digits():
         "5 B",
     )
     sources = [{"name": name, "documents": 1000} for name in "abcdef"]
-    assert _told_sources(sources) == "a 1,000, b 1,000, c 1,000, d 1,000, 2 more sources"
-    assert _told_sources(sources[:1]) == "a 1,000"
+    assert _format_sources(sources) == "a 1,000, b 1,000, c 1,000, d 1,000, 2 more sources"
+    assert _format_sources(sources[:1]) == "a 1,000"
 
 
 def test_importing_the_picture_does_not_import_matplotlib():

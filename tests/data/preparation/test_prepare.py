@@ -12,7 +12,7 @@ import pytest
 
 from framework.data.preparation import corpus as corpora
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source, TableFiles, TextFiles
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
 def test_prepared_text_comes_back(tmp_path, corpus, small_batches):
-    prepared = prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", Cleaning(strip_html=True))
+    prepared = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store", Cleaning(strip_html=True)))
     rows = datasets.Dataset.from_file(str(tmp_path / "store" / "data.arrow"))
     tokenizer = Tokenizer.from_folder(tmp_path / "store" / "tokenizer")
     assert not prepared.reused
@@ -49,24 +49,24 @@ def test_prepared_text_comes_back(tmp_path, corpus, small_batches):
 
 
 def test_same_input_same_bytes_and_no_second_work(tmp_path, corpus):
-    first = prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "a")
-    second = prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "b")
+    first = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "a"))
+    second = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "b"))
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
     before = (tmp_path / "a" / "data.arrow").stat().st_mtime_ns
-    again = prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "a")
+    again = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "a"))
     assert again.reused and again.counts == first.counts and again.fingerprint == second.fingerprint
     assert (tmp_path / "a" / "data.arrow").stat().st_mtime_ns == before
 
 
 def test_any_number_of_workers_makes_the_same_bytes(tmp_path, corpus, small_batches):
     for num_workers in (0, 2):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / str(num_workers), num_workers=num_workers)
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / str(num_workers)), num_workers=num_workers)
     assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
 
 
 def test_other_content_settings_or_tokenizer_is_another_store(tmp_path, given):
     sources = {"texts": TextFiles(str(write_corpus(tmp_path / "texts", 6) / "*.txt"))}
-    first = prepare_store(sources, VOCABULARY, tmp_path / "store")
+    first = prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "store"))
     (tmp_path / "texts" / "003.txt").write_text("Other text. Here.")
     changed: list[tuple[Any, Cleaning]] = [
         (VOCABULARY, Cleaning()),
@@ -77,10 +77,10 @@ def test_other_content_settings_or_tokenizer_is_another_store(tmp_path, given):
     fingerprints = [first.fingerprint]
     for vocabulary, cleaning in changed:
         with pytest.raises(DataError, match="made from other files or settings"):
-            prepare_store(sources, vocabulary, tmp_path / "store", cleaning)
+            prepare_store(StoreSpec(sources, vocabulary, tmp_path / "store", cleaning))
         assert json.loads((tmp_path / "store" / "store.json").read_text())["fingerprint"] == fingerprints[-1]
         fingerprints.append(
-            prepare_store(sources, vocabulary, tmp_path / "store", cleaning, overwrite=True).fingerprint
+            prepare_store(StoreSpec(sources, vocabulary, tmp_path / "store", cleaning, overwrite=True)).fingerprint
         )
     assert len(set(fingerprints)) == 5
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("store")] == ["store"]
@@ -90,7 +90,7 @@ def test_documents_of_each_source_are_counted(tmp_path, given):
     (tmp_path / "a.txt").write_text("the cat\n\nthe dog\n\nthe  cat")
     (tmp_path / "b.txt").write_text("the cat\n\n\x07\n\non a mat\n\nsat\n\ndogs")
     sources = {name: TextFiles(str(tmp_path / f"{name}.txt"), "blank_lines") for name in ("b", "a")}
-    prepare_store(sources, given, tmp_path / "store")
+    prepare_store(StoreSpec(sources, given, tmp_path / "store"))
     meta = json.loads((tmp_path / "store" / "store.json").read_text())
     assert meta["sources"] == [{"name": "b", "documents": 4}, {"name": "a", "documents": 1}]
     assert (meta["counts"]["duplicates"], meta["counts"]["empty"]) == (2, 1)
@@ -109,9 +109,7 @@ def test_counts_of_what_was_dropped_and_progress(tmp_path, given):
     table.write_text('text,source\nthe cat,x\n"the  cat",x\n  ,x\n\x07,x\ndogs § play,x\nno,y\n')
     told: list[tuple[str, int, int]] = []
     prepared = prepare_store(
-        {"table": TableFiles(str(table), where={"source": "x"})},
-        given,
-        tmp_path / "store",
+        StoreSpec({"table": TableFiles(str(table), where={"source": "x"})}, given, tmp_path / "store"),
         progress=lambda *state: told.append(state),
     )
     expected = {"documents": 2, "duplicates": 1, "empty": 2, "sentences": 2, "unknown_tokens": 1}
@@ -125,33 +123,33 @@ def test_bad_rows_are_counted_and_told(tmp_path, given):
     table.write_bytes(b'{"text": "the cat"}\n{"text": "dogs\n{"text": "\xff"}\n{"text": "dogs play"}\n')
     sources = {"table": TableFiles(str(table))}
     with pytest.raises(DataError, match=r"a\.jsonl, line 2: not JSON"):
-        prepare_store(sources, given, tmp_path / "store")
+        prepare_store(StoreSpec(sources, given, tmp_path / "store"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
     for reused in (False, True):
-        prepared = prepare_store(sources, given, tmp_path / "store", on_bad_row="skip")
+        prepared = prepare_store(StoreSpec(sources, given, tmp_path / "store", on_bad_row="skip"))
         assert (prepared.reused, prepared.counts["documents"], prepared.counts["skipped_rows"]) == (reused, 2, 2)
         assert [told.removeprefix(str(table)).split(":")[0] for told in prepared.skipped] == [", line 2", ", line 3"]
 
 
 def test_nothing_to_prepare(tmp_path, given):
     with pytest.raises(DataError, match="there are no sources"):
-        prepare_store({}, VOCABULARY, tmp_path / "store")
+        prepare_store(StoreSpec({}, VOCABULARY, tmp_path / "store"))
     (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(DataError, match="no document holds text that is kept \\(1 read\\)"):
-        prepare_store({"texts": TextFiles(str(tmp_path / "a.txt"))}, given, tmp_path / "store")
+    with pytest.raises(DataError, match=r"no documents remain after cleaning \(1 read\)"):
+        prepare_store(StoreSpec({"texts": TextFiles(str(tmp_path / "a.txt"))}, given, tmp_path / "store"))
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
 def test_a_folder_that_cannot_be_written_or_is_something_else(tmp_path, corpus):
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="cannot be written"):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "file" / "store")
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "file" / "store"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="exists and is no complete store"):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "folder")
+    with pytest.raises(DataError, match="exists, but is not a complete token store"):
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "folder"))
     (tmp_path / "folder" / "COMPLETE").touch()
     with pytest.raises(DataError, match=r"store\.json cannot be read"):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "folder")
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "folder"))
 
 
 def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, small_batches):
@@ -173,10 +171,7 @@ def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, sm
     stages: list[str] = []
     for store, num_workers in (("one", 1), ("two", 2)):
         prepared = prepare_store(
-            {"rows": TableFiles(str(rows))},
-            VOCABULARY,
-            tmp_path / store,
-            cleaning,
+            StoreSpec({"rows": TableFiles(str(rows))}, VOCABULARY, tmp_path / store, cleaning),
             num_workers=num_workers,
             progress=lambda *state: stages.append(state[0]),
         )
@@ -200,13 +195,14 @@ def test_cleaning_is_not_done_again(tmp_path, corpus, small_batches):
 
     cleaning = Cleaning(near_duplicates=0.9)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning, progress=stop)
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning), progress=stop)
     stages = set()
     again = prepare_store(
-        {"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning, progress=lambda *state: stages.add(state[0])
+        StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning),
+        progress=lambda *state: stages.add(state[0]),
     )
     assert stages == {"vocabulary", "tokens"}
-    assert again.counts == prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "whole", cleaning).counts
+    assert again.counts == prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole", cleaning)).counts
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
 
 
@@ -236,8 +232,8 @@ def write_shards(folder: Path) -> dict[str, Source]:
 def test_a_streamed_store_tells_where_its_documents_are(tmp_path, given, monkeypatch, batch_characters):
     monkeypatch.setattr(corpora, "BATCH_CHARACTERS", batch_characters)
     sources = write_shards(tmp_path / "shards")
-    stored = prepare_store(sources, given, tmp_path / "stored")
-    streamed = prepare_store(sources, given, tmp_path / "streamed", streamed=True)
+    stored = prepare_store(StoreSpec(sources, given, tmp_path / "stored"))
+    streamed = prepare_store(StoreSpec(sources, given, tmp_path / "streamed", streamed=True))
     assert streamed.counts == stored.counts
     rows = datasets.Dataset.from_file(str(tmp_path / "streamed" / "data.arrow"))
     assert "input_ids" not in rows.column_names
@@ -266,7 +262,7 @@ def test_the_card_tells_what_became_of_the_documents_of_each_source(tmp_path, gi
     (tmp_path / "a.txt").write_text("the cat. A mat\n\nthe dog\n\nthe  dog")
     (tmp_path / "b.txt").write_text("the dog\n\n\x07\n\non a mat")
     sources = {name: TextFiles(str(tmp_path / f"{name}.txt"), "blank_lines") for name in "ab"}
-    prepare_store(sources, given, tmp_path / "store")
+    prepare_store(StoreSpec(sources, given, tmp_path / "store"))
     card = json.loads((tmp_path / "store" / "card.json").read_text())
     dropped = {"near_duplicates": 0, "excluded": 0}
     assert card["sources"] == [
@@ -284,5 +280,5 @@ def test_the_card_tells_what_became_of_the_documents_of_each_source(tmp_path, gi
 def test_only_parquet_shards_can_be_streamed(tmp_path, corpus):
     sources = {**write_shards(tmp_path / "shards"), "plain": corpus}
     with pytest.raises(ConfigError, match=r"the source `plain` is TextFiles, .* convert it to Parquet .*stream=false"):
-        prepare_store(sources, VOCABULARY, tmp_path / "store", streamed=True)
+        prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "store", streamed=True))
     assert not (tmp_path / "store").exists()

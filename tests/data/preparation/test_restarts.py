@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from framework.data.preparation.corpus import Cleaning
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization import document_encoder
@@ -28,11 +28,11 @@ def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
             refused.append(stage)
             with pytest.raises(
                 DataError,
-                match=r"another framework\.prepare is at work on .*store \(process \d+ on host .*\); wait until",
+                match=r"another framework\.prepare is writing .*store \(process \d+ on host .*\)\. .* Wait until",
             ):
-                prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+                prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"))
 
-    assert not prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=interfere).reused
+    assert not prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"), progress=interfere).reused
     assert refused == ["vocabulary"]
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
@@ -45,9 +45,9 @@ def test_a_store_that_is_complete_but_not_in_place_is_put_there(tmp_path, corpus
     finish = StoreWriter.finish
     monkeypatch.setattr(StoreWriter, "finish", fail)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"))
     assert not (tmp_path / "store").exists() and (tmp_path / "store.partial").exists()
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store")
+    prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -57,10 +57,10 @@ def test_other_settings_begin_anew(tmp_path, corpus, small_batches, monkeypatch)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=stop)
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"), progress=stop)
     cleaning = Cleaning(strip_html=True)
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning)
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "other", cleaning)
+    prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store", cleaning))
+    prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "other", cleaning))
     assert files_of(tmp_path / "store") == files_of(tmp_path / "other")
 
 
@@ -79,15 +79,17 @@ def test_what_is_done_is_not_done_again(tmp_path, corpus, small_batches, monkeyp
 
     monkeypatch.setattr(document_encoder.DocumentEncoder, "__call__", counted)
     with pytest.raises(KeyboardInterrupt):
-        prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=stop)
+        prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"), progress=stop)
     first = list(encoded)
     stages = set()
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=lambda *state: stages.add(state[0]))
+    prepare_store(
+        StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"), progress=lambda *state: stages.add(state[0])
+    )
     again = len(encoded) - 40
     assert stages == {"tokens"}
     # A commit comes after 600 characters at the latest, at 300 or fewer a batch: no more than 900 are done again.
     assert len(first) > 10 and sum(map(len, first[len(first) - again :])) <= 900
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "whole")
+    prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole"))
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
 
 
@@ -111,7 +113,7 @@ def run_process(**options: object) -> str:
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, small_batches):
     """Real processes, killed with SIGKILL before and after everything that they do to the disk."""
     num_stores = int(run_process(texts=corpus.files, folder=str(tmp_path), every=9))
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "whole")
+    prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole"))
     whole = files_of(tmp_path / "whole")
     assert num_stores > 15
     for number in range(num_stores):
@@ -124,13 +126,13 @@ def test_a_full_disk_is_told_and_what_was_written_is_gone_on_with(tmp_path, smal
     texts = str(write_corpus(tmp_path / "texts", 200) / "*.txt")
     store = tmp_path / "made" / "store"
     told = run_process(texts=texts, store=str(store), num_workers=1, file_bytes=9_000)
-    assert told.startswith(f"{store} cannot be written ([Errno 27] File too large); free space and start again")
+    assert told.startswith(f"{store} cannot be written ([Errno 27] File too large). The next start resumes from")
     assert [path.name for path in store.parent.iterdir()] == ["store.partial"]
     journal = json.loads((tmp_path / "made" / "store.partial" / "store" / "journal.json").read_text())
     assert journal["state"]["batches"] > 10
     sources = {"texts": TextFiles(texts)}
-    prepare_store(sources, VOCABULARY, store)
-    prepare_store(sources, VOCABULARY, tmp_path / "whole")
+    prepare_store(StoreSpec(sources, VOCABULARY, store))
+    prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "whole"))
     assert files_of(store) == files_of(tmp_path / "whole")
 
 
@@ -147,7 +149,7 @@ def test_workers_end_with_a_killed_main_process(tmp_path, corpus):
         os.kill(int(pid), signal.SIGKILL)
     assert not workers, "after a minute"
     assert [path.name for path in tmp_path.iterdir()] == ["store.lock", "store.partial"]
-    assert not prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store").reused
+    assert not prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store")).reused
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
@@ -161,8 +163,10 @@ def is_running(pid: str) -> bool:
 def test_killed_workers_are_told_and_the_work_gone_on_with(tmp_path, corpus):
     told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="workers")
     error = told.splitlines()[1]
-    assert error.startswith("a worker process was killed, probably for want of memory; start again with a smaller")
+    assert error.startswith("a worker process was killed, probably because memory was short. The next start resumes")
     assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
     stages = set()
-    prepare_store({"texts": corpus}, VOCABULARY, tmp_path / "store", progress=lambda *state: stages.add(state[0]))
+    prepare_store(
+        StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store"), progress=lambda *state: stages.add(state[0])
+    )
     assert stages == {"tokens"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.random import below, key, mix
@@ -23,5 +23,5 @@ def drawn_store(folder: Path) -> Path:
         documents.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in sentences))
     (folder / "corpus.txt").write_text("\n\n".join(documents))
     sources = {"texts": TextFiles(str(folder / "corpus.txt"), "blank_lines")}
-    prepare_store(sources, WordPieceTraining(600), folder / "store")
+    prepare_store(StoreSpec(sources, WordPieceTraining(600), folder / "store"))
     return folder / "store"

@@ -18,7 +18,7 @@ from typing import Any
 from framework.data.preparation import card_files, tokens
 from framework.data.preparation import corpus as corpora
 from framework.data.preparation.corpus import Progress
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
@@ -31,7 +31,7 @@ def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> Non
     card_files.draw_card = no_picture
     sources = {"texts": TextFiles(texts)}
     training = WordPieceTraining(vocab_size=200)
-    prepare_store(sources, training, store, num_workers=num_workers, progress=progress)
+    prepare_store(StoreSpec(sources, training, store), num_workers=num_workers, progress=progress)
 
 
 def no_picture(content: Mapping[str, Any], path: Path, title: str) -> None:

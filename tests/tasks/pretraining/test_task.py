@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.masking import num_masked
 from framework.data.planning.collate import FixedShape
-from framework.data.preparation.prepare import prepare_store
+from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -32,7 +32,9 @@ def data(tmp_path_factory) -> StoreData:
     for document in range(60):
         sentences = [" ".join(draws.choice(words, draws.integers(3, 10))) for _ in range(8)]
         (folder / f"{document}.txt").write_text(". ".join(sentence.capitalize() for sentence in sentences) + ".")
-    prepare_store({"texts": TextFiles(str(folder / "*.txt"))}, WordPieceTraining(vocab_size=90), folder / "store")
+    prepare_store(
+        StoreSpec({"texts": TextFiles(str(folder / "*.txt"))}, WordPieceTraining(vocab_size=90), folder / "store")
+    )
     return StoreData(str(folder / "store"), validation_fraction=0.2)
 
 
