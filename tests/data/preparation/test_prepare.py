@@ -279,6 +279,6 @@ def test_the_card_tells_what_became_of_the_documents_of_each_source(tmp_path, gi
 
 def test_only_parquet_shards_can_be_streamed(tmp_path, corpus):
     sources = {**write_shards(tmp_path / "shards"), "plain": corpus}
-    with pytest.raises(ConfigError, match=r"the source `plain` is TextFiles, .* convert it to Parquet .*stream=false"):
+    with pytest.raises(ConfigError, match=r"the source `plain` is TextFiles, .* Convert it to Parquet .*stream=false"):
         prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "store", streamed=True))
     assert not (tmp_path / "store").exists()
