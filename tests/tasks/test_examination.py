@@ -11,7 +11,7 @@ from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatSource
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.embedding.examine import examine_pairs, examine_search
-from framework.tasks.embedding.features import Searched
+from framework.tasks.embedding.features import SearchRole
 from framework.tasks.examination import FoundItems
 from framework.tasks.question_answering.data import Answer, Question
 from framework.tasks.question_answering.examine import NO_ANSWER, examine_answers
@@ -136,7 +136,7 @@ def test_pairs_out_of_order_and_queries_that_others_come_before():
     assert [row.score for row in examination.rows] == pytest.approx([1.0, 0.5, 0.5])  # ranks 3 1 2 and 3 2 1
     assert examination.numbers == pytest.approx(np.array([[5.0, 1.0], [0.0, 0.8], [1.0, 0.0]]))
 
-    records = [Searched(0, 10, 1), Searched(1, 11, 1), Searched(None, 12, 0)]
+    records = [SearchRole(0, 10, 1), SearchRole(1, 11, 1), SearchRole(None, 12, 0)]
     vectors = [np.stack([east, north]), np.stack([north, north]), between[None]]
     scores = [row.score for row in examine_search(records, found(vectors)).rows]
     # The first query finds `between` before its answer, which then shares its place with a text that stands behind it.

@@ -1,1 +1,1 @@
-"""Sentence embeddings: one vector for a text, near to those of texts that belong to it."""
+"""Sentence embeddings: one vector per text, close to the vectors of matching texts."""

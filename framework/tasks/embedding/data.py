@@ -1,4 +1,4 @@
-"""Texts of which is known what they are similar to: pairs, scored pairs, or labelled texts; checked and split."""
+"""Training texts for embeddings: pairs, scored pairs, or labelled texts; validated and split."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ class TextGroup:
 
     Attributes:
         place: File, row and line, for messages.
-        texts: The text; then, but for labelled texts, the one that it is paired with; then its hard negatives.
-        answer: The score, the label, or None.
+        texts: The text, then its paired text (labelled texts have none), then its hard negatives.
+        answer: Score of a scored pair, label of a labelled text, or None.
     """
 
     place: str
@@ -33,33 +33,33 @@ class TextGroup:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The texts."""
+        """Returns the normalized texts."""
         return tuple(map(same_text, self.texts))
 
 
 @dataclass(frozen=True)
 class TextPairData(SplitFiles):
-    """One of three kinds of rows, of files that `framework.data.reading.rows` reads.
+    """Rows of one of three kinds, from files that `framework.data.reading.rows` reads.
 
-    - "matches": a text and one that belongs to it (a question and its answer), perhaps with hard negatives: texts that
-      look as if they did, but do not.
-    - "scored": two texts, and a number that says how similar they are.
-    - "labelled": a text and its label; texts of one label belong together.
+    - "matches": a text and a matching text (a question and its answer), optionally with hard negatives: texts that look
+      like a match but are none.
+    - "scored": two texts and a number that rates their similarity.
+    - "labelled": a text and its label. Texts with the same label match each other.
 
-    Rows of the same first text fall into one split.
+    All rows with the same first text fall into one split.
 
     Attributes:
-        text_column: Column, in JSONL key, of the text.
-        pair_column: Column of the second text; None: texts are labelled.
-        score_column: Column of the number; None: pairs are matches.
-        label_column: Column of the label; None: texts come in pairs.
-        negative_columns: Columns of hard negatives. A cell that is a JSON list holds several, an empty one none.
-        format: Format of the files; None: the defaults of TableFormat.
-        on_bad_row: What is done about a row that is broken, or in which a text, the label or the number is missing:
-            "error", or "skip", which counts it.
+        text_column: Column (JSONL: key) of the text.
+        pair_column: Column of the second text. None: texts are labelled.
+        score_column: Column of the number. None: pairs are matches.
+        label_column: Column of the label. None: texts come in pairs.
+        negative_columns: Columns of hard negatives. A cell with a JSON list holds several, an empty cell none.
+        format: Format of the files. None: the defaults of TableFormat.
+        on_bad_row: Handling of a row that is broken, or that lacks a text, the label or the number. "error" stops,
+            "skip" drops and counts the row.
 
     Raises:
-        ConfigError: The columns are not those of one kind.
+        ConfigError: The columns do not match one of the three kinds.
     """
 
     text_column: str = "text"
@@ -74,30 +74,29 @@ class TextPairData(SplitFiles):
         super().__post_init__()
         if (self.pair_column is None) == (self.label_column is None):
             raise ConfigError(
-                f"data.pair_column is {self.pair_column} and label_column is {self.label_column}, but exactly "
-                "one of them "
-                "is needed: texts have a second text or a label; set the other one to null."
+                f"data.pair_column is {self.pair_column} and label_column is {self.label_column}. Texts have either a "
+                "second text or a label. Set exactly one of the two and the other to null."
             )
         if self.label_column is not None and self.score_column is not None:
             raise ConfigError(
-                f"data.score_column is {self.score_column}, but a score is one of two texts, and with label_column="
-                f"{self.label_column} there is one; set one of the two to null."
+                f"data.score_column is {self.score_column} and label_column is {self.label_column}. Only pairs of "
+                "texts have scores. Set one of the two to null."
             )
         if self.negative_columns and self.kind != "matches":
             raise ConfigError(
-                f"data.negative_columns is {self.negative_columns}, but rows are {self.kind}, and only pairs without a "
-                "score have hard negatives; leave it empty."
+                f"data.negative_columns is {self.negative_columns}, but the rows are {self.kind}. Only pairs without a "
+                "score can have hard negatives. Set it to []."
             )
 
     @property
     def kind(self) -> PairKind:
-        """Which of the three."""
+        """Returns the kind of the rows."""
         if self.label_column is not None:
             return "labelled"
         return "matches" if self.score_column is None else "scored"
 
     def group(self, record: R) -> tuple[str, ...]:
-        """The first text."""
+        """Returns the normalized first text."""
         return record.identity[:1]
 
     @property
@@ -109,22 +108,22 @@ class TextPairData(SplitFiles):
         """Reads, checks and splits the rows.
 
         Raises:
-            DataError: A file is missing, empty, in another encoding or broken, or lacks a column; a row is bad and not
-                to be skipped; a split would be empty; all labels or scores of `train` are the same.
+            DataError: A file is missing, empty, damaged or in another encoding, or lacks a column; a row is bad and
+                `on_bad_row` is "error"; a split would be empty; or all labels or scores of `train` are equal.
         """
         pairs = self.split(self.read_files(self._read, self.on_bad_row))
         train = pairs.splits["train"]
         if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
-            what = "label" if self.kind == "labelled" else "score"
+            kind = "label" if self.kind == "labelled" else "score"
             raise DataError(
-                f"{train[0].place}: all {len(train)} training rows have the {what} {train[0].answer!r}, but there must "
-                f"be at least 2 to tell apart; correct `{what}_column`, or give more rows."
+                f"{train[0].place}: all {len(train)} training rows have the {kind} {train[0].answer!r}. Training needs "
+                f"at least 2 different ones. Correct `{kind}_column`, or add rows."
             )
         return pairs
 
     def _read(self, path: Path, reading: Reading) -> list[TextGroup]:
-        needed = [self.text_column, self.pair_column, self.score_column, self.label_column]
-        columns = [column for column in needed if column is not None]
+        all_columns = [self.text_column, self.pair_column, self.score_column, self.label_column]
+        columns = [column for column in all_columns if column is not None]
         rows = []
         for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, self.negative_columns):
             try:
@@ -133,10 +132,10 @@ class TextPairData(SplitFiles):
                 reading.bad_row(error)
         return rows
 
-    def _group(self, place: str, values: Mapping[str, str], needed: list[str]) -> TextGroup:
-        for column in needed:
+    def _group(self, place: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
+        for column in required:
             if not values[column].strip():
-                raise DataError(f"{place}: {column!r} is empty, each row needs one; fill in or remove the row.")
+                raise DataError(f"{place}: {column!r} is empty. Each row needs a value. Add it or remove the row.")
         texts = [values[column] for column in (self.text_column, self.pair_column) if column is not None]
         for column in self.negative_columns:
             texts += _texts_of(values[column])
@@ -149,18 +148,18 @@ class TextPairData(SplitFiles):
             return TextGroup(place, tuple(texts), _NUMBER.read(cell))
         except ValueError as error:
             raise DataError(
-                f"{place}: {self.score_column!r} is {cell!r}, it {error}; correct or remove the row."
+                f"{place}: {self.score_column!r} is {cell!r}. It {error}. Correct or remove the row."
             ) from error
 
 
 def _texts_of(cell: str) -> list[str]:
-    """The texts of a cell; a text may begin with a bracket without being a list."""
+    """Returns the texts of a cell. A text that begins with a bracket is not always a list."""
     texts = [cell]
     if cell.lstrip().startswith("["):
         try:
-            found = parse_json(cell)
+            value = parse_json(cell)
         except ValueError:
-            found = None
-        if isinstance(found, list) and all(isinstance(text, str) for text in found):
-            texts = found
+            value = None
+        if isinstance(value, list) and all(isinstance(text, str) for text in value):
+            texts = value
     return [text for text in texts if text.strip()]

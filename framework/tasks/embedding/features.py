@@ -1,10 +1,10 @@
-"""Items of embeddings: a text, the one that belongs to it, and its hard negatives, as sequences that lie side by side.
+"""Items of embeddings: a text, its matching text and its hard negatives, as adjacent sequences.
 
-Splits that are evaluated end with items of one text: what is searched beside them.
+An evaluated split may end with items of a single text: additional search candidates.
 
-Targets, one a sequence: `queries`, an id that items share whose first texts are the same, or whose labels are
-(NO_QUERY: the text is only searched); `texts`, an id of the text, for labelled texts of the label; `scores` of scored
-pairs. What an item keeps (`FlatSource.records`) is its score, or a `Searched`.
+Targets, one per sequence: `queries`, an id shared by items with the same first text or the same label (NO_QUERY: the
+text is only a candidate); `texts`, an id of the text, or of the label for labelled texts; `scores` of scored pairs. The
+record of an item (`FlatSource.records`) is its score or a `SearchRole`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,13 +28,13 @@ from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
 
 
 @dataclass(frozen=True, slots=True)
-class Searched:
-    """What an item is when its split is searched.
+class SearchRole:
+    """Search role of an item in an evaluated split.
 
     Attributes:
-        query: Id of what its first text asks for; None: it does not ask.
-        answer: Id of what the item answers: a query's answers are those of all items that have it.
-        candidate: Which of the item's sequences is found by others; None: none.
+        query: Query id of its first text. None: the item is not a query.
+        answer: Answer id of the item. The answers to a query are the answer ids of all items with that query id.
+        candidate: Index of the item's sequence that is a search candidate. None: the item has no candidate.
     """
 
     query: int | None
@@ -50,15 +50,15 @@ def text_source(
     max_length: int,
     records: Sequence[Any] = (),
 ) -> FlatSource:
-    """Items of texts; those that ask count 1 in each loss term.
+    """Builds items of texts. Each query counts 1 in each loss term.
 
     Args:
-        items: Texts of each.
-        targets: (sequences,) each; `queries` among them where there is a loss.
+        items: Texts of each item.
+        targets: (sequences,) arrays by name. They include `queries` if there is a loss.
         terms: Names of loss terms.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included.
-        records: As in FlatSource.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence, special tokens included.
+        records: Records as in FlatSource.
     """
     sizes = np.array([len(texts) for texts in items], dtype=np.int64)
     layout = lay_out([text for texts in items for text in texts], None, tokenizer, max_length)
@@ -79,7 +79,7 @@ def text_source(
 def scored_source(
     groups: Sequence[TextGroup], terms: Sequence[str], tokenizer: Tokenizer, max_length: int
 ) -> FlatSource:
-    """Pairs with their scores."""
+    """Builds items of scored pairs. The record of a pair is its score."""
     scores = np.array([group.answer for group in groups], dtype=np.float64)
     targets = {"queries": np.arange(len(groups)).repeat(2), "scores": scores.repeat(2)}
     return text_source([group.texts for group in groups], targets, terms, tokenizer, max_length, scores.tolist())
@@ -92,32 +92,32 @@ def match_source(
     tokenizer: Tokenizer,
     max_length: int,
 ) -> FlatSource:
-    """Pairs that belong together, with hard negatives; each text that answers is found once.
+    """Builds items of matching pairs with hard negatives. Each distinct answer is a search candidate once.
 
     Args:
-        groups: The rows.
-        candidates: Texts that are searched beside the answers of the rows; those that answer a row are left out.
+        groups: Rows of the split.
+        candidates: Additional search candidates. Texts that are already answers of rows are ignored.
         terms: Names of loss terms.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence, special tokens included.
     """
     ids: dict[str, int] = {}
     items: list[tuple[str, ...]] = [group.texts for group in groups]
     members = [[ids.setdefault(same_text(text), len(ids)) for text in texts] for texts in items]
     queries = [[own[ANCHOR]] * len(own) for own in members]
-    records, found = [], set()
+    records, seen = [], set()
     for own in members:
         answer = own[POSITIVE]
-        records.append(Searched(own[ANCHOR], answer, None if answer in found else POSITIVE))
-        found.add(answer)
+        records.append(SearchRole(own[ANCHOR], answer, None if answer in seen else POSITIVE))
+        seen.add(answer)
     for text in candidates:
         answer = ids.setdefault(same_text(text), len(ids))
-        if answer not in found:
-            found.add(answer)
+        if answer not in seen:
+            seen.add(answer)
             items.append((text,))
             members.append([answer])
             queries.append([NO_QUERY])
-            records.append(Searched(None, answer, ANCHOR))
+            records.append(SearchRole(None, answer, ANCHOR))
     targets = {"queries": np.array([*chain(*queries)]), "texts": np.array([*chain(*members)])}
     return text_source(items, targets, terms, tokenizer, max_length, records)
 
@@ -130,44 +130,46 @@ def labelled_source(
     max_length: int,
     seed: int,
 ) -> "DrawnPairs":
-    """Texts, each with another one of its label that is drawn anew in each epoch.
+    """Builds items of labelled texts. Each epoch draws a new second text with the same label for each.
 
     Args:
-        groups: The rows.
-        candidates: Rows that are searched; none: those of `groups` themselves, each text among the others.
+        groups: Rows of the split.
+        candidates: Rows that are the search candidates. Empty: the rows of `groups` are, and each text searches among
+            the others.
         terms: Names of loss terms.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included.
-        seed: Of the draws.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence, special tokens included.
+        seed: Seed of the draws.
     """
     ids: dict[str, int] = {}
     labels = np.array([ids.setdefault(str(group.answer), len(ids)) for group in (*groups, *candidates)])
-    asks = np.arange(len(labels)) < len(groups)
+    has_query = np.arange(len(labels)) < len(groups)
     records = [
-        Searched(int(label) if asking else None, int(label), None if asking and candidates else ANCHOR)
-        for label, asking in zip(labels, asks, strict=True)
+        SearchRole(int(label) if is_query else None, int(label), None if is_query and candidates else ANCHOR)
+        for label, is_query in zip(labels, has_query, strict=True)
     ]
-    targets = {"queries": np.where(asks, labels, NO_QUERY), "texts": labels}
+    targets = {"queries": np.where(has_query, labels, NO_QUERY), "texts": labels}
     texts = [group.texts for group in (*groups, *candidates)]
     return DrawnPairs(text_source(texts, targets, terms, tokenizer, max_length, records), labels[: len(groups)], seed)
 
 
 class DrawnPairs:
-    """Items of single texts, of which those with a label get a second text (a `SequenceSource`).
+    """Items of single texts. Items with a label get a second text (a `SequenceSource`).
 
-    The second text is a function of (seed, epoch, index): any other one of the same label. A text that is alone with
-    its label is paired with itself; dropout tells the two apart (Gao et al. 2021, arXiv:2104.08821, section 3).
+    The second text is a function of (seed, epoch, index): any other text with the same label. A text with a unique
+    label is paired with itself, and dropout makes the two embeddings differ (Gao et al. 2021, arXiv:2104.08821,
+    section 3).
 
     Args:
-        texts: The items of one sequence.
-        labels: (paired,) label of each of the first so many texts.
-        seed: Of the draws.
+        texts: Items of one sequence each.
+        labels: (paired,) labels of the first `paired` texts. Later texts have no label.
+        seed: Seed of the draws.
 
     Attributes:
-        max_length: Most tokens of an item.
-        max_sequence_length: Most tokens of a sequence.
-        group_size: Most sequences of an item.
-        records: Of the items.
+        max_length: Maximum number of tokens of an item.
+        max_sequence_length: Maximum number of tokens of a sequence.
+        group_size: Maximum number of sequences of an item.
+        records: Records of the items.
     """
 
     group_size = 2
@@ -180,42 +182,42 @@ class DrawnPairs:
         self.facts = texts.facts
         self._texts = texts
         self._key = key(seed, "text of the same label")
-        # The texts ordered by label: where each stands, where its label begins, and how many texts have it.
+        # Texts sorted by label: for each text its index in that order, and the start and size of its label's range.
         self._order = labels.argsort(kind="stable")
         sizes = np.bincount(labels)
         self._start, self._size = ragged.starts(sizes)[labels], sizes[labels]
-        self._place = np.empty_like(self._order)
-        self._place[self._order] = np.arange(len(labels))
+        self._rank = np.empty_like(self._order)
+        self._rank[self._order] = np.arange(len(labels))
 
     def __len__(self) -> int:
         return len(self._texts)
 
     @property
     def fingerprint(self) -> str:
-        """Of the texts and labels."""
+        """Returns the fingerprint of the texts and labels."""
         return self._texts.fingerprint
 
     @property
     def mean_length(self) -> float:
-        """Mean tokens of an item of the first epoch, special tokens included."""
+        """Returns the mean number of tokens of an item in the first epoch, special tokens included."""
         indices = np.arange(len(self))
         return float(self.lengths(np.zeros_like(indices), indices).mean())
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read, everything is in memory."""
+        """Does nothing, because all texts are in memory."""
 
     def positives(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """(paired,) the second texts of items that have one."""
+        """Returns (paired,) indices of the second texts, for items that have one."""
         draws = mix(mix(self._key, epochs), indices)
         start, size = self._start[indices], self._size[indices]
-        # Any step from 1 to size - 1 around the circle of the label leads to another text.
+        # Rotating within the texts of the label by 1 to size - 1 always selects another text.
         steps = 1 + below(draws, np.maximum(size - 1, 1))
-        return self._order[start + (self._place[indices] - start + steps) % size]
+        return self._order[start + (self._rank[indices] - start + steps) % size]
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """(items,) int64 tokens of each, special tokens included."""
+        """Returns (items,) int64: tokens of each item, special tokens included."""
         lengths = self._texts.lengths(epochs, indices).copy()
-        is_paired = indices < len(self._place)
+        is_paired = indices < len(self._rank)
         seconds = self.positives(epochs[is_paired], indices[is_paired])
         lengths[is_paired] += self._texts.lengths(epochs[is_paired], seconds)
         return lengths
@@ -228,8 +230,8 @@ class DrawnPairs:
         step: int,
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch of items; `sequence_ids` are those of items."""
-        is_paired = indices < len(self._place)
+        """Builds one micro-batch of items. `sequence_ids` are item ids."""
+        is_paired = indices < len(self._rank)
         sizes = 1 + is_paired
         members = ragged.offsets_within(sizes)
         texts = np.repeat(indices, sizes)

@@ -1,4 +1,4 @@
-"""Head of embeddings: pooled hidden states, nothing to learn."""
+"""Embedding head: pooled hidden states, without weights."""
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -8,11 +8,11 @@ from framework.tasks.pooling import Pooling
 
 
 class EmbeddingHead(nn.Module):
-    """Pooling, and division by the length.
+    """Pooling and optional L2 normalization.
 
     Args:
-        pooling: A function of `framework.tasks.pooling`.
-        normalizes: Whether embeddings get length 1.
+        pooling: Pooling function of `framework.tasks.pooling`.
+        normalizes: Scale embeddings to length 1.
     """
 
     def __init__(self, pooling: Pooling, normalizes: bool) -> None:
@@ -24,14 +24,14 @@ class EmbeddingHead(nn.Module):
         self,
         hidden_states: Tensor,
         batch: PackedBatch,
-        dropout_keys: Tensor | None = None,  # noqa: ARG002  it has no dropout
+        dropout_keys: Tensor | None = None,  # noqa: ARG002  this head has no dropout
     ) -> dict[str, Tensor]:
-        """One vector for each sequence.
+        """Computes one vector per sequence.
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: Gives the offsets of the sequences.
-            dropout_keys: Not used.
+            batch: Micro-batch with the offsets of the sequences.
+            dropout_keys: Unused.
 
         Returns:
             `embeddings` (sequences, hidden) fp32.

@@ -1,4 +1,4 @@
-"""Losses of embeddings, each over all texts of a step; cosines are taken of what is given, of any length."""
+"""Embedding losses over all texts of a step. They compute cosines, so embeddings need not have length 1."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -7,39 +7,39 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 Rows = Mapping[str, Tensor]
-"""`embeddings` (rows, hidden) fp32; `members`, `queries`, `texts` (rows,) int64 and `scores` (rows,) fp32, which are
-targets of `framework.tasks.embedding.features`."""
+"""Rows of a step: `embeddings` (rows, hidden) fp32; `members`, `queries`, `texts` (rows,) int64 and `scores` (rows,)
+fp32, which are targets of `framework.tasks.embedding.features`."""
 
 ANCHOR, POSITIVE = 0, 1
-"""Members of an item; those behind are hard negatives."""
+"""Indices of the sequences of an item. Later sequences are hard negatives."""
 
 NO_QUERY = -1
 
 
 def info_nce(rows: Rows, temperature: float) -> Tensor:
-    """Each anchor must find its positive among all positives and hard negatives of the step, and the other way round.
+    """InfoNCE: each anchor must score its positive above all positives and hard negatives of the step, and vice versa.
 
     -log(exp(cos(a, p) / t) / sum over c of exp(cos(a, c) / t)): van den Oord et al. 2018 (arXiv:1807.03748, equation
     4) with the cosine and temperature of Chen et al. 2020 (arXiv:2002.05709, equation 1), hard negatives as in Gao et
-    al. 2021 (arXiv:2104.08821, equation 5). Departure: texts known to belong to an anchor are none of its negatives
+    al. 2021 (arXiv:2104.08821, equation 5). Departure: a known match of an anchor is never one of its negatives
     (`is_known_match`).
 
     Args:
-        rows: With as many positives as anchors, in the same order.
-        temperature: t.
+        rows: Rows with as many positives as anchors, in the same order.
+        temperature: Temperature t.
 
     Returns:
-        (2,) the sum over anchors; and the sum over positives, each of which must find its anchor among all anchors.
+        (2,): the sum over anchors, and the sum over positives, each of which is compared with all anchors.
     """
-    is_asked = rows["queries"] != NO_QUERY
-    anchor = {name: value[is_asked & (rows["members"] == ANCHOR)] for name, value in rows.items()}
-    is_candidate = is_asked & (rows["members"] != ANCHOR)
+    has_query = rows["queries"] != NO_QUERY
+    anchor = {name: value[has_query & (rows["members"] == ANCHOR)] for name, value in rows.items()}
+    is_candidate = has_query & (rows["members"] != ANCHOR)
     # Positives first, so that the positive of anchor i is candidate i.
     order = (rows["members"][is_candidate] != POSITIVE).long().argsort(stable=True)
     candidate = {name: value[is_candidate][order] for name, value in rows.items()}
     num_anchors = len(anchor["texts"])
     if num_anchors == 0:
-        # Of an empty dim there is no logsumexp.
+        # logsumexp is undefined over an empty dim.
         return rows["embeddings"].sum() * rows["embeddings"].new_zeros(2)
     vectors = normalize(anchor["embeddings"], dim=1), normalize(candidate["embeddings"], dim=1)
     scores = (vectors[0] @ vectors[1].T / temperature).masked_fill(is_known_match(anchor, candidate), -torch.inf)
@@ -50,36 +50,39 @@ def info_nce(rows: Rows, temperature: float) -> Tensor:
 
 
 def is_known_match(anchor: Rows, candidate: Rows) -> Tensor:
-    """Which candidates belong to an anchor, but for its own positive: (anchors, candidates) bool.
+    """Marks candidates that match an anchor, except its own positive.
 
-    Those are texts equal to the anchor, and texts equal to a positive of the same query anywhere in the step; of
-    labelled texts all of the same label.
+    A candidate matches if its text equals the anchor, or equals a positive of the same query anywhere in the step. For
+    labelled texts, all candidates with the same label match.
 
     Args:
         anchor: (anchors,) `queries` and `texts`.
-        candidate: (candidates,) `texts`; the first ones are the positives of the anchors.
+        candidate: (candidates,) `texts`. The first ones are the positives of the anchors.
+
+    Returns:
+        (anchors, candidates) bool; True marks a match.
     """
     texts = candidate["texts"]
     answers = texts[: len(anchor["texts"]), None] == texts[None]
     same_query = anchor["queries"][:, None] == anchor["queries"][None]
-    # A product of 0 and 1 counts the positives of the query that are equal to the candidate.
+    # The product of the 0/1 matrices counts the positives of the query that equal the candidate.
     is_match = (anchor["texts"][:, None] == texts[None]) | (same_query.float() @ answers.float() > 0)
     return is_match.fill_diagonal_(False)
 
 
 def cosent(rows: Rows, temperature: float) -> Tensor:
-    """Of any two pairs of texts, the one with the higher score must have the higher cosine.
+    """CoSENT: of any two pairs of texts, the one with the higher score must have the higher cosine.
 
     log(1 + sum over pairs i, j with score(i) > score(j) of exp((cos(j) - cos(i)) / t)): Su 2022, "CoSENT: a more
     efficient sentence embedding scheme than Sentence-BERT", equation 6 (https://kexue.fm/archives/8847), which is the
     `CoSENTLoss` of sentence-transformers.
 
     Args:
-        rows: Anchor and positive are the two texts of a pair.
-        temperature: t.
+        rows: Rows whose anchor and positive are the two texts of a pair.
+        temperature: Temperature t.
 
     Returns:
-        This one value of the step, times the pairs: their count is the denominator.
+        The value of the step times the number of pairs, because the denominator of the loss is that number.
     """
     first, second = (rows["embeddings"][rows["members"] == member] for member in (ANCHOR, POSITIVE))
     references = rows["scores"][rows["members"] == ANCHOR]
@@ -90,15 +93,15 @@ def cosent(rows: Rows, temperature: float) -> Tensor:
 
 
 def mean_over_sizes(loss: Callable[[Rows], Tensor], rows: Rows, sizes: Sequence[int]) -> Tensor:
-    """The mean of a loss over embeddings cut to their first so many channels.
+    """Averages a loss over embeddings truncated to each of several sizes.
 
-    Matryoshka representation learning (Kusupati et al. 2022, arXiv:2205.13147, equation 1, all sizes weighing the
-    same). The cut vectors get length 1 again, as cosines have it.
+    Matryoshka representation learning (Kusupati et al. 2022, arXiv:2205.13147, equation 1, with equal weights). The
+    losses compute cosines, so they normalize the truncated vectors again.
 
     Args:
-        loss: From rows to a tensor.
-        rows: Of the step.
-        sizes: Channels.
+        loss: Function from rows to a tensor.
+        rows: Rows of the step.
+        sizes: Numbers of leading channels to keep.
     """
     values = [loss({**rows, "embeddings": rows["embeddings"][:, :size]}) for size in sizes]
     return torch.stack(values).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Sentence embeddings: a bi-encoder that is trained by pairs of texts, by scores of pairs, or by labels."""
+"""Sentence embeddings: a bi-encoder trained on pairs of texts, scored pairs, or labelled texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -27,29 +27,30 @@ from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
 
 _SHORTEST = 3
-"""[CLS] a [SEP]"""
+"""Tokens of the shortest sequence: [CLS] a [SEP]."""
 
 _EVALUATED_SEED = 0
-"""Of second texts in splits that are evaluated, so that runs of several seeds compare."""
+"""Seed for the second texts of evaluated splits. It is fixed so that runs with different seeds are comparable."""
 
 
 class EmbeddingTask(StepLevelTask):
-    """One vector for each text. The loss compares all texts of a global step (`framework.tasks.embedding.losses`).
+    """Text embedding task. The loss compares all texts of a global step (`framework.tasks.embedding.losses`).
 
     Args:
-        objective: "contrastive", for pairs that match and for labelled texts: InfoNCE; "similarity", for scored pairs:
-            CoSENT.
-        max_length: Most tokens of a sequence, special tokens included; longer texts lose their end.
-        pooling: A name in `framework.tasks.pooling`: "cls" or "mean".
-        normalize: Whether embeddings that are predicted have length 1; losses and metrics take cosines.
-        temperature: What cosines are divided by in the loss.
-        symmetric: contrastive: half of the loss is that each positive must find its anchor.
-        matryoshka_sizes: The loss is the mean over embeddings cut to these numbers of channels, and whole ones.
-        candidates: contrastive: what is searched in evaluation: "split", the split itself, or "train", what is trained
-            on too: for labelled texts the training texts alone, for pairs the positives of both.
+        objective: "contrastive" (InfoNCE), for matching pairs and labelled texts; "similarity" (CoSENT), for scored
+            pairs.
+        max_length: Maximum number of tokens of a sequence, special tokens included. Longer texts are truncated.
+        pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
+        normalize: Scale predicted embeddings to length 1. Losses and metrics always use cosines.
+        temperature: Divisor of cosines in the loss.
+        symmetric: For "contrastive": half of the loss compares each positive with all anchors.
+        matryoshka_sizes: Numbers of channels. The loss is the mean over embeddings truncated to these sizes and full
+            embeddings.
+        candidates: For "contrastive": search candidates of evaluation. "split": texts of the split. "train": training
+            texts too. For labelled texts "train" means the training texts alone, for pairs the positives of both.
 
     Raises:
-        ConfigError: A name is unknown or a number out of its range.
+        ConfigError: A name is unknown or a number is out of range.
     """
 
     best_mode = "max"
@@ -69,20 +70,23 @@ class EmbeddingTask(StepLevelTask):
         candidates: Literal["split", "train"] = "split",
     ) -> None:
         if objective not in ("contrastive", "similarity"):
-            raise ConfigError(f"task.objective is {objective!r}, it must be contrastive or similarity.")
+            raise ConfigError(f"task.objective is {objective!r}, which is unknown. Choose contrastive or similarity.")
         if candidates not in ("split", "train"):
-            raise ConfigError(f"task.candidates is {candidates!r}, it must be split or train.")
+            raise ConfigError(f"task.candidates is {candidates!r}, which is unknown. Choose split or train.")
         if max_length < _SHORTEST:
             raise ConfigError(
-                f"task.max_length is {max_length}, it must be at least {_SHORTEST}, special tokens included."
+                f"task.max_length is {max_length}. It must be at least {_SHORTEST}, special tokens included. Increase "
+                "it."
             )
         if pooling not in POOLINGS:
-            raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+            raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
         if not temperature > 0:
-            raise ConfigError(f"task.temperature is {temperature}, it must be above 0.")
+            raise ConfigError(f"task.temperature is {temperature}. It must be above 0. Choose for example 0.05.")
         sizes = list(matryoshka_sizes)
         if len(set(sizes)) < len(sizes) or min(sizes, default=1) < 1:
-            raise ConfigError(f"task.matryoshka_sizes is {sizes}, it must hold different numbers from 1 on.")
+            raise ConfigError(
+                f"task.matryoshka_sizes is {sizes}. Sizes must be at least 1 and different. Correct the list."
+            )
         self.objective = objective
         self.max_length = max_length
         self.pooling = pooling
@@ -98,16 +102,16 @@ class EmbeddingTask(StepLevelTask):
             self.best_metric = "mrr"
 
     def build_sources(self, data: TextPairData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
-        """Reads and tokenises the rows of each split.
+        """Reads and tokenizes the rows of each split.
 
         Raises:
-            ConfigError: The objective is not one of rows of this kind.
+            ConfigError: The objective does not fit the kind of the rows.
         """
         if (data.kind == "scored") != (self.objective == "similarity"):
             fitting = "similarity" if data.kind == "scored" else "contrastive"
             raise ConfigError(
-                f"task.objective is {self.objective}, but the rows of the data are {data.kind}, for which it is "
-                f"{fitting}; set it so, or data.score_column to what the file has."
+                f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
+                f"objective {fitting}. Set task.objective={fitting}, or correct data.score_column."
             )
         pairs = data.load()
         sources: dict[str, SequenceSource] = {}
@@ -134,20 +138,20 @@ class EmbeddingTask(StepLevelTask):
         return match_source(groups, candidates, terms, tokenizer, self.max_length)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head, which has no weights.
+        """Builds the head, which has no weights.
 
         Raises:
-            ConfigError: Embeddings cannot be cut to a size.
+            ConfigError: A Matryoshka size is not smaller than the hidden size.
         """
         if max(self.smaller_sizes, default=0) >= config.hidden_size:
             raise ConfigError(
-                f"matryoshka_sizes has {self.smaller_sizes[0]}, but embeddings have {config.hidden_size} channels, and "
-                "whole ones are always among the sizes; give smaller numbers."
+                f"matryoshka_sizes has {self.smaller_sizes[0]}, but embeddings have {config.hidden_size} channels. "
+                "Sizes must be smaller, because the full size is always included. Choose smaller sizes."
             )
         return EmbeddingHead(POOLINGS[self.pooling], self.normalize)
 
     def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """A row for each sequence (`framework.tasks.embedding.losses.Rows`)."""
+        """Returns one row per sequence (`framework.tasks.embedding.losses.Rows`)."""
         return {
             SEQUENCE_IDS: batch.sequence_ids,
             "embeddings": outputs["embeddings"],
@@ -156,12 +160,12 @@ class EmbeddingTask(StepLevelTask):
         }
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """InfoNCE summed over anchors (`contrast`) and over positives (`reverse_contrast`), or CoSENT (`cosent`)."""
+        """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or CoSENT (`cosent`)."""
         sizes = self._sizes(rows["embeddings"].shape[1])
         if self.objective == "similarity":
             return {"cosent": mean_over_sizes(lambda cut: cosent(cut, self.temperature), rows, sizes)}
         sums = mean_over_sizes(lambda cut: info_nce(cut, self.temperature), rows, sizes)
-        # Without symmetry there is no weight for the second.
+        # If the loss is not symmetric, the second sum has no weight and is dropped.
         return dict(zip(self.loss_weights, sums.unbind(), strict=False))
 
     def _sizes(self, width: int) -> list[int]:
@@ -169,54 +173,54 @@ class EmbeddingTask(StepLevelTask):
 
     @property
     def class_scores(self) -> Mapping[str, str]:
-        """None."""
+        """Returns no outputs, because embeddings are not logits."""
         return {}
 
     def side_config(self) -> dict[str, Any]:
-        """Pooling, length, and whether embeddings have length 1."""
+        """Returns pooling, normalization and maximum length."""
         return {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The text."""
+        """Returns the name of the field of the text."""
         return ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One item of one text a row."""
+        """Builds one item of one text per row."""
         texts = [(row.values["text"],) for row in rows]
         return text_source(texts, {}, list(self.loss_weights), tokenizer, self.max_length)
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
-        """(1 or 2, hidden) fp32 vectors of the text and of its second one."""
+        """Returns (1 or 2, hidden) fp32 vectors per item: of the text and, if present, of its second text."""
         members = (batch.sequence_ids[: batch.num_sequences] % batch.group_size).cpu().numpy()
         is_kept = members <= POSITIVE
         vectors = outputs["embeddings"][: batch.num_sequences].float().cpu().numpy()[is_kept]
-        # Parts before the first text and behind the last one would be empty.
+        # Skip the split point of the first item, which would yield an empty first part.
         return np.split(vectors, np.flatnonzero(members[is_kept] == 0)[1:]) if len(vectors) else []
 
     def assemble(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """`embedding` of each row, a list of numbers."""
+        """Returns the `embedding` of each row as a list of numbers."""
         del source
         return [{"embedding": vectors[0].tolist()} for vectors in decoded]
 
     @property
     def scores_predictions(self) -> bool:
-        """Ranks are those among a whole split."""
+        """Returns True, because ranks need the whole split."""
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> dict[str, float]:
-        """`pair_scores` or `search_scores`; for each smaller size once more, by names that end with it."""
+        """Returns `pair_scores` or `search_scores`. Metrics of a smaller size have the size as name suffix."""
         assert isinstance(source, FlatSource | DrawnPairs)
         scores: Callable[..., dict[str, float]] = pair_scores if self.objective == "similarity" else search_scores
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
-            ending = f"_{size}" if size in self.smaller_sizes else ""
-            found = scores(decoded, source.records, size)
-            values.update({f"{name}{ending}": value for name, value in found.items()})
+            suffix = f"_{size}" if size in self.smaller_sizes else ""
+            by_metric = scores(decoded, source.records, size)
+            values.update({f"{name}{suffix}": value for name, value in by_metric.items()})
         return values
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """`examine_pairs` or `examine_search`; the texts are the tokens."""
+        """Builds the rows of `examine_pairs` or `examine_search`. The report shows tokens as texts."""
         assert isinstance(source, FlatSource | DrawnPairs)
         if self.objective == "similarity":
             return examine_pairs(source.records, found)

@@ -53,8 +53,8 @@ def test_rows_of_one_text_fall_into_one_split(tmp_path):
         ("a,,1", "rows.csv, row 3 (line 4): 'pair' is empty"),
         (" ,b,1", "rows.csv, row 3 (line 4): 'text' is empty"),
         ("a,b,", "rows.csv, row 3 (line 4): 'score' is empty"),
-        ("a,b,high", "rows.csv, row 3 (line 4): 'score' is 'high', it must be a number"),
-        ("a,b,nan", "rows.csv, row 3 (line 4): 'score' is 'nan', it must be a finite number"),
+        ("a,b,high", "rows.csv, row 3 (line 4): 'score' is 'high'. It must be a number"),
+        ("a,b,nan", "rows.csv, row 3 (line 4): 'score' is 'nan'. It must be a finite number"),
     ],
 )
 def test_bad_rows_are_named_or_left_out(tmp_path, row, fault):
@@ -74,9 +74,9 @@ def test_there_must_be_something_to_tell_apart(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "fault"),
     [
-        ({"pair_column": None}, "exactly one of them"),
-        ({"label_column": "label"}, "exactly one of them"),
-        ({"pair_column": None, "label_column": "label", "score_column": "score"}, "a score is one of two texts"),
+        ({"pair_column": None}, "exactly one of the two"),
+        ({"label_column": "label"}, "exactly one of the two"),
+        ({"pair_column": None, "label_column": "label", "score_column": "score"}, "Only pairs of texts have scores"),
         ({"score_column": "score", "negative_columns": ["worse"]}, "rows are scored"),
     ],
 )

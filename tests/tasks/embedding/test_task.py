@@ -11,7 +11,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.features import (
-    Searched,
+    SearchRole,
     labelled_source,
     match_source,
     scored_source,
@@ -133,7 +133,7 @@ def group(*texts: str, answer: str | float | None = None) -> TextGroup:
 def test_items_of_pairs_end_with_what_is_searched(tokenizer):
     groups = [group("a", "b b", "c"), group("d", "b  b"), group("a", "e")]
     source = match_source(groups, ["e", "f", "f"], ["contrast"], tokenizer, 8)
-    assert source.records == [Searched(0, 1, 1), Searched(3, 1, None), Searched(0, 4, 1), Searched(None, 5, 0)]
+    assert source.records == [SearchRole(0, 1, 1), SearchRole(3, 1, None), SearchRole(0, 4, 1), SearchRole(None, 5, 0)]
     places = np.arange(4)
     batch = source.build(np.zeros(4), places, places, 0)
     assert batch.lengths == (3, 4, 3, 3, 4, 3, 3, 3)
@@ -182,8 +182,8 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     assert batch.item_places() == [20, 21, 22]
     assert batch.targets["queries"][:5].tolist() == [NO_QUERY, 0, 0, 1, 1]
     assert batch.counts == {"contrast": 2.0}
-    assert source.records[0] == Searched(0, 0, None)
-    assert source.records[8:] == [Searched(None, 0, 0), Searched(None, 3, 0)]
+    assert source.records[0] == SearchRole(0, 0, None)
+    assert source.records[8:] == [SearchRole(None, 0, 0), SearchRole(None, 3, 0)]
     none = np.zeros(0, dtype=np.int64)
     assert source.build(none, none, none, 0).num_sequences == 0
 
@@ -211,7 +211,7 @@ def angle(degrees: float) -> list[float]:
 
 def test_a_search_among_the_answers_of_pairs():
     """Answers 1, 2 and 3 lie at 10, 50 and 170 degrees; query 0 has two of them, query 9 has the third."""
-    records = [Searched(0, 1, 1), Searched(0, 2, 1), Searched(9, 1, None), Searched(None, 3, 0)]
+    records = [SearchRole(0, 1, 1), SearchRole(0, 2, 1), SearchRole(9, 1, None), SearchRole(None, 3, 0)]
     vectors = [[angle(40), angle(10)], [angle(100), angle(50)], [angle(60), angle(10)], [angle(170)]]
     found = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, 2)
     # Nearest first: answers 2 1 3; 2 3 1; 2 1 3. Relevant: 1 and 2; 1 and 2; 1.
@@ -223,7 +223,7 @@ def test_a_search_among_the_answers_of_pairs():
 
 
 def test_a_labelled_text_does_not_find_itself():
-    records = [Searched(0, 0, 0), Searched(1, 1, 0), Searched(0, 0, 0), Searched(2, 2, 0)]
+    records = [SearchRole(0, 0, 0), SearchRole(1, 1, 0), SearchRole(0, 0, 0), SearchRole(2, 2, 0)]
     vectors = [np.array([angle(place)]) for place in (0, 20, 50, 90)]
     found = search_scores(vectors, records, 2)
     # 0 finds 20 before 50, and 50 finds 20 before 0; the two others are alone with their label.
