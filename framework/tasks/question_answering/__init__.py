@@ -1,1 +1,1 @@
-"""The span of a context that answers a question."""
+"""Extractive question answering: the span of a context that answers a question."""

@@ -1,4 +1,4 @@
-"""Questions on contexts whose answers are spans of them, from SQuAD's JSON (v1.1, v2.0) or JSONL; checked and split.
+"""Questions whose answers are spans of a context, from SQuAD's JSON (v1.1, v2.0) or JSONL; validated and split.
 
 Sources: Rajpurkar et al. 2016 (arXiv:1606.05250) and 2018 (arXiv:1806.03822).
 """
@@ -26,12 +26,12 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A right answer to a question.
+    """A correct answer to a question.
 
     Attributes:
-        text: As in the file; scoring needs nothing else.
-        start: First character in the context, in code points from 0; None if the file gives no offset or a wrong one.
-        fault: Message about a wrong offset in the file; "" if it is right.
+        text: Text as in the file. Scoring needs only the text.
+        start: Offset in the context, in code points from 0. None if the file has no offset or a wrong one.
+        fault: Message about a wrong offset in the file. Empty if the offset is correct.
     """
 
     text: str
@@ -45,8 +45,8 @@ class Question:
 
     Attributes:
         place: File, article, paragraph and question, or file and row, for messages.
-        question: As in the file.
-        context: As in the file; the same object for all questions on it where the file has it once.
+        question: Question as in the file.
+        context: Context as in the file. Questions on a context that the file has once share one object.
         answers: All correct answers. The first one is used for training, so its offset is known. Empty if the context
             has no answer.
     """
@@ -58,32 +58,35 @@ class Question:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """Context and question."""
+        """Returns the normalized context and question."""
         return same_text(self.context), same_text(self.question)
 
     @property
     def answer(self) -> tuple[()]:
-        """Nothing: two answers to one question do not contradict each other."""
+        """Returns an empty tuple, because different answers to one question do not contradict each other."""
         return ()
 
 
 @dataclass(frozen=True)
 class QuestionData(SplitFiles):
-    """Files of questions; their fractions are of contexts: all questions on a context fall into one split.
+    """Files of questions. Split fractions count contexts: all questions on a context fall into one split.
 
-    A JSON object is SQuAD's: articles of paragraphs, each a context with `qas`; other keys, such as
-    `plausible_answers`, are ignored. A JSON list, or JSONL, has rows with `question`, `context`, perhaps an `id`,
-    and `answers`, a list of {text, answer_start}. Without answers a question is one that its context does not answer,
-    unless `is_impossible` says false; the form {text: [...], answer_start: [...]} of `datasets` is read too. Either
-    file may be compressed (.gz, .zst).
+    A JSON object has SQuAD's form: articles of paragraphs, each a context with `qas`. Other keys, such as
+    `plausible_answers`, are ignored. A JSON list, or JSONL, has rows with `question`, `context`, optionally `id`, and
+    `answers`, a list of {text, answer_start}. The form {text: [...], answer_start: [...]} of `datasets` is also valid.
+    A question without answers is one that its context does not answer; `is_impossible` must not contradict that. Files
+    may be compressed (.gz, .zst).
 
     Attributes:
-        columns: {key: its name} for JSONL files that call `id`, `question`, `context` or `answers` otherwise.
+        columns: {key: name in the file} for JSONL files with other names for `id`, `question`, `context` or `answers`.
         invalid_answers: "repair" corrects a wrong `answer_start` if the text occurs exactly once in the context. None:
-            a training question whose first answer has a wrong offset is bad. Further answers, and those of
+            a training question whose first answer has a wrong offset is bad. Further answers, and answers of
             `validation` and `test`, are compared as texts and need no offset.
-        answer_unit: What scores count: "words" (English: articles are left out), or "characters" for Chinese.
-        on_bad_row: "error" ends with the first bad question; "skip" leaves bad ones out and tells how many.
+        answer_unit: Unit of the scores: "words" (English: articles are ignored), or "characters" for Chinese.
+        on_bad_row: "error" stops at the first bad question. "skip" drops and counts bad questions.
+
+    Raises:
+        ConfigError: `invalid_answers` or a key of `columns` is unknown.
     """
 
     columns: dict[str, str] | None = None
@@ -95,22 +98,23 @@ class QuestionData(SplitFiles):
         super().__post_init__()
         if self.invalid_answers not in (None, "repair"):
             raise ConfigError(
-                f"data.invalid_answers is {self.invalid_answers!r}. Choose repair, or null to treat them as "
-                "bad questions."
+                f"data.invalid_answers is {self.invalid_answers!r}, which is unknown. Choose repair, or null to treat "
+                "them as bad questions."
             )
         for name in self.columns or {}:
             if name not in _COLUMNS:
                 raise ConfigError(
-                    f"`columns` names {name!r}, but only {', '.join(_COLUMNS)} are read; name one of these."
+                    f"data.columns has the key {name!r}, which is unknown. Valid keys are {', '.join(_COLUMNS)}. "
+                    "Correct the key."
                 )
 
     @property
     def field_columns(self) -> dict[str, str]:
-        """Returns the keys of question and context."""
+        """Returns the names of question and context in the files."""
         return {name: (self.columns or {}).get(name, name) for name in ("question", "context")}
 
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
-        """Streams the questions of SQuAD's JSON."""
+        """Streams the questions of a file in SQuAD's JSON form. Returns None for other files."""
         content = _content(table.path) if json_kind(table.path, table.format) == "json" else None
         is_squad = isinstance(content, dict) and "data" in content
         return _squad_questions(table, content, columns, reading) if is_squad else None
@@ -119,10 +123,10 @@ class QuestionData(SplitFiles):
         """Reads, checks and splits the questions.
 
         Raises:
-            DataError: A file is missing, empty, not UTF-8, damaged, or neither SQuAD's JSON nor JSONL; no question in
-                it is good; a split would be empty. Unless `on_bad_row` skips those: a question or context is empty or
-                no text; an answer is empty, or the first one of a training question has a wrong offset; `is_impossible`
-                contradicts the answers; an id comes twice.
+            DataError: A file is missing, empty, damaged, not UTF-8, or not in a supported form; a file has no valid
+                question; or a split would be empty. Also, unless `on_bad_row` is "skip": a question or context is empty
+                or not a text; an answer is empty; the first answer of a training question has a wrong offset;
+                `is_impossible` contradicts the answers; or an id occurs twice.
         """
         read = self.read_files(self._read, self.on_bad_row)
         read.checked("train", _trainable)
@@ -130,24 +134,26 @@ class QuestionData(SplitFiles):
             split: sum(bool(answer.fault) and answer.start is not None for each in questions for answer in each.answers)
             for split, questions in read.records.items()
         }
-        found = self.split(read)
+        questions_read = self.split(read)
         facts = {}
-        for split, questions in found.splits.items():
-            unplaced = sum(answer.start is None for each in questions for answer in each.answers)
-            notes = {"answers without an offset, for scores only": f"{unplaced:,}"} if unplaced else {}
-            facts[split] = replace(found.facts[split], repaired=repaired.get(split, 0), notes=notes)
-        return replace(found, facts=facts)
+        for split, questions in questions_read.splits.items():
+            num_without_offset = sum(answer.start is None for each in questions for answer in each.answers)
+            notes = (
+                {"answers without an offset, for scores only": f"{num_without_offset:,}"} if num_without_offset else {}
+            )
+            facts[split] = replace(questions_read.facts[split], repaired=repaired.get(split, 0), notes=notes)
+        return replace(questions_read, facts=facts)
 
     def group(self, record: R) -> tuple[str, ...]:
-        """The context."""
+        """Returns the normalized context."""
         return record.identity[:1]
 
     def _read(self, path: Path, reading: Reading) -> list[Question]:
         kind = json_kind(path, TableFormat())
         if kind is None:
             raise DataError(
-                f"{path} is not JSON, by its name and its content. Questions are read from .json (SQuAD, or a list of "
-                f"rows) and .jsonl (rows), optionally followed by {' or '.join(COMPRESSIONS)}. Give such a file."
+                f"{path} is not JSON, by its name and its content. Supported files are .json (SQuAD, or a list of "
+                f"rows) and .jsonl (rows), optionally followed by {' or '.join(COMPRESSIONS)}. Supply such a file."
             )
         content = _content(path) if kind == "json" else None
         names = {name: (self.columns or {}).get(name, name) for name in _COLUMNS}
@@ -165,7 +171,7 @@ class QuestionData(SplitFiles):
                 table, reading, lambda place, row: checked(place, _parts(place, row.value, names))
             )
         if not questions and not reading.skipped:
-            raise DataError(f"{path} holds no question that can be used; correct it, or name another file.")
+            raise DataError(f"{path} has no questions. Each file needs at least one. Add some, or use another file.")
         return questions
 
 
@@ -174,11 +180,11 @@ def _content(path: Path) -> Any:
     try:
         return parse_json(decode_line(path, 1, raw))
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); give SQuAD's JSON, or rows as .jsonl.") from error
+        raise DataError(f"{path} is not JSON ({error}). Supply SQuAD's JSON, or rows as .jsonl.") from error
 
 
 def _squad_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the place and the parts of each question."""
+    """Yields each question as a location for messages and a row."""
     for article_number, article in enumerate(_items(str(path), content, "data"), start=1):
         in_article = f"{path}, article {article_number}"
         for paragraph_number, paragraph in enumerate(_items(in_article, article, "paragraphs"), start=1):
@@ -205,16 +211,14 @@ def _squad_questions(table: TableFile, content: Any, columns: Mapping[str, str],
 def _items(place: str, node: Any, key: str) -> list[Any]:
     items = node.get(key) if isinstance(node, Mapping) else None
     if not isinstance(items, list):
-        raise DataError(
-            f"{place}: there is no list {key!r}, which SQuAD's JSON has there; correct or replace the file."
-        )
+        raise DataError(f"{place}: the list {key!r} is missing. SQuAD's JSON requires it. Correct or replace the file.")
     return items
 
 
 def _parts(place: str, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     for name in names.values():
         if name not in row and name != names["id"]:
-            raise DataError(f"{place}: no key {name!r} among {list(row)}; name one of these in `columns`.")
+            raise DataError(f"{place}: the key {name!r} is missing among {list(row)}. Map it to a key in data.columns.")
     parts = {name: row[column] for name, column in names.items() if column in row}
     return parts | {"is_impossible": row.get("is_impossible")}
 
@@ -226,38 +230,42 @@ def _trainable(question: Question) -> Question:
 
 
 def _checked(place: str, row: Mapping[str, Any], seen: set[str], repairs: bool) -> Question:
-    """The question, if nothing is wrong with it; its id joins those seen."""
+    """Returns the question after all checks, and adds its id to `seen`."""
     question, context = (_text(place, name, row.get(name)) for name in ("question", "context"))
     spans = tuple(_answer(place, answer, context, repairs) for answer in _answers(place, row.get("answers")))
     impossible = row.get("is_impossible")
     if impossible not in (None, not spans):
         raise DataError(
-            f"{place}: 'is_impossible' is {_shown(impossible)}, but the answers are {len(spans)}; correct one of both."
+            f"{place}: 'is_impossible' is {_abbreviate(impossible)}, but the question has {len(spans)} answers. The "
+            "two contradict each other. Correct one of them."
         )
     if row.get("id") is not None:
         name = str(row["id"])
         if name in seen:
-            raise DataError(f"{place}: the id {name!r} came before; give each question an id of its own.")
+            raise DataError(f"{place}: the id {name!r} occurs twice. Ids must be unique. Change one of them.")
         seen.add(name)
     return Question(place, question, context, spans)
 
 
 def _answers(place: str, answers: Any) -> list[Any]:
-    """The list of answers, also where each part of them is a list, as `datasets` writes them."""
+    """Returns the list of answers. Converts the form of `datasets`, an object of lists."""
     if isinstance(answers, Mapping):
         texts, starts = answers.get("text"), answers.get("answer_start")
         if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
             return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(answers, list):
-        raise DataError(f"{place}: 'answers' is {_shown(answers)}, it must be a list; correct or remove the question.")
+        raise DataError(
+            f"{place}: 'answers' is {_abbreviate(answers)}. It must be a list. Correct or remove the question."
+        )
     return answers
 
 
 def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
-    """Returns the answer with its offset if the file gives a right one, or if it can be repaired."""
+    """Returns the answer, with its offset if the file has a correct one or if it can be repaired."""
     if not isinstance(answer, Mapping):
         raise DataError(
-            f"{place}: an answer is {_shown(answer)}. It must have `text`, and `answer_start` for training. Correct it."
+            f"{place}: an answer is {_abbreviate(answer)}. It must have `text`, and `answer_start` for training. "
+            "Correct it."
         )
     text, start = _text(place, "text", answer.get("text")), answer.get("answer_start")
     fault = _fault_of_start(place, answer, text, start, context)
@@ -272,39 +280,41 @@ def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
 
 
 def _fault_of_start(place: str, answer: Any, text: str, start: Any, context: str) -> str:
-    """Describes what is wrong with the offset of an answer; "" if it is right."""
+    """Describes the fault of the offset of an answer. Returns an empty text if the offset is correct."""
     if not isinstance(start, int) or isinstance(start, bool):
-        return f"{place}: an answer is {_shown(answer)}. It must have a whole number as `answer_start`. Correct it."
+        return (
+            f"{place}: an answer is {_abbreviate(answer)}. It must have a whole number as `answer_start`. Correct it."
+        )
     if start < 0 or start + len(text) > len(context):
         return (
-            f"{place}: the answer {_shown(text)} from character {start} reaches outside the context of {len(context)} "
-            "characters; correct `answer_start`, or the text."
+            f"{place}: the answer {_abbreviate(text)} from character {start} exceeds the context of {len(context)} "
+            "characters. Correct `answer_start`, or the text."
         )
-    found = context[start : start + len(text)]
-    if found != text:
+    actual = context[start : start + len(text)]
+    if actual != text:
         return (
-            f"{place}: the answer {_shown(text)} is not at character {start} of the context, where {_shown(found)} "
-            "stands; correct `answer_start` (it counts characters, not bytes), or the text."
+            f"{place}: the answer {_abbreviate(text)} does not match {_abbreviate(actual)} at character {start} of the "
+            "context. `answer_start` counts characters, not bytes. Correct it, or the text."
         )
     return ""
 
 
 def _text(place: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {name!r} is {_shown(value)}, it must be text; correct or remove the question.")
+        raise DataError(f"{place}: {name!r} is {_abbreviate(value)}. It must be text. Correct or remove the question.")
     if not value.strip():
-        raise DataError(f"{place}: {name!r} is empty, each question needs one; fill in or remove the question.")
+        raise DataError(f"{place}: {name!r} is empty. Each question needs it. Add it or remove the question.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{place}: {name!r} holds \\u{ord(value[error.start]):04x}, half of a surrogate pair; write the whole pair "
-            "or remove the question."
+            f"{place}: {name!r} has \\u{ord(value[error.start]):04x}, half of a surrogate pair. UTF-8 needs whole "
+            "pairs. Write the whole pair or remove the question."
         ) from error
     return value
 
 
-def _shown(value: Any) -> str:
-    """As in Python, the end left out where it is long."""
+def _abbreviate(value: Any) -> str:
+    """Returns the repr of a value, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

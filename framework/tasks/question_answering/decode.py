@@ -1,7 +1,8 @@
-"""From scores of tokens to answers: the best spans of each window, and of all windows of a question (NumPy, host).
+"""Decoding of token scores to answers: the best spans of a window, and of all windows of a question (NumPy, host).
 
-After Devlin et al. 2019 (arXiv:1810.04805, sections 4.2 and 4.3): a span scores the sum of its start and end logits, no
-answer that of [CLS]; over windows the lowest score of no answer counts, as in their run_squad.py.
+Follows Devlin et al. 2019 (arXiv:1810.04805, sections 4.2 and 4.3). The score of a span is the sum of its start and end
+logits. The score of "no answer" is that sum for [CLS]; over several windows, the lowest counts, as in their
+run_squad.py.
 """
 
 import unicodedata
@@ -20,10 +21,10 @@ class WindowSpans:
     """The best spans of one window, best first.
 
     Attributes:
-        firsts: (spans,) first token, counted from the window's first.
-        lasts: (spans,) last token.
+        firsts: (spans,) index of the first token in the window.
+        lasts: (spans,) index of the last token in the window.
         scores: (spans,) float32 sums of two logits.
-        null_score: That of [CLS].
+        null_score: Score of [CLS].
     """
 
     firsts: np.ndarray
@@ -34,11 +35,11 @@ class WindowSpans:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An answer: a span of characters, or none.
+    """Possible answer: a span of characters, or no answer.
 
     Attributes:
         score: Sum of two logits.
-        span: First character and the one behind the last; None: the context does not answer.
+        span: Start and exclusive end, in characters. None: the context does not answer the question.
     """
 
     score: float
@@ -46,13 +47,13 @@ class Candidate:
 
 
 def best_spans(start_logits: np.ndarray, end_logits: np.ndarray, max_answer_length: int, n_best: int) -> WindowSpans:
-    """All spans of a window are looked at, not only those of the best starts and ends.
+    """Returns the best spans of a window. Considers all spans, not only those of the best starts and ends.
 
     Args:
         start_logits: (1 + window,) float32: [CLS], then the tokens of the window.
-        end_logits: Likewise.
-        max_answer_length: Most tokens of a span.
-        n_best: How many to keep.
+        end_logits: (1 + window,) float32, in the same order.
+        max_answer_length: Maximum number of tokens of a span.
+        n_best: Number of spans to keep.
     """
     null_score = float(start_logits[0] + end_logits[0])
     start, end = start_logits[1:], end_logits[1:]
@@ -74,18 +75,18 @@ def best_spans(start_logits: np.ndarray, end_logits: np.ndarray, max_answer_leng
 def assemble_answers(
     windows: Sequence[Window], decoded: Sequence[WindowSpans], n_best: int, no_answer_threshold: float | None
 ) -> list[dict[str, Any]]:
-    """A prediction for each question.
+    """Builds the prediction of each question.
 
     Args:
-        windows: Of all questions, those of one side by side.
-        decoded: The spans of each.
-        n_best: Candidates over which probabilities are taken.
-        no_answer_threshold: There is no answer where no answer scores more than this above the best span; None: there
-            is always one, if the context has any token.
+        windows: Windows of all questions. The windows of a question are adjacent.
+        decoded: Spans of each window.
+        n_best: Number of candidates in the softmax of probabilities.
+        no_answer_threshold: Predict no answer if its score exceeds that of the best span by more than this. None:
+            always predict an answer, if the context has any token.
 
     Returns:
-        `answer` (a part of the context, "" for none), `start` and `end` (characters; None for none), `probability`
-        among the candidates, and these as `n_best`, best first.
+        Per question: `answer` (a part of the context, "" for no answer), `start` and `end` (characters; None for no
+        answer), `probability` among the candidates, and the candidates as `n_best`, best first.
     """
     predictions = []
     for question, spans, null in _by_question(windows, decoded):
@@ -98,18 +99,18 @@ def assemble_answers(
         context = question.question.context
         scores = np.array([each.score for each in candidates])
         weights = np.exp(scores - scores.max())
-        told = [
-            _told(context, each, probability)
+        answers = [
+            _prediction(context, each, probability)
             for each, probability in zip(candidates, (weights / weights.sum()).tolist(), strict=True)
         ]
-        predictions.append(told[candidates.index(chosen)] | {"n_best": told})
+        predictions.append(answers[candidates.index(chosen)] | {"n_best": answers})
     return predictions
 
 
 def _by_question(
     windows: Sequence[Window], decoded: Sequence[WindowSpans]
 ) -> Iterator[tuple[Window, list[Candidate], Candidate]]:
-    """A window of each question, its spans by score (of one span the best score), and its score of no answer."""
+    """Yields per question a window, its candidates (best first, each span once), and its "no answer" candidate."""
     pairs = zip(windows, decoded, strict=True)
     for _, group in groupby(pairs, key=lambda pair: pair[0].row):
         best: dict[tuple[int, int], float] = {}
@@ -119,14 +120,14 @@ def _by_question(
             starts = window.passage.starts[window.first + spans.firsts].tolist()
             ends = window.passage.ends[window.first + spans.lasts].tolist()
             for start, end, score in zip(starts, ends, spans.scores.tolist(), strict=True):
-                span = _cut(window.question.context, start, end)
+                span = _trim(window.question.context, start, end)
                 best[span] = max(score, best.get(span, -np.inf))
-        found = [Candidate(score, span) for span, score in sorted(best.items(), key=lambda item: (-item[1], item[0]))]
-        yield window, found, Candidate(null_score, None)
+        ranked = [Candidate(score, span) for span, score in sorted(best.items(), key=lambda item: (-item[1], item[0]))]
+        yield window, ranked, Candidate(null_score, None)
 
 
-def _cut(context: str, start: int, end: int) -> tuple[int, int]:
-    """Without the space that a byte-level token begins with, with the accents that a normaliser may have dropped."""
+def _trim(context: str, start: int, end: int) -> tuple[int, int]:
+    """Drops the leading space of byte-level tokens and adds trailing accents that a normalizer may have dropped."""
     while start < end and context[start].isspace():
         start += 1
     while end < len(context) and unicodedata.combining(context[end]):
@@ -134,7 +135,7 @@ def _cut(context: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _told(context: str, candidate: Candidate, probability: float) -> dict[str, Any]:
+def _prediction(context: str, candidate: Candidate, probability: float) -> dict[str, Any]:
     start, end = candidate.span or (None, None)
     answer = context[start:end] if candidate.span else ""
     return {"answer": answer, "start": start, "end": end, "probability": probability}

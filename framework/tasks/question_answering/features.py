@@ -1,9 +1,9 @@
-"""Builds sequences of question answering: `[CLS] question [SEP] window [SEP]`, windows that slide over the context.
+"""Token sequences for question answering: `[CLS] question [SEP] window [SEP]`, with sliding windows over the context.
 
 Two separators follow the question if the tokenizer uses two, as in RoBERTa.
 
-After Devlin et al. 2019 (arXiv:1810.04805, section 4.2 and their run_squad.py): a window begins every `stride` tokens
-until one reaches the end of the context; one that does not hold the whole answer has [CLS] as start and end.
+Follows Devlin et al. 2019 (arXiv:1810.04805, section 4.2 and their run_squad.py). A window begins every `stride` tokens
+until one reaches the end of the context. A window without the whole answer has [CLS] as start and end.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,20 @@ from framework.errors import ConfigError, DataError
 from framework.tasks.question_answering.data import Question
 
 _TEXTS_AT_ONCE = 100
-"""Encodings with offsets take some hundred bytes a token until they are arrays, and a context may be a whole book."""
+"""Number of contexts tokenized at once.
+
+Encodings with offsets take some hundred bytes per token before they become arrays, and a context may be a whole book.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowSizes:
-    """How a context is cut, all in tokens.
+    """Sizes of the windows over a context, in tokens.
 
     Attributes:
-        max_length: Most of a sequence, special tokens included.
-        stride: From the beginning of a window to that of the next.
-        max_question_length: Longer questions lose their end.
+        max_length: Maximum length of a sequence, special tokens included.
+        stride: Distance from the start of a window to the start of the next.
+        max_question_length: Maximum length of a question. Longer questions are truncated.
     """
 
     max_length: int
@@ -41,7 +44,7 @@ class WindowSizes:
         """Checks that windows cover every token of a context.
 
         Raises:
-            ConfigError: The room for the context is smaller than the stride.
+            ConfigError: A sequence has room for fewer context tokens than `stride`.
         """
         num_specials = 2 + pair_separators
         room = self.max_length - self.max_question_length - num_specials
@@ -55,12 +58,12 @@ class WindowSizes:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A tokenised context, shared by all questions on it.
+    """A tokenized context, shared by all questions on it.
 
     Attributes:
         ids: (tokens,) int32.
-        starts: (tokens,) int32, first character of each token in the context.
-        ends: (tokens,) int32, behind its last character.
+        starts: (tokens,) int32, start offset of each token in the context, in characters.
+        ends: (tokens,) int32, exclusive end offset of each token.
     """
 
     ids: np.ndarray
@@ -70,13 +73,13 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What is kept of an item.
+    """Record of an item: a window over the context of a question.
 
     Attributes:
-        row: Place of its question among the questions of the source.
-        question: That question.
-        passage: Its context.
-        first: The token of the passage with which the window begins.
+        row: Index of the question in the source.
+        question: Question of the window.
+        passage: Tokenized context of the question.
+        first: Index of the first passage token in the window.
     """
 
     row: int
@@ -88,32 +91,33 @@ class Window:
 def window_source(
     questions: Sequence[Question], tokenizer: Tokenizer, sizes: WindowSizes, labelled: bool = True
 ) -> FlatSource:
-    """An item for each window, in the order of the questions; its record is a Window.
+    """Builds one item per window, in the order of the questions. The record of an item is a Window.
 
     Targets: start_positions and end_positions (sequences,), first and last token of the answer, IGNORE_INDEX if only
-    its text is known; window_starts (sequences,), first token of the context. Count: answer, one a window whose targets
-    are known.
+    its text is known; window_starts (sequences,), first token of the context. Count: `answer`, one per window with
+    known targets.
 
     Args:
-        questions: With answers, none where [CLS] is the answer.
-        tokenizer: Gives ids, special tokens and offsets.
-        sizes: `max_length` leaves room for `stride` tokens beside a question of `max_question_length`.
-        labelled: False: answers are not known; targets are IGNORE_INDEX, counts 0.
+        questions: Questions. The target of a question without answers is [CLS].
+        tokenizer: Tokenizer that supplies ids, special tokens and offsets.
+        sizes: Window sizes. `max_length` must have room for `stride` tokens beside a question of
+            `max_question_length`.
+        labelled: True if answers are known. False: targets are IGNORE_INDEX and counts are 0.
 
     Raises:
-        DataError: An answer has no token: it is made of characters that the tokenizer drops.
+        DataError: An answer has no token, because the tokenizer drops all of its characters.
         ConfigError: Windows would skip tokens of a context.
     """
     sizes.check(tokenizer.pair_separators)
     passages = _passages(questions, tokenizer)
-    asked = tokenizer.encode_batch([question.question for question in questions])
+    question_ids = tokenizer.encode_batch([question.question for question in questions])
     before, after = np.array([tokenizer.cls_id], dtype=np.int32), np.array([tokenizer.sep_id], dtype=np.int32)
     between = after.repeat(tokenizer.pair_separators)
     pieces: list[np.ndarray] = []
     lengths, window_starts, positions = [], [], []
     records: list[Window] = []
     for row, question in enumerate(questions):
-        passage, ids = passages[question.context], asked[row][: sizes.max_question_length]
+        passage, ids = passages[question.context], question_ids[row][: sizes.max_question_length]
         head = 1 + len(ids) + len(between)
         room = sizes.max_length - head - 1
         span = answer_tokens(question, passage) if labelled else None
@@ -124,58 +128,58 @@ def window_source(
             lengths.append(head + len(part) + 1)
             window_starts.append(head)
             within = span is not None and first <= span[0] and span[1] < first + len(part)
-            inside = [head + place - first for place in span] if span is not None and within else [0, 0]
+            inside = [head + index - first for index in span] if span is not None and within else [0, 0]
             positions.append(inside if is_known else [IGNORE_INDEX] * 2)
             records.append(Window(row, question, passage, first))
     num_tokens = np.array(lengths, dtype=np.int64)
     starts = np.array(window_starts, dtype=np.int64)
-    places = np.array(positions, dtype=np.int64)
+    spans = np.array(positions, dtype=np.int64)
     return FlatSource(
         np.concatenate(pieces),
         num_tokens,
         {
-            "start_positions": FlatTarget(places[:, 0], "sequences", is_position=True),
-            "end_positions": FlatTarget(places[:, 1], "sequences", is_position=True),
+            "start_positions": FlatTarget(spans[:, 0], "sequences", is_position=True),
+            "end_positions": FlatTarget(spans[:, 1], "sequences", is_position=True),
             "window_starts": FlatTarget(starts, "sequences", is_position=True),
         },
-        {"answer": (places[:, 0] != IGNORE_INDEX).astype(np.float64)},
+        {"answer": (spans[:, 0] != IGNORE_INDEX).astype(np.float64)},
         sizes.max_length,
         ragged.offsets_within(num_tokens) >= np.repeat(starts, num_tokens),
         records=records,
-        cutting=_cut_questions(asked, sizes.max_question_length),
+        cutting=_cut_questions(question_ids, sizes.max_question_length),
         notes={"contexts": f"{len(passages):,}", "windows": f"{len(records):,}"},
     )
 
 
-def _cut_questions(asked: Sequence[np.ndarray], max_length: int) -> Cutting:
-    """Counts the truncated tokens of questions; contexts are not truncated."""
-    lengths = np.array([len(ids) for ids in asked], dtype=np.int64)
+def _cut_questions(question_ids: Sequence[np.ndarray], max_length: int) -> Cutting:
+    """Counts the truncated tokens of questions. Contexts are never truncated."""
+    lengths = np.array([len(ids) for ids in question_ids], dtype=np.int64)
     lost = np.maximum(lengths - max_length, 0)
-    return Cutting(max_length, len(asked), int((lost > 0).sum()), int(lengths.sum()), int(lost.sum()))
+    return Cutting(max_length, len(question_ids), int((lost > 0).sum()), int(lengths.sum()), int(lost.sum()))
 
 
 def window_firsts(num_tokens: int, room: int, stride: int) -> range:
-    """First token of each window of `room` tokens over a context; one window at least."""
+    """Returns the index of the first token of each window of `room` tokens over a context, at least one."""
     return range(0, max(num_tokens - room, 0) + stride, stride)
 
 
 def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | None:
-    """Returns the first and last token of the first answer that has tokens; None if no answer has an offset.
+    """Returns the first and last token of the first answer with tokens. Returns None if no answer has an offset.
 
     Raises:
         DataError: Answers have offsets, but none has a token.
     """
-    placed = [(answer.text, answer.start) for answer in question.answers if answer.start is not None]
-    if not placed:
+    with_offset = [(answer.text, answer.start) for answer in question.answers if answer.start is not None]
+    if not with_offset:
         return None
-    for text, start in placed:
+    for text, start in with_offset:
         first = int(np.searchsorted(passage.ends, start, side="right"))
         last = int(np.searchsorted(passage.starts, start + len(text), side="left")) - 1
         if first <= last:
             return first, last
     raise DataError(
-        f"{question.place}: the answer {placed[0][0]!r} has no token, since the tokenizer drops all of its "
-        "characters; remove the question, or choose another tokenizer."
+        f"{question.place}: the answer {with_offset[0][0]!r} has no token, because the tokenizer drops all of its "
+        "characters. Training needs a token. Remove the question, or choose another tokenizer."
     )
 
 

@@ -1,4 +1,4 @@
-"""Head of question answering: each token's scores as first and as last token of the answer."""
+"""Question answering head: the scores of each token as first and as last token of the answer."""
 
 from torch import Tensor, nn
 
@@ -8,11 +8,11 @@ from framework.tasks.pooling import PredictionTransform, family_transform
 
 
 class QuestionAnsweringHead(nn.Module):
-    """Two scores a token (Devlin et al. 2019, section 4.2; `BertForQuestionAnswering` in transformers).
+    """Two scores per token (Devlin et al. 2019, section 4.2; `BertForQuestionAnswering` in transformers).
 
     Args:
-        qa_outputs: Hidden to 2.
-        transform: The projection of ModernBERT; None for BERT and RoBERTa.
+        qa_outputs: Linear layer from hidden to 2.
+        transform: Projection of ModernBERT. None for BERT and RoBERTa.
     """
 
     def __init__(self, qa_outputs: nn.Linear, transform: PredictionTransform | None = None) -> None:
@@ -27,8 +27,8 @@ class QuestionAnsweringHead(nn.Module):
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: Not used.
-            dropout_keys: Not used, since this head has no dropout.
+            batch: Unused.
+            dropout_keys: Unused, because this head has no dropout.
 
         Returns:
             `start_logits` and `end_logits`, each (tokens,).
@@ -40,5 +40,5 @@ class QuestionAnsweringHead(nn.Module):
 
 
 def build_question_answering_head(config: EncoderConfig) -> QuestionAnsweringHead:
-    """Builds the head as the encoder's family has it."""
+    """Builds the head with the projection of the encoder's model family, if the family has one."""
     return QuestionAnsweringHead(nn.Linear(config.hidden_size, 2), family_transform(config))

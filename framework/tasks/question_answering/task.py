@@ -31,22 +31,22 @@ _UNSPACED_SHARE = 0.25
 
 
 class QuestionAnsweringTask(Task):
-    """The span of a context that answers a question.
+    """Extractive question answering: predicts the span of a context that answers a question.
 
     Args:
-        max_length: Most tokens of a sequence, special tokens included.
-        stride: Tokens from the beginning of a window over a longer context to that of the next.
-        max_question_length: Tokens; longer questions lose their end.
-        max_answer_length: Most tokens of an answer.
-        n_best: Candidates that a prediction tells, and over which its probabilities are taken.
-        no_answer_threshold: A question has no answer where [CLS] scores more than this above the best span (SQuAD 2.0);
-            None: every question has one (SQuAD 1.1).
+        max_length: Maximum number of tokens of a sequence, special tokens included.
+        stride: Tokens from the start of a window over a longer context to the start of the next.
+        max_question_length: Maximum number of tokens of a question. Longer questions are truncated.
+        max_answer_length: Maximum number of tokens of an answer.
+        n_best: Number of candidates that a prediction lists. Its probabilities are a softmax over them.
+        no_answer_threshold: Predict no answer if the score of [CLS] exceeds that of the best span by more than this
+            (SQuAD 2.0). None: every question has an answer (SQuAD 1.1).
 
     Attributes:
-        answer_unit: What scores count, as the data says.
+        answer_unit: Unit of the scores, from the data: "words" or "characters".
 
     Raises:
-        ConfigError: A length is below 1, or windows cannot slide without leaving tokens out.
+        ConfigError: A length is below 1, or windows would skip tokens of a context.
     """
 
     best_metric = "f1"
@@ -72,7 +72,7 @@ class QuestionAnsweringTask(Task):
         }
         for name, value in positive.items():
             if value < 1:
-                raise ConfigError(f"{name} is {value}, it must be at least 1.")
+                raise ConfigError(f"task.{name} is {value}. It must be at least 1. Increase it.")
         self.sizes = WindowSizes(max_length, stride, max_question_length)
         self.sizes.check()
         self.max_answer_length = max_answer_length
@@ -85,9 +85,9 @@ class QuestionAnsweringTask(Task):
         self,
         data: QuestionData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the questions of each split; takes over what its scores count."""
+        """Reads and tokenizes the questions of each split, and takes the unit of the scores from the data."""
         self.answer_unit = data.answer_unit
         read = data.load()
         return {
@@ -106,7 +106,7 @@ class QuestionAnsweringTask(Task):
         if num_unanswered and self.no_answer_threshold is None:
             warnings.append(
                 f"{num_unanswered:,} questions of {split} have no answer, but no_answer_threshold is null, so each "
-                "gets one. Set task.no_answer_threshold=0.0 to predict no answer when its score is higher."
+                "gets an answer. Set task.no_answer_threshold=0.0 to predict no answer if its score is higher."
             )
         answers = (answer.text for question in questions for answer in question.answers)
         if split != "train" and self.answer_unit == "words" and unspaced_share(answers) > _UNSPACED_SHARE:
@@ -118,7 +118,7 @@ class QuestionAnsweringTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """A question and the context that may answer it."""
+        """Returns the names of the fields of the question and its context."""
         return ("question", "context")
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
@@ -126,7 +126,7 @@ class QuestionAnsweringTask(Task):
         del tokenizer
         for name in self.fields:
             if not row.values[name].strip():
-                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Fill it in or remove the row.")
+                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Add it or remove the row.")
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds the windows of each row, without answers."""
@@ -134,24 +134,25 @@ class QuestionAnsweringTask(Task):
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head of the encoder's family."""
+        """Builds the head of the encoder's model family."""
         return build_question_answering_head(config)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """The losses of sequences, summed (`answer`)."""
+        """Sums the losses of sequences (`answer`)."""
         return {"answer": self.sequence_losses(outputs, batch).sum()}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
-        """Mean of the cross-entropies of start and end.
+        """Returns the mean of the cross-entropies of start and end.
 
-        Each is a softmax over all tokens of the sequence, question and special tokens too, as in transformers.
+        The softmax of each is over all tokens of the sequence, including question and special tokens, as in
+        transformers.
 
         Args:
             outputs: `start_logits` and `end_logits`, each (tokens,).
-            batch: With the targets.
+            batch: Micro-batch with targets.
 
         Returns:
-            (sequences,) fp32; 0 for dummies, and where the answer is not known.
+            (sequences,) fp32; 0 for dummies and for sequences with an unknown answer.
         """
         losses = [
             _token_cross_entropy(outputs[f"{edge}_logits"], batch.targets[f"{edge}_positions"], batch)
@@ -160,7 +161,7 @@ class QuestionAnsweringTask(Task):
         return (losses[0] + losses[1]) / 2
 
     def side_config(self) -> dict[str, Any]:
-        """How contexts are cut, and when there is no answer."""
+        """Returns the window sizes, the maximum answer length and the no-answer threshold."""
         return {
             "max_length": self.sizes.max_length,
             "stride": self.sizes.stride,
@@ -170,36 +171,36 @@ class QuestionAnsweringTask(Task):
         }
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[WindowSpans]:
-        """The best spans of each window."""
+        """Returns the best spans of each window."""
         start_logits = outputs["start_logits"].float().cpu().numpy()
         end_logits = outputs["end_logits"].float().cpu().numpy()
         window_starts = batch.targets["window_starts"][: batch.num_sequences].tolist()
         decoded, begin = [], 0
         for window_start, length in zip(window_starts, batch.lengths, strict=False):
-            # [CLS], and the window without the [SEP] behind it.
-            places = [begin, *range(window_start, begin + length - 1)]
-            decoded.append(best_spans(start_logits[places], end_logits[places], self.max_answer_length, self.n_best))
+            # [CLS], and the window without the final [SEP].
+            rows = [begin, *range(window_start, begin + length - 1)]
+            decoded.append(best_spans(start_logits[rows], end_logits[rows], self.max_answer_length, self.n_best))
             begin += length
         return decoded
 
     def assemble(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> list[dict[str, Any]]:
-        """The answer to each question, from all its windows (`assemble_answers`)."""
+        """Returns the answer to each question, from all its windows (`assemble_answers`)."""
         return assemble_answers(_windows(source), decoded, self.n_best, self.no_answer_threshold)
 
     @property
     def scores_predictions(self) -> bool:
-        """Answers are found from several windows, so their scores are no sums over items."""
+        """Returns True, because an answer combines several windows, so scores are not sums over items."""
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
-        """Exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""
+        """Returns exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""
         questions = [next(windows).question for _, windows in groupby(_windows(source), key=lambda window: window.row)]
         predictions = [prediction["answer"] for prediction in self.assemble(source, decoded)]
         truths = [[answer.text for answer in question.answers] for question in questions]
         return score_answers(predictions, truths, self.answer_unit)
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """`examine_answers`."""
+        """Builds one row per question, see `examine_answers`."""
         return examine_answers(_windows(source), found, self.assemble(source, found.decoded), self.answer_unit)
 
 
@@ -208,15 +209,23 @@ def _windows(source: SequenceSource) -> Sequence[Window]:
 
 
 def _token_cross_entropy(logits: Tensor, positions: Tensor, batch: PackedBatch) -> Tensor:
-    """-log softmax over the tokens of each sequence at a position of the micro-batch: (tokens,) to (sequences,) fp32.
+    """Returns -log softmax over the tokens of each sequence, at a position of the micro-batch.
 
-    The few scores are padded to a rectangle, unlike what made them: shapes then do not depend on lengths, and the host
-    need not wait.
+    Unlike the hidden states, the few scores are padded to a rectangle. Shapes then do not depend on lengths, and the
+    host need not wait for the device.
+
+    Args:
+        logits: (tokens,).
+        positions: (sequences,) token of the micro-batch, or IGNORE_INDEX.
+        batch: Micro-batch.
+
+    Returns:
+        (sequences,) fp32; 0 for IGNORE_INDEX.
     """
     starts = batch.cu_seqlens[:-1].long()
     offsets = torch.arange(batch.max_seqlen, device=logits.device)
     inside = offsets < batch.cu_seqlens.diff()[:, None]
-    places = torch.where(inside, starts[:, None] + offsets, 0)
-    padded = logits.float()[places].masked_fill(~inside, -torch.inf)
+    indices = torch.where(inside, starts[:, None] + offsets, 0)
+    padded = logits.float()[indices].masked_fill(~inside, -torch.inf)
     labels = torch.where(positions == IGNORE_INDEX, IGNORE_INDEX, positions - starts)
     return nn.functional.cross_entropy(padded, labels, ignore_index=IGNORE_INDEX, reduction="none")

@@ -112,23 +112,23 @@ def answered(*answers: object) -> dict:
 
 
 BAD = [
-    ("another text at the offset", answered({"text": "Bern", "answer_start": 13}), "the answer 'Bern' is not at character 13 of the context, where '北京, ' stands"),
-    ("an offset of bytes", answered({"text": "北京", "answer_start": 14}), "where '京,' stands"),
-    ("beyond the end", answered({"text": "Bern.!", "answer_start": 24}), "from character 24 reaches outside the context of 29 characters"),
-    ("before the beginning", answered({"text": "n.", "answer_start": -2}), "from character -2 reaches outside"),
+    ("another text at the offset", answered({"text": "Bern", "answer_start": 13}), "the answer 'Bern' does not match '北京, ' at character 13 of the context"),
+    ("an offset of bytes", answered({"text": "北京", "answer_start": 14}), "does not match '京,' at character 14"),
+    ("beyond the end", answered({"text": "Bern.!", "answer_start": 24}), "from character 24 exceeds the context of 29 characters"),
+    ("before the beginning", answered({"text": "n.", "answer_start": -2}), "from character -2 exceeds the context"),
     ("an empty second answer", answered(GOOD["answers"][0], {"text": "", "answer_start": 0}), "'text' is empty"),
     ("an empty answer", answered({"text": " ", "answer_start": 3}), "'text' is empty"),
     ("no offset", answered({"text": "Bern"}), "It must have a whole number as `answer_start`"),
     ("an offset of text", answered({"text": "Bern", "answer_start": "24"}), "a whole number as `answer_start`"),
     ("an answer that is no object", answered("Bern"), "an answer is 'Bern'"),
-    ("no list of answers", changed(answers="Bern"), "'answers' is 'Bern', it must be a list"),
-    ("lists of unequal length", changed(answers={"text": ["Bern"], "answer_start": []}), "it must be a list"),
+    ("no list of answers", changed(answers="Bern"), "'answers' is 'Bern'. It must be a list"),
+    ("lists of unequal length", changed(answers={"text": ["Bern"], "answer_start": []}), "It must be a list"),
     ("an empty question", changed(question=" \n"), "'question' is empty"),
-    ("a question that is no text", changed(question=5), "'question' is 5, it must be text"),
-    ("half of a surrogate pair", changed(question="\ud83d?"), "'question' holds \\ud83d, half of a surrogate pair"),
-    ("impossible with an answer", changed(is_impossible=True), "'is_impossible' is True, but the answers are 1"),
-    ("possible without one", changed(is_impossible=False, answers=[]), "'is_impossible' is False, but the answers are 0"),
-    ("an id that came before", changed(id="a"), "the id 'a' came before"),
+    ("a question that is no text", changed(question=5), "'question' is 5. It must be text"),
+    ("half of a surrogate pair", changed(question="\ud83d?"), "'question' has \\ud83d, half of a surrogate pair"),
+    ("impossible with an answer", changed(is_impossible=True), "'is_impossible' is True, but the question has 1 answers"),
+    ("possible without one", changed(is_impossible=False, answers=[]), "'is_impossible' is False, but the question has 0 answers"),
+    ("an id that came before", changed(id="a"), "the id 'a' occurs twice"),
 ]  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_questions_that_are_only_evaluated_need_texts(tmp_path):
     (question,) = found.splits["validation"]
     assert [answer.start for answer in question.answers] == [None, None]
     assert found.facts["validation"].notes == {"answers without an offset, for scores only": "2"}
-    with pytest.raises(DataError, match="the answer 'Zürich' from character -1 reaches outside"):
+    with pytest.raises(DataError, match="the answer 'Zürich' from character -1 exceeds the context"):
         load(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
 
 
@@ -180,7 +180,7 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
     assert found.splits["train"][1].answers[0].start == CONTEXT.index("北京")
     assert found.facts["train"].repaired == 1
     twice = answered({"text": "b", "answer_start": 0}) | {"context": "a b, a b"}
-    with pytest.raises(DataError, match="is not at character 0") as caught:
+    with pytest.raises(DataError, match="at character 0 of the context") as caught:
         load(tmp_path / "q.jsonl", [twice], invalid_answers="repair")
     assert "invalid_answers" not in str(caught.value)
     with pytest.raises(ConfigError, match="invalid_answers is 'fix'"):
@@ -191,14 +191,14 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
     ("name", "content", "message"),
     [
         ("q.json", squad(GOOD, context=" "), "question 'a': 'context' is empty"),
-        ("q.json", squad(GOOD, context=None), "question 'a': 'context' is None, it must be text"),
-        ("q.json", {"questions": []}, "q.json: there is no list 'data'"),
-        ("q.json", {"data": [{"title": "t"}]}, "q.json, article 1: there is no list 'paragraphs'"),
-        ("q.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, "article 1, paragraph 1: there is no list 'qas'"),
-        ("q.json", {"data": []}, "q.json holds no question that can be used"),
-        ("q.json", [{"a": 1}, {"b": 2}], "q.json, row 1 (line 1): no key 'question' among ['a']"),
+        ("q.json", squad(GOOD, context=None), "question 'a': 'context' is None. It must be text"),
+        ("q.json", {"questions": []}, "q.json: the list 'data' is missing"),
+        ("q.json", {"data": [{"title": "t"}]}, "q.json, article 1: the list 'paragraphs' is missing"),
+        ("q.json", {"data": [{"paragraphs": [{"context": "x"}]}]}, "article 1, paragraph 1: the list 'qas' is missing"),
+        ("q.json", {"data": []}, "q.json has no questions"),
+        ("q.json", [{"a": 1}, {"b": 2}], "q.json, row 1 (line 1): the key 'question' is missing among ['a']"),
         ("q.jsonl", [["x"]], "q.jsonl, row 1 (line 1): list, not an object"),
-        ("q.jsonl", [{"question": "x", "text": "y", "answers": []}], "no key 'context' among ['question', 'text', "),
+        ("q.jsonl", [{"question": "x", "text": "y", "answers": []}], "key 'context' is missing among ['question', 'text', "),
         ("q.csv", [], "is not JSON, by its name and its content"),
     ],
 )
@@ -229,7 +229,7 @@ def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_pat
 
 
 def test_settings_that_cannot_be(tmp_path):
-    with pytest.raises(ConfigError, match="`columns` names 'text', but only id, question, context, answers"):
+    with pytest.raises(ConfigError, match=r"columns has the key 'text', which is unknown\. Valid keys are id"):
         QuestionData("x.jsonl", columns={"text": "q"})
     with pytest.raises(ConfigError, match="on_bad_row='ignore'"):
         load(tmp_path / "q.json", squad(GOOD), on_bad_row="ignore")
