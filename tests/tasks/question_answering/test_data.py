@@ -198,7 +198,11 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
         ("q.json", {"data": []}, "q.json has no questions"),
         ("q.json", [{"a": 1}, {"b": 2}], "q.json, row 1 (line 1): the key 'question' is missing among ['a']"),
         ("q.jsonl", [["x"]], "q.jsonl, row 1 (line 1): list, not an object"),
-        ("q.jsonl", [{"question": "x", "text": "y", "answers": []}], "key 'context' is missing among ['question', 'text', "),
+        (
+            "q.jsonl",
+            [{"question": "x", "text": "y", "answers": []}],
+            "key 'context' is missing among ['question', 'text', ",
+        ),
         ("q.csv", [], "is not JSON, by its name and its content"),
     ],
 )
