@@ -144,7 +144,7 @@ class Corpus:
         num_read = 0
         for number, (source, group, row, texts) in enumerate(self._read()):
             cleaned = cleaner.clean(texts)
-            ordinals, rows = cleaned.places + num_read, cleaned.places + row
+            ordinals, rows = cleaned.indices + num_read, cleaned.indices + row
             size = sum(map(len, cleaned.texts))
             batch = Batch(number, source, group, cleaned.texts, cleaned.hashes, ordinals, rows, size)
             num_read += len(texts)

@@ -1,1 +1,1 @@
-"""Where text comes from: files, rows of tables, datasets, shards behind URLs; and what a document is."""
+"""Sources of text: files, rows of tables, datasets, and shards behind URLs; cleaning and splitting of documents."""

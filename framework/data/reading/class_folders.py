@@ -14,13 +14,13 @@ COLUMNS = ("text", "label", "file")
 
 
 def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams one row per file (plain, gzip or zstd) with its content as `text`, folder as `label` and name as `file`.
+    """Yields one row per file (plain, gzip or zstd) with its content as `text`, folder as `label` and name as `file`.
 
     Hidden files, and files outside of the class folders, are not read.
 
     Raises:
         DataError: There are no sub-folders, or one contains a folder; a requested column does not exist; a file is
-            empty, damaged or not in the encoding and `reading` does not skip those.
+            empty, damaged or not in the encoding and `reading` does not skip such files.
     """
     path = table.path
     check_columns(path, "a folder per class", [*table.columns, *table.as_is], COLUMNS)
@@ -56,7 +56,7 @@ def _visible(folder: Path) -> list[Path]:
     try:
         return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+        raise DataError(f"{folder} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
 def _text_of(file: Path, reading: Reading, encoding: str) -> str:

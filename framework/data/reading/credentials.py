@@ -7,7 +7,7 @@ HIDDEN = "***hidden***"
 
 # A user without a password may be a token, but only over HTTP.
 _USER = re.compile(r"(?P<protocol>https?://|[A-Za-z][A-Za-z0-9+.-]*://(?=[^/?#\s@]*:))[^/?#\s@]+(?:@[^/?#\s@]+)*@")
-# A password may hold the signs that end a host; a colon with digits up to such a sign is a port.
+# A password may contain the characters that end a host. A colon with digits up to such a character is a port.
 _ODD_PASSWORD = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*://)[^/?#\s@:]*:(?!\d*[/?#])[^\s@]+@")
 _PARAMETER = re.compile(r"(?P<name>[?&;][^=&;#\s]+)=[^&;#\s]+")
 _PAIR = re.compile(r"(?P<name>(?:^|[;,\s])[A-Za-z_.-]+\s*=\s*)(?:'[^']*'|\"[^\"]*\"|[^;\s]+)")
@@ -27,16 +27,17 @@ _OF_DATA = re.compile(
     "last|mask|metric|next|num|one|order|pad|per|primary|query|row|sample|second|sentence|sep|separator|sort|source|"
     "special|start|tag|target|text|title|two|unk|unknown|value"
 )
-"""Words before `key`, `pass` or `token` that make it a word of the data: `text_key`, `mask_token`, `first_pass`."""
+"""Words before `key`, `pass` or `token` that mark it as a word of the data: `text_key`, `mask_token`, `first_pass`."""
 
 
 def names_secret(name: str) -> bool:
     """Returns whether a name contains a word for a secret: `DATA_PASS`, `apiKey`; not `tokenizer` or `batch_tokens`.
 
-    Names in capitals often have no sign between words, so some words also count at the end of another: `PGPASSWORD`.
+    Names in capitals often have no separator between words, so some words also count at the end of another one:
+    `PGPASSWORD`.
 
-    The place of a secret is none (`KEY_FILE`, `token_path`), and neither is a key or token of the data (`text_key`,
-    `mask_token`).
+    The location of a secret is not a secret (`KEY_FILE`, `token_path`), and neither is a key or token of the data
+    (`text_key`, `mask_token`).
 
     Args:
         name: Config key, environment variable or query parameter.
@@ -51,7 +52,7 @@ def names_secret(name: str) -> bool:
 
 
 def may_be_number(name: str) -> bool:
-    """Returns whether a number with this name is a secret: `password=1234`; not `key=3`, which may count something."""
+    """Returns whether a number with this name is a secret: `password=1234`; not `key=3`, which may be a count."""
     return any(_OF_NUMBERS.fullmatch(word.lower()) for word in _WORD.findall(name)) and names_secret(name)
 
 
@@ -73,15 +74,15 @@ def without_credentials(text: str) -> str:
 
 
 def without_secret_pairs(text: str) -> str:
-    """Returns a connection string (`host=a password=b`, `AccountName=a;AccountKey=b`) in which secrets are hidden."""
+    """Returns a connection string (`host=a password=b`, `AccountName=a;AccountKey=b`) with its secrets hidden."""
     return _PAIR.sub(lambda match: match["name"] + HIDDEN if names_secret(match["name"]) else match[0], text)
 
 
 def shown_argument(argument: str) -> str:
-    """Returns an argument of a command line without secrets: of `KEY=VALUE` the whole value is hidden.
+    """Returns an argument of a command line without secrets. For `KEY=VALUE`, the whole value is hidden.
 
-    A value that lists keys, as `data.storage_options={key: a, secret: b}`, is hidden whole if one of them is named like
-    a secret.
+    A value that lists keys, such as `data.storage_options={key: a, secret: b}`, is hidden as a whole if one of the keys
+    is named like a secret.
     """
     key, is_override, value = argument.partition("=")
     if not is_override:

@@ -1,4 +1,4 @@
-"""Rows of text whose fields stand between marks: CSV, TSV and their relatives."""
+"""Reads rows of delimited text: CSV, TSV and similar formats."""
 
 import csv
 import sys
@@ -12,19 +12,18 @@ from framework.errors import DataError
 
 
 class _DecodedLines:
-    """The lines of a file for the CSV reader.
+    """Iterator over the decoded lines of a file, for the CSV reader.
 
-    A line that is not in the encoding is given with replacement characters, so that the reader goes on to the end of
-    its row.
+    A line with invalid bytes is decoded with replacement characters, so that the CSV reader reaches the end of its row.
 
     Attributes:
-        fault: What was wrong with the first such line since `fault` was last set to None.
-        given: Lines read since `given` was last cleared.
+        fault: Error of the first such line since `fault` was last set to None.
+        lines_of_row: Lines read since the list was last cleared.
     """
 
     def __init__(self, path: Path, encoding: str, reading: Reading, layout: DelimitedLayout) -> None:
         self.fault: DataError | None = None
-        self.given: list[str] = []
+        self.lines_of_row: list[str] = []
         self._path = path
         self._encoding = encoding
         self._lines = raw_lines(path, reading)
@@ -42,18 +41,18 @@ class _DecodedLines:
             line = raw.decode(self._encoding, "replace")
         if self._layout.long_delimiter is not None:
             line = line.replace(self._layout.long_delimiter, self._layout.delimiter)
-        self.given.append(line)
+        self.lines_of_row.append(line)
         return line
 
 
 def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
-    """Streams the rows of CSV or TSV.
+    """Yields the rows of a CSV or TSV file.
 
     Raises:
         DataError: The file cannot be read, a column is missing, the file is read without a header but seems to have
-            one, or a row is broken and `reading` does not skip those.
+            one, or a row is broken and `reading` does not skip such rows.
     """
-    # The csv module refuses fields above 128 KiB unless told otherwise; documents may be longer.
+    # The csv module rejects fields above 128 KiB by default; documents may be longer.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     path = table.path
     layout = delimited_layout(table)
@@ -66,16 +65,17 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
         strict=True,
     )
     header = _header(path, reader, lines) if layout.names is None else layout.names
-    place = "line 1" if layout.names is None else "format.columns"
-    reason = f" (read as {table.kind.upper()} {table.reason}, divided by {layout.long_delimiter or layout.delimiter!r})"
-    wanted = [*table.columns, *table.as_is]
-    check_columns(path, place, wanted, header, reason)
-    places = {column: header.index(column) for column in wanted}
+    location = "line 1" if layout.names is None else "format.columns"
+    delimiter = layout.long_delimiter or layout.delimiter
+    reason = f" (read as {table.kind.upper()} {table.reason}, with delimiter {delimiter!r})"
+    columns = [*table.columns, *table.as_is]
+    check_columns(path, location, columns, header, reason)
+    indices = {column: header.index(column) for column in columns}
     number = 0
     lost: DataError | None
     while True:
         first = reader.line_num + 1
-        lines.given.clear()
+        lines.lines_of_row.clear()
         try:
             fields = next(reader)
         except StopIteration:
@@ -85,9 +85,9 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
         else:
             if not fields:
                 continue
-            lost = _merged(path, number + 1, first, lines.given, layout, len(header))
+            lost = _merged(path, number + 1, first, lines.lines_of_row, layout, len(header))
         if lost is not None:
-            # A quote that is not closed takes other rows with it; each of these lines is counted as one.
+            # An unclosed quote swallows other rows. Each of these lines counts as one row.
             num_lines = reader.line_num - first + 1
             reading.bad_row(lost, num_lines)
             number += num_lines
@@ -101,7 +101,7 @@ def read_delimited(table: TableFile, reading: Reading) -> Iterator[Row]:
             reading.bad_row(fault)
         else:
             values, kept = (
-                {column: fields[places[column]] for column in some} for some in (table.columns, table.as_is)
+                {column: fields[indices[column]] for column in some} for some in (table.columns, table.as_is)
             )
             yield Row(number, reader.line_num, values, kept=kept)
 
@@ -111,7 +111,8 @@ def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> li
         header = next((row for row in reader if row), [])
     except csv.Error as error:
         raise DataError(
-            f"{path}, line 1: {error}; the header must be one line of names, quoted where needed."
+            f"{path}, line 1: {error}. The header must be one line of names. Correct it, and quote names that contain "
+            "the delimiter."
         ) from error
     if lines.fault is not None:
         raise lines.fault
@@ -119,9 +120,9 @@ def _header(path: Path, reader: Iterator[list[str]], lines: _DecodedLines) -> li
 
 
 def _open_quote(path: Path, number: int, first: int, last: int, error: csv.Error) -> DataError:
-    where = f"line {last}" if first == last else f"lines {first} to {last}"
+    lines = f"line {last}" if first == last else f"lines {first} to {last}"
     return DataError(
-        f"{path}, row {number} ({where}): {error}. Quotes begin and end a field, and are doubled inside. Correct "
+        f"{path}, row {number} ({lines}): {error}. Quotes begin and end a field, and are doubled inside. Correct "
         "the quotes, or set format.quote=null if they are part of the text."
     )
 
@@ -142,11 +143,11 @@ def _merged(
     )
 
 
-def _fault_of(fields: list[str], header: list[str], place: str, has_header: bool) -> DataError | None:
+def _fault_of(fields: list[str], header: list[str], location: str, has_header: bool) -> DataError | None:
     if len(fields) == len(header):
         return None
     names = "the header has" if has_header else "format.columns has"
     return DataError(
-        f"{place}: {len(fields)} fields, {names} {len(header)}; quote fields that hold the delimiter, a quote or a "
-        "line end."
+        f"{location}: {len(fields)} fields, {names} {len(header)}. Each row must have as many fields as there are "
+        "columns. Quote fields that contain the delimiter, a quote or a line end."
     )

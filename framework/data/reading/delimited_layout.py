@@ -13,7 +13,7 @@ from framework.data.reading.table_kind import head_lines
 logger = logging.getLogger(__name__)
 
 STAND_IN = "\x1f"
-"""Replaces a delimiter of several characters, which the csv module does not take; the unit separator of ASCII."""
+"""Unit separator of ASCII. It replaces a delimiter of several characters, which the csv module does not accept."""
 
 _CSV_DELIMITERS = (",", ";", "\t", "|")
 
@@ -24,9 +24,9 @@ class DelimitedLayout:
 
     Attributes:
         delimiter: Character between fields.
-        quote: Character around fields that contain delimiters; None: quotes are part of the text.
-        names: Column names; None: the first row contains them.
-        long_delimiter: Delimiter of several characters that `delimiter` replaces; None: there is none.
+        quote: Character around fields that contain delimiters; None if quotes are part of the text.
+        names: Column names; None if the first row contains them.
+        long_delimiter: Delimiter of several characters that `delimiter` replaces; None without such a delimiter.
     """
 
     delimiter: str
@@ -59,7 +59,7 @@ def delimited_layout(table: TableFile) -> DelimitedLayout:
 
 
 def _delimiter(table: TableFile, lines: Sequence[str]) -> str:
-    """Returns the delimiter of the format or the kind; for CSV another one if no comma separates the first rows."""
+    """Returns the delimiter of the format or the kind; for CSV, another one if no comma separates the first rows."""
     given = table.format.delimiter
     if given is not None:
         return "\t" if given == TAB else given
@@ -98,7 +98,7 @@ def _is_quoted(cell: str) -> bool:
 
 
 def _rows(lines: Sequence[str], delimiter: str, quote: str | None) -> Iterator[list[str]]:
-    """Streams the complete rows of the first lines."""
+    """Yields the complete rows of the first lines."""
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader(
         (f"{line}\n" for line in lines),

@@ -1,7 +1,7 @@
-"""From raw documents to sentences: cleaning, exact duplicates, and simple rules for where a sentence ends.
+"""Turns raw documents into sentences: cleaning, removal of exact duplicates, and rules for the end of a sentence.
 
-The rules need no model and serve languages with Western punctuation, and Chinese and Japanese; what they get wrong (an
-unlisted abbreviation before a capital letter) moves a boundary and loses no text.
+The rules need no model. They cover languages with Western punctuation, Chinese and Japanese. An error of the rules (an
+unlisted abbreviation before a capital letter) shifts a boundary but loses no text.
 """
 
 import hashlib
@@ -40,37 +40,37 @@ _TITLES = {
 _SHORT_FORMS = {"vs", "fig", "vol", "e.g", "i.e", "cf", "approx"}
 _MONTHS = {"jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"}
 _ABBREVIATIONS = frozenset(_TITLES | _SHORT_FORMS | _MONTHS)
-# These end one only before a capital letter: "No. 5", but "etc. The".
+# These end a sentence only before a capital letter: "No. 5", but "etc. The".
 _MAY_END = frozenset({"jr", "sr", "etc", "no", "inc", "ltd", "co", "corp", "al"})
 
 
 class SeenHashes:
-    """A set of 64-bit hashes in sorted arrays that are merged when they are of like size.
+    """Set of 64-bit hashes in sorted arrays, which are merged when their sizes are similar.
 
-    8 bytes an element, 16 for the moment of a merge; a Python set of integers takes about 100.
+    An element takes 8 bytes, and 16 during a merge. In a Python set of integers it takes about 100.
     """
 
     def __init__(self) -> None:
-        # Each more than twice as long as the next, so there are few of them and an element is merged few times.
+        # Each array is more than twice as long as the next, so there are few and an element is merged few times.
         self._runs: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._runs))
 
     def add(self, hashes: np.ndarray) -> np.ndarray:
-        """Adds hashes in their order.
+        """Adds hashes in order.
 
         Args:
-            hashes: (hashes,) uint64.
+            hashes: (hashes,) uint64 hashes.
 
         Returns:
-            (hashes,) bool, True where the hash was not in the set before: of equal ones the first.
+            (hashes,) bool, True for hashes that were new to the set; of equal hashes, for the first.
         """
         unique, first = np.unique(hashes, return_index=True)
         known = np.zeros(len(unique), dtype=bool)
         for run in self._runs:
-            places = np.searchsorted(run, unique)
-            known |= run[np.minimum(places, len(run) - 1)] == unique
+            positions = np.searchsorted(run, unique)
+            known |= run[np.minimum(positions, len(run) - 1)] == unique
         added = np.zeros(len(hashes), dtype=bool)
         added[first[~known]] = True
         if added.any():
@@ -86,29 +86,28 @@ class SeenHashes:
 
 @dataclass(frozen=True)
 class CleanTexts:
-    """What is left of a batch of texts.
+    """Texts of a batch that remain after cleaning.
 
     Attributes:
-        texts: Cleaned, neither empty nor repeated.
-        hashes: (texts,) uint64 of each; it identifies the content, so that repeated documents always fall on the same
-            side of a split.
-        places: (texts,) int64 place of each in the batch that came in.
+        texts: Cleaned texts, neither empty nor repeated.
+        hashes: (texts,) uint64 hash of the content of each, so that repeated documents always belong to the same split.
+        indices: (texts,) int64 index of each in the original batch.
         num_duplicates: Texts of the batch that were seen before.
     """
 
     texts: list[str]
     hashes: np.ndarray
-    places: np.ndarray
+    indices: np.ndarray
     num_duplicates: int
 
 
 class Cleaner:
-    """Cleans texts and drops empty and repeated ones; remembers every text that it saw.
+    """Filter that cleans texts and drops empty and repeated ones. It remembers the hash of every text.
 
     Args:
-        strip_html: Turn `<br />`, `<p>` and the like into line ends, drop `<i>`, `<b>` and the like, resolve entities
-            (`&amp;`). What only looks like a tag ("a < b", "<3", "<sarcasm>") stays.
-        deduplicate: Drop a document whose cleaned text, white space aside, was seen before.
+        strip_html: True replaces `<br />`, `<p>` and similar tags by line ends, drops `<i>`, `<b>` and similar tags,
+            and resolves entities (`&amp;`). Text that only looks like a tag ("a < b", "<3", "<sarcasm>") stays.
+        deduplicate: True drops a document whose cleaned text, except for white space, was seen before.
     """
 
     def __init__(self, strip_html: bool = False, deduplicate: bool = True) -> None:
@@ -116,40 +115,40 @@ class Cleaner:
         self._seen = SeenHashes() if deduplicate else None
 
     def clean(self, texts: Sequence[str]) -> CleanTexts:
-        """Cleans the next batch; how texts are divided into batches changes nothing."""
+        """Cleans the next batch. The division of texts into batches does not affect the result."""
         cleaned = [strip_html(text) if self._strip_html else text.strip() for text in texts]
-        places = np.array([place for place, text in enumerate(cleaned) if text], dtype=np.int64)
-        hashes = np.array([text_hash(cleaned[place]) for place in places], dtype=np.uint64)
-        num_full = len(places)
+        indices = np.array([index for index, text in enumerate(cleaned) if text], dtype=np.int64)
+        hashes = np.array([text_hash(cleaned[index]) for index in indices], dtype=np.uint64)
+        num_full = len(indices)
         if self._seen is not None:
             added = self._seen.add(hashes)
-            places, hashes = places[added], hashes[added]
-        return CleanTexts([cleaned[place] for place in places], hashes, places, num_full - len(places))
+            indices, hashes = indices[added], hashes[added]
+        return CleanTexts([cleaned[index] for index in indices], hashes, indices, num_full - len(indices))
 
 
 def strip_html(text: str) -> str:
-    """Plain text of what is mostly plain text with a few tags and entities."""
+    """Removes the tags and resolves the entities of a text that is mostly plain text."""
     if "<" in text:
         text = _INLINE_TAG.sub("", _BREAK_TAG.sub("\n", text))
     return html.unescape(text).strip()
 
 
 def text_hash(text: str) -> int:
-    """64-bit hash of a text in which all white space counts as one space."""
+    """Returns a 64-bit hash of a text; any run of white space counts as one space."""
     normal = " ".join(text.split())
     return int.from_bytes(hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def split_sentences(text: str) -> list[str]:
-    """Splits a document into sentences, white space within each reduced to single spaces; no other character is lost.
+    """Splits a document into sentences.
 
-    A sentence ends
+    White space within a sentence is reduced to single spaces. No other character is lost. A sentence ends
 
     1. at a blank line (a heading needs no full stop); a single line end is a space;
-    2. after `.`, `!`, `?` or `…` (several, closing quotes and brackets with them) where white space follows and what
-       comes next does not begin with a lower-case letter (in a text that has no capital letters every such mark
-       counts); not after a listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
-    3. after `。`, `！`, `？` or `……` with closing quotes, white space or not.
+    2. after one or several `.`, `!`, `?` or `…`, with closing quotes and brackets, if white space follows and the next
+       word does not begin with a lower-case letter (in a text without capital letters every such mark counts); but not
+       after a listed abbreviation ("Mr."), nor after a single capital letter ("J. Smith", "U.S.");
+    3. after `。`, `！`, `？` or `……` with closing quotes, with or without white space.
     """
     only_lower = text == text.lower()
     sentences: list[str] = []
@@ -186,6 +185,6 @@ def _ends_sentence(text: str, start: int, match: re.Match[str], only_lower: bool
         return False
     if word.lower() in _MAY_END:
         return following[:1].isupper()
-    # One capital letter is an initial, and "U.S" holds dots of its own; "I." ends a sentence more often than it is an
-    # initial.
+    # One capital letter is an initial, and "U.S" contains dots of its own. "I." more often ends a sentence than it is
+    # an initial.
     return not (word != "I" and word[-1:].isupper() and (len(word) == 1 or word[-2] == "."))

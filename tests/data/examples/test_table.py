@@ -224,7 +224,8 @@ def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_
                 str(path),
                 4,
                 5,
-                "3 fields, the header has 2; quote fields that hold the delimiter, a quote or a line end.",
+                "3 fields, the header has 2. Each row must have as many fields as there are columns. Quote fields that "
+                "contain the delimiter, a quote or a line end.",
             ),
             ("validation", own, 3, 4, "'text' is empty. Each row needs one. Complete or remove the row."),
             (

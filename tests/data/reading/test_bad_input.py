@@ -129,7 +129,7 @@ def test_each_line_that_an_open_quote_takes_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'"text\na\nb\n', r"a.csv, line 1: unexpected end of data; the header must be one line"),
+        (b'"text\na\nb\n', r"a.csv, line 1: unexpected end of data\. The header must be one line"),
         (b"text,n\ra,1\rb,2\r", r"a.csv, line 1: new-line character seen in unquoted field"),
         (b"te\xffxt,n\na,1\n", r"a.csv, line 1: byte 0xff at place 3"),
         (b"text,n,text\na,1,b\n", r"a.csv, line 1: column 'text' comes more than once; rename"),

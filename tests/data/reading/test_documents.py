@@ -51,8 +51,8 @@ def test_cleaner_drops_empty_and_repeated_texts(batch_size):
     texts = ["a<br />b", " ", "a \n b ", "c", "<br />", "c"]
     batches = [cleaner.clean(texts[first : first + batch_size]) for first in range(0, 6, batch_size)]
     assert [text for batch in batches for text in batch.texts] == ["a\nb", "c"]
-    places = [first * batch_size + place for first, batch in enumerate(batches) for place in batch.places]
-    assert places == [0, 3]
+    indices = [first * batch_size + index for first, batch in enumerate(batches) for index in batch.indices]
+    assert indices == [0, 3]
     assert sum(batch.num_duplicates for batch in batches) == 2
     assert [identity for batch in batches for identity in batch.hashes] == [text_hash("a b"), text_hash("c")]
 

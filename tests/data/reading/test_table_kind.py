@@ -77,7 +77,7 @@ def test_errors_say_what_was_concluded_and_from_what(tmp_path):
     )
     with pytest.raises(DataError, match=message):
         values(write(tmp_path / "b.txt", b"a\tb\n1\t2\n"))
-    message = r"\(read as CSV because its name ends in \.csv, divided by ','\)"
+    message = r"\(read as CSV because its name ends in \.csv, with delimiter ','\)"
     with pytest.raises(DataError, match=message):
         values(write(tmp_path / "c.csv", b"a,b\n1,2\n"))
     write(tmp_path / "d.json", b'{"text": "a"}\n{"text": "b"}\n')
