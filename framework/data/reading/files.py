@@ -1,4 +1,4 @@
-"""Files of text: globs, compression told by the suffix, lines of UTF-8; and what is done about a bad row."""
+"""Text files: globs, compression by suffix, decoding of lines, and the handling of bad rows."""
 
 import glob
 import gzip
@@ -33,14 +33,14 @@ def _ignore(num_bytes: int) -> None:
 
 @dataclass
 class Reading:
-    """How files are read, and what came of it.
+    """Settings and statistics of reading files.
 
     Attributes:
-        on_bad_row: "error" raises at the first row that cannot be read; "skip" counts it and goes on.
-        advance: Is told the bytes that were read, as they lie on the disk.
-        num_skipped: Rows that were left out.
+        on_bad_row: "error" raises an error at the first row that cannot be read; "skip" counts the row and continues.
+        advance: Callback that receives the number of bytes read, as stored on disk.
+        num_skipped: Number of skipped rows.
         skipped: Error messages of bad rows, at most the first `max_remembered`.
-        max_remembered: Largest number of messages kept; None: all.
+        max_remembered: Largest number of messages kept; None keeps all.
     """
 
     on_bad_row: Literal["error", "skip"] = "error"
@@ -51,10 +51,10 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):
-            raise ConfigError(f"on_bad_row={self.on_bad_row!r} is not known; use 'error' or 'skip'.")
+            raise ConfigError(f"on_bad_row={self.on_bad_row!r} is not known. Use 'error' or 'skip'.")
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
-        """Raises the error, or counts the rows that are lost by it."""
+        """Raises the error, or counts the rows that are lost because of it."""
         if self.on_bad_row == "error":
             raise error
         self.num_skipped += num_rows
@@ -63,37 +63,39 @@ class Reading:
 
 
 def find_files(patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[Path]:
-    """Expands paths and globs, each pattern's matches sorted, no file twice.
+    """Expands paths and globs. The matches of each pattern are sorted, and no file is returned twice.
 
     Raises:
-        DataError: A pattern matches no file.
+        DataError: A pattern matches no file, or `exclude` matches all files.
     """
-    left_out = {path for pattern in _as_list(exclude) for path in glob.glob(pattern, recursive=True)}
-    found: dict[str, None] = {}
+    excluded = {path for pattern in _as_list(exclude) for path in glob.glob(pattern, recursive=True)}
+    files: dict[str, None] = {}
     for pattern in _as_list(patterns):
-        # A path is taken as it is, so that brackets in a file's name do no harm.
+        # An existing path is not expanded, so that brackets in a file's name do no harm.
         matches = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern, recursive=True))
         matches = [match for match in matches if Path(match).is_file()]
         if not matches:
             check_regular(Path(pattern))
         if not matches and Path(pattern).is_dir():
-            raise DataError(f"{pattern!r} is a folder; give a glob of the files in it, such as '{pattern}/**/*'.")
+            raise DataError(
+                f"{pattern!r} is a folder, not a file. Give a glob of the files in it, such as '{pattern}/**/*'."
+            )
         if not matches:
-            raise DataError(f"no file matches {pattern!r}; give a path or glob of existing files.")
-        found.update(dict.fromkeys(match for match in matches if match not in left_out))
-    if not found:
-        raise DataError(f"`exclude` leaves none of the files that match {patterns!r}; shorten it.")
-    return [Path(path) for path in found]
+            raise DataError(f"no file matches {pattern!r}. Give a path or glob of existing files.")
+        files.update(dict.fromkeys(match for match in matches if match not in excluded))
+    if not files:
+        raise DataError(f"`exclude` matches all files that match {patterns!r}. At least one must remain. Shorten it.")
+    return [Path(path) for path in files]
 
 
 def kind_of(path: Path) -> str:
-    """The suffix in lower case that tells the format, one of compression aside: ".csv" for "a.CSV.gz"."""
+    """Returns the suffix that identifies the format, in lower case and without compression: ".csv" for "a.CSV.gz"."""
     name = Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path
     return name.suffix.lower()
 
 
 def check_regular(path: Path) -> None:
-    """Rejects files that may never end; missing files and folders are left to the caller.
+    """Rejects files that may never end. The caller handles missing files and folders.
 
     Raises:
         DataError: The path is a pipe, a device or a socket.
@@ -110,7 +112,7 @@ def check_regular(path: Path) -> None:
 
 
 def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
-    """Streams (line number from 1, line with its ending) of a plain, gzip or zstd file; only the line feed ends a line.
+    """Yields (line number from 1, line with its ending) of a plain, gzip or zstd file. Only a line feed ends a line.
 
     Raises:
         DataError: The file cannot be opened, is empty, or its compressed stream is damaged.
@@ -120,7 +122,7 @@ def raw_lines(path: Path, reading: Reading) -> Iterator[tuple[int, bytes]]:
         for number, raw in enumerate(lines, start=1):
             yield number, raw
     if number == 0:
-        raise DataError(f"{path} is empty, a source needs text; remove or replace the file.")
+        raise DataError(f"{path} is empty. A source needs text. Remove or replace the file.")
 
 
 def head_of(path: Path) -> bytes:
@@ -145,30 +147,30 @@ def _opened(
     except (gzip.BadGzipFile, EOFError, zlib.error, pa.ArrowInvalid) as error:
         raise _damaged(path, num_lines(), error) from error
     except OSError as error:
-        if error.errno is None:  # pyarrow's way to tell of a broken stream
+        if error.errno is None:  # pyarrow reports a broken stream this way
             raise _damaged(path, num_lines(), error) from error
-        raise DataError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions.") from error
+        raise DataError(f"{path} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
 def decode_line(path: Path, number: int, raw: bytes | bytearray, encoding: str = "utf-8") -> str:
-    """Text of a line, or of several beginning with line `number`; a byte order mark before the first is dropped.
+    """Decodes a line, or several lines from line `number` on. A byte order mark before the first line is dropped.
 
     Raises:
-        DataError: It holds bytes that are not in the encoding, which is UTF-8 where nothing else is said.
+        DataError: The line contains bytes that are invalid in the encoding.
     """
     try:
         return raw.decode("utf-8-sig" if number == 1 and encoding == "utf-8" else encoding)
     except UnicodeDecodeError as error:
         before = error.object[: error.start]  # without the mark
-        line, place = number + before.count(b"\n"), len(before) - before.rfind(b"\n")
+        line, column = number + before.count(b"\n"), len(before) - before.rfind(b"\n")
         raise DataError(
-            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} at place {place} is not "
-            f"{encoding.upper()}; convert the file to UTF-8 (iconv) or leave it out."
+            f"{path}, line {line}: byte 0x{error.object[error.start]:02x} at position {column} is not "
+            f"{encoding.upper()}. The file must be in this encoding. Convert it to UTF-8 (iconv) or leave it out."
         ) from error
 
 
 class _CountedFile(io.FileIO):
-    """Tells how many bytes are read."""
+    """File that reports the number of bytes read."""
 
     def __init__(self, path: Path, advance: Callable[[int], None]) -> None:
         super().__init__(path)
@@ -191,8 +193,8 @@ def _decompressed(path: Path, file: io.BufferedReader) -> BinaryIO | io.Buffered
 
 def _damaged(path: Path, number: int, error: BaseException) -> DataError:
     return DataError(
-        f"{path} is damaged after line {number} ({error}); fetch or compress the file again, since nothing behind that "
-        "place can be read."
+        f"{path} is damaged after line {number} ({error}). The rest of the file cannot be read. Fetch or compress the "
+        "file again."
     )
 
 

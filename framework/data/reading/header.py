@@ -25,14 +25,16 @@ _COMMON_NAMES = frozenset(
 _NO_VALUE = {"nan", "null", "none", "na", "n/a"}
 
 
-def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+def has_header(
+    location: str, table_format: TableFormat, requested: Sequence[str], rows: Sequence[Sequence[str]]
+) -> bool:
     """Returns True if the first row contains the column names.
 
     Args:
-        place: File and line of the first row, for messages.
+        location: File and line of the first row, for messages.
         table_format: Table format; without `columns` there must be a header.
-        wanted: Names of the columns to read.
-        rows: The first rows of the file, at least one.
+        requested: Names of the columns to read.
+        rows: First rows of the file, at least one.
 
     Raises:
         DataError: The file is read without a header, but its first row looks like one.
@@ -41,16 +43,17 @@ def has_header(place: str, table_format: TableFormat, wanted: Sequence[str], row
     if table_format.header is not None or names is None:
         return table_format.header is not False
     first = [cell.strip() for cell in rows[0]]
-    if set(wanted) <= set(first):
+    if set(requested) <= set(first):
         return True
-    indices = [names.index(column) for column in wanted if column in names]
+    indices = [names.index(column) for column in requested if column in names]
     reason = _sign_of_header(first, [row for row in rows[1:_SAMPLE] if len(row) == len(first)], names, indices)
     if reason is None:
         return False
     raise DataError(
-        f"{place}: {_shown(first)} looks like a header, because {reason}, but not all of the columns {list(wanted)} "
-        f"are in it. The file is read without a header, with the names {names}. Set the column names of the file "
-        "(text_column, label_column, ...), rename them in the file, or set format.header=false if this is a row."
+        f"{location}: {_abridged(first)} looks like a header, because {reason}, but not all of the columns "
+        f"{list(requested)} are in it. The file is read without a header, with the names {names}. Set the column names "
+        "of the file (text_column, label_column, ...), rename them in the file, or set format.header=false if this is "
+        "a row."
     )
 
 
@@ -69,7 +72,7 @@ def _sign_of_header(
     for index in indices:
         values = [row[index].strip() for row in others]
         if len(values) > 1 and _is_name(first[index]) and None not in map(plain_float, values):
-            return f"{first[index]!r} stands above numbers"
+            return f"{first[index]!r} is above numbers"
     if len(others) < _FEWEST_ROWS or not all(_is_name(first[index]) for index in indices):
         return None
     columns = [[row[index].strip() for row in others] for index in indices]
@@ -100,5 +103,5 @@ def plain_float(cell: str) -> float | None:
         return None
 
 
-def _shown(cells: Sequence[str]) -> str:
+def _abridged(cells: Sequence[str]) -> str:
     return f"{list(cells)!r:.120}"

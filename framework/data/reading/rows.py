@@ -1,4 +1,4 @@
-"""Rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet, Arrow, a folder per class.
+"""Reads rows of tables by column name: CSV, TSV, JSONL, JSON (plain, gzip or zstd), Parquet, Arrow, a folder per class.
 
 `framework.data.reading.table_kind` detects the kind of a file.
 """
@@ -32,19 +32,19 @@ def read_rows(
     list_columns: Collection[str] = (),
     as_is: Sequence[str] = (),
 ) -> Iterator[Row]:
-    """Streams the wanted columns.
+    """Yields the rows of a table with the requested columns.
 
     Args:
-        path: The file; behind a JSON file may stand which of its object's lists are wanted: `FILE.json:KEY+KEY`.
-        columns: Those that are wanted.
-        reading: What is done about broken rows; None: they are errors.
-        table_format: Format of the file; None: the defaults of TableFormat.
-        list_columns: Of the wanted ones, those whose values may be lists in JSON and Arrow; they are given as JSON.
+        path: File to read. Keys after a JSON file select lists of its object: `FILE.json:KEY+KEY`.
+        columns: Names of the requested columns.
+        reading: Handling of broken rows; None raises an error for each.
+        table_format: Format of the file; None uses the defaults of TableFormat.
+        list_columns: Requested columns whose values may be lists in JSON and Arrow; lists are returned as JSON.
         as_is: Columns whose values are also kept unchanged, of any type and including empty ones (`Row.kept`).
 
     Raises:
         DataError: The kind is unknown, the file is missing, empty, damaged or without rows, a column is missing, or
-            a row is broken and `reading` does not skip those.
+            a row is broken and `reading` does not skip such rows.
     """
     reading = reading or Reading()
     table_format = table_format or TableFormat()
@@ -56,7 +56,7 @@ def read_rows(
         number = row.number
         yield row
     if number == 0 and reading.num_skipped == 0:
-        raise DataError(f"{path} has no rows; add some or leave the file out.")
+        raise DataError(f"{path} has no rows. A table needs at least one. Add rows or leave the file out.")
 
 
 def is_table(path: Path) -> bool:
@@ -78,13 +78,13 @@ def _read_arrow(table: TableFile, reading: Reading) -> Iterator[Row]:
 
 
 def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading, kind: str) -> Iterator[pa.RecordBatch]:
-    """Streams the record batches of a Parquet or Arrow file (a stream or file of Arrow's IPC format).
+    """Yields the record batches of a Parquet or Arrow file (a stream or file of Arrow's IPC format).
 
     Args:
-        path: The file.
-        columns: The wanted ones; None for all.
-        reading: Is told how far it is.
-        kind: "parquet" or "arrow".
+        path: File to read.
+        columns: Names of the requested columns; None reads all.
+        reading: Receiver of the progress.
+        kind: Kind of the file, "parquet" or "arrow".
 
     Raises:
         DataError: The file is missing or damaged, or a column is missing.
@@ -93,7 +93,7 @@ def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading, 
     check_regular(path)
     try:
         with path.open("rb"):
-            pass  # Tells a missing file or a folder in Python's words.
+            pass  # Raises Python's own error for a missing file or a folder.
         for batch in (_parquet_batches if kind == "parquet" else _arrow_batches)(path, columns, reading):
             _check_content(batch)
             yield batch
@@ -101,26 +101,26 @@ def record_batches(path: Path, columns: Sequence[str] | None, reading: Reading, 
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last for names of columns
         if isinstance(error, OSError) and error.errno is not None:
             raise DataError(
-                f"{path} cannot be read ({error.strerror}); correct the path or its permissions."
+                f"{path} cannot be read ({error.strerror}). Correct the path or its permissions."
             ) from error
-        # pyarrow tells broken content by either, an OSError without a number.
-        what = f"damaged behind row {number}" if number else f"damaged or no {kind} file"
-        raise DataError(f"{path} is {what} ({' '.join(str(error).split())}); fetch or write it again.") from error
+        # pyarrow reports broken content by any of these errors; an OSError then has no number.
+        state = f"damaged after row {number}" if number else f"damaged or not a file of kind {kind}"
+        raise DataError(f"{path} is {state} ({' '.join(str(error).split())}). Fetch or write it again.") from error
 
 
 def _parquet_batches(path: Path, columns: Sequence[str] | None, reading: Reading) -> Iterator[pa.RecordBatch]:
     with pq.ParquetFile(path, memory_map=True) as file:
         check_columns(path, "schema", columns or (), file.schema_arrow.names)
-        wanted = None if columns is None else list(columns)
+        names = None if columns is None else list(columns)
         groups, size = file.metadata.num_row_groups, path.stat().st_size
         number = 0
         for group in range(groups):
-            for batch in file.iter_batches(columns=wanted, row_groups=[group], batch_size=1024):
+            for batch in file.iter_batches(columns=names, row_groups=[group], batch_size=1024):
                 yield batch
                 number += batch.num_rows
             reading.advance(size * (group + 1) // groups - size * group // groups)
         if number != file.metadata.num_rows:
-            raise pa.ArrowInvalid(f"{number} rows, and {file.metadata.num_rows} by the footer")
+            raise pa.ArrowInvalid(f"it has {number} rows, but {file.metadata.num_rows} according to the footer")
 
 
 def _arrow_batches(path: Path, columns: Sequence[str] | None, reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -140,15 +140,15 @@ def _arrow_batches(path: Path, columns: Sequence[str] | None, reading: Reading) 
         if isinstance(batches, pa.ipc.RecordBatchStreamReader):
             check_end_of_stream(path)
             if file.tell() != file.size():
-                raise pa.ArrowInvalid("there is another stream behind the first")
+                raise pa.ArrowInvalid("the first stream is followed by another one")
 
 
 def _check_content(batch: pa.RecordBatch) -> None:
-    """Offsets and indices that point elsewhere would be trusted by pyarrow, and read from whatever memory is there."""
+    """Rejects invalid offsets and indices, with which pyarrow would read unrelated memory."""
     try:
         batch.validate(full=True)
     except pa.ArrowInvalid:
-        # Texts that are no UTF-8 are a matter of their rows.
+        # Texts with invalid UTF-8 are handled as bad rows later.
         for column in batch.columns:
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                 column = column.cast(pa.binary() if pa.types.is_string(column.type) else pa.large_binary())
@@ -156,16 +156,16 @@ def _check_content(batch: pa.RecordBatch) -> None:
 
 
 def check_end_of_stream(path: Path) -> None:
-    """Looks for the mark at the end: a stream that was cut between two batches would else just have fewer rows.
+    """Checks the end mark of an Arrow stream. Without it, a stream cut between two batches would just have fewer rows.
 
     Raises:
-        DataError: It is missing.
+        DataError: The mark is missing.
     """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - len(_END_OF_STREAM)))
         if file.read() != _END_OF_STREAM:
             raise DataError(
-                f"{path} is damaged: the mark at the end of an Arrow stream is missing, rows may be lost; fetch or "
+                f"{path} is damaged: the mark at the end of an Arrow stream is missing. Rows may be lost. Fetch or "
                 "write it again."
             )
 
@@ -178,14 +178,14 @@ def rows_of_batches(
     list_columns: Collection[str] = (),
     as_is: Sequence[str] = (),
 ) -> Iterator[Row]:
-    """Streams the rows of record batches.
+    """Yields the rows of record batches.
 
     Args:
-        path: Where they come from, for messages.
-        batches: With the wanted columns.
-        columns: Their names.
-        reading: What to do with a row in which a value is missing or not UTF-8.
-        list_columns: Of them, those whose values may be lists; they are given as JSON.
+        path: File of the batches, for messages.
+        batches: Record batches with the requested columns.
+        columns: Names of the requested columns.
+        reading: Handling of rows in which a value is missing or not UTF-8.
+        list_columns: Requested columns whose values may be lists; lists are returned as JSON.
         as_is: Columns whose values are also kept unchanged (`Row.kept`).
 
     Raises:
@@ -201,14 +201,14 @@ def rows_of_batches(
             for column in columns
         ]
         kept_columns = {column: _plain_values(batch.column(column)) for column in as_is}
-        for place, values in enumerate(zip(*texts, strict=True)):
+        for index, values in enumerate(zip(*texts, strict=True)):
             number += 1
             row = {column: value for column, value in zip(columns, values, strict=True) if isinstance(value, str)}
             if len(row) == len(columns):
-                yield Row(number, None, row, kept={column: kept[place] for column, kept in kept_columns.items()})
+                yield Row(number, None, row, kept={column: kept[index] for column, kept in kept_columns.items()})
                 continue
-            bad = next(index for index, value in enumerate(values) if not isinstance(value, str))
-            fault = "has no value; fill it in" if values[bad] is None else "is not UTF-8; correct it"
+            bad = next(position for position, value in enumerate(values) if not isinstance(value, str))
+            fault = "has no value. Fill it in" if values[bad] is None else "is not UTF-8. Correct it"
             reading.bad_row(DataError(f"{path}, row {number}: {columns[bad]!r} {fault} or remove the row."))
 
 
@@ -244,15 +244,15 @@ def _column_values(path: Path | str, name: str, column: pa.Array) -> list[str | 
             return column.cast(pa.string()).to_pylist()
     except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
         raise DataError(
-            f"{path}: column {name!r} is of type {column.type}, it must hold text or numbers; name another column."
+            f"{path}: column {name!r} is of type {column.type}. It must hold text or numbers. Name another column."
         ) from error
     except UnicodeDecodeError:
         pass
     values: list[str | bytes | None] = column.cast(pa.large_binary()).to_pylist()
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if isinstance(value, bytes):
             try:
-                values[place] = value.decode()
+                values[index] = value.decode()
             except UnicodeDecodeError:
                 continue
     return values

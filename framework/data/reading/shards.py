@@ -1,6 +1,6 @@
-"""Parquet shards anywhere that fsspec reaches, addressed by (shard, row group, row) from their footers.
+"""Parquet shards on any file system of fsspec, addressed by (shard, row group, row) from their footers.
 
-Only footers and the wanted columns are fetched, so the shards need no room on the local disk.
+Only footers and the requested columns are fetched, so the shards take no space on the local disk.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """The address of a row group, and all that is needed to see that its shard is still the same.
+    """Address of a row group, with the data needed to detect a changed shard.
 
     Attributes:
-        shard: Path or URL.
-        number: In the shard, from 0.
-        num_rows: Rows, before any is left out.
-        num_bytes: Of the wanted columns, as they are stored and fetched.
+        shard: Path or URL of the shard.
+        number: Number of the row group in the shard, from 0.
+        num_rows: Number of rows before any filter.
+        num_bytes: Stored (compressed) size of the requested columns.
         footer: Hash of the shard's size and footer when it was indexed.
     """
 
@@ -50,7 +50,14 @@ class RowGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Footer:
-    """Attributes: size of the shard and of the footer in bytes, the footer's hash and its content."""
+    """Footer of a shard.
+
+    Attributes:
+        size: Size of the shard in bytes.
+        num_bytes: Size of the footer in bytes.
+        digest: Hash of the shard's size and footer.
+        metadata: Content of the footer.
+    """
 
     size: int
     num_bytes: int
@@ -65,13 +72,13 @@ class ParquetShards:
     Protocols other than http and hf need their own package of fsspec (s3fs, gcsfs, adlfs).
 
     Attributes:
-        files: A path, glob or URL, or several; `@FILE` names a text file that has one of these a line. A web server
-            cannot list its files, so there is no glob over http.
+        files: Path, glob or URL, or several; `@FILE` names a text file with one of these per line. Globs over http are
+            not possible, since a web server does not list its files.
         text_column: Column that holds the text.
-        where: {column: value}; only rows that have all these values are taken.
-        retries: How often a request that failed is made again, after 0.5, 1, 2, ... and at most 30 seconds.
-        timeout_seconds: For one request, of at most 8 MiB.
-        storage_options: What fsspec's file system is made with; never shown, and no part of the identity.
+        where: Required values {column: value}; rows without all of them are skipped.
+        retries: Number of retries of a failed request, after 0.5, 1, 2, ... and at most 30 seconds.
+        timeout_seconds: Timeout of one request, which fetches at most 8 MiB.
+        storage_options: Options for fsspec's file system; never shown, and not part of the identity.
     """
 
     files: str | Sequence[str]
@@ -84,12 +91,15 @@ class ParquetShards:
 
     def __post_init__(self) -> None:
         if self.retries < 0:
-            raise ConfigError(f"retries={self.retries} is negative; use 0 to try once.")
+            raise ConfigError(f"retries={self.retries} is negative. It must be at least 0. Use 0 to disable retries.")
         if self.timeout_seconds <= 0:
-            raise ConfigError(f"timeout_seconds={self.timeout_seconds} is not above 0; use 60 for a minute.")
+            raise ConfigError(
+                f"timeout_seconds={self.timeout_seconds} is not above 0. A timeout must be positive. Use 60 for a "
+                "minute."
+            )
 
     def paths(self) -> list[str]:
-        """The shards' paths or URLs, sorted within each glob.
+        """Returns the shards' paths or URLs, sorted within each glob.
 
         Raises:
             DataError: An entry of `files` matches nothing or cannot be listed.
@@ -97,20 +107,20 @@ class ParquetShards:
         return list(self._paths)
 
     def groups(self) -> list[RowGroup]:
-        """All row groups, in order; reads the footers of all shards, once per process.
+        """Returns all row groups, in order; reads the footers of all shards, once per process.
 
         Raises:
-            DataError: A shard cannot be reached, is cut off or no Parquet file, lacks a wanted column, or none has a
-                row.
+            DataError: A shard cannot be reached, is truncated or not a Parquet file, or lacks a requested column; or no
+                shard has a row.
         """
         return list(self._groups)
 
     def num_bytes(self) -> int:
-        """What one reading fetches and tells to `Reading.advance`, footers aside."""
+        """Returns the bytes that one pass fetches and reports to `Reading.advance`, without footers."""
         return sum(group.num_bytes for group in self._groups)
 
     def fingerprint(self) -> str:
-        """Hash of the shards' names below their common folder, their sizes and footers; no data is read.
+        """Returns a hash of the shards' names below their common folder, their sizes and footers; reads no data.
 
         A footer holds row counts, byte sizes and statistics of each row group.
         """
@@ -122,20 +132,21 @@ class ParquetShards:
         return contents.hexdigest()
 
     def read(self, reading: Reading) -> Iterator[str]:
-        """Streams the texts of all shards.
+        """Yields the texts of all shards.
 
         Raises:
-            DataError: Of `groups` and `read_group`, or no row fits `where`.
+            DataError: `groups` or `read_group` raises it, or no row matches `where`.
         """
         rows = (row for group in self._groups for row in self._rows(group, reading))
-        yield from texts_of_rows(shown(self._paths[0]) + " and on", rows, self.text_column, self.where)
+        name = f"the list of shards that starts with {shown(self._paths[0])}"
+        yield from texts_of_rows(name, rows, self.text_column, self.where)
 
     def read_group(self, group: RowGroup, reading: Reading) -> Iterator[str]:
-        """Streams the texts of one row group; needs no other shard, nor `groups` before.
+        """Yields the texts of one row group; needs no other shard and no call of `groups` before.
 
         Raises:
-            DataError: The shard cannot be reached, is damaged or is not the one that was indexed, a column holds
-                neither text nor numbers, or a value is missing and `reading` does not skip the row.
+            DataError: The shard cannot be reached, is damaged or changed since it was indexed, a column holds neither
+                text nor numbers, or a value is missing and `reading` does not skip the row.
         """
         yield from fitting_texts(self._rows(group, reading), self.text_column, self.where)
 
@@ -145,14 +156,16 @@ class ParquetShards:
 
     @cached_property
     def _groups(self) -> list[RowGroup]:
-        # The first on its own: what is wrong with all of them is then found without many requests.
+        # Index the first shard alone, so that an error common to all of them is detected without many requests.
         first, *others = self._paths
         groups = self._index(first)
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            for found in pool.map(self._index, others):
-                groups += found
+            for groups_of_shard in pool.map(self._index, others):
+                groups += groups_of_shard
         if not any(group.num_rows for group in groups):
-            raise DataError(f"{', '.join(map(shown, self._paths[:3]))}: no shard has rows; give other files.")
+            raise DataError(
+                f"{', '.join(map(shown, self._paths[:3]))}: no shard has rows. At least one must. Give other files."
+            )
         return groups
 
     @property
@@ -166,13 +179,13 @@ class ParquetShards:
     def _index(self, shard: str) -> list[RowGroup]:
         footer = _read_footer(self._remote, shard)
         _check_schema(shard, footer.metadata.schema, self._columns)
-        leaves = [footer.metadata.schema.column(place).path for place in range(footer.metadata.num_columns)]
-        wanted = [place for place, leaf in enumerate(leaves) if leaf in self._columns]
+        leaves = [footer.metadata.schema.column(index).path for index in range(footer.metadata.num_columns)]
+        indices = [index for index, leaf in enumerate(leaves) if leaf in self._columns]
         groups = []
         for number in range(footer.metadata.num_row_groups):
-            found = footer.metadata.row_group(number)
-            num_bytes = sum(found.column(place).total_compressed_size for place in wanted)
-            groups.append(RowGroup(shard, number, found.num_rows, num_bytes, footer.digest))
+            row_group = footer.metadata.row_group(number)
+            num_bytes = sum(row_group.column(index).total_compressed_size for index in indices)
+            groups.append(RowGroup(shard, number, row_group.num_rows, num_bytes, footer.digest))
         return groups
 
     def _rows(self, group: RowGroup, reading: Reading) -> Iterator[Row]:
@@ -193,7 +206,7 @@ class ParquetShards:
         reading.advance(group.num_bytes)
 
     def _open(self, group: RowGroup) -> _Footer:
-        """The footer of the group's shard; those that were used last are kept."""
+        """Returns the footer of the group's shard; caches the most recently used footers."""
         footer = self._opened.pop(group.shard, None) or _read_footer(self._remote, group.shard)
         self._opened[group.shard] = footer
         if footer.digest != group.footer:
@@ -203,7 +216,7 @@ class ParquetShards:
         return footer
 
     def _has_changed(self, group: RowGroup) -> bool:
-        """Asks once for the footer as it is now; an answer that does not come tells of no change."""
+        """Returns whether the current footer, requested once, differs; False if the request fails."""
         try:
             return _read_footer(replace(self._remote, retries=0), group.shard).digest != group.footer
         except DataError:
@@ -213,12 +226,12 @@ class ParquetShards:
 def _read_footer(remote: RemoteFiles, shard: str) -> _Footer:
     size = remote.size(shard)
     tail = remote.read(shard, max(0, size - _TAIL_BYTES), size)
-    # A footer ends with its own length in four bytes and the mark.
+    # A footer ends with its own length in four bytes and the end mark.
     num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if not tail.endswith(_END) or num_bytes > size:
         raise DataError(
-            f"{shown(shard)} does not end as a Parquet file does, so it is cut off or of another kind; fetch or write "
-            "it again, or leave it out."
+            f"{shown(shard)} does not end like a Parquet file. It is truncated or of another kind. Fetch or write it "
+            "again, or leave it out."
         )
     if num_bytes > len(tail):
         tail = remote.read(shard, size - num_bytes, size - len(tail)) + tail
@@ -241,21 +254,21 @@ def _check_schema(shard: str, schema: pq.ParquetSchema, columns: Sequence[str]) 
         kind = fields.field(column).type
         if pa.types.is_nested(kind):
             raise DataError(
-                f"{shown(shard)}: column {column!r} is of type {kind}, it must hold text or numbers; name another "
+                f"{shown(shard)}: column {column!r} is of type {kind}. It must hold text or numbers. Name another "
                 "column."
             )
 
 
 def _changed(group: RowGroup) -> DataError:
-    return DataError(f"{shown(group.shard)} has changed since it was indexed; run framework.prepare again.")
+    return DataError(f"{shown(group.shard)} has changed since it was indexed. Run framework.prepare again.")
 
 
-def _damaged(place: str, error: BaseException) -> DataError:
-    return DataError(f"{place} is damaged ({' '.join(str(error).split())}); fetch or write it again.")
+def _damaged(location: str, error: BaseException) -> DataError:
+    return DataError(f"{location} is damaged ({' '.join(str(error).split())}). Fetch or write it again.")
 
 
 def _relative(names: Sequence[str]) -> list[str]:
-    """The names without the folders that all of them share."""
+    """Returns the names without the folders that all of them share."""
     folders = [name.split("/")[:-1] for name in names]
     shared = 0
     for level in zip(*folders, strict=False):

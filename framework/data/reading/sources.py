@@ -1,7 +1,7 @@
-"""Documents from plain text, tables, and datasets of the `datasets` library.
+"""Sources of documents: plain text, tables, and datasets of the `datasets` library.
 
-A source is a small dataclass whose `read` streams texts; every fault of a file is a DataError that names the file and
-the line or row. Cleaning, duplicates and sentences are the work of `framework.data.reading.documents`.
+A source is a small dataclass whose `read` yields texts. Every fault of a file raises a DataError that names the file
+and the line or row. `framework.data.reading.documents` cleans texts, removes duplicates and splits sentences.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Something that gives documents."""
+    """Source of documents."""
 
     def paths(self) -> list[Path]:
-        """The files, in the order in which they are read."""
+        """Returns the files in reading order."""
 
     def read(self, reading: Reading) -> Iterator[str]:
-        """Streams the texts of the documents, empty ones too."""
+        """Yields the texts of the documents, including empty ones."""
 
 
 @dataclass(frozen=True)
 class TextFiles:
-    """Plain text files, gzip or zstd ones among them (told by the suffix).
+    """Plain text files, which may be compressed with gzip or zstd (detected by the suffix).
 
     Attributes:
-        files: A path or glob (`**` enters folders), or several.
-        documents: "file": each file is a document. "blank_lines": blank lines separate documents.
-        exclude: Paths or globs of files that are left out although `files` matches them.
+        files: Path or glob (`**` descends into folders), or several.
+        documents: Division into documents: "file" makes each file a document, "blank_lines" splits at blank lines.
+        exclude: Paths or globs of files to omit from the matches of `files`.
         encoding: Encoding of the files (`framework.data.reading.table_format.TableFormat`).
 
     Raises:
@@ -52,10 +52,10 @@ class TextFiles:
     def __post_init__(self) -> None:
         check_encoding("encoding", self.encoding)
         if self.documents not in ("file", "blank_lines"):
-            raise ConfigError(f"documents={self.documents!r} is not known; use 'file' or 'blank_lines'.")
+            raise ConfigError(f"documents={self.documents!r} is not known. Use 'file' or 'blank_lines'.")
 
     def paths(self) -> list[Path]:
-        """The matching files, sorted within each pattern.
+        """Returns the matching files, sorted within each pattern.
 
         Raises:
             DataError: A pattern matches no file.
@@ -63,7 +63,7 @@ class TextFiles:
         return find_files(self.files, self.exclude)
 
     def read(self, reading: Reading) -> Iterator[str]:
-        """Streams the documents.
+        """Yields the documents.
 
         Raises:
             DataError: A file is missing, empty, damaged, or not in the encoding and `reading` does not skip such
@@ -78,7 +78,7 @@ class TextFiles:
                     reading.bad_row(error)
 
     def _documents(self, path: Path, reading: Reading) -> Iterator[tuple[int, bytearray]]:
-        """(number of the first line, all lines) of each document."""
+        """Yields (number of the first line, all lines) of each document."""
         first, document = 1, bytearray()
         for number, raw in raw_lines(path, reading):
             if self.documents == "file" or raw.strip():
@@ -96,10 +96,10 @@ class TableFiles:
     """Rows of CSV, TSV, JSONL, Parquet or Arrow files (`framework.data.reading.rows`); each row's text is a document.
 
     Attributes:
-        files: A path or glob, or several.
-        text_column: Column (JSONL: key) that holds the text.
-        where: {column: value}; only rows that have all these values are taken.
-        format: Format of the files; None: the defaults of TableFormat.
+        files: Path or glob, or several.
+        text_column: Column (in JSONL a key) that holds the text.
+        where: Required values {column: value}; rows without all of them are skipped.
+        format: Format of the files; None uses the defaults of TableFormat.
     """
 
     files: str | Sequence[str]
@@ -108,7 +108,7 @@ class TableFiles:
     format: TableFormat | None = None
 
     def paths(self) -> list[Path]:
-        """The matching files, sorted within each pattern.
+        """Returns the matching files, sorted within each pattern.
 
         Raises:
             DataError: A pattern matches no file.
@@ -116,11 +116,11 @@ class TableFiles:
         return find_files(self.files)
 
     def read(self, reading: Reading) -> Iterator[str]:
-        """Streams the texts of the rows.
+        """Yields the texts of the rows.
 
         Raises:
             DataError: A file is missing, empty, damaged or not UTF-8, a column is missing, a row is broken, or no row
-                fits `where`.
+                matches `where`.
         """
         for path in self.paths():
             rows = read_rows(path, needed_columns(self.text_column, self.where), reading, self.format)
@@ -132,12 +132,12 @@ class DatasetRows:
     """Rows of a dataset of the `datasets` library; each row's text is a document.
 
     Attributes:
-        name: A name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
+        name: Name on the Hugging Face hub, or a folder that `save_to_disk` wrote.
         text_column: Column that holds the text.
-        split: Of the dataset; a saved folder without splits ignores it.
+        split: Split of the dataset; ignored for a saved folder without splits.
         config: Configuration of a dataset on the hub.
         revision: Commit, branch or tag of a dataset on the hub.
-        where: {column: value}; only rows that have all these values are taken.
+        where: Required values {column: value}; rows without all of them are skipped.
     """
 
     name: str
@@ -148,26 +148,26 @@ class DatasetRows:
     where: Mapping[str, object] | None = None
 
     def paths(self) -> list[Path]:
-        """The Arrow files of the dataset; one on the hub is fetched first.
+        """Returns the Arrow files of the dataset; a dataset on the hub is fetched first.
 
         Raises:
-            DataError: There is no such dataset or split.
+            DataError: The dataset or split does not exist.
         """
         return [Path(file["filename"]) for file in self._open().cache_files]
 
     def read(self, reading: Reading) -> Iterator[str]:
-        """Streams the texts of the rows.
+        """Yields the texts of the rows.
 
         Raises:
-            DataError: There is no such dataset, split or column, a file of it is damaged, no row fits `where`, or a
-                text is missing or not UTF-8 and `reading` does not skip such rows.
+            DataError: The dataset, split or column does not exist, a file is damaged, no row matches `where`, or a text
+                is missing or not UTF-8 and `reading` does not skip such rows.
         """
         dataset, columns = self._open(), needed_columns(self.text_column, self.where)
         for file in dataset.cache_files:
             check_end_of_stream(Path(file["filename"]))
         for column in columns:
             if column not in dataset.column_names:
-                raise DataError(f"{self.name}: no column {column!r} among {dataset.column_names}; name one of these.")
+                raise DataError(f"{self.name}: no column {column!r} among {dataset.column_names}. Name one of these.")
         batches = self._batches(dataset.select_columns(columns).with_format("arrow"), reading)
         rows = rows_of_batches(self.name, batches, columns, reading)
         yield from texts_of_rows(self.name, rows, self.text_column, self.where)
@@ -184,47 +184,49 @@ class DatasetRows:
 
         try:
             if Path(self.name).is_dir():
-                found = load_from_disk(self.name)
+                dataset = load_from_disk(self.name)
             else:
-                found = load_dataset(self.name, self.config, revision=self.revision)
-        except (OSError, ValueError) as error:  # what `datasets` raises for a folder or name that is none
+                dataset = load_dataset(self.name, self.config, revision=self.revision)
+        except (OSError, ValueError) as error:  # raised by `datasets` for folders and names that are no datasets
             raise DataError(
-                f"the dataset {self.name!r} cannot be opened ({' '.join(str(error).split())}); give a name on the hub "
+                f"the dataset {self.name!r} cannot be opened ({' '.join(str(error).split())}). Give a name on the hub "
                 "that can be reached, or a folder that `save_to_disk` wrote."
             ) from error
-        if not isinstance(found, DatasetDict):
-            return found
-        if self.split not in found:
-            raise DataError(f"{self.name}: no split {self.split!r} among {', '.join(found)}; name one of these.")
-        return found[self.split]
+        if not isinstance(dataset, DatasetDict):
+            return dataset
+        if self.split not in dataset:
+            raise DataError(f"{self.name}: no split {self.split!r} among {', '.join(dataset)}. Name one of these.")
+        return dataset[self.split]
 
 
 def needed_columns(text_column: str, where: Mapping[str, object] | None) -> list[str]:
-    """The columns that are read, none twice."""
+    """Returns the columns to read, without repetitions."""
     return list(dict.fromkeys([text_column, *(where or {})]))
 
 
 def fitting_texts(rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None) -> Iterator[str]:
-    """Streams the texts of the rows that have all the values of `where`."""
-    wanted = {column: str(value) for column, value in (where or {}).items()}
+    """Yields the texts of the rows that have all the values of `where`."""
+    required = {column: str(value) for column, value in (where or {}).items()}
     return (
-        row.values[text_column] for row in rows if all(row.values[column] == value for column, value in wanted.items())
+        row.values[text_column]
+        for row in rows
+        if all(row.values[column] == value for column, value in required.items())
     )
 
 
 def texts_of_rows(
     name: str, rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None
 ) -> Iterator[str]:
-    """Like `fitting_texts`.
+    """Yields the same texts as `fitting_texts`, of which there must be at least one.
 
     Raises:
-        DataError: No row of `name` fits `where`.
+        DataError: No row of `name` matches `where`.
     """
-    found = False
+    is_empty = True
     for text in fitting_texts(rows, text_column, where):
-        found = True
+        is_empty = False
         yield text
-    # Without `where` only rows that are counted as bad can be missing.
-    if where and not found:
-        wanted = {column: str(value) for column, value in (where or {}).items()}
-        raise DataError(f"{name} has no row where {wanted}; correct `where`, or leave it out.")
+    # Without `where`, only bad rows can be missing, which are counted already.
+    if where and is_empty:
+        required = {column: str(value) for column, value in (where or {}).items()}
+        raise DataError(f"{name} has no row where {required}. At least one row must match. Correct or omit `where`.")

@@ -1,4 +1,4 @@
-"""What a table is: how its file is written, and what a row of it is."""
+"""Types of tables: the format of a file, the requested columns, and a row."""
 
 import codecs
 from collections.abc import Collection, Sequence
@@ -17,9 +17,9 @@ class Row:
     """A row of a table.
 
     Attributes:
-        number: Counted from 1, the header not among them, rows that were left out among them.
-        line: Line of the file at which the row ends, counted from 1; None where the file has no lines.
-        values: Text of the wanted columns.
+        number: Number of the row from 1; the header does not count, skipped rows do.
+        line: Line of the file, counted from 1, at which the row ends; None if the file has no lines.
+        values: Text of each requested column.
         file: File of the row, relative to the folder that is read; None if one file contains all rows.
         kept: Values of the columns in `TableFile.as_is`, with their types; null is None.
     """
@@ -32,7 +32,7 @@ class Row:
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """File, row or line, for messages."""
         if self.file is not None:
             return f"file {self.file}"
         return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
@@ -45,14 +45,15 @@ class TableFormat:
     Attributes:
         kind: Kind of files whose name and content do not determine it.
         columns: Names for rows that have none: CSV and TSV without a header, and JSON rows that are lists.
-        header: True if the first row contains the names. None: True if `columns` is None or the first row contains the
-            requested names; a first row that only looks like a header is an error.
+        header: True if the first row contains the names. None means True if `columns` is None or the first row contains
+            the requested names; a first row that only looks like a header is then an error.
         delimiter: Separator of the fields of CSV and TSV; "tab" for a tab. With several characters ("::") fields are
-            not quoted. None: a tab in TSV; in CSV a comma, or else the semicolon, tab or bar that separates the first
-            rows.
-        quote: Character around fields of CSV and TSV that contain delimiters. None: quotes are part of the text.
-            "auto": the double quote in CSV; with other delimiters only if the first rows are quoted as `csv` does.
-        encoding: Of text files; any that Python knows and in which the byte of a line end is nothing else.
+            not quoted. None means a tab in TSV; in CSV a comma, or else the semicolon, tab or bar that separates the
+            first rows.
+        quote: Character around fields of CSV and TSV that contain delimiters. None means that quotes are part of the
+            text. "auto" means the double quote in CSV; with other delimiters only if the first rows are quoted as `csv`
+            does.
+        encoding: Encoding of text files; any that Python knows and in which a line end is the single byte of ASCII.
 
     Raises:
         ConfigError: A name is repeated, the quote is not a single character, the delimiter is empty, `header` is false
@@ -68,7 +69,9 @@ class TableFormat:
 
     def __post_init__(self) -> None:
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
-            raise ConfigError(f"format.columns is {self.columns}, where a name comes twice; rename one of them.")
+            raise ConfigError(
+                f"format.columns is {self.columns}, which repeats a name. Names must be unique. Rename one of them."
+            )
         if self.header is False and self.columns is None:
             raise ConfigError(
                 "format.header is false and format.columns is null. Columns without a header need names. List them in "
@@ -82,20 +85,20 @@ class TableFormat:
 
     @property
     def codec(self) -> str:
-        """The encoding by the name that Python gives it: "utf-8" for "UTF8"."""
+        """Python's name of the encoding: "utf-8" for "UTF8"."""
         return check_encoding("format.encoding", self.encoding)
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """What is wanted of one file.
+    """File of a table, with the requested columns.
 
     Attributes:
-        path: The file.
-        columns: Those that are wanted.
-        format: How it is written.
-        list_columns: Of the wanted ones, those whose values may be lists of texts; they are given as JSON.
-        parts: Keys of a JSON object whose values are rows; none where the file is a list of rows.
+        path: Path of the file.
+        columns: Names of the requested columns.
+        format: Format of the file.
+        list_columns: Requested columns whose values may be lists of texts; lists are returned as JSON.
+        parts: Keys of a JSON object whose values are rows; empty if the file is a list of rows.
         kind: Kind of the file (`framework.data.reading.table_kind`).
         reason: Reason for the detected kind, for messages.
         as_is: Columns whose values are also kept unchanged (`Row.kept`).
@@ -119,39 +122,45 @@ def check_encoding(key: str, encoding: str) -> str:
         encoding: Encoding of text files.
 
     Raises:
-        ConfigError: Python does not know it, or a line end is more than one byte in it.
+        ConfigError: Python does not know the encoding, or a line end in it is not the single byte of ASCII.
     """
     try:
         line_end = "\n".encode(encoding)
     except LookupError as error:
         raise ConfigError(
-            f"{key} is {encoding!r}, which Python does not know; use one of its standard encodings, such as utf-8 or "
+            f"{key} is {encoding!r}, which Python does not know. Use one of its standard encodings, such as utf-8 or "
             "latin-1."
         ) from error
     if line_end != b"\n":
         raise ConfigError(
-            f"{key} is {encoding!r}, in which a line end is more than one byte; convert the file to UTF-8 (iconv)."
+            f"{key} is {encoding!r}, in which a line end is more than one byte. Lines must end in one byte. Convert "
+            "the file to UTF-8 (iconv)."
         )
     return codecs.lookup(encoding).name
 
 
 def check_columns(
-    path: Path | str, place: str, wanted: Sequence[str], present: Sequence[str], reason: str = ""
+    path: Path | str, location: str, requested: Sequence[str], present: Sequence[str], reason: str = ""
 ) -> None:
     """Checks that each requested column exists once.
 
     Args:
         path: File, for messages.
-        place: Location of the names in the file.
-        wanted: Names of the requested columns.
+        location: Position of the names in the file, for messages.
+        requested: Names of the requested columns.
         present: Names of the existing columns.
         reason: Note in brackets on the detected format, which may be wrong.
 
     Raises:
         DataError: A requested column is missing, or occurs more than once.
     """
-    for column in wanted:
+    for column in requested:
         if column not in present:
-            raise DataError(f"{path}, {place}: no column {column!r} among {list(present)}{reason}; name one of these.")
+            raise DataError(
+                f"{path}, {location}: no column {column!r} among {list(present)}{reason}. Name one of these."
+            )
         if present.count(column) > 1:
-            raise DataError(f"{path}, {place}: column {column!r} comes more than once; rename all but one of them.")
+            raise DataError(
+                f"{path}, {location}: column {column!r} occurs more than once. Requested names must be unique. Rename "
+                "all but one of them."
+            )

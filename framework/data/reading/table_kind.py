@@ -53,7 +53,8 @@ def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
     kind = KIND_OF_SUFFIX.get(suffix)
     if kind in _BINARY_KINDS.values() and path.suffix.lower() in COMPRESSIONS:
         raise DataError(
-            f"{path} is {suffix[1:]} behind {path.suffix}. Only text may be compressed as a whole. Decompress the file."
+            f"{path} is a {suffix[1:]} file within {path.suffix}. Only text may be compressed as a whole. Decompress "
+            "the file."
         )
     if kind == "json":
         kind = json_kind(path, table_format)
