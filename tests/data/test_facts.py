@@ -93,7 +93,7 @@ def test_the_folder_and_the_report_hold_them(tokenizer, tmp_path):
     skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
     assert [(row["split"], row["line"]) for row in skipped] == [("train", 7), ("train", 8), ("train", 9)]
     assert {row["file"] for row in skipped} == {str(tmp_path / "rows.jsonl")}
-    assert skipped[1]["reason"].startswith("'label' is None, it must be text")
+    assert skipped[1]["reason"].startswith("'label' is None. It must be text")
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "<th>rows skipped</th>" in page and "3 of 9 rows of" in page
     write_data_facts(tmp_path, read(tokenizer, tmp_path / "rows.jsonl", ROWS[:6]))

@@ -158,7 +158,7 @@ def test_a_shard_that_changed_ends_the_run(tmp_path, server, folder, tokenizer):
         (copies / path.name).write_bytes(path.read_bytes())
     data = prepared(tmp_path / "store", on_disk(copies), tokenizer, streamed=True)
     pq.write_table(pa.table({"text": ["something else."] * 40, "raw": ["x"] * 40}), copies / "1.parquet")
-    with pytest.raises(DataError, match=r"1\.parquet has changed since it was indexed; run framework\.prepare again"):
+    with pytest.raises(DataError, match=r"1\.parquet has changed since it was indexed\. Run framework\.prepare again"):
         list(datamodule(data, tokenizer).train_dataloader())
 
 

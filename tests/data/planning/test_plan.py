@@ -131,7 +131,7 @@ def test_a_summary_by_hand():
         (10, {"global_batch_size": 0}, "global_batch_size is 0"),
         (10, {"num_ranks": 0}, "num_ranks is 0"),
         (0, {}, "0 sequences"),
-        (10, {"micro_batch_tokens": 19}, "set micro_batch_tokens to at least 20"),
+        (10, {"micro_batch_tokens": 19}, "Set micro_batch_tokens to at least 20"),
         (10, {"batch_warmup": BatchWarmup(1, 7)}, "batch_warmup_steps is 7, but each epoch of this task ends"),
         (10, {"batch_warmup": BatchWarmup(5, 7), "wraps_epochs": True}, "batch_warmup_start is 5, but .* to 4"),
     ],

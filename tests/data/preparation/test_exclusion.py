@@ -199,7 +199,7 @@ def test_a_table_without_quoting_is_read_as_it_stands(tmp_path):
         ("a.parquet.gz", b"x", "no suffix of an evaluation file"),
         ("a.txt", b"too short\nagain\n", r"a\.txt has no text with 20 bytes of letters and digits"),
         ("a.txt", b"", r"a\.txt is empty"),
-        ("a.txt", b"fine\n\xa3\n", r"a\.txt, line 2: byte 0xa3 at place 1 is not UTF-8"),
+        ("a.txt", b"fine\n\xa3\n", r"a\.txt, line 2: byte 0xa3 at position 1 is not UTF-8"),
         ("a.jsonl", b'{}\n{"a": \n', r"a\.jsonl, line 2: not JSON"),
         ("a.json", b"[" * 100_000, r"a\.json, line 1: not JSON \(nested too deeply"),
         ("a.parquet", b"x", r"a\.parquet is damaged"),

@@ -99,19 +99,19 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, suffix):
 
 def test_bytes_that_are_no_utf_8_are_told_by_line_and_place(tmp_path):
     # é is two bytes.
-    with pytest.raises(DataError, match="a, line 9: byte 0xe9 at place 3 is not UTF-8"):
+    with pytest.raises(DataError, match="a, line 9: byte 0xe9 at position 3 is not UTF-8"):
         decode_line(Path("a"), 7, "é\n\né".encode() + b"\xe9t\xe9\n")
     file = write(tmp_path / "a.txt", b"\xef\xbb\xbfone\ntwo\n\nok\n\n\xff\n")
-    assert "line 6: byte 0xff at place 1" in error_of(TextFiles(str(file), "blank_lines"))
-    assert "line 6: byte 0xff at place 1" in error_of(TextFiles(str(file)))
+    assert "line 6: byte 0xff at position 1" in error_of(TextFiles(str(file), "blank_lines"))
+    assert "line 6: byte 0xff at position 1" in error_of(TextFiles(str(file)))
     assert skipped(TextFiles(str(file), "blank_lines"))[:2] == (["one\ntwo\n", "ok\n"], 1)
     file.write_bytes(b"\xef\xbb\xbfab\xff")
-    assert "line 1: byte 0xff at place 3" in error_of(TextFiles(str(file)))
+    assert "line 1: byte 0xff at position 3" in error_of(TextFiles(str(file)))
 
 
 def test_the_lines_behind_bad_bytes_of_a_row_are_no_rows(tmp_path):
     file = write(tmp_path / "a.csv", b'text,n\n"one\ntw\xffo\nthree",1\nfour,2\n\xff,3\nfive\n')
-    assert "a.csv, line 3: byte 0xff at place 3" in error_of(TableFiles(str(file)))
+    assert "a.csv, line 3: byte 0xff at position 3" in error_of(TableFiles(str(file)))
     texts, num_skipped, first = skipped(TableFiles(str(file)))
     assert (texts, num_skipped) == (["four"], 3)
     assert "line 3" in first
@@ -129,11 +129,14 @@ def test_each_line_that_an_open_quote_takes_is_counted(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'"text\na\nb\n', r"a.csv, line 1: unexpected end of data\. The header must be one line"),
+        (b'"text\na\nb\n', r"a.csv, line 1: unexpected end of data. The header must be one line"),
         (b"text,n\ra,1\rb,2\r", r"a.csv, line 1: new-line character seen in unquoted field"),
-        (b"te\xffxt,n\na,1\n", r"a.csv, line 1: byte 0xff at place 3"),
-        (b"text,n,text\na,1,b\n", r"a.csv, line 1: column 'text' comes more than once; rename"),
-        ("text\na\n".encode("utf-16"), r"a.csv, line 1: byte 0xff at place 1"),
+        (b"te\xffxt,n\na,1\n", r"a.csv, line 1: byte 0xff at position 3"),
+        (
+            b"text,n,text\na,1,b\n",
+            r"a.csv, line 1: column 'text' occurs more than once. Requested names must be unique. Rename",
+        ),
+        ("text\na\n".encode("utf-16"), r"a.csv, line 1: byte 0xff at position 1"),
     ],
 )
 def test_a_header_that_cannot_be_read_is_an_error_even_where_rows_are_skipped(tmp_path, content, message):
@@ -159,19 +162,19 @@ def test_columns_of_bytes_and_missing_values(tmp_path, name):
     else:
         write_arrow(tmp_path / name, table, name.split(".")[0])
     source = TableFiles(str(tmp_path / name))
-    assert f"{name}, row 2: 'text' is not UTF-8; correct it or remove the row" in error_of(source)
+    assert f"{name}, row 2: 'text' is not UTF-8. Correct it or remove the row" in error_of(source)
     assert skipped(source)[:2] == (["one", "é"], 1)
     assert f"{name}, row 1: 'raw' has no value" in error_of(TableFiles(str(tmp_path / name), "raw"))
     assert skipped(TableFiles(str(tmp_path / name), "raw"))[:2] == (["two"], 2)
     reading = Reading("skip")
     assert texts_of(TableFiles(str(tmp_path / name), where={"n": 1}), reading) == ["one"]
     assert [message.split(": ")[1] for message in reading.skipped] == [
-        "'text' is not UTF-8; correct it or remove the row.",
-        "'n' has no value; fill it in or remove the row.",
+        "'text' is not UTF-8. Correct it or remove the row.",
+        "'n' has no value. Fill it in or remove the row.",
     ]
     doubled = pa.Table.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
     pq.write_table(doubled, tmp_path / name) if name == "a.parquet" else write_arrow(tmp_path / name, doubled)
-    assert "schema: column 'text' comes more than once" in error_of(source)
+    assert "schema: column 'text' occurs more than once" in error_of(source)
 
 
 def test_damaged_parquet_is_an_error_behind_the_rows_that_could_be_read(tmp_path):
@@ -183,7 +186,7 @@ def test_damaged_parquet_is_an_error_behind_the_rows_that_could_be_read(tmp_path
     content[first : first + 200] = b"\xff" * 200
     (tmp_path / "a.parquet").write_bytes(content)
     reading, texts = Reading("skip"), []
-    with pytest.raises(DataError, match=r"a\.parquet is damaged behind row 200 \(.+\); fetch or write it again"):
+    with pytest.raises(DataError, match=r"a\.parquet is damaged after row 200 \(.+\)\. Fetch or write it again"):
         texts.extend(TableFiles(str(tmp_path / "a.parquet")).read(reading))
     for end in (3, 40, len(content) // 2, len(content) - 1):
         (tmp_path / "a.parquet").write_bytes(content[:end])
@@ -198,7 +201,9 @@ def test_parquet_with_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):
         return whole(file, columns=columns, row_groups=row_groups) if row_groups != [1] else iter(())
 
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", without_the_second)
-    assert "damaged behind row 2 (2 rows, and 3 by the footer)" in error_of(TableFiles(str(tmp_path / "a.parquet")))
+    assert "damaged after row 2 (it has 2 rows, but 3 according to the footer)" in error_of(
+        TableFiles(str(tmp_path / "a.parquet"))
+    )
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
@@ -212,7 +217,7 @@ def test_a_cut_arrow_file_is_an_error_wherever_it_is_cut(tmp_path, kind):
         assert "is damaged" in error_of(TableFiles(str(file)), "skip"), end
     if kind == "stream":
         file.write_bytes(content + content)
-        assert "damaged behind row 12 (there is another stream behind the first)" in error_of(TableFiles(str(file)))
+        assert "damaged after row 12 (the first stream is followed by another one)" in error_of(TableFiles(str(file)))
 
 
 @pytest.mark.parametrize("offset", [-1, 2**20, 1])
@@ -224,14 +229,14 @@ def test_arrow_offsets_that_point_elsewhere_are_an_error(tmp_path, offset):
     place = content.rfind(b"".join(number.to_bytes(4, "little") for number in (0, 3, 6, 11)))
     content[place + 8 : place + 12] = offset.to_bytes(4, "little", signed=True)
     file.write_bytes(content)
-    assert "a.arrow is damaged behind row 60 (" in error_of(TableFiles(str(file)), "skip")
+    assert "a.arrow is damaged after row 60 (" in error_of(TableFiles(str(file)), "skip")
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
 def test_names_of_columns_that_are_no_utf_8_are_an_error(tmp_path, kind):
     file = write_arrow(tmp_path / "a.arrow", pa.table({"text": ["a"], "zzzz": ["b"]}), kind)
     file.write_bytes(file.read_bytes().replace(b"zzzz", b"\xff" * 4))
-    assert "a.arrow is damaged or no arrow file ('utf-8' codec" in error_of(TableFiles(str(file)), "skip")
+    assert "a.arrow is damaged or not a file of kind arrow ('utf-8' codec" in error_of(TableFiles(str(file)), "skip")
 
 
 def test_a_dataset_whose_file_was_cut_between_batches_is_an_error(tmp_path):
@@ -262,7 +267,7 @@ def test_a_file_that_vanishes_or_becomes_a_folder(tmp_path, name, monkeypatch):
     expected = "cannot be read (Is a directory)" if name == "a.txt" else "is a folder without sub-folders"
     assert f"{name} {expected}" in error_of(source, "skip")
     monkeypatch.undo()
-    assert f"'{file}' is a folder; give a glob of the files in it" in error_of(source)
+    assert f"'{file}' is a folder, not a file. Give a glob of the files in it" in error_of(source)
 
 
 @pytest.mark.parametrize(

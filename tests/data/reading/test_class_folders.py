@@ -64,7 +64,7 @@ def test_each_way_to_be_wrong(folder):
 
 def test_texts_in_another_encoding(folder):
     (folder / "train/pos/10").write_bytes("ça va".encode("latin-1"))
-    with pytest.raises(DataError, match=r"pos/10, line 1: byte 0xe7 at place 1 is not UTF-8"):
+    with pytest.raises(DataError, match=r"pos/10, line 1: byte 0xe7 at position 1 is not UTF-8"):
         TableData(str(folder / "train")).load()
     data = TableData(str(folder / "train"), format=TableFormat(encoding="latin-1"))
     assert rows(data)[2] == ("ça va", "pos")

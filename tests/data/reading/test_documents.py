@@ -59,7 +59,7 @@ def test_cleaner_drops_empty_and_repeated_texts(batch_size):
 
 def test_cleaner_keeps_what_it_is_told_to_keep():
     cleaned = Cleaner(strip_html=False, deduplicate=False).clean(["a<br />", "a<br />"])
-    assert cleaned.texts == ["a<br />"] * 2 and cleaned.places.tolist() == [0, 1]
+    assert cleaned.texts == ["a<br />"] * 2 and cleaned.indices.tolist() == [0, 1]
     assert cleaned.num_duplicates == 0
 
 

@@ -75,7 +75,7 @@ def test_long_fields(tmp_path):
 
 
 FAULTS = [
-    ("a.csv", b"text\nok\n\xa315m\nend\n", r"a\.csv, line 3: byte 0xa3 at place 1 is not UTF-8", ["ok", "end"]),
+    ("a.csv", b"text\nok\n\xa315m\nend\n", r"a\.csv, line 3: byte 0xa3 at position 1 is not UTF-8", ["ok", "end"]),
     ("a.csv", b"text,label\nx,1\ny\nz,1\n", r"a\.csv, row 2 \(line 3\): 1 fields, the header has 2", ["x", "z"]),
     ("a.csv", b'text\nx\n"y\n', r"a\.csv, row 2 \(line 3\): unexpected end of data", ["x"]),
     ("a.csv", b'text\nx\n"y"y\nz\n', r"a\.csv, row 2 \(line 3\): ',' expected after '\"'", ["x", "z"]),
@@ -122,7 +122,7 @@ def test_nan_and_null_are_missing_values_and_never_become_text(tmp_path, name, v
     rows = list(read_rows(file, ["text"], reading, list_columns=["text"]))
     assert [row.values["text"] for row in rows] == kept
     assert reading.num_skipped == num_rows - len(kept)
-    with pytest.raises(DataError, match=r"finite number|has no value; fill it in or remove the row"):
+    with pytest.raises(DataError, match=r"finite number|has no value\. Fill it in or remove the row"):
         list(read_rows(file, ["text"], list_columns=["text"]))
 
 
@@ -143,10 +143,10 @@ def test_a_missing_value_in_parquet_is_an_error_or_counted(tmp_path):
         ("a.csv", b"text,label\n", r"a\.csv has no rows"),
         ("a.jsonl", b"\n", r"a\.jsonl has no rows"),
         ("a.csv", b"body,label\nx,1\n", r"a\.csv, line 1: no column 'text' among \['body', 'label'\]"),
-        ("a.parquet", b"x", r"a\.parquet is damaged or no parquet file"),
-        ("a.arrow", b"xxxxxxxxxxxxxxxxxxxxxxx", r"a\.arrow is damaged or no arrow file"),
+        ("a.parquet", b"x", r"a\.parquet is damaged or not a file of kind parquet"),
+        ("a.arrow", b"xxxxxxxxxxxxxxxxxxxxxxx", r"a\.arrow is damaged or not a file of kind arrow"),
         ("a.txt", b"text\nx\n", r"a\.txt is of no known kind by its name and its first lines"),
-        ("a.parquet.gz", b"x", r"a\.parquet\.gz is parquet behind \.gz"),
+        ("a.parquet.gz", b"x", r"a\.parquet\.gz is a parquet file within \.gz"),
     ],
 )
 def test_faults_of_whole_files_are_errors_even_where_rows_are_skipped(tmp_path, name, content, message):
@@ -160,15 +160,15 @@ def test_faults_of_arrow_files(tmp_path):
         list(read_rows(tmp_path / "a.parquet", ["body"]))
     content = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=r"cut\.parquet is damaged or no parquet file"):
+    with pytest.raises(DataError, match=r"cut\.parquet is damaged or not a file of kind parquet"):
         list(read_rows(tmp_path / "cut.parquet", ["text"]))
     write_stream(tmp_path / "a.arrow")
     content = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "cut.arrow").write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(DataError, match=r"cut\.arrow is damaged behind row 2 "):
+    with pytest.raises(DataError, match=r"cut\.arrow is damaged after row 2 "):
         list(read_rows(tmp_path / "cut.arrow", ["text"]))
     pq.write_table(pa.table({"text": [["a"], ["b"]]}), tmp_path / "lists.parquet")
-    with pytest.raises(DataError, match=r"column 'text' is of type list.*, it must hold text or numbers"):
+    with pytest.raises(DataError, match=r"column 'text' is of type list.*\. It must hold text or numbers"):
         list(read_rows(tmp_path / "lists.parquet", ["text"]))
     with pytest.raises(DataError, match=r"nowhere\.parquet cannot be read"):
         list(read_rows(tmp_path / "nowhere.parquet", ["text"]))
@@ -242,13 +242,18 @@ def test_parts_of_a_json_object(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "table_format", "message"),
     [
-        ("a.json", PARTS, {}, r"a\.json is an object, not a list of rows; .* as .*a\.json:val\+more"),
+        (
+            "a.json",
+            PARTS,
+            {},
+            r"a\.json is an object, not a list of rows\. .* Add the keys after the file: .*a\.json:val\+more",
+        ),
         ("a.json:vals", PARTS, {}, r"a\.json: no key 'vals' among \['val', 'more', 'note', 'train'\]"),
-        ("a.json:note", PARTS, {}, r"a\.json: rows must stand in a list"),
+        ("a.json:note", PARTS, {}, r"a\.json: rows must be in a list"),
         ("a.json:x", b"[1]", {}, r"a\.json: no key 'x' among \[\]"),
-        ("a.json:val", PARTS, {}, r"a\.json, row 1: list, not an object; each row must be one JSON object"),
+        ("a.json:val", PARTS, {}, r"a\.json, row 1: list, not an object\. Each row must be one JSON object"),
         ("a.json:val", PARTS, {"columns": ["text"]}, r"a\.json, row 1: 2 values, format\.columns has 1"),
-        ("a.json", b'[{"text": "x"}', {}, r"a\.json: not JSON \(Expecting ',' delimiter\); the file must be one JSON"),
+        ("a.json", b'[{"text": "x"}', {}, r"a\.json: not JSON \(Expecting ',' delimiter\)\. The file must be one JSON"),
         ("a.json", b"[]", {}, r"a\.json has no rows"),
         ("a.csv:x", b"text\nx\n", {}, r"a\.csv:x cannot be read \(No such file"),
         ("a.csv", b"a,b\n", {"columns": ["text"]}, r"a\.csv, row 1 \(line 1\): 2 fields, format\.columns has 1"),
@@ -258,7 +263,7 @@ def test_parts_of_a_json_object(tmp_path):
             {"columns": ["body", "n"]},
             r"a\.csv, format\.columns: no column 'text' among \['body', 'n'\]",
         ),
-        ("a.csv", b"text\n\x81\n", {"encoding": "cp1252"}, r"a\.csv, line 2: byte 0x81 at place 1 is not CP1252"),
+        ("a.csv", b"text\n\x81\n", {"encoding": "cp1252"}, r"a\.csv, line 2: byte 0x81 at position 1 is not CP1252"),
     ],
 )
 def test_faults_of_such_files(tmp_path, name, content, table_format, message):
@@ -287,7 +292,7 @@ def test_lists_are_given_as_json_where_they_are_wanted(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"columns": ["a", "a"]}, r"format\.columns is \['a', 'a'\], where a name comes twice"),
+        ({"columns": ["a", "a"]}, r"format\.columns is \['a', 'a'\], which repeats a name"),
         ({"delimiter": ""}, r"format\.delimiter is empty\. Fields need a separator"),
         ({"quote": ""}, r"format\.quote is ''\. It must be one character"),
         ({"encoding": "latin-99"}, r"format\.encoding is 'latin-99', which Python does not know"),

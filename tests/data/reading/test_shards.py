@@ -126,7 +126,7 @@ def test_a_list_of_shards(server, folder, bucket):
     assert texts_of(source) == texts_of_shard(2) + texts_of_shard(0) + texts_of_shard(1)
     with pytest.raises(DataError, match=r"nowhere\.txt, the list of shards, cannot be read"):
         ParquetShards("@nowhere.txt").paths()
-    with pytest.raises(DataError, match=r"is a glob, and a web server does not list .*files=@shards\.txt"):
+    with pytest.raises(DataError, match=r"is a glob\. A web server does not list .*files=@shards\.txt"):
         ParquetShards(server.url("a/*.parquet")).paths()
     with pytest.raises(DataError, match=r"`files` is \[\], which names no file"):
         ParquetShards([]).paths()
@@ -186,7 +186,7 @@ def test_a_changed_shard_is_noticed(server, folder):
     # In a process that opens the shard anew, in one that had it open, and in one that never indexed.
     for reader, group in ((source, groups[4]), (source, groups[3]), (over_http(server), groups[0])):
         with pytest.raises(
-            DataError, match=r"a/[01]\.parquet has changed since it was indexed; run framework\.prepare"
+            DataError, match=r"a/[01]\.parquet has changed since it was indexed\. Run framework\.prepare"
         ):
             texts_of(reader, group)
     assert texts_of(source, groups[9]) == texts_of_shard(2)[4:7]
@@ -208,12 +208,12 @@ def damaged_in_the_middle(content: bytes) -> bytes:
 
 
 FAULTS = [
-    (lambda content: content[: len(content) // 2], r"does not end as a Parquet file does, so it is cut off"),
-    (lambda content: b"", r"does not end as a Parquet file does"),
-    (lambda content: b"PAR1", r"does not end as a Parquet file does"),
-    (lambda content: b"<html>not found</html>", r"does not end as a Parquet file does"),
+    (lambda content: content[: len(content) // 2], r"does not end like a Parquet file\. It is truncated"),
+    (lambda content: b"", r"does not end like a Parquet file"),
+    (lambda content: b"PAR1", r"does not end like a Parquet file"),
+    (lambda content: b"<html>not found</html>", r"does not end like a Parquet file"),
     (lambda content: content[-40:-8] + (32).to_bytes(4, "little") + b"PAR1", r"footer, is damaged"),
-    (lambda content: content[:-1] + b"2", r"does not end as a Parquet file does"),
+    (lambda content: content[:-1] + b"2", r"does not end like a Parquet file"),
     (damaged_in_the_middle, r"row group 0 is damaged"),
 ]
 

@@ -72,7 +72,7 @@ def test_faults_of_datasets(saved, monkeypatch):
     with pytest.raises(DataError, match=r"no column 'body' among \['text', 'n'\]"):
         texts_of(DatasetRows(str(saved / "rows"), "body"))
     for name in (str(saved), "nobody/no-such-dataset"):
-        with pytest.raises(DataError, match=r"cannot be opened .*give a name on the hub"):
+        with pytest.raises(DataError, match=r"cannot be opened .*Give a name on the hub"):
             DatasetRows(name).paths()
 
 

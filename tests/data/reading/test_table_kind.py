@@ -103,10 +103,10 @@ NAMED = ("what a long and boring film it is\tneg", "a film that nobody should mi
         ("sentence\tlabel", LONG, "'label' is the name of its column"),
         ("Sentence\tLABEL", NAMED, "'LABEL' is the name of its column"),
         ("review\tsentiment", NAMED[:1], "its cells are common names of columns"),
-        ("remark\tmood", LONG, "'mood' stands above numbers"),
+        ("remark\tmood", LONG, "'mood' is above numbers"),
         ("remark\tgold class", NAMED, "'remark' is none of the 2 values below it"),
         ("标题\t类别", LONG, "its cells are common names of columns"),
-        ("题目\t种类", LONG, "'种类' stands above numbers"),
+        ("题目\t种类", LONG, "'种类' is above numbers"),
     ],
 )
 def test_a_header_in_a_file_read_without_one_is_an_error(tmp_path, header, rows, reason):

@@ -72,7 +72,7 @@ def test_settings_and_contradictions(tmp_path):
 
 def test_nan_is_no_choice(tmp_path):
     path = write(tmp_path / "c.jsonl", GOOD, {**GOOD, "choices": ["so", float("nan")]})
-    with pytest.raises(DataError, match=r"line 2: 'choices' is \['so', nan\], it must be text, a finite number or a"):
+    with pytest.raises(DataError, match=r"line 2: 'choices' is \['so', nan\]\. It must be text, a finite number or a"):
         ChoiceData(path).load()
     cells = tmp_path / "c.csv"
     cells.write_text('question,choices,label\nwhy?,"[""so"", NaN]",0\n')

@@ -192,7 +192,7 @@ def test_each_file_has_its_own_format(tmp_path):
     found = InteractionData(**files, **own).load()
     assert found.texts[:3] == ("One (1995). Drama|War", "Été, l'. Drama", "Three¹. War")
     assert told(found) == told(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
-    with pytest.raises(DataError, match=r"movies\.dat, line 2: byte 0xc9 at place 4 is not UTF-8"):
+    with pytest.raises(DataError, match=r"movies\.dat, line 2: byte 0xc9 at position 4 is not UTF-8"):
         InteractionData(
             **files, **own | {"items_format": TableFormat(delimiter="::", columns=["item", "title", "genres"])}
         ).load()

@@ -116,5 +116,5 @@ def test_rows_without_places_or_texts(tmp_path):
         load(tmp_path / "a.jsonl", lines({"body": "x", "label": "a"}, TACRED))
     with pytest.raises(DataError, match=r"a\.json, row 1: str, not an object"):
         load(tmp_path / "a.json", json.dumps({"founder": ["x"]}))
-    with pytest.raises(DataError, match=r"a\.json: rows must stand in a list"):
+    with pytest.raises(DataError, match=r"a\.json: rows must be in a list"):
         load(tmp_path / "a.json", json.dumps({"founder": "x"}))

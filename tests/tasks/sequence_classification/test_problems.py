@@ -300,10 +300,10 @@ def test_rows_without_labels_are_predicted_and_ask_nothing(tokenizer, tmp_path, 
         (
             "multi_label",
             ["a", [["b"]]],
-            r"line 2: 'label' is \[\['b'\]\], it must be text, a finite number or a list of them",
+            r"line 2: 'label' is \[\['b'\]\]\. It must be text, a finite number or a list of them",
         ),
         ("multi_label", ["", ""], r"all training rows \(2 rows\) have the label \(\)"),
-        ("single_label", ["a", ["b"]], r"line 2: 'label' is \['b'\], it must be text or a finite number"),
+        ("single_label", ["a", ["b"]], r"line 2: 'label' is \['b'\]\. It must be text or a finite number"),
     ],
 )
 def test_cells_that_are_no_answer(tokenizer, tmp_path, problem, labels, message):

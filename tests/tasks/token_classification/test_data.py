@@ -121,7 +121,7 @@ BAD_COLUMNS = [
     ("a O\nb\nc O\n\n", "sentence 1, line 2: the line has 1 columns. Column 0 must hold the word and column -1"),
     ("\n\na O x\nb o\n\n", "sentence 1 (line 3), line 3: the tag 'x' is invalid"),
     ("a B-\n\n", "sentence 1 (line 1), line 1: the tag 'B-' is invalid"),
-    (b"a O\n\xff O\n\n", "line 2: byte 0xff at place 1 is not UTF-8"),
+    (b"a O\n\xff O\n\n", "line 2: byte 0xff at position 1 is not UTF-8"),
     ("a B-x\nb E-x\nc I-x\n\n", "'I-x' follows 'E-x'. The scheme bioes (the"),
     ("a B-x\nb S-x\n\n", "line 2: 'S-x' follows 'B-x'. The scheme bioes (the"),
     ("c S-x\na B-x\n\n", "line 2: the end of the sentence follows 'B-x'. The scheme bioes"),

@@ -85,7 +85,7 @@ def test_conll_in_another_encoding(tmp_path):
     (tmp_path / "esp.train").write_bytes("España B-LOC\nes O\n\nComisión B-ORG\n".encode("latin-1"))
     loaded = TaggedData(str(tmp_path / "esp.train"), conll=ConllFormat(encoding="latin-1")).load("words")
     assert [sentence.words for sentence in loaded.splits["train"]] == [("España", "es"), ("Comisión",)]
-    with pytest.raises(DataError, match=r"line 1: byte 0xf1 at place 5 is not UTF-8"):
+    with pytest.raises(DataError, match=r"line 1: byte 0xf1 at position 5 is not UTF-8"):
         TaggedData(str(tmp_path / "esp.train"), conll=None).load("words")
     with pytest.raises(ConfigError, match=r"conll\.encoding is 'latin-99', which Python does not know"):
         ConllFormat(encoding="latin-99")

@@ -114,5 +114,5 @@ def test_a_table_without_a_header_and_other_encodings(tmp_path):
     (tmp_path / "a.de").write_bytes("fünf\n".encode("latin-1"))
     files = {"train": str(tmp_path / "a.en"), "train_targets": str(tmp_path / "a.de")}
     assert pairs(ParallelTextData(**files, format=TableFormat(encoding="latin-1"))) == [("five", "fünf")]
-    with pytest.raises(DataError, match=r"a\.de, line 1: byte 0xfc at place 2 is not UTF-8"):
+    with pytest.raises(DataError, match=r"a\.de, line 1: byte 0xfc at position 2 is not UTF-8"):
         ParallelTextData(**files, format=None).load()
