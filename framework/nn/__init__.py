@@ -1,1 +1,1 @@
-"""Building blocks of an encoder: single-device modules and functions that know no rank, mesh, config file or logger."""
+"""Building blocks of an encoder: single-device modules and functions, independent of ranks, configs and loggers."""

@@ -1,4 +1,4 @@
-"""Multi-head self-attention over packed sequences; the kernel is chosen in `attention_backend`."""
+"""Multi-head self-attention over packed sequences; `attention_backend` chooses the kernel."""
 
 from torch import Tensor, nn
 
@@ -7,15 +7,15 @@ from framework.nn.attention_backend import self_attention
 
 
 class SelfAttention(nn.Module):
-    """One projection to queries, keys and values, attention within each sequence, one projection back.
+    """Joint projection to queries, keys and values, attention within each sequence, and output projection.
 
-    The rows of `qkv` are ordered (heads, 3, head_dim), so that a contiguous shard of rows holds whole heads.
+    The rows of `qkv` are ordered (heads, 3, head_dim), so a contiguous shard of rows contains complete heads.
 
     Args:
-        hidden_size: Width.
-        num_heads: Heads; divides hidden_size.
-        bias: Both projections have biases.
-        window: Tokens that a token sees around itself, half on each side; None for the whole sequence.
+        hidden_size: Width of the input and output.
+        num_heads: Number of heads, a divisor of hidden_size.
+        bias: Adds biases to both projections.
+        window: Size of the attention window in tokens, half on each side; None: the whole sequence.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool, window: int | None) -> None:
@@ -30,9 +30,8 @@ class SelfAttention(nn.Module):
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: Gives the offsets of the sequences.
-            rotary: Cosines and sines, each (tokens, head_dim / 2), or None where positions were added to the
-                embeddings.
+            batch: Batch with the offsets of the sequences.
+            rotary: Cosines and sines, each (tokens, head_dim / 2); None if positions are embedded.
 
         Returns:
             (tokens, hidden).

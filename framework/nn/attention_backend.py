@@ -1,7 +1,8 @@
-"""Attention over packed sequences: one function for every device, and a slow one that gives probabilities.
+"""Attention over packed sequences: one function for every device, and a slow reference that returns probabilities.
 
-CUDA in half precision uses `torch.nn.attention.varlen.varlen_attn`; short sequences on the CPU batched matrix products
-(`attention_cpu`); everything else a loop of `scaled_dot_product_attention` over sequences. None of them has dropout.
+Half precision on CUDA uses `torch.nn.attention.varlen.varlen_attn`. Short sequences on the CPU use batched matrix
+products (`attention_cpu`). Everything else uses `scaled_dot_product_attention` in a loop over sequences. None of them
+supports dropout.
 """
 
 import math
@@ -36,11 +37,11 @@ def attention(
         key: (tokens, heads, head_dim).
         value: (tokens, heads, head_dim).
         cu_seqlens: (sequences + 1,) int32 offsets of the sequences.
-        lengths: The lengths of the sequences, on the host; not read where `varlen_attn` is used, so that compiled code
-            does not depend on them.
+        lengths: Lengths of the sequences, on the host. `varlen_attn` does not read them, so compiled code does not
+            depend on them.
         max_seqlen: Upper bound of the lengths.
-        window: Tokens that a token sees around itself, half on each side; None for the whole sequence.
-        causal: A token sees only itself and what is before it.
+        window: Size of the attention window in tokens, half on each side; None: the whole sequence.
+        causal: Restricts each token to itself and earlier tokens.
 
     Returns:
         (tokens, heads, head_dim).
@@ -65,11 +66,11 @@ def self_attention(
     window: int | None = None,
     causal: bool = False,
 ) -> Tensor:
-    """`attention` for a joint projection, which saves the CPU several copies.
+    """Applies `attention` to a joint projection, which saves several copies on the CPU.
 
     Args:
         qkv: (tokens, heads, 3, head_dim): queries, keys and values.
-        rotary: Cosines and sines, each (tokens, head_dim / 2), by which queries and keys are turned; None for no turn.
+        rotary: Cosines and sines, each (tokens, head_dim / 2), that rotate queries and keys; None: no rotation.
         cu_seqlens: As in `attention`.
         lengths: As in `attention`.
         max_seqlen: As in `attention`.
@@ -88,14 +89,14 @@ def self_attention(
 
 
 def cross_attention(query: Tensor, key: Tensor, value: Tensor, queries: PackedBatch, keys: PackedBatch) -> Tensor:
-    """`attention` of sequences to others: the queries of sequence i see all keys of sequence i of the other side.
+    """Applies `attention` between two batches: queries of sequence i attend to all keys of sequence i.
 
     Args:
         query: (tokens of `queries`, heads, head_dim).
         key: (tokens of `keys`, heads, head_dim).
         value: Like key.
-        queries: Lengths of the side that looks; without a gradient a length may be 0.
-        keys: Lengths of the side that is looked at: as many sequences, none of them empty.
+        queries: Batch with the lengths of the queries. Without gradients a length may be 0.
+        keys: Batch with the lengths of the keys: the same number of sequences, none of them empty.
 
     Returns:
         Like query.
@@ -115,11 +116,11 @@ def reference_attention(
     window: int | None = None,
     causal: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """`attention` by its formula, in fp32, one sequence after another: slow, and gives the probabilities.
+    """Computes `attention` by its formula, in fp32, sequence by sequence: slow, but with probabilities.
 
     Returns:
-        Outputs (tokens, heads, head_dim) fp32, and for each sequence the probabilities (heads, length, length), whose
-        rows are queries.
+        Outputs (tokens, heads, head_dim) fp32, and for each sequence the probabilities (heads, length, length) with
+        queries as rows.
     """
     outputs, probabilities = [], []
     for q, k, v in _sequences(query.float(), key.float(), value.float(), lengths):

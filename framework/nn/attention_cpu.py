@@ -1,13 +1,13 @@
 """Packed self-attention on the CPU by batched matrix products, forward and backward.
 
-Up to a few hundred tokens this beats `scaled_dot_product_attention`, whose CPU backward is made for long sequences.
-Forward and backward in fp32 on one thread, 12 heads of 32 and 4,096 tokens: 56 ms instead of 74 in sequences of 128, as
-long in sequences of 256, longer in sequences of 512. One sequence's scores stay in the cache, and the gradient has the
-layout of the joint projection.
+Up to a few hundred tokens this is faster than `scaled_dot_product_attention`, whose CPU backward is written for long
+sequences. Forward and backward in fp32 on one thread, 12 heads of 32 and 4,096 tokens, take 56 ms instead of 74 in
+sequences of 128, the same time in sequences of 256, and more in sequences of 512. The scores of one sequence stay in
+the cache, and the gradient has the layout of the joint projection.
 
-The products of a short sequence take less time than their calls do, in bf16 above all, whose kernels are made for
-large ones. So short sequences are computed in fp32, several at once, each padded to the next multiple of 8. The padding
-depends on the sequence alone, so that its result does not depend on what it was packed with.
+For short sequences, the calls take longer than the products, above all in bf16, whose kernels are written for large
+matrices. Short sequences are therefore computed in fp32, several at once, each padded to the next multiple of 8. The
+padding depends on the sequence alone, so the result does not depend on the other sequences of the batch.
 """
 
 import math
@@ -26,33 +26,33 @@ from torch.autograd.function import once_differentiable
 from framework.nn.rotary import rotate_into
 
 MAX_LENGTH = 256
-"""Longest sequence for which keeping its probabilities is faster and takes little memory."""
+"""Length up to which it is faster to keep the probabilities, at little memory."""
 
 SHORT_SIZE = 48 * 32
-"""Length times head_dim up to which sequences are computed in fp32 and together.
+"""Length times head_dim up to which sequences are computed together in fp32.
 
-In bf16, 12 heads of 32 and about 768 tokens, forward and backward on two threads: 2.5 ms instead of 6.7 in sequences of
-24, 3.1 instead of 4.4 in sequences of 48; in heads of 64 4.0 instead of 8.2 and 5.5 in both ways. On one thread the
-gain is half of that, and none at the limit. In fp32 the two ways are within a fifth of each other.
+Measured in bf16 with 12 heads of 32 and about 768 tokens, forward and backward on two threads: 2.5 ms instead of 6.7 in
+sequences of 24, 3.1 instead of 4.4 in sequences of 48; with heads of 64, 4.0 instead of 8.2, and 5.5 either way. On one
+thread the gain is half of that, and none at the limit. In fp32 both ways are within a fifth of each other.
 """
 
 _PADDING_STEP = 8
 _GROUP_TOKENS = 256
-"""Of short sequences with their padding, so that their scores stay in the cache."""
+"""Number of tokens of a group of padded short sequences, chosen so that the scores stay in the cache."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Sequences that are computed together, each padded to the same length with copies of its last token.
+    """Sequences that are computed together. Each is padded to the same length with copies of its last token.
 
     Attributes:
-        count: Sequences.
-        length: Of each, padding included.
-        rows: Of the packed tensor, (count * length,); None for one sequence without padding.
-        targets: As rows, with the row behind the packed tensor for what is padding.
-        start: Its first row.
-        padding: (count, length) bool, True where there is padding; None: nowhere.
-        bias: (count, 1, 1 or length, length): 0 where a query sees a key, else -inf; None where all is seen.
+        count: Number of sequences.
+        length: Padded length of each sequence.
+        rows: (count * length,) rows of the packed tensor; None for one sequence without padding.
+        targets: Like rows, but padding has the index of the row after the packed tensor.
+        start: First row of the group.
+        padding: (count, length) bool, True for padding; None: there is no padding.
+        bias: (count, 1, 1 or length, length), 0 if a query attends to a key, else -inf; None: all attend to all.
     """
 
     count: int
@@ -64,12 +64,12 @@ class _Group:
     bias: Tensor | None = None
 
     def take(self, packed: Tensor) -> Tensor:
-        """(tokens, ...) to (count, length, ...): a view, or a copy with padding."""
+        """Returns (count, length, ...) of (tokens, ...): a view, or a copy with padding."""
         rows = packed[self.start : self.start + self.length] if self.rows is None else packed.index_select(0, self.rows)
         return rows.unflatten(0, (self.count, self.length))
 
     def put(self, packed: Tensor, values: Tensor) -> None:
-        """Writes (count, length, ...) into (tokens + 1, ...); padding goes into the last row."""
+        """Writes (count, length, ...) into (tokens + 1, ...). Padding is written to the last row."""
         if self.targets is None:
             packed[self.start : self.start + self.length] = values[0]
         else:
@@ -79,14 +79,15 @@ class _Group:
 def _groups(
     lengths: tuple[int, ...], window: int | None, causal: bool, head_dim: int, dtype: torch.dtype
 ) -> tuple[_Group, ...]:
-    """Short sequences by their padded length, each longer one alone.
+    """Groups short sequences by padded length; each longer sequence is a group of its own.
 
     Args:
-        lengths: Of all sequences.
+        lengths: Lengths of all sequences.
         window: As in `attention`.
         causal: As in `attention`.
-        head_dim: Of queries, keys and values.
-        dtype: Of queries, keys and values, and of a longer sequence's scores; short ones have them in fp32 at least.
+        head_dim: Channels of a head.
+        dtype: Dtype of queries, keys and values, and of the scores of longer sequences. Scores of short sequences have
+            at least fp32.
     """
     groups, short = [], defaultdict(list)
     for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
@@ -114,8 +115,8 @@ def _short_group(
     starts, lengths = torch.tensor(members).T[:, :, None]
     positions = torch.arange(padded)
     padding = positions >= lengths
-    own = torch.minimum(positions, lengths - 1)  # a padded query is one more copy of the last, and sees what that sees
-    # What there is to be hidden is told from numbers of the host, so that compiled code has no branch on a tensor.
+    own = torch.minimum(positions, lengths - 1)  # a padded query is a copy of the last one and attends to the same keys
+    # Host numbers decide whether a bias is needed, so that compiled code does not branch on a tensor.
     is_padded = any(length < padded for _, length in members)
     is_limited = causal or (window is not None and padded > window // 2 + 1)
     hidden = padding[:, None]
@@ -133,7 +134,7 @@ def _short_group(
 
 
 def is_hidden(distance: Tensor, window: int | None, causal: bool) -> Tensor:
-    """True where a query may not see the key that lies `distance` tokens before it."""
+    """Returns True if a query must not attend to the key that is `distance` tokens before it."""
     hidden = distance < 0 if causal else torch.zeros_like(distance, dtype=torch.bool)
     return hidden if window is None else hidden | (distance.abs() > window // 2)
 
@@ -141,7 +142,7 @@ def is_hidden(distance: Tensor, window: int | None, causal: bool) -> Tensor:
 def score_bias(
     length: int, window: int | None, causal: bool, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> Tensor | None:
-    """(length, length): 0 where the query of the row sees the key of the column, else -inf; None where all is seen."""
+    """Returns (length, length): 0 if the query (row) attends to the key (column), else -inf; None if all do."""
     if not causal and (window is None or length <= window // 2 + 1):
         return None
     positions = torch.arange(length, device=device)
@@ -154,7 +155,7 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 
 
 def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, group: _Group) -> Tensor:
-    """Queries, keys and values (3, count * heads, length, head_dim) in the dtype of the scores, turned."""
+    """Returns rotated queries, keys and values (3, count * heads, length, head_dim) in the dtype of the scores."""
     parts = group.take(qkv).permute(3, 0, 2, 1, 4)
     dtype = qkv.dtype if group.rows is None else _at_least_fp32(qkv.dtype)
     if rotary is None:
@@ -166,17 +167,17 @@ def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, group: _Group) -
 
 
 _kept_groups = lru_cache(maxsize=4)(_groups)
-"""All layers of a step, and its backward pass, have the same groups."""
+"""Groups of the last lengths: all layers of a step and its backward pass use the same groups."""
 
 
 def _groups_for(qkv: Tensor, lengths: tuple[int, ...], window: int | None, causal: bool) -> tuple[_Group, ...]:
-    # What is made while code is traced, or for tensors without values, must not be met again by a real step.
+    # Do not cache groups built under tracing or for fake tensors; a real step must not reuse them.
     is_real = not torch.compiler.is_compiling() and detect_fake_mode() is None
     return (_kept_groups if is_real else _groups)(lengths, window, causal, qkv.shape[-1], qkv.dtype)
 
 
 class CpuPackedAttention(torch.autograd.Function):
-    """`apply(qkv (tokens, heads, 3, head_dim), rotary, lengths, window, causal)` gives (tokens, heads, head_dim)."""
+    """`apply(qkv (tokens, heads, 3, head_dim), rotary, lengths, window, causal)` returns (tokens, heads, head_dim)."""
 
     @staticmethod
     def forward(
@@ -187,7 +188,7 @@ class CpuPackedAttention(torch.autograd.Function):
         window: int | None,
         causal: bool,
     ) -> Tensor:
-        """Keeps what each group was computed from, and its probabilities, where a gradient will be wanted."""
+        """Saves the inputs and probabilities of each group if a gradient is needed."""
         num_tokens, num_heads, _, head_dim = qkv.shape
         output = qkv.new_empty(num_tokens + 1, num_heads, head_dim)
         groups, kept = _groups_for(qkv, lengths, window, causal), []
@@ -212,7 +213,7 @@ class CpuPackedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Gradient in the layout of qkv, the rotation undone."""
+        """Returns the gradient in the layout of qkv, with the rotation reversed."""
         saved = ctx.saved_tensors
         rotary, kept = saved[: 2 * ctx.has_rotary], saved[2 * ctx.has_rotary :]
         num_tokens, num_heads, head_dim = grad_output.shape

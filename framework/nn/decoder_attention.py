@@ -1,6 +1,6 @@
-"""The two attentions of a decoder: of a target's tokens to those before them, and to all tokens of its source.
+"""Attention of a decoder: causal self-attention of the target, and cross-attention to the source.
 
-Both also work one token at a time, with a cache of keys and values, for searches.
+For searches, both also work token by token with a cache of keys and values.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from framework.nn.attention_backend import cross_attention, self_attention
 
 @dataclass(slots=True)
 class AttentionCache:
-    """What one decoder layer keeps while hypotheses grow by one token after another, all of them equally long.
+    """Keys and values of one decoder layer for hypotheses of equal length that grow token by token.
 
     Attributes:
         keys: (hypotheses, positions, heads, head_dim) of self-attention; None before the first token.
@@ -30,12 +30,12 @@ class AttentionCache:
     source_values: Tensor | None = None
 
     def select(self, parents: Tensor) -> None:
-        """Keeps the hypotheses at the places `parents` (hypotheses,) int64, in that order, perhaps several times."""
+        """Selects the hypotheses with the indices `parents` (hypotheses,) int64, in that order; repeats are allowed."""
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.index_select(0, parents), self.values.index_select(0, parents)
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds one token to each hypothesis, (hypotheses, heads, head_dim) each; returns all keys and values."""
+        """Appends one token to each hypothesis, (hypotheses, heads, head_dim) each, and returns all keys and values."""
         keys, values = keys[:, None], values[:, None]
         if self.keys is not None and self.values is not None:
             keys, values = torch.cat((self.keys, keys), dim=1), torch.cat((self.values, values), dim=1)
@@ -44,12 +44,12 @@ class AttentionCache:
 
 
 class CausalSelfAttention(nn.Module):
-    """Self-attention in which a token sees itself and what is before it; parameters as those of `SelfAttention`.
+    """Causal self-attention: a token attends to itself and earlier tokens. Parameters are those of `SelfAttention`.
 
     Args:
-        hidden_size: Width.
-        num_heads: Heads; divides hidden_size.
-        bias: Both projections have biases.
+        hidden_size: Width of the input and output.
+        num_heads: Number of heads, a divisor of hidden_size.
+        bias: Adds biases to both projections.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool) -> None:
@@ -62,9 +62,9 @@ class CausalSelfAttention(nn.Module):
         """Attends within each sequence, or to the cached tokens of each hypothesis.
 
         Args:
-            hidden_states: (tokens, hidden); with a cache one token of each hypothesis.
-            batch: Gives the offsets of the sequences; not read with a cache.
-            cache: Of the earlier tokens; these are added.
+            hidden_states: (tokens, hidden); with a cache, one token of each hypothesis.
+            batch: Batch with the offsets of the sequences; not used with a cache.
+            cache: Cache of the earlier tokens, to which these are appended.
 
         Returns:
             (tokens, hidden).
@@ -74,7 +74,7 @@ class CausalSelfAttention(nn.Module):
             mixed = self_attention(qkv, None, batch.cu_seqlens, batch.lengths, batch.max_seqlen, causal=True)
         else:
             keys, values = cache.append(qkv[:, :, 1], qkv[:, :, 2])
-            # All hypotheses are equally long, so that a rectangle has no padding here.
+            # All hypotheses have the same length, so this rectangle has no padding.
             query = qkv[:, :, :1].contiguous()
             mixed = functional.scaled_dot_product_attention(query, keys.transpose(1, 2), values.transpose(1, 2))[
                 :, :, 0
@@ -83,12 +83,12 @@ class CausalSelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of a target's tokens to all tokens of its source (Vaswani et al. 2017, section 3.2.3).
+    """Cross-attention of the tokens of a target to all tokens of its source (Vaswani et al. 2017, section 3.2.3).
 
     Args:
-        hidden_size: Width of both sides.
-        num_heads: Heads; divides hidden_size.
-        bias: All projections have biases.
+        hidden_size: Width of source and target.
+        num_heads: Number of heads, a divisor of hidden_size.
+        bias: Adds biases to all projections.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, bias: bool) -> None:
@@ -111,10 +111,11 @@ class CrossAttention(nn.Module):
 
         Args:
             hidden_states: (target tokens, hidden).
-            batch: Offsets of the targets; with a cache a sequence holds one token of each hypothesis of a source.
-            source_states: (source tokens, hidden); not read where the cache holds their keys and values.
-            sources: Offsets of the sources.
-            cache: Keeps keys and values of the sources from the first call on.
+            batch: Batch with the offsets of the targets. With a cache, a sequence holds one token of each hypothesis of
+                a source.
+            source_states: (source tokens, hidden); not used if the cache holds their keys and values.
+            sources: Batch with the offsets of the sources.
+            cache: Cache that keeps keys and values of the sources from the first call.
 
         Returns:
             (target tokens, hidden).

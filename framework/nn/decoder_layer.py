@@ -11,15 +11,15 @@ class DecoderLayer(nn.Module):
     """Three residual branches, norm(x + block(x)) each (Vaswani et al. 2017, section 3.1).
 
     Args:
-        attention: Of targets to themselves.
-        attention_norm: After it.
-        cross_attention: Of targets to sources.
-        cross_attention_norm: After it.
+        attention: Causal self-attention of the targets.
+        attention_norm: Norm after self-attention.
+        cross_attention: Attention of the targets to the sources.
+        cross_attention_norm: Norm after cross-attention.
         feed_forward: Feed-forward block.
-        feed_forward_norm: After it.
-        attention_output_dropout: On what self-attention adds.
-        cross_attention_output_dropout: On what cross-attention adds.
-        feed_forward_output_dropout: On what feed-forward adds.
+        feed_forward_norm: Norm after the feed-forward block.
+        attention_output_dropout: Dropout on the output of self-attention.
+        cross_attention_output_dropout: Dropout on the output of cross-attention.
+        feed_forward_output_dropout: Dropout on the output of the feed-forward block.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class DecoderLayer(nn.Module):
 
         Args:
             hidden_states: (target tokens, hidden).
-            batch: Offsets of the targets (see `CrossAttention.forward` for those of hypotheses).
+            batch: Batch with the offsets of the targets (for hypotheses see `CrossAttention.forward`).
             source_states: (source tokens, hidden).
-            sources: Offsets of the sources.
-            dropout_keys: (target tokens,) int64 of this layer (`layer_keys`); None switches dropout off.
-            cache: Of this layer, where hypotheses grow token by token.
+            sources: Batch with the offsets of the sources.
+            dropout_keys: (target tokens,) int64 keys of this layer (`layer_keys`); None disables dropout.
+            cache: Cache of this layer for hypotheses that grow token by token.
         """
         attended = self.attention(hidden_states, batch, cache)
         x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=hidden_states))

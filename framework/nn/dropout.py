@@ -1,8 +1,8 @@
 """Dropout whose mask is a hash of (seed, step, pass, sequence, position, layer, site, channel).
 
-The mask of a token does not depend on where the token lies in which micro-batch on which rank, and computing a layer
-again gives it again, so that no generator state is kept anywhere. The hash is SplitMix64 (Steele, Lea, Flood 2014):
-each token's key starts a stream, and each 64-bit output decides four channels, 15 bits each.
+The mask of a token does not depend on rank, micro-batch or position in the batch, and recomputing a layer gives the
+same mask, so no generator state is needed. The hash is SplitMix64 (Steele, Lea, Flood 2014): the key of a token starts a
+stream, and each 64-bit output decides four channels with 15 bits each.
 """
 
 import importlib.util
@@ -27,23 +27,23 @@ _NO_LAYER = -1
 
 
 def _signed(value: int) -> int:
-    """The int64 that has the same 64 bits."""
+    """Returns the int64 with the same 64 bits."""
     value &= 0xFFFFFFFFFFFFFFFF
     return value - (1 << 64) if value >> 63 else value
 
 
 def _in_each_lane(value: int) -> int:
-    """A word whose four 16-bit lanes hold the value."""
+    """Returns a word with the value in each of its four 16-bit lanes."""
     return _signed(value * 0x0001000100010001)
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift (torch shifts int64 arithmetically)."""
+    """Shifts logically (torch shifts int64 arithmetically)."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """`framework.random.mix` with base 0, on int64 tensors."""
+    """Computes `framework.random.mix` with base 0 on int64 tensors."""
     x = x + _signed(GOLDEN)
     x = (x ^ _shift_right(x, 30)) * _signed(MULTIPLIER_1)
     x = (x ^ _shift_right(x, 27)) * _signed(MULTIPLIER_2)
@@ -51,13 +51,13 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Tensor:
-    """The dropout key of each token.
+    """Returns the dropout key of each token.
 
     Args:
         seed: The run's seed.
         step: Optimizer steps completed before this one.
-        pass_index: Which forward pass over the same data within the step (0 where there is only one).
-        batch: Gives sequence ids and positions.
+        pass_index: Index of the forward pass over the same data within the step.
+        batch: Batch with sequence ids and positions.
 
     Returns:
         (tokens,) int64, on the batch's device.
@@ -70,14 +70,13 @@ def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Ten
 
 
 def decoder_keys(dropout_keys: Tensor | None, batch: PackedBatch) -> Tensor | None:
-    """The dropout key of each token that a decoder reads.
+    """Returns the dropout key of each token of the decoder input.
 
-    A function of what `token_keys` is one of, by way of the key of the sequence's first token, and of the position in
-    the decoder.
+    It is a function of the key of the sequence's first token (`token_keys`) and of the position in the decoder input.
 
     Args:
-        dropout_keys: (tokens,) int64 of the batch's own tokens; None switches dropout off.
-        batch: With `decoder_inputs`.
+        dropout_keys: (tokens,) int64 keys of the batch's own tokens; None disables dropout.
+        batch: Batch with `decoder_inputs`.
 
     Returns:
         (tokens of decoder_inputs,) int64.
@@ -92,40 +91,39 @@ def decoder_keys(dropout_keys: Tensor | None, batch: PackedBatch) -> Tensor | No
 
 
 def _is_little_endian_cpu(x: Tensor) -> bool:
-    """Whether lane 0 comes first in memory and looking at it there is cheapest (a compiler would rather see shifts)."""
+    """Returns True if reading lanes from memory is valid and fastest: eager, little-endian CPU."""
     return x.device.type == "cpu" and sys.byteorder == "little"
 
 
 def layer_keys(dropout_keys: Tensor | None, num_layers: int) -> Sequence[Tensor | None]:
-    """The keys of each layer of a stack, each a function of the token's key and the layer's index.
+    """Returns the keys of each layer of a stack, as functions of the token's key and the layer index.
 
-    Equal layers get their keys from outside, so that they stay equal: with the index inside, each would be compiled
-    anew. Those of all layers are drawn at once; one after another they were a tenth of the kernels of a step.
+    Layers receive their keys as inputs: with the index inside, torch would compile each layer separately. The keys of
+    all layers are computed at once; layer by layer they took a tenth of the kernels of a step.
 
     Args:
-        dropout_keys: (tokens,) int64; None switches dropout off.
-        num_layers: Layers of the stack.
+        dropout_keys: (tokens,) int64; None disables dropout.
+        num_layers: Number of layers.
 
     Returns:
-        For each layer (tokens,) int64, or None.
+        (tokens,) int64 or None for each layer.
     """
     if dropout_keys is None:
         return [None] * num_layers
-    of_layers = [dropout_keys ^ _signed(key("dropout layer", layer)) for layer in range(num_layers)]
-    return _mix(torch.stack(of_layers)).unbind()
+    layers = [dropout_keys ^ _signed(key("dropout layer", layer)) for layer in range(num_layers)]
+    return _mix(torch.stack(layers)).unbind()
 
 
 def _scale(threshold: int) -> float:
-    """By what the channels that are kept are multiplied."""
+    """Returns the factor of kept channels."""
     return 1.0 / (1.0 - threshold / _RESOLUTION)
 
 
 def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_key: int) -> Tensor:
-    """Draws which channels of each token are kept, and by what they are multiplied.
+    """Draws the mask of each token, scaled for kept channels.
 
-    All passes work in place on 64-bit words, four channels each; only the last one touches one number a channel. Torch
-    shifts int64 arithmetically where SplitMix64 shifts logically, which is as good a hash except for the highest bit of
-    a word; no lane uses that one.
+    All passes but the last work in place on 64-bit words of four channels each. Torch shifts int64 arithmetically,
+    while SplitMix64 shifts logically. This is as good a hash except for the highest bit of a word, which no lane uses.
 
     Args:
         dropout_keys: (tokens,) int64.
@@ -139,7 +137,7 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     num_words = -(-num_channels // _LANES)
     streams = _mix(dropout_keys ^ _signed(site_key))
     # Word i of a stream is stream + i * golden, here as (stream / golden + i) * golden: inductor takes a number times a
-    # range for an index, and then makes kernels whose factor does not fit 32 bits.
+    # range for an index, and generates kernels whose factor does not fit into 32 bits.
     words = (streams * _signed(_GOLDEN_INVERSE)).unsqueeze(1) + torch.arange(1, num_words + 1, device=streams.device)
     words.mul_(_signed(GOLDEN))
     for bits, multiplier in ((30, MULTIPLIER_1), (27, MULTIPLIER_2)):
@@ -151,18 +149,18 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     if _is_little_endian_cpu(words):
         keep = words.view(torch.int16)
     else:
-        # Shifts by numbers: with a tensor of them torch 2.13's inductor made wrong masks on the CPU.
+        # Shift by numbers: with a tensor of shifts, inductor of torch 2.13 computed wrong masks on the CPU.
         keep = torch.stack([(words >> 16 * lane) & 1 for lane in range(_LANES)], dim=2).flatten(1)
     return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(_scale(threshold))
 
 
 def _has_kernel(x: Tensor) -> bool:
-    """Whether a kernel of our own does it at once, also within compiled layers; fake tensors have no memory for it."""
+    """Returns True if the Triton kernel applies, also within compiled layers. Fake tensors have no memory for it."""
     return x.is_cuda and _HAS_TRITON and (torch.compiler.is_compiling() or detect_fake_mode() is None)
 
 
 class _MaskedSum(torch.autograd.Function):
-    """x * mask, added to residual where there is one; one pass forward and one backward."""
+    """Computes x * mask, plus the residual if given, in one pass forward and one backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor, residual: Tensor | None) -> Tensor:
@@ -182,11 +180,11 @@ class _MaskedSum(torch.autograd.Function):
 
 
 class HashedDropout(nn.Module):
-    """Dropout at one place of the model.
+    """Dropout at one position of the model.
 
     Args:
-        prob: Probability of dropping a channel, rounded to a multiple of 2**-15; the scale of what is kept is exact for
-            the rounded one.
+        prob: Probability of dropping a channel, rounded to a multiple of 2**-15. The scale of kept channels is exact for
+            the rounded probability.
         site: Name of the position within a layer, or within the model.
     """
 
@@ -202,11 +200,11 @@ class HashedDropout(nn.Module):
 
         Args:
             x: (tokens, channels), or (sequences, channels) with keys of that many tokens.
-            dropout_keys: (tokens,) int64 from `token_keys`; None switches dropout off.
-            residual: Like x, in fp32; added after dropout, in the same pass.
+            dropout_keys: (tokens,) int64 from `token_keys`; None disables dropout.
+            residual: Tensor like x in fp32, added after dropout in the same pass.
 
         Returns:
-            Like x; fp32 where a residual was added.
+            Tensor like x; fp32 if a residual was added.
         """
         if dropout_keys is None or self.threshold == 0:
             return x if residual is None else residual + x
@@ -218,5 +216,5 @@ class HashedDropout(nn.Module):
         return _MaskedSum.apply(x, dropout_mask(dropout_keys, x.shape[1], self.threshold, self.site_key), residual)
 
     def extra_repr(self) -> str:
-        """Shows what the constructor was given."""
+        """Returns the constructor arguments for `repr`."""
         return f"prob={self.prob}, site={self.site!r}"

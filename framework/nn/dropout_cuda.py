@@ -1,11 +1,11 @@
-"""Hashed dropout as one Triton kernel: the mask is drawn where it is used, and drawn again for the gradient.
+"""Hashed dropout as one Triton kernel, which draws the mask in registers and redraws it for the gradient.
 
-The masks are those of `dropout.dropout_mask`, which as PyTorch operators costs some twenty kernels a site and memory
-for an fp32 mask. Triton comes with PyTorch for CUDA; importing this module needs it.
+The masks equal those of `dropout.dropout_mask`, which takes about twenty kernels per site and memory for an fp32 mask.
+This module requires Triton, which is part of PyTorch for CUDA.
 """
 
 # mypy: disable-error-code="no-untyped-def"
-# What Triton compiles has types of its own.
+# Triton functions have their own types.
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _WORDS = 256
-"""64-bit words of one program."""
+"""Number of 64-bit words per program."""
 
 _GOLDEN = tl.constexpr(-7046029254386353131)
 _MULTIPLIER_1 = tl.constexpr(-4658895280553007687)
@@ -26,7 +26,7 @@ _LANES = tl.constexpr(4)
 
 @triton.jit
 def _mix(x):
-    """`dropout._mix`: SplitMix64 with logical shifts."""
+    """Computes `dropout._mix`: SplitMix64 with logical shifts."""
     x = x + _GOLDEN
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MULTIPLIER_1
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MULTIPLIER_2
@@ -47,20 +47,20 @@ def _kernel(
     has_residual: tl.constexpr,
     words: tl.constexpr,
 ):
-    """Writes out = x * mask (+ residual) for words words, each of which decides four channels of a token.
+    """Writes out = x * mask (+ residual) for `words` words. Each word decides four channels of a token.
 
     Args:
         x: (tokens, channels), contiguous.
         dropout_keys: (tokens,) int64.
-        residual: Like x; not read without has_residual.
-        out: Like x.
-        threshold: A channel is kept where its 15 bits are not below.
-        scale: Of what is kept.
-        num_words: Of all tokens.
-        num_channels: Of a token.
-        site_key: int64. A constant, as a model has few sites, and inductor takes a negative argument for an int32.
-        has_residual: Whether there is one.
-        words: Of a program.
+        residual: Tensor like x; not read without has_residual.
+        out: Tensor like x.
+        threshold: A channel is kept if its 15 bits are not below it.
+        scale: Factor of kept channels.
+        num_words: Number of words of all tokens.
+        num_channels: Number of channels of a token.
+        site_key: int64 constant: a model has few sites, and inductor takes a negative argument for an int32.
+        has_residual: True if there is a residual.
+        words: Number of words per program.
     """
     word = tl.program_id(0).to(tl.int64) * words + tl.arange(0, words)
     words_of_token = (num_channels + _LANES - 1) // _LANES
@@ -83,13 +83,13 @@ def _kernel(
 
 
 class FusedDropout(torch.autograd.Function):
-    """x times its mask, added to a residual where there is one; one pass forward and one backward."""
+    """Computes x times its mask, plus the residual if given, in one pass forward and one backward."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, dropout_keys: Tensor, residual: Tensor | None, threshold: int, scale: float, site_key: int
     ) -> Tensor:
-        """Args: as of `HashedDropout`; scale: of what is kept; site_key: as int64."""
+        """Applies the kernel; see `HashedDropout` for the arguments, and `_kernel` for scale and site_key."""
         ctx.save_for_backward(dropout_keys)
         ctx.draw = (threshold, scale, site_key)
         ctx.x_dtype = x.dtype
@@ -102,7 +102,7 @@ class FusedDropout(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of x and of the residual."""
+        """Returns the gradients of x and of the residual."""
         (dropout_keys,) = ctx.saved_tensors
         grad_x = torch.empty_like(grad, dtype=ctx.x_dtype, memory_format=torch.contiguous_format)
         _run(grad, dropout_keys, None, grad_x, *ctx.draw)

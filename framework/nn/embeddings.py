@@ -1,4 +1,4 @@
-"""Token embeddings: words, and where the model has them learned positions and segments; then norm and dropout."""
+"""Token embeddings: words, optionally learned positions and segments, followed by norm and dropout."""
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,12 +13,12 @@ class TokenEmbeddings(nn.Module):
 
     Args:
         vocab_size: Rows of the word table.
-        hidden_size: Width.
-        num_positions: Rows of the position table; 0 for none.
+        hidden_size: Width of the embeddings.
+        num_positions: Rows of the position table; 0: no table.
         position_offset: Row of position 0.
-        type_vocab_size: Rows of the segment table; 0 for none. With one row, every token gets it.
-        norm: Applied to the sum.
-        dropout: Applied after the norm.
+        type_vocab_size: Rows of the segment table; 0: no table. With one row, every token uses it.
+        norm: Norm of the sum.
+        dropout: Dropout after the norm.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class FeedForward(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """Gated feed-forward block: down(activation(gate(x)) * up(x))."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, activation: str, bias: bool) -> None:
         super().__init__()

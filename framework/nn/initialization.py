@@ -1,4 +1,4 @@
-"""Initial values: each parameter is a function of (seed, its name), so that any rank can make any of them alone."""
+"""Initial values: each parameter is a function of (seed, name), so any rank can compute any parameter by itself."""
 
 import functools
 import math
@@ -25,19 +25,19 @@ def without_wrappers(name: str) -> str:
 
 
 class InitializationSettings(Protocol):
-    """What initial values need to know of a config."""
+    """Settings of a config that decide initial values."""
 
     @property
     def num_layers(self) -> int:
-        """Transformer layers."""
+        """Number of Transformer layers."""
 
     @property
     def initializer_range(self) -> float:
-        """Standard deviation."""
+        """Standard deviation of the weights."""
 
     @property
     def output_initialization(self) -> str:
-        """Of the maps that write to the residual stream: "normal", "scaled" or "zero"."""
+        """Rule for linear layers that write to the residual stream: "normal", "scaled" or "zero"."""
 
 
 def _normal(seed: int, name: str, shape: torch.Size, std: float) -> Tensor:
@@ -46,7 +46,7 @@ def _normal(seed: int, name: str, shape: torch.Size, std: float) -> Tensor:
 
 
 def _std(name: str, config: InitializationSettings) -> float:
-    """Standard deviation of one weight matrix."""
+    """Returns the standard deviation of one weight matrix."""
     if not name.endswith(_RESIDUAL_OUTPUTS) or config.output_initialization == "normal":
         return config.initializer_range
     if config.output_initialization == "zero":
@@ -57,19 +57,19 @@ def _std(name: str, config: InitializationSettings) -> float:
 def initial_values(
     model: nn.Module, config: InitializationSettings, seed: int
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Gives a maker of the initial value of each parameter; the model may be on the meta device or sharded.
+    """Yields a function that computes the initial value of each parameter.
 
-    Weights of linear maps and embeddings are normal, biases and the B of low-rank updates 0, norm weights 1. A tied
-    parameter comes once, under its first name.
+    The model may be on the meta device or sharded. Weights of linear layers and embeddings are normal, biases and the B
+    of low-rank updates are 0, norm weights are 1. A tied parameter appears once, under its first name.
 
     Args:
-        model: Only its parameters' names and shapes and its modules' classes are read.
-        config: Standard deviation and the rule for the residual outputs.
-        seed: The run's seed.
+        model: Model, of which only parameter names, shapes and module classes are read.
+        config: Standard deviation and the rule for residual outputs.
+        seed: Seed of the run.
 
     Yields:
-        The name as in `model.named_parameters()`, and a function that makes the full value: fp32, on the CPU, depending
-        on the seed and the name only (what torch.compile and activation checkpointing insert into names is left out).
+        Name as in `model.named_parameters()`, and a function that returns the full value: fp32, on the CPU, a function
+        of the seed and of the name without wrappers.
     """
     norms = {id(module.weight) for module in model.modules() if isinstance(module, LayerNorm)}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""One encoder layer: attention and feed-forward, each in a residual branch with a norm and dropout."""
+"""One encoder layer: attention and feed-forward, each in a residual branch with norm and dropout."""
 
 from torch import Tensor, nn
 
@@ -15,8 +15,8 @@ class EncoderLayer(nn.Module):
         attention_norm: Norm of the attention branch.
         feed_forward: Feed-forward block.
         feed_forward_norm: Norm of the feed-forward branch.
-        attention_output_dropout: On what attention adds.
-        feed_forward_output_dropout: On what feed-forward adds.
+        attention_output_dropout: Dropout on the output of attention.
+        feed_forward_output_dropout: Dropout on the output of feed-forward.
         norm_placement: "post": norm(x + block(x)) (BERT); "pre": x + block(norm(x)) (Xiong et al. 2020).
     """
 
@@ -46,7 +46,7 @@ class EncoderLayer(nn.Module):
         rotary: tuple[Tensor, Tensor] | None,
         dropout_keys: Tensor | None,
     ) -> Tensor:
-        """Maps (tokens, hidden) to (tokens, hidden); dropout_keys are those of this layer (`layer_keys`)."""
+        """Maps (tokens, hidden) to (tokens, hidden), with the dropout keys of this layer (`layer_keys`)."""
         x = hidden_states
         if self.norm_placement == "pre":
             attended = self.attention(self.attention_norm(x), batch, rotary)

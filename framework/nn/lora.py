@@ -1,10 +1,10 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): frozen linear maps, each with a trained update of low rank.
+"""LoRA (Hu et al. 2021, arXiv:2106.09685, section 4.1): frozen linear layers with trained low-rank updates.
 
     y = x W' + b + (alpha / rank) (x A') B'
 
-A is normal and B zero at the start, so that training begins at the frozen map. Weights of the map keep their names, and
-queries, keys and values, which are one weight here, have updates of their own. There is no dropout inside: that of the
-layers acts on the sum. `merge_lora` adds the updates to the weights; what is left is a model as any other.
+A is normal and B zero at the start, so training begins at the frozen layer. Weights keep their names. Queries, keys and
+values share one weight here but have separate updates. There is no dropout inside the update: the dropout of the layers
+acts on the sum. `merge_lora` adds the updates to the weights and returns the state of an ordinary model.
 """
 
 import re
@@ -24,26 +24,26 @@ PARTS = {
     "feed_forward.up": ("up",),
     "feed_forward.down": ("down",),
 }
-"""Linear maps of a layer, and what their outputs are parts of: the targets of updates."""
+"""Linear layers of an encoder layer, with the parts of their outputs: the targets of updates."""
 
 TARGETS = tuple(part for parts in PARTS.values() for part in parts)
 
 LORA_PARAMETERS = ("*.lora_a", "*.lora_b")
-"""Shell patterns of the names of all updates."""
+"""Shell patterns of the names of update parameters."""
 
 _NAME = re.compile(r"(?P<map>.+)\.updates\.(?P<part>\w+)\.lora_[ab]")
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Which maps get an update, and of which size.
+    """Targets and size of low-rank updates.
 
     Attributes:
-        rank: Rows of A and columns of B, at least 1.
-        alpha: The update is multiplied by alpha / rank.
-        targets: Of `TARGETS`: "query", "key", "value" and "output" of attention, "gate", "up" and "down" of
+        rank: Rank of the updates (rows of A, columns of B), at least 1.
+        alpha: Scale: updates are multiplied by alpha / rank.
+        targets: Names from `TARGETS`: "query", "key", "value" and "output" of attention, "gate", "up" and "down" of
             feed-forward.
-        train_also: Shell patterns of names of other parameters that are trained.
+        train_also: Shell patterns of the names of other trained parameters.
     """
 
     rank: int
@@ -53,24 +53,24 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ConfigError(f"`adapter.rank` is {self.rank}, but it must be at least 1; 8 is usual.")
+            raise ConfigError(f"`adapter.rank` is {self.rank}. It must be at least 1. A usual value is 8.")
         if not self.alpha > 0:
             raise ConfigError(
-                f"`adapter.alpha` is {self.alpha}, but it must be greater than 0; twice the rank is usual."
+                f"`adapter.alpha` is {self.alpha}. It must be greater than 0. A usual value is twice the rank."
             )
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown or not self.targets:
-            what = f"has {unknown[0]!r}, which is no map of a layer" if unknown else "is empty"
-            raise ConfigError(f"`adapter.targets` {what}; choose some of {', '.join(TARGETS)}.")
+            what = f"has {unknown[0]!r}, which is no linear layer" if unknown else "is empty"
+            raise ConfigError(f"`adapter.targets` {what}. Choose some of {', '.join(TARGETS)}.")
 
     @property
     def scaling(self) -> float:
-        """By what the product of A and B is multiplied."""
+        """Factor applied to B @ A."""
         return self.alpha / self.rank
 
 
 class LowRankUpdate(nn.Module):
-    """scaling * B A, as a map (tokens, in) to (tokens, out).
+    """Low-rank update scaling * B A, from (tokens, in) to (tokens, out).
 
     Attributes:
         lora_a: (rank, in).
@@ -89,13 +89,13 @@ class LowRankUpdate(nn.Module):
 
 
 class LoraLinear(nn.Linear):
-    """A linear map with an update for some of its parts.
+    """Linear layer with updates for some parts of its output.
 
     Args:
-        linear: The map; its parameters become those of this module.
+        linear: Linear layer, whose parameters become those of this module.
         parts: Names of the parts of its output, in the order of `fuse_parts`.
-        num_heads: For `fuse_parts`.
-        settings: Says which of the parts have an update.
+        num_heads: Number of attention heads, for `fuse_parts`.
+        settings: Settings that select the parts with an update.
     """
 
     def __init__(self, linear: nn.Linear, parts: Sequence[str], num_heads: int, settings: LoraSettings) -> None:
@@ -120,22 +120,22 @@ class LoraLinear(nn.Linear):
 
 
 def fuse_parts(parts: Sequence[Tensor], num_heads: int) -> Tensor:
-    """Joins the outputs of several maps, each (tokens, out), as one map with rows ordered (heads, parts, head_dim)."""
+    """Joins outputs of several layers, each (tokens, out), in the order (heads, parts, head_dim) of a fused layer."""
     if len(parts) == 1:
         return parts[0]
     return torch.stack([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-2).flatten(-3)
 
 
 def apply_lora(layers: Iterable[nn.Module], num_heads: int, settings: LoraSettings) -> None:
-    """Gives maps of each layer their updates, in place; before anything else is applied to the layers.
+    """Adds updates to the linear layers in place. Call it before anything else is applied to the layers.
 
     Args:
-        layers: Of the encoder; new parameters are made on torch's default device.
-        num_heads: Of attention.
-        settings: Which maps, and of which rank.
+        layers: Layers of the encoder. New parameters are created on torch's default device.
+        num_heads: Number of attention heads.
+        settings: Targets and rank of the updates.
 
     Raises:
-        ConfigError: A target is a map that the layers do not have.
+        ConfigError: The layers lack a target.
     """
     for layer in layers:
         modules = dict(layer.named_modules())
@@ -145,18 +145,18 @@ def apply_lora(layers: Iterable[nn.Module], num_heads: int, settings: LoraSettin
                 continue
             linear = modules.get(path)
             if not isinstance(linear, nn.Linear):
-                raise ConfigError(f"`adapter.targets` has {wanted[0]!r}, which this model has not; leave it out.")
+                raise ConfigError(f"`adapter.targets` has {wanted[0]!r}, which this model lacks. Remove it.")
             parent, _, name = path.rpartition(".")
             setattr(modules[parent], name, LoraLinear(linear, parts, num_heads, settings))
 
 
 def is_update(name: str) -> bool:
-    """Says whether a parameter's name is that of an update."""
+    """Returns True if a parameter belongs to an update, by its name."""
     return _NAME.fullmatch(name) is not None
 
 
 def updates_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The names of maps that have updates, each with its parts that have one."""
+    """Returns the linear layers with updates by name, each with its updated parts."""
     found: dict[str, dict[str, None]] = {}
     for name in names:
         if match := _NAME.fullmatch(name):
@@ -165,22 +165,22 @@ def updates_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def factors(state: Mapping[str, Tensor], linear: str, part: str) -> tuple[Tensor, Tensor]:
-    """A (rank, in) of a part's update, and B as fp32 columns (out of the part, rank)."""
+    """Returns A (rank, in) and B (out of the part, rank) of a part's update, in fp32."""
     prefix = f"{linear}.updates.{part}."
     return state[prefix + "lora_a"].float(), state[prefix + "lora_b"].float()
 
 
 def in_place_of(linear: str, part: str, rows: Tensor, num_heads: int) -> Tensor:
-    """Puts the rows of one part where the fused weight has them, with zeros elsewhere.
+    """Places the rows of one part at their position in the fused weight, with zeros elsewhere.
 
     Args:
-        linear: Name of the map.
-        part: One of its parts.
+        linear: Name of the linear layer.
+        part: Name of the part.
         rows: (out of the part, columns).
-        num_heads: Of attention.
+        num_heads: Number of attention heads.
 
     Returns:
-        (out of the map, columns).
+        (out of the linear layer, columns).
     """
     parts = next(parts for path, parts in PARTS.items() if linear.endswith(path))
     zeros = torch.zeros_like(rows)
@@ -192,11 +192,11 @@ def merge_lora(state: Mapping[str, Tensor], num_heads: int, settings: LoraSettin
 
     Args:
         state: Full tensors by parameter name.
-        num_heads: Of attention.
-        settings: With which the updates were trained.
+        num_heads: Number of attention heads.
+        settings: Settings with which the updates were trained.
 
     Returns:
-        The tensors of the model without updates.
+        Tensors of the model without updates.
     """
     merged = {name: tensor for name, tensor in state.items() if not is_update(name)}
     for linear, parts in updates_of(state).items():

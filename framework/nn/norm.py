@@ -1,4 +1,4 @@
-"""Layer normalisation (Ba, Kiros, Hinton 2016) that computes in fp32 whatever comes in."""
+"""Layer normalisation (Ba, Kiros, Hinton 2016) in fp32 for inputs of any floating dtype."""
 
 import torch
 from torch import Tensor, nn
@@ -20,5 +20,5 @@ class LayerNorm(nn.Module):
         return functional.layer_norm(x.float(), self.weight.shape, self.weight.float(), bias, self.eps)
 
     def extra_repr(self) -> str:
-        """Shows what the constructor was given."""
+        """Returns the constructor arguments for `repr`."""
         return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"

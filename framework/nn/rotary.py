@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class RotaryTable(nn.Module):
-    """Cosines and sines of every position, for one base of frequencies."""
+    """Table of the cosines and sines of every position, for one frequency base."""
 
     cos: Tensor
     sin: Tensor
@@ -21,7 +21,7 @@ class RotaryTable(nn.Module):
         self.reset_buffers()
 
     def reset_buffers(self) -> None:
-        """Fills the tables in place; call it after the module left the meta device."""
+        """Fills the tables in place; call it after moving the module from the meta device."""
         device = self.cos.device
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
         positions = torch.arange(self.num_positions, dtype=torch.float32, device=device)
@@ -35,15 +35,15 @@ class RotaryTable(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns each pair of dims by the angle of the token's position.
+    """Rotates each pair of dims by the angle of the token's position.
 
     Args:
-        x: Queries or keys, (tokens, ..., head_dim).
+        x: (tokens, ..., head_dim) queries or keys.
         cos: (tokens, head_dim / 2) fp32.
         sin: (tokens, head_dim / 2) fp32.
 
     Returns:
-        Like x, in x's dtype; the arithmetic is fp32.
+        Tensor like x, in the dtype of x; the arithmetic is fp32.
     """
     ones = (1,) * (x.dim() - 2)
     cos = cos.view(cos.shape[0], *ones, cos.shape[1])
@@ -53,10 +53,10 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """`apply_rotary` without a gradient and without most of its temporary tensors: five times faster on the CPU.
+    """Computes `apply_rotary` without a gradient and with few temporary tensors: five times faster on the CPU.
 
     Args:
-        out: Like x in other memory; any strides.
+        out: Output tensor like x in other memory, with any strides.
         x: (..., tokens, head_dim).
         cos: (tokens, head_dim / 2) fp32.
         sin: (tokens, head_dim / 2) fp32.

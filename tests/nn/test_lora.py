@@ -94,10 +94,10 @@ def test_training_begins_at_the_frozen_map(modern: bool):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rank": 0}, "`adapter.rank` is 0, but it must be at least 1"),
-        ({"alpha": 0.0}, "`adapter.alpha` is 0.0, but it must be greater than 0"),
-        ({"targets": []}, "`adapter.targets` is empty; choose some of query, key, value, output, gate, up, down"),
-        ({"targets": ["query", "qkv"]}, "`adapter.targets` has 'qkv', which is no map of a layer"),
+        ({"rank": 0}, "`adapter.rank` is 0. It must be at least 1"),
+        ({"alpha": 0.0}, "`adapter.alpha` is 0.0. It must be greater than 0"),
+        ({"targets": []}, "`adapter.targets` is empty. Choose some of query, key, value, output, gate, up, down"),
+        ({"targets": ["query", "qkv"]}, "`adapter.targets` has 'qkv', which is no linear layer"),
     ],
 )
 def test_settings_that_cannot_be(changes: dict, words: str):
@@ -106,5 +106,5 @@ def test_settings_that_cannot_be(changes: dict, words: str):
 
 
 def test_a_gate_that_the_model_does_not_have():
-    with pytest.raises(ConfigError, match=r"`adapter.targets` has 'gate', which this model has not"):
+    with pytest.raises(ConfigError, match=r"`adapter.targets` has 'gate', which this model lacks"):
         build(False, LoraSettings(RANK, ALPHA, ("query", "gate")))
