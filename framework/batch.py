@@ -1,9 +1,9 @@
-"""What travels from the data engine to the model, and the legend of shapes that every docstring uses.
+"""The packed batch that the data engine passes to the model, and the legend of shapes for all docstrings.
 
-Legend: `tokens` all tokens of one micro-batch laid end to end, filler included; `sequences` what attention may not
-leave (for next-sentence prediction one sequence holds two segments); `targets` the positions that a head predicts;
-`hidden` the width of the encoder; `heads` x `head_dim` = hidden; `vocab` the tokenizer's size; `labels` the classes of
-a task.
+Legend: `tokens` is the number of tokens of a micro-batch, filler included. `sequences` is the number of sequences;
+tokens attend only within their sequence (with next-sentence prediction one sequence has two segments). `targets` is the
+number of positions that a head predicts. `hidden` is the width of the encoder, `heads` x `head_dim` = hidden. `vocab`
+is the size of the tokenizer, and `labels` the number of classes of a task.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
-"""Target value that no loss counts (the convention of torch.nn.functional.cross_entropy)."""
+"""Target value that losses ignore (the convention of torch.nn.functional.cross_entropy)."""
 
 DUMMY_SEQUENCE_ID = -1
 """Sequence id of the filler sequences that complete a batch of fixed shape."""
@@ -22,27 +22,27 @@ DUMMY_SEQUENCE_ID = -1
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One micro-batch, packed: no padding to a rectangle.
+    """One micro-batch of packed sequences, without padding to a rectangle.
 
     Attributes:
         input_ids: (tokens,) int64.
         position_ids: (tokens,) int64, restarting at 0 in each sequence.
         token_type_ids: (tokens,) int64, the segment of each token.
         cu_seqlens: (sequences + 1,) int32, offsets of the sequences; first 0, last `tokens`.
-        sequence_ids: (sequences,) int64, the place of each sequence in the run's stream of sequences
-            (DUMMY_SEQUENCE_ID for filler); the identity that dropout and logs use.
-        lengths: The same lengths as in cu_seqlens, on the host, so that no layer has to synchronise.
-        max_seqlen: Upper bound of the lengths, in tokens; fixed by config where shapes are static.
-        num_sequences: Real sequences (they come first).
-        num_tokens: Real tokens, those of `decoder_inputs` included.
-        targets: What the task predicts, by name; first dim is `targets`, `sequences` or `tokens`, as the task says.
-            Index targets count from this micro-batch's first token.
-        counts: Targets (or their summed weight) of each loss term in this micro-batch, on the host.
-        group_size: Most sequences of an item: what a plan places as one may hold several that do not attend to each
-            other (an anchor and its positive, a question with each choice). `sequence_ids // group_size` is then the
-            place of the item in the run's stream of items.
-        decoder_inputs: What a decoder reads while it looks at this batch: as many sequences, in the same order and with
-            the same ids; its `targets` are the decoder's. None where the model has no decoder.
+        sequence_ids: (sequences,) int64, index of each sequence in the run's stream of sequences, DUMMY_SEQUENCE_ID for
+            filler. Dropout and logs identify sequences by it.
+        lengths: Lengths as in cu_seqlens, on the host, so that layers do not synchronise.
+        max_seqlen: Upper bound of the lengths in tokens, set by the config for static shapes.
+        num_sequences: Number of real sequences, which come first.
+        num_tokens: Number of real tokens, including those of `decoder_inputs`.
+        targets: Prediction targets by name. The task decides if the first dim is `targets`, `sequences` or `tokens`.
+            Index targets count from the first token of this micro-batch.
+        counts: Number (or summed weight) of the targets of each loss term in this micro-batch, on the host.
+        group_size: Maximum number of sequences of an item. A plan may place several sequences as one item, such as an
+            anchor and its positive, or a question with each choice. Then `sequence_ids // group_size` is the index of
+            the item in the run's stream of items.
+        decoder_inputs: Batch of the decoder: the same number of sequences, order and ids. Its `targets` are those of
+            the decoder. None if the model has no decoder.
     """
 
     input_ids: Tensor
@@ -60,12 +60,12 @@ class PackedBatch:
     decoder_inputs: "PackedBatch | None" = None
 
     def item_places(self) -> list[int]:
-        """Places of the real items, in their order; waits for the device."""
+        """Returns the indices of the real items in order. Synchronises with the device."""
         ids = self.sequence_ids[: self.num_sequences].tolist()
         return list(dict.fromkeys(sequence_id // self.group_size for sequence_id in ids))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """Copies the tensors to a device; host fields stay."""
+        """Copies the tensors to a device. Host fields stay on the host."""
         moved: dict[str, Any] = {
             field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
             for field in fields(self)
@@ -79,12 +79,12 @@ class PackedBatch:
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:
-    """One rank's share of one global step: what Lightning sees as one batch.
+    """One rank's share of a global step, which is one batch for Lightning.
 
     Attributes:
-        step: Optimizer steps that were completed before this one (for evaluation: index of the step in the split).
+        step: Number of optimizer steps completed before this one; in evaluation the index of the step in the split.
         epoch: Epoch of the first sequence of the step, counted from 0.
-        micro_batches: The same number on every rank; one without real sequences is legal.
+        micro_batches: Micro-batches, the same number on every rank. One without real sequences is legal.
     """
 
     step: int
@@ -92,6 +92,6 @@ class StepBatch:
     micro_batches: tuple[PackedBatch, ...]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "StepBatch":
-        """Copies every micro-batch to a device."""
+        """Copies all micro-batches to a device."""
         moved = tuple(micro_batch.to(device, non_blocking) for micro_batch in self.micro_batches)
         return replace(self, micro_batches=moved)

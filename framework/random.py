@@ -1,4 +1,4 @@
-"""Counter-based random numbers: every draw is a function of a key, no generator is carried along.
+"""Counter-based random numbers: every draw is a function of a key, without generator state.
 
 Keys are 64-bit and come from `key(seed, "purpose", epoch, index, ...)`. The mixing function is the finaliser of
 SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators"). Bulk draws use NumPy's Philox,
@@ -14,7 +14,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 MULTIPLIER_2 = 0x94D049BB133111EB
 _MASK = 0xFFFFFFFFFFFFFFFF
-# The same as arrays without dims: from scalars NumPy would make them anew in every call.
+# The same values as 0-d arrays: NumPy would convert scalars in every call.
 _STEPS = [np.array(value, dtype=np.uint64) for value in (GOLDEN, 30, MULTIPLIER_1, 27, MULTIPLIER_2, 31)]
 
 
@@ -46,11 +46,11 @@ def mix(base: int | np.ndarray, counters: int | np.ndarray) -> np.ndarray:
         counters: Integers of any shape.
 
     Returns:
-        uint64 array of the broadcast shape, each element equal to what `key` gives when the counter is appended as a
-        part to a key whose state is `base`.
+        uint64 array of the broadcast shape. Each element equals `key` with the counter appended to the parts of a key
+        whose state is `base`.
     """
     counters = np.asarray(counters)
-    # A view where it is the same: copies cost as much as the hash.
+    # A view if possible: copies cost as much as the hash.
     counters = counters.view(np.uint64) if counters.dtype == np.int64 else counters.astype(np.uint64, copy=False)
     golden, shift_1, multiplier_1, shift_2, multiplier_2, shift_3 = _STEPS
     value: np.ndarray = np.asarray(np.asarray(base, dtype=np.uint64) ^ counters)
@@ -82,5 +82,5 @@ def below(hashes: np.ndarray, bounds: int | np.ndarray) -> np.ndarray:
 
 
 def generator(*parts: int | str) -> np.random.Generator:
-    """A Philox generator keyed by the parts, for bulk draws of a fixed order (initial weights)."""
+    """Returns a Philox generator keyed by the parts, for bulk draws in a fixed order (initial weights)."""
     return np.random.Generator(np.random.Philox(key=[key(*parts), key("second half", *parts)]))

@@ -1,4 +1,4 @@
-"""Parameters and floating-point operations of an encoder, by formula from its config."""
+"""Counts parameters and floating-point operations of an encoder from its config."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from framework.models.config import EncoderConfig
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters of an encoder without heads.
+    """Parameter counts of an encoder without heads.
 
     Attributes:
         embeddings: Tables of words, positions and segments, and their norm.
         layers: All layers and, with pre-norm, the final norm.
-        matrices: Those of `layers` that are matrices of linear maps: each is used once for each token.
+        matrices: Weights of the linear layers in `layers`, each used once per token.
     """
 
     embeddings: int
@@ -21,7 +21,7 @@ class ParameterCounts:
 
     @property
     def total(self) -> int:
-        """All parameters."""
+        """Number of all parameters."""
         return self.embeddings + self.layers
 
 
@@ -45,19 +45,19 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
 
 
 def training_flops_per_token(config: EncoderConfig, sequence_length: int, targets_per_token: float = 0.0) -> float:
-    """Floating-point operations of forward and backward for one token.
+    """Returns the floating-point operations of forward and backward for one token.
 
-    6 for each matrix parameter, and 12 x hidden for each token seen in each layer: Chowdhery et al. 2022, "PaLM"
-    (arXiv:2204.02311), appendix B. Departures: embedding tables are looked up, so they do not count; a local layer sees
-    its window; the decoder over the vocabulary counts for the tokens that are predicted.
+    Each matrix parameter takes 6 operations, and each attended token 12 x hidden in each layer (Chowdhery et al. 2022,
+    "PaLM", arXiv:2204.02311, appendix B). Departures: embedding lookups do not count, a local layer attends to its
+    window only, and the decoder over the vocabulary counts only for predicted tokens.
 
     Args:
-        config: The encoder.
-        sequence_length: Mean tokens of a sequence.
-        targets_per_token: Share of the tokens whose word is predicted, in [0, 1].
+        config: Encoder configuration.
+        sequence_length: Mean number of tokens of a sequence.
+        targets_per_token: Share of tokens whose word is predicted, in [0, 1].
 
     Returns:
-        Operations for one token; a multiplication and an addition are two.
+        Operations per token. A multiplication and an addition count as two.
     """
     windows = (config.attention_window(index) for index in range(config.num_layers))
     seen = sum(sequence_length if window is None else min(sequence_length, window + 1) for window in windows)

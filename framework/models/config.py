@@ -1,4 +1,4 @@
-"""The shape of an encoder: every key of `conf/model/*.yaml` is a field here. No code that computes."""
+"""Encoder configuration: every key of `conf/model/*.yaml` is a field here."""
 
 import math
 from dataclasses import dataclass, fields
@@ -32,38 +32,38 @@ _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that decides an encoder's parameters and arithmetic.
+    """Settings that decide the parameters and arithmetic of an encoder.
 
     Attributes:
-        family: The Hugging Face layout it is exported to: "bert", "roberta" or "modernbert".
+        family: Hugging Face layout of exports: "bert", "roberta" or "modernbert".
         vocab_size: Rows of the word embeddings.
         hidden_size: Width of the encoder (`hidden`).
-        num_layers: Transformer layers.
-        num_heads: Attention heads; must divide hidden_size.
+        num_layers: Number of Transformer layers.
+        num_heads: Number of attention heads, a divisor of hidden_size.
         intermediate_size: Width of the feed-forward block, after gating.
-        max_position_embeddings: Tokens of the longest sequence, plus `position_offset` where positions are learned.
-        type_vocab_size: Segments; 0 means no segment embeddings, 1 the same vector for all tokens (RoBERTa).
-        position_encoding: "learned" (a table, added) or "rotary" (Su et al. 2021, applied to queries and keys).
+        max_position_embeddings: Tokens of the longest sequence, plus `position_offset` if positions are learned.
+        type_vocab_size: Number of segments. 0: no segment embeddings; 1: one vector for all tokens (RoBERTa).
+        position_encoding: "learned" (an added table) or "rotary" (Su et al. 2021, applied to queries and keys).
         position_offset: First row of the learned table that is used (RoBERTa: 2).
         rope_theta_global: Base of the rotary frequencies in layers that attend to the whole sequence.
-        rope_theta_local: The same in layers of local attention.
-        local_attention_window: Tokens in all that a token of a local layer sees around itself (128: 64 on each side);
-            None means that every layer attends to the whole sequence.
-        global_attention_every: Layer i attends to the whole sequence when i is a multiple of this.
+        rope_theta_local: Base of the rotary frequencies in layers with local attention.
+        local_attention_window: Size of the attention window of local layers in tokens (128: 64 on each side); None:
+            every layer attends to the whole sequence.
+        global_attention_every: Layer i attends to the whole sequence if i is a multiple of this number.
         norm_placement: "post" (norm after the residual sum, BERT) or "pre" (norm before each block, and a final norm).
-        activation: Of the feed-forward block: "gelu" (erf), "gelu_tanh", "relu" or "silu".
-        gated: Feed-forward is down(activation(gate(x)) * up(x)) (Shazeer 2020) instead of down(activation(up(x))).
-        bias: The linear maps of attention and feed-forward have biases.
-        norm_bias: The norms have biases.
-        norm_eps: Added to the variance in norms.
+        activation: Activation of the feed-forward block: "gelu" (erf), "gelu_tanh", "relu" or "silu".
+        gated: True: feed-forward is down(activation(gate(x)) * up(x)) (Shazeer 2020), else down(activation(up(x))).
+        bias: Adds biases to the linear layers of attention and feed-forward.
+        norm_bias: Adds biases to the norms.
+        norm_eps: Constant added to the variance in norms.
         hidden_dropout: Dropout probability on the output of attention and of feed-forward.
         embedding_dropout: Dropout probability on the output of the embeddings.
-        attention_dropout: Must be 0: packed attention kernels have no dropout on probabilities.
+        attention_dropout: Must be 0, because packed attention kernels have no dropout on probabilities.
         initializer_range: Standard deviation of initial weights.
-        output_initialization: Of the maps that write to the residual stream (attention.output, feed_forward.down):
-            "normal", "scaled" (standard deviation divided by sqrt(2 * num_layers), Radford et al. 2019 section 2.3)
-            or "zero".
-        pad_token_id: Kept for exports; a packed batch holds no padding.
+        output_initialization: Rule for layers that write to the residual stream (attention.output,
+            feed_forward.down): "normal", "scaled" (standard deviation divided by sqrt(2 * num_layers), Radford et al.
+            2019, section 2.3) or "zero".
+        pad_token_id: Id for exports; packed batches contain no padding.
     """
 
     family: str
@@ -110,13 +110,13 @@ class EncoderConfig:
             is_right = isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool))
             if not is_right or (isinstance(value, float) and not math.isfinite(value)):
                 names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
-                raise ConfigError(f"model.{field.name}={value!r} is not {names}; give a value of that type.")
+                raise ConfigError(f"model.{field.name} is {value!r}. It must be {names}. Give a value of that type.")
 
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 value, known = getattr(self, name), ", ".join(choices)
-                raise ConfigError(f"model.{name}={value!r} is not known; choose one of {known}.")
+                raise ConfigError(f"model.{name} is {value!r}, which is unknown. Choose one of {known}.")
         for names, holds, rule in (
             (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
             (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
@@ -126,58 +126,62 @@ class EncoderConfig:
             for name in names:
                 value = getattr(self, name)
                 if not holds(value):
-                    raise ConfigError(f"model.{name}={value} {rule}; change it in conf/model or on the command line.")
+                    raise ConfigError(
+                        f"model.{name} is {value}. It {rule}. Change it in conf/model or on the command line."
+                    )
         for name, limit in _AT_MOST.items():
             if getattr(self, name) > limit:
                 raise ConfigError(
-                    f"model.{name}={getattr(self, name)} is more than {limit:,}, which no encoder needs; lower it."
+                    f"model.{name} is {getattr(self, name)}. It must not exceed {limit:,}. Choose a smaller value."
                 )
         if self.initializer_range < 0:
-            raise ConfigError(f"model.initializer_range={self.initializer_range} must not be negative; 0.02 is usual.")
+            raise ConfigError(
+                f"model.initializer_range is {self.initializer_range}. It must not be negative. 0.02 is usual."
+            )
 
     def _check_combinations(self) -> None:
         if self.hidden_size % self.num_heads:
             raise ConfigError(
-                f"model.num_heads={self.num_heads} does not divide model.hidden_size={self.hidden_size}; "
-                "choose a number of heads that does."
+                f"model.num_heads is {self.num_heads}, which does not divide model.hidden_size {self.hidden_size}. "
+                "Choose a divisor."
             )
         if self.position_encoding == "rotary" and self.head_dim % 2:
             raise ConfigError(
-                f"Rotary positions need an even head size, but hidden_size={self.hidden_size} / num_heads="
-                f"{self.num_heads} gives {self.head_dim}; choose another model.num_heads."
+                f"The head size is {self.head_dim} (model.hidden_size {self.hidden_size} / model.num_heads "
+                f"{self.num_heads}). Rotary positions require an even head size. Choose another model.num_heads."
             )
         if self.attention_dropout:
             raise ConfigError(
-                f"model.attention_dropout={self.attention_dropout} cannot be had, since packed attention kernels have "
-                "no dropout; set it to 0 and use model.hidden_dropout."
+                f"model.attention_dropout is {self.attention_dropout}. Packed attention kernels have no dropout. Set "
+                "it to 0, and use model.hidden_dropout."
             )
         if self.position_offset >= self.max_position_embeddings:
             raise ConfigError(
-                f"model.position_offset={self.position_offset} leaves no position free of "
-                f"model.max_position_embeddings={self.max_position_embeddings}; make the table larger."
+                f"model.position_offset is {self.position_offset}. It must be smaller than "
+                f"model.max_position_embeddings, which is {self.max_position_embeddings}. Enlarge the table."
             )
         if self.global_attention_every < 1:
             raise ConfigError(
-                f"model.global_attention_every={self.global_attention_every} must be at least 1; "
-                "1 makes every layer global."
+                f"model.global_attention_every is {self.global_attention_every}. It must be at least 1. "
+                "With 1 every layer is global."
             )
         window = self.local_attention_window
         if window is not None and (window < 2 or window % 2):
             raise ConfigError(
-                f"model.local_attention_window={window} must be an even number of tokens, half on each side; "
-                "give one such, or null for global attention everywhere."
+                f"model.local_attention_window is {window}. It must be an even number of tokens, half on each side. "
+                "Choose an even number, or null for global attention in all layers."
             )
 
     @property
     def head_dim(self) -> int:
-        """Width of one attention head."""
+        """Number of channels of one attention head."""
         return self.hidden_size // self.num_heads
 
     @property
     def max_sequence_length(self) -> int:
-        """Tokens of the longest sequence that the positions allow."""
+        """Number of tokens of the longest sequence that the positions allow."""
         return self.max_position_embeddings - self.position_offset
 
     def attention_window(self, layer: int) -> int | None:
-        """Tokens that a token of this layer sees (half on each side); None where it sees the whole sequence."""
+        """Returns the window of a layer in tokens (half on each side); None for global attention."""
         return None if layer % self.global_attention_every == 0 else self.local_attention_window

@@ -1,7 +1,7 @@
-"""A transformer decoder on top of an encoder, of the encoder's widths. Packed only; knows nothing of devices or ranks.
+"""A Transformer decoder on top of an encoder, with the encoder's widths. Inputs are packed; there is no device code.
 
-It is the decoder of BERT2BERT (Rothe, Narayan, Severyn 2020, arXiv:1907.12461): a post-norm BERT with attention to the
-source added to each layer, and, where words are shared, the encoder's word embeddings.
+It is the decoder of BERT2BERT (Rothe, Narayan, Severyn 2020, arXiv:1907.12461): a post-norm BERT with cross-attention
+in each layer, and optionally the encoder's word embeddings.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ from framework.nn.norm import LayerNorm
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder does not take from its encoder.
+    """Settings of a decoder beyond those of its encoder.
 
     Attributes:
-        num_layers: Decoder layers.
-        max_length: Most tokens of a target, one special token included: rows of its table of positions.
-        share_words: Its word embeddings are the encoder's; else it has its own.
-        tie_output: The map to words is its word embeddings; else it has its own.
+        num_layers: Number of decoder layers.
+        max_length: Maximum number of tokens of a target with one special token: rows of the position table.
+        share_words: True: word embeddings are those of the encoder, else separate.
+        tie_output: True: the output layer shares the word embeddings, else it has its own weight.
 
     Raises:
         ConfigError: A size is below 1.
@@ -42,7 +42,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         for name in ("num_layers", "max_length"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"decoder.{name} is {getattr(self, name)}, it must be at least 1; raise it.")
+                raise ConfigError(f"decoder.{name} is {getattr(self, name)}. It must be at least 1. Raise it.")
 
 
 def _build_layer(encoder: EncoderConfig) -> DecoderLayer:
@@ -66,14 +66,13 @@ def _build_layer(encoder: EncoderConfig) -> DecoderLayer:
 
 
 class TransformerDecoder(nn.Module):
-    """Embeddings of words, learned positions and one segment, and layers that look at a source.
+    """Embeddings of words, learned positions and one segment, and decoder layers with cross-attention.
 
     Args:
-        config: What is its own.
-        encoder: Gives widths, activation, norms and dropout; its kind of positions and its place of norms are not
-            taken over.
-        words: (vocab, hidden), the very parameter of the encoder's word embeddings, which is shared where the config
-            says so.
+        config: Decoder configuration.
+        encoder: Encoder configuration, for widths, activation, norms and dropout. Its positions and norm placement do
+            not apply.
+        words: (vocab, hidden) parameter of the encoder's word embeddings, shared if the config says so.
     """
 
     def __init__(self, config: DecoderConfig, encoder: EncoderConfig, words: nn.Parameter) -> None:
@@ -84,7 +83,7 @@ class TransformerDecoder(nn.Module):
             hidden_size=encoder.hidden_size,
             num_positions=config.max_length,
             position_offset=0,
-            # BERT's segment 0, which all tokens share. Positions could take it up, but they learn it more slowly: on
+            # BERT's segment 0, shared by all tokens. Position embeddings could absorb it, but learn it more slowly: on
             # Multi30k (2 + 2 layers of 128) the loss was 0.1 nats higher after 200 steps without it.
             type_vocab_size=1,
             norm=LayerNorm(encoder.hidden_size, encoder.norm_eps, encoder.norm_bias),
@@ -102,15 +101,15 @@ class TransformerDecoder(nn.Module):
         dropout_keys: Tensor | None = None,
         caches: Sequence[AttentionCache] | None = None,
     ) -> Tensor:
-        """Maps targets, of which each token sees those before it, to hidden states.
+        """Maps targets to hidden states; each token attends to earlier tokens and to its source.
 
         Args:
-            batch: The targets, as many sequences as sources. With caches: one token of each hypothesis, and one
+            batch: Batch of targets, one sequence per source. With caches: one token of each hypothesis, and one
                 sequence for the hypotheses of each source.
             source_states: (source tokens, hidden) of the encoder.
-            sources: What the encoder read.
-            dropout_keys: (target tokens,) int64 of `decoder_keys`; None switches dropout off.
-            caches: One for each layer, from `new_caches`; each call adds the batch's tokens to them.
+            sources: Batch that the encoder read.
+            dropout_keys: (target tokens,) int64 from `decoder_keys`; None disables dropout.
+            caches: One cache per layer from `new_caches`. Each call appends the batch's tokens.
 
         Returns:
             (target tokens, hidden).
@@ -123,5 +122,5 @@ class TransformerDecoder(nn.Module):
         return x
 
     def new_caches(self) -> list[AttentionCache]:
-        """Empty caches for hypotheses without a token."""
+        """Returns empty caches for hypotheses without tokens."""
         return [AttentionCache() for _ in self.layers]

@@ -1,4 +1,4 @@
-"""The encoder, assembled from `framework.nn` by an EncoderConfig. Packed only; knows nothing of devices or ranks."""
+"""The encoder, assembled from `framework.nn` by an EncoderConfig. Inputs are packed; there is no device code."""
 
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
 
 
 def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
-    # With pre-norm the first layer's input was normalised by the embeddings already (ModernBERT does the same).
+    # With pre-norm the embeddings already normalise the input of the first layer (as in ModernBERT).
     already_normalised = config.norm_placement == "pre" and index == 0
     feed_forward_class = GatedFeedForward if config.gated else FeedForward
     return EncoderLayer(
@@ -45,14 +45,14 @@ def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
 
 
 def _layer_kind(config: EncoderConfig, index: int) -> str:
-    """Which rotary table a layer uses: "global" where a token sees its whole sequence, "local" where a window."""
+    """Returns the rotary table of a layer: "global" for attention to the whole sequence, "local" for a window."""
     return "global" if config.attention_window(index) is None else "local"
 
 
 class TransformerEncoder(nn.Module):
     """Embeddings, layers and, with pre-norm, a final norm.
 
-    `embed` and `encode` are separate calls, so that embeddings can come from elsewhere or be changed between the two.
+    `embed` and `encode` are separate calls, so embeddings can come from elsewhere or be changed in between.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -72,7 +72,7 @@ class TransformerEncoder(nn.Module):
         )
 
     def embed(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
-        """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None switches dropout off."""
+        """Maps a batch to embeddings (tokens, hidden); dropout_keys (tokens,) int64, None disables dropout."""
         return self.embeddings(batch, dropout_keys)
 
     def encode(self, embeddings: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
@@ -89,9 +89,9 @@ class TransformerEncoder(nn.Module):
         return self.encode(self.embed(batch, dropout_keys), batch, dropout_keys)
 
     def hidden_states(self, batch: PackedBatch) -> list[Tensor]:
-        """The embeddings and the output of every layer, each (tokens, hidden), without dropout.
+        """Returns the embeddings and the output of every layer, each (tokens, hidden), without dropout.
 
-        As in transformers' `output_hidden_states`, the last one is what `forward` gives (after the final norm).
+        As in transformers' `output_hidden_states`, the last one equals the result of `forward` (after the final norm).
         """
         states = [self.embed(batch)]
         rotary = self._rotary(batch)
@@ -101,5 +101,5 @@ class TransformerEncoder(nn.Module):
         return states
 
     def _rotary(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Cosines and sines of each kind of layer; none where positions were added to the embeddings."""
+        """Returns cosines and sines by kind of layer; empty if positions are embedded."""
         return {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}

@@ -1,7 +1,7 @@
-"""Which parameters of a model are trained, by shell patterns on their names.
+"""Selects the trained parameters of a model by shell patterns of their names.
 
-A frozen parameter has no gradient, no optimizer state and no moving average; what lies below the lowest trained one
-runs without a graph, since autograd records nothing where nothing asks for a gradient.
+A frozen parameter has no gradient, no optimizer state and no moving average. Layers below the lowest trained parameter
+run without an autograd graph.
 """
 
 import difflib
@@ -16,15 +16,15 @@ _SHOWN_NAMES = 3
 
 
 def freeze(model: nn.Module, patterns: Iterable[str], key: str) -> None:
-    """Freezes the parameters that any of the patterns matches, in place; before the model is parallelized.
+    """Freezes the parameters that match any of the patterns, in place. Call it before the model is parallelized.
 
     Args:
-        model: May be on the meta device. A tied parameter has its first name only.
+        model: Model, possibly on the meta device. A tied parameter has its first name only.
         patterns: Shell patterns of names as in `model.named_parameters()`, such as "encoder.layers.0.*".
-        key: The config key of the patterns, for messages.
+        key: Config key of the patterns, for messages.
 
     Raises:
-        ConfigError: A pattern matches no parameter, or none is left to be trained.
+        ConfigError: A pattern matches no parameter, or all parameters are frozen.
     """
     frozen = names_matched([name for name, _ in model.named_parameters()], patterns, key)
     for name, parameter in model.named_parameters():
@@ -32,18 +32,18 @@ def freeze(model: nn.Module, patterns: Iterable[str], key: str) -> None:
             parameter.requires_grad_(False)
     if frozen and not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(
-            f"`{key}`={list(patterns)} freezes all parameters, so there is nothing to train; leave a part of the model "
-            "free, for example the head with encoder.*."
+            f"`{key}` is {list(patterns)}, which freezes all parameters. At least one must be trained. Keep a part of "
+            "the model, for example the head with encoder.*."
         )
 
 
 def freeze_others(model: nn.Module, patterns: Iterable[str], key: str) -> None:
-    """Freezes the parameters that none of the patterns matches, in place.
+    """Freezes the parameters that match none of the patterns, in place.
 
     Args:
-        model: As for `freeze`.
-        patterns: Of those that are trained.
-        key: The config key of the patterns, for messages.
+        model: Model, as in `freeze`.
+        patterns: Shell patterns of the names of trained parameters.
+        key: Config key of the patterns, for messages.
 
     Raises:
         ConfigError: A pattern matches no parameter.
@@ -54,10 +54,10 @@ def freeze_others(model: nn.Module, patterns: Iterable[str], key: str) -> None:
 
 
 def names_matched(names: list[str], patterns: Iterable[str], key: str) -> set[str]:
-    """The names that any of the patterns matches.
+    """Returns the names that match any of the patterns.
 
     Raises:
-        ConfigError: A pattern matches none; the message gives names that are like it.
+        ConfigError: A pattern matches none. The message suggests similar names.
     """
     matched: set[str] = set()
     for pattern in patterns:
@@ -65,8 +65,8 @@ def names_matched(names: list[str], patterns: Iterable[str], key: str) -> set[st
         if not found:
             near = difflib.get_close_matches(pattern, names, n=_SHOWN_NAMES, cutoff=0.0)
             raise ConfigError(
-                f"`{key}` has the pattern {pattern!r}, which matches no parameter of the model; names like it are "
-                f"{', '.join(near)}; for all of a module's parameters end the pattern with .*"
+                f"`{key}` has the pattern {pattern!r}, which matches no parameter of the model. Similar names "
+                f"are {', '.join(near)}. To match all parameters of a module, end the pattern with .*"
             )
         matched |= found
     return matched

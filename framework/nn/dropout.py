@@ -1,8 +1,8 @@
 """Dropout whose mask is a hash of (seed, step, pass, sequence, position, layer, site, channel).
 
 The mask of a token does not depend on rank, micro-batch or position in the batch, and recomputing a layer gives the
-same mask, so no generator state is needed. The hash is SplitMix64 (Steele, Lea, Flood 2014): the key of a token starts a
-stream, and each 64-bit output decides four channels with 15 bits each.
+same mask, so no generator state is needed. The hash is SplitMix64 (Steele, Lea, Flood 2014): the key of a token starts
+a stream, and each 64-bit output decides four channels with 15 bits each.
 """
 
 import importlib.util
@@ -183,8 +183,8 @@ class HashedDropout(nn.Module):
     """Dropout at one position of the model.
 
     Args:
-        prob: Probability of dropping a channel, rounded to a multiple of 2**-15. The scale of kept channels is exact for
-            the rounded probability.
+        prob: Probability of dropping a channel, rounded to a multiple of 2**-15. The scale of kept channels is exact
+            for the rounded probability.
         site: Name of the position within a layer, or within the model.
     """
 

@@ -30,7 +30,7 @@ def make_base(call: Call) -> None:
     ("overrides", "words"),
     [
         (["trainer.freeze=[encoder.layer.0.*]"], "`trainer.freeze` has the pattern 'encoder.layer.0.*', which matches"),
-        (["trainer.freeze=['*']"], "`trainer.freeze`=['*'] freezes all parameters"),
+        (["trainer.freeze=['*']"], "`trainer.freeze` is ['*'], which freezes all parameters"),
         (["trainer.early_stopping_patience=0"], "`trainer.early_stopping_patience` is 0, but it must be at least 1"),
         (["trainer.early_stopping_min_delta=-1"], "`trainer.early_stopping_min_delta` is -1.0, but it must be"),
         (

@@ -64,7 +64,7 @@ BAD_INPUT = [
     ("no size of a step", nothing, ["trainer.global_batch_size=null"], "`trainer.global_batch_size` is None and `trainer.global_batch_tokens` is None"),
     ("half a warm-up", nothing, ["trainer.batch_warmup_steps=3"], "`trainer.batch_warmup_start` is None and `trainer.batch_warmup_steps` is 3"),
     ("warm-up within epochs", nothing, ["trainer.batch_warmup_steps=3", "trainer.batch_warmup_start=2"], "batch_warmup_steps is 3, but each epoch of this task ends with a short step"),
-    ("heads", nothing, ["model.num_heads=3"], "model.num_heads=3 does not divide model.hidden_size=16"),
+    ("heads", nothing, ["model.num_heads=3"], "model.num_heads is 3, which does not divide model.hidden_size 16"),
     ("too long for the positions", nothing, ["task.max_length=600", "trainer.micro_batch_tokens=600"], "600 tokens, but the model has positions for 512"),
     ("too long for the budget", nothing, ["trainer.micro_batch_tokens=32"], "micro_batch_tokens is 32"),
     ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),

@@ -122,7 +122,7 @@ BAD_FOLDERS = [
     (change(model_type="gpt2"), "model_type='gpt2'; known families are bert, roberta, modernbert"),
     (change(model_type=None), "model_type=None"),
     (change(vocab_size=100), r"word_embeddings.weight with shape \(99, 32\), but its config says \(100, 32\)"),
-    (change(num_attention_heads=5), "num_heads=5 does not divide"),
+    (change(num_attention_heads=5), "num_heads is 5, which does not divide"),
     (change(hidden_size="wide"), "describes no encoder"),
     (change(hidden_act="mish"), "activation 'mish' is not known"),
     (change(is_decoder=True), "no decoder can be read"),
