@@ -1,1 +1,1 @@
-"""Metrics, as thin classes over torchmetrics."""
+"""Metrics: classes of torchmetrics for scores over ranks, NumPy functions for rankings and texts."""

@@ -1,4 +1,4 @@
-"""How far probabilities are from what comes true: reliability bins and the expected calibration error.
+"""Reliability bins and the expected calibration error.
 
 Guo et al. 2017 ("On Calibration of Modern Neural Networks", arXiv:1706.04599, section 2, equations 3 to 5).
 """
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_BINS = 15
-"""As in their experiments (section 5)."""
+"""Number of bins in the experiments of the paper (section 5)."""
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Outcomes whose probability is above `start` and at most `stop`; the first bin takes 0 too.
+    """Outcomes with a probability above `start` and at most `stop`. The first bin includes 0.
 
     Attributes:
         start: Lower edge.
         stop: Upper edge.
-        count: Outcomes in it, at least 1.
-        probability: Mean of their probabilities.
-        share: How many of them came true, in [0, 1].
+        count: Number of outcomes, at least 1.
+        probability: Mean probability of the outcomes.
+        share: Share of outcomes that came true, in [0, 1].
     """
 
     start: float
@@ -33,12 +33,12 @@ class CalibrationBin:
 def calibration_bins(
     probabilities: np.ndarray, came_true: np.ndarray, num_bins: int = NUM_BINS
 ) -> list[CalibrationBin]:
-    """Bins of equal width; those without outcomes are left out.
+    """Sorts outcomes into bins of equal width. Empty bins are omitted.
 
     Args:
         probabilities: (outcomes,) in [0, 1].
         came_true: (outcomes,) bool.
-        num_bins: Bins that [0, 1] is cut into.
+        num_bins: Number of bins in [0, 1].
     """
     edges = np.arange(num_bins + 1) / num_bins
     places = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, num_bins - 1)
@@ -53,7 +53,7 @@ def calibration_bins(
 
 
 def expected_calibration_error(bins: list[CalibrationBin]) -> float:
-    """Mean over all outcomes of |share - probability| of their bin, in [0, 1]; NaN without outcomes."""
+    """Returns the mean over outcomes of |share - probability| of their bin, in [0, 1]; NaN without outcomes."""
     total = sum(each.count for each in bins)
     if not total:
         return float("nan")

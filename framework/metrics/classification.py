@@ -1,4 +1,4 @@
-"""Metrics of choosing one label: exact over ranks, because their states are whole counts that are summed."""
+"""Metrics for one label per target. They are exact over ranks: their states are integer counts that are summed."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from framework.batch import IGNORE_INDEX
 
 
 class Accuracy(Metric):
-    """Share of targets whose largest logit is the label's; targets with IGNORE_INDEX do not count."""
+    """Share of targets whose label has the largest logit; targets with IGNORE_INDEX do not count."""
 
     full_state_update = False
     higher_is_better = True
@@ -31,18 +31,18 @@ class Accuracy(Metric):
         self.num_targets += (labels != IGNORE_INDEX).sum()
 
     def compute(self) -> Tensor:
-        """Accuracy in [0, 1]; 0 without targets."""
+        """Returns accuracy in [0, 1]; 0 without targets."""
         return self.num_correct / self.num_targets.clamp(min=1)
 
 
 class ConfusionMetric(Metric):
-    """What is computed from the confusion matrix.
+    """Base of metrics that are computed from the confusion matrix.
 
     Args:
         num_labels: Number of classes.
 
     Attributes:
-        matrix: (labels, labels) int64 counts over all ranks, true label first; known after `compute`.
+        matrix: (labels, labels) int64 counts over all ranks, indexed by true label first; set by `compute`.
     """
 
     full_state_update = False
@@ -66,20 +66,20 @@ class ConfusionMetric(Metric):
         self.confusion.scatter_add_(0, cells, (labels != IGNORE_INDEX).to(torch.int64))
 
     def compute(self) -> Tensor:
-        """The value; 0 without targets."""
+        """Returns the value; 0 without targets."""
         self.matrix = self.confusion.view(self.num_labels, self.num_labels).clone()
         return self.value(self.matrix)
 
     def value(self, matrix: Tensor) -> Tensor:
-        """From the whole confusion matrix, as `matrix`."""
+        """Returns the value for a confusion matrix like `matrix`."""
         raise NotImplementedError
 
 
 class MacroF1(ConfusionMetric):
-    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that are neither label nor prediction are left out."""
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that are neither label nor prediction are omitted."""
 
     def value(self, matrix: Tensor) -> Tensor:
-        """Macro F1 in [0, 1]."""
+        """Returns macro F1 in [0, 1]."""
         ends = matrix.sum(0) + matrix.sum(1)
         scores = 2 * matrix.diagonal() / ends.clamp(min=1)
         return scores.sum() / (ends > 0).sum().clamp(min=1)
@@ -88,11 +88,11 @@ class MacroF1(ConfusionMetric):
 class Matthews(ConfusionMetric):
     """Matthews' correlation for any number of classes: R_K of Gorodkin 2004 (Comput. Biol. Chem. 28, eq. 8).
 
-    With two classes it is Matthews' phi. It is 0 where all labels, or all predictions, are one class.
+    With two classes it is Matthews' phi. It is 0 if all labels, or all predictions, are the same class.
     """
 
     def value(self, matrix: Tensor) -> Tensor:
-        """Correlation in [-1, 1]."""
+        """Returns the correlation in [-1, 1]."""
         counts = matrix.double()
         total, present, predicted = counts.sum(), counts.sum(1), counts.sum(0)
         covariance = counts.trace() * total - present.dot(predicted)

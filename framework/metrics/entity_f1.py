@@ -1,8 +1,7 @@
-"""Entities of tag sequences, and how many were found: the rules of conlleval, the script of the CoNLL shared tasks.
+"""Reads entities from tags, and scores them as conlleval does, the script of the CoNLL shared tasks.
 
-An entity counts as right where its first word, its last word and its type are right (Tjong Kim Sang and Buchholz 2000,
-"Introduction to the CoNLL-2000 Shared Task: Chunking", section 4). The share of words whose tag is right is another
-number, and much higher.
+An entity is correct if its first word, its last word and its type are correct (Tjong Kim Sang and Buchholz 2000,
+"Introduction to the CoNLL-2000 Shared Task: Chunking", section 4). Token accuracy is another number, and much higher.
 """
 
 from collections import Counter
@@ -12,12 +11,12 @@ from typing import NamedTuple
 
 
 class EntitySpan(NamedTuple):
-    """Words of a sentence that are one entity.
+    """Words of a sentence that form an entity.
 
     Attributes:
-        start: The first word.
-        stop: The word behind the last one.
-        label: The type.
+        start: Index of the first word.
+        stop: Index after the last word.
+        label: Type of the entity.
     """
 
     start: int
@@ -26,16 +25,16 @@ class EntitySpan(NamedTuple):
 
 
 def entity_spans(tags: Sequence[str]) -> list[EntitySpan]:
-    """Reads entities as conlleval does, whatever the scheme, and where tags are against it too.
+    """Reads entities as conlleval does, for any scheme and for invalid tags.
 
-    An entity goes on only with I- or E- behind B- or I- of the same type; every other tag but O begins one, so I-
-    behind O or behind another type does too. S- and E- close their entity, as in seqeval.
+    Only I- or E- after B- or I- of the same type continues an entity. Every other tag except O begins one, also I-
+    after O or after another type. S- and E- end their entity, as in seqeval.
 
     Args:
         tags: (words,) of one sentence, `O` or `PREFIX-TYPE`.
 
     Returns:
-        In the order of the sentence.
+        Entities in the order of the sentence.
     """
     spans: list[EntitySpan] = []
     start = -1
@@ -54,12 +53,12 @@ def entity_spans(tags: Sequence[str]) -> list[EntitySpan]:
 
 @dataclass(frozen=True, slots=True)
 class EntityCounts:
-    """How many entities there are; a quotient without denominator is 0.
+    """Counts of entities. Ratios with a zero denominator are 0.
 
     Attributes:
-        correct: Predicted where they are.
-        predicted: Predicted at all.
-        present: In the data.
+        correct: Number of correctly predicted entities.
+        predicted: Number of predicted entities.
+        present: Number of entities in the data.
     """
 
     correct: int
@@ -68,12 +67,12 @@ class EntityCounts:
 
     @property
     def precision(self) -> float:
-        """Share of the predicted ones that are right."""
+        """Share of predicted entities that are correct."""
         return self.correct / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
-        """Share of those in the data that were predicted."""
+        """Share of entities in the data that are predicted."""
         return self.correct / self.present if self.present else 0.0
 
     @property
@@ -86,12 +85,12 @@ class EntityCounts:
 def count_entities(
     present: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], labels: Sequence[str]
 ) -> dict[str, EntityCounts]:
-    """Counts entities by type; sums over types, and over parts of a split, are those of the whole.
+    """Counts entities by type. Counts of types and of parts of a split can be added.
 
     Args:
         present: Tags of each sentence in the data.
-        predicted: Tags that were predicted for it.
-        labels: The types to count.
+        predicted: Predicted tags of each sentence.
+        labels: Types to count.
     """
     correct: Counter[str] = Counter()
     found: Counter[str] = Counter()
@@ -105,7 +104,7 @@ def count_entities(
 
 
 def overall(by_label: Iterable[EntityCounts]) -> EntityCounts:
-    """All types as one, so that its F1 is the micro average that conlleval prints first."""
+    """Adds the counts of all types. Their F1 is the micro average that conlleval prints first."""
     counts = list(by_label)
     return EntityCounts(
         sum(each.correct for each in counts),

@@ -1,4 +1,4 @@
-"""Metrics of choosing any number of labels: exact over ranks, because their states are whole counts that are summed."""
+"""Metrics for several labels per target. They are exact over ranks: their states are integer counts that are summed."""
 
 import torch
 from torch import Tensor
@@ -8,14 +8,14 @@ from framework.batch import IGNORE_INDEX
 
 
 class LabelCounts(Metric):
-    """What is computed from the outcomes of each label; here the micro F1, of all labels' outcomes together.
+    """Base of metrics that are computed from the outcomes of each label.
 
     Args:
         num_labels: Number of labels.
-        threshold: A label is predicted where its probability is above.
+        threshold: Probability above which a label is predicted.
 
     Attributes:
-        outcomes: (labels, 3) int64 true positives, false positives and false negatives over all ranks; known after
+        outcomes: (labels, 3) int64 true positives, false positives and false negatives over all ranks; set by
             `compute`.
     """
 
@@ -41,12 +41,12 @@ class LabelCounts(Metric):
         self.counts += torch.stack([outcome.sum(0) for outcome in outcomes], dim=1)
 
     def compute(self) -> Tensor:
-        """The value, in [0, 1]."""
+        """Returns the value, in [0, 1]."""
         self.outcomes = self.counts.clone()
         return self.value(self.outcomes)
 
     def value(self, outcomes: Tensor) -> Tensor:
-        """From all outcomes, as `outcomes`."""
+        """Returns the value for outcomes like `outcomes`."""
         return f1(outcomes.sum(0))
 
 
@@ -55,18 +55,18 @@ class MicroF1(LabelCounts):
 
 
 class LabelMacroF1(LabelCounts):
-    """Mean over all labels of their F1; a label that is neither present nor predicted has 0."""
+    """Mean F1 over all labels; a label that is neither present nor predicted has F1 0."""
 
     def value(self, outcomes: Tensor) -> Tensor:
-        """Macro F1 in [0, 1]."""
+        """Returns macro F1 in [0, 1]."""
         return f1(outcomes).mean()
 
 
 class ExactMatch(Metric):
-    """Share of sequences whose labels are all right.
+    """Share of sequences with all labels correct.
 
     Args:
-        threshold: A label is predicted where its probability is above.
+        threshold: Probability above which a label is predicted.
     """
 
     full_state_update = False
@@ -81,17 +81,17 @@ class ExactMatch(Metric):
         self.add_state("num_targets", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts one micro-batch; arguments as of `LabelCounts`."""
+        """Counts one micro-batch; see `LabelCounts` for the arguments."""
         right = ((logits.float().sigmoid() > self.threshold).to(labels.dtype) == labels).all(1)
         self.num_correct += right.sum()
         self.num_targets += (labels[:, 0] != IGNORE_INDEX).sum()
 
     def compute(self) -> Tensor:
-        """Share in [0, 1]; 0 without targets."""
+        """Returns the share in [0, 1]; 0 without targets."""
         return self.num_correct / self.num_targets.clamp(min=1)
 
 
 def f1(outcomes: Tensor) -> Tensor:
-    """F1 of outcomes: (..., 3) true positives, false positives, false negatives to (...); 0 where all are 0."""
+    """Returns F1 (...) of (..., 3) true positives, false positives and false negatives; 0 if all are 0."""
     true, false_positive, false_negative = outcomes.unbind(-1)
     return 2 * true / (2 * true + false_positive + false_negative).clamp(min=1)

@@ -1,6 +1,6 @@
-"""Metrics of a number that is predicted and one that is true, for which all pairs are needed at once.
+"""Metrics of predicted and true numbers that need all pairs at once.
 
-They are kept, two numbers a target, and gathered over ranks when the value is asked for.
+The pairs are stored, two numbers per target, and gathered over ranks when the value is computed.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 
 class PairedMetric(Metric):
-    """Keeps the pairs."""
+    """Base of metrics that store all pairs."""
 
     full_state_update = False
     higher_is_better = True
@@ -23,7 +23,7 @@ class PairedMetric(Metric):
         self.add_state("references", [], dist_reduce_fx="cat")
 
     def update(self, predictions: Tensor, references: Tensor) -> None:
-        """Keeps one micro-batch.
+        """Stores the pairs of one micro-batch.
 
         Args:
             predictions: (targets,).
@@ -33,7 +33,7 @@ class PairedMetric(Metric):
         self.references.append(references.float())
 
     def compute(self) -> Tensor:
-        """The value in float64; NaN where it is not defined."""
+        """Returns the value in float64; NaN if it is undefined."""
         if not len(self.predictions):
             return torch.tensor(torch.nan, dtype=torch.float64)
         predictions, references = dim_zero_cat(self.predictions), dim_zero_cat(self.references)
@@ -41,35 +41,35 @@ class PairedMetric(Metric):
         return self.value(predictions[real].double(), references[real].double())
 
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """From all pairs, (targets,) float64 each."""
+        """Returns the value for all pairs, (targets,) float64 each."""
         raise NotImplementedError
 
 
 class Pearson(PairedMetric):
-    """Pearson's correlation; not defined where either side is constant."""
+    """Pearson's correlation, undefined if either variable is constant."""
 
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """Correlation in [-1, 1]."""
+        """Returns the correlation in [-1, 1]."""
         return correlation(predictions, references)
 
 
 class Spearman(PairedMetric):
-    """Spearman's correlation: Pearson's of the ranks, equal values sharing the mean of theirs."""
+    """Spearman's correlation: Pearson's correlation of the ranks. Equal values share their mean rank."""
 
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """Correlation in [-1, 1]."""
+        """Returns the correlation in [-1, 1]."""
         return correlation(average_ranks(predictions), average_ranks(references))
 
 
 class Auroc(PairedMetric):
     """Area under the curve of true over false positive rates; references are 1 and 0.
 
-    It is the share of pairs of a positive and a negative in which the positive has the larger prediction, equal ones
-    counting half (Hanley, McNeil 1982); not defined where either is missing.
+    It is the share of pairs of a positive and a negative in which the positive has the larger prediction. Equal
+    predictions count half (Hanley, McNeil 1982). It is undefined without positives or without negatives.
     """
 
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """Area in [0, 1]."""
+        """Returns the area in [0, 1]."""
         positive = references == 1
         num_positive, num_negative = positive.sum(), (~positive).sum()
         above = average_ranks(predictions)[positive].sum() - num_positive * (num_positive + 1) / 2
@@ -82,18 +82,18 @@ class MeanSquaredError(PairedMetric):
     higher_is_better = False
 
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
-        """In the unit of the references, squared."""
+        """Returns the error in the squared unit of the references."""
         return (predictions - references).square().mean()
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's correlation of (targets,) with (targets,)."""
+    """Returns Pearson's correlation of (targets,) with (targets,)."""
     x, y = x - x.mean(), y - y.mean()
     return x.dot(y) / (x.norm() * y.norm())
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, float64, equal values sharing the mean of theirs: (targets,) to (targets,)."""
+    """Returns float64 ranks from 1 of (targets,) values. Equal values share their mean rank."""
     _, places, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[places]

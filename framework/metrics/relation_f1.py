@@ -2,8 +2,8 @@
 
 Hendrickx et al. 2010 ("SemEval-2010 Task 8: Multi-Way Classification of Semantic Relations Between Pairs of Nominals",
 section 5) and semeval2010_task8_scorer-v1.2.pl, "(9+1)-way evaluation taking directionality into account": the two
-directions of a relation are one class, in which a prediction of the wrong direction counts as predicted, but not as
-right. The mean is over the relations that the data have, without "Other".
+directions of a relation are one class. A prediction with the wrong direction counts as predicted, but not as correct.
+The mean is over the relations in the data, without "Other".
 """
 
 import re
@@ -19,23 +19,24 @@ _DIRECTION = re.compile(r"\((e1,e2|e2,e1)\)$")
 
 
 def relation_of(label: str) -> str:
-    """The label without its direction: `Cause-Effect` of `Cause-Effect(e2,e1)`."""
+    """Returns the label without its direction: `Cause-Effect` of `Cause-Effect(e2,e1)`."""
     return _DIRECTION.sub("", label)
 
 
 class RelationF1(ConfusionMetric):
-    """Mean over relations of F1, in which both directions of a relation are counted together.
+    """Mean F1 over relations. Both directions of a relation are counted together.
 
-    For a relation, P = right / predicted and R = right / present, where only the right direction is right, and what is
-    predicted or present is so in either; F1 is 0 where nothing is right. Labels without a direction are relations of
-    their own: then this is the macro F1 of the labels that the data have.
+    For a relation, P = correct / predicted and R = correct / present. Only the correct direction is correct; predicted
+    and present count either direction. F1 is 0 without a correct prediction. Labels without a direction are relations
+    of their own: then this is the macro F1 of the labels in the data.
 
     Args:
         labels: Names in the order of scores.
-        excluded_label: Counts as no relation, but what is predicted wrongly for it still costs precision; None: all do.
+        excluded_label: Label that is no relation. Wrong predictions for its rows still reduce precision. None: all
+            labels are relations.
 
     Attributes:
-        relations: Names without direction, in the order of their first labels, the excluded one among them.
+        relations: Names without direction, in the order of their first labels, including the excluded one.
     """
 
     def __init__(self, labels: Sequence[str], excluded_label: str | None = "Other") -> None:
@@ -45,14 +46,14 @@ class RelationF1(ConfusionMetric):
         self.counted = [relation != excluded_label for relation in self.relations]
 
     def value(self, matrix: Tensor) -> Tensor:
-        """Macro F1 in [0, 1]; 0 where the data have no relation."""
+        """Returns macro F1 in [0, 1]; 0 without relations in the data."""
         right, present, predicted, _ = self._counts(matrix)
         scores = 2 * right / (present + predicted).clamp(min=1)
         counted = torch.tensor(self.counted, device=matrix.device) & (present > 0)
         return torch.where(counted, scores, 0.0).sum() / counted.sum().clamp(min=1)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Precision, recall and F1 of each relation, and how often only its direction is wrong; after `compute`."""
+        """Returns precision, recall, F1 and the number of wrong directions of each relation; call `compute` first."""
         columns = (counts.tolist() for counts in self._counts(self.matrix))
         return [
             {
@@ -67,7 +68,7 @@ class RelationF1(ConfusionMetric):
         ]
 
     def _counts(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each relation: right, present, predicted, and predicted where it is present in any direction."""
+        """Returns counts by relation: correct, present, predicted, and predicted in either direction where present."""
         places = torch.tensor(self.relation_places, device=matrix.device)
         same = matrix * (places[:, None] == places)
         by_label = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0), same.sum(1)])

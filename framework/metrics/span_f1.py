@@ -1,10 +1,10 @@
-"""Exact match and F1 of answers, as the evaluation script of SQuAD 2.0 counts them.
+"""Exact match and F1 of answers, computed as in the evaluation script of SQuAD 2.0.
 
 Rajpurkar et al. 2018 (arXiv:1806.03822, section 5); the normalisation is that of 2016 (arXiv:1606.05250, section 6.1).
 
-For Chinese the segments are characters, as in MLQA's script (Lewis et al. 2019, arXiv:1910.07475, section 5) and in
-CMRC 2018: "characters" takes each Chinese character as a segment, and leaves out punctuation of all scripts, but no
-articles. Departure: CJK extensions and compatibility characters are Chinese too.
+Chinese segments are characters, as in MLQA's script (Lewis et al. 2019, arXiv:1910.07475, section 5) and in CMRC 2018:
+with "characters" each Chinese character is a segment, and punctuation of all scripts is removed, but no articles.
+Departure: CJK extensions and compatibility characters are Chinese too.
 """
 
 import re
@@ -19,12 +19,12 @@ _CHINESE = re.compile("([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000
 
 
 def word_segments(text: str) -> list[str]:
-    """Words of an English answer: lower case, without ASCII punctuation and articles."""
+    """Returns the words of an English answer in lower case, without ASCII punctuation and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_ASCII_PUNCTUATION)).split()
 
 
 def character_segments(text: str) -> list[str]:
-    """Chinese characters one by one, other text by words; lower case, without punctuation."""
+    """Returns single Chinese characters, and words of other text, in lower case without punctuation."""
     kept = "".join(each for each in text.lower() if not _is_punctuation(each))
     return _CHINESE.sub(r" \1 ", kept).split()
 
@@ -33,12 +33,12 @@ SEGMENTS: Mapping[str, Callable[[str], list[str]]] = {"words": word_segments, "c
 
 
 def exact_match(prediction: Sequence[str], truth: Sequence[str]) -> float:
-    """1 where the segments are the same, else 0."""
+    """Returns 1 if the segments are equal, else 0."""
     return float(prediction == truth)
 
 
 def segment_f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
-    """F1 of the bags of segments, in [0, 1]; where one has none, 1 if both have none."""
+    """Returns F1 of the bags of segments, in [0, 1]; if one is empty, 1 if both are, else 0."""
     if not prediction or not truth:
         return float(prediction == truth)
     num_same = (Counter(prediction) & Counter(truth)).total()
@@ -46,21 +46,21 @@ def segment_f1(prediction: Sequence[str], truth: Sequence[str]) -> float:
 
 
 def score_answers(predictions: Sequence[str], truths: Sequence[Sequence[str]], unit: str = "words") -> dict[str, float]:
-    """Means over questions, each by the best of its true answers.
+    """Returns means over questions; each question counts with its best true answer.
 
     Args:
-        predictions: An answer for each question, "" for none.
-        truths: The true answers of each, none where there is no answer to it.
-        unit: A key of SEGMENTS.
+        predictions: One answer per question, "" for no answer.
+        truths: True answers of each question, empty for an unanswerable question.
+        unit: Key of SEGMENTS.
 
     Returns:
-        `exact_match` and `f1` in [0, 1] (the script prints percent); where some questions have answers and some have
-        not, also those of each kind: `has_answer_*` and `no_answer_*`.
+        `exact_match` and `f1` in [0, 1] (the script prints percent). If only some questions are answerable, also the
+        means of each kind: `has_answer_*` and `no_answer_*`.
     """
     segments = SEGMENTS[unit]
     exact, f1 = [], []
     for prediction, answers in zip(predictions, truths, strict=True):
-        # As in the script: answers of which nothing is left do not count, and no answer is an empty one.
+        # As in the script: answers that normalise to nothing are dropped; an unanswerable question has an empty one.
         accepted = [each for each in map(segments, answers) if each] or [[]]
         exact.append(max(exact_match(segments(prediction), each) for each in accepted))
         f1.append(max(segment_f1(segments(prediction), each) for each in accepted))

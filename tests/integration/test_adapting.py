@@ -40,7 +40,7 @@ def make_base(call: Call) -> None:
         (["adapter=lora"], "`adapter` trains updates of frozen weights, but `init_from` is null"),
         (["adapter=lora", "init_from=x", "strategy=tp"], "`adapter` has updates that cannot be split over ranks"),
         (["adapter=lora", "init_from=x", "precision=float8"], "`adapter` has maps that precision=float8 does not know"),
-        (["adapter=lora", "init_from=x", "adapter.targets=[qkv]"], "`adapter.targets` has 'qkv', which is no linear layer"),
+        (["adapter=lora", "init_from=x", "adapter.targets=[qkv]"], "has 'qkv', which is no linear layer"),
         (["adapter=lora", "init_from=x", "adapter.rang=4"], "unknown config key `adapter.rang`; did you mean `rank`?"),
     ],
 )  # fmt: skip
