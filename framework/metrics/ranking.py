@@ -36,7 +36,8 @@ def recall(ranked: np.ndarray, k: int) -> np.ndarray:
 def ndcg(ranked: np.ndarray, k: int) -> np.ndarray:
     """Returns the normalised discounted cumulative gain of the first k candidates, with gains 0 and 1.
 
-    Source: Järvelin, Kekäläinen 2002, section 2.2. It is the sum of 1 / log2(1 + rank) over relevant candidates, divided by the sum of the best order.
+    Source: Järvelin, Kekäläinen 2002, section 2.2. It is the sum of 1 / log2(1 + rank) over relevant candidates,
+    divided by the sum of the best order.
     """
     discounts = 1.0 / np.log2(2.0 + np.arange(ranked.shape[1]))[:k]
     best = np.cumsum(discounts)
