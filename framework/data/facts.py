@@ -123,7 +123,7 @@ def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
 
 
 def without_texts(splits: Mapping[str, SplitFacts]) -> dict[str, SplitFacts]:
-    """Returns the facts with quoted cells hidden. Messages keep the file, the row, the column and the rule.
+    """Returns the facts with quoted cells removed. Messages keep the file, the row, the column and the rule.
 
     Labels and their counts remain.
     """

@@ -115,8 +115,8 @@ class SentenceChunks:
     def unused_fraction(self, keys: np.ndarray, chunks: np.ndarray) -> float:
         """Returns the share of the text of these chunks that their pairs do not use.
 
-        Unused text is the rest of chunks with a random B, and text beyond a short target length. Each epoch draws anew.
-        (BERT's own script puts such a rest into the next sequence.)
+        Unused text is the rest of chunks with a random B, and text beyond a short target length. Each epoch has its own
+        draws. (BERT's own script puts such a rest into the next sequence.)
 
         Args:
             keys: (sequences,) uint64, random key of each sequence.

@@ -78,7 +78,7 @@ BAD_INPUT = [
     ("missing column", rows(columns=("text", "stars")), [], "rows.csv, line 1: no column 'label' among ['text', 'stars']"),
     ("label outside the set", rows(labels=["1", "1", "0", "2"] * 8), ["data.labels=['0','1']"], "rows.csv, row 4 (line 5): the label '2' is none of 0, 1"),
     ("not UTF-8", content(b"text,label\ngood,1\nb\xe9te,0\n"), [], "rows.csv, line 3: byte 0xe9"),
-    ("single class", rows(labels=["1"] * 32), [], "all training rows (32 rows) have the label '1'"),
+    ("single class", rows(labels=["1"] * 32), [], "have the label '1'. Training needs at least 2 labels"),
     ("empty text", rows(texts=[" ", *TEXTS[1:]]), [], "rows.csv, row 1 (line 2): 'text' is empty"),
     ("fewer sequences than ranks", rows(texts=TEXTS[1:3], labels=LABELS[1:3]), ["data.validation_fraction=0", "strategy=ddp", "FOUR RANKS"], "2 training sequences for 4 ranks"),
     ("single with ranks", nothing, ["FOUR RANKS"], "strategy"),

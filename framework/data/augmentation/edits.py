@@ -93,7 +93,7 @@ class Replace(Augmentation):
     are masked at once and the model does not know the label, so a replacement may contradict the label.
 
     Args:
-        rate: Expected share of the tokens that are sampled anew; a sample may equal the original token.
+        rate: Expected share of the tokens that are resampled; a sample may equal the original token.
         num_variants: Number of variants of the texts; each costs one forward pass over them in fp32.
         temperature: Divisor of the logits; values above 1 give more varied words.
 

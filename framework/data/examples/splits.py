@@ -90,15 +90,17 @@ class FileRecords(Generic[R]):
     readings: dict[str, Reading]
     files: dict[str, Path]
 
-    def found_labels(self, labels: Callable[[R], Iterable[str]], outside: Collection[str] = ()) -> set[str]:
+    def collect_labels(self, labels: Callable[[R], Iterable[str]], outside: Collection[str] = ()) -> set[str]:
         """Returns the labels of all files, so that a rare label need not occur in `train`.
 
         Args:
             labels: Function that returns the labels of a record.
             outside: Labels that count only if `train` has them.
         """
-        found = {split: {label for record in rows for label in labels(record)} for split, rows in self.records.items()}
-        return found["train"].union(*found.values()) - (set(outside) - found["train"])
+        by_split = {
+            split: {label for record in rows for label in labels(record)} for split, rows in self.records.items()
+        }
+        return by_split["train"].union(*by_split.values()) - (set(outside) - by_split["train"])
 
     def checked(self, split: str, check: Callable[[R], R]) -> None:
         """Replaces each record of a file by the result of `check`; a record that it rejects is a bad row.

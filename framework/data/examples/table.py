@@ -142,7 +142,7 @@ class TableData(SplitFiles):
     def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
         if self.labels is not None and answers.has_labels:
             return tuple(str(label) for label in self.labels)
-        labels = read.found_labels(lambda row: answers.labels(row.label), answers.outside)
+        labels = read.collect_labels(lambda row: answers.labels(row.label), answers.outside)
         are_integers = all(label.removeprefix("-").isdecimal() for label in labels)
         return tuple(sorted(labels, key=lambda label: (int(label) if are_integers else 0, label)))
 

@@ -88,7 +88,7 @@ class RelationData(SplitFiles):
                 split; all training rows have one label.
         """
         read = self.read_files(self._read, self.on_bad_row)
-        names = tuple(labels or self.labels or sorted(read.found_labels(lambda row: [str(row.label)])))
+        names = tuple(labels or self.labels or sorted(read.collect_labels(lambda row: [str(row.label)])))
         for split in read.records:
             read.checked(split, lambda example: _known(example, names))
         relations = self.split(read, names)

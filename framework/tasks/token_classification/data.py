@@ -123,4 +123,4 @@ def _types(train: str, read: FileRecords[TaggedSentence]) -> tuple[str, ...]:
             f"{train}: the {len(sentences)} sentences have no entity. Training needs at least one. Add sentences with "
             "entities."
         )
-    return tuple(sorted(read.found_labels(lambda each: [tag[2:] for tag in each.tags if tag != "O"])))
+    return tuple(sorted(read.collect_labels(lambda each: [tag[2:] for tag in each.tags if tag != "O"])))
