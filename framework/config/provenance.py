@@ -17,7 +17,7 @@ import torch
 
 import framework
 from framework.data.planning.plan import SequenceSource
-from framework.data.reading.credentials import shown_argument
+from framework.data.reading.credentials import safe_argument
 from framework.machine import usable_cores
 
 LIBRARIES = (
@@ -86,7 +86,7 @@ def provenance(fingerprints: Mapping[str, str], world_size: int) -> dict[str, An
     return {
         "commit": code_commit(),
         "versions": library_versions(),
-        "command": shlex.join([Path(sys.executable).name, *map(shown_argument, sys.orig_argv[1:])]),
+        "command": shlex.join([Path(sys.executable).name, *map(safe_argument, sys.orig_argv[1:])]),
         "working_folder": os.getcwd(),
         "host": socket.gethostname(),
         "hardware": hardware(),

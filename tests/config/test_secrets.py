@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from framework.config.identity import check_same_run
 from framework.config.secrets import MASK, masked, without_typed_secrets
-from framework.data.reading.credentials import HIDDEN, names_secret, shown_argument, without_credentials
+from framework.data.reading.credentials import HIDDEN, names_secret, safe_argument, without_credentials
 from framework.errors import ConfigError
 
 ENVIRONMENT = {
@@ -171,7 +171,7 @@ def test_a_typed_secret_may_change_and_a_run_saved_with_it_in_clear_goes_on(monk
     ],
 )
 def test_secrets_of_a_command_line_are_hidden(argument, expected):
-    assert shown_argument(argument) == expected
+    assert safe_argument(argument) == expected
 
 
 def test_what_an_earlier_version_masked_is_not_compared():

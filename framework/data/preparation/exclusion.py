@@ -22,7 +22,7 @@ import pyarrow as pa
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, find_files, kind_of, raw_lines
 from framework.data.reading.rows import record_batches
 from framework.data.reading.table_format import TableFormat
-from framework.data.reading.table_kind import conclude_kind
+from framework.data.reading.table_kind import detect_kind
 from framework.errors import ConfigError, DataError
 from framework.files import parse_json
 from framework.random import key, mix
@@ -238,7 +238,7 @@ def _table_texts(path: Path) -> Iterator[str]:
 
 def _json_texts(path: Path) -> Iterator[str]:
     numbered = enumerate(_lines(path), start=1)
-    documents = numbered if conclude_kind(path, TableFormat()).kind == "jsonl" else [(1, "".join(_lines(path)))]
+    documents = numbered if detect_kind(path, TableFormat()).kind == "jsonl" else [(1, "".join(_lines(path)))]
     for number, text in documents:
         if not text.strip():
             continue

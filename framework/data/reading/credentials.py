@@ -78,7 +78,7 @@ def without_secret_pairs(text: str) -> str:
     return _PAIR.sub(lambda match: match["name"] + HIDDEN if names_secret(match["name"]) else match[0], text)
 
 
-def shown_argument(argument: str) -> str:
+def safe_argument(argument: str) -> str:
     """Returns an argument of a command line without secrets. For `KEY=VALUE`, the whole value is hidden.
 
     A value that lists keys, such as `data.storage_options={key: a, secret: b}`, is hidden as a whole if one of the keys

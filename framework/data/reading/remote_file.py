@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-def shown(name: str) -> str:
+def safe_name(name: str) -> str:
     """Returns a file's name for messages and identities: a URL without its query and user, which may hold secrets."""
     protocol, mark, rest = name.partition("://")
     if not mark:
@@ -90,7 +90,7 @@ class RemoteFiles:
         info: dict[str, Any] = self._retry(name, "requesting the size", lambda: self._call(files, "info", path))
         if info.get("size") is None:
             raise DataError(
-                f"{shown(name)}: the server does not report the size. It must send Content-Length. Use another server, "
+                f"{safe_name(name)}: the server does not report the size. It must send Content-Length. Use another server, "
                 "or fetch the shards first."
             )
         return int(info["size"])
@@ -113,7 +113,7 @@ class RemoteFiles:
         content: bytes = self._call(files, "cat_file", path, start, end)
         if len(content) > end - start:
             raise DataError(
-                f"{shown(name)}: {end - start} bytes were requested and {len(content)} arrived. The server ignores "
+                f"{safe_name(name)}: {end - start} bytes were requested and {len(content)} arrived. The server ignores "
                 "byte ranges. Use a server that supports the header Range, or fetch the shards first."
             )
         if len(content) < end - start:
@@ -136,10 +136,10 @@ class RemoteFiles:
         try:
             files, path = fsspec.core.url_to_fs(name, **options)
         except ImportError as error:
-            raise ConfigError(f"{shown(name)} needs a package that is missing ({error}). Install it.") from error
+            raise ConfigError(f"{safe_name(name)} needs a package that is missing ({error}). Install it.") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{shown(name)} cannot be opened ({error}). Correct the URL or `storage_options`."
+                f"{safe_name(name)} cannot be opened ({error}). Correct the URL or `storage_options`."
             ) from error
         if isinstance(files, AsyncFileSystem):
             _KEPT[id(files)] = files
@@ -153,14 +153,14 @@ class RemoteFiles:
             return [pattern]
         if over_http:
             raise DataError(
-                f"{shown(pattern)} is a glob. A web server does not list its files. List the URLs, or name a text file "
+                f"{safe_name(pattern)} is a glob. A web server does not list its files. List the URLs, or name a text file "
                 "with one URL per line: files=@shards.txt."
             )
         files, path = self._open(pattern)
         matches: dict[str, dict[str, Any]] = self._retry(pattern, "listing", lambda: files.glob(path, detail=True))
         names = sorted(files.unstrip_protocol(match) for match, info in matches.items() if info["type"] == "file")
         if not names:
-            raise DataError(f"no file matches {shown(pattern)!r}. Give a path or glob of existing files.")
+            raise DataError(f"no file matches {safe_name(pattern)!r}. Give a path or glob of existing files.")
         return names
 
     def _retry(self, name: str, doing: str, action: Callable[[], Result]) -> Result:
@@ -174,16 +174,16 @@ class RemoteFiles:
                 reason = self._described(name, cause)
                 if _is_final(cause):
                     raise DataError(
-                        f"{shown(name)} cannot be read ({reason}). Correct the path or URL, its access rights, or "
+                        f"{safe_name(name)} cannot be read ({reason}). Correct the path or URL, its access rights, or "
                         "`storage_options`."
                     ) from error
                 if attempt == self.retries:
                     raise DataError(
-                        f"{shown(name)}: {doing} failed {attempt + 1} times. The last reason: {reason}. Start again "
+                        f"{safe_name(name)}: {doing} failed {attempt + 1} times. The last reason: {reason}. Start again "
                         "when the connection is better, or raise `retries` or `timeout_seconds`."
                     ) from error
                 seconds = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
-                logger.warning("%s: %s failed (%s). Retrying in %g s.", shown(name), doing, reason, seconds)
+                logger.warning("%s: %s failed (%s). Retrying in %g s.", safe_name(name), doing, reason, seconds)
                 sleep(seconds)
                 attempt += 1
 
@@ -193,7 +193,7 @@ class RemoteFiles:
             return f"the server answered {status}"
         if isinstance(error, TimeoutError):
             return f"no complete response within {self.timeout_seconds:g} s"
-        return f"{type(error).__name__}: {' '.join(str(error).split()).replace(name, shown(name))}"
+        return f"{type(error).__name__}: {' '.join(str(error).split()).replace(name, safe_name(name))}"
 
 
 class RangeFile(io.RawIOBase):

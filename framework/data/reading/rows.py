@@ -18,7 +18,7 @@ from framework.data.reading.delimited import read_delimited
 from framework.data.reading.files import Reading, check_regular, kind_of
 from framework.data.reading.json_rows import read_json
 from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
-from framework.data.reading.table_kind import KIND_OF_SUFFIX, Kind, conclude_kind
+from framework.data.reading.table_kind import KIND_OF_SUFFIX, Kind, detect_kind
 from framework.errors import DataError
 
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -49,10 +49,10 @@ def read_rows(
     reading = reading or Reading()
     table_format = table_format or TableFormat()
     file, parts = _file_and_parts(path)
-    concluded = conclude_kind(file, table_format)
-    table = TableFile(file, columns, table_format, list_columns, parts, concluded.kind, concluded.reason, as_is)
+    detected = detect_kind(file, table_format)
+    table = TableFile(file, columns, table_format, list_columns, parts, detected.kind, detected.reason, as_is)
     number = 0
-    for row in _READERS[concluded.kind](table, reading):
+    for row in _READERS[detected.kind](table, reading):
         number = row.number
         yield row
     if number == 0 and reading.num_skipped == 0:

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from framework.data.reading.files import Reading
-from framework.data.reading.remote_file import RangeFile, RemoteFiles, shown
+from framework.data.reading.remote_file import RangeFile, RemoteFiles, safe_name
 from framework.data.reading.rows import Row, check_columns, rows_of_batches
-from framework.data.reading.sources import fitting_texts, needed_columns, texts_of_rows
+from framework.data.reading.sources import matching_texts, needed_columns, texts_of_rows
 from framework.errors import ConfigError, DataError
 
 _TAIL_BYTES = 64 * 2**10
@@ -45,7 +45,7 @@ class RowGroup:
     footer: str
 
     def __str__(self) -> str:
-        return f"{shown(self.shard)}, row group {self.number}"
+        return f"{safe_name(self.shard)}, row group {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class ParquetShards:
         digests = dict.fromkeys(self._paths, "")
         digests.update({group.shard: group.footer for group in self._groups})
         contents = hashlib.blake2b(digest_size=16)
-        for name, digest in zip(_relative([shown(path) for path in digests]), digests.values(), strict=True):
+        for name, digest in zip(_relative([safe_name(path) for path in digests]), digests.values(), strict=True):
             contents.update(f"{name}\0{digest}\n".encode())
         return contents.hexdigest()
 
@@ -138,7 +138,7 @@ class ParquetShards:
             DataError: `groups` or `read_group` raises it, or no row matches `where`.
         """
         rows = (row for group in self._groups for row in self._rows(group, reading))
-        name = f"the list of shards that starts with {shown(self._paths[0])}"
+        name = f"the list of shards that starts with {safe_name(self._paths[0])}"
         yield from texts_of_rows(name, rows, self.text_column, self.where)
 
     def read_group(self, group: RowGroup, reading: Reading) -> Iterator[str]:
@@ -148,7 +148,7 @@ class ParquetShards:
             DataError: The shard cannot be reached, is damaged or changed since it was indexed, a column holds neither
                 text nor numbers, or a value is missing and `reading` does not skip the row.
         """
-        yield from fitting_texts(self._rows(group, reading), self.text_column, self.where)
+        yield from matching_texts(self._rows(group, reading), self.text_column, self.where)
 
     @cached_property
     def _paths(self) -> list[str]:
@@ -164,7 +164,7 @@ class ParquetShards:
                 groups += groups_of_shard
         if not any(group.num_rows for group in groups):
             raise DataError(
-                f"{', '.join(map(shown, self._paths[:3]))}: no shard has rows. At least one must. Give other files."
+                f"{', '.join(map(safe_name, self._paths[:3]))}: no shard has rows. At least one must. Give other files."
             )
         return groups
 
@@ -230,7 +230,7 @@ def _read_footer(remote: RemoteFiles, shard: str) -> _Footer:
     num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if not tail.endswith(_END) or num_bytes > size:
         raise DataError(
-            f"{shown(shard)} does not end like a Parquet file. It is truncated or of another kind. Fetch or write it "
+            f"{safe_name(shard)} does not end like a Parquet file. It is truncated or of another kind. Fetch or write it "
             "again, or leave it out."
         )
     if num_bytes > len(tail):
@@ -239,7 +239,7 @@ def _read_footer(remote: RemoteFiles, shard: str) -> _Footer:
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(f"{shown(shard)}, footer,", error) from error
+        raise _damaged(f"{safe_name(shard)}, footer,", error) from error
     digest = hashlib.blake2b(footer + size.to_bytes(8, "little"), digest_size=16).hexdigest()
     return _Footer(size, num_bytes, digest, metadata)
 
@@ -248,19 +248,19 @@ def _check_schema(shard: str, schema: pq.ParquetSchema, columns: Sequence[str]) 
     try:
         fields = schema.to_arrow_schema()
     except (pa.ArrowException, OSError) as error:
-        raise _damaged(f"{shown(shard)}, schema,", error) from error
-    check_columns(shown(shard), "schema", columns, fields.names)
+        raise _damaged(f"{safe_name(shard)}, schema,", error) from error
+    check_columns(safe_name(shard), "schema", columns, fields.names)
     for column in columns:
         kind = fields.field(column).type
         if pa.types.is_nested(kind):
             raise DataError(
-                f"{shown(shard)}: column {column!r} is of type {kind}. It must hold text or numbers. Name another "
+                f"{safe_name(shard)}: column {column!r} is of type {kind}. It must hold text or numbers. Name another "
                 "column."
             )
 
 
 def _changed(group: RowGroup) -> DataError:
-    return DataError(f"{shown(group.shard)} has changed since it was indexed. Run framework.prepare again.")
+    return DataError(f"{safe_name(group.shard)} has changed since it was indexed. Run framework.prepare again.")
 
 
 def _damaged(location: str, error: BaseException) -> DataError:

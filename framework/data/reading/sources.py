@@ -204,7 +204,7 @@ def needed_columns(text_column: str, where: Mapping[str, object] | None) -> list
     return list(dict.fromkeys([text_column, *(where or {})]))
 
 
-def fitting_texts(rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None) -> Iterator[str]:
+def matching_texts(rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None) -> Iterator[str]:
     """Yields the texts of the rows that have all the values of `where`."""
     required = {column: str(value) for column, value in (where or {}).items()}
     return (
@@ -217,13 +217,13 @@ def fitting_texts(rows: Iterator[Row], text_column: str, where: Mapping[str, obj
 def texts_of_rows(
     name: str, rows: Iterator[Row], text_column: str, where: Mapping[str, object] | None
 ) -> Iterator[str]:
-    """Yields the same texts as `fitting_texts`, of which there must be at least one.
+    """Yields the same texts as `matching_texts`, of which there must be at least one.
 
     Raises:
         DataError: No row of `name` matches `where`.
     """
     is_empty = True
-    for text in fitting_texts(rows, text_column, where):
+    for text in matching_texts(rows, text_column, where):
         is_empty = False
         yield text
     # Without `where`, only bad rows can be missing, which are counted already.

@@ -29,7 +29,7 @@ _OPENING = re.compile(r"""\[|\{|\[\s*[\[{"].*|\{\s*".*""")
 
 
 @dataclass(frozen=True, slots=True)
-class Concluded:
+class DetectedKind:
     """A detected kind of table.
 
     Attributes:
@@ -41,14 +41,14 @@ class Concluded:
     reason: str
 
 
-def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
+def detect_kind(path: Path, table_format: TableFormat) -> DetectedKind:
     """Detects the kind of a file or folder.
 
     Raises:
         DataError: The file cannot be read, or its kind cannot be detected.
     """
     if path.is_dir():
-        return Concluded("folder", "because it is a folder")
+        return DetectedKind("folder", "because it is a folder")
     suffix = kind_of(path)
     kind = KIND_OF_SUFFIX.get(suffix)
     if kind in _BINARY_KINDS.values() and path.suffix.lower() in COMPRESSIONS:
@@ -59,16 +59,16 @@ def conclude_kind(path: Path, table_format: TableFormat) -> Concluded:
     if kind == "json":
         kind = json_kind(path, table_format)
     if kind is not None:
-        return Concluded(kind, f"because its name ends in {suffix}")
+        return DetectedKind(kind, f"because its name ends in {suffix}")
     head = head_of(path)
     kind = next((each for mark, each in _BINARY_KINDS.items() if head.startswith(mark)), None)
     kind = kind or json_kind(path, table_format)
     if kind is None:
         kind = _kind_of_text(head_lines(head, table_format), table_format.delimiter)
     if kind is not None:
-        return Concluded(kind, "because of its content, since its name has no known suffix")
+        return DetectedKind(kind, "because of its content, since its name has no known suffix")
     if table_format.kind is not None:
-        return Concluded(table_format.kind, "because of format.kind, since its name and content do not determine it")
+        return DetectedKind(table_format.kind, "because of format.kind, since its name and content do not determine it")
     raise DataError(
         f"{path} is of no known kind by its name and its first lines. Names end in {', '.join(KIND_OF_SUFFIX)}; "
         f"names of text files may continue with {' or '.join(COMPRESSIONS)}. Rename the file, or set format.kind, and "

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from framework.data.reading.credentials import shown_argument
+from framework.data.reading.credentials import safe_argument
 from framework.errors import ConfigError
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
@@ -124,7 +124,7 @@ def _open_run(
 def _masked_command_line() -> Iterator[None]:
     """Masks secrets in `sys.argv`, which W&B reads and sends when a run opens."""
     before = list(sys.argv)
-    sys.argv[1:] = map(shown_argument, before[1:])
+    sys.argv[1:] = map(safe_argument, before[1:])
     try:
         yield
     finally:

@@ -190,7 +190,9 @@ def test_damaged_parquet_is_an_error_behind_the_rows_that_could_be_read(tmp_path
         texts.extend(TableFiles(str(tmp_path / "a.parquet")).read(reading))
     for end in (3, 40, len(content) // 2, len(content) - 1):
         (tmp_path / "a.parquet").write_bytes(content[:end])
-        assert "a.parquet is damaged or not a file of kind parquet (" in error_of(TableFiles(str(tmp_path / "a.parquet")), "skip")
+        assert "a.parquet is damaged or not a file of kind parquet (" in error_of(
+            TableFiles(str(tmp_path / "a.parquet")), "skip"
+        )
 
 
 def test_parquet_with_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):

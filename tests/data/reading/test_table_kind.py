@@ -1,4 +1,4 @@
-"""The kind and the layout of a table: concluded from its name, its content, and last from the format's default."""
+"""The kind and the layout of a table: detected from its name, its content, and last from the format's default."""
 
 import os
 import threading
@@ -12,7 +12,7 @@ from framework.data.reading.files import Reading, find_files
 from framework.data.reading.rows import read_rows
 from framework.data.reading.sources import TableFiles, TextFiles
 from framework.data.reading.table_format import TableFormat
-from framework.data.reading.table_kind import conclude_kind
+from framework.data.reading.table_kind import detect_kind
 from framework.errors import ConfigError, DataError
 from tests.support.data.source_files import write
 
@@ -83,7 +83,7 @@ def test_errors_say_what_was_concluded_and_from_what(tmp_path):
     write(tmp_path / "d.json", b'{"text": "a"}\n{"text": "b"}\n')
     with pytest.raises(DataError, match=r"d\.json has one JSON value per line, so it has no keys train"):
         values(tmp_path / "d.json:train")
-    assert conclude_kind(tmp_path / "d.json", TableFormat()).kind == "jsonl"
+    assert detect_kind(tmp_path / "d.json", TableFormat()).kind == "jsonl"
 
 
 # Headers
