@@ -90,8 +90,8 @@ class RemoteFiles:
         info: dict[str, Any] = self._retry(name, "requesting the size", lambda: self._call(files, "info", path))
         if info.get("size") is None:
             raise DataError(
-                f"{safe_name(name)}: the server does not report the size. It must send Content-Length. Use another server, "
-                "or fetch the shards first."
+                f"{safe_name(name)}: the server does not report the size. It must send Content-Length. Use another "
+                "server, or fetch the shards first."
             )
         return int(info["size"])
 
@@ -153,8 +153,8 @@ class RemoteFiles:
             return [pattern]
         if over_http:
             raise DataError(
-                f"{safe_name(pattern)} is a glob. A web server does not list its files. List the URLs, or name a text file "
-                "with one URL per line: files=@shards.txt."
+                f"{safe_name(pattern)} is a glob. A web server does not list its files. List the URLs, or name a text "
+                "file with one URL per line: files=@shards.txt."
             )
         files, path = self._open(pattern)
         matches: dict[str, dict[str, Any]] = self._retry(pattern, "listing", lambda: files.glob(path, detail=True))
@@ -179,8 +179,8 @@ class RemoteFiles:
                     ) from error
                 if attempt == self.retries:
                     raise DataError(
-                        f"{safe_name(name)}: {doing} failed {attempt + 1} times. The last reason: {reason}. Start again "
-                        "when the connection is better, or raise `retries` or `timeout_seconds`."
+                        f"{safe_name(name)}: {doing} failed {attempt + 1} times. The last reason: {reason}. Start "
+                        "again when the connection is better, or raise `retries` or `timeout_seconds`."
                     ) from error
                 seconds = min(_FIRST_WAIT_SECONDS * 2**attempt, _LONGEST_WAIT_SECONDS)
                 logger.warning("%s: %s failed (%s). Retrying in %g s.", safe_name(name), doing, reason, seconds)

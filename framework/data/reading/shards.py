@@ -230,8 +230,8 @@ def _read_footer(remote: RemoteFiles, shard: str) -> _Footer:
     num_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if not tail.endswith(_END) or num_bytes > size:
         raise DataError(
-            f"{safe_name(shard)} does not end like a Parquet file. It is truncated or of another kind. Fetch or write it "
-            "again, or leave it out."
+            f"{safe_name(shard)} does not end like a Parquet file. It is truncated or of another kind. Fetch or write "
+            "it again, or leave it out."
         )
     if num_bytes > len(tail):
         tail = remote.read(shard, size - num_bytes, size - len(tail)) + tail

@@ -45,7 +45,7 @@ class StreamedTokens:
         self._reset()
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `TokenStore.gather`."""
+        """Copies ranges of tokens; see `TokenStore.gather`."""
         self._reset_after_fork()
         batches = np.searchsorted(self._batch_starts, starts, side="right") - 1
         ends = np.cumsum(lengths)

@@ -54,7 +54,7 @@ class MappedTokens:
         self._shifts = ids_offsets // dtype.itemsize - batch_starts
 
     def gather(self, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """See `TokenStore.gather`."""
+        """Copies ranges of tokens; see `TokenStore.gather`."""
         batches = np.searchsorted(self._batch_starts, starts, side="right") - 1
         ends = np.cumsum(lengths)
         offsets = np.repeat(starts + self._shifts[batches] - (ends - lengths), lengths)
