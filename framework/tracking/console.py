@@ -1,7 +1,7 @@
-"""Opens consoles on standard output and standard error, and keeps these streams from stopping a run.
+"""Opens consoles on standard output and standard error, and keeps errors of these streams from stopping a run.
 
-Rich's console ends the process when the reader of a pipe leaves, a full disk behind standard output raises an error
-during a step, and a pipe that nobody reads blocks. None of these may end a training run.
+Rich's console ends the process when the reader of a pipe exits. A full disk behind standard output raises an error
+during a step. A pipe that nobody reads blocks. None of these may end a training run.
 """
 
 import io
@@ -23,7 +23,7 @@ _FILE_WIDTH = 10_000
 """Width of a console that is not a terminal, so that no table is truncated."""
 
 _PATIENCE_SECONDS = 1.0
-"""Time that output waits for a reader before it is dropped. After the first drop it no longer waits."""
+"""Time that output waits for a reader before it is dropped. After the first drop, output no longer waits."""
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(RUN_LOGGER)
 
 
 class SafeConsole(Console):
-    """Escapes control characters of texts. Labels and records may come from others, and could steer a terminal."""
+    """Escapes control characters in texts. Labels and records may be untrusted and could control a terminal."""
 
     @override
     def render_str(
@@ -46,7 +46,7 @@ class SafeConsole(Console):
         highlight: bool | None = None,
         highlighter: Any = None,
     ) -> Text:
-        """Turns text into what Rich prints."""
+        """Returns Rich's rendering of the text with control characters escaped."""
         return super().render_str(
             text.translate(_CONTROLS),
             style=style,
@@ -68,7 +68,7 @@ def open_console(stderr: bool = False) -> Console:
 
 
 def print_line(text: str, console: Console | None = None) -> None:
-    """Prints a line as it is: no markup, no highlighting, no wrapping.
+    """Prints a line unchanged: without markup, highlighting or wrapping.
 
     Args:
         text: The line.
@@ -129,7 +129,7 @@ class DispensableStream(io.RawIOBase):
         """Logs the first drop to the rank's log file, if there is one."""
         is_first, self._patience_seconds = self._patience_seconds > 0, 0.0
         if is_first and logger.hasHandlers():
-            logger.warning("%s takes no output (%s). The run continues without it.", self.name, why)
+            logger.warning("%s accepts no output (%s). The run continues without it.", self.name, why)
 
 
 def _open_nonblocking(descriptor: int) -> int:
@@ -148,7 +148,7 @@ def _open_nonblocking(descriptor: int) -> int:
 
 
 def make_console_dispensable() -> None:
-    """Replaces standard output and standard error, also in log handlers that hold them, by streams that cannot fail."""
+    """Replaces standard output and standard error, also in log handlers, with streams that cannot fail."""
     for name in ("stdout", "stderr"):
         before = getattr(sys, name)
         after = _dispensable(before, name)

@@ -16,12 +16,12 @@ SKIPPED_ROWS_FILE = "skipped_rows.jsonl"
 
 def write_data_facts(run_folder: Path, splits: Mapping[str, SplitFacts]) -> None:
     """Writes both files; skipped_rows.jsonl only if rows were skipped."""
-    found = {
+    content = {
         "splits": {split: facts.as_json() for split, facts in splits.items()},
         "warnings": warnings_of(splits),
     }
-    write_whole(run_folder / DATA_FILE, _written(found))
-    rows = [_written(row) for row in skipped_rows(splits)]
+    write_whole(run_folder / DATA_FILE, _json_line(content))
+    rows = [_json_line(row) for row in skipped_rows(splits)]
     if rows:
         write_whole(run_folder / SKIPPED_ROWS_FILE, "".join(rows))
     else:
@@ -33,6 +33,6 @@ def read_data_facts(run_folder: Path) -> dict[str, Any]:
     return read_object(run_folder / DATA_FILE)
 
 
-def _written(found: Any) -> str:
-    """Returns a line of JSON; undecodable bytes of paths become escapes."""
-    return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace").decode("utf-8")
+def _json_line(value: Any) -> str:
+    """Returns the value as a line of JSON. Undecodable bytes of paths become escapes."""
+    return (json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace").decode("utf-8")

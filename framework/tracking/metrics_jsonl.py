@@ -1,8 +1,8 @@
-"""Append-only files of one JSON object a line, each with a `step`, that survive being killed at any byte.
+"""Append-only files with one JSON object per line, each with a `step`. A kill at any byte does not corrupt them.
 
-A row is written at once. After a resume everything past the checkpoint's step is cut, and so is a last
-line that was torn: no step is missing and none appears twice. Each checkpoint records count and hash of the rows up to
-its step, so that a resume detects missing or changed rows.
+A row is written at once. A resume removes all rows after the checkpoint's step and an incomplete last line, so that no
+step is missing and none appears twice. Each checkpoint records count and hash of the rows up to its step, so that a
+resume detects missing or changed rows.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class RowsRecord:
         Raises:
             CheckpointError: A line other than the last is not a JSON object with an integer `step`.
         """
-        kept = [line for line, row in _whole_lines(path) if row["step"] <= step] if path.exists() else []
+        kept = [line for line, row in _complete_lines(path) if row["step"] <= step] if path.exists() else []
         if RowsRecord(len(kept), _hash(b"".join(kept)).hexdigest()) == self:
             return None
         if len(kept) == self.rows:
@@ -50,31 +50,31 @@ class MetricsFile:
     """One file of rows, open for appending."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        """Opens the file and cuts what lies past a step.
+        """Opens the file and removes the rows after a step.
 
         Args:
-            path: The file; it and its folder are made where missing.
-            resume_step: Rows with a larger step are removed. 0 empties the file.
+            path: Path of the file. The file and its folder are created if missing.
+            resume_step: Step up to which rows are kept; 0 empties the file.
 
         Raises:
-            CheckpointError: A line other than the last is not a JSON object with an integer `step`; or the disk
-                refused.
+            CheckpointError: A line other than the last is not a JSON object with an integer `step`, or the file cannot
+                be written.
         """
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             kept = _cut(path, resume_step) if path.exists() else b""
             self._num_rows, self._hash = kept.count(b"\n"), _hash(kept)
-            # Without a buffer nothing is left over that closing the file would try to write once more.
+            # Without a buffer, closing the file after a write error does not try to write again.
             self._stream = path.open("ab", buffering=0)
         except OSError as error:
-            raise _refusal(path, error) from error
+            raise _write_error(path, error) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes one row; numbers that JSON does not have (NaN, infinities) become null.
+        """Writes one row. Numbers that JSON does not support (NaN, infinities) become null.
 
         Raises:
-            CheckpointError: The disk refused. A part of the row may be there, which the next start cuts.
+            CheckpointError: Writing failed. A part of the row may be in the file; the next start removes it.
         """
         line = json.dumps({name: _json_number(value) for name, value in row.items()}, allow_nan=False)
         written = line.encode() + b"\n"
@@ -83,7 +83,7 @@ class MetricsFile:
             while rest:
                 rest = rest[self._stream.write(rest) :]
         except OSError as error:
-            raise _refusal(self.path, error) from error
+            raise _write_error(self.path, error) from error
         self._num_rows += 1
         self._hash.update(written)
 
@@ -96,7 +96,7 @@ class MetricsFile:
         try:
             os.fsync(self._stream.fileno())
         except OSError as error:
-            raise _refusal(self.path, error) from error
+            raise _write_error(self.path, error) from error
         return RowsRecord(self._num_rows, self._hash.hexdigest())
 
     def close(self) -> None:
@@ -105,19 +105,19 @@ class MetricsFile:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads all rows; a torn last line is left out, a missing file has none.
+    """Reads all rows. An incomplete last line is ignored, and a missing file has no rows.
 
     Raises:
         CheckpointError: A line other than the last is not a JSON object with an integer `step`.
     """
     if not path.exists():
         return []
-    return [row for _, row in _whole_lines(path)]
+    return [row for _, row in _complete_lines(path)]
 
 
 def _cut(path: Path, resume_step: int) -> bytes:
-    """Truncates the file after the rows of a step and returns these rows; their bytes are unchanged."""
-    kept = b"".join(line for line, row in _whole_lines(path) if row["step"] <= resume_step)
+    """Truncates the file after the rows of a step and returns the kept bytes unchanged."""
+    kept = b"".join(line for line, row in _complete_lines(path) if row["step"] <= resume_step)
     if kept != path.read_bytes():
         write_whole(path, kept.decode())
     return kept
@@ -127,7 +127,7 @@ def _hash(rows: bytes) -> "hashlib.blake2b":
     return hashlib.blake2b(rows, digest_size=16)
 
 
-def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _complete_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     lines = path.read_bytes().splitlines(keepends=True)
     rows = []
     for number, line in enumerate(lines, start=1):
@@ -142,16 +142,16 @@ def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             rows.append((line, row))
         elif not is_last:
             raise CheckpointError(
-                f"{path}, line {number}: not a JSON object with an integer 'step', as every row of this file is; "
-                f"restore the file or start a new run.id."
+                f"{path}, line {number}: not a JSON object with an integer 'step'. Every row of this file must be one. "
+                "Restore the file or start a new run.id."
             )
     return rows
 
 
-def _refusal(path: Path, error: OSError) -> CheckpointError:
+def _write_error(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(
-        f"{path} could not be written: the disk refused ({error}). Make room, or make the folder writable, and start "
-        "again: the run goes on from its last checkpoint."
+        f"{path} could not be written ({error}). A run needs all its rows. Free disk space or make the folder "
+        "writable, and start again; the run resumes from its last checkpoint."
     )
 
 

@@ -1,4 +1,4 @@
-"""Colours and resolution of all pictures of a run."""
+"""Colours and resolution of all plots of a run."""
 
 BLUE = "#2f6db3"
 ORANGE = "#d9792b"

@@ -1,4 +1,4 @@
-"""Pictures of one run, drawn from its metrics.jsonl and perf.jsonl: loss, learning rate, throughput, probes."""
+"""Draws the plots of a run from its metrics.jsonl and perf.jsonl: loss, learning rate, throughput, probes."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,14 +18,14 @@ _SIZE_INCHES = (7.2, 4.0)
 
 
 def draw_plots(run_folder: Path, title: str) -> list[Path]:
-    """Draws what the run's files have rows for into `plots/`.
+    """Draws the plots for which the run has rows into `plots/`.
 
     Args:
         run_folder: Folder with metrics.jsonl and perf.jsonl.
-        title: Name of the run, shown above each picture.
+        title: Name of the run, shown above each plot.
 
     Returns:
-        The PNG files that were written.
+        Paths of the PNG files.
     """
     metrics = read_rows(run_folder / "metrics.jsonl")
     perf = read_rows(run_folder / "perf.jsonl")
@@ -47,7 +47,10 @@ def draw_plots(run_folder: Path, title: str) -> list[Path]:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Centred moving average over a tenth of the points; the window shrinks towards both ends and stays symmetric."""
+    """Returns the centred moving average over a tenth of the points.
+
+    The window stays symmetric and shrinks towards both ends.
+    """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     half = np.minimum(max(1, len(values) // 20), np.minimum(index, index[::-1]))
@@ -101,7 +104,7 @@ def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _draw_probes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """The first metric of each probe."""
+    """Draws the first metric of each probe."""
     first: dict[str, str] = {}
     for key in (key for row in rows for key in row if key.startswith("probe/")):
         first.setdefault(key.split("/")[1], key)
@@ -117,7 +120,7 @@ def _draw_probes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _new_figure(title: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-    FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
+    FigureCanvasAgg(figure)  # needs no window or display, whatever backend is configured
     axes = figure.add_subplot()
     axes.set_title(title, loc="right", color=GREY, fontsize=9)
     return figure, axes

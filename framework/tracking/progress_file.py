@@ -1,4 +1,4 @@
-"""Writes and reads progress.json, the step of the newest checkpoint, so that a start detects missing checkpoints."""
+"""Writes and reads progress.json: the step of the newest checkpoint, so that a start detects missing checkpoints."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ _STEP = "checkpoint_step"
 
 
 def write_progress(run_folder: Path, step: int) -> None:
-    """Records that the checkpoint of a step is complete, or with step 0 that a run begins without one.
+    """Records that the checkpoint of a step is complete, or, with step 0, that a run begins without one.
 
     Raises:
         OSError: Writing failed.

@@ -1,7 +1,7 @@
-"""Each rank's own log file: what a night shift reads. Time, rank and step in every line; nothing logged is lost.
+"""Writes one log file per rank. Each line has time, rank and step, and is written at once, so that none is lost.
 
-Python's logging with one handler more. What is meant for the file only goes to `RUN_LOGGER`; warnings of the rest of
-the package, of Lightning and of Python go to the console as ever, and to the file.
+This adds one handler to Python's logging. `RUN_LOGGER` logs to the file only. Warnings of the rest of the package, of
+Lightning and of Python go to the console as usual and also to the file.
 """
 
 import logging
@@ -22,23 +22,23 @@ _PREFIX = "%(asctime)s rank %(rank)s step %(step)s %(levelname)s "
 _DATE = "%Y-%m-%d %H:%M:%S"
 _NOT_FOR_CONSOLE = (RUN_LOGGER, "py.warnings")
 _CLOSED_LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
-"""Where Lightning was imported before anything took log records, it hands none on to Python's root logger."""
+"""Loggers that do not propagate to the root logger if Lightning was imported before logging was configured."""
 
 
 class RankLogHandler(logging.Handler):
-    """Appends each record in one write, so that a killed process loses nothing; a disk that refuses ends no run."""
+    """Appends each record in one write, so that a killed process loses none. A write error does not end the run."""
 
     def __init__(self, path: Path, rank: int) -> None:
         super().__init__()
         self.rank = rank
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        self._refused = False
+        self._has_failed = False
         self._prefix = logging.Formatter(_PREFIX, _DATE)
-        self._prefix.converter = time.gmtime  # hosts and the hours of a night shift may have other zones
+        self._prefix.converter = time.gmtime  # UTC, because hosts may be in different time zones
         self._body = logging.Formatter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Writes a record, rank and step before each of its lines; says once on stderr where it cannot."""
+        """Writes a record with rank and step before each line. The first write error is reported on stderr."""
         body = self._body.format(record)
         head = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None, "stack_info": None})
         head.rank = self.rank
@@ -48,9 +48,11 @@ class RankLogHandler(logging.Handler):
         try:
             os.write(self._descriptor, text.encode())
         except OSError as error:
-            if not self._refused:
-                self._refused = True
-                sys.stderr.write(f"rank {self.rank}: its log cannot be written ({error}); the run goes on without.\n")
+            if not self._has_failed:
+                self._has_failed = True
+                sys.stderr.write(
+                    f"rank {self.rank}: its log cannot be written ({error}). The run continues without it.\n"
+                )
 
     def close(self) -> None:
         """Closes the file."""
@@ -59,28 +61,28 @@ class RankLogHandler(logging.Handler):
 
 
 def log_path(folder: Path, rank: int) -> Path:
-    """The log file of a rank."""
+    """Returns the path of a rank's log file."""
     return folder / f"rank_{rank:05d}.log"
 
 
 @contextmanager
 def rank_log(folder: Path, rank: int) -> Iterator[None]:
-    """Sends log records and warnings of this process to its file too while the block runs.
+    """Also writes log records and warnings of this process to its log file while the block runs.
 
     Args:
-        folder: The run's `logs/`; where it cannot be written, the run has no log and says so.
-        rank: This process's.
+        folder: Folder `logs/` of the run. If it is not writable, the run has no log, which is reported on stderr.
+        rank: Rank of this process.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handler = RankLogHandler(log_path(folder, rank), rank)
     except OSError as error:
-        sys.stderr.write(f"rank {rank}: there is no log file ({error}); the run goes on without.\n")
+        sys.stderr.write(f"rank {rank}: its log cannot be opened ({error}). The run continues without it.\n")
         yield
         return
     root, package = logging.getLogger(), logging.getLogger("framework")
     closed = [logger for name in _CLOSED_LOGGERS if not (logger := logging.getLogger(name)).propagate]
-    console = logging.StreamHandler()  # with any handler in place Python no longer brings warnings to the console
+    console = logging.StreamHandler()  # once any handler exists, Python no longer shows warnings on the console
     console.setLevel(logging.WARNING)
     console.addFilter(lambda record: record.name not in _NOT_FOR_CONSOLE)
     level, show = package.level, warnings.showwarning
@@ -88,7 +90,7 @@ def rank_log(folder: Path, rank: int) -> Iterator[None]:
     root.addHandler(console)
     for logger in (root, *closed):
         logger.addHandler(handler)
-    warnings.showwarning = _also_logged(show)
+    warnings.showwarning = _show_and_log(show)
     try:
         yield
     finally:
@@ -100,11 +102,11 @@ def rank_log(folder: Path, rank: int) -> Iterator[None]:
         handler.close()
 
 
-def _also_logged(show: Any) -> Any:
-    """Python's way to show a warning, with a line in the log for each the first time."""
+def _show_and_log(show: Any) -> Any:
+    """Returns a `showwarning` function that shows each warning and logs it the first time."""
     seen: set[tuple[str, str, int]] = set()
 
-    def show_and_log(
+    def show_warning(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -118,4 +120,4 @@ def _also_logged(show: Any) -> Any:
             text = " ".join(str(message).split())
             logging.getLogger("py.warnings").warning("%s: %s (%s:%d)", category.__name__, text, filename, lineno)
 
-    return show_and_log
+    return show_warning

@@ -1,6 +1,6 @@
-"""Asks the server of Weights & Biases for a sign of life: wandb itself retries for its whole time limit.
+"""Checks whether the server of Weights & Biases answers, because wandb itself retries for its whole time limit.
 
-Nothing here imports `wandb`.
+This module does not import `wandb`.
 """
 
 import ssl
@@ -15,42 +15,42 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 
 class _KeepRedirects(HTTPRedirectHandler):
-    """Counts a redirect as an answer."""
+    """Does not follow redirects: a redirect counts as an answer."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def why_unreachable(server: str, proxies: Mapping[str, str], seconds: float) -> str | None:
-    """Returns why a server cannot be reached; None if it answers anything, even an error.
+    """Returns why a server cannot be reached; None if it gives any answer, even an error.
 
     Args:
         server: URL of the server.
         proxies: Proxies by scheme. NO_PROXY and loopback addresses bypass them, as in wandb.
-        seconds: Time limit, which includes the resolution of the name.
+        seconds: Time limit, including name resolution.
     """
     answers: list[str | None] = []
-    # The resolver has no time limit of its own, so it runs in a thread that may be left behind.
-    thread = threading.Thread(target=lambda: answers.append(_ask(server, proxies, seconds)), daemon=True)
+    # The resolver has no time limit, so it runs in a daemon thread that may outlive this call.
+    thread = threading.Thread(target=lambda: answers.append(_request(server, proxies, seconds)), daemon=True)
     thread.start()
     thread.join(seconds)
     return answers[0] if answers else f"{_address(server)} does not answer within {seconds:g} s"
 
 
-def _ask(server: str, proxies: Mapping[str, str], seconds: float) -> str | None:
+def _request(server: str, proxies: Mapping[str, str], seconds: float) -> str | None:
     opener = build_opener(ProxyHandler({} if _is_loopback(server) else dict(proxies)), _KeepRedirects)
     try:
         url = (
             urlsplit(server)._replace(netloc=_address(server)).geturl()
-        )  # urllib takes credentials for a part of the host
+        )  # urllib treats credentials as a part of the host
         opener.open(Request(url, method="HEAD"), timeout=seconds).close()
     except HTTPError as answer:
         answer.close()
     except (HTTPException, ValueError):
-        return None  # no URL or no HTTP: wandb decides
+        return None  # no valid URL, or no HTTP: wandb handles it
     except OSError as error:
         reason = getattr(error, "reason", error)
-        # wandb may trust other certificates than Python.
+        # wandb may trust certificates that Python does not.
         return None if isinstance(reason, ssl.SSLError) else f"{_address(server)}: {reason}"
     return None
 

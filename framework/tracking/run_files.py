@@ -1,4 +1,4 @@
-"""Reads files of a run folder that may be missing, half written or damaged, for readers that must not fail."""
+"""Reads files of a run folder that may be missing, partly written or damaged, for callers that must not fail."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """Reads the status of a run from its folder alone, without contacting its processes or writing anything.
 
-Nothing here imports torch. Any file may be missing, half written or damaged.
+This module does not import torch. Any file may be missing, partly written or damaged.
 """
 
 import time
@@ -30,21 +30,21 @@ from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 RUNNING, SILENT, LOST, UNKNOWN = "running", "silent", "lost", "not started"
 UNREADABLE = "unreadable"
-"""The folder cannot be read at all."""
+"""State of a run whose folder cannot be read."""
 
 DAMAGED = "damaged"
-"""The run ended, but summary.json, which would say how, cannot be read."""
+"""State of a run that ended but whose summary.json cannot be read."""
 
 _ENDED = ("finished", "pruned", "preempted", "stopped", "failed")
 
 _SILENT_SECONDS = 20.0
-"""Ranks beat every 2 seconds or faster; a shared file system may show it late."""
+"""Age from which a beat counts as missing. Ranks beat every 2 seconds or faster; shared file systems add delay."""
 _TAIL_BYTES = 65_536
 _ROWS_FOR_SPEED = 10
 _LARGEST = 1e300
 _MAX_DEPTH = 4
 """Largest number of folders between the folder of the runs and a run, such as those of sweeps."""
-_MARKS = (
+_RUN_FILES = (
     *(CONFIG_FILE, SUMMARY_FILE, "metrics.jsonl", CHECKPOINTS),
     *("logs/live", "logs/output.log", "logs/slurm_start", f"logs/{JOB_FILE}"),
 )
@@ -53,25 +53,25 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run as its folder shows it.
+    """Status of one run, read from its folder.
 
     Attributes:
-        name: The folder's name.
-        state: "running"; how summary.json says that it ended; "silent": no rank gives signs of life, and whether its
-            processes are gone cannot be seen from this host; "lost": they are gone without a word; "not started";
+        name: Name to show.
+        state: "running"; the end that summary.json records; "silent": no rank beats, and this host cannot check
+            whether the processes still exist; "lost": all processes are gone and recorded no end; "not started";
             "damaged"; "unreadable".
-        why: Of a run that did not finish.
-        num_ranks: Of the newest start.
-        step: The newest one that is known.
-        max_steps: Its last one; None: not known yet.
-        loss: Of training, newest row.
-        tokens_per_second: Newest row.
-        seconds_left: To the last step, at the speed of the newest rows.
+        why: Reason for which the run did not finish.
+        num_ranks: Number of ranks of the newest start.
+        step: Newest known step.
+        max_steps: Last step of the run; None: not known yet.
+        loss: Training loss of the newest row.
+        tokens_per_second: Throughput of the newest row.
+        seconds_left: Seconds to the last step, at the speed of the newest rows.
         validation: Newest value of each validation metric.
-        best_metric: The one that ranks the checkpoints of the run; None: unknown, as in runs of earlier versions.
-        checkpoint_step: Of the newest complete checkpoint.
-        checkpoint_age: Seconds since it was completed.
-        last_lines: Newest line in the log of each rank, where the run ended badly.
+        best_metric: Metric that ranks the checkpoints of the run; None: unknown, as in runs of earlier versions.
+        checkpoint_step: Step of the newest complete checkpoint.
+        checkpoint_age: Seconds since this checkpoint was completed.
+        last_lines: Newest line in the log of each rank.
     """
 
     name: str
@@ -91,14 +91,14 @@ class RunStatus:
 
     @property
     def ended_badly(self) -> bool:
-        """Somebody should look at it."""
+        """True if the run needs attention."""
         return self.state in ("failed", SILENT, LOST, DAMAGED, UNREADABLE)
 
 
 def is_run(folder: Path) -> bool:
-    """Returns True for the folder of a run, even if it waits for SLURM, and for unreadable folders."""
+    """Returns True for the folder of a run, even if the run waits for SLURM, and for unreadable folders."""
     try:
-        return folder.is_dir() and any((folder / name).exists() for name in _MARKS)
+        return folder.is_dir() and any((folder / name).exists() for name in _RUN_FILES)
     except OSError:
         return True
 
@@ -117,7 +117,7 @@ def runs_below(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
 
 
 def named_run(name: str, runs: Path) -> Path | None:
-    """Returns the run folder that a name means; None if it means none.
+    """Returns the run folder with a name; None if there is none.
 
     Args:
         name: Run id in `runs` or in one of its sub-folders, such as a sweep; or the path of a run folder.
@@ -131,13 +131,13 @@ def named_run(name: str, runs: Path) -> Path | None:
             return folder
     if "/" in name or Path(name).exists() or (runs / name).exists():
         return None
-    found = [folder for folder in runs_below(runs) if folder.name == name]
-    if len(found) > 1:
+    matches = [folder for folder in runs_below(runs) if folder.name == name]
+    if len(matches) > 1:
         raise CheckpointError(
-            f"{name} is the id of {len(found)} runs: {', '.join(map(str, found))}. An id must name one run. Give its "
-            "folder."
+            f"{name} is the id of {len(matches)} runs: {', '.join(map(str, matches))}. An id must name one run. Give "
+            "the folder of the run instead."
         )
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def read_status(folder: Path, name: str | None = None) -> RunStatus:
@@ -164,7 +164,7 @@ def _read_status(folder: Path, name: str) -> RunStatus:
         newest |= row
     steps = [int(row["step"]) for row in (*metrics[-1:], *perf[-1:])]
     if state == RUNNING:
-        # A beat names the step that is being trained.
+        # A beat has the step that is being trained.
         steps += [beat.step - 1 for beat in beats.values() if beat.step]
     step = max(steps, default=None)
     max_steps = _max_steps(folder)
@@ -188,7 +188,7 @@ def _read_status(folder: Path, name: str) -> RunStatus:
 
 
 def _state(folder: Path, live: Path | None, beats: Mapping[int, Beat]) -> tuple[str, str | None]:
-    """Returns the state, and why."""
+    """Returns the state and its reason."""
     if live is not None and any(_is_alive(live, beat) for beat in beats.values()):
         return RUNNING, None
     began = (_start_of(live) if live is not None else None) or 0.0
@@ -200,17 +200,17 @@ def _state(folder: Path, live: Path | None, beats: Mapping[int, Beat]) -> tuple[
     if failure is not None and failure.seconds >= began:
         return "failed", failure.why
     if has_ended:
-        return DAMAGED, f"{SUMMARY_FILE} cannot be read; start the run again, which rebuilds it from metrics.jsonl"
+        return DAMAGED, f"{SUMMARY_FILE} cannot be read; a new start of the run rebuilds it from metrics.jsonl"
     if not beats:
-        why = _failed_before_it_began(folder)
+        why = _failure_before_start(folder)
         return (UNKNOWN, None) if why is None else ("failed", why)
     if all(is_gone(beat) for beat in beats.values()):
-        return LOST, "all processes are gone without a word: killed, or their host was"
-    return SILENT, f"no sign of life for more than {_SILENT_SECONDS:.0f} seconds"
+        return LOST, "all processes are gone and recorded no end; they were killed, or their host failed"
+    return SILENT, f"no beat of any rank for more than {_SILENT_SECONDS:.0f} seconds"
 
 
-def _failed_before_it_began(folder: Path) -> str | None:
-    """Returns why a run failed that wrote nothing itself, as its sweep or SLURM job recorded it; None if not failed."""
+def _failure_before_start(folder: Path) -> str | None:
+    """Returns the reason of a failure before the run wrote files, from its sweep or SLURM job; None if not failed."""
     jobs = read_object(folder.parent / SWEEP_FILE).get("jobs")
     for job in jobs if isinstance(jobs, list) else []:
         if isinstance(job, dict) and job.get("run") == folder.name and job.get("state") == "failed":
@@ -219,11 +219,11 @@ def _failed_before_it_began(folder: Path) -> str | None:
         code = (folder / "logs" / SLURM_EXIT_FILE).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
-    return f"its SLURM job ended with exit code {code} before the training began; the output of the job says why"
+    return f"its SLURM job ended with exit code {code} before the training began; see the output of the job"
 
 
 def _best_metric(folder: Path) -> str | None:
-    """Reads it from task.json; earlier versions wrote it into summary.json alone."""
+    """Reads the metric that ranks checkpoints from task.json, or from summary.json for runs of earlier versions."""
     records = (read_object(folder / name).get(BEST_METRIC) for name in (TASK_FILE, SUMMARY_FILE))
     return next((metric for metric in records if isinstance(metric, str)), None)
 
@@ -239,7 +239,7 @@ def _is_alive(live: Path, beat: Beat) -> bool:
 
 
 def _start_of(live: Path) -> float | None:
-    """Returns the time of a start in seconds since the epoch, from its folder name; None for other names."""
+    """Returns the time of a start in seconds since the epoch, from its folder name; None for other folders."""
     stamp = live.name.partition("-")[0]
     try:
         return datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=UTC).timestamp()
@@ -248,7 +248,7 @@ def _start_of(live: Path) -> float | None:
 
 
 def _max_steps(folder: Path) -> int | None:
-    """Reads the line with which rank 0 begins to train: steps may follow from epochs."""
+    """Reads the last step from the log line of rank 0 at the start of training, because epochs may determine it."""
     try:
         with (folder / "logs" / "rank_00000.log").open(encoding="utf-8", errors="replace") as log:
             lines = [line for line in log if " after step " in line]
@@ -273,7 +273,7 @@ def _checkpoint(checkpoints: Location) -> tuple[int | None, float | None]:
 
 
 def _seconds_left(perf: Sequence[Mapping[str, float]], step: int | None, max_steps: int | None) -> float | None:
-    """Returns the seconds to the last step, at the speed of the newest rows of one start, whose clock begins at 0."""
+    """Returns the seconds to the last step at the speed of the newest rows of one start. Its clock begins at 0."""
     rows = [row for row in perf[-_ROWS_FOR_SPEED:] if "perf/wall_seconds" in row]
     while len(rows) > 1 and rows[0]["perf/wall_seconds"] >= rows[-1]["perf/wall_seconds"]:
         rows = rows[1:]
@@ -286,7 +286,7 @@ def _seconds_left(perf: Sequence[Mapping[str, float]], step: int | None, max_ste
 
 
 def tail_rows(path: Path) -> list[dict[str, float]]:
-    """Reads the finite numbers of the newest rows of a JSONL file; invalid lines are skipped."""
+    """Reads the finite numbers of the newest rows of a JSONL file. Invalid lines are skipped."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -294,8 +294,8 @@ def tail_rows(path: Path) -> list[dict[str, float]]:
             lines = file.read().split(b"\n")
     except OSError:
         return []
-    whole = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
-    rows = (_numbers(line) for line in whole)
+    complete = lines[:-1] if size <= _TAIL_BYTES else lines[1:-1]
+    rows = (_numbers(line) for line in complete)
     return [row for row in rows if "step" in row]
 
 

@@ -1,8 +1,7 @@
-"""The study of a search for hyperparameters, as Optuna keeps it: a journal in the folder of the sweep.
+"""Opens the Optuna study of a hyperparameter search, a journal file in the folder of the sweep.
 
-The sweep opens it to ask for trials and to tell what they reached; the run of a trial opens it to report each
-validation and to hear whether the trial is worth going on. Any number of hosts may do so at once, on a file system that
-they share.
+The sweep opens it to create trials and to record their results. The run of a trial opens it to report each validation
+and to check whether the trial should be pruned. Several hosts may do this at the same time on a shared file system.
 """
 
 import warnings
@@ -22,38 +21,38 @@ JOURNAL_FILE = "study.journal"
 PrunerName = Literal["median", "halving", "none"]
 
 _PRUNER = "pruner"
-"""User attribute: what makes the pruner, which Optuna does not keep."""
+"""User attribute with the arguments of the pruner, which Optuna itself does not store."""
 
 
 def import_optuna() -> Any:
-    """The package.
+    """Imports the package `optuna` and silences its log and known warnings.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: Optuna is not installed.
     """
     try:
         import optuna
         from optuna.exceptions import ExperimentalWarning
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"a search needs Optuna, which is not installed ({error.name} is missing): pip install -e '.[optuna]'."
+            f"Optuna is not installed ({error.name} is missing). A search needs it. Run pip install -e '.[optuna]'."
         ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it would say stands in the tables
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # the tables of the sweep show the same information
     warnings.filterwarnings("ignore", category=ExperimentalWarning)
-    warnings.filterwarnings("ignore", message="The reported value is ignored")  # a run that went on repeats a step
+    warnings.filterwarnings("ignore", message="The reported value is ignored")  # a resumed run repeats a step
     return optuna
 
 
 def create_study(folder: Path, direction: Literal["minimize", "maximize"], pruner: Mapping[str, Any]) -> "optuna.Study":
-    """Opens the study of a sweep, or begins it.
+    """Opens the study of a sweep, or creates it.
 
     Args:
-        folder: Of the sweep.
-        direction: Of the metric.
+        folder: Folder of the sweep.
+        direction: Direction in which the metric improves.
         pruner: Arguments of `_pruner`.
 
     Raises:
-        ConfigError: Optuna is not installed, or the study in the folder goes in the other direction.
+        ConfigError: Optuna is not installed, or the study in the folder has the other direction.
     """
     optuna = import_optuna()
     study = optuna.create_study(
@@ -64,25 +63,25 @@ def create_study(folder: Path, direction: Literal["minimize", "maximize"], prune
     )
     if study.direction.name.lower() != direction:
         raise ConfigError(
-            f"the study in {folder} has the direction {study.direction.name.lower()}, but the task's metric asks for "
-            f"{direction}; name another sweep with hydra.sweep.dir."
+            f"The study in {folder} has the direction {study.direction.name.lower()}, but the task's metric needs "
+            f"{direction}. Choose another folder with hydra.sweep.dir."
         )
     study.set_user_attr(_PRUNER, dict(pruner))
     return study
 
 
 class StudyTrial:
-    """The trial that a run is of."""
+    """Trial that a run executes."""
 
     def __init__(self, folder: Path, number: int) -> None:
         """Opens the study on rank 0.
 
         Args:
-            folder: Of the sweep.
-            number: Of the trial in its study.
+            folder: Folder of the sweep.
+            number: Index of the trial in its study.
 
         Raises:
-            ConfigError: Optuna is not installed, or there is no such trial.
+            ConfigError: Optuna is not installed, or the study does not exist or has no such trial.
         """
         self._trial: Any = None
         if process_info().rank > 0:
@@ -90,20 +89,24 @@ class StudyTrial:
         optuna = import_optuna()
         if not (folder / JOURNAL_FILE).is_file():
             raise ConfigError(
-                f"`trial.folder` is {folder}, but there is no {JOURNAL_FILE}; let the sweep start its jobs."
+                f"`trial.folder` is {folder}, but there is no {JOURNAL_FILE} in it. A sweep sets this key. Start the "
+                "trial with its sweep."
             )
         study = optuna.load_study(study_name=folder.name, storage=_storage(folder / JOURNAL_FILE))
         if number >= len(study.trials):
-            raise ConfigError(f"`trial.number` is {number}, but the study in {folder} has {len(study.trials)} trials.")
+            raise ConfigError(
+                f"`trial.number` is {number}, but the study in {folder} has {len(study.trials)} trials. A sweep sets "
+                "this key. Start the trial with its sweep."
+            )
         study.pruner = _pruner(**study.user_attrs[_PRUNER])
         self._trial = optuna.trial.Trial(study, study.trials[number]._trial_id)
 
     def should_prune(self, value: float, step: int) -> bool:
-        """Reports a validation; True where the trial should end. Collective: all ranks must call.
+        """Reports a validation and returns True if the trial should be pruned. Collective: all ranks must call.
 
         Args:
-            value: Of the task's metric, finite.
-            step: After which it was measured.
+            value: Value of the task's metric, finite.
+            step: Step after which it was measured.
         """
         decision = False
         if self._trial is not None:
@@ -120,13 +123,15 @@ def _storage(journal: Path) -> Any:
 
 
 def _pruner(name: PrunerName, startup_trials: int, warmup_steps: int) -> Any:
-    """Optuna's pruner.
+    """Builds Optuna's pruner.
 
     Args:
-        name: "median": a trial ends that is worse at a step than the median of the others there; "halving": only the
-            best quarter passes each rung (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning").
-        startup_trials: Trials that must have ended before "median" ends one.
-        warmup_steps: Steps of a trial in which "median" does not end it; the first rung of "halving", 0: from the data.
+        name: "median" prunes a trial that is worse at a step than the median of the others at this step. "halving" lets
+            only the best quarter pass each rung (Li et al. 2020, "A System for Massively Parallel Hyperparameter
+            Tuning"). "none" prunes no trial.
+        startup_trials: Number of trials that must have ended before "median" prunes one.
+        warmup_steps: Steps of a trial in which "median" does not prune it. For "halving" the step of the first rung; 0
+            derives it from the data.
     """
     optuna = import_optuna()
     if name == "none":

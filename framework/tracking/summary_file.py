@@ -1,4 +1,4 @@
-"""summary.json: how a run ended and what it reached; replaced whole, so that a reader never sees half of one."""
+"""Writes and reads summary.json: how a run ended, and its metrics. Readers never see a partly written file."""
 
 import json
 from collections.abc import Mapping
@@ -22,26 +22,26 @@ _KEYS: Mapping[str, Any] = {
     "last": dict,
     "best": dict | None,
 }
-"""Types by key of every summary; a summary with other types is damaged."""
+"""Type of each required key. A summary with other types counts as damaged."""
 
 
 def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
     """Replaces the summary of a run.
 
     Raises:
-        CheckpointError: The disk refused; an earlier summary is as it was.
+        CheckpointError: Writing failed; an earlier summary is unchanged.
     """
     try:
         write_whole(run_folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(
-            f"{run_folder / SUMMARY_FILE} could not be written: the disk refused ({error}). Make room, or make the "
-            "folder writable, and start again: no step is trained twice."
+            f"{run_folder / SUMMARY_FILE} could not be written ({error}). Free disk space or make the folder "
+            "writable, and start the run again. No step is trained twice."
         ) from error
 
 
 def read_summary(run_folder: Path) -> dict[str, Any] | None:
     """Reads the summary of a run; None if it is missing or damaged."""
     summary = read_object(run_folder / SUMMARY_FILE)
-    is_whole = all(isinstance(summary.get(key), kind) for key, kind in _KEYS.items())
-    return summary if is_whole else None
+    is_valid = all(isinstance(summary.get(key), kind) for key, kind in _KEYS.items())
+    return summary if is_valid else None

@@ -91,7 +91,7 @@ def test_the_first_drop_stands_in_the_log_of_the_rank(caplog):
         stream = DispensableStream(full.fileno(), "standard output")
         assert [stream.write(b"a"), stream.write(b"b")] == [1, 1]
     assert caplog.messages == [
-        "standard output takes no output ([Errno 28] No space left on device). The run continues without it."
+        "standard output accepts no output ([Errno 28] No space left on device). The run continues without it."
     ]
 
 

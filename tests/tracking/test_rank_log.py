@@ -103,4 +103,4 @@ def test_a_disk_that_refuses_is_told_once(tmp_path: Path, capfd: pytest.CaptureF
     (tmp_path / "file").touch()
     with rank_log(tmp_path / "file", 3):
         logging.getLogger(RUN_LOGGER).info("lost")
-    assert "there is no log file" in capfd.readouterr().err
+    assert "its log cannot be opened" in capfd.readouterr().err

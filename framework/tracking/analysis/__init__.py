@@ -1,1 +1,1 @@
-"""The error analysis of a run: what is kept of a split, its pictures, and report.html."""
+"""Error analysis of a run: the stored analysis of each split, its plots, and report.html."""

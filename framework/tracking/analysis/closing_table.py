@@ -1,4 +1,4 @@
-"""The table that a training command ends with, read from what the run wrote."""
+"""Prints the table at the end of a training command, from the files of the run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,11 +16,11 @@ _SHOWN_PREFIXES = ("train/", "val/", "probe/")
 
 
 def print_closing_table(run_folder: Path, console: Console | None = None) -> None:
-    """Prints final and best metrics, speed and where things are.
+    """Prints final and best metrics, speed, and the paths of the results.
 
     Args:
-        run_folder: Holds summary.json, unless the run was killed at its very end.
-        console: Where to write; None: standard output.
+        run_folder: Run folder. summary.json may be missing if the run was killed at its very end.
+        console: Console for the table; None: standard output.
     """
     console = console or open_console()
     summary = read_summary(run_folder)
@@ -39,7 +39,7 @@ def print_closing_table(run_folder: Path, console: Console | None = None) -> Non
 
 
 def closing_table(name: str, summary: dict[str, Any]) -> Table:
-    """Lays out the table of one run from its name and its summary."""
+    """Builds the table of one run from its name and its summary."""
     table = Table(title=f"{name}: {summary['ended']}", title_justify="left", title_style="bold", show_header=True)
     table.add_column("metric")
     table.add_column("last", justify="right")
@@ -55,7 +55,7 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
         "steps": f"{summary['steps']:,}",
         **({"skipped steps": f"{summary['skipped_steps']:,}"} if summary.get("skipped_steps") else {}),
         "tokens": f"{summary['tokens']:,}",
-        "tokens a second": f"{summary['tokens_per_second']:,.0f}" if summary["tokens_per_second"] else "",
+        "tokens per second": f"{summary['tokens_per_second']:,.0f}" if summary["tokens_per_second"] else "",
         "seconds": f"{summary['wall_seconds']:,.1f}",
     }
     for name, text in facts.items():
@@ -64,7 +64,7 @@ def closing_table(name: str, summary: dict[str, Any]) -> Table:
 
 
 def _number(values: Mapping[str, float | None], key: str) -> str:
-    """A value in words; the files hold null where one was not finite."""
+    """Formats a value. The files contain null for values that are not finite."""
     value = values.get(key)
     if value is None:
         return "not finite" if key in values else ""

@@ -1,8 +1,8 @@
-"""What is kept of the error analysis of one split: `analysis/NAME.json` of a run folder, from which all is drawn.
+"""Writes and reads the error analysis of a split, `analysis/NAME.json` in a run folder. All plots are drawn from it.
 
-Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (how many), `score_name`, `score` (mean over rows),
-`lengths`, `confusion`, `calibration`, `numbers`, `examples`. Numbers are rounded, so that they do not tell how a split
-was packed.
+Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (their number), `score_name`, `score` (mean over rows),
+`lengths`, `confusion`, `calibration`, `numbers`, `examples`. Numbers are rounded, so that they do not depend on how a
+split was packed.
 """
 
 import json
@@ -37,13 +37,13 @@ _KEYS = {
 def split_analysis(
     split: ExaminedSplit, facts: Mapping[str, str], tokenizer: Tokenizer, num_examples: int
 ) -> dict[str, Any]:
-    """What is kept of one split, as values for JSON.
+    """Returns the analysis of one split as values for JSON.
 
     Args:
-        split: What was found.
-        facts: What is told beside, such as which weights it was.
-        tokenizer: Turns the tokens of rows without a text into one.
-        num_examples: Of the worst rows, those that are kept with their texts; 0 keeps no text.
+        split: Examined split.
+        facts: Further facts to show, such as the weights that were used.
+        tokenizer: Tokenizer that decodes the tokens of rows without a text.
+        num_examples: Number of worst rows that are kept with their texts; 0 keeps no text.
     """
     rows, examination = split.examination.rows, split.examination
     scores = [row.score for row in rows if row.score is not None]
@@ -61,48 +61,51 @@ def split_analysis(
         "calibration": _calibration(outcomes),
         "numbers": _numbers(examination.numbers),
         "examples": [
-            _example(rows[place], place, split.source, tokenizer) for place in worst_rows(rows)[:num_examples]
+            _example(rows[index], index, split.source, tokenizer) for index in worst_rows(rows)[:num_examples]
         ],
     }
 
 
 def worst_rows(rows: Sequence[ExaminedRow]) -> list[int]:
-    """Places of the rows that are not wholly right, the worst first; of equals the first.
+    """Returns the indices of the rows that are not fully correct, worst first. Ties keep their order.
 
-    By loss, the largest first, where rows have one; else by score, and among equal scores the most confident first.
+    Rows with a loss are ranked by it, the largest first. Others are ranked by score, the lowest first, and among equal
+    scores by confidence, the most confident first.
     """
 
-    def badness(place: int) -> tuple[float, float]:
-        row = rows[place]
+    def sort_key(index: int) -> tuple[float, float]:
+        row = rows[index]
         if row.loss is not None:
             return -_rounded(row.loss), 0.0
         return _rounded(row.score or 0.0), -_rounded(row.confidence or 0.0)
 
     wrong = [
-        place
-        for place, row in enumerate(rows)
+        index
+        for index, row in enumerate(rows)
         if (row.score is None and row.loss is not None) or (row.score is not None and row.score < 1)
     ]
-    return sorted(wrong, key=badness)
+    return sorted(wrong, key=sort_key)
 
 
 def length_buckets(rows: Sequence[ExaminedRow]) -> list[dict[str, Any]]:
-    """Rows of like length, about the same number in each bucket, with the means of what they have.
+    """Groups rows of similar length into buckets of about the same size, and returns the means of each bucket.
+
+    Rows without a score and a loss are ignored.
 
     Returns:
-        `first` and `last` length in tokens, `rows`, `score` with `score_error` (half of its 95 % interval, from the
-        normal distribution), and `loss`; None for what rows do not have.
+        Per bucket: `first` and `last` length in tokens, `rows`, `score` with `score_error` (half of its 95 % interval,
+        from the normal distribution), and `loss`. Values that the rows do not have are None.
     """
-    asked = [row for row in rows if row.score is not None or row.loss is not None]
-    if not asked:
+    measured = [row for row in rows if row.score is not None or row.loss is not None]
+    if not measured:
         return []
-    lengths = np.array([row.length for row in asked])
-    number = max(1, min(_MOST_BUCKETS, len(asked) // _ROWS_OF_A_BUCKET))
+    lengths = np.array([row.length for row in measured])
+    number = max(1, min(_MOST_BUCKETS, len(measured) // _ROWS_OF_A_BUCKET))
     edges = np.unique(np.quantile(lengths, np.arange(1, number + 1) / number, method="inverted_cdf"))
     bucket_of = np.searchsorted(edges, lengths)
     buckets = []
     for bucket in range(len(edges)):
-        inside = [asked[place] for place in np.flatnonzero(bucket_of == bucket).tolist()]
+        inside = [measured[index] for index in np.flatnonzero(bucket_of == bucket).tolist()]
         scores = np.array([row.score for row in inside if row.score is not None])
         losses = np.array([row.loss for row in inside if row.loss is not None])
         buckets.append(
@@ -119,7 +122,7 @@ def length_buckets(rows: Sequence[ExaminedRow]) -> list[dict[str, Any]]:
 
 
 def most_confused(confusion: Mapping[str, Any], count: int) -> list[tuple[str, str, int]]:
-    """The (expected, predicted) labels that differ and are counted most, with their counts; of equals the first."""
+    """Returns the most frequent (expected, predicted) pairs of different labels with their counts. Ties keep order."""
     labels = confusion["labels"]
     wrong = [cell for cell in confusion["cells"] if cell[0] != cell[1]]
     return [(labels[row], labels[column], times) for row, column, times in sorted(wrong, key=lambda cell: -cell[2])][
@@ -128,10 +131,10 @@ def most_confused(confusion: Mapping[str, Any], count: int) -> list[tuple[str, s
 
 
 def write_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> None:
-    """Puts an analysis in the place of an earlier one of its name, whole.
+    """Writes an analysis; it replaces an earlier one of the same name atomically.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
     """
     folder = run_folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,19 +176,21 @@ def _calibration(outcomes: Outcomes) -> dict[str, Any] | None:
 
 
 def _numbers(numbers: np.ndarray | None) -> dict[str, Any] | None:
-    """At most some thousand rows, evenly spread, which are as many as a picture can show."""
+    """Returns at most _MOST_POINTS evenly spaced rows, because a plot cannot show more."""
     if numbers is None:
         return None
     kept = numbers[:: math.ceil(len(numbers) / _MOST_POINTS)]
-    return {name: [_rounded(value) for value in kept[:, side]] for side, name in enumerate(("expected", "predicted"))}
+    return {
+        name: [_rounded(value) for value in kept[:, column]] for column, name in enumerate(("expected", "predicted"))
+    }
 
 
-def _example(row: ExaminedRow, place: int, source: SequenceSource, tokenizer: Tokenizer) -> dict[str, Any]:
-    text = row.text if row.text is not None else _text_of_item(source, place, tokenizer)
+def _example(row: ExaminedRow, index: int, source: SequenceSource, tokenizer: Tokenizer) -> dict[str, Any]:
+    text = row.text if row.text is not None else _text_of_item(source, index, tokenizer)
     texts = {"text": text, "expected": row.expected, "predicted": row.predicted}
     numbers = {"confidence": row.confidence, "loss": row.loss, "score": row.score}
     return {
-        "place": row.place or f"row {place + 1:,}",
+        "place": row.place or f"row {index + 1:,}",
         **{
             name: value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS] + " …"
             for name, value in texts.items()
@@ -195,8 +200,8 @@ def _example(row: ExaminedRow, place: int, source: SequenceSource, tokenizer: To
     }
 
 
-def _text_of_item(source: SequenceSource, place: int, tokenizer: Tokenizer) -> str:
-    """The tokens of an item, a line for each of its sequences."""
-    batch = source.build(np.zeros(1, dtype=np.int64), np.array([place]), np.array([place]), step=0)
+def _text_of_item(source: SequenceSource, index: int, tokenizer: Tokenizer) -> str:
+    """Returns the decoded tokens of an item, one line per sequence."""
+    batch = source.build(np.zeros(1, dtype=np.int64), np.array([index]), np.array([index]), step=0)
     sequences = batch.input_ids.split(list(batch.lengths))[: batch.num_sequences]
     return "\n".join(tokenizer.decode_batch([ids.tolist() for ids in sequences]))

@@ -13,16 +13,16 @@ _OWN_ROWS = {
     "rows repaired": "repaired",
     "texts": "texts",
     "texts cut": "cut_texts",
-    "most tokens of a sequence": "max_length",
+    "longest sequence, tokens": "max_length",
     "tokens of all texts": "tokens",
     "tokens lost": "lost_share",
 }
 _SHARES = ("lost_share",)
 
 
-def data_section(found: Mapping[str, Any]) -> Markup:
+def data_section(data_facts: Mapping[str, Any]) -> Markup:
     """Builds the section from the result of `framework.tracking.data_facts`; empty if there are no facts."""
-    splits: Mapping[str, Mapping[str, Any]] = found.get("splits", {})
+    splits: Mapping[str, Mapping[str, Any]] = data_facts.get("splits", {})
     if not splits or not isinstance(splits, Mapping):
         return Markup()
     rows = {title: {split: _value(facts, key) for split, facts in splits.items()} for title, key in _OWN_ROWS.items()}
@@ -31,8 +31,8 @@ def data_section(found: Mapping[str, Any]) -> Markup:
             for title, value in facts.get(name, {}).items():
                 rows.setdefault(title, dict.fromkeys(splits, ""))[split] = _formatted(value)
     cells = [(title, *values.values()) for title, values in rows.items() if any(values.values())]
-    parts = [table(("", *splits), cells, whole=True), _labels(splits)]
-    warnings = [element("li", warning) for warning in found.get("warnings", ())]
+    parts = [table(("", *splits), cells, full_length=True), _labels(splits)]
+    warnings = [element("li", warning) for warning in data_facts.get("warnings", ())]
     if warnings:
         parts.insert(0, element("ul", *warnings, kind="warnings"))
     return joined(parts)

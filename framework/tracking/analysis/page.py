@@ -1,4 +1,4 @@
-"""The few pieces of HTML that a report is made of; every text that comes from outside is escaped here."""
+"""Builds the HTML elements of a report. Every text from outside is escaped here."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,46 +22,49 @@ _PAGE = """<!doctype html>
 
 
 class Markup(str):
-    """HTML that is finished, so that it is not escaped again."""
+    """Finished HTML, which is not escaped again."""
 
     __slots__ = ()
 
 
 def text(value: str) -> Markup:
-    """A text as HTML, whatever it holds."""
+    """Returns a text as HTML; a text that is not Markup is escaped."""
     return value if isinstance(value, Markup) else Markup(escape(value))
 
 
 def element(name: str, *children: str, kind: str = "", identity: str = "") -> Markup:
-    """An element; children that are no Markup are texts.
+    """Builds an element. Children that are not Markup are escaped.
 
     Args:
-        name: Of the element.
-        children: What it holds.
-        kind: Its class.
-        identity: Its id, for links.
+        name: Name of the element.
+        children: Content of the element.
+        kind: Class of the element.
+        identity: Id of the element, for links.
     """
     attributes = "".join(f' {key}="{escape(value)}"' for key, value in (("class", kind), ("id", identity)) if value)
     return Markup(f"<{name}{attributes}>{''.join(map(text, children))}</{name}>")
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """Parts below each other; empty ones are left out."""
+    """Joins parts with line breaks and omits empty ones."""
     return Markup("\n".join(text(part) for part in parts if part))
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", whole: bool = False) -> Markup:
-    """A table whose first column names the rows; cells of the others that begin with a digit or a sign are numbers.
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", full_length: bool = False) -> Markup:
+    """Builds a table whose first column names the rows.
+
+    Any other column is a column of numbers if all its cells are empty, "nan", or begin with a digit, a point or a sign.
+
 
     Args:
-        header: Names of columns; none: no header.
-        rows: Cells.
+        header: Names of the columns; empty: the table has no header.
+        rows: Cells of each row.
         kind: Class of the table.
-        whole: It is shown in its whole length, else one scrolls in it.
+        full_length: True: the table has its full length; False: it scrolls.
     """
     numeric = [
-        place > 0 and all(not row[place] or row[place][0] in "-+.0123456789" or row[place] == "nan" for row in rows)
-        for place in range(len(rows[0]) if rows else 0)
+        index > 0 and all(not row[index] or row[index][0] in "-+.0123456789" or row[index] == "nan" for row in rows)
+        for index in range(len(rows[0]) if rows else 0)
     ]
     kinds = ["number" if is_number else "" for is_number in numeric]
     head = element("tr", *(element("th", cell, kind=of) for cell, of in zip(header, kinds, strict=False)))
@@ -73,28 +76,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", 
         )
         for row in rows
     ]
-    return scrolled(head if header else Markup(), lines, kind, whole)
+    return framed_table(head if header else Markup(), lines, kind, full_length)
 
 
-def scrolled(head: Markup, lines: Sequence[Markup], kind: str = "", whole: bool = False) -> Markup:
-    """A table of finished rows in a frame."""
+def framed_table(head: Markup, lines: Sequence[Markup], kind: str = "", full_length: bool = False) -> Markup:
+    """Builds a table of finished rows in a frame, which scrolls unless the table has its full length."""
     parts = [element("thead", head)] if head else []
     inside = element("table", *parts, element("tbody", joined(lines)), kind=kind)
-    return element("div", inside, kind="scroll whole" if whole else "scroll")
+    return element("div", inside, kind="scroll whole" if full_length else "scroll")
 
 
 def facts(rows: Mapping[str, str]) -> Markup:
-    """A table of names and values; those without a value are left out."""
-    return table((), [(name, value) for name, value in rows.items() if value], kind="facts", whole=True)
+    """Builds a table of names and values. Names without a value are omitted."""
+    return table((), [(name, value) for name, value in rows.items() if value], kind="facts", full_length=True)
 
 
 def picture(path: Path, description: str, caption: str = "", kind: str = "") -> Markup:
-    """A PNG file, as data within the page; nothing where there is no such file.
+    """Embeds a PNG file into the page as data; empty if the file does not exist.
 
     Args:
-        path: The file.
-        description: For who does not see it.
-        caption: Below it.
+        path: Path of the file.
+        description: Alternative text for readers who cannot see the picture.
+        caption: Text below the picture.
         kind: Class of the figure: "tall" is as high as two others, "wide" as wide as the page.
     """
     if not path.is_file():
@@ -105,12 +108,12 @@ def picture(path: Path, description: str, caption: str = "", kind: str = "") -> 
 
 
 def figures(pictures: Iterable[Markup]) -> Markup:
-    """Pictures beside each other as the width allows; nothing where there are none."""
+    """Lays pictures out side by side as the width allows; empty if there are none."""
     shown = joined(pictures)
     return element("div", shown, kind="figures") if shown else shown
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """The whole file."""
+    """Returns the complete HTML file."""
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     return _PAGE.format(title=escape(title), style=style, body=joined(body))

@@ -1,4 +1,4 @@
-"""Pictures of one split, drawn from its analysis: confusion matrix, calibration, scores by length, numbers."""
+"""Draws the plots of one split from its analysis: confusion matrix, calibration, scores by length, numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,22 +15,22 @@ from framework.tracking.analysis.fonts import font_for
 from framework.tracking.palette import BLUE, DOTS_PER_INCH, GREY, LIGHT
 
 MOST_NUMBERED_LABELS = 30
-"""With more labels a matrix is drawn without names and counts, which would be too small to read."""
+"""With more labels, a matrix is drawn without names and counts, which would be too small to read."""
 
 _WIDTH_INCHES = 7.2
 _LONGEST_NAME = 28
 
 
 def draw_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> list[Path]:
-    """Draws what an analysis has into `plots/NAME_*.png`.
+    """Draws the plots for which an analysis has data into `plots/NAME_*.png`.
 
     Args:
-        run_folder: Gets the pictures.
-        name: Of the analysis; shown above each picture.
-        analysis: Of `framework.tracking.analysis.content`.
+        run_folder: Run folder that the plots are written into.
+        name: Name of the analysis, shown above each plot.
+        analysis: Analysis from `framework.tracking.analysis.content`.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
     """
     pictures: dict[str, Callable[[str, Any], Figure]] = {
         "confusion": _draw_confusion,
@@ -49,7 +49,7 @@ def draw_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> l
 
 
 def needs_legend(labels: Sequence[str]) -> bool:
-    """True where a confusion matrix has numbers for names, since no font of this machine has their signs."""
+    """Returns True if a confusion matrix needs numbers as names, because no installed font has their characters."""
     return len(labels) <= MOST_NUMBERED_LABELS and font_for(labels) is None
 
 
@@ -60,8 +60,8 @@ def _draw_confusion(title: str, confusion: Mapping[str, Any]) -> Figure:
         counts[row, column] = times
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     has_names = len(labels) <= MOST_NUMBERED_LABELS
-    side = max(4.8, min(9.6, 3.4 + 0.34 * len(labels))) if has_names else 8.4
-    figure, axes = _new_figure(title, (side + 1.0, side))
+    size = max(4.8, min(9.6, 3.4 + 0.34 * len(labels))) if has_names else 8.4
+    figure, axes = _new_figure(title, (size + 1.0, size))
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, format=PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the expected label", color=GREY)
@@ -78,18 +78,18 @@ def _draw_confusion(title: str, confusion: Mapping[str, Any]) -> Figure:
 
 def _write_names(axes: Axes, labels: Sequence[str]) -> None:
     font = font_for(labels)
-    names = [str(place + 1) for place in range(len(labels))] if font is None else [_short(label) for label in labels]
+    names = [str(index + 1) for index in range(len(labels))] if font is None else [_short(label) for label in labels]
     font = FontProperties() if font is None else font.copy()
     font.set_size(9 if len(labels) <= 16 else 7.5)
-    places = np.arange(len(labels))
+    positions = np.arange(len(labels))
     is_narrow = len(labels) <= 6 and max(map(len, names)) <= 10
-    axes.set_xticks(places, names, rotation=0 if is_narrow else 90, fontproperties=font)
-    axes.set_yticks(places, names, fontproperties=font)
+    axes.set_xticks(positions, names, rotation=0 if is_narrow else 90, fontproperties=font)
+    axes.set_yticks(positions, names, fontproperties=font)
     for name in (*axes.get_xticklabels(), *axes.get_yticklabels()):
-        name.set_parse_math(False)  # a $ is a dollar
+        name.set_parse_math(False)  # a $ is shown as a dollar sign
     axes.tick_params(length=0)
-    axes.set_xticks(places[1:] - 0.5, minor=True)
-    axes.set_yticks(places[1:] - 0.5, minor=True)
+    axes.set_xticks(positions[1:] - 0.5, minor=True)
+    axes.set_yticks(positions[1:] - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.0)
     axes.tick_params(which="minor", length=0)
 
@@ -117,7 +117,7 @@ def _draw_calibration(title: str, calibration: Mapping[str, Any]) -> Figure:
     _label(axes, "Calibration", "", f"share that is right, of {calibration['of']}")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.set_xlim(0.0, 1.0)
-    axes.set_ylim(0.0, 1.2)  # room for the legend
+    axes.set_ylim(0.0, 1.2)  # space for the legend
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     below.bar(middles, [each["count"] for each in bins], widths, color=GREY, alpha=0.6)
     _label(below, "", "probability", "count")
@@ -129,23 +129,23 @@ def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: 
     has_scores = all(each["score"] is not None for each in buckets)
     figure, axes = _new_figure(title, (_WIDTH_INCHES, 4.0))
     values = np.array([each["score"] if has_scores else each["loss"] for each in buckets])
-    places = np.arange(len(buckets))
-    axes.bar(places, values, 0.72, color=BLUE, alpha=0.8)
+    positions = np.arange(len(buckets))
+    axes.bar(positions, values, 0.72, color=BLUE, alpha=0.8)
     tops = values
     if has_scores:
         errors = np.array([each["score_error"] for each in buckets])
         bounds = np.stack([np.minimum(errors, values), np.minimum(errors, 1 - values)])
-        axes.errorbar(places, values, bounds, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
+        axes.errorbar(positions, values, bounds, fmt="none", ecolor=GREY, elinewidth=1.2, capsize=3)
         tops = values + bounds[1]
         axes.set_ylim(0.0, 1.12)
         axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    for place, value, top in zip(places.tolist(), values.tolist(), tops.tolist(), strict=True):
-        axes.annotate(f"{value:#.3g}", (place, top), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+    for position, value, top in zip(positions.tolist(), values.tolist(), tops.tolist(), strict=True):
+        axes.annotate(f"{value:#.3g}", (position, top), (0, 3), textcoords="offset points", ha="center", fontsize=9)
     names = [
         f"{each['first']}" if each["first"] == each["last"] else f"{each['first']}–{each['last']}" for each in buckets
     ]
     names = [f"{name}\n{each['rows']:,} rows" for name, each in zip(names, buckets, strict=True)]
-    axes.set_xticks(places, names, fontsize=9)
+    axes.set_xticks(positions, names, fontsize=9)
     _label(axes, "By length", "tokens", score_name if has_scores else "mean loss")
     return figure
 
@@ -159,8 +159,8 @@ def _draw_numbers(title: str, numbers: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _new_figure(title: str, size_inches: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size_inches, layout="compressed")  # "constrained" cuts what is beside a square off
-    FigureCanvasAgg(figure)  # no window, no display, whatever backend is configured
+    figure = Figure(figsize=size_inches, layout="compressed")  # "constrained" cuts off elements beside a square plot
+    FigureCanvasAgg(figure)  # needs no window or display, whatever backend is configured
     axes = figure.add_subplot()
     _write_title(axes, title)
     return figure, axes

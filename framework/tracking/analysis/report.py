@@ -1,4 +1,4 @@
-"""report.html: a run on one page, without network and scripts; made of nothing but the files of its folder."""
+"""Writes report.html: a run on one page without network access and scripts, built only from the files of its folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,10 +64,10 @@ def has_report(run_folder: Path) -> bool:
 
 
 def draw_pictures(run_folder: Path) -> list[Path]:
-    """Draws the curves of a run and the pictures of its analyses into `plots/`.
+    """Draws the curves of a run and the plots of its analyses into `plots/`.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
     """
     written = draw_plots(run_folder, run_folder.resolve().name)
     for name, analysis in read_analyses(run_folder).items():
@@ -76,13 +76,13 @@ def draw_pictures(run_folder: Path) -> list[Path]:
 
 
 def write_report(run_folder: Path) -> Path:
-    """Writes report.html from what the folder holds; of a folder without a run it has the analyses only.
+    """Writes report.html from the files of the folder. Without a run in the folder it contains only the analyses.
 
     Returns:
-        The file, which takes the place of an earlier one whole.
+        Path of the file, which replaces an earlier one atomically.
 
     Raises:
-        OSError: The disk refused.
+        OSError: Writing failed.
     """
     name = run_folder.resolve().name
     summary, analyses = _read_summary(run_folder), read_analyses(run_folder)
@@ -90,17 +90,14 @@ def write_report(run_folder: Path) -> Path:
     sections = [
         *_section("Metrics", "metrics", _metrics(summary, analyses)),
         *_section("Curves", "curves", _curves(run_folder, analyses)),
-        *(
-            (name_of, heading(name_of), split_section(run_folder, name_of, analysis))
-            for name_of, analysis in analyses.items()
-        ),
+        *((split, heading(split), split_section(run_folder, split, analysis)) for split, analysis in analyses.items()),
         *_section("Data", "data", data_section(read_data_facts(run_folder))),
         *_section("Run", "run", _run_facts(config, start)),
     ]
     body = [
         element("header", *_header(name, summary, analyses, sections)),
         element("main", joined(section for _, _, section in sections)),
-        element("footer", "Made by Cloze from the files of the run folder."),
+        element("footer", "Created by Cloze from the files of the run folder."),
     ]
     path = run_folder / REPORT_FILE
     temporary = path.with_name(REPORT_FILE + ".tmp")
@@ -110,7 +107,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _section(title: str, identity: str, content: Markup) -> list[tuple[str, str, Markup]]:
-    """Id, title and the section itself; nothing without content."""
+    """Returns id, title and markup of a section; empty without content."""
     section = element("section", element("h2", title), content, identity=identity)
     return [(identity, title, section)] if content else []
 
@@ -135,7 +132,7 @@ def _header(
         tiles |= {
             "steps": f"{summary['steps']:,} of {summary['max_steps']:,}",
             "tokens": f"{summary['tokens']:,}",
-            "tokens a second": f"{speed:,.0f}" if speed else "",
+            "tokens per second": f"{speed:,.0f}" if speed else "",
             "time": _duration(summary["wall_seconds"]),
         }
     shown = [element("li", element("b", value), element("span", title)) for title, value in tiles.items() if value]
@@ -165,7 +162,7 @@ def _run_facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> Markup:
 
 
 def _setting(config: Mapping[str, Any], key: str) -> str:
-    """A value of the config as people read it; nothing where there is none."""
+    """Formats a value of the config for the report; empty if the config does not have it."""
     value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -177,7 +174,7 @@ def _setting(config: Mapping[str, Any], key: str) -> str:
 
 
 def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """A row for each metric, a column for each place where it was measured."""
+    """Builds a table with one row per metric and one column per measurement."""
     columns: dict[str, dict[str, float | None]] = {}
     if summary is not None:
         best = summary["best"] or {}
@@ -199,7 +196,7 @@ def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[s
         )
         for name in names
     ]
-    return table(("metric", *columns), rows, whole=True)
+    return table(("metric", *columns), rows, full_length=True)
 
 
 def _of_split(values: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
@@ -211,7 +208,7 @@ def _of_split(values: Mapping[str, Any], prefix: str) -> dict[str, float | None]
 
 
 def _metric(values: Mapping[str, float | None], name: str) -> str:
-    """The files hold null where a value was not finite."""
+    """Formats a metric. The files contain null for values that are not finite."""
     if name not in values:
         return ""
     return "nan" if values[name] is None else number(values[name])

@@ -1,37 +1,40 @@
-"""The section of a report on one split: pictures, classes, confused labels, worst examples."""
+"""Builds the section of a report about one split: plots, classes, confused labels, worst examples."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from framework.tracking.analysis.content import most_confused
-from framework.tracking.analysis.page import Markup, element, figures, joined, picture, scrolled, table
+from framework.tracking.analysis.page import Markup, element, figures, framed_table, joined, picture, table
 from framework.tracking.analysis.pictures import MOST_NUMBERED_LABELS, needs_legend
 
 _SHOWN_CHARACTERS = 320
 _FEW_LABELS = 6
 _PAIRS = 15
 _MOST_BESIDE_OTHERS = 12
-"""With more labels a confusion matrix wants the whole width."""
+"""With more labels, a confusion matrix gets the full width."""
 
 _NO_NUMBER = "–"
 
 
 def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
-    """All that an analysis holds, but for its metrics.
+    """Builds the section of an analysis, without its metrics.
 
     Args:
-        run_folder: Has its pictures in `plots/`.
-        name: Of the analysis.
-        analysis: Of `framework.tracking.analysis.content`.
+        run_folder: Run folder, which has the plots in `plots/`.
+        name: Name of the analysis.
+        analysis: Analysis from `framework.tracking.analysis.content`.
     """
-    told = [f"{analysis['rows']:,} rows", *(f"{fact}: {value}" for fact, value in analysis["facts"].items() if value)]
+    details = [
+        f"{analysis['rows']:,} rows",
+        *(f"{fact}: {value}" for fact, value in analysis["facts"].items() if value),
+    ]
     if analysis["score"] is not None:
-        told.insert(1, f"{analysis['score_name']}: {analysis['score']:.4f}")
+        details.insert(1, f"{analysis['score_name']}: {analysis['score']:.4f}")
     return element(
         "section",
         element("h2", heading(name)),
-        element("p", " · ".join(told), kind="soft"),
+        element("p", " · ".join(details), kind="soft"),
         joined(
             [_pictures(run_folder, name, analysis), _classes(analysis["classes"]), _confused(analysis["confusion"])]
         ),
@@ -41,23 +44,23 @@ def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> M
 
 
 def heading(name: str) -> str:
-    """Name of an analysis for people."""
+    """Returns the name of an analysis as a heading."""
     return name[:1].upper() + name[1:].replace("_", " ")
 
 
 def number(value: float | None, form: str = ".4f") -> str:
-    """A number in a cell."""
+    """Formats a number for a table cell; None becomes a dash."""
     return _NO_NUMBER if value is None else format(value, form)
 
 
 def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
     captions = {
-        "confusion": "Rows are what the data say, columns what the model says; the colour is the share of the row.",
-        "calibration": "Where the model gives the probability on the horizontal axis, it should be right as often. Its "
+        "confusion": "Rows are expected labels, columns are predicted labels. The colour is the share of the row.",
+        "calibration": "A prediction with the probability on the horizontal axis should be correct that often. The "
         "error is the mean distance from the diagonal (Guo et al. 2017).",
-        "lengths": f"Rows of like length together: mean {analysis['score_name']}, with 95 % intervals."
+        "lengths": f"Mean {analysis['score_name']} of rows of similar length, with 95 % intervals."
         if analysis["score"] is not None
-        else "Rows of like length together: mean loss.",
+        else "Mean loss of rows of similar length.",
         "numbers": "Each point is a row.",
     }
     kinds = {"confusion": "tall"}
@@ -94,7 +97,7 @@ def _confused(confusion: Mapping[str, Any] | None) -> Markup:
     parts = []
     labels = confusion["labels"]
     if needs_legend(labels):
-        legend = [(str(place), label) for place, label in enumerate(labels, start=1)]
+        legend = [(str(index), label) for index, label in enumerate(labels, start=1)]
         parts += [element("h3", "Numbers in the confusion matrix"), table(("number", "label"), legend)]
     pairs = most_confused(confusion, _PAIRS)
     if pairs and len(labels) >= _FEW_LABELS:
@@ -122,7 +125,7 @@ def _examples(analysis: Mapping[str, Any]) -> Markup:
             ("score", "score", ".3f"),
             ("length", "tokens", ",d"),
         )
-        # Scores that say nothing but "wrong" are not shown.
+        # Columns whose values are all 0 or missing are omitted: a score of 0 only repeats that the row is wrong.
         if any(example[name] for example in examples)
     }
     head = element(
@@ -133,20 +136,23 @@ def _examples(analysis: Mapping[str, Any]) -> Markup:
     lines = [
         element(
             "tr",
-            element("td", _cut(example["text"]), element("small", example["place"]), kind="text"),
-            *(element("td", _cut(example[side]), kind=side) for side in ("expected", "predicted")),
+            element("td", _shorten(example["text"]), element("small", example["place"]), kind="text"),
+            *(element("td", _shorten(example[name]), kind=name) for name in ("expected", "predicted")),
             *(element("td", number(example[name], form), kind="number") for name, (_, form) in columns.items()),
         )
         for example in examples
     ]
-    by = "largest loss first" if examples[0]["loss"] is not None else "lowest score first, then the most confident"
+    order = "largest loss first" if examples[0]["loss"] is not None else "lowest score first, then the most confident"
     return joined(
-        [element("h3", f"The {len(examples)} worst examples, {by}"), scrolled(head, lines, "examples", whole=True)]
+        [
+            element("h3", f"The {len(examples)} worst examples, {order}"),
+            framed_table(head, lines, "examples", full_length=True),
+        ]
     )
 
 
-def _cut(text: str) -> str:
-    """A long text by its beginning, the rest of it to be opened."""
+def _shorten(text: str) -> str:
+    """Shows the beginning of a long text; a click opens the full text."""
     if len(text) <= _SHOWN_CHARACTERS:
         return text
     shown = text[:_SHOWN_CHARACTERS].rstrip() + " …"

@@ -1,6 +1,6 @@
-"""What a run that came to its end hands to Weights & Biases beside its rows: pictures, tables, report.html, its export.
+"""Uploads the results of a finished run to Weights & Biases: plots, tables, report.html and the exported model.
 
-All of it is read from the run folder. `wandb` is imported only where there is a run of it.
+All content is read from the run folder. `wandb` is imported only when something is uploaded.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,11 @@ _PAIRS = 50
 
 
 def log_content(run: "Run", run_folder: Path) -> None:
-    """Logs `plots/NAME.png`, the tables of all analyses and report.html, as of the run's last step.
+    """Logs `plots/NAME.png`, the tables of all analyses and report.html at the run's last step.
 
     Args:
-        run: Is still open.
-        run_folder: Of the run.
+        run: Open W&B run.
+        run_folder: Run folder.
     """
     import wandb
 
@@ -37,12 +37,12 @@ def log_content(run: "Run", run_folder: Path) -> None:
 
 
 def log_model(run: "Run", export: Path, metadata: Mapping[str, Any]) -> None:
-    """Logs a folder that transformers loads as an artifact of type `model`, named after the run's id.
+    """Logs an exported model, which transformers can load, as an artifact of type `model` named after the run's id.
 
     Args:
-        run: Is still open.
-        export: The folder.
-        metadata: Is shown with the artifact, such as metrics.
+        run: Open W&B run.
+        export: Folder of the exported model.
+        metadata: Values shown with the artifact, such as metrics.
     """
     import wandb
 
@@ -52,7 +52,7 @@ def log_model(run: "Run", export: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def _tables(run_folder: Path) -> Iterator[tuple[str, tuple[list[str | int], list[list[Any]]]]]:
-    """Name, columns and rows of what there is: `NAME/classes`, `NAME/confused`, `NAME/examples`."""
+    """Yields name, columns and rows of each available table: `NAME/classes`, `NAME/confused`, `NAME/examples`."""
     for name, analysis in read_analyses(run_folder).items():
         for kind in ("classes", "examples"):
             if analysis[kind]:
