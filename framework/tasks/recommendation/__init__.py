@@ -1,1 +1,1 @@
-"""Recommendation from texts: what a user may like next, by the texts of what the user liked before."""
+"""Text-based recommendation: ranks the items of a catalogue for a user, by the texts of items the user liked before."""

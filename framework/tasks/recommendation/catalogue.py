@@ -1,6 +1,6 @@
-"""What can be recommended; and the file of it that lies beside a run and in its export.
+"""Catalogue of recommendable items, and its file in a run folder and in an export.
 
-With the file both recommend without the tables of the training. It may be edited: new items need only a text.
+With that file, a run or export recommends without the training tables. Users may edit it: a new item needs only a text.
 """
 
 import json
@@ -22,12 +22,12 @@ _NUMBER = number()
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What can be recommended.
+    """Recommendable items.
 
     Attributes:
-        items: Ids, all different.
-        texts: Of each.
-        num_likes: (items,) of the training.
+        items: Unique item ids.
+        texts: Text of each item.
+        num_likes: (items,) likes in the training split.
     """
 
     items: Sequence[str]
@@ -36,40 +36,44 @@ class Catalogue:
 
     @property
     def log_shares(self) -> np.ndarray:
-        """(items,) logarithm of each item's share of the likes, as if each had one more, so that new ones have one."""
+        """Returns (items,) logarithms of the shares of the likes, with 1 added to each count so that none is 0."""
         counts = self.num_likes + 1.0
         return np.log(counts / counts.sum())
 
-    def written(self) -> str:
-        """The file's content: an item a line."""
+    def to_jsonl(self) -> str:
+        """Returns the content of the file, one item per line."""
         rows = zip(self.items, self.texts, self.num_likes.tolist(), strict=True)
         return "".join(json.dumps(dict(zip(_COLUMNS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
 
 
 def build_catalogue(data: Interactions) -> Catalogue:
-    """The catalogue with the likes of the training alone."""
-    likes = data.places[data.is_liked & (data.splits == 0)]
+    """Builds the catalogue. It counts only the likes of the training split."""
+    likes = data.item_indices[data.is_liked & (data.splits == 0)]
     return Catalogue(data.items, data.texts, np.bincount(likes, minlength=len(data.items)))
 
 
 def read_catalogue(path: Path) -> Catalogue:
-    """The catalogue of a file.
+    """Reads the catalogue from a file.
 
     Raises:
-        DataError: It is missing or damaged, an item comes twice or has no text, or its likes are no number from 0 on.
+        DataError: The file is missing or damaged, an item occurs twice or has no text, or its likes are not a number of
+            at least 0.
     """
     texts: dict[str, str] = {}
     likes: list[float] = []
     for row in read_rows(path, _COLUMNS):
         item, text, cell = (row.values[column] for column in _COLUMNS)
         if item in texts or not text.strip():
-            fault = "comes twice" if item in texts else "has no text"
-            raise DataError(f"{path}, {row.place}: item {item!r} {fault}; correct or remove the row.")
+            fault = "occurs twice" if item in texts else "has no text"
+            raise DataError(
+                f"{path}, {row.place}: item {item!r} {fault}. Each item needs one row with a text. Correct or remove "
+                "the row."
+            )
         try:
             likes.append(_NUMBER.read(cell))
         except ValueError as error:
-            raise DataError(f"{path}, {row.place}: 'likes' is {cell!r}, it {error}; correct the row.") from error
+            raise DataError(f"{path}, {row.place}: 'likes' is {cell!r}. It {error}. Correct the row.") from error
         if likes[-1] < 0:
-            raise DataError(f"{path}, {row.place}: 'likes' is {cell}, it must be at least 0; correct the row.")
+            raise DataError(f"{path}, {row.place}: 'likes' is {cell}. It must be at least 0. Correct the row.")
         texts[item] = text
     return Catalogue(tuple(texts), tuple(texts.values()), np.array(likes))

@@ -1,4 +1,4 @@
-"""Errors of recommendation: moments at which what a user likes next is ranked low."""
+"""Error analysis of recommendation: moments at which the next likes of a user have a low rank."""
 
 import numpy as np
 
@@ -14,19 +14,19 @@ _CUT = 10
 
 
 def examine_trial(trial: Trial, score: Score, catalogue: Catalogue, found: FoundItems, max_history: int) -> Examination:
-    """A row for each moment that is asked; its score is nDCG@10.
+    """Builds one row per question. Its score is nDCG@10.
 
     Args:
-        trial: The questions.
-        score: From questions to (questions, items) scores.
-        catalogue: What is ranked.
-        found: For the items of the split, those of the catalogue last.
-        max_history: So many of the last likes are read.
+        trial: Questions of the split.
+        score: Function from questions to (questions, items) scores.
+        catalogue: Ranked items.
+        found: Model results for the items of the split. The results for the catalogue come last.
+        max_history: Number of last likes that the model reads.
     """
     lengths = found.lengths[len(found.lengths) - len(catalogue.items) :]
 
-    def names(places: np.ndarray) -> str:
-        return "; ".join(" ".join(catalogue.texts[place].split())[:_SHOWN_LETTERS] for place in places)
+    def names(indices: np.ndarray) -> str:
+        return "; ".join(" ".join(catalogue.texts[index].split())[:_SHOWN_LETTERS] for index in indices)
 
     rows = []
     for chunk, scores in unseen_scores(trial.questions, score):

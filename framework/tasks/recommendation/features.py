@@ -1,13 +1,13 @@
-"""Stretches of what users liked, as sequences of texts that lie side by side; and the catalogue, one text an item.
+"""Token sequences for recommendation: segments of users' likes as adjacent texts, and the catalogue, one text per item.
 
-An item of the plan is a stretch of one user's likes in the order of time: some that only go before, then those that
-must be found. Each text is encoded once, and is what is looked for at its moment, a part of the user's history at later
-ones, and a negative for other users: the causal training of Kang and McAuley 2018 (arXiv:1808.09781, section 3.5) with
-texts for ids. Histories are of strictly earlier likes; likes of one moment do not know of each other.
+An item of the plan is a segment of one user's likes in time order: first likes that are only history, then likes that
+are prediction targets. Each text is encoded once. It is the target at its own moment, part of the user's history at
+later moments, and a negative for other users: the causal training of Kang and McAuley 2018 (arXiv:1808.09781, section
+3.5) with texts instead of ids. A history has strictly earlier likes only, so likes of one moment do not see each other.
 
-Targets, one a sequence: `users`, an id of the user in the split (NOBODY: an item of the catalogue, which is searched);
-`items`, its place in the catalogue; `earlier`, how many sequences of the stretch are strictly earlier, 0 where it need
-not be found; `log_shares`, the logarithm of the item's share of all likes of the training.
+Targets, one per sequence: `users`, an id of the user in the split (NOBODY: a catalogue item, which is a search
+candidate); `items`, the index in the catalogue; `earlier`, the number of strictly earlier sequences of the segment, 0
+for a like that is not a prediction target; `log_shares`, the logarithm of the item's share of all training likes.
 """
 
 import hashlib
@@ -29,41 +29,41 @@ LOSS_TERM = "recommendation"
 
 
 class SearchSource(FlatSource):
-    """Items that end with, or are, texts that are searched.
+    """Items of a split, with the texts of the catalogue as search candidates.
 
     Attributes:
-        trial: What is asked of them, set by who builds it; None: nothing is.
+        trial: Questions of the split, set by the code that builds the source. None: there are no questions.
     """
 
     trial: Trial | None = None
 
     @property
     def fingerprint(self) -> str:
-        """Of the texts and of what is asked."""
+        """Returns the fingerprint of the texts and of the questions."""
         digest = hashlib.blake2b(digest_size=16)
         for question in self.trial.questions if self.trial is not None else ():
             digest.update(f"{question.user}:{question.history.tolist()}:{question.seen.tolist()}".encode())
         return f"{super().fingerprint} {digest.hexdigest()}"
 
 
-def find_stretches(likes: Likes, split: int, max_history: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cuts the likes of a split into stretches of at most `max_history`, and puts before each what its first one needs.
+def find_segments(likes: Likes, split: int, max_history: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Splits the likes of a split into segments of at most `max_history` targets, each preceded by its history.
 
-    A user's first likes need not be found by anything, as nothing is known of the user then.
+    The first likes of a user are never targets, because the user has no history then.
 
     Args:
-        likes: Of all users.
-        split: Place in SPLITS.
-        max_history: Likes that make the vector of a user.
+        likes: Likes of all users.
+        split: Index in SPLITS.
+        max_history: Number of likes that form the vector of a user.
 
     Returns:
-        (stretches,) each: where the sequences of the stretch begin, where those that must be found begin, and where
-        both end, as places in `likes`.
+        Three arrays (segments,) of indices into `likes`: the start of the segment, the start of its targets, and its
+        exclusive end.
     """
-    is_found = (likes.splits == split) & (likes.num_earlier > 0)
-    # Of one user the likes of a split stand together.
-    places = np.flatnonzero(is_found)
-    runs = np.split(places, np.flatnonzero(np.diff(likes.users[places])) + 1) if len(places) else []
+    is_target = (likes.splits == split) & (likes.num_earlier > 0)
+    # The likes of one user in a split are adjacent.
+    indices = np.flatnonzero(is_target)
+    runs = np.split(indices, np.flatnonzero(np.diff(likes.users[indices])) + 1) if len(indices) else []
     firsts = np.concatenate([run[::max_history] for run in runs] or [np.zeros(0, dtype=np.int64)])
     ends = np.array([min(first + max_history, run[-1] + 1) for run in runs for first in run[::max_history]], dtype=int)
     history = np.minimum(likes.num_earlier[firsts], max_history)
@@ -72,41 +72,41 @@ def find_stretches(likes: Likes, split: int, max_history: int) -> tuple[np.ndarr
 
 
 def known_likes(likes: Likes, num_items: int) -> np.ndarray:
-    """Ascending `user * num_items + item` of what is known to be liked in each split: nothing of a later one.
+    """Returns ascending `user * num_items + item` of the known likes of each split.
 
-    A user has another id in each split (`split_users`).
+    The known likes of a split exclude those of later splits. A user has a different id in each split (`split_users`).
     """
     parts = []
     for split in range(len(SPLITS)):
         is_known = likes.splits <= split
-        parts.append(split_users(likes.users[is_known], split) * num_items + likes.places[is_known])
+        parts.append(split_users(likes.users[is_known], split) * num_items + likes.item_indices[is_known])
     return np.sort(np.concatenate(parts))
 
 
 def split_users(users: np.ndarray, split: int) -> np.ndarray:
-    """Ids of users in a split, of which no two splits have the same."""
+    """Returns the ids of users in a split. Different splits have different ids."""
     return users * len(SPLITS) + split
 
 
-def stretch_source(
+def segment_source(
     likes: Likes, split: int, catalogue: Catalogue, texts: Layout, max_history: int, max_length: int
 ) -> SearchSource:
-    """The stretches of a split; where it is evaluated, behind them the catalogue.
+    """Builds the segments of a split. In an evaluated split the catalogue follows them.
 
     Args:
-        likes: Of all users.
-        split: Place in SPLITS; 0 is trained on.
-        catalogue: Its items.
-        texts: Of the catalogue.
-        max_history: Likes that make the vector of a user.
-        max_length: Most tokens of a sequence.
+        likes: Likes of all users.
+        split: Index in SPLITS. 0 is the training split.
+        catalogue: Catalogue of items.
+        texts: Tokenized texts of the catalogue.
+        max_history: Number of likes that form the vector of a user.
+        max_length: Maximum number of tokens of a sequence.
     """
-    begins, firsts, ends = find_stretches(likes, split, max_history)
+    begins, firsts, ends = find_segments(likes, split, max_history)
     sizes = ends - begins
     rows = ragged.ranges(begins, sizes)
-    is_found = rows >= np.repeat(firsts, sizes)
-    earlier = np.where(is_found, likes.starts[rows] + likes.num_earlier[rows] - np.repeat(begins, sizes), 0)
-    items, users = likes.places[rows], split_users(likes.users[rows], split)
+    is_target = rows >= np.repeat(firsts, sizes)
+    earlier = np.where(is_target, likes.starts[rows] + likes.num_earlier[rows] - np.repeat(begins, sizes), 0)
+    items, users = likes.item_indices[rows], split_users(likes.users[rows], split)
     if split > 0:
         num_items = len(catalogue.items)
         items = np.concatenate([items, np.arange(num_items)])
@@ -127,28 +127,30 @@ def stretch_source(
     )
 
 
-def asked_source(
+def history_source(
     catalogue: Catalogue, histories: Sequence[Sequence[str]], tokenizer: Tokenizer, max_length: int
 ) -> SearchSource:
-    """The catalogue, and behind it the texts of histories that are not in it, each once; records are the histories.
+    """Builds the source of rows to predict: the catalogue, then each other text of the histories once.
+
+    Its records are the histories.
 
     Args:
-        catalogue: Its items.
-        histories: Of each row the ids or texts of what was liked, in the order of time.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence.
+        catalogue: Catalogue of items.
+        histories: Item ids or texts of the likes of each row, in time order.
+        tokenizer: Tokenizer that supplies ids and special tokens.
+        max_length: Maximum number of tokens of a sequence.
     """
-    place_of = {same_text(text): place for place, text in reversed([*enumerate(catalogue.texts)])}
-    # An id that reads as a text is an id.
-    place_of |= {item: place for place, item in enumerate(catalogue.items)}
+    index_of = {same_text(text): index for index, text in reversed([*enumerate(catalogue.texts)])}
+    # If an id equals a text, the id wins.
+    index_of |= {item: index for index, item in enumerate(catalogue.items)}
     texts = list(catalogue.texts)
     questions = []
     for row, history in enumerate(histories):
         for entry in history:
-            if entry not in place_of and place_of.setdefault(same_text(entry), len(texts)) == len(texts):
+            if entry not in index_of and index_of.setdefault(same_text(entry), len(texts)) == len(texts):
                 texts.append(entry)
-        places = np.array([place_of.get(entry, place_of.get(same_text(entry))) for entry in history], dtype=np.int64)
-        questions.append(Question(row, places, places[places < len(catalogue.items)], places[:0]))
+        indices = np.array([index_of.get(entry, index_of.get(same_text(entry))) for entry in history], dtype=np.int64)
+        questions.append(Question(row, indices, indices[indices < len(catalogue.items)], indices[:0]))
     layout = lay_out(texts, None, tokenizer, max_length)
     counts = {LOSS_TERM: np.zeros(len(texts))}
     source = SearchSource(layout.input_ids, layout.lengths, {}, counts, max_length, records=histories)

@@ -1,8 +1,8 @@
-"""Whole-split metrics of recommendation: the model beside the baselines, over the whole catalogue.
+"""Whole-split metrics of recommendation for the model and the baselines, over the whole catalogue.
 
-All items are ranked, but for those that the user had to do with before the moment (`framework.tasks.recommendation.
-trial`). A metric is the mean over users of the mean over their moments, so that no user weighs more than another; its
-error is the standard error of that mean over users.
+Each moment ranks all items except those that the user interacted with before (`framework.tasks.recommendation.trial`).
+A metric is the mean over users of the mean over their moments, so all users have the same weight. Its error is the
+standard error of that mean over users.
 """
 
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ MODEL = "model"
 
 
 def metrics_by_user(trial: Trial, score: Score) -> dict[str, np.ndarray]:
-    """Each metric (users,): the mean over the moments of each user who is asked.
+    """Returns each metric as (users,): the mean over the moments of each user with questions.
 
     Args:
-        trial: The questions.
-        score: From questions to (questions, items) scores.
+        trial: Questions of the split.
+        score: Function from questions to (questions, items) scores.
     """
-    found: dict[str, list[np.ndarray]] = {}
+    by_metric: dict[str, list[np.ndarray]] = {}
     for chunk, scores in unseen_scores(trial.questions, score):
         is_relevant = np.zeros(scores.shape, dtype=bool)
         for row, question in enumerate(chunk):
@@ -33,49 +33,49 @@ def metrics_by_user(trial: Trial, score: Score) -> dict[str, np.ndarray]:
         ranked = ranked_relevance(scores, is_relevant)
         for name, metric in (("recall", recall), ("ndcg", ndcg)):
             for k in CUTS:
-                found.setdefault(f"{name}_at_{k}", []).append(metric(ranked, k))
+                by_metric.setdefault(f"{name}_at_{k}", []).append(metric(ranked, k))
     _, users = np.unique([question.user for question in trial.questions], return_inverse=True)
     sizes = np.bincount(users)
-    return {name: np.bincount(users, weights=np.concatenate(values)) / sizes for name, values in found.items()}
+    return {name: np.bincount(users, weights=np.concatenate(values)) / sizes for name, values in by_metric.items()}
 
 
 def mean_and_error(values: np.ndarray) -> tuple[float, float]:
-    """The mean over users and its standard error; NaN of a single user."""
+    """Returns the mean over users and its standard error, which is NaN for a single user."""
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return float(values.mean()), float(error)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The model beside the baselines on one split.
+    """Comparison of the model with the baselines on one split.
 
     Attributes:
-        by_ranker: Values (users,) of each metric, by ranker, the model first.
+        by_ranker: (users,) values of each metric per ranker, with the model first.
     """
 
     by_ranker: Mapping[str, Mapping[str, np.ndarray]]
 
     def values(self) -> dict[str, float]:
-        """Metrics by name: the model's plain, `NAME_error`, those of baselines with their name before.
+        """Returns metrics by name: `NAME` and `NAME_error` of the model, `BASELINE_NAME` of the baselines.
 
-        `ndcg_at_10_over_BASELINE` is the mean of the differences by user, below 0 where the model loses.
+        `ndcg_at_10_over_BASELINE` is the mean of the differences per user, negative if the model is worse.
         """
-        found: dict[str, float] = {}
+        result: dict[str, float] = {}
         for ranker, metrics in self.by_ranker.items():
-            before = "" if ranker == MODEL else f"{ranker}_"
+            prefix = "" if ranker == MODEL else f"{ranker}_"
             for name, values in metrics.items():
                 if ranker == MODEL or name.endswith("_at_10"):
-                    found[f"{before}{name}"], error = mean_and_error(values)
+                    result[f"{prefix}{name}"], error = mean_and_error(values)
                     if name.endswith("_at_10"):
-                        found[f"{before}{name}_error"] = error
+                        result[f"{prefix}{name}_error"] = error
             if ranker != MODEL:
                 difference = self.by_ranker[MODEL]["ndcg_at_10"] - metrics["ndcg_at_10"]
                 over = f"ndcg_at_10_over_{ranker}"
-                found[over], found[f"{over}_error"] = mean_and_error(difference)
-        return found
+                result[over], result[f"{over}_error"] = mean_and_error(difference)
+        return result
 
     def table(self) -> list[dict[str, str | float]]:
-        """A row for each metric and ranker; what the model has more than a baseline, with its own error."""
+        """Builds one row per metric and ranker, with the lead of the model over the ranker and the error of that."""
         rows: list[dict[str, str | float]] = []
         for name, own in self.by_ranker[MODEL].items():
             for ranker, metrics in self.by_ranker.items():

@@ -1,4 +1,4 @@
-"""Recommendation from texts: two towers that are one encoder, a user as the texts of what they liked before."""
+"""Text-based recommendation: two towers that share one encoder. A user is represented by the texts of earlier likes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -30,9 +30,9 @@ from framework.tasks.recommendation.examine import examine_trial
 from framework.tasks.recommendation.features import (
     LOSS_TERM,
     SearchSource,
-    asked_source,
+    history_source,
     known_likes,
-    stretch_source,
+    segment_source,
 )
 from framework.tasks.recommendation.losses import Scoring, sampled_softmax
 from framework.tasks.recommendation.scores import MODEL, Comparison, metrics_by_user
@@ -41,30 +41,33 @@ from framework.tasks.recommendation.trial import Question, Trial, build_trial
 from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
 
 _SHORTEST = 3
-"""[CLS] a [SEP]"""
+"""Tokens of the shortest sequence: [CLS] a [SEP]."""
 
 
 class RecommendationTask(StepLevelTask):
-    """Which items a user may like next, by the texts of the items that the user liked before.
+    """Ranks items for a user by the texts of the items that the user liked before.
 
-    The item tower is the encoder over the item's text, the vector of length 1. The user tower has no weights of its
-    own: it is the mean of the item vectors of the last likes, later ones perhaps with more weight, brought to length 1.
-    So a text is encoded once a step for all its uses (see `framework.tasks.recommendation.features`), a catalogue once
-    for all users, histories of any length cost nothing in search, and an export is a plain embedding model.
+    The item tower is the encoder over the text of the item, with a vector of length 1. The user tower has no weights of
+    its own: its vector is the mean of the item vectors of the last likes, optionally with more weight for later likes,
+    scaled to length 1. So each text is encoded once per step for all its uses (see
+    `framework.tasks.recommendation.features`), a catalogue is encoded once for all users, long histories cost nothing
+    in search, and an export is an ordinary embedding model.
 
     Args:
-        max_history: How many of the last likes make the vector of a user; a step's stretches are that long too.
-        history_decay: Weight of a like relative to the one after it, in (0, 1]; 1: the plain mean.
-        max_item_tokens: Most tokens of an item's text, special tokens included; longer texts lose their end.
-        pooling: A name in `framework.tasks.pooling`: "cls" or "mean".
-        temperature: What cosines are divided by.
-        popularity_prior: An item's score has this much of the logarithm of its share of all likes of the training: 0
-            leaves ranking to the texts, 1 multiplies the likelihood that the texts give by that share.
-        corrects_sampling: Whether the loss corrects for items being drawn as often as they are liked (`losses`).
-        num_recommended: How many items prediction gives.
+        max_history: Number of last likes that form the vector of a user. Segments in a step have at most that many
+            targets.
+        history_decay: Weight of a like relative to the next later like, in (0, 1]. 1: the unweighted mean.
+        max_item_tokens: Maximum number of tokens of an item's text, special tokens included. Longer texts are
+            truncated.
+        pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
+        temperature: Divisor of cosines.
+        popularity_prior: Weight, in the score of an item, of the logarithm of its share of all training likes. 0: the
+            texts alone decide. 1: the likelihood from the texts is multiplied by that share.
+        corrects_sampling: Correct the loss for the fact that items are drawn as often as they are liked (`losses`).
+        num_recommended: Number of items per prediction.
 
     Raises:
-        ConfigError: A name is unknown or a number out of its range.
+        ConfigError: A name is unknown or a number is out of range.
     """
 
     best_metric = "ndcg_at_10"
@@ -91,13 +94,15 @@ class RecommendationTask(StepLevelTask):
             ("popularity_prior", popularity_prior, 0),
         ):
             if value < least:
-                raise ConfigError(f"{name} is {value}, it must be at least {least}.")
+                raise ConfigError(f"task.{name} is {value}. It must be at least {least}. Increase it.")
         if not 0 < history_decay <= 1:
-            raise ConfigError(f"task.history_decay is {history_decay}, it must be above 0 and at most 1.")
+            raise ConfigError(
+                f"task.history_decay is {history_decay}. It must be above 0 and at most 1. Choose for example 1.0."
+            )
         if pooling not in POOLINGS:
-            raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+            raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
         if not temperature > 0:
-            raise ConfigError(f"task.temperature is {temperature}, it must be above 0.")
+            raise ConfigError(f"task.temperature is {temperature}. It must be above 0. Choose for example 0.1.")
         self.scoring = Scoring(temperature, popularity_prior, max_history, history_decay)
         self.max_item_tokens = max_item_tokens
         self.pooling = pooling
@@ -112,9 +117,9 @@ class RecommendationTask(StepLevelTask):
         self,
         data: InteractionData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  time splits, nothing is drawn
+        seed: int,  # noqa: ARG002  splits are by time, nothing is drawn
     ) -> dict[str, SequenceSource]:
-        """Reads interactions and catalogue, and tokenises the texts."""
+        """Reads interactions and catalogue, and tokenizes the texts."""
         interactions = data.load()
         likes = interactions.likes()
         self._catalogue = catalogue = build_catalogue(interactions)
@@ -124,18 +129,18 @@ class RecommendationTask(StepLevelTask):
         for name in interactions.names:
             split = SPLITS.index(name)
             max_history = self.scoring.max_history
-            source = stretch_source(likes, split, catalogue, texts, max_history, self.max_item_tokens)
+            source = segment_source(likes, split, catalogue, texts, max_history, self.max_item_tokens)
             if split > 0:
                 source.trial = build_trial(interactions, likes, split, catalogue)
             sources[name] = with_facts(source, _facts(interactions, split))
         return sources
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head, which has no weights."""
+        """Builds the head, which has no weights."""
         return EmbeddingHead(POOLINGS[self.pooling], normalizes=True)
 
     def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """A row for each sequence (`framework.tasks.recommendation.losses.Rows`)."""
+        """Returns one row per sequence (`framework.tasks.recommendation.losses.Rows`)."""
         return {
             SEQUENCE_IDS: batch.sequence_ids,
             "embeddings": outputs["embeddings"],
@@ -144,29 +149,29 @@ class RecommendationTask(StepLevelTask):
         }
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The softmax over the step, summed over likes that must be found (`recommendation`)."""
+        """Sums the softmax loss over all target likes of the step (`recommendation`)."""
         self._known = self._known.to(rows["users"].device)
-        num_items = len(self._opened_catalogue().items)
+        num_items = len(self._load_catalogue().items)
         return {LOSS_TERM: sampled_softmax(rows, self.scoring, self._known, num_items, self.corrects_sampling)}
 
     @property
     def class_scores(self) -> Mapping[str, str]:
-        """None."""
+        """Returns no outputs, because embeddings are not logits."""
         return {}
 
     def side_config(self) -> dict[str, Any]:
-        """What an embedding model has: pooling, length, and that its vectors have length 1."""
+        """Returns the settings of an embedding model: pooling, normalization and maximum length."""
         return {"pooling": self.pooling, "normalize": True, "max_length": self.max_item_tokens}
 
     def side_files(self) -> dict[str, str]:
-        """The catalogue."""
-        return {CATALOGUE_FILE: self._opened_catalogue().written()}
+        """Returns the catalogue file."""
+        return {CATALOGUE_FILE: self._load_catalogue().to_jsonl()}
 
     def restore_files(self, folder: Path) -> None:
-        """Knows where the catalogue is."""
+        """Stores the folder of the catalogue file."""
         self._folder = folder
 
-    def _opened_catalogue(self) -> Catalogue:
+    def _load_catalogue(self) -> Catalogue:
         if self._catalogue is None:
             assert self._folder is not None
             self._catalogue = read_catalogue(self._folder / CATALOGUE_FILE)
@@ -174,61 +179,65 @@ class RecommendationTask(StepLevelTask):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What was liked, in the order of time."""
+        """Returns the name of the field with the likes, in time order."""
         return ("history",)
 
     @property
     def list_fields(self) -> tuple[str, ...]:
-        """The same: ids of the catalogue, or texts."""
+        """Returns the same field: a list of item ids or texts."""
         return ("history",)
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
-        """Checks that the history is a list of ids or texts."""
+        """Checks that the history is a list of item ids or texts."""
         del tokenizer
         _history(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SearchSource:
-        """The catalogue and the texts of histories.
+        """Builds the sequences of the catalogue and of the texts of histories.
 
         Raises:
             DataError: The catalogue cannot be read.
         """
         histories = [_history(row) for row in rows]
-        return asked_source(self._opened_catalogue(), histories, tokenizer, self.max_item_tokens)
+        return history_source(self._load_catalogue(), histories, tokenizer, self.max_item_tokens)
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
-        """(hidden,) fp32 vector of the first text of each item; those that are searched have no other."""
+        """Returns the (hidden,) fp32 vector of the first text of each item. Catalogue items have only one text."""
         items = batch.sequence_ids[: batch.num_sequences] // batch.group_size
         is_first = np.diff(items.cpu().numpy(), prepend=-1) != 0
         return list(outputs["embeddings"][: batch.num_sequences].float().cpu().numpy()[is_first])
 
     def assemble(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """The best `items` of each row that are not in its history, and their `scores`; without one the most liked."""
+        """Returns per row its `history`, the best `items` outside of it, and their `scores`.
+
+        A row without a history gets the items with the most likes.
+        """
         assert isinstance(source, SearchSource)
         assert source.trial is not None
-        ids = self._opened_catalogue().items
-        told: list[dict[str, Any]] = []
+        ids = self._load_catalogue().items
+        predictions: list[dict[str, Any]] = []
         for _, scores in unseen_scores(source.trial.questions, self._scorer(np.stack(decoded))):
             for row in scores:
                 best = best_items(row, self.num_recommended)
-                items = [ids[place] for place in best]
-                told.append({"history": source.records[len(told)], "items": items, "scores": row[best].tolist()})
-        return told
+                items = [ids[index] for index in best]
+                history = source.records[len(predictions)]
+                predictions.append({"history": history, "items": items, "scores": row[best].tolist()})
+        return predictions
 
     def _scorer(self, vectors: np.ndarray) -> Score:
-        log_shares = self._opened_catalogue().log_shares
+        log_shares = self._load_catalogue().log_shares
         return partial(score_items, vectors=vectors.astype(np.float64), log_shares=log_shares, scoring=self.scoring)
 
     @property
     def scores_predictions(self) -> bool:
-        """Ranks are those among a whole catalogue."""
+        """Returns True, because ranks need the whole catalogue."""
         return True
 
     def score(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> dict[str, float]:
-        """`recall_at_K` and `ndcg_at_K` of model and baselines with their spread, see `Comparison.values`.
+        """Returns `recall_at_K` and `ndcg_at_K` of model and baselines with standard errors, see `Comparison.values`.
 
-        Beside them `num_users`, who are asked, and `cold_start_share` of the likes, about which nothing is asked.
-        Nothing of the split that is trained on.
+        Also returns `num_users`, the number of users with questions, and `cold_start_share`, the share of likes without
+        a question. Returns nothing for the training split.
         """
         assert isinstance(source, SearchSource)
         trial = source.trial
@@ -243,22 +252,22 @@ class RecommendationTask(StepLevelTask):
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
-        """The model and the baselines one below the other."""
+        """Returns the rows of the comparison of the model with the baselines."""
         del metrics
         assert isinstance(source, SearchSource)
         return [] if source.trial is None else self._compare(source.trial, decoded).table()
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """A row for each moment that is asked; of the split that is trained on lengths and losses."""
+        """Builds one row per question. Rows of the training split have only lengths and losses."""
         assert isinstance(source, SearchSource)
         if source.trial is None:
             return plain_examination(found, [])
         scorer = self._scorer(self._catalogue_vectors(found.decoded))
-        return examine_trial(source.trial, scorer, self._opened_catalogue(), found, self.scoring.max_history)
+        return examine_trial(source.trial, scorer, self._load_catalogue(), found, self.scoring.max_history)
 
     def _catalogue_vectors(self, decoded: Sequence[np.ndarray]) -> np.ndarray:
-        """(items, hidden); they stand behind those of the stretches."""
-        return np.stack(decoded[len(decoded) - len(self._opened_catalogue().items) :])
+        """Returns the (items, hidden) vectors of the catalogue, which follow those of the segments."""
+        return np.stack(decoded[len(decoded) - len(self._load_catalogue().items) :])
 
     def _compare(self, trial: Trial, decoded: Sequence[np.ndarray]) -> Comparison:
         rankers: dict[str, Score] = {MODEL: self._scorer(self._catalogue_vectors(decoded))}
@@ -273,23 +282,24 @@ def _same_for_all(scores: np.ndarray, chunk: Sequence[Question]) -> np.ndarray:
 def _history(row: Row) -> list[str]:
     cell = row.values["history"].strip()
     try:
-        found = parse_json(cell) if cell else []
+        entries = parse_json(cell) if cell else []
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(entry, str | int) and str(entry).strip() for entry in found):
+        entries = None
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, str | int) and str(entry).strip() for entry in entries
+    ):
         raise DataError(
-            f"{row.place}: 'history' is {cell[:60]!r}, it must be a list of ids or texts, none of them empty; correct "
-            "the row."
+            f"{row.place}: 'history' is {cell[:60]!r}. It must be a list of ids or texts, none empty. Correct the row."
         )
-    return [str(entry).strip() for entry in found]
+    return [str(entry).strip() for entry in entries]
 
 
 def _facts(interactions: Interactions, split: int) -> SplitFacts:
-    """Counts interactions, likes and users of a split; facts about the files belong to `train`."""
-    is_here = interactions.splits == split
+    """Counts interactions, likes and users of a split. The facts about the files are part of `train`."""
+    in_split = interactions.splits == split
     notes = {
-        "likes": f"{int((is_here & interactions.is_liked).sum()):,}",
-        "users": f"{len(np.unique(interactions.users[is_here])):,}",
+        "likes": f"{int((in_split & interactions.is_liked).sum()):,}",
+        "users": f"{len(np.unique(interactions.users[in_split])):,}",
     }
     read = interactions.facts if split == 0 else SplitFacts(unit=interactions.facts.unit)
-    return replace(read, rows=int(is_here.sum()), notes={**read.notes, **notes})
+    return replace(read, rows=int(in_split.sum()), notes={**read.notes, **notes})

@@ -271,7 +271,7 @@ def rows_to_predict(*histories: object) -> list[Row]:
 
 def restored(folder: Path, **settings) -> RecommendationTask:
     catalogue = Catalogue(("x", "y", "7", "z"), ("a", "b b", "c", "d"), np.array([1, 5, 0, 0]))
-    (folder / CATALOGUE_FILE).write_text(catalogue.written())
+    (folder / CATALOGUE_FILE).write_text(catalogue.to_jsonl())
     task = RecommendationTask(temperature=0.5, max_history=2, num_recommended=2, **settings)
     task.restore_files(folder)
     return task
@@ -302,18 +302,18 @@ def test_predictions_by_hand(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("cell", ['"x"', "[", "x", '["x", ""]', "[[1]]", "{}"])
 def test_histories_that_are_none_are_named(tmp_path, tokenizer, cell):
-    with pytest.raises(DataError, match=r"row 1 \(line 2\): 'history' is .*, it must be a list of ids or texts"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): 'history' is .*\. It must be a list of ids or texts"):
         restored(tmp_path).check_row(Row(1, 2, {"history": cell}), tokenizer)
 
 
 def test_the_catalogue_keeps_what_it_is_given(tmp_path):
     catalogue = Catalogue(("x", "é"), ('"a"\nb', "c"), np.array([3, 0]))
-    (tmp_path / CATALOGUE_FILE).write_text(catalogue.written(), encoding="utf-8")
+    (tmp_path / CATALOGUE_FILE).write_text(catalogue.to_jsonl(), encoding="utf-8")
     again = read_catalogue(tmp_path / CATALOGUE_FILE)
     assert (again.items, again.texts, again.num_likes.tolist()) == (("x", "é"), ('"a"\nb', "c"), [3, 0])
     for row, message in (
-        ({"item": "x", "text": "a", "likes": -1}, "'likes' is -1, it must be at least 0"),
-        ({"item": "x", "text": "a", "likes": "many"}, "'likes' is 'many', it must be a number"),
+        ({"item": "x", "text": "a", "likes": -1}, "'likes' is -1. It must be at least 0"),
+        ({"item": "x", "text": "a", "likes": "many"}, "'likes' is 'many'. It must be a number"),
         ({"item": "x", "text": " ", "likes": 1}, "item 'x' has no text"),
     ):
         (tmp_path / CATALOGUE_FILE).write_text(json.dumps(row) + "\n")
@@ -324,10 +324,10 @@ def test_the_catalogue_keeps_what_it_is_given(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_history": 0}, "max_history is 0, it must be at least 1"),
-        ({"history_decay": 0.0}, r"history_decay is 0\.0, it must be above 0"),
+        ({"max_history": 0}, "max_history is 0. It must be at least 1"),
+        ({"history_decay": 0.0}, r"history_decay is 0\.0\. It must be above 0"),
         ({"history_decay": 1.5}, r"history_decay is 1\.5"),
-        ({"max_item_tokens": 2}, "max_item_tokens is 2, it must be at least 3"),
+        ({"max_item_tokens": 2}, "max_item_tokens is 2. It must be at least 3"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"temperature": 0.0}, r"temperature is 0\.0"),
         ({"popularity_prior": -1.0}, r"popularity_prior is -1\.0"),
