@@ -15,6 +15,16 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import below, mix
 
 Masking = Literal["token", "whole_word", "span"]
+"""Units that are masked as a whole.
+
+- "token" chooses exactly `num_masked` tokens.
+- "whole_word" takes words in random order until that number is reached. The word that would exceed the number is taken
+  if this comes closer to the number than stopping before it, or if no other word was taken. So the number of masked
+  tokens differs from `num_masked` by at most half of that word, except if a single word is taken. A word begins at a
+  token of `starts_word`, at the first token of a sequence, and after a token that is not maskable.
+- "span" divides each run of words between tokens that are not maskable into spans. The number of words of each span is
+  drawn; the last span ends with the run. Whole spans are then chosen by the rule of whole words.
+"""
 
 MASK_PROB = 0.8
 RANDOM_PROB = 0.1
@@ -87,16 +97,8 @@ def mask_tokens(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Masks tokens of every sequence.
 
-    "token" chooses exactly `num_masked` tokens. "whole_word" takes words in random order until that number is reached.
-    The word that would exceed the number is taken if this comes closer to the number than stopping before it, or if no
-    other word was taken. So the number of masked tokens differs from `num_masked` by at most half of that word, except
-    if a single word is taken. A word begins at a token of `starts_word`, at the first token of a sequence, and after a
-    token that is not maskable.
-
-    "span" divides each run of words between tokens that are not maskable into spans. The number of words of each span
-    is drawn; the last span ends with the run. Whole spans are then chosen by the rule of whole words. One draw per span
-    decides whether its tokens become the mask token, become random words, or stay; otherwise there is one draw per
-    token.
+    One draw per token decides whether it becomes the mask token, becomes a random word, or stays. With "span", one draw
+    decides this for all tokens of a span.
 
     Args:
         input_ids: (tokens,) ids of all sequences, end to end.
@@ -105,7 +107,7 @@ def mask_tokens(
         keys: (sequences,) uint64, random key of each sequence.
         rate: Share of the maskable tokens to mask, in [0, 1].
         facts: Facts about the vocabulary.
-        masking: Unit that is chosen as a whole.
+        masking: Unit that is masked as a whole.
 
     Returns:
         Ascending positions of the masked tokens (targets,), their original ids (targets,), and the new ids (tokens,).

@@ -175,7 +175,7 @@ def test_from_eight_micro_batches_up_real_text_fills_99_percent(
     for epoch in range(24):
         count = int(draws.uniform(7.5, 10) * num_ranks * budget / mean)
         indices = draws.integers(0, len(chunks), count)
-        drawn = chunks.draw_pairs(mix(epoch, indices), indices) if pairs else chunks.whole(indices)
+        drawn = chunks.draw_pairs(mix(epoch, indices), indices) if pairs else chunks.single_segments(indices)
         lengths = drawn.lengths.sum(axis=1) + 3
         packing = pack(lengths, budget_sizes(budget, sequence_length), num_ranks, count)
         if len(packing.budgets) >= 8:
