@@ -1,6 +1,6 @@
-"""Metrics of a run, checkpoint or export on a split: `python -m framework.evaluate run=RUN split=test`.
+"""Evaluates a run, checkpoint or export on a split: `python -m framework.evaluate run=RUN split=test`.
 
-The same under torchrun, where processes share the split.
+The same command runs under torchrun, where processes share the split.
 """
 
 import json
@@ -34,7 +34,8 @@ from framework.tracking.metric_names import describe
 
 logger = logging.getLogger(__name__)
 
-_SHOWN_OF_FINGERPRINT = 8
+_FINGERPRINT_CHARACTERS = 8
+"""Characters of a data fingerprint in the name of an analysis."""
 
 
 @command("evaluate")
@@ -67,7 +68,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
         for warning in warnings_of(data_facts if settings.report_examples else without_texts(data_facts)):
             logger.warning(warning)
         classes = evaluation.class_table()
-        facts = {"weights": told_weights(settings, trained)}
+        facts = {"weights": describe_weights(settings, trained)}
         if settings.task:
             facts["task"] = json.dumps(settings.task, ensure_ascii=False)
         if write is not None:
@@ -82,7 +83,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
         if folder is not None:
             analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
             is_own = not changes and (settings.data is None or trained.data_record is None)
-            name = split if is_own else f"{split}_{source.fingerprint[:_SHOWN_OF_FINGERPRINT]}"
+            name = split if is_own else f"{split}_{source.fingerprint[:_FINGERPRINT_CHARACTERS]}"
             print_line(add_to_report(folder, name, analysis), console)
     write_to_stdout([printed.get()])
     return values
@@ -116,7 +117,10 @@ def open_split(settings: EvaluateConfig, trained: Trained, split: str, changes: 
 
 
 def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
-    """The folder whose report gets this split: the run's, or for an export one beside `output`; None: there is none."""
+    """Returns the folder of the report to extend: the run folder, or for an export a folder next to `output`.
+
+    None means that no report is written.
+    """
     if not settings.report or not trained.task.examines_splits:
         return None
     if trained.folder is not None or settings.output is None:
@@ -125,8 +129,8 @@ def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
     return output.with_name(f"{output.stem}_report")
 
 
-def told_weights(settings: EvaluateConfig, trained: Trained) -> str:
-    """Which weights were evaluated, in words."""
+def describe_weights(settings: EvaluateConfig, trained: Trained) -> str:
+    """Describes the evaluated weights, for example `step_00000012, auto`; for an export, returns its path."""
     if trained.folder is None:
         return trained.weights.source
     mean = f", mean of {settings.average_last} checkpoints" if settings.average_last > 1 else ""
@@ -134,7 +138,7 @@ def told_weights(settings: EvaluateConfig, trained: Trained) -> str:
 
 
 def add_to_report(folder: Path, name: str, analysis: Mapping[str, Any]) -> str:
-    """Keeps an analysis and draws the report of its folder again; returns the line that says so, or that it failed."""
+    """Saves an analysis and redraws the report of its folder; returns a line with the report's path or the failure."""
     try:
         write_analysis(folder, name, analysis)
         draw_pictures(folder)
@@ -144,7 +148,7 @@ def add_to_report(folder: Path, name: str, analysis: Mapping[str, Any]) -> str:
 
 
 def metric_table(values: dict[str, float]) -> Table:
-    """Loss terms and metrics, one a row."""
+    """Builds a table with one row per loss term or metric."""
     table = Table("metric", show_header=True)
     table.add_column("value", justify="right")
     for name, value in values.items():
@@ -153,10 +157,10 @@ def metric_table(values: dict[str, float]) -> Table:
 
 
 def class_table(classes: list[dict[str, object]]) -> Table:
-    """One row a class, columns as the task names them."""
+    """Builds a table with one row per class and the columns of the task."""
     table = Table()
-    for place, name in enumerate(classes[0]):
-        table.add_column(name, justify="right" if place else "left")
+    for index, name in enumerate(classes[0]):
+        table.add_column(name, justify="right" if index else "left")
     for row in classes:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     return table

@@ -1,4 +1,4 @@
-"""A run or checkpoint as a folder that Hugging Face transformers loads: `python -m framework.export run=RUN`."""
+"""Exports a run or checkpoint for Hugging Face transformers: `python -m framework.export run=RUN`."""
 
 from pathlib import Path
 
@@ -24,17 +24,18 @@ from framework.exports.onnx import check_onnx_installed, export_onnx
 
 @command("export")
 def export(composed: DictConfig) -> Path:
-    """Writes the files of transformers, a card and the record of the task; returns the folder."""
+    """Writes the files that transformers reads, a card and the record of the task; returns the folder."""
     if process_info().world_size > 1:
         raise DistributedError(
-            f"this command runs in one process, but there are {process_info().world_size}; start it without torchrun."
+            f"the export was started in {process_info().world_size} processes. It runs in one. Start it without "
+            "torchrun."
         )
     settings = ExportConfig(**check_arguments("", plain(composed, ExportConfig), ExportConfig))
     if settings.onnx:
         check_onnx_installed()
     run = find_run(settings.run, Path(settings.runs))
     if run is None and Path(settings.run).is_dir():
-        raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
+        raise ConfigError(f"run={settings.run} is an export already. Only runs are exported. Give its original run.")
     default = "adapter" if settings.lora == "separate" else EXPORT_FOLDER
     folder = Path(settings.output) if settings.output is not None else run[0] / default if run is not None else None
     if folder is not None:
@@ -43,7 +44,7 @@ def export(composed: DictConfig) -> Path:
         check_new_folder(folder)
     trained = open_trained(settings)
     if trained.folder is None or folder is None:
-        raise ConfigError(f"run={settings.run} is an export already; give the run that it came from.")
+        raise ConfigError(f"run={settings.run} is an export already. Only runs are exported. Give its original run.")
     if settings.check:
         print_check([*describe_trained(trained), ("export", f"{folder}")])
         return folder

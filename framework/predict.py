@@ -1,6 +1,6 @@
 """Predicts rows: `python -m framework.predict run=RUN input=FILE output=FILE.jsonl`, row for row.
 
-The same under torchrun, where processes share the rows.
+The same command runs under torchrun, where processes share the rows.
 """
 
 import sys
@@ -36,22 +36,22 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
         writer = find_writer(settings.output, trained.task.text_format)
-        asked = read_asked(settings, trained.task, trained.tokenizer, trained.file_layout)
-        source = trained.task.build_source([each.row for each in asked if each.row is not None], trained.tokenizer)
+        inputs = read_asked(settings, trained.task, trained.tokenizer, trained.file_layout)
+        source = trained.task.build_source([each.row for each in inputs if each.row is not None], trained.tokenizer)
         if settings.check:
             if is_first:
-                print_check([*describe_trained(trained), ("rows", f"{len(asked):,}")])
+                print_check([*describe_trained(trained), ("rows", f"{len(inputs):,}")])
             return []
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             predictions = inference.predict(source)
-        rows = join_rows(asked, predictions)
+        rows = join_rows(inputs, predictions)
         if write is None:
             return rows
         try:
             write(writer(rows))
         except DataError as error:
             raise _rescued(error, rows) from error
-    report_bad_rows(asked)
+    report_bad_rows(inputs)
     return rows
 
 
@@ -79,11 +79,11 @@ def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
     return DataError(f"{error} The {len(rows)} rows are in {name}.")
 
 
-def report_bad_rows(asked: Sequence[AskedRow]) -> None:
+def report_bad_rows(inputs: Sequence[AskedRow]) -> None:
     """Reports on standard error how many rows were skipped, and the reason for the first."""
-    bad = [each for each in asked if each.row is None]
+    bad = [each for each in inputs if each.row is None]
     if bad:
-        sys.stderr.write(f"{len(bad)} of {len(asked)} rows are not predicted. For example: {bad[0].error}\n")
+        sys.stderr.write(f"{len(bad)} of {len(inputs)} rows are not predicted. For example: {bad[0].error}\n")
 
 
 if __name__ == "__main__":

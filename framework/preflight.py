@@ -61,7 +61,7 @@ def clocks(report: Report) -> dict[str, float]:
 
 
 def bad_links(report: Report, limits: Limits) -> list[str]:
-    """Describes slow and dead links. A node with more than half of its links bad is named once, without the others."""
+    """Describes slow and dead links; a node with more than half of its links bad gets one line for all of them."""
     speeds = {pair: link.speed or 0.0 for pair, link in report.links.items()}
     least = limits.link
     if len(speeds) > 2:

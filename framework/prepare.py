@@ -1,4 +1,4 @@
-"""Makes a token store from text: `python -m framework.prepare corpus=NAME store=FOLDER key=value`."""
+"""Builds a token store from text: `python -m framework.prepare corpus=NAME store=FOLDER key=value`."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from framework.tracking.console import make_console_dispensable, open_console, p
 
 @command("prepare")
 def prepare(composed: DictConfig) -> Path:
-    """Trains or takes a tokenizer, encodes the corpus and prints the counts; returns the folder of the store."""
+    """Trains or loads a tokenizer, encodes the corpus and prints the counts; returns the folder of the store."""
     settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
     spec = StoreSpec(
@@ -42,8 +42,8 @@ def prepare(composed: DictConfig) -> Path:
     )
     console.print(counts_table(prepared))
     print_line(f"its card: {prepared.folder / CARD_PICTURE_FILE}", console)
-    for told in prepared.skipped:
-        print_line(f"skipped: {told}", console)
+    for reason in prepared.skipped:
+        print_line(f"skipped: {reason}", console)
     too_little = too_little_to_split(str(prepared.folder))
     if too_little is not None:
         print_line(f"warning: {too_little}", console)
@@ -54,7 +54,7 @@ run = prepare.run
 
 
 class PassBars:
-    """A progress bar for each pass over the corpus; one line for each where standard error is no terminal."""
+    """Progress bars, one for each pass over the corpus; without a terminal each pass prints one line instead."""
 
     def __init__(self) -> None:
         columns = (
@@ -75,7 +75,13 @@ class PassBars:
         self._bars.stop()
 
     def advance(self, stage: str, done: int, total: int) -> None:
-        """Is told of the bytes that a pass has read."""
+        """Updates the bar of a pass.
+
+        Args:
+            stage: Name of the pass.
+            done: Bytes read so far.
+            total: Bytes of the corpus.
+        """
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
             if not self._screen.is_terminal:
@@ -84,7 +90,7 @@ class PassBars:
 
 
 def counts_table(prepared: Prepared) -> Table:
-    """The counts of a store."""
+    """Builds a table of a store's counts."""
     table = Table(show_header=False)
     table.add_column("what")
     table.add_column("count", justify="right")

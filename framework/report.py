@@ -1,6 +1,6 @@
 """Redraws the plots and report.html of a run: `python -m framework.report run=RUN`, during or after its training.
 
-It reads only files of the run folder and needs neither the model nor the data, so it works for any run: pre-training,
+The command reads only files of the run folder and needs neither model nor data. It works for any run: pre-training,
 fine-tuning, or a killed one.
 """
 
@@ -27,8 +27,8 @@ def report(composed: DictConfig) -> Path:
         path = make_report(folder)
     except OSError as error:
         raise CheckpointError(
-            f"the report of {folder} could not be written ({error}). Free the disk or make the folder writable, and "
-            "start the command again."
+            f"the report of {folder} could not be written ({error}). The folder must be writable. Free disk space or "
+            "change its permissions, and start the command again."
         ) from error
     print_line(f"report      {path}")
     return path
@@ -41,11 +41,11 @@ def find_folder(run: str, runs: Path) -> Path:
     """Returns the folder of a run, given its path or its id.
 
     Raises:
-        CheckpointError: There is no such run, or several.
+        CheckpointError: No run or several runs have this id.
     """
     folder = named_run(run, runs)
     if folder is None:
-        raise CheckpointError(f"run={run} names no run in {runs}. Give the id or the folder of one run.")
+        raise CheckpointError(f"run={run} is not a run in {runs}. Give the id or the folder of one run.")
     return folder
 
 

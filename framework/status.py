@@ -61,18 +61,18 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
     """Returns the selected run folders.
 
     Args:
-        names: Ids, patterns or folders; empty: all runs, of which there may be none.
+        names: Ids, patterns or folders; empty: all runs. The folder may contain none.
         runs: Folder of the runs.
 
     Returns:
-        Names to show by folder: paths below the folder of the runs.
+        Displayed name by folder: the path below the folder of the runs.
 
     Raises:
-        ConfigError: A name is that of no run.
+        ConfigError: No run matches a name.
     """
     if not names:
-        return {each: _shown_name(each, runs) for each in runs_below(runs)}
-    found: dict[Path, str] = {}
+        return {each: _display_name(each, runs) for each in runs_below(runs)}
+    selected: dict[Path, str] = {}
     for name in names:
         folder = Path(name)
         if folder.is_dir():
@@ -83,8 +83,8 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
             folders = _matching(name, runs)
         if not folders:
             raise ConfigError(f"there is no run {name} in {runs}. Give an id, a pattern or a run folder, or --runs.")
-        found |= {each: _shown_name(each, runs) for each in folders}
-    return found
+        selected |= {each: _display_name(each, runs) for each in folders}
+    return selected
 
 
 def _matching(pattern: str, runs: Path) -> list[Path]:
@@ -96,7 +96,7 @@ def _matching(pattern: str, runs: Path) -> list[Path]:
     return [run for match in matches for run in ([match] if is_run(match) else runs_below(match))]
 
 
-def _shown_name(folder: Path, runs: Path) -> str:
+def _display_name(folder: Path, runs: Path) -> str:
     return str(folder.relative_to(runs)) if folder.is_relative_to(runs) else folder.name
 
 
@@ -108,7 +108,7 @@ class Queue:
         self._queried = -_QUEUE_SECONDS
 
     def jobs(self) -> dict[str, tuple[str, str]]:
-        """Returns reason and name by job number."""
+        """Returns the pending reason and the job name by job number."""
         if shutil.which("squeue") is not None and time.monotonic() - self._queried >= _QUEUE_SECONDS:
             self._jobs, self._queried = pending_jobs(seconds=5.0), time.monotonic()
         return self._jobs
@@ -137,7 +137,7 @@ def _job_of(folder: Path) -> str:
 
 
 def status_table(statuses: Sequence[RunStatus]) -> Table:
-    """One row a run."""
+    """Builds a table with one row per run."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
     for name in ("run", "state", "step", "loss", "tokens/s", "left", "checkpoint", "validation"):
         is_text = name in ("run", "state", "validation")
@@ -182,7 +182,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    """In the two largest units: 42s, 7m, 3h05m, 2d04h."""
+    """Formats a duration in its two largest units: 42s, 7m, 3h05m, 2d04h."""
     if seconds is None:
         return ""
     hours, minutes = divmod(int(seconds) // 60, 60)
@@ -201,7 +201,7 @@ def _checkpoint(status: RunStatus) -> str:
 
 
 def _validation(status: RunStatus) -> str:
-    """Shows the metric that ranks the checkpoints; if it is unknown, the first that is no loss, or the loss."""
+    """Shows the metric that ranks the checkpoints; if it is unknown, the first that is not a loss, else the loss."""
     values = status.validation
     first = [key for key in values if not key.endswith("loss")] or list(values)
     shown = status.best_metric if status.best_metric in values else next(iter(first), None)
@@ -212,16 +212,21 @@ def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> Rend
     """Returns the current table and problems.
 
     Args:
-        folders: Names to show by run folder.
-        queue: Queue of SLURM.
-        is_everything: True if all runs are shown; then jobs without a run folder are too.
+        folders: Displayed name by run folder.
+        queue: Jobs that wait in SLURM's queue.
+        is_everything: True shows all runs, and also jobs without a run folder.
+
+    Raises:
+        ConfigError: There is no run and no pending job.
     """
     jobs = queue.jobs()
     read = {folder: read_status(folder, name) for folder, name in folders.items()}
     statuses = with_pending(read, jobs)
     shown = statuses if is_everything else statuses[: len(read)]
     if not shown:
-        raise ConfigError("there is no run yet. Start one, or give the folder of the runs with --runs.")
+        raise ConfigError(
+            "there is no run yet. The table needs at least one. Start one, or give the folder of the runs with --runs."
+        )
     return Group(status_table(shown), *troubles(shown))
 
 

@@ -9,7 +9,7 @@ import pytest
 from framework.config.command_schema import EvaluateConfig
 from framework.config.schema import PrecisionConfig
 from framework.errors import ConfigError
-from framework.evaluate import add_to_report, report_folder, told_weights
+from framework.evaluate import add_to_report, describe_weights, report_folder
 
 
 def settings(**changes: Any) -> EvaluateConfig:
@@ -32,9 +32,10 @@ def test_a_run_has_its_own_folder_and_an_export_one_beside_the_output():
 
 def test_the_weights_are_named():
     assert (
-        told_weights(settings(average_last=3), trained(Path("runs/x"))) == "step_00000012, auto, mean of 3 checkpoints"
+        describe_weights(settings(average_last=3), trained(Path("runs/x")))
+        == "step_00000012, auto, mean of 3 checkpoints"
     )
-    assert told_weights(settings(), trained(None, source="an/export")) == "an/export"
+    assert describe_weights(settings(), trained(None, source="an/export")) == "an/export"
 
 
 def test_a_disk_that_refuses_is_told(tmp_path: Path):

@@ -1,1 +1,1 @@
-"""The LightningDataModules."""
+"""The LightningDataModule and its dataset of global steps."""

@@ -1,4 +1,4 @@
-"""The LightningDataModule of every task: sources and numbers in, loaders of StepBatches out."""
+"""The LightningDataModule of every task; it builds loaders of StepBatches from sources."""
 
 from collections.abc import Mapping
 
@@ -16,29 +16,30 @@ from framework.distributed.processes.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
 
 _SAMPLED_STEPS = 32
-"""Steps of an epoch by whose loads fixed shapes are chosen."""
+"""Number of steps of an epoch whose token counts determine the fixed shapes."""
 
 
 class EncoderDataModule(LightningDataModule):
-    """Loads one rank's share of every global step; a checkpoint keeps nothing of it, `set_start` seeks.
+    """Loaders of one rank's share of every global step.
+
+    Checkpoints contain no state of it, because `set_start` seeks to any step.
 
     Args:
-        sources: Sequences by split: `train`, `validation`, perhaps `test`.
+        sources: Sequences by split: `train`, `validation`, optionally `test`.
         seed: Seed of the run, for the order of the training sequences.
         global_batch_size: Sequences of an optimizer step over all ranks; evaluation uses the same number.
         micro_batch_tokens: Token budget of a micro-batch.
         max_steps: Optimizer steps of the whole run.
-        wraps_epochs: Whether training steps run across epoch ends (the task says).
-        num_ranks: Data-parallel ranks.
+        wraps_epochs: True if training steps cross epoch ends, as the task defines.
+        num_ranks: Number of data-parallel ranks.
         rank: This process's data-parallel rank.
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
-        batch_warmup: How the global batch of training grows at the beginning; None: it does not.
-        shape: What micro-batches are completed to.
-        has_fixed_shapes: Whether those of training are completed to few fixed shapes instead, since its steps are
-            compiled.
+        batch_warmup: Growth of the global batch at the beginning of training; None: constant size.
+        shape: Rounded shape to which micro-batches are padded; None: no padding.
+        has_fixed_shapes: True pads training micro-batches to a few fixed shapes instead, for compiled steps.
 
     Raises:
-        ConfigError: Sizes that no plan can be made of.
+        ConfigError: The sizes allow no plan.
     """
 
     def __init__(
@@ -80,16 +81,16 @@ class EncoderDataModule(LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps of full size in which every sequence is seen once."""
+        """Returns the number of full-size training steps of an epoch."""
         return self.plans["train"].steps_per_epoch
 
     @property
     def longest_sequence(self) -> int:
-        """Most tokens of a sequence of any split: the smallest budget there can be."""
+        """Returns the most tokens of a sequence of any split, which is the smallest possible budget."""
         return max(plan.source.max_length for plan in self.plans.values())
 
     def shapes(self, split: str, micro_batch_tokens: int) -> Shapes:
-        """What micro-batches of a split would be completed to with a budget; None: their shapes are free."""
+        """Returns the shapes to which micro-batches of a split are padded for a budget; None: no padding."""
         if split != "train" or not self._has_fixed_shapes:
             return self._shape
         plan = self.plans[split]
@@ -98,39 +99,46 @@ class EncoderDataModule(LightningDataModule):
         )
 
     def set_budget(self, micro_batch_tokens: int) -> None:
-        """Changes the token budget of every split, which changes no result; before loaders are made."""
+        """Changes the token budget of every split without changing results; call it before building loaders."""
         for split, plan in self.plans.items():
             plan.set_budget(micro_batch_tokens, self.shapes(split, micro_batch_tokens))
 
     def set_start(self, step: int) -> None:
-        """Lets training begin after this many completed steps; takes no time, wherever the step is."""
+        """Starts training after this many completed steps, in constant time.
+
+        Raises:
+            ConfigError: The step is negative or above `max_steps`.
+        """
         if not 0 <= step <= self.max_steps:
             raise ConfigError(
-                f"the run has {self.max_steps} steps and cannot start after {step}; raise trainer.max_steps."
+                f"the run cannot start after step {step}, because it has {self.max_steps} steps. The start must be "
+                "within them. Raise trainer.max_steps."
             )
         self.start_step = step
 
     def train_dataloader(self) -> DataLoader[StepBatch]:
-        """The steps from the start step on; its length is that of the whole run."""
+        """Returns a loader of the steps from the start step on; its length is that of the whole run."""
         dataset = StepDataset(self.plans["train"], self.rank, self.max_steps)
         return self._loader(dataset, SeekSampler(self.start_step, self.max_steps))
 
     def val_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
-        """The validation split once, in fixed order; an empty list where there is none."""
+        """Returns a loader of the validation split in fixed order, or an empty list if there is no such split."""
         return self.eval_dataloader("validation") if "validation" in self.plans else []
 
     def test_dataloader(self) -> DataLoader[StepBatch] | list[DataLoader[StepBatch]]:
-        """The test split once, in fixed order; an empty list where there is none."""
+        """Returns a loader of the test split in fixed order, or an empty list if there is no such split."""
         return self.eval_dataloader("test") if "test" in self.plans else []
 
     def eval_dataloader(self, split: str) -> DataLoader[StepBatch]:
-        """One split once, in fixed order: every sequence on exactly one rank, whatever their number.
+        """Returns a loader of one split in fixed order, with every sequence once on exactly one rank.
 
         Raises:
             ConfigError: There is no such split.
         """
         if split not in self.plans:
-            raise ConfigError(f"there is no split {split!r}, the data has {', '.join(self.plans)}; name one of these.")
+            raise ConfigError(
+                f"split {split!r} does not exist. The data has {', '.join(self.plans)}. Choose one of these."
+            )
         plan = self.plans[split]
         dataset = StepDataset(plan, self.rank, len(plan))
         return self._loader(dataset, SeekSampler(0, len(plan)))

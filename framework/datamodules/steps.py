@@ -1,4 +1,4 @@
-"""A run as a map-style dataset of global steps, and the sampler that seeks in it."""
+"""Map-style dataset of the global steps of a run, and the sampler that seeks in it."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from framework.data.planning.plan import StepPlan
 
 
 class StepDataset(Dataset[StepBatch]):
-    """Item `step` is one rank's share of that global step; nothing that decides an item is kept between items.
+    """Dataset whose item `step` is one rank's share of that global step; items do not depend on earlier items.
 
     Args:
-        plan: The plan of the split.
+        plan: Plan of the split.
         rank: Data-parallel rank whose share is built.
-        num_steps: Steps of the whole run (evaluation: of the split).
+        num_steps: Number of steps of the whole run, or of the split in evaluation.
     """
 
     def __init__(self, plan: StepPlan, rank: int, num_steps: int) -> None:
@@ -33,7 +33,7 @@ class StepDataset(Dataset[StepBatch]):
         return StepBatch(step, self.plan.epoch(step), tuple(self.plan.batches(step, self.rank)))
 
     def _read_ahead(self, step: int) -> None:
-        """Tells the source about a window of the order before its sequences come, once."""
+        """Announces each window of the order once to the source, before its sequences are read."""
         windows = [(epoch, ranges, (epoch, ranges.tobytes())) for epoch, ranges in self.plan.windows(step)]
         for epoch, ranges, name in windows:
             if name not in self._announced:
@@ -43,14 +43,14 @@ class StepDataset(Dataset[StepBatch]):
 
 
 class SeekSampler(Sampler[int]):
-    """The steps from `start_step` to the end of the run.
+    """Sampler of the steps from `start_step` to the end of the run.
 
-    Its length is that of the whole run also after a seek: with the remaining length Lightning 2.6 ends its epoch early
-    and the data begins again.
+    Its length is that of the whole run also after a seek. With the remaining length, Lightning 2.6 would end its epoch
+    early and restart the data.
 
     Args:
-        start_step: First step to come: steps that are completed already.
-        num_steps: Steps of the whole run.
+        start_step: Index of the first step, which is the number of completed steps.
+        num_steps: Number of steps of the whole run.
     """
 
     def __init__(self, start_step: int, num_steps: int) -> None:

@@ -1,1 +1,1 @@
-"""The LightningModules."""
+"""The LightningModule, its Trainer, evaluation and inference."""

@@ -34,17 +34,17 @@ InitialValues = Callable[[TaskModel], Iterable[tuple[str, Callable[[], Tensor]]]
 
 
 class EncoderModule(pl.LightningModule):
-    """Trains and validates one task model.
+    """LightningModule that trains and validates one task model.
 
     Attributes:
-        step_metrics: What the last step measured, by metric key: scalars on the device, equal on all ranks.
-        step_batch: The batch of the step that is running or ran last.
-        step_sums: (micro-batches, terms) float64 on the device, this rank's own loss sums of that step; not finite
-            where a micro-batch is to blame.
-        loss_scale: Of fp16, None otherwise; a part of what a checkpoint has to hold.
-        validation_metrics: What the last validation measured, by metric key, on the host.
-        examines: The next validations keep of each item what an error analysis needs.
-        examined: The last validation that did; None where the last one did not.
+        step_metrics: Metrics of the last step by metric key: scalars on the device, equal on all ranks.
+        step_batch: Batch of the current or last step.
+        step_sums: (micro-batches, terms) float64 on the device, this rank's own loss sums of that step. The row of a
+            micro-batch that caused a non-finite loss is not finite.
+        loss_scale: Loss scale of fp16, which checkpoints must save; None in other precisions.
+        validation_metrics: Metrics of the last validation by metric key, on the host.
+        examines: True makes the next validations keep the data of each item that an error analysis needs.
+        examined: Evaluation of the last validation, with the data of its items; None if it ran without `examines`.
     """
 
     def __init__(
@@ -62,21 +62,22 @@ class EncoderModule(pl.LightningModule):
         compile_backend: CompileBackend = "none",
         regularization: Regularization | None = None,
     ) -> None:
-        """Takes the parts; nothing is allocated before `configure_model`.
+        """Stores the components; nothing is allocated before `configure_model`.
 
         Args:
-            model: On the meta device.
-            task: States the loss and what is measured.
-            seed: Of dropout.
-            precision: Of the forward pass.
-            initial_values: From the parallelized model to a maker of each parameter's full value.
-            build_optimizer: From the model with its weights to the one optimizer of the run.
-            schedule: From a step, counted from 0, to the factor on every learning rate.
+            model: Encoder and head on the meta device.
+            task: Task with the loss and the metrics.
+            seed: Seed of dropout.
+            precision: Precision of the forward pass.
+            initial_values: Function from the parallelized model to pairs of a parameter name and a function that
+                returns its full value.
+            build_optimizer: Function from the model with its weights to the optimizer of the run.
+            schedule: Function from a step, counted from 0, to the factor on every learning rate.
             max_grad_norm: Global gradient norm to clip at; None only measures it.
-            activation_checkpointing: What layers keep of their forward pass.
-            sharding: How shards travel and where they lie.
-            compile_backend: Who compiles the layers; their batches then need fixed shapes.
-            regularization: Passes that a step makes beside the plain one; None: none. Not for a step-level task.
+            activation_checkpointing: Activations that layers keep from their forward pass.
+            sharding: Communication and location of parameter shards.
+            compile_backend: Compiler of the layers; a compiled model needs batches of fixed shapes.
+            regularization: Additional passes of a step; None: none. Not used by step-level tasks.
         """
         super().__init__()
         self.automatic_optimization = False
@@ -108,7 +109,7 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def configure_model(self) -> None:
-        """Spreads the model over the mesh and gives it its initial weights; a second call does nothing."""
+        """Parallelizes the model over the mesh and sets its initial weights; a second call does nothing."""
         if not any(parameter.is_meta for parameter in self.model.parameters()):
             return
         strategy = self._strategy
@@ -126,10 +127,10 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> CombinedOptimizer:
-        """Builds the one optimizer of the run.
+        """Builds the optimizer of the run.
 
         Raises:
-            ConfigError: A parameter, or a part of its optimizer state, is not fp32.
+            ConfigError: A parameter or a tensor of its optimizer state is not fp32.
         """
         optimizer = self.build_optimizer(self.model)
         check_full_precision(self.model, optimizer)
@@ -137,14 +138,14 @@ class EncoderModule(pl.LightningModule):
 
     @property
     def optimizer(self) -> CombinedOptimizer:
-        """The optimizer itself, without Lightning's wrapper."""
+        """Returns the optimizer without Lightning's wrapper."""
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, CombinedOptimizer)
         return optimizer
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens of all ranks trained on so far in this run. Waits for the device."""
+        """Returns the number of real tokens of all ranks trained on so far in this run. Waits for the device."""
         return int(self._num_tokens)
 
     @num_tokens.setter
@@ -153,12 +154,13 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Runs one global step: the passes over every micro-batch, clip, update.
+        """Runs one global step: the passes over every micro-batch, gradient clipping, and the update.
 
-        Small all-reduces: the counts before the first forward, the sums after the last backward, the norm.
+        There are three small all-reduces: the counts before the first forward pass, the loss sums after the last
+        backward pass, and the gradient norm.
         """
         if batch.step != self.global_step:
-            raise RuntimeError(f"The loader gave step {batch.step}, but {self.global_step} steps are completed.")
+            raise RuntimeError(f"The loader returned step {batch.step}, but {self.global_step} steps are completed.")
         self.step_batch = batch
         mark("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
@@ -181,9 +183,9 @@ class EncoderModule(pl.LightningModule):
         self.optimizer.zero_grad(set_to_none=True)
 
     def run_trial(self, batch: PackedBatch) -> None:
-        """Runs a step of one micro-batch twice, and drops the gradients. Collective: all ranks must call.
+        """Runs a step that contains one micro-batch twice, and drops the gradients. Collective: all ranks must call.
 
-        Twice, because the second micro-batch of a step finds the gradients of the first. Nothing is compiled for it.
+        The second micro-batch runs while the gradients of the first are in memory. Compilation is disabled.
         """
         step = StepBatch(step=0, epoch=0, micro_batches=(batch, batch))
         counts, _ = self._global_counts(step)
@@ -193,14 +195,14 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def on_validation_start(self) -> None:
-        """Starts sums, counts and metrics anew; what is validated is the average of the weights where one is kept."""
+        """Starts a new evaluation; swaps in the average of the weights if one is kept."""
         self._swap_average()
         source = self.trainer.datamodule.plans["validation"].source  # type: ignore[attr-defined]
         self._evaluation = SplitEvaluation(self.task, source, self.device, self._strategy.mesh, self.examines)
 
     @override
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
-        """Adds one step of the split, without gradients and without dropout."""
+        """Evaluates one step of the split, without gradients and dropout."""
         assert self._evaluation is not None
         passes = self._passes(batch.step)
         for passes.number, micro_batch in enumerate(batch.micro_batches, start=1):
@@ -210,7 +212,7 @@ class EncoderModule(pl.LightningModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        """Reduces over ranks, once for the whole split, and puts the trained weights back."""
+        """Reduces the results over ranks, once for the whole split, and restores the trained weights."""
         assert self._evaluation is not None
         self.validation_metrics = {f"val/{name}": value for name, value in self._evaluation.compute().items()}
         self.examined = self._evaluation if self.examines else None
@@ -218,16 +220,16 @@ class EncoderModule(pl.LightningModule):
         self._swap_average()
 
     def encode(self, batch: PackedBatch, pooling: Pooling) -> Tensor:
-        """Features (sequences, hidden) of a micro-batch, no gradients, no dropout. Collective: all ranks must call.
+        """Returns features (sequences, hidden) of a micro-batch, without gradients and dropout.
 
-        Call within `validated_weights`.
+        Call it within `validated_weights`. Collective: all ranks must call.
         """
         with torch.no_grad(), self.precision.autocast(self.device.type):
             return self.model(batch, pooling=pooling)["features"]
 
     @contextmanager
     def validated_weights(self) -> Iterator[None]:
-        """Within it the model has the weights that are validated: their average where one is kept."""
+        """Context in which the model has the weights used for validation: their average if one is kept."""
         self._swap_average()
         try:
             yield
@@ -258,7 +260,7 @@ class EncoderModule(pl.LightningModule):
         )
 
     def _global_counts(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
-        """(terms,) float64 counts of the step, and its real tokens; over all ranks."""
+        """Returns the (terms,) float64 counts of the step and its number of real tokens, both over all ranks."""
         num_tokens = torch.tensor([sum(micro.num_tokens for micro in batch.micro_batches)], dtype=torch.float64)
         local = [self.steps.counts(self.task, batch), num_tokens]
         total = torch.cat([counts.to(self.device, non_blocking=True) for counts in local])
@@ -266,13 +268,13 @@ class EncoderModule(pl.LightningModule):
         return total[:-1], total[-1]
 
     def _clip_gradients(self, loss: Tensor, step: int) -> Tensor:
-        """Takes the loss scale out of the gradients, and clips them. Collective: all ranks must call.
+        """Divides the gradients by the loss scale and clips them. Collective: all ranks must call.
 
-        Where the loss is finite and its gradients are not, fp16 overflowed: the update is held, and all ranks do alike,
-        as loss and norm are global.
+        A finite loss with non-finite gradients is an overflow of fp16, and the update is skipped. All ranks decide
+        alike, because loss and norm are global.
 
         Returns:
-            The norm before clipping; 0 where the update is held.
+            The norm before clipping; 0 if the update is skipped.
         """
         if self.loss_scale is None:
             return clip_gradients(self.model.parameters(), self.max_grad_norm)

@@ -1,4 +1,7 @@
-"""Loss and metrics of one split, from one global denominator: no mean of means, whatever the batches and ranks held."""
+"""Loss and metrics of one split.
+
+Each loss term has one global denominator, so it is no mean of means over batches or ranks.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,13 +25,14 @@ from framework.tasks.task import Task
 
 
 class SplitEvaluation:
-    """Accumulates one pass over a split; each pass makes a new one, so that nothing is left over from the last.
+    """Accumulator of one pass over a split; each pass uses a new instance.
 
     Attributes:
-        decoded: After `compute`: what the task keeps of each item of the split, in its order; empty where it neither
-            scores predictions nor is examined.
-        values: What `compute` gave.
-        losses: Likewise the loss of each item; each None where the task has none, or is not examined.
+        decoded: Objects of `Task.decode` for each item of the split, in its order, set by `compute`. Empty unless the
+            task scores predictions or the pass examines the split.
+        values: Loss and metrics by name, set by `compute`.
+        losses: Loss of each item, set by `compute` like `decoded`. Each is None if the task has no loss per sequence or
+            the pass does not examine the split.
     """
 
     def __init__(
@@ -39,14 +43,14 @@ class SplitEvaluation:
         mesh: DeviceMesh | None = None,
         examines: bool = False,
     ) -> None:
-        """Begins a pass.
+        """Starts a pass.
 
         Args:
-            task: States the loss and what is measured.
+            task: Task with the loss and the metrics.
             source: The split.
-            device: Where the model is.
-            mesh: Over all processes; None: there is only this one.
-            examines: Keep of each item what `examine` needs.
+            device: Device of the model.
+            mesh: Mesh over all processes; None: a single process.
+            examines: True keeps the data of each item that `examine` needs.
         """
         self.task = task
         self.source = source
@@ -54,13 +58,13 @@ class SplitEvaluation:
         self.decoded: list[Any] = []
         self.losses: list[float | None] = []
         self.examines = examines
-        self._by_place: dict[int, tuple[Any, float | None]] = {}
+        self._by_item: dict[int, tuple[Any, float | None]] = {}
         self.objective = SumCountObjective(task.validation_weights)
         self.metrics = {name: metric.to(device) for name, metric in task.build_metrics().items()}
         self.mesh = mesh
         groups = data_parallel_groups(mesh)
         for metric in self.metrics.values():
-            # Ranks of tensor parallel saw the same data: a metric over all ranks would count them again.
+            # Tensor-parallel ranks process the same data: a metric over all ranks would count it repeatedly.
             metric.sync_on_compute = bool(groups)
             metric.process_group = groups[0] if groups else None
         self._sums = torch.zeros(len(self.objective.weights), dtype=torch.float64, device=device)
@@ -68,13 +72,13 @@ class SplitEvaluation:
         self._rows: list[Rows] = []
 
     def update(self, outputs: Mapping[str, Tensor], contribution: Mapping[str, Tensor], batch: PackedBatch) -> None:
-        """Adds one micro-batch. The host does not wait.
+        """Adds one micro-batch, without waiting for the device unless items are decoded.
 
-        Collective where outputs are sharded: all ranks that share them must call.
+        Collective if outputs are sharded: all ranks that share them must call.
 
         Args:
-            outputs: Of the head.
-            contribution: The sum of each loss term; of a step-level task its rows, which `end_step` takes in.
+            outputs: Outputs of the head by name.
+            contribution: The sum of each loss term, or the rows of a step-level task, which `end_step` processes.
             batch: The micro-batch.
         """
         if isinstance(self.task, StepLevelTask):
@@ -82,57 +86,57 @@ class SplitEvaluation:
         else:
             self._sums += self.objective.stack(contribution)
         self._counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
-        # Metrics know whole logits only.
-        whole = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
-        self.task.update_metrics(self.metrics, whole, batch)
+        # Metrics do not support sharded logits.
+        full = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
+        self.task.update_metrics(self.metrics, full, batch)
         if self.task.scores_predictions or self.examines:
-            losses = self.task.sequence_losses(whole, batch) if self.examines else None
-            found = zip(self.task.decode(whole, batch), _item_losses(losses, batch), strict=True)
-            self._by_place.update(zip(batch.item_places(), found, strict=True))
+            losses = self.task.sequence_losses(full, batch) if self.examines else None
+            results = zip(self.task.decode(full, batch), _item_losses(losses, batch), strict=True)
+            self._by_item.update(zip(batch.item_places(), results, strict=True))
 
     def end_step(self) -> None:
-        """Says that all micro-batches of a step were added. Collective for step-level tasks: all ranks must call."""
+        """Ends a step after its last micro-batch. Collective for step-level tasks: all ranks must call."""
         if isinstance(self.task, StepLevelTask):
             sums = self.task.step_loss_sums(rows_of_step(self._rows, self.mesh))
-            # Every rank has the sums of all of them, which `compute` adds up over ranks.
+            # Every rank has the sums over all ranks, and `compute` adds them up once more.
             self._sums += self.objective.stack(sums) / data_parallel_size(self.mesh)
             self._rows = []
 
     def compute(self) -> dict[str, float]:
-        """Loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""
+        """Returns the loss, its terms and the metrics over all ranks, by name. Collective: all ranks must call."""
         totals = sum_over_data_ranks(torch.cat([self._sums, self._counts.to(self._sums.device)]), self.mesh)
         sums, counts = totals.chunk(2)
         named = {name: float(value) for name, value in self.objective.values(sums, counts).items()}
         named.update({name: float(metric.compute()) for name, metric in self.metrics.items()})
         if self.task.scores_predictions or self.examines:
-            # Ranks of tensor parallel bring the same items.
-            everything = {place: result for part in gather(self._by_place) for place, result in part.items()}
-            self.decoded = [everything[place][0] for place in range(len(self.source))]
-            self.losses = [everything[place][1] for place in range(len(self.source))]
+            # Tensor-parallel ranks have the same items.
+            by_item = {item: result for part in gather(self._by_item) for item, result in part.items()}
+            self.decoded = [by_item[item][0] for item in range(len(self.source))]
+            self.losses = [by_item[item][1] for item in range(len(self.source))]
         if self.task.scores_predictions:
             named.update(self.task.score(self.source, self.decoded))
         self.values = named
         return named
 
     def class_table(self) -> list[dict[str, Any]]:
-        """What was found for each class; after `compute`."""
+        """Returns one row of scores per class; call it after `compute`."""
         return self.task.class_table(self.metrics, self.source, self.decoded)
 
     def examine(self) -> ExaminedSplit:
-        """What was found, with what the task tells of each row; after `compute`, where the pass had `examines`."""
-        places = np.arange(len(self.source))
+        """Returns the error analysis of the split; call it after `compute` on a pass with `examines`."""
+        items = np.arange(len(self.source))
         losses = None if None in self.losses else np.array(self.losses, dtype=np.float64)
-        lengths = self.source.lengths(np.zeros_like(places), places)
+        lengths = self.source.lengths(np.zeros_like(items), items)
         examination = self.task.examine(self.source, FoundItems(self.decoded, losses, lengths))
         return ExaminedSplit(self.source, self.task.best_metric, self.values, self.class_table(), examination)
 
 
 def _item_losses(losses: Tensor | None, batch: PackedBatch) -> list[float | None]:
-    """Sums over the sequences of each real item, on the host."""
-    places = batch.item_places()
+    """Sums the losses over the sequences of each real item, on the host."""
+    items = batch.item_places()
     if losses is None:
-        return [None] * len(places)
-    sums = dict.fromkeys(places, 0.0)
+        return [None] * len(items)
+    sums = dict.fromkeys(items, 0.0)
     real = slice(batch.num_sequences)
     for sequence_id, loss in zip(batch.sequence_ids[real].tolist(), losses[real].tolist(), strict=True):
         sums[sequence_id // batch.group_size] += loss

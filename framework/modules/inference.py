@@ -1,4 +1,4 @@
-"""A trained model over one split, without gradients and without dropout; several processes share the split."""
+"""Runs a trained model on a split without gradients and dropout; several processes share the split."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,22 +17,22 @@ from framework.modules.passes.model_passes import contribution
 from framework.tasks.task import Task, TaskModel
 
 ITEMS_AT_ONCE = 1024
-"""Among so many items those of like length may share a micro-batch."""
+"""Window of items; items of similar length within a window share micro-batches."""
 
 _Outputs = tuple[PackedBatch, dict[str, Tensor]]
 
 
 class Inference:
-    """Each process has the whole model, and runs its share of the items of a split.
+    """Prediction and evaluation; each process has the full model and runs its share of the items of a split.
 
     Args:
-        model: With its weights, on the device.
-        task: What it was trained for.
-        micro_batch_tokens: Token budget of a forward pass; raised to the longest item where it is below.
-        precision: Of the forward pass.
-        device: Where the model is.
-        rank: Of this process.
-        mesh: Over all processes, one axis; None: there is only this one.
+        model: Model with its weights, on the device.
+        task: Task of the model.
+        micro_batch_tokens: Token budget of a forward pass; a smaller budget is raised to the longest item.
+        precision: Precision of the forward pass.
+        device: Device of the model.
+        rank: Rank of this process.
+        mesh: Mesh over all processes, with one axis; None: a single process.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Inference:
         self.mesh = mesh
 
     def predict(self, source: SequenceSource) -> list[dict[str, Any]]:
-        """Predictions for the rows of a source that `Task.build_source` made, in their order.
+        """Returns the predictions for the rows of a source from `Task.build_source`, in their order.
 
         Collective: all ranks must call.
 
@@ -67,19 +67,22 @@ class Inference:
             for batch, outputs in step:
                 with torch.inference_mode():
                     decoded.update(zip(batch.item_places(), self.task.decode(outputs, batch), strict=True))
-        everything = {place: result for part in gather(decoded) for place, result in part.items()}
-        return self.task.assemble(source, [everything[place] for place in range(len(source))])
+        by_item = {item: result for part in gather(decoded) for item, result in part.items()}
+        return self.task.assemble(source, [by_item[item] for item in range(len(source))])
 
     def evaluate(
         self, source: SequenceSource, step_size: int | None = None, examines: bool = False
     ) -> tuple[dict[str, float], SplitEvaluation]:
-        """Loss and metrics of one split by name, and what is known beside them. Collective: all ranks must call.
+        """Evaluates one split. Collective: all ranks must call.
 
         Args:
             source: The split.
-            step_size: Items that a step-level loss compares with each other, as the validation of a run compares those
-                of a training step; other losses take no notice of it. None: ITEMS_AT_ONCE.
-            examines: Keep of each item what `SplitEvaluation.examine` needs.
+            step_size: Number of items that a step-level loss compares with each other, as the validation of a run
+                compares those of a training step. Other losses do not depend on it. None: ITEMS_AT_ONCE.
+            examines: True keeps the data of each item that `SplitEvaluation.examine` needs.
+
+        Returns:
+            Loss and metrics by name, and the evaluation with the class table and the error analysis.
 
         Raises:
             DistributedError: Processes read different data.
@@ -89,9 +92,9 @@ class Inference:
         for step in self._steps(source, step_size or ITEMS_AT_ONCE):
             for batch, outputs in step:
                 with torch.inference_mode(), self.precision.autocast(self.device.type):
-                    brought = contribution(self.task, outputs, batch)
+                    terms = contribution(self.task, outputs, batch)
                 with torch.inference_mode():
-                    evaluation.update(outputs, brought, batch)
+                    evaluation.update(outputs, terms, batch)
             with torch.inference_mode():
                 evaluation.end_step()
         return evaluation.compute(), evaluation
@@ -101,10 +104,10 @@ class Inference:
         return self.mesh.size() if self.mesh is not None else 1
 
     def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
-        """This process's micro-batches of a split with the head's outputs, in steps of so many items of all processes.
+        """Yields steps of `step_size` items over all processes: this process's micro-batches with the head's outputs.
 
-        `PackedBatch.item_places` are places in the source, not in ascending order. All processes have the same number
-        of micro-batches, some perhaps without items.
+        `PackedBatch.item_places` returns indices of the source, not in ascending order. All processes have the same
+        number of micro-batches; some of them may have no items.
         """
         budget = max(self.micro_batch_tokens, source.max_length)
         shapes = shape_on(self.device.type)
@@ -115,7 +118,7 @@ class Inference:
                 batch = built.to(self.device)
                 with torch.inference_mode(), self.precision.autocast(self.device.type):
                     outputs = self.model(batch)
-                # Outside the block: a generator would leave its modes switched on for the caller.
+                # Outside the block, because a generator's modes would stay enabled in the caller.
                 yield batch, outputs
 
         return map(run, range(len(plan)))

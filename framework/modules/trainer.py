@@ -1,4 +1,4 @@
-"""The Trainer with which our steps run: what Lightning would do by itself and is done elsewhere is off."""
+"""Lightning's Trainer as Cloze uses it: features of Lightning that Cloze implements itself are disabled."""
 
 import logging
 import warnings
@@ -17,16 +17,16 @@ def build_trainer(
     validate_every_n_steps: int | None,
     callbacks: Sequence[pl.Callback],
 ) -> pl.Trainer:
-    """Builds a Trainer that counts in optimizer steps of the whole run.
+    """Builds a Trainer that counts optimizer steps of the whole run.
 
     Args:
-        strategy: Of `framework.distributed.strategy.build_strategy`.
+        strategy: Strategy from `framework.distributed.strategy.build_strategy`.
         accelerator: "cpu" or "cuda".
-        local_world_size: Processes of this node.
-        num_nodes: Hosts.
+        local_world_size: Number of processes on this node.
+        num_nodes: Number of hosts.
         max_steps: Optimizer steps of the whole run.
-        validate_every_n_steps: None: never.
-        callbacks: In the order in which they act.
+        validate_every_n_steps: Optimizer steps between two validations; None disables validation.
+        callbacks: Callbacks in the order in which they run.
     """
     _quiet_lightning()
     return pl.Trainer(
@@ -50,16 +50,16 @@ def build_trainer(
     )
 
 
-_NOT_FOR_USERS = (
+_HIDDEN_WARNINGS = (
     ".*does not have many workers.*",
     ".*isinstance.treespec, LeafSpec.*",
-    ".*`srun` command is available.*",  # a login node is a machine like any other; slurm/ says how jobs are submitted
+    ".*`srun` command is available.*",  # also shown on login nodes; slurm/ explains how to submit jobs
 )
 
 
 def _quiet_lightning() -> None:
-    """Drops Lightning's advertisements and the remarks on what is meant here as it is."""
+    """Hides Lightning's advertisements and its warnings about settings that are intended here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in _NOT_FOR_USERS:
+    for message in _HIDDEN_WARNINGS:
         warnings.filterwarnings("ignore", message)

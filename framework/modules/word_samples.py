@@ -1,4 +1,4 @@
-"""Words that a model finds likely in the place of others, sampled for all texts before training begins."""
+"""Samples replacement words from a masked language model for all texts, before training starts."""
 
 from dataclasses import replace
 
@@ -19,26 +19,26 @@ from framework.tasks.task import TaskModel
 _TOKENS_AT_ONCE = 4096
 _ITEMS_AT_ONCE = 1024
 _WORD = -3
-"""Counter under a sequence's key (`framework.data.augmentation.edits`)."""
+"""Counter of these draws under a sequence's key (`framework.data.augmentation.edits`)."""
 
 
 def sample_words(
     model: TaskModel, source: AugmentedSource, augmentation: Replace, tokenizer: Tokenizer, device: torch.device
 ) -> np.ndarray:
-    """Hides the chosen tokens of each text, and samples what stands there. Collective: all ranks must call.
+    """Masks the chosen tokens of each text and samples replacements. Collective: all ranks must call.
 
-    A token that begins a word gives way to one that does, another to another. The texts are packed in the same way
-    whatever the number of ranks, which take micro-batches in turn: the samples do not depend on it.
+    A token that begins a word is replaced by one that begins a word, and a continuation by a continuation. The packing
+    of the texts does not depend on the number of ranks, which take micro-batches in turn, so neither do the samples.
 
     Args:
-        model: Encoder and head for masked words with their weights, whole on each rank's device, in fp32.
+        model: Encoder and head for masked words with their weights, unsharded on each rank's device, in fp32.
         source: The training split.
-        augmentation: Its augmentation.
-        tokenizer: Knows the words.
-        device: Where the model is.
+        augmentation: Augmentation of the split.
+        tokenizer: Tokenizer of the model.
+        device: Device of the model.
 
     Returns:
-        (variants, tokens) int32 ids of all tokens of the source; those that were not chosen are its own.
+        (variants, tokens) int32 ids of all tokens of the source; tokens that were not chosen are unchanged.
     """
     info = process_info()
     texts = source.source
@@ -46,7 +46,7 @@ def sample_words(
     plan = StepPlan(texts, 0, _ITEMS_AT_ONCE, max(_TOKENS_AT_ONCE, texts.max_length), shuffle=False, shapes=shapes)
     allowed = _allowed(tokenizer, model.encoder.config.vocab_size).to(device)
     starts_word = torch.from_numpy(tokenizer.starts_word).long()
-    found: list[tuple[int, np.ndarray, np.ndarray]] = []
+    sampled: list[tuple[int, np.ndarray, np.ndarray]] = []
     shares = [share for step in range(len(plan)) for share in plan.micro_batches(step, 0)]
     for variant in range(augmentation.num_variants):
         for number, share in enumerate(shares):
@@ -68,31 +68,31 @@ def sample_words(
                 logits = logits.masked_fill(~allowed[kinds], -torch.inf)
                 draws = torch.from_numpy(draws_of(tokens.lengths, keys, _WORD)[chosen]).to(device)
                 words = sample(logits, draws).cpu().numpy()
-            found.append((variant, tokens.token_indices[chosen], words.astype(np.int32)))
-    whole = texts.tokens(np.arange(len(texts))).input_ids
-    samples = np.tile(whole, (augmentation.num_variants, 1))
-    for of_rank in gather(found):
-        for variant, places, words in of_rank:
-            samples[variant, places] = words
+            sampled.append((variant, tokens.token_indices[chosen], words.astype(np.int32)))
+    input_ids = texts.tokens(np.arange(len(texts))).input_ids
+    samples = np.tile(input_ids, (augmentation.num_variants, 1))
+    for of_rank in gather(sampled):
+        for variant, indices, words in of_rank:
+            samples[variant, indices] = words
     return samples
 
 
 def sample(logits: Tensor, draws: Tensor) -> Tensor:
-    """The word in whose part of the line from 0 to 1 a draw falls, where each word has its probability.
+    """Samples one word per target from the softmax of the logits, by inversion of its cumulative distribution.
 
     Args:
         logits: (targets, vocab).
         draws: (targets,) float64 in [0, 1).
 
     Returns:
-        (targets,) int64.
+        (targets,) int64 ids.
     """
     ends = logits.softmax(dim=-1).double().cumsum(dim=-1)
     return torch.searchsorted(ends, (draws * ends[:, -1]).unsqueeze(1), right=True).squeeze(1)
 
 
 def _allowed(tokenizer: Tokenizer, vocab_size: int) -> Tensor:
-    """(2, vocab) bool: the words and word pieces that go on with a word, and those that begin one."""
+    """Returns (2, vocab) bool: row 0 is True for tokens that continue a word, row 1 for tokens that begin one."""
     allowed = torch.zeros(2, vocab_size, dtype=torch.bool)
     ids = torch.from_numpy(tokenizer.ordinary_ids)
     allowed[torch.from_numpy(tokenizer.starts_word)[ids].long(), ids] = True

@@ -1,4 +1,4 @@
-"""From the hidden states of a sequence to one vector, and the small projections that heads put before their scores."""
+"""Pooling of a sequence's hidden states to one vector, and the projections that heads apply before their classifier."""
 
 from collections.abc import Callable
 
@@ -16,13 +16,13 @@ Pooling = Callable[[Tensor, PackedBatch], Tensor]
 
 
 def pool_first(hidden_states: Tensor, batch: PackedBatch) -> Tensor:
-    """The first token of each sequence, where BERT has [CLS]: (tokens, hidden) to (sequences, hidden)."""
+    """Selects the first token of each sequence, which is [CLS] in BERT: (tokens, hidden) to (sequences, hidden)."""
     return hidden_states.index_select(0, batch.cu_seqlens[:-1])
 
 
 def pool_mean(hidden_states: Tensor, batch: PackedBatch) -> Tensor:
-    """The mean of all tokens of each sequence, special ones included: (tokens, hidden) to (sequences, hidden) fp32."""
-    # `unsafe` only leaves out a check of the offsets, which would synchronise with the device.
+    """Averages all tokens of each sequence, special tokens included: (tokens, hidden) to (sequences, hidden) fp32."""
+    # `unsafe` only skips a check of the offsets, which would synchronise with the device.
     return torch.segment_reduce(hidden_states.float(), "mean", offsets=batch.cu_seqlens, axis=0, unsafe=True)
 
 
@@ -30,7 +30,7 @@ POOLINGS: dict[str, Pooling] = {"cls": pool_first, "mean": pool_mean}
 
 
 class Pooler(nn.Module):
-    """tanh(dense(x)): what BERT puts on a pooled vector (Devlin et al. 2019; `BertPooler` in transformers)."""
+    """tanh(dense(x)), BERT's projection of a pooled vector (Devlin et al. 2019; `BertPooler` in transformers)."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Pooler(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    """norm(activation(dense(x))): stands before BERT's word predictions and before every head of ModernBERT."""
+    """norm(activation(dense(x))), applied before BERT's decoder for masked words and before every ModernBERT head."""
 
     def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class PredictionTransform(nn.Module):
 
 
 def transform_activation(config: EncoderConfig) -> str:
-    """The activation of a family's PredictionTransform: the encoder's, but for RoBERTa, whose head always has GELU."""
+    """Returns the activation of a family's PredictionTransform: that of the encoder, but always GELU for RoBERTa."""
     return "gelu" if config.family == "roberta" else config.activation
 
 
 def family_transform(config: EncoderConfig) -> PredictionTransform | None:
-    """What ModernBERT puts before the scores of every head; None: the family has no such thing."""
+    """Builds the transform that ModernBERT applies before every classifier; returns None for other families."""
     if config.family != "modernbert":
         return None
     return PredictionTransform(
@@ -72,16 +72,19 @@ def family_transform(config: EncoderConfig) -> PredictionTransform | None:
 
 
 def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float) -> None:
-    """Checks what tasks that score pooled texts or pairs have in common.
+    """Checks the settings that all tasks with scores of pooled texts or pairs share.
 
     Raises:
         ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
     """
     if max_length < SHORTEST_PAIR:
         raise ConfigError(
-            f"task.max_length is {max_length}, it must be at least {SHORTEST_PAIR}, special tokens included."
+            f"task.max_length is {max_length}. It must be at least {SHORTEST_PAIR}, special tokens included. Raise it."
         )
     if pooling not in POOLINGS:
-        raise ConfigError(f"task.pooling is {pooling!r}, it must be one of {', '.join(POOLINGS)}.")
+        raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
     if not 0 <= classifier_dropout < 1:
-        raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+        raise ConfigError(
+            f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose, for example, "
+            "0.1."
+        )

@@ -1,7 +1,7 @@
 """The task protocol: everything that Cloze needs to know about one use of an encoder.
 
-A task is one object. It turns data into sequences, builds the head, states its loss as sums and counts, and says what
-is measured. The module that runs steps, the planner and the callbacks know tasks only through this class.
+A task is one object. It converts data to sequences, builds the head, states its loss as sums and counts, and defines
+the metrics. The module that runs steps, the planner and the callbacks use tasks only through this class.
 """
 
 from abc import ABC, abstractmethod
@@ -24,7 +24,7 @@ from framework.tasks.examination import Examination, FoundItems, plain_examinati
 
 
 class TaskModel(nn.Module):
-    """An encoder and a task head, called as one so that sharding wraps one root."""
+    """An encoder and a task head in one module, so that sharding wraps a single root."""
 
     def __init__(self, encoder: TransformerEncoder, head: nn.Module) -> None:
         super().__init__()
@@ -38,17 +38,17 @@ class TaskModel(nn.Module):
         embedding_offset: Tensor | None = None,
         pooling: Callable[[Tensor, PackedBatch], Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Runs the encoder and the head, or what stands in for the head.
+        """Runs the encoder, then the head or a pooling instead of it.
 
         Args:
             batch: One packed micro-batch.
-            dropout_keys: (tokens,) int64 from `framework.nn.dropout.token_keys`; None switches dropout off.
-            embedding_offset: (tokens, hidden) fp32, added to the embeddings; None: nothing is.
-            pooling: In place of the head, from hidden states to features; for passes without gradients.
+            dropout_keys: (tokens,) int64 from `framework.nn.dropout.token_keys`; None disables dropout.
+            embedding_offset: (tokens, hidden) fp32, added to the embeddings; None adds nothing.
+            pooling: Function from hidden states to features that replaces the head, for passes without gradients.
 
         Returns:
             The head's outputs by name, for example `{"mlm": (targets, vocab), "nsp": (sequences, 2)}`; with a pooling
-            `features` (sequences, hidden).
+            only `features` (sequences, hidden).
         """
         embeddings = self.encoder.embed(batch, dropout_keys)
         if embedding_offset is not None:
@@ -70,15 +70,14 @@ class Task(ABC):
         loss_weights: Weight of each loss term, by the term's name; `train/loss` is the weighted sum of the terms.
         best_metric: Validation metric by which checkpoints are compared, without the `val/` prefix.
         best_mode: "min" or "max".
-        wraps_epochs: True where steps run across epoch ends (pre-training); False where an epoch ends with a short
-            step.
+        wraps_epochs: True if steps cross epoch ends (pre-training); False if each epoch ends with a short step.
         head_kind: Name of the head in exports.
-        allows_augmentation: True where what is predicted of a text stays right if some of its tokens are changed, moved
-            or left out: targets are those of whole sequences, in a FlatSource.
-        changeable_keys: Config keys that decide how outputs are read or ranked and nothing about weights, so that
-            evaluation and prediction may change them; a loss of such ranks changes with them.
-        allows_tensor_parallel: False where the head has parts that tensor parallel does not know.
-        text_format: Format of input files that are not tables: "conll"; None: there is none.
+        allows_augmentation: True if targets stay valid when some tokens of a text are changed, moved or dropped. The
+            targets then belong to whole sequences of a FlatSource.
+        changeable_keys: Config keys that affect only how outputs are read or ranked, not the weights. Evaluation and
+            prediction may change them; a loss that depends on such ranks changes with them.
+        allows_tensor_parallel: False if the head has modules that tensor parallel does not support.
+        text_format: Format of input files that are not tables: "conll"; None: only tables.
     """
 
     loss_weights: Mapping[str, float]
@@ -93,7 +92,7 @@ class Task(ABC):
 
     @abstractmethod
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
-        """Reads the data and returns the sequences of each split (`train`, `validation`, where given `test`).
+        """Reads the data and returns the sequences of each split (`train`, `validation` and, if given, `test`).
 
         Raises:
             DataError: A file, row, column or label cannot be used; the message names it.
@@ -105,60 +104,60 @@ class Task(ABC):
 
     @abstractmethod
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Sum of each loss term over this micro-batch's targets: fp32 scalars. Counts are `batch.counts`.
+        """Returns the sum of each loss term over this micro-batch's targets: fp32 scalars. Counts are `batch.counts`.
 
-        Logits of a decoder that shares the word embeddings may lie on several devices; `framework.nn.cross_entropy`
-        knows those too.
+        Logits of a decoder that shares the word embeddings may be sharded over several devices;
+        `framework.nn.cross_entropy` supports that.
         """
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor | None:
-        """Loss of each sequence: (sequences,) fp32, 0 for dummies; None where the loss is no sum over sequences."""
+        """Returns the loss of each sequence: (sequences,) fp32, 0 for dummies; None if the loss is no such sum."""
         del outputs, batch
         return None
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Fresh validation metrics by name (beside the loss terms, which every task gets)."""
+        """Builds new validation metrics by name, in addition to the loss terms that every task has."""
         return {}
 
     def update_metrics(  # noqa: B027  a task may have none
         self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch
     ) -> None:
-        """Feeds one micro-batch into the metrics, real targets only."""
+        """Adds the real targets of one micro-batch to the metrics."""
 
     @property
     def validation_weights(self) -> Mapping[str, float]:
-        """Weights of the terms that make `val/loss`: all of them, but for what only steadies the training."""
+        """Returns the weights of the terms in `val/loss`: all terms except those that only stabilize the training."""
         return self.loss_weights
 
     @property
     def class_scores(self) -> Mapping[str, str]:
-        """Outputs that are logits of a softmax over their last dim, each with the name of its targets.
+        """Returns the outputs that are logits of a softmax over their last dim, with the name of their targets.
 
-        Several passes over one batch may be asked to agree on them (R-Drop). The targets have the other dims of the
-        logits; those with IGNORE_INDEX do not count. A task whose outputs are no such logits has none.
+        R-Drop compares these outputs between two passes over one batch. The targets have the other dims of the logits;
+        those with IGNORE_INDEX do not count. A task without such logits returns an empty mapping.
         """
         return {"logits": "labels"}
 
     def side_config(self) -> dict[str, Any]:
-        """What an export must keep so that predictions can be read: label names, pooling, lengths."""
+        """Returns the values that an export saves to interpret predictions: label names, pooling, lengths."""
         return {}
 
-    def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that finds nothing in its data keeps nothing
-        """Takes back what `side_config` gave: before `build_sources` or `build_head` in evaluation and prediction."""
+    def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that learns nothing from data needs none
+        """Restores the values of `side_config`; evaluation and prediction call it before the other methods."""
 
     def side_files(self) -> dict[str, str]:
-        """What prediction needs beside `side_config` and is too much for it: texts by file name, kept beside the run.
+        """Returns the text of further files that prediction needs, by file name; they are too large for `side_config`.
 
-        Known after `build_sources` or `restore_files`.
+        The files are saved in the run folder. They are known after `build_sources` or `restore_files`.
         """
         return {}
 
     def restore_files(self, folder: Path) -> None:  # noqa: B027  most tasks have none
-        """Is told in which folder `side_files` lie: after `restore`; they may be read when they are needed."""
+        """Sets the folder that contains the `side_files`. It is called after `restore`; reading may be lazy."""
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What prediction reads of each row, by the names of columns; known after `restore`."""
+        """Returns the names of the columns that prediction reads from each row; known after `restore`."""
         return ()
 
     @property
@@ -168,7 +167,7 @@ class Task(ABC):
 
     @property
     def list_fields(self) -> tuple[str, ...]:
-        """Those of `fields` whose values may be lists; they come as JSON."""
+        """Returns the `fields` whose values may be lists, which are passed as JSON."""
         return ()
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:  # noqa: B027  most tasks predict any text
@@ -183,28 +182,34 @@ class Task(ABC):
         """
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SequenceSource:
-        """The items of rows to predict, in their order; a row may give several (windows of a long text).
+        """Builds the items of rows to predict, in row order; a row may have several (windows of a long text).
 
         Args:
             rows: Rows with values for one of `field_choices`; each has passed `check_row`.
-            tokenizer: Gives ids and special tokens.
+            tokenizer: Tokenizer of the model.
 
         Raises:
             ConfigError: The task does not predict rows.
         """
-        raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
+        raise ConfigError(
+            f"{type(self).__name__} does not predict texts. Prediction needs a fine-tuned model. Give a run or export "
+            "that was fine-tuned."
+        )
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[Any]:
-        """What is kept of one micro-batch: an object for each real item, in their order, on the host.
+        """Converts the outputs of one micro-batch to one object per real item, in their order, on the host.
 
         Raises:
             ConfigError: The task does not predict rows.
         """
-        raise ConfigError(f"{type(self).__name__} does not predict texts; give a run or export that was fine-tuned.")
+        raise ConfigError(
+            f"{type(self).__name__} does not predict texts. Prediction needs a fine-tuned model. Give a run or export "
+            "that was fine-tuned."
+        )
 
     @property
     def predicts_rows(self) -> bool:
-        """Whether there is a `decode`."""
+        """Returns True if the task implements `decode`."""
         return type(self).decode is not Task.decode
 
     @property
@@ -213,26 +218,26 @@ class Task(ABC):
         return self.predicts_rows
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions, one for each row of `build_source`, as values for JSON.
+        """Returns the predictions as JSON values, one for each row of `build_source`.
 
         Args:
-            source: What was run.
-            decoded: Of `decode`, one for each item of the source, in its order.
+            source: Source whose items were predicted.
+            decoded: Objects of `decode`, one per item of the source, in its order.
         """
         del source
         return list(decoded)
 
     @property
     def scores_predictions(self) -> bool:
-        """Whether `score` is asked for: evaluation then decodes every item of a split, and brings them together."""
+        """Returns True if evaluation must decode every item of a split, gather them from all ranks and call `score`."""
         return False
 
     def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
-        """Metrics of a whole split that are no sums over its items, beside those of `build_metrics`.
+        """Computes metrics of a whole split that are not sums over its items, in addition to `build_metrics`.
 
         Args:
             source: The split.
-            decoded: As for `assemble`, of all ranks.
+            decoded: Objects of `decode` from all ranks, one per item of the source, in its order.
         """
         del source, decoded
         return {}
@@ -240,17 +245,17 @@ class Task(ABC):
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """What evaluation found for each class, one row a class; empty where a task has none."""
+        """Returns one row of scores per class; empty for tasks without classes."""
         del metrics, source, decoded
         return []
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """What people look at who want to know where the model is wrong; for tasks that predict rows.
+        """Returns the content of the error analysis, for tasks that predict rows.
 
-        A task that says nothing else gets losses by length and its worst items, with their tokens and predictions.
+        By default it contains losses by length and the worst items, with their tokens and predictions.
 
         Args:
-            source: A split that `build_sources` made.
-            found: For its items.
+            source: A split from `build_sources`.
+            found: Predictions, losses and lengths of its items.
         """
         return plain_examination(found, self.assemble(source, found.decoded))

@@ -108,5 +108,5 @@ def test_the_command_finds_runs_by_id_and_folder(run: Path):
     shutil.copytree(run, runs / "other" / "lr_1")
     with pytest.raises(CheckpointError, match=r"lr_1 is the id of 2 runs: .*other/lr_1, .*sweep/lr_1\."):
         find_folder("lr_1", runs)
-    with pytest.raises(CheckpointError, match="run=nix names no run"):
+    with pytest.raises(CheckpointError, match="run=nix is not a run"):
         find_folder("nix", runs)

@@ -102,7 +102,7 @@ def test_evaluation_shows_every_row_once(num_ranks):
 def test_without_a_validation_split_there_is_no_loader():
     data = EncoderDataModule({"train": NumberedSource(5)}, 0, 2, 40, 3, wraps_epochs=False)
     assert data.val_dataloader() == data.test_dataloader() == []
-    with pytest.raises(ConfigError, match="no split 'validation', the data has train"):
+    with pytest.raises(ConfigError, match=r"split 'validation' does not exist\. The data has train"):
         data.eval_dataloader("validation")
 
 

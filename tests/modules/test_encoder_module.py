@@ -118,5 +118,5 @@ def test_a_loader_at_another_step_is_refused(tmp_path: Path):
             super().training_step(type(batch)(batch.step + 1, batch.epoch, batch.micro_batches), batch_idx)
 
     module.__class__ = Displaced
-    with pytest.raises(RuntimeError, match="gave step 1, but 0 steps"):
+    with pytest.raises(RuntimeError, match="returned step 1, but 0 steps"):
         train(tmp_path, cadence=ONLY_STEPS, module=module)

@@ -1,1 +1,1 @@
-"""How a step goes over its micro-batches: one file a form of loss."""
+"""Forward and backward passes of a training step, one file for each kind of loss and regularization."""

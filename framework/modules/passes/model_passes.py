@@ -1,4 +1,4 @@
-"""Forward and backward passes of one step over a rank's micro-batches, of which every form of loss is made."""
+"""Forward and backward passes over a rank's micro-batches of one step, shared by all kinds of loss."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from framework.tasks.task import Task, TaskModel
 
 
 def contribution(task: Task, outputs: dict[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-    """What a micro-batch brings to the loss: the sums of its terms, or for a step-level task its rows."""
+    """Returns a micro-batch's contribution to the loss: the sums of its terms, or the rows of a step-level task."""
     return task.representations(outputs, batch) if isinstance(task, StepLevelTask) else task.loss_sums(outputs, batch)
 
 
 @dataclass
 class ModelPasses:
-    """The passes of one step.
+    """Forward and backward passes of one step.
 
     Attributes:
-        model: Parallelized.
-        task: States what a micro-batch brings to the loss.
-        precision: Of the forward pass.
-        seed: Of dropout.
+        model: Parallelized model.
+        task: Task with the loss.
+        precision: Precision of the forward pass.
+        seed: Seed of dropout.
         step: Optimizer steps completed before this one.
-        sharding: As given to `parallelize`.
-        mesh: Of the strategy; None: a single process.
-        loss_scale: What losses are multiplied by in fp16; 1 else.
-        run_backward: Runs the backward pass of a scalar.
-        number: Of the micro-batch, counted from 1, for marks of progress.
+        sharding: Sharding that was passed to `parallelize`.
+        mesh: Mesh of the strategy; None: a single process.
+        loss_scale: Factor on losses in fp16, else 1.
+        run_backward: Function that runs the backward pass of a scalar.
+        number: Number of the micro-batch, counted from 1, for progress marks.
     """
 
     model: TaskModel
@@ -51,7 +51,7 @@ class ModelPasses:
     number: int = 1
 
     def dropout_keys(self, batch: PackedBatch, pass_index: int = 0) -> Tensor:
-        """(tokens,) int64; another pass index gives other masks."""
+        """Returns (tokens,) int64 keys; each pass index has different dropout masks."""
         return token_keys(self.seed, self.step, pass_index, batch)
 
     def forward(
@@ -61,11 +61,11 @@ class ModelPasses:
 
         Args:
             batch: One micro-batch.
-            dropout_keys: Of `dropout_keys`.
-            embedding_offset: As `TaskModel.forward` takes it.
+            dropout_keys: (tokens,) int64 from the method `dropout_keys`; None disables dropout.
+            embedding_offset: Offset of the embeddings, as in `TaskModel.forward`.
 
         Returns:
-            The head's outputs, and what they bring to the loss (`contribution`).
+            The head's outputs, and their contribution to the loss (`contribution`).
         """
         mark(f"forward of micro-batch {self.number}")
         with self.precision.autocast(batch.input_ids.device.type):
@@ -73,13 +73,15 @@ class ModelPasses:
             return outputs, contribution(self.task, outputs, batch)
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        """Adds the gradients of a part of the step's loss; they are reduced over ranks with the last, or with each.
+        """Accumulates the gradients of a part of the step's loss.
 
-        Data parallelism averages over ranks, but the loss holds the global denominator: it is scaled up.
+        Depending on the sharding, gradients are reduced over ranks in the last backward pass or in each. Data
+        parallelism averages gradients over ranks, but the loss already has the global denominator. The loss is
+        therefore multiplied by the number of data-parallel ranks.
 
         Args:
-            loss: Scalar; over all backward passes of all ranks the sum is the loss of the step.
-            is_last: This is the last backward pass of the step on this rank.
+            loss: Scalar; its sum over all backward passes of all ranks is the loss of the step.
+            is_last: True for the last backward pass of the step on this rank.
         """
         set_gradient_sync(self.model, is_last, self.sharding)
         mark(f"backward of micro-batch {self.number}")

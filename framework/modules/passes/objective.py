@@ -1,6 +1,6 @@
-"""What every form of loss has in common: terms, each a global sum divided by a global count.
+"""Loss terms shared by all kinds of loss: each is a global sum divided by a global count.
 
-Where the sums come from (one pass over each micro-batch, several, or two over the whole step) is said in `passes`.
+The other modules of `passes` compute the sums, with one or several passes over each micro-batch or two over the step.
 """
 
 from collections.abc import Mapping
@@ -12,45 +12,45 @@ from framework.batch import PackedBatch
 
 
 class SumCountObjective:
-    """Weighted sum of terms, each the sum over all targets of the step / their count; a count of zero gives zero.
+    """Weighted sum of terms; each is the sum over all targets of the step / their count, or zero if the count is zero.
 
-    Sums and counts travel as (terms,) float64 tensors, so that the order in which micro-batches and ranks are added
-    does not show in fp32.
+    Sums and counts are communicated as (terms,) float64 tensors, so that the order in which micro-batches and ranks are
+    added does not affect the fp32 result.
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
 
     def counts(self, batch: PackedBatch) -> list[float]:
-        """Count of each term in one micro-batch, on the host."""
+        """Returns the count of each term in one micro-batch, on the host."""
         return [float(batch.counts[term]) for term in self.weights]
 
     def stack(self, sums: Mapping[str, Tensor]) -> Tensor:
-        """Sums of one micro-batch as one detached (terms,) float64 tensor."""
+        """Stacks the sums of one micro-batch to a detached (terms,) float64 tensor."""
         return torch.stack([sums[term].detach().double() for term in self.weights])
 
     def loss(self, sums: Mapping[str, Tensor], counts: Tensor) -> Tensor:
-        """What one micro-batch contributes to the loss of the step.
+        """Returns the contribution of one micro-batch to the loss of the step.
 
         Args:
             sums: Sum of each term over the micro-batch's targets: fp32 scalars.
             counts: (terms,) float64, counts of the whole step over all ranks.
 
         Returns:
-            fp32 scalar; added over the micro-batches of all ranks it is the loss of the step.
+            fp32 scalar; its sum over the micro-batches of all ranks is the loss of the step.
         """
         scales = (self._weights_like(counts) / _safe(counts)).float()
         return torch.stack([sums[term].float() for term in self.weights]).mul(scales).sum()
 
     def values(self, sums: Tensor, counts: Tensor) -> dict[str, Tensor]:
-        """The loss and its terms.
+        """Returns the loss and its terms.
 
         Args:
             sums: (terms,) float64 over all ranks.
             counts: (terms,) float64 over all ranks.
 
         Returns:
-            float64 scalars: `loss`, and `TERM_loss` for each term where there are several.
+            float64 scalars: `loss`, and `TERM_loss` for each term if there are several.
         """
         means = sums / _safe(counts)
         named = {"loss": (means * self._weights_like(means)).sum()}

@@ -12,21 +12,21 @@ from framework.tasks.task import Task, TaskModel
 
 
 class OnePass:
-    """The task's loss as it is."""
+    """The task's loss without additional terms."""
 
     def check(self, task: Task, model: TaskModel) -> None:
-        """Fits every task."""
+        """Accepts every task and model."""
 
     def weights(self, task: Task) -> dict[str, float]:
-        """Those of the task."""
+        """Returns the weights of the task's terms."""
         return dict(task.loss_weights)
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
-        """(terms,) float64 on the host."""
+        """Returns (terms,) float64 counts of one micro-batch on the host."""
         return torch.tensor(SumCountObjective(task.loss_weights).counts(batch), dtype=torch.float64)
 
     def run(self, passes: ModelPasses, batch: PackedBatch, counts: Tensor, is_last: bool) -> Mapping[str, Tensor]:
-        """Runs both passes; returns the sum of each term."""
+        """Runs one forward and one backward pass; returns the sum of each term."""
         _, sums = passes.forward(batch, passes.dropout_keys(batch))
         passes.backward(SumCountObjective(passes.task.loss_weights).loss(sums, counts), is_last)
         return sums

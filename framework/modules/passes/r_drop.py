@@ -1,4 +1,4 @@
-"""R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with different dropout are to predict the same."""
+"""R-Drop (Liang et al. 2021, arXiv:2106.14448): two passes with different dropout are trained to agree."""
 
 from collections.abc import Mapping
 
@@ -19,12 +19,12 @@ TERM = "r_drop"
 class RDrop:
     """The task's terms averaged over two passes, and a term `r_drop`, the symmetric divergence between their outputs.
 
-    As in section 2.2 and the authors' published code; equation 4 of the paper adds the two passes up instead of
-    averaging them, so that its alpha is twice this one. Both forward passes come before the one backward pass, since
-    the divergence needs both: a micro-batch takes twice the memory.
+    It follows section 2.2 and the authors' published code. Equation 4 of the paper adds the two passes instead of
+    averaging them, so its alpha is twice this one. The divergence needs both forward passes, which run before the
+    single backward pass, so a micro-batch needs twice the memory.
 
     Args:
-        alpha: Weight of the divergence. It is divided by the number of targets of all outputs together.
+        alpha: Weight of the divergence, which is divided by the total number of targets of all outputs.
 
     Raises:
         ConfigError: alpha is not above 0.
@@ -32,32 +32,34 @@ class RDrop:
 
     def __init__(self, alpha: float) -> None:
         if not alpha > 0:
-            raise ConfigError(f"`regularization.alpha` is {alpha}, it must be above 0; choose regularization=none.")
+            raise ConfigError(
+                f"`regularization.alpha` is {alpha}. It must be above 0. Raise it, or choose regularization=none."
+            )
         self.alpha = alpha
 
     def check(self, task: Task, model: TaskModel) -> None:
-        """The task must give class scores, and the model have dropout.
+        """Checks that the task has class scores and the model has dropout.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: The task has no class scores, or the model has no dropout.
         """
         if not task.class_scores:
             raise ConfigError(
-                f"regularization=r_drop compares scores of classes, but {type(task).__name__} gives none; choose "
+                f"{type(task).__name__} has no class scores. regularization=r_drop compares them. Choose "
                 "regularization=none."
             )
         if not any(isinstance(module, HashedDropout) and module.threshold for module in model.modules()):
             raise ConfigError(
-                "regularization=r_drop compares passes that differ in dropout, but the model has none; raise "
+                "the model has no dropout. regularization=r_drop compares passes that differ in dropout. Raise "
                 "model.hidden_dropout, or choose regularization=none."
             )
 
     def weights(self, task: Task) -> dict[str, float]:
-        """Those of the task, and alpha."""
+        """Returns the weights of the task's terms, and alpha for `r_drop`."""
         return {**task.loss_weights, TERM: self.alpha}
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
-        """(terms,) float64; of `r_drop`: the targets of all outputs, on the batch's device."""
+        """Returns (terms,) float64 on the batch's device; `r_drop` counts the targets of all outputs."""
         own = torch.tensor(SumCountObjective(task.loss_weights).counts(batch), dtype=torch.float64)
         targets = [(batch.targets[labels] != IGNORE_INDEX).sum() for labels in task.class_scores.values()]
         total = torch.stack(targets).sum().double()
@@ -69,7 +71,7 @@ class RDrop:
         second, second_sums = passes.forward(batch, passes.dropout_keys(batch, pass_index=1))
         sums = {term: (first_sums[term] + second_sums[term]) / 2 for term in passes.task.loss_weights}
         divergences = [
-            symmetric_divergence_sum(whole(first[name]), whole(second[name]), batch.targets[labels])
+            symmetric_divergence_sum(full_logits(first[name]), full_logits(second[name]), batch.targets[labels])
             for name, labels in passes.task.class_scores.items()
         ]
         sums[TERM] = torch.stack(divergences).sum()
@@ -78,11 +80,13 @@ class RDrop:
 
 
 def symmetric_divergence_sum(first: Tensor, second: Tensor, labels: Tensor) -> Tensor:
-    """(KL(p, q) + KL(q, p)) / 2, that is the sum over classes of (p - q) (log p - log q) / 2, summed over targets.
+    """Returns (KL(p, q) + KL(q, p)) / 2, summed over targets.
+
+    For each target this is the sum over classes of (p - q) (log p - log q) / 2.
 
     Args:
         first: (targets, classes) logits of p, any floating dtype; the arithmetic is fp32. More dims before the last are
-            legal.
+            allowed.
         second: Logits of q.
         labels: (targets,) int64; a target with IGNORE_INDEX adds nothing.
 
@@ -94,6 +98,6 @@ def symmetric_divergence_sum(first: Tensor, second: Tensor, labels: Tensor) -> T
     return torch.where(labels != IGNORE_INDEX, divergences, 0.0).sum()
 
 
-def whole(logits: Tensor) -> Tensor:
-    """Logits of a decoder whose words are spread over ranks, put together; a rank's gradient is that of its words."""
+def full_logits(logits: Tensor) -> Tensor:
+    """Gathers logits of a decoder that is sharded over words; each rank's gradient is that of its own words."""
     return logits.full_tensor() if isinstance(logits, DTensor) else logits

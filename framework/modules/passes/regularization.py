@@ -1,4 +1,4 @@
-"""What a regularization is to the steps of a sum-and-count loss: passes over one micro-batch that add terms."""
+"""The protocol of a regularization: passes over one micro-batch that add terms to a sum-and-count loss."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -11,30 +11,30 @@ from framework.tasks.task import Task, TaskModel
 
 
 class Regularization(Protocol):
-    """Stateless; made from the config group `regularization`."""
+    """A stateless object that is built from the config group `regularization`."""
 
     def check(self, task: Task, model: TaskModel) -> None:
-        """Checks that it can do something for this task and model (on the meta device).
+        """Checks that the regularization applies to this task and model (on the meta device).
 
         Raises:
-            ConfigError: It cannot.
+            ConfigError: It does not apply.
         """
 
     def weights(self, task: Task) -> dict[str, float]:
-        """Weight of each term of the training loss by name: those of the task first."""
+        """Returns the weight of each term of the training loss by name, the task's terms first."""
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
-        """(terms,) float64 counts of one micro-batch, on the host or its device."""
+        """Returns (terms,) float64 counts of one micro-batch, on the host or on its device."""
 
     def run(self, passes: ModelPasses, batch: PackedBatch, counts: Tensor, is_last: bool) -> Mapping[str, Tensor]:
         """Runs all passes over one micro-batch.
 
         Args:
-            passes: Of the step.
-            batch: One micro-batch, perhaps without real sequences.
-            counts: (terms,) float64 of the whole step over all ranks, in the order of `weights`.
-            is_last: This is the rank's last micro-batch of the step.
+            passes: Passes of the step.
+            batch: One micro-batch, possibly without real sequences.
+            counts: (terms,) float64 counts of the whole step over all ranks, in the order of `weights`.
+            is_last: True for the rank's last micro-batch of the step.
 
         Returns:
-            Sum of each term: fp32 scalars.
+            The sum of each term: fp32 scalars.
         """

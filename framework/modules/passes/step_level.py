@@ -1,9 +1,9 @@
-"""A step whose loss needs all its sequences at once, by gradient caching (Gao et al. 2021, arXiv:2101.06983).
+"""Steps whose loss needs all sequences at once, by gradient caching (Gao et al. 2021, arXiv:2101.06983).
 
-The encoder runs without keeping activations; the rows that it gives travel to all ranks; each computes the whole loss
-and its gradient with respect to its own rows; the encoder runs again and passes that gradient on. Dropout is a hash, so
-both runs agree by themselves. A rank's last micro-batch keeps its graph and runs once (section 3.2 of the paper runs
-all of them twice): where there is only one, nothing is computed again.
+The encoder first runs without keeping activations, and its rows are gathered on all ranks. Each rank computes the full
+loss and the gradient with respect to its own rows. The encoder then runs again and backpropagates that gradient.
+Dropout is a hash, so both runs have the same masks. A rank's last micro-batch keeps its graph and runs once, while
+section 3.2 of the paper runs all of them twice. A single micro-batch is therefore not recomputed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,14 @@ Rows = Mapping[str, Tensor]
 
 
 def rows_of_step(parts: Sequence[Rows], mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """All real rows of a step over all ranks, in the order of their sequences. Collective: all ranks must call.
+    """Gathers all real rows of a step over all ranks, in the order of their sequences. Collective: all ranks must call.
 
-    Waits for the device, as numbers of rows differ. Numbers travel in fp32; gradients flow to this rank's own rows.
+    The call waits for the device, because the number of rows varies. Floating-point rows are gathered in fp32.
+    Gradients flow to this rank's own rows.
 
     Args:
         parts: Rows of each of this rank's micro-batches.
-        mesh: Of the strategy; None: a single process.
+        mesh: Mesh of the strategy; None: a single process.
     """
     own = {name: torch.cat([_full_precision(part[name]) for part in parts]) for name in parts[0]}
     return in_order(gather_rows(real_rows(own), mesh))
@@ -43,22 +44,22 @@ class StepLevelSteps:
         self.objective = SumCountObjective(task.loss_weights)
 
     def counts(self, task: Task, step: StepBatch) -> Tensor:  # noqa: ARG002  the objective knows the terms
-        """(terms,) float64 counts of this rank's share of a step, on the host."""
+        """Returns (terms,) float64 counts of this rank's share of a step, on the host."""
         rows = [self.objective.counts(batch) for batch in step.micro_batches]
         return torch.tensor(rows, dtype=torch.float64).sum(dim=0)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds up the gradients of a step. Collective: all ranks must call.
+        """Accumulates the gradients of a step. Collective: all ranks must call.
 
         Args:
-            passes: Of the step.
-            step: This rank's share.
-            counts: (terms,) float64 of the whole step over all ranks.
+            passes: Passes of the step.
+            step: This rank's micro-batches of the step.
+            counts: (terms,) float64 counts of the whole step over all ranks.
 
         Returns:
-            (terms,) float64 sums over the whole step, the same on all ranks. And (micro-batches, terms) float64 that
-            are not finite where this rank's micro-batches are to blame: a micro-batch has no loss of its own, so it is
-            that of the step, or the sum of the micro-batch's rows where some rank's rows are not finite.
+            (terms,) float64 sums over the whole step, the same on all ranks, and (micro-batches, terms) float64 values
+            that identify non-finite micro-batches of this rank. A micro-batch has no loss of its own. Its value is the
+            sum of the step, or the sum of its own rows if rows of any rank are not finite.
         """
         last = len(step.micro_batches) - 1
         parts: list[Rows] = []
@@ -82,20 +83,20 @@ class StepLevelSteps:
     def _cached_gradients(
         self, passes: ModelPasses, parts: Sequence[Rows], counts: Tensor
     ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
-        """The gradients of the step's loss with respect to the rows of each micro-batch; and what `run` returns."""
+        """Computes the gradients of the step's loss for each micro-batch's rows, and the results of `run`."""
         assert isinstance(passes.task, StepLevelTask)
         leaves = [{name: _full_precision(value.detach()) for name, value in part.items()} for part in parts]
         names = [name for name, value in leaves[0].items() if value.is_floating_point()]
-        wanted = [part[name].requires_grad_() for part in leaves for name in names]
+        inputs = [part[name].requires_grad_() for part in leaves for name in names]
         with torch.enable_grad():
-            whole = rows_of_step(leaves, passes.mesh)
-            terms = passes.task.step_loss_sums(whole)
+            rows = rows_of_step(leaves, passes.mesh)
+            terms = passes.task.step_loss_sums(rows)
             loss = self.objective.loss(terms, counts)
-        found = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
-        gradients = [{name: next(found) for name in names} for _ in parts]
+        flat_gradients = iter(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+        gradients = [{name: next(flat_gradients) for name in names} for _ in parts]
 
         sums = self.objective.stack(terms)
-        all_finite = torch.stack([torch.isfinite(whole[name]).all() for name in names]).all()
+        all_finite = torch.stack([torch.isfinite(rows[name]).all() for name in names]).all()
         row_sums = [torch.stack([part[name].detach().double().sum() for name in names]).sum() for part in leaves]
         return gradients, sums, torch.where(all_finite, sums, torch.stack(row_sums)[:, None])
 

@@ -1,4 +1,4 @@
-"""A step whose loss is made of sums over targets: every micro-batch brings its part by itself."""
+"""Steps whose loss is a sum over targets, so that each micro-batch contributes its part independently."""
 
 import torch
 from torch import Tensor
@@ -20,19 +20,19 @@ class SumCountSteps:
         self.objective = SumCountObjective(regularization.weights(task))
 
     def counts(self, task: Task, step: StepBatch) -> Tensor:
-        """(terms,) float64 counts of this rank's share of a step, on the host or its device."""
+        """Returns (terms,) float64 counts of this rank's share of a step, on the host or its device."""
         return torch.stack([self.regularization.counts(task, batch) for batch in step.micro_batches]).sum(dim=0)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds up the gradients of a step. Collective: all ranks must call.
+        """Accumulates the gradients of a step. Collective: all ranks must call.
 
         Args:
-            passes: Of the step.
-            step: This rank's share.
-            counts: (terms,) float64 of the whole step over all ranks.
+            passes: Passes of the step.
+            step: This rank's micro-batches of the step.
+            counts: (terms,) float64 counts of the whole step over all ranks.
 
         Returns:
-            (terms,) float64 sums over all ranks; and (micro-batches, terms) float64, this rank's own.
+            (terms,) float64 sums over all ranks, and (micro-batches, terms) float64 sums of this rank.
         """
         stacked = []
         for number, batch in enumerate(step.micro_batches, start=1):

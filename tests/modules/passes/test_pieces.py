@@ -18,7 +18,7 @@ from framework.distributed.mesh import MeshShape, build_mesh
 from framework.errors import ConfigError
 from framework.modules.passes.adversarial import Adversarial, perturbation
 from framework.modules.passes.one_pass import OnePass
-from framework.modules.passes.r_drop import RDrop, symmetric_divergence_sum, whole
+from framework.modules.passes.r_drop import RDrop, full_logits, symmetric_divergence_sum
 from framework.nn.dropout import HashedDropout
 from framework.tasks.step_level import in_order, real_rows
 from framework.tasks.task import TaskModel
@@ -57,7 +57,7 @@ def split_divergence() -> tuple[Tensor, Tensor]:
     symmetric_divergence_sum(plain[0], plain[1], labels).backward()
     part = logits.chunk(2, dim=2)[dist.get_rank()].clone().requires_grad_()
     first, second = (DTensor.from_local(part[i], mesh, [Shard(1)], run_check=False) for i in (0, 1))
-    symmetric_divergence_sum(whole(first), whole(second), labels).backward()
+    symmetric_divergence_sum(full_logits(first), full_logits(second), labels).backward()
     assert part.grad is not None and plain.grad is not None
     return part.grad, plain.grad.chunk(2, dim=2)[dist.get_rank()]
 
@@ -123,8 +123,8 @@ class Silent(ToyTask):
     [
         (RDrop(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=RDrop makes .* choose regularization=none"),
         (Adversarial(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=Adversarial makes .* choose"),
-        (RDrop(1.0), Silent(), 0.1, "compares scores of classes, but Silent gives none"),
-        (RDrop(1.0), ToyTask(), 0.0, "but the model has none; raise model.hidden_dropout"),
+        (RDrop(1.0), Silent(), 0.1, "Silent has no class scores"),
+        (RDrop(1.0), ToyTask(), 0.0, "the model has no dropout"),
         (OnePass(), ContrastTask(), 0.0, None),
         (RDrop(1.0), ToyTask(), 0.1, None),
         (Adversarial(1.0), Silent(), 0.0, None),
@@ -144,7 +144,7 @@ def test_what_cannot_go_together_is_refused(
 @pytest.mark.parametrize("values", [{"alpha": 0.0}, {"epsilon": -1.0}, {"epsilon": 1.0, "weight": 0.0}])
 def test_values_that_are_not_above_zero_are_refused(values: dict[str, float]) -> None:
     name, value = list(values.items())[-1]
-    with pytest.raises(ConfigError, match=rf"`regularization\.{name}` is {value}, it must be above 0"):
+    with pytest.raises(ConfigError, match=rf"`regularization\.{name}` is {value}. It must be above 0"):
         RDrop(**values) if "alpha" in values else Adversarial(**values)
 
 
