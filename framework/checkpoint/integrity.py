@@ -1,7 +1,7 @@
-"""What makes a checkpoint whole: COMPLETE records size and checksum of each file, and loading compares them.
+"""Integrity checks: COMPLETE records the size and checksum of each file, and loading compares them.
 
-Checksums are taken from the bytes on their way to the file, each rank's of its own shards, so that they cost no second
-reading and also cover what the file system made of the bytes.
+Each rank computes the checksums of its own shards from the bytes that it writes. This saves a second read, and it also
+detects errors of the file system.
 """
 
 import re
@@ -18,7 +18,7 @@ from framework.checkpoint.storage import Location, move, size_of
 from framework.files import checksum, new_digest
 
 Verify = Literal["sizes", "checksums"]
-"""What is compared on loading: the size of each file and the checksums of all but the shards, or all checksums too."""
+"""Depth of a check: all file sizes, and the checksums of all files ("checksums") or all but the shards ("sizes")."""
 
 SHARD_SUFFIX = ".distcp"
 
@@ -29,11 +29,11 @@ _FILES_AT_ONCE = 4
 
 
 def mark_complete(folder: Location, checksums: Mapping[str, str] | None = None) -> None:
-    """Writes COMPLETE with size and checksum of each file.
+    """Writes COMPLETE with the size and checksum of each file.
 
     Args:
-        folder: A checkpoint, written to its end.
-        checksums: By file name, those that are known; other files are read.
+        folder: Folder of a checkpoint whose other files are all written.
+        checksums: Known checksums by file name. Files without one are read.
     """
     known = checksums or {}
     names = sorted(path.name for path in folder.iterdir())
@@ -46,29 +46,29 @@ def mark_complete(folder: Location, checksums: Mapping[str, str] | None = None) 
 
 
 def verify(folder: Location, how: Verify = "checksums", rank: int = 0, num_ranks: int = 1) -> None:
-    """Checks that a checkpoint is whole: COMPLETE is there and each file is as it was written.
+    """Checks that a checkpoint is intact: COMPLETE exists, and each file is as it was written.
 
-    A checkpoint of an older version has no checksums: its sizes are compared.
+    Checkpoints of older versions have no checksums. Only their sizes are compared.
 
     Args:
-        folder: A checkpoint.
-        how: What is compared.
-        rank: Rank whose share of the files is checked here. With the world size of the save these are the shards that
-            the rank loads, so that each is read from disk once.
+        folder: Folder of a checkpoint.
+        how: Depth of the check.
+        rank: Rank whose share of the files is checked. At the world size of the save, these are the shards that the
+            rank loads, so that each shard is read from disk once.
         num_ranks: Number of shares.
 
     Raises:
-        DamagedError: It is not whole; the reason names the file.
+        DamagedError: The checkpoint is not intact; the reason names the file.
     """
     marker = folder / COMPLETE
     if not marker.is_file():
-        raise DamagedError(f"{folder} has no file {COMPLETE}, so it was not written to its end")
+        raise DamagedError(f"{folder} has no file {COMPLETE}, so its save did not finish")
     record = read_json(marker)
     sizes, checksums = record.get(_SIZES), record.get(_CHECKSUMS, {})
     if not isinstance(sizes, dict) or not sizes or not isinstance(checksums, dict):
         raise DamagedError(f"{marker} does not list the checkpoint's files")
     if checksums and checksums.keys() != sizes.keys():
-        raise DamagedError(f"{marker} lists other files with sizes than with checksums")
+        raise DamagedError(f"{marker} does not list the same files with sizes and with checksums")
 
     def check(name: str) -> None:
         with_checksum = how == "checksums" or not name.endswith(SHARD_SUFFIX)
@@ -87,21 +87,21 @@ def _writer_of(name: str) -> int:
 
 def _verify_file(path: Location, size: int, expected: str | None) -> None:
     try:
-        found = size_of(path)
-        if found != size:
-            what = "is missing" if found is None else f"has {found} bytes"
-            raise DamagedError(f"{path} {what}, but {size} bytes were written")
+        actual = size_of(path)
+        if actual != size:
+            problem = "is missing" if actual is None else f"has {actual} bytes"
+            raise DamagedError(f"{path} {problem}, but {size} bytes were written")
         if expected is not None and checksum(path) != expected:
-            raise DamagedError(f"{path} holds other bytes than were written (its checksum differs)")
+            raise DamagedError(f"{path} has changed since it was written (its checksum differs)")
     except OSError as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error
 
 
 class HashingFileSystem(FileSystemBase):
-    """What torch reads and writes checkpoints through: keeps the checksum of each file that is written.
+    """File system that torch's checkpoint reader and writer use. It keeps the checksum of each file that is written.
 
     Attributes:
-        checksums: By file name.
+        checksums: Checksums by file name.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class HashingFileSystem(FileSystemBase):
     @contextmanager
     @override
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        """Opens a file; an error of the disk leaves as itself, not as what torch's zip writer makes of it later."""
+        """Opens a file. If a write fails, raises its OSError instead of the RuntimeError of torch's zip writer."""
         with path.open(mode) as stream:
             if mode != "wb":
                 yield stream
@@ -127,28 +127,28 @@ class HashingFileSystem(FileSystemBase):
 
     @override
     def rename(self, path: Any, new_path: Any) -> None:
-        """Renames a file in its folder, and its checksum."""
+        """Renames a file within its folder, and moves its checksum to the new name."""
         move(path, new_path.name)
         self.checksums[new_path.name] = self.checksums.pop(path.name)
 
     @override
     def concat_path(self, path: Any, suffix: str) -> Any:
-        """A file of a folder."""
+        """Returns the path of a file in a folder."""
         return path / suffix
 
     @override
     def init_path(self, path: Any) -> Any:
-        """The folder as it is."""
+        """Returns the folder unchanged, because it is already a `Location`."""
         return path
 
     @override
     def mkdir(self, path: Any) -> None:
-        """Makes a folder."""
+        """Creates a folder and its parents, if they are missing."""
         path.mkdir(parents=True, exist_ok=True)
 
     @override
     def exists(self, path: Any) -> bool:
-        """True where something is there."""
+        """Returns True if the file or folder exists."""
         return path.exists()
 
     @override
@@ -159,12 +159,12 @@ class HashingFileSystem(FileSystemBase):
     @classmethod
     @override
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        """True: which folders can be used is decided elsewhere."""
+        """Returns True, because `location` has already checked the folder."""
         return True
 
 
 class _HashedStream:
-    """Hashes what is written to a file. It cannot seek: what was hashed is then what the file holds."""
+    """Writable stream that hashes its bytes. It has no `seek`, so that the hash matches the content of the file."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

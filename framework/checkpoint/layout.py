@@ -1,8 +1,8 @@
-"""Names on disk: step folders, what makes one complete, which is the newest, how one goes.
+"""Layout of checkpoints on disk: names of step folders, search for complete ones, deletion.
 
-A checkpoint is written as `step_00000120.tmp`, renamed, and then marked by COMPLETE, which lists its files (see
-integrity.py); where there is no rename it is written as `step_00000120`. Only what has COMPLETE is ever read; nothing
-that has it is ever written to again.
+A checkpoint is written to `step_00000120.tmp`, renamed to `step_00000120`, and then marked by the file COMPLETE, which
+lists its files (see integrity.py). Storage that cannot rename is written to `step_00000120` directly. Readers ignore
+folders without COMPLETE. A folder with COMPLETE is never written to again.
 """
 
 import json
@@ -15,24 +15,24 @@ from framework.errors import CheckpointError
 from framework.files import parse_json
 
 FORMAT = 1
-"""Of state.json and of the keys of the tensors; a reader refuses what it does not know."""
+"""Version of state.json and of the tensor keys. Readers reject other versions."""
 
 CHECKPOINTS = "checkpoints"
-"""The folder of step folders in a run folder."""
+"""Name of the folder inside a run folder that holds the step folders."""
 
 COMPLETE = "COMPLETE"
 STATE = "state.json"
 DAMAGED = "DAMAGED"
-"""What COMPLETE is called in a checkpoint that was found damaged."""
+"""Name to which COMPLETE is renamed in a damaged checkpoint."""
 
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is not as it was written, so that an older one may take its place.
+    """A checkpoint that differs from what was written. Readers may use an older one instead.
 
     Attributes:
-        reason: What is wrong with which file.
+        reason: File and problem, without the remedy.
     """
 
     def __init__(self, reason: str) -> None:
@@ -40,49 +40,49 @@ class DamagedError(CheckpointError):
         self.reason = reason
 
     def __str__(self) -> str:
-        """The reason and the remedy."""
-        return f"{self.reason}; use an older checkpoint."
+        """Returns the reason and the remedy."""
+        return f"{self.reason}. Use an older checkpoint."
 
 
-def checkpoints_folder(run_folder: Path, place: str | None) -> Location:
+def checkpoints_folder(run_folder: Path, root: str | None) -> Location:
     """Returns the folder of a run's checkpoints.
 
     Args:
         run_folder: Run folder; its name is the run id.
-        place: `run.checkpoints`; None: they are kept in the run folder.
+        root: Path or URL from `run.checkpoints`; None keeps checkpoints in the run folder.
 
     Raises:
-        ConfigError: The URL cannot be used here.
+        ConfigError: The URL cannot be used.
     """
-    return run_folder / CHECKPOINTS if place is None else location(place) / run_folder.resolve().name
+    return run_folder / CHECKPOINTS if root is None else location(root) / run_folder.resolve().name
 
 
 def step_folder(checkpoints: Location, step: int) -> Location:
-    """Folder of the checkpoint after `step` completed steps."""
+    """Returns the folder of the checkpoint after `step` completed steps."""
     return checkpoints / f"step_{step:08d}"
 
 
 def temporary_folder(checkpoints: Location, step: int) -> Location:
-    """Where that checkpoint is written before it is whole: beside, or in its own folder where there is no rename."""
+    """Returns the folder to which a checkpoint is written: the step folder itself if the storage cannot rename."""
     return checkpoints / f"step_{step:08d}.tmp" if has_rename(checkpoints) else step_folder(checkpoints, step)
 
 
 def step_of(folder: Location) -> int:
-    """Completed steps of a checkpoint, from its name.
+    """Returns the number of completed steps from the name of a checkpoint.
 
     Raises:
-        CheckpointError: It is not named like a checkpoint.
+        CheckpointError: The folder is not named like a checkpoint.
     """
     match = _STEP_FOLDER.fullmatch(folder.name)
     if match is None:
         raise CheckpointError(
-            f"{folder} is not named like a checkpoint; give a folder such as checkpoints/step_00000120."
+            f"{folder} is not named like a checkpoint. Give a folder such as checkpoints/step_00000120."
         )
     return int(match.group(1))
 
 
 def complete_checkpoints(checkpoints: Location) -> list[Location]:
-    """All complete checkpoints, oldest first; a folder that does not exist holds none.
+    """Returns all complete checkpoints, oldest first; none if the folder does not exist.
 
     Raises:
         CheckpointError: The folder cannot be read.
@@ -94,7 +94,7 @@ def complete_checkpoints(checkpoints: Location) -> list[Location]:
             path for path in checkpoints.iterdir() if _STEP_FOLDER.fullmatch(path.name) and (path / COMPLETE).is_file()
         ]
     except OSError as error:
-        raise CheckpointError(f"{checkpoints} cannot be read ({error}); make it readable, and start again.") from error
+        raise CheckpointError(f"{checkpoints} cannot be read ({error}). Make it readable, and start again.") from error
     return sorted(folders, key=step_of)
 
 
@@ -108,17 +108,17 @@ def newest_complete(checkpoints: Location) -> Location | None:
 
 
 def read_state(folder: Location) -> dict[str, Any]:
-    """Reads state.json: `format`, `step`, and what was saved as extra.
+    """Reads state.json: `format`, `step`, and the `extra` values of the save.
 
     Raises:
-        DamagedError: It cannot be read.
-        CheckpointError: It is of another format.
+        DamagedError: The file cannot be read.
+        CheckpointError: The file has another format version.
     """
     state = read_json(folder / STATE)
     if state.get("format") != FORMAT:
         raise CheckpointError(
-            f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}; "
-            "use the version of Cloze that wrote it."
+            f"{folder} has checkpoint format {state.get('format')}. This version of Cloze reads format {FORMAT}. "
+            "Use the version that wrote it."
         )
     return state
 
@@ -127,7 +127,7 @@ def read_json(path: Location) -> dict[str, Any]:
     """Reads a JSON file of a checkpoint.
 
     Raises:
-        DamagedError: It cannot be read, or holds no JSON object.
+        DamagedError: The file cannot be read, or holds no JSON object.
     """
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
@@ -139,26 +139,26 @@ def read_json(path: Location) -> dict[str, Any]:
 
 
 def write_json(path: Location, value: dict[str, Any]) -> None:
-    """Writes a JSON file so that it is whole or not there."""
+    """Writes a JSON file completely or not at all."""
     write_whole(path, json.dumps(value, indent=1))
 
 
 def remove(folder: Location) -> None:
-    """Deletes a checkpoint, its COMPLETE first: a deletion that is cut short leaves nothing that looks whole."""
+    """Deletes a checkpoint. COMPLETE goes first, so that an interrupted deletion leaves no complete checkpoint."""
     (folder / COMPLETE).unlink(missing_ok=True)
     sync_folder(folder)
     remove_tree(folder)
 
 
 def set_aside(folder: Location) -> None:
-    """Makes a damaged checkpoint count as not complete, so that a run may write its step again; its files stay."""
+    """Renames COMPLETE of a damaged checkpoint, so that the run may write this step again. Its files stay."""
     if (folder / COMPLETE).exists():
         move(folder / COMPLETE, DAMAGED)
         sync_folder(folder)
 
 
 def remove_leftovers(checkpoints: Location) -> None:
-    """Deletes what cut writes and deletions left, and damaged checkpoints, where a newer complete checkpoint stands."""
+    """Deletes step folders without COMPLETE (interrupted or damaged) that are older than the newest complete one."""
     newest = newest_complete(checkpoints)
     if newest is None:
         return

@@ -1,4 +1,4 @@
-"""Reading a checkpoint, at any world size and under any strategy; an older one where the newest is damaged."""
+"""Loads checkpoints at any world size and under any strategy; falls back to an older one if the newest is damaged."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -35,22 +35,22 @@ from framework.errors import CheckpointError
 from framework.optim.combined import AVERAGE, CombinedOptimizer
 
 Weights = Literal["auto", "raw", "ema"]
-"""Which weights of a run are meant: its moving average where it kept one, the trained ones, the moving average."""
+"""Weights to read: "raw" the trained ones, "ema" their moving average, "auto" the average if the run kept one."""
 
 _MOST_REMOVED = 20
-"""Number of checkpoints that a running training may remove before a reader gives up."""
+"""Number of checkpoints that a running training may remove before a reader raises an error."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """What was loaded in the end.
+    """Result of `newest_whole`.
 
     Attributes:
-        folder: The checkpoint that was used.
-        state: What was read from it.
-        damaged: Newer checkpoints that could not be used, newest first, and what is wrong with each.
+        folder: Checkpoint that was read.
+        state: Result of reading it.
+        damaged: Newer checkpoints that are damaged, newest first, each with the reason.
     """
 
     folder: Location
@@ -59,26 +59,27 @@ class Loaded(Generic[T]):
 
     @property
     def remark(self) -> str | None:
-        """Which checkpoints are damaged and which one is used instead; None where the newest is whole."""
+        """Returns a line on the damaged checkpoints and the one that is used instead; None if none is damaged."""
         reasons = "; ".join(f"{folder.name} is damaged ({reason})" for folder, reason in self.damaged.items())
         return f"{reasons}; {self.folder.name} is used instead" if self.damaged else None
 
 
 def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
-    """Reads a checkpoint or, where it is damaged, the one before it, and so on.
+    """Reads the newest checkpoint that is not damaged.
 
-    If a running training removes it in the meantime, the newest one is read.
+    If a running training removes a checkpoint while it is read, the newest one is read instead.
 
-    Collective where there is a process group: all ranks must call; all use the same.
+    Collective if there is a process group: all ranks must call. All ranks use the same checkpoint.
 
     Args:
         newest: Checkpoint to try first; its parent folder holds the others.
-        read: Reads a checkpoint, for example with `load_checkpoint`; with a process group it raises on all ranks alike.
-        falls_back: False where this very checkpoint was asked for, so that no other may take its place.
+        read: Function that reads a checkpoint, for example with `load_checkpoint`. With a process group, it raises the
+            same error on all ranks.
+        falls_back: True to read an older checkpoint if one is damaged; False to raise an error.
 
     Raises:
-        DamagedError: It is damaged, and no other may take its place.
-        CheckpointError: None is whole, or one that is whole is of another model or optimizer.
+        DamagedError: The checkpoint is damaged, and `falls_back` is False.
+        CheckpointError: All checkpoints are damaged, or an intact one belongs to another model or optimizer.
     """
     damaged: dict[Location, str] = {}
     num_removed = 0
@@ -99,29 +100,29 @@ def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bo
         num_removed += 1
         if num_removed > _MOST_REMOVED:
             raise CheckpointError(
-                f"the training that writes to {newest.parent} removed {num_removed} checkpoints while they were read. "
+                f"The training that writes to {newest.parent} removed {num_removed} checkpoints while they were read. "
                 "A checkpoint must exist until it is read. Wait until the training has ended, or train with a larger "
                 "trainer.keep_last."
             )
     reasons = "; ".join(f"{folder.name}: {reason}" for folder, reason in damaged.items())
     raise CheckpointError(
-        f"No checkpoint in {newest.parent} is whole ({reasons}); restore one of them, or start a new run.id."
+        f"No checkpoint in {newest.parent} is intact ({reasons}). Restore one of them, or start a new run.id."
     )
 
 
 def _replacement(folder: Location) -> Location | None:
-    """Returns the newest checkpoint if a running training has removed this one; None if it still exists."""
+    """Returns the newest checkpoint if a running training has removed this one; None if this one still exists."""
     newest = None if (folder / COMPLETE).is_file() else newest_complete(folder.parent)
     return newest if newest is not None and step_of(newest) > step_of(folder) else None
 
 
 def _older(folder: Location) -> Location | None:
-    """The complete checkpoint before one."""
+    """Returns the complete checkpoint before this one; None if there is none."""
     return next(reversed(_before(folder)), None)
 
 
 def _before(folder: Location) -> list[Location]:
-    """The complete checkpoints before one, oldest first."""
+    """Returns the complete checkpoints before this one, oldest first."""
     return [path for path in complete_checkpoints(folder.parent) if step_of(path) < step_of(folder)]
 
 
@@ -131,18 +132,18 @@ def load_checkpoint(
     """Restores model and optimizer in place. Collective: all ranks must call.
 
     Args:
-        folder: A complete checkpoint, written at any world size under any strategy.
-        model: Materialized, sharded as it will run.
-        optimizer: Built on the model's parameters.
-        how: What is compared with what was written; each rank checks its share of the files.
+        folder: Complete checkpoint, written at any world size under any strategy.
+        model: Materialized model, sharded as it will run.
+        optimizer: Optimizer of the model's parameters.
+        how: Depth of the integrity check. Each rank checks its share of the files.
 
     Returns:
-        What state.json holds.
+        Content of state.json.
 
     Raises:
-        DamagedError: The checkpoint is not whole or not to be trusted, as any rank sees it; on all ranks. Model and
-            optimizer may then hold parts of it.
-        CheckpointError: It is of another model, optimizer or format.
+        DamagedError: The checkpoint is damaged or not trustworthy on any rank; raised on all ranks. Model and optimizer
+            may be partly overwritten.
+        CheckpointError: The checkpoint belongs to another model or optimizer, or has another format.
     """
     rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     on_every_rank(lambda: verify(folder, how, rank, num_ranks))
@@ -155,20 +156,21 @@ def load_checkpoint(
 
 
 def read_full_state(folder: Location, weights: Weights = "auto", average_last: int = 1) -> dict[str, Tensor]:
-    """Reads the model's full parameters into CPU memory; needs no process group and no model.
+    """Reads the model's full parameters into CPU memory. Needs no process group and no model.
 
     Args:
-        folder: A complete checkpoint.
-        weights: "raw": the trained ones; "ema": their moving average; "auto": the moving average where one was kept.
-        average_last: More than 1: the arithmetic mean over this checkpoint and those before it, so many in all. They
-            are read one tensor at a time, and added up in fp64.
+        folder: Complete checkpoint.
+        weights: "raw" for the trained weights, "ema" for their moving average, "auto" for the moving average if the run
+            kept one.
+        average_last: Number of checkpoints to average, this one and those before it. The arithmetic mean is computed
+            one tensor at a time, in fp64.
 
     Returns:
         Full tensors by parameter name (a tied parameter once, under its first name).
 
     Raises:
-        DamagedError: A checkpoint is not whole or not to be trusted.
-        CheckpointError: One is of another format, holds no moving average, or there are fewer checkpoints.
+        DamagedError: A checkpoint is damaged or not trustworthy.
+        CheckpointError: A checkpoint has another format or no moving average, or there are too few checkpoints.
     """
     folders = _with_those_before(folder, average_last)
     entries = [_parameter_entries(each, weights) for each in folders]
@@ -186,33 +188,33 @@ def read_full_state(folder: Location, weights: Weights = "auto", average_last: i
 
 
 def _with_those_before(folder: Location, count: int) -> list[Location]:
-    """A checkpoint and those before it, `count` in all."""
+    """Returns this checkpoint and those before it, `count` in all, oldest first."""
     before = _before(folder) if count > 1 else []
     if len(before) + 1 < count:
         raise CheckpointError(
             f"average_last={count}, but {folder.parent} holds {len(before) + 1} complete checkpoints up to "
-            f"{folder.name}; average fewer, or train with trainer.checkpoint_every_n_steps and "
+            f"{folder.name}. Average fewer, or train with trainer.checkpoint_every_n_steps and "
             f"trainer.keep_last={count}."
         )
     return [*before[len(before) + 1 - count :], folder]
 
 
 def _parameter_entries(folder: Location, weights: Weights) -> dict[str, tuple[str, TensorStorageMetadata]]:
-    """Returns the key and shape to load for each parameter, from a checkpoint whose bytes are verified."""
+    """Verifies a checkpoint; returns the key to load and the index entry of each parameter."""
     verify(folder)
     read_state(folder)
     entries = read_index(folder).state_dict_metadata
     averages = {key for key in entries if key.startswith(OPTIMIZER_PREFIX) and key.endswith(f".{AVERAGE}")}
     if weights == "ema" and not averages:
         raise CheckpointError(
-            f"{folder} holds no moving average of the weights, since trainer.ema_decay was null; use weights=raw."
+            f"{folder} holds no moving average of the weights, because trainer.ema_decay was null. Use weights=raw."
         )
     chosen = {}
     for key, entry in entries.items():
         if key.startswith(MODEL_PREFIX) and isinstance(entry, TensorStorageMetadata):
             name = key.removeprefix(MODEL_PREFIX)
             average = f"{OPTIMIZER_PREFIX}{name}.{AVERAGE}"
-            # A frozen parameter has no average and needs none.
+            # A frozen parameter has no average: its weight never changes.
             chosen[name] = (average if weights != "raw" and average in averages else key, entry)
     return chosen
 
@@ -232,5 +234,5 @@ def _load(folder: Location, tensors: dict[str, Tensor], no_dist: bool, index: Me
         rank, (cause, _) = min(error.failures.items())
         reason = f"{folder} could not be read by rank {rank} ({type(cause).__name__}: {cause})"
         if isinstance(cause, MemoryError | torch.OutOfMemoryError) or not isinstance(cause, Exception):
-            raise CheckpointError(f"{reason}; the checkpoint may be whole, start again.") from error
+            raise CheckpointError(f"{reason}. The checkpoint may be intact. Start again.") from error
         raise DamagedError(reason) from error

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay."""
+"""Retention policy: selects the checkpoints of a run to keep, and deletes the others."""
 
 import math
 from collections.abc import Mapping
@@ -16,20 +16,21 @@ from framework.checkpoint.layout import (
 from framework.checkpoint.storage import Location
 
 VALIDATION = "validation"
-"""Key of state.json: the metrics of the validation that was made at that step, where one was."""
+"""Key of state.json that holds the metrics of the validation at that step, if there was one."""
 
 
 @dataclass(frozen=True)
 class Retention:
-    """The newest stay, one every so many steps, and the best; a checkpoint stays for any of these reasons.
+    """Rules by which checkpoints are kept. One matching rule is enough to keep a checkpoint.
 
     Attributes:
-        keep_last: Newest checkpoints that stay, at least 1.
-        keep_every_n_steps: Checkpoints of these steps stay forever; None: of none.
-        keep_best: How many of the best validations stay.
-        best_key: Metric key by which they are compared, such as "val/loss".
+        keep_last: Number of newest checkpoints to keep. At least one is always kept.
+        keep_every_n_steps: Interval in steps; checkpoints at its multiples are kept forever. None disables this rule.
+        keep_best: Number of checkpoints to keep that have the best validation metric.
+        best_key: Metric key that ranks checkpoints, such as "val/loss".
         best_mode: "min" or "max".
-        newest_of_every: The newest checkpoint at a multiple of it stays, whatever was saved since; None: none does.
+        newest_of_every: Interval in steps; the newest checkpoint at one of its multiples is kept, even if many were
+            saved since. None disables this rule.
     """
 
     keep_last: int = 2
@@ -40,11 +41,11 @@ class Retention:
     newest_of_every: int | None = None
 
     def kept(self, validations: Mapping[int, Mapping[str, float]]) -> set[int]:
-        """The steps that stay.
+        """Returns the steps whose checkpoints are kept. Of equal metrics, the earlier step ranks higher.
 
         Args:
-            validations: For each complete checkpoint its step and the metrics of that step's validation, empty where
-                none was made. Of equal values the earlier step is the better.
+            validations: Validation metrics by step, for each complete checkpoint. Steps without a validation have an
+                empty mapping.
         """
         steps = sorted(validations)
         kept = set(steps[-max(self.keep_last, 1) :])
@@ -58,9 +59,9 @@ class Retention:
         return kept | {step for _, step in ranked[: self.keep_best]}
 
     def prune(self, checkpoints: Location) -> None:
-        """Deletes the others, and what is left of writes and deletions that a kill cut short.
+        """Deletes checkpoints that no rule keeps, and leftovers of interrupted saves and deletions.
 
-        Call it on one rank, after a save. The newest complete checkpoint stays, and what is newer.
+        Call it on one rank, after a save. The newest complete checkpoint and newer folders are never deleted.
         """
         folders = {step_of(folder): folder for folder in complete_checkpoints(checkpoints)}
         kept = self.kept({step: _validation(folder) for step, folder in folders.items()})
@@ -71,7 +72,7 @@ class Retention:
 
 
 def _validation(folder: Location) -> dict[str, float]:
-    """Metrics of a checkpoint's own validation; one that cannot be read has none."""
+    """Returns the validation metrics of a checkpoint; empty if there are none or state.json cannot be read."""
     try:
         metrics = read_json(folder / STATE).get(VALIDATION)
     except DamagedError:

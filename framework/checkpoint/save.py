@@ -1,6 +1,6 @@
-"""Writing a checkpoint: every rank its shards, then one rename and COMPLETE last; or nothing where the disk refuses.
+"""Writes checkpoints: each rank writes its shards, then rank 0 renames the folder and writes COMPLETE last.
 
-Behind a URL there is no rename, and COMPLETE alone makes it one.
+If the disk fails, nothing remains of the checkpoint. Storage behind a URL has no rename; COMPLETE alone marks the end.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from framework.optim.shards import local
 
 
 class SaveError(CheckpointError):
-    """The disk refused a checkpoint: nothing of it is left, and older ones are as they were."""
+    """The disk could not store a checkpoint. Its partial files are removed, and older checkpoints are unchanged."""
 
 
 def save_checkpoint(
     checkpoints: Location, step: int, model: nn.Module, optimizer: CombinedOptimizer, extra: dict[str, Any]
 ) -> Location:
-    """Writes model and optimizer as they are, as `write_checkpoint` does. Collective: all ranks must call."""
+    """Writes the current model and optimizer with `write_checkpoint`. Collective: all ranks must call."""
     return write_checkpoint(checkpoints, step, checkpoint_tensors(model, optimizer), extra)
 
 
@@ -50,29 +50,31 @@ def write_checkpoint(
 ) -> Location:
     """Writes the checkpoint after `step` completed steps. Collective: all ranks must call.
 
-    Killed at any moment, it leaves either a whole checkpoint or one without COMPLETE, and all older ones as they were.
+    If the process is killed at any moment, the checkpoint is either complete or lacks COMPLETE. Older checkpoints are
+    unchanged.
 
     Args:
-        checkpoints: The run's folder of checkpoints, shared by all ranks.
-        step: Completed steps.
-        tensors: Of `checkpoint_tensors`, or copies of them; nothing may change them until the end.
-        extra: Goes into state.json beside `format` and `step`.
-        group: Of all ranks, on the host; another thread than the main one needs a group of its own. None: the default
-            group.
+        checkpoints: Folder of the run's checkpoints, shared by all ranks.
+        step: Number of completed steps.
+        tensors: Result of `checkpoint_tensors`, or copies of it. They must not change until this function returns.
+        extra: Values written to state.json in addition to `format` and `step`.
+        group: CPU process group of all ranks; None for the default group. A thread other than the main one needs a
+            group of its own.
 
     Returns:
-        The folder.
+        Folder of the checkpoint.
 
     Raises:
-        SaveError: The disk refused, on any rank; on all ranks.
-        CheckpointError: The step is there already, or it failed for another reason; on all ranks.
+        SaveError: The disk failed on any rank; raised on all ranks.
+        CheckpointError: The step exists already, or the save failed for another reason; raised on all ranks.
     """
     target, temporary = step_folder(checkpoints, step), temporary_folder(checkpoints, step)
 
     def prepare() -> None:
         if (target / COMPLETE).exists():
             raise CheckpointError(
-                f"{target} is complete already and is never overwritten; resume from it or move it away."
+                f"{target} is complete already. Complete checkpoints are never overwritten. Resume from it, or move "
+                "it away."
             )
         for leftover in (temporary, target):
             if leftover.exists():
@@ -98,7 +100,7 @@ def write_checkpoint(
 def _write_tensors(
     target: Location, temporary: Location, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None
 ) -> dict[str, str]:
-    """Writes this rank's shards; returns the checksums of its files."""
+    """Writes this rank's shards, and returns the checksums of its files by name."""
     writer = IndexWriter(temporary)
     try:
         ignore_single_process_warning()
@@ -108,14 +110,14 @@ def _write_tensors(
         if all(isinstance(each, OSError) for each, _ in error.failures.values()):
             raise _refusal(target, rank, cause) from error
         raise CheckpointError(
-            f"{target} could not be written by rank {rank} ({type(cause).__name__}: {cause}), and not because of the "
-            "disk; older checkpoints are whole, resume from the newest."
+            f"{target} could not be written by rank {rank} ({type(cause).__name__}: {cause}). The disk is not the "
+            "cause. Older checkpoints are intact. Resume from the newest."
         ) from error
     return writer.checksums
 
 
 def _on_first_rank(target: Location, action: Callable[[], None], group: dist.ProcessGroup | None) -> None:
-    """Runs an action on rank 0; an error of its disk is a SaveError on all ranks."""
+    """Runs an action on rank 0. Its OSError becomes a SaveError on all ranks."""
 
     def run() -> None:
         try:
@@ -128,13 +130,13 @@ def _on_first_rank(target: Location, action: Callable[[], None], group: dist.Pro
 
 def _refusal(target: Location, rank: int, cause: BaseException) -> SaveError:
     return SaveError(
-        f"{target} could not be written: the disk refused rank {rank} ({cause}); make room, or choose a folder that "
-        "can be written. Older checkpoints are whole."
+        f"{target} could not be written: the disk refused rank {rank} ({cause}). Older checkpoints are intact. Free "
+        "disk space, or choose a writable folder."
     )
 
 
 def _clear(temporary: Location, target: Location) -> None:
-    """Removes what a refused save left, to give the room back; what cannot be removed is no checkpoint either."""
+    """Removes the partial files of a failed save to free disk space. Files that cannot be removed are left."""
     for leftover in (temporary, target):
         with contextlib.suppress(OSError):
             if not (leftover / COMPLETE).exists():
@@ -142,16 +144,16 @@ def _clear(temporary: Location, target: Location) -> None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> None:
-    """Checks weights and optimizer state, each rank its own part; waits for the device once.
+    """Checks that weights and optimizer state are finite, because an update from a finite gradient can overflow.
 
-    Collective: all ranks must call. An update from a finite gradient can still overflow.
+    Collective: all ranks must call. Each rank checks its own shards, with one device synchronization.
 
     Args:
-        tensors: Of `checkpoint_tensors`, or copies of them.
-        group: Of all ranks, on the host; None: the default group.
+        tensors: Result of `checkpoint_tensors`, or copies of it.
+        group: CPU process group of all ranks; None for the default group.
 
     Raises:
-        CheckpointError: A value is not finite on any rank; on all ranks.
+        CheckpointError: A value is not finite on any rank; raised on all ranks.
     """
 
     def check() -> None:
@@ -161,15 +163,15 @@ def check_finite(tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None 
         for name, is_finite in zip(measured, flags, strict=True):
             if not is_finite:
                 raise CheckpointError(
-                    f"{name} is no longer finite although loss and gradient norm of every step were, so no checkpoint "
-                    "is written; begin a new run.id with a lower learning rate, or with trainer.gradient_clip. Older "
-                    "checkpoints are whole."
+                    f"{name} is no longer finite although loss and gradient norm were finite at every step. No "
+                    "checkpoint is written, and older checkpoints are intact. Begin a new run.id with a lower learning "
+                    "rate or with trainer.gradient_clip."
                 )
 
     on_every_rank(check, group)
 
 
 def _is_finite(tensor: Tensor) -> Tensor:
-    """() bool; the extremes need no copy of the tensor, and NaN is an extreme."""
+    """Returns a () bool. The minimum and maximum need no copy of the tensor, and both are NaN if any value is."""
     least, greatest = tensor.detach().aminmax()
     return torch.isfinite(least) & torch.isfinite(greatest)

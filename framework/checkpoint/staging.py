@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's tensors in host memory, so that they can be written while training changes the originals."""
+"""Copies a checkpoint's tensors to host memory, so that a thread can write them while training continues."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,10 @@ from framework.optim.shards import local
 
 
 class Staging:
-    """Host copies of this rank's tensors, allocated at the first copy and filled again at each: one at a time.
+    """Host buffers for this rank's tensors. The first copy allocates them, and each later copy overwrites them.
 
-    Of a DTensor its local part is copied, whatever its mesh and placements are. Each copy has a storage of its own, as
-    torch's writer takes a view for something that it must copy again.
+    Only the local part of a DTensor is copied, for any mesh and placements. Each copy owns its storage, because torch's
+    checkpoint writer copies views again.
     """
 
     def __init__(self) -> None:
@@ -25,19 +25,19 @@ class Staging:
     def copy(
         self, tensors: Mapping[str, Tensor], after: Mapping[torch.device, torch.cuda.Event] | None = None
     ) -> dict[str, Tensor]:
-        """Copies all tensors; when it returns, the originals may change. It may run in any thread.
+        """Copies all tensors to the host. It may run in any thread. Afterwards, the originals may change.
 
-        A GPU copies on a stream of its own, beside what it computes meanwhile.
+        Each GPU copies on a separate stream, in parallel with its computation.
 
         Args:
-            tensors: By key; DTensors or plain ones, on any device. Nothing may change them until the end.
-            after: Of `work_so_far`, from the thread that computed the tensors; None: this one did.
+            tensors: Tensors by key: DTensors or plain tensors, on any device. They must not change during the copy.
+            after: Result of `work_so_far` from the thread that computed the tensors; None if it is the current thread.
 
         Returns:
-            Tensors of the same shape, dtype and placements, held by the host. They change with the next call.
+            Host tensors of the same shape, dtype and placements. The next call overwrites them.
 
         Raises:
-            CheckpointError: Host or device refused, for example for want of memory.
+            CheckpointError: The copy failed on the host or the device, for example for lack of memory.
         """
         after = work_so_far(tensors) if after is None else after
         try:
@@ -50,22 +50,22 @@ class Staging:
                 self._streams[device].synchronize()
         except (MemoryError, RuntimeError) as error:
             raise CheckpointError(
-                f"Weights and optimizer state could not be copied to host memory ({type(error).__name__}: {error}); "
-                "give the host more memory, or write checkpoints without a copy: trainer.checkpoint_async=false. "
-                "Checkpoints that are complete are whole."
+                f"Weights and optimizer state could not be copied to host memory ({type(error).__name__}: {error}). "
+                "Complete checkpoints are intact. Give the host more memory, or write checkpoints without a copy: "
+                "trainer.checkpoint_async=false."
             ) from error
         return copies
 
     def _copy(self, key: str, tensor: Tensor) -> Tensor:
         part = local(tensor)
-        with self._beside(part.device):
+        with self._copy_stream(part.device):
             buffer = self._buffer(key, part)
             buffer.copy_(part, non_blocking=True)
-        # Not from_local: it would move the copy to the device of the mesh.
+        # DTensor.from_local would move the copy to the device of the mesh.
         return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
 
     def _buffer(self, key: str, part: Tensor) -> Tensor:
-        """The host memory of a key; pinned where the copy can then run beside others."""
+        """Returns the host buffer of a key. It is pinned for GPU tensors, so that their copies run asynchronously."""
         buffer = self._buffers.get(key)
         if buffer is None or buffer.shape != part.shape or buffer.dtype != part.dtype:
             buffer = torch.empty_like(part, device="cpu", requires_grad=False, pin_memory=part.is_cuda)
@@ -73,18 +73,18 @@ class Staging:
         return buffer
 
     @contextlib.contextmanager
-    def _beside(self, device: torch.device) -> Iterator[None]:
-        """Lets this thread ask a GPU on the stream of the copies."""
+    def _copy_stream(self, device: torch.device) -> Iterator[None]:
+        """Issues the work of this thread on the copy stream of a GPU; does nothing for other devices."""
         if device.type != "cuda":
             yield
             return
-        # The device too: another thread than the main one stands at GPU 0, and going back there from a stream alone
-        # would take memory of it for each rank.
+        # Set the device too: in a thread other than the main one, the current device is GPU 0. Restoring that device
+        # after a stream context alone would create a context, and take memory, on GPU 0 for each rank.
         with torch.cuda.device(device), torch.cuda.stream(self._streams[device]):
             yield
 
 
 def work_so_far(tensors: Mapping[str, Tensor]) -> dict[torch.device, torch.cuda.Event]:
-    """Marks, on each GPU that holds a tensor, the end of what this thread has asked of it so far; waits for nothing."""
+    """Records an event on each GPU that holds a tensor, after the work that this thread has queued. Does not wait."""
     devices = {tensor.device for tensor in map(local, tensors.values()) if tensor.is_cuda}
     return {device: torch.cuda.current_stream(device).record_event() for device in devices}

@@ -1,7 +1,7 @@
-"""Where checkpoints are kept: in a local or shared folder, which is a `pathlib.Path`, or behind an fsspec URL.
+"""Storage of checkpoints: a local or shared folder (`pathlib.Path`), or an fsspec URL (`RemotePath`).
 
-On disk a file is flushed, and a rename puts what is whole in its place. Behind a URL nothing can be renamed and nothing
-has to be flushed: files are written where they belong, and what is whole is said by COMPLETE alone.
+On disk, files are flushed, and finished folders are renamed to their final name. Storage behind a URL has neither
+rename nor flush: files are written to their final path, and only COMPLETE marks a finished checkpoint.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class RemotePath:
     """A folder or file behind an fsspec URL, with the methods of `pathlib.Path` that checkpoints need.
 
     Attributes:
-        url: Without a slash at its end.
+        url: URL without a trailing slash.
     """
 
     url: str
@@ -41,20 +41,20 @@ class RemotePath:
 
     @property
     def name(self) -> str:
-        """What stands behind the last slash."""
+        """Returns the part after the last slash."""
         return self.url.rpartition("/")[2]
 
     @property
     def parent(self) -> "RemotePath":
-        """The folder that holds it."""
+        """Returns the parent folder."""
         return RemotePath(self.url.rpartition("/")[0])
 
     def resolve(self) -> "RemotePath":
-        """Itself: there is one URL to a place."""
+        """Returns itself, because a URL has no links to resolve."""
         return self
 
     def info(self) -> dict[str, Any] | None:
-        """`type` and `size`; None where nothing is there. fsspec's own `exists` takes any error for that answer."""
+        """Returns `type` and `size`; None if it does not exist. fsspec's own `exists` returns False on any error."""
         files, path = self._opened()
         try:
             return files.info(path)
@@ -62,41 +62,41 @@ class RemotePath:
             return None
 
     def exists(self) -> bool:
-        """True for a file or a folder."""
+        """Returns True if a file or folder exists."""
         return self.info() is not None
 
     def is_file(self) -> bool:
-        """True for a file."""
+        """Returns True for a file."""
         return (self.info() or {}).get("type") == "file"
 
     def is_dir(self) -> bool:
-        """True for a folder; an object store has those that hold something."""
+        """Returns True for a folder. An object store has no empty folders."""
         return (self.info() or {}).get("type") == "directory"
 
     def iterdir(self) -> Iterator["RemotePath"]:
-        """What a folder holds, in no order."""
+        """Yields the entries of a folder, in no order."""
         files, path = self._opened()
         for entry in files.ls(path, detail=False):
             if entry.strip("/") != path.strip("/"):  # an object store may list a marker of the folder itself
                 yield self / entry.rstrip("/").rpartition("/")[2]
 
     def open(self, mode: str) -> Any:
-        """Opens a file for bytes; one that is written is there when it is closed."""
+        """Opens a binary file. A written file exists once it is closed."""
         files, path = self._opened()
         return files.open(path, mode)
 
     def read_text(self, encoding: str) -> str:
-        """The text of a file."""
+        """Reads a text file."""
         with self.open("rb") as file:
             return file.read().decode(encoding)
 
     def write_text(self, text: str, encoding: str) -> int:
-        """Writes a file."""
+        """Writes a text file."""
         with self.open("wb") as file:
             return file.write(text.encode(encoding))
 
-    def mkdir(self, *, parents: bool, exist_ok: bool = True) -> None:  # noqa: ARG002  always so behind a URL
-        """Makes a folder where there are such things; in an object store a folder is the names of its files."""
+    def mkdir(self, *, parents: bool, exist_ok: bool = True) -> None:  # noqa: ARG002  both always hold behind a URL
+        """Creates a folder. In an object store this does nothing: folders exist only in the names of files."""
         files, path = self._opened()
         files.makedirs(path, exist_ok=True)
 
@@ -110,12 +110,12 @@ class RemotePath:
                 raise
 
     def rmtree(self) -> None:
-        """Deletes a folder and what it holds, in no order."""
+        """Deletes a folder and its content, in no order."""
         files, path = self._opened()
         files.rm(path, recursive=True)
 
     def _opened(self) -> tuple[Any, str]:
-        """The file system (fsspec keeps it) and the path there; what other processes have written since shows."""
+        """Returns the file system (cached by fsspec) and the path in it, after dropping outdated listings."""
         files, path = url_to_fs(self.url)
         files.invalidate_cache()
         return files, path
@@ -126,10 +126,10 @@ Location = Path | RemotePath
 
 
 def location(text: str) -> Location:
-    """What a path or a URL names; `file://` is local.
+    """Returns the location that a path or URL names; `file://` URLs become local paths.
 
     Raises:
-        ConfigError: The URL cannot be used here, or it holds a secret.
+        ConfigError: The URL cannot be used, or it contains a secret.
     """
     if "://" not in text:
         return Path(text)
@@ -143,17 +143,17 @@ def location(text: str) -> Location:
             files, path = url_to_fs(text)
     except ImportError as error:
         raise ConfigError(
-            f"{shown} needs a package that is not installed ({error}); install it, or choose a local folder."
+            f"{shown} needs a package that is not installed ({error}). Install it, or choose a local folder."
         ) from error
     except (ValueError, OSError) as error:
         raise ConfigError(
-            f"{shown} cannot be used for checkpoints ({error}); choose a local folder, or a URL that fsspec can open, "
+            f"{shown} cannot be used for checkpoints ({error}). Choose a local folder, or a URL that fsspec can open, "
             "such as s3://bucket/folder."
         ) from error
     if secret:
         raise ConfigError(
-            f"{shown} was given with a password or a query (?...), but configs are saved and a URL may hold no secret; "
-            "leave it out, and give it by the environment variables or files of the storage's own tools."
+            f"{shown} was given with a password or a query (?...). Configs are saved, so a URL must not hold a secret. "
+            "Remove it, and use the environment variables or files of the storage's own tools."
         )
     if type(files) is LocalFileSystem:
         return Path(path)
@@ -161,12 +161,12 @@ def location(text: str) -> Location:
 
 
 def has_rename(path: Location) -> bool:
-    """True where a folder can be written beside and put in its place when it is whole."""
+    """Returns True if the storage can rename folders, so that a finished folder can replace a temporary one."""
     return isinstance(path, Path)
 
 
 def size_of(path: Location) -> int | None:
-    """Bytes of a file; None where there is no such file."""
+    """Returns the size of a file in bytes; None if it does not exist."""
     if isinstance(path, Path):
         return path.stat().st_size if path.is_file() else None
     info = path.info()
@@ -174,7 +174,7 @@ def size_of(path: Location) -> int | None:
 
 
 def write_whole(path: Location, text: str) -> None:
-    """Writes a file completely or not at all; behind a URL a failed write is deleted."""
+    """Writes a text file completely or not at all. Behind a URL, the file of a failed write is deleted."""
     if isinstance(path, RemotePath):
         try:
             path.write_text(text, encoding="utf-8")
@@ -187,7 +187,7 @@ def write_whole(path: Location, text: str) -> None:
 
 
 def put_in_place(written: Location, target: Location) -> None:
-    """Gives a folder that was written beside its own name; one that was written where it belongs is left there."""
+    """Renames a temporary folder to its final name. Behind a URL it already has that name."""
     if isinstance(written, Path) and isinstance(target, Path):
         sync_folder(written)
         written.rename(target)
@@ -195,7 +195,7 @@ def put_in_place(written: Location, target: Location) -> None:
 
 
 def move(path: Location, name: str) -> None:
-    """Gives a file another name in its folder; behind a URL by writing it again."""
+    """Renames a file within its folder. Behind a URL the file is copied, and the old one deleted."""
     if isinstance(path, Path):
         path.rename(path.with_name(name))
         return
@@ -205,13 +205,13 @@ def move(path: Location, name: str) -> None:
 
 
 def sync_folder(folder: Location) -> None:
-    """Makes renames inside a folder survive a power cut."""
+    """Flushes a folder to disk, so that renames in it survive a power failure. Does nothing behind a URL."""
     if isinstance(folder, Path):
         sync_local_folder(folder)
 
 
 def remove_tree(folder: Location, ignore_errors: bool = False) -> None:
-    """Deletes a folder and what it holds; what cannot be deleted is an error, or left."""
+    """Deletes a folder and its content. With `ignore_errors`, entries that cannot be deleted are left."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors)
         return

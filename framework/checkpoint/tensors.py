@@ -1,8 +1,7 @@
-"""The tensors of a checkpoint by name, and reading their index without giving its pickle any power.
+"""Tensors of a checkpoint by key, and a safe reader for their index, which is a pickle.
 
 Keys: `model.<parameter>` (a tied parameter once, under its first name) and `optimizer.<parameter>.<state>`. All values
-    are
-tensors, so that nothing in a checkpoint has to be unpickled but torch.distributed.checkpoint's own index.
+are tensors. The index of torch.distributed.checkpoint is therefore the only pickle that has to be read.
 """
 
 import pickle
@@ -44,30 +43,30 @@ _LAYOUT = ("torch.serialization", "_get_layout")
 
 
 def _layout(name: str) -> torch.layout:
-    """Stands in for torch's own look-up of a layout by name; dense is the only one that checkpoints hold."""
+    """Replaces torch's lookup of a layout by name. Checkpoints hold dense tensors only."""
     if name != "torch.strided":
         raise pickle.UnpicklingError(f"layout {name}")
     return torch.strided
 
 
 class _IndexUnpickler(pickle._Unpickler):
-    """Knows the classes of the index, dtypes and the dense layout, and nothing else that could be called.
+    """Unpickler that allows only the classes of the index, dtypes and the dense layout.
 
-    The one in Python, as that in C cannot be kept from setting attributes of the classes themselves.
+    It extends Python's own unpickler, because the one in C would let a pickle set attributes of the classes themselves.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)  # type: ignore[misc]
 
     def load_build(self) -> None:
-        """Fills an object; a class or a function is not to be changed."""
+        """Sets the attributes of an object; rejects classes and functions."""
         if callable(self.stack[-2]):  # type: ignore[attr-defined]
-            raise pickle.UnpicklingError(f"a change of {self.stack[-2]}")  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError(f"it changes {self.stack[-2]}")  # type: ignore[attr-defined]
         super().load_build()  # type: ignore[misc]
 
     dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
-        """Looks a global name up in the short list."""
+        """Returns an allowed global object; rejects all other names."""
         if (module, name) in _CLASSES:
             return _CLASSES[module, name]
         if (module, name) == _LAYOUT:
@@ -81,7 +80,7 @@ def read_index(folder: Location) -> Metadata:
     """Reads `.metadata` of torch.distributed.checkpoint and checks that it names only tensors and files of this folder.
 
     Raises:
-        DamagedError: It cannot be read, names something that a checkpoint of tensors does not need, or a foreign file.
+        DamagedError: The index cannot be read, or it names an object other than tensors or a file outside the folder.
     """
     path = folder / ".metadata"
     try:
@@ -99,19 +98,19 @@ def read_index(folder: Location) -> Metadata:
         OverflowError,
     ) as error:
         raise DamagedError(
-            f"{path} is damaged or holds more than tensors ({error}), do not trust this checkpoint"
+            f"{path} is damaged or holds more than tensors ({error}), so do not trust this checkpoint"
         ) from error
     if not isinstance(index, Metadata) or not all(
         isinstance(part, dict) for part in (index.state_dict_metadata, index.storage_data)
     ):
-        raise DamagedError(f"{path} is not the index of a checkpoint, do not trust this checkpoint")
+        raise DamagedError(f"{path} is not the index of a checkpoint, so do not trust this checkpoint")
     for key, entry in index.state_dict_metadata.items():
-        # Anything else would be unpickled by torch when it is loaded.
+        # torch would unpickle any other kind of entry while loading it.
         if not _is_tensor_entry(entry):
-            raise DamagedError(f"{path}: {key} is not a tensor, do not trust this checkpoint")
+            raise DamagedError(f"{path}: {key} is not a tensor, so do not trust this checkpoint")
     for info in index.storage_data.values():  # type: ignore[union-attr]
         if not _is_inside(info):
-            raise DamagedError(f"{path} points to a file outside of the checkpoint, do not trust this checkpoint")
+            raise DamagedError(f"{path} points to a file outside of the checkpoint, so do not trust this checkpoint")
     return index
 
 
@@ -125,7 +124,7 @@ def _is_tensor_entry(entry: Any) -> bool:
 
 
 def _is_inside(info: Any) -> bool:
-    """True for the bytes of a file beside the index, as they are: nothing that a reader would have to decode."""
+    """Returns True if the data are plain bytes of a file in the folder of the index, without a transform to decode."""
     return (
         isinstance(info, _StorageInfo)
         and isinstance(info.relative_path, str)
@@ -136,18 +135,18 @@ def _is_inside(info: Any) -> bool:
 
 
 class IndexWriter(FileSystemWriter):
-    """Torch's writer of checkpoint folders, with an index that does not keep the folder's path (a pickled object).
+    """Writer of checkpoint folders. Its index does not contain the folder's path, which torch would pickle.
 
     Attributes:
-        checksums: Of the files that this rank wrote, by name.
+        checksums: Checksums, by name, of the files that this rank wrote.
     """
 
-    fs: Any  # torch's types know local folders only
+    fs: Any  # torch's annotations allow local folders only
     path: Any
 
     def __init__(self, folder: Location) -> None:
-        # No look-ahead on a GPU: it would use the current device, which in another thread than the main one is GPU 0.
-        # Files behind a URL are not flushed: torch would flush all disks of the host instead.
+        # No look-ahead copies: they would use the current device, which is GPU 0 in a thread other than the main one.
+        # No sync for files behind a URL: torch would flush all disks of the host instead.
         super().__init__(folder.name, single_file_per_rank=True, sync_files=has_rename(folder), per_thread_copy_ahead=0)
         hashing = HashingFileSystem()
         self.fs = hashing
@@ -155,17 +154,17 @@ class IndexWriter(FileSystemWriter):
         self.checksums = hashing.checksums
 
     def storage_meta(self) -> StorageMeta:
-        """Only the id of the save."""
+        """Returns metadata that contains only the id of the save."""
         return StorageMeta(save_id=self.save_id)
 
 
 class IndexReader(FileSystemReader):
-    """Torch's reader of checkpoint folders, with `read_index` in place of an unlimited unpickler.
+    """Reader of checkpoint folders that uses an index from `read_index` instead of torch's unrestricted unpickler.
 
-    The index is passed in, because torch logs tracebacks if it fails to read one.
+    The caller reads the index and passes it in, because torch logs tracebacks if it fails to read one.
     """
 
-    fs: Any  # as above
+    fs: Any  # see IndexWriter
     path: Any
 
     def __init__(self, folder: Location, index: Metadata) -> None:
@@ -183,46 +182,46 @@ class IndexReader(FileSystemReader):
 
 
 def ignore_single_process_warning() -> None:
-    """Torch warns at each save and load without a process group; a single process is meant here.
+    """Hides the warning of torch at each save and load without a process group, which is intended here.
 
-    For good, not for the time of a save: filters are of the process, and putting them back would undo what another
-    thread has changed in the meantime.
+    The filter stays for the life of the process. Filters belong to the whole process, so restoring them after a save
+    would undo changes that another thread made in the meantime.
     """
     warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters by name, each once, sharded where the model is. Loading into them in place restores the model."""
-    # FSDP may still hold the root's parameters gathered after a pass without backward; its hook on state_dict puts
-    # the sharded ones back, and only then do the module's parameters have those.
+    """Returns each parameter once by name, sharded if the model is. Loading into them in place restores the model."""
+    # After a forward pass without backward, FSDP may keep the root's parameters gathered. Its hook on state_dict
+    # restores the sharded parameters of the module.
     model.state_dict(keep_vars=True)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def checkpoint_tensors(model: nn.Module, optimizer: CombinedOptimizer) -> dict[str, Tensor]:
-    """All tensors that a checkpoint holds, under their keys in the checkpoint."""
+    """Returns all tensors of a checkpoint by key."""
     tensors = {MODEL_PREFIX + name: tensor for name, tensor in model_tensors(model).items()}
     return tensors | {OPTIMIZER_PREFIX + name: tensor for name, tensor in optimizer.named_state().items()}
 
 
-def check_index(folder: Location, index: Metadata, wanted: dict[str, Tensor]) -> None:
-    """Compares names, shapes and dtypes of a checkpoint with those that are wanted.
+def check_index(folder: Location, index: Metadata, expected: dict[str, Tensor]) -> None:
+    """Compares names, shapes and dtypes of a checkpoint with the expected tensors.
 
     Raises:
         CheckpointError: They differ; the message names the first difference.
     """
     entries: dict[str, Any] = index.state_dict_metadata
-    missing, unexpected = sorted(set(wanted) - set(entries)), sorted(set(entries) - set(wanted))
+    missing, unexpected = sorted(set(expected) - set(entries)), sorted(set(entries) - set(expected))
     if missing or unexpected:
-        which = f"lacks {missing[0]}" if missing else f"holds {unexpected[0]}, which is not wanted"
+        problem = f"lacks {missing[0]}" if missing else f"holds the unexpected tensor {unexpected[0]}"
         raise CheckpointError(
-            f"{folder} {which} ({len(missing)} lacking, {len(unexpected)} too many); "
-            "resume with the model and optimizer that wrote it, or take only its weights with init_from."
+            f"{folder} {problem} ({len(missing)} missing, {len(unexpected)} unexpected). "
+            "Resume with the model and optimizer that wrote it, or load only its weights with init_from."
         )
-    for key, tensor in wanted.items():
+    for key, tensor in expected.items():
         entry = entries[key]
         if tuple(entry.size) != tuple(tensor.shape) or entry.properties.dtype != tensor.dtype:
             raise CheckpointError(
-                f"{folder}: {key} is {tuple(entry.size)} {entry.properties.dtype} there and {tuple(tensor.shape)} "
-                f"{tensor.dtype} here; resume with the model that wrote it."
+                f"{folder}: {key} is {tuple(entry.size)} {entry.properties.dtype} in the checkpoint and "
+                f"{tuple(tensor.shape)} {tensor.dtype} in the model. Resume with the model that wrote it."
             )

@@ -27,7 +27,7 @@ from framework.distributed.processes.environment import ProcessInfo, process_inf
 from framework.distributed.processes.process_group import process_group
 from framework.errors import CheckpointError, ConfigError, FrameworkError, reading_record
 from framework.modules.inference import Inference
-from framework.published.files import SIDE_CONFIG_FILE
+from framework.published.files import EXPORT_RECORD_FILE
 from framework.published.pretrained import PretrainedWeights
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
@@ -131,8 +131,8 @@ def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
     weights = find_weights(source, runs, settings.weights, settings.average_last)
-    file = run[0] / TASK_FILE if run is not None else Path(source) / SIDE_CONFIG_FILE
-    record = read_task_record(run[0]) if run is not None else weights.side
+    file = run[0] / TASK_FILE if run is not None else Path(source) / EXPORT_RECORD_FILE
+    record = read_task_record(run[0]) if run is not None else weights.task_record
     if weights.tokenizer_dir is None:
         raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
     if run is None and "config" not in record:
@@ -163,11 +163,13 @@ def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None
 def _open_published(weights: PretrainedWeights, tokenizer_dir: Path) -> Trained:
     """Returns a published encoder without its heads, with the task of embedding texts."""
     task = EmbeddingTask(
-        max_length=weights.config.max_sequence_length, pooling=weights.side.get("pooling", "mean"), normalize=False
+        max_length=weights.config.max_sequence_length,
+        pooling=weights.task_record.get("pooling", "mean"),
+        normalize=False,
     )
     tokenizer = Tokenizer.from_folder(tokenizer_dir)
     check_tokenizer(tokenizer, weights, None)
-    return Trained(weights, tokenizer, task, weights.side, None, None, None, None)
+    return Trained(weights, tokenizer, task, weights.task_record, None, None, None, None)
 
 
 def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) -> str | None:

@@ -1,1 +1,1 @@
-"""Writes folders that other libraries load."""
+"""Exports models as folders that other libraries load."""

@@ -1,8 +1,8 @@
-"""Writes the low-rank updates of a model as a folder that peft loads beside the base model of transformers.
+"""Exports the low-rank updates of a model as a folder that peft loads on top of a base model of transformers.
 
-peft names maps as transformers does. A map there that holds several of ours (ModernBERT's Wqkv and Wi) gets their
-updates as one of their ranks added up: A below one another, B side by side. What else was trained, the head above all,
-is written whole (`modules_to_save`). Not here: merging, see `framework.nn.lora`.
+peft uses the layer names of transformers. A published linear layer that contains several of ours (ModernBERT's Wqkv and
+Wi) gets one update whose rank is the sum of their ranks: the A matrices are stacked by rows, the B matrices by columns.
+Other trained modules, mainly the head, are written completely (`modules_to_save`). `framework.nn.lora` merges updates.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,20 +30,21 @@ ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
 _TASK_TYPES = {"sequence_classification": "SEQ_CLS"}
-"""peft's name of what a head is for; others are left unnamed, which any model can load."""
+"""Task types of peft by head kind. Other kinds have none, and any model can load them."""
 
 _DECODER = "mlm."
-_MERGE = "use lora=merge, which writes the whole model"
+_MERGE = "lora=merge, which writes the whole model"
 
 
 @dataclass(frozen=True)
 class TrainedAdapter:
-    """What a run with an adapter trained.
+    """Result of training with low-rank updates.
 
     Attributes:
-        settings: Of the updates.
-        state: Full CPU tensors of a TaskModel ("encoder.*", "head.*"), updates among them.
-        base: The weights that it started from, as transformers finds them; None where they came from a run.
+        settings: Settings of the updates.
+        state: Full CPU tensors of a TaskModel ("encoder.*", "head.*"), including the updates.
+        base: Weights that the run started from, by a name or path that transformers loads; None if they came from
+            another run.
     """
 
     settings: LoraSettings
@@ -57,56 +58,60 @@ def export_adapter(
     adapter: TrainedAdapter,
     head_kind: str,
     tokenizer: Tokenizer,
-    side: Mapping[str, Any],
+    task_record: Mapping[str, Any],
 ) -> None:
-    """Writes the folder, under another name first, so that it is whole or not there.
+    """Writes the folder completely or not at all, under a temporary name first.
 
     Args:
-        folder: To be written; it may exist if it is an earlier adapter, which is then replaced.
-        config: Of the encoder.
-        adapter: What is written.
-        head_kind: Of the task.
-        tokenizer: Its files are written too.
-        side: Of the task; `pooling` is read here.
+        folder: Output folder. An earlier adapter in it is replaced.
+        config: Encoder configuration.
+        adapter: Trained adapter to write.
+        head_kind: `Task.head_kind`.
+        tokenizer: Tokenizer of the model, whose files are written too.
+        task_record: Record of the task; only `pooling`, and `max_length` for the tokenizer, are used.
 
     Raises:
-        CheckpointError: peft has no place for what was trained, or the folder holds something else.
+        CheckpointError: peft cannot represent the trained parameters, or the folder holds something else.
     """
     check_adapter_target(folder)
     family = FAMILIES[config.family]
     encoder, heads = (_without_prefix(prefix, adapter.state) for prefix in ("encoder.", "head."))
     if any(name.startswith(_DECODER) for name in heads):
-        raise CheckpointError(f"The head's decoder shares the word embeddings, for which peft has no place; {_MERGE}.")
-    pooling = str(side.get("pooling", "cls"))
+        raise CheckpointError(
+            f"The head's decoder shares the word embeddings. peft cannot represent that. Use {_MERGE}."
+        )
+    pooling = str(task_record.get("pooling", "cls"))
     published_class = family.export_class(config, head_kind, heads.keys(), pooling)
     head_rules = (*published_class.base_rules, *published_class.head_rules)
-    without_class = sorted(heads.keys() - {name for rule in head_rules for name in rule.ours})
-    if without_class and pooling == "mean":
+    unsupported = sorted(heads.keys() - {name for rule in head_rules for name in rule.ours})
+    if unsupported and pooling == "mean":
         raise CheckpointError(
-            "task.pooling is mean, but the classes that peft loads pool by the first token, so peft has no place for "
-            f"the head. Train with task.pooling=cls, or {_MERGE}."
+            "task.pooling is mean, but the classes that peft loads pool by the first token. peft cannot represent the "
+            f"head. Train with task.pooling=cls, or use {_MERGE}."
         )
-    if without_class:
-        raise CheckpointError(f"No class of transformers has a place for head.{without_class[0]}; {_MERGE}.")
+    if unsupported:
+        raise CheckpointError(f"No class of transformers supports head.{unsupported[0]}. Use {_MERGE}.")
 
     rules, prefix, num_heads = family.encoder_rules(config), family.prefix, config.num_heads
     updates = {prefix + name: pair for name, pair in _published_updates(rules, encoder, num_heads).items()}
     in_base = _with_prefix(prefix, to_theirs(published_class.base_rules, heads, num_heads))
-    beside = _with_prefix(prefix, _trained_beside(rules, encoder, adapter.settings.train_also, num_heads))
+    saved = _with_prefix(prefix, _trained_modules(rules, encoder, adapter.settings.train_also, num_heads))
     in_head = to_theirs(published_class.head_rules, heads, num_heads)
-    # peft replaces whole modules, and knows heads by the name of the outermost one.
-    modules = {_module_of(name) for name in beside} | {name.split(".")[0] for name in in_head}
+    # peft replaces whole modules, and identifies heads by the name of the outermost module.
+    modules = {_module_of(name) for name in saved} | {name.split(".")[0] for name in in_head}
     modules |= {prefix + name.removeprefix(prefix).split(".")[0] for name in in_base}
-    twice = sorted(updates.keys() & modules)
-    if twice:
-        raise CheckpointError(f"{twice[0]} was trained beside its update, for which peft has no place; {_MERGE}.")
+    conflicts = sorted(updates.keys() & modules)
+    if conflicts:
+        raise CheckpointError(
+            f"{conflicts[0]} was trained in addition to its update. peft cannot represent both. Use {_MERGE}."
+        )
 
-    tensors = _with_prefix(_PREFIX, in_base | beside | in_head)
+    tensors = _with_prefix(_PREFIX, in_base | saved | in_head)
     for name, (a, b) in updates.items():
         tensors |= _with_prefix(f"{_PREFIX}{name}.", {"lora_A.weight": a, "lora_B.weight": b})
     ranks = {name: a.shape[0] for name, (a, _) in updates.items()}
     peft_config = _peft_config(adapter, ranks, sorted(modules)) | {"task_type": _TASK_TYPES.get(head_kind)}
-    _write(folder, peft_config, tensors, tokenizer, tokenizer_files(config, head_kind, side, tokenizer))
+    _write(folder, peft_config, tensors, tokenizer, tokenizer_files(config, head_kind, task_record, tokenizer))
 
 
 def check_adapter_target(folder: Path) -> None:
@@ -117,7 +122,7 @@ def check_adapter_target(folder: Path) -> None:
     """
     is_adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
     if folder.exists() and not is_adapter and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is no adapter, so it is left alone; choose another folder.")
+        raise CheckpointError(f"{folder} exists and is not an adapter, so it is not replaced. Choose another folder.")
 
 
 def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -131,18 +136,19 @@ def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 def _published_updates(
     rules: Iterable[Rule], encoder: Mapping[str, Tensor], num_heads: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """A and B of each published map that has an update, by its name."""
+    """Returns A and B of each published linear layer that has an update, by its name."""
     pairs: dict[str, list[tuple[Tensor, Tensor]]] = {}
     rule_of = {name: rule for rule in rules for name in rule.ours}
     for linear, parts in updates_of(encoder).items():
         rule = rule_of[f"{linear}.weight"]
         for part in parts:
             a, b = factors(encoder, linear, part)
-            # Rows are regrouped as those of the weight are; marks follow them, to tell whose rows they became.
+            # The rows of B are regrouped like those of the weight. Marks (ones) are regrouped with them, to find the
+            # published layers that received the rows.
             rows = _regrouped(rule, linear, in_place_of(linear, part, b, num_heads), encoder, num_heads)
             marks = in_place_of(linear, part, torch.ones(b.shape[0], 1), num_heads)
-            marks_there = _regrouped(rule, linear, marks, encoder, num_heads)
-            for name, own_rows, own_marks in zip(rule.theirs, rows, marks_there, strict=True):
+            published_marks = _regrouped(rule, linear, marks, encoder, num_heads)
+            for name, own_rows, own_marks in zip(rule.theirs, rows, published_marks, strict=True):
                 if own_marks.any():
                     pairs.setdefault(name.removesuffix(".weight"), []).append((a, own_rows))
     return {
@@ -151,16 +157,16 @@ def _published_updates(
 
 
 def _regrouped(rule: Rule, linear: str, rows: Tensor, encoder: Mapping[str, Tensor], num_heads: int) -> list[Tensor]:
-    """What becomes of the rows of one of our maps; others that the published one joins to it have rows of zeros."""
+    """Regroups the rows of one linear layer as the rule does. Layers that the rule joins to it have rows of zeros."""
     columns = rows.shape[1]
     ours = [rows if name == f"{linear}.weight" else torch.zeros(encoder[name].shape[0], columns) for name in rule.ours]
     return rule.to_theirs(ours, num_heads)
 
 
-def _trained_beside(
+def _trained_modules(
     rules: Iterable[Rule], encoder: Mapping[str, Tensor], patterns: Iterable[str], num_heads: int
 ) -> dict[str, Tensor]:
-    """All published tensors of the encoder's modules that have any parameter trained as itself."""
+    """Returns all published tensors of encoder modules that have a parameter trained directly, not by an update."""
     rules = list(rules)
     published = to_theirs(rules, encoder, num_heads)
     modules = {
@@ -177,7 +183,7 @@ def _module_of(name: str) -> str:
 
 
 def _peft_config(adapter: TrainedAdapter, ranks: Mapping[str, int], modules: list[str]) -> dict[str, Any]:
-    """adapter_config.json; alpha / rank is the same for all maps, whatever their rank."""
+    """Returns the content of adapter_config.json. alpha / rank is the same for all linear layers, at any rank."""
     settings = adapter.settings
     larger = {name: rank for name, rank in ranks.items() if rank != settings.rank}
     return {

@@ -1,9 +1,9 @@
-"""Writes a model as a folder that Hugging Face transformers loads: config.json, model.safetensors and the tokenizer.
+"""Exports a model as a folder that Hugging Face transformers loads: config.json, model.safetensors and the tokenizer.
 
-What no class of transformers can hold goes beside them: `cloze.json` has the exact config and what is needed to read
-predictions, `modeling_cloze.py` the class of classifiers that transformers lacks (mean pooling in BERT and RoBERTa, no
-projection), `cloze_heads.safetensors` the tensors of other heads without a class (next-sentence prediction outside
-BERT, heads of tasks from elsewhere). `framework.published.pretrained` reads such a folder back without loss.
+Further files hold what no class of transformers supports. `cloze.json` holds the exact config and the task's settings
+for predictions. `modeling_cloze.py` is the class of classifiers that transformers lacks (mean pooling in BERT and
+RoBERTa, no projection). `cloze_heads.safetensors` holds the tensors of other heads without a class (next-sentence
+prediction outside BERT, heads of external tasks). `framework.published.pretrained` reads such a folder without loss.
 """
 
 import json
@@ -23,13 +23,13 @@ from framework.exports.new_folder import new_folder
 from framework.exports.sentence_transformers import MODULES_FILE, sentence_transformers_files
 from framework.exports.tokenizer import tokenizer_files
 from framework.models.config import EncoderConfig
-from framework.published.encoder_decoder import CLASS_NAME, can_hold, write_encoder_decoder
+from framework.published.encoder_decoder import CLASS_NAME, fits_bert_decoder, write_encoder_decoder
 from framework.published.export_record import CHECKSUMS_KEY, FORMAT, checksums_of
 from framework.published.family import BASE_SUFFIX, Family, PublishedClass
 from framework.published.files import (
     CONFIG_FILE,
-    SIDE_CONFIG_FILE,
-    SIDE_WEIGHTS_FILE,
+    EXPORT_RECORD_FILE,
+    EXTRA_WEIGHTS_FILE,
     WEIGHTS_FILE,
     read_json,
     tokenizer_folder,
@@ -42,11 +42,11 @@ from framework.published.rules import to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
 _ONNX_FOLDER = "onnx"
-_BEFORE_THE_RECORD = {
-    *(SIDE_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
+_UNRECORDED_FILES = {
+    *(EXTRA_WEIGHTS_FILE, MODULES_FILE, MODELING_FILE, "1_Pooling", "2_Normalize", "sentence_bert_config.json"),
     *TOKENIZER_FILES,
 }
-"""Files of older exports, whose record does not list them."""
+"""Files of older exports that their record does not list."""
 
 
 def export_huggingface(
@@ -55,65 +55,65 @@ def export_huggingface(
     state_dict: Mapping[str, Tensor],
     head_kind: str,
     tokenizer_dir: Path,
-    side: Mapping[str, Any],
+    task_record: Mapping[str, Any],
     facts: RunFacts | None = None,
     side_files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the folder, under another name first, so that it is whole or not there.
+    """Writes the folder completely or not at all, under a temporary name first.
 
     Args:
-        folder: To be written; it may exist if it is an earlier export, which is then replaced.
-        config: Of the encoder.
+        folder: Output folder. An earlier export in it is replaced.
+        config: Encoder configuration.
         state_dict: Full CPU tensors of a TaskModel ("encoder.*", "head.*").
-        head_kind: `Task.head_kind`; one that no class of transformers is for gives the base class.
-        tokenizer_dir: Its tokenizer files are copied.
-        side: Of the task; `labels` (names in the order of scores), `pooling` and `problem` are read here, all of it is
-            kept.
-        facts: Of the run, for README.md; None: there is no README.md.
-        side_files: `Task.side_files`; None: there are none.
+        head_kind: `Task.head_kind`. Kinds without a class in transformers are exported as the base class.
+        tokenizer_dir: Folder of the tokenizer, whose files are copied.
+        task_record: Record of the task, which is stored completely. `labels` (names in the order of scores), `pooling`
+            and `problem` also determine the class and its config.
+        facts: Facts of the run for README.md; None writes no README.md.
+        side_files: Further files of the task (`Task.side_files`): texts by file name.
 
     Raises:
-        CheckpointError: No class of transformers has such an encoder, the tokenizer is missing or does not fit, or the
+        CheckpointError: No class of transformers supports the encoder, the tokenizer is missing or does not fit, or the
             folder holds something else.
     """
     folder = Path(folder)
     check_target(folder)
-    tokenizer = _load_tokenizer(Path(tokenizer_dir), config, side.get(SEPARATORS_KEY))
+    tokenizer = _load_tokenizer(Path(tokenizer_dir), config, task_record.get(SEPARATORS_KEY))
     encoder = _part(state_dict, "encoder.")
     heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
-    published = _publish(config, encoder, heads, head_kind, side, tokenizer)
-    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.held)}
-    side_config: dict[str, Any] = {
+    published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
+    without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.head_names)}
+    record: dict[str, Any] = {
         "format": FORMAT,
         "head": head_kind,
         "encoder": asdict(config),
-        "task": dict(side),
-        "tensors_without_class": {"file": SIDE_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
+        "task": dict(task_record),
+        "tensors_without_class": {"file": EXTRA_WEIGHTS_FILE, "names": list(without_class)} if without_class else None,
     }
-    weights = {WEIGHTS_FILE: published.tensors, SIDE_WEIGHTS_FILE: without_class}
+    weights = {WEIGHTS_FILE: published.tensors, EXTRA_WEIGHTS_FILE: without_class}
     files: dict[str, Any] = {CONFIG_FILE: published.config}
     if head_kind == EMBEDDING.name and not heads:
-        files |= sentence_transformers_files(config, side)
+        files |= sentence_transformers_files(config, task_record)
     texts = {name: _as_json(content) for name, content in files.items()}
     texts |= side_files or {}
     if facts is not None:
         kind = EMBEDDING if MODULES_FILE in files else published.kind
-        labels = side.get("labels") or ()
+        labels = task_record.get("labels") or ()
         exported = ExportedModel(config, published.class_name, head_kind, kind, list(without_class), labels)
         texts[CARD_FILE] = model_card(exported, facts)
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
-    texts |= tokenizer_files(config, head_kind, side, tokenizer)
-    _write(folder, texts, weights, tokenizer, side_config, side_files or {})
+    texts |= tokenizer_files(config, head_kind, task_record, tokenizer)
+    _write(folder, texts, weights, tokenizer, record, side_files or {})
 
 
 @dataclass(frozen=True)
 class _Published:
-    """A model as a class of transformers has it: `held` are our names of the head's tensors that the class has."""
+    """A model as a class of transformers. `head_names` are our names for the head's tensors that the class holds."""
 
     class_name: str
     kind: HeadKind | None
-    held: Collection[str]
+    head_names: Collection[str]
     config: Mapping[str, Any]
     tensors: dict[str, Tensor]
 
@@ -123,54 +123,58 @@ def _publish(
     encoder: Mapping[str, Tensor],
     heads: Mapping[str, Tensor],
     head_kind: str,
-    side: Mapping[str, Any],
+    task_record: Mapping[str, Any],
     tokenizer: Tokenizer,
 ) -> _Published:
-    """A class of the encoder's family, or one around it."""
+    """Converts the model to a class of the encoder's family, or to one that wraps the encoder."""
     family = FAMILIES[config.family]
-    found = family.export_class(config, head_kind, heads.keys(), _pooling(side))
-    own = own_class(head_kind, config.hidden_size, heads) if found.kind is None else None
+    published_class = family.export_class(config, head_kind, heads.keys(), _pooling(task_record))
+    own = own_class(head_kind, config.hidden_size, heads) if published_class.kind is None else None
     if own is not None:
-        found = PublishedClass(BASE_SUFFIX)
+        published_class = PublishedClass(BASE_SUFFIX)
     published_config = family.write_config(config)
-    published_config |= _special_token_config(family, tokenizer) | _head_config(family, found, side, heads)
-    tensors = _published_tensors(family, found, config, encoder, heads)
+    published_config |= _special_token_config(family, tokenizer) | _head_config(
+        family, published_class, task_record, heads
+    )
+    tensors = _published_tensors(family, published_class, config, encoder, heads)
     if own is not None:
-        whole, tensors = write_own_class(own, published_config, tensors, config, heads, side)
-        return _Published(class_name(own), own, heads.keys(), whole, tensors)
-    if head_kind == TRANSLATION.name and can_hold(config):
-        whole, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, side)
-        return _Published(CLASS_NAME, TRANSLATION, heads.keys(), whole, tensors)
-    if found.kind is None and heads:
-        published_config |= label_names(side["labels"]) if side.get("labels") else {}
-        tensors |= _refusing_tensors(family, config)
-    return _Published(family.class_prefix + found.suffix, found.kind, found.names, published_config, tensors)
+        full_config, tensors = write_own_class(own, published_config, tensors, config, heads, task_record)
+        return _Published(class_name(own), own, heads.keys(), full_config, tensors)
+    if head_kind == TRANSLATION.name and fits_bert_decoder(config):
+        full_config, tensors = write_encoder_decoder(published_config, tensors, config, encoder, heads, task_record)
+        return _Published(CLASS_NAME, TRANSLATION, heads.keys(), full_config, tensors)
+    if published_class.kind is None and heads:
+        published_config |= label_names(task_record["labels"]) if task_record.get("labels") else {}
+        tensors |= _empty_classifiers(family, config)
+    name = family.class_prefix + published_class.suffix
+    return _Published(name, published_class.kind, published_class.names, published_config, tensors)
 
 
-def _refusing_tensors(family: Family, config: EncoderConfig) -> dict[str, Tensor]:
-    """Returns empty tensors in the place of classifiers, for a head that no class of transformers has.
+def _empty_classifiers(family: Family, config: EncoderConfig) -> dict[str, Tensor]:
+    """Returns empty tensors under the names of classifiers, for a head that no class of transformers supports.
 
-    transformers rejects a tensor of another size. Without one, its classes with a head only warn, and score at random.
+    transformers rejects a tensor of another size. Without such a tensor, its classes with a head would only warn, and
+    compute random scores.
     """
     return {name: torch.zeros(0) for name in sorted(family.score_names(config))}
 
 
-def _pooling(side: Mapping[str, Any]) -> str:
-    return str(side.get("pooling", "cls"))
+def _pooling(task_record: Mapping[str, Any]) -> str:
+    return str(task_record.get("pooling", "cls"))
 
 
 def _head_config(
-    family: Family, published_class: PublishedClass, side: Mapping[str, Any], heads: Mapping[str, Tensor]
+    family: Family, published_class: PublishedClass, task_record: Mapping[str, Any], heads: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    """What config.json says of the class and of its head."""
+    """Returns the keys of config.json for the class and its head."""
     config: dict[str, Any] = {
         "architectures": [family.class_prefix + published_class.suffix],
         "tie_word_embeddings": True,
     }
     if published_class.kind is not None:
-        config |= published_class.kind.write(side, heads)
+        config |= published_class.kind.write(task_record, heads)
     if published_class.pooling_key is not None:
-        config[published_class.pooling_key] = _pooling(side)
+        config[published_class.pooling_key] = _pooling(task_record)
     return config
 
 
@@ -179,7 +183,7 @@ def _part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _untied(heads: dict[str, Tensor], word_embeddings: Tensor) -> dict[str, Tensor]:
-    """Without the decoder over words where it is the word embeddings."""
+    """Returns the tensors of the head without an MLM decoder that equals the word embeddings."""
     decoder = heads.get(_TIED_NAME)
     if decoder is None or not torch.equal(decoder, word_embeddings):
         return heads
@@ -207,18 +211,24 @@ def check_target(folder: Path) -> None:
     Raises:
         CheckpointError: The folder holds something else.
     """
-    if folder.exists() and not (folder / SIDE_CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is no export of Cloze, so it is left alone; choose another folder.")
+    if (
+        folder.exists()
+        and not (folder / EXPORT_RECORD_FILE).is_file()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise CheckpointError(
+            f"{folder} exists and is not an export of Cloze, so it is not replaced. Choose another folder."
+        )
 
 
 def _load_tokenizer(folder: Path, config: EncoderConfig, pair_separators: int | None) -> Tokenizer:
     if tokenizer_folder(folder) is None:
-        raise CheckpointError(f"{folder} holds no tokenizer; give the folder with tokenizer.json or vocab.txt.")
+        raise CheckpointError(f"{folder} holds no tokenizer. Give the folder with tokenizer.json or vocab.txt.")
     tokenizer = Tokenizer.from_folder(folder, pair_separators)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"The tokenizer in {folder} has {tokenizer.vocab_size} words, but the model has {config.vocab_size} rows; "
-            "give the tokenizer that the model was trained with."
+            f"The tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model's vocab_size is "
+            f"{config.vocab_size}. Give the tokenizer that the model was trained with."
         )
     return tokenizer
 
@@ -233,10 +243,10 @@ def _write(
     texts: Mapping[str, str],
     weights: Mapping[str, dict[str, Tensor]],
     tokenizer: Tokenizer,
-    side_config: dict[str, Any],
+    record: dict[str, Any],
     task_files: Iterable[str],
 ) -> None:
-    """Writes all files; the record of the export is written last."""
+    """Writes all files. The record of the export is written last."""
     with new_folder(folder, _files_of_earlier(folder)) as temporary:
         tokenizer.save(temporary)
         for name, text in texts.items():
@@ -246,21 +256,21 @@ def _write(
             if tensors:
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
         written = Tokenizer.from_folder(temporary, tokenizer.pair_separators)
-        side_config["task"][TOKENIZER_KEY] = written.fingerprint
-        side_config["files"] = sorted({SIDE_CONFIG_FILE, *(entry.name for entry in temporary.iterdir())})
-        side_config[CHECKSUMS_KEY] = checksums_of(temporary, task_files)
-        (temporary / SIDE_CONFIG_FILE).write_text(_as_json(side_config), encoding="utf-8")
+        record["task"][TOKENIZER_KEY] = written.fingerprint
+        record["files"] = sorted({EXPORT_RECORD_FILE, *(entry.name for entry in temporary.iterdir())})
+        record[CHECKSUMS_KEY] = checksums_of(temporary, task_files)
+        (temporary / EXPORT_RECORD_FILE).write_text(_as_json(record), encoding="utf-8")
 
 
 def _files_of_earlier(folder: Path) -> set[str]:
-    """Returns the names of files that an earlier export wrote; other files in the folder are not ours."""
-    if not (folder / SIDE_CONFIG_FILE).is_file():
+    """Returns the names of files that an earlier export wrote, without files that users added."""
+    if not (folder / EXPORT_RECORD_FILE).is_file():
         return set()
     try:
-        files = read_json(folder / SIDE_CONFIG_FILE).get("files")
+        files = read_json(folder / EXPORT_RECORD_FILE).get("files")
     except CheckpointError:
         files = None
-    recorded = {str(name) for name in files} if isinstance(files, list) else _BEFORE_THE_RECORD
+    recorded = {str(name) for name in files} if isinstance(files, list) else _UNRECORDED_FILES
     return recorded | {_ONNX_FOLDER}
 
 

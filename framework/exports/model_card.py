@@ -1,7 +1,7 @@
-"""README.md of an export: what the model is, from what it was made, what it reached, how it is loaded.
+"""Model card (README.md) of an export: description, origin, metrics and usage.
 
-Only what the run folder knows; what nobody told is left out or said to be not stated. The front matter is that of the
-Hugging Face Hub (https://huggingface.co/docs/hub/model-cards).
+The card states only facts from the run folder. Unknown facts are omitted or marked as not stated. The front matter
+follows the Hugging Face Hub (https://huggingface.co/docs/hub/model-cards).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,23 +24,23 @@ from framework.published.own_class import MODELING_FILE, auto_class
 CARD_FILE = "README.md"
 _MAX_LABELS = 100
 FOLDER = "path/to/this/folder"
-"""Stands in the examples for where the export is."""
+"""Placeholder for the folder of the export in examples."""
 ARGMAX_ENTITY_F1 = "entity F1 of each word's largest score"
-"""Label of the entity metric without the rules of BIO."""
+"""Label of the entity metric that ignores the rules of BIO."""
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a run folder knows of the model, for its card; every value is text that is shown.
+    """Facts of a run folder for the model card, as displayed text.
 
     Attributes:
-        name: Id of the run.
-        about: Rows of the table of origin: task, data, weights.
-        training: Rows of the table of training.
-        metrics: Validation metrics of these very weights by their labels; empty: they were not measured.
-        versions: Of the libraries that trained it.
-        base_model: Name on the Hugging Face Hub of the weights that it started from, if they are from there.
-        predicts: `framework.predict` has predictions of its task.
+        name: Run id.
+        about: Rows of the table on the origin: task, data, weights.
+        training: Rows of the table on the training.
+        metrics: Validation metrics of exactly these weights, by label; empty if they were not measured.
+        versions: Versions of the libraries used in training.
+        base_model: Hugging Face Hub name of the weights that the run started from; None for other weights.
+        predicts: True if `framework.predict` supports the task.
     """
 
     name: str
@@ -54,15 +54,15 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What the export knows of the model, for its card.
+    """Facts of the exported model for its card.
 
     Attributes:
-        config: Of the encoder.
-        class_name: Of transformers.
+        config: Encoder configuration.
+        class_name: Name of the class that transformers loads.
         head_kind: `Task.head_kind`.
-        kind: What other libraries know of the head; None: only its encoder.
-        without_class: Names of the head's tensors that the class cannot hold.
-        labels: In the order of scores; empty where the head has none.
+        kind: Kind of head that other libraries support; None if they support only the encoder.
+        without_class: Names of the head's tensors that the class does not hold.
+        labels: Label names in the order of the scores; empty if the head has none.
     """
 
     config: EncoderConfig
@@ -74,17 +74,17 @@ class ExportedModel:
 
     @property
     def is_sentence_transformer(self) -> bool:
-        """The files of that library are there."""
+        """Returns True if the export has the files of sentence-transformers."""
         return self.kind is EMBEDDING
 
 
 def model_card(model: ExportedModel, facts: RunFacts) -> str:
-    """The whole text."""
+    """Returns the text of the card."""
     kind = model.head_kind.replace("_", " ")
     sections = [
         _front_matter(model, facts),
-        f"# {_plain(facts.name)}",
-        f"A {_shape(model.config)}, with a head for {_plain(kind)}, trained with Cloze.",
+        f"# {_escape(facts.name)}",
+        f"A {_description(model.config)}, with a head for {_escape(kind)}, trained with Cloze.",
         _table(("", ""), facts.about),
         *_labels(model.labels),
         "## Metrics",
@@ -93,7 +93,7 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
         _table(("", ""), facts.training),
         "## Use",
         *_usage(model, facts),
-        "## Versions of the libraries that trained it",
+        "## Library versions in training",
         _table(("library", "version"), facts.versions),
         "## Licence",
         "Licence: not stated.",
@@ -102,9 +102,9 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
 
 
 def onnx_section(file: str, input_names: Sequence[str], output_names: Sequence[str]) -> str:
-    """What the card says of the same model in ONNX; to be put at its end."""
+    """Returns the section on the ONNX file, to append to the card."""
     inputs, outputs = (", ".join(_code(name) for name in names) for names in (input_names, output_names))
-    return f"\n## ONNX\n\n{_code(file)} takes {inputs} (int64) and gives {outputs}, at any batch size and length.\n"
+    return f"\n## ONNX\n\n{_code(file)} maps {inputs} (int64) to {outputs}, for any batch size and sequence length.\n"
 
 
 def _front_matter(model: ExportedModel, facts: RunFacts) -> str:
@@ -120,34 +120,35 @@ def _front_matter(model: ExportedModel, facts: RunFacts) -> str:
     return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
 
 
-def _shape(config: EncoderConfig) -> str:
+def _description(config: EncoderConfig) -> str:
     return (
         f"transformer encoder of the {config.family} family (layers: {config.num_layers}, hidden size: "
-        f"{config.hidden_size}, words: {config.vocab_size:,})"
+        f"{config.hidden_size}, vocabulary size: {config.vocab_size:,})"
     )
 
 
 def _labels(labels: Sequence[str]) -> list[str]:
     if not labels:
         return []
-    shown = ", ".join(_code(label) for label in labels[:_MAX_LABELS])
+    listed = ", ".join(_code(label) for label in labels[:_MAX_LABELS])
     more = len(labels) - _MAX_LABELS
     return [
         "## Labels",
-        f"{len(labels)}, in the order of scores: {shown}" + (f" and {more} more." if more > 0 else "."),
+        f"Number of labels: {len(labels)}. In the order of the scores: {listed}"
+        + (f" and {more} more." if more > 0 else "."),
     ]
 
 
 def _metrics(metrics: Mapping[str, str]) -> list[str]:
     if not metrics:
-        return ["The run folder has no validation of these very weights."]
-    return ["On the validation split of the run, with these weights:", _table(("metric", "value"), metrics)]
+        return ["The run folder has no validation metrics of these weights."]
+    return ["Measured with these weights on the validation split of the run:", _table(("metric", "value"), metrics)]
 
 
 def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     auto = auto_class(model.class_name)
     loaded, trust = auto or model.class_name, ", trust_remote_code=True" if auto is not None else ""
-    yield f"With transformers, as `{model.class_name}`:"
+    yield f"Load the model with transformers, as `{model.class_name}`:"
     lines = [
         f"from transformers import AutoTokenizer, {loaded}",
         "",
@@ -159,9 +160,9 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     yield _block("python", lines)
     if auto is not None:
         yield (
-            f"transformers has no class with this head. `{MODELING_FILE}` in this folder has it, and transformers runs "
-            "it only with `trust_remote_code=True`; a pipeline takes the same argument. Without it, or with another "
-            "class named by hand, the model is not loaded."
+            f"transformers has no class with this head. `{MODELING_FILE}` in this folder defines one, and transformers "
+            "runs this file only with `trust_remote_code=True`. A pipeline accepts the same argument. Without the "
+            "argument, or with another class, loading fails."
         )
     if model.kind is not None:
         yield from _pipeline_usage(model.kind, trust)
@@ -170,7 +171,7 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
     if model.without_class:
         yield from _missing_head(model, facts)
     if model.is_sentence_transformer:
-        yield "With sentence-transformers:"
+        yield "Compute embeddings with sentence-transformers:"
         yield _block(
             "python",
             [
@@ -179,7 +180,11 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
                 f'embeddings = SentenceTransformer("{FOLDER}").encode(["A text.", "Another text."])',
             ],
         )
-    yield "With Cloze:"
+    yield (
+        "Predict with Cloze, or start another run from these weights:"
+        if facts.predicts
+        else "Start another run of Cloze from these weights:"
+    )
     start = f"python -m framework.train init_from={FOLDER} model=from_weights tokenizer=from_weights task=... data=..."
     text = _TEXTS.get(model.head_kind, "A text.")
     predict = [f'python -m framework.predict run={FOLDER} text="{text}"'] if facts.predicts else []
@@ -187,12 +192,12 @@ def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
 
 
 def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:
-    """Describes truncation, which the pipelines of `_PIPELINES` leave out unless an argument asks for it."""
-    if kind.cuts_texts:
-        yield "Cloze truncates longer texts. transformers does so only with `truncation=True`."
+    """Describes truncation. The pipelines in `_PIPELINES` truncate only with an argument."""
+    if kind.truncates_texts:
+        yield "Cloze truncates texts that are too long. transformers does so only with `truncation=True`."
     if kind.pipeline_tag in _PIPELINES:
         argument, text = _PIPELINES[kind.pipeline_tag]
-        yield "In a pipeline, which otherwise fails at texts longer than the model:"
+        yield "Use a pipeline with truncation. Without it, texts longer than the model's maximum length fail:"
         lines = [
             "from transformers import pipeline",
             "",
@@ -203,28 +208,31 @@ def _pipeline_usage(kind: HeadKind, trust: str) -> Iterable[str]:
 
 
 def _missing_head(model: ExportedModel, facts: RunFacts) -> Iterable[str]:
-    """Describes what the class of transformers lacks, and where it is."""
+    """Describes the tensors that the class of transformers lacks, and names the file that holds them."""
     names = ", ".join(_code(name) for name in model.without_class)
     if model.kind is not None:
-        yield f"No class of transformers has its whole head; for Cloze, `cloze_heads.safetensors` has {names}."
+        yield (
+            f"No class of transformers has the complete head. `cloze_heads.safetensors` holds {names}, which only "
+            "Cloze reads."
+        )
         return
-    scores = " Its predictions come from `framework.predict` only." if facts.predicts else ""
+    scores = " Only `framework.predict` computes its predictions." if facts.predicts else ""
     yield (
-        f"No class of transformers has this head, so `AutoModel` loads the encoder without it.{scores} For Cloze, "
-        f"`cloze_heads.safetensors` has {names}. Classes with a head, such as `AutoModelForSequenceClassification`, "
-        "refuse to load the folder, because its empty tensors have other sizes than theirs. To fine-tune a new head "
-        "there, pass `ignore_mismatched_sizes=True`."
+        f"No class of transformers has this head, so `AutoModel` loads the encoder without it.{scores} "
+        f"`cloze_heads.safetensors` holds {names}, which only Cloze reads. Classes with a head, such as "
+        "`AutoModelForSequenceClassification`, fail to load this folder, because it contains empty tensors under the "
+        "names of their weights. To fine-tune a new head there, pass `ignore_mismatched_sizes=True`."
     )
 
 
 def _words_usage(facts: RunFacts) -> Iterable[str]:
-    """Describes how entities outside of Cloze differ from those of `framework.predict`."""
+    """Describes how entities from a transformers pipeline differ from those of `framework.predict`."""
     measured = f" (above: {ARGMAX_ENTITY_F1})" if ARGMAX_ENTITY_F1 in facts.metrics else ""
     yield (
-        "The model was trained on words, with a space before each, and gives a label to the first token of a word. "
-        "`framework.predict` decodes labels under the rules of BIO. A transformers pipeline takes the largest score of "
-        f"each token instead, which finds entities less well{measured}: use "
-        '`pipeline("token-classification", ..., aggregation_strategy="first")`, or words with '
+        "The model was trained on words, with a space before each, and labels the first token of each word. "
+        "`framework.predict` decodes labels under the rules of BIO. A transformers pipeline uses the largest score of "
+        f"each token instead, which finds entities less accurately{measured}. Use "
+        '`pipeline("token-classification", ..., aggregation_strategy="first")`, or pass words with '
         "`is_split_into_words=True`."
     )
 
@@ -248,7 +256,7 @@ _PIPELINES = {
     "text-classification": ("truncation=True", '"A text."'),
     "fill-mask": ('tokenizer_kwargs={"truncation": True}', 'f"A {pipe.tokenizer.mask_token}."'),
 }
-"""Argument with which a pipeline truncates, and its input, by task of the pipeline; others truncate or are split."""
+"""Argument that enables truncation, and an example input, by pipeline task. Other pipelines truncate or split texts."""
 
 _TEXTS = {"relation": "The <e1>dog</e1> sees the <e2>cat</e2>."}
 
@@ -257,19 +265,19 @@ _CALLS = {ENCODER_DECODER: "texts = tokenizer.batch_decode(model.generate(**inpu
 
 def _table(header: tuple[str, str], rows: Mapping[str, str]) -> str:
     lines = [f"| {header[0]} | {header[1]} |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_plain(name)} | {_plain(value)} |" for name, value in rows.items())])
+    return "\n".join([*lines, *(f"| {_escape(name)} | {_escape(value)} |" for name, value in rows.items())])
 
 
 def _block(language: str, lines: Sequence[str]) -> str:
     return "\n".join([f"```{language}", *lines, "```"])
 
 
-def _plain(text: str) -> str:
-    """Text in which no sign means something to Markdown or HTML, in one line."""
-    return "".join(f"\\{sign}" if sign in "\\`*_|[]<>#" else sign for sign in " ".join(text.split()))
+def _escape(text: str) -> str:
+    """Escapes all characters that Markdown or HTML would interpret, and joins lines."""
+    return "".join(f"\\{char}" if char in "\\`*_|[]<>#" else char for char in " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """Text as code, whatever it holds, in one line."""
-    shown = " ".join(text.split()) or " "
-    return f"`` {shown} ``" if "`" in shown else f"`{shown}`"
+    """Formats any text as inline code in one line."""
+    line = " ".join(text.split()) or " "
+    return f"`` {line} ``" if "`" in line else f"`{line}`"

@@ -14,23 +14,23 @@ from framework.files import check_room, temporary_beside
 
 
 def check_new_folder(folder: Path) -> None:
-    """Checks that a folder can be written, before the work that fills it. Nothing is left on disk.
+    """Checks that a folder can be written, before its content is computed. Leaves nothing on disk.
 
     Raises:
         CheckpointError: The folder cannot be created, or the disk is full.
     """
-    beside = _real(folder).parent
-    while not beside.exists() and beside != beside.parent:
-        beside = beside.parent
+    parent = _resolve(folder).parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
     try:
-        trial = Path(tempfile.mkdtemp(prefix=".cloze-", dir=beside))
+        trial = Path(tempfile.mkdtemp(prefix=".cloze-", dir=parent))
         try:
             with (trial / "probe").open("w") as file:
                 check_room(file)
         finally:
             shutil.rmtree(trial, ignore_errors=True)
     except (OSError, ValueError) as error:
-        raise _refused(folder, error) from error
+        raise _write_error(folder, error) from error
 
 
 @contextmanager
@@ -46,20 +46,20 @@ def new_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
     Raises:
         CheckpointError: The folder cannot be written.
     """
-    target = _real(folder)
+    target = _resolve(folder)
     temporary = temporary_beside(target)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
-        _put_in_place(temporary, target, own)
+        _replace_folder(temporary, target, own)
     except (OSError, SafetensorError) as error:
-        raise _refused(folder, error) from error
+        raise _write_error(folder, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _put_in_place(temporary: Path, target: Path, own: Collection[str]) -> None:
+def _replace_folder(temporary: Path, target: Path, own: Collection[str]) -> None:
     """Renames the new folder and moves foreign entries into it before the earlier folder is deleted."""
     if not target.exists():
         temporary.rename(target)
@@ -74,16 +74,16 @@ def _put_in_place(temporary: Path, target: Path, own: Collection[str]) -> None:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def _real(folder: Path) -> Path:
+def _resolve(folder: Path) -> Path:
     try:
         return Path(os.path.realpath(folder))
     except (OSError, ValueError) as error:
-        raise _refused(folder, error) from error
+        raise _write_error(folder, error) from error
 
 
-def _refused(folder: Path, error: Exception) -> CheckpointError:
-    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+def _write_error(folder: Path, error: Exception) -> CheckpointError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return CheckpointError(
-        f"{folder} cannot be written ({why}). The folder above it must exist or be made, permit it and have room. Free "
-        "the disk, or choose another output."
+        f"{folder} cannot be written ({reason}). Its parent folder must be writable, and the disk must have space. "
+        "Free disk space, or choose another output."
     )

@@ -1,6 +1,6 @@
-"""An export as ONNX: the class of transformers, as it loads from the folder, and onnxruntime's word that both agree.
+"""Converts the transformers class of an export to ONNX, and compares its outputs with those of onnxruntime.
 
-The extra `onnx` brings what is imported here; nothing else needs it.
+Only this module needs the packages of the extra `onnx`.
 """
 
 import importlib.util
@@ -19,45 +19,46 @@ from framework.errors import CheckpointError, ConfigError
 from framework.exports.model_card import CARD_FILE, onnx_section
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME as ENCODER_DECODER
-from framework.published.files import CONFIG_FILE, SIDE_CONFIG_FILE, read_json
+from framework.published.files import CONFIG_FILE, EXPORT_RECORD_FILE, read_json
 from framework.published.own_class import auto_class
 
 ONNX_FILE = "onnx/model.onnx"
 _PACKAGES = ("transformers", "onnx", "onnxruntime", "onnxscript")
 _TOLERANCE = 1e-4
-"""Largest difference of an output, relative to its largest value or to 1, whichever is larger."""
+"""Largest allowed difference of an output, relative to its largest value or to 1, whichever is larger."""
 _EXAMPLE_SHAPE = (2, 3, 8)
-"""(batch, choices, seq)"""
+"""Shape (batch, choices, seq) of the inputs for tracing."""
 _TRIAL_SHAPES = ((3, 2, 13), (2, 4, 150))
-"""Neither is that of the example, both have padding, and the long one goes beyond the usual window of local layers."""
+"""Shapes for the comparison. Both have padding, and the longer one exceeds the usual window of local layers."""
 
 
 def check_onnx_installed() -> None:
-    """Looks for what `export_onnx` imports.
+    """Checks that the packages for `export_onnx` are installed.
 
     Raises:
-        ConfigError: One of the packages is not installed.
+        ConfigError: A package is not installed.
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"onnx=true needs {', '.join(missing)}, which is not installed; install the extra: "
+            f"onnx=true needs {', '.join(missing)}, but these packages are not installed. Install the extra: "
             "pip install -e '.[onnx]'."
         )
 
 
 def export_onnx(folder: Path) -> Path:
-    """Writes `onnx/model.onnx` into an export, with any batch and sequence length, and compares it with the class.
+    """Writes `onnx/model.onnx`, for any batch size and sequence length, into an export and compares its outputs.
 
     Args:
-        folder: That `export_huggingface` wrote.
+        folder: Folder that `export_huggingface` wrote.
 
     Returns:
-        The file.
+        Path of the ONNX file.
 
     Raises:
-        ConfigError: See `check_onnx_installed`.
-        CheckpointError: The class cannot be written, or onnxruntime computes something else than it; no file is kept.
+        ConfigError: A package is not installed.
+        CheckpointError: The class cannot be converted, or its outputs differ from those of onnxruntime. The file is
+            then removed.
     """
     check_onnx_installed()
     model = _Outputs(folder)
@@ -69,16 +70,16 @@ def export_onnx(folder: Path) -> Path:
         shutil.rmtree(file.parent)
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{model.class_name} in {folder} cannot be written as ONNX ({reason}); try another version of torch or "
+            f"{model.class_name} in {folder} cannot be written as ONNX ({reason}). Try another version of torch or "
             "transformers."
         ) from error
     difference = _largest_difference(file, model)
     if not difference <= _TOLERANCE:
         shutil.rmtree(file.parent)
         raise CheckpointError(
-            f"{file} computes something else than {model.class_name}: outputs differ by {difference:.1e} of their "
-            f"largest value (or of 1), and {_TOLERANCE:.0e} is allowed. It was removed, the export beside it is whole; "
-            "try another version of torch or onnxruntime."
+            f"{file} computes other outputs than {model.class_name}: they differ by {difference:.1e} of their largest "
+            f"value (or of 1), and {_TOLERANCE:.0e} is allowed. The file was removed, and the export without it is "
+            "complete. Try another version of torch or onnxruntime."
         )
     card = folder / CARD_FILE
     if card.is_file():
@@ -88,27 +89,28 @@ def export_onnx(folder: Path) -> Path:
 
 
 class _Outputs(nn.Module):
-    """A class of transformers with tensors in and a tuple of tensors out."""
+    """Wrapper of a transformers class that takes tensors and returns a tuple of tensors."""
 
     def __init__(self, folder: Path) -> None:
-        # Imported here because only ONNX needs it.
+        # Imported here, because only ONNX needs it.
         import transformers
 
         super().__init__()
         self.class_name = str(read_json(folder / CONFIG_FILE)["architectures"][0])
         if self.class_name == ENCODER_DECODER:
             raise CheckpointError(
-                f"{folder} is an {ENCODER_DECODER}, whose search for words is no fixed graph; it is whole without ONNX."
+                f"{folder} is an {ENCODER_DECODER}, which ONNX cannot represent: its search is not a fixed graph. The "
+                "export is complete without it. Leave out onnx=true."
             )
-        self.config = EncoderConfig(**read_json(folder / SIDE_CONFIG_FILE)["encoder"])
+        self.config = EncoderConfig(**read_json(folder / EXPORT_RECORD_FILE)["encoder"])
         self.has_choices = self.class_name.endswith("ForMultipleChoice")
         own = auto_class(self.class_name)
         published_class = getattr(transformers, own or self.class_name, None)
         if published_class is None:
             raise CheckpointError(
-                f"transformers {transformers.__version__} has no {self.class_name}; install a newer version."
+                f"transformers {transformers.__version__} has no {self.class_name}. Install a newer version."
             )
-        # The code that is trusted is the file that the export wrote.
+        # trust_remote_code is safe here: the export itself wrote the code.
         trusted = {"trust_remote_code": True} if own is not None else {}
         model, report = published_class.from_pretrained(folder, output_loading_info=True, **trusted)
         self.model = model
@@ -117,25 +119,28 @@ class _Outputs(nn.Module):
         self.input_names = ["input_ids", "attention_mask", *segments]
         with torch.no_grad():
             outputs = self.model(**dict(zip(self.input_names, self.inputs(_EXAMPLE_SHAPE), strict=True)))
-        # A pooler without weights of its own, in a base class, is random.
+        # The export has no weights for the pooler of a base class, so its output is random.
         left_out = {"pooler_output"} if report["missing_keys"] else set()
         self.output_names = [name for name in outputs if name not in left_out]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Runs the class; inputs and outputs in the order of their names."""
+        """Runs the class. Inputs and outputs are in the order of `input_names` and `output_names`."""
         outputs = self.model(**dict(zip(self.input_names, inputs, strict=True)))
         return tuple(outputs[name] for name in self.output_names)
 
     def inputs(self, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
-        """Ids, mask and segments, (batch, seq) or (batch, choices, seq), of sequences that get shorter and shorter."""
-        batch, choices, wanted = shape
-        length = min(wanted, self.config.max_position_embeddings - self.config.position_offset)
+        """Returns ids, mask (1 for real tokens) and segments of shape (batch, seq) or (batch, choices, seq).
+
+        Each sequence is one token shorter than the one before, but has at least two tokens.
+        """
+        batch, choices, max_length = shape
+        length = min(max_length, self.config.max_position_embeddings - self.config.position_offset)
         rows = batch * (choices if self.has_choices else 1)
-        places = torch.arange(rows * length).view(rows, length)
+        positions = torch.arange(rows * length).view(rows, length)
         lengths = torch.arange(length, length - rows, -1).clamp(min=2)
         mask = (torch.arange(length) < lengths[:, None]).long()
-        # Any ids do, so long as they differ and padding is where the mask says.
-        ids, padding = (places * 7919 + 5) % self.config.vocab_size, self.config.pad_token_id
+        # Any ids work, as long as they differ, and the padding id is exactly where the mask is 0.
+        ids, padding = (positions * 7919 + 5) % self.config.vocab_size, self.config.pad_token_id
         ids = torch.where(ids == padding, (ids + 1) % self.config.vocab_size, ids)
         ids = torch.where(mask == 1, ids, padding)
         segments = (torch.arange(length) >= length // 2).long() * mask
@@ -145,9 +150,9 @@ class _Outputs(nn.Module):
 
 def _write(file: Path, model: _Outputs) -> None:
     example = model.inputs(_EXAMPLE_SHAPE)
-    # The names are those of the axes in the file.
+    # These become the names of the axes in the file.
     axes = dict(enumerate(("batch", "choices", "sequence") if model.has_choices else ("batch", "sequence")))
-    with _quiet():
+    with _suppressed_warnings():
         program = torch.onnx.export(
             model,
             example,
@@ -162,7 +167,7 @@ def _write(file: Path, model: _Outputs) -> None:
 
 
 def _largest_difference(file: Path, model: _Outputs) -> float:
-    """Compares the outputs of onnxruntime and the class (see `_TOLERANCE`); infinite if not finite."""
+    """Returns the largest relative difference of the two outputs (see `_TOLERANCE`); infinite if one is not finite."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -172,19 +177,19 @@ def _largest_difference(file: Path, model: _Outputs) -> float:
         with torch.no_grad():
             expected = model(*inputs)
         feeds = {name: tensor.numpy() for name, tensor in zip(model.input_names, inputs, strict=True)}
-        found = session.run(model.output_names, feeds)
+        actual = session.run(model.output_names, feeds)
         mask = feeds["attention_mask"] == 1
-        for values, wanted in zip(found, (tensor.numpy() for tensor in expected), strict=True):
-            # A padding token that sees no other (in a local layer) is anything, in either of them.
-            real = mask if wanted.shape[: mask.ndim] == mask.shape else ...
-            difference = np.abs(values[real] - wanted[real]).max() / max(np.abs(wanted[real]).max(), 1.0)
+        for values, reference in zip(actual, (tensor.numpy() for tensor in expected), strict=True):
+            # Outputs are undefined for padding tokens that attend to no other token (in a local layer).
+            real = mask if reference.shape[: mask.ndim] == mask.shape else ...
+            difference = np.abs(values[real] - reference[real]).max() / max(np.abs(reference[real]).max(), 1.0)
             largest = max(largest, float(difference if np.isfinite(difference) else np.inf))
     return largest
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that no encoder needs."""
+def _suppressed_warnings() -> Iterator[None]:
+    """Suppresses the exporter's messages about packages that encoders do not need."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -192,7 +197,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=FutureWarning)
             warnings.simplefilter("ignore", category=DeprecationWarning)
-            # Inputs share their axes, and one name for all of them is what is wanted.
+            # All inputs share their axes on purpose, so each axis has one name.
             warnings.filterwarnings("ignore", message=".*The axis name", category=UserWarning)
             yield
     finally:

@@ -1,7 +1,7 @@
-"""The files by which the sentence-transformers library knows how an encoder's tokens become one vector.
+"""Files that tell the sentence-transformers library how to pool an encoder's tokens to one vector.
 
-The format is that of its `SentenceTransformer.save` (https://sbert.net); the encoder itself stands in the same folder
-in the layout of transformers. The names of its modules are those that all its versions since 2.0 import.
+The format is that of its `SentenceTransformer.save` (https://sbert.net). The encoder is in the same folder, in the
+layout of transformers. All versions of the library since 2.0 can import the module names.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ _OTHER_POOLING_KEYS = ("pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_to
 _PREFIX = "sentence_transformers.models"
 
 
-def sentence_transformers_files(config: EncoderConfig, side: Mapping[str, Any]) -> dict[str, Any]:
-    """Contents of the JSON files by their names; none where the library has no such pooling.
+def sentence_transformers_files(config: EncoderConfig, task_record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the contents of the JSON files by name; empty if the library lacks the pooling.
 
     Args:
-        config: Of the encoder.
-        side: Of the task: `pooling` ("cls" or "mean"), `normalize` (to length 1; absent: no) and `max_length` (tokens;
-            absent: as many as there are positions).
+        config: Encoder configuration.
+        task_record: Record of the task: `pooling` ("cls" or "mean"), `normalize` (True scales vectors to length 1; by
+            default False) and `max_length` (in tokens; by default the number of positions).
     """
-    pooling = str(side.get("pooling", "cls"))
+    pooling = str(task_record.get("pooling", "cls"))
     if pooling not in _POOLING_KEYS:
         return {}
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if side.get("normalize"):
+    if task_record.get("normalize"):
         modules.append(("2_Normalize", "Normalize"))
     return {
         MODULES_FILE: [
@@ -40,8 +40,10 @@ def sentence_transformers_files(config: EncoderConfig, side: Mapping[str, Any]) 
             **dict.fromkeys(_OTHER_POOLING_KEYS, False),
         },
         "sentence_bert_config.json": {
-            "max_seq_length": int(side.get("max_length") or config.max_position_embeddings - config.position_offset),
-            # The tokenizer's own files say whether it does.
+            "max_seq_length": int(
+                task_record.get("max_length") or config.max_position_embeddings - config.position_offset
+            ),
+            # The tokenizer's own files hold the setting for lower case.
             "do_lower_case": False,
         },
         "config_sentence_transformers.json": {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": None},

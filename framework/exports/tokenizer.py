@@ -31,14 +31,14 @@ _KEPT_KEYS = (
 
 
 def tokenizer_files(
-    config: EncoderConfig, head_kind: str, side: Mapping[str, Any], tokenizer: Tokenizer
+    config: EncoderConfig, head_kind: str, task_record: Mapping[str, Any], tokenizer: Tokenizer
 ) -> dict[str, str]:
     """Returns the texts of tokenizer.json and tokenizer_config.json.
 
     Args:
         config: Encoder configuration.
         head_kind: `Task.head_kind`.
-        side: Record of the task; its `max_length` applies to tasks that truncate texts.
+        task_record: Record of the task; its `max_length` applies to tasks that truncate texts.
         tokenizer: Tokenizer of the model.
 
     Raises:
@@ -46,8 +46,8 @@ def tokenizer_files(
     """
     kind = KINDS.get(head_kind)
     max_length = config.max_sequence_length
-    if kind is not None and kind.cuts_texts:
-        max_length = min(max_length, int(side.get("max_length") or max_length))
+    if kind is not None and kind.truncates_texts:
+        max_length = min(max_length, int(task_record.get("max_length") or max_length))
     reads_words = kind is not None and kind.reads_words
     return _files(tokenizer, max_length, config.type_vocab_size > 1, reads_words)
 
@@ -59,8 +59,8 @@ def _files(tokenizer: Tokenizer, max_length: int, has_segments: bool, reads_word
         content["pre_tokenizer"] = spaced
     elif adds_space:
         raise CheckpointError(
-            f"the tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer. A model "
-            "of words needs one of these, with which transformers puts a space before each word. Train it with such a "
+            f"The tokenizer in {tokenizer.folder} marks spaces without a ByteLevel or Metaspace pre-tokenizer. A model "
+            "of words requires one of them, so that transformers puts a space before each word. Train it with such a "
             "tokenizer to export it."
         )
     backend = Backend.from_str(json.dumps(content))
@@ -101,7 +101,7 @@ def _space_words(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
     Whitespace in a text only separates words. Without this split, a line break or a second space would be a token that
     the model never saw.
     """
-    found = False
+    adds_space = False
     parts = _parts(pre_tokenizer)
     for part in parts:
         if part["type"] == "ByteLevel":
@@ -110,16 +110,16 @@ def _space_words(pre_tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
             part["prepend_scheme"] = "always"
         else:
             continue
-        found = True
-    return {"type": "Sequence", "pretokenizers": [_WORD_SPLIT, *parts]} if found else None
+        adds_space = True
+    return {"type": "Sequence", "pretokenizers": [_WORD_SPLIT, *parts]} if adds_space else None
 
 
 def _post_processor(
     tokenizer: Tokenizer, pre_tokenizer: dict[str, Any] | None, adds_space: bool
 ) -> processors.PostProcessor:
-    """Returns the template of single texts and pairs; offsets of byte-level tokens exclude their space.
+    """Returns the template of single texts and pairs. Offsets of byte-level tokens exclude their space.
 
-    An added space has no offset: where the tokenizer adds all spaces, offsets must not be trimmed.
+    An added space has no offset. If the tokenizer adds all spaces, offsets must therefore not be trimmed.
     """
     cls, sep = tokenizer.special_tokens["cls"], tokenizer.special_tokens["sep"]
     template = processors.TemplateProcessing(

@@ -1,1 +1,1 @@
-"""Reads encoders that other libraries wrote, and translates their tensors and settings into those of `models`."""
+"""Converts the tensors and settings of encoders between published formats and `framework.models`."""

@@ -1,4 +1,4 @@
-"""BERT in the Hugging Face layout (`transformers.models.bert`), MiniLM included; RoBERTa shares the encoder's part."""
+"""BERT and MiniLM in the Hugging Face layout (`transformers.models.bert`). RoBERTa shares the rules of the encoder."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,40 +32,42 @@ MLM = (
     *renamed("mlm.norm", "cls.predictions.transform.LayerNorm"),
     Rule(("mlm.decoder.bias",), ("cls.predictions.bias",)),
 )
-"""Scores of words; their map is the word embeddings."""
+"""Head over the vocabulary. Its output weight is the word embeddings."""
 _NSP = tuple(renamed("nsp", "cls.seq_relationship"))
 _FIELDS = {**FIELDS, "norm_eps": "layer_norm_eps", "hidden_dropout": "hidden_dropout_prob"}
 
 POOLER = tuple(renamed("pooler.dense", "pooler.dense"))
-# Three classes read a sequence, its tokens or choices with a map of one name.
+# Three classes (for sequences, tokens and choices) give their last linear layer this name.
 _CLASSIFIER = tuple(renamed("classifier", "classifier"))
 FINE_TUNED = (
     PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=_CLASSIFIER),
     PublishedClass("ForQuestionAnswering", QUESTION_ANSWERING, head_rules=tuple(renamed("qa_outputs", "qa_outputs"))),
     PublishedClass("ForMultipleChoice", MULTIPLE_CHOICE, POOLER, _CLASSIFIER, poolings=("cls",)),
 )
-"""What BERT and RoBERTa have alike."""
+"""Classes that are the same in BERT and RoBERTa."""
 IGNORED = frozenset({"embeddings.position_ids", "embeddings.token_type_ids"})
 
 
 def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The EncoderConfig fields that BERT and RoBERTa read alike.
+    """Reads the EncoderConfig fields that are the same in BERT and RoBERTa.
 
     Args:
-        published: config.json.
-        defaults: What transformers assumes for keys that are not there.
+        published: Content of config.json.
+        defaults: Defaults of transformers for missing keys.
 
     Raises:
-        CheckpointError: A decoder, or positions that are not a learned table.
+        CheckpointError: The model is a decoder, or its positions are not a learned table.
     """
     values = {**defaults, **published}
     if values.get("is_decoder") or values.get("add_cross_attention"):
         raise CheckpointError(
-            "is_decoder or add_cross_attention is set; choose an encoder, since no decoder can be read."
+            "is_decoder or add_cross_attention is set, but no decoder can be read. Choose an encoder."
         )
     if values.get("position_embedding_type", "absolute") != "absolute":
         kind = values["position_embedding_type"]
-        raise CheckpointError(f"position_embedding_type={kind!r} is not known; only 'absolute' positions can be read.")
+        raise CheckpointError(
+            f"position_embedding_type={kind!r} is unknown. Only 'absolute' positions can be read. Choose another model."
+        )
     return {
         **read_fields(values, _FIELDS),
         "type_vocab_size": values["type_vocab_size"],
@@ -75,15 +77,16 @@ def read_shared_config(published: Mapping[str, Any], defaults: Mapping[str, Any]
 
 
 def write_shared_config(config: EncoderConfig, position_offset: int, min_segments: int) -> dict[str, Any]:
-    """The keys of config.json that BERT and RoBERTa write alike.
+    """Returns the keys of config.json that BERT and RoBERTa share.
 
     Args:
-        config: Of the encoder.
-        position_offset: The one that the class has.
-        min_segments: Rows of the segment table, all zeros, where the encoder has none (the class always has one).
+        config: Encoder configuration.
+        position_offset: Position offset of the published class.
+        min_segments: Number of rows in the segment table if the encoder has none. The class always has such a table;
+            it is then filled with zeros.
 
     Raises:
-        CheckpointError: The class has no such encoder.
+        CheckpointError: The class does not support this encoder.
     """
     needed = {
         "position_encoding": "learned",
@@ -106,7 +109,7 @@ def write_shared_config(config: EncoderConfig, position_offset: int, min_segment
 
 
 def _zero_segments(rows: int, config: EncoderConfig) -> Rule:
-    """Writes a segment table of zeros for an encoder without one, and reads nothing back."""
+    """Returns a rule that writes a segment table of zeros for an encoder without one, and reads nothing back."""
 
     def zeros(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
         del tensors, num_heads
@@ -116,7 +119,7 @@ def _zero_segments(rows: int, config: EncoderConfig) -> Rule:
 
 
 def shared_encoder_rules(config: EncoderConfig, min_segments: int) -> list[Rule]:
-    """Names of a BERT or RoBERTa encoder."""
+    """Returns the rules for the tensors of a BERT or RoBERTa encoder."""
     rules = [
         *renamed("embeddings.word_embeddings", "embeddings.word_embeddings", bias=False),
         *renamed("embeddings.position_embeddings", "embeddings.position_embeddings", bias=False),

@@ -1,7 +1,7 @@
-"""An encoder with a decoder on top in the Hugging Face layout, `EncoderDecoderModel`: what translation is exported as.
+"""Translation models in the Hugging Face layout (`EncoderDecoderModel`).
 
-The encoder is one of a known family. The decoder is BERT with attention to the source (`BertLMHeadModel`), as Rothe et
-al. 2020 (arXiv:1907.12461) made the first ones.
+The encoder belongs to any known family. The decoder is a BERT with cross-attention (`BertLMHeadModel`), as in Rothe et
+al. 2020 (arXiv:1907.12461).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +28,8 @@ _BIAS, _BIAS_AGAIN = "decoder.cls.predictions.bias", "decoder.cls.predictions.de
 _REPEATED = frozenset({_BIAS_AGAIN, "decoder.bert.embeddings.position_ids"})
 
 
-def can_hold(config: EncoderConfig) -> bool:
-    """Whether a decoder of this encoder's widths and biases is one of BERT's."""
+def fits_bert_decoder(config: EncoderConfig) -> bool:
+    """Returns True if linear layers and norms have biases, as they always do in a BERT decoder."""
     return config.bias and config.norm_bias
 
 
@@ -39,22 +39,22 @@ def write_encoder_decoder(
     config: EncoderConfig,
     encoder: Mapping[str, Tensor],
     heads: Mapping[str, Tensor],
-    side: Mapping[str, Any],
+    task_record: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What stands in config.json, and the published tensors.
+    """Returns the content of config.json and the published tensors.
 
     Args:
-        encoder_config: config.json of the encoder alone.
+        encoder_config: Content of config.json for the encoder alone.
         encoder_tensors: Published tensors of the encoder, without a prefix.
-        config: Of the encoder.
-        encoder: Its tensors in our names; the word embeddings may be the decoder's too.
-        heads: Of `TranslationHead`; tensors that it shares may be left out.
-        side: Of the task: `start_id` and `end_id`.
+        config: Encoder configuration.
+        encoder: Encoder tensors under our names. The decoder may share the word embeddings.
+        heads: Tensors of `TranslationHead`. Shared tensors may be omitted.
+        task_record: Record of the task with `start_id` and `end_id`.
     """
     words = heads.get(_WORDS, encoder["embeddings.word_embeddings.weight"])
     output = heads.get(_OUTPUT, words)
-    # A tensor that has two names is written twice: files of safetensors know no sharing.
-    whole = {**heads, _WORDS: words.clone(), _OUTPUT: output.clone()}
+    # Shared tensors are written twice, because safetensors files do not support sharing.
+    decoder_tensors = {**heads, _WORDS: words.clone(), _OUTPUT: output.clone()}
     decoder_config = replace(
         config,
         family="bert",
@@ -68,8 +68,8 @@ def write_encoder_decoder(
         local_attention_window=None,
     )
     special = {
-        "decoder_start_token_id": side["start_id"],
-        "eos_token_id": side["end_id"],
+        "decoder_start_token_id": task_record["start_id"],
+        "eos_token_id": task_record["end_id"],
         "pad_token_id": config.pad_token_id,
     }
     decoder = {
@@ -78,8 +78,8 @@ def write_encoder_decoder(
         "is_decoder": True,
         "add_cross_attention": True,
         "tie_word_embeddings": torch.equal(output, words),
-        "bos_token_id": side["start_id"],
-        "eos_token_id": side["end_id"],
+        "bos_token_id": task_record["start_id"],
+        "eos_token_id": task_record["end_id"],
     }
     published = {
         "model_type": MODEL_TYPE,
@@ -91,40 +91,41 @@ def write_encoder_decoder(
         **special,
     }
     tensors = {_ENCODER + name: tensor for name, tensor in encoder_tensors.items()}
-    tensors |= to_theirs(_decoder_rules(decoder_config), whole, config.num_heads)
+    tensors |= to_theirs(_decoder_rules(decoder_config), decoder_tensors, config.num_heads)
     return published, tensors | {_BIAS_AGAIN: tensors[_BIAS].clone()}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A published model as an encoder of its own, and what stands on it.
+    """A published model, split into its encoder and its head.
 
     Attributes:
-        published: config.json of the encoder.
-        tensors: Of the encoder and of the heads of its own class, by their published names.
-        heads: The decoder and its scores of words in our names; empty: there is no decoder.
-        side: What an export keeps of the task, as far as config.json says it.
-        unused: Tensors of the decoder that have no place here.
-        head_kind: `Task.head_kind` of `heads`; None: unknown.
+        published: Content of config.json for the encoder.
+        tensors: Tensors by published name: the encoder, and the heads if the model is a class of its family.
+        heads: Tensors of the head under our names, for a model around an encoder (with a decoder, or our own class);
+            otherwise empty.
+        task_record: Record of the task, as far as config.json contains it.
+        unused: Published names of the tensors that Cloze does not use.
+        head_kind: `Task.head_kind` of `heads`; None if unknown.
     """
 
     published: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     heads: Mapping[str, Tensor] = field(default_factory=dict)
-    side: Mapping[str, Any] = field(default_factory=dict)
+    task_record: Mapping[str, Any] = field(default_factory=dict)
     unused: frozenset[str] = frozenset()
     head_kind: str | None = None
 
 
-def take_apart(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
-    """The parts of an `EncoderDecoderModel`; any other model is its own only part.
+def split_encoder_decoder(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
+    """Splits an `EncoderDecoderModel` into encoder and decoder; returns any other model unchanged as the encoder.
 
     Args:
-        published: config.json.
-        tensors: By their published names.
+        published: Content of config.json.
+        tensors: Tensors by published name.
 
     Raises:
-        CheckpointError: The decoder is not a BERT with attention to the source.
+        CheckpointError: The decoder is not a BERT with cross-attention.
     """
     if published.get("model_type") != MODEL_TYPE:
         return Parts(published, tensors)
@@ -132,29 +133,30 @@ def take_apart(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> P
     if decoder.get("model_type") != "bert" or not decoder.get("add_cross_attention"):
         raise CheckpointError(
             f"The decoder has model_type={decoder.get('model_type')!r} and add_cross_attention="
-            f"{decoder.get('add_cross_attention')!r}; only a BERT with it can be read."
+            f"{decoder.get('add_cross_attention')!r}. Only a BERT with cross-attention can be read. Choose another "
+            "model."
         )
     config = BERT.read_config({**DEFAULTS, **decoder, "is_decoder": False, "add_cross_attention": False})
     rules = _decoder_rules(config)
-    given = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(_DECODER)}
+    decoder_tensors = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(_DECODER)}
     special = {"start_id": "decoder_start_token_id", "end_id": "eos_token_id"}
     return Parts(
         published=published.get("encoder") or {},
         tensors={name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)},
-        heads=to_ours(rules, given, config.num_heads),
-        side={ours: published[theirs] for ours, theirs in special.items() if published.get(theirs) is not None},
-        unused=frozenset(given.keys() - {name for rule in rules for name in rule.theirs} - _REPEATED),
+        heads=to_ours(rules, decoder_tensors, config.num_heads),
+        task_record={ours: published[theirs] for ours, theirs in special.items() if published.get(theirs) is not None},
+        unused=frozenset(decoder_tensors.keys() - {name for rule in rules for name in rule.theirs} - _REPEATED),
         head_kind=TRANSLATION.name,
     )
 
 
 def _num_layers(heads: Mapping[str, Tensor]) -> int:
-    places = {name.split(".")[2] for name in heads if name.startswith("decoder.layers.")}
-    return len(places)
+    indices = {name.split(".")[2] for name in heads if name.startswith("decoder.layers.")}
+    return len(indices)
 
 
 def _decoder_rules(config: EncoderConfig) -> list[Rule]:
-    """Names of the decoder and of its scores of words; `config` has its sizes."""
+    """Returns the rules for the decoder and its head over the vocabulary. `config` holds the decoder's sizes."""
     rules = []
     for rule in shared_encoder_rules(config, min_segments=1):
         prefixed = _prefixed(rule, "decoder.", "decoder.bert.")

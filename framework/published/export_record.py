@@ -8,8 +8,8 @@ from framework.errors import CheckpointError
 from framework.files import checksum
 from framework.published.files import (
     CONFIG_FILE,
-    SIDE_CONFIG_FILE,
-    SIDE_WEIGHTS_FILE,
+    EXPORT_RECORD_FILE,
+    EXTRA_WEIGHTS_FILE,
     TOKENIZER_FILES,
     WEIGHTS_FILE,
     read_json,
@@ -17,7 +17,7 @@ from framework.published.files import (
 
 FORMAT = 1
 CHECKSUMS_KEY = "blake2b"
-_READ_FILES = {CONFIG_FILE, WEIGHTS_FILE, SIDE_WEIGHTS_FILE, *TOKENIZER_FILES}
+_READ_FILES = {CONFIG_FILE, WEIGHTS_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES}
 
 
 def checksums_of(folder: Path, task_files: Iterable[str]) -> dict[str, str]:
@@ -32,12 +32,12 @@ def checksums_of(folder: Path, task_files: Iterable[str]) -> dict[str, str]:
 
 
 def read_export_record(folder: Path) -> dict[str, Any]:
-    """Reads the record of an export and compares its checksums; empty if the folder is no export of Cloze.
+    """Reads the record of an export and compares its checksums. Returns an empty dict if there is no record.
 
     Raises:
         CheckpointError: The record is damaged, or a file differs from the one that was exported.
     """
-    file = folder / SIDE_CONFIG_FILE
+    file = folder / EXPORT_RECORD_FILE
     if not file.is_file():
         return {}
     record = read_json(file)
@@ -56,18 +56,18 @@ def read_export_record(folder: Path) -> dict[str, Any]:
 
 
 def _compare(folder: Path, name: str, expected: object) -> None:
-    path, record = folder / name, folder / SIDE_CONFIG_FILE
+    path, record = folder / name, folder / EXPORT_RECORD_FILE
     if not path.is_file():
-        # A task reports a missing file of its own if it reads it; from a hub name these are not downloaded.
+        # These files are not downloaded from the Hugging Face Hub. A task reports one that it needs and cannot find.
         if name not in _READ_FILES:
             return
         problem = "is missing"
     elif checksum(path) != expected:
-        problem = "has other bytes than were exported (its checksum differs)"
+        problem = "has changed since its export (its checksum differs)"
     else:
         return
     raise CheckpointError(
-        f"{path} {problem}. Files that {SIDE_CONFIG_FILE} lists under {CHECKSUMS_KEY!r} must stay as exported. Copy or "
-        f"export the model again; if you changed the file on purpose, remove {name!r} from {CHECKSUMS_KEY!r} in "
+        f"{path} {problem}. Files that {EXPORT_RECORD_FILE} lists under {CHECKSUMS_KEY!r} must stay as exported. Copy "
+        f"or export the model again. If you changed the file on purpose, remove {name!r} from {CHECKSUMS_KEY!r} in "
         f"{record}."
     )

@@ -1,4 +1,4 @@
-"""What Cloze must know of a family of published models; `bert`, `roberta` and `modernbert` each give such an object."""
+"""Description of a family of published models. `bert`, `roberta` and `modernbert` each define one."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from framework.models.config import EncoderConfig
 from framework.published.kinds import HeadKind
 from framework.published.rules import Rule
 
-# Published names of activations and ours. Where two names have one formula, the last of them is written.
+# Our activation for each published name. If several published names have one formula, exports use the last of them.
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -23,7 +23,7 @@ _PUBLISHED_ACTIVATIONS = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}
 
 BASE_SUFFIX = "Model"
 _SCORES = ("classifier.weight", "qa_outputs.weight")
-"""Our names of the last linear layer of heads that score labels, choices and positions."""
+"""Our names for the last linear layer of heads that score labels, choices and positions."""
 
 FIELDS = {
     "vocab_size": "vocab_size",
@@ -35,22 +35,22 @@ FIELDS = {
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-"""Fields of EncoderConfig and the keys of config.json that hold the same value in every family."""
+"""Keys of config.json by EncoderConfig field, for values that are the same in every family."""
 
 
 @dataclass(frozen=True)
 class PublishedClass:
-    """A class of transformers and how our tensors reach it.
+    """A class of transformers, with the rules that convert the tensors of its head.
 
     Attributes:
-        suffix: Its name after that of the family ("ForTokenClassification").
-        kind: The kind of head that it has; None: the base class, which has none.
-        base_rules: Tensors of heads that the class keeps in its base model (the pooler).
-        head_rules: Tensors of heads that stand beside the base model.
-        poolings: Those that the class can do, the first one by default; empty: it does not pool.
-        pooling_key: Key of config.json that names the pooling; None: the class always has the same.
-        beside: Beginnings of the names of other tensors with which a head may still be taken for one of this class,
-            since its scores do not depend on them.
+        suffix: Class name without the family's prefix ("ForTokenClassification").
+        kind: Kind of its head; None for the base class, which has no head.
+        base_rules: Rules for tensors of the head that the class keeps in its base model (the pooler).
+        head_rules: Rules for tensors of the head outside the base model.
+        poolings: Poolings that the class supports, the default first; empty if it does not pool.
+        pooling_key: Key of config.json that names the pooling; None if the class supports only one.
+        extra_prefixes: Name prefixes of further tensors that an exported head may have. The scores of the class do not
+            depend on them.
     """
 
     suffix: str
@@ -59,11 +59,11 @@ class PublishedClass:
     head_rules: tuple[Rule, ...] = ()
     poolings: tuple[str, ...] = ()
     pooling_key: str | None = None
-    beside: tuple[str, ...] = ()
+    extra_prefixes: tuple[str, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
-        """Our names of the head's tensors that the class has."""
+        """Returns our names for the tensors of the head that the class holds."""
         return frozenset(name for rule in (*self.base_rules, *self.head_rules) for name in rule.ours)
 
 
@@ -72,17 +72,18 @@ class Family:
     """One family of published models.
 
     Attributes:
-        prefix: Of the base model's tensors inside a model with a head ("bert.").
-        class_prefix: Of the names of its classes ("Bert").
-        read_config: config.json to EncoderConfig; raises CheckpointError for what this encoder cannot do.
-        write_config: EncoderConfig to config.json; raises CheckpointError for what the class cannot do.
-        encoder_rules: Names of the encoder, published ones without the prefix.
-        classes: The classes with heads; where two could hold the same head, the one that holds more of it comes first.
-        base_rules: Tensors of heads that the base class can keep.
-        named_rules: Tensors of heads whose published names say what they are, whichever class they come from.
+        prefix: Name prefix of the base model's tensors inside a model with a head ("bert.").
+        class_prefix: Prefix of class names ("Bert").
+        read_config: Converts config.json to EncoderConfig; raises CheckpointError if Cloze does not support a setting.
+        write_config: Converts EncoderConfig to config.json; raises CheckpointError if the class does not support a
+            setting.
+        encoder_rules: Returns the rules for the encoder. Published names lack the prefix.
+        classes: Returns the classes with heads. If two classes support the same head, the more complete one is first.
+        base_rules: Rules for tensors of heads that the base class can hold.
+        named_rules: Rules for tensors of heads whose published names are unambiguous across classes.
         tied: Published tensors that repeat the word embeddings.
-        ignored: Published tensors that hold nothing of their own.
-        special_tokens: Keys of config.json that name a special token's id, beside padding, and which one it is.
+        ignored: Published tensors that hold no information of their own.
+        special_tokens: Keys of config.json for special token ids other than padding, each with its token.
     """
 
     prefix: str
@@ -100,13 +101,13 @@ class Family:
     def export_class(
         self, config: EncoderConfig, head_kind: str, names: Collection[str], pooling: str
     ) -> PublishedClass:
-        """The class whose scores are those of a head, or the base class where there is none.
+        """Returns the class that computes the same scores as a head, or the base class if there is none.
 
         Args:
-            config: Of the encoder.
+            config: Encoder configuration.
             head_kind: `Task.head_kind`.
-            names: Of the head's tensors.
-            pooling: How a sequence becomes one vector, where the head does that.
+            names: Names of the head's tensors.
+            pooling: Pooling of a sequence to one vector, for heads that pool.
         """
         for candidate in self.classes(config):
             others = set(names) - candidate.names
@@ -114,7 +115,7 @@ class Family:
                 candidate.kind is not None
                 and candidate.kind.name == head_kind
                 and candidate.names <= set(names)
-                and all(name.startswith(candidate.beside) for name in others)
+                and all(name.startswith(candidate.extra_prefixes) for name in others)
                 and (not candidate.poolings or pooling in candidate.poolings)
             ):
                 return candidate
@@ -128,55 +129,55 @@ class Family:
         return {name for rule in rules if rule.ours[0] in _SCORES for name in rule.theirs}
 
     def import_class(self, config: EncoderConfig, class_name: str) -> PublishedClass | None:
-        """The class of a published model by its name (no name: that of pre-training); None: it is not known."""
+        """Returns the class with this name (the pre-training class for an empty name); None if it is unknown."""
         known = self.classes(config)
         return next((each for each in known if class_name.endswith(each.suffix)), None) if class_name else known[0]
 
-    def import_rules(self, found: PublishedClass | None) -> list[Rule]:
-        """Names of the heads of a published class, published ones without the prefix; those of the class come first."""
-        if found is None:
+    def import_rules(self, published_class: PublishedClass | None) -> list[Rule]:
+        """Returns the rules for heads of a published class, its own rules first. Published names lack the prefix."""
+        if published_class is None:
             return list(self.named_rules)
-        others = [rule for rule in self.named_rules if not found.names & set(rule.ours)]
-        return [*found.base_rules, *found.head_rules, *others]
+        others = [rule for rule in self.named_rules if not published_class.names & set(rule.ours)]
+        return [*published_class.base_rules, *published_class.head_rules, *others]
 
 
 def read_fields(published: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """EncoderConfig fields whose values config.json has as they are."""
+    """Returns the EncoderConfig fields whose values config.json holds unchanged."""
     return {ours: published[theirs] for ours, theirs in fields.items()}
 
 
 def write_fields(config: EncoderConfig, fields: Mapping[str, str]) -> dict[str, Any]:
-    """The inverse of `read_fields`."""
+    """Returns keys of config.json: the inverse of `read_fields`."""
     return {theirs: getattr(config, ours) for ours, theirs in fields.items()}
 
 
 def read_activation(published: str) -> str:
-    """Our name of a published activation.
+    """Returns our name for a published activation.
 
     Raises:
-        CheckpointError: It is none that the encoder has.
+        CheckpointError: The encoder does not support the activation.
     """
     if published not in _ACTIVATIONS:
-        raise CheckpointError(f"The activation {published!r} is not known; known ones are {', '.join(_ACTIVATIONS)}.")
+        raise CheckpointError(f"The activation {published!r} is not known. Known ones are {', '.join(_ACTIVATIONS)}.")
     return _ACTIVATIONS[published]
 
 
 def write_activation(ours: str) -> str:
-    """The published name of our activation."""
+    """Returns the published name of our activation."""
     return _PUBLISHED_ACTIVATIONS[ours]
 
 
 def check_expressible(config: EncoderConfig, needed: Mapping[str, Any]) -> None:
-    """Compares a config with what the published class of its family always does.
+    """Checks that a config has the values that are fixed in the published classes of its family.
 
     Raises:
         CheckpointError: They differ; the message names each difference.
     """
-    wrong = [name for name, value in needed.items() if getattr(config, name) != value]
-    if wrong:
-        have = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in wrong)
-        want = ", ".join(f"{name}={needed[name]!r}" for name in wrong)
+    different = [name for name, value in needed.items() if getattr(config, name) != value]
+    if different:
+        actual = ", ".join(f"model.{name}={getattr(config, name)!r}" for name in different)
+        required = ", ".join(f"{name}={needed[name]!r}" for name in different)
         raise CheckpointError(
-            f"An encoder with {have} has no class in Hugging Face transformers, where family {config.family!r} always "
-            f"has {want}; only encoders with these values, or of a family that fits, can be exported."
+            f"An encoder with {actual} has no class in Hugging Face transformers. Family {config.family!r} always has "
+            f"{required} there. Export an encoder with these values, or one of another family."
         )

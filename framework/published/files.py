@@ -1,6 +1,6 @@
-"""Where published weights lie: a folder or a name on the Hugging Face Hub, and the tensors in its files.
+"""Files of published models, in a folder or on the Hugging Face Hub: lookup, JSON and tensors.
 
-Nothing here runs code that a folder brings along: pickles are read with `weights_only=True`.
+Code in a folder is never run. Pickles are read with `weights_only=True`.
 """
 
 import pickle
@@ -17,8 +17,8 @@ from framework.errors import CheckpointError
 from framework.files import parse_json
 
 CONFIG_FILE = "config.json"
-SIDE_CONFIG_FILE = "cloze.json"
-SIDE_WEIGHTS_FILE = "cloze_heads.safetensors"
+EXPORT_RECORD_FILE = "cloze.json"
+EXTRA_WEIGHTS_FILE = "cloze_heads.safetensors"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -32,39 +32,40 @@ TOKENIZER_FILES = (
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _PICKLE_FILE = "pytorch_model.bin"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_HUB_FILES = (CONFIG_FILE, SIDE_CONFIG_FILE, SIDE_WEIGHTS_FILE, *TOKENIZER_FILES)
+_HUB_FILES = (CONFIG_FILE, EXPORT_RECORD_FILE, EXTRA_WEIGHTS_FILE, *TOKENIZER_FILES)
 _HUB_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 _HUB_PICKLES = (_PICKLE_FILE, "pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")
 
 
 def find_folder(source: str) -> Path:
-    """The folder of a source; a hub name is downloaded (or taken from the local cache) unless such a folder exists.
+    """Returns the local folder of a source. A hub name without such a folder is downloaded, or read from the cache.
 
     Raises:
-        CheckpointError: Neither a folder with a config.json nor a hub name that can be reached.
+        CheckpointError: The source is neither a folder with a config.json nor an accessible hub name.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / CONFIG_FILE).is_file():
             raise CheckpointError(
-                f"The folder {source} has no {CONFIG_FILE}; give the folder of a Hugging Face model or of an export."
+                f"The folder {source} has no {CONFIG_FILE}. Give the folder of a Hugging Face model or of an export."
             )
         return folder
     if folder.exists():
-        raise CheckpointError(f"{source} is a file; give the folder that holds the model's {CONFIG_FILE}.")
+        raise CheckpointError(f"{source} is a file. Give the folder that holds the model's {CONFIG_FILE}.")
     if not _HUB_NAME.fullmatch(source):
         raise CheckpointError(
-            f"The folder {source} is not there; give the folder of a model or a Hugging Face Hub name."
+            f"The folder {source} does not exist. Give the folder of a model, or a Hugging Face Hub name."
         )
     return _download(source)
 
 
 def _download(name: str) -> Path:
-    # Imported here because only hub names need it.
+    # Imported here, because only hub names need it.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # The hub's own errors are kinds of OSError; these bases hold the root of its HTTP library's, whichever that is.
+    # The hub's own errors derive from OSError. The bases of HfHubHTTPError include the root error of its HTTP library,
+    # which differs between versions.
     library_errors = cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__)
     errors: tuple[type[Exception], ...] = (OSError, HFValidationError, *library_errors)
     try:
@@ -74,12 +75,12 @@ def _download(name: str) -> Path:
     except errors as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{name!r} is not a folder here and could not be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}); check the name and the network, or give a local folder."
+            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face Hub "
+            f"({type(error).__name__}: {reason}). Check the name and the network, or give a local folder."
         ) from error
     if not (folder / CONFIG_FILE).is_file():
         raise CheckpointError(
-            f"{name!r} has no {CONFIG_FILE} on the Hugging Face Hub; choose a repository with a model."
+            f"{name!r} has no {CONFIG_FILE} on the Hugging Face Hub. Choose a repository with a model."
         )
     return folder
 
@@ -88,29 +89,29 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        CheckpointError: The file cannot be read or holds something else.
+        CheckpointError: The file cannot be read, or it does not hold a JSON object.
     """
     try:
         content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON ({error}); fetch or export the model again.") from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Fetch or export the model again.") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object; fetch or export the model again.")
+        raise CheckpointError(f"{path} must hold a JSON object. Fetch or export the model again.")
     return content
 
 
 def tokenizer_folder(folder: Path) -> Path | None:
-    """The folder itself where it holds a tokenizer's vocabulary."""
+    """Returns the folder if it holds a tokenizer's vocabulary, else None."""
     return folder if any((folder / name).is_file() for name in _VOCABULARY_FILES) else None
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Reads all weights of a folder: one safetensors file or an index of several; pickles only where there is neither.
+    """Reads all weights of a folder, from safetensors files, or from pickles if there are none.
 
-    Empty tensors are left out. Exports contain them only for classes of transformers to refuse.
+    Empty tensors are omitted. An export contains them so that transformers rejects it for unsupported heads.
 
     Raises:
-        CheckpointError: There are none, or a file is missing, broken or not a plain pickle of tensors.
+        CheckpointError: There are no weights, or a file is missing, damaged or a pickle with more than tensors.
     """
     return {name: tensor for name, tensor in _read_all(folder).items() if tensor.numel()}
 
@@ -126,24 +127,24 @@ def _read_all(folder: Path) -> dict[str, Tensor]:
                 tensors.update(read(shard))
             return tensors
     raise CheckpointError(
-        f"The folder {folder} has neither {WEIGHTS_FILE} nor {_PICKLE_FILE}; fetch or export it again."
+        f"The folder {folder} has neither {WEIGHTS_FILE} nor {_PICKLE_FILE}. Fetch or export it again."
     )
 
 
-def read_safetensors_if_there(path: Path) -> dict[str, Tensor]:
-    """Reads a safetensors file, or gives nothing where there is none."""
+def read_optional_safetensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file. Returns an empty dict if it does not exist."""
     return _read_safetensors(path) if path.is_file() else {}
 
 
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no weight_map; fetch the model again.")
+        raise CheckpointError(f"{index} has no weight_map. Fetch the model again.")
     shards = []
     for name in sorted({str(file) for file in weight_map.values()}):
         path = index.parent / name
         if Path(name).name != name or not path.is_file():
-            raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder; fetch the model again.")
+            raise CheckpointError(f"{index} names {name!r}, which is not a file of its folder. Fetch the model again.")
         shards.append(path)
     return shards
 
@@ -152,7 +153,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no whole safetensors file ({error}); fetch or export it again.") from error
+        raise CheckpointError(
+            f"{path} is not a complete safetensors file ({error}). Fetch or export it again."
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -161,9 +164,9 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{path} is broken or holds more than tensors and is not loaded ({reason}); "
-            f"convert it to {WEIGHTS_FILE} first."
+            f"{path} is damaged or holds more than tensors, so it is not loaded ({reason}). "
+            f"Convert it to {WEIGHTS_FILE} first."
         ) from error
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} must hold a dict of tensors; convert it to {WEIGHTS_FILE} first.")
+        raise CheckpointError(f"{path} must hold a dict of tensors. Convert it to {WEIGHTS_FILE} first.")
     return content

@@ -1,4 +1,4 @@
-"""Kinds of heads that classes of transformers know, and what config.json says of each, in both directions."""
+"""Kinds of heads with a known meaning, and the conversion of their settings to and from config.json."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ _PROBLEM_TYPES = {
 _PROBLEMS = {theirs: ours for ours, theirs in _PROBLEM_TYPES.items()}
 
 
-def _write_nothing(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    del side, heads
+def _write_nothing(task_record: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    del task_record, heads
     return {}
 
 
@@ -27,12 +27,12 @@ def _read_nothing(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> 
     return {}
 
 
-def _write_labels(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+def _write_labels(task_record: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
     num_labels = heads["classifier.weight"].shape[0]
-    labels = [str(label) for label in side.get("labels") or _unnamed(num_labels)]
+    labels = [str(label) for label in task_record.get("labels") or _unnamed(num_labels)]
     if len(labels) != num_labels:
         raise CheckpointError(
-            f"The labels {labels} are not {num_labels}, the number of scores; export with the task's own labels."
+            f"There are {len(labels)} labels ({labels}), but {num_labels} scores. Export with the task's own labels."
         )
     return label_names(labels)
 
@@ -47,23 +47,23 @@ def label_names(labels: Iterable[str]) -> dict[str, Any]:
 
 
 def _unnamed(num_labels: int) -> list[str]:
-    """Returns the names that transformers gives to unnamed labels."""
+    """Returns the default label names of transformers."""
     return [f"LABEL_{index}" for index in range(num_labels)]
 
 
 def _read_labels(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Reads the label names; if their number differs from that of the scores, default names are used."""
+    """Reads the label names. Uses default names if their number differs from the number of scores."""
     id2label = published.get("id2label") or {}
     names = [str(label) for _, label in sorted(id2label.items(), key=lambda item: int(item[0]))]
     num_labels = heads["classifier.weight"].shape[0] if "classifier.weight" in heads else len(names)
     return {"labels": names if len(names) == num_labels else _unnamed(num_labels)}
 
 
-def _write_classification(side: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    labels = _write_labels(side, heads)
-    problem = problem_of(side, len(labels["id2label"]))
+def _write_classification(task_record: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
+    labels = _write_labels(task_record, heads)
+    problem = problem_of(task_record, len(labels["id2label"]))
     if problem not in _PROBLEM_TYPES:
-        raise CheckpointError(f"problem={problem!r} of the task is not known; known are {', '.join(_PROBLEM_TYPES)}.")
+        raise CheckpointError(f"problem={problem!r} of the task is unknown. Use one of {', '.join(_PROBLEM_TYPES)}.")
     return {**labels, "problem_type": _PROBLEM_TYPES[problem]}
 
 
@@ -71,19 +71,19 @@ def _read_classification(published: Mapping[str, Any], heads: Mapping[str, Tenso
     labels = _read_labels(published, heads)
     problem_type = published.get("problem_type")
     if problem_type is not None and problem_type not in _PROBLEMS:
-        raise CheckpointError(f"problem_type={problem_type!r} is not known; known are {', '.join(_PROBLEMS)}.")
+        raise CheckpointError(f"problem_type={problem_type!r} is unknown. Known ones are {', '.join(_PROBLEMS)}.")
     problem = _PROBLEMS[problem_type] if problem_type else problem_of({}, len(labels["labels"]))
     return {**labels, "problem": problem}
 
 
-def problem_of(side: Mapping[str, Any], num_labels: int) -> str:
-    """What the scores of a sequence are for; without a word on it, one score is a number and several are classes.
+def problem_of(task_record: Mapping[str, Any], num_labels: int) -> str:
+    """Returns the problem that a sequence head solves. By default, one score is a regression, and several are classes.
 
     Args:
-        side: Of the task; `problem` is "single_label", "multi_label" or "regression".
-        num_labels: Scores.
+        task_record: Record of the task; `problem` is "single_label", "multi_label" or "regression".
+        num_labels: Number of scores.
     """
-    return str(side.get("problem") or (REGRESSION if num_labels == 1 else SINGLE_LABEL))
+    return str(task_record.get("problem") or (REGRESSION if num_labels == 1 else SINGLE_LABEL))
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class HeadKind:
 
     Attributes:
         name: `Task.head_kind`.
-        pipeline_tag: What the Hugging Face Hub calls a model with such a head; None: it has no word for it.
-        write: From what an export keeps of the task, and the tensors of its head, to keys of config.json; raises
-            CheckpointError where the two do not fit.
-        read: The inverse, from config.json and the tensors of the head.
-        cuts_texts: True if texts longer than the task's `max_length` are truncated.
+        pipeline_tag: Tag of the Hugging Face Hub for models with such a head; None if there is none.
+        write: Converts the record of the task and the tensors of its head to keys of config.json; raises
+            CheckpointError if they do not match.
+        read: Converts config.json and the tensors of the head to the record of the task: the inverse of `write`.
+        truncates_texts: True if texts longer than the task's `max_length` are truncated.
         reads_words: True if the model is trained on separate words, with a space before each.
     """
 
@@ -104,23 +104,23 @@ class HeadKind:
     pipeline_tag: str | None = None
     write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _write_nothing
     read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _read_nothing
-    cuts_texts: bool = False
+    truncates_texts: bool = False
     reads_words: bool = False
 
 
 PRETRAINING = HeadKind("pretraining", "fill-mask")
 SEQUENCE_CLASSIFICATION = HeadKind(
-    "sequence_classification", "text-classification", _write_classification, _read_classification, cuts_texts=True
+    "sequence_classification", "text-classification", _write_classification, _read_classification, truncates_texts=True
 )
 TOKEN_CLASSIFICATION = HeadKind(
     "token_classification", "token-classification", _write_labels, _read_labels, reads_words=True
 )
 QUESTION_ANSWERING = HeadKind("question_answering", "question-answering")
-MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice", cuts_texts=True)
+MULTIPLE_CHOICE = HeadKind("multiple_choice", "multiple-choice", truncates_texts=True)
 TRANSLATION = HeadKind("translation", "translation")
-"""A decoder on top: not a class of the family, but `EncoderDecoderModel` around it."""
-EMBEDDING = HeadKind("embedding", "sentence-similarity", cuts_texts=True)
-"""One vector for a text: no class of transformers, but the base class and the files of sentence-transformers."""
+"""Decoder on top of the encoder. It has no class per family in transformers, but `EncoderDecoderModel` wraps both."""
+EMBEDDING = HeadKind("embedding", "sentence-similarity", truncates_texts=True)
+"""One vector per text, exported as the base class of transformers with the files of sentence-transformers."""
 
 KINDS = {
     kind.name: kind

@@ -56,11 +56,13 @@ _THETAS = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention
 
 
 def _theta(published: Mapping[str, Any], kind: str) -> float:
-    """The rotary base of one kind of layer, from the keys of transformers 5 or those before."""
+    """Returns the rotary base of one kind of layer, from the keys of transformers 5 or of earlier versions."""
     parameters = (published.get("rope_parameters") or {}).get(kind) or {}
     if parameters.get("rope_type", "default") != "default":
         rope_type = parameters["rope_type"]
-        raise CheckpointError(f"rope_type={rope_type!r} is not known; only 'default' rotary positions can be read.")
+        raise CheckpointError(
+            f"rope_type={rope_type!r} is unknown. Only 'default' rotary positions can be read. Choose another model."
+        )
     old_name, default = _THETAS[kind]
     if "rope_theta" in parameters:
         return parameters["rope_theta"]
@@ -70,14 +72,17 @@ def _theta(published: Mapping[str, Any], kind: str) -> float:
 
 
 def _global_attention_every(published: Mapping[str, Any], num_layers: int) -> int:
-    """How often a layer attends to the whole sequence, from `layer_types` or the older count."""
+    """Returns the interval of global-attention layers, from `layer_types` or the older count."""
     layer_types = published.get("layer_types")
     if layer_types is None:
         return published.get("global_attn_every_n_layers", 3)
-    whole = [index for index, kind in enumerate(layer_types) if kind == "full_attention"]
-    every = whole[1] if len(whole) > 1 else num_layers
-    if len(layer_types) != num_layers or whole != list(range(0, num_layers, every)):
-        raise CheckpointError(f"layer_types={layer_types} must have 'full_attention' in the first of every N layers.")
+    global_layers = [index for index, kind in enumerate(layer_types) if kind == "full_attention"]
+    every = global_layers[1] if len(global_layers) > 1 else num_layers
+    if len(layer_types) != num_layers or global_layers != list(range(0, num_layers, every)):
+        raise CheckpointError(
+            f"layer_types={layer_types} cannot be read. 'full_attention' must be in the first of every N layers. "
+            "Choose another model."
+        )
     return every
 
 
@@ -87,12 +92,15 @@ def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
     if values["mlp_bias"] != bias or (values["classifier_bias"] and not bias):
         raise CheckpointError(
             f"attention_bias={bias}, mlp_bias={values['mlp_bias']} and classifier_bias={values['classifier_bias']} "
-            "cannot be read; all linear maps must have biases or none."
+            "cannot be read. All linear layers must have biases or none. Choose another model."
         )
     activation = read_activation(values["hidden_activation"])
     head_activation = read_activation(values.get("classifier_activation", "gelu"))
     if head_activation != activation and values.get("architectures", ["ModernBertModel"]) != ["ModernBertModel"]:
-        raise CheckpointError(f"classifier_activation={head_activation!r} must be the encoder's, {activation!r}.")
+        raise CheckpointError(
+            f"classifier_activation={head_activation!r} differs from the encoder's activation {activation!r}. They "
+            "must be the same. Choose another model."
+        )
     every = _global_attention_every(published, values["num_hidden_layers"])
     return EncoderConfig(
         family="modernbert",
@@ -120,7 +128,7 @@ def _write_config(config: EncoderConfig) -> dict[str, Any]:
         "hidden_activation": write_activation(config.activation),
         "attention_dropout": config.attention_dropout,
         "mlp_bias": config.bias,
-        # The names that published ModernBERT folders have; transformers 5 reads them too.
+        # These are the keys of published ModernBERT folders. transformers 5 reads them too.
         "global_attn_every_n_layers": config.global_attention_every if window else 1,
         "local_attention": window or _DEFAULTS["local_attention"],
         "global_rope_theta": config.rope_theta_global,
@@ -145,14 +153,14 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
         rules += reordered_qkv(f"{ours}.attention.qkv", f"{theirs}.attn.Wqkv", bias)
         rules += renamed(f"{ours}.attention.output", f"{theirs}.attn.Wo", bias)
         rules += renamed(f"{ours}.feed_forward_norm", f"{theirs}.mlp_norm", norm_bias)
-        # The first half goes through the activation.
+        # The activation is applied to the first half.
         rules += split_in_two(f"{ours}.feed_forward.gate", f"{ours}.feed_forward.up", f"{theirs}.mlp.Wi", bias)
         rules += renamed(f"{ours}.feed_forward.down", f"{theirs}.mlp.Wo", bias)
     return rules
 
 
 def _head_rules(ours: str, config: EncoderConfig) -> tuple[Rule, ...]:
-    """Every class calls its transform `head`, so that those of other classes cannot be told from it by their names."""
+    """Returns the rules for a transform. Every class names it `head`, so its name does not identify the class."""
     dense, norm = (
         renamed(f"{ours}.dense", "head.dense", config.bias),
         renamed(f"{ours}.norm", "head.norm", config.norm_bias),
@@ -165,7 +173,7 @@ def _classes(config: EncoderConfig) -> tuple[PublishedClass, ...]:
     classifier = (*transform, *renamed("classifier", "classifier"))
     mlm = (*_head_rules("mlm", config), Rule(("mlm.decoder.bias",), ("decoder.bias",)))
     return (
-        PublishedClass("ForMaskedLM", PRETRAINING, head_rules=mlm, beside=("pooler.", "nsp.")),
+        PublishedClass("ForMaskedLM", PRETRAINING, head_rules=mlm, extra_prefixes=("pooler.", "nsp.")),
         PublishedClass(
             "ForSequenceClassification",
             SEQUENCE_CLASSIFICATION,

@@ -1,7 +1,7 @@
-"""Exports classifiers that transformers has no class for, with our own class as a file of the export.
+"""Classifiers without a class in transformers, which are exported with a class of our own.
 
-Their model type is unknown to transformers, so it requires `trust_remote_code=True` instead of adding a random head to
-the encoder. The file is `framework.exports.modeling_cloze`.
+transformers does not know their model type. It therefore requires `trust_remote_code=True`, instead of adding a random
+head to the encoder. `framework.exports.modeling_cloze` is the file with the class.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from framework.published.kinds import MULTIPLE_CHOICE, SEQUENCE_CLASSIFICATION, 
 MODEL_TYPE = "cloze"
 MODELING_FILE = "modeling_cloze.py"
 _NO_ACTIVATION = f"see {MODELING_FILE}: load with trust_remote_code=True"
-"""No activation has this name, so that `BertForSequenceClassification` and its like, named by hand, fail with it.
+"""Invalid activation name. It makes `BertForSequenceClassification` and similar classes fail if a user loads them.
 
-Otherwise they would build an encoder of their default size, with random weights and a warning.
+Otherwise they would only warn, and build an encoder of their default size with random weights.
 """
 _SUFFIXES = {SEQUENCE_CLASSIFICATION.name: "ForSequenceClassification", MULTIPLE_CHOICE.name: "ForMultipleChoice"}
 _KINDS = {kind.name: kind for kind in (SEQUENCE_CLASSIFICATION, MULTIPLE_CHOICE)}
@@ -60,17 +60,17 @@ def write_own_class(
     encoder_tensors: Mapping[str, Tensor],
     config: EncoderConfig,
     heads: Mapping[str, Tensor],
-    side: Mapping[str, Any],
+    task_record: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns config.json and the published tensors.
+    """Returns the content of config.json and the published tensors.
 
     Args:
         kind: Kind of the head.
-        encoder_config: config.json of the encoder alone.
+        encoder_config: Content of config.json for the encoder alone.
         encoder_tensors: Published tensors of the encoder, without a prefix.
         config: Encoder configuration.
         heads: Tensors of the head.
-        side: Record of the task: `pooling`, `labels` and `problem`.
+        task_record: Record of the task: `pooling`, `labels` and `problem`.
     """
     name = class_name(kind)
     module = MODELING_FILE.removesuffix(".py")
@@ -79,14 +79,15 @@ def write_own_class(
         "model_type": MODEL_TYPE,
         "architectures": [name],
         "auto_map": {"AutoConfig": f"{module}.ClozeConfig", str(auto_class(name)): f"{module}.{name}"},
-        # Apart from its settings: transformers takes a nested object with a known model_type for the whole config.
+        # The type is outside the settings, because transformers takes a nested object with a known model_type for the
+        # config of the whole model.
         "encoder_type": encoder_config["model_type"],
         "encoder": {key: value for key, value in encoder_config.items() if key != "model_type"},
-        "pooling": str(side.get("pooling", "cls")),
+        "pooling": str(task_record.get("pooling", "cls")),
         "projection": projection,
         **dict.fromkeys(("hidden_act", "hidden_activation"), _NO_ACTIVATION),
         **{key: encoder_config[key] for key in ("hidden_size", "max_position_embeddings", "pad_token_id")},
-        **kind.write(side, heads),
+        **kind.write(task_record, heads),
     }
     if projection == "transform":
         published["transform"] = {
@@ -99,24 +100,26 @@ def write_own_class(
     return published, tensors | {name: tensor.contiguous() for name, tensor in heads.items()}
 
 
-def take_apart_own_class(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
+def split_own_class(published: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Parts:
     """Returns the parts of an export with our class.
 
     Args:
-        published: config.json.
+        published: Content of config.json.
         tensors: Tensors by their published names.
     """
     heads = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(_PARTS)}
     encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
     names = [str(name) for name in published.get("architectures") or ()]
     kind = next((kind for kind in _KINDS.values() if class_name(kind) in names), None)
-    side = {"pooling": published.get("pooling", "cls")} | (kind.read(published, heads) if kind is not None else {})
+    task_record = {"pooling": published.get("pooling", "cls")} | (
+        kind.read(published, heads) if kind is not None else {}
+    )
     return Parts(
-        # Earlier exports have the type among the settings.
+        # Earlier exports hold the type among the settings.
         published={"model_type": published.get("encoder_type")} | (published.get("encoder") or {}),
         tensors=encoder,
         heads=heads,
-        side=side,
+        task_record=task_record,
         unused=frozenset(tensors.keys() - heads.keys() - {_ENCODER + name for name in encoder}),
         head_kind=kind.name if kind is not None else None,
     )

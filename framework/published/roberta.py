@@ -1,4 +1,4 @@
-"""RoBERTa in the Hugging Face layout (`transformers.models.roberta`): BERT's encoder, other positions and heads."""
+"""RoBERTa in the Hugging Face layout (`transformers.models.roberta`): BERT's encoder with other positions and heads."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _MLM = (
 )
 _CLASSIFIER = (*renamed("pooler.dense", "classifier.dense"), *renamed("classifier", "classifier.out_proj"))
 _CLASSES = (
-    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_MLM, beside=("pooler.", "nsp.")),
+    PublishedClass("ForMaskedLM", PRETRAINING, head_rules=_MLM, extra_prefixes=("pooler.", "nsp.")),
     PublishedClass("ForSequenceClassification", SEQUENCE_CLASSIFICATION, head_rules=_CLASSIFIER, poolings=("cls",)),
     *FINE_TUNED,
 )
@@ -34,7 +34,7 @@ _SEGMENTS = 1
 
 def _read_config(published: Mapping[str, Any]) -> EncoderConfig:
     shared = read_shared_config(published, _DEFAULTS)
-    # Its positions count from the row after that of the padding token.
+    # Positions start at the row after the padding token's id.
     return EncoderConfig(family="roberta", position_offset=shared["pad_token_id"] + 1, **shared)
 
 

@@ -1,7 +1,7 @@
-"""Which weights of a head a run takes over from those that it starts from, and how that is told.
+"""Selects the head weights that a run reuses from the weights that it starts from, and describes the selection.
 
-The encoder is always taken whole. Of a head only what means the same here: the maps to labels of another task, or of
-other labels, would be no better than fresh ones, and of the same shape by chance.
+The encoder is always reused completely. A head's weights are reused only if they have the same meaning in this run. An
+output layer for another task or for other labels is no better than a new one, even if its shape happens to match.
 """
 
 import re
@@ -16,25 +16,25 @@ from framework.published.kinds import problem_of
 from framework.published.pretrained import PretrainedWeights, match_parameters
 
 _SHARED = ("pooler.", "transform.", "mlm.", "nsp.")
-"""What stands between the encoder and the scores, of use to every head, and the heads of pre-training."""
+"""Prefixes of layers that any head can reuse: those between encoder and scores, and the heads of pre-training."""
 _SCORES = "classifier."
 _UNNAMED = re.compile(r"LABEL_\d+")
 
 
-def fit_head(weights: PretrainedWeights, head_kind: str, side: Mapping[str, Any]) -> PretrainedWeights:
-    """Leaves out what was trained for another task or for other labels, and puts the scores into the order of labels.
+def fit_head(weights: PretrainedWeights, head_kind: str, task_record: Mapping[str, Any]) -> PretrainedWeights:
+    """Drops weights of a head for another task or other labels, and reorders the scores to the order of the labels.
 
-    Weights of an unknown kind stay as they are, and so do scores whose labels have no names.
+    Heads of unknown kind and scores of unnamed labels stay unchanged.
 
     Args:
-        weights: To start from.
-        head_kind: `Task.head_kind` of the task that is to be trained.
-        side: What that task keeps: `labels` and `problem`, as far as it has them.
+        weights: Weights to start from.
+        head_kind: `Task.head_kind` of the task to train.
+        task_record: Record of the task to train; optional keys are `labels` and `problem`.
     """
     if weights.head_kind is None:
         return weights
-    labels, others = _labels(side), _labels(weights.side)
-    same_problem = problem_of(side, len(labels)) == problem_of(weights.side, len(others))
+    labels, others = _labels(task_record), _labels(weights.task_record)
+    same_problem = problem_of(task_record, len(labels)) == problem_of(weights.task_record, len(others))
     if weights.head_kind != head_kind or not same_problem:
         return _without(weights, [name for name in weights.heads if not name.startswith(_SHARED)])
     scores = [name for name in weights.heads if name.startswith(_SCORES)]
@@ -48,38 +48,40 @@ def fit_head(weights: PretrainedWeights, head_kind: str, side: Mapping[str, Any]
     return _without(weights, scores)
 
 
-def _labels(side: Mapping[str, Any]) -> list[str]:
-    return [str(label) for label in side.get("labels") or ()]
+def _labels(task_record: Mapping[str, Any]) -> list[str]:
+    return [str(label) for label in task_record.get("labels") or ()]
 
 
-def _without(weights: PretrainedWeights, left_out: list[str]) -> PretrainedWeights:
-    heads: dict[str, Tensor] = {name: tensor for name, tensor in weights.heads.items() if name not in left_out}
-    return replace(weights, heads=heads, unused=(*weights.unused, *left_out))
+def _without(weights: PretrainedWeights, dropped: list[str]) -> PretrainedWeights:
+    heads: dict[str, Tensor] = {name: tensor for name, tensor in weights.heads.items() if name not in dropped}
+    return replace(weights, heads=heads, unused=(*weights.unused, *dropped))
 
 
 def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
-    """Describes in one line which weights come from the source, which are new, and what of the source is not used.
+    """Describes in one line the head weights that are reused, those that are new, and unused weights of the source.
 
     Args:
-        model: See `match_parameters`.
-        weights: As `fit_head` gives them.
+        model: Model as for `match_parameters`.
+        weights: Result of `fit_head`.
 
     Raises:
-        CheckpointError: As in `match_parameters`.
+        CheckpointError: The weights do not fit the model; see `match_parameters`.
     """
-    found, new = match_parameters(model, weights)
+    matched, new = match_parameters(model, weights)
     num_updates = sum(len(parts) for parts in updates_of(new).values())
-    taken = [name for name in found if name.startswith("head.")]
-    # What a head took over under another name is used too: see `match_parameters`.
-    used = {id(tensor) for tensor in found.values()}
-    unused = [name for name, tensor in weights.heads.items() if f"head.{name}" not in found and id(tensor) not in used]
+    reused = [name for name in matched if name.startswith("head.")]
+    # `match_parameters` may also reuse a tensor under another name.
+    used = {id(tensor) for tensor in matched.values()}
+    unused = [
+        name for name, tensor in weights.heads.items() if f"head.{name}" not in matched and id(tensor) not in used
+    ]
     parts = [
         f"{word}: {', '.join(modules)}"
         for word, modules in (
-            ("head taken over", _modules(taken)),
+            ("head reused", _modules(reused)),
             ("head new", _modules(name for name in new if not is_update(name))),
             ("low-rank updates new", [str(num_updates)] if num_updates else []),
-            ("not used of the source", _modules([*unused, *weights.unused])),
+            ("unused weights of the source", _modules([*unused, *weights.unused])),
         )
         if modules
     ]
@@ -87,5 +89,5 @@ def describe_start(model: nn.Module, weights: PretrainedWeights) -> str:
 
 
 def _modules(names: Iterable[str]) -> list[str]:
-    """Names of modules, each once, from names of their parameters."""
+    """Returns the names of modules, each once, from names of their parameters."""
     return list(dict.fromkeys(name.removeprefix("head.").rpartition(".")[0] or name for name in names))

@@ -87,7 +87,7 @@ def check(outcomes: dict[tuple[str, str], Outcome], num_ranks: int) -> None:
         ((folder, reason),) = damaged
         assert folder == "step_00000002"
         if name != "COMPLETE":
-            expected = {"truncate": "bytes were written", "flip": "other bytes", "delete": "is missing"}[kind]
+            expected = {"truncate": "bytes were written", "flip": "has changed", "delete": "is missing"}[kind]
             assert f"/{name} " in reason and expected in reason
 
 
@@ -142,7 +142,7 @@ def test_without_a_whole_one_there_is_one_error_that_names_each(tmp_path: Path) 
     with pytest.raises(CheckpointError) as caught:
         load_newest_whole(tmp_path / "step_00000003", tiny.model, tiny.optimizer)
     message = str(caught.value)
-    assert message.startswith(f"No checkpoint in {tmp_path} is whole (step_00000003: ")
+    assert message.startswith(f"No checkpoint in {tmp_path} is intact (step_00000003: ")
     assert message.index("step_00000003:") < message.index("step_00000002:") < message.index("step_00000001:")
 
 

@@ -55,13 +55,13 @@ def test_a_flipped_byte_of_a_shard_shows_where_checksums_are_asked_for(folder: P
     verify(folder, "checksums")
     flip(folder / "__1_0.distcp")
     verify(folder, "sizes")
-    with pytest.raises(DamagedError, match=r"__1_0\.distcp holds other bytes than were written"):
+    with pytest.raises(DamagedError, match=r"__1_0\.distcp has changed since it was written"):
         verify(folder, "checksums")
 
 
 def test_a_flipped_byte_of_a_small_file_always_shows(folder: Path) -> None:
     flip(folder / "state.json")
-    with pytest.raises(DamagedError, match=r"state\.json holds other bytes than were written"):
+    with pytest.raises(DamagedError, match=r"state\.json has changed since it was written"):
         verify(folder, "sizes")
 
 

@@ -80,5 +80,5 @@ def test_verify_compares_sizes(tmp_path: Path) -> None:
 
 def test_unknown_format_is_refused(tmp_path: Path) -> None:
     write_json(tmp_path / "state.json", {"format": 2, "step": 3})
-    with pytest.raises(CheckpointError, match="format 2, this version reads 1"):
+    with pytest.raises(CheckpointError, match=r"format 2\. This version of Cloze reads format 1"):
         read_state(tmp_path)

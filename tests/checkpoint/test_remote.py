@@ -220,8 +220,8 @@ def test_a_url_has_names_as_a_path_has() -> None:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("nosuch://bucket", r"nosuch://bucket cannot be used for checkpoints \(Protocol not known: nosuch\); choose"),
-        ("s3://bucket/x", r"s3://bucket/x needs a package that is not installed \(Install s3fs .*\); install it"),
+        ("nosuch://bucket", r"nosuch://bucket cannot be used for checkpoints \(Protocol not known: nosuch\)\. Choose"),
+        ("s3://bucket/x", r"s3://bucket/x needs a package that is not installed \(Install s3fs .*\)\. Install it"),
         ("memory://", r"it is not PROTOCOL://FOLDER"),
         ("simplecache::memory://x", r"it is not PROTOCOL://FOLDER"),
         ("memory://me:s3cret@host/x", r"memory://\*\*\*@host/x was given with a password .* environment variables"),

@@ -116,7 +116,7 @@ def test_what_peft_has_no_place_for_is_refused(tmp_path):
             write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir, side=side)
     beside = LoraSettings(rank=3, alpha=4.5, targets=("output",), train_also=("*.attention.output.bias",))
     model, _ = adapted("bert", beside)
-    with pytest.raises(CheckpointError, match=r"layer\.0\.attention\.output\.dense was trained beside"):
+    with pytest.raises(CheckpointError, match=r"layer\.0\.attention\.output\.dense was trained in addition to"):
         write(tmp_path / "adapter", "bert", model, beside, tokenizer_dir)
     assert not (tmp_path / "adapter").exists()
 
@@ -125,7 +125,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
     model, _ = adapted("bert", settings)
     tokenizer_dir = make_tokenizer(tmp_path, 0)
-    with pytest.raises(CheckpointError, match="exists and is no adapter"):
+    with pytest.raises(CheckpointError, match="exists and is not an adapter"):
         write(tmp_path, "bert", model, settings, tokenizer_dir)
     for _ in range(2):  # an earlier adapter is replaced
         write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir)

@@ -174,7 +174,7 @@ def test_folder_of_others_is_left_alone(tmp_path, tokenizer_dirs):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="is no export of Cloze"):
+    with pytest.raises(CheckpointError, match="is not an export of Cloze"):
         export(random_model_of_kind(CONFIGS["bert"], "mlm"), CONFIGS["bert"], "mlm", folder, tokenizer_dirs)
     assert [path.name for path in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
 
@@ -200,7 +200,7 @@ def test_failed_export_keeps_the_earlier_one(tmp_path, tokenizer_dirs):
 
 
 def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
-    with pytest.raises(CheckpointError, match="are not 3"):
+    with pytest.raises(CheckpointError, match=r"There are 2 labels .* but 3 scores"):
         export(
             random_model_of_kind(CONFIGS["bert"], "cls"),
             CONFIGS["bert"],
@@ -213,7 +213,7 @@ def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
 
 def test_tokenizer_of_another_model(tmp_path, tokenizer_dirs):
     config = replace(CONFIGS["bert"], vocab_size=12)
-    with pytest.raises(CheckpointError, match="has 13 words, but the model has 12 rows"):
+    with pytest.raises(CheckpointError, match="has 13 tokens, but the model's vocab_size is 12"):
         export(random_model_of_kind(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     assert list(tmp_path.iterdir()) == []
 

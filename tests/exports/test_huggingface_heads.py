@@ -39,7 +39,7 @@ def check_comes_back(folder, model, make_head, head_kind, side):
     """Bit for bit, with nothing new and nothing left over."""
     weights = load_pretrained(str(folder))
     recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
-    assert (weights.head_kind, weights.side, weights.unused) == (head_kind, side | recorded, ())
+    assert (weights.head_kind, weights.task_record, weights.unused) == (head_kind, side | recorded, ())
     again = random_model(model.encoder.config, make_head(), seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():
@@ -144,7 +144,7 @@ def test_problems_of_sequence_classification(family, problem, labels, problem_ty
 
 def test_problem_that_no_class_has(tmp_path, tokenizer_dirs):
     model = random_model(CONFIGS["bert"], build_sequence_classification_head(CONFIGS["bert"], 3))
-    with pytest.raises(CheckpointError, match="problem='ordinal' of the task is not known"):
+    with pytest.raises(CheckpointError, match="problem='ordinal' of the task is unknown"):
         export(tmp_path, model, tokenizer_dirs, "sequence_classification", problem="ordinal")
     assert list(tmp_path.iterdir()) == []
 

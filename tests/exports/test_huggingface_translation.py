@@ -62,7 +62,7 @@ def test_an_export_is_an_encoder_decoder_model(share_words, tie_output, tmp_path
     # By way of an export or not, transformers computes the same.
     assert_close(logits, unpadded(theirs(**inputs).logits, inputs), **TOLERANCE)
     weights = load_pretrained(str(folder))
-    kept = {key: value for key, value in weights.side.items() if key != TOKENIZER_KEY}
+    kept = {key: value for key, value in weights.task_record.items() if key != TOKENIZER_KEY}
     assert (weights.head_kind, kept, weights.unused) == ("translation", SIDE, ())
     again = fresh(model)
     assert load_into(again, weights) == []
@@ -138,13 +138,13 @@ def test_a_published_decoder_of_another_kind_is_refused(tmp_path):
     config = json.loads(path.read_text())
     config["decoder"]["model_type"] = "gpt2"
     path.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match=r"decoder has model_type='gpt2'.*only a BERT"):
+    with pytest.raises(CheckpointError, match=r"decoder has model_type='gpt2'.*Only a BERT"):
         load_pretrained(str(tmp_path / "published"))
 
 
 def test_onnx_of_a_translation_is_refused(tmp_path, tokenizer_dirs):
     model, _ = both_models()
     folder = export(model, tmp_path / "export", tokenizer_dirs["bert"])
-    with pytest.raises(CheckpointError, match=r"EncoderDecoderModel.*whole without ONNX"):
+    with pytest.raises(CheckpointError, match=r"EncoderDecoderModel.*complete without it"):
         export_onnx(folder)
     assert not (folder / "onnx").exists()

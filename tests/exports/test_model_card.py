@@ -53,7 +53,7 @@ def test_names_mean_nothing_to_markdown():
     assert re.findall("<code>(.*?)</code>", html.split("<h2>Labels</h2>")[1].split("</p>")[0]) == [
         "B-LOC", "a`b", "x|y", " ", "&lt;i&gt;",
     ]  # fmt: skip
-    assert "no validation of these very weights" in html
+    assert "no validation metrics of these weights" in html
 
 
 def test_many_labels_are_counted():
@@ -68,9 +68,9 @@ def test_entities_of_other_libraries_are_said_to_be_others():
     model = ExportedModel(CONFIGS["bert"], "BertForTokenClassification", "token_classification", TOKEN_CLASSIFICATION)
     label = describe("argmax_entity_f1").label
     text = model_card(model, replace(FACTS, metrics={label: "0.7895", describe("entity_f1").label: "0.8089"}))
-    assert f"finds entities less well (above: {label})" in text
+    assert f"finds entities less accurately (above: {label})" in text
     assert f"| {label} | 0.7895 |" in text
-    assert "finds entities less well:" in model_card(model, FACTS)
+    assert "finds entities less accurately. Use" in model_card(model, FACTS)
 
 
 def test_a_class_of_ours_is_loaded_with_its_code():

@@ -51,10 +51,7 @@ def test_spans_of_modernbert(tmp_path, tokenizer_dirs):
             # Padding is left out: a token of it that sees no other one is anything.
             ours, theirs = (peers.unpadded(x, inputs) for x in (torch.from_numpy(values), expected[name]))
             assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert (
-        "`input_ids`, `attention_mask` (int64) and gives `start_logits`, `end_logits`"
-        in (folder / "README.md").read_text()
-    )
+    assert "`input_ids`, `attention_mask` (int64) to `start_logits`, `end_logits`" in (folder / "README.md").read_text()
 
 
 @torch.no_grad()
@@ -96,7 +93,7 @@ def test_a_file_with_other_scores_is_not_kept(tmp_path, tokenizer_dirs, monkeypa
         model.model.encoder.layer[0].output.dense.weight.mul_(1.01)
 
     monkeypatch.setattr(exporter, "_write", write_what_is_almost_right)
-    with pytest.raises(CheckpointError, match="computes something else than BertModel: outputs differ by"):
+    with pytest.raises(CheckpointError, match="computes other outputs than BertModel: they differ by"):
         export_onnx(folder)
     assert not (folder / "onnx").exists()
     assert (folder / "model.safetensors").is_file()

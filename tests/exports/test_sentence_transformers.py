@@ -42,7 +42,7 @@ def test_embeddings_by_the_files(family, is_normalized, pooling, tmp_path, token
     assert json.loads((folder / "sentence_bert_config.json").read_text())["max_seq_length"] == 48
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["default_prompt_name"] is None
     again = load_pretrained(str(folder))
-    kept = {key: value for key, value in again.side.items() if key != TOKENIZER_KEY}
+    kept = {key: value for key, value in again.task_record.items() if key != TOKENIZER_KEY}
     assert (again.head_kind, kept) == ("embedding", side)
     encoder = TransformerEncoder(again.config)
     encoder.load_state_dict(dict(again.encoder))

@@ -88,7 +88,7 @@ BAD_INPUT = [
     ("average that stands still", nothing, ["trainer.ema_decay=1"], "`trainer.ema_decay` is 1.0, but it must lie between"),
     ("no such package", nothing, ["init_from=${distribution_file:no-such-package,model,1.0}"], "`python -m pip install no-such-package==1.0`"),
     ("no such resume", nothing, ["run.resume=nowhere"], "`run.resume` is 'nowhere', which is no folder"),
-    ("unknown protocol", nothing, ["run.checkpoints=nosuch://bucket"], "nosuch://bucket cannot be used for checkpoints (Protocol not known: nosuch); choose a local folder, or"),
+    ("unknown protocol", nothing, ["run.checkpoints=nosuch://bucket"], "nosuch://bucket cannot be used for checkpoints (Protocol not known: nosuch). Choose a local folder, or"),
     ("password in a URL", nothing, ["run.checkpoints='memory://me:secret@bucket'"], "memory://***@bucket was given with a password or a query"),
     ("URL of a run folder", nothing, ["run.dir=memory://bucket"], "`run.dir` is 'memory://bucket', but a run folder is local; give the URL as `run.checkpoints`"),
     ("no checkpoint behind a URL", nothing, ["run.resume=memory://nowhere/step_00000001"], "memory://nowhere/step_00000001 holds no complete checkpoint"),
@@ -217,7 +217,7 @@ def test_a_run_from_training_to_prediction(here, call):
         ("model.num_layers=2",): "`model.num_layers` is 1 there and 2 here",
         ("trainer.max_steps=1",): "`trainer.max_steps`=2, which may only grow, but 1",
         ("run.resume=never",): "holds a run already",
-        ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model wants",
+        ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model requires",
         ("run.id=other", "init_from=mine", "tokenizer.path=foreign"): "is another tokenizer than the one of init_from",
     }
     for overrides, words in bad.items():

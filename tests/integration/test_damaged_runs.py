@@ -60,7 +60,7 @@ def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):
     shard.write_bytes(shard.read_bytes()[:-1])
     for name, command in readers("runs/mine/checkpoints/step_00000004").items():
         outcome = call(*command)
-        words = "bytes were written; use an older checkpoint."
+        words = "bytes were written. Use an older checkpoint."
         if name == "resume":  # the run has begun then
             assert (outcome.code, words in outcome.err) == (2, True)
         else:

@@ -47,7 +47,7 @@ def test_the_card_says_what_the_run_folder_knows(tmp_path, run):
         "2 of 2", "4 sequences", "7", "0.002", "fp32",
     ]  # fmt: skip
     assert cell(text, "torch") == torch.__version__
-    assert "2, in the order of scores: `0`, `1`." in text
+    assert "Number of labels: 2. In the order of the scores: `0`, `1`." in text
     assert "Licence: not stated." in text
     assert "rows.csv" not in text and str(tmp_path) not in text and TEXTS[0] not in text
 
@@ -96,7 +96,7 @@ def test_an_onnx_file_on_demand(tmp_path, run):
     assert run("export", "run=mine", "onnx=true") == 0
     assert (tmp_path / "runs/mine/export/onnx/model.onnx").is_file()
     _, text = card_of(tmp_path / "runs/mine/export")
-    assert "`onnx/model.onnx` takes `input_ids`, `attention_mask` (int64) and gives `logits`" in text
+    assert "`onnx/model.onnx` maps `input_ids`, `attention_mask` (int64) to `logits`" in text
 
 
 def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
@@ -109,7 +109,7 @@ def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
     assert isinstance(transformers.AutoModel.from_pretrained(export), transformers.ModernBertModel)
     front, text = card_of(export)
     assert "pipeline_tag" not in front
-    assert "`cloze_heads.safetensors` has `prototypes.weight`" in text
+    assert "`cloze_heads.safetensors` holds `prototypes.weight`" in text
     found = {}
     for name in ("mine", "runs/mine/export"):
         data = [] if name == "mine" else ["data=table", "data.train=rows.csv", "data.validation_fraction=0.2"]
@@ -151,13 +151,13 @@ def test_a_run_that_starts_from_another_says_what_of_the_head_is_new(tmp_path, r
     source = "runs/mine/checkpoints/step_00000002"
     assert run("train", *from_weights, "init_from=mine") == 0
     head = "transform.dense, transform.norm"
-    assert start_line(capfd) == f"weights from {source}; head taken over: {head}, classifier"
+    assert start_line(capfd) == f"weights from {source}; head reused: {head}, classifier"
 
     # The same number of other labels: the scores would mean nothing.
     write_rows(tmp_path / "rows.csv", TEXTS, ["yes", "yes", "no", "no"] * 8)
     assert run("train", *from_weights, "init_from=mine", "run.id=third") == 0
     assert start_line(capfd) == (
-        f"weights from {source}; head taken over: {head}; head new: classifier; not used of the source: classifier"
+        f"weights from {source}; head reused: {head}; head new: classifier; unused weights of the source: classifier"
     )
 
 
@@ -169,7 +169,7 @@ def test_a_published_fine_tuned_model_brings_its_head(tmp_path, run, capfd, from
     for file in (tmp_path / "tokenizer").iterdir():
         (tmp_path / "published" / file.name).write_bytes(file.read_bytes())
     assert run("train", *from_weights, "init_from=./published", "task.pooling=cls", "optimizer.lr=0") == 0
-    assert start_line(capfd) == "weights from ./published; head taken over: pooler.dense, classifier"
+    assert start_line(capfd) == "weights from ./published; head reused: pooler.dense, classifier"
     assert run("export", "run=second", "output=again") == 0
     assert "base_model" not in card_of(tmp_path / "again")[0]
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "again")

@@ -40,7 +40,7 @@ def whole_model(weights, head: nn.Module) -> TaskModel:
 def test_token_classification(family, tmp_path):
     peer, weights = saved(tmp_path, family, "ForTokenClassification", **NAMED)
     assert weights.head_kind == "token_classification"
-    assert weights.side == {"labels": list(peers.LABELS)}
+    assert weights.task_record == {"labels": list(peers.LABELS)}
     assert weights.unused == ()
     batch, inputs = both_forms(family)
     logits = whole_model(weights, TokenHead(weights.config, 3))(batch)["logits"]
@@ -51,7 +51,7 @@ def test_token_classification(family, tmp_path):
 @torch.no_grad()
 def test_question_answering(family, tmp_path):
     peer, weights = saved(tmp_path, family, "ForQuestionAnswering")
-    assert (weights.head_kind, weights.side, weights.unused) == ("question_answering", {}, ())
+    assert (weights.head_kind, weights.task_record, weights.unused) == ("question_answering", {}, ())
     batch, inputs = both_forms(family)
     start, end = whole_model(weights, SpanHead(weights.config))(batch)["logits"].unbind(-1)
     expected = peer(**inputs)
@@ -64,7 +64,7 @@ def test_question_answering(family, tmp_path):
 def test_multiple_choice(family, pooling, tmp_path):
     config = {"classifier_pooling": pooling} if family == "modernbert" else {}
     peer, weights = saved(tmp_path, family, "ForMultipleChoice", **config)
-    assert (weights.head_kind, weights.side, weights.unused) == ("multiple_choice", {"pooling": pooling}, ())
+    assert (weights.head_kind, weights.task_record, weights.unused) == ("multiple_choice", {"pooling": pooling}, ())
     batch, inputs = both_forms(family, lengths=(5, 50, 1, 23, 9, 12))
     scores = whole_model(weights, ChoiceHead(weights.config, pooling))(batch)["logits"]
     expected = peer(**{name: tensor.view(2, 3, -1) for name, tensor in inputs.items()}).logits
@@ -85,7 +85,7 @@ def test_multiple_choice(family, pooling, tmp_path):
 @torch.no_grad()
 def test_problems_of_sequence_classification(family, config, problem, labels, tmp_path):
     peer, weights = saved(tmp_path, family, "ForSequenceClassification", **config)
-    assert weights.side == {"labels": labels, "problem": problem, "pooling": "cls"}
+    assert weights.task_record == {"labels": labels, "problem": problem, "pooling": "cls"}
     batch, inputs = both_forms(family)
     model = whole_model(weights, build_sequence_classification_head(weights.config, len(labels)))
     assert_close(model(batch)["logits"], peer(**inputs).logits, **TOLERANCE)

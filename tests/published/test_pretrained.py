@@ -76,12 +76,12 @@ def model_like(config, **changes):
         ({"num_heads": 8}, r"num_heads=4, but this model has model.num_heads=8"),
         ({"norm_placement": "pre"}, "norm_placement='post', but this model has model.norm_placement='pre'"),
         ({"norm_eps": 1e-5}, "norm_eps=1e-12"),
-        ({"num_layers": 3}, "has encoder.layers.3.*, which this model has not"),
-        ({"num_layers": 5}, "has no encoder.layers.4.*which this model has"),
-        ({"intermediate_size": 32}, r"shape \(64, 32\), but this model wants \(32, 32\)"),
-        ({"vocab_size": 98}, r"shape \(99, 32\), but this model wants \(98, 32\)"),
-        ({"vocab_size": 99 + 128}, r"shape \(99, 32\), but this model wants \(227, 32\)"),
-        ({"max_position_embeddings": 65}, r"shape \(64, 32\), but this model wants \(65, 32\)"),
+        ({"num_layers": 3}, "has encoder.layers.3.*, which this model lacks"),
+        ({"num_layers": 5}, "has no encoder.layers.4.*which this model requires"),
+        ({"intermediate_size": 32}, r"shape \(64, 32\), but this model requires \(32, 32\)"),
+        ({"vocab_size": 98}, r"shape \(99, 32\), but this model requires \(98, 32\)"),
+        ({"vocab_size": 99 + 128}, r"shape \(99, 32\), but this model requires \(227, 32\)"),
+        ({"max_position_embeddings": 65}, r"shape \(64, 32\), but this model requires \(65, 32\)"),
     ],
 )
 def test_model_that_weights_do_not_fit(changes, message, weights):
@@ -117,7 +117,7 @@ def test_weights_of_a_run(weights):
     load_into(model, weights)
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     again = weights_from_state("runs/a", weights.config, state, "pretraining", {"k": 1})
-    assert again.side == {"k": 1}
+    assert again.task_record == {"k": 1}
     other = model_like(weights.config)
     assert load_into(other, again) == []
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
@@ -130,10 +130,10 @@ def test_weights_of_a_run(weights):
 def test_classifier_with_other_labels(tmp_path):
     peers.peer("BertForSequenceClassification", "bert", num_labels=2).save_pretrained(tmp_path)
     weights = load_pretrained(str(tmp_path))
-    assert weights.side["labels"] == ["LABEL_0", "LABEL_1"]
+    assert weights.task_record["labels"] == ["LABEL_0", "LABEL_1"]
     model = TaskModel(TransformerEncoder(weights.config), build_sequence_classification_head(weights.config, 5))
     with pytest.raises(
-        CheckpointError, match=r"head.classifier.weight of shape \(2, 32\), but this model wants \(5, 32\)"
+        CheckpointError, match=r"head.classifier.weight of shape \(2, 32\), but this model requires \(5, 32\)"
     ):
         load_into(model, weights)
 

@@ -79,10 +79,10 @@ def test_plain_pickle_is_read_and_another_is_not_run(folder, weights):
             return os.mkdir, (str(witness),)
 
     torch.save({"a": Command()}, folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="broken or holds more than tensors and is not loaded"):
+    with pytest.raises(CheckpointError, match="damaged or holds more than tensors, so it is not loaded"):
         load_pretrained(str(folder))
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Command(), protocol=2))
-    with pytest.raises(CheckpointError, match="broken or holds more than tensors and is not loaded"):
+    with pytest.raises(CheckpointError, match="damaged or holds more than tensors, so it is not loaded"):
         load_pretrained(str(folder))
     assert not witness.exists()
 
@@ -117,16 +117,16 @@ BAD_FOLDERS = [
     (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
     (lambda folder: (folder / "config.json").write_text("[]"), "must hold a JSON object"),
     (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
-    (cut_file, "no whole safetensors file"),
+    (cut_file, "not a complete safetensors file"),
     (drop_tensor, r"lacks 1 of \d+ weights of its encoder, for example layers.2.feed_forward.down.weight"),
-    (change(model_type="gpt2"), "model_type='gpt2'; known families are bert, roberta, modernbert"),
+    (change(model_type="gpt2"), "model_type='gpt2'. Known families are bert, roberta, modernbert"),
     (change(model_type=None), "model_type=None"),
-    (change(vocab_size=100), r"word_embeddings.weight with shape \(99, 32\), but its config says \(100, 32\)"),
+    (change(vocab_size=100), r"word_embeddings.weight with shape \(99, 32\), but its config requires \(100, 32\)"),
     (change(num_attention_heads=5), "num_heads is 5, which does not divide"),
     (change(hidden_size="wide"), "describes no encoder"),
     (change(hidden_act="mish"), "activation 'mish' is not known"),
     (change(is_decoder=True), "no decoder can be read"),
-    (change(position_embedding_type="relative_key"), "only 'absolute' positions"),
+    (change(position_embedding_type="relative_key"), "Only 'absolute' positions"),
     (lambda folder: (folder / "cloze.json").write_text('{"format": 99}'), "format=99 is unknown"),
     (lambda folder: (folder / "cloze.json").write_text('{"format": 1, "encoder": {"x": 1}}'), "describes no encoder"),
 ]
@@ -162,10 +162,10 @@ def test_source_that_is_no_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source, message in (
         (str(folder / "config.json"), "is a file"),
-        (str(tmp_path / "nothing"), "is not there"),
-        ("./nothing", "is not there"),
-        ("a/b/c", "is not there"),
-        ("../up", "is not there"),
+        (str(tmp_path / "nothing"), "does not exist"),
+        ("./nothing", "does not exist"),
+        ("a/b/c", "does not exist"),
+        ("../up", "does not exist"),
     ):
         with pytest.raises(CheckpointError, match=message):
             load_pretrained(source)
@@ -175,10 +175,11 @@ def test_hub_name_without_network(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(
-        CheckpointError, match="'some/model' is not a folder here and could not be had from the Hugging Face Hub"
+        CheckpointError,
+        match="'some/model' is not a local folder and could not be downloaded from the Hugging Face Hub",
     ):
         load_pretrained("some/model")
-    with pytest.raises(CheckpointError, match="'some/mo--del' is not a folder here"):
+    with pytest.raises(CheckpointError, match="'some/mo--del' is not a local folder"):
         load_pretrained("some/mo--del")
 
 

@@ -118,9 +118,9 @@ def test_logits_of_sequence_classification(class_name, family, config, tmp_path)
     weights = load_pretrained(str(tmp_path))
     assert weights.head_kind == "sequence_classification"
     pooling = config.get("classifier_pooling", "cls")
-    assert weights.side == {"labels": list(peers.LABELS), "problem": "single_label", "pooling": pooling}
+    assert weights.task_record == {"labels": list(peers.LABELS), "problem": "single_label", "pooling": pooling}
     encoder = peers.encoder_of(weights)
-    head = build_sequence_classification_head(weights.config, 3, weights.side["pooling"])
+    head = build_sequence_classification_head(weights.config, 3, weights.task_record["pooling"])
     model = TaskModel(encoder, head)
     assert load_into(model, weights) == []
     batch, inputs = both_forms(family)

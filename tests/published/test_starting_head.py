@@ -99,12 +99,12 @@ def test_what_is_told(tmp_path):
     peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "bert")
     weights = replace(load_pretrained(str(tmp_path / "bert")), source="bert")
     assert line(weights, lambda config: build_sequence_classification_head(config, 2)) == (
-        "weights from bert; head taken over: pooler.dense; head new: classifier; "
-        "not used of the source: mlm.dense, mlm.norm, mlm.decoder, nsp"
+        "weights from bert; head reused: pooler.dense; head new: classifier; "
+        "unused weights of the source: mlm.dense, mlm.norm, mlm.decoder, nsp"
     )
     assert line(weights, lambda _config: BareSpanHead()) == (
         "weights from bert; head new: qa_outputs; "
-        "not used of the source: pooler.dense, mlm.dense, mlm.norm, mlm.decoder, nsp"
+        "unused weights of the source: pooler.dense, mlm.dense, mlm.norm, mlm.decoder, nsp"
     )
 
 
@@ -117,15 +117,15 @@ def test_low_rank_updates_are_counted_and_no_part_of_the_head(tmp_path):
         apply_lora(model.encoder.layers, weights.config.num_heads, LoraSettings(2, 4.0, ("query", "value", "up")))
     told = describe_start(model, weights)
     num_updates = 3 * weights.config.num_layers
-    assert f"; head new: classifier; low-rank updates new: {num_updates}; not used of" in told
+    assert f"; head new: classifier; low-rank updates new: {num_updates}; unused weights of" in told
 
 
 def test_what_is_told_of_a_transform_that_an_mlm_head_had(tmp_path):
     peers.peer("ModernBertForMaskedLM", "modernbert").save_pretrained(tmp_path / "m")
     weights = replace(load_pretrained(str(tmp_path / "m")), source="m")
     assert line(weights, lambda config: TokenHead(config, 3)) == (
-        "weights from m; head taken over: transform.dense, transform.norm; head new: classifier; "
-        "not used of the source: mlm.decoder"
+        "weights from m; head reused: transform.dense, transform.norm; head new: classifier; "
+        "unused weights of the source: mlm.decoder"
     )
 
 
@@ -134,10 +134,10 @@ def test_what_is_told_of_a_fine_tuned_model(tmp_path):
     peers.peer("RobertaForTokenClassification", "roberta", **names).save_pretrained(tmp_path / "r")
     weights = replace(load_pretrained(str(tmp_path / "r")), source="r")
     same = fit_head(weights, "token_classification", {"labels": LABELS})
-    assert line(same, lambda config: TokenHead(config, 3)) == "weights from r; head taken over: classifier"
+    assert line(same, lambda config: TokenHead(config, 3)) == "weights from r; head reused: classifier"
     other = fit_head(weights, "token_classification", {"labels": ["x", "y"]})
     assert line(other, lambda config: TokenHead(config, 2)) == (
-        "weights from r; head new: classifier; not used of the source: classifier"
+        "weights from r; head new: classifier; unused weights of the source: classifier"
     )
 
 
@@ -151,7 +151,7 @@ def test_the_scores_say_how_many_labels_there_are(named, class_name, tmp_path):
     written = {key: value for key, value in config.items() if key not in ("id2label", "label2id", "num_labels")}
     (tmp_path / "config.json").write_text(json.dumps(written | named))
     weights = load_pretrained(str(tmp_path))
-    assert weights.side["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
+    assert weights.task_record["labels"] == ["LABEL_0", "LABEL_1", "LABEL_2"]
     kind = {"BertForSequenceClassification": "sequence_classification"}.get(class_name, "token_classification")
     fitted = fit_head(weights, kind, {"labels": LABELS})
     assert torch.equal(fitted.heads["classifier.weight"], peer.classifier.weight)
