@@ -18,7 +18,7 @@ from framework.distributed.processes.beats import Beat, Beats
 from framework.distributed.processes.failure_report import FailureReport
 from framework.errors import ConfigError, DataError
 from framework.status import find_runs, run, status, with_pending
-from framework.sweeps.outcome import Before, Outcome, judge, output_file
+from framework.sweeps.outcome import FolderState, Outcome, classify_exit, output_file
 from framework.sweeps.plan import Job, Sweep
 from framework.sweeps.results import write_results
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
@@ -137,7 +137,10 @@ def test_a_job_that_failed_before_it_had_a_config_is_failed(tmp_path, capsys):
     for job in jobs:
         output_file(job).parent.mkdir(parents=True)
         output_file(job).write_text("DataError: the file rows.csv is empty.\n")
-    outcomes = {jobs[0].id: judge(jobs[0], False, "exit code 2", Before(0, 0, 0)), jobs[1].id: Outcome("running")}
+    outcomes = {
+        jobs[0].id: classify_exit(jobs[0], False, "exit code 2", FolderState(0, 0, 0)),
+        jobs[1].id: Outcome("running"),
+    }
     write_results(Sweep(tmp_path / "sweep", ("lr",), tuple(jobs)), outcomes, "running")
     run(["--runs", str(tmp_path)])
     out = capsys.readouterr().out
