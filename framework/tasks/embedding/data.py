@@ -132,23 +132,23 @@ class TextPairData(SplitFiles):
                 reading.bad_row(error)
         return rows
 
-    def _group(self, place: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
+    def _group(self, location: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
         for column in required:
             if not values[column].strip():
-                raise DataError(f"{place}: {column!r} is empty. Each row needs a value. Add it or remove the row.")
+                raise DataError(f"{location}: {column!r} is empty. Each row needs a value. Add it or remove the row.")
         texts = [values[column] for column in (self.text_column, self.pair_column) if column is not None]
         for column in self.negative_columns:
             texts += _texts_of(values[column])
         if self.label_column is not None:
-            return TextGroup(place, tuple(texts), values[self.label_column].strip())
+            return TextGroup(location, tuple(texts), values[self.label_column].strip())
         if self.score_column is None:
-            return TextGroup(place, tuple(texts))
+            return TextGroup(location, tuple(texts))
         cell = values[self.score_column].strip()
         try:
-            return TextGroup(place, tuple(texts), _NUMBER.read(cell))
+            return TextGroup(location, tuple(texts), _NUMBER.read(cell))
         except ValueError as error:
             raise DataError(
-                f"{place}: {self.score_column!r} is {cell!r}. It {error}. Correct or remove the row."
+                f"{location}: {self.score_column!r} is {cell!r}. It {error}. Correct or remove the row."
             ) from error
 
 

@@ -137,7 +137,7 @@ class EmbeddingTask(StepLevelTask):
         candidates = [group.texts[POSITIVE] for group in searched]
         return match_source(groups, candidates, terms, tokenizer, self.max_length)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
         """Builds the head, which has no weights.
 
         Raises:

@@ -160,15 +160,15 @@ class QuestionData(SplitFiles):
         checked = partial(_checked, seen=set(), repairs=self.invalid_answers == "repair")
         questions: list[Question] = []
         if isinstance(content, dict):
-            for place, row in _squad_rows(path, content):
+            for location, row in _squad_rows(path, content):
                 try:
-                    questions.append(checked(place, row))
+                    questions.append(checked(location, row))
                 except DataError as error:
                     reading.bad_row(error)
         else:
             table = TableFile(path, (), kind=kind)
             questions += json_objects(
-                table, reading, lambda place, row: checked(place, _parts(place, row.value, names))
+                table, reading, lambda location, row: checked(location, _parts(location, row.value, names))
             )
         if not questions and not reading.skipped:
             raise DataError(f"{path} has no questions. Each file needs at least one. Add some, or use another file.")
@@ -198,27 +198,31 @@ def _squad_rows(path: Path, content: Any) -> Iterator[tuple[str, dict[str, Any]]
 def _squad_questions(table: TableFile, content: Any, columns: Mapping[str, str], reading: Reading) -> Iterator[Row]:
     names = {name: columns.get(name, name) for name in ("question", "context")}
     as_is = list(dict.fromkeys([*names.values(), *table.as_is]))
-    for number, (place, row) in enumerate(_squad_rows(table.path, content), start=1):
+    for number, (location, row) in enumerate(_squad_rows(table.path, content), start=1):
         try:
-            check_columns(table.path, place.removeprefix(f"{table.path}, "), table.as_is, list(row))
-            values = {name: _text(place, column, row.get(column)) for name, column in names.items()}
+            check_columns(table.path, location.removeprefix(f"{table.path}, "), table.as_is, list(row))
+            values = {name: _text(location, column, row.get(column)) for name, column in names.items()}
         except DataError as error:
             reading.bad_row(error)
         else:
             yield Row(number, None, values, kept={name: row[name] for name in as_is})
 
 
-def _items(place: str, node: Any, key: str) -> list[Any]:
+def _items(location: str, node: Any, key: str) -> list[Any]:
     items = node.get(key) if isinstance(node, Mapping) else None
     if not isinstance(items, list):
-        raise DataError(f"{place}: the list {key!r} is missing. SQuAD's JSON requires it. Correct or replace the file.")
+        raise DataError(
+            f"{location}: the list {key!r} is missing. SQuAD's JSON requires it. Correct or replace the file."
+        )
     return items
 
 
-def _parts(place: str, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _parts(location: str, row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     for name in names.values():
         if name not in row and name != names["id"]:
-            raise DataError(f"{place}: the key {name!r} is missing among {list(row)}. Map it to a key in data.columns.")
+            raise DataError(
+                f"{location}: the key {name!r} is missing among {list(row)}. Map it to a key in data.columns."
+            )
     parts = {name: row[column] for name, column in names.items() if column in row}
     return parts | {"is_impossible": row.get("is_impossible")}
 
@@ -229,25 +233,25 @@ def _trainable(question: Question) -> Question:
     return question
 
 
-def _checked(place: str, row: Mapping[str, Any], seen: set[str], repairs: bool) -> Question:
+def _checked(location: str, row: Mapping[str, Any], seen: set[str], repairs: bool) -> Question:
     """Returns the question after all checks, and adds its id to `seen`."""
-    question, context = (_text(place, name, row.get(name)) for name in ("question", "context"))
-    spans = tuple(_answer(place, answer, context, repairs) for answer in _answers(place, row.get("answers")))
+    question, context = (_text(location, name, row.get(name)) for name in ("question", "context"))
+    spans = tuple(_answer(location, answer, context, repairs) for answer in _answers(location, row.get("answers")))
     impossible = row.get("is_impossible")
     if impossible not in (None, not spans):
         raise DataError(
-            f"{place}: 'is_impossible' is {_abbreviate(impossible)}, but the question has {len(spans)} answers. The "
+            f"{location}: 'is_impossible' is {_abbreviate(impossible)}, but the question has {len(spans)} answers. The "
             "two contradict each other. Correct one of them."
         )
     if row.get("id") is not None:
         name = str(row["id"])
         if name in seen:
-            raise DataError(f"{place}: the id {name!r} occurs twice. Ids must be unique. Change one of them.")
+            raise DataError(f"{location}: the id {name!r} occurs twice. Ids must be unique. Change one of them.")
         seen.add(name)
-    return Question(place, question, context, spans)
+    return Question(location, question, context, spans)
 
 
-def _answers(place: str, answers: Any) -> list[Any]:
+def _answers(location: str, answers: Any) -> list[Any]:
     """Returns the list of answers. Converts the form of `datasets`, an object of lists."""
     if isinstance(answers, Mapping):
         texts, starts = answers.get("text"), answers.get("answer_start")
@@ -255,20 +259,20 @@ def _answers(place: str, answers: Any) -> list[Any]:
             return [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     if not isinstance(answers, list):
         raise DataError(
-            f"{place}: 'answers' is {_abbreviate(answers)}. It must be a list. Correct or remove the question."
+            f"{location}: 'answers' is {_abbreviate(answers)}. It must be a list. Correct or remove the question."
         )
     return answers
 
 
-def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
+def _answer(location: str, answer: Any, context: str, repairs: bool) -> Answer:
     """Returns the answer, with its offset if the file has a correct one or if it can be repaired."""
     if not isinstance(answer, Mapping):
         raise DataError(
-            f"{place}: an answer is {_abbreviate(answer)}. It must have `text`, and `answer_start` for training. "
+            f"{location}: an answer is {_abbreviate(answer)}. It must have `text`, and `answer_start` for training. "
             "Correct it."
         )
-    text, start = _text(place, "text", answer.get("text")), answer.get("answer_start")
-    fault = _fault_of_start(place, answer, text, start, context)
+    text, start = _text(location, "text", answer.get("text")), answer.get("answer_start")
+    fault = _fault_of_start(location, answer, text, start, context)
     if not fault:
         return Answer(text, start)
     only = context.find(text)
@@ -279,36 +283,39 @@ def _answer(place: str, answer: Any, context: str, repairs: bool) -> Answer:
     return Answer(text, None, f"{fault} The text occurs once, so data.invalid_answers=repair corrects it.")
 
 
-def _fault_of_start(place: str, answer: Any, text: str, start: Any, context: str) -> str:
+def _fault_of_start(location: str, answer: Any, text: str, start: Any, context: str) -> str:
     """Describes the fault of the offset of an answer. Returns an empty text if the offset is correct."""
     if not isinstance(start, int) or isinstance(start, bool):
         return (
-            f"{place}: an answer is {_abbreviate(answer)}. It must have a whole number as `answer_start`. Correct it."
+            f"{location}: an answer is {_abbreviate(answer)}. It must have a whole number as `answer_start`. Correct "
+            "it."
         )
     if start < 0 or start + len(text) > len(context):
         return (
-            f"{place}: the answer {_abbreviate(text)} from character {start} exceeds the context of {len(context)} "
+            f"{location}: the answer {_abbreviate(text)} from character {start} exceeds the context of {len(context)} "
             "characters. Correct `answer_start`, or the text."
         )
     actual = context[start : start + len(text)]
     if actual != text:
         return (
-            f"{place}: the answer {_abbreviate(text)} does not match {_abbreviate(actual)} at character {start} of the "
-            "context. `answer_start` counts characters, not bytes. Correct it, or the text."
+            f"{location}: the answer {_abbreviate(text)} does not match {_abbreviate(actual)} at character {start} of "
+            "the context. `answer_start` counts characters, not bytes. Correct it, or the text."
         )
     return ""
 
 
-def _text(place: str, name: str, value: Any) -> str:
+def _text(location: str, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{place}: {name!r} is {_abbreviate(value)}. It must be text. Correct or remove the question.")
+        raise DataError(
+            f"{location}: {name!r} is {_abbreviate(value)}. It must be text. Correct or remove the question."
+        )
     if not value.strip():
-        raise DataError(f"{place}: {name!r} is empty. Each question needs it. Add it or remove the question.")
+        raise DataError(f"{location}: {name!r} is empty. Each question needs it. Add it or remove the question.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{place}: {name!r} has \\u{ord(value[error.start]):04x}, half of a surrogate pair. UTF-8 needs whole "
+            f"{location}: {name!r} has \\u{ord(value[error.start]):04x}, half of a surrogate pair. UTF-8 needs whole "
             "pairs. Write the whole pair or remove the question."
         ) from error
     return value

@@ -50,9 +50,10 @@ class WindowSizes:
         room = self.max_length - self.max_question_length - num_specials
         if room < self.stride:
             raise ConfigError(
-                f"max_length={self.max_length} leaves {room} tokens for the context beside a question of "
-                f"max_question_length={self.max_question_length} and {num_specials} special tokens, but "
-                f"stride={self.stride} would skip tokens. Raise max_length or lower the others."
+                f"max_length={self.max_length} has room for {room} tokens of the context beside a question of "
+                f"max_question_length={self.max_question_length} and {num_specials} special tokens, so "
+                f"stride={self.stride} would skip tokens. The room must be at least the stride. Raise max_length or "
+                "lower the others."
             )
 
 

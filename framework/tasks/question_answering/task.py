@@ -133,7 +133,7 @@ class QuestionAnsweringTask(Task):
         questions = [Question(row.place, row.values["question"], row.values["context"], ()) for row in rows]
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
         """Builds the head of the encoder's model family."""
         return build_question_answering_head(config)
 

@@ -232,19 +232,21 @@ class InteractionData:
         return user_column, item_column, times.astype(np.float64), ratings.astype(np.float64)
 
     def _interaction(self, path: Path, row: Row, index_of: dict[str, int]) -> tuple[str, int, float, float]:
-        place = f"{path}, {row.place}"
+        location = f"{path}, {row.place}"
         user, item = row.values[self.user_column].strip(), row.values[self.item_column].strip()
         if not user:
-            raise DataError(f"{place}: {self.user_column!r} is empty. Each row needs a user. Add it or remove the row.")
+            raise DataError(
+                f"{location}: {self.user_column!r} is empty. Each row needs a user. Add it or remove the row."
+            )
         if item not in index_of:
             raise DataError(
-                f"{place}: the item {item!r} has no text in {self.items}. Each item needs a text. Add it there, or set "
-                "data.on_bad_row=skip."
+                f"{location}: the item {item!r} has no text in {self.items}. Each item needs a text. Add it there, or "
+                "set data.on_bad_row=skip."
             )
-        time = _read_cell(place, self.time_column, row, _seconds)
+        time = _read_cell(location, self.time_column, row, _seconds)
         if self.rating_column is None:
             return user, index_of[item], time, math.nan
-        return user, index_of[item], time, _read_cell(place, self.rating_column, row, _NUMBER.read)
+        return user, index_of[item], time, _read_cell(location, self.rating_column, row, _NUMBER.read)
 
     def _split(self, times: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Returns the split of each interaction and the names of the splits. Equal times are in one split.
@@ -310,12 +312,12 @@ class InteractionData:
                 )
 
 
-def _read_cell(place: str, column: str, row: Row, read: Callable[[str], float]) -> float:
+def _read_cell(location: str, column: str, row: Row, read: Callable[[str], float]) -> float:
     cell = row.values[column].strip()
     try:
         return read(cell)
     except ValueError as error:
-        raise DataError(f"{place}: {column!r} is {cell!r}. It {error}. Correct or remove the row.") from error
+        raise DataError(f"{location}: {column!r} is {cell!r}. It {error}. Correct or remove the row.") from error
 
 
 def _seconds(cell: str) -> float:

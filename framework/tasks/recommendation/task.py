@@ -135,7 +135,7 @@ class RecommendationTask(StepLevelTask):
             sources[name] = with_facts(source, _facts(interactions, split))
         return sources
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
         """Builds the head, which has no weights."""
         return EmbeddingHead(POOLINGS[self.pooling], normalizes=True)
 

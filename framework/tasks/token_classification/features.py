@@ -50,7 +50,7 @@ class Part:
     example: Example
 
 
-def listed_words(place: str, cell: str) -> list[str]:
+def parse_words(location: str, cell: str) -> list[str]:
     """Reads the words of a JSON list.
 
     Raises:
@@ -62,8 +62,8 @@ def listed_words(place: str, cell: str) -> list[str]:
         words = None
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise DataError(
-            f"{place}: 'tokens' is {cell[:60]!r}. It must be a list of words, at least one and none empty. Correct or "
-            "remove the row."
+            f"{location}: 'tokens' is {cell[:60]!r}. It must be a list of words, at least one and none empty. Correct "
+            "or remove the row."
         )
     return words
 

@@ -95,7 +95,7 @@ class ConllFormat:
             return line.rstrip("\r\n").split("\t")
         return re.split(r"[ \t]+", line.strip(" \t\r\n"))
 
-    def word_and_tag(self, place: str, line: str) -> tuple[str, str]:
+    def word_and_tag(self, location: str, line: str) -> tuple[str, str]:
         """Returns the word and the tag of a line.
 
         Raises:
@@ -106,12 +106,12 @@ class ConllFormat:
             -len(fields) <= column < len(fields) for column in (self.word_column, self.tag_column)
         ):
             raise DataError(
-                f"{place}: the line has {len(fields)} columns. Column {self.word_column} must hold the word and column "
-                f"{self.tag_column} its tag. Correct the line, or `word_column`, `tag_column` and `separator`."
+                f"{location}: the line has {len(fields)} columns. Column {self.word_column} must hold the word and "
+                f"column {self.tag_column} its tag. Correct the line, or `word_column`, `tag_column` and `separator`."
             )
-        return self._word(place, fields), fields[self.tag_column].strip()
+        return self._word(location, fields), fields[self.tag_column].strip()
 
-    def word(self, place: str, line: str) -> str:
+    def word(self, location: str, line: str) -> str:
         """Returns the word of a line, which needs no tag.
 
         Raises:
@@ -120,17 +120,17 @@ class ConllFormat:
         fields = self.fields(line)
         if not -len(fields) <= self.word_column < len(fields):
             raise DataError(
-                f"{place}: the line has {len(fields)} columns. Column {self.word_column} must hold the word. Correct "
-                "the line, or `word_column` and `separator`."
+                f"{location}: the line has {len(fields)} columns. Column {self.word_column} must hold the word. "
+                "Correct the line, or `word_column` and `separator`."
             )
-        return self._word(place, fields)
+        return self._word(location, fields)
 
-    def _word(self, place: str, fields: Sequence[str]) -> str:
+    def _word(self, location: str, fields: Sequence[str]) -> str:
         word = fields[self.word_column]
         if self.word_suffix is not None and word:
             word = word[0] + re.sub(rf"(?:{self.word_suffix})\Z", "", word[1:])
         if not word:
-            raise DataError(f"{place}: the word is empty. Each line needs a word. Add the word or remove the line.")
+            raise DataError(f"{location}: the word is empty. Each line needs a word. Add the word or remove the line.")
         return word
 
 
@@ -144,7 +144,7 @@ def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Ta
         sentence = f"{path}, sentence {number}"
         try:
             texts = [(f"{sentence}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
-            pairs = [layout.word_and_tag(place, text) for place, text in texts]
+            pairs = [layout.word_and_tag(location, text) for location, text in texts]
         except DataError as error:
             reading.bad_row(error)
         else:

@@ -25,7 +25,7 @@ from framework.tasks.task import Task
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
 from framework.tasks.token_classification.examine import examine_entities
-from framework.tasks.token_classification.features import Example, listed_words, tagging_source
+from framework.tasks.token_classification.features import Example, parse_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 from framework.tasks.token_classification.text_units import Units, split_units
 
@@ -130,14 +130,14 @@ class TokenClassificationTask(Task):
 
     def _example(self, row: Row) -> Example:
         if "tokens" in row.values:
-            return Example(listed_words(row.place, row.values["tokens"]), place=row.place)
+            return Example(parse_words(row.place, row.values["tokens"]), place=row.place)
         units = split_units(row.values["text"], self.units)
         return Example([unit.text for unit in units], None, row.values["text"], units)
 
     def _source(self, examples: Sequence[Example], tokenizer: Tokenizer) -> FlatSource:
         return tagging_source(examples, self.tags, tokenizer, self.max_length, self.stride)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
         """Builds the head of the encoder's model family, with one score per tag."""
         return build_token_classification_head(config, len(self.tags), self.classifier_dropout)
 

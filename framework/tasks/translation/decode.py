@@ -16,7 +16,7 @@ _UNSPACED_SHARE, _KANA_SHARE = 0.25, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class FoundTarget:
+class DecodedTarget:
     """Best target of a search.
 
     Attributes:
@@ -28,7 +28,7 @@ class FoundTarget:
     score: float
 
 
-def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
+def decode_targets(tokens: Tensor, scores: Tensor) -> list[DecodedTarget]:
     """Converts search results to Python objects.
 
     Args:
@@ -36,7 +36,7 @@ def decode_targets(tokens: Tensor, scores: Tensor) -> list[FoundTarget]:
         scores: (sequences,) fp32.
     """
     return [
-        FoundTarget(tuple(token for token in row if token != IGNORE_INDEX), score)
+        DecodedTarget(tuple(token for token in row if token != IGNORE_INDEX), score)
         for row, score in zip(tokens.tolist(), scores.tolist(), strict=True)
     ]
 

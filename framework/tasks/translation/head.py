@@ -12,7 +12,7 @@ from framework.nn.dropout import decoder_keys
 from framework.nn.norm import LayerNorm
 from framework.tasks.pooling import transform_activation
 from framework.tasks.pretraining.head import MaskedLanguageModelHead, TiedDecoder
-from framework.tasks.translation.search import Hypothesis, LivingTokens, SearchSettings, beam_search
+from framework.tasks.translation.search import ActiveTokens, Hypothesis, SearchSettings, beam_search
 
 
 class TranslationHead(nn.Module):
@@ -78,7 +78,7 @@ class TranslationHead(nn.Module):
         growing = _Growing(self, hidden_states, batch)
         hypotheses = beam_search(growing, len(batch.lengths), self.start_id, self.end_id, self.search)
         if any(isinstance(parameter, DTensor) for parameter in self.decoder.layers.parameters()):
-            idle = LivingTokens([self.start_id], [0], [1] + [0] * (len(batch.lengths) - 1))
+            idle = ActiveTokens([self.start_id], [0], [1] + [0] * (len(batch.lengths) - 1))
             while growing.num_calls < self.search.max_length:
                 growing(idle)
         return hypotheses
@@ -94,31 +94,31 @@ class _Growing:
         self.caches = head.decoder.new_caches()
         self.num_calls = 0
 
-    def __call__(self, living: LivingTokens) -> Tensor:
+    def __call__(self, active: ActiveTokens) -> Tensor:
         """Appends a token to each hypothesis and returns next-token log-probabilities, (hypotheses, vocab) fp32."""
         device = self.hidden_states.device
-        parents = torch.tensor(living.parents, device=device)
+        parents = torch.tensor(active.parents, device=device)
         for cache in self.caches:
             cache.select(parents)
-        tokens = _one_token_each(living, self.num_calls, self.batch).to(device)
+        tokens = _pack_last_tokens(active, self.num_calls, self.batch).to(device)
         self.num_calls += 1
         x = self.head.decoder(tokens, self.hidden_states, self.batch, caches=self.caches)
         return self.head.mlm(x).float().log_softmax(dim=-1)
 
 
-def _one_token_each(living: LivingTokens, position: int, batch: PackedBatch) -> PackedBatch:
+def _pack_last_tokens(active: ActiveTokens, position: int, batch: PackedBatch) -> PackedBatch:
     """Packs the last token of each hypothesis at `position`. The hypotheses of one source form one sequence."""
-    input_ids = torch.tensor(living.tokens)
+    input_ids = torch.tensor(active.tokens)
     return PackedBatch(
         input_ids=input_ids,
         position_ids=torch.full_like(input_ids, position),
         token_type_ids=torch.zeros_like(input_ids),
-        cu_seqlens=torch.tensor([0, *living.sizes]).cumsum(0).int(),
+        cu_seqlens=torch.tensor([0, *active.sizes]).cumsum(0).int(),
         sequence_ids=batch.sequence_ids,
-        lengths=tuple(living.sizes),
-        max_seqlen=max(living.sizes),
+        lengths=tuple(active.sizes),
+        max_seqlen=max(active.sizes),
         num_sequences=batch.num_sequences,
-        num_tokens=len(living.tokens),
+        num_tokens=len(active.tokens),
         targets={},
         counts={},
     )

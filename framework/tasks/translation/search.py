@@ -59,7 +59,7 @@ class Hypothesis:
 
 
 @dataclass(frozen=True, slots=True)
-class LivingTokens:
+class ActiveTokens:
     """Last tokens of all active hypotheses, grouped by source.
 
     Attributes:
@@ -74,7 +74,7 @@ class LivingTokens:
     sizes: list[int]
 
 
-NextScores = Callable[[LivingTokens], Tensor]
+NextScores = Callable[[ActiveTokens], Tensor]
 """Function from active hypotheses to next-token log-probabilities, (hypotheses, vocab)."""
 
 
@@ -82,7 +82,7 @@ NextScores = Callable[[LivingTokens], Tensor]
 class _Source:
     """Search state of one source: active hypotheses and finished hypotheses, each best first."""
 
-    living: list[Hypothesis] = field(default_factory=lambda: [Hypothesis((), 0.0)])
+    active: list[Hypothesis] = field(default_factory=lambda: [Hypothesis((), 0.0)])
     finished: list[Hypothesis] = field(default_factory=list)
 
 
@@ -102,7 +102,7 @@ def beam_search(
         The finished hypotheses of each source, best first, at least 1 and at most `num_beams`.
     """
     sources = [_Source() for _ in range(num_sources)]
-    last = LivingTokens([start_id] * num_sources, list(range(num_sources)), [1] * num_sources)
+    last = ActiveTokens([start_id] * num_sources, list(range(num_sources)), [1] * num_sources)
     for length in range(1, settings.max_length + 1):
         if not last.tokens:
             break
@@ -110,14 +110,14 @@ def beam_search(
         tokens, parents, sizes = [], [], []
         first = 0
         for source in sources:
-            size = len(source.living)
+            size = len(source.active)
             rows = [next(candidates) for _ in range(size)]
             indices = _advance(source, rows, end_id, length, settings)
-            tokens += [hypothesis.tokens[-1] for hypothesis in source.living]
+            tokens += [hypothesis.tokens[-1] for hypothesis in source.active]
             parents += [first + index for index in indices]
             sizes.append(len(indices))
             first += size
-        last = LivingTokens(tokens, parents, sizes)
+        last = ActiveTokens(tokens, parents, sizes)
     return [source.finished for source in sources]
 
 
@@ -130,33 +130,33 @@ def _advance(
 ) -> list[int]:
     """Extends a source's hypotheses by one token. Returns the indices of the parents of those that stay active."""
     is_last = length == settings.max_length
-    continuations = sorted(_continuations(source.living, rows), key=lambda each: (-each[0], each[1], each[2]))
-    living: list[Hypothesis] = []
+    continuations = sorted(_continuations(source.active, rows), key=lambda each: (-each[0], each[1], each[2]))
+    active: list[Hypothesis] = []
     parents: list[int] = []
     for order, (total, parent, token) in enumerate(continuations):
-        if order >= settings.num_beams and (is_last or len(living) == settings.num_beams):
+        if order >= settings.num_beams and (is_last or len(active) == settings.num_beams):
             break
-        tokens = (*source.living[parent].tokens, token)
+        tokens = (*source.active[parent].tokens, token)
         if token == end_id or is_last:
             if order < settings.num_beams:
                 source.finished.append(Hypothesis(tokens, total / length**settings.length_penalty))
-        elif len(living) < settings.num_beams:
-            living.append(Hypothesis(tokens, total))
+        elif len(active) < settings.num_beams:
+            active.append(Hypothesis(tokens, total))
             parents.append(parent)
     source.finished = sorted(source.finished, key=lambda each: -each.score)[: settings.num_beams]
-    source.living = living
-    if living and len(source.finished) == settings.num_beams:
-        best = living[0].score / length**settings.length_penalty
+    source.active = active
+    if active and len(source.finished) == settings.num_beams:
+        best = active[0].score / length**settings.length_penalty
         if best <= source.finished[-1].score:
-            source.living, parents = [], []
+            source.active, parents = [], []
     return parents
 
 
 def _continuations(
-    living: Sequence[Hypothesis], rows: Sequence[Sequence[tuple[int, float]]]
+    active: Sequence[Hypothesis], rows: Sequence[Sequence[tuple[int, float]]]
 ) -> Iterator[tuple[float, int, int]]:
     """Yields the sum, the index of the parent and the token of each continuation that may be among the best."""
-    for parent, (hypothesis, row) in enumerate(zip(living, rows, strict=True)):
+    for parent, (hypothesis, row) in enumerate(zip(active, rows, strict=True)):
         for token, value in row:
             yield hypothesis.score + value, parent, token
 

@@ -24,7 +24,7 @@ from framework.tasks.task import Task
 from framework.tasks.translation.data import ParallelTextData
 from framework.tasks.translation.decode import (
     BLEU_TOKENS,
-    FoundTarget,
+    DecodedTarget,
     bleu_tokens_of,
     check_bleu_tokens,
     corpus_scores,
@@ -186,12 +186,12 @@ class TranslationTask(Task):
         """Restores the ids of an earlier run."""
         self.start_id, self.end_id = int(side["start_id"]), int(side["end_id"])
 
-    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundTarget]:
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[DecodedTarget]:
         """Returns the best target of each sequence."""
         real = slice(batch.num_sequences)
         return decode_targets(outputs["tokens"][real], outputs["scores"][real])
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[dict[str, Any]]:
+    def assemble(self, source: SequenceSource, decoded: Sequence[DecodedTarget]) -> list[dict[str, Any]]:
         """Returns the translation of each row and its score, the length-normalized log-probability of the search."""
         texts = _texts(source, decoded)
         return [{"translation": text, "score": target.score} for text, target in zip(texts, decoded, strict=True)]
@@ -201,7 +201,7 @@ class TranslationTask(Task):
         """Returns True, because BLEU and chrF are corpus-level metrics."""
         return True
 
-    def score(self, source: SequenceSource, decoded: Sequence[FoundTarget]) -> dict[str, float]:
+    def score(self, source: SequenceSource, decoded: Sequence[DecodedTarget]) -> dict[str, float]:
         """Returns `bleu` and `chrf` in [0, 100], see `corpus_scores`. Both compare texts with natural spacing."""
         assert isinstance(source, TranslationSource)
         tokens = self.bleu_tokens or bleu_tokens_of(source.references)
@@ -221,6 +221,6 @@ class TranslationTask(Task):
         return Examination(rows, "chrF of a sentence / 100")
 
 
-def _texts(source: SequenceSource, decoded: Sequence[FoundTarget]) -> list[str]:
+def _texts(source: SequenceSource, decoded: Sequence[DecodedTarget]) -> list[str]:
     assert isinstance(source, TranslationSource)
     return source.tokenizer.decode_batch([target.tokens for target in decoded])

@@ -235,7 +235,7 @@ def test_an_empty_text_cannot_be_asked(tokenizer, name):
         ({"max_question_length": 0}, "max_question_length is 0"),
         ({"max_answer_length": 0}, "max_answer_length is 0"),
         ({"n_best": 0}, "n_best is 0"),
-        ({"max_length": 194}, "max_length=194 leaves 127 tokens for the context .* stride=128 would skip tokens"),
+        ({"max_length": 194}, "max_length=194 has room for 127 tokens of the context .* stride=128 would skip tokens"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import ConfigError
-from framework.tasks.translation.search import LivingTokens, SearchSettings, beam_search, best_columns
+from framework.tasks.translation.search import ActiveTokens, SearchSettings, beam_search, best_columns
 
 START, END = 3, 0
 VOCAB, MAX_LENGTH = 4, 4
@@ -32,14 +32,14 @@ class Toy:
         self.prefixes: list[tuple[int, Prefix]] = [(source, ()) for source in range(num_sources)]
         self.sizes: list[list[int]] = []
 
-    def __call__(self, living: LivingTokens) -> Tensor:
+    def __call__(self, active: ActiveTokens) -> Tensor:
         is_first = not self.sizes
-        self.sizes.append(living.sizes)
-        before = [self.prefixes[parent] for parent in living.parents]
-        tokens = [()] * len(before) if is_first else [(token,) for token in living.tokens]
-        assert not is_first or living.tokens == [START] * len(before)
+        self.sizes.append(active.sizes)
+        before = [self.prefixes[parent] for parent in active.parents]
+        tokens = [()] * len(before) if is_first else [(token,) for token in active.tokens]
+        assert not is_first or active.tokens == [START] * len(before)
         self.prefixes = [(source, prefix + token) for (source, prefix), token in zip(before, tokens, strict=True)]
-        owners = [source for source, size in enumerate(living.sizes) for _ in range(size)]
+        owners = [source for source, size in enumerate(active.sizes) for _ in range(size)]
         assert [source for source, _ in self.prefixes] == owners
         return torch.tensor([self.distribution(source, prefix) for source, prefix in self.prefixes])
 
@@ -91,11 +91,11 @@ def test_one_beam_is_greedy(penalty: float) -> None:
 
 def slow_search(source: int, num_beams: int, penalty: float) -> list[tuple[float, Prefix]]:
     """The rule of the module's docstring for one source, over dictionaries of strings of tokens."""
-    living, finished = {(): 0.0}, {}
+    active, finished = {(): 0.0}, {}
     for length in range(1, MAX_LENGTH + 1):
         grown = {
             (*prefix, token): total + random_distribution(source, prefix)[token]
-            for prefix, total in living.items()
+            for prefix, total in active.items()
             for token in range(VOCAB)
         }
         ranked = sorted(grown, key=grown.get, reverse=True)
@@ -103,8 +103,8 @@ def slow_search(source: int, num_beams: int, penalty: float) -> list[tuple[float
             if tokens[-1] == END or length == MAX_LENGTH:
                 finished[tokens] = grown[tokens] / length**penalty
         finished = dict(sorted(finished.items(), key=lambda item: -item[1])[:num_beams])
-        living = {tokens: grown[tokens] for tokens in [each for each in ranked if each[-1] != END][:num_beams]}
-        if len(finished) == num_beams and max(living.values()) / length**penalty <= min(finished.values()):
+        active = {tokens: grown[tokens] for tokens in [each for each in ranked if each[-1] != END][:num_beams]}
+        if len(finished) == num_beams and max(active.values()) / length**penalty <= min(finished.values()):
             break
     return [(score, tokens) for tokens, score in finished.items()]
 

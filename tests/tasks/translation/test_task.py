@@ -37,7 +37,7 @@ from framework.tasks.task import TaskModel
 from framework.tasks.token_classification.text_units import split_units
 from framework.tasks.translation import head as head_module
 from framework.tasks.translation.data import ParallelTextData
-from framework.tasks.translation.decode import FoundTarget, bleu_tokens_of, decode_targets
+from framework.tasks.translation.decode import DecodedTarget, bleu_tokens_of, decode_targets
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.search import SearchSettings
 from framework.tasks.translation.task import TranslationTask
@@ -142,7 +142,7 @@ def test_scores_are_of_the_whole_corpus(tokenizer):
     source = translation_source(["a", "b", "c"], references, tokenizer, 8, 8, TERMS)
     rows = torch.tensor([[X, Y, Z, X, SEP], [Y, Z, SEP, IGNORE_INDEX, IGNORE_INDEX], [SEP, *[IGNORE_INDEX] * 4]])
     decoded = decode_targets(rows, torch.tensor([-1.0, -0.5, -2.0]))
-    assert decoded[1] == FoundTarget((Y, Z, SEP), -0.5)
+    assert decoded[1] == DecodedTarget((Y, Z, SEP), -0.5)
     texts = ["x y z x", "y z", ""]
     assert task().score(source, decoded) == {
         "bleu": sacrebleu.corpus_bleu(texts, [references]).score,
@@ -350,10 +350,10 @@ def test_a_perfect_translation_scores_100_in_its_language(tmp_path, tokens):
     data = ParallelTextData(str(tmp_path / "rows.tsv"), test=str(tmp_path / "rows.tsv"), format=TableFormat(quote=None))
     tokenizer = Tokenizer.from_folder(tmp_path)
     source = own.build_sources(data, tokenizer, seed=0)["test"]
-    found = [FoundTarget((*ids.tolist(), tokenizer.sep_id), 0.0) for ids in tokenizer.encode_batch(references)]
+    found = [DecodedTarget((*ids.tolist(), tokenizer.sep_id), 0.0) for ids in tokenizer.encode_batch(references)]
     assert own.score(source, found) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
     assert source.facts.notes["tokens for BLEU"] == bleu_tokens_of(references) == tokens
-    wrong = [FoundTarget(each.tokens[1:], 0.0) for each in found]
+    wrong = [DecodedTarget(each.tokens[1:], 0.0) for each in found]
     assert own.score(source, wrong)["bleu"] < 95
 
 
