@@ -22,7 +22,7 @@ ROWS = [
     {"question": "what is there?", "context": "a boat"},
 ]
 REFUSED = (
-    "rows.jsonl, line 55",
+    "rows.jsonl, row 55 (line 55)",
     {"question": "where is it?", "context": "in furt", "answers": [{"text": "furt", "answer_start": 0}]},
 )
 
