@@ -139,8 +139,8 @@ def test_what_does_not_fit_a_shape_is_refused(shape, message):
 
 
 @pytest.mark.parametrize("lengths", [[2, 1], [4, 0], [4]])
-def test_lengths_that_do_not_belong_to_the_tokens_are_refused(lengths):
-    with pytest.raises(ValueError, match="do not belong"):
+def test_lengths_that_do_not_match_the_tokens_are_rejected(lengths):
+    with pytest.raises(ValueError, match="do not match"):
         pack_sequences(np.arange(4), np.array(lengths), np.array([1, 2]))
 
 
