@@ -69,10 +69,7 @@ def standard_callbacks(
     probes: Mapping[str, Probe] = MappingProxyType({}),
     endings: Endings = NO_ENDINGS,
 ) -> list[pl.Callback]:
-    """Builds the callbacks of a run.
-
-    Within a step they check for finite values, update, measure, probe, log, validate, log, agree on a stop, save and
-    show progress, in this order.
+    """Builds a run's callbacks. Order in a step: guard, update, measure, probe, log, validate, log, agree, save, show.
 
     Args:
         run_folder: Folder for metrics.jsonl, perf.jsonl, summary.json, checkpoints/, plots/ and report.html.
