@@ -77,12 +77,12 @@ class Outcomes:
     Attributes:
         of: Plural noun for the predictions that have the probabilities, for example "predicted labels".
         probabilities: (outcomes,) in [0, 1].
-        came_true: (outcomes,) bool; True means that the prediction was correct.
+        is_correct: (outcomes,) bool; True means that the prediction was correct.
     """
 
     of: str
     probabilities: np.ndarray
-    came_true: np.ndarray
+    is_correct: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def outcomes_of_rows(rows: Sequence[ExaminedRow], of: str) -> Outcomes:
     return Outcomes(
         of,
         np.array([confidence for confidence, _ in known], dtype=np.float64),
-        np.array([is_right for _, is_right in known], dtype=bool),
+        np.array([is_correct for _, is_correct in known], dtype=bool),
     )
 
 

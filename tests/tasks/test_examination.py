@@ -65,7 +65,7 @@ def test_several_labels_a_row():
     assert examination.rows[0].text == "one\ntwo"
     assert examination.outcomes is not None
     assert examination.outcomes.probabilities.tolist() == [0.9, 0.4, 0.6, 0.1, 0.1, 0.2, 0.3, 0.4]
-    assert examination.outcomes.came_true.tolist() == [True, True, False, False, *[False] * 4]
+    assert examination.outcomes.is_correct.tolist() == [True, True, False, False, *[False] * 4]
 
 
 def test_numbers_stand_beside_each_other():
@@ -101,7 +101,7 @@ def test_entities_are_missed_spurious_or_of_another_type():
     assert (two.loss, two.length, two.score) == (1.0, 5, 0.0)
     assert examination.outcomes is not None
     assert examination.outcomes.probabilities == pytest.approx([0.8, 0.8])
-    assert examination.outcomes.came_true.tolist() == [False, False]
+    assert examination.outcomes.is_correct.tolist() == [False, False]
 
 
 def test_questions_show_their_true_answers_and_where_these_stand():
@@ -126,7 +126,7 @@ def test_questions_show_their_true_answers_and_where_these_stand():
     assert one.text is not None and one.text.startswith("What stands?\n… ") and "red house stands" in one.text
     assert one.text.endswith(" …") and len(one.text) < 400
     assert (two.expected, two.score, two.text) == (NO_ANSWER, 0.0, "Why?\nshort")
-    assert examination.outcomes is not None and examination.outcomes.came_true.tolist() == [True, False]
+    assert examination.outcomes is not None and examination.outcomes.is_correct.tolist() == [True, False]
 
 
 def test_pairs_out_of_order_and_queries_that_others_come_before():
@@ -189,7 +189,7 @@ def test_a_moment_that_is_asked_shows_what_came_and_what_was_recommended():
     second = Moment(user=1, history=np.array([3, 1]), seen=np.array([1, 3]), relevant=np.array([0, 2]))
     trial = Trial([first, second], num_cold=0, num_likes=3, baselines={})
     scores = {0: [9.0, 3.0, 2.0, 1.0], 1: [4.0, 9.0, 3.0, 9.0]}
-    # Two stretches stand before the catalogue, whose texts have 5 to 8 tokens.
+    # Two segments precede the catalogue, whose texts have 5 to 8 tokens.
     examination = examine_trial(
         trial,
         lambda chunk: np.array([scores[each.user] for each in chunk]),

@@ -120,8 +120,9 @@ class InteractionData:
             drops and counts the row.
 
     Raises:
-        ConfigError: A fraction is out of range, `validation_from` is not before `test_from`, `min_rating` is set
-            without `rating_column`, or `text_columns` is empty or names a column twice.
+        ConfigError: A fraction is out of range, a moment is not a number or a date, `validation_from` is not before
+            `test_from`, `min_rating` is set without `rating_column`, or `text_columns` is empty or names a column
+            twice.
     """
 
     interactions: str

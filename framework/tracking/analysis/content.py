@@ -165,7 +165,7 @@ def _confusion(confusion: Confusion | None) -> dict[str, Any] | None:
 
 
 def _calibration(outcomes: Outcomes) -> dict[str, Any] | None:
-    bins = calibration_bins(outcomes.probabilities, outcomes.came_true)
+    bins = calibration_bins(outcomes.probabilities, outcomes.is_correct)
     if not bins:
         return None
     return {

@@ -1,4 +1,4 @@
-"""Recommendation against loops over the raw rows: stretches, loss, ranking and baselines; nothing knows the future."""
+"""Recommendation against loops over the raw rows: segments, loss, ranking and baselines; nothing knows the future."""
 
 import json
 import math
@@ -196,7 +196,7 @@ def test_metrics_are_those_of_a_slow_reference(tmp_path, tokenizer, name, first,
     vectors = draw.normal(size=(NUM_ITEMS, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     source = sources[name]
-    # What stretches give is not looked at.
+    # What segments give is not looked at.
     decoded = [*draw.normal(size=(len(source) - NUM_ITEMS, 5)), *vectors]
     found = task.score(source, decoded)
 
