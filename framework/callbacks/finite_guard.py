@@ -211,9 +211,9 @@ def describe_origin(pl_module: EncoderModule) -> str:
         )
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return f"The loss is not finite in the micro-batches of sequence ids {_ranges(affected[0])}."
-    shown = [f"on rank {rank}, sequence ids {_ranges(affected[rank])}" for rank in sorted(affected)[:_SHOWN_RANKS]]
+    parts = [f"on rank {rank}, sequence ids {_ranges(affected[rank])}" for rank in sorted(affected)[:_SHOWN_RANKS]]
     more = f"; and on {len(affected) - _SHOWN_RANKS} more ranks" if len(affected) > _SHOWN_RANKS else ""
-    return f"The loss is not finite in micro-batches {'; '.join(shown)}{more}."
+    return f"The loss is not finite in micro-batches {'; '.join(parts)}{more}."
 
 
 def _ids(micro_batches: Sequence[PackedBatch]) -> list[int]:
@@ -229,6 +229,6 @@ def _ranges(ids: list[int]) -> str:
             ranges[-1][1] = number
         else:
             ranges.append([number, number])
-    shown = [str(first) if first == last else f"{first} to {last}" for first, last in ranges[:_SHOWN_RANGES]]
+    parts = [str(first) if first == last else f"{first} to {last}" for first, last in ranges[:_SHOWN_RANGES]]
     more = f" and others up to {ids[-1]}" if len(ranges) > _SHOWN_RANGES else ""
-    return ", ".join(shown) + more
+    return ", ".join(parts) + more

@@ -111,9 +111,9 @@ class ProgressLine(pl.Callback):
 
     def _text(self, trainer: pl.Trainer) -> str:
         latest = self.run_log.latest
-        parts = shown_values(latest, ["train/loss", "perf/tokens_per_second"])
+        parts = format_values(latest, ["train/loss", "perf/tokens_per_second"])
         last_step = trainer.global_step if trainer.should_stop else trainer.max_steps
-        parts += [self._time_left(trainer.global_step, last_step), *shown_values(latest, self.last_keys)]
+        parts += [self._time_left(trainer.global_step, last_step), *format_values(latest, self.last_keys)]
         return ", ".join(parts)
 
     def _update_bar(self, trainer: pl.Trainer, description: str) -> None:
@@ -147,7 +147,7 @@ class _Values(ProgressColumn):
         return Text(task.fields["values"], no_wrap=True, overflow="ellipsis")
 
 
-def shown_values(latest: Mapping[str, float], keys: Sequence[str]) -> list[str]:
+def format_values(latest: Mapping[str, float], keys: Sequence[str]) -> list[str]:
     """Returns the known values as text, each with its label."""
     known = [key for key in keys if key in latest]
     return [_FORMATS.get(key, "{label} {value:.3f}").format(label=_label(key), value=latest[key]) for key in known]

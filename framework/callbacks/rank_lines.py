@@ -18,7 +18,14 @@ from framework.tracking.rank_log import RUN_LOGGER
 
 logger = logging.getLogger(RUN_LOGGER)
 
-_SHOWN = ("train/loss", "optim/grad_norm", "optim/lr", "train/tokens", "perf/tokens_per_second", "perf/memory_bytes")
+_LOGGED_KEYS = (
+    "train/loss",
+    "optim/grad_norm",
+    "optim/lr",
+    "train/tokens",
+    "perf/tokens_per_second",
+    "perf/memory_bytes",
+)
 
 
 class RankLines(pl.Callback):
@@ -51,7 +58,7 @@ class RankLines(pl.Callback):
         """Logs the row if one is due."""
         if self.cadence.logs(trainer.global_step):
             latest = self.run_log.latest
-            logger.info("row: %s", ", ".join(f"{key} {latest[key]:.6g}" for key in _SHOWN if key in latest))
+            logger.info("row: %s", ", ".join(f"{key} {latest[key]:.6g}" for key in _LOGGED_KEYS if key in latest))
         if not self.cadence.validates(trainer.global_step):
             self._mark_next(trainer)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from framework.callbacks.cadence import Cadence
-from framework.callbacks.progress import ProgressLine, clock, shown_values
+from framework.callbacks.progress import ProgressLine, clock, format_values
 from framework.callbacks.run_log import RunLog
 from framework.callbacks.throughput import Throughput
 from framework.callbacks.timings import Timings
@@ -70,8 +70,8 @@ def test_a_terminal_gets_one_line_that_is_drawn_over():
 
 
 def test_values_that_are_not_known_yet_are_left_out():
-    assert shown_values({}, ["train/loss", "val/loss"]) == []
-    assert shown_values({"val/loss": 3.0}, ["train/loss", "val/loss"]) == ["val loss 3.000"]
+    assert format_values({}, ["train/loss", "val/loss"]) == []
+    assert format_values({"val/loss": 3.0}, ["train/loss", "val/loss"]) == ["val loss 3.000"]
 
 
 def test_seconds_as_a_clock():

@@ -109,8 +109,8 @@ def picture(path: Path, description: str, caption: str = "", kind: str = "") -> 
 
 def figures(pictures: Iterable[Markup]) -> Markup:
     """Lays pictures out side by side as the width allows; empty if there are none."""
-    shown = joined(pictures)
-    return element("div", shown, kind="figures") if shown else shown
+    content = joined(pictures)
+    return element("div", content, kind="figures") if content else content
 
 
 def page(title: str, body: Iterable[str]) -> str:

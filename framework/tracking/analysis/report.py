@@ -135,9 +135,9 @@ def _header(
             "tokens per second": f"{speed:,.0f}" if speed else "",
             "time": _duration(summary["wall_seconds"]),
         }
-    shown = [element("li", element("b", value), element("span", title)) for title, value in tiles.items() if value]
+    items = [element("li", element("b", value), element("span", title)) for title, value in tiles.items() if value]
     links = [Markup(f'<a href="#{identity}">{element("span", title)}</a>') for identity, title, _ in sections]
-    return [*parts, element("ul", *shown, kind="tiles"), element("nav", joined(links))]
+    return [*parts, element("ul", *items, kind="tiles"), element("nav", joined(links))]
 
 
 def _run_facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> Markup:

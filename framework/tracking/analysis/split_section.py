@@ -66,12 +66,12 @@ def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Marku
     kinds = {"confusion": "tall"}
     if analysis["confusion"] and len(analysis["confusion"]["labels"]) > _MOST_BESIDE_OTHERS:
         kinds = {"confusion": "wide"}
-    shown = [
+    pictures = [
         picture(run_folder / "plots" / f"{name}_{key}.png", f"{key} of {name}", caption, kinds.get(key, ""))
         for key, caption in captions.items()
         if analysis[key]
     ]
-    return figures(shown)
+    return figures(pictures)
 
 
 def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup:
@@ -155,5 +155,5 @@ def _shorten(text: str) -> str:
     """Shows the beginning of a long text; a click opens the full text."""
     if len(text) <= _SHOWN_CHARACTERS:
         return text
-    shown = text[:_SHOWN_CHARACTERS].rstrip() + " …"
-    return element("details", element("summary", shown), element("div", text))
+    beginning = text[:_SHOWN_CHARACTERS].rstrip() + " …"
+    return element("details", element("summary", beginning), element("div", text))
