@@ -44,7 +44,7 @@ class ExaminedRow:
         expected: Expected result, from the data.
         predicted: Prediction of the model.
         text: Input text. None: the report shows the tokens of the item with the same index as the row.
-        place: File and row of the input. Empty if unknown.
+        location: File and row of the input. Empty if unknown.
     """
 
     length: int
@@ -54,7 +54,7 @@ class ExaminedRow:
     expected: str = ""
     predicted: str = ""
     text: str | None = None
-    place: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ class Task(ABC):
             tokenizer: Tokenizer of the model.
 
         Raises:
-            DataError: The row cannot be predicted; the message begins with `row.place`.
+            DataError: The row cannot be predicted; the message begins with `row.location`.
         """
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SequenceSource:

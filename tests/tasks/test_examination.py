@@ -48,7 +48,7 @@ def test_one_label_a_row_and_nothing_of_rows_that_are_out_of_scope():
     assert [row.loss for row in examination.rows] == [1.0, 2.0, None, 4.0]
     assert examination.confusion is not None
     assert examination.confusion.counts.tolist() == [[1, 0], [1, 1]]
-    assert examination.rows[1].expected == "b" and examination.rows[1].place == "row 1"
+    assert examination.rows[1].expected == "b" and examination.rows[1].location == "row 1"
 
 
 def test_several_labels_a_row():
@@ -81,7 +81,7 @@ def test_numbers_stand_beside_each_other():
 def test_entities_are_missed_spurious_or_of_another_type():
     types = ("LOC", "PER")
     tags = bio_tag_set(types)
-    first = Example(["Li", "Lei", "sees", "Paris"], ["B-PER", "I-PER", "O", "B-LOC"], place="sentence 1")
+    first = Example(["Li", "Lei", "sees", "Paris"], ["B-PER", "I-PER", "O", "B-LOC"], location="sentence 1")
     second = Example(["no", "name"], ["O", "O"])
     predicted = [["B-LOC", "I-LOC", "O", "O"], ["O", "B-PER"]]
     scores = [np.full((len(each), len(tags)), np.log(0.05)) for each in predicted]
@@ -97,7 +97,7 @@ def test_entities_are_missed_spurious_or_of_another_type():
     assert examination.confusion.counts.tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
     one, two = examination.rows
     assert (one.expected, one.predicted, one.text) == ("PER: Li Lei\nLOC: Paris", "LOC: Li Lei", "Li Lei sees Paris")
-    assert (one.loss, one.length, one.score, one.place) == ((3 * 2.0 + 6.0) / 4, 3 + 4, 0.0, "sentence 1")
+    assert (one.loss, one.length, one.score, one.location) == ((3 * 2.0 + 6.0) / 4, 3 + 4, 0.0, "sentence 1")
     assert (two.loss, two.length, two.score) == (1.0, 5, 0.0)
     assert examination.outcomes is not None
     assert examination.outcomes.probabilities == pytest.approx([0.8, 0.8])

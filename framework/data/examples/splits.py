@@ -25,7 +25,7 @@ class Record(Protocol):
     """One example of a file."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Returns file, row and line, for messages."""
 
     @property
@@ -277,7 +277,7 @@ class SplitFiles:
             one = first[identity]
             warnings.append(
                 f"{contradicting:,} rows are left out because equal texts have different labels. For example, "
-                f"{one.place} has {one.answer!r} and {other.place} has {other.answer!r}."
+                f"{one.location} has {one.answer!r} and {other.location} has {other.answer!r}."
             )
         return kept
 

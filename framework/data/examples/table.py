@@ -18,13 +18,13 @@ class LabelledText:
     """One row (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, row and line, for messages.
+        location: File, row and line, for messages.
         text: Text as in the file.
         pair: Second text; None for single texts.
         label: Label as in the file, a tuple of labels, or a number, depending on the AnswerKind.
     """
 
-    place: str
+    location: str
     text: str
     pair: str | None
     label: Answer
@@ -116,7 +116,7 @@ class TableData(SplitFiles):
             if any(row.values[column] != value for column, value in where.items()):
                 continue
             try:
-                rows.append(self._labelled(f"{path}, {row.place}", row.values, texts, answers))
+                rows.append(self._labelled(f"{path}, {row.location}", row.values, texts, answers))
             except DataError as error:
                 reading.bad_row(error)
         if not rows and not reading.skipped:
@@ -126,18 +126,20 @@ class TableData(SplitFiles):
             )
         return rows
 
-    def _labelled(self, place: str, values: Mapping[str, str], texts: list[str], answers: AnswerKind) -> LabelledText:
+    def _labelled(
+        self, location: str, values: Mapping[str, str], texts: list[str], answers: AnswerKind
+    ) -> LabelledText:
         for column in texts if answers.has_several else (*texts, self.label_column):
             if not values[column].strip():
-                raise DataError(f"{place}: {column!r} is empty. Each row needs one. Complete or remove the row.")
+                raise DataError(f"{location}: {column!r} is empty. Each row needs one. Complete or remove the row.")
         cell = values[self.label_column].strip()
         try:
             answer = answers.read(cell)
         except ValueError as error:
             raise DataError(
-                f"{place}: {self.label_column!r} is {cell!r}. It {error}. Correct or remove the row."
+                f"{location}: {self.label_column!r} is {cell!r}. It {error}. Correct or remove the row."
             ) from error
-        return LabelledText(place, values[texts[0]], values[texts[1]] if len(texts) > 1 else None, answer)
+        return LabelledText(location, values[texts[0]], values[texts[1]] if len(texts) > 1 else None, answer)
 
     def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
         if self.labels is not None and answers.has_labels:
@@ -150,7 +152,7 @@ class TableData(SplitFiles):
 def _check_several_answers(rows: list[LabelledText]) -> None:
     if len({row.label for row in rows}) < 2:
         raise DataError(
-            f"{rows[0].place}: all training rows ({counted(len(rows), 'row')}) have the label {rows[0].label!r}. "
+            f"{rows[0].location}: all training rows ({counted(len(rows), 'row')}) have the label {rows[0].label!r}. "
             "Training needs at least 2 labels. Correct data.label_column or data.where, or add rows."
         )
 
@@ -164,7 +166,7 @@ def _known(row: LabelledText, labels: Sequence[str], known: Collection[str], ans
     for label in answers.labels(row.label):
         if label not in known:
             raise DataError(
-                f"{row.place}: the label {label!r} is none of {', '.join(labels)}. Labels must be in the label set. "
+                f"{row.location}: the label {label!r} is none of {', '.join(labels)}. Labels must be in the label set. "
                 "Correct the row, or list all labels in data.labels."
             )
     return row

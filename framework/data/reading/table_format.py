@@ -31,7 +31,7 @@ class Row:
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File, row or line, for messages."""
         if self.file is not None:
             return f"file {self.file}"

@@ -22,12 +22,12 @@ class TextGroup:
     """One row (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, row and line, for messages.
+        location: File, row and line, for messages.
         texts: The text, then its paired text (labelled texts have none), then its hard negatives.
         answer: Score of a scored pair, label of a labelled text, or None.
     """
 
-    place: str
+    location: str
     texts: tuple[str, ...]
     answer: float | str | None = None
 
@@ -116,8 +116,8 @@ class TextPairData(SplitFiles):
         if self.kind != "matches" and all(row.answer == train[0].answer for row in train):
             kind = "label" if self.kind == "labelled" else "score"
             raise DataError(
-                f"{train[0].place}: all {len(train)} training rows have the {kind} {train[0].answer!r}. Training needs "
-                f"at least 2 different ones. Correct `{kind}_column`, or add rows."
+                f"{train[0].location}: all {len(train)} training rows have the {kind} {train[0].answer!r}. Training "
+                f"needs at least 2 different ones. Correct `{kind}_column`, or add rows."
             )
         return pairs
 
@@ -127,7 +127,7 @@ class TextPairData(SplitFiles):
         rows = []
         for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, self.negative_columns):
             try:
-                rows.append(self._group(f"{path}, {row.place}", row.values, columns))
+                rows.append(self._group(f"{path}, {row.location}", row.values, columns))
             except DataError as error:
                 reading.bad_row(error)
         return rows

@@ -20,14 +20,14 @@ class ChoiceExample:
     """One row (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, row and line, for messages.
+        location: File, row and line, for messages.
         question: As in the file.
         context: What the question is on; None where rows have none.
         choices: At least two, all different.
         right: Place of the right one among them; None where it is to be predicted.
     """
 
-    place: str
+    location: str
     question: str
     context: str | None
     choices: tuple[str, ...]
@@ -112,48 +112,48 @@ class ChoiceData(SplitFiles):
         columns = [*texts, *self.choice_columns, self.label_column]
         lists = self.choice_columns if len(self.choice_columns) == 1 else ()
         for row in read_rows(path, columns, reading, self.format, lists):
-            place = f"{path}, {row.place}"
+            location = f"{path}, {row.location}"
             try:
-                example = self._example(place, row)
+                example = self._example(location, row)
             except DataError as error:
                 reading.bad_row(error)
             else:
                 yield example
 
-    def _example(self, place: str, row: Row) -> ChoiceExample:
+    def _example(self, location: str, row: Row) -> ChoiceExample:
         cells = [row.values[column] for column in self.choice_columns]
-        choices = listed_choices(place, cells[0]) if len(cells) == 1 else _choices_of_columns(place, cells)
-        question = filled(place, self.question_column, row.values[self.question_column])
+        choices = listed_choices(location, cells[0]) if len(cells) == 1 else _choices_of_columns(location, cells)
+        question = filled(location, self.question_column, row.values[self.question_column])
         context = None
         if self.context_column is not None:
-            context = filled(place, self.context_column, row.values[self.context_column])
-        return ChoiceExample(place, question, context, choices, self._right(place, row, choices))
+            context = filled(location, self.context_column, row.values[self.context_column])
+        return ChoiceExample(location, question, context, choices, self._right(location, row, choices))
 
-    def _right(self, place: str, row: Row, choices: Sequence[str]) -> int:
+    def _right(self, location: str, row: Row, choices: Sequence[str]) -> int:
         label = row.values[self.label_column].strip()
         known = [same_text(choice) for choice in choices]
         if self.label_kind == "index":
             known = [str(index) for index in range(len(choices))]
         if same_text(label) not in known:
             raise DataError(
-                f"{place}: the label is {label!r}, it must be one of {', '.join(known)}; correct or remove the row, or "
-                "set `label_kind`."
+                f"{location}: the label is {label!r}, it must be one of {', '.join(known)}; correct or remove the "
+                "row, or set `label_kind`."
             )
         return known.index(same_text(label))
 
 
-def filled(place: str, name: str, text: str) -> str:
+def filled(location: str, name: str, text: str) -> str:
     """The text, if it is not empty.
 
     Raises:
         DataError: It is.
     """
     if not text.strip():
-        raise DataError(f"{place}: {name!r} is empty, each row needs one; fill in or remove the row.")
+        raise DataError(f"{location}: {name!r} is empty, each row needs one; fill in or remove the row.")
     return text
 
 
-def listed_choices(place: str, cell: str) -> tuple[str, ...]:
+def listed_choices(location: str, cell: str) -> tuple[str, ...]:
     """The choices of a JSON list.
 
     Raises:
@@ -164,12 +164,12 @@ def listed_choices(place: str, cell: str) -> tuple[str, ...]:
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(map(has_text, found)):
-        raise DataError(f"{place}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")
-    return _checked(place, [str(choice) for choice in found])
+        raise DataError(f"{location}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")
+    return _checked(location, [str(choice) for choice in found])
 
 
-def _choices_of_columns(place: str, cells: list[str]) -> tuple[str, ...]:
-    return _checked(place, _filled_cells(cells))
+def _choices_of_columns(location: str, cells: list[str]) -> tuple[str, ...]:
+    return _checked(location, _filled_cells(cells))
 
 
 def _filled_cells(cells: list[str]) -> list[str]:
@@ -178,11 +178,11 @@ def _filled_cells(cells: list[str]) -> list[str]:
     return cells
 
 
-def _checked(place: str, choices: Sequence[str]) -> tuple[str, ...]:
+def _checked(location: str, choices: Sequence[str]) -> tuple[str, ...]:
     different = {same_text(choice) for choice in choices}
     if len(choices) < 2 or len(different) < len(choices) or "" in different:
         raise DataError(
-            f"{place}: the choices are {', '.join(map(repr, choices)) or 'empty'}, they must be at least two texts, "
+            f"{location}: the choices are {', '.join(map(repr, choices)) or 'empty'}, they must be at least two texts, "
             "none empty and none twice; correct or remove the row."
         )
     return tuple(choices)

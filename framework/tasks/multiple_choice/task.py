@@ -94,9 +94,9 @@ class MultipleChoiceTask(Task):
         return choice_source([self._example(row) for row in rows], tokenizer, self.max_length)
 
     def _example(self, row: Row) -> ChoiceExample:
-        texts = [filled(row.place, name, row.values[name]) for name in self.fields[:-1]]
-        choices = listed_choices(row.place, row.values["choices"])
-        return ChoiceExample(row.place, texts[0], texts[1] if self.has_context else None, choices, None)
+        texts = [filled(row.location, name, row.values[name]) for name in self.fields[:-1]]
+        choices = listed_choices(row.location, row.values["choices"])
+        return ChoiceExample(row.location, texts[0], texts[1] if self.has_context else None, choices, None)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
         """The family's head of sequence classification with one score."""
@@ -173,7 +173,7 @@ class MultipleChoiceTask(Task):
                     expected="" if example.right is None else example.choices[example.right],
                     predicted=told["answer"],
                     text="\n".join([*texts, *(f"- {choice}" for choice in example.choices)]),
-                    place=example.place,
+                    location=example.location,
                 )
             )
         return Examination(rows, "accuracy")

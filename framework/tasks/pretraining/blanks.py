@@ -49,7 +49,8 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
     pieces = re.split("|".join(map(re.escape, {mask, *_USUAL_MASKS})), text)
     if len(pieces) == 1:
         raise DataError(
-            f"{row.place}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each hidden word."
+            f"{row.location}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each hidden "
+            "word."
         )
     if tokenizer.space_marked:
         # The space before a word is part of its token, also for a hidden word. The first word has one, as in training.
@@ -64,7 +65,7 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
     room, span = max_length - _NUM_SPECIALS, blanks[-1] + 1 - blanks[0]
     if span > room:
         raise DataError(
-            f"{row.place}: from the first to the last blank there are {span} tokens, but a sequence has room for "
+            f"{row.location}: from the first to the last blank there are {span} tokens, but a sequence has room for "
             f"{room}. All blanks of a text must fit. Shorten the text."
         )
     first = min(max(blanks[0] - (room - span) // 2, 0), max(len(ids) - room, 0))

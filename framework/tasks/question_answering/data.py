@@ -44,14 +44,14 @@ class Question:
     """One question (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, article, paragraph and question, or file and row, for messages.
+        location: File, article, paragraph and question, or file and row, for messages.
         question: Question as in the file.
         context: Context as in the file. Questions on a context that the file has once share one object.
         answers: All correct answers. The first one is used for training, so its offset is known. Empty if the context
             has no answer.
     """
 
-    place: str
+    location: str
     question: str
     context: str
     answers: tuple[Answer, ...]

@@ -44,7 +44,7 @@ def examine_answers(
                 expected=" / ".join(dict.fromkeys(truths)) or NO_ANSWER,
                 predicted=prediction["answer"] or NO_ANSWER,
                 text=f"{question.question}\n{_excerpt(question.context, excerpt_offset)}",
-                place=question.place,
+                location=question.location,
             )
         )
     probabilities = np.array([row.confidence for row in rows], dtype=np.float64)

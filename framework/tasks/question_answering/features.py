@@ -179,7 +179,7 @@ def answer_tokens(question: Question, passage: Passage) -> tuple[int, int] | Non
         if first <= last:
             return first, last
     raise DataError(
-        f"{question.place}: the answer {with_offset[0][0]!r} has no token, because the tokenizer drops all of its "
+        f"{question.location}: the answer {with_offset[0][0]!r} has no token, because the tokenizer drops all of its "
         "characters. Training needs a token. Remove the question, or choose another tokenizer."
     )
 

@@ -126,11 +126,11 @@ class QuestionAnsweringTask(Task):
         del tokenizer
         for name in self.fields:
             if not row.values[name].strip():
-                raise DataError(f"{row.place}: the {name} is empty. Each row needs one. Add it or remove the row.")
+                raise DataError(f"{row.location}: the {name} is empty. Each row needs one. Add it or remove the row.")
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds the windows of each row, without answers."""
-        questions = [Question(row.place, row.values["question"], row.values["context"], ()) for row in rows]
+        questions = [Question(row.location, row.values["question"], row.values["context"], ()) for row in rows]
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights

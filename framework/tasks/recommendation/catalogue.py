@@ -66,14 +66,14 @@ def read_catalogue(path: Path) -> Catalogue:
         if item in texts or not text.strip():
             fault = "occurs twice" if item in texts else "has no text"
             raise DataError(
-                f"{path}, {row.place}: item {item!r} {fault}. Each item needs one row with a text. Correct or remove "
-                "the row."
+                f"{path}, {row.location}: item {item!r} {fault}. Each item needs one row with a text. Correct or "
+                "remove the row."
             )
         try:
             likes.append(_NUMBER.read(cell))
         except ValueError as error:
-            raise DataError(f"{path}, {row.place}: 'likes' is {cell!r}. It {error}. Correct the row.") from error
+            raise DataError(f"{path}, {row.location}: 'likes' is {cell!r}. It {error}. Correct the row.") from error
         if likes[-1] < 0:
-            raise DataError(f"{path}, {row.place}: 'likes' is {cell}. It must be at least 0. Correct the row.")
+            raise DataError(f"{path}, {row.location}: 'likes' is {cell}. It must be at least 0. Correct the row.")
         texts[item] = text
     return Catalogue(tuple(texts), tuple(texts.values()), np.array(likes))

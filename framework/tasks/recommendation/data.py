@@ -208,7 +208,7 @@ class InteractionData:
             if fault is None:
                 texts[item] = text
             else:
-                reading.bad_row(DataError(f"{path}, {row.place}: {fault}. Correct or remove the row."))
+                reading.bad_row(DataError(f"{path}, {row.location}: {fault}. Correct or remove the row."))
         if len(texts) < 2:
             raise DataError(f"{path} has {len(texts)} valid items. Ranking needs at least 2. Add items.")
         return texts
@@ -233,7 +233,7 @@ class InteractionData:
         return user_column, item_column, times.astype(np.float64), ratings.astype(np.float64)
 
     def _interaction(self, path: Path, row: Row, index_of: dict[str, int]) -> tuple[str, int, float, float]:
-        location = f"{path}, {row.place}"
+        location = f"{path}, {row.location}"
         user, item = row.values[self.user_column].strip(), row.values[self.item_column].strip()
         if not user:
             raise DataError(

@@ -289,7 +289,8 @@ def _history(row: Row) -> list[str]:
         isinstance(entry, str | int) and str(entry).strip() for entry in entries
     ):
         raise DataError(
-            f"{row.place}: 'history' is {cell[:60]!r}. It must be a list of ids or texts, none empty. Correct the row."
+            f"{row.location}: 'history' is {cell[:60]!r}. It must be a list of ids or texts, none empty. Correct the "
+            "row."
         )
     return [str(entry).strip() for entry in entries]
 

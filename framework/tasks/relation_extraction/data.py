@@ -21,12 +21,12 @@ class RelationExample:
     """One row (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, row and line, for messages.
+        location: File, row and line, for messages.
         text: With its two entities.
         label: The relation as in the file, such as `Cause-Effect(e2,e1)`; None where it is to be predicted.
     """
 
-    place: str
+    location: str
     text: MarkedText
     label: str | None
 
@@ -108,11 +108,11 @@ class RelationData(SplitFiles):
             text_column, label_column = self.text_column, self.label_column
             rows = read_rows(path, [text_column, label_column], reading, form)
         for row in rows:
-            place, label = f"{path}, {row.place}", row.values[label_column].strip()
+            location, label = f"{path}, {row.location}", row.values[label_column].strip()
             try:
                 if not label:
-                    raise DataError(f"{place}: the label is empty, each row needs one; fill in or remove the row.")
-                example = RelationExample(place, read_marked_text(place, row.values[text_column]), label)
+                    raise DataError(f"{location}: the label is empty, each row needs one; fill in or remove the row.")
+                example = RelationExample(location, read_marked_text(location, row.values[text_column]), label)
             except DataError as error:
                 reading.bad_row(error)
             else:
@@ -146,7 +146,7 @@ def _marked_rows(
 def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:
     if example.label not in labels:
         raise DataError(
-            f"{example.place}: the label {example.label!r} is none of {', '.join(labels)}; correct the row, or list "
+            f"{example.location}: the label {example.label!r} is none of {', '.join(labels)}; correct the row, or list "
             "all labels in `labels`."
         )
     return example

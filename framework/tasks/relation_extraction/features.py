@@ -84,7 +84,7 @@ def relation_source(
         for example, (ids, firsts, ends) in zip(some, encoded, strict=True):
             try:
                 spans = entity_tokens(example, firsts, ends)
-                marked, places = mark_entities(example.place, ids, spans, marks, room)
+                marked, places = mark_entities(example.location, ids, spans, marks, room)
             except DataError as error:
                 reading.bad_row(error)
                 continue
@@ -126,13 +126,13 @@ def entity_tokens(example: RelationExample, firsts: np.ndarray, ends: np.ndarray
     for name, (start, stop) in zip(("e1", "e2"), spans, strict=True):
         if start >= stop:
             raise DataError(
-                f"{example.place}: {name} has no token, since the tokenizer drops all of its characters; remove the "
+                f"{example.location}: {name} has no token, since the tokenizer drops all of its characters; remove the "
                 "row, or choose another tokenizer."
             )
     (start_1, stop_1), (start_2, stop_2) = spans
     if max(start_1, start_2) < min(stop_1, stop_2):
         raise DataError(
-            f"{example.place}: {' and '.join(map(repr, example.text.entities))} share a token; remove the row, or "
+            f"{example.location}: {' and '.join(map(repr, example.text.entities))} share a token; remove the row, or "
             "choose another tokenizer."
         )
     return spans[0], spans[1]
@@ -143,12 +143,12 @@ def _tokens_between(span: tuple[int, int], firsts: np.ndarray, ends: np.ndarray)
 
 
 def mark_entities(
-    place: str, ids: np.ndarray, spans: Spans, marks: Sequence[int], room: int
+    location: str, ids: np.ndarray, spans: Spans, marks: Sequence[int], room: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Puts marks around two entities, in the part of the text that has both in its middle.
 
     Args:
-        place: Where the text stands, for messages.
+        location: Where the text stands, for messages.
         ids: (tokens,) of the whole text.
         spans: Tokens of e1 and e2.
         marks: Ids of the four marks.
@@ -163,8 +163,8 @@ def mark_entities(
     begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
     if end - begin > room:
         raise DataError(
-            f"{place}: from one entity to the end of the other there are {end - begin} tokens, but max_length leaves "
-            f"{room}; raise it, or remove the row."
+            f"{location}: from one entity to the end of the other there are {end - begin} tokens, but max_length "
+            f"leaves {room}; raise it, or remove the row."
         )
     first = min(max(begin - (room - end + begin) // 2, 0), max(len(ids) - room, 0))
     window = ids[first : first + room]

@@ -30,11 +30,11 @@ class MarkedText:
         return self.text[start_1:stop_1], self.text[start_2:stop_2]
 
 
-def read_marked_text(place: str, marked: str) -> MarkedText:
+def read_marked_text(location: str, marked: str) -> MarkedText:
     """Takes the marks out of a text.
 
     Args:
-        place: Where the text stands, for messages.
+        location: Where the text stands, for messages.
         marked: With each mark once; e2 may come before e1.
 
     Raises:
@@ -44,30 +44,30 @@ def read_marked_text(place: str, marked: str) -> MarkedText:
     for tag in _TAGS:
         if tags.count(tag) != 1:
             raise DataError(
-                f"{place}: {tag} stands {tags.count(tag)} times in the text, it must stand there once; mark one entity "
-                "as <e1>...</e1> and the other as <e2>...</e2>, or remove the row."
+                f"{location}: {tag} stands {tags.count(tag)} times in the text, it must stand there once; mark one "
+                "entity as <e1>...</e1> and the other as <e2>...</e2>, or remove the row."
             )
     if tags not in ([*_TAGS], [*_TAGS[2:], *_TAGS[:2]]):
         raise DataError(
-            f"{place}: the marks come as {' '.join(tags)}, but each entity must end before the other begins; correct "
-            "or remove the row."
+            f"{location}: the marks come as {' '.join(tags)}, but each entity must end before the other begins; "
+            "correct or remove the row."
         )
     pieces = _ANY_TAG.split(marked)
     spans = {}
     for index, tag in ((1, tags[0]), (3, tags[2])):
         entity = pieces[index]
         if not entity.strip():
-            raise DataError(f"{place}: {tag} is empty, each entity needs a text; fill in or remove the row.")
+            raise DataError(f"{location}: {tag} is empty, each entity needs a text; fill in or remove the row.")
         start = sum(map(len, pieces[:index])) + len(entity) - len(entity.lstrip())
         spans[tag] = (start, start + len(entity.strip()))
     return MarkedText(marked, "".join(pieces), (spans["<e1>"], spans["<e2>"]))
 
 
-def mark_entities(place: str, text: str, first: tuple[int, int], second: tuple[int, int]) -> MarkedText:
+def mark_entities(location: str, text: str, first: tuple[int, int], second: tuple[int, int]) -> MarkedText:
     """Inserts marks into a text.
 
     Args:
-        place: File and row of the text, for messages.
+        location: File and row of the text, for messages.
         text: Text without marks.
         first: Start (inclusive) and end (exclusive) of e1 in characters.
         second: Start and end of e2.
@@ -78,12 +78,12 @@ def mark_entities(place: str, text: str, first: tuple[int, int], second: tuple[i
     (start, stop), (other_start, other_stop) = sorted((first, second))
     if other_start < stop:
         raise DataError(
-            f"{place}: the entities {text[start:stop]!r} and {text[other_start:other_stop]!r} overlap. Each must end "
-            "before the other begins. Correct or remove the row."
+            f"{location}: the entities {text[start:stop]!r} and {text[other_start:other_stop]!r} overlap. Each must "
+            "end before the other begins. Correct or remove the row."
         )
     former, latter = (_TAGS[:2], _TAGS[2:]) if first < second else (_TAGS[2:], _TAGS[:2])
     marked = (
         f"{text[:start]}{former[0]}{text[start:stop]}{former[1]}{text[stop:other_start]}"
         f"{latter[0]}{text[other_start:other_stop]}{latter[1]}{text[other_stop:]}"
     )
-    return read_marked_text(place, marked)
+    return read_marked_text(location, marked)

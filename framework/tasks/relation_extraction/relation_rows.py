@@ -46,67 +46,69 @@ def read_relation_json(table: TableFile, text_column: str, label_column: str | N
         DataError: The file is missing, empty or damaged, or a row is broken and `reading` does not skip it.
     """
     every_list = replace(table, parts=table.parts or ALL_LISTS)
-    return json_objects(every_list, reading, lambda place, row: _row(place, row, table, text_column, label_column))
+    return json_objects(
+        every_list, reading, lambda location, row: _row(location, row, table, text_column, label_column)
+    )
 
 
-def _row(place: str, row: JsonValue, table: TableFile, text_column: str, label_column: str | None) -> Row:
+def _row(location: str, row: JsonValue, table: TableFile, text_column: str, label_column: str | None) -> Row:
     values = {}
     if label_column is not None:
         label = row.value.get(label_column, row.value.get(_RELATION, row.key))
         if not has_text(label) or not str(label).strip():
             raise DataError(
-                f"{place}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or {_RELATION!r}, or "
-                "a list under its relation. Fill it in, set label_column, or remove the row."
+                f"{location}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or "
+                f"{_RELATION!r}, or a list under its relation. Fill it in, set label_column, or remove the row."
             )
         values["label"] = str(label).strip()
     text_key = next((key for key in (text_column, *_TEXTS) if key in row.value), None)
-    text = _marked(place, row.value, text_column, text_key)
-    check_surrogates(place, "text", text.text)
+    text = _marked(location, row.value, text_column, text_key)
+    check_surrogates(location, "text", text.text)
     kept = {text_key or text_column: text.marked} | {column: row.value[column] for column in table.as_is}
     return Row(row.number, row.line, {"text": text.marked} | values, kept=kept)
 
 
-def _marked(place: str, row: Mapping[str, Any], text_column: str, text_key: str | None) -> MarkedText:
+def _marked(location: str, row: Mapping[str, Any], text_column: str, text_key: str | None) -> MarkedText:
     tokens_key = next((key for key in _TOKENS if key in row), None)
     names = next((pair for pair in _PAIRS if pair[0] in row and pair[1] in row), None)
     if tokens_key is None and text_key is None:
         raise DataError(
-            f"{place}: no {text_column!r} and no 'tokens' among {list(row)!r:.120}. A row needs one of them. Set "
+            f"{location}: no {text_column!r} and no 'tokens' among {list(row)!r:.120}. A row needs one of them. Set "
             "text_column, or remove the row."
         )
     if tokens_key is None and names is None:
         text = row[str(text_key)]
         if not isinstance(text, str):
-            raise DataError(f"{place}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
-        return read_marked_text(place, text)
+            raise DataError(f"{location}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
+        return read_marked_text(location, text)
     if names is None and not any(key in row for pair in _TACRED for key in pair):
         raise DataError(
-            f"{place}: tokens without the positions of two entities. A row must have them in h and t, head and tail, "
-            "or subj_start, subj_end, obj_start and obj_end. Add them or remove the row."
+            f"{location}: tokens without the positions of two entities. A row must have them in h and t, head and "
+            "tail, or subj_start, subj_end, obj_start and obj_end. Add them or remove the row."
         )
     if tokens_key is None:
         text = row[str(text_key)]
         if not isinstance(text, str) or names is None:
-            raise DataError(f"{place}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
-        first, second = (_span(place, name, row[name], len(text), "characters") for name in names)
-        return mark_entities(place, text, first, second)
+            raise DataError(f"{location}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
+        first, second = (_span(location, name, row[name], len(text), "characters") for name in names)
+        return mark_entities(location, text, first, second)
     tokens = row[tokens_key]
     if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
         raise DataError(
-            f"{place}: {tokens_key!r} is {tokens!r:.80}, it must be a list of texts, none empty; correct or remove the "
-            "row."
+            f"{location}: {tokens_key!r} is {tokens!r:.80}, it must be a list of texts, none empty; correct or "
+            "remove the row."
         )
     text, starts = join_tokens(tokens)
     found = (
-        [_span(place, name, row[name], len(tokens), "tokens") for name in names]
+        [_span(location, name, row[name], len(tokens), "tokens") for name in names]
         if names is not None
-        else [_tacred_span(place, row, keys, len(tokens)) for keys in _TACRED]
+        else [_tacred_span(location, row, keys, len(tokens)) for keys in _TACRED]
     )
     first, second = ((starts[start], starts[end - 1] + len(tokens[end - 1])) for start, end in found)
-    return mark_entities(place, text, first, second)
+    return mark_entities(location, text, first, second)
 
 
-def _span(place: str, name: str, value: Any, length: int, unit: str) -> Span:
+def _span(location: str, name: str, value: Any, length: int, unit: str) -> Span:
     """Returns start and end of an entity from any of its forms."""
     found = value
     if isinstance(value, dict):
@@ -115,29 +117,29 @@ def _span(place: str, name: str, value: Any, length: int, unit: str) -> Span:
         mention = value[2][0]
         if isinstance(mention, list) and mention and all(type(index) is int for index in mention):
             found = [mention[0], mention[0] + len(mention)] if _is_stretch(mention) else None
-    return _checked(place, name, value, found, length, unit)
+    return _checked(location, name, value, found, length, unit)
 
 
-def _tacred_span(place: str, row: Mapping[str, Any], keys: Sequence[str], length: int) -> Span:
+def _tacred_span(location: str, row: Mapping[str, Any], keys: Sequence[str], length: int) -> Span:
     start, last = (row.get(key) for key in keys)
     end = last + 1 if type(last) is int else last
-    return _checked(place, " and ".join(keys), [start, last], [start, end], length, "tokens")
+    return _checked(location, " and ".join(keys), [start, last], [start, end], length, "tokens")
 
 
 def _is_stretch(indices: Sequence[int]) -> bool:
     return list(indices) == list(range(indices[0], indices[0] + len(indices)))
 
 
-def _checked(place: str, name: str, shown: Any, found: Any, length: int, unit: str) -> Span:
+def _checked(location: str, name: str, shown: Any, found: Any, length: int, unit: str) -> Span:
     if not isinstance(found, list) or [type(index) for index in found] != [int, int]:
         raise DataError(
-            f"{place}: {name} is {shown!r:.80}. It must be the start and end of the entity, [start, end]. Correct or "
-            "remove the row."
+            f"{location}: {name} is {shown!r:.80}. It must be the start and end of the entity, [start, end]. Correct "
+            "or remove the row."
         )
     start, end = found
     if not 0 <= start < end <= length:
         raise DataError(
-            f"{place}: {name} is {shown!r:.80}, empty or outside of the {length} {unit}. The end must be after the "
+            f"{location}: {name} is {shown!r:.80}, empty or outside of the {length} {unit}. The end must be after the "
             "start and within them. Correct or remove the row."
         )
     return start, end

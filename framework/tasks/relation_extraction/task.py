@@ -106,7 +106,9 @@ class RelationExtractionTask(Task):
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds one sequence per row, without a label."""
-        examples = [RelationExample(row.place, read_marked_text(row.place, row.values["text"]), None) for row in rows]
+        examples = [
+            RelationExample(row.location, read_marked_text(row.location, row.values["text"]), None) for row in rows
+        ]
         return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied

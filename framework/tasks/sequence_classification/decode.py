@@ -12,7 +12,7 @@ class Labelled(Protocol):
     """A row of the data: where it stands, and its label."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and row."""
 
     @property
@@ -85,7 +85,7 @@ def examine_labels(
                 expected=str(record.label),
                 predicted=told["label"],
                 text=text,
-                place=record.place,
+                location=record.location,
             )
         )
     confusion = count_confusions([(row.expected, row.predicted) for row in rows], labels)

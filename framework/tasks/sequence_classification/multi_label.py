@@ -108,7 +108,7 @@ class MultiLabel(Problem):
                     expected=", ".join(label for label in self.labels if label in present),
                     predicted=", ".join(told["labels"]),
                     text=text_of(record),
-                    place=record.place,
+                    location=record.location,
                 )
             )
         outcomes = Outcomes("each label of each row", np.array(probabilities), np.array(came_true, dtype=bool))

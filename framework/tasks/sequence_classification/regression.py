@@ -68,7 +68,7 @@ class Regression(Problem):
                 expected=f"{expected:g}",
                 predicted=f"{predicted:.4g}",
                 text=text_of(record),
-                place=record.place,
+                location=record.location,
             )
             for place, (record, (expected, predicted)) in enumerate(zip(records, numbers.tolist(), strict=True))
         ]

@@ -53,7 +53,7 @@ def examine_entities(
                 expected=_listed(expected, example, join),
                 predicted=_listed(predicted, example, join),
                 text=_text(example, 0, len(example.words), join),
-                place=example.place,
+                location=example.location,
             )
         )
     return Examination(

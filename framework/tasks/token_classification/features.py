@@ -27,14 +27,14 @@ class Example:
         tags: (words,) in BIO. None if unknown.
         text: Text that contains the words. None if the input is a list of words.
         units: (words,) offsets of the words in the text. Empty if there is no text.
-        place: File and sentence. Empty if the example is not from a file.
+        location: File and sentence. Empty if the example is not from a file.
     """
 
     words: Sequence[str]
     tags: Sequence[str] | None = None
     text: str | None = None
     units: Sequence[TextUnit] = ()
-    place: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True)

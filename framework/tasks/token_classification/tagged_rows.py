@@ -21,14 +21,14 @@ class TaggedSentence:
     """A sentence (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File, sentence and line, for messages.
+        location: File, sentence and line, for messages.
         words: Words of the sentence, at least one.
         tags: (words,) in BIO. Before the conversion in `TaggedData.load`: in the scheme of the file.
-        lines: (words,) line number of each word, from 1. Empty if `place` is precise enough.
+        lines: (words,) line number of each word, from 1. Empty if `location` is precise enough.
         has_spans: True if the file has spans of a text instead of tags. Its tags are in BIO from the start.
     """
 
-    place: str
+    location: str
     words: tuple[str, ...]
     tags: tuple[str, ...]
     lines: tuple[int, ...]
@@ -46,7 +46,7 @@ class TaggedSentence:
 
     def place_of(self, index: int) -> str:
         """Returns the file and line of a word, for messages."""
-        return f"{self.place}, line {self.lines[index]}" if self.lines else self.place
+        return f"{self.location}, line {self.lines[index]}" if self.lines else self.location
 
 
 @dataclass(frozen=True)

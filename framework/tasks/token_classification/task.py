@@ -99,7 +99,7 @@ class TokenClassificationTask(Task):
         self.tags = bio_tag_set(corpus.labels)
         sources: dict[str, SequenceSource] = {}
         for split, sentences in corpus.splits.items():
-            examples = [Example(each.words, each.tags, place=each.place) for each in sentences]
+            examples = [Example(each.words, each.tags, location=each.location) for each in sentences]
             entities = (tag[2:] for each in sentences for tag in each.tags if tag.startswith("B-"))
             sources[split] = with_facts(self._source(examples, tokenizer), corpus.facts[split], entities, corpus.labels)
         return sources
@@ -130,7 +130,7 @@ class TokenClassificationTask(Task):
 
     def _example(self, row: Row) -> Example:
         if "tokens" in row.values:
-            return Example(parse_words(row.place, row.values["tokens"]), place=row.place)
+            return Example(parse_words(row.location, row.values["tokens"]), location=row.location)
         units = split_units(row.values["text"], self.units)
         return Example([unit.text for unit in units], None, row.values["text"], units)
 

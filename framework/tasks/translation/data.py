@@ -18,12 +18,12 @@ class TextPair:
     """A text and its translation (`framework.data.examples.splits.Record`).
 
     Attributes:
-        place: File and line or row, for messages.
+        location: File and line or row, for messages.
         source: Source text as in the file.
         target: Target text as in the file.
     """
 
-    place: str
+    location: str
     source: str
     target: str
 
@@ -109,7 +109,7 @@ class ParallelTextData(SplitFiles):
 
     def _rows(self, path: Path) -> Iterator[TextPair]:
         for row in read_rows(path, [self.source_column, self.target_column], None, self.format):
-            yield TextPair(f"{path}, {row.place}", row.values[self.source_column], row.values[self.target_column])
+            yield TextPair(f"{path}, {row.location}", row.values[self.source_column], row.values[self.target_column])
 
     def _lines(self, sources: Path, targets: Path) -> Iterator[TextPair]:
         """Pairs the lines of two files.
@@ -150,7 +150,7 @@ def _complete_pair(pair: TextPair) -> TextPair:
     empty_text = "target" if pair.source.strip() else "source"
     if not pair.source.strip() or not pair.target.strip():
         raise DataError(
-            f"{pair.place}: the {empty_text} is empty. A pair needs both texts. Add the text, remove the pair, or set "
-            "data.on_empty=skip."
+            f"{pair.location}: the {empty_text} is empty. A pair needs both texts. Add the text, remove the pair, or "
+            "set data.on_empty=skip."
         )
     return pair

@@ -190,7 +190,7 @@ def _example(row: ExaminedRow, index: int, source: SequenceSource, tokenizer: To
     texts = {"text": text, "expected": row.expected, "predicted": row.predicted}
     numbers = {"confidence": row.confidence, "loss": row.loss, "score": row.score}
     return {
-        "place": row.place or f"row {index + 1:,}",
+        "place": row.location or f"row {index + 1:,}",
         **{
             name: value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS] + " …"
             for name, value in texts.items()

@@ -38,7 +38,7 @@ def test_the_folder_is_the_label(folder, caplog):
     assert rows(data, "test") == [("so so", "mixed"), ("fine", "pos")]
     assert data.load().labels == ("mixed", "neg", "pos")
     assert "1 files outside of the class folders are not read" in caplog.text
-    assert data.load().splits["train"][1].place == f"{folder}/train, file pos/0_9.txt"
+    assert data.load().splits["train"][1].location == f"{folder}/train, file pos/0_9.txt"
     # An experiment's names for files without a header say nothing of folders.
     assert len(rows(TableData(str(folder / "train"), format=TableFormat(columns=["label", "text"])))) == 3
 

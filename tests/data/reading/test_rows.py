@@ -60,13 +60,13 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, name, make):
 def test_places_name_the_line_where_there_are_lines(tmp_path):
     content = b'text,label,source\n"a, ""b""\nc",1,x\nd,0,y\n\n"","1",x\n'
     rows = list(read_rows(write(tmp_path / "a.csv", content), ["label"]))
-    assert [(row.place, row.values["label"]) for row in rows] == [
+    assert [(row.location, row.values["label"]) for row in rows] == [
         ("row 1 (line 3)", "1"),
         ("row 2 (line 4)", "0"),
         ("row 3 (line 6)", "1"),
     ]
     write_parquet(tmp_path / "a.parquet")
-    assert [row.place for row in read_rows(tmp_path / "a.parquet", ["text"])] == ["row 1", "row 2", "row 3"]
+    assert [row.location for row in read_rows(tmp_path / "a.parquet", ["text"])] == ["row 1", "row 2", "row 3"]
 
 
 def test_long_fields(tmp_path):
@@ -234,7 +234,7 @@ def test_parts_of_a_json_object(tmp_path):
     assert values(Path(f"{file}:val+more"), ["label", "text"], **columns) == [("1", "x"), ("2", "y"), ("oos", "z")]
     assert values(Path(f"{file}:train"), ["text"], **columns) == [("w",)]
     rows = read_rows(Path(f"{file}:more+val"), ["text"], None, TableFormat(**columns))
-    assert [row.place for row in rows] == ["row 1", "row 2", "row 3"]
+    assert [row.location for row in rows] == ["row 1", "row 2", "row 3"]
     named = write(tmp_path / "a.json:val", b"[[1, 2]]")
     assert values(named, ["text"], kind="json", columns=["text", "label"]) == [("1",)]
 

@@ -53,7 +53,7 @@ def test_squad_in_both_versions(tmp_path, suffix):
         (),
     ]
     assert {question.context for question in questions} == {CONTEXT}
-    assert questions[1].place == f"{tmp_path}/q{suffix}, article 1, paragraph 1, question 7"
+    assert questions[1].location == f"{tmp_path}/q{suffix}, article 1, paragraph 1, question 7"
 
 
 def test_rows_of_jsonl_with_other_names(tmp_path):
@@ -65,7 +65,7 @@ def test_rows_of_jsonl_with_other_names(tmp_path):
     columns = {"question": "q", "context": "passage", "answers": "spans"}
     questions = load(tmp_path / "q.jsonl", rows, columns=columns).splits["train"]
     assert [[answer.text for answer in question.answers] for question in questions] == [["Zoë"], [], ["Zoë", "Bern"]]
-    assert questions[1].place == f"{tmp_path}/q.jsonl, row 2 (line 2)"
+    assert questions[1].location == f"{tmp_path}/q.jsonl, row 2 (line 2)"
 
 
 def many(num_contexts: int = 300, on_each: int = 3) -> list[dict]:

@@ -35,7 +35,7 @@ def test_semeval(tmp_path):
     assert first.text.spans == ((4, 7), (19, 22))
     assert (second.text.text, second.text.entities) == ('A tea\t is " é "', ("tea", "é"))
     assert third.text.entities == ("cat", "box")
-    assert first.place == f"{tmp_path}/r.txt, row 1 (line 3)"
+    assert first.location == f"{tmp_path}/r.txt, row 1 (line 3)"
 
 
 def test_tables(tmp_path):

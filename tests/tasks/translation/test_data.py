@@ -30,7 +30,7 @@ def test_line_by_line_plain_and_compressed(tmp_path):
     )
     assert pairs(data) == [("one", "eins"), ("two  words ", "zwei"), ("three", "drei")]
     assert pairs(data, "validation") == [("four", "vier")]
-    assert data.load().splits["train"][1].place == f"{tmp_path / 'a.en.gz'}, line 2"
+    assert data.load().splits["train"][1].location == f"{tmp_path / 'a.en.gz'}, line 2"
 
 
 def test_columns_of_a_table(tmp_path):
