@@ -71,7 +71,7 @@ def uniform(hashes: np.ndarray) -> np.ndarray:
     return (hashes >> np.uint64(11)) * 2.0**-53
 
 
-def below(hashes: np.ndarray, bounds: int | np.ndarray) -> np.ndarray:
+def random_integers(hashes: np.ndarray, bounds: int | np.ndarray) -> np.ndarray:
     """Maps uint64 hashes to integers in [0, bound); the bias is below bound / 2**32.
 
     Bounds must be smaller than 2**32 (multiply-shift on the upper half of the hash, Lemire 2019).

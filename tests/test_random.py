@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from framework.random import below, key, mix, uniform
+from framework.random import key, mix, random_integers, uniform
 
 
 def test_the_hash_is_splitmix64():
@@ -30,7 +30,7 @@ def test_hashing_a_counter_is_appending_it_to_the_key(dtype):
 
 def test_numbers_from_hashes():
     hashes = np.array([0, 2**32 - 1, 2**32, 2**63, 2**64 - 1], dtype=np.uint64)
-    assert below(hashes, 10).tolist() == [0, 0, 0, 5, 9]
-    assert below(hashes, np.array([1, 2, 2**32 - 1, 3, 2**32 - 1])).tolist() == [0, 0, 0, 1, 2**32 - 2]
+    assert random_integers(hashes, 10).tolist() == [0, 0, 0, 5, 9]
+    assert random_integers(hashes, np.array([1, 2, 2**32 - 1, 3, 2**32 - 1])).tolist() == [0, 0, 0, 1, 2**32 - 2]
     assert uniform(hashes).tolist() == [0, (2**21 - 1) / 2**53, 2**-32, 0.5, 1 - 2**-53]
     assert hashes.tolist() == [0, 2**32 - 1, 2**32, 2**63, 2**64 - 1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.random import below, mix
+from framework.random import mix, random_integers
 
 Masking = Literal["token", "whole_word", "span"]
 """Units that are masked as a whole.
@@ -288,6 +288,6 @@ def _replacements(
     result = np.full_like(labels, facts.mask_id)
     others = np.flatnonzero(actions >= round(MASK_PROB * 2**32))
     is_random = actions[others] < round((MASK_PROB + RANDOM_PROB) * 2**32)
-    random_ids = facts.ordinary_ids[below(draws[others], len(facts.ordinary_ids))]
+    random_ids = facts.ordinary_ids[random_integers(draws[others], len(facts.ordinary_ids))]
     result[others] = np.where(is_random, random_ids, labels[others])
     return result

@@ -11,7 +11,7 @@ import numpy as np
 
 from framework.data.store.sequence_index import Division, SequenceIndex
 from framework.errors import DataError, counted
-from framework.random import below, mix, uniform
+from framework.random import mix, random_integers, uniform
 
 SHORT_PROB = 0.1
 RANDOM_NEXT_PROB = 0.5
@@ -93,12 +93,12 @@ class SentenceChunks:
         starts_a = pieces[first]
 
         short = uniform(draws[:, 0]) < SHORT_PROB
-        target = np.where(short, 2 + below(draws[:, 1], self.max_tokens - 1), self.max_tokens)
+        target = np.where(short, 2 + random_integers(draws[:, 1], self.max_tokens - 1), self.max_tokens)
         # The first end that reaches the target is the one after the last end below it.
         below_target = _last_up_to(pieces, first[short], last[short], starts_a[short] + target[short] - 1)
         last[short] = np.minimum(last[short], below_target + 1)
         num_pieces = last - first
-        middle = first + np.where(num_pieces > 1, 1 + below(draws[:, 2], np.maximum(num_pieces - 1, 1)), 1)
+        middle = first + np.where(num_pieces > 1, 1 + random_integers(draws[:, 2], np.maximum(num_pieces - 1, 1)), 1)
         length_a = pieces[middle] - starts_a
 
         random_next = (num_pieces == 1) | (uniform(draws[:, 3]) < RANDOM_NEXT_PROB)
@@ -133,9 +133,9 @@ class SentenceChunks:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Returns a random piece of a document other than the chunk's own, and the end of that document's pieces."""
         lowest, highest = self._neighbours(chunks)
-        other = lowest + below(document_draws, highest - lowest)
+        other = lowest + random_integers(document_draws, highest - lowest)
         first, end = self._index.document_pieces[other + (other >= own)].T
-        return first + below(piece_draws, end - first), end
+        return first + random_integers(piece_draws, end - first), end
 
     def _neighbours(self, chunks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the first and the last document that can provide a second segment; the range includes the own one."""

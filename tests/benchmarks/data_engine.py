@@ -29,7 +29,7 @@ from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.datamodules.steps import StepDataset
-from framework.random import below, mix
+from framework.random import mix, random_integers
 from framework.tasks.pretraining.task import PretrainingTask
 
 BUDGET = 16_384
@@ -148,7 +148,9 @@ def write_large_store(folder: Path, tokenizer: Tokenizer, num_documents: int) ->
     size = 1_000_000
     for first in range(0, num_documents, size):
         hashes = mix(7, np.arange(first, first + size))
-        ids = tokenizer.ordinary_ids[below(mix(hashes[:, None], np.arange(8)), len(tokenizer.ordinary_ids))].ravel()
+        ids = tokenizer.ordinary_ids[
+            random_integers(mix(hashes[:, None], np.arange(8)), len(tokenizer.ordinary_ids))
+        ].ravel()
         writer.add(ids, np.full(size, 8), np.ones(size, dtype=np.int64), hashes)
     sources = [{"name": "made", "documents": num_documents}]
     writer.finish({"counts": {"documents": num_documents}, "sources": sources}, tokenizer)

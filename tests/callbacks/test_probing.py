@@ -19,7 +19,7 @@ from framework.distributed.parallel.precision import Precision
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 from framework.tasks.pooling import pool_mean
 from framework.tasks.probing.linear_fit import softmax_loss
 from framework.tasks.probing.probe import Probe
@@ -50,7 +50,7 @@ class NormedTask(ToyTask):
 
 def texts(size: int, name: str) -> tuple[list[np.ndarray], list[str]]:
     """Words drawn by hash, and whether the low ones are more than the high ones."""
-    drawn = [below(mix(key(name, index), np.arange(3 + index % 9)), VOCAB) for index in range(size)]
+    drawn = [random_integers(mix(key(name, index), np.arange(3 + index % 9)), VOCAB) for index in range(size)]
     return drawn, ["low" if np.mean(words < VOCAB / 2) > 0.5 else "high" for words in drawn]
 
 

@@ -9,7 +9,7 @@ from framework.batch import IGNORE_INDEX, StepBatch
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.random import below, mix
+from framework.random import mix, random_integers
 from framework.tasks.pretraining.task import PretrainingTask
 from tests.support.data.stores import trained, write_store
 
@@ -28,8 +28,8 @@ def store(tmp_path_factory, tokenizer) -> StoreData:
     documents = []
     for document in range(30):
         draws = mix(document, np.arange(200))
-        lengths = 1 + below(draws[: 1 + document % 6], 14)
-        ids = words[below(draws[10:], len(words))].tolist()
+        lengths = 1 + random_integers(draws[: 1 + document % 6], 14)
+        ids = words[random_integers(draws[10:], len(words))].tolist()
         documents.append([ids[17 * place : 17 * place + length] for place, length in enumerate(lengths.tolist())])
     folder = tmp_path_factory.mktemp("stores") / "store"
     write_store(folder, documents, tokenizer, batch_documents=7, sources={"a": 12, "b": 18})

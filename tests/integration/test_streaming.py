@@ -21,7 +21,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import GivenTokenizer
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.errors import ConfigError, DataError
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 from framework.tasks.pretraining.task import PretrainingTask
 from tests.support.data.range_server import Faults, RangeServer
 from tests.support.data.stores import trained
@@ -36,7 +36,7 @@ def document(number: int) -> str:
     if number % 10 == 9:
         return "  "
     draws = mix(key("document", 0 if number % 11 == 10 else number), np.arange(80))
-    lengths = 2 + below(draws[: 2 + int(draws[79] % 6)], 7)
+    lengths = 2 + random_integers(draws[: 2 + int(draws[79] % 6)], 7)
     words = [WORDS[int(draw % len(WORDS))] for draw in draws]
     return " ".join(
         " ".join(words[place * 8 : place * 8 + int(length)]).capitalize() + "." for place, length in enumerate(lengths)

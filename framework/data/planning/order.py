@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from framework.errors import ConfigError
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 
 NUM_ROUNDS = 8
 SMALL_SIZE = 100
@@ -60,11 +60,11 @@ def _feistel(round_keys: list[int], rows: int, columns: int, values: np.ndarray)
     row, column = np.divmod(values, columns)
     for number, round_key in enumerate(round_keys):
         if number % 2 == 0:
-            row += below(mix(round_key, column), rows)
+            row += random_integers(mix(round_key, column), rows)
             # Modulo by subtraction, since both operands were below `rows`; a division costs more.
             row -= rows * (row >= rows)
         else:
-            column += below(mix(round_key, row), columns)
+            column += random_integers(mix(round_key, row), columns)
             column -= columns * (column >= columns)
     return row * columns + column
 

@@ -22,7 +22,7 @@ from framework.data.layout import lay_out
 from framework.data.planning.collate import Shape
 from framework.data.planning.order import Shuffle
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 from framework.tasks.embedding.data import TextGroup
 from framework.tasks.embedding.losses import ANCHOR, NO_QUERY, POSITIVE
 
@@ -211,7 +211,7 @@ class DrawnPairs:
         draws = mix(mix(self._key, epochs), indices)
         start, size = self._start[indices], self._size[indices]
         # Rotating within the texts of the label by 1 to size - 1 always selects another text.
-        steps = 1 + below(draws, np.maximum(size - 1, 1))
+        steps = 1 + random_integers(draws, np.maximum(size - 1, 1))
         return self._order[start + (self._rank[indices] - start + steps) % size]
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 
 WORDS = [f"{a}{b}" for a in "bcdfgk" for b in "aeiou"]
 NUM_ITEMS = 24
@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def text(name: str, index: int) -> str:
-    drawn = below(mix(key(name, index), np.arange(3 + index % 10)), len(WORDS))
+    drawn = random_integers(mix(key(name, index), np.arange(3 + index % 10)), len(WORDS))
     return " ".join(WORDS[word] for word in drawn)
 
 

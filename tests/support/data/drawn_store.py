@@ -7,7 +7,7 @@ import numpy as np
 from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 
 
 def drawn_store(folder: Path) -> Path:
@@ -17,8 +17,8 @@ def drawn_store(folder: Path) -> Path:
     )
     documents = []
     for document in range(60):
-        lengths = 4 + below(mix(key("sentence", document), np.arange(8)), 10)
-        drawn = words[below(mix(key("word", document), np.arange(lengths.sum())), len(words))]
+        lengths = 4 + random_integers(mix(key("sentence", document), np.arange(8)), 10)
+        drawn = words[random_integers(mix(key("word", document), np.arange(lengths.sum())), len(words))]
         sentences = np.split(drawn, np.cumsum(lengths)[:-1])
         documents.append(" ".join(" ".join(sentence).capitalize() + "." for sentence in sentences))
     (folder / "corpus.txt").write_text("\n\n".join(documents))

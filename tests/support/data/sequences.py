@@ -5,7 +5,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.planning.collate import FixedShape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
-from framework.random import below, mix
+from framework.random import mix, random_integers
 
 SHIFT = 1000
 
@@ -37,7 +37,7 @@ class NumberedSource:
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         if self.same_length:
             return np.full(len(indices), self.max_length)
-        return 1 + below(mix(mix(17, epochs), indices), self.max_length)
+        return 1 + random_integers(mix(mix(17, epochs), indices), self.max_length)
 
     def build(
         self,

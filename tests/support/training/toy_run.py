@@ -42,7 +42,7 @@ from framework.nn.initialization import initial_values
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import AdamW
-from framework.random import below, key, mix
+from framework.random import key, mix, random_integers
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task, TaskModel
 from framework.tracking.study import StudyTrial
@@ -79,7 +79,7 @@ class ToySource:
         return self.size
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        return 4 + below(mix(key("length"), indices), 17)
+        return 4 + random_integers(mix(key("length"), indices), 17)
 
     def build(
         self,
@@ -91,7 +91,8 @@ class ToySource:
     ) -> PackedBatch:
         lengths = self.lengths(epochs, indices)
         tokens = [
-            below(mix(key("token", int(index)), np.arange(n)), VOCAB) for index, n in zip(indices, lengths, strict=True)
+            random_integers(mix(key("token", int(index)), np.arange(n)), VOCAB)
+            for index, n in zip(indices, lengths, strict=True)
         ]
         starts = np.cumsum(lengths) - lengths
         # Every third token is predicted, but only sequences of an even index have a second label.
