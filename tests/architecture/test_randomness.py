@@ -27,4 +27,7 @@ def test_it_would_be_seen(line):
 
 
 def test_what_is_allowed_is_not_taken_for_it():
-    assert STATEFUL.search("from framework.random import mix\nrandom_ids = random_integers(mix(1, x), 5)\nself.shuffle.x") is None
+    assert (
+        STATEFUL.search("from framework.random import mix\nrandom_ids = random_integers(mix(1, x), 5)\nself.shuffle.x")
+        is None
+    )
