@@ -101,8 +101,7 @@ def window_source(
     Args:
         questions: Questions. The target of a question without answers is [CLS].
         tokenizer: Tokenizer that supplies ids, special tokens and offsets.
-        sizes: Window sizes. `max_length` must have room for `stride` tokens beside a question of
-            `max_question_length`.
+        sizes: Window sizes. `max_length` needs room for `stride` tokens and a question of `max_question_length`.
         labelled: True if answers are known. False: targets are IGNORE_INDEX and counts are 0.
 
     Raises:
