@@ -145,7 +145,11 @@ def test_help_begins_with_the_command_line(here, call, command):
         ("predict", ["run=x", "input="], "`input` is empty"),
         ("predict", ["run=x", "text=x", "micro_batch_tokens=-1"], "`micro_batch_tokens` is -1"),
         ("export", ["run=./nowhere"], "./nowhere is not there"),
-        ("predict", ["run=nowhere", "text=x"], "there is no run 'nowhere' in runs, and 'nowhere' is not a local folder"),
+        (
+            "predict",
+            ["run=nowhere", "text=x"],
+            "there is no run 'nowhere' in runs, and 'nowhere' is not a local folder",
+        ),
         ("export", ["run=x", "average_last=0"], "`average_last` is 0"),
     ],
 )
