@@ -40,7 +40,7 @@ class Retention:
     best_mode: str = "min"
     newest_of_every: int | None = None
 
-    def kept(self, validations: Mapping[int, Mapping[str, float]]) -> set[int]:
+    def steps_to_keep(self, validations: Mapping[int, Mapping[str, float]]) -> set[int]:
         """Returns the steps whose checkpoints are kept. Of equal metrics, the earlier step ranks higher.
 
         Args:
@@ -64,7 +64,7 @@ class Retention:
         Call it on one rank, after a save. The newest complete checkpoint and newer folders are never deleted.
         """
         folders = {step_of(folder): folder for folder in complete_checkpoints(checkpoints)}
-        kept = self.kept({step: _validation(folder) for step, folder in folders.items()})
+        kept = self.steps_to_keep({step: _validation(folder) for step, folder in folders.items()})
         for step, folder in folders.items():
             if step not in kept:
                 remove(folder)

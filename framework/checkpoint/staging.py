@@ -79,7 +79,7 @@ class Staging:
             yield
             return
         # Set the device too: in a thread other than the main one, the current device is GPU 0. Restoring that device
-        # after a stream context alone would create a context, and take memory, on GPU 0 for each rank.
+        # after a stream context alone would take memory on GPU 0 for each rank.
         with torch.cuda.device(device), torch.cuda.stream(self._streams[device]):
             yield
 

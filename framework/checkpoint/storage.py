@@ -96,7 +96,7 @@ class RemotePath:
             return file.write(text.encode(encoding))
 
     def mkdir(self, *, parents: bool, exist_ok: bool = True) -> None:  # noqa: ARG002  both always hold behind a URL
-        """Creates a folder. In an object store this does nothing: folders exist only in the names of files."""
+        """Creates a folder. In an object store, folders exist only in the names of files."""
         files, path = self._opened()
         files.makedirs(path, exist_ok=True)
 
@@ -186,7 +186,7 @@ def write_whole(path: Location, text: str) -> None:
     write_local(path, text)
 
 
-def put_in_place(written: Location, target: Location) -> None:
+def rename_to_final(written: Location, target: Location) -> None:
     """Renames a temporary folder to its final name. Behind a URL it already has that name."""
     if isinstance(written, Path) and isinstance(target, Path):
         sync_folder(written)

@@ -49,7 +49,7 @@ def steps(checkpoints: Path) -> list[int]:
 def test_what_stays_of_seven(retention: Retention, kept: set[int]) -> None:
     losses = {10: 3.0, 20: 1.0, 30: float("-inf"), 40: 1.0, 50: 5.0, 70: 2.0}
     validations = {step: {"val/loss": loss, "val/accuracy": 1 / step} for step, loss in losses.items()}
-    assert retention.kept(validations | {60: NO_VALIDATION}) == kept
+    assert retention.steps_to_keep(validations | {60: NO_VALIDATION}) == kept
 
 
 def test_a_run_s_sequence_of_saves(tmp_path: Path) -> None:
