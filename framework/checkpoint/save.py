@@ -22,7 +22,7 @@ from framework.checkpoint.layout import (
     temporary_folder,
     write_json,
 )
-from framework.checkpoint.storage import Location, rename_to_final, remove_tree
+from framework.checkpoint.storage import Location, remove_tree, rename_to_final
 from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, ignore_single_process_warning
 from framework.distributed.processes.agreement import gather, on_every_rank, on_first_rank
 from framework.errors import CheckpointError
