@@ -78,7 +78,7 @@ def losses_on_cpu(folder: Path, optimizer: str) -> list[float]:
     if not (folder / "runs" / run_id).exists():
         arguments = [*PRETRAINING, *DATA, "strategy=single", "precision=fp32", f"optimizer={optimizer}"]
         ranks = Ranks([*arguments, f"run.id={run_id}"], 1, folder / "cpu.txt", hide_gpus, folder=folder)
-        assert ranks.wait(300.0) == [0], ranks.told()
+        assert ranks.wait(300.0) == [0], ranks.read_output()
     return losses(folder, run_id)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.faults.__main__ import run_cell, sample, soak, whole_run
+from tests.support.faults.__main__ import run_cell, sample, soak, undisturbed_run
 from tests.support.faults.faults import FAULTS
 from tests.support.faults.trial import STRATEGIES, Trial, largest_difference
 from tests.support.training.tiny_run import make_store
@@ -16,7 +16,7 @@ from tests.support.training.tiny_run import make_store
 SEED = 1
 
 
-class Wholes:
+class UndisturbedRuns:
     """A token store, and for each strategy the rows of a run that nothing happened to."""
 
     def __init__(self, folder: Path) -> None:
@@ -26,23 +26,23 @@ class Wholes:
 
     def __getitem__(self, strategy: str) -> bytes:
         if strategy not in self._rows:
-            self._rows[strategy] = whole_run(self.store, self.folder / f"whole_{strategy}", strategy)
+            self._rows[strategy] = undisturbed_run(self.store, self.folder / f"whole_{strategy}", strategy)
         return self._rows[strategy]
 
 
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory: pytest.TempPathFactory) -> Wholes:
-    return Wholes(tmp_path_factory.mktemp("faults"))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> UndisturbedRuns:
+    return UndisturbedRuns(tmp_path_factory.mktemp("faults"))
 
 
 @pytest.mark.parametrize(("fault", "strategy"), sample(SEED))
-def test_a_run_survives(wholes: Wholes, fault: str, strategy: str) -> None:
-    run_cell(fault, strategy, wholes.store, wholes.folder, wholes[strategy], SEED)
+def test_a_run_survives(undisturbed: UndisturbedRuns, fault: str, strategy: str) -> None:
+    run_cell(fault, strategy, undisturbed.store, undisturbed.folder, undisturbed[strategy], SEED)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_ten_kills_change_no_bit(wholes: Wholes, strategy: str) -> None:
-    soak(strategy, 10, wholes.store, wholes.folder, SEED)
+def test_ten_kills_change_no_bit(undisturbed: UndisturbedRuns, strategy: str) -> None:
+    soak(strategy, 10, undisturbed.store, undisturbed.folder, SEED)
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,9 @@ def test_ten_kills_change_no_bit(wholes: Wholes, strategy: str) -> None:
     [("ddp", "ddp", 1), ("fsdp2", "fsdp2", 4), ("fsdp2", "ddp", 2), ("hsdp", "fsdp2", 2)],
 )
 def test_a_killed_run_goes_on_elsewhere(
-    wholes: Wholes, tmp_path: Path, strategy: str, other: str, num_ranks: int
+    undisturbed: UndisturbedRuns, tmp_path: Path, strategy: str, other: str, num_ranks: int
 ) -> None:
-    trial = Trial(wholes.store, tmp_path, strategy, random.Random(SEED), wholes[strategy])
+    trial = Trial(undisturbed.store, tmp_path, strategy, random.Random(SEED), undisturbed[strategy])
     trial.kill_after_row(11)
     trial.finish(strategy=other, num_ranks=num_ranks)
     trial.check_close()

@@ -27,7 +27,7 @@ def make_base(call: Call) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["trainer.freeze=[encoder.layer.0.*]"], "`trainer.freeze` has the pattern 'encoder.layer.0.*', which matches"),
         (["trainer.freeze=['*']"], "`trainer.freeze` is ['*'], which freezes all parameters"),
@@ -44,8 +44,8 @@ def make_base(call: Call) -> None:
         (["adapter=lora", "init_from=x", "adapter.rang=4"], "unknown config key `adapter.rang`; did you mean `rank`?"),
     ],
 )  # fmt: skip
-def test_bad_input_is_told_in_one_line(here: Path, call: Call, overrides: list[str], words: str):
-    assert_clear_error(call("train", *FINETUNE, *overrides), words)
+def test_bad_input_is_told_in_one_line(here: Path, call: Call, overrides: list[str], message: str):
+    assert_clear_error(call("train", *FINETUNE, *overrides), message)
     assert not (here / "runs").exists()
 
 

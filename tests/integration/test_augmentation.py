@@ -39,12 +39,12 @@ def train(folder: Path, run_id: str, *overrides: str, num_ranks: int = 1, steps:
     arguments.append(f"strategy={'single' if num_ranks == 1 else 'ddp'}")
     ranks = Ranks([*arguments, *overrides], num_ranks, folder / f"{run_id}.txt", folder=folder)
     codes = ranks.wait(240.0)
-    return max(abs(code or 0) for code in codes), ranks.told()
+    return max(abs(code or 0) for code in codes), ranks.read_output()
 
 
 def succeed(folder: Path, run_id: str, *overrides: str, num_ranks: int = 1, steps: int = STEPS) -> list[dict]:
-    code, told = train(folder, run_id, *overrides, num_ranks=num_ranks, steps=steps)
-    assert code == 0, told
+    code, output = train(folder, run_id, *overrides, num_ranks=num_ranks, steps=steps)
+    assert code == 0, output
     lines = (folder / "runs" / run_id / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -68,15 +68,15 @@ def published(folder: Path, name: str, with_head: bool) -> str:
 @pytest.mark.parametrize("augmentation", ["delete", "swap", "replace"])
 def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation: str):
     overrides = [f"augmentation={augmentation}", "augmentation.rate=0.3", published(folder, "weights", with_head=True)]
-    whole = succeed(folder, "whole", *overrides)
-    for ours, theirs in zip(succeed(folder, "two", *overrides, num_ranks=2), whole, strict=True):
+    reference = succeed(folder, "whole", *overrides)
+    for ours, theirs in zip(succeed(folder, "two", *overrides, num_ranks=2), reference, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
     succeed(folder, "cut", *overrides, steps=4)
     cut = succeed(folder, "cut", *overrides)
-    assert [row["train/loss"] for row in cut] == [row["train/loss"] for row in whole]
-    plain = succeed(folder, "plain", overrides[-1])
+    assert [row["train/loss"] for row in cut] == [row["train/loss"] for row in reference]
+    unaugmented = succeed(folder, "plain", overrides[-1])
     # A single loss may be the same after rounding.
-    assert [row["train/loss"] for row in plain] != [row["train/loss"] for row in whole]
+    assert [row["train/loss"] for row in unaugmented] != [row["train/loss"] for row in reference]
     if augmentation == "replace":
         one, two = (np.load(folder / "runs" / name / "augmentation.npy") for name in ("whole", "two"))
         assert (one == two).all() and len(one) == 4
@@ -91,23 +91,25 @@ def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation
     ],
 )
 def test_what_cannot_be_is_refused_before_a_run_folder_is_made(folder: Path, overrides: list[str], message: str):
-    code, told = train(folder, "refused", *overrides)
-    assert code == 2 and message in " ".join(told.split())
+    code, output = train(folder, "refused", *overrides)
+    assert code == 2 and message in " ".join(output.split())
     assert not (folder / "runs").exists()
 
 
 def test_weights_without_a_head_for_masked_words_are_refused(folder: Path):
-    code, told = train(folder, "refused", "augmentation=replace", published(folder, "bare", with_head=False))
-    assert code == 2 and "samples words from a head for masked words, but init_from=./bare has none" in told
+    code, output = train(folder, "refused", "augmentation=replace", published(folder, "bare", with_head=False))
+    assert code == 2 and "samples words from a head for masked words, but init_from=./bare has none" in output
     assert not (folder / "runs").exists()
 
 
 @pytest.mark.parametrize("name", FINE_TUNED)
 def test_each_task_allows_it_or_refuses_it(tmp_path: Path, name: str):
     overrides = [*prepare(name, tmp_path), "augmentation=delete", "trainer.max_steps=2", "run.id=mine"]
-    code, told = call(tmp_path, "train", *overrides)
+    code, output = call(tmp_path, "train", *overrides)
     if name in ("sequence_classification", "multiple_choice"):
-        assert code == 0, told
+        assert code == 0, output
     else:
-        assert code == 2 and re.search(r"augmentation=Delete changes tokens, but \w+Task predicts what would no", told)
+        assert code == 2 and re.search(
+            r"augmentation=Delete changes tokens, but \w+Task predicts what would no", output
+        )
         assert not (tmp_path / "runs").exists()

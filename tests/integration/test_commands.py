@@ -98,16 +98,16 @@ BAD_INPUT = [
 
 
 @pytest.mark.parametrize(
-    ("prepare_folder", "overrides", "words"), [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT]
+    ("prepare_folder", "overrides", "message"), [case[1:] for case in BAD_INPUT], ids=[case[0] for case in BAD_INPUT]
 )
-def test_train_tells_bad_input_in_one_line(here, call, monkeypatch, prepare_folder, overrides, words):
+def test_train_tells_bad_input_in_one_line(here, call, monkeypatch, prepare_folder, overrides, message):
     prepare_folder(here)
     if "FOUR RANKS" in overrides:
         for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}.items():
             monkeypatch.setenv(name, value)
     before = files_below(here)
     outcome = call("train", *FINETUNE, *(override for override in overrides if override != "FOUR RANKS"))
-    assert_clear_error(outcome, words)
+    assert_clear_error(outcome, message)
     assert outcome.files == before
     assert not torch.distributed.is_initialized()
 
@@ -120,7 +120,7 @@ def test_help_begins_with_the_command_line(here, call, command):
 
 
 @pytest.mark.parametrize(
-    ("command", "overrides", "words"),
+    ("command", "overrides", "message"),
     [
         ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value yet"),
         ("prepare", ["corpus=text", "corpus.sources.text.files=nowhere/*.txt"], "no file matches 'nowhere/*.txt'"),
@@ -153,11 +153,11 @@ def test_help_begins_with_the_command_line(here, call, command):
         ("export", ["run=x", "average_last=0"], "`average_last` is 0"),
     ],
 )
-def test_other_commands_tell_bad_input(here, call, command, overrides, words):
+def test_other_commands_tell_bad_input(here, call, command, overrides, message):
     os.mkfifo(here / "pipe")
     before = files_below(here)
     outcome = call(command, *overrides)
-    assert_clear_error(outcome, words)
+    assert_clear_error(outcome, message)
     assert outcome.files == before
 
 
@@ -192,7 +192,7 @@ def test_a_run_from_training_to_prediction(here, call):
 
     assert call("export", "run=mine").code == 0
     (here / "in.jsonl").write_text(
-        "".join(json.dumps({"text": text, "id": place}) + "\n" for place, text in enumerate(TEXTS))
+        "".join(json.dumps({"text": text, "id": index}) + "\n" for index, text in enumerate(TEXTS))
     )
     predicted = call(
         "predict",
@@ -224,8 +224,8 @@ def test_a_run_from_training_to_prediction(here, call):
         ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model requires",
         ("run.id=other", "init_from=mine", "tokenizer.path=foreign"): "is another tokenizer than the one of init_from",
     }
-    for overrides, words in bad.items():
-        assert_clear_error(call("train", *FINETUNE, *overrides), words)
+    for overrides, message in bad.items():
+        assert_clear_error(call("train", *FINETUNE, *overrides), message)
     write_rows(here / "rows.csv", TEXTS[:28], LABELS[:28])
     assert_clear_error(call("train", *FINETUNE, "trainer.max_steps=4"), "the data of the run")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == unchanged
@@ -237,11 +237,11 @@ def test_checkpoints_behind_a_url_belong_to_their_run(here, call):
     url = f"memory://{here.name}"
     there, step = f"run.checkpoints={url}", f"{url}/mine/step_00000002"
     assert call("train", *FINETUNE, there).code == 0
-    for forgotten, words in (
+    for forgotten, message in (
         (["trainer.max_steps=4"], f"has its checkpoints in {url}/mine, up to step_00000002, but `run.checkpoints` now"),
         ([there, "run.dir=others"], "so they may be of another run; choose another `run.id`, restore the run folder"),
     ):
-        assert_clear_error(call("train", *FINETUNE, *forgotten), words)
+        assert_clear_error(call("train", *FINETUNE, *forgotten), message)
     assert_clear_error(call("evaluate", f"run={url}/other/step_00000002"), "is no checkpoint of a run in runs")
     assert call("train", *FINETUNE, there, "run.dir=others", f"run.resume={step}", "trainer.max_steps=3").code == 0
 
@@ -384,7 +384,7 @@ def test_ctrl_c_before_the_training_is_one_word(here, call, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("logger=null", "`seed` is 'x'"),
         ("adapter=null", "`seed` is 'x'"),
@@ -397,9 +397,9 @@ def test_ctrl_c_before_the_training_is_one_word(here, call, monkeypatch):
         ("hydra=null", "Could not override 'hydra'."),
     ],
 )
-def test_the_choice_of_a_group_is_a_name_whatever_it_looks_like(here, call, override, words):
+def test_the_choice_of_a_group_is_a_name_whatever_it_looks_like(here, call, override, message):
     overrides = [each for each in FINETUNE if each != "logger=none"]
-    assert_clear_error(call("train", *overrides, override, "seed=x"), words)
+    assert_clear_error(call("train", *overrides, override, "seed=x"), message)
 
 
 def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monkeypatch):

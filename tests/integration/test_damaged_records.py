@@ -85,9 +85,9 @@ def test_no_damaged_record_ends_in_a_traceback(run):
     assert errors(export / "tokenizer.json", export, json.dumps, tokenizer, parts) > 15
     task = json.loads((run / "task.json").read_text())
     assert errors(run / "task.json", run, json.dumps, task, [("labels",), ("config", "max_length")]) > 10
-    whole = yaml.safe_load((run / "config.yaml").read_text())
+    content = yaml.safe_load((run / "config.yaml").read_text())
     groups = [("model",), ("data",), ("trainer",), ("adapter",), ("run",)]
-    assert errors(run / "config.yaml", run, yaml.safe_dump, whole, groups) > 10
+    assert errors(run / "config.yaml", run, yaml.safe_dump, content, groups) > 10
     read(run)
     read(export)
 

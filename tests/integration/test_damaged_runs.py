@@ -45,9 +45,9 @@ def test_who_names_a_run_gets_the_checkpoint_before_a_damaged_one(checkpoints, c
     for name, command in readers("runs/mine").items():
         outcome = call(*command)
         assert outcome.code == 0, (name, outcome.err)
-        told = outcome.out if name == "resume" else outcome.err
+        output = outcome.out if name == "resume" else outcome.err
         begin = "checkpoint" if name == "resume" else "runs/mine"
-        (line,) = [line for line in told.splitlines() if "is damaged" in line]
+        (line,) = [line for line in output.splitlines() if "is damaged" in line]
         assert line.startswith(f"{begin}: step_00000004 is damaged (") and "bytes were written" in line, name
         assert line.endswith("; step_00000002 is used instead"), name
         if name == "predict":
@@ -60,11 +60,11 @@ def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):
     shard.write_bytes(shard.read_bytes()[:-1])
     for name, command in readers("runs/mine/checkpoints/step_00000004").items():
         outcome = call(*command)
-        words = "bytes were written. Use an older checkpoint."
+        message = "bytes were written. Use an older checkpoint."
         if name == "resume":  # the run has begun then
-            assert (outcome.code, words in outcome.err) == (2, True)
+            assert (outcome.code, message in outcome.err) == (2, True)
         else:
-            assert_clear_error(outcome, words)
+            assert_clear_error(outcome, message)
     assert call("evaluate", "run=runs/mine/checkpoints/step_00000002").code == 0
 
 
@@ -83,7 +83,7 @@ class Attack:
 def craft(folder: Path, kind: str, trace: Path) -> str:
     """Makes a checkpoint that is whole by its own record, but not what a save writes; what a refusal says."""
     index = read_index(folder)
-    words = {"pickle": "holds more than tensors", "bytes": "is not a tensor", "place": "outside of the checkpoint"}
+    messages = {"pickle": "holds more than tensors", "bytes": "is not a tensor", "place": "outside of the checkpoint"}
     if kind == "bytes":
         index.state_dict_metadata[next(iter(index.state_dict_metadata))] = BytesStorageMetadata()
     elif kind == "place":
@@ -91,19 +91,19 @@ def craft(folder: Path, kind: str, trace: Path) -> str:
     (folder / ".metadata").write_bytes(pickle.dumps(Attack(trace) if kind == "pickle" else index))
     (folder / "COMPLETE").unlink()
     mark_complete(folder)
-    return words[kind]
+    return messages[kind]
 
 
 @pytest.mark.parametrize("kind", ["pickle", "bytes", "place"])
 def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, call, tmp_path):
     for folder in checkpoints.iterdir():
-        words = craft(folder, kind, tmp_path / "trace")
+        message = craft(folder, kind, tmp_path / "trace")
     (checkpoints.parent / "summary.json").unlink()
     ways = readers("runs/mine") | {"own resume": ["train", *FOUR_STEPS, "trainer.max_steps=6"]}
     for name, command in ways.items():
         outcome = call(*command)
         assert outcome.code == 2, name
-        assert "No checkpoint in" in outcome.err and words in outcome.err and "do not trust" in outcome.err, name
+        assert "No checkpoint in" in outcome.err and message in outcome.err and "do not trust" in outcome.err, name
     assert not (tmp_path / "trace").exists()
 
 

@@ -30,7 +30,7 @@ def store(tmp_path_factory, tokenizer) -> StoreData:
         draws = mix(document, np.arange(200))
         lengths = 1 + random_integers(draws[: 1 + document % 6], 14)
         ids = words[random_integers(draws[10:], len(words))].tolist()
-        documents.append([ids[17 * place : 17 * place + length] for place, length in enumerate(lengths.tolist())])
+        documents.append([ids[17 * index : 17 * index + length] for index, length in enumerate(lengths.tolist())])
     folder = tmp_path_factory.mktemp("stores") / "store"
     write_store(folder, documents, tokenizer, batch_documents=7, sources={"a": 12, "b": 18})
     return StoreData(str(folder), 0.1, weights={"a": 1.5}, block_size=6, window_blocks=2)

@@ -61,7 +61,7 @@ def test_from_a_file_to_entities(here, sentences, call):
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "message"),
     [
         ("data.train=nowhere.conll", "nowhere.conll cannot be read"),
         ("data.scheme=iob1", "train.conll, sentence 1 (line 1), line 4: 'B-time' follows 'O'. The scheme iob1"),
@@ -72,6 +72,6 @@ def test_from_a_file_to_entities(here, sentences, call):
         ("task.stride=200", "stride is 200"),
     ],
 )
-def test_bad_input_is_told_once(here, sentences, call, override, words):
-    assert_clear_error(call("train", *ENTITIES, f"+{override}" if "colum=" in override else override), words)
+def test_bad_input_is_told_once(here, sentences, call, override, message):
+    assert_clear_error(call("train", *ENTITIES, f"+{override}" if "colum=" in override else override), message)
     assert not (here / "runs").exists()

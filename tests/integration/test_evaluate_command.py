@@ -37,24 +37,24 @@ def call(folder, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
 
 
 def test_a_new_file_is_evaluated_by_its_name(folder, call):
-    found = {}
+    scores = {}
     for run in ("job", "exported"):
         code, out, err = call("evaluate", f"run={run}", "data.test=new.csv", "output=scores.json", "precision=fp32")
         assert code == 0, err
         assert f"{run} on test, 3 sequences" in out
-        found[run] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    assert found["job"]["split"] == "test" and sum(row["sequences"] for row in found["job"]["classes"]) == 3
-    assert found["job"]["metrics"] == pytest.approx(found["exported"]["metrics"], rel=1e-5)
+        scores[run] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    assert scores["job"]["split"] == "test" and sum(row["sequences"] for row in scores["job"]["classes"]) == 3
+    assert scores["job"]["metrics"] == pytest.approx(scores["exported"]["metrics"], rel=1e-5)
     # By hand: the share of rows whose predicted label is the one of the file.
     code, out, err = call("predict", "run=job", "input=new.csv", "keep_columns=[label]", "precision=fp32")
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 3, err
     accuracy = sum(row["label"] == row["input_label"] for row in rows) / 3
-    assert found["job"]["metrics"]["accuracy"] == pytest.approx(accuracy)
+    assert scores["job"]["metrics"]["accuracy"] == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["run=job", "data.test=nowhere.csv"], "nowhere.csv cannot be read"),
         (["run=job", "data.tset=new.csv"], "unknown config key `data.tset`; did you mean `test`?"),
@@ -65,9 +65,9 @@ def test_a_new_file_is_evaluated_by_its_name(folder, call):
         ),
     ],
 )
-def test_what_cannot_be_evaluated_is_one_error(call, overrides, words):
+def test_what_cannot_be_evaluated_is_one_error(call, overrides, message):
     code, _, err = call("evaluate", *overrides)
-    assert code == 2 and words in err and err.count("\n") == 1
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_an_export_keeps_no_path_of_its_data(folder):

@@ -143,6 +143,6 @@ def test_entities_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     assert expected["entities"]
     for entity in expected["entities"]:
         # The offsets of a token leave its space out.
-        place = next(index for index, (start, stop) in enumerate(offsets) if start == entity["start"] and stop > start)
-        label = peer.config.id2label[int(probabilities[place].argmax())]
+        index = next(index for index, (start, stop) in enumerate(offsets) if start == entity["start"] and stop > start)
+        label = peer.config.id2label[int(probabilities[index].argmax())]
         assert label.endswith(entity["label"])

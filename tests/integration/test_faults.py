@@ -135,21 +135,21 @@ def hung(corpus: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "rank", "where", "told"),
+    ("name", "rank", "where", "message"),
     [
         ("sleep", 1, "rank 1, step 5", "in step 5: forward of micro-batch 1, in tasks/faulty_task.py"),
         ("stop", 1, "rank 1, step 5", "its log ends with"),
         ("sleep_in_loader", 0, "step 5", "in step 5: waits for its batch, in "),
     ],
 )
-def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, told: str, hung: dict, corpus: Path) -> None:
+def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, message: str, hung: dict, corpus: Path) -> None:
     ours = hung[name].partition("failed (exitcode")[0]
     lines = [line for line in ours.splitlines() if "hangs: no progress" in line]
     assert len(lines) == 1, hung[name]
     assert lines[0].startswith(
         f"DistributedError ({where}): hangs: no progress within trainer.timeout_seconds={TIMEOUT}."
     )
-    assert f"rank {rank} (host " in lines[0] and told in lines[0]
+    assert f"rank {rank} (host " in lines[0] and message in lines[0]
     assert ("Last heartbeat" in lines[0]) == (name == "stop")
     folder = corpus.parent / name
     assert (failure_of(folder)["rank"], failure_of(folder)["step"]) == (rank, 5)

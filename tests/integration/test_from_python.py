@@ -64,9 +64,9 @@ def process_state() -> dict[str, object]:
 def train_small(task: str, folder: Path, *overrides: str) -> Trained:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        words = [*prepare(task, folder), *SMALL, *overrides]
+        command_line = [*prepare(task, folder), *SMALL, *overrides]
         before = process_state()
-        returned = framework.train.run(words)
+        returned = framework.train.run(command_line)
         return Trained(folder / "runs" / "one", returned, before, process_state())
 
 
@@ -92,7 +92,7 @@ def test_training_returns_the_run_folder_and_leaves_the_process_as_it_was(name, 
 
 
 @pytest.mark.parametrize(
-    ("overrides", "error", "words"),
+    ("overrides", "error", "message"),
     [
         (["trainer.max_stepz=3"], ConfigError, "did you mean `max_steps`"),
         (["strategy=fsdp3"], ConfigError, "Available options in 'strategy'"),
@@ -101,11 +101,11 @@ def test_training_returns_the_run_folder_and_leaves_the_process_as_it_was(name, 
         (["data.train=nowhere.csv"], DataError, "nowhere.csv cannot be read"),
     ],
 )
-def test_a_command_from_python_raises(overrides, error, words, tmp_path, monkeypatch):
+def test_a_command_from_python_raises(overrides, error, message, tmp_path, monkeypatch):
     given = [*prepare("sequence_classification", tmp_path), *SMALL, *overrides]
     monkeypatch.chdir(tmp_path)
     before = process_state()
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         framework.train.run(given)
     assert process_state() == before and not (tmp_path / "runs").exists()
 
@@ -217,12 +217,12 @@ def test_rows_may_have_the_columns_of_training(classifier):
     loaded = load(str(classifier.folder), precision="fp32")
     layout = SimpleNamespace(field_columns={"text": "sentence"})
     for row in ({"sentence": "good"}, {"text": "good"}):
-        asked = read_given([row], loaded.task, loaded.tokenizer, "error", layout)
-        assert asked[0].row.values == {"text": "good"} and asked[0].kept == row
+        requests = read_given([row], loaded.task, loaded.tokenizer, "error", layout)
+        assert requests[0].row.values == {"text": "good"} and requests[0].kept == row
 
 
 @pytest.mark.parametrize(
-    ("source", "arguments", "words"),
+    ("source", "arguments", "message"),
     [
         ("./nowhere", {}, "./nowhere is not there"),
         ("one", {"precision": "int8"}, "`precision.name` is 'int8'"),
@@ -230,9 +230,9 @@ def test_rows_may_have_the_columns_of_training(classifier):
         ("one", {"task": {"max_length": 3}}, "`task.max_length` belongs to how the model was trained"),
     ],
 )
-def test_load_raises(classifier, source, arguments, words, monkeypatch):
+def test_load_raises(classifier, source, arguments, message, monkeypatch):
     monkeypatch.chdir(classifier.folder.parents[1])
-    with pytest.raises((CheckpointError, ConfigError), match=words):
+    with pytest.raises((CheckpointError, ConfigError), match=message):
         load(source, **arguments)
 
 

@@ -26,8 +26,8 @@ def wait_until_lost(folder: Path) -> RunStatus:
 
 @pytest.mark.parametrize(("num_ranks", "strategy"), [(2, "fsdp2"), (4, "ddp")])
 def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: str) -> None:
-    whole, killed = f"whole{num_ranks}", f"killed{num_ranks}"
-    finish(start(corpus, whole, num_ranks, strategy))
+    undisturbed, killed = f"whole{num_ranks}", f"killed{num_ranks}"
+    finish(start(corpus, undisturbed, num_ranks, strategy))
 
     run = start(corpus, killed, num_ranks, strategy)
     moment = random.SystemRandom().randint(4, STEPS - 2)
@@ -44,7 +44,7 @@ def test_killed_run_goes_on_bit_for_bit(corpus: Path, num_ranks: int, strategy: 
     assert len(cut.splitlines()) < STEPS
     finish(start(corpus, killed, num_ranks, strategy))
 
-    expected = (corpus.parent / whole / "metrics.jsonl").read_bytes()
+    expected = (corpus.parent / undisturbed / "metrics.jsonl").read_bytes()
     assert (corpus.parent / killed / "metrics.jsonl").read_bytes() == expected, f"killed at row {moment}"
     assert [json.loads(line)["step"] for line in expected.splitlines()] == list(range(1, STEPS + 1))
     summary = json.loads((corpus.parent / killed / "summary.json").read_text(encoding="utf-8"))

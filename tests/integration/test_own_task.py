@@ -16,8 +16,8 @@ SMALL = [*TINY, "init_from=null", "tokenizer=folder", "tokenizer.path=tokenizer"
 
 def section(name: str) -> str:
     text = (ROOT / "framework" / "tasks" / "README.md").read_text(encoding="utf-8")
-    (found,) = re.findall(rf"^## {name}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return found
+    (body,) = re.findall(rf"^## {name}\n(.*?)(?:^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return body
 
 
 def test_the_task_of_the_readme_trains_and_predicts(tmp_path):
@@ -51,6 +51,6 @@ def test_the_task_of_the_readme_trains_and_predicts(tmp_path):
     prediction = json.loads(run(predict, "precision=fp32"))
     assert prediction["label"] in set(LABELS)
     run("python -m framework.export run=prototypes trust=[mine.task]")
-    side = json.loads((tmp_path / "runs/prototypes/export/cloze.json").read_text())
-    assert side["head"] == "prototypes"
-    assert side["tensors_without_class"]["names"] == ["prototypes.weight"]
+    record = json.loads((tmp_path / "runs/prototypes/export/cloze.json").read_text())
+    assert record["head"] == "prototypes"
+    assert record["tensors_without_class"]["names"] == ["prototypes.weight"]

@@ -30,8 +30,8 @@ def ask(tagger, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, s
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str) -> tuple[int, str, str]:
-        asked = ("run=one", f"runs={tagger / 'runs'}", "precision=fp32", *overrides)
-        code = run_command(monkeypatch, "predict", *asked)
+        command_line = ("run=one", f"runs={tagger / 'runs'}", "precision=fp32", *overrides)
+        code = run_command(monkeypatch, "predict", *command_line)
         return code, *capfd.readouterr()
 
     return run
@@ -111,7 +111,7 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["output=nowhere/out.jsonl"], "output=nowhere/out.jsonl cannot be written (No such file or directory)"),
         (["output=in.jsonl"], "output=in.jsonl is the input in.jsonl itself"),
@@ -121,9 +121,9 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
         (["keep_columns=[nothing]"], "in.jsonl, line 1: no column 'nothing' among ['text']"),
     ],
 )
-def test_what_cannot_be_is_one_error_and_harms_nothing(tmp_path, ask, overrides, words):
+def test_what_cannot_be_is_one_error_and_harms_nothing(tmp_path, ask, overrides, message):
     write_jsonl(tmp_path / "in.jsonl", [{"text": "ada"}])
     code, out, err = ask("input=in.jsonl", *overrides)
-    assert (code, out) == (2, "") and words in err and err.count("\n") == 1
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
     assert rows_of((tmp_path / "in.jsonl").read_text()) == [{"text": "ada"}]

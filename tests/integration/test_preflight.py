@@ -61,23 +61,23 @@ def stuck(*_):
     raise DistributedError("the card fell off the bus")
 
 
-def look(folder: Path, fault: str, *options: str) -> tuple[list[int | None], str]:
+def run_preflight(folder: Path, fault: str, *options: str) -> tuple[list[int | None], str]:
     """Exit codes by rank, and what was printed."""
     line = ["--folder", "shared", "--sizes", "0.1,0.2", "--min-link", "0.5", "--min-link-share", "0", *options]
     ranks = Ranks(line, 3, folder / "output.txt", Faulty(fault), command="preflight", folder=folder)
-    return ranks.wait(120), ranks.told()
+    return ranks.wait(120), ranks.read_output()
 
 
 def test_healthy_nodes_are_shown_and_may_train(tmp_path):
-    codes, told = look(tmp_path, "")
-    assert codes == [0, 0, 0], told
-    assert [line.split()[0] for line in told.splitlines() if re.match(" *gpu", line)] == ["gpu0", "gpu1", "gpu2"]
-    assert re.search(r"all-reduce of 0\.2 MB: [\d,.]+ MB/s", told) and "error" not in told
+    codes, output = run_preflight(tmp_path, "")
+    assert codes == [0, 0, 0], output
+    assert [line.split()[0] for line in output.splitlines() if re.match(" *gpu", line)] == ["gpu0", "gpu1", "gpu2"]
+    assert re.search(r"all-reduce of 0\.2 MB: [\d,.]+ MB/s", output) and "error" not in output
     assert list((tmp_path / "shared").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("fault", "message"),
     [
         ("gone", r"gpu2: it did not answer"),
         ("clock", r"gpu2: its clock is 7\.0 s ahead"),
@@ -87,11 +87,11 @@ def test_healthy_nodes_are_shown_and_may_train(tmp_path):
         ("stuck", r"gpu2: all-reduce failed \(the card fell off the bus\)"),
     ],
 )
-def test_the_node_with_a_fault_is_named_in_one_line(tmp_path, monkeypatch, fault, words):
+def test_the_node_with_a_fault_is_named_in_one_line(tmp_path, monkeypatch, fault, message):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     options = ("--min-link", "40") if fault == "slow link" else ("--timeout", "6")
-    codes, told = look(tmp_path, fault, *options)
-    assert codes == [2, 2, 0 if fault == "gone" else 2], told
-    errors = [line for line in told.splitlines() if line.startswith("error: preflight: ")]
-    assert len(errors) == 1 and re.fullmatch(f"error: preflight: {words}", errors[0]), told
+    codes, output = run_preflight(tmp_path, fault, *options)
+    assert codes == [2, 2, 0 if fault == "gone" else 2], output
+    errors = [line for line in output.splitlines() if line.startswith("error: preflight: ")]
+    assert len(errors) == 1 and re.fullmatch(f"error: preflight: {message}", errors[0]), output

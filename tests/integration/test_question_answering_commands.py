@@ -38,7 +38,7 @@ TINY = [
 ]
 
 
-def asked(context: str) -> list[dict]:
+def questions_about(context: str) -> list[dict]:
     animal, name = context.split()[3], context.split()[9]
     return [
         {"question": "What came to the river?", "answers": [{"text": animal, "answer_start": context.index(animal)}]},
@@ -52,7 +52,7 @@ def call(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
     monkeypatch.chdir(tmp_path)
     training = WordPieceTraining(120)
     training.train(WordCounts(training.count([*CONTEXTS, "What who?"])), tmp_path / "tokenizer")
-    paragraphs = [{"context": context, "qas": asked(context)} for context in CONTEXTS]
+    paragraphs = [{"context": context, "qas": questions_about(context)} for context in CONTEXTS]
     Path("q.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
 
     def run(command: Callable[[], None], *overrides: str) -> str:
@@ -79,18 +79,18 @@ def test_from_training_to_prediction(call):
 
     # The second context takes several windows.
     rows = [("Who?", CONTEXTS[2]), ("What came?", " ".join(CONTEXTS)), ("Who saw the fox?", CONTEXTS[0])]
-    asked_of = [{"q": question, "context": context, "id": place} for place, (question, context) in enumerate(rows)]
-    Path("in.jsonl").write_text("\n".join(map(json.dumps, asked_of)), encoding="utf-8")
+    requests = [{"q": question, "context": context, "id": index} for index, (question, context) in enumerate(rows)]
+    Path("in.jsonl").write_text("\n".join(map(json.dumps, requests)), encoding="utf-8")
     names = ["columns={question: q}", "keep_columns=[id]"]
     assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names) == ""
-    found = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(row["q"], row["context"]) for row in found] == rows
-    assert [row["id"] for row in found] == [0, 1, 2]
-    for row in found:
+    predictions = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["q"], row["context"]) for row in predictions] == rows
+    assert [row["id"] for row in predictions] == [0, 1, 2]
+    for row in predictions:
         assert row["answer"] == row["context"][row["start"] : row["end"]] != ""
-        assert row["probability"] == max(told["probability"] for told in row["n_best"])
-        assert sum(told["probability"] for told in row["n_best"]) == pytest.approx(1)
-    assert len(found[1]["n_best"]) == 20
+        assert row["probability"] == max(answer["probability"] for answer in row["n_best"])
+        assert sum(answer["probability"] for answer in row["n_best"]) == pytest.approx(1)
+    assert len(predictions[1]["n_best"]) == 20
 
     # Read in another way, which the file says.
     assert call(evaluate, "run=mine", "output=scores.json", "task={n_best: 2}") == ""

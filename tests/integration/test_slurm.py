@@ -54,13 +54,13 @@ class Site:
         array: Path | None = None,
     ) -> "Trial":
         given = [each for each in self.arguments("ddp", SLEEPY) if not each.startswith("run.id=")]
-        asked = [f"--nodes={nodes}", "--gpus-per-node=1", "--output=" + str(self.outputs / "%j.out")]
+        sbatch_options = [f"--nodes={nodes}", "--gpus-per-node=1", "--output=" + str(self.outputs / "%j.out")]
         script = [str(ROOT / "slurm" / "train.sbatch"), *options]
         if array is not None:
-            asked += ["--array=1-2", "--output=" + str(self.outputs / "%A_%a.out")]
+            sbatch_options += ["--array=1-2", "--output=" + str(self.outputs / "%A_%a.out")]
             script = [str(ROOT / "slurm" / "sweep.sbatch"), str(array), *options]
         variables = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "CLOZE_TEST_SLEEP": sleep}
-        command = ["sbatch", "--parsable", f"--chdir={ROOT}", *asked, *script, *given, *training]
+        command = ["sbatch", "--parsable", f"--chdir={ROOT}", *sbatch_options, *script, *given, *training]
         return Trial(self, submit(command, **variables))
 
     def arguments(self, strategy: str, *overrides: str) -> list[str]:
@@ -87,7 +87,7 @@ class Trial:
     def run(self) -> Path:
         return self.site.runs / f"slurm-{self.job}"
 
-    def told(self) -> str:
+    def status_and_output(self) -> str:
         output = self.site.outputs / f"{self.name}.out"
         return f"{job_state(self.name)}\n{output.read_text() if output.exists() else ''}"
 
@@ -97,31 +97,31 @@ class Trial:
         wait_until(
             lambda: (begun.exists() and len(rows(self.run)) >= count) or job_state(self.name) == "FAILED",
             WAIT_SECONDS,
-            self.told,
+            self.status_and_output,
         )
-        assert job_state(self.name) == "RUNNING", self.told()
+        assert job_state(self.name) == "RUNNING", self.status_and_output()
 
     def wait_for_restart(self) -> None:
         """Waits until SLURM has taken the job from its nodes."""
-        wait_until(lambda: self.shown("Restarts") == "1", WAIT_SECONDS, self.told)
+        wait_until(lambda: self.job_field("Restarts") == "1", WAIT_SECONDS, self.status_and_output)
 
     def wait_for_end(self) -> str:
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
-        wait_until(lambda: job_state(self.name) in ended, WAIT_SECONDS, self.told)
+        wait_until(lambda: job_state(self.name) in ended, WAIT_SECONDS, self.status_and_output)
         return job_state(self.name)
 
-    def shown(self, name: str) -> str:
+    def job_field(self, name: str) -> str:
         text = subprocess.check_output(["scontrol", "show", "job", self.name], text=True)
         return re.search(rf"{name}=(\S+)", text)[1]
 
     def check_resumed(self) -> None:
         """The job went on, and the run's rows are those of a run that nothing happened to."""
-        assert self.wait_for_end() == "COMPLETED", self.told()
+        assert self.wait_for_end() == "COMPLETED", self.status_and_output()
         starts = json.loads((self.run / "provenance.json").read_text())["starts"]
         assert [each["world_size"] for each in starts][-1] == 2
         assert (self.run / "metrics.jsonl").read_bytes() == self.site.rows
         assert (summary(self.run)["ended"], summary(self.run)["steps"]) == ("finished", STEPS)
-        assert self.shown("Restarts") == "1"
+        assert self.job_field("Restarts") == "1"
 
 
 def submit(command: list[str], **variables: str) -> int:
@@ -136,11 +136,11 @@ def site(tmp_path_factory) -> Iterator[Site]:
     (folder / "outputs").mkdir()
     line = arguments(store, folder / "runs", "whole", "ddp", *LENGTH)
     ranks = Ranks(line, 2, folder / "whole.txt")
-    assert ranks.wait(WAIT_SECONDS) == [0, 0], ranks.told()
-    whole = (folder / "runs" / "whole" / "metrics.jsonl").read_bytes()
+    assert ranks.wait(WAIT_SECONDS) == [0, 0], ranks.read_output()
+    expected = (folder / "runs" / "whole" / "metrics.jsonl").read_bytes()
     assert len(rows(folder / "runs" / "whole")) == STEPS
     with slurm(folder / "servers", num_nodes=2) as cluster:
-        yield Site(cluster, store, folder / "runs", folder / "outputs", whole)
+        yield Site(cluster, store, folder / "runs", folder / "outputs", expected)
 
 
 def preempt(trial: Trial) -> None:
@@ -179,13 +179,13 @@ def test_an_interrupted_job_goes_on(site: Site, interrupt: Callable[[Trial], Non
 
 def test_a_job_that_failed_is_not_completed_and_one_that_was_cancelled_is_not_queued_again(site: Site) -> None:
     failed = site.submit("--no-preflight", training=("optimizer.lr=-1",), nodes=1)
-    assert failed.wait_for_end() == "FAILED" and failed.shown("ExitCode") == "2:0"
-    assert "optimizer.lr" in failed.told()
+    assert failed.wait_for_end() == "FAILED" and failed.job_field("ExitCode") == "2:0"
+    assert "optimizer.lr" in failed.status_and_output()
 
     cancelled = site.submit("--no-preflight")
     cancelled.wait_for_rows(3)
     subprocess.run(["scancel", str(cancelled.job)], check=True)
-    assert cancelled.wait_for_end() == "CANCELLED" and cancelled.shown("Restarts") == "0"
+    assert cancelled.wait_for_end() == "CANCELLED" and cancelled.job_field("Restarts") == "0"
 
 
 def test_nodes_are_looked_at_first_and_an_array_trains_a_line_each(site: Site, tmp_path: Path) -> None:
@@ -195,14 +195,14 @@ def test_nodes_are_looked_at_first_and_an_array_trains_a_line_each(site: Site, t
     array = site.submit(*looked, array=lines)
     for task, state in (("1", "COMPLETED"), ("2", "FAILED")):
         each = Trial(site, array.job, task)
-        assert each.wait_for_end() == state, each.told()
-        assert re.search(r"0: all-reduce of 0\.1 MB: [\d.,]+ MB/s", each.told())
-        assert re.search(r"0: +node0 +1 +0 .*\n0: +node1 +1 +0 ", each.told())
+        assert each.wait_for_end() == state, each.status_and_output()
+        assert re.search(r"0: all-reduce of 0\.1 MB: [\d.,]+ MB/s", each.status_and_output())
+        assert re.search(r"0: +node0 +1 +0 .*\n0: +node1 +1 +0 ", each.status_and_output())
     assert summary(site.runs / f"slurm-{array.job}-1")["steps"] == 2
 
     refused = site.submit("--preflight", "--timeout 100 --min-disk 1e9")
-    assert refused.wait_for_end() == "FAILED" and refused.shown("ExitCode") == "2:0"
-    assert re.search(r"0: error: preflight: node0: \d+\.\d GB free .*; node1: ", refused.told())
+    assert refused.wait_for_end() == "FAILED" and refused.job_field("ExitCode") == "2:0"
+    assert re.search(r"0: error: preflight: node0: \d+\.\d GB free .*; node1: ", refused.status_and_output())
     assert not (refused.run / "config.yaml").exists()
 
 

@@ -54,8 +54,8 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
             err,
         )
         states = slurm_states()
-        wanted = dict.fromkeys(names, "COMPLETED") | {killed: "FAILED"}
-        assert {name: states[str(numbers[name])] for name in names} == wanted
+        expected = dict.fromkeys(names, "COMPLETED") | {killed: "FAILED"}
+        assert {name: states[str(numbers[name])] for name in names} == expected
         starts = {name: json.loads((folder / name / "provenance.json").read_text())["starts"] for name in names}
         assert {name: len(each) for name, each in starts.items()} == dict.fromkeys(names, 1) | {interrupted: 2}
 

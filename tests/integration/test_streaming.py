@@ -39,7 +39,7 @@ def document(number: int) -> str:
     lengths = 2 + random_integers(draws[: 2 + int(draws[79] % 6)], 7)
     words = [WORDS[int(draw % len(WORDS))] for draw in draws]
     return " ".join(
-        " ".join(words[place * 8 : place * 8 + int(length)]).capitalize() + "." for place, length in enumerate(lengths)
+        " ".join(words[index * 8 : index * 8 + int(length)]).capitalize() + "." for index, length in enumerate(lengths)
     )
 
 
@@ -164,10 +164,10 @@ def test_a_shard_that_changed_ends_the_run(tmp_path, server, folder, tokenizer):
 
 def test_a_row_group_that_gives_other_sentences_ends_the_run(tmp_path, folder, tokenizer):
     data = prepared(tmp_path / "store", on_disk(folder), tokenizer, streamed=True)
-    told = tmp_path / "store" / "row_groups.json"
-    content = json.loads(told.read_text())
+    index_file = tmp_path / "store" / "row_groups.json"
+    content = json.loads(index_file.read_text())
     content["sources"][0]["groups"].reverse()
-    told.write_text(json.dumps(content))
+    index_file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"row group \d: the sentences differ from those of the token store"):
         list(datamodule(data, tokenizer).train_dataloader())
 

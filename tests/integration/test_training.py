@@ -199,7 +199,7 @@ def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(
     strategy: str, world_size: int, stop_at: int, store: Path, tmp_path: Path, workers
 ):
     cadence = Cadence(max_steps=6, log_every_n_steps=1, validate_every_n_steps=4, checkpoint_every_n_steps=2)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder, stop in ((whole, None), (cut, stop_at), (cut, None)):
+    undisturbed, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, stop in ((undisturbed, None), (cut, stop_at), (cut, None)):
         workers.run(run, world_size, str(store), str(folder), strategy, TIGHT, cadence, 1, stop, timeout=400.0)
-    assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    assert (cut / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()

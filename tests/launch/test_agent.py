@@ -48,6 +48,6 @@ def test_errors_that_stay_are_not_tried_again(body, starts, code, last, agent, t
     program = ["--no-python", sys.executable, "-S", str(rank)]
     assert agent.main([*given, *program]) == code
     assert (tmp_path / "starts").read_text() == "x" * starts
-    told = capfd.readouterr().err.splitlines()
-    assert last is None or told[-1].endswith(last)
-    assert not any("Traceback" in line for line in told)
+    lines = capfd.readouterr().err.splitlines()
+    assert last is None or lines[-1].endswith(last)
+    assert not any("Traceback" in line for line in lines)

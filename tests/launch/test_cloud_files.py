@@ -58,12 +58,12 @@ def test_compose_file() -> None:
         assert done.returncode == 0, done.stderr
 
 
-def check_command(words: list[str]) -> None:
+def check_command(arguments: list[str]) -> None:
     """What the entry point gets is what multi_node.sh takes."""
-    assert words[0] == "multi_node"
-    head = words.index("--head") + 1
-    words = [*words[1:head], "127.0.0.1", *words[head + 1 :]]
-    command = [str(ROOT / "launch" / "multi_node.sh"), "--dry-run", *words]
+    assert arguments[0] == "multi_node"
+    head = arguments.index("--head") + 1
+    arguments = [*arguments[1:head], "127.0.0.1", *arguments[head + 1 :]]
+    command = [str(ROOT / "launch" / "multi_node.sh"), "--dry-run", *arguments]
     done = subprocess.run(
         command, env=os.environ | {"PYTHON": sys.executable}, capture_output=True, text=True, check=False
     )
@@ -121,9 +121,9 @@ def test_skypilot_task() -> None:
     done = subprocess.run(
         ["bash", "-euc", script], env=os.environ | variables, capture_output=True, text=True, check=True
     )
-    words = done.stdout.splitlines()
-    assert words[words.index("--head") + 1] == "10.0.0.5"
-    check_command(words)
+    arguments = done.stdout.splitlines()
+    assert arguments[arguments.index("--head") + 1] == "10.0.0.5"
+    check_command(arguments)
     if importlib.util.find_spec("sky") is not None:
         import jsonschema
         from sky.utils import schemas
@@ -149,9 +149,9 @@ def test_the_image_has_what_the_experiments_start_from() -> None:
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     (weights,) = re.findall(r"^ARG WEIGHTS=(\S+)==(\S+)$", dockerfile, re.M)
     extras = re.search(r'^ARG EXTRAS="(.*)"$', dockerfile, re.M).group(1).split()  # type: ignore[union-attr]
-    asked = set()
+    referenced = set()
     for file in (ROOT / "conf").rglob("*.yaml"):
-        asked |= set(
+        referenced |= set(
             re.findall(r"^[^#]*distribution_file:([^,}]+),[^,}]+,([^,}]+)", file.read_text(encoding="utf-8"), re.M)
         )
     packages = {
@@ -161,4 +161,4 @@ def test_the_image_has_what_the_experiments_start_from() -> None:
             "optional-dependencies"
         ][extra]
     }
-    assert weights in asked and asked <= {weights, *packages}
+    assert weights in referenced and referenced <= {weights, *packages}

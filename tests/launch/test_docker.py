@@ -68,10 +68,10 @@ def overrides(work: Path, run_id: str, *more: str) -> list[str]:
 
 
 def test_labels_and_user(image) -> None:
-    told = json.loads(docker("inspect", image).stdout)[0]["Config"]
+    config = json.loads(docker("inspect", image).stdout)[0]["Config"]
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told["Labels"]["org.opencontainers.image.revision"].removesuffix("+changes") == commit.strip()
-    assert told["Labels"]["org.opencontainers.image.version"] == "0.1.0"
+    assert config["Labels"]["org.opencontainers.image.revision"].removesuffix("+changes") == commit.strip()
+    assert config["Labels"]["org.opencontainers.image.version"] == "0.1.0"
     assert docker("run", "--rm", "--network", "none", image, "id", "--user").stdout.strip() == "10001"
     assert "docker run IMAGE COMMAND" in docker("run", "--rm", "--network", "none", image).stdout
 
@@ -118,5 +118,5 @@ def test_a_user_without_an_entry_finds_weights_caches_and_the_own_folder(image, 
     assert docker("run", "--rm", *options, image, "python", "-c", program).stdout.split() == [
         *("12345", str(work / "runs"), "True", "True")
     ]
-    told = docker("run", "--rm", *options, image, "status", "--runs", ".", check=False)
-    assert told.returncode == 2 and "there is no run" in told.stderr
+    status = docker("run", "--rm", *options, image, "status", "--runs", ".", check=False)
+    assert status.returncode == 2 and "there is no run" in status.stderr

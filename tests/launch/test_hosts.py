@@ -61,8 +61,8 @@ def test_the_same_line_on_two_hosts_trains_as_one_host_does(two, store, expected
         time.sleep(0.05)
     head = two[0].start(command, VARIABLES, tmp_path / "vm0")
     finish(head, tmp_path / "vm0")
-    told = finish(guest, tmp_path / "vm1")
-    assert f"({two[0].address}, port 29400) is not reachable: Connection refused" in told
+    output = finish(guest, tmp_path / "vm1")
+    assert f"({two[0].address}, port 29400) is not reachable: Connection refused" in output
     assert rows(store / "lines") == expected
     assert {beat_host(store / "lines", rank) for rank in (0, 1)} == {"vm0", "vm1"}
 
@@ -119,9 +119,9 @@ def test_hosts_that_cannot_be_used_are_named_at_once(two, ssh, store, tmp_path) 
     command = [SCRIPT, "--hosts", str(tmp_path / "list"), "--id", "never", *training]
     process = two[0].start(command, ssh | {"PYTHON": str(other)}, tmp_path / "out")
     assert process.wait(timeout=WAIT_SECONDS) == 2
-    told = (tmp_path / "out").read_text().splitlines()
-    assert told[0].startswith("error: The host vm1 differs from vm0: Python 3.9.2;"), told
-    assert told[1].startswith("error: The host vm2 is not usable: ssh: connect to host vm2"), told
-    assert told[2].startswith("error: The host vm3 is not usable: ssh: Could not resolve hostname vm3"), told
-    assert len(told) == 3
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert lines[0].startswith("error: The host vm1 differs from vm0: Python 3.9.2;"), lines
+    assert lines[1].startswith("error: The host vm2 is not usable: ssh: connect to host vm2"), lines
+    assert lines[2].startswith("error: The host vm3 is not usable: ssh: Could not resolve hostname vm3"), lines
+    assert len(lines) == 3
     assert not (store / "never").exists()

@@ -61,11 +61,11 @@ def test_script_is_clean(script):
 
 @pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in {*SOURCED, "run"}], ids=name_of)
 def test_script_answers_help(script):
-    told = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=False, cwd="/")
-    assert told.returncode == 0, told.stderr
+    done = subprocess.run([str(script), "--help"], capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 0, done.stderr
     head = script.read_text(encoding="utf-8").splitlines()[1]
-    assert told.stdout.splitlines()[0] == head.removeprefix("# ")
-    assert "set -euo" not in told.stdout
+    assert done.stdout.splitlines()[0] == head.removeprefix("# ")
+    assert "set -euo" not in done.stdout
 
 
 def dry_run(name: str, *arguments: str, before: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -79,10 +79,10 @@ def test_dry_runs_print_settings_and_command():
     assert one.returncode == 0, one.stderr
     *settings, command = one.stdout.splitlines()
     assert {"OMP_WAIT_POLICY=PASSIVE \\", "GOMP_SPINCOUNT=20000 \\", "NCCL_DEBUG=WARN \\"} <= set(settings)
-    words = shlex.split(command)
+    parts = shlex.split(command)
     agent = str(ROOT / "launch" / "lib" / "elastic_agent.py")
-    assert words[:5] == [sys.executable, agent, "--standalone", "--nproc-per-node", "3"]
-    assert words[-4:] == ["-m", "framework.train", "experiment=pretrain_demo", "run.id=a b"]
+    assert parts[:5] == [sys.executable, agent, "--standalone", "--nproc-per-node", "3"]
+    assert parts[-4:] == ["-m", "framework.train", "experiment=pretrain_demo", "run.id=a b"]
 
     several = dry_run(
         "multi_node.sh", "--nodes", "1:4", "--head", "127.0.0.1", "--id", "x", "--processes", "2", "seed=1"
@@ -90,14 +90,14 @@ def test_dry_runs_print_settings_and_command():
     assert several.returncode == 0, several.stderr
     *settings, command = several.stdout.splitlines()
     assert {"GLOO_SOCKET_IFNAME=lo \\", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 \\"} <= set(settings)
-    words = shlex.split(command)
-    assert words[words.index("--nnodes") + 1] == "1:4"
-    assert words[words.index("--rdzv-endpoint") + 1] == "127.0.0.1:29400"
-    assert words[words.index("--rdzv-conf") + 1].startswith("is_host=1,join_timeout=600,")
+    parts = shlex.split(command)
+    assert parts[parts.index("--nnodes") + 1] == "1:4"
+    assert parts[parts.index("--rdzv-endpoint") + 1] == "127.0.0.1:29400"
+    assert parts[parts.index("--rdzv-conf") + 1].startswith("is_host=1,join_timeout=600,")
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "told"),
+    ("script", "arguments", "message"),
     [
         ("torchrun.sh", ["--processes", "0", "seed=1"], "--processes is 0. It must be an integer of at least 1."),
         ("torchrun.sh", [], "No override is given."),
@@ -118,10 +118,10 @@ def test_dry_runs_print_settings_and_command():
         ("multi_node.sh", ["--id"], "--id has no value."),
     ],
 )
-def test_wrong_arguments_are_told_in_one_line(script, arguments, told):
+def test_wrong_arguments_are_told_in_one_line(script, arguments, message):
     done = dry_run(script, *arguments)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("script", ["torchrun.sh", "multi_node.sh"])
@@ -134,8 +134,8 @@ def test_processes_are_those_that_this_process_may_have(script, tmp_path):
     def count(before: str = "", **variables: str) -> int:
         done = dry_run(script, *line, before=before, **variables)
         assert done.returncode == 0, done.stderr
-        words = shlex.split(done.stdout.splitlines()[-1])
-        return int(words[words.index("--nproc-per-node") + 1])
+        parts = shlex.split(done.stdout.splitlines()[-1])
+        return int(parts[parts.index("--nproc-per-node") + 1])
 
     with_gpus = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     assert count(**with_gpus) == 8

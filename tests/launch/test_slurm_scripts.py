@@ -36,13 +36,13 @@ def run(script: str, folder: Path, *arguments: str, **variables: str) -> subproc
 @pytest.mark.parametrize("script", ["train", "sweep"])
 def test_script_answers_help(script, tmp_path):
     assert [path.stem for path in SCRIPTS] == ["sweep", "train"]
-    shown = run(script, tmp_path, "--help")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert f"slurm/{script}.sbatch" in shown.stdout and "SBATCH" not in shown.stdout and "set -" not in shown.stdout
+    done = run(script, tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"slurm/{script}.sbatch" in done.stdout and "SBATCH" not in done.stdout and "set -" not in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments", "job", "told"),
+    ("script", "arguments", "job", "message"),
     [
         ("train", ["seed=1"], {}, "This is not a SLURM job. The script needs the nodes of a job. Submit it: sbatch"),
         ("train", [], {}, "No override is given."),
@@ -68,14 +68,14 @@ def test_script_answers_help(script, tmp_path):
         ("sweep", ["LICENSE"], {"SLURM_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "9999"}, "Task 9999 has no line."),
     ],
 )
-def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tmp_path):
+def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, message, tmp_path):
     done = run(script, ROOT if job else tmp_path, *arguments, **job)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    ("place", "limit", "told"),
+    ("script_path", "limit", "message"),
     [
         (
             str(ROOT / "slurm" / "train.sbatch"),
@@ -90,14 +90,14 @@ def test_what_cannot_be_run_is_told_in_one_line(script, arguments, job, told, tm
         ),
     ],
 )
-def test_a_copy_that_slurm_runs_finds_cloze_from_any_folder(place, limit, told, tmp_path):
+def test_a_copy_that_slurm_runs_finds_cloze_from_any_folder(script_path, limit, message, tmp_path):
     copy, program = tmp_path / "spool" / "slurm_script", tmp_path / "bin" / "scontrol"
     for file in (copy, program):
         file.parent.mkdir()
     shutil.copy(ROOT / "slurm" / "train.sbatch", copy)
-    program.write_text(f'#!/bin/sh\necho "JobId=7 TimeLimit={limit} Command={place} seed=1 WorkDir={tmp_path}"\n')
+    program.write_text(f'#!/bin/sh\necho "JobId=7 TimeLimit={limit} Command={script_path} seed=1 WorkDir={tmp_path}"\n')
     program.chmod(0o755)
     environment = {"PATH": f"{program.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     command = ["bash", str(copy), "run.id=$x"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(told), done.stderr
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(message), done.stderr

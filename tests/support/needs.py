@@ -1,4 +1,4 @@
-"""When tests are skipped that take minutes, or that need a GPU or a machine where servers and networks can be made."""
+"""Marks that skip slow tests, and tests that need a GPU or a machine on which servers and networks can be started."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 MACHINE = "needs root and apt"
-"""How the reasons begin for which continuous integration accepts no skip on a machine that has both; see .ci/run."""
+"""First words of skip reasons that continuous integration rejects on a machine with root and apt; see .ci/run."""
 
 IS_SLOW_WANTED = os.environ.get("CLOZE_SLOW_TESTS") == "1"
 
@@ -17,11 +17,11 @@ cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA de
 
 
 def machine(why_not: Callable[[], str | None], is_slow: bool = False) -> pytest.MarkDecorator:
-    """A mark for all tests of a file.
+    """Returns a mark that skips all tests of a file if the machine lacks something.
 
     Args:
-        why_not: Installs what is missing and says what is missing still; None: nothing is.
-        is_slow: Nothing is installed for what does not run.
+        why_not: Function that installs missing programs and returns what is still missing, or None.
+        is_slow: True for slow tests; if slow tests are not enabled, `why_not` is not called and installs nothing.
     """
     if is_slow and not IS_SLOW_WANTED:
         return slow

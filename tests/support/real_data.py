@@ -9,7 +9,7 @@ _FOLDER = Path(__file__).resolve().parents[2] / os.environ.get("CLOZE_TEST_DATA"
 
 
 def real_data(name: str) -> Path:
-    """Returns the path of a file or folder of the data sets, or a pattern of paths, as `ner/wnut17_*.conll`."""
+    """Returns the path of a file or folder of the data sets, or a path pattern such as `ner/wnut17_*.conll`."""
     return _FOLDER / name
 
 

@@ -68,13 +68,13 @@ def test_a_job_whose_files_cannot_be_used_keeps_all_from_starting(sweep):
 
 
 def test_a_value_of_the_optimizer_or_the_schedule_is_found_in_every_job(sweep):
-    for override, words in (
+    for override, message in (
         ("optimizer.lr=1e-3,-1", "The job optimizer.lr=-1 cannot run: optimizer.lr is -1.0."),
         ("schedule.warmup_fraction=0.1,2", "cannot run: schedule.warmup_fraction"),
     ):
         code, out, err, checked = sweep(override)
         assert (code, out, checked, err.count("\n")) == (2, "", 1, 1), err
-        assert words in err
+        assert message in err
 
 
 def test_jobs_are_checked_with_their_secrets_not_with_masks(sweep, monkeypatch):

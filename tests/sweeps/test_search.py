@@ -28,13 +28,13 @@ def loss_of(job: Job) -> float:
 def search(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch):
     """Starts searches; `roles` says what jobs do, by their number in the order in which they first began."""
     kept: dict[str, int] = {}
-    plain = sweep.command
+    original = sweep.command
 
     def command(launcher: object, job: Job, flags: object) -> list[str]:
         number = kept.setdefault(job.id, len(kept))
         sweep.losses[job.id] = loss_of(job)
         sweep.roles[job.id] = by_number.get(number, "finish")
-        return plain(launcher, job, flags)
+        return original(launcher, job, flags)
 
     by_number: dict[int, str] = {}
     monkeypatch.setattr(sweep, "command", command)
@@ -129,7 +129,7 @@ def test_choices_and_whole_numbers_are_searched_and_equal_trials_share_a_job(sea
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["optimizer.lr=1e-3"], "No key is searched. hydra/sweeper=optuna needs"),
         (["optimizer.lr=tag(log, interval(0, 1))"], "is no valid interval"),
@@ -141,10 +141,10 @@ def test_choices_and_whole_numbers_are_searched_and_equal_trials_share_a_job(sea
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_searches_are_refused_before_a_job_starts(search, overrides: list[str], words: str):
+def test_bad_searches_are_refused_before_a_job_starts(search, overrides: list[str], message: str):
     ended = search(*overrides)
     assert ended.code == 2 and ended.err.count("\n") == 1
-    assert words in ended.err
+    assert message in ended.err
     assert list(Path().rglob("starts")) == []
 
 

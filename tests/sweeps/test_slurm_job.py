@@ -124,8 +124,8 @@ def test_a_time_limit_no_longer_than_the_notice_is_refused(bin_folder, limit, re
     job = start(bin_folder, 'check_time_limit 120 "sbatch --time=HH:MM:SS" 2>&1; echo trains', LIMIT=limit)
     said = job.communicate(timeout=30)[0]
     assert job.returncode == (2 if refused else 0)
-    told = "error: The time limit of job 7 is 120 s. It must be longer than 120 s: "
-    assert (told in said) == refused and ("trains" in said) != refused
+    message = "error: The time limit of job 7 is 120 s. It must be longer than 120 s: "
+    assert (message in said) == refused and ("trains" in said) != refused
 
 
 def test_a_signal_goes_on_to_the_step_once_and_its_exit_code_is_kept(bin_folder, tmp_path):

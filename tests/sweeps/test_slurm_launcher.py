@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("given", "message"),
     [
         (
             {"processes": 4, "gpus_per_node": 2},
@@ -43,11 +43,11 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0, but it must be at least 0.1"),
     ],
 )
-def test_what_cannot_be_asked_for_is_refused(given, words, monkeypatch):
+def test_what_cannot_be_asked_for_is_refused(given, message, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}")
     with pytest.raises(ConfigError) as caught:
         SlurmLauncher(**given)
-    assert words in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,8 @@ def test_the_script_is_bash_and_keeps_signs_of_the_shell(nodes: int, tmp_path: P
     file = tmp_path / "job.sbatch"
     file.write_text(text)
     subprocess.run(["bash", "-n", str(file)], check=True)
-    shown = subprocess.check_output(["bash", "-c", f'{text.split("module")[0]}\nprintf %s "$run"'], text=True)
-    assert shown == str(run)
+    printed = subprocess.check_output(["bash", "-c", f'{text.split("module")[0]}\nprintf %s "$run"'], text=True)
+    assert printed == str(run)
     assert "'/opt/my python' -m torch.distributed.run" in text
     assert f"--nnodes={nodes} --nproc-per-node=4" in text
     assert ("--standalone" in text) == (nodes == 1)

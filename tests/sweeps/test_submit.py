@@ -82,7 +82,7 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "No override is given."),
         (
@@ -97,7 +97,7 @@ def test_every_line_of_an_array_is_checked(submit, tmp_path):
         (["nowhere.txt", "experiment=x"], "nowhere.txt is neither an override"),
     ],
 )
-def test_mistakes_are_named_before_the_check(submit, arguments, words):
+def test_mistakes_are_named_before_the_check(submit, arguments, message):
     ended, checks, submitted = submit(*arguments)
     assert (ended.returncode, checks, submitted) == (2, [], [])
-    assert words in ended.stderr
+    assert message in ended.stderr

@@ -26,7 +26,7 @@ def job(folder: Path, rate: str, seed: int, mode: str, metric: str, value: float
     return made, Outcome("finished", None, summary)
 
 
-def shown(tmp_path: Path, mode: str, metric: str, width: int) -> list[str]:
+def printed_tables(tmp_path: Path, mode: str, metric: str, width: int) -> list[str]:
     """Prints the tables of two rates with two seeds, of which one failed."""
     given = [
         ("1e-4", 0, 0.5),
@@ -37,9 +37,9 @@ def shown(tmp_path: Path, mode: str, metric: str, width: int) -> list[str]:
         ("1e-2", 1, 0.9),
     ]
     jobs = [job(tmp_path, rate, seed, mode, metric, value) for rate, seed, value in given]
-    whole = Sweep(tmp_path, ("optimizer.lr", "seed"), tuple(each for each, _ in jobs))
+    sweep_record = Sweep(tmp_path, ("optimizer.lr", "seed"), tuple(each for each, _ in jobs))
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    print_results(whole, [record(each, outcome) for each, outcome in jobs], console)
+    print_results(sweep_record, [record(each, outcome) for each, outcome in jobs], console)
     return console.export_text().splitlines()
 
 
@@ -63,7 +63,7 @@ def cells(lines: list[str], title: str) -> list[list[str]]:
     ],
 )
 def test_tables_are_sorted_and_the_best_is_marked(tmp_path, mode, metric, order):
-    lines = shown(tmp_path, mode, metric, 200)
+    lines = printed_tables(tmp_path, mode, metric, 200)
     rows = cells(lines, tmp_path.name + ": 6 jobs")
     assert [row[4] for row in rows] == order
     assert [row[0] for row in rows] == ["*", "", "", "", "", ""]
@@ -74,15 +74,15 @@ def test_tables_are_sorted_and_the_best_is_marked(tmp_path, mode, metric, order)
 
 
 def test_numbers_are_whole_in_a_narrow_terminal(tmp_path):
-    text = "\n".join(shown(tmp_path, "min", "val/loss", 40))
+    text = "\n".join(printed_tables(tmp_path, "min", "val/loss", 40))
     assert "…" not in text and text.count("1,234,567") == 5 and "0.6000 ± 0.1414" in text
 
 
 def test_jobs_of_different_metrics_keep_their_order(tmp_path):
     jobs = [job(tmp_path, "1", 0, "min", "val/loss", 3.0), job(tmp_path, "2", 0, "max", "val/accuracy", 0.5)]
     records = [record(each, outcome) for each, outcome in jobs]
-    whole = Sweep(tmp_path, ("optimizer.lr", "seed"), tuple(each for each, _ in jobs))
-    for table in (jobs_table(whole, records), seeds_table(whole, fold_seeds(records))):
+    sweep_record = Sweep(tmp_path, ("optimizer.lr", "seed"), tuple(each for each, _ in jobs))
+    for table in (jobs_table(sweep_record, records), seeds_table(sweep_record, fold_seeds(records))):
         assert list(table.columns[0].cells) == ["", ""]
 
 

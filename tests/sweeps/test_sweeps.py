@@ -25,12 +25,12 @@ def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_run
     assert ended.code == 2
     (line,) = ended.err.splitlines()
     assert line.startswith("SweepError: 3 of 4 jobs failed: ")
-    for told in (
+    for message in (
         "optimizer.lr=0.001, seed=1 (killed by SIGKILL)",
         "optimizer.lr=0.002, seed=0 (exit code 1; ValueError (step 3): no room)",
         "optimizer.lr=0.002, seed=1 (exit code 2; DataError: the file rows.csv, row 7: no label; add one.)",
     ):
-        assert told in line
+        assert message in line
     assert states() == dict(zip(NAMES, ("finished", "failed", "failed", "failed"), strict=True))
     assert results()["ended"] == "failed"
 
@@ -70,8 +70,8 @@ def test_seeds_are_folded_to_mean_and_sample_deviation(sweep):
     with Path("runs/mine/sweep.csv").open() as stream:
         lines = list(csv.DictReader(stream))
     assert [line["run"] for line in lines] == names
-    wanted = {"seed": "2", "metric": "val/loss", "last": "7.0", "best": "6.5", "best_step": "10"}
-    assert {name: lines[2][name] for name in wanted} == wanted
+    expected = {"seed": "2", "metric": "val/loss", "last": "7.0", "best": "6.5", "best_step": "10"}
+    assert {name: lines[2][name] for name in expected} == expected
 
 
 def test_jobs_beside_each_other_get_a_signal_passed_on_and_go_on_later(sweep):
@@ -97,7 +97,7 @@ def test_jobs_have_a_group_their_own_gpus_and_a_lock(sweep, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,3,4,6,7")
-    sweep.shown = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE")
+    sweep.recorded_variables = ("CUDA_VISIBLE_DEVICES", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE")
     parallel = ("strategy=ddp", "hydra.launcher.processes=2")
     ended = sweep(*parallel, "hydra.launcher.jobs_at_once=3")
     assert (ended.code, ended.out) == (2, "")
@@ -134,7 +134,7 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (["hydra.launcher.job_at_once=2"], "unknown config key `hydra.launcher.job_at_once`"),
         (["+hydra.launcher.gpus=2"], "unexpected keyword argument 'gpus'"),
@@ -154,10 +154,10 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_bad_sweeps_are_refused_before_a_job_starts(sweep, overrides: list[str], words: str):
+def test_bad_sweeps_are_refused_before_a_job_starts(sweep, overrides: list[str], message: str):
     ended = sweep(*overrides)
     assert ended.code == 2 and ended.err.count("\n") == 1
-    assert words in ended.err
+    assert message in ended.err
     assert list(Path().rglob("starts")) == []
 
 

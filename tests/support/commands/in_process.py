@@ -51,7 +51,7 @@ FINETUNE = [
 
 @dataclass
 class Outcome:
-    """How a command ended."""
+    """Exit code and output of a command, and the files that exist after it."""
 
     code: int
     out: str
@@ -67,8 +67,8 @@ def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     try:
         COMMANDS[name]()
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
+    except SystemExit as error:
+        return int(error.code or 0)
     return 0
 
 
@@ -91,7 +91,7 @@ def train_vocabulary(texts: list[str], vocab_size: int, folder: Path) -> None:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, tokenizer_folder) -> Path:
-    """An empty folder with rows, a tokenizer and nothing else, as the working folder."""
+    """Returns the working folder, which contains only rows.csv and a tokenizer."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
     write_rows(tmp_path / "rows.csv", TEXTS, LABELS)
@@ -100,7 +100,7 @@ def here(tmp_path, monkeypatch, tokenizer_folder) -> Path:
 
 @pytest.fixture
 def call(here, monkeypatch, capfd) -> Callable[..., Outcome]:
-    """Runs a command as from the command line, in the folder of `here`."""
+    """Returns a function that runs a command as from the command line, in the folder of `here`."""
 
     def run(name: str, *overrides: str) -> Outcome:
         code = run_command(monkeypatch, name, *overrides)
@@ -114,17 +114,17 @@ def files_below(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def assert_clear_error(outcome: Outcome, words: str) -> None:
+def assert_clear_error(outcome: Outcome, message: str) -> None:
     assert outcome.code == FrameworkError.exit_code
     assert re.match(r"(Config|Data|Checkpoint|Distributed|Framework)Error( \(rank 0\))?: ", outcome.err)
-    assert words in outcome.err
+    assert message in outcome.err
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.err.count("\n") == 1, outcome.err
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs commands as from the command line, in a folder with rows and a tokenizer; gives their exit codes."""
+    """Returns a function that runs a command in a folder with rows and a tokenizer, and returns its exit code."""
     monkeypatch.chdir(tmp_path)
     train_vocabulary(TEXTS, 80, tmp_path / "tokenizer")
     write_rows(tmp_path / "rows.csv", TEXTS, LABELS)

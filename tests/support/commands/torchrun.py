@@ -1,4 +1,4 @@
-"""Starts, awaits and kills tiny runs under torchrun."""
+"""Starts tiny runs under torchrun, waits for them and kills them."""
 
 import os
 import signal
@@ -16,23 +16,23 @@ WAIT_SECONDS = 300
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
-    """A token store of invented sentences."""
+    """Returns a token store of invented sentences."""
     return make_store(tmp_path_factory.mktemp("corpus") / "text")
 
 
 def start(store: Path, run_id: str, num_ranks: int, strategy: str, *overrides: str) -> subprocess.Popen[bytes]:
-    """Starts torchrun in a process group of its own, so that all of it can be killed at once."""
+    """Starts torchrun in its own process group, so that all of its processes can be killed at once."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     return start_process([sys.executable, *launcher, *training(store, run_id, strategy, *overrides)])
 
 
 def training(store: Path, run_id: str, strategy: str, *overrides: str) -> list[str]:
-    """The command of a tiny run, as Python's or torchrun's arguments."""
+    """Returns the arguments of Python or torchrun that start a tiny run."""
     return ["-m", "framework.train", *arguments(store, store.parent, run_id, strategy, *overrides)]
 
 
 def start_process(command: list[str], **variables: str) -> subprocess.Popen[bytes]:
-    """Starts a command in a process group of its own, its two outputs in one pipe."""
+    """Starts a command in its own process group, with standard output and error in one pipe."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -53,7 +53,7 @@ def finish(run: subprocess.Popen[bytes]) -> None:
 
 
 def worker_pids(agent: int) -> list[int]:
-    """Process ids of torchrun's workers, by rank."""
+    """Returns the process ids of torchrun's workers, by rank."""
     pids = {}
     for pid in map(int, Path(f"/proc/{agent}/task/{agent}/children").read_text().split()):
         environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
@@ -62,7 +62,7 @@ def worker_pids(agent: int) -> list[int]:
 
 
 def kill(run: subprocess.Popen[bytes]) -> None:
-    """Kills torchrun and its workers, which it starts in sessions of their own."""
+    """Kills torchrun and its workers. Each worker has its own session."""
     workers = worker_pids(run.pid)
     for group in (run.pid, *workers):
         os.killpg(group, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Chunks of documents that are given as the lengths of their sentences, without a store."""
+"""Builds chunks without a store, from the sentence lengths of documents."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from framework.data.store.stored_batch import StoredBatch
 
 
 class Boundaries:
-    """What the division reads of a store, for documents that are given as the lengths of their sentences."""
+    """Stand-in for a store that has only the sentence lengths of its documents."""
 
     def __init__(self, documents: list[list[int]], used: list[int] | None = None, batch_documents: int = 3) -> None:
         self.documents, self.batch_documents = documents, batch_documents

@@ -1,4 +1,4 @@
-"""A token store of words drawn by hash, for runs whose numbers are compared."""
+"""Builds a token store of words drawn by hash, for runs whose numbers are compared."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from framework.random import key, mix, random_integers
 
 
 def drawn_store(folder: Path) -> Path:
-    """Makes a store of 60 documents, each of 8 sentences of 4 to 13 words, in a folder; returns where it is."""
+    """Builds a store of 60 documents, each of 8 sentences of 4 to 13 words, and returns its path."""
     words = np.array(
         [f"{first}{second}{last}" for first in "bdfgklmnprstvz" for second in "aeiou" for last in "lmnrst"]
     )

@@ -1,7 +1,7 @@
-"""A process that prepares a store and is killed, or runs out of disk, at a chosen moment; run by test_prepare.py.
+"""Process that prepares a store and is killed, or runs out of disk space, at a chosen moment.
 
-`python -c "from tests.support.data.prepare_process import main; main()" JSON`, not `python -m`: then its workers
-import no more than they need.
+test_prepare.py runs it by `python -c "from tests.support.data.prepare_process import main; main()" JSON`. With
+`python -m`, its workers would import more than they need.
 """
 
 import functools
@@ -26,7 +26,7 @@ from framework.errors import DataError
 
 
 def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> None:
-    """Makes a store of small batches."""
+    """Builds a store in small batches."""
     corpora.BATCH_CHARACTERS, tokens.COMMIT_CHARACTERS = 300, 600
     card_files.draw_card = no_picture
     sources = {"texts": TextFiles(texts)}
@@ -35,14 +35,14 @@ def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> Non
 
 
 def no_picture(content: Mapping[str, Any], path: Path, title: str) -> None:
-    """Takes no time."""
+    """Replaces the drawing of the card's picture, which takes time."""
     path.write_text("a picture")
 
 
 def watch(event: Callable[[], None]) -> None:
-    """Tells `event` before and after whatever changes the disk."""
+    """Calls `event` before and after each operation that changes the disk."""
 
-    def told(method: Callable[..., Any]) -> Callable[..., Any]:
+    def with_events(method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)
         def wrapped(*arguments: Any, **options: Any) -> Any:
             event()
@@ -54,7 +54,7 @@ def watch(event: Callable[[], None]) -> None:
 
     for owner, names in ((StoreWriter, ("add", "commit", "finish")), (Path, ("replace", "rename", "write_text"))):
         for name in names:
-            setattr(owner, name, told(getattr(owner, name)))
+            setattr(owner, name, with_events(getattr(owner, name)))
 
 
 class Killer:
@@ -64,21 +64,21 @@ class Killer:
         self.remaining = moment
 
     def __call__(self) -> None:
-        """Is told of an event."""
+        """Counts an event, and kills the process at the n-th."""
         if self.remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         self.remaining -= 1
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """An event too."""
+        """Counts a progress report as an event."""
         self()
 
 
 def killed_every_time(texts: str, folder: str, every: int) -> int:
-    """Prepares in one folder after another, killed at one event in the first, another in the second and so on.
+    """Prepares one store per event: each preparation is killed at another event and then resumed.
 
     Returns:
-        How many stores were made so; they are called 0, 1, ...
+        Number of stores. Their folders are called 0, 1, ...
     """
     for moment in range(10_000):
         child = os.fork()
@@ -97,15 +97,15 @@ def killed_every_time(texts: str, folder: str, every: int) -> int:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         assert status == 0, (moment, status)
-    raise AssertionError("it never came to an end")
+    raise AssertionError("killed 10,000 times, the preparation never finished")
 
 
 def ignore(stage: str, done: int, total: int) -> None:
-    """Does nothing about progress."""
+    """Ignores progress reports."""
 
 
 def kill_with_workers(who: str) -> Progress:
-    """Kills this process, or its workers, when half of the texts were read; tells the workers' ids first."""
+    """Prints the workers' process ids, then kills this process or its workers, after half of the texts were read."""
 
     killed = False
 
@@ -123,7 +123,7 @@ def kill_with_workers(who: str) -> Progress:
 
 
 def main() -> None:
-    """Does what its argument says.
+    """Runs the action that its JSON argument selects.
 
     {"texts", "folder", "every"}: `killed_every_time`. {"texts", "store", "num_workers"}: prepares, with "killed"
     `kill_with_workers`, with "file_bytes" without room for larger files; an error's message goes to standard output.

@@ -1,4 +1,4 @@
-"""A web server on the loopback that gives byte ranges of the files of a folder, and can be told to fail."""
+"""Web server on the loopback interface that serves byte ranges of a folder's files and can inject faults."""
 
 import threading
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from types import TracebackType
 
 @dataclass
 class Faults:
-    """What goes wrong, over all GET requests counted from 1.
+    """Faults to inject. GET requests are counted from 1.
 
     Attributes:
-        cut_every: The connection of every so many requests ends in the middle of the body; 0: none.
+        cut_every: Interval of requests whose connection is cut in the middle of the body; 0 cuts none.
         unavailable: Numbers of requests that are answered with 503.
         short: Numbers of requests that are answered with half the bytes.
         hang: Numbers of requests that get no answer before the server is closed.
-        statuses: {name: status} of files that are refused.
-        ignore_range: Always answer with the whole file.
+        statuses: {name: HTTP status} for files that the server refuses.
+        ignore_range: True always sends the whole file.
     """
 
     cut_every: int = 0
@@ -30,17 +30,17 @@ class Faults:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Says nothing about clients that went away."""
+        """Ignores clients that closed their connection."""
 
 
 class RangeServer:
-    """Serves `folder` while it is open.
+    """Server of the files in `folder`, used as a context manager.
 
     Attributes:
-        faults: May be replaced at any time.
-        requests: (method, path, value of the header Range) in the order of arrival.
-        encodings: Values of the header Accept-Encoding that were seen.
-        bytes_served: Of bodies.
+        faults: Faults to inject; may be replaced at any time.
+        requests: (method, path, value of the header Range) of each request, in the order of arrival.
+        encodings: Values of the header Accept-Encoding that clients sent.
+        bytes_served: Number of bytes of all bodies.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,14 +69,14 @@ class RangeServer:
         return f"http://127.0.0.1:{self._server.server_port}/{name}"
 
     def reset(self, **faults: object) -> None:
-        """Forgets what was asked for, and sets the faults."""
+        """Clears the recorded requests and sets the faults."""
         self.faults, self.requests, self.bytes_served = Faults(**faults), [], 0
 
     def gets(self) -> list[tuple[str, str | None]]:
         return [(path, given) for method, path, given in self.requests if method == "GET"]
 
     def count(self, method: str, path: str, given: str | None, encoding: str | None) -> int:
-        """Notes a request; the number of this GET, from 1."""
+        """Records a request, and returns the number of this GET, from 1."""
         with self._lock:
             self.requests.append((method, path, given))
             self.encodings.add(encoding)
@@ -90,8 +90,8 @@ class RangeServer:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"  # connections are kept, as by real servers
-            wbufsize = -1  # one packet for the header and a short body
+            protocol_version = "HTTP/1.1"  # keeps connections open, as real servers do
+            wbufsize = -1  # sends the header and a short body in one packet
 
             def do_HEAD(self) -> None:
                 self._answer(body=False)
@@ -116,7 +116,7 @@ class RangeServer:
                     status = 503
                 content = file.read_bytes() if status == 200 else b"sorry"
                 if status == 200 and given is not None and not faults.ignore_range:
-                    first, last = (int(place) for place in given.removeprefix("bytes=").split("-"))
+                    first, last = (int(offset) for offset in given.removeprefix("bytes=").split("-"))
                     size = len(content)
                     content = content[first : last + 1]
                     status = 206 if content else 416

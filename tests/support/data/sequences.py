@@ -1,4 +1,4 @@
-"""A source without text: lengths from a hash, and every token tells which sequence and epoch it belongs to."""
+"""Source without text: lengths come from a hash, and every token identifies its sequence and epoch."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ SHIFT = 1000
 
 
 class NumberedSource:
-    """Sequence `i` of epoch `e` is `length` times the token `e * 1000 + i`."""
+    """Source in which sequence `i` of epoch `e` consists of `length` tokens `e * 1000 + i`."""
 
     def __init__(self, size: int, max_length: int = 20, same_length: bool = False) -> None:
         self.size, self.max_length, self.same_length = size, max_length, same_length
@@ -29,7 +29,7 @@ class NumberedSource:
         return float(self.lengths(np.zeros(self.size, dtype=np.int64), np.arange(self.size)).mean())
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read."""
+        """Does nothing, since the source reads no files."""
 
     def __len__(self) -> int:
         return self.size

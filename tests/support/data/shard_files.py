@@ -1,4 +1,4 @@
-"""Small Parquet shards with known texts, and what tests of them read them with."""
+"""Writes small Parquet shards with known texts, and reads them."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ TEXTS = [text for shard in range(len(NAMES)) for text in texts_of_shard(shard)]
 
 
 def write_shard(file: Path, shard: int, compression: str = "snappy", start: int = 0) -> None:
-    """Row groups of `ROWS_A_GROUP` rows, one of them empty; `padding` is large, `nested` is nested."""
+    """Writes row groups of `ROWS_A_GROUP` rows, one of them empty. Column `padding` is large, `nested` is nested."""
     file.parent.mkdir(parents=True, exist_ok=True)
     columns = {"padding": pa.string(), "nested": pa.list_(pa.struct({"a": pa.int64()})), "text": pa.string()}
     schema = pa.schema([*columns.items(), ("parity", pa.int64())])

@@ -1,4 +1,4 @@
-"""A small corpus, and what a folder holds."""
+"""Writes a small corpus, and lists the contents of folders."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ VOCABULARY = WordPieceTraining(vocab_size=200)
 def write_corpus(folder: Path, num_documents: int = 40) -> Path:
     folder.mkdir(exist_ok=True)
     for number in range(num_documents):
-        words = " ".join(f"word{(number * 7 + place) % 23}" for place in range(5 + number % 3))
+        words = " ".join(f"word{(number * 7 + index) % 23}" for index in range(5 + number % 3))
         (folder / f"{number:03}.txt").write_text(f"Title {number}\n\n{words}. The cat sat.<br />Nice!\n")
     return folder
 

@@ -9,7 +9,7 @@ from framework.data.reading.files import Reading
 
 
 def write(path: Path, content: bytes) -> Path:
-    """Writes content, compressed as the suffix says."""
+    """Writes content, with the compression that the file name's suffix names."""
     if path.suffix.lower() == ".gz":
         content = gzip.compress(content)
     elif path.suffix.lower() == ".zst":

@@ -1,4 +1,4 @@
-"""Token stores without text: documents are given as lists of sentences, sentences as lists of ids."""
+"""Builds token stores without text, from documents given as lists of sentences, which are lists of ids."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from framework.data.tokenization.wordpiece_training import WordPieceTraining
 
 
 def trained(texts: Sequence[str], folder: Path) -> Tokenizer:
-    """A WordPiece vocabulary of at most 100 tokens."""
+    """Trains a WordPiece vocabulary of at most 100 tokens."""
     training, counts = WordPieceTraining(vocab_size=100), WordCounts()
     counts.add(training.count(texts))
     return training.train(counts, folder)

@@ -9,7 +9,7 @@ from tests.support.exports.small_exports import load_peer
 
 
 def embed_by_the_files(folder, inputs):
-    """What sentence-transformers does: each module of modules.json on what the one before gave."""
+    """Applies the modules of modules.json in order, each on the previous output, as sentence-transformers does."""
     kinds = {"Transformer": run_transformer, "Pooling": pool, "Normalize": normalize}
     x = inputs
     modules = json.loads((folder / "modules.json").read_text())

@@ -1,4 +1,4 @@
-"""Models with random values everywhere, and the same sequences packed and padded, to compare exports with."""
+"""Models in which every value is random, and the same sequences packed and padded, to compare exports with."""
 
 import torch
 
@@ -22,7 +22,7 @@ def _randomize(model, seed):
 
 
 def random_model(config, head, seed=0):
-    """A TaskModel with random values everywhere."""
+    """Builds a TaskModel in which every value is random."""
     return _randomize(TaskModel(TransformerEncoder(config), head), seed)
 
 
@@ -33,7 +33,7 @@ def both_forms(family, lengths=peers.LENGTHS):
 
 
 def random_model_of_kind(config, kind, seed=0):
-    """A TaskModel with random values everywhere; the kind is mlm, mlm+nsp, cls, mean, or cls+none (no projection)."""
+    """Builds a TaskModel of random values. `kind` is mlm, mlm+nsp, cls, mean, or cls+none (no projection)."""
     encoder = TransformerEncoder(config)
     if kind.startswith("mlm"):
         head = build_pretraining_head(encoder, config, nsp=kind.endswith("nsp"))

@@ -1,4 +1,4 @@
-"""Small configs of the families, a tokenizer that fits them, and an export as transformers loads it."""
+"""Small configs of the model families, a tokenizer for them, and an export loaded by transformers."""
 
 import json
 

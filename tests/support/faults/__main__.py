@@ -1,8 +1,8 @@
-"""The matrix of faults and strategies.
+"""Runs the matrix of faults and strategies.
 
-`python -m tests.support.faults [--all] [--kills N] [--strategies A,B] [--faults A,B]` runs it. Without --all a sample
-is taken that holds each fault once and each strategy about as often as another. Prints a table for
-tests/faults/README.md, and exits with 1 if anything did not survive.
+`python -m tests.support.faults [--all] [--kills N] [--strategies A,B] [--faults A,B]`. Without --all it runs a sample
+that contains each fault once and each strategy about equally often. It prints a table for tests/faults/README.md and
+exits with 1 if a run did not survive.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tests.support.training.tiny_run import make_store
 
 
 def sample(seed: int) -> list[tuple[str, str]]:
-    """Each fault with one strategy, drawn so that strategies come up about equally often."""
+    """Returns each fault with one strategy, drawn so that strategies occur about equally often."""
     draw = random.Random(seed)
     names: list[str] = []
     cells = []
@@ -33,37 +33,37 @@ def sample(seed: int) -> list[tuple[str, str]]:
     return cells
 
 
-def whole_run(store: Path, folder: Path, strategy: str, *overrides: str) -> bytes:
-    """The rows of a run that nothing happens to."""
+def undisturbed_run(store: Path, folder: Path, strategy: str, *overrides: str) -> bytes:
+    """Trains without a fault, and returns the content of metrics.jsonl."""
     folder.mkdir(parents=True)
     trial = Trial(store, folder, strategy, random.Random(0), b"")
     trial.finish(*overrides)
     return trial.metrics
 
 
-def run_cell(fault: str, strategy: str, store: Path, folder: Path, whole: bytes, seed: int) -> str:
-    """Runs one fault under one strategy; returns what survived."""
-    place = folder / f"{fault}_{strategy}"
-    place.mkdir(parents=True)
-    return FAULTS[fault](Trial(store, place, strategy, random.Random(f"{seed} {fault} {strategy}"), whole))
+def run_cell(fault: str, strategy: str, store: Path, folder: Path, expected: bytes, seed: int) -> str:
+    """Runs one fault under one strategy, and returns a summary of the outcome."""
+    trial_folder = folder / f"{fault}_{strategy}"
+    trial_folder.mkdir(parents=True)
+    return FAULTS[fault](Trial(store, trial_folder, strategy, random.Random(f"{seed} {fault} {strategy}"), expected))
 
 
 def soak(strategy: str, num_kills: int, store: Path, folder: Path, seed: int) -> str:
-    """Kills one run many times; returns what survived."""
+    """Kills one run many times, and returns a summary of the outcome."""
     steps = f"trainer.max_steps={6 * num_kills + 20}"
-    whole = whole_run(store, folder / f"unkilled_{strategy}", strategy, steps)
-    place = folder / f"killed_{strategy}"
-    place.mkdir()
-    trial = Trial(store, place, strategy, random.Random(f"{seed} {strategy}"), whole)
+    expected = undisturbed_run(store, folder / f"unkilled_{strategy}", strategy, steps)
+    trial_folder = folder / f"killed_{strategy}"
+    trial_folder.mkdir()
+    trial = Trial(store, trial_folder, strategy, random.Random(f"{seed} {strategy}"), expected)
     torn = kill_many_times(trial, num_kills, steps)
     return f"same bits after {num_kills} kills, {torn} of them in the middle of a save"
 
 
 def main() -> int:
-    """Runs what the command line asks for."""
+    """Runs the selected faults or kills, prints the table, and returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.support.faults", description=__doc__)
     parser.add_argument("--all", action="store_true", help="every fault under every strategy")
-    parser.add_argument("--kills", type=int, default=0, help="kill one run so often, under each strategy")
+    parser.add_argument("--kills", type=int, default=0, help="number of kills of one run under each strategy")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--seed", type=int, default=0)
@@ -75,16 +75,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="cloze-faults-") as name:
         folder = Path(name)
         store = make_store(folder / "text")
-        wholes: dict[str, bytes] = {}
+        expected_by_strategy: dict[str, bytes] = {}
         print("| fault | strategy | what survived | s |\n|---|---|---|---|", flush=True)
         for fault, strategy in cells if not options.kills else []:
             reason = impossible(fault, strategy)
             began = time.monotonic()
             if reason is None:
-                if strategy not in wholes:
-                    wholes[strategy] = whole_run(store, folder / f"whole_{strategy}", strategy)
+                if strategy not in expected_by_strategy:
+                    expected_by_strategy[strategy] = undisturbed_run(store, folder / f"whole_{strategy}", strategy)
                 try:
-                    reason = run_cell(fault, strategy, store, folder, wholes[strategy], options.seed)
+                    reason = run_cell(fault, strategy, store, folder, expected_by_strategy[strategy], options.seed)
                 except AssertionError as error:
                     failures += 1
                     reason = f"FAILED: {error}"

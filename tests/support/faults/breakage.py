@@ -1,4 +1,4 @@
-"""Broken parts that a rank of a test puts in the place of the product's own."""
+"""Faults that a rank of a test injects into framework code."""
 
 import os
 import time
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Poison:
-    """A pickle that runs a shell command when it is loaded without care."""
+    """Object whose pickle runs a shell command if it is loaded without restrictions."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -21,35 +21,35 @@ class Poison:
 
 @dataclass(frozen=True)
 class NanGradient:
-    """Makes the gradient of one rank NaN in one step.
+    """Fault that makes the gradient of one rank NaN in one step.
 
     Attributes:
-        rank: Of the process.
-        step: Completed steps before it.
+        rank: Rank of the faulty process.
+        step: Number of completed steps before the fault.
     """
 
     rank: int
     step: int
 
     def __call__(self) -> None:
-        """Replaces the module's backward."""
+        """Replaces `EncoderModule.backward`."""
         _before_backward(self.rank, self.step, lambda loss: loss * float("nan"))
 
 
 @dataclass(frozen=True)
 class Sleep:
-    """Lets one rank sleep for ever in one step.
+    """Fault that makes one rank sleep forever in one step.
 
     Attributes:
-        rank: Of the process.
-        step: Completed steps before it.
+        rank: Rank of the faulty process.
+        step: Number of completed steps before the fault.
     """
 
     rank: int
     step: int
 
     def __call__(self) -> None:
-        """Replaces the module's backward."""
+        """Replaces `EncoderModule.backward`."""
 
         def sleep(loss: Tensor) -> Tensor:
             while True:
@@ -59,7 +59,7 @@ class Sleep:
 
 
 def _before_backward(rank: int, step: int, change: Callable[[Tensor], Tensor]) -> None:
-    """Lets the losses of one rank in one step go through a function before their backward pass."""
+    """Applies a function to the losses of one rank in one step, before their backward pass."""
     from framework.modules.encoder_module import EncoderModule
 
     backward = EncoderModule.backward

@@ -1,4 +1,4 @@
-"""One run that is killed over and over at random moments, some of them in the middle of a save."""
+"""Kills one run many times at random moments, some of them in the middle of a save."""
 
 import time
 from contextlib import suppress
@@ -11,17 +11,17 @@ EVERY_NTH_IN_A_SAVE = 3
 
 
 def kill_many_times(trial: Trial, num_kills: int, *overrides: str) -> int:
-    """Kills the run with -9 as often as asked, then lets it end and checks that not one bit of its rows differs.
+    """Kills the run `num_kills` times with SIGKILL, then finishes it and checks that its rows are bitwise equal.
 
-    Each start lives for two to six rows, or until it has begun a save; a few milliseconds more are drawn.
+    Each start lives for two to six rows, or until it has begun a save, and a few random milliseconds longer.
 
     Args:
-        trial: Its `whole` must come from a run with the same overrides.
-        num_kills: Kills; the run must be long enough for them.
-        overrides: Of every start.
+        trial: Trial whose `expected` comes from a run with the same overrides.
+        num_kills: Number of kills. The run must be long enough for them.
+        overrides: Overrides of every start.
 
     Returns:
-        How many kills left a checkpoint half-written.
+        Number of kills after which a checkpoint was incomplete.
     """
     torn = 0
     for number in range(num_kills):
@@ -29,15 +29,15 @@ def kill_many_times(trial: Trial, num_kills: int, *overrides: str) -> int:
         first = len(rows(trial.run))
         before = _unfinished(trial)
         if number % EVERY_NTH_IN_A_SAVE == 2:
-            wanted = ranks.wait_until(lambda before=before: bool(_unfinished(trial) - before), WAIT_SECONDS)
+            reached = ranks.wait_until(lambda before=before: bool(_unfinished(trial) - before), WAIT_SECONDS)
             time.sleep(trial.draw.random() * 0.01)
         else:
             goal = first + trial.draw.randint(2, 6)
-            wanted = ranks.wait_until(lambda goal=goal: len(rows(trial.run)) >= goal, WAIT_SECONDS)
+            reached = ranks.wait_until(lambda goal=goal: len(rows(trial.run)) >= goal, WAIT_SECONDS)
             time.sleep(trial.draw.random() * 0.05)
         ranks.send(SIGKILL)
         ranks.wait(WAIT_SECONDS)
-        assert wanted, f"kill {number}: {ranks.told()}"
+        assert reached, f"kill {number}: {ranks.read_output()}"
         torn += bool(_unfinished(trial))
     trial.finish(*overrides)
     trial.check_same_bits()
@@ -45,7 +45,7 @@ def kill_many_times(trial: Trial, num_kills: int, *overrides: str) -> int:
 
 
 def _unfinished(trial: Trial) -> set[tuple[str, int]]:
-    """Checkpoints that are being written or that a kill left half-written, with the time of their last change."""
+    """Returns names and modification times of checkpoints that are being written or are incomplete after a kill."""
     found = set()
     for path in (trial.run / "checkpoints").glob("step_*.tmp"):
         with suppress(FileNotFoundError):

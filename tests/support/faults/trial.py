@@ -1,4 +1,4 @@
-"""One run that something happens to: started, killed, gone on with, and compared with a run that was left alone."""
+"""A run with a fault: starts it, kills it, resumes it, and compares it with an undisturbed run."""
 
 import random
 import signal
@@ -16,12 +16,12 @@ WAIT_SECONDS = 240.0
 
 @dataclass(frozen=True)
 class Setup:
-    """How a strategy runs in the matrix.
+    """Settings of a strategy in the matrix.
 
     Attributes:
-        num_ranks: Processes.
-        other_sizes: Numbers of processes with which the run goes on one after the other.
-        overrides: What the strategy needs.
+        num_ranks: Number of processes.
+        other_sizes: Numbers of processes with which the run resumes, in this order.
+        overrides: Overrides that the strategy needs.
     """
 
     num_ranks: int
@@ -47,33 +47,33 @@ class Trial:
 
     Attributes:
         store: Token store.
-        folder: For run folders and outputs of this trial.
-        strategy: Name.
-        draw: Of moments and ranks.
-        whole: Bytes of metrics.jsonl of the run that nothing happened to, under the same strategy.
+        folder: Folder of run folders and outputs of this trial.
+        strategy: Name of the strategy.
+        draw: Random generator of moments and ranks.
+        expected: Content of metrics.jsonl of an undisturbed run under the same strategy.
     """
 
     store: Path
     folder: Path
     strategy: str
     draw: random.Random
-    whole: bytes
+    expected: bytes
     _starts: int = 0
 
     @property
     def run(self) -> Path:
-        """The run folder."""
+        """Returns the run folder."""
         return self.folder / "run"
 
     @property
     def metrics(self) -> bytes:
-        """What metrics.jsonl holds."""
+        """Returns the content of metrics.jsonl, empty if it does not exist."""
         path = self.run / "metrics.jsonl"
         return path.read_bytes() if path.exists() else b""
 
     @property
     def num_ranks(self) -> int:
-        """Processes."""
+        """Returns the number of processes of the strategy."""
         return STRATEGIES[self.strategy].num_ranks
 
     def start(
@@ -83,55 +83,57 @@ class Trial:
         num_ranks: int | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> Ranks:
-        """Starts the run, or goes on with it."""
+        """Starts or resumes the run."""
         self._starts += 1
         name = strategy or self.strategy
         setup = STRATEGIES[name]
-        words = arguments(self.store, self.folder, "run", name, *setup.overrides, *overrides)
-        return Ranks(words, num_ranks or setup.num_ranks, self.folder / f"start_{self._starts}.txt", prepare)
+        command_arguments = arguments(self.store, self.folder, "run", name, *setup.overrides, *overrides)
+        return Ranks(
+            command_arguments, num_ranks or setup.num_ranks, self.folder / f"start_{self._starts}.txt", prepare
+        )
 
     def kill_after_row(self, row: int, rank: int | None = None, *overrides: str, **start: Any) -> Ranks:
-        """Starts the run and kills it, or one rank, with -9 after a row was written."""
+        """Starts the run and kills all ranks, or one, with SIGKILL after a row was written."""
         ranks = self.start(*overrides, **start)
-        assert ranks.wait_until(lambda: len(rows(self.run)) >= row, WAIT_SECONDS), ranks.told()
+        assert ranks.wait_until(lambda: len(rows(self.run)) >= row, WAIT_SECONDS), ranks.read_output()
         time.sleep(self.draw.random() * 0.05)
         ranks.send(signal.SIGKILL, rank)
         ranks.wait(WAIT_SECONDS)
-        assert self.metrics != self.whole, "the run ended before it was killed"
+        assert self.metrics != self.expected, "the run ended before it was killed"
         return ranks
 
     def finish(self, *overrides: str, **start: Any) -> str:
-        """Lets the run go on to its end; returns what it printed."""
+        """Resumes the run until its end, and returns its output."""
         ranks = self.start(*overrides, **start)
         codes = ranks.wait(WAIT_SECONDS)
-        assert not any(codes), f"exit codes {codes}:\n{ranks.told()}"
+        assert not any(codes), f"exit codes {codes}:\n{ranks.read_output()}"
         ended = summary(self.run)
         assert (ended["ended"], ended["steps"]) == ("finished", ended["max_steps"]), ended
         assert (self.run / "report.html").is_file()
-        return ranks.told()
+        return ranks.read_output()
 
     def check_same_bits(self) -> str:
-        """Checks that not one bit of the rows differs."""
-        assert self.metrics == self.whole, difference(self.metrics, self.whole)
+        """Checks that the rows are bitwise equal."""
+        assert self.metrics == self.expected, difference(self.metrics, self.expected)
         return SAME_BITS
 
     def check_close(self, tolerance: float = 1e-5) -> str:
-        """Checks that rows are the same up to a relative tolerance; returns the largest difference."""
-        (self.folder / "metrics.jsonl").write_bytes(self.whole)
+        """Checks that rows are equal up to a relative tolerance, and returns the largest difference."""
+        (self.folder / "metrics.jsonl").write_bytes(self.expected)
         largest = largest_difference(rows(self.run), rows(self.folder))
         assert largest <= tolerance, f"rows differ by {largest:g}"
         return f"within {largest:.0e}"
 
 
 def largest_difference(own: list[dict[str, float]], expected: list[dict[str, float]]) -> float:
-    """Largest relative difference of two sets of rows with the same steps and keys (absolute below 1)."""
+    """Returns the largest relative difference of rows with the same steps and keys; below 1 it is absolute."""
     assert [(row["step"], set(row)) for row in own] == [(row["step"], set(row)) for row in expected]
     pairs = [(value, other[key]) for row, other in zip(own, expected, strict=True) for key, value in row.items()]
     return max(abs(one - two) / max(1.0, abs(two)) for one, two in pairs)
 
 
 def difference(own: bytes, expected: bytes) -> str:
-    """The first line that differs, for a message."""
+    """Describes the first line that differs."""
     lines = zip(own.splitlines(), expected.splitlines(), strict=False)
     first = next(((one, two) for one, two in lines if one != two), (b"(end)", b"(end)"))
     return f"{len(own.splitlines())} rows for {len(expected.splitlines())}; {first[0]!r} for {first[1]!r}"

@@ -1,4 +1,4 @@
-"""Saves twice, the second time with a limit on the size of a file: `python -m ... FOLDER BYTES`. Run by a test."""
+"""Program that a test runs as `python -m ... FOLDER BYTES`. It saves twice, the second time with a file size limit."""
 
 import resource
 import signal

@@ -1,4 +1,4 @@
-"""A file system like an object store, over a folder: nothing can be renamed, and listings come from a cache."""
+"""File system over a folder that behaves like an object store: it cannot rename, and it caches listings."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class NoRenameFileSystem(LocalFileSystem):
-    """`norename:///folder` is that folder.
+    """File system in which the URL `norename:///folder` names the local folder `/folder`.
 
     Attributes:
-        full_at: Files whose names end so take a first byte and no more.
-        unreachable: Nothing can be looked at.
+        full_at: Ending of the names of files that accept only one byte.
+        unreachable: True makes every look-up fail.
     """
 
     protocol = "norename"

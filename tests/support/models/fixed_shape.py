@@ -1,4 +1,4 @@
-"""Batches of one fixed shape without values, and a record of the operators that were called."""
+"""Batches of one fixed shape without values, and a recorder of called operators."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ def fixed_shape_batch(lengths: tuple[int, ...], num_sequences: int, device: str)
 
 
 class Called(TorchDispatchMode):
-    """Keeps the names of the operators that were called."""
+    """Dispatch mode that records the names of called operators."""
 
     def __init__(self) -> None:
         super().__init__()

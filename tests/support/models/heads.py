@@ -1,4 +1,4 @@
-"""Heads that read tokens or choices, as small as they can be, with the parameter names that exports know."""
+"""Minimal heads for tokens or choices, with the parameter names that exports expect."""
 
 from torch import Tensor, nn
 
@@ -9,7 +9,7 @@ from framework.tasks.pooling import POOLINGS, Pooler, PredictionTransform, trans
 
 
 def transform_of(config: EncoderConfig) -> PredictionTransform | None:
-    """What ModernBERT puts before the scores of every head."""
+    """Returns the layers that ModernBERT applies before the scores of every head; None for other families."""
     if config.family != "modernbert":
         return None
     dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
@@ -18,7 +18,7 @@ def transform_of(config: EncoderConfig) -> PredictionTransform | None:
 
 
 class TokenHead(nn.Module):
-    """Scores of every token: (tokens, labels)."""
+    """Computes label scores of every token: (tokens, labels)."""
 
     def __init__(self, config: EncoderConfig, num_labels: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class TokenHead(nn.Module):
 
 
 class SpanHead(nn.Module):
-    """Scores of every token for the start and the end of an answer: (tokens, 2)."""
+    """Computes scores of every token as start and end of an answer: (tokens, 2)."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class SpanHead(nn.Module):
 
 
 class ChoiceHead(nn.Module):
-    """One score for each sequence, which is one choice: (sequences, 1)."""
+    """Computes one score for each sequence, which holds one choice: (sequences, 1)."""
 
     def __init__(self, config: EncoderConfig, pooling: str = "cls") -> None:
         super().__init__()

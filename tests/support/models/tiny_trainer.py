@@ -1,4 +1,4 @@
-"""The tiny model trained by Lightning's Trainer under a strategy."""
+"""Trains the tiny model by Lightning's Trainer under a strategy."""
 
 import os
 from typing import Any
@@ -18,7 +18,7 @@ Curve = list[tuple[float, float]]
 
 
 class TinyModule(pl.LightningModule):
-    """Runs the tiny loop by manual optimization; validates every second step."""
+    """Lightning module that runs the tiny loop by manual optimization and validates every second step."""
 
     def __init__(self) -> None:
         super().__init__()

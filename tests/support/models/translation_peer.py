@@ -1,4 +1,4 @@
-"""A translation model of ours and EncoderDecoderModel of transformers with the same random weights."""
+"""Builds our translation model and EncoderDecoderModel of transformers with the same random weights."""
 
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ def decoder_rules() -> list[Rule]:
 def both_models(
     share_words: bool = False, tie_output: bool = True, search: SearchSettings | None = None
 ) -> tuple[TaskModel, transformers.EncoderDecoderModel]:
-    """Ours with the weights of theirs, which are random."""
+    """Returns our model and the transformers model, with the same random weights."""
     special = {"bos_token_id": START, "eos_token_id": END, "pad_token_id": PAD, "decoder_start_token_id": START}
     options = {"is_decoder": True, "add_cross_attention": True, "num_hidden_layers": LAYERS, **special}
     theirs = transformers.EncoderDecoderModel(

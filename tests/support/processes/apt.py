@@ -8,9 +8,9 @@ from pathlib import Path
 
 
 def apt_install(*packages: str) -> None:
-    """Installs packages; where that fails, once more with fresh lists. The caller checks what is there afterwards."""
+    """Installs packages, with a second attempt after updating the lists. The caller checks the installed programs."""
     with (Path(tempfile.gettempdir()) / "cloze-tests-apt.lock").open("w") as lock:
-        # Each worker of pytest-xdist collects all tests, and would start apt-get beside the others.
+        # Each worker of pytest-xdist collects all tests, so that several would run apt-get at the same time.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _run("install", "--yes", "--no-install-recommends", *packages):
             _run("update")

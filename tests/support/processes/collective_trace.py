@@ -1,4 +1,4 @@
-"""Records what a process asks of its process groups, in order, among events of the test's own."""
+"""Records the collectives of a process in order, together with events of the test."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Call:
-    """One collective, by the name of its operator, and the elements of the largest tensor in it."""
+    """Name of a collective's operator, and the number of elements of its largest tensor."""
 
     name: str
     numel: int
 
 
 class CollectiveTrace(TorchDispatchMode):
-    """Sees every operator of c10d while it is entered, and of the functional twin.
+    """Dispatch mode that records every operator of c10d and of its functional variant.
 
     Torch's own CommDebugMode fails with fully_shard.
 
     Attributes:
-        calls: The collectives, in order.
-        events: Their names, among what `note` put there.
+        calls: Collectives, in order.
+        events: Names of the collectives, and the events passed to `note`.
     """
 
     def __init__(self) -> None:

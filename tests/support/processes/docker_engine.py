@@ -1,6 +1,6 @@
-"""A Docker engine for the time of a test: the one that answers, else one of its own, which needs root and dockerd.
+"""Docker engine for the duration of a test: the running engine, or a new one, which needs root and dockerd.
 
-And a base image without a registry: Debian by debootstrap, with this machine's certificates and settings of pip.
+Also builds a base image without a registry: Debian by debootstrap, with this machine's certificates and pip settings.
 """
 
 import os
@@ -19,18 +19,18 @@ _SIDES = ("--iptables=false", "--ip6tables=false", "--bridge=none")
 
 
 def docker(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    """Runs docker; `check` is on unless it is given."""
+    """Runs docker. `check` is True by default."""
     settings = {"check": True, "capture_output": True, "text": True} | options
     return subprocess.run(["docker", *arguments], **settings)  # type: ignore[call-overload,no-any-return]
 
 
 def answers() -> bool:
-    """True where an engine is reached."""
+    """Returns True if an engine is reachable."""
     return shutil.which("docker") is not None and docker("info", check=False).returncode == 0
 
 
 def why_not() -> str | None:
-    """What is missing to have an engine; None: nothing is, after apt was asked for it."""
+    """Installs dockerd by apt if needed. Returns what is still missing for an engine, or None."""
     if answers():
         return None
     if os.geteuid() != 0:
@@ -43,7 +43,7 @@ def why_not() -> str | None:
 
 @contextmanager
 def engine(folder: Path) -> Iterator[None]:
-    """Names an engine in DOCKER_HOST while the block runs, if none answers already."""
+    """Starts an engine and sets DOCKER_HOST while the block runs, unless an engine already answers."""
     if answers():
         yield
         return
@@ -77,7 +77,7 @@ def engine(folder: Path) -> Iterator[None]:
 
 
 def debian_base(folder: Path, tag: str) -> None:
-    """Makes a base image in which pip finds what it finds here."""
+    """Builds a base image in which pip reaches the same package index as on this machine."""
     root = folder / "root"
     packages = "--include=ca-certificates,python3,python3-venv,python3-pip"
     subprocess.run(

@@ -1,4 +1,7 @@
-"""Run as several ranks in a test: fails as its arguments say and reports it, where told to through a run folder."""
+"""Program that a test runs as several ranks. It fails as its first argument says and reports the failure.
+
+A second argument names a run folder through which it reports.
+"""
 
 import os
 import sys
@@ -18,7 +21,7 @@ ERRORS = {
 if len(sys.argv) > 2:
     folder = Path(sys.argv[2])
     REPORT.open(folder, folder, folder / "no.log", Beats(folder, 0.1))
-# All ranks fail together: the grace of the report is shorter than the start of a process on a busy machine may differ.
+# All ranks fail together: on a busy machine, start times may differ by more than the grace period of the report.
 ready = Path(os.environ["CLOZE_TEST_READY"])
 (ready / os.environ["RANK"]).touch()
 while len(list(ready.iterdir())) < int(os.environ["WORLD_SIZE"]):

@@ -1,6 +1,6 @@
-"""Hosts on this machine: network namespaces with a name, an address and an /etc/hosts of their own, on one bridge.
+"""Hosts on this machine: network namespaces, each with its name, address and /etc/hosts, on one bridge.
 
-They share the disk, as hosts of a cluster do. With `ssh` each runs an sshd of its own.
+They share the disk, as hosts of a cluster do. `start_ssh` starts an sshd on each.
 """
 
 import os
@@ -20,7 +20,7 @@ _ENTER = 'hostname "$1"; mount --bind "$2" /etc/hosts; shift 2; exec "$@"'
 
 
 def why_not() -> str | None:
-    """What is missing here to make hosts; None: nothing is, after apt was asked for programs that were missing."""
+    """Installs missing programs by apt. Returns what is still missing to create hosts, or None."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if _missing():
@@ -47,14 +47,14 @@ def _run(*command: str) -> None:
 
 @dataclass(frozen=True)
 class Host:
-    """One of them.
+    """A host: a network namespace on the bridge.
 
     Attributes:
-        name: vm0, vm1 and so on, which all of them know.
-        address: IPv4.
-        namespace: Its network.
-        port: Its end on the bridge; taking it down is the cut of a cable.
-        hosts_file: Its /etc/hosts.
+        name: vm0, vm1 and so on; all hosts can resolve it.
+        address: IPv4 address.
+        namespace: Name of the network namespace.
+        port: Network interface on the bridge; taking it down acts like a cut cable.
+        hosts_file: File that is /etc/hosts on this host.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Host:
     hosts_file: Path
 
     def start(self, command: Sequence[str], variables: Mapping[str, str], output: Path) -> subprocess.Popen[bytes]:
-        """Starts a command there, in a process group of its own, its two outputs in a file."""
+        """Starts a command on the host in its own process group, with standard output and error in one file."""
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}", "unshare", "--uts", "--mount", "bash", "-ec", _ENTER]
         with output.open("wb") as file:
             return subprocess.Popen(
@@ -77,21 +77,21 @@ class Host:
             )
 
     def cut(self) -> None:
-        """Nothing comes or goes any more, and nobody is told."""
+        """Drops all packets from and to the host, without any error to either end."""
         _run("ip", "link", "set", self.port, "down")
 
     def join(self) -> None:
-        """Puts the cable back."""
+        """Reconnects the host."""
         _run("ip", "link", "set", self.port, "up")
 
 
 @contextmanager
 def hosts(folder: Path, number: int) -> Iterator[list[Host]]:
-    """Makes hosts vm0, vm1, ... and removes them at the end, with all that still runs there.
+    """Creates hosts vm0, vm1, ... and removes them at the end, with all processes that still run on them.
 
     Args:
-        folder: Gets their /etc/hosts.
-        number: Of hosts.
+        folder: Folder for the /etc/hosts files.
+        number: Number of hosts.
     """
     mark = os.getpid() % 10000
     network = f"10.{100 + mark % 100}.{mark // 100}"
@@ -130,9 +130,9 @@ def start_ssh(folder: Path, machines: Sequence[Host], variables: Mapping[str, st
     """Starts an sshd on each host, and returns the ssh command that reaches them as root.
 
     Args:
-        folder: Gets keys and configs.
+        folder: Folder for keys and configs.
         machines: The hosts.
-        variables: Which sshd sets for what it runs.
+        variables: Environment variables that sshd sets for the commands it runs.
     """
     os.makedirs("/run/sshd", exist_ok=True)
     for name in ("host_key", "key"):

@@ -1,7 +1,7 @@
-"""The ranks of one start of a command, as real processes that are forked from one that has imported it.
+"""Runs the ranks of a command as real processes, forked from one that has imported the command.
 
 torchrun would start an interpreter for each rank, which takes ten times as long as the tiny runs themselves. Like
-torchrun, `wait` ends the other ranks where one has failed; kill -9 by torchrun itself is tested in tests/integration.
+torchrun, `wait` ends the other ranks if one has failed. tests/integration tests kill -9 by torchrun itself.
 """
 
 import importlib
@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _GRACE_SECONDS = 20.0
-"""How long the ranks that are left may take to say why they leave."""
+"""Time that the remaining ranks have to report why they end."""
 
 _POLL_SECONDS = 0.002
 
@@ -30,7 +30,7 @@ def _run_rank(
     prepare: Callable[[], None] | None,
     folder: str,
 ) -> None:
-    """The life of one rank: a session of its own, output to a file, then the command."""
+    """Runs one rank: starts a new session, redirects output to a file, and runs the command."""
     os.setsid()
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -52,12 +52,12 @@ class Ranks:
     """One start of a command.
 
     Args:
-        arguments: Of the command.
-        num_ranks: Processes.
+        arguments: Arguments of the command.
+        num_ranks: Number of processes.
         output: File to which all of them print.
-        prepare: Called in each process before the command; it may replace parts of the product by broken ones.
-        command: Such as "train" or "predict".
-        folder: Where the processes work; None: here.
+        prepare: Function called in each process before the command. It may inject faults into framework code.
+        command: Name of the command, such as "train" or "predict".
+        folder: Working folder of the processes; None: the current one.
     """
 
     def __init__(
@@ -76,9 +76,9 @@ class Ranks:
         self.processes: list[BaseProcess] = []
         for rank in range(num_ranks):
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
-            place = environment | {name: str(value) for name, value in own.items()}
+            variables = environment | {name: str(value) for name, value in own.items()}
             process = context.Process(
-                target=_run_rank, args=(command, arguments, place, str(output), prepare, str(folder or Path.cwd()))
+                target=_run_rank, args=(command, arguments, variables, str(output), prepare, str(folder or Path.cwd()))
             )
             process.start()
             self.processes.append(process)
@@ -106,7 +106,7 @@ class Ranks:
         return [process.exitcode for process in self.processes]
 
     def wait_until(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Waits for a condition while the run goes on; False where the run ended or the time was up before."""
+        """Waits for a condition while all ranks run. Returns False if a rank ended or the time was up before."""
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline or not all(process.is_alive() for process in self.processes):
@@ -114,8 +114,8 @@ class Ranks:
             time.sleep(_POLL_SECONDS)
         return True
 
-    def told(self) -> str:
-        """What the ranks have printed."""
+    def read_output(self) -> str:
+        """Returns everything that the ranks have printed."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
 

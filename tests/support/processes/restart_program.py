@@ -1,4 +1,4 @@
-"""Run by torchrun in a test: the first attempt fails, the second must not meet what the first left in the store."""
+"""Program that torchrun runs in a test. The first attempt fails, and the second must not see its keys in the store."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ with process_group("ddp", "cpu", 20.0):
     total = torch.tensor(float(os.environ["RANK"]) + 1.0)
     dist.all_reduce(total)
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
-        # A kill, not an exception: nobody tidies up.
+        # A kill instead of an exception, so that nothing is cleaned up.
         os._exit(7)
     if dist.get_rank() == 0:
         sys.stdout.write(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']} sum {total.item()}\n")

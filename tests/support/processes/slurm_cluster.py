@@ -1,7 +1,7 @@
-"""A real SLURM on this machine, for the time of a test: munged, slurmctld, a slurmd for each node, no accounting.
+"""Real SLURM on this machine for the duration of a test: munged, slurmctld, a slurmd for each node, no accounting.
 
-Nodes are names only: all of them are this machine. Each has 4 CPUs and says that it has 2 GPUs. The partition `high`
-takes nodes from the jobs of `main`, which get 15 seconds to leave and are queued again.
+All nodes are this machine under different names. Each has 4 CPUs and declares 2 GPUs. Jobs of the partition `high`
+preempt jobs of `main`, which have 15 seconds to end and are then requeued.
 """
 
 import os
@@ -20,7 +20,7 @@ from tests.support.processes.apt import apt_install
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
 LOST_SECONDS = 20
-"""A node that is silent for so long counts as lost."""
+"""Time without an answer after which a node counts as lost."""
 
 _PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 
@@ -62,7 +62,7 @@ GresTypes=gpu
 
 @cache
 def why_not() -> str | None:
-    """What is missing to start SLURM here, after its packages were installed; None: nothing is."""
+    """Installs SLURM's packages. Returns what is still missing to start SLURM, or None."""
     if os.geteuid() != 0:
         return "SLURM's daemons need root"
     if _missing() and shutil.which("apt-get") is not None:
@@ -71,11 +71,11 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """Servers that run.
+    """The servers of a SLURM cluster.
 
     Args:
-        folder: Holds their config, state and logs.
-        num_nodes: node0, node1 and so on.
+        folder: Folder of config, state and logs.
+        num_nodes: Number of nodes, called node0, node1 and so on.
     """
 
     def __init__(self, folder: Path, num_nodes: int) -> None:
@@ -88,12 +88,12 @@ class Cluster:
         subprocess.run(["slurmd", "-N", name], check=True)
 
     def lose_node(self, name: str) -> None:
-        """Ends all that runs on a node at once, as a power cut does: the daemon, its steps and their processes."""
+        """Kills everything on a node at once, as a power cut does: the daemon, its steps and their processes."""
         doomed = [int((self.folder / f"slurmd.{name}.pid").read_text())]
         for file in Path("/proc").glob("[0-9]*/environ"):
             with suppress(OSError):
-                words = file.read_bytes().split(b"\0")
-                if f"SLURMD_NODENAME={name}".encode() in words and self._variable in words:
+                variables = file.read_bytes().split(b"\0")
+                if f"SLURMD_NODENAME={name}".encode() in variables and self._variable in variables:
                     doomed.append(int(file.parent.name))
         doomed += self._step_daemons(name)
         for pid in doomed:
@@ -105,7 +105,7 @@ class Cluster:
         return f"SLURM_CONF={self.folder / 'slurm.conf'}".encode()
 
     def _step_daemons(self, name: str) -> list[int]:
-        """Those that run the steps of a node: they write to its log."""
+        """Returns the process ids of the daemons that run a node's steps; they write to its log."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -120,7 +120,7 @@ class Cluster:
         wait_until(lambda: self._states() == ["idle"] * len(self.nodes), seconds, self.log)
 
     def log(self) -> str:
-        """The end of the controller's log."""
+        """Returns the end of the controller's log."""
         return (self.folder / "slurmctld.log").read_text()[-3000:]
 
     def _states(self) -> list[str]:
@@ -128,23 +128,23 @@ class Cluster:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
 
 
-def wait_until(condition, seconds: float, told) -> None:
-    """Waits for a condition; when the time is up, fails with what `told` returns."""
+def wait_until(condition, seconds: float, message) -> None:
+    """Waits for a condition. Fails with the text of `message()` when the time is up."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, told()
+        assert time.monotonic() < deadline, message()
         time.sleep(0.1)
 
 
 def job_state(job: int | str) -> str:
-    """The state of a job, such as RUNNING."""
+    """Returns the state of a job, such as RUNNING."""
     command = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
     return subprocess.check_output(command, text=True).strip()
 
 
 @contextmanager
 def slurm(folder: Path, num_nodes: int = 1) -> Iterator[Cluster]:
-    """Starts the servers and names their config in SLURM_CONF; ends them afterwards, and all jobs with them."""
+    """Starts the servers and sets SLURM_CONF to their config. Ends them and all jobs afterwards."""
     before = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH")}
     cluster = Cluster(folder, num_nodes)
     (folder / "state").mkdir(parents=True)
@@ -154,8 +154,8 @@ def slurm(folder: Path, num_nodes: int = 1) -> Iterator[Cluster]:
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     host = socket.gethostname()
     lines = [_CONFIG.format(folder=folder, host=host, controller=_free_port(), lost=LOST_SECONDS)]
-    place = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
-    lines += [f"NodeName={name} {place} Port={_free_port()}\n" for name in cluster.nodes]
+    hardware = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
+    lines += [f"NodeName={name} {hardware} Port={_free_port()}\n" for name in cluster.nodes]
     everywhere = f"Nodes={','.join(cluster.nodes)} MaxTime=INFINITE State=UP"
     lines.append(f"PartitionName=main {everywhere} Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=15\n")
     lines.append(f"PartitionName=high {everywhere} PriorityTier=10 PreemptMode=OFF\n")
@@ -164,8 +164,8 @@ def slurm(folder: Path, num_nodes: int = 1) -> Iterator[Cluster]:
         (folder / f"gpu{index}").touch()
     (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
     try:
-        places = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
-        munge = [f"--{name}={folder}/munge.{end}" for name, end in places.items()]
+        options = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        munge = [f"--{name}={folder}/munge.{end}" for name, end in options.items()]
         subprocess.run(["munged", "--force", *munge], check=True)
         subprocess.run(["slurmctld", "-c"], check=True)
         for name in cluster.nodes:
@@ -205,7 +205,7 @@ def _missing() -> list[str]:
 
 
 def _path() -> str:
-    """Where to look for programs: daemons of Debian lie where users do not."""
+    """Returns PATH extended by the folders in which Debian installs daemons."""
     return os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 

@@ -1,7 +1,7 @@
-"""Warm processes for multi-process tests: torch and lightning are imported once, each call gets a fresh gloo group.
+"""Reusable processes for multi-process tests. They import torch and lightning once; each call has a new gloo group.
 
 `pool.run(function, world_size, *args)` runs a top-level function on ranks 0 to world_size - 1 and returns the results
-by rank. Inside, the environment is torchrun's (RANK, WORLD_SIZE, ...) and the default process group exists already.
+by rank. The function runs with torchrun's environment (RANK, WORLD_SIZE, ...) and an initialized default process group.
 """
 
 import importlib
@@ -32,11 +32,11 @@ _PRELOADED = (
 
 
 class WorkerError(AssertionError):
-    """A rank failed or hung; the message holds its traceback."""
+    """Raised if a rank failed or hung; the message contains its traceback."""
 
 
 class WorkerPool:
-    """Processes that are started when first needed and live until the session ends."""
+    """Processes that start when first needed and live until the test session ends."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="cloze-workers-")
@@ -47,13 +47,13 @@ class WorkerPool:
         """Runs a function on each of `world_size` ranks.
 
         Args:
-            function: At the top level of an importable module.
-            world_size: 1 or more.
-            args: Picklable, the same for every rank.
-            timeout: Seconds after which the call is given up and the processes are replaced.
+            function: Function at the top level of an importable module.
+            world_size: Number of ranks, at least 1.
+            args: Picklable arguments, the same for every rank.
+            timeout: Seconds after which the call fails and the processes are replaced.
 
         Returns:
-            The results by rank; they must be picklable (tensors are copied).
+            Results by rank. They must be picklable; tensors are copied.
 
         Raises:
             WorkerError: A rank raised, died or hung.
@@ -62,9 +62,9 @@ class WorkerPool:
         self._num_calls += 1
         environ = self._environment(world_size)
         workers = self._workers[:world_size]
-        place = _place(function)
+        import_path = _import_path(function)
         for rank, (_, connection) in enumerate(workers):
-            connection.send((place, args, environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            connection.send((import_path, args, environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
         answers: dict[int, tuple[bool, Any]] = {}
         deadline = time.monotonic() + timeout
         ranks = {connection: rank for rank, (_, connection) in enumerate(workers)}
@@ -81,7 +81,7 @@ class WorkerPool:
                 except EOFError:
                     answers[ranks[connection]] = (False, "The process died.")
                 if not answers[ranks[connection]][0] and not failed:
-                    # Peers of a failed rank may wait for it in a collective: they get little time.
+                    # Peers of a failed rank may wait for it in a collective, so they get little time.
                     failed = True
                     deadline = min(deadline, time.monotonic() + 3.0)
         if failed or len(answers) < world_size:
@@ -94,7 +94,7 @@ class WorkerPool:
         return [answers[rank][1] for rank in range(world_size)]
 
     def stop(self) -> None:
-        """Kills the processes; the next call starts new ones."""
+        """Kills the processes. The next call starts new ones."""
         for process, connection in self._workers:
             connection.close()
             process.kill()
@@ -102,7 +102,7 @@ class WorkerPool:
         self._workers.clear()
 
     def close(self) -> None:
-        """Ends the pool."""
+        """Ends the pool and all of its processes."""
         self.stop()
         self._folder.cleanup()
 
@@ -120,8 +120,7 @@ class WorkerPool:
 
     def _grow(self, size: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        # One process imports these and forks the others: the imports are paid once, and replacing a worker costs
-        # little.
+        # One process imports these modules and forks the others, so that replacing a worker is cheap.
         context.set_forkserver_preload(["lightning.pytorch", "torch._dynamo", *_PRELOADED])
         before = dict(os.environ)
         os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
@@ -137,8 +136,8 @@ class WorkerPool:
             os.environ.update(before)
 
 
-def _place(function: Callable[..., Any]) -> tuple[str, str]:
-    """Module and name by which a worker imports a function, whatever name pytest gave the test module."""
+def _import_path(function: Callable[..., Any]) -> tuple[str, str]:
+    """Returns module and name by which a worker imports a function, independent of pytest's name for the module."""
     path = Path(inspect.getfile(function)).resolve()
     if path.is_relative_to(_ROOT / "tests"):
         return ".".join(path.relative_to(_ROOT).with_suffix("").parts), function.__qualname__
@@ -146,7 +145,7 @@ def _place(function: Callable[..., Any]) -> tuple[str, str]:
 
 
 def _serve(connection: Connection, root: str) -> None:
-    """Answers calls until the other side hangs up."""
+    """Answers calls until the other end closes the connection."""
     sys.path.insert(0, root)
     torch.set_num_threads(1)
     while True:

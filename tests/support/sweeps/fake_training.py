@@ -1,6 +1,6 @@
-"""Stands for one job of a sweep: `python fake_training.py FOLDER`, which does as FOLDER/role.json says, in 50 ms.
+"""Stand-in for one job of a sweep: `python fake_training.py FOLDER` acts as FOLDER/role.json says, in 50 ms.
 
-It leaves what `framework.train` leaves in a run folder: config.yaml, summary.json and logs/failure.json.
+It writes the files that `framework.train` writes into a run folder: config.yaml, summary.json and logs/failure.json.
 """
 
 import json
@@ -32,7 +32,7 @@ def main(folder: Path) -> int:
         return 1  # as torchrun does
     if role["does"] == "begin":
         (folder / "waits").touch()
-        time.sleep(60)  # listens to no signal yet
+        time.sleep(60)  # handles no signal yet
     if role["does"] == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if role["does"] == "fail":

@@ -1,4 +1,4 @@
-"""Sweeps through the command line's own `main`, whose jobs are small stand-ins for a training."""
+"""Runs sweeps by the command line's own `main`, with small stand-ins for the training jobs."""
 
 import json
 import sys
@@ -30,28 +30,38 @@ class Ended:
 
 @dataclass
 class Sweeping:
-    """Starts sweeps; `roles` says what each job does, `losses` what it reaches."""
+    """Function object that starts sweeps.
+
+    Attributes:
+        roles: Behaviour of each job by run id; "finish" by default.
+        losses: Final loss of each job by run id; 2.0 by default.
+        recorded_variables: Environment variables that each job records.
+    """
 
     monkeypatch: pytest.MonkeyPatch
     capfd: pytest.CaptureFixture[str]
     roles: dict[str, str] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
-    shown: tuple[str, ...] = ()
+    recorded_variables: tuple[str, ...] = ()
 
     def command(self, _: object, job: Job, flags: object) -> list[str]:
-        role = {"does": self.roles.get(job.id, "finish"), "loss": self.losses.get(job.id, 2.0), "shown": self.shown}
+        role = {
+            "does": self.roles.get(job.id, "finish"),
+            "loss": self.losses.get(job.id, 2.0),
+            "shown": self.recorded_variables,
+        }
         (job.folder / "role.json").write_text(json.dumps({**role, "config": yaml.safe_dump(dict(job.config))}))
         return [sys.executable, "-S", str(FAKE), str(job.folder)]
 
     def __call__(self, *overrides: str, folder: str | None = "runs/mine") -> Ended:
         GlobalHydra.instance().clear()
-        place = [] if folder is None else [f"hydra.sweep.dir={folder}"]
-        self.monkeypatch.setattr(sys, "argv", ["train", *LINE, *place, *overrides])
+        sweep_folder = [] if folder is None else [f"hydra.sweep.dir={folder}"]
+        self.monkeypatch.setattr(sys, "argv", ["train", *LINE, *sweep_folder, *overrides])
         code = 0
         try:
             train()
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
+        except SystemExit as error:
+            code = int(error.code or 0)
         captured = self.capfd.readouterr()
         return Ended(code, captured.out, captured.err)
 
@@ -63,7 +73,7 @@ def sweep(tmp_path, monkeypatch, capfd) -> Sweeping:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(launching, "_POLL_SECONDS", 0.01)
     for module in ("launcher", "search"):
-        # Stand-ins have no data to be checked; test_checks.py is about checks.
+        # Stand-ins have no data to check. test_checks.py tests the checks.
         monkeypatch.setattr(f"framework.sweeps.{module}.check_jobs", lambda jobs, processes: None)
     sweeping = Sweeping(monkeypatch, capfd)
     monkeypatch.setattr(launching.TorchrunLauncher, "command", lambda *given: sweeping.command(*given))

@@ -1,4 +1,4 @@
-"""Each task's example (tests/support/tasks/examples/NAME.py) by the commands, in processes as torchrun starts them."""
+"""Runs the example of a task (tests/support/tasks/examples/NAME.py) by the commands, in processes like torchrun's."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from tests.support.processes.ranks import Ranks
 
 TASKS = sorted(file.parent.name for file in Path(__file__).parents[3].glob("framework/tasks/*/task.py"))
-# Pre-training reads token stores and predicts no rows; tests/faults and tests/integration run it.
+# Pre-training reads token stores and predicts no rows. tests/faults and tests/integration run it.
 FINE_TUNED = [name for name in TASKS if name != "pretraining"]
 STEPS = 24
 COMMON = [
@@ -31,18 +31,18 @@ WAIT_SECONDS = 240.0
 
 
 def call(folder: Path, command: str, *arguments: str, num_ranks: int = 1) -> tuple[int | None, str]:
-    """Runs a command in a folder; returns the worst exit code and what was printed."""
+    """Runs a command in a folder, and returns the first exit code that is not 0, and the output."""
     output = folder / f"{command}.txt"
     output.unlink(missing_ok=True)
     ranks = Ranks(list(arguments), num_ranks, output, command=command, folder=folder)
     codes = ranks.wait(WAIT_SECONDS)
-    return next((code for code in codes if code), 0), ranks.told()
+    return next((code for code in codes if code), 0), ranks.read_output()
 
 
 def succeed(folder: Path, command: str, *arguments: str, num_ranks: int = 1) -> str:
-    code, told = call(folder, command, *arguments, num_ranks=num_ranks)
-    assert code == 0, told
-    return told
+    code, output = call(folder, command, *arguments, num_ranks=num_ranks)
+    assert code == 0, output
+    return output
 
 
 def example(name: str) -> ModuleType:
@@ -50,7 +50,7 @@ def example(name: str) -> ModuleType:
 
 
 def prepare(name: str, folder: Path) -> list[str]:
-    """Writes data and vocabulary; returns the overrides of training."""
+    """Writes data and vocabulary, and returns the overrides of training."""
     task = example(name)
     training = WordPieceTraining(200)
     training.train(WordCounts(training.count(task.TEXTS)), folder / "tokenizer")

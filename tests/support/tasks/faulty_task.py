@@ -1,6 +1,6 @@
-"""Pre-training that breaks once, at one step on one rank, as CLOZE_TEST_FAULT says: "KIND RANK STEP FILE".
+"""Pre-training that fails once, at one step on one rank, as CLOZE_TEST_FAULT says: "KIND RANK STEP FILE".
 
-It breaks only while FILE is not there, and makes it: a run that is started again goes through.
+It fails only if FILE does not exist, and creates FILE, so that a restarted run succeeds.
 """
 
 import os
@@ -21,7 +21,7 @@ from framework.tasks.pretraining.task import PretrainingTask
 
 
 def fault(kinds: tuple[str, ...], step: int | None) -> None:
-    """Breaks, if it is time; `step` is counted from 1."""
+    """Fails if this is the configured step and rank. `step` is counted from 1."""
     kind, rank, at, file = os.environ["CLOZE_TEST_FAULT"].split(" ", 3)
     if kind not in kinds or (process_info().rank, step) != (int(rank), int(at)) or Path(file).exists():
         return
@@ -38,7 +38,7 @@ def fault(kinds: tuple[str, ...], step: int | None) -> None:
 
 
 class FaultyTask(PretrainingTask):
-    """Breaks in the forward pass, or in the loader's process."""
+    """Task that fails in the forward pass, or in the loader's process."""
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         fault(("error", "kill", "stop", "sleep"), POSITION.step)
@@ -50,7 +50,7 @@ class FaultyTask(PretrainingTask):
 
 
 class SlowTask(PretrainingTask):
-    """Takes its time, so that a node can join before the run is over."""
+    """Task that trains slowly, so that a node can join before the run ends."""
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         time.sleep(0.1)
@@ -58,7 +58,7 @@ class SlowTask(PretrainingTask):
 
 
 class FaultySource:
-    """Breaks when a batch is built."""
+    """Source that fails when a batch is built."""
 
     def __init__(self, source: Any) -> None:
         self.source = source
@@ -75,7 +75,7 @@ class FaultySource:
 
 
 class SleepyTask(PretrainingTask):
-    """Sleeps in each training step, as CLOZE_TEST_SLEEP says: "SECONDS RANK [RANK ...]"."""
+    """Task that sleeps in each training step, as CLOZE_TEST_SLEEP says: "SECONDS RANK [RANK ...]"."""
 
     slept = -1
 

@@ -1,4 +1,4 @@
-"""A task that the package does not know, with a head whose parameters have names of their own."""
+"""Task that the package does not contain, with a head whose parameter names no export knows."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from framework.tasks.sequence_classification.task import SequenceClassificationT
 
 
 class PrototypeHead(nn.Module):
-    """The score of a label is how well the mean of the tokens fits its prototype."""
+    """Head that scores a label by the similarity of the tokens' mean and the label's prototype."""
 
     def __init__(self, hidden_size: int, num_labels: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class PrototypeHead(nn.Module):
 
 
 class PrototypeTask(SequenceClassificationTask):
-    """Labels of texts by prototypes."""
+    """Sequence classification by prototypes."""
 
     head_kind = "prototypes"
 

@@ -1,4 +1,4 @@
-"""The config of a task as a run records it."""
+"""Configs of tasks as runs record them."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from framework.config.resolvers import conf_folder, register_resolvers
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """The keys of a task as a run records them."""
+    """Returns the config of a task as a run records it."""
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return OmegaConf.to_container(compose("train", [f"task={name}"]).task, resolve=True)  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Reads an offline `.wandb` file: a log in LevelDB's format with a header of 7 bytes, which holds protobuf records."""
+"""Reads an offline `.wandb` file: protobuf records in a log of LevelDB's format with a header of 7 bytes."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class Segment:
-    """What one start of a run has written."""
+    """Records that one start of a run has written."""
 
     run: Any = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -28,7 +28,7 @@ class Segment:
 
 
 def read_segments(run_folder: Path) -> list[Segment]:
-    """All segments of a run folder, in the order of their starts."""
+    """Returns all segments of a run folder, in the order of their starts."""
     return [read_segment(path) for path in sorted((run_folder / "wandb").glob("offline-run-*/*.wandb"))]
 
 
@@ -72,16 +72,16 @@ def _values(items: Any) -> dict[str, Any]:
 def _records(content: bytes) -> Iterator[bytes]:
     identity, magic, _ = struct.unpack("<4sHB", content[:7])
     assert (identity, magic) == (b":W&B", 0xBEE1)
-    place, parts = 7, b""
-    while place < len(content):
-        left = _BLOCK_BYTES - place % _BLOCK_BYTES
+    offset, parts = 7, b""
+    while offset < len(content):
+        left = _BLOCK_BYTES - offset % _BLOCK_BYTES
         if left < 7:
-            place += left
+            offset += left
             continue
-        checksum, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        data = content[place + 7 : place + 7 + length]
+        checksum, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
+        data = content[offset + 7 : offset + 7 + length]
         assert checksum == zlib.crc32(data, zlib.crc32(bytes([kind])))
-        place += 7 + length
+        offset += 7 + length
         parts = data if kind in (_FULL, _FIRST) else parts + data
         if kind in (_FULL, _LAST):
             yield parts

@@ -15,7 +15,7 @@ LONG = 60.0
 
 
 class KeepAll(pl.Callback):
-    """Lets every checkpoint stay."""
+    """Callback that keeps every checkpoint."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -24,14 +24,14 @@ class KeepAll(pl.Callback):
 
 
 def wait_for_write(trainer: pl.Trainer) -> None:
-    """Until the checkpoint that is being written is complete. Collective: all ranks must call."""
+    """Waits until the checkpoint that is being written is complete. Collective: all ranks must call."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, Checkpointing):
             callback.wait(trainer)
 
 
 class AtStepEnd(pl.Callback):
-    """Calls a function at the end of each step, after the standard callbacks."""
+    """Callback that calls a function at the end of each step, after the standard callbacks."""
 
     def __init__(self, action: Callable[[int], None]) -> None:
         self.action = action
@@ -59,5 +59,5 @@ def check_same(folder: Path, num_ranks: int) -> None:
             json.loads((folder / kind / "checkpoints" / checkpoint.name / "state.json").read_text())
             for kind in ("background", "synchronous")
         ]
-        assert states[0].pop("callbacks").keys() == states[1].pop("callbacks").keys()  # they hold seconds
+        assert states[0].pop("callbacks").keys() == states[1].pop("callbacks").keys()  # they contain durations
         assert states[0] == states[1]

@@ -1,4 +1,4 @@
-"""A toy task whose loss or gradient is not finite wherever certain sequences are trained on."""
+"""Toy task whose loss or gradient is not finite for certain sequences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from tests.support.training.toy_run import ToyTask, build_module
 
 
 class NanBackward(torch.autograd.Function):
-    """The number itself, whose gradient is not one."""
+    """Identity function with a NaN gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class NanBackward(torch.autograd.Function):
 
 
 class BadSequences(ToyTask):
-    """Some sequences, wherever they are trained on, spoil the loss or only the gradient of their micro-batch."""
+    """Toy task in which some sequences make the loss, or only the gradient, of their micro-batch not finite."""
 
     def __init__(self, bad_ids: Sequence[int], only_backward: bool = False) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Modes of activation checkpointing, and the settings of a run that is composed with overrides."""
+"""Modes of activation checkpointing, and settings composed from overrides."""
 
 from typing import Any
 

@@ -4,11 +4,11 @@ import lightning.pytorch as pl
 
 
 class CutError(RuntimeError):
-    """Stands for a kill."""
+    """Raised in place of a kill."""
 
 
 class CutAt(pl.Callback):
-    """Ends the process's run at a hook of a step, as a kill would, except that hooks of a failure still run."""
+    """Callback that ends the run at a hook of a step, as a kill would, except that failure hooks still run."""
 
     def __init__(self, hook: str, step: int) -> None:
         self.step = step

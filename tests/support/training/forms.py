@@ -1,4 +1,4 @@
-"""A toy module for each form of loss."""
+"""Builds a toy module for each form of loss."""
 
 from typing import Any
 

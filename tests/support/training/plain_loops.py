@@ -1,4 +1,4 @@
-"""Every form of loss once more as a plain loop: whole steps, autograd, torch's own optimizer, means; no machinery."""
+"""Reference loops for every form of loss: whole steps, autograd, torch's own optimizer, and means."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ Terms = dict[str, Tensor]
 
 
 def toy_terms(outputs: dict[str, Tensor], batch: PackedBatch) -> Terms:
-    """The terms of ToyTask as means."""
+    """Computes the terms of ToyTask as means."""
     labels = batch.targets["labels"]
     return {
         "word": functional.cross_entropy(outputs["word"], batch.targets["words"]),
@@ -33,7 +33,7 @@ def toy_loss(terms: Terms) -> Tensor:
 
 
 def r_drop(model: TaskModel, batch: PackedBatch, step: int, alpha: float) -> tuple[Tensor, Terms]:
-    """Liang et al. 2021, section 2.2, one target after the other."""
+    """Computes R-Drop (Liang et al. 2021, section 2.2), one target after the other."""
     first, second = (model(batch, token_keys(SEED, step, index, batch)) for index in (0, 1))
     ours, theirs = toy_terms(first, batch), toy_terms(second, batch)
     terms = {name: 0.5 * ours[name] + 0.5 * theirs[name] for name in ours}
@@ -49,7 +49,7 @@ def r_drop(model: TaskModel, batch: PackedBatch, step: int, alpha: float) -> tup
 
 
 def adversarial(model: TaskModel, batch: PackedBatch, step: int, epsilon: float, weight: float) -> tuple[Tensor, Terms]:
-    """Miyato et al. 2017, equations 1 to 3, one sequence after the other."""
+    """Computes the adversarial loss (Miyato et al. 2017, equations 1 to 3), one sequence after the other."""
     keys = token_keys(SEED, step, 0, batch)
     embeddings = model.encoder.embed(batch, keys)
     clean = toy_terms(model.head(model.encoder.encode(embeddings, batch, keys), batch, keys), batch)
@@ -62,13 +62,13 @@ def adversarial(model: TaskModel, batch: PackedBatch, step: int, epsilon: float,
 
 
 def contrast(model: TaskModel, batch: PackedBatch, step: int | None) -> tuple[Tensor, Terms]:
-    """InfoNCE of the whole step in one graph (van den Oord et al. 2018, equation 4); step None: without dropout."""
+    """Computes InfoNCE of a step in one graph (van den Oord et al. 2018, equation 4). Step None disables dropout."""
     outputs = model(batch, None if step is None else token_keys(SEED, step, 0, batch))
     losses, lengths = [], []
-    for place, query in enumerate(outputs["query"]):
+    for index, query in enumerate(outputs["query"]):
         similarity = torch.stack([functional.cosine_similarity(query, key, dim=0) for key in outputs["key"]])
-        losses.append(-(similarity / TEMPERATURE).log_softmax(0)[place])
-        if batch.targets["labels"][place] != IGNORE_INDEX:
+        losses.append(-(similarity / TEMPERATURE).log_softmax(0)[index])
+        if batch.targets["labels"][index] != IGNORE_INDEX:
             lengths.append(query.square().sum())
     terms = {"contrast": torch.stack(losses).mean(), "pair": torch.stack(lengths).mean()}
     return terms["contrast"] + 0.01 * terms["pair"], terms
@@ -77,7 +77,7 @@ def contrast(model: TaskModel, batch: PackedBatch, step: int | None) -> tuple[Te
 def loop(
     form: Callable[[TaskModel, PackedBatch, int], tuple[Tensor, Terms]], model: TaskModel, num_steps: int
 ) -> list[dict[str, float]]:
-    """Trains as the toy runs do; what each step measured, by the names of the terms."""
+    """Trains as the toy runs do, and returns the measured terms of each step by name."""
     materialize(model, initial_values(model, CONFIG, SEED), "cpu")
     named = list(model.named_parameters())
     decayed = [p for name, p in named if not name.endswith(("bias", "norm.weight"))]
@@ -103,7 +103,7 @@ def loop(
 
 
 def contrast_validation(model: TaskModel) -> dict[str, float]:
-    """The validation split in steps of 6 and 5 sequences: means over all sequences of what each step's loss gives."""
+    """Validates in steps of 6 and 5 sequences, and returns the mean of each term over all sequences."""
     plan = StepPlan(ToySource(11), SEED, 6, 1000, shuffle=False)
     totals = {"contrast": 0.0, "pair": 0.0}
     counts = {"contrast": 0, "pair": 0}

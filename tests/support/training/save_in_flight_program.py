@@ -1,6 +1,6 @@
-"""A toy run whose last rank ends in its fifth step, while the checkpoint of the fourth is written: `FOLDER raise|die`.
+"""Toy run whose last rank ends in step 5, while the checkpoint of step 4 is written. Arguments: `FOLDER raise|die`.
 
-Run by torchrun in a test. Writes wait in the middle, with the shards on disk, until that rank has raised or died.
+A test runs it by torchrun. Writes wait in the middle, with the shards on disk, until that rank has raised or died.
 """
 
 import os
@@ -21,7 +21,7 @@ CADENCE = Cadence(max_steps=8, log_every_n_steps=1, checkpoint_every_n_steps=2)
 
 
 class End(pl.Callback):
-    """Ends the last rank."""
+    """Callback that ends the last rank."""
 
     def __init__(self, how: str, flag: Path) -> None:
         self.how, self.flag = how, flag
@@ -29,7 +29,7 @@ class End(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, *unused: object) -> None:
         info = process_info()
         if trainer.global_step == 4 and info.rank == info.world_size - 1:
-            # Under its temporary name, or already under its own: a look every 10 ms may miss the first.
+            # Checks both names, since polling every 10 ms may miss the temporary one.
             while not list((self.flag.parent / "checkpoints").glob("step_00000004*/.metadata")):
                 time.sleep(0.01)
             self.flag.touch()
@@ -39,7 +39,7 @@ class End(pl.Callback):
 
 
 def hold_step_4(folder: Path) -> None:
-    """From now on its checkpoint is not marked complete before the flag is there."""
+    """Delays marking the checkpoint of step 4 as complete until the flag file exists."""
     mark_complete = save.mark_complete
 
     def held(target: Path, *rest: object) -> None:
@@ -52,7 +52,7 @@ def hold_step_4(folder: Path) -> None:
 
     def gathered(*arguments: object) -> list[object]:
         if process_info().rank == process_info().world_size - 1 and "die" in sys.argv:
-            # The last rank dies before it has told what it wrote.
+            # The last rank dies before it has reported its files.
             while (folder / "checkpoints" / "step_00000004.tmp" / ".metadata").exists():
                 time.sleep(0.01)
         return gather(*arguments)  # type: ignore[arg-type]

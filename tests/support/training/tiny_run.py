@@ -1,4 +1,4 @@
-"""A run of seconds: a token store of invented sentences, and the arguments of the command."""
+"""A run that takes seconds: a token store of invented sentences, and the arguments of the command."""
 
 import atexit
 import functools
@@ -14,14 +14,14 @@ STEPS = 24
 
 
 def make_store(folder: Path) -> Path:
-    """Returns a token store of invented sentences, in a new folder; a process prepares it once and copies it."""
+    """Returns a token store of invented sentences in a new folder. Each process prepares it once and then copies it."""
     shutil.copytree(_prepared(), folder)
     return folder / "store"
 
 
 @functools.cache
 def _prepared() -> Path:
-    """Prepares the store by the command, in a folder that the end of this process removes."""
+    """Prepares the store by the command, in a folder that is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="cloze-tiny-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     draw = random.Random(0)
@@ -37,7 +37,7 @@ def _prepared() -> Path:
 
 
 def arguments(store: Path, runs: Path, run_id: str, strategy: str, *overrides: str) -> list[str]:
-    """Arguments of `framework.train`: 24 steps, a row a step, validation every 5, a checkpoint every 3."""
+    """Returns arguments of `framework.train`: 24 steps, a row per step, validation every 5, a checkpoint every 3."""
     return [
         *("experiment=pretrain_demo", "logger=none", "precision=fp32", f"strategy={strategy}"),
         *(f"data.store={store}", "data.validation_fraction=0.2", f"tokenizer.path={store / 'tokenizer'}"),
@@ -50,7 +50,7 @@ def arguments(store: Path, runs: Path, run_id: str, strategy: str, *overrides: s
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.jsonl; a torn last line is left out."""
+    """Returns the rows of a run's metrics.jsonl, without an incomplete last line."""
     file = run / "metrics.jsonl"
     if not file.exists():
         return []
@@ -58,6 +58,6 @@ def rows(run: Path) -> list[dict[str, float]]:
 
 
 def summary(run: Path) -> dict[str, object]:
-    """The summary.json of a run."""
+    """Returns the content of a run's summary.json."""
     value: dict[str, object] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     return value

@@ -1,4 +1,4 @@
-"""A step-level toy task: the first token of a sequence must find its own last token among those of the whole step."""
+"""Step-level toy task: the first token of a sequence must match its own last token among those of the whole step."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ QUERY, KEY = 0, 1
 
 
 class ContrastHead(nn.Module):
-    """One projection of the first and of the last token of each sequence."""
+    """Head that projects the first and the last token of each sequence."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class ContrastHead(nn.Module):
 
 
 class ContrastTask(StepLevelTask):
-    """InfoNCE over the step (`contrast`), and the squared length of the queries that have a label (`pair`).
+    """Task with InfoNCE over the step (`contrast`) and the squared length of labelled queries (`pair`).
 
-    A sequence has two rows, which are told apart by their role; the loss takes it that both roles come in one order.
+    A sequence has two rows with different roles. The loss assumes the same order of rows for both roles.
     """
 
     best_metric = "loss"
@@ -72,11 +72,11 @@ class ContrastTask(StepLevelTask):
         return {}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
-        """There are none."""
+        """Does nothing, since the task has no metrics."""
 
 
 class ContrastSource(ToySource):
-    """Sequences of the toy run, each of which counts."""
+    """Source of the toy run's sequences, each of which counts."""
 
     def build(self, epochs, indices, sequence_ids, step, shape=None) -> PackedBatch:  # type: ignore[no-untyped-def]
         batch = super().build(epochs, indices, sequence_ids, step, shape)

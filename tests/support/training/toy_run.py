@@ -1,7 +1,7 @@
-"""A training run in miniature: real encoder, plan, module, callbacks and checkpoints; a task and data made of hashes.
+"""Miniature training run: real encoder, plan, module, callbacks and checkpoints, with a task and data from hashes.
 
-Three loss terms, two of them with different counts, sequences of 4 to 20 tokens, so that a step that is divided wrongly
-among ranks and micro-batches shows.
+Three loss terms, two of them with different counts, and sequences of 4 to 20 tokens reveal a step that is divided
+wrongly among ranks and micro-batches.
 """
 
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ CONFIG = EncoderConfig(
 
 
 class ToySource:
-    """Sequences whose lengths, tokens and labels are hashes of their index."""
+    """Source whose lengths, tokens and labels are hashes of the index."""
 
     max_length = 20
     shuffle = Shuffle()
@@ -73,7 +73,7 @@ class ToySource:
         self.fingerprint = f"toy {size}"
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Nothing is to be read."""
+        """Does nothing, since the source reads no files."""
 
     def __len__(self) -> int:
         return self.size
@@ -95,7 +95,7 @@ class ToySource:
             for index, n in zip(indices, lengths, strict=True)
         ]
         starts = np.cumsum(lengths) - lengths
-        # Every third token is predicted, but only sequences of an even index have a second label.
+        # Every third token is predicted, but only sequences with an even index have a second label.
         places = [start + np.arange(0, n, 3) for start, n in zip(starts, lengths, strict=True)]
         positions = np.concatenate([np.zeros(0, dtype=np.int64), *places])
         labels = np.where(indices % 2 == 0, indices // 2 % 2, IGNORE_INDEX)
@@ -110,7 +110,7 @@ class ToySource:
 
 
 class ToyHead(nn.Module):
-    """Predicts words at positions, and a label from each sequence's first token."""
+    """Head that predicts words at positions, and a label from each sequence's first token."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class ToyHead(nn.Module):
 
 
 class ToyTask(Task):
-    """Two terms of cross entropy, the second with half the weight, and a z-loss in training."""
+    """Task with two cross-entropy terms, the second with half the weight, and a z-loss in training."""
 
     best_metric = "loss"
     best_mode = "min"
@@ -171,7 +171,7 @@ def build_module(
     frozen: tuple[str, ...] = (),
     adapter: LoraSettings | None = None,
 ) -> EncoderModule:
-    """The module of a toy run, not yet on any device."""
+    """Builds the module of a toy run on the meta device."""
     task = task or ToyTask()
 
     def build_optimizer(built: TaskModel) -> CombinedOptimizer:
@@ -219,7 +219,7 @@ def train(
     shape: RoundedShape | None = None,
     accepts_missing_rows: bool = False,
 ) -> EncoderModule:
-    """Runs (or goes on with) a toy run in this process, which is one rank of those that the environment tells."""
+    """Runs or resumes a toy run in this process, which is one of the ranks that the environment defines."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
     info = process_info() if dist.is_initialized() and strategy != "single" else None
     rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)

@@ -1,4 +1,4 @@
-"""Questions of customers and the answers to them, some of which answer several; and one that looks right but is not."""
+"""Customers' questions with answers, some of which answer several questions, and wrong answers that look right."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ REFUSED = ("rows.csv, row 65 (line 66): 'pair' is empty", "where is my money,,\n
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the rows; every second one without a hard negative."""
+    """Writes the rows. Every second row has no hard negative."""
     lines = [
         f"{question},{answer},{negative if number % 2 else ''}"
         for number, (question, answer, negative) in enumerate(ROWS_OF)
@@ -34,6 +34,6 @@ def write(folder: Path) -> list[str]:
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a row that cannot be used."""
+    """Adds an invalid row."""
     with (folder / "rows.csv").open("a", encoding="utf-8") as file:
         file.write(REFUSED[1])

@@ -1,4 +1,4 @@
-"""Opposites to choose among two to four words."""
+"""Questions for the opposite of a word, with two to four choices."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,13 @@ REFUSED = ("rows.jsonl, row 61 (line 61): the label is '2'", {"question": "what?
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the rows; returns what names them."""
+    """Writes the rows, and returns the overrides that name the files."""
     lines = [json.dumps(row) + "\n" for row in EXAMPLES]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     return ["data.train=rows.jsonl", "data.validation_fraction=0.2"]
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a row whose label is no place among its choices."""
+    """Adds a row whose label is not the index of a choice."""
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(REFUSED[1]) + "\n")

@@ -1,4 +1,4 @@
-"""Who did what, asked of sentences that say it."""
+"""Questions about sentences that contain the answer."""
 
 import json
 from itertools import product
@@ -28,7 +28,7 @@ REFUSED = (
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the questions; returns what names them."""
+    """Writes the questions, and returns the overrides that name the files."""
     lines = [json.dumps(row) + "\n" for row in QUESTIONS]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     return ["data.train=rows.jsonl", "data.validation_fraction=0.2"]

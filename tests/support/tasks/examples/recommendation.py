@@ -1,4 +1,4 @@
-"""Films of four kinds, and people who mostly like films of one kind; one kind is new, seen by few and only lately."""
+"""Films of four kinds, and people who mostly like one kind. One kind is new: few people saw it, and only recently."""
 
 import random
 from pathlib import Path
@@ -32,7 +32,7 @@ REFUSED = ("seen.csv, row 577 (line 578): the item 'war9' has no text in films.c
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the catalogue, and what each of 48 people saw: 12 films, a third of them of another kind and not liked."""
+    """Writes the catalogue and the films of 48 people: 12 each, a third of them of another kind and not liked."""
     (folder / "films.csv").write_text(
         "film,title,text\n" + "".join(f"{film},{title},{text}\n" for film, title, text in FILMS), encoding="utf-8"
     )
@@ -51,6 +51,6 @@ def write(folder: Path) -> list[str]:
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a row that cannot be used."""
+    """Adds an invalid row."""
     with (folder / "seen.csv").open("a", encoding="utf-8") as file:
         file.write(REFUSED[1])

@@ -1,4 +1,4 @@
-"""Who sits in what, said from either side."""
+"""Sentences about beings in containers, with either of the two named first."""
 
 import json
 from itertools import product
@@ -14,7 +14,7 @@ EXAMPLES = [
     {"text": pattern.format(being=being, thing=thing), "label": label}
     for being, thing, (label, pattern) in product(BEINGS, THINGS, PATTERNS.items())
 ]
-# The marks of a vocabulary without placeholders are @ and #.
+# A vocabulary without placeholders uses @ and # as marks.
 TEXTS = [*(row["text"] for row in EXAMPLES), "@ # @ #"]
 OVERRIDES = ["task=relation_extraction", "data=relations", "task.max_length=32"]
 ROWS = [
@@ -29,13 +29,13 @@ REFUSED = (
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the rows; returns what names them."""
+    """Writes the rows, and returns the overrides that name the files."""
     lines = [json.dumps(row) + "\n" for row in EXAMPLES]
     (folder / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
     return ["data.train=rows.jsonl", "data.validation_fraction=0.2"]
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a row with one entity."""
+    """Adds an invalid row, which has only one entity."""
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(REFUSED[1]) + "\n")

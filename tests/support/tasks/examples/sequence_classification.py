@@ -1,4 +1,4 @@
-"""Ratings of invented films in words."""
+"""Invented film reviews with ratings."""
 
 from pathlib import Path
 
@@ -14,13 +14,13 @@ REFUSED = ("rows.csv, row 61 (line 62): 'text' is empty", ",good\n")
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the rows; returns what names them."""
+    """Writes the rows, and returns the overrides that name the files."""
     lines = [f"{text},{'good' if text.split()[1] in GOOD else 'bad'}" for text in TEXTS]
     (folder / "rows.csv").write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return ["data.train=rows.csv", "data.validation_fraction=0.2"]
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a row that cannot be used."""
+    """Adds an invalid row."""
     with (folder / "rows.csv").open("a", encoding="utf-8") as file:
         file.write(REFUSED[1])

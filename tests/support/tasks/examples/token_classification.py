@@ -1,4 +1,4 @@
-"""Invented people in invented places, with their tags."""
+"""Tagged sentences about invented people in invented towns."""
 
 from itertools import product
 from pathlib import Path
@@ -21,13 +21,13 @@ REFUSED = ("rows.conll, sentence 28", "ada\tX-person\n\n")
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the sentences; returns what names them."""
+    """Writes the sentences, and returns the overrides that name the files."""
     blocks = ["".join(f"{word}\t{tag}\n" for word, tag in sentence) for sentence in SENTENCES]
     (folder / "rows.conll").write_text("\n".join(blocks) + "\n", encoding="utf-8")
     return ["data.train=rows.conll", "data.validation_fraction=0.2"]
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a sentence whose tag belongs to no scheme."""
+    """Adds an invalid sentence, whose tag belongs to no scheme."""
     with (folder / "rows.conll").open("a", encoding="utf-8") as file:
         file.write(REFUSED[1])

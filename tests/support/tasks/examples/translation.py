@@ -1,4 +1,4 @@
-"""Numbers in words of two invented languages, the second of which says the digits the other way round."""
+"""Numbers in the words of two invented languages; the second language reverses the order of the digits."""
 
 from itertools import product
 from pathlib import Path
@@ -16,14 +16,14 @@ REFUSED = ("sources.txt, line 85: the target is empty", "one two three four\n")
 
 
 def write(folder: Path) -> list[str]:
-    """Writes the two files; returns what names them."""
+    """Writes the two files, and returns the overrides that name them."""
     (folder / "sources.txt").write_text("\n".join(SOURCES) + "\n", encoding="utf-8")
     (folder / "targets.txt").write_text("\n".join(TARGETS) + "\n", encoding="utf-8")
     return ["data.train=sources.txt", "data.train_targets=targets.txt", "data.validation_fraction=0.2"]
 
 
 def write_refused(folder: Path) -> None:
-    """Adds a pair of which one side is empty."""
+    """Adds an invalid pair, of which one text is empty."""
     for name, line in (("sources.txt", REFUSED[1]), ("targets.txt", "\n")):
         with (folder / name).open("a", encoding="utf-8") as file:
             file.write(line)
