@@ -104,10 +104,10 @@ def test_scores_are_not_rounded_to_bf16():
 
 
 def test_unknown_projection():
-    with pytest.raises(ConfigError, match="projection='mlp' is not known; choose one of family, none"):
+    with pytest.raises(ConfigError, match=r"projection is 'mlp', which is unknown\. Choose one of family, none"):
         build_sequence_classification_head(CONFIG, 2, projection="mlp")
 
 
 def test_unknown_pooling():
-    with pytest.raises(ConfigError, match="pooling='max' is not known; choose one of cls, mean"):
+    with pytest.raises(ConfigError, match=r"pooling is 'max', which is unknown\. Choose one of cls, mean"):
         build_sequence_classification_head(CONFIG, 2, "max")

@@ -1,1 +1,1 @@
-"""One of several answers to a question."""
+"""Multiple choice: selection of one of several answers to a question."""

@@ -1,4 +1,4 @@
-"""Questions with some answers to choose from, one of which is right; checked and split (`splits`)."""
+"""Reads, checks and splits questions with several choices, one of which is right."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ class ChoiceExample:
 
     Attributes:
         location: File, row and line, for messages.
-        question: As in the file.
-        context: What the question is on; None where rows have none.
-        choices: At least two, all different.
-        right: Place of the right one among them; None where it is to be predicted.
+        question: Question as in the file.
+        context: Text that the question is about; None if rows have none.
+        choices: At least two different choices.
+        right: Index of the right choice; None if it is to be predicted.
     """
 
     location: str
@@ -35,29 +35,29 @@ class ChoiceExample:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """Context, question, and the choices in whatever order."""
+        """Returns context, question and choices, independent of the order of the choices."""
         return same_text(self.context or ""), same_text(self.question), *sorted(map(same_text, self.choices))
 
     @property
     def answer(self) -> str | None:
-        """The right choice."""
+        """Returns the right choice; None if it is unknown."""
         return None if self.right is None else same_text(self.choices[self.right])
 
 
 @dataclass(frozen=True)
 class ChoiceData(SplitFiles):
-    """A question, its choices and which of them is right a row, of files that `framework.data.reading.rows` reads.
+    """Data whose rows have a question, its choices and the right choice; `framework.data.reading.rows` reads the files.
 
     Attributes:
-        question_column: Column, in JSONL key, of the question.
-        context_column: Column of the text that the question is on; None: there is none.
-        choice_columns: One column holds the choices of a row as a list (in CSV: a JSON list); several hold one choice
-            each, and the last ones may be empty where a row has fewer.
-        label_column: Column that tells the right choice.
-        label_kind: "index", counted from 0, or "text", that of the choice.
+        question_column: Column of the question, or key in JSONL.
+        context_column: Column of the text that the question is about; None: there is no context.
+        choice_columns: One column contains the choices of a row as a list (in CSV: a JSON list). Several columns
+            contain one choice each; the last ones are empty in rows with fewer choices.
+        label_column: Column of the right choice.
+        label_kind: Form of the label: "index" of the choice, counted from 0, or its "text".
         format: Format of the files; None: the defaults of TableFormat.
-        on_bad_row: What is done about a row that is broken, lacks a text, has fewer than two choices or equal ones, or
-            whose label is none of them: "error", or "skip", which counts it.
+        on_bad_row: Handling of a row that is broken, lacks a text, has fewer than two choices or equal ones, or whose
+            label matches no choice: "error", or "skip", which counts the row.
     """
 
     question_column: str = "question"
@@ -72,7 +72,8 @@ class ChoiceData(SplitFiles):
         super().__post_init__()
         if not 0 < len(self.choice_columns) == len(set(self.choice_columns)):
             raise ConfigError(
-                f"data.choice_columns is {self.choice_columns}, it must name at least one column, and none twice."
+                f"data.choice_columns is {self.choice_columns}. It must name at least one column, and none twice. "
+                "Correct it."
             )
 
     @property
@@ -85,16 +86,16 @@ class ChoiceData(SplitFiles):
         }
 
     def rows_to_predict(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row] | None:
-        """Streams the rows of a table with several columns of choices, as `choices`."""
+        """Streams the rows of a table with several columns of choices, joined in the field `choices`."""
         if len(self.choice_columns) == 1 or "choices" in columns:
             return None
         return self._joined(table, {**self.field_columns, **columns}, reading)
 
     def _joined(self, table: TableFile, columns: Mapping[str, str], reading: Reading) -> Iterator[Row]:
-        wanted = [*columns.values(), *self.choice_columns]
-        as_is = list(dict.fromkeys([*wanted, *table.as_is]))
-        for row in read_rows(table.path, wanted, reading, table.format, as_is=as_is):
-            choices = _filled_cells([row.values[column] for column in self.choice_columns])
+        requested = [*columns.values(), *self.choice_columns]
+        as_is = list(dict.fromkeys([*requested, *table.as_is]))
+        for row in read_rows(table.path, requested, reading, table.format, as_is=as_is):
+            choices = _drop_empty_end([row.values[column] for column in self.choice_columns])
             values = {name: row.values[column] for name, column in columns.items()}
             yield replace(row, values=values | {"choices": json.dumps(choices, ensure_ascii=False)})
 
@@ -102,8 +103,7 @@ class ChoiceData(SplitFiles):
         """Reads, checks and splits the rows.
 
         Raises:
-            DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
-                split.
+            DataError: A file is missing, empty or damaged; a bad row may not be skipped; a split has no rows left.
         """
         return self.split(self.read_files(self._read, self.on_bad_row))
 
@@ -122,11 +122,11 @@ class ChoiceData(SplitFiles):
 
     def _example(self, location: str, row: Row) -> ChoiceExample:
         cells = [row.values[column] for column in self.choice_columns]
-        choices = listed_choices(location, cells[0]) if len(cells) == 1 else _choices_of_columns(location, cells)
-        question = filled(location, self.question_column, row.values[self.question_column])
+        choices = parse_choices(location, cells[0]) if len(cells) == 1 else _choices_of_columns(location, cells)
+        question = require_text(location, self.question_column, row.values[self.question_column])
         context = None
         if self.context_column is not None:
-            context = filled(location, self.context_column, row.values[self.context_column])
+            context = require_text(location, self.context_column, row.values[self.context_column])
         return ChoiceExample(location, question, context, choices, self._right(location, row, choices))
 
     def _right(self, location: str, row: Row, choices: Sequence[str]) -> int:
@@ -136,43 +136,43 @@ class ChoiceData(SplitFiles):
             known = [str(index) for index in range(len(choices))]
         if same_text(label) not in known:
             raise DataError(
-                f"{location}: the label is {label!r}, it must be one of {', '.join(known)}; correct or remove the "
-                "row, or set `label_kind`."
+                f"{location}: the label is {label!r}. It must be one of {', '.join(known)}. Correct or remove the row, "
+                "or set `label_kind`."
             )
         return known.index(same_text(label))
 
 
-def filled(location: str, name: str, text: str) -> str:
-    """The text, if it is not empty.
+def require_text(location: str, name: str, text: str) -> str:
+    """Returns the text after checking that it is not empty.
 
     Raises:
-        DataError: It is.
+        DataError: The text is empty.
     """
     if not text.strip():
-        raise DataError(f"{location}: {name!r} is empty, each row needs one; fill in or remove the row.")
+        raise DataError(f"{location}: {name!r} is empty. Each row needs one. Fill in or remove the row.")
     return text
 
 
-def listed_choices(location: str, cell: str) -> tuple[str, ...]:
-    """The choices of a JSON list.
+def parse_choices(location: str, cell: str) -> tuple[str, ...]:
+    """Parses a JSON list of choices.
 
     Raises:
-        DataError: It is none, or its items are not at least two different texts.
+        DataError: The cell is not a JSON list, or its items are not at least two different texts.
     """
     try:
-        found = parse_json(cell)
+        parsed = parse_json(cell)
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(map(has_text, found)):
-        raise DataError(f"{location}: the choices are {cell[:60]!r}, they must be a list of texts; correct the row.")
-    return _checked(location, [str(choice) for choice in found])
+        parsed = None
+    if not isinstance(parsed, list) or not all(map(has_text, parsed)):
+        raise DataError(f"{location}: the choices are {cell[:60]!r}. They must be a list of texts. Correct the row.")
+    return _checked(location, [str(choice) for choice in parsed])
 
 
 def _choices_of_columns(location: str, cells: list[str]) -> tuple[str, ...]:
-    return _checked(location, _filled_cells(cells))
+    return _checked(location, _drop_empty_end(cells))
 
 
-def _filled_cells(cells: list[str]) -> list[str]:
+def _drop_empty_end(cells: list[str]) -> list[str]:
     while cells and not cells[-1].strip():
         cells = cells[:-1]
     return cells
@@ -182,7 +182,7 @@ def _checked(location: str, choices: Sequence[str]) -> tuple[str, ...]:
     different = {same_text(choice) for choice in choices}
     if len(choices) < 2 or len(different) < len(choices) or "" in different:
         raise DataError(
-            f"{location}: the choices are {', '.join(map(repr, choices)) or 'empty'}, they must be at least two texts, "
-            "none empty and none twice; correct or remove the row."
+            f"{location}: the choices are {', '.join(map(repr, choices)) or 'empty'}. They must be at least two "
+            "different texts, none empty. Correct or remove the row."
         )
     return tuple(choices)

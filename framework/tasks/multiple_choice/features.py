@@ -1,7 +1,7 @@
 """Builds sequences of multiple choice: an item has one sequence per choice, and they do not attend to each other.
 
-`[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`, as
-`framework.data.layout` joins pairs. The longer text of a long pair is truncated. After Devlin et al. 2019
+The layout is `[CLS] question [SEP] choice [SEP]`, and with a context `[CLS] context [SEP] question choice [SEP]`, as
+`framework.data.layout` joins pairs. The longer text of a long pair is truncated. It follows Devlin et al. 2019
 (arXiv:1810.04805, section 4.4).
 """
 
@@ -20,15 +20,16 @@ LOSS_TERM = "choice"
 
 
 def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_length: int) -> FlatSource:
-    """An item for each row; its record is the row.
+    """Builds an item for each row; its record is the row.
 
-    Targets, each (sequences,): choice_places, from 0 in each item and for dummies; is_right, 1 for the right choice and
-    0 for others, where it is known. Count: choice, one for each row whose right choice is known.
+    Targets, each (sequences,): choice_places, the index of the choice in its item, 0 for dummies; is_right, 1 for the
+    right choice, 0 for others, IGNORE_INDEX if the right choice is unknown. Count: choice, one for each row whose right
+    choice is known.
 
     Args:
-        examples: The rows.
-        tokenizer: Gives ids and special tokens.
-        max_length: Most tokens of a sequence, special tokens included; of a longer pair the longer text loses its end.
+        examples: Rows.
+        tokenizer: Tokenizer of the model.
+        max_length: Most tokens of a sequence, special tokens included; the longer text of a long pair is truncated.
     """
     firsts: list[str] = []
     seconds: list[str] = []
@@ -38,17 +39,17 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
         seconds += [before + choice for choice in example.choices]
     layout = lay_out(firsts, seconds, tokenizer, max_length)
     sizes = np.array([len(example.choices) for example in examples], dtype=np.int64)
-    places = ragged.offsets_within(sizes)
+    choice_indices = ragged.offsets_within(sizes)
     right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)
     right = np.repeat(right, sizes)
     return FlatSource(
         layout.input_ids,
         layout.lengths,
         {
-            "choice_places": FlatTarget(places, "sequences", filler=0),
-            "is_right": FlatTarget(np.where(right == IGNORE_INDEX, IGNORE_INDEX, right == places), "sequences"),
+            "choice_places": FlatTarget(choice_indices, "sequences", filler=0),
+            "is_right": FlatTarget(np.where(right == IGNORE_INDEX, IGNORE_INDEX, right == choice_indices), "sequences"),
         },
-        {LOSS_TERM: (right == places).astype(np.float64)},
+        {LOSS_TERM: (right == choice_indices).astype(np.float64)},
         max_length,
         layout.token_type_ids,
         item_sizes=sizes,

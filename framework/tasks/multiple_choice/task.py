@@ -1,4 +1,4 @@
-"""Multiple choice: each choice gets a score, and a softmax over the choices of a row tells the right one.
+"""Multiple choice: each choice has a score, and the prediction is a softmax over the choices of a row.
 
 Devlin et al. 2019 (arXiv:1810.04805, section 4.4); `BertForMultipleChoice` in transformers.
 """
@@ -20,7 +20,7 @@ from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, FoundItems
-from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, filled, listed_choices
+from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices, require_text
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -28,18 +28,18 @@ from framework.tasks.task import Task
 
 
 class MultipleChoiceTask(Task):
-    """One right choice a row, of any number of choices.
+    """Multiple choice with one right choice per row and any number of choices.
 
     Args:
-        max_length: Most tokens of a sequence, special tokens included: a choice with the question, and the context.
-        pooling: A name in `framework.tasks.pooling`: "cls" or "mean".
+        max_length: Most tokens of a sequence (choice, question and context), special tokens included.
+        pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
         classifier_dropout: Probability of dropping a channel before the classifier.
 
     Attributes:
-        has_context: Whether questions are on contexts; known after `build_sources` or `restore`.
+        has_context: True if questions have contexts; known after `build_sources` or `restore`.
 
     Raises:
-        ConfigError: `max_length` is below 5, the pooling is unknown, or the probability not in [0, 1).
+        ConfigError: `max_length` is below 5, the pooling is unknown, or the probability is not in [0, 1).
     """
 
     best_metric = "accuracy"
@@ -60,9 +60,9 @@ class MultipleChoiceTask(Task):
         self,
         data: ChoiceData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the rows of each split."""
+        """Reads and tokenizes the rows of each split."""
         self.has_context = data.context_column is not None
         choices = data.load()
         return {
@@ -76,38 +76,38 @@ class MultipleChoiceTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Question and choices, and the context where there were some in training."""
+        """Returns the fields of question and choices, and that of the context if the training data had contexts."""
         return ("question", "context", "choices") if self.has_context else ("question", "choices")
 
     @property
     def list_fields(self) -> tuple[str, ...]:
-        """The choices."""
+        """Returns the field of the choices."""
         return ("choices",)
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
-        """Checks that no text is empty, and that the choices are a list of at least two different texts."""
+        """Checks that no text is empty and that the choices are a list of at least two different texts."""
         del tokenizer
         self._example(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Returns the choices of each row, without the right one."""
+        """Builds the sequences of each row's choices, with the right choice unknown."""
         return choice_source([self._example(row) for row in rows], tokenizer, self.max_length)
 
     def _example(self, row: Row) -> ChoiceExample:
-        texts = [filled(row.location, name, row.values[name]) for name in self.fields[:-1]]
-        choices = listed_choices(row.location, row.values["choices"])
+        texts = [require_text(row.location, name, row.values[name]) for name in self.fields[:-1]]
+        choices = parse_choices(row.location, row.values["choices"])
         return ChoiceExample(row.location, texts[0], texts[1] if self.has_context else None, choices, None)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The family's head of sequence classification with one score."""
+        """Builds the family's head of sequence classification with one score."""
         return build_sequence_classification_head(config, 1, self.pooling, self.classifier_dropout)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """The losses of rows, summed (`choice`)."""
+        """Returns the sum of the losses of rows (`choice`)."""
         return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
-        """Cross-entropy of each row, at the sequence of its right choice: (sequences,) fp32, 0 for all others."""
+        """Returns (sequences,) fp32: the row's cross-entropy at the sequence of its right choice, 0 at all others."""
         items = _items(batch)
         scores, labels = _by_item(outputs["logits"], batch)
         losses = nn.functional.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction="none")
@@ -115,11 +115,11 @@ class MultipleChoiceTask(Task):
 
     @property
     def class_scores(self) -> Mapping[str, str]:
-        """None: the softmax is over sequences."""
+        """Returns an empty mapping, because the softmax is over sequences."""
         return {}
 
     def build_metrics(self) -> dict[str, Metric]:
-        """The share of rows whose best choice is the right one; of equal scores the first is the best."""
+        """Builds the fraction of rows whose best choice is the right one; of equal scores the first is the best."""
         return {"accuracy": Accuracy()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
@@ -127,27 +127,27 @@ class MultipleChoiceTask(Task):
         metrics["accuracy"].update(*_by_item(outputs["logits"], batch))
 
     def side_config(self) -> dict[str, Any]:
-        """Pooling, length, and whether there are contexts."""
+        """Returns pooling, length, and the flag for contexts."""
         return {"pooling": self.pooling, "max_length": self.max_length, "has_context": self.has_context}
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes back whether there are contexts."""
+        """Restores the flag for contexts."""
         self.has_context = bool(side["has_context"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[list[float]]:
-        """The probability of each choice."""
+        """Returns the probability of each choice of each row."""
         scores, _ = _by_item(outputs["logits"], batch)
         sizes = torch.bincount(_items(batch)[: batch.num_sequences]).tolist() if batch.num_sequences else []
         rows = scores.softmax(dim=-1).tolist()
         return [row[:size] for row, size in zip(rows, sizes, strict=False)]
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """The best choice of each row, and the probabilities of all."""
+        """Returns the best choice of each row and the probabilities of all choices."""
         assert isinstance(source, FlatSource)
-        told = []
+        predictions = []
         for example, probabilities in zip(source.records, decoded, strict=True):
             best = max(range(len(probabilities)), key=probabilities.__getitem__)
-            told.append(
+            predictions.append(
                 {
                     "choices": list(example.choices),
                     "answer": example.choices[best],
@@ -156,22 +156,23 @@ class MultipleChoiceTask(Task):
                     "probabilities": probabilities,
                 }
             )
-        return told
+        return predictions
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """A row for each question."""
+        """Builds the error analysis with one row per question."""
         assert isinstance(source, FlatSource)
         rows = []
-        for place, (example, told) in enumerate(zip(source.records, self.assemble(source, found.decoded), strict=True)):
+        predictions = self.assemble(source, found.decoded)
+        for index, (example, prediction) in enumerate(zip(source.records, predictions, strict=True)):
             texts = [*([example.context] if example.context is not None else []), example.question]
             rows.append(
                 ExaminedRow(
-                    length=int(found.lengths[place]),
-                    loss=found.loss(place),
-                    score=None if example.right is None else float(told["index"] == example.right),
-                    confidence=told["probability"],
+                    length=int(found.lengths[index]),
+                    loss=found.loss(index),
+                    score=None if example.right is None else float(prediction["index"] == example.right),
+                    confidence=prediction["probability"],
                     expected="" if example.right is None else example.choices[example.right],
-                    predicted=told["answer"],
+                    predicted=prediction["answer"],
                     text="\n".join([*texts, *(f"- {choice}" for choice in example.choices)]),
                     location=example.location,
                 )
@@ -180,24 +181,24 @@ class MultipleChoiceTask(Task):
 
 
 def _items(batch: PackedBatch) -> Tensor:
-    """(sequences,) int64, the item of each sequence, counted from 0 in the micro-batch; a dummy is one of its own."""
+    """Returns (sequences,) int64 item indices of the sequences in the micro-batch; each dummy is its own item."""
     return (batch.targets["choice_places"] == 0).cumsum(0) - 1
 
 
 def _by_item(logits: Tensor, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-    """The few scores as a rectangle, as many rows as sequences, so that its shape does not depend on the choices.
+    """Arranges the scores in one row per item, padded to as many rows as sequences, which fixes the shape.
 
     Args:
         logits: (sequences, 1).
-        batch: With the targets.
+        batch: Micro-batch with its targets.
 
     Returns:
-        Scores (sequences, group_size) fp32, the lowest number where there is no choice, and the places of the right
-        choices (sequences,), IGNORE_INDEX where there is none; the items come first.
+        Scores (sequences, group_size) fp32, padded with the lowest fp32 number, and the index of the right choice
+        (sequences,), IGNORE_INDEX if unknown. The rows of items come first.
     """
-    places, items = batch.targets["choice_places"], _items(batch)
-    scores = logits.new_full((len(places), batch.group_size), torch.finfo(torch.float32).min, dtype=torch.float32)
-    scores = scores.index_put((items, places), logits[:, 0].float())
-    right = torch.where(batch.targets["is_right"] == 1, places, IGNORE_INDEX)
-    labels = torch.full_like(places, IGNORE_INDEX).scatter_reduce(0, items, right, "amax")
+    choices, items = batch.targets["choice_places"], _items(batch)
+    scores = logits.new_full((len(choices), batch.group_size), torch.finfo(torch.float32).min, dtype=torch.float32)
+    scores = scores.index_put((items, choices), logits[:, 0].float())
+    right = torch.where(batch.targets["is_right"] == 1, choices, IGNORE_INDEX)
+    labels = torch.full_like(choices, IGNORE_INDEX).scatter_reduce(0, items, right, "amax")
     return scores, labels

@@ -74,7 +74,7 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
 
 
 class BlankSource(HeldItems):
-    """Texts with blanks (`framework.data.planning.plan.SequenceSource`), the same in every epoch and step.
+    """A `SequenceSource` (`framework.data.planning.plan`) of texts with blanks, the same in every epoch and step.
 
     Args:
         texts: Texts in row order.
@@ -109,21 +109,21 @@ class BlankSource(HeldItems):
         """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
         texts, lengths = [self.texts[index] for index in indices], self._item_lengths[indices]
         starts = ragged.starts(lengths)
-        nothing = np.zeros(0, dtype=np.int64)
-        ids = np.concatenate([nothing, *(text.input_ids for text in texts)])
+        empty = np.zeros(0, dtype=np.int64)
+        ids = np.concatenate([empty, *(text.input_ids for text in texts)])
         positions = np.concatenate(
-            [nothing, *(text.positions + start for text, start in zip(texts, starts, strict=True))]
+            [empty, *(text.positions + start for text, start in zip(texts, starts, strict=True))]
         )
         unknown = np.full(len(positions), IGNORE_INDEX, dtype=np.int64)
         targets = {"mlm_positions": Target(positions, "targets", 0), "mlm_labels": Target(unknown, "targets")}
         return pack_sequences(ids, lengths, sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), shape)
 
 
-FoundWords = tuple[np.ndarray, np.ndarray]
+TopWords = tuple[np.ndarray, np.ndarray]
 """(blanks, top) ids and probabilities of a text, the best first."""
 
 
-def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) -> list[FoundWords]:
+def top_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) -> list[TopWords]:
     """Returns the best words of each blank of a micro-batch.
 
     Args:
@@ -137,15 +137,15 @@ def find_words(outputs: Mapping[str, Tensor], batch: PackedBatch, top_k: int) ->
     # The filler of a micro-batch without blanks has position 0 and belongs to no sequence.
     bounds = torch.searchsorted(positions, ends).tolist() if len(ends) else []
     starts = [0, *bounds][:-1]
-    found = (ids.cpu().numpy(), probabilities.cpu().numpy())
-    return [(found[0][start:stop], found[1][start:stop]) for start, stop in zip(starts, bounds, strict=True)]
+    top = (ids.cpu().numpy(), probabilities.cpu().numpy())
+    return [(top[0][start:stop], top[1][start:stop]) for start, stop in zip(starts, bounds, strict=True)]
 
 
-def word_lists(source: BlankSource, found: Sequence[FoundWords]) -> list[dict[str, Any]]:
+def word_lists(source: BlankSource, decoded: Sequence[TopWords]) -> list[dict[str, Any]]:
     """Returns `blanks` of each text: for each blank a list of {word, probability}, most probable first."""
-    names = {token: source.tokenizer.backend.id_to_token(token) for ids, _ in found for token in ids.ravel().tolist()}
+    names = {token: source.tokenizer.backend.id_to_token(token) for ids, _ in decoded for token in ids.ravel().tolist()}
     known = [token for token, name in names.items() if name is not None]
-    # Special tokens are shown by name; pieces of words keep their prefix.
+    # Special tokens are named; word pieces keep their prefix.
     texts = source.tokenizer.decode_batch([[token] for token in known])
     words = {token: text.strip() or str(names[token]) for token, text in zip(known, texts, strict=True)}
     return [
@@ -158,5 +158,5 @@ def word_lists(source: BlankSource, found: Sequence[FoundWords]) -> list[dict[st
                 for row, chances in zip(ids, probabilities, strict=True)
             ]
         }
-        for ids, probabilities in found
+        for ids, probabilities in decoded
     ]

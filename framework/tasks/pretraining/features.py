@@ -1,6 +1,6 @@
-"""Sequences of pre-training: sentence pairs (or single segments) from a token store, with hidden words.
+"""Sequences of pre-training: sentence pairs or single segments from a token store, with masked tokens.
 
-Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1, without next-sentence prediction `[CLS] A [SEP]`. Two separators
+Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1; without next-sentence prediction `[CLS] A [SEP]`. Two separators
 follow A if the tokenizer uses two, as in RoBERTa.
 """
 
@@ -22,24 +22,24 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix
 
 EVALUATION_SEED = 0
-"""Pairs and masks of evaluation are those of this seed and epoch 0 in every run, so that runs compare."""
+"""Seed of the pairs and masks of evaluation in every run, together with epoch 0, so that runs are comparable."""
 SAMPLE_RUNS, SAMPLE_RUN = 40, 50
-"""Runs of consecutive sequences from which the mean length and the unused share of a split are told."""
+"""Number and length of the runs of consecutive sequences that estimate the mean length and the unused text share."""
 
 
 def num_specials(pairs: bool, tokenizer: Tokenizer) -> int:
-    """Counts the special tokens of a sequence."""
+    """Returns the number of special tokens of a sequence."""
     return 2 + tokenizer.pair_separators if pairs else 2
 
 
 @dataclass(frozen=True)
 class MaskRate:
-    """Share of the maskable tokens that is hidden, as a function of the step.
+    """Fraction of the maskable tokens that is masked, as a function of the step.
 
     Attributes:
-        start: Before the first step.
-        end: From step `steps` on; linear in between.
-        steps: Optimizer steps from one to the other; 0 means `end` from the beginning.
+        start: Rate before the first step.
+        end: Rate from step `steps` on; it changes linearly in between.
+        steps: Optimizer steps from `start` to `end`; 0 means `end` from the beginning.
     """
 
     start: float
@@ -47,23 +47,23 @@ class MaskRate:
     steps: int = 0
 
     def at(self, step: int) -> float:
-        """The rate of the step before which `step` steps were completed."""
+        """Returns the rate of the step with this index, counted from 0."""
         done = 1.0 if step >= self.steps else step / self.steps
         return self.start + (self.end - self.start) * done
 
 
 class PretrainingSource:
-    """The sequences of one split (a `SequenceSource`), pure functions of (seed, epoch, index).
+    """A `SequenceSource` of one split, whose sequences are pure functions of (seed, epoch, index).
 
     Args:
-        store: Holds the tokens.
-        chunks: Of this split.
-        mixture: Which chunk a sequence is.
-        shuffle: The order of an epoch.
-        tokenizer: The one that made the store.
-        mask_rate: By step.
-        masking: What is hidden as a whole.
-        seed: Of the run; None for evaluation, where neither seed nor epoch changes pairs and masks.
+        store: Token store.
+        chunks: Chunks of this split.
+        mixture: Map from sequences to chunks.
+        shuffle: Order of an epoch.
+        tokenizer: Tokenizer of the store.
+        mask_rate: Mask rate by step.
+        masking: Unit of masking: tokens, words or spans.
+        seed: Seed of the run. None for evaluation, where neither seed nor epoch changes pairs and masks.
     """
 
     def __init__(
@@ -97,13 +97,13 @@ class PretrainingSource:
 
     @property
     def fingerprint(self) -> str:
-        """Of the store and of which of its sequences these are."""
+        """Returns a text that identifies the store, and the number of sequences, chunks and separators."""
         joined = f" joined by {self._num_separators}" if self._num_separators != 1 else ""
         return f"{self._store.fingerprint} {len(self)} of {len(self.chunks)}{joined}"
 
     @cached_property
     def facts(self) -> SplitFacts:
-        """Returns the number of sequences of an epoch; tokens and unused text are estimated from a sample."""
+        """Returns the number of sequences of an epoch, with estimates of tokens and unused text from a sample."""
         unused = self.unused_fraction(0) if self.chunks.pairs else 0.0
         notes = {"tokens an epoch": f"about {round(len(self) * self.mean_length):,}"}
         if unused:
@@ -112,13 +112,13 @@ class PretrainingSource:
 
     @cached_property
     def mean_length(self) -> float:
-        """Mean tokens of a sequence, special tokens included, from a sample of epoch 0."""
+        """Estimates the mean number of tokens of a sequence, special tokens included, from a sample of epoch 0."""
         indices = self._sample()
         return float(self.lengths(np.zeros_like(indices), indices).mean())
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """(sequences,) int64 tokens of each, special tokens included."""
-        return self._segments(self._seen(epochs), indices).lengths.sum(axis=1) + self._num_specials
+        """Returns (sequences,) int64 tokens of each sequence, special tokens included."""
+        return self._segments(self._effective(epochs), indices).lengths.sum(axis=1) + self._num_specials
 
     def build(
         self,
@@ -128,8 +128,11 @@ class PretrainingSource:
         step: int,
         shape: Shape = None,
     ) -> PackedBatch:
-        """One micro-batch; targets mlm_positions, mlm_labels (targets,) and, with pairs, nsp_labels (sequences,)."""
-        epochs = self._seen(epochs)
+        """Builds one micro-batch.
+
+        Its targets are mlm_positions and mlm_labels (targets,) and, with pairs, nsp_labels (sequences,).
+        """
+        epochs = self._effective(epochs)
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials
         first = ragged.starts(lengths)
@@ -157,25 +160,25 @@ class PretrainingSource:
         return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, shape)
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Is told that sequences from index `start` up to `stop` come soon; lets their text be read."""
+        """Starts reading the text of the sequences `start` (inclusive) to `stop` (exclusive), which come soon."""
         epochs, indices = np.full(2, epoch), np.array([start, stop - 1])
-        chunks = self._mixture.chunks(self._seen(epochs), indices)
-        # Not where a source ends or begins anew in between.
+        chunks = self._mixture.chunks(self._effective(epochs), indices)
+        # Only if the chunks are consecutive, so that no source ends or restarts in between.
         if chunks[1] - chunks[0] == stop - 1 - start:
             ends = self.chunks.single_segments(chunks)
             self._store.tokens.read_ahead(int(ends.starts[0, 0]), int(ends.starts[1, 0] + ends.lengths[1, 0]))
 
     def unused_fraction(self, epoch: int) -> float:
-        """Share of the text that next-sentence prediction leaves out in an epoch, from a sample of its sequences."""
+        """Estimates the fraction of the text that sentence pairs do not use in an epoch, from a sample of sequences."""
         indices = self._sample()
-        epochs = self._seen(np.full(len(indices), epoch))
+        epochs = self._effective(np.full(len(indices), epoch))
         return self.chunks.unused_fraction(self._pair_keys(epochs, indices), self._mixture.chunks(epochs, indices))
 
     def _sample(self) -> np.ndarray:
         starts = np.linspace(0, max(len(self) - SAMPLE_RUN, 0), SAMPLE_RUNS).astype(np.int64)
         return np.unique(np.minimum(starts[:, None] + np.arange(SAMPLE_RUN), len(self) - 1))
 
-    def _seen(self, epochs: np.ndarray) -> np.ndarray:
+    def _effective(self, epochs: np.ndarray) -> np.ndarray:
         return np.zeros_like(epochs) if self._is_evaluation else epochs
 
     def _pair_keys(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Heads of pre-training: words at masked positions, and whether the second segment follows the first."""
+"""Heads of pre-training: masked language modelling and next-sentence prediction (NSP)."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ from framework.tasks.pooling import Pooler, PredictionTransform, pool_first, tra
 
 
 class TiedDecoder(nn.Module):
-    """Scores of all words by the word embeddings themselves, plus a bias (Press and Wolf 2017).
+    """Linear layer to all words, whose weight is the word embeddings (Press and Wolf 2017), plus a bias.
 
     Args:
-        weight: (vocab, hidden), the very parameter of the word embeddings; it is shared, not copied.
+        weight: (vocab, hidden) parameter of the word embeddings; it is shared, not copied.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
@@ -31,10 +31,10 @@ class MaskedLanguageModelHead(PredictionTransform):
     """Transform and decoder (`BertLMPredictionHead` in transformers).
 
     Args:
-        dense: Hidden to hidden.
+        dense: Linear layer from hidden to hidden.
         activation: Name of the activation.
-        norm: Stands before the decoder.
-        decoder: Tied to the word embeddings.
+        norm: Norm before the decoder.
+        decoder: Decoder tied to the word embeddings.
     """
 
     def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm, decoder: TiedDecoder) -> None:
@@ -47,12 +47,12 @@ class MaskedLanguageModelHead(PredictionTransform):
 
 
 class PretrainingHead(nn.Module):
-    """Masked language modelling, and next-sentence prediction where a pooler and a classifier for it are given.
+    """Heads of masked language modelling and, given a pooler and a classifier, next-sentence prediction (NSP).
 
     Args:
-        mlm: Scores words.
-        pooler: Reads the first token for NSP; None without NSP.
-        nsp: Hidden to 2; None without NSP.
+        mlm: Head that scores words.
+        pooler: Projection of the first token for NSP; None without NSP.
+        nsp: Classifier from hidden to 2 scores; None without NSP.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class PretrainingHead(nn.Module):
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: `targets["mlm_positions"]` (targets,) int64 says which tokens to predict.
-            dropout_keys: Not used, since these heads have no dropout.
+            batch: Micro-batch; `targets["mlm_positions"]` (targets,) int64 are the indices of the tokens to predict.
+            dropout_keys: Unused, because these heads have no dropout.
 
         Returns:
             `mlm` logits (targets, vocab) and, with NSP, `nsp` logits (sequences, 2): column 0 "follows", 1 "random".
         """
         del dropout_keys
-        # index_select, because the backward of plain indexing sorts the positions.
+        # index_select, because the backward pass of plain indexing sorts the positions.
         outputs = {"mlm": self.mlm(hidden_states.index_select(0, batch.targets["mlm_positions"]))}
         if self.pooler is not None and self.nsp is not None:
             outputs["nsp"] = self.nsp(self.pooler(pool_first(hidden_states, batch)))
@@ -85,12 +85,12 @@ class PretrainingHead(nn.Module):
 
 
 def build_pretraining_head(encoder: TransformerEncoder, config: EncoderConfig, nsp: bool) -> PretrainingHead:
-    """Builds the head as the encoder's family has it.
+    """Builds the head in the form of the encoder's family.
 
     Args:
-        encoder: Gives the word embeddings, which the decoder shares.
-        config: Of the encoder.
-        nsp: Whether next-sentence prediction is trained.
+        encoder: Encoder whose word embeddings the decoder shares.
+        config: Encoder configuration.
+        nsp: True adds the head of next-sentence prediction.
     """
     mlm = MaskedLanguageModelHead(
         dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),

@@ -1,4 +1,4 @@
-"""Pre-training: hidden words, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
+"""Pre-training: masked words, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,31 +21,31 @@ from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
-from framework.tasks.pretraining.blanks import BlankSource, FoundWords, find_words, read_blanks, word_lists
+from framework.tasks.pretraining.blanks import BlankSource, TopWords, read_blanks, top_words, word_lists
 from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
 
 
 class PretrainingTask(Task):
-    """Fill in hidden words; tell whether the second segment follows the first.
+    """Masked language modelling and, optionally, next-sentence prediction.
 
     Args:
         sequence_length: Most tokens of a sequence, special tokens included.
-        nsp: Train next-sentence prediction beside masked words; sequences are then pairs.
-        mask_rate: Share of the maskable tokens that is hidden in training, an exact count in each sequence.
-        eval_mask_rate: The same in evaluation.
-        mask_rate_end: Where the training rate goes linearly; None keeps it.
-        mask_rate_steps: Optimizer steps in which it gets there; needed with `mask_rate_end`.
+        nsp: True trains next-sentence prediction in addition to masked words; sequences are then pairs.
+        mask_rate: Fraction of the maskable tokens that is masked in training, as an exact count in each sequence.
+        eval_mask_rate: Fraction of the maskable tokens that is masked in evaluation.
+        mask_rate_end: Final mask rate in training, reached linearly; None keeps the rate constant.
+        mask_rate_steps: Optimizer steps until `mask_rate_end` is reached; required with it.
         masking: Hide single tokens, whole words, or spans of words (`framework.data.masking.mask_tokens`).
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
-        z_loss: Weight of a term that keeps the words' logits from drifting in training
-            (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 leaves it out.
+        z_loss: Weight of a term that prevents the words' logits from drifting in training
+            (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 disables it.
         top_k: Number of words predicted for each blank.
 
     Raises:
-        ConfigError: `top_k` is below 1, a rate outside (0, 1], a negative weight, or `mask_rate_end` without
-            `mask_rate_steps`.
+        ConfigError: `top_k` is below 1, a rate is outside (0, 1], a weight is negative, or `mask_rate_end` is given
+            without `mask_rate_steps`.
     """
 
     best_metric = "loss"
@@ -73,17 +73,17 @@ class PretrainingTask(Task):
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
             if rate is not None and not 0 < rate <= 1:
-                raise ConfigError(f"{name} is {rate}, it must be above 0 and at most 1.")
+                raise ConfigError(
+                    f"task.{name} is {rate}. A rate must be above 0 and at most 1. Choose, for example, 0.15."
+                )
         if mask_rate_end is not None and (mask_rate_steps is None or mask_rate_steps < 1):
             raise ConfigError(
-                f"task.mask_rate_end is {mask_rate_end}, but mask_rate_steps is {mask_rate_steps}; set "
-                "mask_rate_steps to "
-                "the optimizer "
-                "steps in which the rate gets there, at least 1."
+                f"task.mask_rate_end is {mask_rate_end}, but task.mask_rate_steps is {mask_rate_steps}. A change of "
+                "the rate takes at least 1 step. Set mask_rate_steps to the optimizer steps until the final rate."
             )
         for name, weight in {"nsp_weight": nsp_weight, "z_loss": z_loss}.items():
             if not weight >= 0:
-                raise ConfigError(f"{name} is {weight}, it must be at least 0.")
+                raise ConfigError(f"task.{name} is {weight}. A weight must be at least 0. Set 0 to disable the term.")
         self.sequence_length = sequence_length
         self.nsp = nsp
         self.mask_rate = MaskRate(
@@ -95,18 +95,18 @@ class PretrainingTask(Task):
         self.loss_weights = self._validation_weights | ({"z": z_loss} if z_loss else {})
 
     def build_sources(self, data: StoreData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
-        """Opens the store: `train`, and `validation` where documents are held out.
+        """Opens the store and returns `train` and, if documents are held out, `validation`.
 
         Raises:
-            DataError: The store is missing, was made with another tokenizer, or a split has too few documents.
+            DataError: The store is missing or was built with another tokenizer, or a split has too few documents.
         """
         store = data.opened
         is_other = store.meta["tokenizer_fingerprint"] != tokenizer.fingerprint
         if is_other and not Tokenizer.from_folder(store.folder / "tokenizer").same_ids(tokenizer):
             raise DataError(
-                f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}; "
-                "prepare a store with this one (python -m framework.prepare vocabulary=given "
-                f"vocabulary.path={tokenizer.folder} store=FOLDER), or train fresh weights with "
+                f"the token store {data.store} was made with another tokenizer than {tokenizer.folder}. Store and "
+                "model must use the same tokenizer. Prepare a store with this one (python -m framework.prepare "
+                f"vocabulary=given vocabulary.path={tokenizer.folder} store=FOLDER), or train new weights with "
                 f"tokenizer.path={store.folder / 'tokenizer'}."
             )
         division = Division(self.sequence_length - num_specials(self.nsp, tokenizer), self.nsp)
@@ -126,7 +126,7 @@ class PretrainingTask(Task):
         return sources
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
-        """The head of the encoder's family.
+        """Builds the head of the encoder's family.
 
         Raises:
             ConfigError: Sequences are longer than the encoder's positions.
@@ -134,12 +134,13 @@ class PretrainingTask(Task):
         if self.sequence_length > config.max_sequence_length:
             raise ConfigError(
                 f"task.sequence_length is {self.sequence_length}, but the encoder has {config.max_sequence_length} "
-                "positions; shorten the sequences or raise model.max_position_embeddings."
+                "positions. Sequences must not be longer. Lower task.sequence_length or raise "
+                "model.max_position_embeddings."
             )
         return build_pretraining_head(encoder, config, self.nsp)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Cross-entropy summed over hidden words (`mlm`) and over sequences (`nsp`); over the words also `z`."""
+        """Returns cross-entropy sums over masked words (`mlm`) and sequences (`nsp`), and the z-loss sum (`z`)."""
         sums = {}
         if "z" in self.loss_weights:
             sums["mlm"], sums["z"] = cross_entropy_and_z_sum(outputs["mlm"], batch.targets["mlm_labels"])
@@ -151,16 +152,19 @@ class PretrainingTask(Task):
 
     @property
     def validation_weights(self) -> Mapping[str, float]:
-        """Without the z-loss: `val/loss` compares runs, and its exponential is a perplexity where nsp is false."""
+        """Returns the weights without the z-loss.
+
+        `val/loss` is then comparable between runs. Without next-sentence prediction its exponential is a perplexity.
+        """
         return self._validation_weights
 
     @property
     def class_scores(self) -> Mapping[str, str]:
-        """The words, and with NSP whether the second segment follows."""
+        """Returns the logits of masked words and, with NSP, of next-sentence prediction, with their labels."""
         return {term: f"{term}_labels" for term in self._validation_weights}
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Share of right guesses: of hidden words (`mlm_accuracy`) and of next sentences (`nsp_accuracy`)."""
+        """Builds the accuracy of masked words (`mlm_accuracy`) and next-sentence prediction (`nsp_accuracy`)."""
         return {f"{term}_accuracy": Accuracy() for term in self._validation_weights}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
@@ -169,7 +173,7 @@ class PretrainingTask(Task):
             metrics[f"{term}_accuracy"].update(outputs[term], batch.targets[f"{term}_labels"])
 
     def side_config(self) -> dict[str, Any]:
-        """The lengths and the meaning of the next-sentence labels."""
+        """Returns the sequence length and the names of the next-sentence labels."""
         side: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.nsp:
             side["nsp_labels"] = ["follows", "random"]
@@ -182,7 +186,7 @@ class PretrainingTask(Task):
 
     @property
     def examines_splits(self) -> bool:
-        """Returns False: a split has too many hidden words to show, and its loss summarizes them."""
+        """Returns False, because a split has too many masked words to show; its loss summarizes them."""
         return False
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
@@ -194,11 +198,11 @@ class PretrainingTask(Task):
         texts = [read_blanks(row, tokenizer, self.sequence_length) for row in rows]
         return BlankSource(texts, tokenizer, self.sequence_length, list(self.loss_weights))
 
-    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[FoundWords]:
+    def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[TopWords]:
         """Returns the most probable words of each blank."""
-        return find_words(outputs, batch, self.top_k)
+        return top_words(outputs, batch, self.top_k)
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[FoundWords]) -> list[dict[str, Any]]:
+    def assemble(self, source: SequenceSource, decoded: Sequence[TopWords]) -> list[dict[str, Any]]:
         """Returns `blanks` of each text: for each blank the words and their probabilities."""
         assert isinstance(source, BlankSource)
         return word_lists(source, decoded)

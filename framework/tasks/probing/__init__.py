@@ -1,1 +1,1 @@
-"""Linear probes: what can be read off frozen features, measured while another task is trained."""
+"""Linear probes: scores of linear models on frozen features, measured while another task is trained."""

@@ -1,7 +1,7 @@
-"""A labelled task whose texts the encoder reads as it is: its features are frozen, only a linear map is fitted on them.
+"""Probe of an encoder: a linear layer is fitted on its frozen features of labelled texts.
 
-Reading, labels and metrics are those of sequence classification (Alain, Bengio 2016, arXiv:1610.01644; for sentences
-Conneau et al. 2018, arXiv:1805.01070).
+Sources: Alain, Bengio 2016, arXiv:1610.01644; for sentences Conneau et al. 2018, arXiv:1805.01070. Reading, labels and
+metrics are those of sequence classification.
 """
 
 from collections.abc import Mapping
@@ -30,14 +30,15 @@ _LOSSES: dict[str, Losses] = {
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What a config says of a probe.
+    """Configuration of a probe.
 
     Attributes:
         data: Labelled texts or pairs with a `train` and a `validation` split.
-        problem: "single_label" and "multi_label": logistic regression; "regression": linear regression.
+        problem: "single_label" or "multi_label" for logistic regression; "regression" for linear regression.
         max_length: Most tokens of a sequence, special tokens included.
-        pooling: A name in `framework.tasks.pooling`: "mean" or "cls".
-        l2: Half of it times the squared weights is added to the summed loss; features have unit variance.
+        pooling: Name in `framework.tasks.pooling`: "mean" or "cls".
+        l2: Weight of the penalty; `l2 / 2` times the squared weights is added to the summed loss. Features have unit
+            variance.
     """
 
     data: TableData
@@ -50,11 +51,12 @@ class ProbeSettings:
         check_pooled_scores(self.max_length, self.pooling, 0.0)
         if not self.l2 > 0:
             raise ConfigError(
-                f"l2 is {self.l2}, it must be above 0, or the fit of labels that can be told apart has no end."
+                f"l2 is {self.l2}. It must be above 0, otherwise the weights of separable labels grow without limit. "
+                "Choose, for example, 1.0."
             )
 
     def build(self, tokenizer: Tokenizer) -> "Probe":
-        """Reads and tokenises the rows.
+        """Reads and tokenizes the rows.
 
         Raises:
             DataError: A file or row cannot be used.
@@ -64,8 +66,8 @@ class ProbeSettings:
         sources = task.build_sources(self.data, tokenizer, seed=0)
         if "validation" not in sources:
             raise ConfigError(
-                f"a probe of {self.data.train} has no validation rows, on which it is measured; give "
-                "`data.validation`, or a `data.validation_fraction`."
+                f"the probe of {self.data.train} has no validation rows. A probe is evaluated on them. Set "
+                "`data.validation` or `data.validation_fraction`."
             )
         flat = {name: sources[name] for name in ("train", "validation")}
         assert all(isinstance(source, FlatSource) for source in flat.values())
@@ -73,17 +75,17 @@ class ProbeSettings:
 
 
 class Probe:
-    """One probe with its texts.
+    """A probe with its texts.
 
     Args:
-        problem: Labels and metrics.
-        sources: `train` and `validation`.
-        pooling: From hidden states to features.
-        losses: What the fit minimises.
-        l2: As in ProbeSettings.
+        problem: Problem with labels and metrics.
+        sources: Sources of `train` and `validation`.
+        pooling: Function from hidden states to features.
+        losses: Loss that the fit minimizes.
+        l2: Weight of the penalty, as in ProbeSettings.
 
     Attributes:
-        best_metric: Of the problem; it comes first in `scores`.
+        best_metric: Best metric of the problem, which is the first in `scores`.
     """
 
     def __init__(
@@ -97,12 +99,12 @@ class Probe:
         self.best_metric = problem.best_metric
 
     def scores(self, features: Mapping[str, Tensor]) -> dict[str, float]:
-        """Fits on the training rows and measures on those of validation, by the names of the problem's metrics.
+        """Fits on the training rows and returns the problem's metrics on the validation rows by name.
 
         Args:
-            features: (rows, hidden) of each split, in the order of its source, on the CPU.
+            features: (rows, hidden) features of each split, in the order of its source, on the CPU.
         """
-        train, validation = (_whole(self.sources[split]) for split in ("train", "validation"))
+        train, validation = (_all_rows(self.sources[split]) for split in ("train", "validation"))
         fit = LinearFit(features["train"], train.targets["labels"], self.problem.num_scores, self.losses, self.l2)
         metrics = self.problem.build_metrics()
         for metric in metrics.values():
@@ -112,7 +114,7 @@ class Probe:
         return {name: float(metrics[name].compute()) for name in names}
 
 
-def _whole(source: FlatSource) -> PackedBatch:
-    """All rows of a split, for their targets."""
-    places = np.arange(len(source))
-    return source.build(np.zeros_like(places), places, places, step=0)
+def _all_rows(source: FlatSource) -> PackedBatch:
+    """Builds one batch of all rows of a split, for their targets."""
+    indices = np.arange(len(source))
+    return source.build(np.zeros_like(indices), indices, indices, step=0)

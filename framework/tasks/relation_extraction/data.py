@@ -1,4 +1,4 @@
-"""Texts with two marked entities and the relation between them, checked and split (`splits`)."""
+"""Reads, checks and splits texts with two marked entities and the relation between them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +22,8 @@ class RelationExample:
 
     Attributes:
         location: File, row and line, for messages.
-        text: With its two entities.
-        label: The relation as in the file, such as `Cause-Effect(e2,e1)`; None where it is to be predicted.
+        text: Text with its two entities.
+        label: Relation as in the file, such as `Cause-Effect(e2,e1)`; None if it is to be predicted.
     """
 
     location: str
@@ -32,30 +32,30 @@ class RelationExample:
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The text, and which entities of it are meant."""
+        """Returns the text without and with its marks."""
         return same_text(self.text.text), same_text(self.text.marked)
 
     @property
     def answer(self) -> str | None:
-        """The label."""
+        """Returns the label."""
         return self.label
 
 
 @dataclass(frozen=True)
 class RelationData(SplitFiles):
-    """A text with `<e1>...</e1>` and `<e2>...</e2>` and a label a row; rows of one text fall into one split.
+    """Data whose rows have a text with `<e1>...</e1>` and `<e2>...</e2>` and a label.
 
-    A file of JSON objects may give tokens and the positions of the entities instead (`relation_rows`). A `.txt` file
-    whose first lines have SemEval's format is read by `semeval_rows`. Other files are tables
-    (`framework.data.reading.rows`).
+    Rows with the same text are in the same split. A file of JSON objects may give tokens and the positions of the
+    entities instead (`relation_rows`). A `.txt` file whose first lines have SemEval's format is read by `semeval_rows`.
+    Other files are tables (`framework.data.reading.rows`).
 
     Attributes:
-        text_column: Column of tables, in JSONL key, of the text.
+        text_column: Column of the text in tables, or key in JSONL.
         label_column: Column of the label.
         labels: Label set in the order of scores; None: the labels of the files, sorted.
         format: Format of tables; None: the defaults of TableFormat.
-        on_bad_row: What is done about a row that is broken, whose entities are not marked as they should be or do not
-            fit into a sequence, or whose label is empty or outside the label set: "error", or "skip", which counts it.
+        on_bad_row: Handling of a row that is broken, whose entities are marked incorrectly or do not fit into a
+            sequence, or whose label is empty or outside the label set: "error", or "skip", which counts the row.
     """
 
     text_column: str = "text"
@@ -68,24 +68,23 @@ class RelationData(SplitFiles):
         super().__post_init__()
         if self.labels is not None and not 2 <= len(self.labels) == len(set(self.labels)):
             raise ConfigError(
-                f"data.labels is {self.labels}, it must name at least 2 different labels, or be null to find "
-                "them in the "
-                "data."
+                f"data.labels is {self.labels}. It must contain at least 2 different labels. Correct it, or set null "
+                "to use the labels of the data."
             )
 
     def group(self, record: R) -> tuple[str, ...]:
-        """The text."""
+        """Returns the text."""
         return record.identity[:1]
 
     def load(self, labels: Sequence[str] | None = None) -> ReadSplits[RelationExample]:
         """Reads, checks and splits the rows.
 
         Args:
-            labels: The label set of an earlier run, which then decides instead of the config and the data.
+            labels: Label set of an earlier run, which overrides the config and the data.
 
         Raises:
-            DataError: A file is missing, empty or damaged; a row is bad and not to be skipped; no row is left for a
-                split; all training rows have one label.
+            DataError: A file is missing, empty or damaged; a bad row may not be skipped; a split has no rows left; all
+                training rows have the same label.
         """
         read = self.read_files(self._read, self.on_bad_row)
         names = tuple(labels or self.labels or sorted(read.collect_labels(lambda row: [str(row.label)])))
@@ -95,8 +94,8 @@ class RelationData(SplitFiles):
         train = relations.splits["train"]
         if not labels and len({example.label for example in train}) < 2:
             raise DataError(
-                f"{self.train}: all {len(train)} training rows have the label {train[0].label!r}, but there must be at "
-                "least 2 labels to tell apart; correct `label_column`, or give more rows."
+                f"{self.train}: all {len(train)} training rows have the label {train[0].label!r}. Training needs at "
+                "least 2 labels. Correct `label_column`, or give more rows."
             )
         return relations
 
@@ -111,7 +110,7 @@ class RelationData(SplitFiles):
             location, label = f"{path}, {row.location}", row.values[label_column].strip()
             try:
                 if not label:
-                    raise DataError(f"{location}: the label is empty, each row needs one; fill in or remove the row.")
+                    raise DataError(f"{location}: the label is empty. Each row needs one. Fill in or remove the row.")
                 example = RelationExample(location, read_marked_text(location, row.values[text_column]), label)
             except DataError as error:
                 reading.bad_row(error)
@@ -146,7 +145,7 @@ def _marked_rows(
 def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:
     if example.label not in labels:
         raise DataError(
-            f"{example.location}: the label {example.label!r} is none of {', '.join(labels)}; correct the row, or list "
-            "all labels in `labels`."
+            f"{example.location}: the label {example.label!r} is unknown. It must be one of {', '.join(labels)}. Correct "
+            "the row, or list all labels in `labels`."
         )
     return example

@@ -1,8 +1,9 @@
 """Sequences of relation extraction: `[CLS] the [E1] dog [/E1] sees the [E2] cat [/E2] [SEP]`.
 
-After Baldini Soares et al. 2019 (arXiv:1906.03158, section 3.2), whose marks are new tokens. Departure: the vocabulary
-stays as it is. The marks are four of its placeholders (`[unused0]` and the next ones), or where it has none
-punctuation, as in Zhou and Chen 2022 (arXiv:2102.01373, section 3.2): `the @ dog @ sees the # cat #`.
+The layout follows Baldini Soares et al. 2019 (arXiv:1906.03158, section 3.2), whose marks are new tokens. Departure:
+the vocabulary is unchanged. The marks are its first four placeholders (`[unused0]` and the next ones). Without
+placeholders they are punctuation, as in Zhou and Chen 2022 (arXiv:2102.01373, section 3.2): `the @ dog @ sees the # cat
+#`.
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,19 @@ from framework.tasks.relation_extraction.data import RelationExample
 
 LOSS_TERM = "relation"
 SHORTEST = 8
-"""[CLS] [E1] a [/E1] [E2] b [/E2] [SEP]"""
+"""Tokens of the shortest sequence: [CLS] [E1] a [/E1] [E2] b [/E2] [SEP]."""
 
 _NUM_MARKS = 4
 _PUNCTUATION = ("@", "#")
 _TEXTS_AT_ONCE = 1000
-"""Encodings with offsets take some hundred bytes a token until they are arrays."""
+"""Texts per batch; an encoding with offsets takes some hundred bytes per token until it is converted to arrays."""
 
 Spans = tuple[tuple[int, int], tuple[int, int]]
-"""(first token, behind the last token) of e1 and of e2."""
+"""Start (inclusive) and end (exclusive) of e1 and of e2 in tokens."""
 
 
 def mark_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids of the four marks: before e1, behind it, before e2, behind it.
+    """Returns the ids of the four marks: before e1, after e1, before e2, after e2.
 
     Raises:
         ConfigError: The vocabulary has neither four placeholders nor the two punctuation marks.
@@ -42,8 +43,8 @@ def mark_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     for mark, ids in zip(_PUNCTUATION, encoded, strict=True):
         if len(ids) != 1 or ids[0] == tokenizer.unk_id:
             raise ConfigError(
-                f"{tokenizer.folder} has fewer than {_NUM_MARKS} placeholders ([unused0], ...) to mark entities with, "
-                f"and no token {mark!r}; choose a vocabulary with either."
+                f"{tokenizer.folder} has fewer than {_NUM_MARKS} placeholders ([unused0], ...) and no token {mark!r}. "
+                "Entities are marked with one of the two. Choose a vocabulary that has either."
             )
     (first,), (second,) = encoded
     return int(first), int(first), int(second), int(second)
@@ -56,22 +57,22 @@ def relation_source(
     max_length: int,
     reading: Reading,
 ) -> FlatSource:
-    """One sequence for each row that fits; its record is the row.
+    """Builds one sequence for each row that fits; its record is the row.
 
-    Targets: labels (sequences,), places in the label set; entity_starts (sequences, 2), the marks before e1 and e2.
-    Count: relation, one for each row with a label.
+    Targets: labels (sequences,), indices in the label set; entity_starts (sequences, 2), the positions of the marks
+    before e1 and e2. Count: relation, one for each row with a label.
 
     Args:
-        examples: The rows.
+        examples: Rows.
         labels: Names in the order of scores.
-        tokenizer: Gives ids, special tokens and offsets.
-        max_length: Most tokens of a sequence, special tokens and marks included; of a longer text the middle is taken,
-            with both entities.
-        reading: What is done about a row whose entities do not fit or have no token of their own.
+        tokenizer: Tokenizer of the model, which returns offsets.
+        max_length: Most tokens of a sequence, special tokens and marks included. A longer text is truncated to a part
+            with both entities in its middle.
+        reading: Handling of a row whose entities do not fit or have no token of their own.
 
     Raises:
         ConfigError: The vocabulary has no marks.
-        DataError: No row is left, or one does not fit and `reading` does not skip those.
+        DataError: No row is left, or a row does not fit and `reading` does not skip it.
     """
     marks, room = mark_ids(tokenizer), max_length - 2 - _NUM_MARKS
     pieces: list[np.ndarray] = []
@@ -84,19 +85,19 @@ def relation_source(
         for example, (ids, firsts, ends) in zip(some, encoded, strict=True):
             try:
                 spans = entity_tokens(example, firsts, ends)
-                marked, places = mark_entities(example.location, ids, spans, marks, room)
+                marked, mark_positions = mark_entities(example.location, ids, spans, marks, room)
             except DataError as error:
                 reading.bad_row(error)
                 continue
             pieces.append(np.concatenate([[tokenizer.cls_id], marked, [tokenizer.sep_id]]))
-            starts.append((places[0] + 1, places[1] + 1))
+            starts.append((mark_positions[0] + 1, mark_positions[1] + 1))
             records.append(example)
             lengths.append(len(ids))
     if not records:
-        raise DataError(f"no row is left, for example {reading.skipped[0]}")
-    place = {label: index for index, label in enumerate(labels)}
-    lost = np.maximum(np.array(lengths) - room, 0)
-    answers = np.array([place.get(example.label or "", IGNORE_INDEX) for example in records], dtype=np.int64)
+        raise DataError(f"all rows were skipped. At least one must remain. For example: {reading.skipped[0]}")
+    label_indices = {label: index for index, label in enumerate(labels)}
+    num_truncated = np.maximum(np.array(lengths) - room, 0)
+    answers = np.array([label_indices.get(example.label or "", IGNORE_INDEX) for example in records], dtype=np.int64)
     return FlatSource(
         np.concatenate(pieces),
         np.array([len(piece) for piece in pieces], dtype=np.int64),
@@ -107,33 +108,35 @@ def relation_source(
         {LOSS_TERM: (answers != IGNORE_INDEX).astype(np.float64)},
         max_length,
         records=records,
-        cutting=Cutting(max_length, len(records), int((lost > 0).sum()), sum(lengths), int(lost.sum())),
+        cutting=Cutting(
+            max_length, len(records), int((num_truncated > 0).sum()), sum(lengths), int(num_truncated.sum())
+        ),
     )
 
 
 def entity_tokens(example: RelationExample, firsts: np.ndarray, ends: np.ndarray) -> Spans:
-    """The tokens that hold a character of each entity.
+    """Returns the tokens that contain a character of each entity.
 
     Args:
-        example: The row.
-        firsts: (tokens,) first character of each token in the text.
-        ends: (tokens,) behind its last character.
+        example: Row.
+        firsts: (tokens,) offset of each token's first character in the text.
+        ends: (tokens,) offset after each token's last character.
 
     Raises:
-        DataError: An entity has no token, or one that is the other's too.
+        DataError: An entity has no token, or the entities share a token.
     """
     spans = [_tokens_between(span, firsts, ends) for span in example.text.spans]
     for name, (start, stop) in zip(("e1", "e2"), spans, strict=True):
         if start >= stop:
             raise DataError(
-                f"{example.location}: {name} has no token, since the tokenizer drops all of its characters; remove the "
-                "row, or choose another tokenizer."
+                f"{example.location}: {name} has no token, because the tokenizer drops all of its characters. Each entity "
+                "needs a token. Remove the row, or choose another tokenizer."
             )
     (start_1, stop_1), (start_2, stop_2) = spans
     if max(start_1, start_2) < min(stop_1, stop_2):
         raise DataError(
-            f"{example.location}: {' and '.join(map(repr, example.text.entities))} share a token; remove the row, or "
-            "choose another tokenizer."
+            f"{example.location}: {' and '.join(map(repr, example.text.entities))} share a token. Each entity needs its "
+            "own tokens. Remove the row, or choose another tokenizer."
         )
     return spans[0], spans[1]
 
@@ -145,26 +148,26 @@ def _tokens_between(span: tuple[int, int], firsts: np.ndarray, ends: np.ndarray)
 def mark_entities(
     location: str, ids: np.ndarray, spans: Spans, marks: Sequence[int], room: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Puts marks around two entities, in the part of the text that has both in its middle.
+    """Inserts marks around two entities, and truncates the text to a part with both in its middle.
 
     Args:
-        location: Where the text stands, for messages.
-        ids: (tokens,) of the whole text.
+        location: File and row of the text, for messages.
+        ids: (tokens,) ids of the full text.
         spans: Tokens of e1 and e2.
         marks: Ids of the four marks.
-        room: Most tokens to keep, marks aside.
+        room: Most tokens to keep, not counting marks.
 
     Returns:
-        Ids with marks, and the places of the marks before e1 and before e2 among them.
+        Ids with marks, and the positions of the marks before e1 and before e2 among them.
 
     Raises:
-        DataError: From the beginning of one entity to the end of the other there are more than `room` tokens.
+        DataError: There are more than `room` tokens from the start of the first entity to the end of the last.
     """
     begin, end = min(span[0] for span in spans), max(span[1] for span in spans)
     if end - begin > room:
         raise DataError(
-            f"{location}: from one entity to the end of the other there are {end - begin} tokens, but max_length "
-            f"leaves {room}; raise it, or remove the row."
+            f"{location}: from one entity to the end of the other there are {end - begin} tokens, but a sequence has "
+            f"room for {room}. Both entities must fit. Raise task.max_length, or remove the row."
         )
     first = min(max(begin - (room - end + begin) // 2, 0), max(len(ids) - room, 0))
     window = ids[first : first + room]

@@ -1,4 +1,4 @@
-"""Head of relation extraction: the hidden states at the marks before both entities to one score for each label."""
+"""Head of relation extraction, from the hidden states at the marks before both entities to one score per label."""
 
 from torch import Tensor, nn
 
@@ -8,11 +8,11 @@ from framework.nn.dropout import HashedDropout
 
 
 class RelationHead(nn.Module):
-    """Both entity starts side by side, dropout, classifier (Baldini Soares et al. 2019, sections 3.2 and 3.3).
+    """Concatenation of both entity starts, dropout, classifier (Baldini Soares et al. 2019, sections 3.2 and 3.3).
 
     Args:
-        dropout: Before the classifier.
-        classifier: Twice hidden to labels.
+        dropout: Dropout before the classifier.
+        classifier: Linear layer from twice hidden to labels.
     """
 
     def __init__(self, dropout: HashedDropout, classifier: nn.Linear) -> None:
@@ -27,8 +27,8 @@ class RelationHead(nn.Module):
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: With the target `entity_starts` (sequences, 2).
-            dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None switches dropout off.
+            batch: Micro-batch with the target `entity_starts` (sequences, 2).
+            dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None disables dropout.
 
         Returns:
             `logits` (sequences, labels).
@@ -43,8 +43,8 @@ def build_relation_head(config: EncoderConfig, num_labels: int, classifier_dropo
     """Builds the head.
 
     Args:
-        config: Of the encoder.
-        num_labels: Scores to give.
+        config: Encoder configuration.
+        num_labels: Number of scores.
         classifier_dropout: Probability of dropping a channel before the classifier.
     """
     return RelationHead(

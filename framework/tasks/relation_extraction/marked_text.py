@@ -1,4 +1,4 @@
-"""Texts in which two entities are marked: `The <e1>dog</e1> sees the <e2>cat</e2>.`"""
+"""Texts with two marked entities: `The <e1>dog</e1> sees the <e2>cat</e2>.`"""
 
 import re
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ _ANY_TAG = re.compile("|".join(_TAGS))
 
 @dataclass(frozen=True, slots=True)
 class MarkedText:
-    """A text and where its two entities are.
+    """A text and the spans of its two entities.
 
     Attributes:
-        marked: As it was given.
-        text: Without the marks.
-        spans: (first character, behind the last character) of e1 and of e2, white space at their edges left out.
+        marked: Text with its marks.
+        text: Text without marks.
+        spans: Start (inclusive) and end (exclusive) of e1 and of e2 in characters, without white space at the edges.
     """
 
     marked: str
@@ -25,39 +25,39 @@ class MarkedText:
 
     @property
     def entities(self) -> tuple[str, str]:
-        """The texts of e1 and e2."""
+        """Returns the texts of e1 and e2."""
         (start_1, stop_1), (start_2, stop_2) = self.spans
         return self.text[start_1:stop_1], self.text[start_2:stop_2]
 
 
 def read_marked_text(location: str, marked: str) -> MarkedText:
-    """Takes the marks out of a text.
+    """Parses the marks of a text.
 
     Args:
-        location: Where the text stands, for messages.
-        marked: With each mark once; e2 may come before e1.
+        location: File and row of the text, for messages.
+        marked: Text that contains each mark once; e2 may come before e1.
 
     Raises:
-        DataError: A mark is missing or comes twice, the two entities are not behind each other, or one is empty.
+        DataError: A mark is missing or occurs twice, the two entities overlap, or one is empty.
     """
     tags = [match[0] for match in _ANY_TAG.finditer(marked)]
     for tag in _TAGS:
         if tags.count(tag) != 1:
             raise DataError(
-                f"{location}: {tag} stands {tags.count(tag)} times in the text, it must stand there once; mark one "
-                "entity as <e1>...</e1> and the other as <e2>...</e2>, or remove the row."
+                f"{location}: {tag} occurs {tags.count(tag)} times in the text. It must occur once. Mark one entity as "
+                "<e1>...</e1> and the other as <e2>...</e2>, or remove the row."
             )
     if tags not in ([*_TAGS], [*_TAGS[2:], *_TAGS[:2]]):
         raise DataError(
-            f"{location}: the marks come as {' '.join(tags)}, but each entity must end before the other begins; "
-            "correct or remove the row."
+            f"{location}: the order of the marks is {' '.join(tags)}. Each entity must end before the other begins. "
+            "Correct or remove the row."
         )
     pieces = _ANY_TAG.split(marked)
     spans = {}
     for index, tag in ((1, tags[0]), (3, tags[2])):
         entity = pieces[index]
         if not entity.strip():
-            raise DataError(f"{location}: {tag} is empty, each entity needs a text; fill in or remove the row.")
+            raise DataError(f"{location}: {tag} is empty. Each entity needs a text. Fill it in, or remove the row.")
         start = sum(map(len, pieces[:index])) + len(entity) - len(entity.lstrip())
         spans[tag] = (start, start + len(entity.strip()))
     return MarkedText(marked, "".join(pieces), (spans["<e1>"], spans["<e2>"]))

@@ -57,8 +57,8 @@ def _row(location: str, row: JsonValue, table: TableFile, text_column: str, labe
         label = row.value.get(label_column, row.value.get(_RELATION, row.key))
         if not has_text(label) or not str(label).strip():
             raise DataError(
-                f"{location}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or "
-                f"{_RELATION!r}, or a list under its relation. Fill it in, set label_column, or remove the row."
+                f"{location}: the label is {label!r:.80}. Each row needs a text in {label_column!r} or {_RELATION!r}, "
+                "or a list under its relation. Fill it in, set label_column, or remove the row."
             )
         values["label"] = str(label).strip()
     text_key = next((key for key in (text_column, *_TEXTS) if key in row.value), None)
@@ -79,7 +79,7 @@ def _marked(location: str, row: Mapping[str, Any], text_column: str, text_key: s
     if tokens_key is None and names is None:
         text = row[str(text_key)]
         if not isinstance(text, str):
-            raise DataError(f"{location}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
+            raise DataError(f"{location}: {text_key!r} is {text!r:.80}. It must be text. Correct or remove the row.")
         return read_marked_text(location, text)
     if names is None and not any(key in row for pair in _TACRED for key in pair):
         raise DataError(
@@ -89,35 +89,35 @@ def _marked(location: str, row: Mapping[str, Any], text_column: str, text_key: s
     if tokens_key is None:
         text = row[str(text_key)]
         if not isinstance(text, str) or names is None:
-            raise DataError(f"{location}: {text_key!r} is {text!r:.80}, it must be text; correct or remove the row.")
+            raise DataError(f"{location}: {text_key!r} is {text!r:.80}. It must be text. Correct or remove the row.")
         first, second = (_span(location, name, row[name], len(text), "characters") for name in names)
         return mark_entities(location, text, first, second)
     tokens = row[tokens_key]
     if not isinstance(tokens, list) or not all(isinstance(token, str) and token for token in tokens):
         raise DataError(
-            f"{location}: {tokens_key!r} is {tokens!r:.80}, it must be a list of texts, none empty; correct or "
-            "remove the row."
+            f"{location}: {tokens_key!r} is {tokens!r:.80}. It must be a list of texts, none empty. Correct or remove "
+            "the row."
         )
     text, starts = join_tokens(tokens)
-    found = (
+    spans = (
         [_span(location, name, row[name], len(tokens), "tokens") for name in names]
         if names is not None
         else [_tacred_span(location, row, keys, len(tokens)) for keys in _TACRED]
     )
-    first, second = ((starts[start], starts[end - 1] + len(tokens[end - 1])) for start, end in found)
+    first, second = ((starts[start], starts[end - 1] + len(tokens[end - 1])) for start, end in spans)
     return mark_entities(location, text, first, second)
 
 
 def _span(location: str, name: str, value: Any, length: int, unit: str) -> Span:
-    """Returns start and end of an entity from any of its forms."""
-    found = value
+    """Parses the start and end of an entity from any of the forms of `read_relation_json`."""
+    span = value
     if isinstance(value, dict):
-        found = value["pos"] if "pos" in value else [value.get("start"), value.get("end")]
+        span = value["pos"] if "pos" in value else [value.get("start"), value.get("end")]
     elif isinstance(value, list) and len(value) == 3 and isinstance(value[2], list) and value[2]:
         mention = value[2][0]
         if isinstance(mention, list) and mention and all(type(index) is int for index in mention):
-            found = [mention[0], mention[0] + len(mention)] if _is_stretch(mention) else None
-    return _checked(location, name, value, found, length, unit)
+            span = [mention[0], mention[0] + len(mention)] if _is_consecutive(mention) else None
+    return _checked(location, name, value, span, length, unit)
 
 
 def _tacred_span(location: str, row: Mapping[str, Any], keys: Sequence[str], length: int) -> Span:
@@ -126,20 +126,20 @@ def _tacred_span(location: str, row: Mapping[str, Any], keys: Sequence[str], len
     return _checked(location, " and ".join(keys), [start, last], [start, end], length, "tokens")
 
 
-def _is_stretch(indices: Sequence[int]) -> bool:
+def _is_consecutive(indices: Sequence[int]) -> bool:
     return list(indices) == list(range(indices[0], indices[0] + len(indices)))
 
 
-def _checked(location: str, name: str, shown: Any, found: Any, length: int, unit: str) -> Span:
-    if not isinstance(found, list) or [type(index) for index in found] != [int, int]:
+def _checked(location: str, name: str, value: Any, span: Any, length: int, unit: str) -> Span:
+    if not isinstance(span, list) or [type(index) for index in span] != [int, int]:
         raise DataError(
-            f"{location}: {name} is {shown!r:.80}. It must be the start and end of the entity, [start, end]. Correct "
+            f"{location}: {name} is {value!r:.80}. It must be the start and end of the entity, [start, end]. Correct "
             "or remove the row."
         )
-    start, end = found
+    start, end = span
     if not 0 <= start < end <= length:
         raise DataError(
-            f"{location}: {name} is {shown!r:.80}, empty or outside of the {length} {unit}. The end must be after the "
+            f"{location}: {name} is {value!r:.80}, empty or outside of the {length} {unit}. The end must be after the "
             "start and within them. Correct or remove the row."
         )
     return start, end

@@ -1,7 +1,8 @@
-"""Rows of SemEval-2010 task 8: a number, a tab and a sentence in quotes; its relation; perhaps a comment; a blank line.
+"""Reads rows of SemEval-2010 task 8.
 
-Source: the README of its data. Hendrickx et al. 2010, "SemEval-2010 Task 8: Multi-Way Classification of Semantic
-Relations Between Pairs of Nominals".
+A row has a line with a number, a tab and a sentence in quotes, a line with its relation, an optional comment, and a
+blank line. Source: the README of its data. Hendrickx et al. 2010, "SemEval-2010 Task 8: Multi-Way Classification of
+Semantic Relations Between Pairs of Nominals".
 """
 
 import re
@@ -41,22 +42,22 @@ def read_semeval(table: TableFile, labelled: bool, reading: Reading) -> Iterator
         reading: Handling of broken rows.
 
     Raises:
-        DataError: The file cannot be read, a name in `as_is` is unknown, or a block of lines is no row and `reading`
-            does not skip those.
+        DataError: The file cannot be read, a name in `as_is` is unknown, or a block of lines is not a row and `reading`
+            does not skip it.
     """
     check_columns(table.path, "rows of SemEval", table.as_is, _NAMES)
     for number, block in enumerate(_blocks(table.path, reading, labelled), start=1):
         try:
-            found = _values(table.path, block, table.format.codec, labelled)
+            fields = _values(table.path, block, table.format.codec, labelled)
         except DataError as error:
             reading.bad_row(error)
         else:
-            values = {name: found[name] for name in ("text", "label")[: 1 + labelled]}
-            yield Row(number, block[-1][0], values, kept={name: found.get(name) for name in ("text", *table.as_is)})
+            values = {name: fields[name] for name in ("text", "label")[: 1 + labelled]}
+            yield Row(number, block[-1][0], values, kept={name: fields.get(name) for name in ("text", *table.as_is)})
 
 
 def _blocks(path: Path, reading: Reading, labelled: bool) -> Iterator[list[tuple[int, bytes]]]:
-    """Yields the numbered lines between blank lines, without labels also those from one sentence to the next."""
+    """Yields the numbered lines between blank lines; without labels a new sentence also starts a new block."""
     block: list[tuple[int, bytes]] = []
     for line, raw in raw_lines(path, reading):
         is_next = not labelled and _NUMBERED.match(raw.strip()) is not None
@@ -74,15 +75,18 @@ def _values(path: Path, block: Sequence[tuple[int, bytes]], encoding: str, label
     sentence = _SENTENCE.fullmatch(lines[0])
     if sentence is None:
         raise DataError(
-            f"{path}, line {block[0][0]}: the line {lines[0][:60]!r} is not a number, a tab and a sentence, with "
-            "which a row begins; correct it, or name the file .jsonl or .csv if it is one."
+            f"{path}, line {block[0][0]}: the line is {lines[0][:60]!r}. A row must begin with a number, a tab and a "
+            "sentence. Correct it, or rename the file to .jsonl or .csv if it is one."
         )
     if labelled and (len(lines) < 2 or lines[1].startswith(_COMMENT)):
-        raise DataError(f"{path}, line {block[0][0]}: no label is below the sentence; add one or remove the row.")
+        raise DataError(
+            f"{path}, line {block[0][0]}: the sentence has no label. The line after it must contain one. Add it, or "
+            "remove the row."
+        )
     if len(lines) > 3 or (len(lines) == 3 and not lines[2].startswith(_COMMENT)):
         raise DataError(
-            f"{path}, line {block[2][0]}: the line {lines[2][:60]!r} is neither a comment nor a blank line, which "
-            "end a row; put a blank line between rows."
+            f"{path}, line {block[2][0]}: the line is {lines[2][:60]!r}. A row must end with a comment or a blank "
+            "line. Add a blank line between rows."
         )
     text = sentence[2].strip()
     if len(text) > 1 and text[0] == text[-1] == '"':

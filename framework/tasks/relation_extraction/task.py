@@ -1,4 +1,4 @@
-"""Relation extraction: the label of two marked entities of a text (Baldini Soares et al. 2019, arXiv:1906.03158)."""
+"""Relation extraction: one label for two marked entities of a text (Baldini Soares et al. 2019, arXiv:1906.03158)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,20 +29,20 @@ from framework.tasks.task import Task
 
 
 class RelationExtractionTask(Task):
-    """One label for each text in which two entities are marked.
+    """Classification of texts with two marked entities.
 
     Args:
-        max_length: Most tokens of a sequence, special tokens and marks included; of a longer text the part around its
-            entities is kept.
+        max_length: Most tokens of a sequence, special tokens and marks included. A longer text is truncated around its
+            entities.
         classifier_dropout: Probability of dropping a channel before the classifier.
-        excluded_label: The label that says of two entities that none of the relations holds; it is learned like the
-            others, but is left out of the mean of the F1. None: there is none.
+        excluded_label: Label of entities without a relation. It is learned like the others, but the mean F1 excludes
+            it. None: there is no such label.
 
     Attributes:
-        labels: The label set in the order of scores; empty until `build_sources` or `restore` gave it.
+        labels: Label set in the order of scores; empty before `build_sources` or `restore`.
 
     Raises:
-        ConfigError: `max_length` is below 8, or the probability not in [0, 1).
+        ConfigError: `max_length` is below 8, or the probability is not in [0, 1).
     """
 
     best_metric = "relation_f1"
@@ -55,10 +55,14 @@ class RelationExtractionTask(Task):
     ) -> None:
         if max_length < SHORTEST:
             raise ConfigError(
-                f"task.max_length is {max_length}, it must be at least {SHORTEST}, special tokens and marks included."
+                f"task.max_length is {max_length}. It must be at least {SHORTEST}, special tokens and marks included. "
+                "Raise it."
             )
         if not 0 <= classifier_dropout < 1:
-            raise ConfigError(f"task.classifier_dropout is {classifier_dropout}, it must be at least 0 and below 1.")
+            raise ConfigError(
+                f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose, for "
+                "example, 0.1."
+            )
         self.max_length = max_length
         self.classifier_dropout = classifier_dropout
         self.excluded_label = excluded_label
@@ -69,16 +73,16 @@ class RelationExtractionTask(Task):
         self,
         data: RelationData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the rows of each split; finds the label set unless an earlier run knows it."""
+        """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it."""
         relations = data.load(self.labels or None)
         self.labels = relations.labels
         warnings = []
         if self.excluded_label is not None and self.excluded_label not in self.labels:
             warnings.append(
-                f"excluded_label is {self.excluded_label!r}, which is none of the labels, so relation_f1 is the mean "
-                "over all of them; name the label of entities without a relation, or null."
+                f"task.excluded_label is {self.excluded_label!r}, which is not a label, so relation_f1 is the mean "
+                "over all labels. Set it to the label of entities without a relation, or to null."
             )
         sources: dict[str, SequenceSource] = {}
         for split, examples in relations.splits.items():
@@ -97,11 +101,11 @@ class RelationExtractionTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The text with its marks."""
+        """Returns the field of the text with its marks."""
         return ("text",)
 
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
-        """Checks that both entities are marked, and that they fit into a sequence."""
+        """Checks that both entities are marked and fit into a sequence."""
         self.build_source([row], tokenizer)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
@@ -112,21 +116,21 @@ class RelationExtractionTask(Task):
         return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head, with one score for each label."""
+        """Builds the head with one score for each label."""
         return build_relation_head(config, len(self.labels), self.classifier_dropout)
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Cross-entropy summed over sequences (`relation`)."""
+        """Returns the cross-entropy summed over sequences (`relation`)."""
         return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
-        """Cross-entropy of each sequence: (sequences,) fp32, 0 for dummies."""
+        """Returns the cross-entropy of each sequence: (sequences,) fp32, 0 for dummies."""
         return nn.functional.cross_entropy(
             outputs["logits"].float(), batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none"
         )
 
     def build_metrics(self) -> dict[str, Metric]:
-        """The official score of SemEval-2010 task 8, and the share of sequences whose label is right."""
+        """Builds the official score of SemEval-2010 task 8 and the accuracy."""
         return {"relation_f1": RelationF1(self.labels, self.excluded_label), "accuracy": Accuracy()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
@@ -135,34 +139,34 @@ class RelationExtractionTask(Task):
             metric.update(outputs["logits"], batch.targets["labels"])
 
     def side_config(self) -> dict[str, Any]:
-        """Label names in the order of scores, and length."""
+        """Returns label names in the order of scores, and the length."""
         return {"labels": list(self.labels), "max_length": self.max_length}
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes the label set of an earlier run."""
+        """Restores the label set of an earlier run."""
         self.labels = tuple(str(label) for label in side["labels"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
-        """The best label and all probabilities."""
+        """Returns the best label and all probabilities."""
         return decode_labels(outputs["logits"][: batch.num_sequences], self.labels)
 
     def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
-        """With the texts of the entities, `e1` and `e2`."""
+        """Returns the predictions with the texts of the entities, `e1` and `e2`."""
         assert isinstance(source, FlatSource)
         texts = [record.text.entities for record in source.records]
-        return [found | {"e1": e1, "e2": e2} for found, (e1, e2) in zip(decoded, texts, strict=True)]
+        return [prediction | {"e1": e1, "e2": e2} for prediction, (e1, e2) in zip(decoded, texts, strict=True)]
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """Precision, recall, F1, wrong directions and number of sequences of each relation."""
+        """Returns precision, recall, F1, wrong directions and number of sequences of each relation."""
         del source, decoded
         relation_f1 = metrics["relation_f1"]
         assert isinstance(relation_f1, RelationF1)
         return relation_f1.rows()
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """A row for each text, its marks shown."""
+        """Builds the error analysis with one row per text, including its marks."""
         assert isinstance(source, FlatSource)
         texts = [record.text.marked for record in source.records]
         return examine_labels(source.records, texts, found, self.labels)

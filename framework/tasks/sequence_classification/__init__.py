@@ -1,1 +1,1 @@
-"""One label for a text or a pair of texts."""
+"""Sequence classification: labels or a number for a text or a pair of texts."""

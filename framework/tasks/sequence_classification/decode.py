@@ -1,4 +1,4 @@
-"""From scores to what a person reads: predicted labels, and a table of the classes."""
+"""Conversion of scores to predicted labels, a table of the classes and an error analysis."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,27 +9,27 @@ from framework.tasks.examination import Examination, ExaminedRow, FoundItems, co
 
 
 class Labelled(Protocol):
-    """A row of the data: where it stands, and its label."""
+    """A row of the data with its location and label."""
 
     @property
     def location(self) -> str:
-        """File and row."""
+        """Returns file and row."""
 
     @property
     def label(self) -> object:
-        """As in the file."""
+        """Returns the label as in the file."""
 
 
 def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The best label and all probabilities.
+    """Returns the best label and all probabilities.
 
     Args:
         logits: (sequences, labels).
         labels: Names in the order of scores.
 
     Returns:
-        For each sequence `label`, its `probability`, and `probabilities` by label; of equal scores the first label
-        wins.
+        For each sequence `label`, its `probability`, and `probabilities` by label; the first of equal scores is the
+        best.
     """
     rows = logits.float().softmax(dim=-1).cpu().tolist()
     predictions = []
@@ -41,49 +41,51 @@ def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]
 
 
 def class_scores(right: Tensor, present: Tensor, predicted: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class; 0 where a quotient has no denominator.
+    """Computes precision, recall and F1 of each class; a quotient with a zero denominator is 0.
 
     Args:
-        right: (labels,) int64 sequences that have the label and for which it is predicted.
-        present: (labels,) int64 sequences that have it.
-        predicted: (labels,) int64 sequences for which it is predicted.
+        right: (labels,) int64 number of sequences with the label for which it is predicted.
+        present: (labels,) int64 number of sequences with the label.
+        predicted: (labels,) int64 number of sequences for which the label is predicted.
         labels: Names in the order of scores.
     """
     return [
         {
             "label": label,
-            "precision": hits / chosen if chosen else 0.0,
-            "recall": hits / there if there else 0.0,
-            "f1": 2 * hits / (there + chosen) if there + chosen else 0.0,
-            "sequences": there,
+            "precision": hits / guesses if guesses else 0.0,
+            "recall": hits / support if support else 0.0,
+            "f1": 2 * hits / (support + guesses) if support + guesses else 0.0,
+            "sequences": support,
         }
-        for label, hits, there, chosen in zip(labels, right.tolist(), present.tolist(), predicted.tolist(), strict=True)
+        for label, hits, support, guesses in zip(
+            labels, right.tolist(), present.tolist(), predicted.tolist(), strict=True
+        )
     ]
 
 
 def examine_labels(
     records: Sequence[Labelled], texts: Sequence[str], found: FoundItems, labels: Sequence[str]
 ) -> Examination:
-    """A row for each sequence that has one label; nothing is asked of those whose label is none of `labels`.
+    """Builds the error analysis of sequences with one label; rows with a label outside `labels` have no score.
 
     Args:
-        records: Where each sequence is from, and its label.
-        texts: Of the sequences.
-        found: Of `decode_labels`.
+        records: Location and label of each sequence.
+        texts: Text of each sequence.
+        found: Predictions of `decode_labels`, with losses and lengths.
         labels: Names in the order of scores.
     """
     known = set(labels)
     rows = []
-    for place, (record, text, told) in enumerate(zip(records, texts, found.decoded, strict=True)):
-        is_asked = record.label in known
+    for index, (record, text, prediction) in enumerate(zip(records, texts, found.decoded, strict=True)):
+        is_scored = record.label in known
         rows.append(
             ExaminedRow(
-                length=int(found.lengths[place]),
-                loss=found.loss(place) if is_asked else None,
-                score=float(told["label"] == record.label) if is_asked else None,
-                confidence=told["probability"],
+                length=int(found.lengths[index]),
+                loss=found.loss(index) if is_scored else None,
+                score=float(prediction["label"] == record.label) if is_scored else None,
+                confidence=prediction["probability"],
                 expected=str(record.label),
-                predicted=told["label"],
+                predicted=prediction["label"],
                 text=text,
                 location=record.location,
             )

@@ -1,4 +1,4 @@
-"""Sequences of sequence classification: a text or a pair (`framework.data.layout`), and what is asked of it."""
+"""Sequences of sequence classification: a text or a pair (`framework.data.layout`) with its targets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,16 +21,16 @@ def classification_source(
     max_length: int,
     records: Sequence[Any] = (),
 ) -> FlatSource:
-    """Targets as the problem has them; count: classification.
+    """Builds a source with the targets of the problem and the count `classification`.
 
     Args:
-        texts: One for each sequence.
-        pairs: The second texts; None for single texts.
-        answers: What the label column says; None where it is not known.
-        problem: With its label set.
-        tokenizer: Gives ids and special tokens.
+        texts: Text of each sequence.
+        pairs: Second text of each sequence; None for single texts.
+        answers: Value of the label column of each sequence; None if unknown.
+        problem: Problem with its label set.
+        tokenizer: Tokenizer of the model.
         max_length: Most tokens of a sequence, special tokens included.
-        records: As in FlatSource.
+        records: Rows of the data, as in FlatSource.
     """
     layout = lay_out(texts, pairs, tokenizer, max_length)
     return FlatSource(

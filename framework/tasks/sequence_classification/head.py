@@ -1,4 +1,4 @@
-"""Head of sequence classification: pooled hidden states to one score for each label."""
+"""Head of sequence classification, from pooled hidden states to one score for each label."""
 
 from typing import Literal
 
@@ -16,9 +16,9 @@ PROJECTIONS = ("family", "none")
 
 
 class Classifier(nn.Linear):
-    """A linear map whose inputs follow the precision, and whose sums stay fp32.
+    """A linear layer that rounds its inputs to the autocast dtype and keeps its sums in fp32.
 
-    Rounded to bf16, a score of 4 would be known to 1/32, which is too coarse for a number that is itself the answer.
+    In bf16 a score of 4 would have a resolution of 1/32, which is too coarse if the score itself is the prediction.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,18 +33,18 @@ class Classifier(nn.Linear):
 
 
 class SequenceClassificationHead(nn.Module):
-    """Pooling, the family's projection, dropout, classifier.
+    """Pooling, the family's projection, dropout and classifier.
 
-    At most one of `pooler` and `transform` is given; they are two names because published weights of the two do not fit
-    each other. Without either the head is linear in the pooled hidden state: over a frozen encoder that is a logistic
-    or a linear regression.
+    At most one of `pooler` and `transform` is given. They have different names because published weights of the two are
+    incompatible. Without either the head is linear in the pooled hidden state. On a frozen encoder it is then a
+    logistic or linear regression.
 
     Args:
-        pooling: A function of `framework.tasks.pooling`.
-        dropout: Before the classifier.
-        classifier: Hidden to labels.
-        pooler: The projection of BERT and RoBERTa.
-        transform: The projection of ModernBERT.
+        pooling: Function from `framework.tasks.pooling`.
+        dropout: Dropout before the classifier.
+        classifier: Linear layer from hidden to labels.
+        pooler: Projection of BERT and RoBERTa.
+        transform: Projection of ModernBERT.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class SequenceClassificationHead(nn.Module):
 
         Args:
             hidden_states: (tokens, hidden).
-            batch: Gives the offsets of the sequences.
-            dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None switches dropout off.
+            batch: Micro-batch with the offsets of the sequences.
+            dropout_keys: (tokens,) int64; the key of a sequence is that of its first token. None disables dropout.
 
         Returns:
             `logits` (sequences, labels).
@@ -94,19 +94,19 @@ def build_sequence_classification_head(
     """Builds the head.
 
     Args:
-        config: Of the encoder.
-        num_labels: Scores to give.
+        config: Encoder configuration.
+        num_labels: Number of scores.
         pooling: "cls" (first token) or "mean" (all tokens).
         classifier_dropout: Probability of dropping a channel before the classifier.
-        projection: "family" puts before the classifier what the encoder's family has there, "none" nothing.
+        projection: "family" applies the projection of the encoder's family before the classifier; "none" omits it.
 
     Raises:
-        ConfigError: The pooling or the projection is not known.
+        ConfigError: The pooling or the projection is unknown.
     """
     if pooling not in POOLINGS:
-        raise ConfigError(f"pooling={pooling!r} is not known; choose one of {', '.join(POOLINGS)}.")
+        raise ConfigError(f"pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
     if projection not in PROJECTIONS:
-        raise ConfigError(f"projection={projection!r} is not known; choose one of {', '.join(PROJECTIONS)}.")
+        raise ConfigError(f"projection is {projection!r}, which is unknown. Choose one of {', '.join(PROJECTIONS)}.")
     pooler, transform = None, None
     if projection == "family":
         transform = family_transform(config)

@@ -1,4 +1,4 @@
-"""Any number of labels for each sequence: each label is a question of its own."""
+"""Any number of labels for each sequence; each label is a binary classification."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,14 +21,14 @@ from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
 class MultiLabel(Problem):
-    """A sigmoid for each label.
+    """Problem with a sigmoid for each label.
 
     Args:
-        label_separator: Between the labels in a cell of the label column; an empty cell has none of the labels.
-        threshold: A label is predicted where its probability is above.
+        label_separator: Separator of labels in a cell of the label column; an empty cell means no label.
+        threshold: Probability above which a label is predicted.
 
     Raises:
-        ConfigError: The separator is empty, or the threshold not in (0, 1).
+        ConfigError: The separator is empty, or the threshold is not in (0, 1).
     """
 
     best_metric = "micro_f1"
@@ -36,36 +36,38 @@ class MultiLabel(Problem):
     def __init__(self, label_separator: str = "|", threshold: float = 0.5) -> None:
         if not label_separator:
             raise ConfigError(
-                "task.label_separator is empty, labels need something between them; set it, for example to |."
+                "task.label_separator is empty. Several labels in a cell need a separator. Set it, for example, to |."
             )
         if not 0 < threshold < 1:
-            raise ConfigError(f"task.threshold is {threshold}, it must be above 0 and below 1.")
+            raise ConfigError(
+                f"task.threshold is {threshold}. It must be above 0 and below 1. Choose, for example, 0.5."
+            )
         self.threshold = threshold
         self.answers = several_labels(label_separator)
 
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
-        """`labels` (sequences, labels): 1 where a sequence has the label, else 0."""
-        place = {label: index for index, label in enumerate(self.labels)}
+        """Returns `labels` (sequences, labels): 1 if a sequence has the label, 0 if not, IGNORE_INDEX if unknown."""
+        columns = {label: index for index, label in enumerate(self.labels)}
         values = np.zeros((len(answers), len(self.labels)), dtype=np.int64)
         for row, answer in enumerate(answers):
             if answer is None:
                 values[row] = IGNORE_INDEX
             else:
-                values[row, [place[label] for label in answer]] = 1
+                values[row, [columns[label] for label in answer]] = 1
         return {"labels": FlatTarget(values, "sequences")}
 
     def counts(self, answers: Sequence[Answer | None]) -> np.ndarray:
-        """1 where the labels are known."""
+        """Returns 1 for sequences whose labels are known, else 0."""
         return np.array([answer is not None for answer in answers], dtype=np.float64)
 
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
-        """Mean over labels of the binary cross entropy."""
+        """Returns the mean of the binary cross-entropy over labels."""
         labels = batch.targets["labels"]
         means = binary_cross_entropy_with_logits(logits.float(), labels.clamp(min=0).float(), reduction="none").mean(1)
         return torch.where(labels[:, 0] != IGNORE_INDEX, means, 0.0)
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Micro F1, macro F1, and the share of sequences whose labels are all right."""
+        """Builds micro F1, macro F1, and the fraction of sequences whose labels are all correct."""
         num_labels = len(self.labels)
         return {
             "micro_f1": MicroF1(num_labels, self.threshold),
@@ -79,7 +81,7 @@ class MultiLabel(Problem):
             metric.update(logits, batch.targets["labels"])
 
     def decode(self, logits: Tensor) -> list[dict[str, Any]]:
-        """The labels above the threshold, in the order of the label set, and all probabilities."""
+        """Returns the labels above the threshold, in the order of the label set, and all probabilities."""
         rows = [dict(zip(self.labels, row, strict=True)) for row in logits.float().sigmoid().cpu().tolist()]
         return [
             {"labels": [label for label, value in row.items() if value > self.threshold], "probabilities": row}
@@ -87,31 +89,34 @@ class MultiLabel(Problem):
         ]
 
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
-        """Precision, recall, F1 and number of sequences of each label."""
-        counted = metrics["micro_f1"]
-        assert isinstance(counted, LabelCounts)
-        right, too_many, missed = counted.outcomes.unbind(1)
-        return class_scores(right, right + missed, right + too_many, self.labels)
+        """Returns precision, recall, F1 and number of sequences of each label."""
+        micro_f1 = metrics["micro_f1"]
+        assert isinstance(micro_f1, LabelCounts)
+        right, false_positives, missed = micro_f1.outcomes.unbind(1)
+        return class_scores(right, right + missed, right + false_positives, self.labels)
 
     def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
-        """The score of a row is the share of labels that are right; each label of each row has a probability."""
+        """Builds the error analysis, in which the score of a row is the fraction of its labels that are correct.
+
+        Its outcomes are the probabilities of all labels of all rows.
+        """
         rows, probabilities, came_true = [], [], []
-        for place, (record, told) in enumerate(zip(records, found.decoded, strict=True)):
-            present, predicted = set(_labels(record)), set(told["labels"])
-            probabilities += [told["probabilities"][label] for label in self.labels]
+        for index, (record, prediction) in enumerate(zip(records, found.decoded, strict=True)):
+            present, predicted = set(_labels(record)), set(prediction["labels"])
+            probabilities += [prediction["probabilities"][label] for label in self.labels]
             came_true += [label in present for label in self.labels]
             rows.append(
                 ExaminedRow(
-                    length=int(found.lengths[place]),
-                    loss=found.loss(place),
+                    length=int(found.lengths[index]),
+                    loss=found.loss(index),
                     score=1 - len(present ^ predicted) / len(self.labels),
                     expected=", ".join(label for label in self.labels if label in present),
-                    predicted=", ".join(told["labels"]),
+                    predicted=", ".join(prediction["labels"]),
                     text=text_of(record),
                     location=record.location,
                 )
             )
-        outcomes = Outcomes("each label of each row", np.array(probabilities), np.array(came_true, dtype=bool))
+        outcomes = Outcomes("labels of all rows", np.array(probabilities), np.array(came_true, dtype=bool))
         return Examination(rows, "share of labels that are right", outcomes=outcomes)
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a problem: what is asked of each sequence, whatever the head and the data."""
+"""The protocol of a problem, the kind of prediction for each sequence, independent of head and data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from framework.tasks.examination import Examination, FoundItems
 
 
 class Problem(ABC):
-    """How labels are read, what the loss is, what is measured, and what a prediction says.
+    """Label format, loss, metrics and predictions of a kind of sequence classification.
 
     The loss of a batch is the sum of `losses` divided by the sum of `counts`.
 
     Attributes:
-        answers: How the cells of the label column are read.
-        best_metric: By which checkpoints are compared unless the config names another one.
-        labels: The label set in the order of scores, empty where there is none; known after `learn` or `restore`.
+        answers: Parser of the cells of the label column.
+        best_metric: Metric by which checkpoints are compared unless the config names another one.
+        labels: Label set in the order of scores, empty for problems without labels; known after `learn` or `restore`.
     """
 
     answers: AnswerKind
@@ -32,15 +32,15 @@ class Problem(ABC):
 
     @property
     def num_scores(self) -> int:
-        """Scores of a sequence."""
+        """Returns the number of scores of a sequence."""
         return len(self.labels)
 
     def learn(self, labels: Sequence[str], answers: Sequence[Answer]) -> None:
-        """Takes the label set, and what else is wanted of the training rows.
+        """Sets the label set and learns from the training rows.
 
         Args:
-            labels: In the order of scores.
-            answers: Of the training rows.
+            labels: Label names in the order of scores.
+            answers: Values of the label column of the training rows.
 
         Raises:
             ConfigError: A setting names a label that is not in the set.
@@ -50,47 +50,47 @@ class Problem(ABC):
         self.labels = tuple(labels)
 
     def side_config(self) -> dict[str, Any]:
-        """What was learnt, for `restore`."""
+        """Returns the learned values, for `restore`."""
         return {"labels": list(self.labels)}
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes back what `side_config` gave."""
+        """Restores the values of `side_config`."""
         self.labels = tuple(str(label) for label in side["labels"])
 
     @abstractmethod
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
-        """Targets of sequences; None: the answer is not known, and nothing is asked of the sequence."""
+        """Returns the targets of sequences; an answer of None is unknown, and its sequence is ignored."""
 
     @abstractmethod
     def counts(self, answers: Sequence[Answer | None]) -> np.ndarray:
-        """(sequences,) weight of each in the denominator of the loss; 0 where the answer is not known."""
+        """Returns (sequences,) weights in the denominator of the loss; 0 if the answer is unknown."""
 
     @abstractmethod
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
-        """Loss of each sequence, to be summed: (sequences, scores) to (sequences,) fp32, 0 where nothing is asked."""
+        """Returns the losses to sum, from (sequences, scores) to (sequences,) fp32; 0 for ignored sequences."""
 
     @abstractmethod
     def build_metrics(self) -> dict[str, Metric]:
-        """Fresh metrics by name."""
+        """Builds new metrics by name."""
 
     @abstractmethod
     def update_metrics(self, metrics: Mapping[str, Metric], logits: Tensor, batch: PackedBatch) -> None:
-        """Feeds one micro-batch into the metrics: (sequences, scores) logits."""
+        """Adds one micro-batch with (sequences, scores) logits to the metrics."""
 
     @abstractmethod
     def decode(self, logits: Tensor) -> list[dict[str, Any]]:
-        """Predictions from (sequences, scores) logits, one for each sequence, as values for JSON."""
+        """Converts (sequences, scores) logits to one prediction per sequence, as JSON values."""
 
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
-        """One row a label, after the metrics were computed; empty where there are no labels."""
+        """Returns one row of scores per label, after the metrics were computed; empty without labels."""
         del metrics
         return []
 
     @abstractmethod
     def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
-        """Each row with what was expected and what was predicted."""
+        """Builds the error analysis with the expected and the predicted value of each row."""
 
 
 def text_of(record: LabelledText) -> str:
-    """What is asked, the second text of a pair below the first."""
+    """Returns the text of a row; the second text of a pair follows on a new line."""
     return record.text if record.pair is None else f"{record.text}\n{record.pair}"

@@ -1,4 +1,4 @@
-"""The problems by name, and how one is built from the settings of the task."""
+"""The problems by name, and a function that builds one from the settings of the task."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,24 +18,24 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
 
 
 def build_problem(name: str, settings: Mapping[str, Any]) -> Problem:
-    """Builds a problem with those of the settings that it has.
+    """Builds a problem from its own settings.
 
     Args:
-        name: A key of `PROBLEMS`.
-        settings: Of all problems, by the names of their parameters.
+        name: Key of `PROBLEMS`.
+        settings: Settings of all problems by parameter name.
 
     Raises:
-        ConfigError: The name is not known, a setting of another problem is not at its default, or the problem refuses
-            one of its own.
+        ConfigError: The name is unknown, a setting of another problem differs from its default, or the problem rejects
+            one of its own settings.
     """
     if name not in PROBLEMS:
-        raise ConfigError(f"task.problem is {name!r}, it must be one of {', '.join(PROBLEMS)}.")
-    taken = inspect.signature(PROBLEMS[name]).parameters
+        raise ConfigError(f"task.problem is {name!r}, which is unknown. Choose one of {', '.join(PROBLEMS)}.")
+    own = inspect.signature(PROBLEMS[name]).parameters
     for owner, problem in PROBLEMS.items():
         for key, parameter in inspect.signature(problem).parameters.items():
-            if key not in taken and settings[key] != parameter.default:
+            if key not in own and settings[key] != parameter.default:
                 raise ConfigError(
-                    f"{key} is {settings[key]!r}, but problem={name} has no use for it; leave it at "
-                    f"{parameter.default!r}, or set problem to {owner}."
+                    f"task.{key} is {settings[key]!r}, but task.problem={name} does not use it. It must keep its "
+                    f"default. Set it to {parameter.default!r}, or set task.problem={owner}."
                 )
-    return PROBLEMS[name](**{key: settings[key] for key in taken})
+    return PROBLEMS[name](**{key: settings[key] for key in own})

@@ -1,4 +1,4 @@
-"""A number for each sequence, as the similarity of a pair."""
+"""A number for each sequence, for example the similarity of a pair."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
 class Regression(Problem):
-    """One score, in the unit of the labels."""
+    """Problem with one score per sequence, in the unit of the labels."""
 
     best_metric = "spearman"
 
@@ -27,26 +27,26 @@ class Regression(Problem):
 
     @property
     def num_scores(self) -> int:
-        """One."""
+        """Returns 1."""
         return 1
 
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
-        """`labels` (sequences,) floats, NaN where not known."""
+        """Returns `labels` (sequences,) as floats, NaN if unknown."""
         values = np.array([np.nan if answer is None else answer for answer in answers], dtype=np.float32)
         return {"labels": FlatTarget(values, "sequences")}
 
     def counts(self, answers: Sequence[Answer | None]) -> np.ndarray:
-        """1 where the number is known."""
+        """Returns 1 for sequences whose number is known, else 0."""
         return np.array([answer is not None for answer in answers], dtype=np.float64)
 
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
-        """The squared difference."""
+        """Returns the squared difference of each sequence."""
         references = _references(batch)
         differences = logits[:, 0].float() - references.nan_to_num(0.0)
         return torch.where(references.isnan(), 0.0, differences.square())
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Pearson's and Spearman's correlation and the mean squared error."""
+        """Builds Pearson's and Spearman's correlation and the mean squared error."""
         return {"pearson": Pearson(), "spearman": Spearman(), "mse": MeanSquaredError()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], logits: Tensor, batch: PackedBatch) -> None:
@@ -55,28 +55,28 @@ class Regression(Problem):
             metric.update(logits[:, 0], _references(batch))
 
     def decode(self, logits: Tensor) -> list[dict[str, Any]]:
-        """The score."""
+        """Returns the score of each sequence."""
         return [{"score": score} for score in logits[:, 0].float().cpu().tolist()]
 
     def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
-        """Both numbers of each row; the loss is their squared difference."""
-        numbers = np.array([[record.label, told["score"]] for record, told in zip(records, found.decoded, strict=True)])
+        """Builds the error analysis with both numbers of each row; the loss is their squared difference."""
+        numbers = np.array([[record.label, each["score"]] for record, each in zip(records, found.decoded, strict=True)])
         rows = [
             ExaminedRow(
-                length=int(found.lengths[place]),
-                loss=found.loss(place),
+                length=int(found.lengths[index]),
+                loss=found.loss(index),
                 expected=f"{expected:g}",
                 predicted=f"{predicted:.4g}",
                 text=text_of(record),
                 location=record.location,
             )
-            for place, (record, (expected, predicted)) in enumerate(zip(records, numbers.tolist(), strict=True))
+            for index, (record, (expected, predicted)) in enumerate(zip(records, numbers.tolist(), strict=True))
         ]
         return Examination(rows, numbers=numbers.astype(np.float64))
 
 
 def _references(batch: PackedBatch) -> Tensor:
-    """(sequences,) fp32, NaN for dummies, whose filler is a number that a row might have."""
+    """Returns (sequences,) fp32 with NaN for dummies, because the filler of dummies is a valid number."""
     values = batch.targets["labels"].clone()
     values[batch.num_sequences :] = torch.nan
     return values

@@ -1,4 +1,4 @@
-"""Sequence classification: a text or a pair gets a label, several labels, or a number."""
+"""Sequence classification: a label, several labels or a number for a text or a pair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,30 +26,31 @@ from framework.tasks.task import Task
 
 
 class SequenceClassificationTask(Task):
-    """One problem (`framework.tasks.sequence_classification.problem`) for each text or pair of texts.
+    """Sequence classification with one problem (`framework.tasks.sequence_classification.problem`) per sequence.
 
     Args:
-        max_length: Most tokens of a sequence, special tokens included; longer texts lose their end, pairs that of the
-            longer text.
-        pooling: A name in `framework.tasks.pooling`: "cls" or "mean".
+        max_length: Most tokens of a sequence, special tokens included. Longer texts are truncated at their end; of a
+            pair the longer text is truncated.
+        pooling: Name in `framework.tasks.pooling`: "cls" or "mean".
         classifier_dropout: Probability of dropping a channel before the classifier.
-        projection: Between pooling and classifier: "family", what the encoder's family has there, or "none".
+        projection: Projection between pooling and classifier: "family", that of the encoder's family, or "none".
         problem: "single_label", "multi_label" or "regression".
-        best_metric: By which checkpoints are compared: "loss" or a metric of the problem; None: as the problem has it.
-        label_smoothing: Of single_label, as are the next two.
-        class_weights: "balanced", {label: weight}, or None.
-        out_of_scope_label: Label of rows that belong to no other label.
-        label_separator: Of multi_label, as is the next one.
-        threshold: A label is predicted where its probability is above.
+        best_metric: Metric by which checkpoints are compared: "loss" or a metric of the problem; None: the problem's
+            default.
+        label_smoothing: Fraction of the target spread over all labels (single_label).
+        class_weights: "balanced", {label: weight}, or None (single_label).
+        out_of_scope_label: Label of rows that belong to no other label (single_label).
+        label_separator: Separator of labels in a cell (multi_label).
+        threshold: Probability above which a label is predicted (multi_label).
 
     Attributes:
-        problem_name: As given.
-        problem: What is asked; it has its labels after `build_sources` or `restore`.
-        has_pairs: Whether sequences are pairs of texts; known as the labels are.
+        problem_name: Name of the problem.
+        problem: Problem; it knows its labels after `build_sources` or `restore`.
+        has_pairs: True if sequences are pairs of texts; known after `build_sources` or `restore`.
 
     Raises:
-        ConfigError: `max_length` is below 5, a name is unknown, a probability is out of its range, or a setting is one
-            of another problem.
+        ConfigError: `max_length` is below 5, a name is unknown, a probability is out of its range, or a setting of
+            another problem is given.
     """
 
     wraps_epochs = False
@@ -73,7 +74,9 @@ class SequenceClassificationTask(Task):
     ) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
         if projection not in PROJECTIONS:
-            raise ConfigError(f"task.projection is {projection!r}, it must be one of {', '.join(PROJECTIONS)}.")
+            raise ConfigError(
+                f"task.projection is {projection!r}, which is unknown. Choose one of {', '.join(PROJECTIONS)}."
+            )
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
@@ -93,27 +96,28 @@ class SequenceClassificationTask(Task):
         self.best_mode = self._mode_of(self.best_metric)
 
     def _mode_of(self, metric: str) -> str:
-        rises = {name: bool(found.higher_is_better) for name, found in self.problem.build_metrics().items()}
-        rises["loss"] = False
-        if metric not in rises:
-            raise ConfigError(f"task.best_metric is {metric!r}, it must be one of {', '.join(rises)}, or null.")
-        return "max" if rises[metric] else "min"
+        is_maximized = {name: bool(each.higher_is_better) for name, each in self.problem.build_metrics().items()}
+        is_maximized["loss"] = False
+        if metric not in is_maximized:
+            raise ConfigError(
+                f"task.best_metric is {metric!r}, which is unknown. Choose one of {', '.join(is_maximized)}, or null."
+            )
+        return "max" if is_maximized[metric] else "min"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The label set in the order of scores; empty until it is known, and for numbers."""
+        """Returns the label set in the order of scores; empty until it is known, and for regression."""
         return self.problem.labels
 
     def build_sources(
         self,
         data: TableData,
         tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits follow the data's own seed, so that runs of several seeds compare
+        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
     ) -> dict[str, SequenceSource]:
-        """Reads and tokenises the rows of each split; finds the label set unless it is known from an earlier run.
+        """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it.
 
-        The records of a source are its rows, so that they can be shown beside what was predicted; those of `train` are
-        not kept.
+        The records of a source are its rows, for comparison with the predictions. The rows of `train` are not kept.
         """
         table = data.load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
@@ -141,31 +145,31 @@ class SequenceClassificationTask(Task):
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """The text, and the second one of a pair."""
+        """Returns the field of the text, and for pairs that of the second text."""
         return ("text", "pair") if self.has_pairs else ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """One sequence a row, without a label."""
+        """Builds one sequence per row, without a label."""
         texts = [row.values["text"] for row in rows]
         pairs = [row.values["pair"] for row in rows] if self.has_pairs else None
         return classification_source(texts, pairs, [None] * len(texts), self.problem, tokenizer, self.max_length)
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
-        """The head, with as many scores as the problem has."""
+        """Builds the head with the number of scores of the problem."""
         return build_sequence_classification_head(
             config, self.problem.num_scores, self.pooling, self.classifier_dropout, self.projection
         )
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """The problem's loss summed over sequences (`classification`)."""
+        """Returns the problem's loss summed over sequences (`classification`)."""
         return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
-        """Loss of each sequence, whose sum `loss_sums` gives: (sequences,) fp32, 0 for dummies."""
+        """Returns the loss of each sequence: (sequences,) fp32, 0 for dummies; `loss_sums` returns its sum."""
         return self.problem.losses(outputs["logits"], batch)
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Those of the problem."""
+        """Builds the metrics of the problem."""
         return self.problem.build_metrics()
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
@@ -173,7 +177,7 @@ class SequenceClassificationTask(Task):
         self.problem.update_metrics(metrics, outputs["logits"], batch)
 
     def side_config(self) -> dict[str, Any]:
-        """The problem, label names in the order of scores, pooling, length, and whether texts come in pairs."""
+        """Returns the problem, label names in the order of scores, pooling, length, and a flag for pairs."""
         return {
             "problem": self.problem_name,
             **self.problem.side_config(),
@@ -183,23 +187,23 @@ class SequenceClassificationTask(Task):
         }
 
     def restore(self, side: Mapping[str, Any]) -> None:
-        """Takes the label set of an earlier run."""
+        """Restores the label set and the flag for pairs."""
         self.problem.restore(side)
         self.has_pairs = bool(side.get("has_pairs", False))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
-        """What the problem says of each sequence, with probabilities where it has some."""
+        """Returns the problem's prediction for each sequence, with probabilities if it has any."""
         return self.problem.decode(outputs["logits"][: batch.num_sequences])
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
-        """Precision, recall, F1 and number of sequences of each label."""
+        """Returns precision, recall, F1 and number of sequences of each label."""
         del source, decoded
         return self.problem.class_table(metrics)
 
     def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
-        """What the problem says of each row; of `train`, whose rows are not kept, what can be said without them."""
+        """Builds the problem's error analysis; for `train`, whose rows are not kept, the analysis without rows."""
         assert isinstance(source, FlatSource)
         if not source.records:
             return plain_examination(found, found.decoded)

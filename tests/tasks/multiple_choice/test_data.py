@@ -40,14 +40,14 @@ def test_columns(tmp_path):
     ("change", "message"),
     [
         ({"question": " "}, "'question' is empty"),
-        ({"choices": ["so"]}, "the choices are 'so', they must be at least two"),
-        ({"choices": []}, "the choices are empty, they must be at least two"),
+        ({"choices": ["so"]}, "the choices are 'so'. They must be at least two"),
+        ({"choices": []}, "the choices are empty. They must be at least two"),
         ({"choices": ["so", " "]}, "the choices are 'so', ' '"),
         ({"choices": ["so", "so "]}, "the choices are 'so', 'so '"),
         ({"choices": "so"}, "the choices are 'so', they must be a list"),
-        ({"label": 3}, "the label is '3', it must be one of 0, 1, 2"),
-        ({"label": -1}, "the label is '-1', it must be one of 0, 1, 2"),
-        ({"label": "no"}, "the label is 'no', it must be one of 0, 1, 2"),
+        ({"label": 3}, "the label is '3'. It must be one of 0, 1, 2"),
+        ({"label": -1}, "the label is '-1'. It must be one of 0, 1, 2"),
+        ({"label": "no"}, "the label is 'no'. It must be one of 0, 1, 2"),
     ],
 )
 def test_bad_rows_are_named_or_counted(tmp_path, change, message):
@@ -76,5 +76,5 @@ def test_nan_is_no_choice(tmp_path):
         ChoiceData(path).load()
     cells = tmp_path / "c.csv"
     cells.write_text('question,choices,label\nwhy?,"[""so"", NaN]",0\n')
-    with pytest.raises(DataError, match=r"row 1 \(line 2\): the choices are '\[\"so\", NaN\]', they must be a list"):
+    with pytest.raises(DataError, match=r"row 1 \(line 2\): the choices are '\[\"so\", NaN\]'\. They must be a list"):
         ChoiceData(str(cells)).load()

@@ -149,5 +149,7 @@ def test_a_probe_of_several_labels_is_measured_by_f1(features, tmp_path: Path, t
 
 def test_a_probe_needs_rows_to_be_measured_on(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path, ["x", "y"] * 40)
-    with pytest.raises(ConfigError, match=r"no validation rows, on which it is measured; give `data\.validation`"):
+    with pytest.raises(
+        ConfigError, match=r"no validation rows\. A probe is evaluated on them\. Set `data\.validation`"
+    ):
         ProbeSettings(replace(data, validation=None)).build(tokenizer)

@@ -49,12 +49,12 @@ def test_tables(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a <e2>b</e2>", "<e1> stands 0 times"),
-        ("<e1>a <e2>b</e2>", "</e1> stands 0 times"),
-        ("<e1>a</e1> <e2>b</e2> <e2>c</e2>", "<e2> stands 2 times"),
-        ("<e1>a <e2>b</e1> c</e2>", "the marks come as <e1> <e2> </e1> </e2>, but each entity must end"),
-        ("<e1>a <e2>b</e2></e1>", "the marks come as <e1> <e2> </e2> </e1>, but each entity must end"),
-        ("</e1>a<e1> <e2>b</e2>", "the marks come as </e1> <e1> <e2> </e2>, but each entity must end"),
+        ("a <e2>b</e2>", "<e1> occurs 0 times"),
+        ("<e1>a <e2>b</e2>", "</e1> occurs 0 times"),
+        ("<e1>a</e1> <e2>b</e2> <e2>c</e2>", "<e2> occurs 2 times"),
+        ("<e1>a <e2>b</e1> c</e2>", "the order of the marks is <e1> <e2> </e1> </e2>. Each entity must end"),
+        ("<e1>a <e2>b</e2></e1>", "the order of the marks is <e1> <e2> </e2> </e1>. Each entity must end"),
+        ("</e1>a<e1> <e2>b</e2>", "the order of the marks is </e1> <e1> <e2> </e2>. Each entity must end"),
         ("<e1>a</e1> <e2> \t</e2>", "<e2> is empty"),
         ("<e2></e2><e1>a</e1>", "<e2> is empty"),
     ],
@@ -75,10 +75,13 @@ def test_marks_that_cannot_be(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ('four "no number"\nOther\n', "line 12: the line 'four \"no number\"' is not a number, a tab and a sentence"),
-        ('4\t"<e1>a</e1> <e2>b</e2>"\n', "line 12: no label is below the sentence"),
-        ('4\t"<e1>a</e1> <e2>b</e2>"\nComment:\n', "line 12: no label is below the sentence"),
-        ('4\t"a"\nOther\n5\t"b"\nOther\n', "line 14: the line '5\\t\"b\"' is neither a comment nor a blank line"),
+        ('four "no number"\nOther\n', "line 12: the line is 'four \"no number\"'. A row must begin with a number"),
+        ('4\t"<e1>a</e1> <e2>b</e2>"\n', "line 12: the sentence has no label"),
+        ('4\t"<e1>a</e1> <e2>b</e2>"\nComment:\n', "line 12: the sentence has no label"),
+        (
+            '4\t"a"\nOther\n5\t"b"\nOther\n',
+            "line 14: the line is '5\\t\"b\"'. A row must end with a comment or a blank line",
+        ),
     ],
 )
 def test_blocks_that_are_no_rows(tmp_path, block, message):
@@ -96,10 +99,14 @@ def test_labels_that_cannot_be(tmp_path):
     found = RelationData(train, test=other).load()
     assert (found.labels, len(found.splits["test"])) == (("In(e1,e2)", "In(e2,e1)", "Other", "Out"), 2)
     known = list(found.labels[:3])
-    with pytest.raises(DataError, match=r"other.jsonl, row 2 \(line 2\): the label 'Out' is none of In\(e1,e2\), In"):
+    with pytest.raises(
+        DataError, match=r"other.jsonl, row 2 \(line 2\): the label 'Out' is unknown\. .* one of In\(e1,e2\), In"
+    ):
         RelationData(train, test=other, labels=known).load()
     assert len(RelationData(train, test=other, labels=known, on_bad_row="skip").load().splits["test"]) == 1
-    with pytest.raises(DataError, match=r"train.txt, row 2 \(line 7\): the label 'Other' is none of In\(e1,e2\), In"):
+    with pytest.raises(
+        DataError, match=r"train.txt, row 2 \(line 7\): the label 'Other' is unknown\. .* one of In\(e1,e2\), In"
+    ):
         RelationData(train, test=other).load(["In(e1,e2)", "In(e2,e1)"])
     empty = write(tmp_path / "empty.jsonl", rows(("<e1>a</e1> <e2>b</e2>", " ")))
     with pytest.raises(DataError, match=r"row 1 \(line 1\): the label is ' '\. Each row needs a text"):

@@ -81,8 +81,8 @@ def test_chinese_tokens_have_no_spaces_between_them(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token": "Ann Lee"}, r"'token' is 'Ann Lee', it must be a list of texts"),
-        ({"token": ["Ann", ""]}, r"'token' is \['Ann', ''\], it must be a list of texts, none empty"),
+        ({"token": "Ann Lee"}, r"'token' is 'Ann Lee'\. It must be a list of texts"),
+        ({"token": ["Ann", ""]}, r"'token' is \['Ann', ''\]\. It must be a list of texts, none empty"),
         ({"subj_end": None}, r"subj_start and subj_end is \[0, None\]\. It must be the start and end of the entity"),
         ({"subj_start": True}, r"subj_start and subj_end is \[True, 1\]\. It must be the start"),
         ({"obj_end": 4}, r"obj_start and obj_end is \[3, 4\], empty or outside of the 4 tokens"),
@@ -96,7 +96,7 @@ def test_chinese_tokens_have_no_spaces_between_them(tmp_path):
             r"h is \['ann', 'Q1', \[\[0, 2\]\]\]\. It must be the start",
         ),
         ({"h": {"pos": [0, 9]}, "t": [3, 4]}, r"h is \{'pos': \[0, 9\]\}, empty or outside of the 4 tokens"),
-        ({"token": ["<e1>", "Lee", "founded", "Acme"]}, r"<e1> stands 2 times in the text"),
+        ({"token": ["<e1>", "Lee", "founded", "Acme"]}, r"<e1> occurs 2 times in the text"),
     ],
 )
 def test_each_way_to_be_wrong_names_the_row(tmp_path, change, message):

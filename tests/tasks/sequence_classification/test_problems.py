@@ -139,10 +139,10 @@ def test_weights_survive_in_what_evaluation_gets(tokenizer, tmp_path):
 
 
 def test_weights_of_labels_that_are_not_there(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="class_weights names 'c', but the labels are a, b"):
+    with pytest.raises(ConfigError, match=r"class_weights contains 'c', which is not a label\. Labels are a, b"):
         built(SequenceClassificationTask(class_weights={"c": 2.0}), tokenizer, ["a", "b"], tmp_path)
     data = TableData(write(tmp_path / "x.jsonl", ["a", "b"]), labels=["a", "b", "c"])
-    with pytest.raises(DataError, match="no training row has the label 'c', so class_weights=balanced"):
+    with pytest.raises(DataError, match=r"no training row has the label 'c'\. task\.class_weights=balanced"):
         SequenceClassificationTask(class_weights="balanced").build_sources(data, tokenizer, 0)
 
 

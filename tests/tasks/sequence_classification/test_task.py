@@ -171,8 +171,8 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
         ({"max_length": 4}, "max_length is 4"),
         ({"pooling": "max"}, "pooling is 'max'"),
         ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
-        ({"projection": "mlp"}, "projection is 'mlp', it must be one of family, none"),
-        ({"problem": "ranking"}, "problem is 'ranking', it must be one of single_label, multi_label, regression"),
+        ({"projection": "mlp"}, "projection is 'mlp', which is unknown. Choose one of family, none"),
+        ({"problem": "ranking"}, "problem is 'ranking', which is unknown. Choose one of single_label, multi_label"),
         (
             {"best_metric": "spearman"},
             "best_metric is 'spearman', it must be one of accuracy, macro_f1, matthews, loss",
@@ -182,8 +182,8 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
         ({"class_weights": "even"}, "class_weights is 'even'"),
         ({"problem": "multi_label", "threshold": 1.0}, "threshold is 1.0"),
         ({"problem": "multi_label", "label_separator": ""}, "label_separator is empty"),
-        ({"threshold": 0.4}, "threshold is 0.4, but problem=single_label has no use for it; .* problem to multi_label"),
-        ({"problem": "regression", "class_weights": "balanced"}, "problem=regression has no use for it"),
+        ({"threshold": 0.4}, "threshold is 0.4, but task.problem=single_label does not use it.* problem=multi_label"),
+        ({"problem": "regression", "class_weights": "balanced"}, "problem=regression does not use it"),
     ],
 )
 def test_impossible_settings_are_refused(arguments, message):
