@@ -44,7 +44,7 @@ def test_columns(tmp_path):
         ({"choices": []}, "the choices are empty. They must be at least two"),
         ({"choices": ["so", " "]}, "the choices are 'so', ' '"),
         ({"choices": ["so", "so "]}, "the choices are 'so', 'so '"),
-        ({"choices": "so"}, "the choices are 'so', they must be a list"),
+        ({"choices": "so"}, "the choices are 'so'. They must be a list"),
         ({"label": 3}, "the label is '3'. It must be one of 0, 1, 2"),
         ({"label": -1}, "the label is '-1'. It must be one of 0, 1, 2"),
         ({"label": "no"}, "the label is 'no'. It must be one of 0, 1, 2"),

@@ -175,14 +175,17 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
         ({"problem": "ranking"}, "problem is 'ranking', which is unknown. Choose one of single_label, multi_label"),
         (
             {"best_metric": "spearman"},
-            "best_metric is 'spearman', it must be one of accuracy, macro_f1, matthews, loss",
+            "best_metric is 'spearman', which is unknown. Choose one of accuracy, macro_f1, matthews, loss",
         ),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"class_weights": {"yes": 0.0}}, "class_weights.yes is 0.0"),
         ({"class_weights": "even"}, "class_weights is 'even'"),
         ({"problem": "multi_label", "threshold": 1.0}, "threshold is 1.0"),
         ({"problem": "multi_label", "label_separator": ""}, "label_separator is empty"),
-        ({"threshold": 0.4}, "threshold is 0.4, but task.problem=single_label does not use it.* problem=multi_label"),
+        (
+            {"threshold": 0.4},
+            "threshold is 0.4, but task.problem=single_label does not use it.* task.problem=multi_label",
+        ),
         ({"problem": "regression", "class_weights": "balanced"}, "problem=regression does not use it"),
     ],
 )
