@@ -145,7 +145,7 @@ def _marked_rows(
 def _known(example: RelationExample, labels: Sequence[str]) -> RelationExample:
     if example.label not in labels:
         raise DataError(
-            f"{example.location}: the label {example.label!r} is unknown. It must be one of {', '.join(labels)}. Correct "
-            "the row, or list all labels in `labels`."
+            f"{example.location}: the label {example.label!r} is unknown. It must be one of {', '.join(labels)}. "
+            "Correct the row, or list all labels in `labels`."
         )
     return example

@@ -129,14 +129,14 @@ def entity_tokens(example: RelationExample, firsts: np.ndarray, ends: np.ndarray
     for name, (start, stop) in zip(("e1", "e2"), spans, strict=True):
         if start >= stop:
             raise DataError(
-                f"{example.location}: {name} has no token, because the tokenizer drops all of its characters. Each entity "
-                "needs a token. Remove the row, or choose another tokenizer."
+                f"{example.location}: {name} has no token, because the tokenizer drops all of its characters. Each "
+                "entity needs a token. Remove the row, or choose another tokenizer."
             )
     (start_1, stop_1), (start_2, stop_2) = spans
     if max(start_1, start_2) < min(stop_1, stop_2):
         raise DataError(
-            f"{example.location}: {' and '.join(map(repr, example.text.entities))} share a token. Each entity needs its "
-            "own tokens. Remove the row, or choose another tokenizer."
+            f"{example.location}: {' and '.join(map(repr, example.text.entities))} share a token. Each entity needs "
+            "its own tokens. Remove the row, or choose another tokenizer."
         )
     return spans[0], spans[1]
 

@@ -100,11 +100,11 @@ class MultiLabel(Problem):
 
         Its outcomes are the probabilities of all labels of all rows.
         """
-        rows, probabilities, came_true = [], [], []
+        rows, probabilities, is_correct = [], [], []
         for index, (record, prediction) in enumerate(zip(records, found.decoded, strict=True)):
             present, predicted = set(_labels(record)), set(prediction["labels"])
             probabilities += [prediction["probabilities"][label] for label in self.labels]
-            came_true += [label in present for label in self.labels]
+            is_correct += [label in present for label in self.labels]
             rows.append(
                 ExaminedRow(
                     length=int(found.lengths[index]),
@@ -116,7 +116,7 @@ class MultiLabel(Problem):
                     location=record.location,
                 )
             )
-        outcomes = Outcomes("labels of all rows", np.array(probabilities), np.array(came_true, dtype=bool))
+        outcomes = Outcomes("labels of all rows", np.array(probabilities), np.array(is_correct, dtype=bool))
         return Examination(rows, "share of labels that are right", outcomes=outcomes)
 
 
