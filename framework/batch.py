@@ -59,7 +59,7 @@ class PackedBatch:
     group_size: int = 1
     decoder_inputs: "PackedBatch | None" = None
 
-    def item_places(self) -> list[int]:
+    def item_indices(self) -> list[int]:
         """Returns the indices of the real items in order. Synchronises with the device."""
         ids = self.sequence_ids[: self.num_sequences].tolist()
         return list(dict.fromkeys(sequence_id // self.group_size for sequence_id in ids))

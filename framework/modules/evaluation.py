@@ -92,7 +92,7 @@ class SplitEvaluation:
         if self.task.scores_predictions or self.examines:
             losses = self.task.sequence_losses(full, batch) if self.examines else None
             results = zip(self.task.decode(full, batch), _item_losses(losses, batch), strict=True)
-            self._by_item.update(zip(batch.item_places(), results, strict=True))
+            self._by_item.update(zip(batch.item_indices(), results, strict=True))
 
     def end_step(self) -> None:
         """Ends a step after its last micro-batch. Collective for step-level tasks: all ranks must call."""
@@ -133,7 +133,7 @@ class SplitEvaluation:
 
 def _item_losses(losses: Tensor | None, batch: PackedBatch) -> list[float | None]:
     """Sums the losses over the sequences of each real item, on the host."""
-    items = batch.item_places()
+    items = batch.item_indices()
     if losses is None:
         return [None] * len(items)
     sums = dict.fromkeys(items, 0.0)

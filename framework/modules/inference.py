@@ -66,7 +66,7 @@ class Inference:
         for step in self._steps(source, ITEMS_AT_ONCE * self._num_ranks):
             for batch, outputs in step:
                 with torch.inference_mode():
-                    decoded.update(zip(batch.item_places(), self.task.decode(outputs, batch), strict=True))
+                    decoded.update(zip(batch.item_indices(), self.task.decode(outputs, batch), strict=True))
         by_item = {item: result for part in gather(decoded) for item, result in part.items()}
         return self.task.assemble(source, [by_item[item] for item in range(len(source))])
 
@@ -106,7 +106,7 @@ class Inference:
     def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
         """Yields steps of `step_size` items over all processes: this process's micro-batches with the head's outputs.
 
-        `PackedBatch.item_places` returns indices of the source, not in ascending order. All processes have the same
+        `PackedBatch.item_indices` returns indices of the source, not in ascending order. All processes have the same
         number of micro-batches; some of them may have no items.
         """
         budget = max(self.micro_batch_tokens, source.max_length)

@@ -42,7 +42,7 @@ def test_a_micro_batch_by_hand():
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
     # Item 5 has one sequence, item 6 two; each sequence has an id of its own.
     assert batch.sequence_ids.tolist() == [10, 12, 13]
-    assert batch.item_places() == [5, 6]
+    assert batch.item_indices() == [5, 6]
     assert batch.targets["labels"].tolist() == [9, 7, 8]
     assert batch.targets["tags"].tolist() == [3, 4, 5, 0, 1, 2]
     # Places within a sequence became places within the micro-batch.
@@ -54,13 +54,13 @@ def test_no_position_stays_none_and_fillers_follow():
     batch = source().build(np.zeros(1), np.array([2]), np.array([0]), 0, FixedShape(8, 4, None, 3))
     assert batch.targets["spans"].tolist() == [[-1, -1], [0, 0], [0, 0], [0, 0]]
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX] * 4
-    assert batch.item_places() == [0]
+    assert batch.item_indices() == [0]
 
 
 def test_no_items_give_a_dummy():
     none = np.zeros(0, dtype=np.int64)
     batch = source().build(none, none, none, 0)
-    assert (batch.num_sequences, batch.item_places(), batch.counts) == (0, [], {"term": 0.0})
+    assert (batch.num_sequences, batch.item_indices(), batch.counts) == (0, [], {"term": 0.0})
 
 
 def test_the_fingerprint_sees_every_part():

@@ -179,7 +179,7 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     assert batch.lengths[:5] == (3, 3, lengths[second[0]], 6, lengths[second[1]])
     assert source.lengths(epochs, indices).tolist() == [3, 3 + lengths[second[0]], 6 + lengths[second[1]]]
     assert batch.sequence_ids[:5].tolist() == [40, 42, 43, 44, 45]
-    assert batch.item_places() == [20, 21, 22]
+    assert batch.item_indices() == [20, 21, 22]
     assert batch.targets["queries"][:5].tolist() == [NO_QUERY, 0, 0, 1, 1]
     assert batch.counts == {"contrast": 2.0}
     assert source.records[0] == SearchRole(0, 0, None)

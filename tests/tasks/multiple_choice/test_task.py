@@ -58,7 +58,7 @@ def test_items_by_hand(batch):
     assert batch.targets["choice_places"].tolist() == [0, 1, 0, 1, 2, 0, 1]
     assert batch.targets["is_right"].tolist() == [0, 1, 1, 0, 0, -100, -100]
     assert batch.counts == {"choice": 2.0}
-    assert batch.item_places() == [0, 1, 2]
+    assert batch.item_indices() == [0, 1, 2]
 
 
 def test_loss_metrics_and_predictions(tokenizer, batch):

@@ -71,7 +71,7 @@ def test_words_and_probabilities_by_hand(tokenizer):
     logits = torch.full((3, tokenizer.vocab_size), -1e4)
     for index, (best, second) in enumerate([("wc", "wd"), ("we", "wf"), ("wg", "wh")]):
         logits[index, ids[best]], logits[index, ids[second]] = np.log(3.0), 0.0
-    by_item = dict(zip(batch.item_places(), task.decode({"mlm": logits}, batch), strict=True))
+    by_item = dict(zip(batch.item_indices(), task.decode({"mlm": logits}, batch), strict=True))
     first, second = task.assemble(source, [by_item[0], by_item[1]])
     assert [[each["word"] for each in blank] for blank in first["blanks"]] == [["we", "wf"], ["wg", "wh"]]
     assert [[each["word"] for each in blank] for blank in second["blanks"]] == [["wc", "wd"]]

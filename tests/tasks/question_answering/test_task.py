@@ -158,7 +158,7 @@ def told(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
             begin = int(batch.targets["window_starts"][place]) - source.records[item].first
             logits[0, begin + best[item][0]] = logits[1, begin + best[item][1]] = 9.0
     decoded = task.decode({"start_logits": logits[0].bfloat16(), "end_logits": logits[1].bfloat16()}, batch)
-    by_item = dict(zip(batch.item_places(), decoded, strict=True))
+    by_item = dict(zip(batch.item_indices(), decoded, strict=True))
     return [by_item[item] for item in range(len(source))]
 
 

@@ -215,7 +215,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
     places = {
         place: result.tokens
         for batch, output in outputs
-        for place, result in zip(batch.item_places(), own.decode(output, batch), strict=True)
+        for place, result in zip(batch.item_indices(), own.decode(output, batch), strict=True)
     }
     return torch.tensor(found), sorted(places.items())
 
