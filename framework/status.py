@@ -117,15 +117,15 @@ class Queue:
 def with_pending(statuses: Mapping[Path, RunStatus], jobs: Mapping[str, tuple[str, str]]) -> list[RunStatus]:
     """Marks runs whose job waits in the queue, and adds a row for each job without a run folder."""
     rest = dict(jobs)
-    shown = []
+    rows = []
     for folder, status in statuses.items():
         number = _job_of(folder)
         if number in rest and status.state != RUNNING:
             why = f"SLURM job {number}: {rest.pop(number)[0]}"
             status = replace(status, state=PENDING, why=why)
-        shown.append(status)
+        rows.append(status)
     new = [(number, reason) for number, (reason, name) in rest.items() if name == _JOB_NAME]
-    return shown + [RunStatus(f"slurm-{number}", PENDING, f"SLURM job {number}: {reason}") for number, reason in new]
+    return rows + [RunStatus(f"slurm-{number}", PENDING, f"SLURM job {number}: {reason}") for number, reason in new]
 
 
 def _job_of(folder: Path) -> str:
@@ -164,8 +164,8 @@ def troubles(statuses: Sequence[RunStatus]) -> list[Text]:
             lines.append(Text(f"{status.name}: {status.why}"))
         elif status.ended_badly:
             lines.append(Text(f"{status.name}: {status.state}, {status.why}", style="bold"))
-            shown = list(status.last_lines.items())[:_MAX_RANKS]
-            lines += (Text(f"  {line}" if line else f"  rank {rank} wrote nothing") for rank, line in shown)
+            by_rank = list(status.last_lines.items())[:_MAX_RANKS]
+            lines += (Text(f"  {line}" if line else f"  rank {rank} wrote nothing") for rank, line in by_rank)
             if len(status.last_lines) > _MAX_RANKS:
                 lines.append(Text(f"  and {len(status.last_lines) - _MAX_RANKS} more ranks, see logs/"))
     return lines
@@ -204,8 +204,8 @@ def _validation(status: RunStatus) -> str:
     """Shows the metric that ranks the checkpoints; if it is unknown, the first that is not a loss, else the loss."""
     values = status.validation
     first = [key for key in values if not key.endswith("loss")] or list(values)
-    shown = status.best_metric if status.best_metric in values else next(iter(first), None)
-    return "" if shown is None else f"{describe(shown).label} {values[shown]:.4f}"
+    metric = status.best_metric if status.best_metric in values else next(iter(first), None)
+    return "" if metric is None else f"{describe(metric).label} {values[metric]:.4f}"
 
 
 def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> RenderableType:
@@ -222,12 +222,12 @@ def view(folders: Mapping[Path, str], queue: Queue, is_everything: bool) -> Rend
     jobs = queue.jobs()
     read = {folder: read_status(folder, name) for folder, name in folders.items()}
     statuses = with_pending(read, jobs)
-    shown = statuses if is_everything else statuses[: len(read)]
-    if not shown:
+    selected = statuses if is_everything else statuses[: len(read)]
+    if not selected:
         raise ConfigError(
             "there is no run yet. The table needs at least one. Start one, or give the folder of the runs with --runs."
         )
-    return Group(status_table(shown), *troubles(shown))
+    return Group(status_table(selected), *troubles(selected))
 
 
 def _options() -> OptionParser:

@@ -49,7 +49,7 @@ def read_blanks(row: Row, tokenizer: Tokenizer, max_length: int) -> BlankText:
     pieces = re.split("|".join(map(re.escape, {mask, *_USUAL_MASKS})), text)
     if len(pieces) == 1:
         raise DataError(
-            f"{row.location}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each hidden "
+            f"{row.location}: {text[:60]!r} has no blank. Each text needs at least one. Write {mask} for each missing "
             "word."
         )
     if tokenizer.space_marked:

@@ -37,7 +37,7 @@ class PretrainingTask(Task):
         eval_mask_rate: Fraction of the maskable tokens that is masked in evaluation.
         mask_rate_end: Final mask rate in training, reached linearly; None keeps the rate constant.
         mask_rate_steps: Optimizer steps until `mask_rate_end` is reached; required with it.
-        masking: Hide single tokens, whole words, or spans of words (`framework.data.masking.mask_tokens`).
+        masking: Unit of masking: tokens, whole words, or spans of words (`framework.data.masking`).
         nsp_weight: Weight of the next-sentence term of the loss; the word term has weight 1.
         z_loss: Weight of a term that prevents the words' logits from drifting in training
             (`framework.nn.cross_entropy.cross_entropy_and_z_sum`); 0 disables it.

@@ -117,7 +117,7 @@ class MultiLabel(Problem):
                 )
             )
         outcomes = Outcomes("labels of all rows", np.array(probabilities), np.array(is_correct, dtype=bool))
-        return Examination(rows, "share of labels that are right", outcomes=outcomes)
+        return Examination(rows, "fraction of correct labels", outcomes=outcomes)
 
 
 def _labels(record: LabelledText) -> Sequence[str]:
