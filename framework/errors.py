@@ -1,4 +1,7 @@
-"""The errors a user can meet. A message names the value, the rule and the remedy; with bad data also file and row."""
+"""Errors that are shown to users.
+
+A message names the value, the rule and the remedy. A message about bad data also names the file and the row.
+"""
 
 import pickle
 from types import TracebackType
@@ -19,10 +22,10 @@ _DAMAGE = (
 
 
 class FrameworkError(Exception):
-    """Root of all errors that are shown to the user without a traceback.
+    """Base class of all errors that are shown to the user without a traceback.
 
     Attributes:
-        rank: The rank on which it happened, where others raise it too; None: the one that raises it.
+        rank: Rank on which the error happened, if other ranks raise it too; None: the rank that raises it.
     """
 
     exit_code = 2
@@ -38,11 +41,11 @@ class DataError(FrameworkError):
 
 
 class CheckpointError(FrameworkError):
-    """A checkpoint, run folder or published weights that do not fit what was asked for."""
+    """A checkpoint, run folder or published model that is missing, is damaged, or does not fit the request."""
 
 
 class DistributedError(FrameworkError):
-    """Processes that cannot work together: sizes, hosts, or ranks that disagree."""
+    """Processes that cannot work together, for example because their number does not fit or their configs differ."""
 
 
 class SweepError(FrameworkError):
@@ -50,10 +53,10 @@ class SweepError(FrameworkError):
 
 
 class ResourceError(FrameworkError):
-    """The machine ran out of memory or killed a loader process. Another start may succeed.
+    """A machine that ran out of memory or killed a loader process. Another start may succeed.
 
     Attributes:
-        exit_code: 1, because launchers do not restart after 2, the code of input errors.
+        exit_code: 1, because launchers do not restart after 2, the exit code of input errors.
     """
 
     exit_code = 1
@@ -71,15 +74,15 @@ def reading_record(file: object, remedy: str, kind: type[FrameworkError] = Check
     type. Errors of this module pass unchanged, and so does Ctrl-C.
 
     Args:
-        file: File, or folder of several files.
-        remedy: Remedy as a sentence without its full stop.
+        file: File, or folder with several files.
+        remedy: Remedy, a sentence without its full stop.
         kind: Class of the error.
     """
     return _Reading(file, remedy, kind)
 
 
 class _Reading:
-    """The context of `reading_record`."""
+    """Context manager of `reading_record`."""
 
     def __init__(self, file: object, remedy: str, kind: type[FrameworkError]) -> None:
         self._file, self._remedy, self._kind = file, remedy, kind

@@ -1,6 +1,7 @@
-"""Writes files that survive a kill and a power cut, takes checksums, and locks out other processes.
+"""Writes files that survive a kill and a power cut, computes checksums, and locks out other processes.
 
-Local and shared folders only, checksums apart. A lock ends with the process that holds it, however that process ends.
+Only checksums work on remote files; everything else requires a local or shared folder. A lock ends with the process
+that holds it, even after `kill -9`.
 """
 
 import fcntl
@@ -16,13 +17,14 @@ from typing import IO, Any, Literal, Protocol
 
 _PROBE_BYTES = 1 << 16
 _SHOWN_OF_NAME = 40
-"""Characters of a long name in a temporary name, which may have 255 bytes."""
+"""Characters of the file name that a temporary name repeats. File systems limit a name to 255 bytes."""
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file completely or not at all: to a temporary name, flushed, then renamed.
+    """Writes a file completely or not at all.
 
-    Without the flush a power cut can leave an empty file under the new name.
+    The text is written under a temporary name, flushed to disk, and renamed. Without the flush, a power cut can leave
+    an empty file under the final name.
 
     Raises:
         OSError: Writing failed; an existing file is unchanged.
@@ -39,13 +41,13 @@ def write_whole(path: Path, text: str) -> None:
 def temporary_beside(path: Path) -> Path:
     """Returns the name under which this process writes a file or folder before it is renamed to `path`.
 
-    A symlink at `path` must be resolved before, so that it is kept and its target replaced.
+    Resolve a symlink at `path` first. Then the symlink is kept, and its target is replaced.
     """
     return path.with_name(f".{path.name[:_SHOWN_OF_NAME]}.{os.getpid()}.tmp")
 
 
 def check_room(file: IO[str]) -> None:
-    """Writes to a new file and empties it again, so that a full disk is noticed before the work for its content.
+    """Writes to a new file and empties it again, which reveals a full disk before the content is computed.
 
     Raises:
         OSError: The disk is full.
@@ -78,12 +80,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def new_digest() -> hashlib.blake2b:
-    """Returns an empty BLAKE2b (RFC 7693) of 16 bytes, the checksum of checkpoints and exports."""
+    """Returns an empty BLAKE2b hash (RFC 7693) of 16 bytes, the checksum of checkpoints and exports."""
     return hashlib.blake2b(digest_size=16)
 
 
 class _Openable(Protocol):
-    """A local path or the URL of a remote file."""
+    """Local path, or URL of a remote file."""
 
     def open(self, mode: Literal["rb"], /) -> Any: ...
 
@@ -122,14 +124,14 @@ _HELD: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
 
-def _leave_to_the_parent() -> None:
-    """Closes the locks in a forked child, because a loader process that outlives its parent would hold them."""
+def _close_inherited_locks() -> None:
+    """Closes the locks in a forked child; otherwise a loader process that outlives its parent would hold them."""
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+os.register_at_fork(after_in_child=_close_inherited_locks)
 
 
 @contextmanager
@@ -181,7 +183,7 @@ def _acquire(path: Path, wait: bool) -> int | None:
 def _write_holder(descriptor: int) -> None:
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     text = f"process {os.getpid()} on host {socket.gethostname()}, since {now} UTC"
-    with suppress(OSError):  # a full disk: the lock holds without a name
+    with suppress(OSError):  # on a full disk the lock works, but does not name its holder
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
         os.fsync(descriptor)  # for readers on other hosts

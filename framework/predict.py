@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.asked_rows import AskedRow, check_input, join_rows, read_asked
+from framework.config.asked_rows import InputRow, check_input, join_rows, read_input_rows
 from framework.config.command import command, plain
 from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import describe_trained, print_check
@@ -36,7 +36,7 @@ def predict(composed: DictConfig) -> list[dict[str, Any]]:
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
         writer = find_writer(settings.output, trained.task.text_format)
-        inputs = read_asked(settings, trained.task, trained.tokenizer, trained.file_layout)
+        inputs = read_input_rows(settings, trained.task, trained.tokenizer, trained.file_layout)
         source = trained.task.build_source([each.row for each in inputs if each.row is not None], trained.tokenizer)
         if settings.check:
             if is_first:
@@ -79,7 +79,7 @@ def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
     return DataError(f"{error} The {len(rows)} rows are in {name}.")
 
 
-def report_bad_rows(inputs: Sequence[AskedRow]) -> None:
+def report_bad_rows(inputs: Sequence[InputRow]) -> None:
     """Reports on standard error how many rows were skipped, and the reason for the first."""
     bad = [each for each in inputs if each.row is None]
     if bad:

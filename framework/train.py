@@ -15,7 +15,7 @@ from framework.config.run_lock import alone_in, wait_limit
 from framework.config.schema import TrainConfig
 from framework.config.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.config.supervision import Supervision
-from framework.config.wandb_run import log_model_if_wanted
+from framework.config.wandb_run import log_model_if_configured
 from framework.distributed.device import device_type
 from framework.distributed.processes.agreement import first_rank_value
 from framework.distributed.processes.environment import process_info
@@ -60,7 +60,7 @@ def train(composed: DictConfig) -> Path:
 
         if info.rank == 0:
             complete_run(folder, parts.task)
-            log_model_if_wanted(folder.path, settings.logger, modules_of(run.config))
+            log_model_if_configured(folder.path, settings.logger, modules_of(run.config))
             print_closing_table(folder.path)
     return folder.path
 

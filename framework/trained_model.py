@@ -1,4 +1,4 @@
-"""Reads a trained model once and uses it from Python: `load("runs/mine").predict(["one text", "another"])`."""
+"""Loads a trained model and uses it from Python: `load("runs/mine").predict(["one text", "another"])`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -42,27 +42,27 @@ class TrainedModel:
 
     @property
     def task(self) -> Task:
-        """Returns the task with its labels; of a published model of others, the task of embedding texts."""
+        """Returns the task with its labels; for a published model that Cloze did not train, the embedding task."""
         return self._trained.task
 
     def predict(
         self, rows: Sequence[str | Mapping[str, Any]], on_bad_row: Literal["error", "skip"] = "error"
     ) -> list[dict[str, Any]]:
-        """Predicts rows; the results are those of `framework.predict`.
+        """Predicts rows, with the same results as `framework.predict`.
 
         Args:
-            rows: Texts, for tasks that read `text` alone; or mappings with the columns of training, or
-                those of the task.
+            rows: Texts, for tasks that read only the field `text`; or mappings with the columns of training or with
+                the fields of the task.
             on_bad_row: Handling of rows that cannot be predicted: "error" raises, "skip" returns nulls and an `error`
                 for them.
 
         Returns:
-            One prediction per row, in order, behind the columns that the task read.
+            One mapping per row, in the order of the rows: the columns that the task read, then the prediction.
 
         Raises:
-            CheckpointError: The model does not say which task it was trained for.
-            ConfigError: Texts are given, but the task does not read `text` alone.
-            DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
+            CheckpointError: The model does not record the task that it was trained for.
+            ConfigError: Texts are given, but the task reads other fields than `text`.
+            DataError: A row cannot be predicted and `on_bad_row` is "error", or no row can be predicted.
         """
         check_names_task(self._trained)
         return self._predicted(self._inference, rows, on_bad_row)
@@ -70,12 +70,13 @@ class TrainedModel:
     def embed(
         self, texts: Sequence[str], pooling: Literal["mean", "cls"] | None = None, normalize: bool | None = None
     ) -> np.ndarray:
-        """Embeds texts: pools the hidden states of the encoder.
+        """Embeds texts by pooling the hidden states of the encoder.
 
         Args:
-            texts: Texts; those that are too long lose their end.
-            pooling: "mean" over all tokens, or "cls", the first token. None: as the model was trained, else "mean".
-            normalize: Scale vectors to length 1. None: as an embedding model was trained; False for other models.
+            texts: Texts. A text that is too long is truncated at its end.
+            pooling: "mean" averages all tokens, "cls" takes the first token. None: the pooling of training, or "mean"
+                if the model records none.
+            normalize: Scale vectors to length 1. None: as the embedding model was trained; False for other models.
 
         Returns:
             (texts, hidden) fp32, in the order of the texts.
@@ -98,7 +99,7 @@ class TrainedModel:
         return np.array(vectors, dtype=np.float32).reshape(len(vectors), self.model.encoder.config.hidden_size)
 
     def _pooled(self, task: EmbeddingTask) -> Inference:
-        """Returns the inference of a task over the encoder that is in memory."""
+        """Builds the inference of a task that uses the encoder in memory."""
         encoder, inference = self.model.encoder, self._inference
         model = TaskModel(encoder, task.build_head(encoder, encoder.config))
         return Inference(model, task, inference.micro_batch_tokens, inference.precision, inference.device)
@@ -110,9 +111,9 @@ class TrainedModel:
         if not given:
             return []
         layout = self._trained.file_layout if inference is self._inference else None
-        asked = read_given(given, inference.task, self.tokenizer, on_bad_row, layout)
-        source = inference.task.build_source([each.row for each in asked if each.row is not None], self.tokenizer)
-        return join_rows(asked, inference.predict(source))
+        inputs = read_given(given, inference.task, self.tokenizer, on_bad_row, layout)
+        source = inference.task.build_source([each.row for each in inputs if each.row is not None], self.tokenizer)
+        return join_rows(inputs, inference.predict(source))
 
 
 def load(
@@ -132,20 +133,21 @@ def load(
         source: Run (id or folder), checkpoint, export, folder of a published model, or name on the Hugging Face Hub.
         runs: Folder of the runs.
         weights: Weights of a run: "raw" as trained, "ema" their moving average, "auto" the average if it was kept.
-        average_last: More than 1: the mean over so many of the last checkpoints of a run.
+        average_last: Number of the newest checkpoints of a run whose weights are averaged; 1 averages none.
         task: Keys of the task with values that training did not have, for example `{"threshold": 0.3}`.
         precision: "auto", "fp32", "bf16" or "fp16".
-        micro_batch_tokens: Largest number of tokens of a forward pass.
+        micro_batch_tokens: Largest number of tokens in a forward pass.
         trust: Modules outside of Cloze whose classes the run or export may name. Their code is executed.
 
     Raises:
-        FrameworkError: There is no such model, it cannot be read, or an argument is wrong.
+        FrameworkError: The model does not exist or cannot be read, or an argument is invalid.
     """
     world_size = process_info().world_size
     if world_size > 1:
         raise DistributedError(
-            f"load() is called in one of {world_size} processes. It serves a single process. Start framework.predict "
-            "under the launcher, where processes share the rows, or load the model without the launcher."
+            f"load() was called in one of {world_size} processes. It supports only a single process. Start "
+            "framework.predict under the launcher, which splits the rows over the processes, or load the model "
+            "without the launcher."
         )
     values = {
         "run": str(source),

@@ -1,1 +1,1 @@
-"""From Hydra configs to checked, built objects."""
+"""Validated settings from Hydra configs, and the objects of a run that are built from them."""

@@ -26,13 +26,13 @@ _Reader = Callable[[Reading], Iterator[Row] | None]
 
 
 @dataclass(frozen=True, slots=True)
-class AskedRow:
+class InputRow:
     """One row of the input.
 
     Attributes:
-        row: Row with one value per field of the task; None if it cannot be predicted.
+        row: Row with one value per field of the task; None if the row cannot be predicted.
         kept: Values of the columns that the output copies, by column.
-        error: Reason why it cannot be predicted.
+        error: Reason why the row cannot be predicted; None if it can.
     """
 
     row: Row | None
@@ -42,26 +42,26 @@ class AskedRow:
 
 @dataclass
 class _AnsweredReading(Reading):
-    """Records bad rows, so that each is answered at its index."""
+    """Reading that records bad rows, so that the output reports each of them at its index."""
 
-    noted: list[AskedRow] = field(default_factory=list)
+    noted: list[InputRow] = field(default_factory=list)
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or records one bad row for each row that it affects."""
         super().bad_row(error, num_rows)
-        self.noted += [AskedRow(None, {}, str(error))] * num_rows
+        self.noted += [InputRow(None, {}, str(error))] * num_rows
 
-    def in_order(self, rows: Iterator[Row]) -> Iterator[AskedRow]:
-        """Yields the rows of a reader, and fills gaps in their numbers with the recorded bad rows."""
+    def in_order(self, rows: Iterator[Row]) -> Iterator[InputRow]:
+        """Yields the rows of a reader and fills gaps in their numbers with the recorded bad rows."""
         number = 0
         for row in rows:
-            # A reader may look ahead and record a row before its turn.
-            yield from self._taken(row.number - number - 1)
-            yield AskedRow(row, row.kept)
+            # A reader may look ahead and record a bad row before it yields the rows in front of it.
+            yield from self._take(row.number - number - 1)
+            yield InputRow(row, row.kept)
             number = row.number
-        yield from self._taken(len(self.noted))
+        yield from self._take(len(self.noted))
 
-    def _taken(self, count: int) -> list[AskedRow]:
+    def _take(self, count: int) -> list[InputRow]:
         taken, self.noted = self.noted[:count], self.noted[count:]
         return taken
 
@@ -76,11 +76,11 @@ def check_input(settings: PredictConfig) -> None:
     if settings.input is None:
         return
     if not settings.input:
-        raise ConfigError("`input` is empty. It must be the path of a file. Give one.")
+        raise ConfigError("`input` is empty. It must be the path of a file. Set it, for example input=FILE.")
     path = Path(settings.input)
     check_regular(path)
     form = settings.format
-    # An object of JSON may hold rows in a form of the task, which is not known yet.
+    # A JSON object may hold rows in a format of the task, which is not known yet.
     is_rows = is_table(path) and kind_of(path) != ".json"
     if is_rows and (form is None or (form.kind != "conll" and form.columns is None)):
         reading = Reading(settings.on_bad_row)
@@ -94,12 +94,12 @@ def check_input(settings: PredictConfig) -> None:
 
 
 def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | None = None) -> list[dict[str, str]]:
-    """Returns the possible ways to read a row, each a mapping of field to column, in the order of preference.
+    """Returns the possible column choices for a row, each a mapping of field to column, in the order of preference.
 
-    Columns are those that are given, else those of training, else those with the names of the fields.
+    A field is read from the given column, else from the column of training, else from the column with its own name.
 
     Args:
-        given: Columns that are not named as the field that they hold, by field.
+        given: Columns whose names differ from the fields that they hold, by field.
         task: Task that reads the rows.
         layout: Reader of the training files; None: unknown.
 
@@ -110,7 +110,7 @@ def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | Non
     for name in given:
         if not any(name in fields for fields in known):
             names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
-            raise ConfigError(f"`columns` names {name!r}, but this task reads {names}. Name one of these.")
+            raise ConfigError(f"`columns` contains the field {name!r}, but this task reads {names}. Use one of these.")
     chosen = [fields for fields in known if given.keys() <= set(fields)]
     trained = {} if layout is None else layout.field_columns
     ways = [
@@ -121,7 +121,9 @@ def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | Non
     return [way for index, way in enumerate(ways) if way not in ways[:index]]
 
 
-def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout: SplitFiles | None) -> list[AskedRow]:
+def read_input_rows(
+    settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout: SplitFiles | None
+) -> list[InputRow]:
     """Reads and checks the rows to predict.
 
     Args:
@@ -131,16 +133,17 @@ def read_asked(settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout
         layout: Reader of the training files, whose formats and columns are tried first; None: unknown.
 
     Raises:
-        ConfigError: `columns` names a field that the task does not read, or the task does not read `text` alone.
+        ConfigError: `columns` names a field that the task does not read; or `text` is given, but the task reads other
+            fields.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
     ways = choose_fields(settings.columns or {}, task, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
-        asked, source = _given_texts(texts, ways), "text"
+        rows, source = _given_texts(texts, ways), "text"
     else:
-        asked, source = _read_file(settings, task, ways, layout), settings.input
-    return _checked_rows(asked, task, tokenizer, source, settings.on_bad_row)
+        rows, source = _read_file(settings, task, ways, layout), settings.input
+    return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row)
 
 
 def read_given(
@@ -149,8 +152,8 @@ def read_given(
     tokenizer: Tokenizer,
     on_bad_row: Literal["error", "skip"],
     layout: SplitFiles | None,
-) -> list[AskedRow]:
-    """Checks rows that a Python program gives: texts, as with `text`, or mappings, as the objects of a JSONL file.
+) -> list[InputRow]:
+    """Checks rows that a Python program passes: texts, as in `text`, or mappings like the objects of a JSONL file.
 
     Args:
         inputs: Texts or mappings.
@@ -160,22 +163,22 @@ def read_given(
         layout: Reader of the training files, whose columns are tried first; None: unknown.
 
     Raises:
-        ConfigError: Texts are given, but the task does not read `text` alone.
+        ConfigError: Texts are given, but the task reads other fields than `text`.
         DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
     """
     ways = choose_fields({}, task, layout)
     if all(isinstance(each, str) for each in inputs):
-        asked = _given_texts([str(each) for each in inputs], ways)
+        rows = _given_texts([str(each) for each in inputs], ways)
     else:
         keys = next(iter(inputs), ())
         way = next((way for way in ways if set(way.values()) <= set(keys)), ways[0])
-        asked = _given_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
-    return _checked_rows(asked, task, tokenizer, "input", on_bad_row)
+        rows = _given_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
+    return _checked_rows(rows, task, tokenizer, "input", on_bad_row)
 
 
 def _given_mappings(
     inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
-) -> list[AskedRow]:
+) -> list[InputRow]:
     columns = list(way.values())
     lists = [way[name] for name in task.list_fields if name in way]
     table = TableFile(Path("input"), columns, list_columns=lists, as_is=columns)
@@ -186,43 +189,47 @@ def _given_mappings(
             reading.bad_row(error)
         else:
             values = {name: texts[column] for name, column in way.items()}
-            reading.noted.append(AskedRow(Row(number, None, values), kept))
+            reading.noted.append(InputRow(Row(number, None, values), kept))
     return reading.noted
 
 
 def _checked_rows(
-    asked: Sequence[AskedRow], task: Task, tokenizer: Tokenizer, source: str, on_bad_row: Literal["error", "skip"]
-) -> list[AskedRow]:
+    rows: Sequence[InputRow], task: Task, tokenizer: Tokenizer, source: str, on_bad_row: Literal["error", "skip"]
+) -> list[InputRow]:
     reading = Reading(on_bad_row)
-    checked = [_checked(each, task, tokenizer, source, reading) for each in asked]
+    checked = [_checked(each, task, tokenizer, source, reading) for each in rows]
     if all(each.row is None for each in checked):
-        example = f"The first one: {checked[0].error}" if checked else "Give a file with rows."
-        raise DataError(f"{source} has no row that can be predicted. At least one must be valid. {example}")
+        example = f"The first error is: {checked[0].error}" if checked else "Give a file with rows."
+        raise DataError(f"{source} has no row that can be predicted. At least one row must be valid. {example}")
     return checked
 
 
-def _given_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[AskedRow]:
+def _given_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[InputRow]:
     if not any(list(way) == ["text"] for way in ways):
         fields = " and ".join(ways[0])
         raise ConfigError(
-            f"`text` is given, but this task reads {fields or 'no texts'}. Give rows with these columns: a file as "
-            "`input`, or mappings from Python."
+            f"`text` is given, but this task reads {fields or 'no texts'}. Give rows with these columns: on the "
+            "command line as the file `input`, in Python as mappings."
         )
     if not texts:
-        raise DataError("`text` is an empty list. Give at least one text.")
-    return [AskedRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]
+        raise DataError("`text` is an empty list. At least one text is required. Add a text.")
+    return [InputRow(Row(number, None, {"text": text}), {"text": text}) for number, text in enumerate(texts, start=1)]
 
 
 def _read_file(
     settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, str]], layout: SplitFiles | None
-) -> list[AskedRow]:
+) -> list[InputRow]:
     path, form = Path(settings.input or ""), settings.format or InputFormat()
     if _is_conll(path, form, task):
         if not any("tokens" in way for way in ways):
-            raise ConfigError(f"{path} has CoNLL columns, but this task tags no words. Give a table of its rows.")
+            raise ConfigError(
+                f"{path} has CoNLL columns, but this task does not tag words. Give its rows as a table, for example "
+                "CSV or JSONL."
+            )
         if settings.keep_columns:
             raise ConfigError(
-                f"keep_columns is {list(settings.keep_columns)}, but CoNLL columns have no names. Leave it empty."
+                f"`keep_columns` is {list(settings.keep_columns)}, but CoNLL columns have no names. Remove "
+                "`keep_columns`."
             )
         columns = settings.conll.over(layout.conll if isinstance(layout, TaggedData) else None)
         reading = _AnsweredReading(settings.on_bad_row)
@@ -233,11 +240,11 @@ def _read_file(
         readers.insert(0, partial(layout.rows_to_predict, table, settings.columns or {}))
     attempts = (each for reader in readers if (each := _attempted(reader, settings.on_bad_row)) is not None)
     first = next(attempts)
-    # Prefer the first attempt that reads a row, else the first one, whose error names the usual columns.
-    asked, fault = next((each for each in chain([first], attempts) if any(row.row for row in each[0])), first)
+    # Prefer the first attempt that reads a row, else the first attempt, whose error names the usual columns.
+    rows, fault = next((each for each in chain([first], attempts) if any(row.row for row in each[0])), first)
     if fault is not None:
         raise fault
-    return asked
+    return rows
 
 
 def _is_conll(path: Path, form: InputFormat, task: Task) -> bool:
@@ -256,53 +263,53 @@ def _table_rows(
         yield replace(row, values={name: row.values[column] for name, column in way.items()})
 
 
-def _attempted(reader: _Reader, on_bad_row: Literal["error", "skip"]) -> tuple[list[AskedRow], DataError | None] | None:
-    """Returns the rows of a file, and the error that ended reading; None if the reader is not for this file."""
+def _attempted(reader: _Reader, on_bad_row: Literal["error", "skip"]) -> tuple[list[InputRow], DataError | None] | None:
+    """Returns the rows of a file and the error that ended reading; None if the reader does not support this file."""
     reading = _AnsweredReading(on_bad_row)
-    asked: list[AskedRow] = []
+    inputs: list[InputRow] = []
     try:
         rows = reader(reading)
         if rows is None:
             return None
         for each in reading.in_order(rows):
-            asked.append(each)
+            inputs.append(each)
     except DataError as error:
-        return asked, error
-    return asked, None
+        return inputs, error
+    return inputs, None
 
 
-def _checked(asked: AskedRow, task: Task, tokenizer: Tokenizer, source: str, reading: Reading) -> AskedRow:
-    if asked.row is None:
-        return asked
+def _checked(input_row: InputRow, task: Task, tokenizer: Tokenizer, source: str, reading: Reading) -> InputRow:
+    if input_row.row is None:
+        return input_row
     try:
-        task.check_row(asked.row, tokenizer)
+        task.check_row(input_row.row, tokenizer)
     except DataError as error:
         named = DataError(f"{source}, {error}")
         reading.bad_row(named)
-        return AskedRow(None, asked.kept, str(named))
-    return asked
+        return InputRow(None, input_row.kept, str(named))
+    return input_row
 
 
-def join_rows(asked: Sequence[AskedRow], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Joins rows and predictions: input columns first, then predicted keys; nulls and `error` for bad rows.
+def join_rows(rows: Sequence[InputRow], predictions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Joins input rows and predictions: input columns first, then predicted keys; nulls and `error` for bad rows.
 
-    An input column that has the name of a predicted key becomes `input_NAME`, unless it is a field of the task that
+    An input column with the name of a predicted key is renamed to `input_NAME`, unless it is a field of the task that
     the predictions repeat.
 
     Args:
-        asked: All rows.
+        rows: All input rows.
         predictions: Predictions for the rows that can be predicted, in row order.
     """
-    found = iter(predictions)
+    remaining = iter(predictions)
     keys = list(dict.fromkeys(name for each in predictions for name in each))
-    fields = {name for each in asked if each.row is not None for name in each.row.values}
-    columns = list(dict.fromkeys(name for each in asked for name in each.kept))
+    fields = {name for each in rows if each.row is not None for name in each.row.values}
+    columns = list(dict.fromkeys(name for each in rows for name in each.kept))
     names = _free_names(columns, keys, fields)
     joined = []
-    for each in asked:
+    for each in rows:
         row = {name: each.kept.get(column) for column, name in names.items()}
         if each.row is not None:
-            joined.append(row | dict(next(found)))
+            joined.append(row | dict(next(remaining)))
         else:
             joined.append(row | {key: row.get(key) for key in keys} | {"error": each.error})
     return joined

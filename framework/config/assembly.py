@@ -23,12 +23,12 @@ class AssembledRun:
     """A run that passed all checks that need no device and no other process.
 
     Attributes:
-        config: Resolved config as it will run, secrets masked, which decides the run folder.
-        settings: The same, typed.
+        config: Resolved config of the run with masked secrets. It determines the run folder.
+        settings: The same config as typed settings.
         parts: Components of the run.
         data: LightningDataModule.
-        module: LightningModule, without memory for its weights.
-        folder: Run folder, and the checkpoint to resume from.
+        module: LightningModule, its weights on the meta device.
+        folder: Run folder and the checkpoint to resume from.
     """
 
     config: Mapping[str, Any]
@@ -46,10 +46,10 @@ def assemble_run(
 
     Args:
         config: Composed config in plain containers, interpolations resolved.
-        info: This process. Under `check` it may stand for one of many that do not run.
+        info: This process. With `check=N` it represents one of N processes that do not exist.
         device_type: "cpu" or "cuda".
-        composed: Config before interpolations were resolved, used to mask secrets from the environment; None if nothing
-            of the run is saved.
+        composed: Config before interpolations were resolved, used to mask secrets from the environment; None if the
+            config is not saved.
 
     Raises:
         FrameworkError: The config cannot be run.

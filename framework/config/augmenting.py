@@ -1,4 +1,4 @@
-"""The augmentation of a config: whether task and weights allow it, and what has to be known before training begins."""
+"""Augmentation of the training split: checks task and weights, and samples replacement words before training."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,40 +28,41 @@ SAMPLES_FILE = "augmentation.npy"
 def augmented(
     sources: Mapping[str, SequenceSource], augmentation: Augmentation, task: Task, tokenizer: Tokenizer, seed: int
 ) -> dict[str, SequenceSource]:
-    """The sources with an augmented training split.
+    """Returns the sources with an augmented training split.
 
     Raises:
-        ConfigError: What the task predicts would not fit changed texts.
+        ConfigError: The targets of the task would no longer fit the changed texts.
     """
     train = sources["train"]
     if not task.allows_augmentation or not isinstance(train, FlatSource):
         raise ConfigError(
-            f"augmentation={type(augmentation).__name__} changes tokens, but {type(task).__name__} predicts what would "
-            "no longer fit them; use augmentation=none, or a task on whole texts such as sequence_classification."
+            f"augmentation={type(augmentation).__name__} changes tokens, but the targets of {type(task).__name__} "
+            "would no longer fit them. Augmentation requires a task on whole texts, such as sequence_classification. "
+            "Use augmentation=none."
         )
     return {**sources, "train": AugmentedSource(train, augmentation, tokenizer, seed)}
 
 
 def check_word_samples(augmentation: Augmentation, weights: PretrainedWeights | None, config: EncoderConfig) -> None:
-    """Words are sampled by a head for masked words, which the weights must bring.
+    """Checks that the starting weights have a head for masked words, which samples the replacement words.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: The augmentation replaces words, and the weights are fresh or have no such head.
     """
     if not isinstance(augmentation, Replace):
         return
     if weights is None:
         raise ConfigError(
-            "augmentation=replace samples words from the weights that the run starts from, but `init_from` is null; "
-            "give a pre-trained model, or use augmentation=delete."
+            "augmentation=replace samples words from the starting weights, but `init_from` is null. Set `init_from` "
+            "to a pre-trained model, or use augmentation=delete."
         )
     _, new = match_parameters(_masked_word_model(config), weights)
     missing = [name for name in new if name.startswith("head.")]
     if missing:
         raise ConfigError(
             f"augmentation=replace samples words from a head for masked words, but init_from={weights.source} has "
-            f"none (it lacks {missing[0].removeprefix('head.')}); start from a pre-trained run or model that has it, "
-            "or use augmentation=delete."
+            f"none (it lacks {missing[0].removeprefix('head.')}). Start from a pre-trained run or model that has this "
+            "head, or use augmentation=delete."
         )
 
 
@@ -73,21 +74,23 @@ def prepare_word_samples(
     folder: Path,
     device: torch.device,
 ) -> None:
-    """Samples the words that a training split needs, or reads those of the run's earlier start from its folder.
+    """Samples the replacement words of a training split, or reads those that an earlier start of the run saved.
 
-    Does nothing for other augmentations. Collective: all ranks must call. Costs `num_variants` forward passes over the
-    split in fp32, shared by the ranks, and on each of them the whole model, which is gone before training begins.
+    Collective: all ranks must call. Does nothing for augmentations that do not replace words.
+
+    Sampling costs `num_variants` forward passes over the split in fp32, which the ranks share. Each rank holds the
+    whole model in memory for this time and frees it before training begins.
 
     Args:
-        source: The training split.
-        weights: Where the run starts.
-        config: Of the encoder.
-        tokenizer: Of the run.
-        folder: Of the run; keeps the words, so that a run goes on with them whatever became of the weights.
-        device: Of this process.
+        source: Training split.
+        weights: Starting weights of the run.
+        config: Encoder configuration.
+        tokenizer: Tokenizer of the run.
+        folder: Run folder. It keeps the words, so that a resumed run does not depend on the files of the weights.
+        device: Device of this process.
 
     Raises:
-        CheckpointError: The file of the earlier start does not belong to the split.
+        CheckpointError: The file of an earlier start does not fit the split.
     """
     if not isinstance(source, AugmentedSource) or not isinstance(source.augmentation, Replace):
         return
@@ -106,18 +109,18 @@ def prepare_word_samples(
             temporary.rename(file)
 
         on_first_rank(write)
-    whole = source.source.tokens(np.arange(len(source)))
-    if samples.shape != (augmentation.num_variants, len(whole.token_indices)):
+    tokens = source.source.tokens(np.arange(len(source)))
+    if samples.shape != (augmentation.num_variants, len(tokens.token_indices)):
         raise CheckpointError(
             f"{file} holds words for {samples.shape[-1]} tokens in {len(samples)} variants, but the training split has "
-            f"{len(whole.token_indices)} tokens and augmentation.num_variants={augmentation.num_variants}; "
-            "remove the file."
+            f"{len(tokens.token_indices)} tokens and augmentation.num_variants is {augmentation.num_variants}. Delete the "
+            "file, and the next start samples the words again."
         )
     augmentation.samples = samples
 
 
 def _masked_word_model(config: EncoderConfig) -> TaskModel:
-    """On the meta device."""
+    """Builds an encoder with a head for masked words on the meta device."""
     with torch.device("meta"):
         encoder = TransformerEncoder(config)
         return TaskModel(encoder, build_pretraining_head(encoder, config, nsp=False))

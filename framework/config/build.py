@@ -1,4 +1,4 @@
-"""From checked settings to the objects of a run. Reads files, touches no device."""
+"""Builds the objects of a run from validated settings. Reads files and uses no device."""
 
 import typing
 from collections.abc import Mapping
@@ -40,24 +40,24 @@ from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
 
 _GROUPS_OR_NONE = ("adapter", "augmentation")
-"""Groups of which `none` is an option, and empty."""
+"""Config groups whose option `none` is an empty mapping."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of, before it has a device.
+    """Components of a run before it uses a device.
 
     Attributes:
-        tokenizer: Of data and export.
-        config: Of the encoder, complete.
-        task: States loss, head and metrics.
-        sources: The sequences of each split.
-        weights: Where weights start unless the run resumes; None: fresh from the seed.
-        model: On the meta device.
-        global_batch_size: Sequences of an optimizer step over all ranks, once the batch has grown.
+        tokenizer: Tokenizer of the data and of the export.
+        config: Encoder configuration, complete.
+        task: Task, which defines loss, head and metrics.
+        sources: Sequences, by split.
+        weights: Starting weights, unused if the run resumes; None: fresh weights from the seed.
+        model: Encoder and head on the meta device.
+        global_batch_size: Sequences per optimizer step over all ranks, after the batch warmup.
         max_steps: Optimizer steps of the whole run.
-        validate_every_n_steps: None: there is nothing to validate on.
-        probes: What is read off the encoder's features, by name.
+        validate_every_n_steps: Interval of validations in steps; None: there is no validation split.
+        probes: Probes that are fitted to the features of the encoder, by name.
     """
 
     tokenizer: Tokenizer
@@ -73,14 +73,14 @@ class Parts:
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
-    """Checks a composed config as a whole, before any file is read.
+    """Checks a composed config before any file is read, and returns its settings.
 
     Args:
-        config: Plain containers, interpolations resolved.
-        world_size: Processes in all.
+        config: Config in plain containers, interpolations resolved.
+        world_size: Number of processes.
 
     Raises:
-        ConfigError: A key is unknown or missing, a value has the wrong type, or two values cannot go together.
+        ConfigError: A key is unknown or missing, a value has the wrong type, or two values exclude each other.
     """
     settings = TrainConfig(
         **check_arguments("", {**config, **{key: config.get(key) or None for key in _GROUPS_OR_NONE}}, TrainConfig)
@@ -90,7 +90,11 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
 
 
 def build_parts(settings: TrainConfig, world_size: int) -> Parts:
-    """Reads tokenizer, data and starting weights, builds task and model, and checks that they go together.
+    """Reads tokenizer, data and starting weights, builds task and model, and checks that they fit each other.
+
+    Args:
+        settings: Settings of the run.
+        world_size: Number of processes.
 
     Raises:
         FrameworkError: A file cannot be used, or two parts do not fit each other.
@@ -139,10 +143,11 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
 
 
 def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, config: EncoderConfig) -> dict[str, Probe]:
-    """Reads the texts of all probes.
+    """Builds all probes, which reads their texts.
 
     Raises:
-        FrameworkError: A file or row cannot be used, there is nothing to measure on, or texts may be too long.
+        FrameworkError: A file or row cannot be used, a probe has no split to measure on, or its texts may be longer
+            than the encoder allows.
     """
     built = {name: settings.build(tokenizer) for name, settings in probes.items()}
     for name, probe in built.items():
@@ -151,17 +156,17 @@ def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, conf
 
 
 def build_data_component(task: Task, data: Component) -> Any:
-    """The data of a config, which must be of the kind that the task reads.
+    """Builds the data of a config and checks that the task can read it.
 
     Raises:
-        ConfigError: It is of another kind.
+        ConfigError: The task reads data of another class.
     """
     built = data.build()
-    wanted = data_kind(type(task))
-    if not isinstance(built, wanted):
+    expected = data_kind(type(task))
+    if not isinstance(built, expected):
         raise ConfigError(
-            f"{type(task).__name__} reads {wanted.__name__}, but `data` is {type(built).__name__}; choose other `data` "
-            "or another `task`."
+            f"`data` is {type(built).__name__}, but {type(task).__name__} reads {expected.__name__}. Choose other "
+            "`data` or another `task`."
         )
     return built
 
@@ -169,12 +174,12 @@ def build_data_component(task: Task, data: Component) -> Any:
 def data_kind(task: type[Task]) -> type:
     """Returns the class of the data that a task reads; object if its signature does not name one."""
     hint = typing.get_type_hints(task.build_sources).get("data", Any)
-    # Any is a class, of which nothing is an instance.
+    # isinstance() rejects typing.Any.
     return hint if isinstance(hint, type) and hint is not Any else object
 
 
 def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:
-    """Sequences of an optimizer step, from the tokens of one where these are given."""
+    """Returns the sequences per optimizer step; `global_batch_tokens` is divided by the mean sequence length."""
     if trainer.global_batch_size is not None:
         return trainer.global_batch_size
     assert trainer.global_batch_tokens is not None
@@ -182,7 +187,15 @@ def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) ->
 
 
 def run_length(trainer: TrainerConfig, size: int, num_sequences: int, wraps_epochs: bool) -> int:
-    """Steps of the run; where steps cross epoch ends, only the last one is rounded up."""
+    """Returns the optimizer steps of the run.
+
+    Args:
+        trainer: Trainer settings.
+        size: Sequences per optimizer step.
+        num_sequences: Sequences of the training split.
+        wraps_epochs: True if steps continue over the ends of epochs. Then only the last step of the run is rounded up;
+            otherwise the last step of each epoch.
+    """
     if trainer.max_steps is not None:
         return trainer.max_steps
     assert trainer.max_epochs is not None
@@ -192,24 +205,26 @@ def run_length(trainer: TrainerConfig, size: int, num_sequences: int, wraps_epoc
 
 
 def build_tokenizer(settings: TokenizerConfig, weights: PretrainedWeights | None) -> Tokenizer:
-    """Reads the tokenizer that the config names, else the one that came with the weights, else the fallback.
+    """Reads the tokenizer of the config, else that of the starting weights, else the fallback.
 
     Raises:
-        ConfigError: There is none, or the named one is not that of the weights.
+        ConfigError: None of them exists, or the tokenizer of the config has other ids than that of the weights.
     """
     own = weights.tokenizer_dir if weights is not None else None
     folder = settings.path or own or settings.fallback
     if folder is None:
         source = weights.source if weights is not None else None
         raise ConfigError(
-            f"`tokenizer.path` is null, and init_from={source} brings no tokenizer; set `tokenizer.path`."
+            f"`tokenizer.path` is null, and init_from={source} contains no tokenizer. A run requires a tokenizer. Set "
+            "`tokenizer.path`."
         )
     tokenizer = Tokenizer.from_folder(folder)
     if weights is not None and own is not None and not tokenizer.same_ids(Tokenizer.from_folder(own)):
         raise ConfigError(
-            f"tokenizer.path={folder} is another tokenizer than the one of init_from={weights.source}, whose weights "
-            "know other ids; use tokenizer=from_weights. To pre-train them further, prepare a store with their "
-            f"vocabulary: python -m framework.prepare vocabulary=given vocabulary.path={own} store=FOLDER."
+            f"tokenizer.path={folder} has other ids than the tokenizer of init_from={weights.source}. Weights work "
+            "only with the ids that they were trained with. Use tokenizer=from_weights. To continue pre-training, "
+            "prepare a store with the vocabulary of the weights: "
+            f"python -m framework.prepare vocabulary=given vocabulary.path={own} store=FOLDER."
         )
     return tokenizer
 
@@ -223,10 +238,12 @@ def build_encoder_config(
 
 
 def build_model(task: Task, config: EncoderConfig, adapter: LoraSettings | None = None) -> TaskModel:
-    """Encoder and head on the meta device: shapes and no memory. With an adapter all but what it trains is frozen.
+    """Builds encoder and head on the meta device, where they have shapes but use no memory.
+
+    With an adapter, all parameters that it does not train are frozen.
 
     Raises:
-        ConfigError: The adapter asks for what the model has not.
+        ConfigError: The adapter names a linear layer or parameter that the model does not have.
     """
     with torch.device("meta"):
         encoder = TransformerEncoder(config)
@@ -238,14 +255,14 @@ def build_model(task: Task, config: EncoderConfig, adapter: LoraSettings | None 
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:
-    """Builds the LightningModule of a run, still without memory for its weights."""
+    """Builds the LightningModule of a run, its weights still on the meta device."""
     native = precision.compute_dtype == torch.bfloat16 and multiplies_bf16(device_type)
     optimizer = settings.optimizer.build()
 
     def build_optimizer(model: TaskModel) -> CombinedOptimizer:
         built = optimizer.build(
             model.named_parameters(),
-            # The query, key and value maps of a layer are one parameter of three matrices.
+            # The query, key and value projections of a layer are one parameter of three matrices.
             {"*.attention.qkv.weight": (parts.config.num_heads, 3)},
             torch.bfloat16 if native else torch.float32,
         )

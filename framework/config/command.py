@@ -1,4 +1,4 @@
-"""Turns the body of a command into two doors: the command line, and `run` for Python. Hydra composes its config."""
+"""Commands with a config that Hydra composes, for the command line and, with `run`, for Python."""
 
 import functools
 import os
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from framework.config.group_choices import with_named_choices
-from framework.config.guard import guard, until_the_reader_leaves
+from framework.config.guard import guard, ignore_closed_pipe
 from framework.config.hydra_seams import BASE_PREFIX, use_seams
 from framework.config.nodes import suggestion
 from framework.config.plugins import register_plugin
@@ -32,16 +32,16 @@ T = TypeVar("T")
 
 _HYDRA_VERSION = "1.3"
 _HYDRA_STATE = (GlobalHydra, HydraConfig, VersionBase)
-"""Singletons that hold what Hydra knows about the config of this process."""
+"""Singletons that hold Hydra's state about the config of this process."""
 
 
 class Command(Generic[T]):
-    """A command: called without arguments it reads the command line, and `run` serves Python.
+    """Command with a composed config. Calling it runs the command line of the process; `run` is for Python.
 
     Args:
         body: Function of the composed config.
-        config_name: Primary config, a file directly under conf/.
-        plugins: Launchers and sweepers that Hydra does not find by itself.
+        config_name: Name of the primary config, a file directly in conf/.
+        plugins: Launchers and sweepers that Hydra does not discover.
     """
 
     def __init__(self, body: Callable[[DictConfig], T], config_name: str, plugins: Sequence[type[Plugin]] = ()) -> None:
@@ -51,35 +51,35 @@ class Command(Generic[T]):
         functools.update_wrapper(self, body)
 
     def __call__(self) -> None:
-        """Runs the command line of this process. Errors end the process as `framework.config.guard` says."""
-        # Without it Hydra prints errors of composition itself, shortened, and exits with 1 for each of them.
+        """Runs the command line of this process. `framework.config.guard` describes how errors end the process."""
+        # Without this variable, Hydra prints shortened composition errors itself and exits with 1.
         os.environ["HYDRA_FULL_ERROR"] = "1"
         self._prepare()
         sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
 
         @functools.wraps(self._body)
         def guarded(config: DictConfig) -> None:
-            # Hydra would print "Error executing job" before any error that leaves its task function.
+            # Hydra prints "Error executing job" before each error that its task function raises.
             guard(lambda: self._translated(lambda: self._body(config)))
 
         app = hydra.main(version_base=_HYDRA_VERSION, config_path=str(conf_folder()), config_name=self._config_name)
-        guard(lambda: until_the_reader_leaves(lambda: self._translated(app(guarded))))
+        guard(lambda: ignore_closed_pipe(lambda: self._translated(app(guarded))))
 
     def run(self, overrides: Sequence[str] = ()) -> T:
-        """Runs the command in this process and returns its result. Call it again to run it again.
+        """Runs the command in this process and returns its result. It may be called repeatedly.
 
         Args:
-            overrides: Words of the command line, such as `"experiment=finetune_demo"`. Relative paths start at the
-                current folder. Options and sweeps belong to the command line.
+            overrides: Arguments such as `"experiment=finetune_demo"`. Relative paths start at the current folder.
+                Options and sweeps are supported only on the command line.
 
         Raises:
-            FrameworkError: The command failed; the command line would have ended with this message.
+            FrameworkError: The command failed. The command line would print the same message.
         """
-        for word in overrides:
-            if word.startswith("-"):
+        for argument in overrides:
+            if argument.startswith("-"):
                 raise ConfigError(
-                    f"`{word}` is an option of the command line. From Python a command takes only overrides KEY=VALUE. "
-                    "Leave it out, or start a shell command."
+                    f"`{argument}` is an option of the command line. From Python, a command accepts only overrides "
+                    "KEY=VALUE. Remove the option, or start the command in a shell."
                 )
         self._prepare()
         with _own_hydra_state():
@@ -93,9 +93,9 @@ class Command(Generic[T]):
             register_plugin(plugin)
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
-        words = with_named_choices(with_quotes(overrides))
+        arguments = with_named_choices(with_quotes(overrides))
         with hydra.initialize_config_dir(str(conf_folder()), version_base=_HYDRA_VERSION):
-            config = hydra.compose(self._config_name, words, return_hydra_config=True)
+            config = hydra.compose(self._config_name, arguments, return_hydra_config=True)
         HydraConfig.instance().set_config(config)
         with read_write(config), open_dict(config):
             del config["hydra"]
@@ -103,7 +103,7 @@ class Command(Generic[T]):
 
     @staticmethod
     def _translated(action: Callable[[], T]) -> T:
-        """Runs an action; errors of Hydra and OmegaConf become a FrameworkError."""
+        """Runs an action and converts errors of Hydra and OmegaConf to a FrameworkError."""
         try:
             return action()
         except (HydraException, OmegaConfBaseException) as error:
@@ -113,13 +113,18 @@ class Command(Generic[T]):
 def command(
     config_name: str, plugins: Sequence[type[Plugin]] = ()
 ) -> Callable[[Callable[[DictConfig], T]], Command[T]]:
-    """Returns a decorator that turns a function of a composed config into a `Command`; arguments as there."""
+    """Returns a decorator that turns a function of a composed config into a `Command`.
+
+    Args:
+        config_name: See `Command`.
+        plugins: See `Command`.
+    """
     return lambda body: Command(body, config_name, plugins)
 
 
 @contextmanager
 def _own_hydra_state() -> Iterator[None]:
-    """Gives Hydra a fresh state inside the block, and the caller's state afterwards."""
+    """Gives Hydra a fresh state inside the block and restores the caller's state afterwards."""
     instances = Singleton._instances
     kept: dict[type, Singleton] = {kind: instances.pop(kind) for kind in _HYDRA_STATE if kind in instances}
     try:
@@ -131,7 +136,11 @@ def _own_hydra_state() -> Iterator[None]:
 
 
 def as_framework_error(error: BaseException) -> FrameworkError:
-    """The error in our words: what caused it where that is ours, else one line of what Hydra or OmegaConf said."""
+    """Converts an error of Hydra or OmegaConf: returns the FrameworkError that caused it, else its message in one line.
+
+    Args:
+        error: Error with its chain of causes.
+    """
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, FrameworkError):
@@ -143,31 +152,31 @@ def as_framework_error(error: BaseException) -> FrameworkError:
         return _missing(str(error.full_key))
     if isinstance(error, OverrideParseException) and "=" not in error.override:
         return ConfigError(
-            f"`{error.override}` on the command line has no value. An override is written KEY=VALUE. Add a value, or "
-            "quote a value that holds spaces."
+            f"`{error.override}` on the command line has no value. An override has the form KEY=VALUE. Add a value, or "
+            "quote a value that contains spaces."
         )
     if isinstance(error, OverrideParseException):
         return ConfigError(
-            f"the override `{error.override}` cannot be read ({str(error).splitlines()[0]}); quote values with "
-            "special signs."
+            f"the override `{error.override}` cannot be parsed ({str(error).splitlines()[0]}). Values with special "
+            "characters need quotes. Quote the value."
         )
     return ConfigError(_one_line(str(error)))
 
 
 def _one_line(text: str) -> str:
-    """Hydra's answer without its search path; options that it lists one a line are joined by commas."""
+    """Returns a message of Hydra without the search path, its list of options joined by commas."""
     head, separator, options = text.split("Config search path:")[0].partition("Available options")
     label, _, names = options.partition(":")
-    told = " ".join(head.split())
-    return f"{told}. Available options{label}: {', '.join(names.split())}." if separator else told
+    message = " ".join(head.split())
+    return f"{message}. Available options{label}: {', '.join(names.split())}." if separator else message
 
 
 def _missing(key: str) -> ConfigError:
-    """What to say of a key without a value: a group's options, where it is a group."""
+    """Returns the error for a key without a value; for a config group it lists the options."""
     if (conf_folder() / key).is_dir():
-        ways = " or ".join(f"`{group}=` one of {', '.join(_options(group))}" for group in ("experiment", key))
-        return ConfigError(f"no {key} is chosen; give {ways}.")
-    return ConfigError(f"config key `{key}` has no value yet; give it one with `{key}=VALUE`.")
+        ways = ", or ".join(f"`{group}=NAME` with one of {', '.join(_options(group))}" for group in ("experiment", key))
+        return ConfigError(f"no {key} is chosen. This command requires one. Add {ways}.")
+    return ConfigError(f"config key `{key}` has no value. This command requires one. Add `{key}=VALUE`.")
 
 
 def _options(group: str) -> list[str]:
@@ -176,19 +185,19 @@ def _options(group: str) -> list[str]:
 
 
 def _unknown_key(error: OmegaConfBaseException) -> ConfigError:
-    """OmegaConf's answer to a key that no config has, with the closest one that is there."""
+    """Returns the error for an unknown key, with the closest valid key."""
     parent = error.parent_node
     known = {str(name) for name in parent} if isinstance(parent, DictConfig) else set()
-    return ConfigError(f"unknown config key `{error.full_key}`; {suggestion(str(error.key), known)}")
+    return ConfigError(f"unknown config key `{error.full_key}`. {suggestion(str(error.key), known)}")
 
 
 def plain(config: DictConfig, schema: type | None = None, overrides: Sequence[str] | None = None) -> dict[str, object]:
-    """Returns the config as plain containers, interpolations resolved, and text as it was typed.
+    """Returns the config in plain containers, with interpolations resolved and text values as they were typed.
 
     Args:
-        config: The composed config; keys of text take their spelling.
-        schema: The dataclass of the command's settings; None: text that looks like a number becomes one.
-        overrides: The command line; None: that of this process.
+        config: Composed config. Its text values are set to their spelling in `overrides`.
+        schema: Dataclass of the command's settings; None: text that looks like a number becomes a number.
+        overrides: Command line; None: the command line of this process.
 
     Raises:
         ConfigError: An interpolation cannot be resolved, or a mandatory value ("???") is missing.

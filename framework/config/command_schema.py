@@ -1,6 +1,6 @@
-"""What the commands beside `framework.train` take, one dataclass a command.
+"""Settings of all commands except `framework.train`, one dataclass per command.
 
-Each dataclass checks what it can see alone.
+Each dataclass checks its own values.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from framework.tasks.token_classification.tagged_rows import ConllFormat
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Cleaning):
-    """The texts of a token store, beside what `Cleaning` does to them.
+    """Texts of a token store, and their cleaning (`Cleaning`).
 
     Attributes:
-        sources: Read in this order, each under a name of its own.
-        on_bad_row: What happens at a row that cannot be read: "error" stops, "skip" counts and reports it.
+        sources: Sources of texts by name, read in this order.
+        on_bad_row: Handling of a row that cannot be read: "error" stops, "skip" counts and reports it.
     """
 
     sources: dict[str, Component]
@@ -31,15 +31,16 @@ class CorpusConfig(Cleaning):
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """Everything that `framework.prepare` takes.
+    """Settings of `framework.prepare`.
 
     Attributes:
-        store: The folder that is made.
-        vocabulary: A tokenizer, or how one is trained on the corpus.
-        overwrite: Replace a store that was made from other files or settings.
-        num_workers: Processes; null: one for each core that this process may use; 0 or 1: no others.
-        stream: Keep no token ids; training reads the texts again from the Parquet shards of the corpus.
-        check: Do the checks that need no pass over the texts, print what would be made, and end.
+        store: Folder of the store, which the command creates.
+        corpus: Texts of the store and their cleaning.
+        vocabulary: Tokenizer, or a vocabulary that is trained on the corpus.
+        overwrite: Replace a store that was built from other files or settings.
+        num_workers: Worker processes; null: one per core that this process may use; 0 or 1: work in this process.
+        stream: Store no token ids. Training reads the texts again from the Parquet shards of the corpus.
+        check: Run the checks that need no pass over the texts, print what would be built, and exit.
     """
 
     store: str
@@ -53,22 +54,23 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if self.num_workers is not None and self.num_workers < 0:
             raise ConfigError(
-                f"`num_workers` is {self.num_workers}, but it must be at least 0; raise it, or give null."
+                f"`num_workers` is {self.num_workers}. It must be at least 0. Set 0 for no worker processes, or null "
+                "for one per core."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedConfig:
-    """What was trained, for the commands that use it.
+    """Trained model that a command uses.
 
     Attributes:
-        run: A run (id or folder), a checkpoint of one, or an export.
-        runs: The folder that holds the run folders.
-        weights: Of a run: "raw" the trained ones; "ema" their moving average; "auto": the average where one was kept.
-        average_last: Of a run: more than 1 takes the mean over its last so many checkpoints (or, of a checkpoint, over
-            it and those before it).
-        trust: Modules (or packages of them) outside of Cloze whose classes the run or export may name.
-        check: Do all checks that need no GPU, print what would be used, and end; nothing is written.
+        run: Run (id or folder), checkpoint of a run, or export.
+        runs: Folder that contains the run folders.
+        weights: Weights of a run: "raw" as trained, "ema" their moving average, "auto" the average if it was kept.
+        average_last: Number of checkpoints of a run whose weights are averaged: the newest ones, or the given
+            checkpoint and those before it. 1 averages none.
+        trust: Modules or packages outside of Cloze whose classes the run or export may name.
+        check: Run all checks that need no GPU, print what would be used, and exit. Nothing is written.
     """
 
     run: str
@@ -84,11 +86,12 @@ class TrainedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig(TrainedConfig):
-    """How what was trained is run, beside what `TrainedConfig` says.
+    """Trained model and the settings of its inference.
 
     Attributes:
-        task: Keys of the task with values that training did not have (`Task.changeable_keys`); null: none.
-        micro_batch_tokens: Most tokens of a forward pass.
+        precision: Precision of the forward pass.
+        task: Keys of the task with values that differ from training (`Task.changeable_keys`); null: none.
+        micro_batch_tokens: Largest number of tokens in a forward pass.
     """
 
     precision: PrecisionConfig
@@ -98,24 +101,27 @@ class InferenceConfig(TrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.precision.name == "float8":
-            raise ConfigError("precision=float8 is for training; use precision=bf16 here, whose weights are the same.")
+            raise ConfigError(
+                "precision is float8, which is only for training. Use precision=bf16, which has the same weights."
+            )
         if self.micro_batch_tokens < 1:
             raise ConfigError(
-                f"`micro_batch_tokens` is {self.micro_batch_tokens}, but it must be at least 1; 8192 is the default."
+                f"`micro_batch_tokens` is {self.micro_batch_tokens}. It must be at least 1. Set a larger value, for "
+                "example the default 8192."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(InferenceConfig):
-    """Everything that `framework.evaluate` takes, beside what `InferenceConfig` says.
+    """Settings of `framework.evaluate`.
 
     Attributes:
         split: "train", "validation" or "test"; null: the split whose file `data` names, else "validation".
-        data: Other data than that of the run; an export needs it.
-        output: A JSON file for the metrics; null: they are only printed.
-        report: Add an error analysis of the split to the run folder, and draw its report.html again; of an export,
-            which has no run folder, into the folder OUTPUT_report beside `output`, where one is given.
-        report_examples: Worst rows that the report shows; 0: it shows no texts.
+        data: Data that replaces the data of the run; required for an export.
+        output: JSON file for the metrics; null: the metrics are only printed.
+        report: Add an error analysis of the split to the run folder, and create its report.html again. An export has
+            no run folder; its analysis is written to the folder OUTPUT_report next to `output`, if `output` is set.
+        report_examples: Number of worst rows in the report; 0: the report contains no texts.
     """
 
     split: Literal["train", "validation", "test"] | None = None
@@ -128,7 +134,7 @@ class EvaluateConfig(InferenceConfig):
         super().__post_init__()
         if self.report_examples < 0:
             raise ConfigError(
-                f"`report_examples` is {self.report_examples}, but it must be at least 0; 0 shows no texts."
+                f"`report_examples` is {self.report_examples}. It must be at least 0. Set 0 for a report without texts."
             )
 
 
@@ -145,7 +151,10 @@ class InputFormat(TableFormat):
 
 @dataclass(frozen=True)
 class InputColumns:
-    """Layout of CoNLL columns to predict (`framework.tasks.token_classification.tagged_rows`); None: as in training."""
+    """Layout of CoNLL columns to predict; None: as in training.
+
+    `framework.tasks.token_classification.tagged_rows` documents the fields.
+    """
 
     word_column: int | None = None
     separator: Literal["white_space", "tab"] | None = None
@@ -154,7 +163,7 @@ class InputColumns:
     encoding: str | None = None
 
     def over(self, trained: ConllFormat | None) -> ConllFormat:
-        """Returns the layout of training with the values that are given here.
+        """Returns the layout of training, replaced by the values that are set here.
 
         Raises:
             ConfigError: A value cannot be used.
@@ -165,16 +174,16 @@ class InputColumns:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig(InferenceConfig):
-    """Everything that `framework.predict` takes, beside what `InferenceConfig` says.
+    """Settings of `framework.predict`.
 
     Attributes:
-        input: A CSV, TSV, JSONL, Parquet or Arrow file, or CoNLL columns for tasks that tag words; null where `text`
-            is given.
-        text: Texts themselves, for tasks that read nothing else; null where `input` is given.
+        input: CSV, TSV, JSONL, Parquet or Arrow file, or a file of CoNLL columns for tasks that tag words; null if
+            `text` is set.
+        text: Text or list of texts, for tasks that read only the field `text`; null if `input` is set.
         format: Format of the input file; null: the defaults of TableFormat.
         conll: Layout of CoNLL columns; the column of tags is not read.
-        columns: {field of the task: column, in JSONL key}; null: the columns of training, else those with the names
-            of the fields.
+        columns: Column of each field of the task (for JSONL, the key); null: the columns of training, else the columns
+            with the names of the fields.
         keep_columns: Columns that are copied into the output with their values unchanged.
         on_bad_row: Handling of rows that cannot be predicted: "error" stops, "skip" returns nulls and an `error` for
             them.
@@ -194,20 +203,21 @@ class PredictConfig(InferenceConfig):
         super().__post_init__()
         if (self.input is None) == (self.text is None):
             raise ConfigError(
-                f"`input` is {self.input!r} and `text` is {self.text!r}, but exactly one of them says what to predict."
+                f"`input` is {self.input!r} and `text` is {self.text!r}. Exactly one of them must be set. Set the "
+                "other to null."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig(TrainedConfig):
-    """Everything that `framework.export` takes, beside what `TrainedConfig` says.
+    """Settings of `framework.export`.
 
     Attributes:
-        output: The folder that is written; null: `export` in the run folder, or `adapter` where that is separate.
-        lora: Of a run with an adapter: "merge" adds its updates to the weights and writes the whole model;
-            "separate" writes the updates alone, for peft.
-        onnx: Write `onnx/model.onnx` too, and compare it with the class of transformers; needs the extra `onnx`.
-        compare: Load the folder with transformers if that is installed, and compare ids and outputs.
+        output: Folder that is written; null: `export` in the run folder, or `adapter` if `lora` is "separate".
+        lora: Handling of a run with an adapter: "merge" adds the updates to the weights and writes the whole model;
+            "separate" writes only the updates, for peft.
+        onnx: Also write `onnx/model.onnx`, and compare it with the class of transformers. Requires the extra `onnx`.
+        compare: Load the folder with transformers, if installed, and compare ids and outputs.
     """
 
     output: str | None = None
@@ -218,7 +228,9 @@ class ExportConfig(TrainedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.onnx and self.lora == "separate":
-            raise ConfigError("`onnx` is true and `lora` is separate, but ONNX holds whole models; use lora=merge.")
+            raise ConfigError(
+                "`onnx` is true and `lora` is separate. An ONNX file contains a whole model. Use lora=merge."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,8 +238,8 @@ class ReportConfig:
     """Settings of `framework.report`.
 
     Attributes:
-        run: A run (id or folder).
-        runs: The folder that holds the run folders.
+        run: Run (id or folder).
+        runs: Folder that contains the run folders.
     """
 
     run: str

@@ -25,13 +25,13 @@ def planned_process(check: object, info: ProcessInfo) -> ProcessInfo:
         info: This process.
 
     Raises:
-        ConfigError: The number of processes is below 1.
+        ConfigError: N is below 1.
     """
     if not isinstance(check, int) or isinstance(check, bool):
         return info
     if check < 1:
         raise ConfigError(
-            f"`check` is {check}. It must be true, false, or the number of processes of the run, at least 1. Give "
+            f"`check` is {check}. It must be true, false, or the number of processes of the run, at least 1. Use "
             "check=true."
         )
     return ProcessInfo(world_size=check, local_world_size=check)
@@ -43,7 +43,7 @@ def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list
     Args:
         run: The run.
         is_finished: True if an earlier start finished the run.
-        device_type: Device of the check, "cpu" or "cuda".
+        device_type: Device type of the check, "cpu" or "cuda".
     """
     settings, parts, folder, plan = run.settings, run.parts, run.folder, run.data.plans["train"]
     start = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
@@ -81,7 +81,7 @@ def describe_trained(trained: Trained) -> list[tuple[str, str]]:
 
 def _start(step: int, is_finished: bool) -> str:
     if is_finished:
-        return "finished before, nothing would be trained"
+        return "already finished, nothing would be trained"
     return f"would resume from step {step:,}" if step else "would start at step 0"
 
 

@@ -1,4 +1,4 @@
-"""Completes a run that was killed after its last step, when it is started again."""
+"""Completes a run that was killed after its last step; called when the run is started again."""
 
 import logging
 
@@ -28,9 +28,9 @@ def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
 
 
 def complete_run(folder: RunFolder, task: Task) -> None:
-    """Deletes checkpoints that need not be kept, and creates missing plots and reports. Call on rank 0 only.
+    """Deletes checkpoints that need not be kept, and creates the report if it is missing. Call on rank 0 only.
 
-    Changes nothing if the run ended undisturbed. A write error costs the report, not the run.
+    Changes nothing if the run ended normally. If writing fails, the report is missing, but the run does not fail.
 
     Args:
         folder: Run folder with a summary. Its saved config decides which checkpoints are kept, because the config of

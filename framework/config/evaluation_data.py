@@ -13,7 +13,7 @@ _TRAINING_ONLY = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate
 
 
 def named_split(split: str | None, changes: Mapping[str, Any]) -> str:
-    """Returns the split to evaluate: the given one, else the one whose file is named, else validation."""
+    """Returns the split to evaluate: `split`, else the split whose file `changes` names, else "validation"."""
     if split is not None:
         return split
     return next((name for name in reversed(_SPLITS) if changes.get(name) is not None), "validation")
@@ -22,13 +22,13 @@ def named_split(split: str | None, changes: Mapping[str, Any]) -> str:
 def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, Any]) -> Component:
     """Returns the data of the run with the values from the command line.
 
-    If they name the file of the split, no file of the run is read.
+    If the values name the file of the split, no file of the run is read.
 
     Args:
-        trained: The run or export.
+        trained: Run or export.
         run: Name of the run, for messages.
-        split: The split to evaluate.
-        changes: Values by key of the data.
+        split: Split to evaluate.
+        changes: Changed values of the data, by key.
 
     Raises:
         ConfigError: The run or export does not record the format of its files, or has no files per split; a key is
@@ -37,14 +37,14 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
     recorded = trained.data_layout
     if recorded is None:
         raise ConfigError(
-            f"run={run} is an export that does not record the format of its data files. Export the run again, or "
-            "choose data, for example data=table data.train=FILE."
+            f"run={run} is an export that does not record the format of its data files. Evaluation needs the format. "
+            "Export the run again, or choose data, for example data=table data.train=FILE."
         )
     component = recorded.component(object)
     if not (isinstance(component.target, type) and issubclass(component.target, SplitFiles)):
         raise ConfigError(
-            f"run={run} was trained on {component.target.__name__}, which has no files by split, so no new file is "
-            "read as those of the run were. Leave data.* out, and choose a split of the run."
+            f"run={run} was trained on {component.target.__name__}, which has no file per split. A new file requires "
+            "such data. Remove data.* and choose a split of the run."
         )
     node = {**dict(recorded.node), **changes}
     if split in changes:
@@ -60,7 +60,9 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
 
 
 def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the part of a run's data that an export keeps: the file format without paths; None for other data.
+    """Returns the part of a run's data that an export keeps: the file format without paths.
+
+    Returns None for data without a file per split.
 
     Args:
         node: Value of `data` in the run's config.

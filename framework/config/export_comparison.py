@@ -32,8 +32,8 @@ from framework.tasks.token_classification.features import encode_words
 _TOLERANCE = 1e-4
 """Largest accepted difference of an output, relative to its largest value or to 1, whichever is larger.
 
-One score of a choice or a number can be close to zero as the difference of large products, whose rounding then exceeds
-any share of it.
+A score can be close to zero because it is the difference of large products. Rounding errors of these products then
+exceed any fraction of the score.
 """
 _TEXT_TOKENS = 12
 _TEXTS = ("Is it so?", "Déjà vu, 今天天气好!")
@@ -45,12 +45,12 @@ _OUTPUTS = {
     QUESTION_ANSWERING.name: (("start_logits", ("start_logits",)), ("end_logits", ("end_logits",))),
     MULTIPLE_CHOICE.name: _LOGITS,
 }
-"""Outputs of a head in Cloze, each with its possible names in classes of transformers."""
+"""Outputs of a head in Cloze, each with its possible names in transformers."""
 
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One input: the arguments for transformers, and the ids and segments that Cloze computes."""
+    """One input: arguments for the tokenizer of transformers, and the ids and segments that Cloze computes."""
 
     call: dict[str, Any]
     input_ids: np.ndarray
@@ -61,7 +61,7 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
     """Compares an export with its original model.
 
     Returns:
-        One line that states the result, or why nothing was compared.
+        One line with the result, or with the reason why nothing was compared.
 
     Raises:
         CheckpointError: transformers cannot load the export, or computes different ids or outputs.
@@ -75,7 +75,7 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
     loader = getattr(transformers, own or name, None)
     if loader is None:
         return f"not compared with transformers {transformers.__version__}, which has no {name}"
-    # The code that is trusted is the file that the export wrote.
+    # Only the code file that the export wrote is trusted.
     trusted = {"trust_remote_code": True} if own is not None else {}
     with _quiet(transformers):
         try:
@@ -86,23 +86,23 @@ def compare_with_transformers(folder: Path, trained: Trained) -> str:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise CheckpointError(
-                f"{folder} was written, but transformers {transformers.__version__} cannot load it ({reason}). Use it "
-                "with Cloze only, or try another version of transformers; compare=false leaves this comparison out."
+                f"{folder} was written, but transformers {transformers.__version__} cannot load it ({reason}). Use the "
+                "export only with Cloze, or try another version of transformers. compare=false skips this comparison."
             ) from error
         sequences = _sequences(trained)
         for each in sequences:
             _check_ids(folder, each, tokenizer(**each.call)["input_ids"])
         if peer is not None:
             _check_outputs(folder, trained, sequences, tokenizer, peer)
-    return f"{'ids' if peer is None else 'ids and outputs'} are those of transformers {transformers.__version__}"
+    return f"{'ids' if peer is None else 'ids and outputs'} agree with transformers {transformers.__version__}"
 
 
 def _sequences(trained: Trained) -> list[_Sequence]:
-    """Builds texts, and pairs or lists of words if the model reads those."""
+    """Builds single texts and pairs of texts; for models that read words, lists of words."""
     tokenizer = trained.tokenizer
-    # Words of the vocabulary itself, because it may be of another language than the fixed texts.
-    some = tokenizer.ordinary_ids[:: max(1, len(tokenizer.ordinary_ids) // _TEXT_TOKENS)]
-    texts = [*_TEXTS, *tokenizer.decode_batch([some.tolist()])]
+    # Include tokens of the vocabulary, because its language may differ from that of the fixed texts.
+    sampled_ids = tokenizer.ordinary_ids[:: max(1, len(tokenizer.ordinary_ids) // _TEXT_TOKENS)]
+    texts = [*_TEXTS, *tokenizer.decode_batch([sampled_ids.tolist()])]
     kind = KINDS.get(trained.task.head_kind)
     if kind is not None and kind.reads_words:
         return [_words(text.split(), trained) for text in texts if text.split()]
@@ -113,7 +113,7 @@ def _sequences(trained: Trained) -> list[_Sequence]:
         ends = np.cumsum(layout.lengths)[:-1]
         ids = np.split(layout.input_ids, ends)
         segments = np.split(layout.token_type_ids, ends) if layout.token_type_ids is not None else [None] * len(ids)
-        # Same truncation as `lay_out`; special tokens spelled in a text are not parsed.
+        # Same truncation as `lay_out`. The text "[SEP]" is not parsed as a special token.
         options = {"truncation": "longest_first", "max_length": length, "split_special_tokens": True}
         pairs = [{}] * len(first) if second is None else [{"text_pair": text} for text in second]
         sequences += [
@@ -134,12 +134,12 @@ def _words(words: Sequence[str], trained: Trained) -> _Sequence:
     return _Sequence({"text": words, "is_split_into_words": True, **options}, ids)
 
 
-def _check_ids(folder: Path, sequence: _Sequence, found: Sequence[int]) -> None:
-    if list(found) != sequence.input_ids.tolist():
+def _check_ids(folder: Path, sequence: _Sequence, peer_ids: Sequence[int]) -> None:
+    if list(peer_ids) != sequence.input_ids.tolist():
         shown = {key: value for key, value in sequence.call.items() if key in ("text", "text_pair")}
         raise CheckpointError(
-            f"{folder} was written, but its tokenizer gives {list(found)} for {shown} in transformers, and "
-            f"{sequence.input_ids.tolist()} in Cloze. Use it with Cloze only."
+            f"{folder} was written, but its tokenizer returns {list(peer_ids)} for {shown} in transformers and "
+            f"{sequence.input_ids.tolist()} in Cloze. Both must be the same. Use the export only with Cloze."
         )
 
 
@@ -149,36 +149,38 @@ def _check_outputs(
 ) -> None:
     model = build_trained_model(trained, torch.device("cpu")).eval()
     kind = trained.task.head_kind
-    # Without a class for the head the export names the base class, whose outputs are those of the encoder.
+    # If transformers has no class for the head, the export names the base class, which returns encoder outputs.
     has_head = "For" in type(peer).__name__
     for each in sequences:
         inputs = tokenizer(**each.call, return_tensors="pt")
         if has_head and kind == MULTIPLE_CHOICE.name:
             inputs = {name: tensor[None] for name, tensor in inputs.items()}
-        found, batch = peer(**inputs), _batch(each)
+        peer_outputs, batch = peer(**inputs), _batch(each)
         if not has_head:
-            _check_same(folder, peer, model.encoder(batch), found["last_hidden_state"])
+            _check_same(folder, peer, model.encoder(batch), peer_outputs["last_hidden_state"])
             continue
         outputs = model(batch)
         for ours, theirs in _OUTPUTS[kind]:
             # A custom head may use other names for its scores.
             if ours not in outputs:
                 continue
-            _check_same(folder, peer, outputs[ours], next(found[name] for name in theirs if name in found))
+            _check_same(
+                folder, peer, outputs[ours], next(peer_outputs[name] for name in theirs if name in peer_outputs)
+            )
 
 
 def _check_same(folder: Path, peer: Any, ours: Tensor, theirs: Tensor) -> None:
     difference = float((ours.float() - theirs.reshape(ours.shape)).abs().max() / theirs.abs().max().clamp(min=1))
     if not difference <= _TOLERANCE:
         raise CheckpointError(
-            f"{folder} was written, but {type(peer).__name__} computes something else than Cloze: outputs differ by "
-            f"{difference:.1e} of their largest value (or of 1). At most {_TOLERANCE:.0e} is allowed. Use it with "
-            "Cloze only."
+            f"{folder} was written, but outputs of {type(peer).__name__} and Cloze differ by {difference:.1e}, "
+            f"relative to their largest value (or to 1). At most {_TOLERANCE:.0e} is allowed. Use the export only "
+            "with Cloze."
         )
 
 
 def _batch(sequence: _Sequence) -> PackedBatch:
-    """Packs one sequence, with every token as a target of masked language modelling."""
+    """Packs one sequence, with every token as a target of masked language modeling."""
     positions = np.arange(len(sequence.input_ids))
     return pack_sequences(
         sequence.input_ids.astype(np.int64),

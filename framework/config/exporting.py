@@ -1,4 +1,4 @@
-"""From a trained model to the folder that transformers loads, for the export command and for runs that log it."""
+"""Writes a trained model to a folder that transformers loads, for the export command and for runs that log exports."""
 
 from pathlib import Path
 
@@ -13,13 +13,13 @@ EXPORT_FOLDER = "export"
 
 
 def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained: Trained) -> None:
-    """Writes weights, tokenizer, card, and what transformers has no place for.
+    """Writes weights, tokenizer, model card, and the record of the task, which transformers does not read.
 
     Args:
-        folder: Is written.
-        run_folder: Of the run that trained it.
-        settings: Which weights were asked for; stands in the card.
-        trained: The model.
+        folder: Folder that is written.
+        run_folder: Folder of the run that trained the model.
+        settings: Export settings. The model card states which weights they select.
+        trained: Trained model.
     """
     state = {f"encoder.{name}": tensor for name, tensor in trained.weights.encoder.items()}
     state.update({f"head.{name}": tensor for name, tensor in trained.weights.heads.items()})

@@ -1,4 +1,4 @@
-"""Reads choices of config groups from a command line: `logger=null` means `none`, and `data=5` names an option `5`."""
+"""Parses choices of config groups on a command line: `logger=null` means `none`, and `data=5` names an option `5`."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -20,7 +20,7 @@ def with_named_choices(arguments: Sequence[str]) -> list[str]:
     have this option. Every other value becomes a name, so that Hydra reports it with the options of the group.
 
     Args:
-        arguments: Command line without the name of the program.
+        arguments: Command line without the program name.
     """
     folders = [conf_folder(), *_config_folders(arguments)]
     parser = OverridesParser.create()

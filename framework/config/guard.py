@@ -12,29 +12,28 @@ from framework.distributed.processes.failure_report import REPORT, report_once
 from framework.errors import FrameworkError
 
 UNEXPECTED = 1
-"""Exit code after an error that is caused by Cloze or the machine rather than the input."""
+"""Exit code after an error that was caused by Cloze or the machine, not by the input."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C outside of training, as shells write it: 128 + SIGINT."""
+"""Exit code after Ctrl-C outside of training, 128 + SIGINT as in shells."""
 
 
 def guard(body: Callable[[], object]) -> None:
-    """Runs the body of a command. Every error but SystemExit ends the process with one message and an exit code.
+    """Runs the body of a command. Every error except SystemExit ends the process with one message and an exit code.
 
-    Exit codes are 2 for a FrameworkError (1 for a ResourceError), 1 for an error that Cloze did not expect, and 130
-    after Ctrl-C.
+    Exit codes are 2 for a FrameworkError (1 for a ResourceError), 1 for an unexpected error, and 130 after Ctrl-C.
     """
     try:
         body()
     except Exception as error:  # noqa: BLE001  no command may end in a traceback
-        leave(error)
+        exit_with(error)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(INTERRUPTED)
 
 
-def until_the_reader_leaves(body: Callable[[], object]) -> None:
-    """Runs a body whose output may go to a pipe that closes early, as in `--help | head`."""
+def ignore_closed_pipe(body: Callable[[], object]) -> None:
+    """Runs a body and ignores a closed output pipe, as in `--help | head`."""
     try:
         body()
     except BrokenPipeError:
@@ -43,14 +42,14 @@ def until_the_reader_leaves(body: Callable[[], object]) -> None:
         try:
             sys.stdout.flush()
         except BrokenPipeError:
-            # The interpreter flushes once more at its end, and would report the same error.
+            # The interpreter flushes again at exit and would report the same error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def leave(error: Exception) -> NoReturn:
-    """Reports the first failure once, from one rank, and ends the process with the exit code of its own error.
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the process with the exit code of its error; one rank reports the first failure of the run.
 
-    The traceback of an error that Cloze did not expect goes to the log of the run, or to a file of its own.
+    The traceback of an unexpected error is written to the log of the run, or to a separate file if there is no log.
     """
     if isinstance(error, FrameworkError):
         report_once(error)

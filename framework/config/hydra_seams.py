@@ -1,6 +1,6 @@
-"""Adapts Hydra 1.3: bases are no options, sweeps cover config groups, help shows comments of conf/, no multirun.yaml.
+"""Adapts Hydra 1.3: hides bases, composes sweeps over config groups, shows comments in help, saves no multirun.yaml.
 
-A base is a config file whose name begins with an underscore. Other config files include it; no user chooses it.
+A base is a config file whose name begins with an underscore. Other config files include it; users do not choose it.
 """
 
 import sys
@@ -25,7 +25,7 @@ BASE_PREFIX = "_"
 
 
 class OfferedConfigs(ConfigRepository):
-    """Omits bases from the options of a group: in help texts, messages, tab completion and `glob(*)`."""
+    """Config repository that omits bases from the options of a group: in help, messages, completion and `glob(*)`."""
 
     @override
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -34,10 +34,10 @@ class OfferedConfigs(ConfigRepository):
 
 
 class GroupSweepLoader(ConfigLoaderImpl):
-    """Composes the config of a sweep with the first choice of each swept group, and offers no bases.
+    """Config loader that composes a sweep with the first choice of each swept group, and omits bases.
 
-    Hydra omits swept groups, so `experiment=a,b data.train=FILE` fails: no data config with this key is chosen. Each
-    job is composed separately later, with its own choices.
+    Hydra omits swept groups. Then `experiment=a,b data.train=FILE` fails, because no data config with this key is
+    chosen. Each job is composed later, with its own choices.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -71,7 +71,7 @@ class GroupSweepLoader(ConfigLoaderImpl):
 
 
 class CommentedHelp(internal.Hydra):
-    """Prints the groups of the command and its config files for `--help`; Hydra itself drops their comments."""
+    """Hydra whose `--help` prints the groups of the command and its config files with their comments."""
 
     @override
     def app_help(self, config_name: str | None, args_parser: ArgumentParser, args: Namespace) -> None:
@@ -84,7 +84,7 @@ class CommentedHelp(internal.Hydra):
         sys.stdout.write(
             f"{composed.hydra.help.header}\n"
             f"== Groups: GROUP=OPTION chooses a file ==\n\n{self.format_config_groups(read.__contains__)}\n"
-            "== Files: KEY=VALUE sets a key; `--cfg job` prints what they compose to ==\n\n"
+            "== Files: KEY=VALUE sets a key; `--cfg job` prints the composed config ==\n\n"
             f"{files}\n"
             "`--hydra-help` lists the options of Hydra.\n"
         )
@@ -92,18 +92,21 @@ class CommentedHelp(internal.Hydra):
     def _files(self, chosen: Sequence[ResultDefault]) -> Iterator[tuple[str, Path]]:
         """Yields the name and path of each chosen config file, except those of Hydra.
 
-        The name of a base is followed by the package into which its keys are composed.
+        After the name of a base follows the package of its keys.
         """
         folders = [Path(source.path) for source in self.config_loader.get_sources() if source.scheme() == "file"]
         for each in dict.fromkeys((each.config_path, each.package) for each in chosen if each.config_path is not None):
             name = f"{each[0]}.yaml"
-            found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-            if found is not None:
-                yield f"{name}, keys of {each[1]}" if found.name.startswith(BASE_PREFIX) and each[1] else name, found
+            file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            if file is not None:
+                yield f"{name}, keys of {each[1]}" if file.name.startswith(BASE_PREFIX) and each[1] else name, file
 
 
 class UnsavedConfig(OmegaConf):
-    """Writes no multirun.yaml, which would hold typed secrets; each run folder has its own config.yaml."""
+    """OmegaConf that does not save multirun.yaml, which would contain typed secrets.
+
+    Each run folder has its own config.yaml.
+    """
 
     @staticmethod
     @override
@@ -118,5 +121,5 @@ def use_seams() -> None:
 
 
 def write_no_sweep_config() -> None:
-    """Makes Hydra's sweeper write no multirun.yaml. Call after Hydra has loaded its plugins, which undoes it."""
+    """Stops Hydra's sweeper from writing multirun.yaml. Call it after Hydra has loaded its plugins, which undoes it."""
     basic_sweeper.OmegaConf = UnsavedConfig  # type: ignore[misc]

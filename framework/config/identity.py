@@ -1,4 +1,4 @@
-"""What makes two configs the same run: the keys that decide the numbers; all others are free."""
+"""Identity of a run: the config keys that determine its results. All other keys may change when a run resumes."""
 
 import json
 from collections.abc import Mapping
@@ -32,16 +32,16 @@ IDENTITY_KEYS = (
     "trainer.freeze",
 )
 GROWING_KEYS = ("trainer.max_steps", "trainer.max_epochs")
-"""Free to grow, not to shrink: the steps that were done stay done."""
+"""Keys that may grow but not shrink when a run resumes, because trained steps cannot be undone."""
 
 _CHANGED_DEFAULTS = {"data.format.quote": ('"', "auto")}
-"""Defaults of an earlier version and of this one. Whether they read the same rows is seen by the data's fingerprint."""
+"""Default of an earlier version and of this one, by key. The data fingerprint shows if both read the same rows."""
 
 _SHOWN_DIFFERENCES = 4
 
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """A tree of plain containers as one dict by dotted key; lists and empty groups count as values."""
+    """Returns the values of nested mappings by dotted key. Lists and empty groups count as values."""
     if not isinstance(node, Mapping) or not node:
         return {path: node}
     flat: dict[str, Any] = {}
@@ -51,9 +51,9 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The identity keys of a resolved config with their values, by dotted key.
+    """Returns the values of the identity keys of a resolved config, by dotted key.
 
-    Empty lists and groups are left out: a run of an earlier version, which did not know the key, is the same run.
+    Empty lists and groups are omitted, because they mean the same as a key that an earlier version did not have.
     """
     return {
         name: former_name(value)
@@ -63,24 +63,24 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identity_text(config: Mapping[str, Any]) -> str:
-    """The identity in one canonical text, from which a run without a name gets its id."""
+    """Returns the identity as canonical text. The id of an unnamed run is a hash of this text."""
     return json.dumps(identity(config), sort_keys=True, default=str)
 
 
 def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Compares the config of a run folder with the one that is to be run in it.
+    """Checks that a run folder and a config belong to the same run.
 
     Args:
-        folder: Shown in the message.
-        saved: The resolved config that the folder holds. Earlier versions did not mask typed secrets.
-        config: The resolved config that is to be run there, secrets masked.
+        folder: Run folder, for messages.
+        saved: Resolved config in the run folder. Earlier versions did not mask typed secrets.
+        config: Resolved config of this start with masked secrets.
 
     Raises:
-        ConfigError: An identity key differs, or the run's length has shrunk; the message names the keys and both
+        ConfigError: An identity key differs, or the run has become shorter. The message names the keys and both
             values.
     """
     before, now = identity(without_typed_secrets(saved)), identity(config)
-    # A secret may change, and an earlier version masked more than secrets; the original value is lost.
+    # A masked value is not compared: a secret may change, and earlier versions masked other values too.
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) not in (MASK, HIDDEN)]
     changed = [
         name
@@ -89,19 +89,17 @@ def check_same_run(folder: str, saved: Mapping[str, Any], config: Mapping[str, A
     ]
     if changed:
         shown = "; ".join(
-            f"`{name}` is {before.get(name)!r} there and {now.get(name)!r} here"
-            for name in changed[:_SHOWN_DIFFERENCES]
+            f"`{name}` was {before.get(name)!r} and is now {now.get(name)!r}" for name in changed[:_SHOWN_DIFFERENCES]
         )
         more = f"; and {len(changed) - _SHOWN_DIFFERENCES} more" if len(changed) > _SHOWN_DIFFERENCES else ""
         raise ConfigError(
-            f"the run folder {folder} belongs to another config: {shown}{more}; choose another `run.id`, or the same "
-            "values."
+            f"the run folder {folder} belongs to another config: {shown}{more}. These keys must not change within a "
+            "run. Choose another `run.id`, or restore the values."
         )
-    was, wanted = flatten(saved), flatten(config)
+    old, new = flatten(saved), flatten(config)
     for name in GROWING_KEYS:
-        if was.get(name) is not None and wanted.get(name) is not None and wanted[name] < was[name]:
+        if old.get(name) is not None and new.get(name) is not None and new[name] < old[name]:
             raise ConfigError(
-                f"the run folder {folder} was started with `{name}`={was[name]}, which may only grow, but "
-                f"{wanted[name]} is asked for; "
-                "choose another `run.id`, or at least that value."
+                f"`{name}` is {new[name]}, but the run in {folder} was started with {old[name]}. This key may only "
+                "grow. Choose at least the former value, or another `run.id`."
             )

@@ -24,5 +24,5 @@ def current_name(name: str) -> str:
 
 
 def former_name(value: Any) -> Any:
-    """Returns the first name of a moved class, from which identities are computed; other values stay as they are."""
+    """Returns the former name of a moved class, from which identities are computed, and other values unchanged."""
     return _FORMER.get(value, value) if isinstance(value, str) else value

@@ -1,7 +1,7 @@
-"""Checks one config node against the callable that it feeds: a dataclass of `schema.py` or the `_target_` of a part.
+"""Checks a config node against its target: a dataclass of `schema.py`, or the class that a `_target_` names.
 
-There is one checker for both. Nothing is constructed here except the dataclasses of the schema; a part becomes a
-`Component`, which is built later, when what it needs at run time is known.
+Only the dataclasses of the schema are constructed here. A node with a `_target_` becomes a `Component`, which is built
+later, when the values are known that only the run has.
 """
 
 import difflib
@@ -22,20 +22,20 @@ TARGET_KEY = "_target_"
 
 _PACKAGE = __name__.partition(".")[0]
 _LARGEST = sys.float_info.max
-"""Largest accepted number. NaN and infinity pass bound checks and break training."""
+"""Largest accepted number. It excludes NaN and infinity, which pass checks of bounds and break training."""
 
 _VALUES = (str, int, float, Path, Mapping, Sequence, type(None))
-"""Types of plain values. Any other type in a hint is a part that a nested `_target_` may build."""
+"""Types of plain values. Any other type in a hint is a component that a nested `_target_` may build."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """A part that was checked and not built yet.
+    """A validated component; `build()` constructs it.
 
     Attributes:
-        path: The config key it stands under, for messages.
-        target: The class or function that builds it.
-        arguments: Its checked arguments; nested parts are components themselves.
+        path: Config key of the component, for messages.
+        target: Class or function that constructs it.
+        arguments: Validated arguments. Nested components are not built yet.
     """
 
     path: str
@@ -43,11 +43,11 @@ class Component:
     arguments: Mapping[str, Any]
 
     def build(self, **supplied: Any) -> Any:
-        """Builds the part.
+        """Constructs the component and its nested components.
 
         Args:
-            supplied: Values that only the run knows (a vocabulary size, the number of steps); what the target does not
-                take is left out, and the config wins where it names them too.
+            supplied: Values that only the run has, such as the vocabulary size or the number of steps. Values that the
+                target does not accept are ignored. Values of the config take precedence.
         """
         taken = inspect.signature(self.target).parameters
         given = {name: _built(value) for name, value in self.arguments.items()}
@@ -65,57 +65,59 @@ def _built(value: Any) -> Any:
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
-    """A remedy for a mistyped word: the closest known one, or all of them."""
+    """Suggests the closest valid key for a misspelt one, or lists all valid keys."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     if close:
-        return f"did you mean `{close[0]}`?"
-    return f"known here: {', '.join(sorted(known))}" if known else "no key is allowed here"
+        return f"Did you mean `{close[0]}`?"
+    return f"Valid keys are {', '.join(sorted(known))}." if known else "No key is allowed here. Remove it."
 
 
 def check_component(
     path: str, node: Any, supplied: Collection[str] = (), target: Callable[..., Any] | None = None
 ) -> Component:
-    """Checks a part's node against the signature and the type hints of what it builds.
+    """Checks the node of a component against the signature and the type hints of its target.
 
     Args:
-        path: The config key of the node, for messages.
-        node: Plain containers, interpolations resolved.
-        supplied: Parameters that the run supplies at build time; the node may leave them out or null.
-        target: What the node feeds; None: its `_target_` key names it.
+        path: Config key of the node, for messages.
+        node: Node in plain containers, interpolations resolved.
+        supplied: Parameters that the run supplies at build time. The node may omit them or set them to null.
+        target: Class or function that the node configures; None: its `_target_` key names it.
 
     Raises:
         ConfigError: The target cannot be imported, a key is unknown or missing, or a value has the wrong type.
     """
     if not isinstance(node, Mapping):
-        raise ConfigError(f"`{path}` is {node!r}, but a group of keys is needed here; choose one with `{path}=NAME`.")
+        raise ConfigError(f"`{path}` is {node!r}. It must be a group of keys. Choose an option with `{path}=NAME`.")
     values = dict(node)
     if target is None:
         if TARGET_KEY not in values:
             raise ConfigError(
-                f"`{path}` has no `{TARGET_KEY}`; name the class that it builds, or choose an option with "
-                f"`{path}=NAME`."
+                f"`{path}` has no `{TARGET_KEY}`. This key names the class that is built. Add it, or choose an option "
+                f"with `{path}=NAME`."
             )
         target = import_target(path, values.pop(TARGET_KEY))
     return Component(path, target, check_arguments(path, values, target, supplied))
 
 
 def import_target(path: str, name: Any) -> Callable[..., Any]:
-    """Imports what a `_target_` names.
+    """Imports the class or function that a `_target_` names.
 
     Raises:
-        ConfigError: No such module or attribute, or it cannot be called.
+        ConfigError: The name cannot be imported, is not callable, or is a function of this package.
     """
     module_name, _, attribute = current_name(str(name)).rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}); give the full path of a class."
+            f"`{path}.{TARGET_KEY}` is {name!r}, which cannot be imported ({error}). It must be the full path of a "
+            "class. Correct the path."
         ) from error
-    # Functions of this package are not parts: a config must not be able to call one that deletes a folder.
+    # Functions of this package are rejected, because a config must not be able to delete a folder, for example.
     if not callable(target) or (is_own(module_name) and not inspect.isclass(target)):
         raise ConfigError(
-            f"`{path}.{TARGET_KEY}` is {name!r}, which is no class or function; give the full path of a class."
+            f"`{path}.{TARGET_KEY}` is {name!r}, which is not a class. It must be the full path of a class. Correct "
+            "the path."
         )
     return target
 
@@ -128,14 +130,24 @@ def is_own(module: str) -> bool:
 def check_arguments(
     path: str, values: Mapping[str, Any], target: Callable[..., Any], supplied: Collection[str] = ()
 ) -> dict[str, Any]:
-    """Checks keys and types of one node; returns the arguments, converted to the types that the hints ask for."""
+    """Checks the keys and types of a node, and returns its arguments converted to the types of the hints.
+
+    Args:
+        path: Config key of the node, for messages; empty for the root.
+        values: Values of the node, by key.
+        target: Class or function whose parameters the keys are.
+        supplied: Parameters that the run supplies at build time. The node may omit them or set them to null.
+
+    Raises:
+        ConfigError: A key is unknown or missing, or a value has the wrong type.
+    """
     parameters = inspect.signature(target).parameters
     hints = hints_of(target)
     prefix = f"{path}." if path else ""
     for name in values:
         if name not in parameters:
             raise ConfigError(
-                f"unknown config key `{prefix}{name}`; {suggestion(str(name), set(parameters) - set(supplied))}"
+                f"unknown config key `{prefix}{name}`. {suggestion(str(name), set(parameters) - set(supplied))}"
             )
     arguments = {}
     for name, parameter in parameters.items():
@@ -148,17 +160,23 @@ def check_arguments(
             arguments[name] = check_value(f"{prefix}{name}", values[name], hint, metadata_of(target, name))
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(
-                f"config key `{prefix}{name}` is missing and has no default; give it a value of type "
-                f"{describe(hints.get(name, Any))}."
+                f"config key `{prefix}{name}` is missing and has no default. It must be "
+                f"{describe(hints.get(name, Any))}. Add it."
             )
     return arguments
 
 
 def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
-    """Checks one value against a type hint and converts what YAML cannot say (paths, tuples, whole numbers as floats).
+    """Checks a value against a type hint, and converts it to a type that YAML lacks, such as a path or a tuple.
+
+    Args:
+        path: Config key of the value, for messages.
+        value: Value in plain containers.
+        hint: Type hint of the parameter.
+        metadata: Metadata of the dataclass field (`metadata_of`).
 
     Raises:
-        ConfigError: The value is of another type.
+        ConfigError: The value has another type.
     """
     if hint is Component:
         return check_component(path, value, metadata.get("supplied", ()), metadata.get("target"))
@@ -167,7 +185,7 @@ def check_value(path: str, value: Any, hint: Any, metadata: Mapping[str, Any] = 
     matched, converted = _convert(path, value, hint)
     if not matched:
         quoting = " Text that looks like a number needs quotes." if isinstance(value, float) else ""
-        raise ConfigError(f"`{path}` is {value!r}, which is not {describe(hint)}; give a value of that type.{quoting}")
+        raise ConfigError(f"`{path}` is {value!r}. It must be {describe(hint)}. Change the value.{quoting}")
     return converted
 
 
@@ -182,10 +200,10 @@ def _names_part(value: Any) -> bool:
 
 
 def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mapping[str, Any]) -> Component:
-    """Checks a nested part: it is only allowed for arguments whose hint is a class of parts.
+    """Checks a nested component, which is allowed only for parameters whose hint is a class of components.
 
     Raises:
-        ConfigError: The argument takes a plain value, or a part of another class.
+        ConfigError: The parameter takes a plain value, or a component of another class.
     """
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if Component in options:
@@ -196,8 +214,7 @@ def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mappi
         if isinstance(option, type) and option is not object and not issubclass(option, _VALUES)
     )
     wrong = ConfigError(
-        f"`{path}` names the `{TARGET_KEY}` {node[TARGET_KEY]!r}, but it must be {describe(hint)}. Give a value of "
-        "that type."
+        f"`{path}` has the `{TARGET_KEY}` {node[TARGET_KEY]!r}, but it must be {describe(hint)}. Change the value."
     )
     if not kinds:
         raise wrong
@@ -209,14 +226,14 @@ def _check_nested(path: str, node: Mapping[str, Any], hint: Any, metadata: Mappi
 
 
 def _convert(path: str, value: Any, hint: Any) -> tuple[bool, Any]:
-    """Whether the value fits the hint, and the converted value."""
+    """Returns True if the value fits the hint, and the converted value."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint is Any or hint is inspect.Parameter.empty or isinstance(hint, typing.TypeVar):
         return True, value
     if origin is typing.Annotated:
         return _convert(path, value, arguments[0])
     if origin in (Union, types.UnionType):
-        # A whole number counts as text only if no other type matches.
+        # An integer counts as text only if no other type matches.
         options = sorted(arguments, key=lambda option: option in (str, Path))
         return next((result for option in options if (result := _convert(path, value, option))[0]), (False, value))
     if origin is Literal:
@@ -275,13 +292,13 @@ def hints_of(target: Callable[..., Any]) -> dict[str, Any]:
 
 def metadata_of(target: Callable[..., Any], name: str) -> Mapping[str, Any]:
     """Returns the metadata of a field of a dataclass; empty for other targets."""
-    found = fields(target) if is_dataclass(target) else ()
-    return next((field.metadata for field in found if field.name == name), types.MappingProxyType({}))
+    own = fields(target) if is_dataclass(target) else ()
+    return next((field.metadata for field in own if field.name == name), types.MappingProxyType({}))
 
 
 def describe(hint: Any) -> str:
-    """A type hint in the words of a message, for example "a whole number or null"."""
-    words = {
+    """Describes a type hint in a message, for example "a whole number or null"."""
+    descriptions = {
         int: "a whole number",
         float: "a finite number",
         str: "text",
@@ -300,4 +317,4 @@ def describe(hint: Any) -> str:
         return "a group of keys"
     if hint is not str and _is_kind(origin or hint, Sequence):
         return f"a list, each {describe(arguments[0])}" if arguments else "a list"
-    return words.get(hint, getattr(hint, "__name__", str(hint)))
+    return descriptions.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,4 +1,4 @@
-"""Commands with options instead of a config: those that must start quickly, without Hydra and torch."""
+"""Commands with options instead of a config. They import neither Hydra nor torch, so that they start quickly."""
 
 import argparse
 import functools
@@ -7,7 +7,7 @@ from typing import Generic, NoReturn, TypeVar
 
 from typing_extensions import override
 
-from framework.config.guard import guard, until_the_reader_leaves
+from framework.config.guard import guard, ignore_closed_pipe
 from framework.errors import ConfigError
 
 T = TypeVar("T")
@@ -16,10 +16,10 @@ Body = Callable[[argparse.Namespace], T]
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser whose help looks like that of the other commands, and whose errors are a ConfigError.
+    """Option parser with help in the format of the other commands. It reports errors as ConfigError.
 
     Args:
-        usage: The command line, such as `python -m framework.status [RUN ...]`.
+        usage: Syntax of the command line, such as `python -m framework.status [RUN ...]`.
         about: Purpose of the command in one line.
     """
 
@@ -39,7 +39,7 @@ class OptionParser(argparse.ArgumentParser):
 
 
 class OptionCommand(Generic[T]):
-    """A command: called without arguments it reads the command line, and `run` serves Python.
+    """Command with options. Calling it runs the command line of the process; `run` is for Python.
 
     Args:
         body: Function of the parsed options.
@@ -52,17 +52,17 @@ class OptionCommand(Generic[T]):
         functools.update_wrapper(self, body)
 
     def __call__(self) -> None:
-        """Runs the command line of this process. Errors end the process as `framework.config.guard` says."""
-        guard(lambda: until_the_reader_leaves(lambda: self._body(self._options().parse_args())))
+        """Runs the command line of this process. `framework.config.guard` describes how errors end the process."""
+        guard(lambda: ignore_closed_pipe(lambda: self._body(self._options().parse_args())))
 
     def run(self, arguments: Sequence[str] = ()) -> T:
         """Runs the command in this process and returns its result.
 
         Args:
-            arguments: Words of the command line.
+            arguments: Arguments of the command line.
 
         Raises:
-            FrameworkError: The command failed; the command line would have ended with this message.
+            FrameworkError: The command failed. The command line would print the same message.
         """
         return self._body(self._options().parse_args(list(arguments)))
 

@@ -1,6 +1,6 @@
 """Opens the outputs of commands before the work starts: files, FIFOs, devices and standard output.
 
-Write errors, closed pipes and encodings without some characters are handled here.
+Handles write errors, closed pipes, and encodings that lack characters of the output.
 """
 
 import os
@@ -25,7 +25,7 @@ def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> No
     """Checks that an output is not one of the input files.
 
     Raises:
-        ConfigError: It is one of them, possibly under another name.
+        ConfigError: The output is an input file, possibly under another name.
     """
     for given in inputs:
         if output is None or given is None:
@@ -34,8 +34,8 @@ def check_output_differs(output: str | None, inputs: Iterable[str | None]) -> No
             mode = os.stat(output).st_mode
             if stat.S_ISREG(mode) and os.path.samefile(output, given):
                 raise ConfigError(
-                    f"output={output} is the input {given} itself, whose other columns would be lost. An output must "
-                    "be another file. Choose another name."
+                    f"output={output} is the input file {given}, which would be overwritten. An output must be another "
+                    "file. Choose another name."
                 )
 
 
@@ -44,8 +44,8 @@ def open_output(output: str | None) -> Iterator[WriteText]:
     """Opens an output and yields a function that writes text to it.
 
     A regular file is written under a temporary name in the same folder and renamed when the block ends without an
-    error, if anything was written. A symlink is kept, and its target is replaced. FIFOs and character devices are
-    written to directly.
+    error and something was written. A symlink is kept, and its target is replaced. FIFOs and character devices are
+    written directly.
 
     Args:
         output: Path; None: standard output.
@@ -71,7 +71,7 @@ def open_output(output: str | None) -> Iterator[WriteText]:
 
 
 def _mode_of(output: str) -> int:
-    """Returns the mode of the file at a path; 0 if there is none."""
+    """Returns the mode of the file at a path; 0 if the file does not exist."""
     try:
         return os.stat(output).st_mode
     except FileNotFoundError:
@@ -116,7 +116,7 @@ def _beside(output: str) -> Iterator[WriteText]:
     try:
         yield write
         if is_written:
-            _put_in_place(output, file, temporary, target)
+            _replace_target(output, file, temporary, target)
     finally:
         with suppress(OSError):
             file.close()
@@ -124,7 +124,7 @@ def _beside(output: str) -> Iterator[WriteText]:
             temporary.unlink(missing_ok=True)
 
 
-def _put_in_place(output: str, file: IO[str], temporary: Path, target: Path) -> None:
+def _replace_target(output: str, file: IO[str], temporary: Path, target: Path) -> None:
     try:
         file.flush()
         os.fsync(file.fileno())
@@ -137,7 +137,7 @@ def _put_in_place(output: str, file: IO[str], temporary: Path, target: Path) -> 
 
 
 def _probed(path: Path) -> IO[str]:
-    """Opens a new file and checks that the disk has room."""
+    """Opens a new file and checks that the disk is not full."""
     file = path.open("w", encoding="utf-8")
     try:
         check_room(file)
@@ -157,16 +157,19 @@ def _write(output: str, file: IO[str], pieces: Iterable[str]) -> None:
 
 
 def write_to_stdout(pieces: Iterable[str]) -> None:
-    """Writes text to standard output; characters that its encoding lacks become escapes.
+    """Writes text to standard output. Characters that its encoding lacks are escaped.
 
-    If the reader of a pipe leaves, the process ends silently with the exit code of SIGPIPE.
+    If the reader of a pipe closes it, the process ends silently with the exit code of SIGPIPE.
 
     Raises:
         DataError: Standard output is closed, or its disk is full.
     """
     stream = sys.stdout
     if stream is None:
-        raise DataError("standard output is closed. The result is written there. Give `output`, or keep it open.")
+        raise DataError(
+            "standard output is closed. The result is written there if `output` is null. Set `output`, or keep "
+            "standard output open."
+        )
     encoding = stream.encoding or "utf-8"
     try:
         for piece in pieces:
@@ -188,15 +191,15 @@ def _silence(stream: IO[str]) -> None:
 
 
 def _cannot_open(output: str, error: OSError | ValueError) -> ConfigError:
-    why = error.strerror if isinstance(error, OSError) else str(error)
+    reason = error.strerror if isinstance(error, OSError) else str(error)
     return ConfigError(
-        f"output={output} cannot be written ({why}). The folder must exist, permit it and have room. Create or free "
-        "it, or choose another path."
+        f"output={output} cannot be written ({reason}). Its folder must exist, be writable and have free space. "
+        "Correct this, or choose another path."
     )
 
 
 def _cannot_write(output: str, error: OSError) -> DataError:
     return DataError(
-        f"{output} cannot be written ({error.strerror}). The result was not saved there. Free the disk, or choose "
-        "another output."
+        f"{output} cannot be written ({error.strerror}). The result was not saved. Free disk space, or choose another "
+        "output."
     )

@@ -1,4 +1,4 @@
-"""Launchers and sweepers of ours, made known to Hydra."""
+"""Registers the launchers and sweepers of this project with Hydra."""
 
 import importlib
 import sys
@@ -9,19 +9,19 @@ from hydra.plugins.plugin import Plugin
 
 _NAMESPACE = "hydra_plugins"
 PLUGIN_MODULE = f"{_NAMESPACE}.cloze"
-"""The module that a plugin's class must name as its own."""
+"""Value of `__module__` that the class of a plugin must have."""
 
 
 def register_plugin(plugin: type[Plugin]) -> None:
-    """Makes a plugin known to Hydra, whose config then has `_target_: hydra_plugins.cloze.NAME`.
+    """Registers a plugin with Hydra. Its config then has `_target_: hydra_plugins.cloze.NAME`.
 
-    Hydra 1.3 takes plugins only from the top-level package `hydra_plugins` and imports them by name, where this
-    project has one package of its own. So the module is made here, in the package of other plugins where there is one.
+    Hydra 1.3 imports plugins only from the top-level package `hydra_plugins`, which this project does not install.
+    Therefore the module is created here, inside that package if other plugins have installed it.
 
     Args:
-        plugin: Its `__module__` is `PLUGIN_MODULE`.
+        plugin: Class of the plugin, whose `__module__` is `PLUGIN_MODULE`.
     """
-    plugins = Plugins.instance()  # looks for installed ones, and must not meet the module below
+    plugins = Plugins.instance()  # first: it scans for installed plugins and must not import the module below
     try:
         parent = importlib.import_module(_NAMESPACE)
     except ModuleNotFoundError:

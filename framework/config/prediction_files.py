@@ -32,14 +32,14 @@ def check_suffix(output: str | None) -> None:
 
 
 def find_writer(output: str | None, text_format: str | None) -> Writer:
-    """Returns the writer for the suffix of an output; unknown suffixes are written as JSONL.
+    """Returns the writer for the suffix of an output. Files with unknown suffixes are written as JSONL.
 
     Args:
         output: Path; None: standard output, written as JSONL.
-        text_format: `Task.text_format`.
+        text_format: Value of `Task.text_format`.
 
     Raises:
-        ConfigError: The task has no content for the format.
+        ConfigError: The output is a CoNLL file, and the task does not tag words.
     """
     if output is None:
         encoding = codecs.lookup(getattr(sys.stdout, "encoding", None) or "utf-8").name
@@ -47,8 +47,8 @@ def find_writer(output: str | None, text_format: str | None) -> Writer:
     suffix = Path(output).suffix.lower()
     if suffix == ".conll" and text_format != "conll":
         raise ConfigError(
-            f"output={output} names CoNLL columns, but this task does not tag words. Choose a name that ends in "
-            ".jsonl, .csv or .tsv."
+            f"output={output} is a CoNLL file, but this task does not tag words. Choose a name that ends in .jsonl, "
+            ".csv or .tsv."
         )
     return _WRITERS.get(suffix, json_lines)
 
@@ -59,7 +59,7 @@ def json_lines(rows: Sequence[PredictedRow]) -> Iterator[str]:
         line = json.dumps(row, ensure_ascii=False)
         try:
             line.encode()
-        except UnicodeEncodeError:  # half of a surrogate pair, copied from the input
+        except UnicodeEncodeError:  # an unpaired surrogate, copied from the input
             line = json.dumps(row)
         yield line + "\n"
 
@@ -86,7 +86,7 @@ def _line(cells: list[str], delimiter: str) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Returns texts and numbers unchanged, lists and objects as JSON, and an empty text for null."""
+    """Formats a value for CSV: text unchanged, null as an empty text, everything else as JSON."""
     if value is None:
         return ""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Where the numbers of a run come from: code, versions, command, hardware, data."""
+"""Provenance of the results of a run: code, library versions, command, hardware and data."""
 
 import hashlib
 import importlib.metadata
@@ -34,14 +34,14 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of Python and of the libraries that decide numbers."""
+    """Returns the installed versions of Python and of the libraries that influence results."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
 
 
 def code_commit() -> str:
-    """The commit of a checkout, "+changes" where files differ from it; for an installed package its version.
+    """Returns the commit of a checkout, with "+changes" if files differ from it; for an installed package its version.
 
-    An image says in CLOZE_COMMIT of which commit its package was made.
+    Images set the environment variable CLOZE_COMMIT to the commit from which their package was built.
     """
     root = Path(framework.__file__).resolve().parent.parent
     if not (root / ".git").exists():
@@ -55,7 +55,7 @@ def code_commit() -> str:
 
 
 def code_fingerprint(package: Path) -> str:
-    """Hash of the Python files of a package: the same code on every host, with or without git there."""
+    """Returns a hash of the Python files of a package, which identifies the code also on hosts without git."""
     digest = hashlib.blake2b(digest_size=6)
     for file in sorted(package.rglob("*.py")):
         digest.update(f"{file.relative_to(package)}\0".encode() + file.read_bytes() + b"\0")
@@ -77,11 +77,11 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def provenance(fingerprints: Mapping[str, str], world_size: int) -> dict[str, Any]:
-    """What provenance.json holds of one start of a run.
+    """Returns the entry of one start of a run in provenance.json.
 
     Args:
-        fingerprints: Of the tokenizer and of each data split.
-        world_size: Processes in all.
+        fingerprints: Fingerprints of the tokenizer and of the data.
+        world_size: Number of processes.
     """
     return {
         "commit": code_commit(),
@@ -96,7 +96,7 @@ def provenance(fingerprints: Mapping[str, str], world_size: int) -> dict[str, An
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, its cores for this process, and the GPUs."""
+    """Returns the processor, the number of cores that this process may use, its torch threads, and the GPUs."""
     cores = usable_cores()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {"processor": _processor(), "cores": cores, "torch_threads": torch.get_num_threads(), "gpus": gpus}
@@ -111,7 +111,7 @@ def _processor() -> str:
 
 
 def data_fingerprint(sources: Mapping[str, SequenceSource]) -> str:
-    """Hash of the fingerprints of all splits."""
+    """Returns a hash of the fingerprints of all splits."""
     digest = hashlib.blake2b(digest_size=16)
     for split, source in sorted(sources.items()):
         digest.update(f"{split} {source.fingerprint}\n".encode())
@@ -119,7 +119,7 @@ def data_fingerprint(sources: Mapping[str, SequenceSource]) -> str:
 
 
 def facts_to_agree_on(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> dict[str, str]:
-    """Short hashes that must be the same on every rank: config, code, data and library versions."""
+    """Returns short hashes that must agree on all ranks: of config, code, data and library versions."""
     facts = {"config": config, "data": dict(fingerprints), "library versions": library_versions()}
     hashed = {
         name: hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:12]

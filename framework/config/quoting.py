@@ -1,7 +1,7 @@
 """Quotes command-line values that Hydra's grammar rejects, such as `data.label_column=#class` and Chinese names.
 
-Hydra 1.3 accepts only Latin letters, digits and a few signs without quotes, and the quotes must survive the shell.
-Arguments that Hydra accepts are not changed.
+Without quotes, Hydra 1.3 accepts only Latin letters, digits and a few other characters. Quotes for Hydra would have to
+be protected from the shell. Arguments that Hydra accepts are not changed.
 """
 
 import re
@@ -13,17 +13,17 @@ from hydra.errors import HydraException
 
 _OPENING, _CLOSING = "[{", "]}"
 _PROSE = ("text",)
-"""Keys whose values are sentences: a comma in them divides no values of a sweep."""
+"""Keys whose values are sentences. A comma in such a value does not make a sweep."""
 _QUOTED = re.compile(r"""\s*("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')\s*(?=[,\]}]|$)""")
 
 
 def with_quotes(arguments: Sequence[str]) -> list[str]:
-    """Quotes the values of `KEY=VALUE` that cannot be parsed without quotes; items of lists and mappings separately.
+    """Quotes values of `KEY=VALUE` that Hydra cannot parse. Items of lists and mappings are quoted separately.
 
-    Keys of mappings cannot be quoted for Hydra 1.3; they must be written in a config file.
+    Hydra 1.3 accepts no quoted keys in mappings; such keys must be written in a config file.
 
     Args:
-        arguments: Command line without the name of the program.
+        arguments: Command line without the program name.
     """
     parser = OverridesParser.create()
     return [_quoted_argument(argument, parser) for argument in arguments]
@@ -40,7 +40,7 @@ def _quoted_argument(argument: str, parser: OverridesParser) -> str:
 
 
 def _is_list(value: str) -> bool:
-    """Returns True where brackets hold all of the value: `[a, b]`, not `[MASK] and [MASK]`."""
+    """Returns True if one pair of brackets encloses the value: `[a, b]`, but not `[MASK] and [MASK]`."""
     text = value.strip()
     depths = list(accumulate((mark in _OPENING) - (mark in _CLOSING) for mark in text))
     return text[:1] == "[" and text[-1:] == "]" and 0 not in depths[:-1]
@@ -60,24 +60,24 @@ def _quoted(value: str, parser: OverridesParser) -> str:
 
 def _in_quotes(text: str) -> str:
     mark = "'" if "'" not in text else '"'
-    # Backslashes count only before a quote.
+    # Hydra treats backslashes as escapes only before a quote.
     escaped = re.sub(rf"(\\*)({mark}|$)", lambda match: match[1] * 2 + ("\\" + mark if match[2] else ""), text)
     return f"{mark}{escaped}{mark}"
 
 
 def _items(text: str) -> Iterator[str]:
     """Splits a text at commas outside of brackets and quotes."""
-    first = place = depth = 0
-    while place < len(text):
-        quoted = _QUOTED.match(text, place) if place == 0 or text[place - 1] in ",:[{" else None
+    first = index = depth = 0
+    while index < len(text):
+        quoted = _QUOTED.match(text, index) if index == 0 or text[index - 1] in ",:[{" else None
         if quoted is not None:
-            place = max(quoted.end(), place + 1)
+            index = max(quoted.end(), index + 1)
             continue
-        depth += (text[place] in _OPENING) - (text[place] in _CLOSING)
-        if text[place] == "," and depth == 0:
-            yield text[first:place]
-            first = place + 1
-        place += 1
+        depth += (text[index] in _OPENING) - (text[index] in _CLOSING)
+        if text[index] == "," and depth == 0:
+            yield text[first:index]
+            first = index + 1
+        index += 1
     yield text[first:]
 
 

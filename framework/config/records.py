@@ -1,7 +1,7 @@
-"""Builds parts from the records of a run or an export, which may come from an untrusted source.
+"""Validates components in the records of a run or an export, which may come from an untrusted source.
 
-A record can only build typed values and classes of this package or of modules that the user trusts by name. No module
-is imported before its name is checked.
+A record can build only typed values, and classes of this package or of modules that the user trusts by name. The name
+of a module is checked before the module is imported.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ from framework.errors import CheckpointError, ConfigError
 
 @dataclass(frozen=True)
 class Record:
-    """One node of a record that describes a part.
+    """Node of a record that describes a component.
 
     Attributes:
-        file: The file that holds the record.
+        file: File that contains the record.
         path: Config key of the node, for messages.
-        node: Plain containers.
+        node: Node in plain containers.
         trust: Modules whose classes the record may name in addition to those of this package.
     """
 
@@ -31,21 +31,21 @@ class Record:
     trust: Sequence[str] = ()
 
     def component(self, kind: type) -> Component:
-        """Checks the part and returns it without building it.
+        """Validates the component and returns it without building it.
 
         Args:
-            kind: Base class of the part.
+            kind: Base class of the component.
 
         Raises:
             ConfigError: The record names untrusted code, or contains a masked secret.
-            CheckpointError: The record is damaged, or the part is of another kind.
+            CheckpointError: The record is damaged, or the component is not a subclass of `kind`.
         """
         for name in named_targets(self.node):
             self._check_trusted(name)
         masked = find_masked(self.node, self.path)
         if masked is not None:
             raise ConfigError(
-                f"`{masked}` in {self.file} is hidden, because secrets are not saved with a run. Give `{self.path}` on "
+                f"`{masked}` in {self.file} is masked, because secrets are not saved with a run. Set `{self.path}` on "
                 "the command line."
             )
         try:
@@ -67,8 +67,8 @@ class Record:
         if is_own(module) or any(module == each or module.startswith(each + ".") for each in self.trust):
             return
         raise ConfigError(
-            f"{self.file} names the class {name!r}, which is not part of Cloze. Code that a record names runs only "
-            f"where the command line trusts its module. If you know this code, add trust=[{module or name}]."
+            f"{self.file} names the class {name!r}, which is not part of Cloze. Code that a record names is executed "
+            f"only if the command line trusts its module. If you know this code, add trust=[{module or name}]."
         )
 
 
@@ -85,5 +85,5 @@ def named_targets(node: Any) -> Iterator[str]:
 
 
 def modules_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the sorted modules that a config names; composing it implies trust in them."""
+    """Returns the sorted modules that a config names. A user who composes the config trusts them."""
     return tuple(sorted({name.rpartition(".")[0] for name in named_targets(config)} - {""}))

@@ -1,4 +1,4 @@
-"""Config group `run` of a training."""
+"""Settings of the config group `run`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -39,10 +39,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.wait_seconds < 0:
-            raise ConfigError(f"`run.wait_seconds` is {self.wait_seconds}. It must be at least 0. Set 0 or more.")
+            raise ConfigError(f"`run.wait_seconds` is {self.wait_seconds}. It must be at least 0. Raise it.")
         if "://" in self.dir:
             raise ConfigError(
-                f"`run.dir` is {self.dir!r}, but a run folder is local; give the URL as `run.checkpoints`."
+                f"`run.dir` is {self.dir!r}, which is a URL. Run folders must be local. Set `run.checkpoints` to the "
+                "URL instead."
             )
         if self.checkpoints is not None:
             location(self.checkpoints)  # raises ConfigError for an unusable location

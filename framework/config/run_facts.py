@@ -1,4 +1,4 @@
-"""Collects facts about the model from a run folder, for the card of an export."""
+"""Collects the facts of a run for the model card of an export."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,12 +20,12 @@ _STEP_PREFIX = "step_"
 
 
 def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFacts:
-    """Reads config.yaml, provenance.json and summary.json.
+    """Reads the facts from config.yaml, provenance.json and summary.json of a run folder.
 
     Args:
-        trained: What is exported.
-        folder: Of its run.
-        settings: Which weights of the run they are.
+        trained: Exported model.
+        folder: Folder of its run.
+        settings: Export settings, which select the weights of the run.
 
     Raises:
         CheckpointError: A file of the run folder cannot be read.
@@ -54,7 +54,7 @@ def _first_start(folder: Path) -> dict[str, Any]:
 
 
 def _step(source: str) -> int:
-    """The step of a checkpoint, from its folder or URL."""
+    """Parses the step of a checkpoint from its folder or URL."""
     return int(source.rstrip("/").rpartition("/")[2].removeprefix(_STEP_PREFIX))
 
 
@@ -95,7 +95,7 @@ def _training(config: Mapping[str, Any], summary: Mapping[str, Any], step: int) 
 
 
 def _rates(optimizer: Mapping[str, Any]) -> dict[str, str]:
-    """Its peak learning rates; those of a part that it uses for some parameters too."""
+    """Returns the peak learning rates of an optimizer and of the optimizers nested in it."""
     rates = {"learning rate": str(optimizer["lr"])} if "lr" in optimizer else {}
     parts = {name: value for name, value in optimizer.items() if isinstance(value, Mapping) and "lr" in value}
     return rates | {f"learning rate of {name}": str(part["lr"]) for name, part in parts.items()}
@@ -104,7 +104,10 @@ def _rates(optimizer: Mapping[str, Any]) -> dict[str, str]:
 def _metrics(
     config: Mapping[str, Any], summary: Mapping[str, Any], step: int, settings: ExportConfig
 ) -> dict[str, str]:
-    """What validation found with these very weights: at this step, of the average where one was kept."""
+    """Returns the validation metrics of exactly the exported weights; empty if these weights were not validated.
+
+    A run that keeps a moving average validates the average, not the raw weights.
+    """
     was_validated = settings.weights != "raw" or config["trainer"]["ema_decay"] is None
     if settings.average_last > 1 or not was_validated or not summary:
         return {}

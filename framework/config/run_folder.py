@@ -1,4 +1,4 @@
-"""The folder of a run: which one it is, whether it may be used, and what is written into it at the start."""
+"""Finds and checks the folder of a run, and writes its records at the start."""
 
 import json
 from collections.abc import Mapping
@@ -26,14 +26,14 @@ _MAX_VALUES = 1_000_000
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk.
+    """Run on disk.
 
     Attributes:
-        path: `run.dir/run.id`.
-        checkpoints: The folder of its checkpoints, in it or elsewhere.
-        checkpoint: The complete checkpoint to go on from; None: the run starts at step 0.
-        is_new: True where the folder holds no run yet.
-        falls_back: An older checkpoint may take the place of that one where it is damaged.
+        path: Run folder, `run.dir/run.id`.
+        checkpoints: Folder of the run's checkpoints, inside the run folder or elsewhere.
+        checkpoint: Complete checkpoint to resume from; None: the run starts at step 0.
+        is_new: True if the folder does not contain a run yet.
+        falls_back: True if an older checkpoint may be used when `checkpoint` is damaged.
         lost_step: Newest step of the run whose checkpoint is missing on disk; None if no checkpoint is missing.
     """
 
@@ -46,28 +46,30 @@ class RunFolder:
 
 
 def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
-    """Finds the folder of a run and checks that it may be used; writes nothing.
+    """Finds the folder of a run and checks that it may be used. Nothing is written.
 
     Args:
-        run: Id, parent folder and how to resume.
-        config: Resolved config of the run, secrets masked.
+        run: Settings of the config group `run`.
+        config: Resolved config of the run with masked secrets.
 
     Raises:
-        ConfigError: The folder belongs to another config, or holds a run where a new one is asked for.
-        CheckpointError: A checkpoint was named and is not there, or all checkpoints of the run are gone.
+        ConfigError: The folder belongs to another config, or contains a run although `run.resume` is "never".
+        CheckpointError: The checkpoint in `run.resume` does not exist, or all checkpoints of the run are missing.
     """
     path = Path(run.dir) / resolve_run_id(run.id, identity_text(config))
     saved = path / CONFIG_FILE
     is_new = not saved.is_file()
     if path.parent.exists() and not path.parent.is_dir():
-        raise ConfigError(f"`run.dir` is {run.dir!r}, which is a file. Run folders lie in it. Choose a folder.")
+        raise ConfigError(
+            f"`run.dir` is {run.dir!r}, which is a file. It must be a folder for run folders. Choose a folder."
+        )
     if path.exists() and not path.is_dir():
-        raise ConfigError(f"the run folder {path} is a file; choose another `run.id` or `run.dir`.")
+        raise ConfigError(f"the run folder {path} is a file. Choose another `run.id` or `run.dir`.")
     if not is_new:
         if run.resume == "never":
             raise ConfigError(
-                f"the run folder {path} holds a run already and `run.resume` is never; choose another `run.id`, or "
-                "resume=auto."
+                f"the run folder {path} already contains a run, but `run.resume` is never. Choose another `run.id`, or "
+                "run.resume=auto."
             )
         check_same_run(str(path), read_config(path), config)
     checkpoints = checkpoints_folder(path, run.checkpoints)
@@ -76,9 +78,9 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
     lost_step = None if is_new else find_lost_step(path, checkpoints, own)
     if own is None and lost_step is not None and run.resume == "auto" and run.missing == "error":
         raise CheckpointError(
-            f"the run in {path} was trained up to step {lost_step}, but {checkpoints} holds no checkpoint. A start "
-            "without one would begin at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, resume from "
-            "a copy with run.resume=PATH, or start again with run.missing=accept."
+            f"the run in {path} was trained up to step {lost_step}, but {checkpoints} contains no checkpoint. Without "
+            "one, the run would start again at step 0 and empty metrics.jsonl. Mount or restore the checkpoints, "
+            "resume from a copy with run.resume=PATH, or start again with run.missing=accept."
         )
     if own is not None or run.resume in ("auto", "never"):
         return RunFolder(path, checkpoints, own, is_new, lost_step=lost_step)
@@ -87,7 +89,11 @@ def find_run_folder(run: RunConfig, config: Mapping[str, Any]) -> RunFolder:
 
 
 def saved_checkpoints_folder(path: Path) -> Location:
-    """Returns the folder of a run's checkpoints, as stated in its saved config."""
+    """Returns the folder of a run's checkpoints according to its saved config.
+
+    Raises:
+        CheckpointError: The saved config is missing or damaged.
+    """
     with reading_record(path / CONFIG_FILE, "Restore the run folder"):
         checkpoints = read_config(path).get("run", {}).get("checkpoints")
         if not isinstance(checkpoints, str | None):
@@ -96,31 +102,35 @@ def saved_checkpoints_folder(path: Path) -> Location:
 
 
 def _check_own(path: Path, checkpoints: Location, own: Location | None, is_new: bool, resume: str) -> None:
-    """Checks that checkpoints outside of the run folder are the run's own, and that it has no newer ones elsewhere."""
+    """Checks that checkpoints outside of the run folder belong to the run, and that no newer ones exist elsewhere."""
     if is_new and own is not None and resume in ("auto", "never") and checkpoints.parent != path:
         raise ConfigError(
-            f"{checkpoints} holds checkpoints, but the run folder {path} is new, so they may be of another run; choose "
-            f"another `run.id`, restore the run folder, or go on from them with run.resume={own}."
+            f"{checkpoints} contains checkpoints, but the run folder {path} is new. The checkpoints may belong to "
+            f"another run. Choose another `run.id`, restore the run folder, or resume from them with run.resume={own}."
         )
     before = checkpoints if is_new else saved_checkpoints_folder(path)
     newest = newest_complete(before) if before != checkpoints else None
     if newest is not None and (own is None or step_of(own) < step_of(newest)):
-        found = "none" if own is None else f"{own.name} as its newest"
+        content = "none" if own is None else f"checkpoints only up to {own.name}"
         raise ConfigError(
-            f"the run in {path} has its checkpoints in {before}, up to {newest.name}, but `run.checkpoints` now means "
-            f"{checkpoints}, which has {found}; give the former value, or copy them there."
+            f"`run.checkpoints` now means {checkpoints}, which contains {content}, but the run in {path} has "
+            f"checkpoints up to {newest.name} in {before}. Restore the former value of `run.checkpoints`, or copy the "
+            "checkpoints."
         )
 
 
 def find_checkpoint(path: Location) -> tuple[Location, bool]:
-    """The checkpoint that a path names: itself, or the newest complete one of a run folder or of its checkpoints.
+    """Finds the checkpoint that a path means.
+
+    Args:
+        path: Checkpoint, run folder, or folder of checkpoints. The last two mean their newest complete checkpoint.
 
     Returns:
-        The checkpoint, and whether an older one may take its place where it is damaged: who names a checkpoint means
-        that one, who names a run means its newest that can be used.
+        The checkpoint, and True if an older checkpoint may be used when it is damaged. This is False if `path` names
+        the checkpoint itself.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: The path contains no complete checkpoint.
     """
     if (path / COMPLETE).is_file():
         return path, False
@@ -130,33 +140,36 @@ def find_checkpoint(path: Location) -> tuple[Location, bool]:
         newest = newest_complete(path)
     if newest is None:
         raise CheckpointError(
-            f"{path} holds no complete checkpoint; give a run folder that has one, or the folder step_N of one."
+            f"{path} contains no complete checkpoint. Give a run folder with a complete checkpoint, or the folder "
+            "step_N of the checkpoint."
         )
     return newest, True
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The resolved config of a run folder.
+    """Reads the resolved config of a run folder.
 
     Raises:
-        CheckpointError: It is missing or cannot be read.
+        CheckpointError: The file is missing or cannot be read.
     """
     file = path / CONFIG_FILE
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}); {path} is no run folder, or a damaged one.") from error
+        raise CheckpointError(f"{file} cannot be read ({error}). {_not_a_run(path)}") from error
     if _num_values(content) > _MAX_VALUES:
-        raise CheckpointError(
-            f"{file} holds more than {_MAX_VALUES:,} values; {path} is no run folder, or a damaged one."
-        )
+        raise CheckpointError(f"{file} contains more than {_MAX_VALUES:,} values. {_not_a_run(path)}")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no config; {path} is no run folder, or a damaged one.")
+        raise CheckpointError(f"{file} contains no config. {_not_a_run(path)}")
     return content
 
 
+def _not_a_run(path: Path) -> str:
+    return f"{path} is not a run folder, or it is damaged. Give another folder, or restore the file."
+
+
 def _num_values(content: object) -> int:
-    """Counts the values of a tree up to the limit; aliases of YAML make few lines stand for billions of values."""
+    """Counts nested values up to the limit, because a few lines of YAML aliases can expand to billions of values."""
     num, waiting = 0, [content]
     while waiting and num <= _MAX_VALUES:
         num, node = num + 1, waiting.pop()
@@ -168,7 +181,7 @@ def _num_values(content: object) -> int:
 
 
 def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
-    """Compares tokenizer and data with those that the run began with.
+    """Checks that tokenizer and data are the same as at the first start of the run.
 
     Args:
         folder: Run folder.
@@ -176,13 +189,13 @@ def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
         data: Fingerprint of the data.
 
     Raises:
-        DataError: They have changed, although the config names the same.
+        DataError: The tokenizer or the data has changed, although the config is the same.
     """
     starts = [] if folder.is_new else read_starts(folder.path)
     if not starts:
         return
     before = starts[0]["fingerprints"]
-    joined = joined_by(read_task_record(folder.path))
+    joined = recorded_pair_separators(read_task_record(folder.path))
     if not tokenizer.is_recorded_as(before.get("tokenizer")):
         name, now = "tokenizer", tokenizer.fingerprint
     elif before.get("data") == data:
@@ -191,21 +204,21 @@ def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
         raise DataError(
             f"the run in {folder.path} joined pairs of texts with {joined} separator, but this version joins "
             f"them with {tokenizer.pair_separators}, as published models of this vocabulary do. The input of a run "
-            "must not change. Start a new run with another `run.id`; the old one can be evaluated and exported."
+            "must not change. Start a new run with another `run.id`. The old run can still be evaluated and exported."
         )
     else:
         name, now = "data", data
     raise DataError(
-        f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} when it began and has {now} now; "
-        "restore the files that it began with, or choose another `run.id`."
+        f"the {name} of the run in {folder.path} had fingerprint {before.get(name)} at its first start and has {now} "
+        f"now. The {name} of a run must not change. Restore the original files, or choose another `run.id`."
     )
 
 
 def read_task_record(path: Path) -> dict[str, Any]:
-    """What a run folder keeps of its task: `config`, and what `Task.side_config` gave.
+    """Reads the task record of a run folder: `config` and the values of `Task.side_config`.
 
     Raises:
-        CheckpointError: It is missing or cannot be read.
+        CheckpointError: The file is missing or cannot be read.
     """
     file = path / TASK_FILE
     with reading_record(file, "Restore the run folder"):
@@ -215,10 +228,10 @@ def read_task_record(path: Path) -> dict[str, Any]:
         return record
 
 
-def joined_by(record: Mapping[str, Any]) -> int:
+def recorded_pair_separators(record: Mapping[str, Any]) -> int:
     """Returns the number of separators between the texts of a pair, according to the task record of a run or export.
 
-    Earlier versions, which did not write the key, always used one.
+    Earlier versions did not write the key and always used one separator.
     """
     return int(record.get(SEPARATORS_KEY, 1))
 
@@ -230,20 +243,20 @@ def write_start(
     task_record: Mapping[str, Any],
     task_files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes config.yaml, provenance.json, task.json and the files of the task; call on rank 0.
+    """Writes config.yaml, provenance.json, task.json and the files of the task. Call on rank 0 only.
 
     Args:
-        folder: Of the run.
-        config: The resolved config, secrets masked.
-        provenance: Of this start; it is added to those of earlier starts.
-        task_record: What predictions and exports need of the task.
-        task_files: `Task.side_files`; None: there are none.
+        folder: Run folder.
+        config: Resolved config with masked secrets.
+        provenance: Provenance of this start, which is appended to that of earlier starts.
+        task_record: Values of the task that predictions and exports need.
+        task_files: Texts of `Task.side_files`, by file name; None: no files.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     starts = read_starts(folder.path)
     for name, text in (task_files or {}).items():
         write_whole(folder.path / name, text)
     write_whole(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
-    # config.yaml last: it is what makes the folder a run.
+    # config.yaml is written last, because it marks the folder as a run.
     write_whole(folder.path / PROVENANCE_FILE, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
     write_whole(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))

@@ -1,4 +1,4 @@
-"""Allows one start at a time in a run folder: rank 0 holds a lock on it until the run ends."""
+"""Prevents two starts from training in one run folder at a time: rank 0 locks the folder until the run ends."""
 
 import os
 import sys
@@ -18,10 +18,10 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 @contextmanager
 def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]:
-    """Locks a run folder against other starts. Rank 0 holds the lock; other ranks enter at once.
+    """Locks a run folder against other starts. Rank 0 holds the lock; other ranks enter immediately.
 
-    The lock ends with this process, even after `kill -9`. On a shared file system that supports locks it holds for all
-    hosts. A file system without locks is reported, and the run continues.
+    The lock ends with this process, even after `kill -9`. On a shared file system with locks, it is valid on all hosts.
+    A file system without locks is reported, and the run continues.
 
     Args:
         run_folder: Run folder; created if missing.
@@ -29,7 +29,7 @@ def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]
         wait_seconds: Seconds to wait for another process to end, such as the predecessor of a requeued job.
 
     Raises:
-        ConfigError: Another process still trains there.
+        ConfigError: Another process still trains in the folder after this time.
     """
     if rank > 0:
         yield
@@ -42,13 +42,13 @@ def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]
             if time.monotonic() >= deadline:
                 raise ConfigError(
                     f"the run folder {run_folder} is in use by {holder_of(path)}. Only one start of a run.id may train "
-                    "at a time. Wait until it ends or stop it, choose another `run.id`, or raise "
+                    "at a time. Wait until that process ends or stop it, choose another `run.id`, or raise "
                     "`run.wait_seconds`."
                 )
             if not is_waiting:
                 sys.stderr.write(
-                    f"The run folder {run_folder} is in use by {holder_of(path)}. Waiting up to {wait_seconds:g} s for "
-                    "it to end.\n"
+                    f"The run folder {run_folder} is in use by {holder_of(path)}. This start waits up to "
+                    f"{wait_seconds:g} s for that process to end.\n"
                 )
                 is_waiting = True
             time.sleep(_LOOK_EVERY_SECONDS)
@@ -56,14 +56,14 @@ def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]
 
 
 def _enter(stack: ExitStack, path: Path) -> bool:
-    """Takes the lock; False where another process holds it."""
+    """Acquires the lock; returns False if another process holds it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return stack.enter_context(locked(path, wait=False))
     except OSError as error:
         sys.stderr.write(
-            f"{path} cannot be locked ({error.strerror}). A second start of this run is not prevented. Do not start it "
-            "twice.\n"
+            f"{path} cannot be locked ({error.strerror}). A second start of this run cannot be prevented. Do not start "
+            "the run twice.\n"
         )
         return True
 
@@ -73,8 +73,8 @@ def wait_limit(
 ) -> float:
     """Returns the seconds that a start waits for the lock.
 
-    A requeued or restarted job waits until the watchdog of its predecessor has ended it. Other ranks wait for rank 0 at
-    most `timeout_seconds`, which limits the wait of runs with several processes.
+    A requeued or restarted job waits until the watchdog has ended its predecessor. In runs with several processes, the
+    wait is at most `timeout_seconds`, because the other ranks wait no longer for rank 0.
 
     Args:
         wait_seconds: `run.wait_seconds`.

@@ -1,4 +1,4 @@
-"""Reads provenance.json, and handles records of a run folder that a crash has damaged."""
+"""Reads provenance.json, and handles records of a run folder that are damaged or missing after a crash."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ def report_damaged_records(run_folder: Path) -> None:
         print_line(f"{summary} is damaged ({_extent(summary)}). It is rebuilt from metrics.jsonl when this start ends.")
     if provenance.is_file() and not read_starts(run_folder):
         aside = provenance.with_name(PROVENANCE_FILE + ".damaged")
-        text = f"{provenance} is damaged ({_extent(provenance)}). It is kept as {aside.name}, and a new one begins "
-        text += "with this start. It cannot be checked whether the data is the same as at the first start."
+        text = f"{provenance} is damaged ({_extent(provenance)}). It is renamed to {aside.name}, and a new file begins "
+        text += "with this start. Changes of the data since the first start cannot be detected."
         print_line(text)
         provenance.replace(aside)
 
@@ -42,9 +42,9 @@ def report_damaged_records(run_folder: Path) -> None:
 def find_lost_step(run_folder: Path, checkpoints: Location, newest: Location | None) -> int | None:
     """Returns the newest step of a run whose checkpoint is missing on disk; None if no checkpoint is missing.
 
-    The step comes from progress.json, which exists from the first start on. Earlier versions did not write it, and it
-    may be lost with the checkpoints. Then the step comes from summary.json if the run ended as planned, else, without
-    any checkpoint, from the newest row of metrics.jsonl.
+    The step is read from progress.json, which the first start creates. Earlier versions did not write this file, and it
+    may be lost together with the checkpoints. Without it, the step is read from summary.json if the run ended as
+    planned. Otherwise it is read from the newest row of metrics.jsonl, but only if the run has no checkpoint.
 
     Args:
         run_folder: Folder of the run.
@@ -66,7 +66,7 @@ def find_lost_step(run_folder: Path, checkpoints: Location, newest: Location | N
 
 
 def begin_records(run_folder: Path, checkpoint: Location | None, lost_step: int | None, is_new: bool) -> None:
-    """Reports that a run restarts at step 0 or at an older checkpoint, and begins progress.json at step 0.
+    """Reports that a run starts again at step 0 or at an older checkpoint, and resets progress.json for a start at 0.
 
     Call on rank 0.
     """
@@ -85,4 +85,4 @@ def begin_records(run_folder: Path, checkpoint: Location | None, lost_step: int 
 
 def _extent(path: Path) -> str:
     size = path.stat().st_size
-    return f"{size} bytes that are not a valid record" if size else "it is empty"
+    return f"{size} bytes that are not a valid record" if size else "the file is empty"

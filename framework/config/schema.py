@@ -1,6 +1,6 @@
-"""The fixed parts of a config, one dataclass a group; what may be of several kinds is a `Component` (see nodes.py).
+"""Settings of `framework.train`, one dataclass per config group; a group with several classes is a `Component`.
 
-Each dataclass checks what it can see alone; rules between groups stand in checks.py.
+Each dataclass checks its own values. checks.py contains the rules between groups, nodes.py the class `Component`.
 """
 
 from dataclasses import dataclass, field, fields
@@ -24,32 +24,46 @@ from framework.nn.lora import LoraSettings
 from framework.tasks.probing.probe import ProbeSettings
 
 MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
-"""Keys of the model that are left out come from the weights in `init_from`, the vocabulary size from the tokenizer."""
+"""Missing keys of the model are taken from the weights in `init_from`, the vocabulary size from the tokenizer."""
 
 
 _LARGEST = 10**12
-"""No count of a run needs more; beyond 2**63 Python itself refuses a length."""
+"""Largest accepted count, more than any run needs. Python rejects lengths of 2**63 and more."""
 
 
 def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
-    """Raises ConfigError where a value that is given lies below the minimum or is absurdly large."""
+    """Checks bounds of attributes; None is allowed.
+
+    Args:
+        group: Config group, for messages.
+        node: Settings of the group.
+        minimum: Smallest allowed value.
+        names: Names of the attributes.
+
+    Raises:
+        ConfigError: A value is below the minimum or above 10^12.
+    """
     for name in names:
         value = getattr(node, name)
         if value is not None and value > _LARGEST:
-            raise ConfigError(f"`{group}.{name}` is {value}, but it must be at most {_LARGEST:,}; lower it.")
+            raise ConfigError(f"`{group}.{name}` is {value}. It must be at most {_LARGEST:,}. Lower it.")
         if value is not None and value < minimum:
-            raise ConfigError(f"`{group}.{name}` is {value}, but it must be at least {minimum}; raise it.")
+            raise ConfigError(f"`{group}.{name}` is {value}. It must be at least {minimum}. Raise it.")
 
 
 def check_average_last(name: str, value: int) -> None:
-    """Raises ConfigError where the number of checkpoints to average is below 1."""
+    """Checks the number of checkpoints whose weights are averaged.
+
+    Raises:
+        ConfigError: The number is below 1.
+    """
     if value < 1:
-        raise ConfigError(f"`{name}` is {value}, but it must be at least 1; 1 takes no mean.")
+        raise ConfigError(f"`{name}` is {value}. It must be at least 1. Set 1 to average no checkpoints.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """Length, batch, update, validation and checkpoints of a run.
+    """Settings of the length, batch, update, validation and checkpoints of a run.
 
     The comments of conf/trainer/default.yaml, which `--help` prints, document each field.
     """
@@ -88,38 +102,39 @@ class TrainerConfig:
 
     @property
     def time_limit(self) -> TimeLimit | None:
-        """`max_time` as a length of time; None: no limit.
+        """Parses `max_time`; None: no limit.
 
         Raises:
-            ConfigError: It cannot be read as one.
+            ConfigError: The value is not a valid duration.
         """
         try:
             return None if self.max_time is None else TimeLimit.parse(self.max_time)
         except ValueError as error:
             raise ConfigError(
-                f"`trainer.max_time` cannot be used: {error}; write ten hours as 10:00:00, two days as 2-00:00:00."
+                f"`trainer.max_time` is not a valid duration: {error}. Write ten hours as 10:00:00, and two days as "
+                "2-00:00:00."
             ) from error
 
     @property
     def max_grad_norm(self) -> float | None:
-        """Returns `gradient_clip` as a bound; None: gradients are not clipped. A bound of 0 would train nothing."""
+        """Returns the bound of the gradient norm; None if `gradient_clip` is 0 or null: gradients are not clipped."""
         return self.gradient_clip or None
 
     @property
     def non_finite(self) -> NonFinite:
-        """What is done at a step that is not finite."""
+        """Returns the handling of steps with a loss or gradient that is not finite."""
         return NonFinite(self.on_non_finite, self.max_non_finite_steps)
 
     @property
     def patience(self) -> Patience | None:
-        """When the run ends before its last step; None: never."""
+        """Returns the rule for early stopping; None: the run does not stop early."""
         if self.early_stopping_patience is None:
             return None
         return Patience(self.early_stopping_patience, self.early_stopping_min_delta)
 
     @property
     def batch_warmup(self) -> BatchWarmup | None:
-        """How the global batch grows; None: it does not."""
+        """Returns the growth of the global batch; None: the batch does not grow."""
         if self.batch_warmup_start is None or self.batch_warmup_steps is None:
             return None
         return BatchWarmup(self.batch_warmup_start, self.batch_warmup_steps)
@@ -127,32 +142,33 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_steps is None and self.max_epochs is None:
             raise ConfigError(
-                "`trainer.max_steps` and `trainer.max_epochs` are null, so nothing says how long to train; set one "
-                "of them."
+                "`trainer.max_steps` and `trainer.max_epochs` are null. The length of a run must be given. Set one of "
+                "them."
             )
         if (self.global_batch_size is None) == (self.global_batch_tokens is None):
             raise ConfigError(
                 f"`trainer.global_batch_size` is {self.global_batch_size} and `trainer.global_batch_tokens` is "
-                f"{self.global_batch_tokens}, but exactly one of them says how large a step is; set the other to null."
+                f"{self.global_batch_tokens}. Exactly one of them must be set. Set the other to null."
             )
         if (self.batch_warmup_start is None) != (self.batch_warmup_steps is None):
             raise ConfigError(
                 f"`trainer.batch_warmup_start` is {self.batch_warmup_start} and `trainer.batch_warmup_steps` is "
-                f"{self.batch_warmup_steps}, but a growing batch needs both; set both, or both to null."
+                f"{self.batch_warmup_steps}. A growing batch needs both. Set both, or set both to null."
             )
         at_least("trainer", self, 1, "keep_every_n_steps")
         if self.keep_every_n_steps is not None and (
             self.checkpoint_every_n_steps is None or self.keep_every_n_steps % self.checkpoint_every_n_steps
         ):
             raise ConfigError(
-                f"`trainer.keep_every_n_steps` is {self.keep_every_n_steps}, but checkpoints are written by "
-                f"`trainer.checkpoint_every_n_steps`, which is {self.checkpoint_every_n_steps}; set the first to a "
-                "multiple of the second."
+                f"`trainer.keep_every_n_steps` is {self.keep_every_n_steps}, and `trainer.checkpoint_every_n_steps`, "
+                f"the interval of checkpoints, is {self.checkpoint_every_n_steps}. The first must be a multiple of the "
+                "second. Change one of them."
             )
         if self.on_non_finite == "roll_back" and self.checkpoint_every_n_steps is None:
             raise ConfigError(
                 "`trainer.on_non_finite` is roll_back, but `trainer.checkpoint_every_n_steps` is null, so there would "
-                "be no checkpoint to roll back to; set it, or choose skip."
+                "be no checkpoint to roll back to. Set `trainer.checkpoint_every_n_steps`, or use "
+                "trainer.on_non_finite=skip."
             )
         at_least("trainer", self, 1, "max_steps", "max_epochs", "global_batch_size", "global_batch_tokens")
         at_least("trainer", self, 1, "batch_warmup_start", "batch_warmup_steps")
@@ -166,19 +182,19 @@ class TrainerConfig:
         at_least("trainer", self, 0, "early_stopping_min_delta", "report_examples")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
-                f"`trainer.ema_decay` is {self.ema_decay}, but it must lie between 0 and 1; 0.999 is usual, null "
-                "keeps no average."
+                f"`trainer.ema_decay` is {self.ema_decay}. It must be greater than 0 and less than 1. A usual value is "
+                "0.999; null keeps no average."
             )
-        _ = self.time_limit  # raises where it cannot be read
+        _ = self.time_limit  # raises ConfigError if it is invalid
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer.
+    """Selection of the tokenizer.
 
     Attributes:
-        path: A folder with tokenizer.json or vocab.txt; null: the tokenizer of `init_from`.
-        fallback: The same, where `path` is null and `init_from` is null or brings no tokenizer.
+        path: Folder with tokenizer.json or vocab.txt; null: the tokenizer of `init_from`.
+        fallback: Folder that is used if `path` is null and `init_from` is null or contains no tokenizer.
     """
 
     path: str | None = None
@@ -187,18 +203,19 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StrategyConfig(Sharding):
-    """How ranks share the work, beside what `Sharding` says of the strategies that shard weights.
+    """Distribution of a run over ranks. `Sharding` documents the keys of the strategies that shard weights.
 
     Attributes:
-        name: "single" one process; "ddp" replicated weights; "fsdp2" sharded weights, gradients and optimizer state;
-            "hsdp" copies of the weights, each sharded over a group of ranks; "tp" all ranks share each matrix product;
-            "fsdp2_tp" groups of ranks share products, and the groups weights.
-        replicate_size: Copies, for "hsdp"; null: one a host, so that weights are gathered within a host and only
-            gradients travel between hosts (on one host there is one copy, which is "fsdp2").
-        tensor_parallel_size: Ranks that share each matrix product, for "tp" and "fsdp2_tp"; null: all.
-        activation_checkpointing: What layers keep of their forward pass for the backward pass.
-        compile: "none": layers run as they are; else the backend of torch.compile for each layer: "inductor", or
-            "aot_eager" to look for faults.
+        name: "single": one process; "ddp": replicated weights; "fsdp2": sharded weights, gradients and optimizer
+            state; "hsdp": copies of the weights, each sharded over a group of ranks; "tp": each matrix product is
+            split over all ranks; "fsdp2_tp": each matrix product is split over a group of ranks, and weights are
+            sharded over the groups.
+        replicate_size: Number of copies for "hsdp"; null: one per host, so that weights are gathered within a host and
+            only gradients are sent between hosts. One host has one copy, which is "fsdp2".
+        tensor_parallel_size: Ranks that split each matrix product, for "tp" and "fsdp2_tp"; null: all.
+        activation_checkpointing: Activations that layers keep from the forward pass for the backward pass.
+        compile: "none": layers are not compiled; else the torch.compile backend of each layer: "inductor", or
+            "aot_eager" for debugging.
     """
 
     name: StrategyName
@@ -212,15 +229,18 @@ class StrategyConfig(Sharding):
         for name, value in self.changed().items():
             if self.name not in SHARDED:
                 raise ConfigError(
-                    f"`strategy.{name}` is {value!r}, but strategy {self.name} keeps whole weights and gradients on "
-                    f"every rank; use {' or '.join(f'strategy={each}' for each in SHARDED)}, or leave the key away."
+                    f"`strategy.{name}` is {value!r}, but strategy={self.name} keeps whole weights and gradients on "
+                    f"every rank. Use {' or '.join(f'strategy={each}' for each in SHARDED)}, or remove the key."
                 )
 
     def shape(self, world_size: int) -> MeshShape:
-        """Of the mesh over that many processes.
+        """Returns the shape of the mesh over all processes.
+
+        Args:
+            world_size: Number of processes.
 
         Raises:
-            ConfigError: The strategy cannot run on so many, or what it shares out does not fit them.
+            ConfigError: The strategy does not support this number of processes, or one of its sizes does not fit it.
         """
         shape = mesh_shape(self.name, world_size, self.replicate_size, self.tensor_parallel_size)
         check_sharding(self, shape)
@@ -229,13 +249,13 @@ class StrategyConfig(Sharding):
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """The numbers that products are made of.
+    """Number format of matrix products.
 
     Attributes:
-        name: "fp32"; "bf16" or "fp16" for matrix products; "auto": bf16 where the hardware multiplies it natively, else
-            fp32; "float8" for the linear maps of layers, bf16 for the rest (CUDA with torchao, training only).
-        init_scale: What losses are multiplied by in fp16 at the start of a run, so that small gradients do not vanish.
-        growth_interval: Steps without an overflow after which that scale is doubled.
+        name: "fp32"; "bf16" or "fp16" for matrix products; "auto": bf16 if the hardware multiplies it natively, else
+            fp32; "float8" for the linear layers, bf16 for the rest (CUDA with torchao, training only).
+        init_scale: Factor of the loss in fp16 at the start of a run. It keeps small gradients from becoming zero.
+        growth_interval: Number of steps without an overflow after which the scale is doubled.
     """
 
     name: Literal["fp32", "bf16", "fp16", "auto", "float8"]
@@ -246,22 +266,22 @@ class PrecisionConfig:
         at_least("precision", self, 1, "growth_interval")
         if not SMALLEST_SCALE <= self.init_scale <= LARGEST_SCALE:
             raise ConfigError(
-                f"`precision.init_scale` is {self.init_scale}, but it must be between 1 and 2^127, the largest power "
-                "of two in fp32; 65536 is usual."
+                f"`precision.init_scale` is {self.init_scale}. It must be between 1 and 2^127, the largest power of "
+                "two in fp32. A usual value is 65536."
             )
 
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go beside the run folder.
+    """Tracking of metrics outside the run folder.
 
     Attributes:
         name: "none", or "wandb" (Weights & Biases).
-        project: The project on the server.
-        group: A group of runs on the server; null: the sweep of which the run is a job, if it is.
-        job_type: The kind of run in its group; null: in a sweep the values that the job tries, else "train".
-        tags: Words to find the run by.
-        mode: "online", "offline", or "auto": online where an API key is configured.
+        project: Project on the server.
+        group: Group of runs on the server; null: in a sweep the name of the sweep, else none.
+        job_type: Kind of run within its group; null: in a sweep the values of the job, else "train".
+        tags: Tags for searching the run.
+        mode: "online", "offline", or "auto": online if an API key is configured.
         log_model: Export the run when it has finished, and log the export as an artifact.
     """
 
@@ -276,11 +296,11 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """The trial of a search that the run is of.
+    """Trial of a search to which a run belongs.
 
     Attributes:
-        folder: Of the sweep.
-        number: Of the trial.
+        folder: Folder of the sweep.
+        number: Number of the trial.
     """
 
     folder: str
@@ -289,20 +309,20 @@ class TrialConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that `framework.train` takes: one field a config group.
+    """Settings of `framework.train`, one field per config group.
 
     Attributes:
-        seed: Decides order, pairs, masks, dropout and fresh weights.
-        init_from: Where weights start when nothing is resumed: a run (id or folder), an export, a Hugging Face folder
-            or hub name; null: fresh weights from the seed.
-        init_weights: Which weights of the run in `init_from`: as `TrainedConfig.weights`.
-        init_average_last: Over how many of its checkpoints the mean is taken: as `TrainedConfig.average_last`.
-        adapter: Low-rank updates that are trained in place of the weights; null: the weights themselves are trained.
-        augmentation: How texts of the training split are changed; null: they are not.
-        probes: What is read off the encoder's features while it is trained, by name.
-        check: True ends after all checks that need no GPU and prints what would run; a number N checks the config for N
+        seed: Seed of the data order, text pairs, masks, dropout and fresh weights.
+        init_from: Source of the starting weights of a run that does not resume: a run (id or folder), an export, a
+            Hugging Face folder or hub name; null: fresh weights from the seed.
+        init_weights: Weights of the run in `init_from`, as in `TrainedConfig.weights`.
+        init_average_last: Number of its checkpoints that are averaged, as in `TrainedConfig.average_last`.
+        adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
+        augmentation: Changes to texts of the training split; null: no changes.
+        probes: Probes that are fitted to the features of the encoder during the run, by name.
+        check: True: run all checks that need no GPU, print what would run, and exit; a number N: the same for N
             processes.
-        trial: Set by a search, see conf/hydra/sweeper/optuna.yaml; null: the run belongs to none.
+        trial: Trial of a search, which sets this key, see conf/hydra/sweeper/optuna.yaml; null: no search.
     """
 
     run: RunConfig
@@ -332,5 +352,6 @@ class TrainConfig:
         if self.init_from is None and (self.init_weights != "auto" or self.init_average_last != 1):
             raise ConfigError(
                 f"`init_weights` is {self.init_weights} and `init_average_last` is {self.init_average_last}, but "
-                "`init_from` is null; give the run whose weights are meant, or leave both out."
+                "`init_from` is null. Both keys select weights of the run in `init_from`. Set `init_from`, or remove "
+                "both keys."
             )

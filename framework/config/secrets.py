@@ -1,4 +1,4 @@
-"""Hides secrets in what is saved of a config: values from the environment, typed secrets, credentials in URLs."""
+"""Masks secrets in saved configs: values from the environment, typed secrets, and credentials in URLs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ MASK = "*** from the environment, not saved ***"
 
 
 class _Environment:
-    """Replaces OmegaConf's resolver of environment variables.
+    """Resolver of environment variables that hides secrets and replaces OmegaConf's own resolver.
 
     Attributes:
-        hides_all: Hide every variable, not only those named like secrets.
+        hides_all: Hide every variable, not only those with names of secrets.
     """
 
     def __init__(self) -> None:
@@ -46,17 +46,18 @@ def _replaced_environment() -> Iterator[_Environment]:
 
 
 def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of the resolved config without secrets.
+    """Returns a copy of the resolved config with masked secrets.
 
     A text that depends on an environment variable, directly or through other interpolations, is masked if the variable
-    or the key is named like a secret (`names_secret`). Typed secrets are hidden as in `without_typed_secrets`. Numbers
-    from the environment are never masked. Credentials in URLs are always hidden, and so are passwords in connection
-    strings from the environment.
-    Compare a saved config only with a masked one, so that a new password does not make a new run.
+    or the key has the name of a secret (`names_secret`). Typed secrets are hidden as in `without_typed_secrets`.
+    Numbers from the environment are never masked. Credentials in URLs are always hidden, and so are passwords in
+    connection strings from the environment.
+
+    Compare a saved config only with a masked config. Otherwise a changed password would make a new run.
 
     Args:
-        composed: The config before interpolations were resolved.
-        config: The same, resolved.
+        composed: Config before interpolations were resolved.
+        config: The same config, resolved.
     """
     with _replaced_environment() as environment:
         shown = {name: _masked(environment, composed, name, value, False) for name, value in config.items()}
@@ -64,11 +65,11 @@ def masked(composed: DictConfig, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_typed_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy of a config in plain containers without secrets that were typed.
+    """Returns a copy of a config in plain containers with typed secrets hidden.
 
-    Hides every text whose key, or the key of an enclosing group, is named like a secret, credentials in URLs, and
-    passwords in connection strings. A number is hidden only if its own key names a password. A second call changes
-    nothing.
+    Hides every text whose key, or the key of an enclosing group, has the name of a secret. Also hides credentials in
+    URLs and passwords in connection strings. A number is hidden only if its own key names a password. A second call
+    changes nothing.
     """
     return {name: _without_typed(name, value, False) for name, value in config.items()}
 
@@ -76,7 +77,7 @@ def without_typed_secrets(config: Mapping[str, Any]) -> dict[str, Any]:
 def _without_typed(name: str, value: Any, in_secret: bool) -> Any:
     in_secret = in_secret or names_secret(name)
     if isinstance(value, Mapping):
-        # A class is no secret, and without it the group could not be read.
+        # The name of a class is not a secret, and the group cannot be read without it.
         return {
             key: item if key == TARGET_KEY else _without_typed(str(key), item, in_secret) for key, item in value.items()
         }
@@ -92,7 +93,7 @@ def _without_typed(name: str, value: Any, in_secret: bool) -> Any:
 
 
 def is_masked(value: Any) -> bool:
-    """Returns whether a value, or a part of it, was a secret."""
+    """Returns True if a value, or a part of it, is masked."""
     return isinstance(value, str) and (MASK in value or HIDDEN in value)
 
 
@@ -100,11 +101,11 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
     """Returns the masked value of a key.
 
     Args:
-        environment: Decides which variables are hidden.
+        environment: Resolver that selects the hidden variables.
         parent: Container of the config before interpolations were resolved; None: the value was not in that config.
-        name: Key or index in it.
-        value: The resolved value.
-        in_secret: True if an enclosing group is named like a secret.
+        name: Key or index in `parent`.
+        value: Resolved value.
+        in_secret: True if an enclosing group has the name of a secret.
     """
     in_secret = in_secret or (isinstance(name, str) and names_secret(name))
     if not isinstance(value, Mapping | list | str):
@@ -130,8 +131,8 @@ def _shown_text(environment: _Environment, parent: Any, name: str | int, value: 
         environment: See `_masked`.
         parent: See `_masked`.
         name: See `_masked`.
-        value: The resolved text.
-        shown: What it becomes where secrets are hidden; None: it was not in the config.
+        value: Resolved text.
+        shown: Value that results when secrets are hidden; None: the key was not in the config.
     """
     if shown is not None and shown != value:
         return without_credentials(shown) if isinstance(shown, str) and shown != HIDDEN else MASK
@@ -144,7 +145,7 @@ def _shown_text(environment: _Environment, parent: Any, name: str | int, value: 
 
 
 def _without_texts(value: Any) -> Any:
-    """Returns a value in which every text is masked."""
+    """Returns a copy of a value with every text masked."""
     if isinstance(value, Mapping):
         return {key: _without_texts(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -153,7 +154,7 @@ def _without_texts(value: Any) -> Any:
 
 
 def _resolved(environment: _Environment, parent: Any, name: str | int, hides_all: bool) -> Any:
-    """Resolves a key under the replaced environment; None if the config lacks it."""
+    """Resolves a key with the replaced resolver of environment variables; None if the config lacks the key."""
     in_group = isinstance(parent, DictConfig) and not parent._is_none() and name in parent.keys()  # noqa: SIM118
     in_list = isinstance(parent, ListConfig) and not parent._is_none() and int(name) < len(parent)
     if not in_group and not in_list:

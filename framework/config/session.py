@@ -1,4 +1,4 @@
-"""One start of a run: its folder, what is written there first, its Trainer."""
+"""Objects and records of one start of a run: first files in the run folder, LightningDataModule, and Trainer."""
 
 import shutil
 from collections.abc import Mapping
@@ -56,18 +56,19 @@ from framework.tracking.summary_file import read_summary
 
 
 def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
-    """The config as run: with the whole model, and the precision that "auto" stands for."""
+    """Returns the config as the run uses it: with all keys of the model, and the precision that "auto" selects."""
     resolved = {name: value for name, value in config.items() if name not in ("experiment", "check")}
     return resolved | {"model": vars(parts.config).copy(), "precision": config["precision"] | {"name": precision.name}}
 
 
 def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> bool:
-    """True where the newest checkpoint of the run stands at its last step and its end was written down.
+    """Returns True if the run has finished: its summary says so, and its newest checkpoint is at the last step.
 
     Args:
-        folder: Of the run.
-        parts: Know the last step.
-        patience: Makes a step the last one where it is spent; with more of it the run goes on.
+        folder: Run folder.
+        parts: Components of the run, with its number of steps.
+        patience: Rule for early stopping, which may have ended the run before; None: no early stopping. If the rule of
+            this start allows more validations, the run is not finished.
     """
     summary = read_summary(folder.path)
     if folder.checkpoint is None or summary is None or summary["ended"] != "finished":
@@ -79,19 +80,19 @@ def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> b
     try:
         return patience.is_spent(read_state(folder.checkpoint)["callbacks"])
     except DamagedError:
-        return False  # an older checkpoint takes its place
+        return False  # the run resumes from an older checkpoint
 
 
 def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_size: int) -> None:
-    """Checks that all ranks mean the same run in the same folder, and writes its config, provenance and tokenizer.
+    """Checks that all ranks start the same run in the same folder, and writes its config, provenance and tokenizer.
 
     Collective: all ranks must call.
 
     Args:
-        folder: Of the run.
-        config: Resolved config as it runs, secrets masked.
-        parts: Of the run.
-        world_size: Processes in all.
+        folder: Run folder.
+        config: Resolved config of the run with masked secrets (`as_run`).
+        parts: Components of the run.
+        world_size: Number of processes.
 
     Raises:
         DistributedError: Ranks differ in config, code, data or library versions, or do not see the same folder.
@@ -99,7 +100,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
     report_examples = config["trainer"]["report_examples"]
     fingerprints = {"tokenizer": parts.tokenizer.fingerprint, "data": data_fingerprint(parts.sources)}
     check_same_data(folder, parts.tokenizer, fingerprints["data"])
-    # Ranks have read the weights each for itself: of a run that goes on meanwhile they could see different checkpoints.
+    # Each rank has read the weights itself. If their run is still training, ranks may have read different checkpoints.
     start = {"init_from": parts.weights.source} if parts.weights is not None else {}
     check_agreement(facts_to_agree_on(config, fingerprints) | start)
     check_shared_folder(folder.path)
@@ -127,7 +128,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
 
 
 def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
-    """Returns what evaluation, prediction, export and status need of a task, beside its config."""
+    """Returns the record of a task, without its config, that evaluation, prediction, export and status need."""
     return {
         **task.side_config(),
         "head": task.head_kind,
@@ -137,14 +138,18 @@ def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
 
 
 def prepare_training_texts(parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str) -> None:
-    """Computes what an augmentation must know before the first step. Collective: all ranks must call."""
+    """Prepares the augmentation before the first step (`prepare_word_samples`). Collective: all ranks must call."""
     device = torch.device(device_type, info.local_rank) if device_type == "cuda" else torch.device(device_type)
     source = parts.sources["train"]
     prepare_word_samples(source, parts.weights, parts.config, parts.tokenizer, folder.path, device)
 
 
 def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_type: str) -> EncoderDataModule:
-    """The LightningDataModule of a run; an `auto` budget is chosen when the model has its memory (`AutoBudget`)."""
+    """Builds the LightningDataModule of a run.
+
+    If `trainer.micro_batch_tokens` is "auto", the callback `AutoBudget` sets the token budget when the model is in
+    memory.
+    """
     shape = settings.strategy.shape(info.world_size)
     budget = settings.trainer.micro_batch_tokens
     longest = max(source.max_length for source in parts.sources.values())
@@ -172,7 +177,7 @@ def build_run_trainer(
     info: ProcessInfo,
     device_type: str,
 ) -> Trainer:
-    """The Trainer of a run that was started, with its callbacks and, on rank 0, its logger."""
+    """Builds the Trainer of a started run with its callbacks and, on rank 0, its logger."""
     cadence = Cadence(
         max_steps=parts.max_steps,
         log_every_n_steps=settings.trainer.log_every_n_steps,
@@ -219,7 +224,7 @@ def build_run_trainer(
 def _first_callbacks(
     settings: TrainConfig, parts: Parts, folder: RunFolder, info: ProcessInfo, device_type: str
 ) -> list[Callback]:
-    """Returns the callbacks that report at the start and the optional ones, which run before the standard ones."""
+    """Returns the callbacks that run before the standard ones: reports at the start, and optional callbacks."""
     callbacks: list[Callback] = [DataLines(_facts(parts, settings.trainer.report_examples), folder.path)]
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
@@ -233,13 +238,13 @@ def _first_callbacks(
 
 
 def _facts(parts: Parts, report_examples: int | None) -> dict[str, SplitFacts]:
-    """Returns the facts about the data; without examples in the report no message quotes the data either."""
+    """Returns the facts about the data. They contain no texts if the report shows no examples."""
     facts = facts_of(parts.sources)
     return facts if report_examples else without_texts(facts)
 
 
 def _flops_per_token(parts: Parts) -> float | None:
-    """None where a part of the model is frozen, as the formula counts a whole backward pass."""
+    """Returns the FLOPs per token; None if parameters are frozen, because the formula assumes a full backward pass."""
     if not all(parameter.requires_grad for parameter in parts.model.parameters()):
         return None
     return training_flops_per_token(parts.config, round(parts.sources["train"].mean_length))

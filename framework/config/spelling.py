@@ -16,19 +16,21 @@ from framework.config.nodes import TARGET_KEY, Component, fits, hints_of, import
 
 
 def keep_spelling(config: DictConfig, schema: type, overrides: Sequence[str]) -> None:
-    """Replaces command-line values by their spelling, in place, for keys that take text but not the parsed type.
+    """Replaces parsed values of the command line by their spelling if their key takes text, but not the parsed type.
+
+    The config is changed in place.
 
     Args:
-        config: The composed config.
-        schema: The dataclass of the command's settings.
-        overrides: The command line, as it was typed.
+        config: Composed config.
+        schema: Dataclass of the command's settings.
+        overrides: Command line as it was typed.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
         if override.is_delete() or override.is_sweep_override() or "/" in key:
             continue
         value = override.value()
-        # A later override may have replaced it.
+        # A later override may have replaced the value.
         if not isinstance(value, bool | int | float) or repr(OmegaConf.select(config, key)) != repr(value):
             continue
         hint = hint_at(schema, config, key.split("."))
@@ -38,7 +40,7 @@ def keep_spelling(config: DictConfig, schema: type, overrides: Sequence[str]) ->
 
 
 def takes_text(hint: Any) -> bool:
-    """Returns whether text is among the types of a hint."""
+    """Returns True if text is among the types of a hint."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return str in options or Path in options
 
@@ -47,9 +49,9 @@ def hint_at(target: Any, config: Any, names: Sequence[str]) -> Any:
     """Returns the type hint of a key; Any if it is unknown.
 
     Args:
-        target: The dataclass, or the target of a part, that the config feeds.
+        target: Dataclass or component class whose values are in the config.
         config: Config that contains the key.
-        names: The parts of the dotted key.
+        names: Parts of the dotted key.
     """
     name, rest = names[0], names[1:]
     hint = hints_of(target).get(name, Any)
@@ -67,7 +69,7 @@ def hint_at(target: Any, config: Any, names: Sequence[str]) -> Any:
 
 
 def _inside(kind: Any, metadata: Mapping[str, Any], node: Any, names: Sequence[str]) -> Any:
-    """Returns the hint of a key inside a part or a dataclass."""
+    """Returns the hint of a key inside a component or a dataclass."""
     if kind is Component or (isinstance(node, Mapping | DictConfig) and TARGET_KEY in node):
         target = metadata.get("target")
         if target is None and isinstance(node, Mapping | DictConfig) and TARGET_KEY in node:

@@ -1,4 +1,4 @@
-"""What watches over one start of a run: a log file for each rank, the report of a failure, the watchdog."""
+"""Supervision of one start of a run: a log file per rank, the failure report, and the watchdog."""
 
 import logging
 import os
@@ -23,32 +23,32 @@ _LIVE = "live"
 
 
 class Supervision:
-    """Entered by all ranks, after they met and the run folder is there; around everything that trains.
+    """Context that supervises training. All ranks enter it after the process group and the run folder exist.
 
-    `logs/` in the run folder gets rank_00000.log and so on, to which each start adds, and failure.json, which tells of
-    the newest failure. What ranks tell each other lies in logs/live/, in a folder of its own for each start: nothing
-    that an earlier start left can be taken for news.
+    The folder `logs/` of the run contains rank_00000.log and so on, to which each start appends, and failure.json with
+    the newest failure. Ranks exchange messages in a new folder in logs/live/ for each start, so that files of an
+    earlier start are never read.
     """
 
     def __init__(self, run_folder: Path, info: ProcessInfo, timeout_seconds: float) -> None:
-        """Takes what is watched.
+        """Stores the arguments. Supervision begins on entry.
 
         Args:
-            run_folder: Shared by all ranks.
+            run_folder: Run folder, shared by all ranks.
             info: This process.
-            timeout_seconds: The longest time a rank may go without progress.
+            timeout_seconds: Longest time in seconds that a rank may make no progress.
         """
         self.logs = run_folder / LOGS_FOLDER
         self.info = info
         self.timeout_seconds = timeout_seconds
-        self._leaving = ExitStack()
+        self._exits = ExitStack()
 
     def __enter__(self) -> None:
-        """Begins. Collective: all ranks must call."""
+        """Opens the log, the failure report and the watchdog. Collective: all ranks must call."""
         name = gather(f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{socket.gethostname()}-{os.getpid()}")[0]
         live = self.logs / _LIVE / name
-        on_first_rank(lambda: _make_anew(live))
-        self._leaving.enter_context(rank_log(self.logs, self.info.rank))
+        on_first_rank(lambda: _recreate(live))
+        self._exits.enter_context(rank_log(self.logs, self.info.rank))
         logger.info(
             "start at %s UTC: host %s, pid %d, rank %d of %d, attempt %s",
             f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}",
@@ -63,13 +63,13 @@ class Supervision:
         REPORT.open(live, self.logs, log, beats)
         watchdog = Watchdog(beats, self.info.rank, log, self.timeout_seconds)
         watchdog.start()
-        self._leaving.callback(watchdog.stop)
+        self._exits.callback(watchdog.stop)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Ends; after an error, only when the ranks have found out which failure came first."""
-        with self._leaving:
+        """Ends the supervision. After an error, waits until the ranks have determined which failure came first."""
+        with self._exits:
             if error is None:
                 logger.info("end")
                 REPORT.close()
@@ -78,7 +78,7 @@ class Supervision:
                 logger.error("this rank failed", exc_info=error)
 
 
-def _make_anew(live: Path) -> None:
-    """Makes the folder of a start and removes those of earlier ones."""
+def _recreate(live: Path) -> None:
+    """Creates the folder of a start and removes the folders of earlier starts."""
     shutil.rmtree(live.parent, ignore_errors=True)
     live.mkdir(parents=True)

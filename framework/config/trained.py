@@ -1,4 +1,4 @@
-"""Opens what was trained: a run, a checkpoint or an export, with the task and the tokenizer that belong to it."""
+"""Opens trained models: a run, a checkpoint or an export, with its task and tokenizer."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from framework.config.build import build_model, data_kind
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.records import Record
-from framework.config.run_folder import joined_by, read_config, read_task_record
+from framework.config.run_folder import read_config, read_task_record, recorded_pair_separators
 from framework.config.run_records import read_starts
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.examples.splits import SplitFiles
@@ -34,25 +34,25 @@ from framework.tasks.task import Task, TaskModel
 from framework.tracking.run_files import CONFIG_FILE, TASK_FILE
 
 DATA_KEY = "data"
-"""Key of an export's record for the format of its data files."""
+"""Key in the record of an export; its value is the format of the data files."""
 
 _TIMEOUT_SECONDS = 600.0
-"""How long a process waits for the others, which may be slower by a micro-batch or two."""
+"""Time that a process waits for other processes, which may be slower by one or two micro-batches."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model before it has a device.
+    """Trained model before it is moved to a device.
 
     Attributes:
-        weights: All of them, on the CPU.
-        tokenizer: The one it was trained with.
-        task: With what it found in its data.
-        record: What an export keeps of the task: `config`, and what `Task.side_config` gives.
-        folder: The run folder; None for an export.
-        data_record: Data that it was trained on; None for an export.
-        data_layout: Format of its data files: `data_record`, or the part of it that an export keeps; None: unknown.
-        step_size: Items of an optimizer step; None for an export, or where it is given in tokens.
+        weights: All weights, on the CPU.
+        tokenizer: Tokenizer of the training.
+        task: Task, with the values that it derived from its training data, such as labels.
+        record: Record of the task, which an export contains too: `config` and the values of `Task.side_config`.
+        folder: Run folder; None for an export.
+        data_record: Record of the training data; None for an export.
+        data_layout: Format of the data files: `data_record`, or the part of it that an export keeps; None: unknown.
+        step_size: Items per optimizer step; None for an export, or if the run gives tokens per step.
     """
 
     weights: PretrainedWeights
@@ -66,18 +66,19 @@ class Trained:
 
     @property
     def data(self) -> Component | None:
-        """Returns the data that it was trained on, checked; None for an export.
+        """Returns the validated component of the training data; None for an export.
 
         Raises:
-            FrameworkError: See `Record.component`.
+            FrameworkError: The record cannot be used, see `Record.component`.
         """
         return None if self.data_record is None else self.data_record.component(data_kind(type(self.task)))
 
     @property
     def file_layout(self) -> SplitFiles | None:
-        """Returns the reader of its data files, for other files like them; None if there is none, or it is untrusted.
+        """Returns the reader of the training files, for new files of the same format.
 
-        Prediction does not need it, so a damaged record is no error here.
+        Returns None if the model records no reader, or if the record is damaged or names untrusted code. This is not
+        an error, because prediction works without the reader.
         """
         if self.data_layout is None:
             return None
@@ -90,15 +91,15 @@ class Trained:
 
 
 def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:
-    """Reads a run (id or folder), a checkpoint of one, or an export of Cloze.
+    """Reads a run (id or folder), a checkpoint of a run, or an export of Cloze.
 
     Args:
-        settings: Which one, and which of its weights.
-        changes: Values of `Task.changeable_keys` that training did not have.
+        settings: Settings that select the model and its weights.
+        changes: Values of `Task.changeable_keys` that differ from training.
 
     Raises:
-        ConfigError: A key is not among those that may be changed, or its value is none that the task takes.
-        CheckpointError: Nothing is there, it cannot be read, or it does not say which task it was trained for.
+        ConfigError: A key may not be changed, or the task rejects its value.
+        CheckpointError: The model does not exist, cannot be read, or does not record the task that it was trained for.
     """
     trained = open_model(settings, changes)
     check_names_task(trained)
@@ -106,27 +107,29 @@ def open_trained(settings: TrainedConfig, changes: Mapping[str, Any] | None = No
 
 
 def check_names_task(trained: Trained) -> None:
-    """Checks that a model says which task it was trained for.
+    """Checks that a model records the task that it was trained for.
 
     Raises:
-        CheckpointError: It does not, as the published models of others.
+        CheckpointError: The model does not record its task. Published models that Cloze did not train do not.
     """
     if "config" not in trained.record:
         raise CheckpointError(
-            f"{trained.weights.source} does not say which task it was trained for. Prediction needs the task. Give a "
-            "run, or a folder that framework.export wrote."
+            f"{trained.weights.source} does not record the task that it was trained for. Prediction needs the task. "
+            "Give a run, or a folder that framework.export wrote."
         )
 
 
 def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None) -> Trained:
-    """Reads what `open_trained` reads, or a published model of others, whose task is to embed texts.
+    """Reads a model like `open_trained`, and also published models that Cloze did not train.
+
+    A published model gets the task of embedding texts.
 
     Args:
-        settings: As of `open_trained`.
-        changes: As of `open_trained`.
+        settings: See `open_trained`.
+        changes: See `open_trained`.
 
     Raises:
-        FrameworkError: As of `open_trained`, except that the task of published models is not known.
+        FrameworkError: The model cannot be used, as in `open_trained`. A published model needs no recorded task.
     """
     source, runs = settings.run, Path(settings.runs)
     run = find_run(source, runs)
@@ -134,16 +137,19 @@ def open_model(settings: TrainedConfig, changes: Mapping[str, Any] | None = None
     file = run[0] / TASK_FILE if run is not None else Path(source) / EXPORT_RECORD_FILE
     record = read_task_record(run[0]) if run is not None else weights.task_record
     if weights.tokenizer_dir is None:
-        raise CheckpointError(f"{source} holds no tokenizer; give a run, or a folder that framework.export wrote.")
+        raise CheckpointError(
+            f"{source} contains no tokenizer. A model can only be used with its tokenizer. Give a run, or a folder "
+            "that framework.export wrote."
+        )
     if run is None and "config" not in record:
         return _open_published(weights, weights.tokenizer_dir)
     if "config" not in record:
-        raise CheckpointError(f"{file} does not name the task of the run. Predictions need it. Restore the file.")
+        raise CheckpointError(f"{file} does not name the task of the run. Prediction needs the task. Restore the file.")
     task = build_task(Record(file, "task", record["config"], settings.trust), changes or {})
     with reading_record(file, "Restore the file"):
         task.restore(record)
         task.restore_files(run[0] if run is not None else weights.tokenizer_dir)
-        separators = joined_by(record)
+        separators = recorded_pair_separators(record)
         if separators not in (1, 2):
             raise ValueError(f"{separators} separators between the texts of a pair")
     tokenizer = Tokenizer.from_folder(weights.tokenizer_dir, separators)
@@ -181,12 +187,12 @@ def _recorded_fingerprint(run_folder: Path | None, record: Mapping[str, Any]) ->
 
 
 def check_tokenizer(tokenizer: Tokenizer, weights: PretrainedWeights, recorded: str | None) -> None:
-    """Checks that a tokenizer is the one with which weights were trained.
+    """Checks that weights were trained with a tokenizer.
 
     Args:
         tokenizer: Tokenizer stored with the weights.
         weights: Trained weights.
-        recorded: Fingerprint recorded by the training; None: unknown.
+        recorded: Fingerprint of the tokenizer in training; None: unknown.
 
     Raises:
         CheckpointError: The fingerprints differ, or the tokenizer has more tokens than the embeddings have rows.
@@ -199,12 +205,17 @@ def check_tokenizer(tokenizer: Tokenizer, weights: PretrainedWeights, recorded: 
     if tokenizer.vocab_size > weights.config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {tokenizer.folder} has {tokenizer.vocab_size} tokens, but {weights.source} has "
-            f"{weights.config.vocab_size} embeddings. Each token needs one. Restore the tokenizer's files."
+            f"{weights.config.vocab_size} embeddings. Each token needs an embedding. Restore the files of the "
+            "tokenizer."
         )
 
 
 def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
-    """The task of a record, with values that training did not have; a group of keys keeps what is not named.
+    """Builds the task of a record with changed values. Keys of a group that are not changed keep their values.
+
+    Args:
+        record: Record of the task.
+        changes: Values of `Task.changeable_keys` that differ from training.
 
     Raises:
         ConfigError: A key is not among `Task.changeable_keys`, or the task rejects its value; or the record names
@@ -215,10 +226,8 @@ def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
     changeable = recorded.target.changeable_keys  # type: ignore[attr-defined]
     for key in changes:
         if key not in changeable:
-            allowed = (
-                f"what may be changed is {', '.join(changeable)}" if changeable else "nothing of it may be changed"
-            )
-            raise ConfigError(f"`task.{key}` belongs to how the model was trained; {allowed}.")
+            allowed = f"Only {', '.join(changeable)} may change" if changeable else "No key of this task may change"
+            raise ConfigError(f"`task.{key}` is fixed by the training. {allowed}. Remove `task.{key}`.")
     config = record.node
     merged = {key: {**config.get(key, {}), **new} if isinstance(new, Mapping) else new for key, new in changes.items()}
     changed = check_component("task", {**config, **merged})
@@ -227,17 +236,18 @@ def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
 
 
 def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
-    """The model with its weights on a device.
+    """Builds the model with its weights on a device.
 
     Raises:
-        CheckpointError: Weights of the head are missing, or of another shape.
+        CheckpointError: Weights of the head are missing or have another shape.
     """
     model = build_model(trained.task, trained.weights.config)
     fresh = {name for name, _ in model.named_parameters() if name.startswith("head.")}
     fresh -= {f"head.{name}" for name in trained.weights.heads}
     if fresh:
         raise CheckpointError(
-            f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}; export or train it again."
+            f"{trained.weights.source} lacks weights of its head, for example {min(fresh)}. All weights are required. "
+            "Export or train the model again."
         )
     materialize(model, starting_values(trained.weights, trained.weights.config, seed=0)(model), device)
     return model
@@ -245,15 +255,17 @@ def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:
 
 @contextmanager
 def open_inference(trained: Trained, micro_batch_tokens: int, precision_name: str) -> Iterator[Inference]:
-    """The model on this process's device, with a process group where there are several. All ranks must enter.
+    """Moves the model to the device of this process, in a process group if there are several processes.
+
+    Collective: all ranks must enter.
 
     Args:
-        trained: Of `open_trained`; read before, so that a file that is missing costs nothing.
+        trained: Result of `open_trained`, read before the process group is created, so that errors in files come early.
         micro_batch_tokens: Token budget of a forward pass.
-        precision_name: Of the forward pass.
+        precision_name: Precision of the forward pass.
 
     Raises:
-        CheckpointError: Weights of the head are missing, or of another shape.
+        CheckpointError: Weights of the head are missing or have another shape.
     """
     info = process_info()
     kind = device_type()
@@ -272,7 +284,7 @@ def build_inference(
     info: ProcessInfo = ProcessInfo(),  # noqa: B008  immutable
     mesh: DeviceMesh | None = None,
 ) -> Inference:
-    """Puts the model on the device of this process.
+    """Moves the model to the device of this process.
 
     Args:
         trained: Result of `open_trained` or `open_model`.
@@ -282,7 +294,7 @@ def build_inference(
         mesh: Mesh over all processes; None for a single process.
 
     Raises:
-        CheckpointError: Weights of the head are missing, or of another shape.
+        CheckpointError: Weights of the head are missing or have another shape.
     """
     kind = device_type()
     device = torch.device(kind, info.local_rank) if kind == "cuda" else torch.device(kind)

@@ -1,4 +1,4 @@
-"""The Weights & Biases run of a run folder: opened for the training, and once more for its model."""
+"""Opens the Weights & Biases run of a run folder, for training and again to log the model."""
 
 import time
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def open_wandb_run(run_folder: Path, settings: LoggerConfig) -> "WandbLogger":
-    """Opens it under the id of the folder, with the config as it was saved: with secrets masked. On rank 0 only."""
+    """Opens the W&B run whose id is the name of the run folder, with its saved config. Call on rank 0 only.
+
+    Secrets are masked in the saved config.
+    """
     return build_wandb_logger(
         run_folder,
         run_folder.name,
@@ -32,11 +35,11 @@ def open_wandb_run(run_folder: Path, settings: LoggerConfig) -> "WandbLogger":
     )
 
 
-def log_model_if_wanted(run_folder: Path, settings: LoggerConfig, trust: Sequence[str]) -> None:
-    """Exports a run that has finished into its folder, and logs the export as an artifact of its W&B run.
+def log_model_if_configured(run_folder: Path, settings: LoggerConfig, trust: Sequence[str]) -> None:
+    """Exports a finished run into its folder, and logs the export as an artifact of its W&B run.
 
-    The W&B run has ended with the training and is opened again under its id; offline that is one more segment, which
-    `wandb sync` joins. Call on rank 0 only.
+    Does nothing unless `logger.log_model` is true. The W&B run ended with the training and is opened again under its
+    id. Offline, this creates another segment, which `wandb sync` joins to the first. Call on rank 0 only.
 
     Args:
         run_folder: Run folder.
@@ -55,6 +58,6 @@ def log_model_if_wanted(run_folder: Path, settings: LoggerConfig, trust: Sequenc
 
 
 def _wait_for_a_new_second(run_folder: Path) -> None:
-    """W&B names a segment's folder by the second and the id: within one second it would write over the last one."""
+    """Waits until the name of a new W&B segment is free, because W&B names its folder by the current second."""
     while list((run_folder / "wandb").glob(f"*run-{time.strftime('%Y%m%d_%H%M%S')}-*")):
         time.sleep(0.1)

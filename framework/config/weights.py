@@ -1,7 +1,7 @@
-"""Where weights start: a run, a checkpoint, an export or published weights, all read into one form on the CPU.
+"""Reads starting weights from a run, a checkpoint, an export or published weights into one format on the CPU.
 
-The order of starts, stated once: the run's newest complete checkpoint (see run_folder.py) > `init_from` (here) > fresh
-values from the seed (framework.nn.initialization).
+A run resumes from its newest complete checkpoint (run_folder.py) if there is one. Else it starts from `init_from`
+(this module). Without `init_from` it starts from fresh values (framework.nn.initialization).
 """
 
 import functools
@@ -35,12 +35,15 @@ from framework.tracking.run_status import named_run
 
 
 def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
-    """The run folder that a name means, and the folder in which to look for its checkpoint; None where it means no run.
+    """Finds the run that a name means.
 
     Args:
         source: Run id in `runs` or one of its sub-folders, such as a sweep; the path of a run folder; or the path or
             URL of a checkpoint.
-        runs: The folder that holds the run folders.
+        runs: Folder that contains the run folders.
+
+    Returns:
+        The run folder, and the path to pass to `find_checkpoint`; None if the name does not mean a run.
 
     Raises:
         CheckpointError: Several runs have the id.
@@ -50,7 +53,7 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
         return named, named
     checkpoint = location(source)
     checkpoints = checkpoint.parent
-    # Those that are kept elsewhere are in a folder of the run's id.
+    # Checkpoints outside of the run folder are in a folder that is named after the run id.
     folder = Path(source).parent.parent if checkpoints.name == CHECKPOINTS else runs / checkpoints.name
     if (folder / CONFIG_FILE).is_file() and saved_checkpoints_folder(folder).resolve() == checkpoints.resolve():
         return folder, checkpoint
@@ -60,16 +63,17 @@ def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
 def find_weights(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> PretrainedWeights:
     """Reads weights from a run (id or folder), a checkpoint, an export, a Hugging Face folder or hub name.
 
-    What a run trained as low-rank updates is added to its weights.
+    Low-rank updates of a run are added to its weights.
 
     Args:
-        source: A run id below `runs`, or a path, or a name on the Hugging Face hub.
-        runs: The folder that holds the run folders.
-        weights: Which ones of a run (`framework.checkpoint.load.read_full_state`).
-        average_last: Over how many checkpoints of a run the mean is taken.
+        source: Run id below `runs`, path, or name on the Hugging Face hub.
+        runs: Folder that contains the run folders.
+        weights: Selection among the weights of a run (`framework.checkpoint.load.read_full_state`).
+        average_last: Number of checkpoints of a run whose weights are averaged.
 
     Raises:
-        CheckpointError: Nothing is found there, it cannot be read, or what is no run is to have other weights than one.
+        CheckpointError: The source does not exist or cannot be read; or it is not a run, but `weights` or
+            `average_last` selects weights of a run.
     """
     run = find_run(source, runs)
     if run is not None:
@@ -82,15 +86,16 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
         return weights_from_state(str(loaded.folder), config, state, record.get("head"), record, tokenizer)
     if weights != "auto" or average_last != 1:
         raise CheckpointError(
-            f"{source} is no run, so it has one set of weights and no choice among them ({weights}, mean of "
-            f"{average_last}); leave the choice out, or give a run."
+            f"{source} is not a run, so the selection of weights ({weights}, mean of {average_last}) does not apply. "
+            "Only a run has several sets of weights. Remove the selection, or give a run."
         )
     if "://" in source:
         raise CheckpointError(
-            f"{source} is no checkpoint of a run in {runs}; give the run folder, or where `runs` are."
+            f"{source} is not a checkpoint of a run in {runs}. A checkpoint can only be read with its run folder. Give "
+            "the run folder, or set `runs` to the folder that contains it."
         )
     if source.startswith((".", "/", "~")) and not Path(source).is_dir():
-        raise CheckpointError(f"{source} is not there; give a run id, a folder, or a name on the Hugging Face hub.")
+        raise CheckpointError(f"{source} does not exist. Give a run id, a folder, or a name on the Hugging Face hub.")
     if Path(source).is_dir():
         return load_pretrained(source)
     try:
@@ -100,17 +105,23 @@ def find_weights(source: str, runs: Path, weights: Weights = "auto", average_las
 
 
 def find_adapter(source: str, runs: Path, weights: Weights = "auto", average_last: int = 1) -> TrainedAdapter:
-    """Reads the weights of a run and its updates beside them; arguments as of `find_weights`.
+    """Reads the weights of a run and its low-rank updates without merging them.
+
+    Args:
+        source: See `find_weights`.
+        runs: See `find_weights`.
+        weights: See `find_weights`.
+        average_last: See `find_weights`.
 
     Raises:
-        CheckpointError: It is no run that trained updates, or it cannot be read.
+        CheckpointError: The source is not a run with an adapter, or it cannot be read.
     """
     run = find_run(source, runs)
     adapter = read_adapter(run[0]) if run is not None else None
     if run is None or adapter is None:
         raise CheckpointError(
-            f"{source} is no run with an adapter, so there is none to be written; give a run that was trained with "
-            "adapter=lora, or use lora=merge."
+            f"{source} is not a run with an adapter. lora=separate exports an adapter. Give a run that was trained "
+            "with adapter=lora, or use lora=merge."
         )
     state = _read_run(source, run[1], weights, average_last).state
     base = read_config(run[0])["init_from"]
@@ -124,11 +135,11 @@ def _read_model_config(folder: Path) -> EncoderConfig:
         try:
             return EncoderConfig(**values)
         except ConfigError as error:
-            raise CheckpointError(f"{file} describes no encoder that Cloze can build: {error}") from error
+            raise CheckpointError(f"{file} describes an encoder that Cloze cannot build: {error}") from error
 
 
 def read_adapter(folder: Path) -> LoraSettings | None:
-    """The settings of the updates that the run in a folder trains; None where it trains the weights themselves.
+    """Reads the adapter settings of the run in a folder; None if the run trains the weights themselves.
 
     Raises:
         CheckpointError: The record is damaged.
@@ -155,12 +166,15 @@ def _read_run(source: str, named: Location, weights: Weights, average_last: int)
 def starting_values(
     weights: PretrainedWeights | None, config: EncoderConfig, seed: int
 ) -> Callable[[TaskModel], Iterator[tuple[str, Callable[[], Tensor]]]]:
-    """What `EncoderModule` takes: from a model to a maker of each parameter's full value.
+    """Returns the initial values of a model, in the form that `EncoderModule` takes.
 
     Args:
-        weights: Where they have a value it is taken; None: all values are fresh.
-        config: Of the encoder.
-        seed: Of fresh values.
+        weights: Starting weights; parameters that they lack get fresh values. None: all values are fresh.
+        config: Encoder configuration.
+        seed: Seed of fresh values.
+
+    Returns:
+        Function of a model that yields, for each parameter, its name and a function that returns its full value.
     """
 
     def values(model: TaskModel) -> Iterator[tuple[str, Callable[[], Tensor]]]:

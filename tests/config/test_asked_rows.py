@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from framework.config.asked_rows import read_asked
+from framework.config.asked_rows import read_input_rows
 from framework.config.command_schema import InputColumns, PredictConfig
 from framework.config.schema import PrecisionConfig
 from framework.data.examples.splits import SplitFiles
@@ -53,7 +53,7 @@ def ask(file: Path, content: str, task: Fields, layout: SplitFiles | None, **set
     """Returns the values and the kept columns of each row; None and the error for a bad one."""
     file.write_text(content, encoding="utf-8")
     config = PredictConfig(run="r", precision=PrecisionConfig(name="fp32"), input=str(file), **settings)
-    asked = read_asked(config, task, None, layout)  # type: ignore[arg-type]
+    asked = read_input_rows(config, task, None, layout)  # type: ignore[arg-type]
     return [(each.row.values, each.kept) if each.row else (None, each.error) for each in asked]
 
 

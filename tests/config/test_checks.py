@@ -36,7 +36,7 @@ def test_ranks_that_share_products_take_whole_heads():
     for size in (1, 2, 3, 4, 6, 12):
         check_tensor_parallel(CONFIG, size)
     for size in (5, 8, 24):
-        expected = f"model.num_heads=12 cannot be shared by {size} ranks, since each takes whole heads; set "
+        expected = f"model.num_heads=12 cannot be split over {size} ranks. Each rank computes whole heads. Set "
         with pytest.raises(ConfigError, match=re.escape(expected) + r".* one of 1, 2, 3, 4, 6, 12\."):
             check_tensor_parallel(CONFIG, size)
 
@@ -46,7 +46,8 @@ def test_every_rank_has_some_words_and_channels(name: str):
     # 10 in 4 parts: 3, 3, 3, 1; 9 in 4 parts: 3, 3, 3 and nothing.
     check_tensor_parallel(replace(CONFIG, **{name: 10}), 4)
     with pytest.raises(
-        ConfigError, match=f"model.{name}=9 cannot be shared by 4 ranks, since parts of 3 leave nothing"
+        ConfigError,
+        match=f"model.{name}=9 cannot be split over 4 ranks. With parts of 3, the last rank would get nothing",
     ):
         check_tensor_parallel(replace(CONFIG, **{name: 9}), 4)
 
@@ -62,9 +63,9 @@ def test_probes_are_a_free_key_that_is_checked():
     settings = build_settings(probed, world_size=2)
     assert settings.probes["sst2"].data.format.columns == ["text", "label"]
     assert identity_text(probed) == identity_text(plain_run)
-    with pytest.raises(ConfigError, match=r"unknown config key `probes.sst2.pool`; did you mean `pooling`\?"):
+    with pytest.raises(ConfigError, match=r"unknown config key `probes.sst2.pool`\. Did you mean `pooling`\?"):
         build_settings(mistyped, world_size=2)
-    with pytest.raises(ConfigError, match=r"`trainer.probe_every_n_steps` is 5, but there are no `probes`"):
+    with pytest.raises(ConfigError, match=r"`trainer.probe_every_n_steps` is 5, but `probes` is empty"):
         build_settings(lonely, world_size=2)
 
 

@@ -51,7 +51,7 @@ def test_ids_and_outputs_are_those_of_transformers(head_kind, family, tmp_path, 
     export_huggingface(folder, config, model.state_dict(), head_kind, tmp_path, {"pooling": "mean"})
     monkeypatch.setattr(export_comparison, "build_trained_model", lambda *_: model)
     trained = FakeTrained(tokenizer, SimpleNamespace(head_kind=head_kind), SimpleNamespace(config=config))
-    assert compare_with_transformers(folder, trained).startswith("ids and outputs are those of transformers")
+    assert compare_with_transformers(folder, trained).startswith("ids and outputs agree with transformers")
 
 
 @pytest.mark.parametrize(("score", "other", "accepted"), [(2e-4, 1e-7, True), (2e-4, 2e-4, False), (30.0, 4e-3, False)])
@@ -61,5 +61,5 @@ def test_a_score_close_to_zero_may_be_rounded(score, other, accepted, tmp_path):
     if accepted:
         export_comparison._check_same(tmp_path, nn.Identity(), theirs + other, theirs)
         return
-    with pytest.raises(CheckpointError, match="Identity computes something else than Cloze"):
+    with pytest.raises(CheckpointError, match="outputs of Identity and Cloze differ by"):
         export_comparison._check_same(tmp_path, nn.Identity(), theirs + other, theirs)

@@ -33,9 +33,9 @@ def test_a_nested_target_of_a_stranger_never_runs(key, tmp_path):
     with pytest.raises(ConfigError, match=r"stranger/task.json names the class 'subprocess.getoutput'"):
         build_task(record(node), {})
     # Even for a module that is trusted, and on the user's own command line: a value is no part.
-    with pytest.raises(CheckpointError, match="names the `_target_`"):
+    with pytest.raises(CheckpointError, match="has the `_target_`"):
         build_task(record(node, "task", "subprocess"), {})
-    with pytest.raises(ConfigError, match="names the `_target_`"):
+    with pytest.raises(ConfigError, match="has the `_target_`"):
         check_component("task", node).build()
     assert not (tmp_path / "trace").exists()
 
@@ -56,7 +56,7 @@ def test_functions_of_this_package_are_no_parts(tmp_path):
     kept.mkdir()
     remove = {"_target_": "framework.checkpoint.layout.remove", "folder": str(kept)}
     for node in (remove, {**recorded("translation"), "search": remove}):
-        with pytest.raises(CheckpointError, match="no class or function"):
+        with pytest.raises(CheckpointError, match="which is not a class"):
             build_task(record(node), {})
     assert kept.is_dir()
 
@@ -65,7 +65,7 @@ def test_a_class_of_another_kind_is_refused():
     with pytest.raises(CheckpointError, match=r"`task._target_` in stranger/task.json is .* It must be a Task"):
         build_task(record({"_target_": DATA, "train": "rows.csv"}), {})
     node = {**recorded("translation"), "search": {"_target_": DATA, "train": "rows.csv"}}
-    with pytest.raises(CheckpointError, match=r"`task.search` names the `_target_` .*TableData"):
+    with pytest.raises(CheckpointError, match=r"`task.search` has the `_target_` .*TableData"):
         build_task(record(node), {})
     with pytest.raises(CheckpointError, match="must be a TableData"):
         record({"_target_": TASK, "max_length": 8}, "data").component(data_kind(SequenceClassificationTask))
@@ -112,7 +112,7 @@ def test_a_config_names_the_modules_that_its_user_trusts():
 
 def test_a_masked_secret_is_asked_for():
     node = {"_target_": DATA, "train": "https://***hidden***@host/rows.csv"}
-    with pytest.raises(ConfigError, match=r"`data.train` in .* Give `data` on the command line"):
+    with pytest.raises(ConfigError, match=r"`data.train` in .* Set `data` on the command line"):
         record(node, "data").component(TableData)
 
 

@@ -26,11 +26,11 @@ def test_a_file_of_a_distribution_is_found_without_an_import():
     [
         (
             ("no-such-package", "a/b.txt", "1.2"),
-            "not installed; install it with `python -m pip install no-such-package==1.2`",
+            "not installed. Install it with `python -m pip install no-such-package==1.2`",
         ),
         (("no-such-package", "a/b.txt", "1.2", "--no-deps"), "`python -m pip install --no-deps no-such-package==1.2`"),
-        (("pytest", "a/b.txt", "0.0.1"), r"installed as [0-9.]+, but this config was made for 0.0.1"),
-        (("pytest", "a/b.txt"), "holds no a/b.txt; install it again with `python -m pip install pytest`"),
+        (("pytest", "a/b.txt", "0.0.1"), r"installed in version [0-9.]+, but this config requires 0.0.1"),
+        (("pytest", "a/b.txt"), "does not contain a/b.txt. Install it again with `python -m pip install pytest`"),
     ],
 )
 def test_what_is_missing_is_told_with_the_line_that_mends_it(arguments, words):
@@ -42,7 +42,7 @@ def test_the_error_keeps_its_words_inside_an_interpolation():
     register_resolvers()
     with pytest.raises(ConfigError) as raised:
         plain(OmegaConf.create({"data": {"train": "${distribution_file:no-such-package,a.csv}"}}))
-    assert str(raised.value).startswith("the file a.csv comes from the PyPI package no-such-package")
+    assert str(raised.value).startswith("the file a.csv is part of the PyPI package no-such-package")
 
 
 def test_conf_is_found():

@@ -79,15 +79,18 @@ def test_an_empty_key_is_the_same_run_as_one_that_did_not_know_it():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"trainer__freeze": ["encoder.*"]}, "`trainer.freeze` is None there and .'encoder.*'. here"),
-        ({"seed": 1}, "`seed` is 0 there and 1 here"),
-        ({"model__hidden_size": 16}, "`model.hidden_size` is 8 there and 16 here"),
-        ({"trainer__batch_warmup_steps": 7}, "`trainer.batch_warmup_steps` is None there and 7 here"),
-        ({"trainer__batch_warmup_start": 7}, "`trainer.batch_warmup_start` is None there and 7 here"),
-        ({"trainer__global_batch_tokens": 7}, "`trainer.global_batch_tokens` is None there and 7 here"),
+        ({"trainer__freeze": ["encoder.*"]}, "`trainer.freeze` was None and is now .'encoder.*'."),
+        ({"seed": 1}, "`seed` was 0 and is now 1"),
+        ({"model__hidden_size": 16}, "`model.hidden_size` was 8 and is now 16"),
+        ({"trainer__batch_warmup_steps": 7}, "`trainer.batch_warmup_steps` was None and is now 7"),
+        ({"trainer__batch_warmup_start": 7}, "`trainer.batch_warmup_start` was None and is now 7"),
+        ({"trainer__global_batch_tokens": 7}, "`trainer.global_batch_tokens` was None and is now 7"),
         ({"data__labels": ["a"]}, "`data.labels` is"),
-        ({"data__extra": 1}, "`data.extra` is None there and 1 here"),
-        ({"trainer__max_steps": 9}, "`trainer.max_steps`=10, which may only grow, but 9"),
+        ({"data__extra": 1}, "`data.extra` was None and is now 1"),
+        (
+            {"trainer__max_steps": 9},
+            "`trainer.max_steps` is 9, but the run in runs/x was started with 10. This key may only grow",
+        ),
     ],
 )
 def test_another_run_is_refused_by_name(values, words):
@@ -124,7 +127,7 @@ def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
 
 
 def test_resume_from_a_path_without_a_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no complete checkpoint"):
         find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume=str(tmp_path)), CONFIG)
 
 
@@ -166,7 +169,9 @@ def test_checkpoints_that_a_run_has_elsewhere_are_not_forgotten(tmp_path):
     assert find_run_folder(moved, CONFIG).checkpoint is None, "there is nothing to forget yet"
     complete(tmp_path / "x" / "checkpoints", 4)
     complete(tmp_path / "big" / "x", 2)
-    with pytest.raises(ConfigError, match=r"up to step_00000004, but .* which has step_00000002 as its newest"):
+    with pytest.raises(
+        ConfigError, match=r"which contains checkpoints only up to step_00000002, but .* up to step_00000004 in"
+    ):
         find_run_folder(moved, CONFIG)
     complete(tmp_path / "big" / "x", 4)
     assert find_run_folder(moved, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000004"
@@ -183,7 +188,7 @@ def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
     complete(tmp_path / "big" / "x", 2)
     folder = {"id": "x", "dir": str(tmp_path / "runs"), "checkpoints": str(tmp_path / "big")}
     for resume in ("auto", "never"):
-        with pytest.raises(ConfigError, match=r"may be of another run; .* run\.resume=.*/big/x/step_00000002"):
+        with pytest.raises(ConfigError, match=r"may belong to another run. .* run\.resume=.*/big/x/step_00000002"):
             find_run_folder(RunConfig(**folder, resume=resume), CONFIG)
     named = str(tmp_path / "big" / "x" / "step_00000002")
     assert str(find_run_folder(RunConfig(**folder, resume=named), CONFIG).checkpoint) == named
@@ -200,5 +205,5 @@ def test_a_default_that_changed_is_no_other_run_where_the_data_are_the_same():
 def test_a_config_whose_aliases_stand_for_billions_of_values_is_an_error(tmp_path, start):
     lines = [f"{now}: &{now} [{','.join([f'*{before}'] * 8)}]" for before, now in pairwise("abcdefghijklm")]
     (tmp_path / "config.yaml").write_text(start + "\n".join(lines))
-    with pytest.raises(CheckpointError, match="holds more than 1,000,000 values"):
+    with pytest.raises(CheckpointError, match="contains more than 1,000,000 values"):
         read_config(tmp_path)

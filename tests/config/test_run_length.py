@@ -43,8 +43,8 @@ def test_a_growing_batch_takes_more_steps():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"global_batch_tokens": 9}, "is 4 and `trainer.global_batch_tokens` is 9, but exactly one"),
-        ({"global_batch_size": None}, "is None and `trainer.global_batch_tokens` is None, but exactly one"),
+        ({"global_batch_tokens": 9}, "is 4 and `trainer.global_batch_tokens` is 9. Exactly one"),
+        ({"global_batch_size": None}, "is None and `trainer.global_batch_tokens` is None. Exactly one"),
         ({"batch_warmup_start": 2}, "`trainer.batch_warmup_start` is 2 and `trainer.batch_warmup_steps` is None"),
         ({"global_batch_size": 0}, "`trainer.global_batch_size` is 0"),
         ({"global_batch_size": None, "global_batch_tokens": 0}, "`trainer.global_batch_tokens` is 0"),
@@ -65,5 +65,5 @@ def test_a_clip_of_zero_is_none_as_in_lightning(given, bound):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_no_number_that_is_not_finite_reaches_the_trainer(key, value):
     keys = {"max_steps": 1, "max_epochs": None, "global_batch_size": 4, "micro_batch_tokens": 100, key: value}
-    with pytest.raises(ConfigError, match=f"`trainer.{key}` is {value}, which is not a finite number"):
+    with pytest.raises(ConfigError, match=f"`trainer.{key}` is {value}. It must be a finite number"):
         check_arguments("trainer", keys, TrainerConfig)

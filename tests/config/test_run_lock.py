@@ -27,7 +27,7 @@ def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
     assert order == ["first", "second"]
     said = capsys.readouterr().err
     assert said.count("\n") == 1, "it says so once"
-    assert f"/x is in use by process {os.getpid()} on host " in said and "Waiting up to 30 s" in said
+    assert f"/x is in use by process {os.getpid()} on host " in said and "waits up to 30 s" in said
     assert list((tmp_path / "x").iterdir()) == [], "the lock leaves no file"
 
 

@@ -151,7 +151,7 @@ def test_a_typed_secret_may_change_and_a_run_saved_with_it_in_clear_goes_on(monk
         for now in (config, new):
             check_same_run("runs/x", before, saved(monkeypatch, now))
         other = {"data": {"store": "a", "storage_options": TYPED | {"endpoint_url": "https://other/x"}}}
-        with pytest.raises(ConfigError, match=r"`data\.storage_options\.endpoint_url` is 'https://host/x' there"):
+        with pytest.raises(ConfigError, match=r"`data\.storage_options\.endpoint_url` was 'https://host/x' and is now"):
             check_same_run("runs/x", before, saved(monkeypatch, other))
 
 
@@ -177,7 +177,7 @@ def test_secrets_of_a_command_line_are_hidden(argument, expected):
 def test_what_an_earlier_version_masked_is_not_compared():
     before = {"tokenizer": {"path": MASK}, "seed": 1}
     check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 1})
-    with pytest.raises(ConfigError, match="`seed` is 1 there and 2 here"):
+    with pytest.raises(ConfigError, match="`seed` was 1 and is now 2"):
         check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 2})
 
 

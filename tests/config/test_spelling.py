@@ -69,7 +69,7 @@ def test_a_config_file_keeps_whole_numbers_and_asks_for_quotes_elsewhere():
     assert check_value("run.id", 42, str | None) == "42"
     assert check_value("data.train", [2024, "b"], str | Sequence[str]) == ["2024", "b"]
     assert check_value("trainer.max_time", 3600, str | int | None) == 3600
-    with pytest.raises(ConfigError, match=r"`run.id` is 1.234e\+59, which is not text or null.* needs quotes"):
+    with pytest.raises(ConfigError, match=r"`run.id` is 1.234e\+59\. It must be text or null.* needs quotes"):
         check_value("run.id", 1.234e59, str | None)
-    with pytest.raises(ConfigError, match=r"`run\.id` is True, which is not text"):
+    with pytest.raises(ConfigError, match=r"`run\.id` is True\. It must be text"):
         check_value("run.id", True, str | None)

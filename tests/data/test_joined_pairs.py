@@ -128,6 +128,6 @@ def test_a_run_that_joined_pairs_in_another_way_says_so(tmp_path):
     check_same_data(begun, two, "a")
     with pytest.raises(DataError, match="joined pairs of texts with 1 separator, but this version joins them with 2"):
         check_same_data(begun, two, "b")
-    with pytest.raises(DataError, match="had fingerprint a when it began and has b now"):
+    with pytest.raises(DataError, match="had fingerprint a at its first start and has b now"):
         check_same_data(begun, one, "b")
     assert json.loads((tmp_path / "task.json").read_text()) == {}

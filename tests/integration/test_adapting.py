@@ -31,17 +31,17 @@ def make_base(call: Call) -> None:
     [
         (["trainer.freeze=[encoder.layer.0.*]"], "`trainer.freeze` has the pattern 'encoder.layer.0.*', which matches"),
         (["trainer.freeze=['*']"], "`trainer.freeze` is ['*'], which freezes all parameters"),
-        (["trainer.early_stopping_patience=0"], "`trainer.early_stopping_patience` is 0, but it must be at least 1"),
-        (["trainer.early_stopping_min_delta=-1"], "`trainer.early_stopping_min_delta` is -1.0, but it must be"),
+        (["trainer.early_stopping_patience=0"], "`trainer.early_stopping_patience` is 0. It must be at least 1"),
+        (["trainer.early_stopping_min_delta=-1"], "`trainer.early_stopping_min_delta` is -1.0. It must be"),
         (
             ["trainer.early_stopping_patience=2", "data.validation_fraction=0"],
-            "`trainer.early_stopping_patience` is 2, but the data has no validation split, only train",
+            "`trainer.early_stopping_patience` is 2, but the data has only train. Early stopping requires a validation split",
         ),
-        (["adapter=lora"], "`adapter` trains updates of frozen weights, but `init_from` is null"),
-        (["adapter=lora", "init_from=x", "strategy=tp"], "`adapter` has updates that cannot be split over ranks"),
-        (["adapter=lora", "init_from=x", "precision=float8"], "`adapter` has maps that precision=float8 does not know"),
+        (["adapter=lora"], "`adapter` is set, but `init_from` is null"),
+        (["adapter=lora", "init_from=x", "strategy=tp"], "`adapter` is set, but strategy=tp splits each linear layer over ranks"),
+        (["adapter=lora", "init_from=x", "precision=float8"], "`adapter` is set, but precision=float8 does not support its linear layers"),
         (["adapter=lora", "init_from=x", "adapter.targets=[qkv]"], "has 'qkv', which is no linear layer"),
-        (["adapter=lora", "init_from=x", "adapter.rang=4"], "unknown config key `adapter.rang`; did you mean `rank`?"),
+        (["adapter=lora", "init_from=x", "adapter.rang=4"], "unknown config key `adapter.rang`. Did you mean `rank`?"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_in_one_line(here: Path, call: Call, overrides: list[str], message: str):
@@ -61,7 +61,7 @@ def test_a_linear_probe_trains_the_head_and_a_later_start_may_not_thaw(here: Pat
     perf = (here / "runs" / "probe" / "perf.jsonl").read_text()
     assert "perf/tokens_per_second" in perf and "mfu" not in perf
     thawed = call("train", *probe, "trainer.freeze=[]", "trainer.max_steps=4")
-    assert_clear_error(thawed, "`trainer.freeze` is ['encoder.*'] there and None here")
+    assert_clear_error(thawed, "`trainer.freeze` was ['encoder.*'] and is now None")
 
 
 def test_a_run_that_stopped_early_is_finished(here: Path, call: Call):
@@ -119,5 +119,5 @@ def test_lora_from_training_to_prediction_and_peft(here: Path, call: Call):
     assert torch.equal(started["encoder.layers.0.attention.qkv.weight"], merged)
     base = load_pretrained("base/export").encoder["layers.0.attention.qkv.weight"]
     assert not torch.allclose(merged, base, atol=1e-4)
-    assert_clear_error(call("export", "run=base", "lora=separate"), "base is no run with an adapter")
-    assert_clear_error(call("train", *FROM_BASE, *LORA, "adapter.rank=4"), "`adapter.rank` is 2 there and 4 here")
+    assert_clear_error(call("export", "run=base", "lora=separate"), "base is not a run with an adapter")
+    assert_clear_error(call("train", *FROM_BASE, *LORA, "adapter.rank=4"), "`adapter.rank` was 2 and is now 4")

@@ -43,22 +43,22 @@ def nothing(folder: Path) -> None:
 
 
 BAD_INPUT = [
-    ("unknown key", nothing, ["trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`; did you mean `max_steps`?"),
-    ("unknown key with +", nothing, ["+trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`; did you mean `max_steps`?"),
-    ("unknown key of a part", nothing, ["+task.maxlength=3"], "unknown config key `task.maxlength`; did you mean `max_length`?"),
-    ("unknown group", nothing, ["optimiser=adamw"], "unknown config key `optimiser`; did you mean `optimizer`?"),
+    ("unknown key", nothing, ["trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`. Did you mean `max_steps`?"),
+    ("unknown key with +", nothing, ["+trainer.max_stepz=3"], "unknown config key `trainer.max_stepz`. Did you mean `max_steps`?"),
+    ("unknown key of a part", nothing, ["+task.maxlength=3"], "unknown config key `task.maxlength`. Did you mean `max_length`?"),
+    ("unknown group", nothing, ["optimiser=adamw"], "unknown config key `optimiser`. Did you mean `optimizer`?"),
     ("unknown option", nothing, ["strategy=fsdp3"], "Available options in 'strategy': ddp, fsdp2, fsdp2_tp, hsdp, single, tp"),
     ("no value", nothing, ["trainer.max_steps"], "`trainer.max_steps` on the command line has no value"),
-    ("unreadable override", nothing, ["a b=3"], "the override `a b=3` cannot be read"),
-    ("wrong type", nothing, ["trainer.global_batch_size=many"], "`trainer.global_batch_size` is 'many', which is not a whole number"),
-    ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5, which is not a whole number"),
-    ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "nothing says how long to train"),
-    ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0, but it must be at least 1"),
-    ("above the range", nothing, ["trainer.max_steps=99999999999999999999"], "`trainer.max_steps` is 99999999999999999999, but it must be at most 1,000,000,000,000"),
-    ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, but checkpoints are written by `trainer.checkpoint_every_n_steps`, which is 20"),
+    ("unreadable override", nothing, ["a b=3"], "the override `a b=3` cannot be parsed"),
+    ("wrong type", nothing, ["trainer.global_batch_size=many"], "`trainer.global_batch_size` is 'many'. It must be a whole number"),
+    ("wrong type of a part", nothing, ["task.max_length=1.5"], "`task.max_length` is 1.5. It must be a whole number"),
+    ("no length", nothing, ["trainer.max_steps=null", "trainer.max_epochs=null"], "The length of a run must be given"),
+    ("below the range", nothing, ["trainer.keep_last=0"], "`trainer.keep_last` is 0. It must be at least 1"),
+    ("above the range", nothing, ["trainer.max_steps=99999999999999999999"], "`trainer.max_steps` is 99999999999999999999. It must be at most 1,000,000,000,000"),
+    ("kept but never written", nothing, ["trainer.keep_every_n_steps=30", "trainer.checkpoint_every_n_steps=20"], "`trainer.keep_every_n_steps` is 30, and `trainer.checkpoint_every_n_steps`, the interval of checkpoints, is 20"),
     ("nothing to roll back to", nothing, ["trainer.on_non_finite=roll_back"], "`trainer.checkpoint_every_n_steps` is null, so there would be no checkpoint to roll back to"),
     ("unknown way on", nothing, ["trainer.on_non_finite=ignore"], "`trainer.on_non_finite` is 'ignore'"),
-    ("a negative cap", nothing, ["trainer.max_non_finite_steps=-1"], "`trainer.max_non_finite_steps` is -1, but it must be at least 0"),
+    ("a negative cap", nothing, ["trainer.max_non_finite_steps=-1"], "`trainer.max_non_finite_steps` is -1. It must be at least 0"),
     ("unknown verification", nothing, ["run.verify=hashes"], "`run.verify` is 'hashes'"),
     ("two sizes of a step", nothing, ["trainer.global_batch_tokens=512"], "`trainer.global_batch_size` is 4 and `trainer.global_batch_tokens` is 512"),
     ("no size of a step", nothing, ["trainer.global_batch_size=null"], "`trainer.global_batch_size` is None and `trainer.global_batch_tokens` is None"),
@@ -68,11 +68,11 @@ BAD_INPUT = [
     ("too long for the positions", nothing, ["task.max_length=600", "trainer.micro_batch_tokens=600"], "600 tokens, but the model has positions for 512"),
     ("too long for the budget", nothing, ["trainer.micro_batch_tokens=32"], "micro_batch_tokens is 32"),
     ("vocabulary", nothing, ["model.vocab_size=7"], "ids, but model.vocab_size=7"),
-    ("padding of a RoBERTa", nothing, ["model.family=roberta"], "a RoBERTa counts positions from its padding"),
+    ("padding of a RoBERTa", nothing, ["model.family=roberta"], "A RoBERTa model counts positions from the id after its padding id"),
     ("missing file", nothing, ["data.train=nowhere.csv"], "nowhere.csv cannot be read"),
     ("empty path", nothing, ["data.train="], "`data.train` is empty"),
     ("missing tokenizer", nothing, ["tokenizer.path=nowhere"], "nowhere holds no tokenizer.json and no vocab.txt"),
-    ("no tokenizer", nothing, ["tokenizer.path=null", "tokenizer.fallback=null"], "`tokenizer.path` is null and `init_from` too"),
+    ("no tokenizer", nothing, ["tokenizer.path=null", "tokenizer.fallback=null"], "`tokenizer.path` and `init_from` are null"),
     ("empty file", content(b""), [], "rows.csv is empty"),
     ("header only", content(b"text,label\n"), [], "rows.csv has no rows"),
     ("missing column", rows(columns=("text", "stars")), [], "rows.csv, line 1: no column 'label' among ['text', 'stars']"),
@@ -82,16 +82,16 @@ BAD_INPUT = [
     ("empty text", rows(texts=[" ", *TEXTS[1:]]), [], "rows.csv, row 1 (line 2): 'text' is empty"),
     ("fewer sequences than ranks", rows(texts=TEXTS[1:3], labels=LABELS[1:3]), ["data.validation_fraction=0", "strategy=ddp", "FOUR RANKS"], "2 training sequences for 4 ranks"),
     ("single with ranks", nothing, ["FOUR RANKS"], "strategy"),
-    ("no such init_from", nothing, ["init_from=./nowhere"], "./nowhere is not there"),
+    ("no such init_from", nothing, ["init_from=./nowhere"], "./nowhere does not exist"),
     ("weights of nothing", nothing, ["init_average_last=2"], "`init_average_last` is 2, but `init_from` is null"),
     ("no mean", nothing, ["init_average_last=0"], "`init_average_last` is 0"),
-    ("average that stands still", nothing, ["trainer.ema_decay=1"], "`trainer.ema_decay` is 1.0, but it must lie between"),
+    ("average that stands still", nothing, ["trainer.ema_decay=1"], "`trainer.ema_decay` is 1.0. It must be greater than 0 and less than 1"),
     ("no such package", nothing, ["init_from=${distribution_file:no-such-package,model,1.0}"], "`python -m pip install no-such-package==1.0`"),
-    ("no such resume", nothing, ["run.resume=nowhere"], "`run.resume` is 'nowhere', which is no folder"),
+    ("no such resume", nothing, ["run.resume=nowhere"], "`run.resume` is 'nowhere', which is not a folder"),
     ("unknown protocol", nothing, ["run.checkpoints=nosuch://bucket"], "nosuch://bucket cannot be used for checkpoints (Protocol not known: nosuch). Choose a local folder, or"),
     ("password in a URL", nothing, ["run.checkpoints='memory://me:secret@bucket'"], "memory://***@bucket was given with a password or a query"),
-    ("URL of a run folder", nothing, ["run.dir=memory://bucket"], "`run.dir` is 'memory://bucket', but a run folder is local; give the URL as `run.checkpoints`"),
-    ("no checkpoint behind a URL", nothing, ["run.resume=memory://nowhere/step_00000001"], "memory://nowhere/step_00000001 holds no complete checkpoint"),
+    ("URL of a run folder", nothing, ["run.dir=memory://bucket"], "`run.dir` is 'memory://bucket', which is a URL. Run folders must be local. Set `run.checkpoints` to the URL instead"),
+    ("no checkpoint behind a URL", nothing, ["run.resume=memory://nowhere/step_00000001"], "memory://nowhere/step_00000001 contains no complete checkpoint"),
     ("run.dir is a file", nothing, ["run.dir=rows.csv"], "`run.dir` is 'rows.csv', which is a file"),
     ("bad run id", nothing, ["run.id=a/b"], "run.id='a/b' cannot name a folder"),
 ]  # fmt: skip
@@ -122,12 +122,12 @@ def test_help_begins_with_the_command_line(here, call, command):
 @pytest.mark.parametrize(
     ("command", "overrides", "message"),
     [
-        ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value yet"),
+        ("prepare", ["corpus=text"], "config key `corpus.sources.text.files` has no value"),
         ("prepare", ["corpus=text", "corpus.sources.text.files=nowhere/*.txt"], "no file matches 'nowhere/*.txt'"),
         (
             "prepare",
             ["vocabulary.vocab_sise=3"],
-            "unknown config key `vocabulary.vocab_sise`; did you mean `vocab_size`?",
+            "unknown config key `vocabulary.vocab_sise`. Did you mean `vocab_size`?",
         ),
         (
             "prepare",
@@ -135,16 +135,16 @@ def test_help_begins_with_the_command_line(here, call, command):
             "the source `table` is TableFiles",
         ),
         ("prepare", ["num_workers=-1"], "`num_workers` is -1"),
-        ("train", [], "no task is chosen; give `experiment=` one of finetune_"),
-        ("train", ["task=pretraining"], "or `data=` one of choices, demo_corpus"),
-        ("evaluate", [], "config key `run` has no value yet"),
-        ("evaluate", ["run=./nowhere"], "./nowhere is not there"),
-        ("predict", ["run=./nowhere"], "exactly one of them says what to predict"),
+        ("train", [], "no task is chosen. This command requires one. Add `experiment=NAME` with one of finetune_"),
+        ("train", ["task=pretraining"], "or `data=NAME` with one of choices, demo_corpus"),
+        ("evaluate", [], "config key `run` has no value"),
+        ("evaluate", ["run=./nowhere"], "./nowhere does not exist"),
+        ("predict", ["run=./nowhere"], "Exactly one of them must be set"),
         ("predict", ["run=x", "input=nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         ("predict", ["run=x", "input=pipe"], "pipe is a named pipe, not a regular file"),
         ("predict", ["run=x", "input="], "`input` is empty"),
         ("predict", ["run=x", "text=x", "micro_batch_tokens=-1"], "`micro_batch_tokens` is -1"),
-        ("export", ["run=./nowhere"], "./nowhere is not there"),
+        ("export", ["run=./nowhere"], "./nowhere does not exist"),
         (
             "predict",
             ["run=nowhere", "text=x"],
@@ -217,12 +217,12 @@ def test_a_run_from_training_to_prediction(here, call):
     train_vocabulary(["other words than those"], 60, here / "foreign")
     unchanged = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     bad = {
-        ("seed=1",): "belongs to another config: `seed` is 0 there and 1 here",
-        ("model.num_layers=2",): "`model.num_layers` is 1 there and 2 here",
-        ("trainer.max_steps=1",): "`trainer.max_steps`=2, which may only grow, but 1",
-        ("run.resume=never",): "holds a run already",
+        ("seed=1",): "belongs to another config: `seed` was 0 and is now 1",
+        ("model.num_layers=2",): "`model.num_layers` was 1 and is now 2",
+        ("trainer.max_steps=1",): "`trainer.max_steps` is 1, but the run in runs/mine was started with 2",
+        ("run.resume=never",): "already contains a run",
         ("run.id=other", "init_from=mine", "model.hidden_size=32"): "but this model requires",
-        ("run.id=other", "init_from=mine", "tokenizer.path=foreign"): "is another tokenizer than the one of init_from",
+        ("run.id=other", "init_from=mine", "tokenizer.path=foreign"): "has other ids than the tokenizer of init_from",
     }
     for overrides, message in bad.items():
         assert_clear_error(call("train", *FINETUNE, *overrides), message)
@@ -238,11 +238,14 @@ def test_checkpoints_behind_a_url_belong_to_their_run(here, call):
     there, step = f"run.checkpoints={url}", f"{url}/mine/step_00000002"
     assert call("train", *FINETUNE, there).code == 0
     for forgotten, message in (
-        (["trainer.max_steps=4"], f"has its checkpoints in {url}/mine, up to step_00000002, but `run.checkpoints` now"),
-        ([there, "run.dir=others"], "so they may be of another run; choose another `run.id`, restore the run folder"),
+        (["trainer.max_steps=4"], f"has checkpoints up to step_00000002 in {url}/mine"),
+        (
+            [there, "run.dir=others"],
+            "The checkpoints may belong to another run. Choose another `run.id`, restore the run folder",
+        ),
     ):
         assert_clear_error(call("train", *FINETUNE, *forgotten), message)
-    assert_clear_error(call("evaluate", f"run={url}/other/step_00000002"), "is no checkpoint of a run in runs")
+    assert_clear_error(call("evaluate", f"run={url}/other/step_00000002"), "is not a checkpoint of a run in runs")
     assert call("train", *FINETUNE, there, "run.dir=others", f"run.resume={step}", "trainer.max_steps=3").code == 0
 
     longer = ["train", *FINETUNE, there, "trainer.max_steps=4"]
@@ -296,7 +299,7 @@ def test_a_run_is_read_by_its_average_its_weights_or_the_mean_of_its_last_checkp
     assert torch.equal(second["head.classifier.bias"], mean)
 
     assert_clear_error(call("export", "run=mine", "average_last=3"), "holds 2 complete checkpoints")
-    assert_clear_error(call("predict", "run=mean", "text=x", "weights=raw"), "mean is no run")
+    assert_clear_error(call("predict", "run=mean", "text=x", "weights=raw"), "mean is not a run")
     assert_clear_error(call("evaluate", "run=second", "weights=ema"), "holds no moving average of the weights")
 
 
@@ -313,7 +316,7 @@ def test_check_does_all_checks_prints_what_would_run_and_writes_nothing(here, ca
 
     outcome = call("train", *FINETUNE, "check=8", "strategy=fsdp2", "precision=float8", "strategy.compile=inductor")
     assert outcome.code == 0 and "8 under strategy=fsdp2" in outcome.out and outcome.files == before
-    assert_clear_error(call("train", *FINETUNE, "check=4", "strategy=tp"), "cannot be shared by 4 ranks")
+    assert_clear_error(call("train", *FINETUNE, "check=4", "strategy=tp"), "cannot be split over 4 ranks")
     assert_clear_error(call("train", *FINETUNE, "check=64", "strategy=ddp"), "23 training sequences for 64 ranks")
     assert_clear_error(call("train", *FINETUNE, "check=0"), "`check` is 0. It must be")
     assert_clear_error(call("train", *FINETUNE, "check=true", "data.train=nowhere.csv"), "nowhere.csv cannot be read")

@@ -66,9 +66,9 @@ def test_from_a_file_to_entities(here, sentences, call):
         ("data.train=nowhere.conll", "nowhere.conll cannot be read"),
         ("data.scheme=iob1", "train.conll, sentence 1 (line 1), line 4: 'B-time' follows 'O'. The scheme iob1"),
         ("data.conll.tag_column=0", "the line has 2 columns. Column 0 must hold the word and column 0 its tag"),
-        ("data.conll.tag_colum=0", "unknown config key `data.conll.tag_colum`; did you mean `tag_column`?"),
-        ("data.on_bad_row=ignore", "`data.on_bad_row` is 'ignore', which is not one of error, skip"),
-        ("task.units=letters", "`task.units` is 'letters', which is not one of words, white_space, characters"),
+        ("data.conll.tag_colum=0", "unknown config key `data.conll.tag_colum`. Did you mean `tag_column`?"),
+        ("data.on_bad_row=ignore", "`data.on_bad_row` is 'ignore'. It must be one of error, skip"),
+        ("task.units=letters", "`task.units` is 'letters'. It must be one of words, white_space, characters"),
         ("task.stride=200", "stride is 200"),
     ],
 )

@@ -57,7 +57,7 @@ def test_a_new_file_is_evaluated_by_its_name(folder, call):
     ("overrides", "message"),
     [
         (["run=job", "data.test=nowhere.csv"], "nowhere.csv cannot be read"),
-        (["run=job", "data.tset=new.csv"], "unknown config key `data.tset`; did you mean `test`?"),
+        (["run=job", "data.tset=new.csv"], "unknown config key `data.tset`. Did you mean `test`?"),
         (["run=exported"], "is an export, which contains no data. Give a file, for example data.test=FILE"),
         (
             ["run=job", "data.test=new.csv", "output=nowhere/scores.json"],

@@ -63,7 +63,7 @@ def train_and_export(run, capfd, *arguments) -> str:
 def test_pooling_that_transformers_lacks(run, tmp_path, capfd):
     publish("bert")
     task = ["task=sequence_classification", "data=table", "data.train=rows.csv", "task.pooling=mean"]
-    assert "ids and outputs are those of transformers" in train_and_export(run, capfd, *task)
+    assert "ids and outputs agree with transformers" in train_and_export(run, capfd, *task)
     folder = str(tmp_path / "runs/mine/export")
     with pytest.raises(ValueError, match="contains custom code"):
         transformers.pipeline("text-classification", folder)
@@ -82,11 +82,11 @@ def check_that_a_difference_is_reported(folder) -> None:
     assert compare_with_transformers(folder, trained).startswith("ids and outputs")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"pooling": "cls"}))
-    with pytest.raises(CheckpointError, match="ClozeForSequenceClassification computes something else than Cloze"):
+    with pytest.raises(CheckpointError, match="outputs of ClozeForSequenceClassification and Cloze differ by"):
         compare_with_transformers(folder, trained)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"normalizer": None}))
-    with pytest.raises(CheckpointError, match=r"its tokenizer gives .* in transformers, and .* in Cloze"):
+    with pytest.raises(CheckpointError, match=r"its tokenizer returns .* in transformers and .* in Cloze"):
         compare_with_transformers(folder, trained)
     (folder / "tokenizer.json").unlink()
     (folder / "vocab.txt").unlink()
@@ -100,7 +100,7 @@ def test_pairs_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     (tmp_path / "pairs.csv").write_text("\n".join(["text,pair,label", *pairs]))
     task = ["task=sequence_classification", "data=table", "data.train=pairs.csv", "data.pair_column=pair"]
     task += ["task.max_length=60"]
-    assert "ids and outputs are those of transformers" in train_and_export(run, capfd, *task)
+    assert "ids and outputs agree with transformers" in train_and_export(run, capfd, *task)
     record = json.loads((tmp_path / "runs/mine/task.json").read_text())
     assert record["pair_separators"] == 2
     (tmp_path / "new.csv").write_text(f"text,pair\n{TEXTS[0]},{TEXTS[9]}\n")
@@ -129,7 +129,7 @@ def test_entities_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     (tmp_path / "train.conll").write_text("\n".join(lines))
     task = ["task=token_classification", "data=tagged", "data.train=train.conll", "task.stride=8"]
     task += ["trainer.max_steps=25"]
-    assert "ids and outputs are those of transformers" in train_and_export(run, capfd, *task)
+    assert "ids and outputs agree with transformers" in train_and_export(run, capfd, *task)
     folder = str(tmp_path / "runs/mine/export")
     peer = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -94,7 +94,7 @@ def test_training_returns_the_run_folder_and_leaves_the_process_as_it_was(name, 
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        (["trainer.max_stepz=3"], ConfigError, "did you mean `max_steps`"),
+        (["trainer.max_stepz=3"], ConfigError, "Did you mean `max_steps`"),
         (["strategy=fsdp3"], ConfigError, "Available options in 'strategy'"),
         (["--multirun"], ConfigError, "`--multirun` is an option of the command line"),
         (["seed=1,2"], ConfigError, "seed"),
@@ -196,9 +196,9 @@ def test_a_published_model_of_others_embeds_and_predicts_nothing(classifier, tmp
     texts = ["a good film", "a dull film of 1991"]
     ours = load("one", precision="fp32").embed(texts, pooling="mean")
     assert loaded.embed(texts, pooling="mean") == pytest.approx(ours, abs=1e-6)
-    with pytest.raises(CheckpointError, match="does not say which task it was trained for"):
+    with pytest.raises(CheckpointError, match="does not record the task that it was trained for"):
         loaded.predict(texts)
-    with pytest.raises(CheckpointError, match="does not say which task it was trained for"):
+    with pytest.raises(CheckpointError, match="does not record the task that it was trained for"):
         framework.predict.run([f"run={published}", "text=good"])
 
 
@@ -224,10 +224,10 @@ def test_rows_may_have_the_columns_of_training(classifier):
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        ("./nowhere", {}, "./nowhere is not there"),
+        ("./nowhere", {}, "./nowhere does not exist"),
         ("one", {"precision": "int8"}, "`precision.name` is 'int8'"),
         ("one", {"weights": "best"}, "`weights` is 'best'"),
-        ("one", {"task": {"max_length": 3}}, "`task.max_length` belongs to how the model was trained"),
+        ("one", {"task": {"max_length": 3}}, "`task.max_length` is fixed by the training"),
     ],
 )
 def test_load_raises(classifier, source, arguments, message, monkeypatch):

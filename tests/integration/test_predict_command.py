@@ -114,10 +114,10 @@ def test_bad_rows_are_answered_in_their_place(tmp_path, ask):
     ("overrides", "message"),
     [
         (["output=nowhere/out.jsonl"], "output=nowhere/out.jsonl cannot be written (No such file or directory)"),
-        (["output=in.jsonl"], "output=in.jsonl is the input in.jsonl itself"),
+        (["output=in.jsonl"], "output=in.jsonl is the input file in.jsonl"),
         (["output=."], "output=. is a folder"),
         (["output=out.parquet"], "has the suffix .parquet, which is not supported"),
-        (["columns={words: text}"], "`columns` names 'words', but this task reads text, tokens"),
+        (["columns={words: text}"], "`columns` contains the field 'words', but this task reads text, tokens"),
         (["keep_columns=[nothing]"], "in.jsonl, line 1: no column 'nothing' among ['text']"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(
     for name in also_lost:
         (run / name).unlink()
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
-    with pytest.raises(CheckpointError, match=r"up to step 4, but .*holds no checkpoint\..*run\.missing=accept"):
+    with pytest.raises(CheckpointError, match=r"up to step 4, but .*contains no checkpoint\..*run\.missing=accept"):
         find(run)
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
     folder = find(run, missing="accept")

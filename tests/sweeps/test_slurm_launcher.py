@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
             {"processes": 4, "gpus_per_node": 2},
             "hydra.launcher.processes is 4, but gpus_per_node is 2. Each process needs its own GPU.",
         ),
-        ({"nodes": 0}, "`hydra.launcher.nodes` is 0, but it must be at least 1"),
+        ({"nodes": 0}, "`hydra.launcher.nodes` is 0. It must be at least 1"),
         ({"cpus_per_process": 1.5}, "hydra.launcher.cpus_per_process is 1.5. It must be an integer of at least 1."),
         (
             {"time": "00:02:00"},
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ({"time": "4:00:00", "options": ["--time=1"]}, "hydra.launcher.time is 1, 60 seconds"),
         ({"time": "soon"}, "hydra.launcher.time is 'soon', which is no time limit of SLURM"),
         ({"options": "--partition=gpu"}, "'hydra.launcher.options=[\"--partition=gpu\"]'"),
-        ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0, but it must be at least 0.1"),
+        ({"poll_seconds": 0}, "`hydra.launcher.poll_seconds` is 0. It must be at least 0.1"),
     ],
 )
 def test_what_cannot_be_asked_for_is_refused(given, message, monkeypatch):

@@ -125,4 +125,4 @@ def test_experiments_are_swept_with_keys_that_only_they_have(sweep, monkeypatch)
         {"experiment": "finetune_pairs"},
     ]
     ended = sweep("data.trian=a.tsv")
-    assert ended.code == 2 and "unknown config key `data.trian`; did you mean `train`?" in ended.err
+    assert ended.code == 2 and "unknown config key `data.trian`. Did you mean `train`?" in ended.err

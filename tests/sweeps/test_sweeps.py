@@ -50,7 +50,7 @@ def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_run
     assert "3 of 3 jobs to run" in sweep(ONE_RATE, "seed=0,1,2", "trainer.max_steps=20").out
     ended = sweep(ONE_RATE, "optimizer.weight_decay=0.3")
     assert (ended.code, ended.out) == (2, "")
-    assert "belongs to another config: `optimizer.weight_decay` is 0.1 there and 0.3 here" in ended.err
+    assert "belongs to another config: `optimizer.weight_decay` was 0.1 and is now 0.3" in ended.err
 
 
 def test_seeds_are_folded_to_mean_and_sample_deviation(sweep):
@@ -139,7 +139,7 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
         (["hydra.launcher.job_at_once=2"], "unknown config key `hydra.launcher.job_at_once`"),
         (["+hydra.launcher.gpus=2"], "unexpected keyword argument 'gpus'"),
         (["hydra.launcher.processes=two"], "hydra.launcher.processes is 'two'. It must be an integer of at least 1."),
-        (["hydra.launcher.jobs_at_once=0"], "`hydra.launcher.jobs_at_once` is 0, but it must be at least 1"),
+        (["hydra.launcher.jobs_at_once=0"], "`hydra.launcher.jobs_at_once` is 0. It must be at least 1"),
         (
             ["hydra.launcher.processes=2", "strategy=single"],
             "The job optimizer.lr=0.001, seed=0 cannot run: strategy=single cannot run in",
@@ -147,7 +147,7 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
         (["run.id=x"], "run.id is x for every job. Each job of a sweep needs its own run folder."),
         (["seed=0,0"], "2 jobs have the same run folder runs/mine/mine-lr_0.001-seed_0"),
         (["trainer.keep_last=0"], "cannot run: `trainer.keep_last` is 0"),
-        (["trainer.keep_lost=1"], "unknown config key `trainer.keep_lost`; did you mean `keep_last`?"),
+        (["trainer.keep_lost=1"], "unknown config key `trainer.keep_lost`. Did you mean `keep_last`?"),
         (["hydra.sweep.dir=runs/-x"], "hydra.sweep.dir is 'runs/-x', whose last part is no valid prefix"),
         (["hydra.sweeper.max_batch_size=2"], "hydra.sweeper.max_batch_size is 2"),
         (["hydra/launcher=basic"], "hydra/launcher is basic, which trains all jobs in one process"),

@@ -95,7 +95,7 @@ def test_what_was_trained_is_not_changed_afterwards(trained, command):
     _, folder, _ = trained
     asked = ("text=a",) if command == "predict" else ()
     code, told = call(folder, command, "run=one", *asked, "task={max_length: 9}")
-    assert code == 2 and "`task.max_length` belongs to how the model was trained" in told, told
+    assert code == 2 and "`task.max_length` is fixed by the training" in told, told
 
 
 def test_an_export_predicts_the_same(trained):

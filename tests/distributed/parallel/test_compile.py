@@ -202,9 +202,11 @@ def test_the_config_reaches_the_module_and_is_free_to_change(tmp_path: Path, mon
     nothing: Any = None
     parts = Parts(nothing, config, task, {}, None, build_model(task, config), 8, 100, None, {})
     assert build_module(settings, parts, Precision("bf16"), "cuda").compile_backend == "inductor"
-    with pytest.raises(ConfigError, match=r"compile` is inductor, but here the device is cpu and the precision bf16"):
+    with pytest.raises(ConfigError, match=r"compile` is inductor, but the device is cpu and the precision is bf16"):
         check_device(settings, Precision("bf16"), "cpu")
-    with pytest.raises(ConfigError, match=r"the device is cuda and the precision fp32.*set `strategy.compile` to none"):
+    with pytest.raises(
+        ConfigError, match=r"the device is cuda and the precision is fp32.*Set `strategy.compile` to none"
+    ):
         check_device(settings, Precision("fp32"), "cuda")
     with pytest.raises(ConfigError, match=r"strategy\.compile.*none, inductor, aot_eager"):
         composed("strategy.compile=yes")

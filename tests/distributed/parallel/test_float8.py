@@ -56,14 +56,16 @@ def test_the_config_knows_which_strategies_and_commands_have_which_precision() -
     assert settings("precision=float8", "strategy=fsdp2").precision.name == "float8"
     asked = settings("precision=fp16", "strategy=ddp", "precision.init_scale=1024", "precision.growth_interval=7")
     assert asked.precision == PrecisionConfig("fp16", 1024.0, 7)
-    with pytest.raises(ConfigError, match=r"precision=fp16 runs under strategy=single or strategy=ddp, .*fsdp2.*bf16"):
+    with pytest.raises(
+        ConfigError, match=r"strategy is fsdp2, but precision=fp16 supports only strategy=single or strategy=ddp.*bf16"
+    ):
         settings("precision=fp16", "strategy=fsdp2")
     with pytest.raises(ConfigError, match=r"precision\.growth_interval` is 0"):
         settings("precision=fp16", "precision.growth_interval=0")
     for scale in (0.5, 1e39):
         with pytest.raises(ConfigError, match=r"precision\.init_scale` is .* between 1 and 2\^127"):
             settings("precision=fp16", f"precision.init_scale={scale}")
-    with pytest.raises(ConfigError, match="float8 is for training"):
+    with pytest.raises(ConfigError, match="float8, which is only for training"):
         PredictConfig(run="x", precision=PrecisionConfig("float8"), text="y")
 
 

@@ -158,15 +158,15 @@ def test_a_single_copy_pays_for_no_second_axis(workers: WorkerPool) -> None:
         ({"name": "fsdp2", "replicate_size": 2}, "replicate_size` is 2, but strategy=fsdp2 does not use it"),
         (
             {"name": "ddp", "cpu_offload": True},
-            "cpu_offload` is True, but strategy ddp keeps whole .*strategy=fsdp2 or",
+            "cpu_offload` is True, but strategy=ddp keeps whole .*strategy=fsdp2 or",
         ),
-        ({"name": "single", "gradient_sync": "every"}, "gradient_sync` is 'every', but strategy single keeps whole"),
-        ({"name": "ddp", "forward_prefetch": 1}, "forward_prefetch` is 1, but strategy ddp"),
+        ({"name": "single", "gradient_sync": "every"}, "gradient_sync` is 'every', but strategy=single keeps whole"),
+        ({"name": "ddp", "forward_prefetch": 1}, "forward_prefetch` is 1, but strategy=ddp"),
         ({"name": "fsdp2", "forward_prefetch": 0}, r"forward_prefetch` is 0\. It must be at least 1"),
         ({"name": "fsdp2", "reshard_after_forward": 3}, r"is 3\. Weights .* over 8 ranks, .* Use true, false, 2, 4\."),
         ({"name": "fsdp2", "reshard_after_forward": 1}, r"is 1\. Weights are sharded over 8 ranks"),
         ({"name": "hsdp", "replicate_size": 2, "reshard_after_forward": 4}, r"over 4 ranks, .* Use true, false, 2\."),
-        ({"name": "fsdp2", "gradient_sync": "often"}, "gradient_sync` is 'often', which is not one of last, every"),
+        ({"name": "fsdp2", "gradient_sync": "often"}, "gradient_sync` is 'often'. It must be one of last, every"),
     ],
 )
 def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str) -> None:

@@ -121,8 +121,8 @@ class Silent(ToyTask):
 @pytest.mark.parametrize(
     ("regularization", "task", "dropout", "message"),
     [
-        (RDrop(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=RDrop makes .* choose regularization=none"),
-        (Adversarial(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=Adversarial makes .* choose"),
+        (RDrop(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=RDrop makes .* Choose regularization=none"),
+        (Adversarial(1.0), ContrastTask(), 0.1, "ContrastTask needs all .*=Adversarial makes .* Choose"),
         (RDrop(1.0), Silent(), 0.1, "Silent has no class scores"),
         (RDrop(1.0), ToyTask(), 0.0, "the model has no dropout"),
         (OnePass(), ContrastTask(), 0.0, None),

@@ -161,7 +161,7 @@ def test_what_cannot_go_together():
     with pytest.raises(ConfigError, match=r"decoder\.num_layers is 0"):
         DecoderConfig(0)
     check_task_is_split(task(), 1)
-    with pytest.raises(ConfigError, match="TranslationTask has a decoder, which 2 ranks cannot share"):
+    with pytest.raises(ConfigError, match="TranslationTask has a decoder, which cannot be split over 2 ranks"):
         check_task_is_split(task(), 2)
 
 
