@@ -70,7 +70,7 @@ def test_values_that_fit(value, hint, expected):
         (10**400, float, "It must be a finite number"),
         (float("nan"), int | float | str, "It must be a whole number or a finite number or text"),
         ({"a": float("inf")}, Mapping[str, float], "`key.a` is inf. It must be a finite number"),
-        (1, bool, "not true or false"),
+        (1, bool, "It must be true or false"),
         (None, int, "It must be a whole number"),
         ("x", int | None, "It must be a whole number or null"),
         ("c", Literal["a", "b"], "It must be one of a, b"),

@@ -85,7 +85,7 @@ def test_an_empty_key_is_the_same_run_as_one_that_did_not_know_it():
         ({"trainer__batch_warmup_steps": 7}, "`trainer.batch_warmup_steps` was None and is now 7"),
         ({"trainer__batch_warmup_start": 7}, "`trainer.batch_warmup_start` was None and is now 7"),
         ({"trainer__global_batch_tokens": 7}, "`trainer.global_batch_tokens` was None and is now 7"),
-        ({"data__labels": ["a"]}, "`data.labels` is"),
+        ({"data__labels": ["a"]}, "`data.labels` was"),
         ({"data__extra": 1}, "`data.extra` was None and is now 1"),
         (
             {"trainer__max_steps": 9},

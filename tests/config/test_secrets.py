@@ -109,7 +109,7 @@ def test_a_new_password_is_no_other_run_and_a_new_file_is(monkeypatch):
     before = saved(monkeypatch, config)
     check_same_run("runs/x", before, saved(monkeypatch, config, DATA_PASS="another"))
     config["data"]["train"] = "https://me:${oc.env:DATA_PASS}@host/others.csv"
-    with pytest.raises(ConfigError, match=r"`data\.train` is"):
+    with pytest.raises(ConfigError, match=r"`data\.train` was"):
         check_same_run("runs/x", before, saved(monkeypatch, config))
 
 
