@@ -113,8 +113,8 @@ def prepare_word_samples(
     if samples.shape != (augmentation.num_variants, len(tokens.token_indices)):
         raise CheckpointError(
             f"{file} holds words for {samples.shape[-1]} tokens in {len(samples)} variants, but the training split has "
-            f"{len(tokens.token_indices)} tokens and augmentation.num_variants is {augmentation.num_variants}. Delete the "
-            "file, and the next start samples the words again."
+            f"{len(tokens.token_indices)} tokens and augmentation.num_variants is {augmentation.num_variants}. "
+            "Delete the file, and the next start samples the words again."
         )
     augmentation.samples = samples
 
