@@ -1,4 +1,4 @@
-"""Prints the figures by which the structure of the project is judged: `python -m tests.architecture`."""
+"""Prints figures about the structure of the project: `python -m tests.architecture`."""
 
 import argparse
 import ast
@@ -12,7 +12,7 @@ from tests.support.architecture.imports import FILES, PACKAGE, ROOT, between_fol
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.architecture", description=__doc__)
-    parser.add_argument("--faults", metavar="FOLDER", help="list the faults of prose below this folder instead")
+    parser.add_argument("--faults", metavar="FOLDER", help="list the faults of prose in this folder instead")
     folder = parser.parse_args().faults
     if folder:
         for file in sorted(Path(folder).rglob("*.py")):

@@ -1,4 +1,4 @@
-"""A folder of framework/ imports only from floors below its own, and no folder or file is part of a circle."""
+"""Tests that a folder of framework/ imports only from lower floors, and that no folders or files form a circle."""
 
 import ast
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_circle_of_sub_folders_is_seen():
 
 def test_package_files_hold_a_docstring_only():
     for file in FILES:
-        # The door for Python is in the package itself, and imports late.
+        # The package's __init__.py is the Python interface. It imports lazily.
         if file.name == "__init__.py" and file.parent != PACKAGE:
             body = ast.parse(file.read_text(encoding="utf-8")).body
             assert len(body) == 1 and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant), file

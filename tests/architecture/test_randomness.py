@@ -1,4 +1,4 @@
-"""No generator with a state of its own in the data engine: every draw is a hash of a key."""
+"""Tests that the data engine has no stateful random generator: every draw is a hash of a key."""
 
 import re
 from pathlib import Path

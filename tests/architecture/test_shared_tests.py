@@ -1,4 +1,4 @@
-"""What tests share lies in tests/support: no test imports from another, and no other folder holds shared modules."""
+"""Tests that shared test code is in tests/support: no test imports another, and no other folder has shared modules."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 FILES = sorted(TESTS.rglob("*.py"))
 SHARED = ("support", "benchmarks")
-"""Folders of tests/ for modules that are no tests."""
+"""Folders of tests/ that contain modules without tests."""
 
 
 def imported_tests(source: str) -> list[str]:
@@ -33,7 +33,7 @@ def missing_modules(source: str) -> list[str]:
 
 
 def is_at_home(path: str) -> bool:
-    """Returns True for tests, conftest.py, package files, and modules of folders that hold shared ones."""
+    """Returns True for tests, conftest.py, package files, and modules in the folders of shared modules."""
     name = path.split("/")[-1]
     return (
         path.split("/")[0] in SHARED
@@ -51,7 +51,7 @@ def test_no_test_is_imported(file):
 
 def test_shared_modules_lie_in_support():
     assert [path for file in FILES if not is_at_home(path := str(file.relative_to(TESTS)))] == []
-    # A test in support/ would be one of nothing.
+    # A test in support/ would test no folder of framework/.
     assert [str(file) for file in (TESTS / "support").rglob("test_*.py")] == []
     assert len(FILES) > 250
 

@@ -1,4 +1,4 @@
-"""Sizes of files and functions, what single-device code may not mention, and names that say nothing."""
+"""Tests of file and function sizes, of words that single-device code must not mention, and of meaningless names."""
 
 import ast
 import re
@@ -23,10 +23,10 @@ IMPURE = re.compile(
 )
 
 GUARD = "framework/config/guard.py"
-"""Holds the one `except Exception`: no command may end in a traceback."""
+"""The one file with `except Exception`, since no command may end in a traceback."""
 
 OF_MATRICES = {"framework/nn/lora.py"}
-"""Where a rank is that of a matrix."""
+"""Files in which `rank` means the rank of a matrix."""
 
 
 def name_of(file: Path) -> str:
@@ -49,7 +49,7 @@ def without_docstrings(source: str) -> str:
 
 
 def passes_through(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """True where a function takes **names and gives them on as they are."""
+    """Returns True if a function passes its **keyword arguments on unchanged."""
     taken = function.args.kwarg.arg if function.args.kwarg else None
     calls = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
     given = [keyword.value for call in calls for keyword in call.keywords if keyword.arg is None]
@@ -85,7 +85,7 @@ def test_train_reads_at_a_glance():
     "file", [file for file in FILES if file.relative_to(PACKAGE).parts[0] in ("nn", "models")], ids=name_of
 )
 def test_model_code_knows_one_device(file):
-    """Nothing under nn/ and models/ mentions ranks, meshes, Lightning, Hydra or W&B; docstrings may say why."""
+    """Checks that nn/ and models/ mention no ranks, meshes, Lightning, Hydra or W&B. Docstrings may explain why."""
     source = without_docstrings(file.read_text(encoding="utf-8"))
     if name_of(file) in OF_MATRICES:
         source = re.sub(r"\brank\b", "", source)

@@ -1,3 +1,3 @@
-"""Fixtures for commands that are called with damaged input."""
+"""Fixtures for commands with damaged input."""
 
 from tests.support.commands.in_process import call, here, tokenizer_folder  # noqa: F401

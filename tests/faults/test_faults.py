@@ -1,4 +1,4 @@
-"""A sample of the matrix of faults and strategies, and ten kills.
+"""Tests of a sample of the matrix of faults and strategies, and of ten kills.
 
 `python -m tests.support.faults --all` runs the whole matrix.
 """
@@ -17,7 +17,7 @@ SEED = 1
 
 
 class UndisturbedRuns:
-    """A token store, and for each strategy the rows of a run that nothing happened to."""
+    """A token store, and the metrics.jsonl of an undisturbed run for each strategy."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,6 +1,6 @@
-"""Random keys with random values: a command either passes its checks or ends with one error, exit code 2 and no file.
+"""Tests of random keys with random values: a command passes its checks, or ends with one error, code 2 and no file.
 
-CLOZE_FUZZ_CASES sets how many cases each test draws (40); CLOZE_FUZZ_SEED another seed.
+CLOZE_FUZZ_CASES sets the number of cases per test (default 40), CLOZE_FUZZ_SEED the seed.
 """
 
 import os
@@ -32,7 +32,7 @@ VALUES = (
 
 @pytest.fixture
 def deadline() -> Iterator[None]:
-    """A case that hangs fails."""
+    """Fails a case that hangs."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"no answer after {SECONDS} s")
@@ -44,7 +44,7 @@ def deadline() -> Iterator[None]:
 
 
 def keys_and_groups(overrides: list[str]) -> list[str]:
-    """Every key of a composed config, and every group of keys."""
+    """Returns every key and every group of keys of a composed config."""
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
@@ -69,7 +69,7 @@ def test_no_value_of_any_key_ends_in_a_traceback_or_harms_a_file(here, call, dea
 
 
 def damage(file: Path, kind: str, choose: random.Random) -> None:
-    """Changes a file as disks, editors and other programs do."""
+    """Damages a file as disks, editors and other programs do."""
     content = file.read_bytes()
     if kind == "empty":
         file.write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Freezing, early stopping and LoRA by their commands: from training to prediction and to a folder for peft."""
+"""Tests of freezing, early stopping and LoRA by the commands, from training to prediction and to a folder for peft."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ FROM_BASE = [override for override in FINETUNE if not override.startswith(("mode
 
 
 def make_base(call: Call) -> None:
-    """An export of a run, to start from."""
+    """Exports a run, from which other runs start."""
     assert call("train", *FINETUNE, "run.id=base").code == 0
     assert call("export", "run=base", "output=base/export").code == 0
 
@@ -112,7 +112,7 @@ def test_lora_from_training_to_prediction_and_peft(here: Path, call: Call):
         probabilities = model(**inputs).logits.softmax(-1)[0]
     assert float(probabilities.max()) == pytest.approx(same["probability"], abs=1e-5)
 
-    # What starts from such a run starts from its merged weights.
+    # Runs that start from this run use its merged weights.
     assert call("train", *FROM_BASE, "init_from=lora", "run.id=next", "optimizer.lr=0").code == 0
     started = read_full_state(here / "runs" / "next" / "checkpoints" / "step_00000002")
     merged = load_pretrained("runs/lora/export").encoder["layers.0.attention.qkv.weight"]

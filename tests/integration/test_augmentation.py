@@ -1,4 +1,4 @@
-"""Augmentation by the command: the same at any number of processes and after a stop, and refused where it cannot be."""
+"""Tests of augmentation: equal for any number of processes and after a stop; invalid settings are rejected."""
 
 import json
 import re
@@ -50,7 +50,7 @@ def succeed(folder: Path, run_id: str, *overrides: str, num_ranks: int = 1, step
 
 
 def published(folder: Path, name: str, with_head: bool) -> str:
-    """Weights as transformers saves them, with or without a head for masked words."""
+    """Saves weights by transformers, with or without a head for masked words, and returns the override."""
     tokenizer = Tokenizer.from_folder(folder / "tokenizer")
     config = BertConfig(
         vocab_size=tokenizer.vocab_size,
@@ -75,7 +75,7 @@ def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation
     cut = succeed(folder, "cut", *overrides)
     assert [row["train/loss"] for row in cut] == [row["train/loss"] for row in reference]
     unaugmented = succeed(folder, "plain", overrides[-1])
-    # A single loss may be the same after rounding.
+    # A single loss may be equal after rounding.
     assert [row["train/loss"] for row in unaugmented] != [row["train/loss"] for row in reference]
     if augmentation == "replace":
         one, two = (np.load(folder / "runs" / name / "augmentation.npy") for name in ("whole", "two"))

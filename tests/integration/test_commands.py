@@ -1,7 +1,7 @@
 # ruff: noqa: E501  the table of cases has one case a line
-"""Bad input, command by command: one clear error, no traceback, exit code 2, nothing on disk made or harmed.
+"""Tests of bad input for each command: one clear error, no traceback, exit code 2, and no change on disk.
 
-Each case runs a command's own `main`, in this process and in an empty folder, on tiny data.
+Each case runs the `main` of a command in this process, in an empty folder, on tiny data.
 """
 
 import json
@@ -175,7 +175,7 @@ def test_prepare_tells_its_passes_its_counts_and_its_card(here, call):
 
 
 def test_a_run_from_training_to_prediction(here, call):
-    """Train, evaluate, export, predict; then everything that could harm the run, which must not."""
+    """Trains, evaluates, exports and predicts, then checks that commands with mistakes do not harm the run."""
     trained = call("train", *FINETUNE)
     assert trained.code == 0, trained.err
     assert "finished" in trained.out
@@ -250,7 +250,7 @@ def test_checkpoints_behind_a_url_belong_to_their_run(here, call):
 
     longer = ["train", *FINETUNE, there, "trainer.max_steps=4"]
     outcome = call(*longer)
-    # The newest checkpoint there was written with the rows of the other run folder.
+    # The newest checkpoint in that folder belongs to the rows of the other run folder.
     assert outcome.code == 2 and "(step_00000003 records count and hash)" in outcome.err
     assert call(*longer, "run.missing=accept").code == 0
     assert not (here / "runs" / "mine" / "checkpoints").exists()
@@ -416,7 +416,7 @@ def test_a_secret_of_the_environment_does_not_reach_the_logger(here, call, monke
     outcome = call("train", *arguments, "tokenizer.fallback='folder/${oc.env:SOME_TOKEN}'")
     assert outcome.code == 0, outcome.err
     (record,) = (here / "runs" / "mine" / "wandb").rglob("*.wandb")
-    # W&B's own process writes the file, on a busy machine some time after the run has ended.
+    # W&B's own process writes the file, on a busy machine only some time after the end of the run.
     deadline = time.monotonic() + 60
     while b"global_batch_size" not in record.read_bytes():
         assert time.monotonic() < deadline, record.read_bytes()[:100]

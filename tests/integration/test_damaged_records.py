@@ -1,4 +1,4 @@
-"""Records of a run and of an export with damaged values: each is one error of ours, and nothing waits for a giant."""
+"""Tests of damaged values in records of runs and exports: each is a FrameworkError, and huge values do not hang."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def damaged(content: dict[str, Any], path: tuple[str, ...], value: object) -> di
 
 
 def read(folder: Path) -> None:
-    """Opens what was trained, as predict, evaluate and export do."""
+    """Loads a run or an export, as predict, evaluate and export do."""
     settings = PredictConfig(run=str(folder), precision=PrecisionConfig("fp32"), text=TEXTS[0])
     trained = open_trained(settings)
     row = Row(1, None, dict.fromkeys(trained.task.fields, TEXTS[0]))
@@ -46,7 +46,7 @@ def read(folder: Path) -> None:
 
 
 def errors(file: Path, folder: Path, dump: Callable[[Any], str], content: Any, paths: list[tuple[str, ...]]) -> int:
-    """Tries every value at every key; returns how many were refused. Another exception than ours fails the test."""
+    """Tries every value at every key, and returns the number of rejected ones. Other exceptions fail the test."""
     before, refused = file.read_text(encoding="utf-8"), 0
     texts = ["", "null", "5", "[" * 5000, "{"]
     texts += [dump(damaged(content, path, value)) for path in paths for value in VALUES]
@@ -73,7 +73,7 @@ def test_no_damaged_record_ends_in_a_traceback(run):
     export = run / "export"
     read(run)
     read(export)
-    # Checksums would hide what reading makes of a damaged file.
+    # Checksums would hide the reader's own handling of a damaged file.
     cloze = json.loads((export / "cloze.json").read_text()) | {"blake2b": None}
     (export / "cloze.json").write_text(json.dumps(cloze))
     inner = [("encoder", "num_layers"), ("encoder", "gated"), ("task", "labels"), ("task", "config")]

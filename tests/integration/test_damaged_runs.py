@@ -1,4 +1,4 @@
-"""A damaged or crafted newest checkpoint, command by command: who names a run gets the one before it, and is told."""
+"""Tests of a damaged or crafted newest checkpoint for each command: it is reported, and the one before it is used."""
 
 import json
 import pickle
@@ -20,7 +20,7 @@ WEIGHTS_OF_RUN = [
 
 
 def readers(source: str) -> dict[str, list[str]]:
-    """Every way in which a checkpoint is read, by what it is called."""
+    """Returns the arguments of every command that reads a checkpoint, by name."""
     return {
         "evaluate": ["evaluate", f"run={source}", "output=scores.json"],
         "predict": ["predict", f"run={source}", f"text={TEXTS[0]}"],
@@ -32,7 +32,7 @@ def readers(source: str) -> dict[str, list[str]]:
 
 @pytest.fixture
 def checkpoints(here, call) -> Path:
-    """Those of a run, after steps 2 and 4."""
+    """Returns the folder of a run's checkpoints, after steps 2 and 4."""
     assert call("train", *FOUR_STEPS).code == 0
     folder = here / "runs" / "mine" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["step_00000002", "step_00000004"]
@@ -61,7 +61,7 @@ def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):
     for name, command in readers("runs/mine/checkpoints/step_00000004").items():
         outcome = call(*command)
         message = "bytes were written. Use an older checkpoint."
-        if name == "resume":  # the run has begun then
+        if name == "resume":  # the run folder exists then
             assert (outcome.code, message in outcome.err) == (2, True)
         else:
             assert_clear_error(outcome, message)
@@ -69,7 +69,7 @@ def test_who_names_a_checkpoint_gets_that_one_or_an_error(checkpoints, call):
 
 
 class Attack:
-    """Unpickles into a call that leaves a file behind."""
+    """Object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,7 +81,7 @@ class Attack:
 
 
 def craft(folder: Path, kind: str, trace: Path) -> str:
-    """Makes a checkpoint that is whole by its own record, but not what a save writes; what a refusal says."""
+    """Crafts a checkpoint that fits its own record but that no save writes, and returns the expected error message."""
     index = read_index(folder)
     messages = {"pickle": "holds more than tensors", "bytes": "is not a tensor", "place": "outside of the checkpoint"}
     if kind == "bytes":

@@ -1,4 +1,4 @@
-"""Pre-training data as a whole: what the ranks see of a step is the same set, with the same pairs and masks, always."""
+"""Tests that all ranks together always see the same sequences of a step, with the same pairs and masks."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, tokenizer) -> StoreData:
-    """30 documents of 1 to 6 sentences with 1 to 14 tokens, of two sources."""
+    """Builds a store of 30 documents of 1 to 6 sentences with 1 to 14 tokens, from two sources."""
     words = tokenizer.ordinary_ids
     documents = []
     for document in range(30):
@@ -44,7 +44,7 @@ def datamodule(data: StoreData, tokenizer: Tokenizer, masking: str, **options) -
 
 
 def content(step: StepBatch) -> set[tuple]:
-    """Sequence id, ids with their hidden places, labels and the next-sentence label of each real sequence."""
+    """Returns sequence id, masked ids, labels and next-sentence label of each real sequence."""
     found = set()
     for batch in step.micro_batches:
         positions, labels = batch.targets["mlm_positions"], batch.targets["mlm_labels"]
@@ -80,7 +80,7 @@ def test_union_of_ranks_is_the_same_whatever_the_split(store, tokenizer, masking
                 seen.setdefault(step.step, []).append(content(step))
         assert sorted(seen) == list(range(start, MAX_STEPS))
         for step, shares in seen.items():
-            assert sum(map(len, shares)) == BATCH  # no sequence on two ranks
+            assert sum(map(len, shares)) == BATCH  # no sequence is on two ranks
             assert set().union(*shares) == whole[step]
 
     check()

@@ -1,6 +1,6 @@
-"""A node that is lost and one that joins, as two torchrun agents on this host: no step is missing, none comes twice.
+"""Tests of a node that is lost and a node that joins, as two torchrun agents on this host: no step is lost or repeated.
 
-Slow: set CLOZE_SLOW_TESTS=1. Each agent makes its own store for each attempt, and the host of the rendezvous is pinned.
+Slow: set CLOZE_SLOW_TESTS=1. Each agent creates its own store for each attempt; the host of the rendezvous is fixed.
 """
 
 import json

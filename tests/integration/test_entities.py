@@ -1,4 +1,4 @@
-"""Entities from files to predictions, by the commands: train, evaluate, predict with rows in their order, bad input."""
+"""Tests of entity recognition by the commands: training, evaluation, predictions in the order of rows, bad input."""
 
 import json
 
@@ -25,7 +25,7 @@ ENTITIES = [
 
 @pytest.fixture
 def sentences(here):
-    """A film of a year, which is an entity where the film is good."""
+    """Writes sentences about films of a year, in which the years of good films are entities."""
     lines = [
         f"a O\n{word} O\nfilm O\nof {tag}\n{year} {tag.replace('B', 'I')}\n"
         for year in range(1990, 2000)

@@ -1,4 +1,4 @@
-"""A new file is evaluated by its name alone; runs of sweeps are found by id; another tokenizer is noticed."""
+"""Tests of `framework.evaluate`: new files need only a name, sweep runs only an id; another tokenizer is rejected."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from tests.support.tasks.commands import prepare
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A run of sequence classification in the folder of a sweep, its export, and no file of its training."""
+    """Returns a folder with a classification run in a sweep, its export, and no file of its training."""
     folder = tmp_path_factory.mktemp("classified")
     overrides = [*prepare("sequence_classification", folder), "run.dir=runs/sweep", "run.id=job", "trainer.max_steps=6"]
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ def test_a_new_file_is_evaluated_by_its_name(folder, call):
         scores[run] = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert scores["job"]["split"] == "test" and sum(row["sequences"] for row in scores["job"]["classes"]) == 3
     assert scores["job"]["metrics"] == pytest.approx(scores["exported"]["metrics"], rel=1e-5)
-    # By hand: the share of rows whose predicted label is the one of the file.
+    # Computed by hand: the fraction of rows whose predicted label equals the label in the file.
     code, out, err = call("predict", "run=job", "input=new.csv", "keep_columns=[label]", "precision=fp32")
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 3, err

@@ -1,4 +1,4 @@
-"""From a tiny run to an export: its card, its ONNX file, what starts from it, and a head that no library knows."""
+"""Tests of exports of a tiny run: card, ONNX file, runs that start from it, and a head that no library knows."""
 
 import json
 import re
@@ -15,13 +15,13 @@ from tests.support.models import peers
 
 
 def card_of(folder: Path) -> tuple[dict[str, object], str]:
-    """The front matter and the text below it."""
+    """Returns the front matter and the text after it."""
     _, front, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(front), text
 
 
 def cell(text: str, name: str) -> str:
-    """The second cell of a table's row, with escapes taken away."""
+    """Returns the second cell of a table's row, without escapes."""
     (value,) = re.findall(rf"^\| {re.escape(name)} \| (.*) \|$", text, re.MULTILINE)
     return re.sub(r"\\(.)", r"\1", value)
 
@@ -115,7 +115,7 @@ def test_a_head_from_outside_of_the_package_comes_back(tmp_path, run):
         data = [] if name == "mine" else ["data=table", "data.train=rows.csv", "data.validation_fraction=0.2"]
         assert run("evaluate", f"run={name}", "split=validation", "output=scores.json", trust, *data) == 0
         found[name] = json.loads((tmp_path / "scores.json").read_text())["metrics"]
-    # Micro-batches differ: an export does not know the steps of the run.
+    # Micro-batches differ, since an export does not contain the steps of the run.
     assert found["runs/mine/export"] == pytest.approx(found["mine"], rel=1e-6)
     assert run("predict", "run=runs/mine/export", f"text={TEXTS[0]}", "output=out.jsonl", trust) == 0
     assert json.loads((tmp_path / "out.jsonl").read_text())["label"] in ("0", "1")
@@ -140,7 +140,7 @@ def start_line(capfd) -> str:
 
 @pytest.fixture
 def from_weights() -> list[str]:
-    """The run of the other tests, its encoder that of the weights."""
+    """Returns overrides of the other tests' run, with the encoder of the published weights."""
     kept = [override for override in FINETUNE if not override.startswith(("model.", "tokenizer.path"))]
     return [*kept, "model=from_weights", "tokenizer=from_weights", "run.id=second"]
 
@@ -153,7 +153,7 @@ def test_a_run_that_starts_from_another_says_what_of_the_head_is_new(tmp_path, r
     head = "transform.dense, transform.norm"
     assert start_line(capfd) == f"weights from {source}; head reused: {head}, classifier"
 
-    # The same number of other labels: the scores would mean nothing.
+    # Other labels in the same number would make the scores meaningless.
     write_rows(tmp_path / "rows.csv", TEXTS, ["yes", "yes", "no", "no"] * 8)
     assert run("train", *from_weights, "init_from=mine", "run.id=third") == 0
     assert start_line(capfd) == (
@@ -162,7 +162,7 @@ def test_a_run_that_starts_from_another_says_what_of_the_head_is_new(tmp_path, r
 
 
 def test_a_published_fine_tuned_model_brings_its_head(tmp_path, run, capfd, from_weights):
-    """Its labels stand in another order than those of the data, and its scores follow them."""
+    """Checks that scores follow the labels, whose order differs from that of the data."""
     labels = {"id2label": {0: "1", 1: "0"}, "label2id": {"1": 0, "0": 1}}
     peer = peers.peer("BertForSequenceClassification", "bert", vocab_size=99, **labels)
     peer.save_pretrained(tmp_path / "published")

@@ -1,4 +1,4 @@
-"""A transformers pipeline says of an export what framework.predict says, or transformers refuses to load it."""
+"""Tests that a transformers pipeline predicts as framework.predict does, or that transformers rejects the export."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ COMMON = [
 
 
 def publish(family: str) -> None:
-    """Writes a small model of a family, with a vocabulary of its kind, as others publish them."""
+    """Writes a small model of a family, with a vocabulary of its kind, in the published format."""
     folder = Path("published")
     if family == "bert":
         train_vocabulary(TEXTS, 80, folder)
@@ -53,7 +53,7 @@ def predictions(run, capfd, *arguments) -> list[dict]:
 
 
 def train_and_export(run, capfd, *arguments) -> str:
-    """Returns what the export printed."""
+    """Trains and exports, and returns the export's output."""
     assert run("train", *COMMON, *arguments) == 0
     capfd.readouterr()
     assert run("export", "run=mine") == 0
@@ -108,7 +108,7 @@ def test_pairs_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     pipe = transformers.pipeline("text-classification", str(tmp_path / "runs/mine/export"))
     found = pipe({"text": TEXTS[0], "text_pair": TEXTS[9]})
     assert (found["label"], found["score"]) == (expected["label"], pytest.approx(expected["probability"], abs=1e-5))
-    # A run of before, which joined pairs by one separator, keeps doing so, and its export too.
+    # An older run that joins pairs by one separator keeps doing so, and so does its export.
     (tmp_path / "runs/mine/task.json").write_text(
         json.dumps({key: value for key, value in record.items() if key != "pair_separators"})
     )
@@ -142,7 +142,7 @@ def test_entities_of_a_byte_level_vocabulary(run, tmp_path, capfd):
     (expected,) = predictions(run, capfd, f"text={' '.join(SENTENCE)}")
     assert expected["entities"]
     for entity in expected["entities"]:
-        # The offsets of a token leave its space out.
+        # The offsets of a token exclude its space.
         index = next(index for index, (start, stop) in enumerate(offsets) if start == entity["start"] and stop > start)
         label = peer.config.id2label[int(probabilities[index].argmax())]
         assert label.endswith(entity["label"])

@@ -1,4 +1,4 @@
-"""Ranks that fail, die or hang in a run of the real command: who it was, where, what is left, and how it goes on."""
+"""Tests of ranks that fail, die or hang: the error names the rank and its position, nothing remains, runs resume."""
 
 import json
 import re
@@ -17,20 +17,20 @@ FAULTY = "task._target_=tests.support.tasks.faulty_task.FaultyTask"
 
 
 def faulty(store: Path, kind: str, rank: int, step: int, launcher: list[str], strategy: str, *overrides: str):
-    """Starts a run that breaks once; its folder has the name of the kind."""
+    """Starts a run that fails once. Its folder has the name of the fault."""
     command = [*launcher, *training(store, kind, strategy, FAULTY, *overrides)]
     return start_process(command, CLOZE_TEST_FAULT=f"{kind} {rank} {step} {store.parent / kind}.happened")
 
 
 def ended(run: subprocess.Popen[bytes]) -> str:
-    """Waits for the end of a run that must fail; returns what it printed."""
+    """Waits for the end of a run that must fail, and returns its output."""
     output = run.communicate(timeout=WAIT_SECONDS)[0].decode()
     assert run.returncode != 0, output
     return output
 
 
 def left_over(run_folder: Path) -> list[int]:
-    """Processes named in the logs of a run, ranks and loaders, that have not ended."""
+    """Returns processes named in the logs of a run, ranks and loaders, that have not ended."""
     logs = "".join(path.read_text(encoding="utf-8") for path in (run_folder / "logs").glob("rank_*.log"))
     pids = {int(pid) for pid in re.findall(r"pid (\d+)", logs)}
     assert pids
@@ -57,7 +57,7 @@ def test_an_error_on_one_rank_ends_all_and_comes_first(corpus: Path) -> None:
     output = ended(run)
     assert left_over(corpus.parent / "error") == []
     line = "DataError (rank 1, step 5): shard.txt, row 8: no text."
-    # torchrun shows its own traceback after it, and the cause again in its summary.
+    # torchrun prints its own traceback after it, and the cause again in its summary.
     ours, _, summary = output.partition("failed (exitcode")
     assert ours.count(line) == 1 and line in summary and "Traceback" not in ours and "gloo" not in ours
 
@@ -93,7 +93,7 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_bit_for_bit(corpus: Path) ->
     for rank in range(2):
         text = log_of(folder, rank)
         assert f"rank {rank} of 2, attempt 0" in text and f"rank {rank} of 2, attempt 1" in text
-        # The checkpoint of step 6 may still have been on its way to the disk.
+        # The checkpoint of step 6 may not have been complete yet.
         assert re.search(r"Resuming from step [36] of .*/step_0000000[36]", text)
         assert f"step {STEPS} INFO training ended after step {STEPS} of {STEPS}" in text
 
@@ -104,14 +104,14 @@ HANGS = "trainer.num_workers=1", f"trainer.timeout_seconds={TIMEOUT}"
 
 @pytest.fixture(scope="module")
 def hung(corpus: Path) -> dict[str, str]:
-    """Three runs that hang, side by side: what each printed. Nothing of them is left, checkpoints excepted."""
+    """Runs three hanging runs at the same time and returns their outputs. Only their checkpoints remain."""
     single = [sys.executable]
     launcher = [*TORCHRUN, "--master-port", "29633"]
     runs = {
         "sleep": faulty(corpus, "sleep", 1, 5, launcher, "ddp", *HANGS),
         "sleep_in_loader": faulty(corpus, "sleep_in_loader", 0, 5, single, "single", *HANGS),
     }
-    # Without torchrun, which waits for 30 s before it kills a process that is stopped.
+    # Runs without torchrun, which waits for 30 s before it kills a stopped process.
     command = [sys.executable, *training(corpus, "stop", "fsdp2", FAULTY, *HANGS)]
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29634"}
     stopped = [
@@ -153,7 +153,7 @@ def test_a_rank_that_hangs_is_named(name: str, rank: int, where: str, message: s
     assert ("Last heartbeat" in lines[0]) == (name == "stop")
     folder = corpus.parent / name
     assert (failure_of(folder)["rank"], failure_of(folder)["step"]) == (rank, 5)
-    # It is written beside the steps: a process that is stopped may not have come to the end of it.
+    # It is written in the background, so that a stopped process may not have finished it.
     written = {path.name for path in (folder / "checkpoints").iterdir()}
     assert written == {"step_00000003"} or (name == "stop" and written == {"step_00000003.tmp"})
     if name != "stop":  # a stopped process writes nothing

@@ -1,4 +1,4 @@
-"""The doors for Python: commands called in this process, and trained models that predict and embed."""
+"""Tests of the Python interface: commands called in this process, and trained models that predict and embed."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ class Trained:
 
 
 def process_state() -> dict[str, object]:
-    """Everything about this process that a command may change while it runs and must put back."""
+    """Returns the state of this process that a command may change while it runs and must restore."""
     return {
         "signals": [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)],
         "handlers": list(logging.getLogger().handlers),
@@ -77,7 +77,7 @@ def classifier(tmp_path_factory) -> Trained:
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory, classifier) -> Trained:
-    """The second training of this process, in a thread, as some notebooks do it."""
+    """Runs the second training of this process in a thread, as some notebooks do."""
     del classifier
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(train_small, "embedding", tmp_path_factory.mktemp("embedder")).result()

@@ -1,4 +1,4 @@
-"""A run under torchrun, killed with SIGKILL at a random step and started again: not one bit of its rows differs."""
+"""Tests that a run under torchrun, killed with SIGKILL at a random step and resumed, has bitwise equal rows."""
 
 import json
 import random
@@ -17,7 +17,7 @@ def status(folder: Path) -> RunStatus:
 
 
 def wait_until_lost(folder: Path) -> RunStatus:
-    """The kernel needs a moment to end processes, and whoever inherits them another to bury them."""
+    """Waits until the status is `lost`: the kernel needs time to end the processes, and their parent to reap them."""
     deadline = time.monotonic() + 10
     while (seen := status(folder)).state == "running" and time.monotonic() < deadline:
         time.sleep(0.05)

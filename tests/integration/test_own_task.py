@@ -39,7 +39,7 @@ def test_the_task_of_the_readme_trains_and_predicts(tmp_path):
     def run(line: str, *more: str) -> str:
         python, *arguments = shlex.split(line)
         assert python == "python"
-        # As where the package is installed, with the current folder on the path.
+        # As in an installation of the package, with the current folder on the path.
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         command = [sys.executable, *arguments, *more]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
-"""Every command line of every page works as it is written: in fenced blocks of README.md files and of CONTRIBUTING.md.
+"""Tests that all command lines in fenced blocks of README.md files and CONTRIBUTING.md work as written.
 
-A line that is not known here fails the test, so that no page can name a command that nothing runs. Overrides shorten
-lines that would train for long; lines that need other machines are run by the tests that are named.
+An unknown line fails the test, so that no page contains an untested command. Overrides shorten long trainings. Lines
+that need other machines are run by the tests that are named here.
 """
 
 import os
@@ -44,7 +44,7 @@ NOT_RUN_HERE = {
     ".venv/bin/python -m pytest tests/sweeps/test_submit.py": "continuous integration",
     "pre-commit install": "nothing: it changes the checkout",
 }
-"""Lines that take minutes or change the checkout, with who runs them instead."""
+"""Lines that take minutes or change the checkout, with the job that runs them instead."""
 
 ELSEWHERE = {
     r"docker(/build\.sh)? .*|docker/build\.sh": "tests/launch/test_docker.py",
@@ -84,11 +84,11 @@ SHORTENED = [
     (r"\btrain experiment=pretrain_demo data\.store=(\S+)", [*PRETRAIN, r"tokenizer.path=\1/tokenizer"]),
     (r"framework\.(evaluate|predict) run=mine", ["precision=fp32"]),
 ]
-"""Overrides by pattern of the line; the first that matches is used."""
+"""Overrides by pattern of the line. The first match is used."""
 
 
 def lines_of(page: str) -> list[str]:
-    """Returns the command lines of a page without their comments, in order."""
+    """Returns the command lines of a page in order, without comments."""
     blocks = _BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
     lines = [line for block in blocks for line in block.splitlines()]
     return [re.sub(r"\s{2,}#.*", "", line).strip() for line in lines if _COMMAND.match(line)]
@@ -112,7 +112,7 @@ def document(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def reader_files(tmp_path_factory) -> Path:
-    """A folder with every file that the pages name."""
+    """Returns a folder with every file that the pages name."""
     folder = tmp_path_factory.mktemp("files")
     train_vocabulary(TEXTS, 80, folder / "tokenizer")
     for name in ("train.tsv", "dev.tsv"):
@@ -148,7 +148,7 @@ def reader_files(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder_of(reader_files, tmp_path_factory) -> Callable[[str], Path]:
-    """Returns a page's working folder, in which runs and stores of earlier lines stay for later ones."""
+    """Returns a page's working folder, in which later lines find the runs and stores of earlier ones."""
     folders: dict[str, Path] = {}
 
     def folder(page: str) -> Path:
@@ -199,7 +199,7 @@ def overrides_of(line: str) -> list[str]:
 
 
 def given_files(argument: str) -> str:
-    """Puts files of this test in place of those that the reader has."""
+    """Replaces file names of the reader by files of this test."""
     return argument.replace("=FOLDER", "=published").replace("=STORE", "=given_store")
 
 

@@ -1,4 +1,4 @@
-"""What framework.predict reads and writes: words and CoNLL columns, kept columns, bad rows, outputs that cannot be."""
+"""Tests of input and output of framework.predict: words, CoNLL columns, kept columns, bad rows, invalid outputs."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ SENTENCE = ["ada", "sang", "in", "eck", "am", "see"]
 
 @pytest.fixture(scope="module")
 def tagger(tmp_path_factory) -> Path:
-    """A folder with a run of token classification, `one`, that was trained by the command."""
+    """Returns a folder with `one`, a token classification run trained by the command."""
     folder = tmp_path_factory.mktemp("tagger")
     overrides = [*prepare("token_classification", folder), "run.id=one", "trainer.max_steps=12"]
     with pytest.MonkeyPatch.context() as patch:
@@ -26,7 +26,7 @@ def tagger(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def ask(tagger, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str, str]]:
-    """Predicts with the tagger in an empty folder: exit code, standard output, standard error."""
+    """Returns a function that predicts in an empty folder and returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def run(*overrides: str) -> tuple[int, str, str]:
@@ -46,7 +46,7 @@ def rows_of(text: str) -> list[dict]:
 
 
 def test_words_are_tagged_wherever_they_stand(tmp_path, ask):
-    """The same sentence as text, as words, and as CoNLL columns with and without tags."""
+    """Predicts one sentence as text, as words, and as CoNLL columns with and without tags."""
     write_jsonl(tmp_path / "text.jsonl", [{"text": " ".join(SENTENCE)}])
     write_jsonl(tmp_path / "tokens.jsonl", [{"tokens": SENTENCE}])
     write_jsonl(tmp_path / "named.jsonl", [{"words": SENTENCE}])

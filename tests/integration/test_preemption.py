@@ -1,4 +1,4 @@
-"""A run under torchrun that is made to leave twice, and started again: not one bit of its rows differs."""
+"""Tests that a run under torchrun, preempted twice and resumed, has bitwise equal rows."""
 
 import json
 import os
@@ -13,7 +13,7 @@ LENGTH = (f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=12", "trainer
 
 
 def check_left(run_folder: Path, why: str) -> int:
-    """Checks what a leave left behind; returns its step."""
+    """Checks the files of a preempted run, and returns its step."""
     summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
     assert (summary["ended"], summary["why"]) == ("preempted", why)
     step = summary["steps"]
@@ -31,7 +31,7 @@ def test_a_run_that_left_twice_has_the_rows_of_one_that_did_not(corpus: Path) ->
 
     run = start(corpus, "left", 2, "fsdp2", *LENGTH, "trainer.num_workers=1")
     wait_for_rows(run, run_folder / "metrics.jsonl", 3)
-    # The rank with its loader's process, as torchrun and SLURM do.
+    # Signals the rank and its loader's process, as torchrun and SLURM do.
     os.killpg(worker_pids(run.pid)[1], signal.SIGTERM)
     finish(run)
     step = check_left(run_folder, "SIGTERM on rank 1")

@@ -1,4 +1,4 @@
-"""Three nodes look at each other, each a process of its own: the one that something is wrong with is named."""
+"""Tests of the preflight check with three nodes, each a process: the check names the faulty node."""
 
 import os
 import re
@@ -14,16 +14,16 @@ from tests.support.processes.ranks import Ranks
 
 @dataclass(frozen=True)
 class Faulty:
-    """Makes each rank a node; the third, or none, has a fault.
+    """Function object that makes each rank a node, and injects a fault into the third.
 
     Attributes:
-        fault: Its kind.
+        fault: Kind of the fault; empty: none.
     """
 
     fault: str = ""
 
     def __call__(self) -> None:
-        """Replaces parts of the product."""
+        """Sets the node's environment, and replaces parts of the preflight check on the faulty node."""
         from framework.distributed.nodes import inspection, links
 
         os.environ |= {"SLURMD_NODENAME": f"gpu{os.environ['RANK']}", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
@@ -62,7 +62,7 @@ def stuck(*_):
 
 
 def run_preflight(folder: Path, fault: str, *options: str) -> tuple[list[int | None], str]:
-    """Exit codes by rank, and what was printed."""
+    """Runs the preflight check, and returns exit codes by rank and the output."""
     line = ["--folder", "shared", "--sizes", "0.1,0.2", "--min-link", "0.5", "--min-link-share", "0", *options]
     ranks = Ranks(line, 3, folder / "output.txt", Faulty(fault), command="preflight", folder=folder)
     return ranks.wait(120), ranks.read_output()

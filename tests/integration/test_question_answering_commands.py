@@ -1,4 +1,4 @@
-"""Question answering through the commands: two steps of training, evaluation, and predictions row for row."""
+"""Tests of question answering by the commands: two training steps, evaluation, and predictions for each row."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ def questions_about(context: str) -> list[dict]:
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
-    """Runs a command as from the command line, in a folder with questions and a tokenizer; gives its error."""
+    """Returns a function that runs a command in a folder with questions and a tokenizer, and returns its errors."""
     monkeypatch.chdir(tmp_path)
     training = WordPieceTraining(120)
     training.train(WordCounts(training.count([*CONTEXTS, "What who?"])), tmp_path / "tokenizer")
@@ -77,7 +77,7 @@ def test_from_training_to_prediction(call):
     metrics = json.loads(Path("scores.json").read_text())["metrics"]
     assert metrics == pytest.approx({name: last[f"val/{name}"] for name in ("loss", "exact_match", "f1")}, rel=1e-5)
 
-    # The second context takes several windows.
+    # The second context needs several windows.
     rows = [("Who?", CONTEXTS[2]), ("What came?", " ".join(CONTEXTS)), ("Who saw the fox?", CONTEXTS[0])]
     requests = [{"q": question, "context": context, "id": index} for index, (question, context) in enumerate(rows)]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, requests)), encoding="utf-8")
@@ -92,7 +92,7 @@ def test_from_training_to_prediction(call):
         assert sum(answer["probability"] for answer in row["n_best"]) == pytest.approx(1)
     assert len(predictions[1]["n_best"]) == 20
 
-    # Read in another way, which the file says.
+    # An override of n_best applies, and the file records it.
     assert call(evaluate, "run=mine", "output=scores.json", "task={n_best: 2}") == ""
     assert json.loads(Path("scores.json").read_text())["task"] == '{"n_best": 2}'
     assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names, "task={n_best: 2}") == ""

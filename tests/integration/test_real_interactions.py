@@ -1,4 +1,4 @@
-"""Real ratings with real texts: splits and questions are those that a loop over the file finds."""
+"""Tests on real ratings with real texts: splits and queries equal those of a plain loop over the file."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Real text, English and Chinese, from the file to the batch: nothing is lost, and pairs are what they say."""
+"""Tests on real English and Chinese text, from file to batch: nothing is lost, and pair labels are right."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def prepared(request, tmp_path_factory) -> tuple[Source, StoreData]:
 
 
 def built(data: StoreData, **options) -> tuple[PretrainingSource, PackedBatch, np.ndarray]:
-    """An epoch in one batch, with its true ids."""
+    """Builds one batch of a whole epoch, and returns it with its unmasked ids."""
     tokenizer = Tokenizer.from_folder(data.opened.folder / "tokenizer")
     source = PretrainingTask(LENGTH, **options).build_sources(data, tokenizer, seed=0)["train"]
     indices = np.arange(len(source))
@@ -45,7 +45,7 @@ def built(data: StoreData, **options) -> tuple[PretrainingSource, PackedBatch, n
 
 
 def test_the_store_holds_every_word_of_the_text(prepared):
-    """Ids, decoded one document at a time, spell what the tokenizer makes of the text as a whole."""
+    """Checks that the ids of each document decode to the tokenizer's output on the whole text."""
     source, data = prepared
     store = data.opened
     tokenizer = Tokenizer.from_folder(store.folder / "tokenizer")
@@ -71,7 +71,7 @@ def test_pairs_follow_or_come_from_another_document(prepared):
     source, data = prepared
     sequences, batch, ids = built(data)
     tokenizer = Tokenizer.from_folder(data.opened.folder / "tokenizer")
-    # Each document as the text that its ids spell.
+    # Text of each document, decoded from its ids.
     documents = [" ".join(map(str, encoded.tolist())) for encoded in encoded_documents(source, tokenizer)]
     labels = batch.targets["nsp_labels"].numpy()
     stretches = np.split(ids, batch.cu_seqlens.numpy()[1:-1])
@@ -88,10 +88,10 @@ def test_pairs_follow_or_come_from_another_document(prepared):
         else:
             assert any(f" {b} " in f" {document} " for document in documents)
     assert 0 < followed < len(rows)
-    # Binomial with 5 standard deviations; chunks of one piece always get another document's text.
+    # Binomial bound of 5 standard deviations. Chunks of one piece always get another document's text.
     pieces = sequences.chunks._index.chunks
     several = float((pieces[:, 1] - pieces[:, 0] > 1).mean())
-    # A short target leaves one piece of some chunks, at most in one of ten.
+    # A short target reduces at most one in ten chunks to one piece.
     most, least = 0.5 * several, 0.5 * several * 0.9
     spread = 5 * np.sqrt(0.25 / len(labels))
     assert least - spread < float((labels == 0).mean()) < most + spread

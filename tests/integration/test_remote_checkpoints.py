@@ -1,6 +1,6 @@
-"""A run under torchrun with `run.checkpoints` behind a URL, killed and started again.
+"""Tests a run under torchrun whose `run.checkpoints` is a URL, killed and resumed.
 
-The file system of the URL is known to child processes by an entry point, as that of any installed package is.
+An entry point registers the file system of the URL in child processes, as for any installed package.
 """
 
 import os
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL that every child process can open."""
+    """Returns a URL that every child process can open."""
     package = tmp_path / "packages" / "norename-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: norename\nVersion: 1.0\n")

@@ -1,6 +1,6 @@
-"""slurm/train.sbatch on a real SLURM of two nodes: whatever interrupts a job, not one bit of the run's rows differs.
+"""Tests of slurm/train.sbatch on a real SLURM of two nodes: after any interruption, rows are bitwise equal.
 
-With CLOZE_SLOW_TESTS=1 ten interruptions, else three.
+CLOZE_SLOW_TESTS=1 runs ten interruptions, otherwise three.
 """
 
 import json
@@ -30,13 +30,13 @@ pytestmark = machine(why_not)
 
 @dataclass
 class Site:
-    """What all jobs share.
+    """Data that all jobs share.
 
     Attributes:
-        store: Of tokens.
+        store: Token store.
         runs: Folder of the run folders.
         outputs: Folder of the jobs' outputs.
-        rows: metrics.jsonl of a run of two ranks without SLURM, that nothing happened to.
+        rows: Content of metrics.jsonl of an undisturbed run of two ranks without SLURM.
     """
 
     cluster: Cluster
@@ -72,7 +72,7 @@ class Trial:
     """A job that trains.
 
     Attributes:
-        task: Of an array; empty: it is none.
+        task: Index in a job array; empty for a single job.
     """
 
     site: Site
@@ -92,7 +92,7 @@ class Trial:
         return f"{job_state(self.name)}\n{output.read_text() if output.exists() else ''}"
 
     def wait_for_rows(self, count: int) -> None:
-        """Waits until the run has so many rows; 0: until its first step of SLURM is about to begin."""
+        """Waits until the run has `count` rows; 0 waits until its first SLURM step is about to begin."""
         begun = self.run / "logs" / "slurm_start"
         wait_until(
             lambda: (begun.exists() and len(rows(self.run)) >= count) or job_state(self.name) == "FAILED",
@@ -102,7 +102,7 @@ class Trial:
         assert job_state(self.name) == "RUNNING", self.status_and_output()
 
     def wait_for_restart(self) -> None:
-        """Waits until SLURM has taken the job from its nodes."""
+        """Waits until SLURM has requeued the job."""
         wait_until(lambda: self.job_field("Restarts") == "1", WAIT_SECONDS, self.status_and_output)
 
     def wait_for_end(self) -> str:
@@ -115,7 +115,7 @@ class Trial:
         return re.search(rf"{name}=(\S+)", text)[1]
 
     def check_resumed(self) -> None:
-        """The job went on, and the run's rows are those of a run that nothing happened to."""
+        """Checks that the job resumed and that its rows equal those of an undisturbed run."""
         assert self.wait_for_end() == "COMPLETED", self.status_and_output()
         starts = json.loads((self.run / "provenance.json").read_text())["starts"]
         assert [each["world_size"] for each in starts][-1] == 2
@@ -144,23 +144,23 @@ def site(tmp_path_factory) -> Iterator[Site]:
 
 
 def preempt(trial: Trial) -> None:
-    """A job of higher priority takes both nodes."""
+    """Submits a job of higher priority that needs both nodes."""
     line = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
     submit([*line, "--wrap=sleep 1"])
 
 
 def signal_early(trial: Trial) -> None:
-    """What SLURM does some time before the limit."""
+    """Sends the signal that SLURM sends some time before the time limit."""
     subprocess.run(["scancel", "--batch", "--signal=USR1", str(trial.job)], check=True)
 
 
 def requeue(trial: Trial) -> None:
-    """An administrator puts the job back into the queue: it is killed 5 s later at most."""
+    """Requeues the job as an administrator does. SLURM kills it after 5 s at most."""
     subprocess.run(["scontrol", "requeue", str(trial.job)], check=True)
 
 
 def lose_node(trial: Trial) -> None:
-    """All of the second node is gone at once; SLURM notices, the node comes back."""
+    """Kills everything on the second node at once, waits until SLURM notices, and restarts the node."""
     trial.site.cluster.lose_node("node1")
     trial.wait_for_restart()
     trial.site.cluster.start_node("node1")

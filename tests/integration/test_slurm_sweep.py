@@ -1,4 +1,4 @@
-"""A sweep of 4 jobs with 2 processes each on a real SLURM: one is killed, one comes near its time limit."""
+"""Tests a sweep of 4 jobs with 2 processes each on a real SLURM: one is killed, one gets near its time limit."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = machine(why_not)
 
 
 def slurm_states() -> dict[str, str]:
-    """The state of each job by its number, as SLURM has it."""
+    """Returns SLURM's state of each job by job number."""
     command = ["squeue", "--noheader", "--states=all", "--format=%i %T"]
     return dict(line.split() for line in subprocess.check_output(command, text=True).splitlines())
 
@@ -42,11 +42,11 @@ def test_what_was_killed_is_named_and_what_was_interrupted_is_queued_again(tmp_p
         wait_for_rows(sweep, folder / killed, 4)
         os.kill(rank_of(f"SLURM_JOB_ID={numbers[killed]}", 1, store), signal.SIGKILL)
         wait_for_rows(sweep, folder / interrupted, 4)
-        # What SLURM does near the time limit.
+        # SLURM sends this signal near the time limit.
         subprocess.run(["scancel", "--batch", "--signal=USR1", str(numbers[interrupted])], check=True)
         out, err = sweep.communicate(timeout=WAIT_SECONDS)
         assert sweep.returncode == 2, out
-        # One may have finished before the second start looked.
+        # One may have finished before the second start checked.
         assert re.search(r"([34]) of 4 jobs to run, \1 of them submitted before", out)
         assert re.match(
             rf"SweepError: 1 of 4 jobs failed: optimizer\.lr=0\.001, seed=1 \(SLURM job {numbers[killed]}: FAILED; "

@@ -1,4 +1,4 @@
-"""A corpus that stays behind a web server trains like one on the disk: the same batches, from any step, on any rank."""
+"""Tests that a corpus streamed from a web server gives the same batches as one on disk, from any step, on any rank."""
 
 import json
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ STEPS = 6
 
 
 def document(number: int) -> str:
-    """2 to 7 sentences; every tenth document has no text, and every eleventh is like the first."""
+    """Returns 2 to 7 sentences. Every tenth document is empty, and every eleventh equals the first."""
     if number % 10 == 9:
         return "  "
     draws = mix(key("document", 0 if number % 11 == 10 else number), np.arange(80))
@@ -45,7 +45,7 @@ def document(number: int) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Shards with a column beside the text that is larger than it."""
+    """Writes shards with a text column and a larger second column."""
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(NUM_SHARDS):
         schema = pa.schema({"text": pa.string(), "raw": pa.string()})
@@ -104,7 +104,7 @@ def test_batches_are_those_of_a_store_on_the_disk(tmp_path, server, folder, toke
     local = prepared(tmp_path / "local", on_disk(folder), tokenizer, streamed=False)
     streamed = prepared(tmp_path / "streamed", over_http(server), tokenizer, streamed=True)
     assert streamed.opened.is_streamed and not local.opened.is_streamed
-    # 144 rows, of which 14 hold nothing and 13 repeat the first.
+    # 144 rows, of which 14 are empty and 13 repeat the first.
     counts = streamed.opened.meta["counts"]
     assert (counts["documents"], counts["empty"], counts["duplicates"]) == (144 - 14 - 12, 14, 12)
     assert counts["documents"] == local.opened.num_documents
@@ -114,7 +114,7 @@ def test_batches_are_those_of_a_store_on_the_disk(tmp_path, server, folder, toke
     server.faults = Faults(cut_every=5)
     assert content(iter(datamodule(streamed, tokenizer).train_dataloader())) == expected
     assert len(expected) == STEPS and size["streamed"] < size["local"]
-    # From another step, on two ranks, in a process that has fetched nothing yet.
+    # Starts at another step, on two ranks, in a process that has fetched nothing yet.
     again = StoreData(streamed.store, 0.0, block_size=8, window_blocks=2, cache_megabytes=4)
     for rank in range(2):
         modules = [datamodule(data, tokenizer, num_ranks=2, rank=rank) for data in (local, again)]
@@ -133,7 +133,7 @@ def test_a_window_fetches_its_own_row_groups_once(tmp_path, server, tokenizer):
     list(datamodule(data, tokenizer).train_dataloader())
     assert len(fetched) == len(set(fetched)) <= NUM_SHARDS * GROUPS
     shards = sum((server.folder / f"{shard}.parquet").stat().st_size for shard in range(NUM_SHARDS))
-    # The column that is not wanted makes up most of a shard.
+    # The unused column makes up most of a shard.
     assert 0 < server.bytes_served - before < 0.5 * shards
 
 

@@ -1,4 +1,4 @@
-"""A sweep of 4 jobs with 2 processes each under torchrun, one of which is killed, and started again."""
+"""Tests a sweep of 4 jobs with 2 processes each under torchrun: one job is killed and restarted."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def test_a_killed_job_is_named_three_are_kept_and_the_second_start_runs_one(tmp_
     assert [each["world_size"] for each in starts] == [2, 2]
     assert summary(victim)["ended"] == "finished"
 
-    # The last validation is that of the last step, so that its row says what the tables fold.
+    # The last validation is at the last step, so that its row has the values that the tables aggregate.
     losses = [rows(folder / name)[-1]["val/loss"] for name in names]
     results = json.loads((folder / "sweep.json").read_text())
     for folded, pair in zip(results["seeds"], (losses[:2], losses[2:]), strict=True):

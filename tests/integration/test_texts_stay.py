@@ -1,4 +1,4 @@
-"""With trainer.report_examples=0 nothing that a training run writes holds a text of its data."""
+"""Tests that with trainer.report_examples=0 a training run writes no text of its data into any file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pre-training on real parts, from text to metrics.jsonl: a step is the same however it is spread, so is a resumed run.
+"""Tests of pre-training from text to metrics.jsonl: steps do not depend on their division, nor on resuming.
 
 BERT mini with 30,522 words, dropout 0.1, masked words and next sentences. A step has 9 sequences, most of them longer
 than half a micro-batch, so that some rank has three micro-batches or more and another an empty one.
@@ -46,7 +46,7 @@ TIGHT, WIDE = 32, 512
 
 
 def bert_mini(num_layers: int = 4) -> EncoderConfig:
-    """The preset as it ships; a smaller number of layers where only time is wanted."""
+    """Returns the shipped preset; fewer layers only save time."""
 
     return EncoderConfig(**{**OmegaConf.load(conf_folder() / "model" / "bert_mini.yaml"), "num_layers": num_layers})
 
@@ -73,7 +73,7 @@ def build_module(task: PretrainingTask, config: EncoderConfig, max_steps: int) -
 
 
 class StopAt(pl.Callback):
-    """Ends a run after a step, before anything of that step is logged or saved."""
+    """Callback that ends a run after a step, before anything of that step is logged or saved."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -86,7 +86,7 @@ class StopAt(pl.Callback):
 def run(
     store: str, run_folder: str, strategy: str, budget: int, cadence: Cadence, num_layers: int, stop_at: int | None
 ) -> list[list[int]]:
-    """One rank of a run, from the store to the files; goes on from the newest checkpoint. Returns its step shares."""
+    """Runs one rank from the store to the files, or resumes from the newest checkpoint. Returns its step shares."""
     torch.set_num_threads(1)
     info = process_info() if dist.is_initialized() else ProcessInfo()
     task = PretrainingTask(sequence_length=32)
@@ -126,7 +126,7 @@ def run(
 
 
 def shares(plan: StepPlan, num_steps: int, rank: int) -> list[list[int]]:
-    """Sequences in each micro-batch of each step of one rank."""
+    """Returns the sequences in each micro-batch of each step of one rank."""
     return [[len(share) for share in plan.micro_batches(step, rank)] for step in range(num_steps)]
 
 
@@ -139,14 +139,14 @@ EVERY_STEP = Cadence(max_steps=STEPS, log_every_n_steps=1, validate_every_n_step
 
 @pytest.fixture(scope="module")
 def one_process(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that all others must equal: one process, one micro-batch a step."""
+    """Runs the reference for all other runs: one process, one micro-batch per step."""
     run_folder = tmp_path_factory.mktemp("one_process")
     run(str(store), str(run_folder), "single", WIDE, EVERY_STEP, 4, None)
     return run_folder
 
 
 def check_equal(run_folder: Path, one_process: Path, num_steps: int = STEPS) -> None:
-    """Every number of every row, those of validation and the tokens too."""
+    """Checks every number of every row, including validation and tokens."""
     ours, theirs = rows_of(run_folder), rows_of(one_process)[:num_steps]
     assert [row["step"] for row in ours] == list(range(1, num_steps + 1))
     for our_row, their_row in zip(ours, theirs, strict=True):
@@ -186,7 +186,7 @@ def test_ranks_and_strategies(
 
 
 def assert_uneven(by_rank: Sequence[list[list[int]]]) -> None:
-    """In some step one rank has three or more micro-batches with sequences, and another an empty one."""
+    """Asserts that in some step one rank has three or more micro-batches with sequences, and another an empty one."""
     steps = zip(*by_rank, strict=True)
     assert any(
         any(sum(size > 0 for size in share) >= 3 for share in ranks) and any(0 in share for share in ranks)

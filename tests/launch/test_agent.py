@@ -1,4 +1,4 @@
-"""Tests of launch/lib/elastic_agent.py with stand-ins for ranks: restarts, exit codes and the last line."""
+"""Tests of launch/lib/elastic_agent.py with stand-ins for ranks: restarts, exit codes and the last output line."""
 
 import importlib.util
 import signal

@@ -1,4 +1,4 @@
-"""The files for Docker, Kubernetes and SkyPilot: valid by their schemas, and of one mind about image and command."""
+"""Tests of the files for Docker, Kubernetes and SkyPilot: valid by their schemas, with the same image and command."""
 
 import importlib.util
 import os
@@ -59,7 +59,7 @@ def test_compose_file() -> None:
 
 
 def check_command(arguments: list[str]) -> None:
-    """What the entry point gets is what multi_node.sh takes."""
+    """Checks that multi_node.sh accepts the arguments of the entry point."""
     assert arguments[0] == "multi_node"
     head = arguments.index("--head") + 1
     arguments = [*arguments[1:head], "127.0.0.1", *arguments[head + 1 :]]
@@ -90,7 +90,7 @@ def test_kubernetes_pods_find_each_other() -> None:
     check_command(container["args"])
     options = dict(zip(container["args"][1:-1:2], container["args"][2:-1:2], strict=True))
     assert int(options["--nodes"]) == job["spec"]["completions"] == job["spec"]["parallelism"]
-    # The names of an Indexed Job's pods, by way of the headless service.
+    # Host names of an Indexed Job's pods in the headless service.
     assert pod["subdomain"] == service["metadata"]["name"] and service["spec"]["clusterIP"] == "None"
     assert options["--head"] == f"{name}-0.{pod['subdomain']}"
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
@@ -103,7 +103,7 @@ def test_kubernetes_pods_find_each_other() -> None:
 
 
 def test_skypilot_task() -> None:
-    """By hand what its schema says of the keys that are used; SkyPilot's own schema where it is installed."""
+    """Checks the used keys by hand, and by SkyPilot's own schema if it is installed."""
     task = yaml.safe_load((ROOT / "launch" / "cloud" / "skypilot.yaml").read_text(encoding="utf-8"))
     assert set(task) <= {"name", "num_nodes", "resources", "envs", "file_mounts", "setup", "run"}
     assert isinstance(task["num_nodes"], int) and task["num_nodes"] == 2
@@ -140,7 +140,7 @@ def test_the_entry_point_knows_every_command() -> None:
         for file in (ROOT / "framework").glob("*.py")
         if 'if __name__ == "__main__"' in file.read_text(encoding="utf-8")
     }
-    # train runs through torchrun.sh. The launchers use machine.py and launch.py, __main__.py is the command `cloze`.
+    # torchrun.sh runs train. The launchers use machine.py and launch.py; __main__.py is the command `cloze`.
     assert known - {"report"} == modules - {"__main__", "train", "machine", "launch", "report"}
     assert "report" in known
 

@@ -1,6 +1,6 @@
-"""A link that is cut in mid-run: noticed within the configured time; one host goes on, and takes the other back.
+"""Tests of a link cut during a run: detected within the configured time; one host continues, and the other rejoins.
 
-With CLOZE_SLOW_TESTS=1 also where one host starts the others.
+CLOZE_SLOW_TESTS=1 also tests a host that starts the others.
 """
 
 import subprocess

@@ -1,7 +1,7 @@
-"""The image is built, trains two processes, and lets a run that is stopped save and leave with 0.
+"""Tests that the image can be built, trains two processes, and lets a stopped run save and exit with 0.
 
-Slow (minutes, gigabytes): set CLOZE_DOCKER_TESTS=1. CLOZE_DOCKER_BASE names a base image, "debian" one that is made
-here without a registry; CLOZE_DOCKER_IMAGE an image that is built already.
+Slow (minutes, gigabytes): set CLOZE_DOCKER_TESTS=1. CLOZE_DOCKER_BASE names a base image; "debian" is one that the
+test builds without a registry. CLOZE_DOCKER_IMAGE names an image that is already built.
 """
 
 import json
@@ -48,7 +48,7 @@ def image(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory) -> Path:
-    """A token store, and a folder for runs into which the image's user may write."""
+    """Returns a folder with a token store, and a folder for runs to which the image's user may write."""
     folder = tmp_path_factory.mktemp("work")
     make_store(folder / "text")
     (folder / "runs").mkdir()

@@ -1,4 +1,4 @@
-"""multi_node.sh on hosts of their own: two of them train as one does; those that cannot be used are named."""
+"""Tests of multi_node.sh on separate hosts: two train as one does, and unusable hosts are named."""
 
 import os
 import subprocess
@@ -32,14 +32,14 @@ def two(tmp_path_factory) -> Iterator[list[Host]]:
 
 @pytest.fixture(scope="module")
 def ssh(tmp_path_factory, two: list[Host]) -> dict[str, str]:
-    """Variables of a process that starts others over ssh."""
+    """Returns the environment variables of a process that starts others over ssh."""
     folder = tmp_path_factory.mktemp("ssh")
     return VARIABLES | {"CLOZE_SSH": start_ssh(folder, two, VARIABLES | {"TMPDIR": str(folder)})}
 
 
 @pytest.fixture(scope="module")
 def expected(store: Path) -> list[dict[str, float]]:
-    """The rows of two processes on one host."""
+    """Returns the rows of a run of two processes on one host."""
     command = [
         str(ROOT / "launch" / "torchrun.sh"),
         "--processes",
@@ -53,7 +53,7 @@ def expected(store: Path) -> list[dict[str, float]]:
 
 def test_the_same_line_on_two_hosts_trains_as_one_host_does(two, store, expected, tmp_path) -> None:
     command = line(two, "lines", arguments(store, store, "lines", "ddp", *LENGTH))
-    # The head comes last: the other one says that it waits.
+    # The head starts last; the other host reports that it waits.
     guest = two[1].start(command, VARIABLES, tmp_path / "vm1")
     deadline = time.monotonic() + WAIT_SECONDS
     while "vm1: the head vm0" not in (tmp_path / "vm1").read_text():
@@ -105,7 +105,7 @@ def wait_for_steps(process: subprocess.Popen[bytes], run: Path, steps: int, outp
 
 
 def test_hosts_that_cannot_be_used_are_named_at_once(two, ssh, store, tmp_path) -> None:
-    # vm1 has another interpreter in the place of the first one's; vm2 is not there.
+    # The path of the interpreter is another Python on vm1. vm2 has an address but no host, vm3 has no address.
     training = arguments(store, store, "never", "ddp")
     other = tmp_path / "python"
     other.write_text(

@@ -1,4 +1,4 @@
-"""Scripts as a wheel holds them: inside the package, found by `framework.launch`, beside its interpreter."""
+"""Tests of scripts in a wheel: they are inside the package, and `framework.launch` runs them with its interpreter."""
 
 import importlib
 import shlex
@@ -21,7 +21,7 @@ WHEEL = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
 
 @pytest.fixture
 def installed(tmp_path) -> Path:
-    """A package folder with scripts where the wheel's rules put them, in an environment with a stand-in for Python."""
+    """Returns a package folder with scripts as in a wheel, in an environment with a stand-in for Python."""
     environment = tmp_path / "an environment"
     package = environment / "lib" / "python3.12" / "site-packages" / "framework"
     for folder in ("launch", "slurm"):
@@ -62,7 +62,7 @@ def test_paths_of_scripts(installed, monkeypatch, capsys):
 
 
 def test_a_wheel_leaves_out_no_file_of_the_package():
-    """The build leaves out what .gitignore names, even if it is tracked."""
+    """Checks that .gitignore names no file of the package; the build excludes such files even if they are tracked."""
     listed = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard", *WHEEL["only-include"]]
     answer = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
     if answer.returncode:

@@ -1,4 +1,4 @@
-"""The launch scripts: clean by shellcheck, without registry addresses, and clear where they cannot go on."""
+"""Tests of the launch scripts: clean by shellcheck, without registry addresses, and with clear errors."""
 
 import os
 import re
@@ -145,7 +145,7 @@ def test_processes_are_those_that_this_process_may_have(script, tmp_path):
 
 
 def test_paths_mean_the_folder_of_the_caller(tmp_path):
-    """The agent is replaced by a program that says where it runs and which package it would import."""
+    """Replaces the agent by a program that prints its working folder and the package it would import."""
     program = tmp_path / "python"
     write_program(program, 'case "$1" in *machine.py) echo 0 1 ;; *) pwd; echo "$PYTHONPATH" ;; esac')
     mine = tmp_path / "mine"
@@ -168,7 +168,7 @@ def test_a_worker_that_ends_while_it_is_looked_at_is_not_told_of():
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
-    """A folder with what setup.sh reads, in a folder whose name has a space."""
+    """Returns a folder with the files that setup.sh reads, in a folder whose name contains a space."""
     folder = tmp_path / "a checkout"
     (folder / "launch").mkdir(parents=True)
     shutil.copy(ROOT / "launch" / "setup.sh", folder / "launch")
@@ -178,7 +178,7 @@ def checkout(tmp_path) -> Path:
 
 @pytest.fixture
 def tools(tmp_path) -> Path:
-    """A PATH of a few tools and no Python."""
+    """Returns a PATH with a few tools and no Python."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in TOOLS.split():

@@ -1,4 +1,4 @@
-"""The batch scripts: clean by shellcheck, and clear where they cannot go on; jobs are in tests/integration."""
+"""Tests of the batch scripts: clean by shellcheck, and with clear errors. tests/integration runs jobs."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Jobs are checked whole, files and all, before the first of them starts: `check_jobs`, and `check=true` on a sweep."""
+"""Tests that all jobs are checked, with their files, before the first starts: `check_jobs`, and `check=true`."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ LINE = [*(each for each in FINETUNE if not each.startswith("run.id=")), "hydra.s
 
 @pytest.fixture
 def sweep(here, monkeypatch, capfd):
-    """Starts a sweep; a job that starts is an error."""
+    """Returns a function that runs a sweep and fails if a job starts."""
     checked: list[object] = []
     assemble = starting.assemble_run
 

@@ -1,4 +1,4 @@
-"""Run ids of the jobs of a sweep: readable, and never shared by two jobs."""
+"""Tests of the run ids of a sweep's jobs: readable and unique."""
 
 import pytest
 

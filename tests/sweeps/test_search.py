@@ -1,4 +1,4 @@
-"""Whole searches through the command line's own `main`; the jobs are small stand-ins for a training."""
+"""Tests of searches by the command line's own `main`, with small stand-ins for the training jobs."""
 
 import json
 import math
@@ -20,13 +20,13 @@ SEARCH = ("hydra/sweeper=optuna", RATE, "seed=0", "hydra.sweeper.startup_trials=
 
 
 def loss_of(job: Job) -> float:
-    """Is least, 2.0, at 1e-3."""
+    """Returns a loss with its minimum, 2.0, at a learning rate of 1e-3."""
     return 2.5 + (math.log10(job.config["optimizer"]["lr"]) + 3) ** 2
 
 
 @pytest.fixture
 def search(sweep: Sweeping, monkeypatch: pytest.MonkeyPatch):
-    """Starts searches; `roles` says what jobs do, by their number in the order in which they first began."""
+    """Returns a function that runs searches. `roles` sets the behaviour of jobs by the order of their first start."""
     kept: dict[str, int] = {}
     original = sweep.command
 
@@ -62,7 +62,7 @@ def test_it_comes_near_the_best_value_and_goes_on_where_it_ended(search):
     assert (ended.code, ended.err) == (0, "")
     values = [trial.value for trial in study().trials]
     assert len(values) == 20 and study().direction.name == "MINIMIZE"
-    # Drawn evenly from two decades, the square of the distance from their middle is 1 / 3 on average.
+    # For uniform draws from two decades, the mean squared distance from their middle is 1 / 3.
     assert sum(values[-10:]) / 10 < 2.0 + 1 / 5
     assert [job["best"] for job in results()["jobs"]] == pytest.approx(values)
     best = study().best_trial

@@ -1,4 +1,4 @@
-"""The shell functions of batch jobs, with programs in the place of SLURM's: ends of jobs, signals that go on once."""
+"""Tests of the shell functions of batch jobs, with stand-ins for SLURM's programs: ends of jobs, forwarded signals."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ FINISHED, PREEMPTED = '{\n  "ended": "finished"\n}', '{\n  "ended": "preempted"\
 
 @pytest.fixture
 def bin_folder(tmp_path) -> Path:
-    """Programs that answer as files beside them say."""
+    """Returns a folder of programs whose answers are in files beside them."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, body in {
@@ -31,7 +31,7 @@ def bin_folder(tmp_path) -> Path:
 
 
 def start(bin_folder: Path, line: str, **variables: str) -> subprocess.Popen[str]:
-    """Runs a line of shell after the functions."""
+    """Runs a shell line after loading the functions."""
     environment = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "PREEMPT": "None"} | variables
     text = f"set -euo pipefail\nsource {FUNCTIONS}\n{line}\n"
     return subprocess.Popen(["bash", "-c", text], env=environment, stdout=subprocess.PIPE, text=True)
@@ -93,7 +93,7 @@ def test_a_job_that_is_queued_again_twice_without_a_new_step_stops(bin_folder, t
     (tmp_path / "state").write_text("RUNNING")
 
     def end(restarts: int, steps: int | None, checkpoint: int | None = None) -> tuple[bool, str]:
-        """Ends one start of the job; returns True where it is queued again, and what it said."""
+        """Ends one start of the job, and returns True if it is requeued, and its output."""
         (tmp_path / "requeued").unlink(missing_ok=True)
         write = save = ":"
         if steps is not None:
@@ -111,7 +111,7 @@ def test_a_job_that_is_queued_again_twice_without_a_new_step_stops(bin_folder, t
     is_queued, said = end(5, 5)
     assert not is_queued
     assert "error: Job 7 was requeued twice without a new step (it is at step 5)" in said and "(now 190 s)" in said
-    # A new job of the same run begins to count anew; a checkpoint counts where a start was killed before its summary.
+    # A new job of the same run restarts the count. A checkpoint counts if a start was killed before its summary.
     assert [end(0, None)[0], end(1, None)[0], end(2, None, 120)[0], end(3, None)[0], end(4, None)[0]] == [True] * 5
     assert end(5, None)[0] is False
 
@@ -129,7 +129,7 @@ def test_a_time_limit_no_longer_than_the_notice_is_refused(bin_folder, limit, re
 
 
 def test_a_signal_goes_on_to_the_step_once_and_its_exit_code_is_kept(bin_folder, tmp_path):
-    # bash makes no step of its own for the last command, so that the step's process is the one that counts signals.
+    # bash starts no extra process for the last command, so that the step's process counts the signals.
     (tmp_path / "step.sh").write_text(
         f"count=0\ntrap 'count=$((count + 1))' USR1\ntouch {tmp_path}/ready\n"
         f"until [ -e {tmp_path}/end ]; do sleep 0.05; done\necho signals $count\nexit 9\n"

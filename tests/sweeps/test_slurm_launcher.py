@@ -1,4 +1,4 @@
-"""What the SLURM launcher refuses, and the script that it writes; whole sweeps are in tests/integration."""
+"""Tests of settings that the SLURM launcher rejects, and of the script it writes. tests/integration runs sweeps."""
 
 import json
 import re

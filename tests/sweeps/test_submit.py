@@ -1,4 +1,4 @@
-"""slurm/submit.sh checks what it submits, with programs in the place of sbatch and of the interpreter."""
+"""Tests that slurm/submit.sh checks a job before it submits it, with stand-ins for sbatch and the interpreter."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "slurm" / "submit.sh"
 
 @pytest.fixture
 def submit(tmp_path):
-    """Calls the script; the check fails where its command line holds "bad", and the time limit is really checked."""
+    """Returns a function that calls the script. Its check fails for "bad"; time limits are really checked."""
     is_limit = f'[[ "$*" != *slurm_time* ]] || exec {sys.executable} "$@"'
     for name, body in {
         "python": f'{is_limit}\necho "$*" >>{tmp_path}/checks\n[[ "$*" != *bad* ]] || exit 2',

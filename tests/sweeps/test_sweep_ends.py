@@ -1,4 +1,4 @@
-"""Ends of sweeps as users see them: order of tables, reasons of failures, jobs interrupted at their start, groups."""
+"""Tests of the output of sweeps: order of tables, failure reasons, jobs interrupted at their start, groups."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def job(folder: Path, rate: str, seed: int, mode: str, metric: str, value: float
 
 
 def printed_tables(tmp_path: Path, mode: str, metric: str, width: int) -> list[str]:
-    """Prints the tables of two rates with two seeds, of which one failed."""
+    """Prints the tables of jobs with two seeds per learning rate, one of which failed, and returns the lines."""
     given = [
         ("1e-4", 0, 0.5),
         ("1e-4", 1, 0.7),
@@ -68,7 +68,7 @@ def test_tables_are_sorted_and_the_best_is_marked(tmp_path, mode, metric, order)
     assert [row[4] for row in rows] == order
     assert [row[0] for row in rows] == ["*", "", "", "", "", ""]
     means = cells(lines, "mean ±")
-    # Means 0.6 of 1e-4, 0.15 of 1e-3, 0.9 of the one that is left of 1e-2.
+    # Means: 0.6 for 1e-4, 0.15 for 1e-3, and 0.9 for the one remaining job of 1e-2.
     best_first = ["1e-2", "1e-4", "1e-3"] if order[0] == "0.9000" else ["1e-3", "1e-4", "1e-2"]
     assert [row[1] for row in means] == best_first and [row[0] for row in means] == ["*", "", ""]
 

@@ -1,4 +1,4 @@
-"""Whole sweeps through the command line's own `main`; the jobs are small stand-ins for a training."""
+"""Tests of sweeps by the command line's own `main`, with small stand-ins for the training jobs."""
 
 import csv
 import json
@@ -34,7 +34,7 @@ def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_run
     assert states() == dict(zip(NAMES, ("finished", "failed", "failed", "failed"), strict=True))
     assert results()["ended"] == "failed"
 
-    # A summary.json and a failure.json of the first start are no news of the second.
+    # The summary.json and failure.json of the first start say nothing about the second.
     sweep.roles = {NAMES[2]: "die"}
     ended = sweep()
     assert "3 of 4 jobs to run" in ended.out
@@ -54,7 +54,7 @@ def test_jobs_that_failed_are_named_the_others_kept_and_only_what_is_missing_run
 
 
 def test_seeds_are_folded_to_mean_and_sample_deviation(sweep):
-    # Of 2, 3 and 7: mean 4, squared differences 4 + 1 + 9 = 14 over n - 1 = 2.
+    # For 2, 3 and 7: mean 4, squared differences 4 + 1 + 9 = 14 over n - 1 = 2.
     names = [f"mine-lr_{lr}-seed_{seed}" for lr in ("0.001", "0.002") for seed in (0, 1, 2)]
     sweep.losses = dict(zip(names, (2.0, 3.0, 7.0, 5.0, 6.0, 6.0), strict=True))
     sweep.roles = {names[4]: "die", names[5]: "die"}
@@ -121,7 +121,7 @@ def test_ranks_of_a_killed_job_are_found_by_their_mark(tmp_path):
         value: launching.subprocess.Popen(["sleep", "60"], env={**os.environ, "CLOZE_SWEEP_JOB": value})
         for value in (ours, ours + "b")
     }
-    # Until a child has its own program, it still has the environment of this process.
+    # Until a child has executed its program, it still has the environment of this process.
     for process in processes.values():
         while b"sleep" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             time.sleep(0.001)
