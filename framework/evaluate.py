@@ -15,7 +15,7 @@ from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.build import build_data_component
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.command_schema import EvaluateConfig
 from framework.config.dry_check import describe_trained, print_check
 from framework.config.evaluation_data import changed_data, named_split
@@ -45,7 +45,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     Returns:
         Metrics by name; empty under `check`.
     """
-    config = plain(composed, EvaluateConfig)
+    config = resolve_config(composed, EvaluateConfig)
     given: Any = config["data"] or {}
     is_whole = TARGET_KEY in given
     changes = {} if is_whole else {key: value for key, value in given.items() if value is not None}

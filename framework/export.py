@@ -5,7 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExportConfig
 from framework.config.dry_check import describe_trained, print_check
 from framework.config.export_comparison import compare_with_transformers
@@ -30,7 +30,7 @@ def export(composed: DictConfig) -> Path:
             f"the export was started in {process_info().world_size} processes. It runs in one. Start it without "
             "torchrun."
         )
-    settings = ExportConfig(**check_arguments("", plain(composed, ExportConfig), ExportConfig))
+    settings = ExportConfig(**check_arguments("", resolve_config(composed, ExportConfig), ExportConfig))
     if settings.onnx:
         check_onnx_installed()
     run = find_run(settings.run, Path(settings.runs))

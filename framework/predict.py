@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.asked_rows import InputRow, check_input, join_rows, read_input_rows
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import describe_trained, print_check
 from framework.config.nodes import check_arguments
@@ -28,7 +28,7 @@ from framework.errors import DataError
 @command("predict")
 def predict(composed: DictConfig) -> list[dict[str, Any]]:
     """Predicts every row, writes the rows in the order of the input, and returns them; none under `check`."""
-    settings = PredictConfig(**check_arguments("", plain(composed, PredictConfig), PredictConfig))
+    settings = PredictConfig(**check_arguments("", resolve_config(composed, PredictConfig), PredictConfig))
     check_suffix(settings.output)
     check_output_differs(settings.output, [settings.input])
     check_input(settings)

@@ -7,7 +7,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.command_schema import PrepareConfig
 from framework.config.dry_check import print_check
 from framework.config.nodes import check_arguments
@@ -20,7 +20,7 @@ from framework.tracking.console import make_console_dispensable, open_console, p
 @command("prepare")
 def prepare(composed: DictConfig) -> Path:
     """Trains or loads a tokenizer, encodes the corpus and prints the counts; returns the folder of the store."""
-    settings = PrepareConfig(**check_arguments("", plain(composed, PrepareConfig), PrepareConfig))
+    settings = PrepareConfig(**check_arguments("", resolve_config(composed, PrepareConfig), PrepareConfig))
     corpus = settings.corpus
     spec = StoreSpec(
         {name: source.build() for name, source in corpus.sources.items()},

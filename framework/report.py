@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.command_schema import ReportConfig
 from framework.config.nodes import check_arguments
 from framework.errors import CheckpointError
@@ -21,7 +21,7 @@ from framework.tracking.run_status import named_run
 @command("report")
 def report(composed: DictConfig) -> Path:
     """Creates the report, prints its path and returns it."""
-    settings = ReportConfig(**check_arguments("", plain(composed, ReportConfig), ReportConfig))
+    settings = ReportConfig(**check_arguments("", resolve_config(composed, ReportConfig), ReportConfig))
     folder = find_folder(settings.run, Path(settings.runs))
     try:
         path = make_report(folder)

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.assembly import assemble_run
-from framework.config.command import command, plain
+from framework.config.command import command, resolve_config
 from framework.config.dry_check import describe_run, planned_process, print_check
 from framework.config.ending import complete_run
 from framework.config.records import modules_of
@@ -33,7 +33,7 @@ from framework.tracking.console import make_console_dispensable
 def train(composed: DictConfig) -> Path:
     """Runs one training run from its config, or resumes it; returns the run folder."""
     check_own_process()
-    config = plain(composed, TrainConfig)
+    config = resolve_config(composed, TrainConfig)
     info = planned_process(config["check"], process_info())
     device = device_type()
     if device == "cpu":

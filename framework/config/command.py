@@ -191,8 +191,10 @@ def _unknown_key(error: OmegaConfBaseException) -> ConfigError:
     return ConfigError(f"unknown config key `{error.full_key}`. {suggestion(str(error.key), known)}")
 
 
-def plain(config: DictConfig, schema: type | None = None, overrides: Sequence[str] | None = None) -> dict[str, object]:
-    """Returns the config in plain containers, with interpolations resolved and text values as they were typed.
+def resolve_config(
+    config: DictConfig, schema: type | None = None, overrides: Sequence[str] | None = None
+) -> dict[str, object]:
+    """Returns a config in plain containers, with interpolations resolved and text values as they were typed.
 
     Args:
         config: Composed config. Its text values are set to their spelling in `overrides`.

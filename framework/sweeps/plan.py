@@ -13,7 +13,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from framework.config.build import build_settings
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.identity import check_same_run
 from framework.config.run_folder import read_config
 from framework.config.schema import TrainConfig
@@ -144,7 +144,7 @@ def _plan_job(
     composed = context.config_loader.load_sweep_config(config, own)
     with open_dict(composed):
         del composed["hydra"]
-    resolved = plain(composed, TrainConfig, own)
+    resolved = resolve_config(composed, TrainConfig, own)
     job = Job(run, values, (*own, *_hydra_overrides(config)), resolved, composed=composed)
     try:
         settings = build_settings(resolved, world_size)

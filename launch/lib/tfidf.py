@@ -13,7 +13,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.nodes import check_component
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.data.examples.splits import ReadSplits
@@ -27,7 +27,7 @@ def load_table(overrides: list[str]) -> ReadSplits[LabelledText]:
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         composed = compose("train", overrides)
-    data = check_component("data", plain(composed)["data"]).build()
+    data = check_component("data", resolve_config(composed)["data"]).build()
     assert isinstance(data, TableData)
     return data.load()
 

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings, data_kind
 from framework.config.checks import check_tensor_parallel, check_vocabulary
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.data.store_data import StoreData
@@ -55,11 +55,11 @@ def test_every_rank_has_some_words_and_channels(name: str):
 def test_probes_are_a_free_key_that_is_checked():
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        plain_run = plain(compose("train", ["experiment=pretrain_demo"]))
+        plain_run = resolve_config(compose("train", ["experiment=pretrain_demo"]))
         data = "+probes.sst2.data={train: a.tsv, validation: b.tsv, format: {columns: [text, label], quote: null}}"
-        probed = plain(compose("train", ["experiment=pretrain_demo", data, "trainer.probe_every_n_steps=5"]))
-        mistyped = plain(compose("train", ["experiment=pretrain_demo", data, "+probes.sst2.pool=cls"]))
-        lonely = plain(compose("train", ["experiment=pretrain_demo", "trainer.probe_every_n_steps=5"]))
+        probed = resolve_config(compose("train", ["experiment=pretrain_demo", data, "trainer.probe_every_n_steps=5"]))
+        mistyped = resolve_config(compose("train", ["experiment=pretrain_demo", data, "+probes.sst2.pool=cls"]))
+        lonely = resolve_config(compose("train", ["experiment=pretrain_demo", "trainer.probe_every_n_steps=5"]))
     settings = build_settings(probed, world_size=2)
     assert settings.probes["sst2"].data.format.columns == ["text", "label"]
     assert identity_text(probed) == identity_text(plain_run)
@@ -74,7 +74,7 @@ def test_augmentation_is_another_run_and_none_is_that_of_before():
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         common = ["experiment=finetune_demo", "init_from=x"]
         none, delete, more = (
-            plain(compose("train", [*common, *overrides]))
+            resolve_config(compose("train", [*common, *overrides]))
             for overrides in ([], ["augmentation=delete"], ["augmentation=delete", "augmentation.rate=0.2"])
         )
     assert build_settings(none, world_size=1).augmentation is None

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from framework.config.build import build_settings
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig, ReportConfig
 from framework.config.nodes import check_arguments, check_component
 from framework.config.plugins import PLUGIN_MODULE
@@ -133,16 +133,16 @@ def test_every_file_composes_checks_and_builds(file):
     if not option:
         check_command(name)
     elif group == "corpus":
-        config = plain(composed("prepare", f"corpus={option}", *needs))
+        config = resolve_config(composed("prepare", f"corpus={option}", *needs))
         settings = PrepareConfig(**check_arguments("", config, PrepareConfig))
         assert all(source.build() for source in settings.corpus.sources.values())
     elif group == "vocabulary":
-        assert check_component(group, plain(composed(name, *needs))[group]).build()
+        assert check_component(group, resolve_config(composed(name, *needs))[group]).build()
     elif group == "hydra":
         assert set(plugin_keys(file)) == {"_target_", *inspect.signature(PLUGINS[file.stem]).parameters}
         check_settings(composed("train", "experiment=pretrain_demo", f"{name.rpartition('/')[0]}={file.stem}"))
     elif name == "data/of_run":
-        data = plain(composed("evaluate", "run=x"))["data"]
+        data = resolve_config(composed("evaluate", "run=x"))["data"]
         assert "test" in data and not any(data.values())
     elif group == "experiment":
         check_settings(composed("train", f"experiment={option}", *needs))
@@ -168,7 +168,7 @@ def check_command(name: str) -> None:
         return
     needs = {"prepare": [], "evaluate": ["run=x"], "predict": ["run=x", "text=hello"], "export": ["run=x"]}
     needs["report"] = ["run=x"]
-    config = plain(composed(name, *needs[name]))
+    config = resolve_config(composed(name, *needs[name]))
     if name == "evaluate":
         config["data"] = None
     assert schemas[name](**check_arguments("", config, schemas[name]))
@@ -176,7 +176,7 @@ def check_command(name: str) -> None:
 
 def check_settings(config: DictConfig) -> None:
     """Checks a training config as the command does, and builds each part that needs no file."""
-    settings = build_settings(plain(config), world_size=1 if config.strategy.name == "single" else 2)
+    settings = build_settings(resolve_config(config), world_size=1 if config.strategy.name == "single" else 2)
     assert settings.task.build().loss_weights
     assert settings.data.build()
     assert settings.optimizer.build().group
@@ -191,7 +191,7 @@ def check_settings(config: DictConfig) -> None:
 def test_the_plain_overrides_work_on_every_experiment(experiment):
     overrides = ["trainer.max_steps=7", "strategy=ddp", "precision=bf16", "seed=3", "run.id=mine"]
     overrides += NEEDS.get(f"experiment/{experiment}", [])
-    settings = build_settings(plain(composed("train", f"experiment={experiment}", *overrides)), world_size=2)
+    settings = build_settings(resolve_config(composed("train", f"experiment={experiment}", *overrides)), world_size=2)
     assert isinstance(settings, TrainConfig)
     assert (settings.trainer.max_steps, settings.strategy.name, settings.precision.name) == (7, "ddp", "bf16")
     assert (settings.seed, settings.run.id) == (3, "mine")
@@ -202,7 +202,7 @@ def test_the_plain_overrides_work_on_every_experiment(experiment):
 )
 def test_model_presets_name_every_shape(file):
     """A preset that leaves a shape out would silently take a default."""
-    keys = set(plain(composed("train", "experiment=pretrain_demo", f"model={file.stem}"))["model"])
+    keys = set(resolve_config(composed("train", "experiment=pretrain_demo", f"model={file.stem}"))["model"])
     required = {
         field.name
         for field in fields(EncoderConfig)

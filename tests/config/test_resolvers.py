@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, distribution_file, register_resolvers
 from framework.errors import ConfigError
 
@@ -41,7 +41,7 @@ def test_what_is_missing_is_told_with_the_line_that_mends_it(arguments, words):
 def test_the_error_keeps_its_words_inside_an_interpolation():
     register_resolvers()
     with pytest.raises(ConfigError) as raised:
-        plain(OmegaConf.create({"data": {"train": "${distribution_file:no-such-package,a.csv}"}}))
+        resolve_config(OmegaConf.create({"data": {"train": "${distribution_file:no-such-package,a.csv}"}}))
     assert str(raised.value).startswith("the file a.csv is part of the PyPI package no-such-package")
 
 

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.nodes import check_arguments, check_value
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -23,7 +23,7 @@ EXPERIMENT = [
 def composed(name: str, schema: type, overrides: Sequence[str]) -> dict[str, Any]:
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return plain(compose(name, list(overrides)), schema, overrides)
+        return resolve_config(compose(name, list(overrides)), schema, overrides)
 
 
 def train(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:

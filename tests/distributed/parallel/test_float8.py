@@ -12,7 +12,7 @@ from torch import nn
 from framework.checkpoint.load import load_checkpoint
 from framework.checkpoint.save import save_checkpoint
 from framework.config.build import build_settings
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import PrecisionConfig, TrainConfig
@@ -48,7 +48,7 @@ def test_it_is_refused_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch)
 def settings(*overrides: str) -> TrainConfig:
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = plain(compose("train", ["experiment=pretrain_demo", *overrides]))
+        config = resolve_config(compose("train", ["experiment=pretrain_demo", *overrides]))
     return build_settings(config, world_size=1)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings
-from framework.config.command import plain
+from framework.config.command import resolve_config
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.config.schema import TrainConfig
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
@@ -19,5 +19,5 @@ EVERY_SECOND = ActivationCheckpointing("full", 2)
 def composed(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = plain(compose("train", ["experiment=pretrain_demo", "strategy=single", *overrides]))
+        config = resolve_config(compose("train", ["experiment=pretrain_demo", "strategy=single", *overrides]))
     return config, build_settings(config, world_size=1)
