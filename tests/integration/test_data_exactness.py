@@ -60,8 +60,8 @@ def content(step: StepBatch) -> set[tuple]:
 @pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
 def test_union_of_ranks_is_the_same_whatever_the_split(store, tokenizer, masking):
     alone = datamodule(store, tokenizer, masking, micro_batch_tokens=4096)
-    whole = {step.step: content(step) for step in alone.train_dataloader()}
-    assert len(whole) == MAX_STEPS and all(len(sequences) == BATCH for sequences in whole.values())
+    expected = {step.step: content(step) for step in alone.train_dataloader()}
+    assert len(expected) == MAX_STEPS and all(len(sequences) == BATCH for sequences in expected.values())
 
     @settings(max_examples=8, deadline=None)
     @given(
@@ -81,7 +81,7 @@ def test_union_of_ranks_is_the_same_whatever_the_split(store, tokenizer, masking
         assert sorted(seen) == list(range(start, MAX_STEPS))
         for step, shares in seen.items():
             assert sum(map(len, shares)) == BATCH  # no sequence is on two ranks
-            assert set().union(*shares) == whole[step]
+            assert set().union(*shares) == expected[step]
 
     check()
 

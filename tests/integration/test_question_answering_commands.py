@@ -62,8 +62,8 @@ def call(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
         code: object = 0
         try:
             command()
-        except SystemExit as leaving:
-            code = leaving.code
+        except SystemExit as error:
+            code = error.code
         captured = capfd.readouterr()
         return captured.err if code else ""
 

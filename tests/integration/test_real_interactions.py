@@ -57,7 +57,7 @@ def test_movielens(tmp_path):
     trial = build_trial(data, data.likes(), 2, build_catalogue(data))
     found = [
         tuple(
-            tuple(sorted(data.items[place] for place in places)) for places in (each.history, each.seen, each.relevant)
+            tuple(sorted(data.items[index] for index in places)) for places in (each.history, each.seen, each.relevant)
         )
         for each in trial.questions
     ]

@@ -119,13 +119,13 @@ def test_choices_and_whole_numbers_are_searched_and_equal_trials_share_a_job(sea
     assert ended.code == 0
     assert len(states()) == 6 and len(results()["jobs"]) == 2
     assert [len(starts(job["run"])) for job in results()["jobs"]] == [1, 1]
-    whole = search(
+    finished = search(
         "optimizer.lr=1e-3",
         "trainer.val_every_n_steps=int(interval(1, 6))",
         "hydra.sweep.dir=runs/whole",
         "hydra.sweeper.trials=2",
     )
-    assert whole.code == 0 and re.search(r"trainer.val_every_n_steps=\d(,|$)", whole.out, re.M)
+    assert finished.code == 0 and re.search(r"trainer.val_every_n_steps=\d(,|$)", finished.out, re.M)
 
 
 @pytest.mark.parametrize(
