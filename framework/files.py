@@ -20,22 +20,29 @@ _SHOWN_OF_NAME = 40
 """Characters of the file name that a temporary name repeats. File systems limit a name to 255 bytes."""
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file completely or not at all.
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file that replaces `path` when the block ends without an error.
 
-    The text is written under a temporary name, flushed to disk, and renamed. Without the flush, a power cut can leave
-    an empty file under the final name.
+    The content is written under a temporary name, flushed to disk, and renamed. Without the flush, a power cut can
+    leave an empty file under the final name.
 
     Raises:
         OSError: Writing failed; an existing file is unchanged.
     """
     beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with beside.open("wb") as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
     sync_folder(path.parent)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file completely or not at all, as UTF-8 (see `replacing`)."""
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def temporary_beside(path: Path) -> Path:

@@ -15,6 +15,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.parallelize import materialize
 from framework.distributed.processes.agreement import gather, on_first_rank
 from framework.errors import CheckpointError, ConfigError
+from framework.files import replacing
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.modules.word_samples import sample_words
@@ -103,10 +104,8 @@ def prepare_word_samples(
         samples = sample_words(model, source, augmentation, tokenizer, device)
 
         def write() -> None:
-            temporary = file.with_name(SAMPLES_FILE + ".tmp")
-            with temporary.open("wb") as stream:
+            with replacing(file) as stream:
                 np.save(stream, samples)
-            temporary.rename(file)
 
         on_first_rank(write)
     tokens = source.source.tokens(np.arange(len(source)))

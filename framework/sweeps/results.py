@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from rich.console import Console
 
+from framework.files import write_whole
 from framework.sweeps.outcome import Outcome, output_file
 from framework.sweeps.plan import SEED, Job, Sweep
 from framework.tracking.console import print_line
@@ -99,8 +98,8 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
         "jobs": records,
         "seeds": fold_seeds(records) if SEED in sweep.keys else [],
     }
-    _replace(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
-    _replace(sweep.folder / CSV_FILE, _as_csv(sweep, records))
+    write_whole(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
+    write_whole(sweep.folder / CSV_FILE, _as_csv(sweep, records))
     return records
 
 
@@ -141,9 +140,3 @@ def _as_csv(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> str:
     for each in records:
         writer.writerow([*(each["values"][key] for key in sweep.keys), *(each[name] for name in names)])
     return stream.getvalue()
-
-
-def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)

@@ -3,7 +3,6 @@
 A file keeps the result, one byte per document, so that a resumed preparation does not repeat the pass.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from framework.data.preparation.corpus import EXCLUDED, NEAR_DUPLICATE, Cleaning
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.preparation.near_duplicates import repeats, signatures
 from framework.data.preparation.pool import work_in_order
+from framework.files import replacing
 
 FATES_FILE, SIGNATURES_FILE = "fates.npy", "signatures"
 
@@ -67,12 +67,8 @@ def screen(
         return None
     path = folder / FATES_FILE
     if not path.is_file():
-        fresh = path.with_name(path.name + ".new")
-        with fresh.open("wb") as file:
+        with replacing(path) as file:
             np.save(file, _fates(corpus, cleaning, exclusion, folder / SIGNATURES_FILE, num_workers))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
     fates: np.ndarray = np.load(path, mmap_mode="r")
     return fates
 

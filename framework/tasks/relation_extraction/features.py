@@ -51,11 +51,7 @@ def mark_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def relation_source(
-    examples: Sequence[RelationExample],
-    labels: Sequence[str],
-    tokenizer: Tokenizer,
-    max_length: int,
-    reading: Reading,
+    examples: Sequence[RelationExample], labels: Sequence[str], tokenizer: Tokenizer, max_length: int, reading: Reading
 ) -> FlatSource:
     """Builds one sequence for each row that fits; its record is the row.
 
@@ -66,8 +62,7 @@ def relation_source(
         examples: Rows.
         labels: Names in the order of scores.
         tokenizer: Tokenizer of the model, which returns offsets.
-        max_length: Most tokens of a sequence, special tokens and marks included. A longer text is truncated to a part
-            with both entities in its middle.
+        max_length: Most tokens of a sequence. A longer text is truncated to a part with both entities in its middle.
         reading: Handling of a row whose entities do not fit or have no token of their own.
 
     Raises:

@@ -157,7 +157,7 @@ def _settings() -> Any:
     from wandb import Settings
 
     limits = {"init_timeout": _INIT_SECONDS, "finish_timeout": _FINISH_SECONDS}
-    ours = {
+    ours: dict[str, Any] = {
         name: seconds
         for name, seconds in limits.items()
         if name in Settings.model_fields and f"WANDB_{name.upper()}" not in os.environ
