@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from framework.tracking.analysis.page import Markup, element, joined, table
+from framework.tracking.analysis.page import Section, Table
 
 _OWN_ROWS = {
     "rows used": "",
@@ -20,22 +20,19 @@ _OWN_ROWS = {
 _SHARES = ("lost_share",)
 
 
-def data_section(data_facts: Mapping[str, Any]) -> Markup:
-    """Builds the section from the result of `framework.tracking.data_facts`; empty if there are no facts."""
+def data_section(data_facts: Mapping[str, Any]) -> Section:
+    """Builds the section from the result of `framework.tracking.data_facts`; without content if there are no facts."""
     splits: Mapping[str, Mapping[str, Any]] = data_facts.get("splits", {})
     if not splits or not isinstance(splits, Mapping):
-        return Markup()
+        return Section("data", "Data")
     rows = {title: {split: _value(facts, key) for split, facts in splits.items()} for title, key in _OWN_ROWS.items()}
     for name in ("left_out", "notes"):
         for split, facts in splits.items():
             for title, value in facts.get(name, {}).items():
                 rows.setdefault(title, dict.fromkeys(splits, ""))[split] = _formatted(value)
     cells = [(title, *values.values()) for title, values in rows.items() if any(values.values())]
-    parts = [table(("", *splits), cells, full_length=True), _labels(splits)]
-    warnings = [element("li", warning) for warning in data_facts.get("warnings", ())]
-    if warnings:
-        parts.insert(0, element("ul", *warnings, kind="warnings"))
-    return joined(parts)
+    tables = [Table(("", *splits), cells, full_length=True), *_labels(splits)]
+    return Section("data", "Data", warnings=data_facts.get("warnings", ()), tables=tables)
 
 
 def _value(facts: Mapping[str, Any], key: str) -> str:
@@ -51,10 +48,8 @@ def _formatted(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _labels(splits: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Builds a table with one row per label and one column per split."""
+def _labels(splits: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Builds a table with one row per label and one column per split; empty if there are no labels."""
     labels = list(dict.fromkeys(label for facts in splits.values() for label in facts.get("labels", {})))
-    if not labels:
-        return Markup()
     rows = [(label, *(f"{facts.get('labels', {}).get(label, 0):,}" for facts in splits.values())) for label in labels]
-    return table(("label", *splits), rows)
+    return [Table(("label", *splits), rows)] if rows else []

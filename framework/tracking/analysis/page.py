@@ -1,119 +1,106 @@
-"""Builds the HTML elements of a report. Every text from outside is escaped here."""
+"""Renders the sections of a report as one HTML page with report.html.jinja, which escapes every text."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    undefined=StrictUndefined,
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-class Markup(str):
-    """Finished HTML, which is not escaped again."""
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column names the rows.
 
-    __slots__ = ()
-
-
-def text(value: str) -> Markup:
-    """Returns a text as HTML; a text that is not Markup is escaped."""
-    return value if isinstance(value, Markup) else Markup(escape(value))
-
-
-def element(name: str, *children: str, kind: str = "", identity: str = "") -> Markup:
-    """Builds an element. Children that are not Markup are escaped.
-
-    Args:
-        name: Name of the element.
-        children: Content of the element.
-        kind: Class of the element.
-        identity: Id of the element, for links.
-    """
-    attributes = "".join(f' {key}="{escape(value)}"' for key, value in (("class", kind), ("id", identity)) if value)
-    return Markup(f"<{name}{attributes}>{''.join(map(text, children))}</{name}>")
-
-
-def joined(parts: Iterable[str]) -> Markup:
-    """Joins parts with line breaks and omits empty ones."""
-    return Markup("\n".join(text(part) for part in parts if part))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "", full_length: bool = False) -> Markup:
-    """Builds a table whose first column names the rows.
-
-    Any other column is a column of numbers if all its cells are empty, "nan", or begin with a digit, a point or a sign.
-
-
-    Args:
-        header: Names of the columns; empty: the table has no header.
+    Attributes:
+        header: Names of the columns.
         rows: Cells of each row.
-        kind: Class of the table.
+        title: Heading above the table.
         full_length: True: the table has its full length; False: it scrolls.
     """
-    numeric = [
-        index > 0 and all(not row[index] or row[index][0] in "-+.0123456789" or row[index] == "nan" for row in rows)
-        for index in range(len(rows[0]) if rows else 0)
-    ]
-    kinds = ["number" if is_number else "" for is_number in numeric]
-    head = element("tr", *(element("th", cell, kind=of) for cell, of in zip(header, kinds, strict=False)))
-    lines = [
-        element(
-            "tr",
-            element("th", row[0]),
-            *(element("td", cell, kind=of) for cell, of in zip(row[1:], kinds[1:], strict=True)),
-        )
-        for row in rows
-    ]
-    return framed_table(head if header else Markup(), lines, kind, full_length)
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    full_length: bool = False
+
+    @property
+    def is_numeric(self) -> list[bool]:
+        """Returns per column: all cells are empty, "nan", or begin with a digit, a point or a sign; never the first."""
+        columns = list(zip(*self.rows, strict=True))[1:]
+        return [False, *(all(cell[:1] in "-+.0123456789" or cell == "nan" for cell in each) for each in columns)]
 
 
-def framed_table(head: Markup, lines: Sequence[Markup], kind: str = "", full_length: bool = False) -> Markup:
-    """Builds a table of finished rows in a frame, which scrolls unless the table has its full length."""
-    parts = [element("thead", head)] if head else []
-    inside = element("table", *parts, element("tbody", joined(lines)), kind=kind)
-    return element("div", inside, kind="scroll whole" if full_length else "scroll")
+@dataclass(frozen=True)
+class Picture:
+    """A PNG file that the page embeds.
 
-
-def facts(rows: Mapping[str, str]) -> Markup:
-    """Builds a table of names and values. Names without a value are omitted."""
-    return table((), [(name, value) for name, value in rows.items() if value], kind="facts", full_length=True)
-
-
-def picture(path: Path, description: str, caption: str = "", kind: str = "") -> Markup:
-    """Embeds a PNG file into the page as data; empty if the file does not exist.
-
-    Args:
+    Attributes:
         path: Path of the file.
         description: Alternative text for readers who cannot see the picture.
         caption: Text below the picture.
         kind: Class of the figure: "tall" is as high as two others, "wide" as wide as the page.
     """
-    if not path.is_file():
-        return Markup()
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    image = Markup(f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">')
-    return element("figure", image, *([element("figcaption", caption)] if caption else []), kind=kind)
+
+    path: Path
+    description: str
+    caption: str = ""
+    kind: str = ""
+
+    @property
+    def data(self) -> str:
+        """Returns the content of the file in base64."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
 
 
-def figures(pictures: Iterable[Markup]) -> Markup:
-    """Lays pictures out side by side as the width allows; empty if there are none."""
-    content = joined(pictures)
-    return element("div", content, kind="figures") if content else content
+@dataclass(frozen=True)
+class Section:
+    """A part of the page with a heading. Everything else is optional.
+
+    Attributes:
+        identity: Id of the element, for links.
+        title: Heading.
+        details: Line below the heading.
+        warnings: Items of a list.
+        pictures: Pictures side by side.
+        tables: Tables below each other.
+        facts: Tables of names and values, side by side. Names without a value are omitted.
+        examples: Worst examples of a split, with the keys of its analysis and `numbers`, which are texts by column.
+    """
+
+    identity: str
+    title: str
+    details: str = ""
+    warnings: Sequence[str] = ()
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
+    facts: Sequence[Mapping[str, str]] = ()
+    examples: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def has_content(self) -> bool:
+        """Returns True if the section has more than a heading."""
+        return any((self.details, self.warnings, self.pictures, self.tables, self.facts, self.examples))
 
 
-def page(title: str, body: Iterable[str]) -> str:
-    """Returns the complete HTML file."""
-    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=escape(title), style=style, body=joined(body))
+def render(name: str, summary: Mapping[str, Any] | None, tiles: Mapping[str, str], sections: Iterable[Section]) -> str:
+    """Returns the complete HTML file.
+
+    Args:
+        name: Name of the run.
+        summary: Content of summary.json; None: the page does not state how the run ended.
+        tiles: Values at the top of the page by their titles. Empty values are omitted.
+        sections: Sections in their order. Those with only a heading are omitted.
+    """
+    shown = [section for section in sections if section.has_content]
+    template = _TEMPLATES.get_template("report.html.jinja")
+    return template.render(name=name, summary=summary, tiles=tiles, sections=shown)

@@ -6,7 +6,7 @@ from typing import Any
 
 from framework.tracking.analysis.content import read_analyses
 from framework.tracking.analysis.data_section import data_section
-from framework.tracking.analysis.page import Markup, element, facts, figures, joined, page, picture, table
+from framework.tracking.analysis.page import Picture, Section, Table, render
 from framework.tracking.analysis.pictures import draw_analysis
 from framework.tracking.analysis.split_section import heading, number, split_section
 from framework.tracking.data_facts import read_data_facts
@@ -87,41 +87,23 @@ def write_report(run_folder: Path) -> Path:
     name = run_folder.resolve().name
     summary, analyses = _read_summary(run_folder), read_analyses(run_folder)
     config, start = read_saved_config(run_folder), _last_start(run_folder)
+    settings = {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
     sections = [
-        *_section("Metrics", "metrics", _metrics(summary, analyses)),
-        *_section("Curves", "curves", _curves(run_folder, analyses)),
-        *((split, heading(split), split_section(run_folder, split, analysis)) for split, analysis in analyses.items()),
-        *_section("Data", "data", data_section(read_data_facts(run_folder))),
-        *_section("Run", "run", _run_facts(config, start)),
-    ]
-    body = [
-        element("header", *_header(name, summary, analyses, sections)),
-        element("main", joined(section for _, _, section in sections)),
-        element("footer", "Created by Cloze from the files of the run folder."),
+        Section("metrics", "Metrics", tables=_metrics(summary, analyses)),
+        Section("curves", "Curves", pictures=_curves(run_folder, analyses)),
+        *(split_section(run_folder, split, analysis) for split, analysis in analyses.items()),
+        data_section(read_data_facts(run_folder)),
+        Section("run", "Run", facts=[rows for rows in (settings, _origin(start)) if any(rows.values())]),
     ]
     path = run_folder / REPORT_FILE
     temporary = path.with_name(REPORT_FILE + ".tmp")
-    temporary.write_text(page(name, body), encoding="utf-8")
+    temporary.write_text(render(name, summary, _tiles(summary, analyses), sections), encoding="utf-8")
     temporary.replace(path)
     return path
 
 
-def _section(title: str, identity: str, content: Markup) -> list[tuple[str, str, Markup]]:
-    """Returns id, title and markup of a section; empty without content."""
-    section = element("section", element("h2", title), content, identity=identity)
-    return [(identity, title, section)] if content else []
-
-
-def _header(
-    name: str,
-    summary: Mapping[str, Any] | None,
-    analyses: Mapping[str, Mapping[str, Any]],
-    sections: list[tuple[str, str, Markup]],
-) -> list[Markup]:
-    state = [] if summary is None else [element("span", summary["ended"], kind=f"state {summary['ended']}")]
-    parts = [element("h1", name, *state)]
-    if summary is not None and summary["why"] is not None:
-        parts.append(element("p", summary["why"], kind="soft"))
+def _tiles(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns the values at the top of the page by their titles."""
     tiles = {}
     for split, analysis in analyses.items():
         metric = analysis["best_metric"]
@@ -135,30 +117,26 @@ def _header(
             "tokens per second": f"{speed:,.0f}" if speed else "",
             "time": _duration(summary["wall_seconds"]),
         }
-    items = [element("li", element("b", value), element("span", title)) for title, value in tiles.items() if value]
-    links = [Markup(f'<a href="#{identity}">{element("span", title)}</a>') for identity, title, _ in sections]
-    return [*parts, element("ul", *items, kind="tiles"), element("nav", joined(links))]
+    return tiles
 
 
-def _run_facts(config: Mapping[str, Any], start: Mapping[str, Any]) -> Markup:
-    settings = {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
-    origin: dict[str, str] = {}
-    if start:
-        hardware, versions = start["hardware"], start["versions"]
-        origin = {
-            "code": start["commit"],
-            "host": start["host"],
-            "processor": f"{hardware['processor']}, {hardware['cores']} cores",
-            "GPUs": ", ".join(hardware["gpus"]),
-            "processes": f"{start['world_size']:,}",
-            "starts": f"{start['starts']:,}",
-            "data fingerprint": start["fingerprints"].get("data", ""),
-            "tokenizer fingerprint": start["fingerprints"].get("tokenizer", ""),
-            "versions": ", ".join(f"{library} {versions[library]}" for library in ("python", "torch", "lightning")),
-            "command": element("code", start["command"]),
-        }
-    tables = [facts(rows) for rows in (settings, origin) if any(rows.values())]
-    return element("div", *tables, kind="columns") if tables else Markup()
+def _origin(start: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the code, the machine and the command of a start as texts."""
+    if not start:
+        return {}
+    hardware, versions = start["hardware"], start["versions"]
+    return {
+        "code": start["commit"],
+        "host": start["host"],
+        "processor": f"{hardware['processor']}, {hardware['cores']} cores",
+        "GPUs": ", ".join(hardware["gpus"]),
+        "processes": f"{start['world_size']:,}",
+        "starts": f"{start['starts']:,}",
+        "data fingerprint": start["fingerprints"].get("data", ""),
+        "tokenizer fingerprint": start["fingerprints"].get("tokenizer", ""),
+        "versions": ", ".join(f"{library} {versions[library]}" for library in ("python", "torch", "lightning")),
+        "command": start["command"],
+    }
 
 
 def _setting(config: Mapping[str, Any], key: str) -> str:
@@ -173,8 +151,8 @@ def _setting(config: Mapping[str, Any], key: str) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> Markup:
-    """Builds a table with one row per metric and one column per measurement."""
+def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> list[Table]:
+    """Builds a table with one row per metric and one column per measurement; empty if there are no metrics."""
     columns: dict[str, dict[str, float | None]] = {}
     if summary is not None:
         best = summary["best"] or {}
@@ -187,8 +165,6 @@ def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[s
             columns[heading(name).lower()] = analysis["metrics"]
     columns = {title: values for title, values in columns.items() if values}
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
-    if not names:
-        return Markup()
     rows = [
         (
             describe(name).label + (f" ({describe(name).unit})" if describe(name).unit else ""),
@@ -196,7 +172,7 @@ def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[s
         )
         for name in names
     ]
-    return table(("metric", *columns), rows, full_length=True)
+    return [Table(("metric", *columns), rows, full_length=True)] if rows else []
 
 
 def _of_split(values: Mapping[str, Any], prefix: str) -> dict[str, float | None]:
@@ -214,15 +190,12 @@ def _metric(values: Mapping[str, float | None], name: str) -> str:
     return "nan" if values[name] is None else number(values[name])
 
 
-def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> Markup:
-    others = sorted(
-        path.stem
-        for path in (run_folder / "plots").glob("*.png")
-        if path.stem not in _CURVES and not any(path.stem.startswith(f"{name}_") for name in analyses)
-    )
-    return figures(
-        picture(run_folder / "plots" / f"{name}.png", name.replace("_", " ")) for name in (*_CURVES, *others)
-    )
+def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> list[Picture]:
+    """Returns the plots that do not belong to an analysis, the known curves first."""
+    plots = {path.stem: path for path in (run_folder / "plots").glob("*.png")}
+    others = sorted(name for name in plots if not any(name.startswith(f"{split}_") for split in analyses))
+    names = dict.fromkeys((*_CURVES, *others))
+    return [Picture(plots[name], name.replace("_", " ")) for name in names if name in plots]
 
 
 def _read_summary(run_folder: Path) -> dict[str, Any] | None:

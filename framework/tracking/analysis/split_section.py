@@ -5,19 +5,25 @@ from pathlib import Path
 from typing import Any
 
 from framework.tracking.analysis.content import most_confused
-from framework.tracking.analysis.page import Markup, element, figures, framed_table, joined, picture, table
+from framework.tracking.analysis.page import Picture, Section, Table
 from framework.tracking.analysis.pictures import MOST_NUMBERED_LABELS, needs_legend
 
-_SHOWN_CHARACTERS = 320
 _FEW_LABELS = 6
 _PAIRS = 15
 _MOST_BESIDE_OTHERS = 12
 """With more labels, a confusion matrix gets the full width."""
 
 _NO_NUMBER = "–"
+_EXAMPLE_NUMBERS = (
+    ("confidence", "confidence", ".1%"),
+    ("loss", "loss", ".3f"),
+    ("score", "score", ".3f"),
+    ("length", "tokens", ",d"),
+)
+"""Key in an example, name of the column, and format of each number of the worst examples."""
 
 
-def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
+def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Section:
     """Builds the section of an analysis, without its metrics.
 
     Args:
@@ -31,15 +37,13 @@ def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> M
     ]
     if analysis["score"] is not None:
         details.insert(1, f"{analysis['score_name']}: {analysis['score']:.4f}")
-    return element(
-        "section",
-        element("h2", heading(name)),
-        element("p", " · ".join(details), kind="soft"),
-        joined(
-            [_pictures(run_folder, name, analysis), _classes(analysis["classes"]), _confused(analysis["confusion"])]
-        ),
-        _examples(analysis),
-        identity=name,
+    return Section(
+        name,
+        heading(name),
+        details=" · ".join(details),
+        pictures=_pictures(run_folder, name, analysis),
+        tables=[*_classes(analysis["classes"]), *_confused(analysis["confusion"])],
+        examples=_examples(analysis["examples"]),
     )
 
 
@@ -53,7 +57,7 @@ def number(value: float | None, form: str = ".4f") -> str:
     return _NO_NUMBER if value is None else format(value, form)
 
 
-def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Markup:
+def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> list[Picture]:
     captions = {
         "confusion": "Rows are expected labels, columns are predicted labels. The colour is the share of the row.",
         "calibration": "A prediction with the probability on the horizontal axis should be correct that often. The "
@@ -66,17 +70,17 @@ def _pictures(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> Marku
     kinds = {"confusion": "tall"}
     if analysis["confusion"] and len(analysis["confusion"]["labels"]) > _MOST_BESIDE_OTHERS:
         kinds = {"confusion": "wide"}
-    pictures = [
-        picture(run_folder / "plots" / f"{name}_{key}.png", f"{key} of {name}", caption, kinds.get(key, ""))
-        for key, caption in captions.items()
-        if analysis[key]
+    paths = {key: run_folder / "plots" / f"{name}_{key}.png" for key in captions if analysis[key]}
+    return [
+        Picture(path, f"{key} of {name}", captions[key], kinds.get(key, ""))
+        for key, path in paths.items()
+        if path.is_file()
     ]
-    return figures(pictures)
 
 
-def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup:
+def _classes(classes: Sequence[Mapping[str, Any]]) -> list[Table]:
     if not classes:
-        return Markup()
+        return []
     is_long = len(classes) > MOST_NUMBERED_LABELS and "f1" in classes[0]
     rows = sorted(classes, key=lambda row: row["f1"]) if is_long else classes
     header = [column.replace("_", " ") for column in classes[0]]
@@ -87,18 +91,17 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> Markup:
         ]
         for row in rows
     ]
-    title = f"The {len(rows)} classes, worst F1 first" if is_long else "By class"
-    return joined([element("h3", title), table(header, cells)])
+    return [Table(header, cells, f"The {len(rows)} classes, worst F1 first" if is_long else "By class")]
 
 
-def _confused(confusion: Mapping[str, Any] | None) -> Markup:
+def _confused(confusion: Mapping[str, Any] | None) -> list[Table]:
     if confusion is None:
-        return Markup()
-    parts = []
+        return []
+    tables = []
     labels = confusion["labels"]
     if needs_legend(labels):
         legend = [(str(index), label) for index, label in enumerate(labels, start=1)]
-        parts += [element("h3", "Numbers in the confusion matrix"), table(("number", "label"), legend)]
+        tables.append(Table(("number", "label"), legend, "Numbers in the confusion matrix"))
     pairs = most_confused(confusion, _PAIRS)
     if pairs and len(labels) >= _FEW_LABELS:
         present = dict.fromkeys(labels, 0)
@@ -108,52 +111,17 @@ def _confused(confusion: Mapping[str, Any] | None) -> Markup:
             (expected, predicted, f"{times:,}", f"{times / present[expected]:.1%}")
             for expected, predicted, times in pairs
         ]
-        title = element("h3", "Most confused")
-        parts += [title, table(("expected", "predicted", "times", "of the expected label"), rows)]
-    return joined(parts)
+        tables.append(Table(("expected", "predicted", "times", "of the expected label"), rows, "Most confused"))
+    return tables
 
 
-def _examples(analysis: Mapping[str, Any]) -> Markup:
-    examples = analysis["examples"]
-    if not examples:
-        return Markup()
-    columns = {
-        name: (title, form)
-        for name, title, form in (
-            ("confidence", "confidence", ".1%"),
-            ("loss", "loss", ".3f"),
-            ("score", "score", ".3f"),
-            ("length", "tokens", ",d"),
-        )
-        # Columns whose values are all 0 or missing are omitted: a score of 0 only repeats that the row is wrong.
-        if any(example[name] for example in examples)
-    }
-    head = element(
-        "tr",
-        *(element("th", name) for name in ("text", "expected", "predicted")),
-        *(element("th", title, kind="number") for title, _ in columns.values()),
-    )
-    lines = [
-        element(
-            "tr",
-            element("td", _shorten(example["text"]), element("small", example["place"]), kind="text"),
-            *(element("td", _shorten(example[name]), kind=name) for name in ("expected", "predicted")),
-            *(element("td", number(example[name], form), kind="number") for name, (_, form) in columns.items()),
-        )
+def _examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Adds the `numbers` that the page shows to each example, as texts by column.
+
+    Columns whose values are all 0 or missing are omitted: a score of 0 only repeats that the row is wrong.
+    """
+    columns = [column for column in _EXAMPLE_NUMBERS if any(example[column[0]] for example in examples)]
+    return [
+        {**example, "numbers": {title: number(example[key], form) for key, title, form in columns}}
         for example in examples
     ]
-    order = "largest loss first" if examples[0]["loss"] is not None else "lowest score first, then the most confident"
-    return joined(
-        [
-            element("h3", f"The {len(examples)} worst examples, {order}"),
-            framed_table(head, lines, "examples", full_length=True),
-        ]
-    )
-
-
-def _shorten(text: str) -> str:
-    """Shows the beginning of a long text; a click opens the full text."""
-    if len(text) <= _SHOWN_CHARACTERS:
-        return text
-    beginning = text[:_SHOWN_CHARACTERS].rstrip() + " …"
-    return element("details", element("summary", beginning), element("div", text))
