@@ -2,6 +2,7 @@
 
 On disk, files are flushed, and finished folders are renamed to their final name. Storage behind a URL has neither
 rename nor flush: files are written to their final path, and only COMPLETE marks a finished checkpoint.
+`RemotePath` is our own class, because `exists` of universal-pathlib returns False on any error, as in fsspec itself.
 """
 
 import contextlib

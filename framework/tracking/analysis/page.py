@@ -101,6 +101,6 @@ def render(name: str, summary: Mapping[str, Any] | None, tiles: Mapping[str, str
         tiles: Values at the top of the page by their titles. Empty values are omitted.
         sections: Sections in their order. Those with only a heading are omitted.
     """
-    shown = [section for section in sections if section.has_content]
+    filled = [section for section in sections if section.has_content]
     template = _TEMPLATES.get_template("report.html.jinja")
-    return template.render(name=name, summary=summary, tiles=tiles, sections=shown)
+    return template.render(name=name, summary=summary, tiles=tiles, sections=filled)
