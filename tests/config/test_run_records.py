@@ -42,7 +42,7 @@ def test_a_damaged_record_is_reported_and_replaced(content: str, tmp_path: Path,
     assert read_summary(tmp_path) is None and read_starts(tmp_path) == []
     report_damaged_records(tmp_path)
     said = capsys.readouterr().out.splitlines()
-    extent = f"({len(content)} bytes that are not a valid record)" if content else "(it is empty)"
+    extent = f"({len(content)} bytes that are not a valid record)" if content else "(the file is empty)"
     assert [f"{name} is damaged {extent}" in line for name, line in zip(("y.json", "e.json"), said, strict=True)] == [
         True,
         True,

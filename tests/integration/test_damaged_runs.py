@@ -114,8 +114,8 @@ def test_a_run_goes_on_although_a_crash_has_emptied_its_records(checkpoints, cal
         (run / name).write_text("")
     outcome = call("train", *FOUR_STEPS)
     assert outcome.code == 0, outcome.err
-    assert "summary.json is damaged (it is empty)" in outcome.out
-    assert "provenance.json is damaged (it is empty)" in outcome.out
+    assert "summary.json is damaged (the file is empty)" in outcome.out
+    assert "provenance.json is damaged (the file is empty)" in outcome.out
     after = json.loads((run / "summary.json").read_text())
     assert {name: after[name] for name in ("ended", "steps", "tokens", "best")} == {
         name: before[name] for name in ("ended", "steps", "tokens", "best")
