@@ -109,5 +109,5 @@ def test_what_cannot_be_asked_is_told_before_anything_runs(call):
         "q.json, article 1, paragraph 4, question 2: the answer 'Dora' from character 900 exceeds the context" in error
     )
     assert not Path("runs").exists()
-    assert call(train, *TINY, "task.max_length=16").startswith("ConfigError: max_length=16 leaves 5 tokens")
+    assert call(train, *TINY, "task.max_length=16").startswith("ConfigError: max_length=16 has room for 5 tokens")
     assert call(train, *TINY, "data.on_bad_row=skip") == ""
