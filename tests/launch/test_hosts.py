@@ -56,7 +56,7 @@ def test_the_same_line_on_two_hosts_trains_as_one_host_does(two, store, expected
     # The head starts last; the other host reports that it waits.
     guest = two[1].start(command, VARIABLES, tmp_path / "vm1")
     deadline = time.monotonic() + WAIT_SECONDS
-    while "vm1: the head vm0" not in (tmp_path / "vm1").read_text():
+    while "vm1: The head vm0" not in (tmp_path / "vm1").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     head = two[0].start(command, VARIABLES, tmp_path / "vm0")
