@@ -110,7 +110,7 @@ def _draw_lengths(axes: "Axes", lengths: Mapping[str, Any], unit: str) -> None:
     _frame(axes, f"Tokens per {unit}", note)
     axes.grid(axis="y", color=_PALE, linewidth=0.8)
     axes.set_xlabel("length (tokens)")
-    axes.set_ylabel(f"{unit}s per quarter of a doubling")
+    axes.set_ylabel(f"{unit}s per bin")
 
 
 def _bars(histogram: Mapping[str, Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

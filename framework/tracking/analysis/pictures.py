@@ -114,7 +114,7 @@ def _draw_calibration(title: str, calibration: Mapping[str, Any]) -> Figure:
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle="--", label="calibrated")
     axes.bar(middles, [each["share"] for each in bins], widths, color=BLUE, alpha=0.25)
     axes.plot([each["probability"] for each in bins], [each["share"] for each in bins], "o-", color=BLUE, label=model)
-    _label(axes, "Calibration", "", f"share that is right, of {calibration['of']}")
+    _label(axes, "Calibration", "", f"correct share of {calibration['of']}")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.2)  # space for the legend
