@@ -99,7 +99,7 @@ def test_what_is_not_there_is_named(run, tmp_path: Path) -> None:
     finally:
         (folder / "step_00000001" / "hidden").rename(folder / "step_00000001" / "COMPLETE")
     weights, _ = train(tmp_path, decay=None)
-    with pytest.raises(CheckpointError, match=r"holds no moving average .* use weights=raw"):
+    with pytest.raises(CheckpointError, match=r"holds no moving average .* Use weights=raw"):
         read_full_state(tmp_path / "step_00000004", "ema")
     assert_same(read_full_state(tmp_path / "step_00000004"), weights[-1])
 

@@ -180,7 +180,7 @@ def test_checkpoints_that_a_run_has_elsewhere_are_not_forgotten(tmp_path):
 def test_a_place_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(NoRenameFileSystem, "unreachable", True)
     run = RunConfig(id="x", dir=str(tmp_path), checkpoints=f"norename://{tmp_path}/big")
-    with pytest.raises(CheckpointError, match=r"/big/x cannot be read \(no answer\); make it readable"):
+    with pytest.raises(CheckpointError, match=r"/big/x cannot be read \(no answer\)\. Make it readable"):
         find_run_folder(run, CONFIG)
 
 

@@ -83,7 +83,7 @@ def test_windows_that_would_pass_over_tokens_are_an_error(vocabulary):
     sizes = WindowSizes(max_length=20, stride=7, max_question_length=10)
     sizes.check()
     if separators == 2:
-        with pytest.raises(ConfigError, match=r"leaves 6 tokens .* 4 special tokens, but stride=7"):
+        with pytest.raises(ConfigError, match=r"has room for 6 tokens .* 4 special tokens, so stride=7"):
             window_source([Question("1", "a", "b", ())], ours, sizes)
 
 

@@ -322,7 +322,7 @@ def test_check_does_all_checks_prints_what_would_run_and_writes_nothing(here, ca
     assert_clear_error(call("train", *FINETUNE, "check=true", "data.train=nowhere.csv"), "nowhere.csv cannot be read")
 
     assert call("train", *FINETUNE).code == 0
-    assert "runs/mine: finished before" in call("train", *FINETUNE, "check=true").out
+    assert "runs/mine: already finished" in call("train", *FINETUNE, "check=true").out
     longer = [*FINETUNE, "trainer.max_steps=4", "check=true"]
     assert "runs/mine: would resume from step 2" in call("train", *longer).out
 

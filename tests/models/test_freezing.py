@@ -71,7 +71,7 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_names_what_is_near():
 
 
 def test_freezing_everything_is_an_error():
-    with pytest.raises(ConfigError, match=re.escape("`trainer.freeze`=['encoder.*', 'head.*'] freezes all")):
+    with pytest.raises(ConfigError, match=re.escape("`trainer.freeze` is ['encoder.*', 'head.*'], which freezes all")):
         freeze(build(), ["encoder.*", "head.*"], "trainer.freeze")
 
 

@@ -23,7 +23,7 @@ ROWS = [
     {"text": f"{'cat ' * 40}<e1>cat</e1> forgot <e2>old car</e2>{' cat' * 40}"},
 ]
 REFUSED = (
-    "rows.jsonl, row 37 (line 37): <e2> stands 0 times",
+    "rows.jsonl, row 37 (line 37): <e2> occurs 0 times",
     {"text": "<e1>cat</e1> sits in box", "label": "Other"},
 )
 
