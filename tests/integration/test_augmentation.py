@@ -112,5 +112,7 @@ def test_each_task_allows_it_or_refuses_it(tmp_path: Path, name: str):
     if name in ("sequence_classification", "multiple_choice"):
         assert code == 0, output
     else:
-        assert code == 2 and re.search(r"augmentation=Delete changes tokens, but the targets of \w+Task would no", output)
+        assert code == 2 and re.search(
+            r"augmentation=Delete changes tokens, but the targets of \w+Task would no", output
+        )
         assert not (tmp_path / "runs").exists()
