@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,7 +33,7 @@ AuthType=auth/munge
 AuthInfo=cred_expire=5,socket={folder}/munge.socket
 SlurmctldPort={controller}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool.%n
+SlurmdSpoolDir={spool}/%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
@@ -80,11 +81,13 @@ class Cluster:
 
     def __init__(self, folder: Path, num_nodes: int) -> None:
         self.folder = folder
+        # The path of a socket has at most 107 bytes, and slurmd puts sockets of jobs here.
+        self.spool = Path(tempfile.mkdtemp(prefix="slurmd-"))
         self.nodes = [f"node{index}" for index in range(num_nodes)]
 
     def start_node(self, name: str) -> None:
         """Starts the daemon of a node."""
-        (self.folder / f"spool.{name}").mkdir(exist_ok=True)
+        (self.spool / name).mkdir(exist_ok=True)
         subprocess.run(["slurmd", "-N", name], check=True)
 
     def lose_node(self, name: str) -> None:
@@ -153,7 +156,7 @@ def slurm(folder: Path, num_nodes: int = 1) -> Iterator[Cluster]:
     os.environ["PATH"] = _path()
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     host = socket.gethostname()
-    lines = [_CONFIG.format(folder=folder, host=host, controller=_free_port(), lost=LOST_SECONDS)]
+    lines = [_CONFIG.format(folder=folder, spool=cluster.spool, host=host, controller=_free_port(), lost=LOST_SECONDS)]
     hardware = f"NodeHostname={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN"
     lines += [f"NodeName={name} {hardware} Port={_free_port()}\n" for name in cluster.nodes]
     everywhere = f"Nodes={','.join(cluster.nodes)} MaxTime=INFINITE State=UP"
@@ -178,6 +181,7 @@ def slurm(folder: Path, num_nodes: int = 1) -> Iterator[Cluster]:
             wait_until(lambda: not _queue(), 15, str)
         for name in (*(f"slurmd.{node}" for node in cluster.nodes), "slurmctld", "munge"):
             _end(folder / f"{name}.pid")
+        shutil.rmtree(cluster.spool, ignore_errors=True)
         for variable, value in before.items():
             os.environ.pop(variable, None)
             if value is not None:
