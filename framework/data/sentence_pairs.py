@@ -15,7 +15,6 @@ from framework.random import mix, random_integers, uniform
 
 SHORT_PROB = 0.1
 RANDOM_NEXT_PROB = 0.5
-SAMPLED_CHUNKS = 10_000
 FOLLOWS, RANDOM = 0, 1
 """Labels of next-sentence prediction with BERT's numbering: 0, B follows A; 1, B is from another document."""
 
