@@ -25,6 +25,7 @@ from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.step_level import StepLevelSteps
 from framework.modules.passes.sum_count import SumCountSteps
+from framework.nn.dropout import has_dropout
 from framework.optim.combined import CombinedOptimizer
 from framework.tasks.pooling import Pooling
 from framework.tasks.step_level import StepLevelTask
@@ -83,6 +84,7 @@ class EncoderModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.task = task
+        self.has_dropout = has_dropout(model)
         self.seed = seed
         self.precision = precision
         self.loss_scale = precision.build_loss_scale()
@@ -251,6 +253,7 @@ class EncoderModule(pl.LightningModule):
             model=self.model,
             task=self.task,
             precision=self.precision,
+            has_dropout=self.has_dropout,
             seed=self.seed,
             step=step,
             sharding=self.sharding,

@@ -50,19 +50,32 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def token_keys(seed: int, step: int, pass_index: int, batch: PackedBatch) -> Tensor:
-    """Returns the dropout key of each token.
+def has_dropout(model: nn.Module) -> bool:
+    """Returns True if any module of the model drops channels; otherwise no dropout keys are needed."""
+    return any(isinstance(module, HashedDropout) and module.threshold for module in model.modules())
+
+
+def dropout_base(seed: int, step: int, pass_index: int) -> int:
+    """Returns the int64 from which the dropout keys of one forward pass are derived.
 
     Args:
         seed: The run's seed.
         step: Optimizer steps completed before this one.
         pass_index: Index of the forward pass over the same data within the step.
+    """
+    return _signed(key(seed, "dropout", step, pass_index))
+
+
+def token_keys(base: int | Tensor, batch: PackedBatch) -> Tensor:
+    """Returns the dropout key of each token.
+
+    Args:
+        base: Result of `dropout_base`, or an int64 scalar with this value on the batch's device.
         batch: Batch with sequence ids and positions.
 
     Returns:
         (tokens,) int64, on the batch's device.
     """
-    base = _signed(key(seed, "dropout", step, pass_index))
     sequence_keys = _mix(batch.sequence_ids ^ base)
     lengths = batch.cu_seqlens.diff()
     num_tokens = batch.position_ids.shape[0]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from framework.nn.attention_backend import attention, cross_attention, reference_attention, self_attention
-from framework.nn.dropout import HashedDropout, token_keys
+from framework.nn.dropout import HashedDropout, dropout_base, token_keys
 from framework.nn.rotary import RotaryTable
 from tests.support.models.packs import make_batch
 from tests.support.needs import cuda
@@ -91,7 +91,7 @@ def test_dropout_draws_the_same_masks(channels, dtype, has_residual):
     for device in ("cpu", "cuda"):
         leaf = x.to(device, copy=True).requires_grad_()
         added = None if residual is None else residual.to(device, copy=True).requires_grad_()
-        out = HashedDropout(0.1, "site")(leaf, token_keys(1, 2, 0, batch.to(device)), residual=added)
+        out = HashedDropout(0.1, "site")(leaf, token_keys(dropout_base(1, 2, 0), batch.to(device)), residual=added)
         (out.float() * weight.to(device)).sum().backward()
         found.append([out.detach(), leaf.grad, *(() if added is None else (added.grad,))])
     for on_cpu, on_gpu in zip(*found, strict=True):

@@ -10,7 +10,7 @@ from torch.distributed.fsdp import FSDPModule
 from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.parallelize import set_gradient_sync
 from framework.distributed.parallel.sharding import Sharding
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from tests.support.models.tiny import Tiny, build, make_batch
 from tests.support.processes.collective_trace import CollectiveTrace
 from tests.support.processes.workers import WorkerPool
@@ -84,7 +84,7 @@ def micro_step(tiny: Tiny, index: int, is_last: bool) -> None:
     batch = make_batch(0, [index])
     set_gradient_sync(tiny.model, is_last, tiny.sharding)
     with tiny.precision.autocast("cpu"):
-        logits = tiny.model(batch, token_keys(7, 0, 0, batch))
+        logits = tiny.model(batch, token_keys(dropout_base(7, 0, 0), batch))
     logits.float().square().sum().backward()
 
 

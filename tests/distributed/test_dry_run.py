@@ -10,7 +10,7 @@ from framework.distributed.mesh import SHARD, build_mesh, mesh_shape
 from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.parallelize import parallelize, set_gradient_sync
 from framework.distributed.parallel.precision import Precision
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from tests.support.models.tiny import TinyModel, make_batch, tiny_config
 from tests.support.processes.collective_trace import CollectiveTrace
 from tests.support.processes.workers import WorkerPool
@@ -27,7 +27,7 @@ def dry_step() -> tuple[tuple[int, ...], Counter[str], tuple[int, ...]]:
         mesh = build_mesh("hsdp", shape, "cpu")
         assert mesh is not None and mesh[SHARD].mesh.tolist() == list(range(LOCAL_SIZE))
         batch = make_batch(0, [0])
-        keys = token_keys(7, 0, 0, batch)
+        keys = token_keys(dropout_base(7, 0, 0), batch)
         with FakeTensorMode(allow_non_fake_inputs=True):
             model = TinyModel(tiny_config(modern=False))
             parallelize(model, mesh, "hsdp", Precision("fp32"))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.attention_backend import reference_attention
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from tests.support.models.packs import make_batch
 from tests.support.models.shapes import BERT, MODERN, ROBERTA
@@ -46,7 +46,7 @@ def test_perturbing_one_sequence_changes_no_output_of_another(config: EncoderCon
     other_words = batch.input_ids.clone()
     other_words[first:last] = (other_words[first:last] + 1) % config.vocab_size
     perturbed = dataclasses.replace(batch, input_ids=other_words)
-    keys = token_keys(1, 0, 0, batch)
+    keys = token_keys(dropout_base(1, 0, 0), batch)
     difference = (model(batch, keys) - model(perturbed, keys)).abs().amax(1)
     assert (difference[first:last] > 0).all()
     assert not torch.cat((difference[:first], difference[last:])).any()
@@ -56,10 +56,10 @@ def test_perturbing_one_sequence_changes_no_output_of_another(config: EncoderCon
 def test_a_pack_gives_what_each_sequence_gives_alone_dropout_included(config: EncoderConfig) -> None:
     model, batch = build(config), make_batch([7, 11, 1, 5], sequence_ids=[4, 9, 2, 7])
     for use_dropout in (False, True):
-        together = model(batch, token_keys(1, 3, 0, batch) if use_dropout else None)
+        together = model(batch, token_keys(dropout_base(1, 3, 0), batch) if use_dropout else None)
         for index, part in enumerate(together.split(batch.lengths)):
             alone = pick(batch, index)
-            expected = model(alone, token_keys(1, 3, 0, alone) if use_dropout else None)
+            expected = model(alone, token_keys(dropout_base(1, 3, 0), alone) if use_dropout else None)
             torch.testing.assert_close(part, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -76,7 +76,7 @@ def test_a_gradient_does_not_reach_another_sequence(config: EncoderConfig) -> No
 @FAMILIES
 def test_embed_then_encode_is_forward_and_hidden_states_end_with_it(config: EncoderConfig) -> None:
     model, batch = build(config), make_batch([7, 11])
-    keys = token_keys(1, 0, 0, batch)
+    keys = token_keys(dropout_base(1, 0, 0), batch)
     assert torch.equal(model.encode(model.embed(batch, keys), batch, keys), model(batch, keys))
     states = model.hidden_states(batch)
     assert len(states) == config.num_layers + 1
@@ -88,7 +88,7 @@ def test_embed_then_encode_is_forward_and_hidden_states_end_with_it(config: Enco
 def test_dropout_works_in_every_place_and_differs_by_layer() -> None:
     """Each of the three probabilities alone changes the output; the same keys give the same output again."""
     batch = make_batch([7, 11])
-    keys = token_keys(1, 0, 0, batch)
+    keys = token_keys(dropout_base(1, 0, 0), batch)
     plain = dataclasses.replace(BERT, hidden_dropout=0.0, embedding_dropout=0.0)
     without = build(plain)(batch, keys)
     assert torch.equal(without, build(plain)(batch))

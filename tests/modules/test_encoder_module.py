@@ -12,7 +12,7 @@ from framework.callbacks.cadence import Cadence
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from tests.support.training.toy_run import CONFIG, SEED, ToySource, build_module, train
 
@@ -54,7 +54,7 @@ def reference_run() -> tuple[list[float], float]:
     for step in range(STEPS):
         share = plan.sequences(step)
         batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
-        outputs = model(batch, token_keys(SEED, step, 0, batch))
+        outputs = model(batch, token_keys(dropout_base(SEED, step, 0), batch))
         word = functional.cross_entropy(outputs["word"], batch.targets["words"])
         pair = functional.cross_entropy(outputs["pair"], batch.targets["labels"], ignore_index=IGNORE_INDEX)
         z = torch.logsumexp(outputs["word"].double(), dim=1).square().mean()

@@ -12,7 +12,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.attention_backend import self_attention
-from framework.nn.dropout import HashedDropout, token_keys
+from framework.nn.dropout import HashedDropout, dropout_base, token_keys
 from tests.support.models.fixed_shape import PACKS, Called, fixed_shape_batch
 from tests.support.models.shapes import BERT, MODERN
 
@@ -25,7 +25,7 @@ def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host() -> None:
     with FakeTensorMode(), torch.no_grad(), Called() as called:
         batch = fixed_shape_batch(*PACKS[0], "cuda")
-        keys = token_keys(1, 2, 0, batch)
+        keys = token_keys(dropout_base(1, 2, 0), batch)
         qkv = torch.empty(128, 4, 3, 16, dtype=torch.bfloat16, device="cuda")
         rotary = (torch.empty(128, 8, device="cuda"), torch.empty(128, 8, device="cuda"))
         mixed = self_attention(qkv, rotary, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=8)
@@ -43,7 +43,7 @@ def test_no_layer_takes_a_value_to_the_host(config: EncoderConfig, varlen_everyw
         model = TransformerEncoder(config)
         batch = fixed_shape_batch(*PACKS[0], "cpu")
         with Called() as called, torch.autocast("cpu", torch.bfloat16):
-            model(batch, token_keys(1, 2, 0, batch)).sum().backward()
+            model(batch, token_keys(dropout_base(1, 2, 0), batch)).sum().backward()
     assert sum("varlen_attn" in name for name in called.names) >= config.num_layers
     assert not [name for name in called.names if "_local_scalar_dense" in name or "nonzero" in name]
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from framework.nn import attention_backend
 from framework.nn.attention_backend import cross_attention
 from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
-from framework.nn.dropout import decoder_keys, token_keys
+from framework.nn.dropout import decoder_keys, dropout_base, token_keys
 from framework.random import key, mix
 from tests.support.models.fixed_shape import Called
 from tests.support.models.packs import make_batch
@@ -149,7 +149,7 @@ def test_a_cache_follows_its_hypotheses() -> None:
 def test_dropout_keys_of_targets_are_those_of_sequence_and_position() -> None:
     targets = make_batch([2, 3], sequence_ids=[17, 4])
     batch = replace(make_batch([3, 2], sequence_ids=[17, 4]), decoder_inputs=targets)
-    found = decoder_keys(token_keys(5, 7, 1, batch), batch)
+    found = decoder_keys(token_keys(dropout_base(5, 7, 1), batch), batch)
     base = key(5, "dropout", 7, 1)
 
     def hashed(*parts: int) -> int:
@@ -167,4 +167,4 @@ def test_dropout_keys_of_targets_are_those_of_sequence_and_position() -> None:
         ]
     assert [value % 2**64 for value in found.tolist()] == expected
     assert decoder_keys(None, batch) is None
-    assert not set(found.tolist()) & set(token_keys(5, 7, 1, batch).tolist())
+    assert not set(found.tolist()) & set(token_keys(dropout_base(5, 7, 1), batch).tolist())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from framework.nn.dropout import HashedDropout, dropout_mask, layer_keys, token_keys
+from framework.nn.dropout import HashedDropout, dropout_base, dropout_mask, has_dropout, layer_keys, token_keys
 from framework.random import key, mix
 from tests.support.models.packs import make_batch
 
@@ -21,7 +21,7 @@ def dropped(keys: Tensor, site: str = "site", prob: float = 0.1, channels: int =
 
 
 def many_keys(step: int = 0) -> Tensor:
-    return token_keys(1, step, 0, make_batch([128] * 32))
+    return token_keys(dropout_base(1, step, 0), make_batch([128] * 32))
 
 
 def within(count: float, trials: int, prob: float, sigmas: float = 4.5) -> bool:
@@ -50,19 +50,20 @@ def test_kept_values_are_scaled_so_that_the_mean_is_kept() -> None:
 
 def test_token_keys_are_the_counter_based_keys_of_their_parts() -> None:
     batch = make_batch([3, 2], sequence_ids=[17, -1])
-    keys = token_keys(5, 7, 1, batch)
+    keys = token_keys(dropout_base(5, 7, 1), batch)
     base = key(5, "dropout", 7, 1)
     expected = [
         int(mix(int(mix(base, np.array([sequence]))[0]), np.array([position]))[0])
         for sequence, position in [(17, 0), (17, 1), (17, 2), (-1, 0), (-1, 1)]
     ]
     assert [value % 2**64 for value in keys.tolist()] == expected
+    assert token_keys(torch.tensor(dropout_base(5, 7, 1)), batch).equal(keys)
 
 
 def test_mask_does_not_depend_on_packing_order_splitting_or_neighbours() -> None:
-    together = token_keys(1, 3, 0, make_batch([5, 9, 4], sequence_ids=[10, 11, 12]))
-    other_order = token_keys(1, 3, 0, make_batch([4, 5, 9], sequence_ids=[12, 10, 11]))
-    alone = token_keys(1, 3, 0, make_batch([9], sequence_ids=[11]))
+    together = token_keys(dropout_base(1, 3, 0), make_batch([5, 9, 4], sequence_ids=[10, 11, 12]))
+    other_order = token_keys(dropout_base(1, 3, 0), make_batch([4, 5, 9], sequence_ids=[12, 10, 11]))
+    alone = token_keys(dropout_base(1, 3, 0), make_batch([9], sequence_ids=[11]))
     mask = dropped(together)
     assert mask[5:14].any() and not mask[5:14].all()
     assert torch.equal(mask[5:14], dropped(alone))
@@ -70,19 +71,19 @@ def test_mask_does_not_depend_on_packing_order_splitting_or_neighbours() -> None
 
 
 CHANGES: dict[str, Callable[[], Tensor]] = {
-    "seed": lambda: dropped(token_keys(2, 0, 0, make_batch([128] * 8))),
-    "step": lambda: dropped(token_keys(1, 1, 0, make_batch([128] * 8))),
-    "pass": lambda: dropped(token_keys(1, 0, 1, make_batch([128] * 8))),
-    "sequence": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8, sequence_ids=range(8, 16)))),
-    "position": lambda: dropped(token_keys(1, 0, 0, make_batch([129] * 8)).view(8, 129)[:, 1:].flatten()),
-    "layer_keys": lambda: dropped(layer_keys(token_keys(1, 0, 0, make_batch([128] * 8)), 1)[0]),
-    "site": lambda: dropped(token_keys(1, 0, 0, make_batch([128] * 8)), site="other"),
+    "seed": lambda: dropped(token_keys(dropout_base(2, 0, 0), make_batch([128] * 8))),
+    "step": lambda: dropped(token_keys(dropout_base(1, 1, 0), make_batch([128] * 8))),
+    "pass": lambda: dropped(token_keys(dropout_base(1, 0, 1), make_batch([128] * 8))),
+    "sequence": lambda: dropped(token_keys(dropout_base(1, 0, 0), make_batch([128] * 8, sequence_ids=range(8, 16)))),
+    "position": lambda: dropped(token_keys(dropout_base(1, 0, 0), make_batch([129] * 8)).view(8, 129)[:, 1:].flatten()),
+    "layer_keys": lambda: dropped(layer_keys(token_keys(dropout_base(1, 0, 0), make_batch([128] * 8)), 1)[0]),
+    "site": lambda: dropped(token_keys(dropout_base(1, 0, 0), make_batch([128] * 8)), site="other"),
 }
 
 
 @pytest.mark.parametrize("part", CHANGES)
 def test_each_part_of_the_key_gives_an_independent_mask(part: str) -> None:
-    mask, other = dropped(token_keys(1, 0, 0, make_batch([128] * 8))), CHANGES[part]()
+    mask, other = dropped(token_keys(dropout_base(1, 0, 0), make_batch([128] * 8))), CHANGES[part]()
     assert within((mask & other).sum().item(), mask.numel(), 0.01)
 
 
@@ -170,3 +171,9 @@ def test_without_keys_or_probability_nothing_is_dropped() -> None:
     assert HashedDropout(0.5, "site")(x, None) is x
     assert HashedDropout(0.0, "site")(x, many_keys()[:3]) is x
     assert torch.equal(HashedDropout(0.5, "site")(x, None, residual=x), x + x)
+
+
+@pytest.mark.parametrize(("prob", "expected"), [(0.0, False), (1e-6, False), (0.1, True)])
+def test_a_model_has_dropout_if_any_module_drops_channels(prob: float, expected: bool) -> None:
+    modules = torch.nn.ModuleList([HashedDropout(0.0, "first"), HashedDropout(prob, "second")])
+    assert has_dropout(modules) is expected

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.tasks.pooling import pool_first, pool_mean
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -73,10 +73,10 @@ def test_dropout_of_the_classifier_follows_the_sequence(pooling):
     batch, alone = peers.pack(ids), peers.pack(ids[1:2])
     alone.sequence_ids.fill_(1)
     hidden_states = torch.randn(9, 8)
-    dropped = head(hidden_states, batch, token_keys(1, 2, 0, batch))["logits"]
+    dropped = head(hidden_states, batch, token_keys(dropout_base(1, 2, 0), batch))["logits"]
     assert not torch.allclose(dropped, head(hidden_states, batch)["logits"])
-    assert_close(head(hidden_states[3:4], alone, token_keys(1, 2, 0, alone))["logits"], dropped[1:2])
-    assert not torch.allclose(head(hidden_states, batch, token_keys(1, 3, 0, batch))["logits"], dropped)
+    assert_close(head(hidden_states[3:4], alone, token_keys(dropout_base(1, 2, 0), alone))["logits"], dropped[1:2])
+    assert not torch.allclose(head(hidden_states, batch, token_keys(dropout_base(1, 3, 0), batch))["logits"], dropped)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])

@@ -12,7 +12,7 @@ from framework.distributed.parallel.parallelize import set_gradient_sync
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding
 from framework.distributed.processes.position import mark
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
 
@@ -30,6 +30,7 @@ class ModelPasses:
         model: Parallelized model.
         task: Task with the loss.
         precision: Precision of the forward pass.
+        has_dropout: True if the model drops channels.
         seed: Seed of dropout.
         step: Optimizer steps completed before this one.
         sharding: Sharding that was passed to `parallelize`.
@@ -42,6 +43,7 @@ class ModelPasses:
     model: TaskModel
     task: Task
     precision: Precision
+    has_dropout: bool
     seed: int
     step: int
     sharding: Sharding
@@ -50,9 +52,11 @@ class ModelPasses:
     run_backward: Callable[[Tensor], None]
     number: int = 1
 
-    def dropout_keys(self, batch: PackedBatch, pass_index: int = 0) -> Tensor:
-        """Returns (tokens,) int64 keys; each pass index has different dropout masks."""
-        return token_keys(self.seed, self.step, pass_index, batch)
+    def dropout_keys(self, batch: PackedBatch, pass_index: int = 0) -> Tensor | None:
+        """Returns (tokens,) int64 keys, with other masks for each pass index; None if the model has no dropout."""
+        if not self.has_dropout:
+            return None
+        return token_keys(dropout_base(self.seed, self.step, pass_index), batch)
 
     def forward(
         self, batch: PackedBatch, dropout_keys: Tensor | None, embedding_offset: Tensor | None = None

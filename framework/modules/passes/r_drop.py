@@ -10,7 +10,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.errors import ConfigError
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
-from framework.nn.dropout import HashedDropout
+from framework.nn.dropout import has_dropout
 from framework.tasks.task import Task, TaskModel
 
 TERM = "r_drop"
@@ -48,7 +48,7 @@ class RDrop:
                 f"{type(task).__name__} has no class scores. regularization=r_drop compares them. Choose "
                 "regularization=none."
             )
-        if not any(isinstance(module, HashedDropout) and module.threshold for module in model.modules()):
+        if not has_dropout(model):
             raise ConfigError(
                 "the model has no dropout. regularization=r_drop compares passes that differ in dropout. Raise "
                 "model.hidden_dropout, or choose regularization=none."

@@ -23,7 +23,7 @@ from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.shapes import BERT
 from tests.support.models.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
@@ -150,7 +150,7 @@ def kept_bytes_per_token(settings: ActivationCheckpointing, modern: bool, precis
     """
     tiny = build("single", modern, precision=precision, checkpointing=settings)
     batch = make_batch(0, list(range(12)))
-    keys = token_keys(7, 0, 0, batch)
+    keys = token_keys(dropout_base(7, 0, 0), batch)
     rotary = tiny.model.encoder._rotary(batch).get("global")
     hidden_states = tiny.model.encoder.embed(batch, keys)
     with torch.no_grad():  # attention keeps for good what it knows of these lengths
@@ -246,7 +246,7 @@ def test_selective_attends_once_with_the_kernel_of_cuda(monkeypatch: pytest.Monk
             apply_activation_checkpointing(model.layers, settings)
             batch = fixed_shape_batch(*PACKS[0], "cpu")
             with Calls() as calls, torch.autocast("cpu", torch.bfloat16):
-                model(batch, token_keys(1, 2, 0, batch)).sum().backward()
+                model(batch, token_keys(dropout_base(1, 2, 0), batch)).sum().backward()
         found[settings.mode] = calls.names["torch_attn._varlen_attn.default"]
     assert found == {"none": BERT.num_layers, "full": 2 * BERT.num_layers, "selective": BERT.num_layers}
 

@@ -13,7 +13,7 @@ from framework.distributed.parallel.parallelize import materialize, parallelize
 from framework.distributed.parallel.precision import Precision
 from framework.models.freezing import freeze, freeze_others
 from framework.nn.cross_entropy import cross_entropy_sum
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from tests.support.models.tiny import TinyModel, make_batch, tiny_config
@@ -43,7 +43,7 @@ def gradients(kind: str, mode: Any = "none", backend: Any = "none") -> dict[str,
                 parameter.normal_(generator=generator)
     batch = make_batch(0, [0, 1, 2])
     with precision.autocast("cpu"):
-        logits = model(batch, token_keys(7, 0, 0, batch))
+        logits = model(batch, token_keys(dropout_base(7, 0, 0), batch))
     cross_entropy_sum(logits, batch.targets["labels"]).backward()
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 

@@ -29,7 +29,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn import attention as attention_module
 from framework.nn import attention_backend, dropout
-from framework.nn.dropout import dropout_mask, token_keys
+from framework.nn.dropout import dropout_base, dropout_mask, token_keys
 from framework.nn.rotary import apply_rotary
 from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
 from tests.support.models.shapes import BERT, MODERN
@@ -169,7 +169,7 @@ def test_equal_layers_share_code_with_the_kernel_of_cuda(
         apply_compile(model.layers, counter)
         for step, (lengths, num_sequences) in enumerate(PACKS):
             batch = fixed_shape_batch(lengths, num_sequences, "cpu")
-            keys = token_keys(1, step, 0, batch)
+            keys = token_keys(dropout_base(1, step, 0), batch)
             with torch.autocast("cpu", torch.bfloat16):
                 out = model(batch, keys)
             out.sum().backward()

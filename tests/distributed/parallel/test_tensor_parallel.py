@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from tests.support.models.tiny import VOCAB_SIZE, Tiny, build, full, full_parameters, make_batch
 from tests.support.processes.collective_trace import CollectiveTrace
 from tests.support.processes.workers import WorkerPool
@@ -34,7 +34,7 @@ def logits_of(tiny: Tiny) -> Tensor:
     """With dropout, after the last step of a run."""
     batch = make_batch(NUM_STEPS, [0, 1, 2])
     with torch.no_grad(), tiny.precision.autocast("cpu"):
-        return full(tiny.model(batch, token_keys(7, NUM_STEPS, 0, batch))).float()
+        return full(tiny.model(batch, token_keys(dropout_base(7, NUM_STEPS, 0), batch))).float()
 
 
 def run_curve(strategy: str, modern: bool) -> tuple[Curve, Tensor, dict[str, Tensor]]:

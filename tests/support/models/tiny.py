@@ -21,7 +21,7 @@ from framework.distributed.reduce import sum_over_data_ranks
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from framework.nn.norm import LayerNorm
 from framework.optim.combined import CombinedOptimizer
@@ -139,7 +139,7 @@ class Tiny:
         for index, batch in enumerate(batches):
             set_gradient_sync(self.model, index == len(batches) - 1, self.sharding)
             with self.precision.autocast("cpu"):
-                logits = self.model(batch, token_keys(7, step, 0, batch))
+                logits = self.model(batch, token_keys(dropout_base(7, step, 0), batch))
             loss = cross_entropy_sum(logits, batch.targets["labels"]) / count
             (loss * size).backward()
             total += loss.detach()

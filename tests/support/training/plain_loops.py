@@ -9,7 +9,7 @@ from torch.nn import functional
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.planning.plan import StepPlan
 from framework.distributed.parallel.parallelize import materialize
-from framework.nn.dropout import token_keys
+from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from framework.tasks.task import TaskModel
 from tests.support.training.toy_contrast import TEMPERATURE
@@ -34,7 +34,7 @@ def toy_loss(terms: Terms) -> Tensor:
 
 def r_drop(model: TaskModel, batch: PackedBatch, step: int, alpha: float) -> tuple[Tensor, Terms]:
     """Computes R-Drop (Liang et al. 2021, section 2.2), one target after the other."""
-    first, second = (model(batch, token_keys(SEED, step, index, batch)) for index in (0, 1))
+    first, second = (model(batch, token_keys(dropout_base(SEED, step, index), batch)) for index in (0, 1))
     ours, theirs = toy_terms(first, batch), toy_terms(second, batch)
     terms = {name: 0.5 * ours[name] + 0.5 * theirs[name] for name in ours}
     divergences = []
@@ -50,7 +50,7 @@ def r_drop(model: TaskModel, batch: PackedBatch, step: int, alpha: float) -> tup
 
 def adversarial(model: TaskModel, batch: PackedBatch, step: int, epsilon: float, weight: float) -> tuple[Tensor, Terms]:
     """Computes the adversarial loss (Miyato et al. 2017, equations 1 to 3), one sequence after the other."""
-    keys = token_keys(SEED, step, 0, batch)
+    keys = token_keys(dropout_base(SEED, step, 0), batch)
     embeddings = model.encoder.embed(batch, keys)
     clean = toy_terms(model.head(model.encoder.encode(embeddings, batch, keys), batch, keys), batch)
     (gradient,) = torch.autograd.grad(toy_loss(clean), embeddings, retain_graph=True)
@@ -63,7 +63,7 @@ def adversarial(model: TaskModel, batch: PackedBatch, step: int, epsilon: float,
 
 def contrast(model: TaskModel, batch: PackedBatch, step: int | None) -> tuple[Tensor, Terms]:
     """Computes InfoNCE of a step in one graph (van den Oord et al. 2018, equation 4). Step None disables dropout."""
-    outputs = model(batch, None if step is None else token_keys(SEED, step, 0, batch))
+    outputs = model(batch, None if step is None else token_keys(dropout_base(SEED, step, 0), batch))
     losses, lengths = [], []
     for index, query in enumerate(outputs["query"]):
         similarity = torch.stack([functional.cosine_similarity(query, key, dim=0) for key in outputs["key"]])

@@ -29,7 +29,7 @@ from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.modules.passes.objective import SumCountObjective
-from framework.nn.dropout import decoder_keys, layer_keys, token_keys
+from framework.nn.dropout import decoder_keys, dropout_base, layer_keys, token_keys
 from framework.nn.initialization import initial_values
 from framework.optim.parameter_groups import AdamW
 from framework.published.pretrained import match_parameters, weights_from_state
@@ -201,7 +201,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
         counts, loss = sum_over_data_ranks(counts, mesh), torch.zeros(())
         for index, batch in enumerate(batches):
             set_gradient_sync(model, index == len(batches) - 1)
-            sums = own.loss_sums(model(batch, token_keys(3, step, 0, batch)), batch)
+            sums = own.loss_sums(model(batch, token_keys(dropout_base(3, step, 0), batch)), batch)
             part = objective.loss(sums, counts)
             (part * num_ranks).backward()
             loss += part.detach()
@@ -293,7 +293,7 @@ def test_each_layer_of_the_decoder_has_dropout_of_its_own(tokenizer):
     for layer in model.head.decoder.layers:
         layer.register_forward_pre_hook(lambda _, args: given.append(args[4]))
     batch = whole_batch(translation_source(["a b", "c"], ["x", "y z y"], tokenizer, 8, 8, TERMS))
-    keys = token_keys(3, 1, 0, batch)
+    keys = token_keys(dropout_base(3, 1, 0), batch)
     dropped = model(batch, keys)["logits"]
     expected = layer_keys(decoder_keys(keys, batch), 2)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(given, expected, strict=True))
