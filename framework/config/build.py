@@ -123,7 +123,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     check_regularization(settings.regularization.build(), task, model)
     freeze(model, settings.trainer.freeze, "trainer.freeze")
     if weights is not None:
-        weights = fit_head(weights, task.head_kind, task.side_config())
+        weights = fit_head(weights, task.head_kind, task.to_record())
         match_parameters(model, weights)
     size = resolve_global_batch_size(settings.trainer, sources["train"])
     num_sequences = len(sources["train"])

@@ -34,5 +34,5 @@ def write_export(folder: Path, run_folder: Path, settings: ExportConfig, trained
         trained.tokenizer.folder,
         record,
         run_facts(trained, run_folder, settings),
-        trained.task.side_files(),
+        trained.task.extra_files(),
     )

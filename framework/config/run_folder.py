@@ -215,7 +215,7 @@ def check_same_data(folder: RunFolder, tokenizer: Tokenizer, data: str) -> None:
 
 
 def read_task_record(path: Path) -> dict[str, Any]:
-    """Reads the task record of a run folder: `config` and the values of `Task.side_config`.
+    """Reads the task record of a run folder: `config` and the values of `Task.to_record`.
 
     Raises:
         CheckpointError: The file is missing or cannot be read.
@@ -250,7 +250,7 @@ def write_start(
         config: Resolved config with masked secrets.
         provenance: Provenance of this start, which is appended to that of earlier starts.
         task_record: Values of the task that predictions and exports need.
-        task_files: Texts of `Task.side_files`, by file name; None: no files.
+        task_files: Texts of `Task.extra_files`, by file name; None: no files.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     starts = read_starts(folder.path)

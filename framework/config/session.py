@@ -122,7 +122,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         hub = {"base_model": parts.weights.hub_name} if parts.weights is not None and parts.weights.hub_name else {}
         start_of_run = provenance(fingerprints, world_size) | hub
         write_data_facts(folder.path, _facts(parts, report_examples))
-        write_start(folder, config, start_of_run, record, parts.task.side_files())
+        write_start(folder, config, start_of_run, record, parts.task.extra_files())
 
     on_first_rank(write)
 
@@ -130,7 +130,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
 def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
     """Returns the record of a task, without its config, that evaluation, prediction, export and status need."""
     return {
-        **task.side_config(),
+        **task.to_record(),
         "head": task.head_kind,
         BEST_METRIC: f"val/{task.best_metric}",
         SEPARATORS_KEY: pair_separators,

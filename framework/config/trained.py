@@ -48,7 +48,7 @@ class Trained:
         weights: All weights, on the CPU.
         tokenizer: Tokenizer of the training.
         task: Task, with the values that it derived from its training data, such as labels.
-        record: Record of the task, which an export contains too: `config` and the values of `Task.side_config`.
+        record: Record of the task, which an export contains too: `config` and the values of `Task.to_record`.
         folder: Run folder; None for an export.
         data_record: Record of the training data; None for an export.
         data_layout: Format of the data files: `data_record`, or the part of it that an export keeps; None: unknown.

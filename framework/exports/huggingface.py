@@ -57,7 +57,7 @@ def export_huggingface(
     tokenizer_dir: Path,
     task_record: Mapping[str, Any],
     facts: RunFacts | None = None,
-    side_files: Mapping[str, str] | None = None,
+    extra_files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the folder completely or not at all, under a temporary name first.
 
@@ -70,7 +70,7 @@ def export_huggingface(
         task_record: Record of the task, which is stored completely. `labels` (names in the order of scores), `pooling`
             and `problem` also determine the class and its config.
         facts: Facts of the run for README.md; None writes no README.md.
-        side_files: Further files of the task (`Task.side_files`): texts by file name.
+        extra_files: Further files of the task (`Task.extra_files`): texts by file name.
 
     Raises:
         CheckpointError: No class of transformers supports the encoder, the tokenizer is missing or does not fit, or the
@@ -95,7 +95,7 @@ def export_huggingface(
     if head_kind == EMBEDDING.name and not heads:
         files |= sentence_transformers_files(config, task_record)
     texts = {name: _as_json(content) for name, content in files.items()}
-    texts |= side_files or {}
+    texts |= extra_files or {}
     if facts is not None:
         kind = EMBEDDING if MODULES_FILE in files else published.kind
         labels = task_record.get("labels") or ()
@@ -104,7 +104,7 @@ def export_huggingface(
     if published.config["model_type"] == OWN_MODEL_TYPE:
         texts[MODELING_FILE] = Path(__file__).with_name(MODELING_FILE).read_text(encoding="utf-8")
     texts |= tokenizer_files(config, head_kind, task_record, tokenizer)
-    _write(folder, texts, weights, tokenizer, record, side_files or {})
+    _write(folder, texts, weights, tokenizer, record, extra_files or {})
 
 
 @dataclass(frozen=True)

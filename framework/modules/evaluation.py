@@ -19,7 +19,7 @@ from framework.distributed.processes.agreement import gather
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.passes.objective import SumCountObjective
 from framework.modules.passes.step_level import Rows, rows_of_step
-from framework.tasks.examination import ExaminedSplit, FoundItems
+from framework.tasks.examination import ExaminedSplit, ItemResults
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task
 
@@ -127,7 +127,7 @@ class SplitEvaluation:
         items = np.arange(len(self.source))
         losses = None if None in self.losses else np.array(self.losses, dtype=np.float64)
         lengths = self.source.lengths(np.zeros_like(items), items)
-        examination = self.task.examine(self.source, FoundItems(self.decoded, losses, lengths))
+        examination = self.task.examine(self.source, ItemResults(self.decoded, losses, lengths))
         return ExaminedSplit(self.source, self.task.best_metric, self.values, self.class_table(), examination)
 
 

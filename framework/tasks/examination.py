@@ -13,7 +13,7 @@ from framework.data.planning.plan import SequenceSource
 
 
 @dataclass(frozen=True)
-class FoundItems:
+class ItemResults:
     """Model results for the items of a split, in the order of the items.
 
     Attributes:
@@ -148,7 +148,7 @@ def outcomes_of_rows(rows: Sequence[ExaminedRow], of: str) -> Outcomes:
     )
 
 
-def plain_examination(items: FoundItems, predictions: Sequence[Mapping[str, Any]]) -> Examination:
+def default_examination(items: ItemResults, predictions: Sequence[Mapping[str, Any]]) -> Examination:
     """Builds the examination that every task supports: lengths, losses, and the texts and numbers in predictions.
 
     Args:

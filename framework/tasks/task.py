@@ -20,7 +20,10 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
-from framework.tasks.examination import Examination, FoundItems, plain_examination
+from framework.tasks.examination import Examination, ItemResults, default_examination
+
+_RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
+"""New names of methods that a task may override, by their old names."""
 
 
 class TaskModel(nn.Module):
@@ -90,6 +93,20 @@ class Task(ABC):
     allows_tensor_parallel: bool = True
     text_format: str | None = None
 
+    def __init_subclass__(cls) -> None:
+        """Rejects a task that overrides methods by the names they had before 2026-11-30, which nothing calls.
+
+        Raises:
+            ConfigError: The class defines such a method.
+        """
+        super().__init_subclass__()
+        for old, new in _RENAMED.items():
+            if old in vars(cls):
+                raise ConfigError(
+                    f"{cls.__module__}.{cls.__qualname__} defines {old}, which Cloze no longer calls. The method is "
+                    f"now called {new}. Rename it."
+                )
+
     @abstractmethod
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads the data and returns the sequences of each split (`train`, `validation` and, if given, `test`).
@@ -138,22 +155,22 @@ class Task(ABC):
         """
         return {"logits": "labels"}
 
-    def side_config(self) -> dict[str, Any]:
-        """Returns the values that an export saves to interpret predictions: label names, pooling, lengths."""
+    def to_record(self) -> dict[str, Any]:
+        """Returns the values that runs and exports save for prediction, such as label names, pooling and lengths."""
         return {}
 
-    def restore(self, side: Mapping[str, Any]) -> None:  # noqa: B027  a task that learns nothing from data needs none
-        """Restores the values of `side_config`; evaluation and prediction call it before the other methods."""
+    def restore(self, record: Mapping[str, Any]) -> None:  # noqa: B027  a task that learns nothing from data needs none
+        """Restores the values of `to_record`; evaluation and prediction call it before the other methods."""
 
-    def side_files(self) -> dict[str, str]:
-        """Returns the text of further files that prediction needs, by file name; they are too large for `side_config`.
+    def extra_files(self) -> dict[str, str]:
+        """Returns the text of further files that prediction needs, by file name; they are too large for `to_record`.
 
         The files are saved in the run folder. They are known after `build_sources` or `restore_files`.
         """
         return {}
 
     def restore_files(self, folder: Path) -> None:  # noqa: B027  most tasks have none
-        """Sets the folder that contains the `side_files`. It is called after `restore`; reading may be lazy."""
+        """Sets the folder that contains the `extra_files`. It is called after `restore`; reading may be lazy."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -249,13 +266,13 @@ class Task(ABC):
         del metrics, source, decoded
         return []
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Returns the content of the error analysis, for tasks that predict rows.
 
         By default it contains losses by length and the worst items, with their tokens and predictions.
 
         Args:
             source: A split from `build_sources`.
-            found: Predictions, losses and lengths of its items.
+            results: Predictions, losses and lengths of its items.
         """
-        return plain_examination(found, self.assemble(source, found.decoded))
+        return default_examination(results, self.assemble(source, results.decoded))

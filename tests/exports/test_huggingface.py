@@ -88,13 +88,13 @@ def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, w
         assert_close(outputs["logits"], expected.logits, **TOLERANCE)
         assert peer.config.id2label == dict(enumerate(peers.LABELS))
 
-    side_config = json.loads((folder / "cloze.json").read_text())
-    assert (side_config["tensors_without_class"] or {"names": []})["names"] == without_class
+    record = json.loads((folder / "cloze.json").read_text())
+    assert (record["tensors_without_class"] or {"names": []})["names"] == without_class
     assert (folder / "cloze_heads.safetensors").exists() == bool(without_class)
     weights = load_pretrained(str(folder))
     assert weights.config == config
     assert weights.unused == ()
-    assert weights.head_kind == side_config["head"]
+    assert weights.head_kind == record["head"]
     again = random_model_of_kind(config, kind, seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():

@@ -12,7 +12,7 @@ from framework.data.flat_source import FlatSource
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import SearchRole
-from framework.tasks.examination import FoundItems
+from framework.tasks.examination import ItemResults
 from framework.tasks.question_answering.data import Answer, Question
 from framework.tasks.question_answering.examine import NO_ANSWER, examine_answers
 from framework.tasks.question_answering.features import Passage, Window
@@ -28,12 +28,12 @@ from framework.tasks.token_classification.examine import NO_ENTITY, examine_enti
 from framework.tasks.token_classification.features import Example, Part
 
 
-def found(decoded: list[Any], losses: list[float] | None = None) -> FoundItems:
+def results_of(decoded: list[Any], losses: list[float] | None = None) -> ItemResults:
     lengths = np.arange(3, 3 + len(decoded))
-    return FoundItems(decoded, None if losses is None else np.array(losses), lengths)
+    return ItemResults(decoded, None if losses is None else np.array(losses), lengths)
 
 
-def told(label: str, probability: float) -> dict[str, Any]:
+def prediction(label: str, probability: float) -> dict[str, Any]:
     return {"label": label, "probability": probability}
 
 
@@ -42,7 +42,10 @@ def test_one_label_a_row_and_nothing_of_rows_that_are_out_of_scope():
     problem.labels = ("a", "b")
     records = [LabelledText(f"row {n}", f"text {n}", None, label) for n, label in enumerate(["a", "b", "other", "b"])]
     examination = problem.examine(
-        records, found([told("a", 0.9), told("a", 0.8), told("b", 0.7), told("b", 0.6)], [1, 2, 0, 4])
+        records,
+        results_of(
+            [prediction("a", 0.9), prediction("a", 0.8), prediction("b", 0.7), prediction("b", 0.6)], [1, 2, 0, 4]
+        ),
     )
     assert [row.score for row in examination.rows] == [1.0, 0.0, None, 1.0]
     assert [row.loss for row in examination.rows] == [1.0, 2.0, None, 4.0]
@@ -59,7 +62,7 @@ def test_several_labels_a_row():
         {"labels": ["a", "c"], "probabilities": {"a": 0.9, "b": 0.4, "c": 0.6, "d": 0.1}},
         {"labels": [], "probabilities": {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4}},
     ]
-    examination = problem.examine(records, found(decoded))
+    examination = problem.examine(records, results_of(decoded))
     assert [row.score for row in examination.rows] == [0.5, 1.0]
     assert (examination.rows[0].expected, examination.rows[0].predicted) == ("a, b", "a, c")
     assert examination.rows[0].text == "one\ntwo"
@@ -70,7 +73,7 @@ def test_several_labels_a_row():
 
 def test_numbers_stand_beside_each_other():
     records = [LabelledText("", "x", None, 2.5), LabelledText("", "y", None, 0.0)]
-    examination = Regression().examine(records, found([{"score": 2.0}, {"score": 1.0}], [0.25, 1.0]))
+    examination = Regression().examine(records, results_of([{"score": 2.0}, {"score": 1.0}], [0.25, 1.0]))
     assert examination.numbers is not None and examination.numbers.tolist() == [[2.5, 2.0], [0.0, 1.0]]
     assert [(row.expected, row.predicted, row.loss) for row in examination.rows] == [
         ("2.5", "2", 0.25),
@@ -90,7 +93,7 @@ def test_entities_are_missed_spurious_or_of_another_type():
     # The first sentence was two sequences, of three words and of one.
     parts = [Part(0, first), Part(0, first), Part(1, second)]
     examination = examine_entities(
-        parts, found([scores[0][:3], scores[0][3:], scores[1]], [2.0, 6.0, 1.0]), tags, types, " ".join
+        parts, results_of([scores[0][:3], scores[0][3:], scores[1]], [2.0, 6.0, 1.0]), tags, types, " ".join
     )
     assert examination.confusion is not None
     assert list(examination.confusion.labels) == ["LOC", "PER", NO_ENTITY]
@@ -120,7 +123,7 @@ def test_questions_show_their_true_answers_and_where_these_stand():
         {"answer": "the red house", "probability": 0.7, "start": 300},
         {"answer": "short", "probability": 0.4, "start": 0},
     ]
-    examination = examine_answers(windows, found([0, 0, 0]), predictions, "words")
+    examination = examine_answers(windows, results_of([0, 0, 0]), predictions, "words")
     one, two = examination.rows
     assert (one.expected, one.predicted, one.score, one.length) == ("red house / house", "the red house", 1.0, 3 + 4)
     assert one.text is not None and one.text.startswith("What stands?\n… ") and "red house stands" in one.text
@@ -132,13 +135,13 @@ def test_questions_show_their_true_answers_and_where_these_stand():
 def test_pairs_out_of_order_and_queries_that_others_come_before():
     east, north, between = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.8, 0.6])
     pairs = [np.stack([east, east]), np.stack([east, between]), np.stack([east, north])]
-    examination = examine_pairs([5.0, 0.0, 1.0], found(pairs))
+    examination = examine_pairs([5.0, 0.0, 1.0], results_of(pairs))
     assert [row.score for row in examination.rows] == pytest.approx([1.0, 0.5, 0.5])  # ranks 3 1 2 and 3 2 1
     assert examination.numbers == pytest.approx(np.array([[5.0, 1.0], [0.0, 0.8], [1.0, 0.0]]))
 
     records = [SearchRole(0, 10, 1), SearchRole(1, 11, 1), SearchRole(None, 12, 0)]
     vectors = [np.stack([east, north]), np.stack([north, north]), between[None]]
-    scores = [row.score for row in examine_search(records, found(vectors)).rows]
+    scores = [row.score for row in examine_search(records, results_of(vectors)).rows]
     # The first query finds `between` before its answer, which then shares its place with a text that stands behind it.
     assert scores == [0.5, 0.5, None]
 
@@ -165,8 +168,8 @@ class SummedLosses:
     def class_table(self, metrics, source, decoded):
         return []
 
-    def examine(self, source, found):
-        return found
+    def examine(self, source, results):
+        return results
 
 
 def test_losses_of_the_sequences_of_an_item_are_summed():
@@ -177,10 +180,10 @@ def test_losses_of_the_sequences_of_an_item_are_summed():
     evaluation = SplitEvaluation(SummedLosses(), source, torch.device("cpu"), examines=True)
     evaluation.update({"losses": torch.tensor([1.0, 2.0, 4.0])}, {"a": torch.tensor(7.0)}, batch)
     assert evaluation.compute()["loss"] == pytest.approx(7 / 3)
-    found = evaluation.examine().examination
-    assert found.losses.tolist() == [3.0, 4.0]
-    assert found.lengths.tolist() == [5, 3]
-    assert found.decoded == ["first", "second"]
+    results = evaluation.examine().examination
+    assert results.losses.tolist() == [3.0, 4.0]
+    assert results.lengths.tolist() == [5, 3]
+    assert results.decoded == ["first", "second"]
 
 
 def test_a_moment_that_is_asked_shows_what_came_and_what_was_recommended():
@@ -194,7 +197,7 @@ def test_a_moment_that_is_asked_shows_what_came_and_what_was_recommended():
         trial,
         lambda chunk: np.array([scores[each.user] for each in chunk]),
         catalogue,
-        found([None] * 6),
+        results_of([None] * 6),
         max_history=1,
     )
     one, other = examination.rows

@@ -20,9 +20,9 @@ from framework.tasks.examination import (
     Examination,
     ExaminedRow,
     ExaminedSplit,
-    FoundItems,
+    ItemResults,
     count_confusions,
-    plain_examination,
+    default_examination,
 )
 from framework.tracking.analysis import fonts
 from framework.tracking.analysis.content import (
@@ -127,9 +127,9 @@ def test_confusions_are_counted_expected_label_first():
 
 
 def test_a_task_that_tells_nothing_gets_its_worst_items_with_their_tokens():
-    found = FoundItems([0, 0, 0], np.array([0.1, 2.0, 1.0]), np.array([2, 3, 1]))
-    told = [{"label": "x", "vector": [1, 2]}, {"label": "y", "vector": []}, {"label": "z", "vector": []}]
-    kept = analysis_of(plain_examination(found, told), 2, ("ab", "cde", "f"))
+    results = ItemResults([0, 0, 0], np.array([0.1, 2.0, 1.0]), np.array([2, 3, 1]))
+    predictions = [{"label": "x", "vector": [1, 2]}, {"label": "y", "vector": []}, {"label": "z", "vector": []}]
+    kept = analysis_of(default_examination(results, predictions), 2, ("ab", "cde", "f"))
     assert [(each["text"], each["predicted"], each["loss"]) for each in kept["examples"]] == [
         ("cde", "label: y", 2.0),
         ("f", "label: z", 1.0),

@@ -8,17 +8,17 @@ import torch
 from framework.metrics.paired import average_ranks
 from framework.tasks.embedding.features import SearchRole
 from framework.tasks.embedding.scores import pair_cosines, search_values
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 
 
-def examine_pairs(references: Sequence[float], found: FoundItems) -> Examination:
+def examine_pairs(references: Sequence[float], results: ItemResults) -> Examination:
     """Builds one row per pair. Its score is 1 minus the relative distance between the ranks of its number and cosine.
 
     Args:
         references: Number of each pair.
-        found: Model results for the pairs.
+        results: Model results for the pairs.
     """
-    cosines = pair_cosines(found.decoded, found.decoded[0].shape[1])
+    cosines = pair_cosines(results.decoded, results.decoded[0].shape[1])
     numbers = np.stack([np.asarray(references, dtype=np.float64), cosines], axis=1)
     ranks = average_ranks(torch.from_numpy(numbers[:, 0])), average_ranks(torch.from_numpy(numbers[:, 1]))
     distances = ((ranks[0] - ranks[1]).abs() / max(1, len(numbers) - 1)).tolist()
@@ -29,22 +29,22 @@ def examine_pairs(references: Sequence[float], found: FoundItems) -> Examination
             expected=f"{reference:g}",
             predicted=f"cosine {cosine:.3f}",
         )
-        for length, distance, (reference, cosine) in zip(found.lengths, distances, numbers.tolist(), strict=True)
+        for length, distance, (reference, cosine) in zip(results.lengths, distances, numbers.tolist(), strict=True)
     ]
     return Examination(rows, "agreement of ranks", numbers=numbers)
 
 
-def examine_search(records: Sequence[SearchRole], found: FoundItems) -> Examination:
+def examine_search(records: Sequence[SearchRole], results: ItemResults) -> Examination:
     """Builds one row per item. The score of a query with an answer is the reciprocal rank of its first correct text.
 
     Args:
         records: Search role of each item.
-        found: Model results for the items.
+        results: Model results for the items.
     """
-    indices, values = search_values(found.decoded, records, found.decoded[0].shape[1])
+    indices, values = search_values(results.decoded, records, results.decoded[0].shape[1])
     reciprocal_ranks = dict(zip(indices, values["mrr"].tolist(), strict=True))
     rows = []
-    for index, length in enumerate(found.lengths.tolist()):
+    for index, length in enumerate(results.lengths.tolist()):
         score = reciprocal_ranks.get(index)
         rank = "" if score is None else f"first correct text at rank {round(1 / score):,}"
         rows.append(ExaminedRow(length, score=score, expected="" if score is None else "rank 1", predicted=rank))

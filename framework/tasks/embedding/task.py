@@ -22,7 +22,7 @@ from framework.tasks.embedding.features import DrawnPairs, labelled_source, matc
 from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
 from framework.tasks.embedding.scores import pair_scores, search_scores
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
 
@@ -176,7 +176,7 @@ class EmbeddingTask(StepLevelTask):
         """Returns no outputs, because embeddings are not logits."""
         return {}
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns pooling, normalization and maximum length."""
         return {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
 
@@ -219,9 +219,9 @@ class EmbeddingTask(StepLevelTask):
             values.update({f"{name}{suffix}": value for name, value in by_metric.items()})
         return values
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds the rows of `examine_pairs` or `examine_search`. The report shows tokens as texts."""
         assert isinstance(source, FlatSource | DrawnPairs)
         if self.objective == "similarity":
-            return examine_pairs(source.records, found)
-        return examine_search(source.records, found)
+            return examine_pairs(source.records, results)
+        return examine_search(source.records, results)

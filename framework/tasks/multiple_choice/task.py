@@ -19,7 +19,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices, require_text
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
@@ -126,13 +126,13 @@ class MultipleChoiceTask(Task):
         """Adds one micro-batch."""
         metrics["accuracy"].update(*_by_item(outputs["logits"], batch))
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns pooling, length, and the flag for contexts."""
         return {"pooling": self.pooling, "max_length": self.max_length, "has_context": self.has_context}
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the flag for contexts."""
-        self.has_context = bool(side["has_context"])
+        self.has_context = bool(record["has_context"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[list[float]]:
         """Returns the probability of each choice of each row."""
@@ -158,17 +158,17 @@ class MultipleChoiceTask(Task):
             )
         return predictions
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per question."""
         assert isinstance(source, FlatSource)
         rows = []
-        predictions = self.assemble(source, found.decoded)
+        predictions = self.assemble(source, results.decoded)
         for index, (example, prediction) in enumerate(zip(source.records, predictions, strict=True)):
             texts = [*([example.context] if example.context is not None else []), example.question]
             rows.append(
                 ExaminedRow(
-                    length=int(found.lengths[index]),
-                    loss=found.loss(index),
+                    length=int(results.lengths[index]),
+                    loss=results.loss(index),
                     score=None if example.right is None else float(prediction["index"] == example.right),
                     confidence=prediction["probability"],
                     expected="" if example.right is None else example.choices[example.right],

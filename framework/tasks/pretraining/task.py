@@ -172,12 +172,12 @@ class PretrainingTask(Task):
         for term in self._validation_weights:
             metrics[f"{term}_accuracy"].update(outputs[term], batch.targets[f"{term}_labels"])
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the sequence length and the names of the next-sentence labels."""
-        side: dict[str, Any] = {"sequence_length": self.sequence_length}
+        record: dict[str, Any] = {"sequence_length": self.sequence_length}
         if self.nsp:
-            side["nsp_labels"] = ["follows", "random"]
-        return side
+            record["nsp_labels"] = ["follows", "random"]
+        return record
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from framework.metrics.span_f1 import score_answers
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems, Outcomes
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes
 from framework.tasks.question_answering.features import Window
 
 NO_ANSWER = "(no answer)"
@@ -15,17 +15,17 @@ _CHARACTERS_AROUND = 120
 
 
 def examine_answers(
-    windows: Sequence[Window], found: FoundItems, predictions: Sequence[Mapping[str, Any]], answer_unit: str
+    windows: Sequence[Window], results: ItemResults, predictions: Sequence[Mapping[str, Any]], answer_unit: str
 ) -> Examination:
     """Builds one row per question. Its score is its F1. A prediction counts as correct if it matches exactly.
 
     Args:
         windows: Records of the split.
-        found: Model results for the items of the split.
+        results: Model results for the items of the split.
         predictions: Predictions, one per question.
         answer_unit: Unit of the scores, "words" or "characters".
     """
-    lengths = np.bincount([window.row for window in windows], found.lengths)
+    lengths = np.bincount([window.row for window in windows], results.lengths)
     rows, is_correct = [], []
     for row, (prediction, (_, group)) in enumerate(
         zip(predictions, groupby(windows, key=lambda window: window.row), strict=True)

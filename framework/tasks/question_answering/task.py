@@ -18,7 +18,7 @@ from framework.errors import ConfigError, DataError
 from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.question_answering.data import Question, QuestionData
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.examine import examine_answers
@@ -160,7 +160,7 @@ class QuestionAnsweringTask(Task):
         ]
         return (losses[0] + losses[1]) / 2
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the window sizes, the maximum answer length and the no-answer threshold."""
         return {
             "max_length": self.sizes.max_length,
@@ -199,9 +199,9 @@ class QuestionAnsweringTask(Task):
         truths = [[answer.text for answer in question.answers] for question in questions]
         return score_answers(predictions, truths, self.answer_unit)
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds one row per question, see `examine_answers`."""
-        return examine_answers(_windows(source), found, self.assemble(source, found.decoded), self.answer_unit)
+        return examine_answers(_windows(source), results, self.assemble(source, results.decoded), self.answer_unit)
 
 
 def _windows(source: SequenceSource) -> Sequence[Window]:

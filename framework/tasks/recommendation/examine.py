@@ -3,7 +3,7 @@
 import numpy as np
 
 from framework.metrics.ranking import ndcg, ranked_relevance
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.recommendation.catalogue import Catalogue
 from framework.tasks.recommendation.search import Score, best_items, unseen_scores
 from framework.tasks.recommendation.trial import Trial
@@ -13,17 +13,19 @@ _SHOWN_LETTERS = 40
 _CUT = 10
 
 
-def examine_trial(trial: Trial, score: Score, catalogue: Catalogue, found: FoundItems, max_history: int) -> Examination:
+def examine_trial(
+    trial: Trial, score: Score, catalogue: Catalogue, results: ItemResults, max_history: int
+) -> Examination:
     """Builds one row per question. Its score is nDCG@10.
 
     Args:
         trial: Questions of the split.
         score: Function from questions to (questions, items) scores.
         catalogue: Ranked items.
-        found: Model results for the items of the split. The results for the catalogue come last.
+        results: Model results for the items of the split. The results for the catalogue come last.
         max_history: Number of last likes that the model reads.
     """
-    lengths = found.lengths[len(found.lengths) - len(catalogue.items) :]
+    lengths = results.lengths[len(results.lengths) - len(catalogue.items) :]
 
     def names(indices: np.ndarray) -> str:
         return "; ".join(" ".join(catalogue.texts[index].split())[:_SHOWN_LETTERS] for index in indices)

@@ -22,7 +22,7 @@ from framework.files import parse_json
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.head import EmbeddingHead
-from framework.tasks.examination import Examination, FoundItems, plain_examination
+from framework.tasks.examination import Examination, ItemResults, default_examination
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.recommendation.catalogue import CATALOGUE_FILE, Catalogue, build_catalogue, read_catalogue
 from framework.tasks.recommendation.data import SPLITS, InteractionData, Interactions
@@ -159,11 +159,11 @@ class RecommendationTask(StepLevelTask):
         """Returns no outputs, because embeddings are not logits."""
         return {}
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the settings of an embedding model: pooling, normalization and maximum length."""
         return {"pooling": self.pooling, "normalize": True, "max_length": self.max_item_tokens}
 
-    def side_files(self) -> dict[str, str]:
+    def extra_files(self) -> dict[str, str]:
         """Returns the catalogue file."""
         return {CATALOGUE_FILE: self._load_catalogue().to_jsonl()}
 
@@ -257,13 +257,13 @@ class RecommendationTask(StepLevelTask):
         assert isinstance(source, SearchSource)
         return [] if source.trial is None else self._compare(source.trial, decoded).table()
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds one row per question. Rows of the training split have only lengths and losses."""
         assert isinstance(source, SearchSource)
         if source.trial is None:
-            return plain_examination(found, [])
-        scorer = self._scorer(self._catalogue_vectors(found.decoded))
-        return examine_trial(source.trial, scorer, self._load_catalogue(), found, self.scoring.max_history)
+            return default_examination(results, [])
+        scorer = self._scorer(self._catalogue_vectors(results.decoded))
+        return examine_trial(source.trial, scorer, self._load_catalogue(), results, self.scoring.max_history)
 
     def _catalogue_vectors(self, decoded: Sequence[np.ndarray]) -> np.ndarray:
         """Returns the (items, hidden) vectors of the catalogue, which follow those of the segments."""

@@ -19,7 +19,7 @@ from framework.metrics.classification import Accuracy
 from framework.metrics.relation_f1 import RelationF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.relation_extraction.data import RelationData, RelationExample
 from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
@@ -138,13 +138,13 @@ class RelationExtractionTask(Task):
         for metric in metrics.values():
             metric.update(outputs["logits"], batch.targets["labels"])
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns label names in the order of scores, and the length."""
         return {"labels": list(self.labels), "max_length": self.max_length}
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the label set of an earlier run."""
-        self.labels = tuple(str(label) for label in side["labels"])
+        self.labels = tuple(str(label) for label in record["labels"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
         """Returns the best label and all probabilities."""
@@ -165,8 +165,8 @@ class RelationExtractionTask(Task):
         assert isinstance(relation_f1, RelationF1)
         return relation_f1.rows()
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per text, including its marks."""
         assert isinstance(source, FlatSource)
         texts = [record.text.marked for record in source.records]
-        return examine_labels(source.records, texts, found, self.labels)
+        return examine_labels(source.records, texts, results, self.labels)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems, count_confusions
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults, count_confusions
 
 
 class Labelled(Protocol):
@@ -64,24 +64,24 @@ def class_scores(right: Tensor, present: Tensor, predicted: Tensor, labels: Sequ
 
 
 def examine_labels(
-    records: Sequence[Labelled], texts: Sequence[str], found: FoundItems, labels: Sequence[str]
+    records: Sequence[Labelled], texts: Sequence[str], results: ItemResults, labels: Sequence[str]
 ) -> Examination:
     """Builds the error analysis of sequences with one label; rows with a label outside `labels` have no score.
 
     Args:
         records: Location and label of each sequence.
         texts: Text of each sequence.
-        found: Predictions of `decode_labels`, with losses and lengths.
+        results: Predictions of `decode_labels`, with losses and lengths.
         labels: Names in the order of scores.
     """
     known = set(labels)
     rows = []
-    for index, (record, text, prediction) in enumerate(zip(records, texts, found.decoded, strict=True)):
+    for index, (record, text, prediction) in enumerate(zip(records, texts, results.decoded, strict=True)):
         is_scored = record.label in known
         rows.append(
             ExaminedRow(
-                length=int(found.lengths[index]),
-                loss=found.loss(index) if is_scored else None,
+                length=int(results.lengths[index]),
+                loss=results.loss(index) if is_scored else None,
                 score=float(prediction["label"] == record.label) if is_scored else None,
                 confidence=prediction["probability"],
                 expected=str(record.label),

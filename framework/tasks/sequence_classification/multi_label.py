@@ -15,7 +15,7 @@ from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError
 from framework.metrics.multi_label import ExactMatch, LabelCounts, LabelMacroF1, MicroF1
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems, Outcomes
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes
 from framework.tasks.sequence_classification.decode import class_scores
 from framework.tasks.sequence_classification.problem import Problem, text_of
 
@@ -95,20 +95,20 @@ class MultiLabel(Problem):
         right, false_positives, missed = micro_f1.outcomes.unbind(1)
         return class_scores(right, right + missed, right + false_positives, self.labels)
 
-    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+    def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:
         """Builds the error analysis, in which the score of a row is the fraction of its labels that are correct.
 
         Its outcomes are the probabilities of all labels of all rows.
         """
         rows, probabilities, is_correct = [], [], []
-        for index, (record, prediction) in enumerate(zip(records, found.decoded, strict=True)):
+        for index, (record, prediction) in enumerate(zip(records, results.decoded, strict=True)):
             present, predicted = set(_labels(record)), set(prediction["labels"])
             probabilities += [prediction["probabilities"][label] for label in self.labels]
             is_correct += [label in present for label in self.labels]
             rows.append(
                 ExaminedRow(
-                    length=int(found.lengths[index]),
-                    loss=found.loss(index),
+                    length=int(results.lengths[index]),
+                    loss=results.loss(index),
                     score=1 - len(present ^ predicted) / len(self.labels),
                     expected=", ".join(label for label in self.labels if label in present),
                     predicted=", ".join(prediction["labels"]),

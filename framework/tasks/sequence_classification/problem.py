@@ -12,7 +12,7 @@ from framework.batch import PackedBatch
 from framework.data.examples.answers import Answer, AnswerKind
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 
 
 class Problem(ABC):
@@ -49,13 +49,13 @@ class Problem(ABC):
         del answers
         self.labels = tuple(labels)
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the learned values, for `restore`."""
         return {"labels": list(self.labels)}
 
-    def restore(self, side: Mapping[str, Any]) -> None:
-        """Restores the values of `side_config`."""
-        self.labels = tuple(str(label) for label in side["labels"])
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Restores the values of `to_record`."""
+        self.labels = tuple(str(label) for label in record["labels"])
 
     @abstractmethod
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
@@ -87,7 +87,7 @@ class Problem(ABC):
         return []
 
     @abstractmethod
-    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+    def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:
         """Builds the error analysis with the expected and the predicted value of each row."""
 
 

@@ -13,7 +13,7 @@ from framework.data.examples.answers import Answer, number
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.metrics.paired import MeanSquaredError, Pearson, Spearman
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.sequence_classification.problem import Problem, text_of
 
 
@@ -58,13 +58,15 @@ class Regression(Problem):
         """Returns the score of each sequence."""
         return [{"score": score} for score in logits[:, 0].float().cpu().tolist()]
 
-    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+    def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:
         """Builds the error analysis with both numbers of each row; the loss is their squared difference."""
-        numbers = np.array([[record.label, each["score"]] for record, each in zip(records, found.decoded, strict=True)])
+        numbers = np.array(
+            [[record.label, each["score"]] for record, each in zip(records, results.decoded, strict=True)]
+        )
         rows = [
             ExaminedRow(
-                length=int(found.lengths[index]),
-                loss=found.loss(index),
+                length=int(results.lengths[index]),
+                loss=results.loss(index),
                 expected=f"{expected:g}",
                 predicted=f"{predicted:.4g}",
                 text=text_of(record),

@@ -18,7 +18,7 @@ from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError, DataError
 from framework.metrics.classification import Accuracy, ConfusionMetric, MacroF1, Matthews
 from framework.metrics.paired import Auroc
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.sequence_classification.decode import class_scores, decode_labels, examine_labels
 from framework.tasks.sequence_classification.problem import Problem, text_of
 
@@ -92,17 +92,17 @@ class SingleLabel(Problem):
         num_rows = sum(rows[label] for label in labels)
         self._weights = tuple(num_rows / (len(labels) * rows[label]) for label in labels)
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the labels and, if set, their weights."""
-        side = super().side_config()
+        record = super().to_record()
         if self._weights is not None:
-            side["class_weights"] = list(self._weights)
-        return side
+            record["class_weights"] = list(self._weights)
+        return record
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores labels and weights."""
-        super().restore(side)
-        weights = side.get("class_weights")
+        super().restore(record)
+        weights = record.get("class_weights")
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
 
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
@@ -183,9 +183,9 @@ class SingleLabel(Problem):
         matrix = macro_f1.matrix
         return class_scores(matrix.diagonal(), matrix.sum(1), matrix.sum(0), self.labels)
 
-    def examine(self, records: Sequence[LabelledText], found: FoundItems) -> Examination:
+    def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:
         """Builds the error analysis; rows whose out-of-scope label is no class have no score."""
-        return examine_labels(records, [text_of(record) for record in records], found, self.labels)
+        return examine_labels(records, [text_of(record) for record in records], results, self.labels)
 
     def _label_indices(self, answers: Sequence[Answer | None]) -> np.ndarray:
         indices: dict[Answer, int] = {label: index for index, label in enumerate(self.labels)}

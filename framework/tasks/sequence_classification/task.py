@@ -17,7 +17,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.tasks.examination import Examination, FoundItems, plain_examination
+from framework.tasks.examination import Examination, ItemResults, default_examination
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
@@ -176,20 +176,20 @@ class SequenceClassificationTask(Task):
         """Adds one micro-batch."""
         self.problem.update_metrics(metrics, outputs["logits"], batch)
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the problem, label names in the order of scores, pooling, length, and a flag for pairs."""
         return {
             "problem": self.problem_name,
-            **self.problem.side_config(),
+            **self.problem.to_record(),
             "pooling": self.pooling,
             "max_length": self.max_length,
             "has_pairs": self.has_pairs,
         }
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the label set and the flag for pairs."""
-        self.problem.restore(side)
-        self.has_pairs = bool(side.get("has_pairs", False))
+        self.problem.restore(record)
+        self.has_pairs = bool(record.get("has_pairs", False))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
         """Returns the problem's prediction for each sequence, with probabilities if it has any."""
@@ -202,9 +202,9 @@ class SequenceClassificationTask(Task):
         del source, decoded
         return self.problem.class_table(metrics)
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds the problem's error analysis; for `train`, whose rows are not kept, the analysis without rows."""
         assert isinstance(source, FlatSource)
         if not source.records:
-            return plain_examination(found, found.decoded)
-        return self.problem.examine(source.records, found)
+            return default_examination(results, results.decoded)
+        return self.problem.examine(source.records, results)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from framework.metrics.entity_f1 import EntitySpan, count_entities, entity_spans, overall
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems, Outcomes, count_confusions
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes, count_confusions
 from framework.tasks.token_classification.decode import join_parts, predict_tags
 from framework.tasks.token_classification.features import Example, Part
 
@@ -15,7 +15,7 @@ Join = Callable[[Sequence[str]], str]
 
 
 def examine_entities(
-    parts: Sequence[Part], found: FoundItems, tags: Sequence[str], types: Sequence[str], join: Join
+    parts: Sequence[Part], results: ItemResults, tags: Sequence[str], types: Sequence[str], join: Join
 ) -> Examination:
     """Builds one row per sentence. Its score is its entity F1, or 1 if no entity is expected and none is predicted.
 
@@ -25,14 +25,14 @@ def examine_entities(
 
     Args:
         parts: Records of the split.
-        found: Model results for the items of the split.
+        results: Model results for the items of the split.
         tags: Tag set in the order of scores.
         types: Entity types.
         join: Function that joins words if the sentence has no text.
     """
-    examples, scores = join_parts(parts, found.decoded)
+    examples, scores = join_parts(parts, results.decoded)
     paths = predict_tags(scores, tags)
-    losses, lengths = _sums_by_row(parts, found, len(examples))
+    losses, lengths = _sums_by_row(parts, results, len(examples))
     rows: list[ExaminedRow] = []
     pairs: list[tuple[str, str]] = []
     probabilities: list[float] = []
@@ -73,14 +73,14 @@ def _confused(expected: Sequence[EntitySpan], predicted: Sequence[EntitySpan]) -
     return [(true, guess) for true, guess in by_span.values()]
 
 
-def _sums_by_row(parts: Sequence[Part], found: FoundItems, num_rows: int) -> tuple[np.ndarray | None, np.ndarray]:
+def _sums_by_row(parts: Sequence[Part], results: ItemResults, num_rows: int) -> tuple[np.ndarray | None, np.ndarray]:
     """Sums the losses of words and the tokens of sequences per row. The loss of a sequence is a mean over its words."""
     row_of_part = [part.row for part in parts]
-    lengths = np.bincount(row_of_part, found.lengths, num_rows)
-    if found.losses is None:
+    lengths = np.bincount(row_of_part, results.lengths, num_rows)
+    if results.losses is None:
         return None, lengths
-    num_words = np.array([len(each) for each in found.decoded])
-    return np.bincount(row_of_part, found.losses * num_words, num_rows), lengths
+    num_words = np.array([len(each) for each in results.decoded])
+    return np.bincount(row_of_part, results.losses * num_words, num_rows), lengths
 
 
 def _listed(spans: Sequence[EntitySpan], example: Example, join: Join) -> str:

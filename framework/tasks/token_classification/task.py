@@ -20,7 +20,7 @@ from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
-from framework.tasks.examination import Examination, FoundItems
+from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.task import Task
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
@@ -156,7 +156,7 @@ class TokenClassificationTask(Task):
         )
         return (sums / counts.clamp(min=1)).float()
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the tag set in the order of scores, the lengths and the units."""
         return {
             "labels": list(self.tags),
@@ -165,9 +165,9 @@ class TokenClassificationTask(Task):
             "units": self.units,
         }
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the tag set of an earlier run."""
-        self.tags = tuple(str(label) for label in side["labels"])
+        self.tags = tuple(str(label) for label in record["labels"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
         """Returns (words, labels) fp32 log-probabilities per sequence, for the words that the sequence predicts."""
@@ -238,10 +238,10 @@ class TokenClassificationTask(Task):
             for label, each in counts.items()
         ]
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds one row per sentence with its entities, see `examine_entities`."""
         assert isinstance(source, FlatSource)
-        return examine_entities(source.records, found, self.tags, self.types, self._join)
+        return examine_entities(source.records, results, self.tags, self.types, self._join)
 
     def _true_and_predicted(
         self, source: SequenceSource, decoded: Sequence[Any]

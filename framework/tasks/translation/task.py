@@ -19,7 +19,7 @@ from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_uniform_sum
-from framework.tasks.examination import Examination, ExaminedRow, FoundItems
+from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.task import Task
 from framework.tasks.translation.data import ParallelTextData
 from framework.tasks.translation.decode import (
@@ -178,13 +178,13 @@ class TranslationTask(Task):
         # Perplexity expects (batch, seq, vocab) and computes in the dtype of the logits.
         metrics["perplexity"].update(outputs["logits"].float()[None], batch.decoder_inputs.targets["labels"][None])
 
-    def side_config(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Returns the ids of the tokens that begin and end targets."""
         return {"start_id": self.start_id, "end_id": self.end_id}
 
-    def restore(self, side: Mapping[str, Any]) -> None:
+    def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the ids of an earlier run."""
-        self.start_id, self.end_id = int(side["start_id"]), int(side["end_id"])
+        self.start_id, self.end_id = int(record["start_id"]), int(record["end_id"])
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[DecodedTarget]:
         """Returns the best target of each sequence."""
@@ -207,11 +207,11 @@ class TranslationTask(Task):
         tokens = self.bleu_tokens or bleu_tokens_of(source.references)
         return corpus_scores(_texts(source, decoded), source.references, tokens)
 
-    def examine(self, source: SequenceSource, found: FoundItems) -> Examination:
+    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
         """Builds one row per pair. The score of a row is its chrF."""
         assert isinstance(source, TranslationSource)
-        translations = _texts(source, found.decoded)
-        columns = (found.lengths.tolist(), sentence_scores(translations, source.references))
+        translations = _texts(source, results.decoded)
+        columns = (results.lengths.tolist(), sentence_scores(translations, source.references))
         rows = [
             ExaminedRow(length, score=score, expected=reference, predicted=translation, text=text)
             for length, score, reference, translation, text in zip(

@@ -138,4 +138,4 @@ def test_contexts_are_known_from_the_data(tokenizer, tmp_path):
     data = ChoiceData(str(path), context_column="story", choice_columns=["x", "y"])
     task = MultipleChoiceTask()
     assert len(task.build_sources(data, tokenizer, 0)["train"]) == 1
-    assert task.side_config() == {"pooling": "cls", "max_length": 128, "has_context": True}
+    assert task.to_record() == {"pooling": "cls", "max_length": 128, "has_context": True}

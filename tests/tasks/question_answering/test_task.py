@@ -20,7 +20,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.modules.evaluation import SplitEvaluation
 from framework.nn.initialization import initial_values
 from framework.published.pretrained import load_pretrained
-from framework.tasks.examination import FoundItems
+from framework.tasks.examination import ItemResults
 from framework.tasks.question_answering.data import Answer, Question, QuestionData
 from framework.tasks.question_answering.features import window_source
 from framework.tasks.question_answering.head import build_question_answering_head
@@ -195,7 +195,7 @@ def test_answers_without_a_place_are_scored(tokenizer):
     source = window_source([Question("p", "o", "b c d", (Answer("c", None, "a fault"),))], tokenizer, task.sizes)
     decoded = told(task, source, {0: (1, 1)})
     assert task.score(source, decoded)["exact_match"] == 1.0
-    (row,) = task.examine(source, FoundItems(decoded, None, np.array([6]))).rows
+    (row,) = task.examine(source, ItemResults(decoded, None, np.array([6]))).rows
     assert (row.expected, row.predicted) == ("c", "c")
 
 
@@ -218,7 +218,7 @@ def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
     (warning,) = sources["train"].facts.warnings
     assert "1 questions of train have no answer, but no_answer_threshold is null" in warning
     assert (list(sources), task.answer_unit) == (["train"], "characters")
-    assert task.side_config()["stride"] == 4 and task.fields == ("question", "context")
+    assert task.to_record()["stride"] == 4 and task.fields == ("question", "context")
 
 
 @pytest.mark.parametrize("name", ["question", "context"])

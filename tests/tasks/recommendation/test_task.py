@@ -252,7 +252,7 @@ def test_the_future_changes_nothing_that_came_before(tmp_path, tokenizer):
     assert sources["validation"].fingerprint != other_sources["validation"].fingerprint
     for name, scores in sources["validation"].trial.baselines.items():
         assert (scores == other_sources["test"].trial.baselines[name]).all()
-    assert task.side_files() == other_task.side_files()
+    assert task.extra_files() == other_task.extra_files()
     batch = whole(sources["train"])
     vectors = normalize(torch.randn(len(batch.lengths), 5, generator=torch.Generator().manual_seed(0)), dim=1)
     losses = [each.loss_sums({"embeddings": vectors}, batch)["recommendation"].item() for each in (task, other_task)]
@@ -346,8 +346,8 @@ def test_an_export_is_an_embedding_model_with_its_catalogue(tmp_path, tokenizer)
     config = CONFIGS["bert"]
     model = random_model(config, task.build_head(None, config))
     folder = tmp_path / "export"
-    state, side = model.state_dict(), task.side_config()
-    export_huggingface(folder, config, state, task.head_kind, tokenizer.folder, side, side_files=task.side_files())
+    state, side = model.state_dict(), task.to_record()
+    export_huggingface(folder, config, state, task.head_kind, tokenizer.folder, side, extra_files=task.extra_files())
     batch, inputs = both_forms("bert")
     ours = task.representations(model.head(model.encoder(batch), batch), batch)["embeddings"]
     torch.testing.assert_close(embed_by_the_files(folder, inputs), ours, atol=1e-5, rtol=1e-5)

@@ -130,7 +130,7 @@ def test_smoothed_and_weighted_loss_of_one_sequence_by_hand(tokenizer, tmp_path)
 def test_weights_survive_in_what_evaluation_gets(tokenizer, tmp_path):
     task = SequenceClassificationTask(class_weights="balanced")
     built(task, tokenizer, ["a"] * 3 + ["b"], tmp_path)
-    side = json.loads(json.dumps(task.side_config()))
+    side = json.loads(json.dumps(task.to_record()))
     assert side["class_weights"] == [4 / 6, 2.0]
     again = SequenceClassificationTask(class_weights="balanced")
     again.restore(side)
@@ -277,7 +277,7 @@ def test_rows_without_labels_are_predicted_and_ask_nothing(tokenizer, tmp_path, 
     task = SequenceClassificationTask(problem=problem)
     built(task, tokenizer, ["1", "2", "3"], tmp_path)
     again = SequenceClassificationTask(problem=problem)
-    again.restore(json.loads(json.dumps(task.side_config())))
+    again.restore(json.loads(json.dumps(task.to_record())))
     source = again.build_source([Row(1, None, {"text": "a b"}), Row(2, None, {"text": ""})], tokenizer)
     (batch,) = batches(source, [])
     assert batch.lengths == (4, 2) and batch.counts == {"classification": 0.0}

@@ -118,7 +118,7 @@ def test_a_table_becomes_sources_and_labels(tokenizer, tmp_path):
     task = SequenceClassificationTask(max_length=5)
     sources = task.build_sources(TableData(str(path)), tokenizer, seed=0)
     assert task.labels == ("x", "y", "z")
-    assert task.side_config() == {
+    assert task.to_record() == {
         "problem": "single_label",
         "labels": ["x", "y", "z"],
         "pooling": "cls",

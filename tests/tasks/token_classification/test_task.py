@@ -263,7 +263,7 @@ def test_a_batch_without_sequences_decodes_to_nothing(task, tokenizer):
 
 
 def test_an_export_keeps_what_prediction_needs(task):
-    assert task.side_config() == {"labels": list(TAGS), "max_length": 8, "stride": 3, "units": "words"}
+    assert task.to_record() == {"labels": list(TAGS), "max_length": 8, "stride": 3, "units": "words"}
     assert task.fields == ("text",)
 
 
