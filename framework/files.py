@@ -39,7 +39,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_atomic(path: Path, text: str) -> None:
     """Writes a text file completely or not at all, as UTF-8 (see `replacing`)."""
     with replacing(path) as file:
         file.write(text.encode())

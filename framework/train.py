@@ -11,7 +11,7 @@ from framework.config.dry_check import describe_run, planned_process, print_chec
 from framework.config.ending import complete_run
 from framework.config.records import modules_of
 from framework.config.run_folder import find_run_folder
-from framework.config.run_lock import alone_in, wait_limit
+from framework.config.run_lock import lock_run_folder, wait_limit
 from framework.config.schema import TrainConfig
 from framework.config.session import build_run_trainer, is_finished, prepare_training_texts, start_run
 from framework.config.supervision import Supervision
@@ -47,7 +47,7 @@ def train(composed: DictConfig) -> Path:
         return run.folder.path
 
     timeout = settings.trainer.timeout_seconds
-    with alone_in(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
+    with lock_run_folder(run.folder.path, info.rank, wait_limit(settings.run.wait_seconds, timeout, info.world_size)):
         with process_group(settings.strategy.name, device, timeout):
             # Another start may have trained in the meantime, so rank 0 reads the folder again under its lock.
             folder = first_rank_value(lambda: find_run_folder(settings.run, run.config))

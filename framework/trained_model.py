@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.asked_rows import join_rows, read_given
 from framework.config.command_schema import InferenceConfig
+from framework.config.input_rows import join_rows, read_given
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, build_inference, check_names_task, open_model
 from framework.data.tokenization.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from framework.files import holder_of, locked, write_whole
+from framework.files import holder_of, locked, write_atomic
 
 
 def test_a_second_one_is_told(tmp_path):
@@ -107,6 +107,6 @@ def test_what_is_renamed_was_flushed_first(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(Path, "replace", rename)
-    write_whole(tmp_path / "a.json", "{}")
+    write_atomic(tmp_path / "a.json", "{}")
     assert events == [("flush", "a.json.part"), ("rename", "a.json"), ("flush", tmp_path.name)]
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]

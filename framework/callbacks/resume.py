@@ -15,8 +15,8 @@ from typing_extensions import override
 from framework.callbacks.checkpointing import SCHEDULE
 from framework.callbacks.run_log import RunLog
 from framework.checkpoint.integrity import Verify
-from framework.checkpoint.layout import set_aside
-from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
+from framework.checkpoint.layout import mark_damaged
+from framework.checkpoint.load import Loaded, load_checkpoint, load_newest_intact
 from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import on_first_rank
 from framework.errors import CheckpointError
@@ -45,7 +45,7 @@ class Resume(pl.Callback):
 
         Args:
             checkpoint: A complete checkpoint folder.
-            own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are set aside, because the run will
+            own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are marked, because the run will
                 write them again.
             verify: Extent of the comparison of files with their record.
             falls_back: True: instead of a damaged checkpoint the previous one is used; False: it is an error.
@@ -140,7 +140,7 @@ def load_undamaged(
 
     Args:
         newest: Checkpoint to load.
-        own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are set aside, because the run will write
+        own_checkpoints: Folder of the run's checkpoints. Damaged ones in it are marked, because the run will write
             them again.
         pl_module: Module that receives the values.
         verify: Extent of the comparison of files with their record.
@@ -152,14 +152,14 @@ def load_undamaged(
         CheckpointError: All checkpoints are damaged, or an undamaged one is of another model or optimizer.
     """
     model, optimizer = pl_module.model, pl_module.optimizer
-    loaded = newest_whole(newest, lambda folder: load_checkpoint(folder, model, optimizer, verify), falls_back)
+    loaded = load_newest_intact(newest, lambda folder: load_checkpoint(folder, model, optimizer, verify), falls_back)
 
     def report_damage() -> None:
-        logger.warning("checkpoint: %s", loaded.remark)
-        print_line(f"checkpoint: {loaded.remark}", console)
+        logger.warning("checkpoint: %s", loaded.damage_message)
+        print_line(f"checkpoint: {loaded.damage_message}", console)
         for folder in loaded.damaged:
             if _is_in(own_checkpoints, folder):
-                set_aside(folder)
+                mark_damaged(folder)
 
     if loaded.damaged:
         on_first_rank(report_damage)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_whole
+from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_atomic
 from framework.errors import CheckpointError
 from framework.files import parse_json
 
@@ -140,7 +140,7 @@ def read_json(path: Location) -> dict[str, Any]:
 
 def write_json(path: Location, value: dict[str, Any]) -> None:
     """Writes a JSON file completely or not at all."""
-    write_whole(path, json.dumps(value, indent=1))
+    write_atomic(path, json.dumps(value, indent=1))
 
 
 def remove(folder: Location) -> None:
@@ -150,7 +150,7 @@ def remove(folder: Location) -> None:
     remove_tree(folder)
 
 
-def set_aside(folder: Location) -> None:
+def mark_damaged(folder: Location) -> None:
     """Renames COMPLETE of a damaged checkpoint, so that the run may write this step again. Its files stay."""
     if (folder / COMPLETE).exists():
         move(folder / COMPLETE, DAMAGED)

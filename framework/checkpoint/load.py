@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Loaded(Generic[T]):
-    """Result of `newest_whole`.
+    """Result of `load_newest_intact`.
 
     Attributes:
         folder: Checkpoint that was read.
@@ -58,13 +58,13 @@ class Loaded(Generic[T]):
     damaged: dict[Location, str]
 
     @property
-    def remark(self) -> str | None:
+    def damage_message(self) -> str | None:
         """Returns a line on the damaged checkpoints and the one that is used instead; None if none is damaged."""
         reasons = "; ".join(f"{folder.name} is damaged ({reason})" for folder, reason in self.damaged.items())
         return f"{reasons}; {self.folder.name} is used instead" if self.damaged else None
 
 
-def newest_whole(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
+def load_newest_intact(newest: Location, read: Callable[[Location], T], falls_back: bool = True) -> Loaded[T]:
     """Reads the newest checkpoint that is not damaged.
 
     If a running training removes a checkpoint while it is read, the newest one is read instead.

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from framework.errors import ConfigError
 from framework.files import sync_folder as sync_local_folder
-from framework.files import write_whole as write_local
+from framework.files import write_atomic as write_atomic_local
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*[^/])/*", re.DOTALL)
 
@@ -174,7 +174,7 @@ def size_of(path: Location) -> int | None:
     return info["size"] if info is not None and info["type"] == "file" else None
 
 
-def write_whole(path: Location, text: str) -> None:
+def write_atomic(path: Location, text: str) -> None:
     """Writes a text file completely or not at all. Behind a URL, the file of a failed write is deleted."""
     if isinstance(path, RemotePath):
         try:
@@ -184,7 +184,7 @@ def write_whole(path: Location, text: str) -> None:
                 path.unlink(missing_ok=True)
             raise
         return
-    write_local(path, text)
+    write_atomic_local(path, text)
 
 
 def rename_to_final(written: Location, target: Location) -> None:

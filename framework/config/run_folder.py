@@ -16,7 +16,7 @@ from framework.config.run_records import find_lost_step, read_starts
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
-from framework.files import parse_json, write_whole
+from framework.files import parse_json, write_atomic
 from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -255,8 +255,8 @@ def write_start(
     folder.path.mkdir(parents=True, exist_ok=True)
     starts = read_starts(folder.path)
     for name, text in (task_files or {}).items():
-        write_whole(folder.path / name, text)
-    write_whole(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
+        write_atomic(folder.path / name, text)
+    write_atomic(folder.path / TASK_FILE, json.dumps(dict(task_record), indent=2, ensure_ascii=False) + "\n")
     # config.yaml is written last, because it marks the folder as a run.
-    write_whole(folder.path / PROVENANCE_FILE, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
-    write_whole(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_atomic(folder.path / PROVENANCE_FILE, json.dumps({"starts": [*starts, dict(provenance)]}, indent=2) + "\n")
+    write_atomic(folder.path / CONFIG_FILE, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))

@@ -17,7 +17,7 @@ _RESTART_COUNTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 
 
 @contextmanager
-def alone_in(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]:
+def lock_run_folder(run_folder: Path, rank: int, wait_seconds: float) -> Iterator[None]:
     """Locks a run folder against other starts. Rank 0 holds the lock; other ranks enter immediately.
 
     The lock ends with this process, even after `kill -9`. On a shared file system with locks, it is valid on all hosts.

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from framework.checkpoint.layout import CHECKPOINTS
-from framework.checkpoint.load import Loaded, Weights, newest_whole, read_full_state
+from framework.checkpoint.load import Loaded, Weights, load_newest_intact, read_full_state
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
 from framework.config.run_folder import (
@@ -156,10 +156,10 @@ def read_adapter(folder: Path) -> LoraSettings | None:
 
 def _read_run(source: str, named: Location, weights: Weights, average_last: int) -> Loaded[dict[str, Tensor]]:
     checkpoint, falls_back = find_checkpoint(named)
-    loaded = newest_whole(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
-    if loaded.remark is not None and process_info().rank == 0:
+    loaded = load_newest_intact(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
+    if loaded.damage_message is not None and process_info().rank == 0:
         # Not to standard output, which may carry predictions.
-        sys.stderr.write(f"{source}: {loaded.remark}\n")
+        sys.stderr.write(f"{source}: {loaded.damage_message}\n")
     return loaded
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.sweeps.outcome import Outcome, output_file
 from framework.sweeps.plan import SEED, Job, Sweep
 from framework.tracking.console import print_line
@@ -98,8 +98,8 @@ def write_results(sweep: Sweep, outcomes: Mapping[str, Outcome], ended: str) -> 
         "jobs": records,
         "seeds": fold_seeds(records) if SEED in sweep.keys else [],
     }
-    write_whole(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
-    write_whole(sweep.folder / CSV_FILE, _as_csv(sweep, records))
+    write_atomic(sweep.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
+    write_atomic(sweep.folder / CSV_FILE, _as_csv(sweep, records))
     return records
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import SplitFacts, skipped_rows
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.tracking.run_files import read_object
 
 DATA_FILE = "data.json"
@@ -20,10 +20,10 @@ def write_data_facts(run_folder: Path, splits: Mapping[str, SplitFacts]) -> None
         "splits": {split: facts.as_json() for split, facts in splits.items()},
         "warnings": warnings_of(splits),
     }
-    write_whole(run_folder / DATA_FILE, _json_line(content))
+    write_atomic(run_folder / DATA_FILE, _json_line(content))
     rows = [_json_line(row) for row in skipped_rows(splits)]
     if rows:
-        write_whole(run_folder / SKIPPED_ROWS_FILE, "".join(rows))
+        write_atomic(run_folder / SKIPPED_ROWS_FILE, "".join(rows))
     else:
         (run_folder / SKIPPED_ROWS_FILE).unlink(missing_ok=True)
 

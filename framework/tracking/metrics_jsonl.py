@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
-from framework.files import parse_json, write_whole
+from framework.files import parse_json, write_atomic
 
 METRICS_FILE, PERF_FILE = "metrics.jsonl", "perf.jsonl"
 
@@ -119,7 +119,7 @@ def _cut(path: Path, resume_step: int) -> bytes:
     """Truncates the file after the rows of a step and returns the kept bytes unchanged."""
     kept = b"".join(line for line, row in _complete_lines(path) if row["step"] <= resume_step)
     if kept != path.read_bytes():
-        write_whole(path, kept.decode())
+        write_atomic(path, kept.decode())
     return kept
 
 

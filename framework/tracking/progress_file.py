@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.tracking.run_files import read_object
 
 PROGRESS_FILE = "progress.json"
@@ -17,7 +17,7 @@ def write_progress(run_folder: Path, step: int) -> None:
     Raises:
         OSError: Writing failed.
     """
-    write_whole(run_folder / PROGRESS_FILE, json.dumps({_STEP: step}) + "\n")
+    write_atomic(run_folder / PROGRESS_FILE, json.dumps({_STEP: step}) + "\n")
 
 
 def read_progress(run_folder: Path) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.tracking.run_files import read_object
 
 SUMMARY_FILE = "summary.json"
@@ -32,7 +32,7 @@ def write_summary(run_folder: Path, summary: Mapping[str, Any]) -> None:
         CheckpointError: Writing failed; an earlier summary is unchanged.
     """
     try:
-        write_whole(run_folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+        write_atomic(run_folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(
             f"{run_folder / SUMMARY_FILE} could not be written ({error}). Free disk space or make the folder "

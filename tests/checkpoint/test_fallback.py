@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from framework.checkpoint.integrity import Verify
-from framework.checkpoint.load import Loaded, load_checkpoint, newest_whole
+from framework.checkpoint.load import Loaded, load_checkpoint, load_newest_intact
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
@@ -19,7 +19,7 @@ from tests.support.processes.workers import WorkerPool
 
 
 def load_newest_whole(newest: Path, model: nn.Module, optimizer: CombinedOptimizer, how: Verify = "sizes") -> Loaded:
-    return newest_whole(newest, lambda folder: load_checkpoint(folder, model, optimizer, how))
+    return load_newest_intact(newest, lambda folder: load_checkpoint(folder, model, optimizer, how))
 
 
 def truncate(path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from framework.checkpoint import layout, load
 from framework.checkpoint.layout import newest_complete, remove
-from framework.checkpoint.load import newest_whole, read_full_state
+from framework.checkpoint.load import load_newest_intact, read_full_state
 from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from tests.support.models.tiny import Tiny, build, full_parameters
@@ -42,9 +42,11 @@ def test_a_reader_compares_the_checksum_of_what_it_reads(damage: str, tiny: Tiny
     else:
         assert shard.stat().st_size == before.stat().st_size
         shard.write_bytes(before.read_bytes())
-    loaded = newest_whole(newest, read_full_state)
+    loaded = load_newest_intact(newest, read_full_state)
     assert loaded.folder.name == "step_00000001"
-    assert loaded.remark is not None and "__0_0.distcp has changed since it was written" in loaded.remark
+    assert (
+        loaded.damage_message is not None and "__0_0.distcp has changed since it was written" in loaded.damage_message
+    )
     assert all(torch.equal(loaded.state[name], value) for name, value in expected.items())
 
 
@@ -76,8 +78,8 @@ def test_a_reader_beside_a_training_that_keeps_one_checkpoint_gets_the_newest(me
     training = Training(tiny, tmp_path, meetings)
     newest = newest_complete(tmp_path)
     assert newest is not None
-    loaded = newest_whole(newest, training.read(read_full_state))
-    assert loaded.folder.name == f"step_{1 + meetings:08d}" and loaded.remark is None
+    loaded = load_newest_intact(newest, training.read(read_full_state))
+    assert loaded.folder.name == f"step_{1 + meetings:08d}" and loaded.damage_message is None
     for name, value in full_parameters(tiny.model).items():
         assert torch.equal(loaded.state[name], value), name
 
@@ -86,7 +88,7 @@ def test_a_reader_that_is_always_too_late_says_why(tiny, tmp_path: Path, monkeyp
     monkeypatch.setattr(load, "_MOST_REMOVED", 2)
     training = Training(tiny, tmp_path, meetings=99)
     with pytest.raises(CheckpointError, match=r"removed 3 checkpoints while they were read.*trainer\.keep_last"):
-        newest_whole(tmp_path / "step_00000001", training.read(read_full_state))
+        load_newest_intact(tmp_path / "step_00000001", training.read(read_full_state))
 
 
 def test_a_checkpoint_that_is_replaced_during_the_listing_is_not_missed(tiny, tmp_path: Path, monkeypatch):

@@ -13,8 +13,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from framework.checkpoint.integrity import verify
-from framework.checkpoint.layout import complete_checkpoints, newest_complete, set_aside
-from framework.checkpoint.load import load_checkpoint, newest_whole, read_full_state
+from framework.checkpoint.layout import complete_checkpoints, mark_damaged, newest_complete
+from framework.checkpoint.load import load_checkpoint, load_newest_intact, read_full_state
 from framework.checkpoint.retention import Retention
 from framework.checkpoint.save import SaveError, save_checkpoint
 from framework.checkpoint.storage import RemotePath, location
@@ -46,7 +46,7 @@ def load_newest(url: str) -> Curve:
     tiny = build("single", seed=99)
     newest = newest_complete(location(url))
     assert newest is not None
-    loaded = newest_whole(newest, lambda folder: load_checkpoint(folder, tiny.model, tiny.optimizer, "checksums"))
+    loaded = load_newest_intact(newest, lambda folder: load_checkpoint(folder, tiny.model, tiny.optimizer, "checksums"))
     return [tiny.step(loaded.state["step"])]
 
 
@@ -143,7 +143,7 @@ def test_where_one_is_damaged_the_one_before_is_used(tmp_path: Path, url: str) -
     shard.write_bytes(content)
     assert load_newest(url) == expected
     complete = (shard.parent / "COMPLETE").read_bytes()
-    set_aside(location(url) / "step_00000002")
+    mark_damaged(location(url) / "step_00000002")
     assert [path.name for path in complete_checkpoints(location(url))] == ["step_00000001"]
     assert (shard.parent / "DAMAGED").read_bytes() == complete
     save(url, 2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from framework.checkpoint.integrity import mark_complete, verify
-from framework.checkpoint.layout import complete_checkpoints, newest_complete, set_aside, step_of
+from framework.checkpoint.layout import complete_checkpoints, mark_damaged, newest_complete, step_of
 from framework.checkpoint.retention import Retention
 
 NO_VALIDATION: dict[str, float] = {}
@@ -131,8 +131,8 @@ def test_a_deletion_that_is_cut_anywhere_leaves_nothing_that_looks_whole(
 def test_what_was_set_aside_stays_until_a_newer_one_is_complete(tmp_path: Path) -> None:
     make(tmp_path, 1)
     damaged = make(tmp_path, 2)
-    set_aside(damaged)
-    set_aside(damaged)
+    mark_damaged(damaged)
+    mark_damaged(damaged)
     assert newest_complete(tmp_path) == tmp_path / "step_00000001"
     Retention(keep_last=1).prune(tmp_path)
     assert (damaged / "__0_0.distcp").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from framework.config.run_lock import LOCK_FILE, alone_in, wait_limit
+from framework.config.run_lock import LOCK_FILE, lock_run_folder, wait_limit
 from framework.errors import ConfigError
 
 
@@ -15,11 +15,11 @@ def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
     order: list[str] = []
 
     def second() -> None:
-        with alone_in(tmp_path / "x", rank=0, wait_seconds=30):
+        with lock_run_folder(tmp_path / "x", rank=0, wait_seconds=30):
             order.append("second")
 
     thread = threading.Thread(target=second)
-    with alone_in(tmp_path / "x", rank=0, wait_seconds=0):
+    with lock_run_folder(tmp_path / "x", rank=0, wait_seconds=0):
         thread.start()
         thread.join(timeout=0.3)
         order.append("first")
@@ -32,25 +32,25 @@ def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
 
 
 def test_a_second_start_is_refused_after_its_wait(tmp_path: Path):
-    with alone_in(tmp_path, rank=0, wait_seconds=0):
+    with lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         began = time.monotonic()
         with (
             pytest.raises(
                 ConfigError, match=rf"in use by process {os.getpid()} on host .* UTC\. Only one start"
             ) as told,
-            alone_in(tmp_path, rank=0, wait_seconds=0.2),
+            lock_run_folder(tmp_path, rank=0, wait_seconds=0.2),
         ):
             pass
         assert 0.2 <= time.monotonic() - began < 10
         assert "`run.id`" in str(told.value) and "`run.wait_seconds`" in str(told.value)
-        with alone_in(tmp_path, rank=1, wait_seconds=0):
+        with lock_run_folder(tmp_path, rank=1, wait_seconds=0):
             pass  # rank 0 holds it for all
 
 
 def test_a_failed_run_gives_the_folder_back(tmp_path: Path):
-    with pytest.raises(RuntimeError), alone_in(tmp_path, rank=0, wait_seconds=0):
+    with pytest.raises(RuntimeError), lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         raise RuntimeError
-    with alone_in(tmp_path, rank=0, wait_seconds=0):
+    with lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         assert (tmp_path / LOCK_FILE).exists()
 
 
@@ -59,7 +59,7 @@ def test_a_file_system_without_locks_is_reported_and_the_run_goes_on(tmp_path: P
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with alone_in(tmp_path, rank=0, wait_seconds=0):
+    with lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         assert "run.lock cannot be locked (Operation not supported)" in capsys.readouterr().err
 
 

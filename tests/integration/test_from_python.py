@@ -23,7 +23,7 @@ import framework.predict
 import framework.train
 from framework import load
 from framework.batch import PackedBatch
-from framework.config.asked_rows import read_given
+from framework.config.input_rows import read_given
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
 from tests.support.tasks.commands import example, prepare
 

@@ -12,7 +12,7 @@ import pytest
 
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.integrity import mark_complete
-from framework.checkpoint.layout import set_aside
+from framework.checkpoint.layout import mark_damaged
 from framework.config.run_config import RunConfig
 from framework.config.run_folder import find_run_folder, write_start
 from framework.config.run_records import begin_records
@@ -184,7 +184,7 @@ def test_a_newest_checkpoint_that_is_gone_is_reported_but_not_one_that_was_set_a
     assert "step 4, is missing. The steps after step_00000002 are trained again." in capsys.readouterr().out
     shutil.copytree(whole / "checkpoints" / "step_00000004", run / "checkpoints" / "step_00000004")
     assert find(run).lost_step is None
-    set_aside(run / "checkpoints" / "step_00000004")
+    mark_damaged(run / "checkpoints" / "step_00000004")
     assert find(run).checkpoint.name == "step_00000002" and find(run).lost_step is None
 
 

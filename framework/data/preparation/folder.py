@@ -10,7 +10,7 @@ from typing import Any
 
 from framework.data.store.writer import COMPLETE_FILE, META_FILE
 from framework.errors import DataError
-from framework.files import holder_of, locked, parse_json, write_whole
+from framework.files import holder_of, locked, parse_json, write_atomic
 
 SETTINGS_FILE = "settings.json"
 
@@ -117,7 +117,7 @@ class PartialFolder:
             return
         self.remove()
         self.store.mkdir(parents=True)
-        write_whole(self.path / SETTINGS_FILE, _as_text(settings))
+        write_atomic(self.path / SETTINGS_FILE, _as_text(settings))
 
     def publish(self) -> None:
         """Renames the finished store to its final folder, and replaces an earlier store there."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from framework import ragged
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.files import parse_json, write_whole
+from framework.files import parse_json, write_atomic
 
 DATA_FILE, META_FILE, COMPLETE_FILE, TOKENIZER_FOLDER = "data.arrow", "store.json", "COMPLETE", "tokenizer"
 BATCHES_FILE, JOURNAL_FILE = "batches.npy", "journal.json"
@@ -123,7 +123,7 @@ class StoreWriter:
             "batches": self._batches,
             "state": state,
         }
-        write_whole(self._folder / JOURNAL_FILE, json.dumps(journal))
+        write_atomic(self._folder / JOURNAL_FILE, json.dumps(journal))
         self.uncommitted_tokens = 0
 
     def finish(self, meta: Mapping[str, Any], tokenizer: Tokenizer) -> None:

@@ -29,7 +29,7 @@ from framework.distributed.processes.launcher_note import write_note
 from framework.distributed.processes.position import POSITION
 from framework.distributed.processes.shortages import explain, is_kind
 from framework.errors import DistributedError, FrameworkError
-from framework.files import parse_json, write_whole
+from framework.files import parse_json, write_atomic
 
 _NOTES = "failure_*.json"
 
@@ -338,6 +338,6 @@ def _as_record(failure: Failure) -> dict[str, object]:
 def _write_json(path: Path, content: dict[str, object]) -> None:
     """Replaces a file. A failed write is only printed, because it must not hide the error to be reported."""
     try:
-        write_whole(path, json.dumps(content, indent=1) + "\n")
+        write_atomic(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         sys.stderr.write(f"{path} could not be written ({error}).\n")

@@ -16,7 +16,7 @@ import numpy as np
 
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.metrics.calibration import calibration_bins, expected_calibration_error
 from framework.tasks.examination import Confusion, ExaminedRow, ExaminedSplit, Outcomes, outcomes_of_rows
 from framework.tracking.run_files import read_object
@@ -139,7 +139,7 @@ def write_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> 
     """
     folder = run_folder / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / f"{name}.json", json.dumps(dict(analysis), indent=1, ensure_ascii=False) + "\n")
+    write_atomic(folder / f"{name}.json", json.dumps(dict(analysis), indent=1, ensure_ascii=False) + "\n")
 
 
 def read_analyses(run_folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from framework.files import write_whole
+from framework.files import write_atomic
 from framework.tracking.analysis.content import read_analyses
 from framework.tracking.analysis.data_section import data_section
 from framework.tracking.analysis.page import Picture, Section, Table, render
@@ -97,7 +97,7 @@ def write_report(run_folder: Path) -> Path:
         Section("run", "Run", facts=[rows for rows in (settings, _origin(start)) if any(rows.values())]),
     ]
     path = run_folder / REPORT_FILE
-    write_whole(path, render(name, summary, _tiles(summary, analyses), sections))
+    write_atomic(path, render(name, summary, _tiles(summary, analyses), sections))
     return path
 
 

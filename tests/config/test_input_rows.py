@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from framework.config.asked_rows import read_input_rows
 from framework.config.command_schema import InputColumns, PredictConfig
+from framework.config.input_rows import read_input_rows
 from framework.config.schema import PrecisionConfig
 from framework.data.examples.splits import SplitFiles
 from framework.data.examples.table import TableData
