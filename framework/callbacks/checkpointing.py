@@ -33,7 +33,7 @@ from framework.checkpoint.storage import Location
 from framework.checkpoint.tensors import checkpoint_tensors
 from framework.distributed.processes.agreement import on_every_rank, on_first_rank
 from framework.distributed.processes.failure_report import REPORT, report_once
-from framework.distributed.processes.position import POSITION, mark
+from framework.distributed.processes.position import POSITION, begin_activity
 from framework.errors import CheckpointError
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.console import print_line
@@ -163,7 +163,7 @@ class Checkpointing(pl.Callback):
         """
         self.wait(trainer)
         logger.info("checkpoint begins")
-        mark("starts a checkpoint")
+        begin_activity("starts a checkpoint")
         extra: dict[str, Any] = {"tokens": pl_module.num_tokens, "callbacks": callback_states(trainer)}
         step = trainer.global_step
         factors = {"factor": pl_module.schedule(max(step - 1, 0)), "next_factor": pl_module.schedule(step)}
@@ -191,12 +191,12 @@ class Checkpointing(pl.Callback):
         """
         if self._copying is None:
             return
-        before = POSITION.point
-        mark("waits for a checkpoint to be copied")  # on all ranks, even if the copy has ended already
+        before = POSITION.activity
+        begin_activity("waits for a checkpoint to be copied")  # on all ranks, even if the copy has ended already
         with self.timings.interruption("checkpoint_stall"):
             wait([self._copying])
         self._copying = None
-        mark(before)
+        begin_activity(before)
 
     def wait(self, trainer: pl.Trainer) -> None:
         """Waits for the checkpoint that is being written, if any. Collective: all ranks must call.
@@ -209,7 +209,7 @@ class Checkpointing(pl.Callback):
         """
         if self._in_flight is None:
             return
-        mark("waits for a checkpoint to be written")
+        begin_activity("waits for a checkpoint to be written")
         step, write = self._in_flight
         self._in_flight = self._copying = None
         try:

@@ -21,7 +21,7 @@ from framework.data.planning.collate import shape_on
 from framework.data.planning.plan import StepPlan
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import data_parallel_size
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.modules.encoder_module import EncoderModule
 from framework.tasks.probing.probe import Probe
 
@@ -66,13 +66,13 @@ class Probing(pl.Callback):
                     split: self._features(trainer, pl_module, probe, source, f"probes {name}, {split}")
                     for split, source in probe.sources.items()
                 }
-                mark(f"fits the probe {name}")
+                begin_activity(f"fits the probe {name}")
                 scores = probe.scores(features)
                 self.run_log.join({f"probe/{name}/{metric}": value for metric, value in scores.items()})
         self.run_log.throughput.timings.lap(PROBE)
 
     def _features(
-        self, trainer: pl.Trainer, module: EncoderModule, probe: Probe, source: FlatSource, point: str
+        self, trainer: pl.Trainer, module: EncoderModule, probe: Probe, source: FlatSource, activity: str
     ) -> Tensor:
         """Returns fp32 features (rows, hidden) of one split in its order, on the CPU of every rank.
 
@@ -87,7 +87,7 @@ class Probing(pl.Callback):
         features, indices = [], []
         for step in range(len(plan)):
             for built in plan.batches(step, data.rank):
-                mark(point)
+                begin_activity(activity)
                 batch = built.to(module.device)
                 pooled = module.encode(batch, probe.pooling)
                 features.append(pooled[: batch.num_sequences].float())

@@ -1,4 +1,4 @@
-"""Logs the events of a run to each rank's log file, and marks the progress between steps."""
+"""Logs the events of a run to each rank's log file, and records the activity between steps."""
 
 # mypy: disable-error-code="override"
 # Lightning types its hooks for any module. These hooks are for EncoderModule.
@@ -12,7 +12,7 @@ from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.run_log import RunLog
 from framework.distributed.processes.failure_report import REPORT, first_failure
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.modules.encoder_module import EncoderModule
 from framework.tracking.rank_log import RUN_LOGGER
 
@@ -31,7 +31,7 @@ _LOGGED_KEYS = (
 class RankLines(pl.Callback):
     """Logs start, rows, validations and the end on every rank.
 
-    It must be the last callback: it marks a step as done after all others have run.
+    It must be the last callback: it records the end of a step after all others have run.
     """
 
     def __init__(self, run_log: RunLog, cadence: Cadence) -> None:
@@ -49,7 +49,7 @@ class RankLines(pl.Callback):
         """Logs the step at which training begins or resumes."""
         event = "training resumes" if trainer.global_step else "training begins"
         logger.info("%s after step %d of %d", event, trainer.global_step, trainer.max_steps)
-        self._mark_next(trainer)
+        self._begin_next(trainer)
 
     @override
     def on_train_batch_end(
@@ -60,38 +60,38 @@ class RankLines(pl.Callback):
             latest = self.run_log.latest
             logger.info("row: %s", ", ".join(f"{key} {latest[key]:.6g}" for key in _LOGGED_KEYS if key in latest))
         if not self.cadence.validates(trainer.global_step):
-            self._mark_next(trainer)
+            self._begin_next(trainer)
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Logs that validation begins."""
         logger.info("validation begins")
-        mark("validates")
+        begin_activity("validates")
 
     @override
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: EncoderModule, batch: StepBatch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Marks each batch, so that the watchdog does not take a long validation for a hang."""
-        mark(f"validates batch {batch_idx + 1}")
+        """Records each batch, so that the watchdog does not take a long validation for a hang."""
+        begin_activity(f"validates batch {batch_idx + 1}")
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Logs the validation metrics."""
         values = pl_module.validation_metrics.items()
         logger.info("validation: %s", ", ".join(f"{key} {value:.6g}" for key, value in values))
-        self._mark_next(trainer)
+        self._begin_next(trainer)
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Logs the step at which training ended."""
         logger.info("training ended after step %d of %d", trainer.global_step, trainer.max_steps)
 
-    def _mark_next(self, trainer: pl.Trainer) -> None:
+    def _begin_next(self, trainer: pl.Trainer) -> None:
         if trainer.global_step < trainer.max_steps and not trainer.should_stop:
-            mark("waits for its batch", trainer.global_step + 1)
+            begin_activity("waits for its batch", trainer.global_step + 1)
         else:
-            mark("ends the run")
+            begin_activity("ends the run")
 
 
 def failure_text(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.parallelize import drop_gathered, materialize, parallelize
 from framework.distributed.parallel.precision import Precision, check_full_precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
@@ -164,11 +164,11 @@ class EncoderModule(pl.LightningModule):
         if batch.step != self.global_step:
             raise RuntimeError(f"The loader returned step {batch.step}, but {self.global_step} steps are completed.")
         self.step_batch = batch
-        mark("counts targets", batch.step + 1)
+        begin_activity("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
         sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, counts)
         values = self.steps.objective.values(sums, counts)
-        mark("clips gradients")
+        begin_activity("clips gradients")
         grad_norm = self._clip_gradients(values["loss"], batch.step)
         self.optimizer.set_learning_rates(self.schedule(batch.step))
         self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
@@ -178,7 +178,7 @@ class EncoderModule(pl.LightningModule):
         self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
         if self.loss_scale is not None:
             self.step_metrics |= self.loss_scale.metrics()
-        mark("updates the weights")
+        begin_activity("updates the weights")
         counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
         assert isinstance(counting_optimizer, LightningOptimizer)
         counting_optimizer.step()

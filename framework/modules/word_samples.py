@@ -13,7 +13,7 @@ from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import gather
 from framework.distributed.processes.environment import process_info
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.tasks.task import TaskModel
 
 _TOKENS_AT_ONCE = 4096
@@ -50,7 +50,7 @@ def sample_words(
     shares = [share for step in range(len(plan)) for share in plan.micro_batches(step, 0)]
     for variant in range(augmentation.num_variants):
         for number, share in enumerate(shares):
-            mark(f"samples words, variant {variant + 1}")
+            begin_activity(f"samples words, variant {variant + 1}")
             if number % info.world_size != info.rank:
                 continue
             tokens = texts.tokens(share.indices)

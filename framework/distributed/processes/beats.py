@@ -24,7 +24,7 @@ class Beat:
         host: Host name of the rank.
         pid: Process id of the rank.
         number: Number of the beat; increases with every beat.
-        count: Number of marks that the main thread has passed.
+        count: Number of activities that the main thread has begun.
         step: Current step; None: training has not begun.
         point: Current activity, for example "validates".
         place: Current Python function of the main thread, with file and line.

@@ -155,7 +155,7 @@ class FailureReport:
             reporter=info.rank,
             rank=rank,
             step=POSITION.step,
-            point=POSITION.point,
+            point=POSITION.activity,
             kind=_kind(error),
             message=one_line(error),
             order=order,

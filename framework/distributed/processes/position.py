@@ -9,31 +9,31 @@ from dataclasses import dataclass
 
 @dataclass
 class Position:
-    """Newest mark of the main thread.
+    """Current activity of the main thread.
 
     Attributes:
         step: Current step, or the last one if none is running; counted from 1. None: training has not begun.
-        point: Activity of the process since the mark.
-        count: Number of marks since the process started. All ranks pass the same marks, so the counts of ranks of one
-            start can be compared.
+        activity: Current activity, for example "validates".
+        count: Number of activities since the process started. All ranks begin the same activities, so the counts of
+            ranks of one start can be compared.
     """
 
     step: int | None = None
-    point: str = "starts"
+    activity: str = "starts"
     count: int = 0
 
 
 POSITION = Position()
 
 
-def mark(point: str, step: int | None = None) -> None:
-    """Records that the process passes a point. Every rank must pass the same points in the same order.
+def begin_activity(activity: str, step: int | None = None) -> None:
+    """Records the activity that begins now. Every rank must begin the same activities in the same order.
 
     Args:
-        point: Activity that begins now, as a phrase that can follow "rank 3", for example "validates".
+        activity: Phrase that can follow "rank 3", for example "validates".
         step: Step that begins now; None: the step does not change.
     """
-    POSITION.point = point
+    POSITION.activity = activity
     POSITION.count += 1
     if step is not None:
         POSITION.step = step

@@ -1,8 +1,8 @@
 """Watchdog that detects hangs and names the rank: a thread of each rank reports the position of its main thread.
 
-The main thread passes marks (`position`) at every micro-batch and phase, the same marks on all ranks. If one rank
+The main thread begins an activity (`position`) at every micro-batch and phase, the same on all ranks. If one rank
 hangs, the others soon wait for it in a collective, so that no rank makes progress. The hanging rank is silent (its
-whole process is stopped), has passed fewer marks than the others, or has passed as many but is not in a collective.
+whole process is stopped), has begun fewer activities than the others, or has begun as many but is not in a collective.
 """
 
 import logging
@@ -47,7 +47,7 @@ class Watchdog:
             beats: Heartbeats of this start.
             rank: Rank of this process.
             log: Log file of this process.
-            timeout_seconds: Longest time that the main thread may spend between two marks. Time in which the whole
+            timeout_seconds: Longest time that the main thread may spend in one activity. Time in which the whole
                 process was stopped does not count.
         """
         self.beats = beats
@@ -96,7 +96,7 @@ class Watchdog:
                 number=self._number,
                 count=POSITION.count,
                 step=POSITION.step,
-                point=POSITION.point,
+                point=POSITION.activity,
                 place=_current_function(frame),
                 waits_for_others=_waits_for_others(frame),
                 log=str(self.log),

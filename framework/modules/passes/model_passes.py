@@ -11,7 +11,7 @@ from framework.distributed.mesh import data_parallel_size
 from framework.distributed.parallel.parallelize import set_gradient_sync
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.nn.dropout import dropout_base, token_keys
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
@@ -37,7 +37,7 @@ class ModelPasses:
         mesh: Mesh of the strategy; None: a single process.
         loss_scale: Factor on losses in fp16, else 1.
         run_backward: Function that runs the backward pass of a scalar.
-        number: Number of the micro-batch, counted from 1, for progress marks.
+        number: Number of the micro-batch, counted from 1, for the recorded activity.
     """
 
     model: TaskModel
@@ -71,7 +71,7 @@ class ModelPasses:
         Returns:
             The head's outputs, and their contribution to the loss (`contribution`).
         """
-        mark(f"forward of micro-batch {self.number}")
+        begin_activity(f"forward of micro-batch {self.number}")
         with self.precision.autocast(batch.input_ids.device.type):
             outputs = self.model(batch, dropout_keys, embedding_offset)
             return outputs, contribution(self.task, outputs, batch)
@@ -88,5 +88,5 @@ class ModelPasses:
             is_last: True for the last backward pass of the step on this rank.
         """
         set_gradient_sync(self.model, is_last, self.sharding)
-        mark(f"backward of micro-batch {self.number}")
+        begin_activity(f"backward of micro-batch {self.number}")
         self.run_backward(loss * (data_parallel_size(self.mesh) * self.loss_scale))

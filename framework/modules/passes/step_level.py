@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import StepBatch
 from framework.distributed.gather_rows import gather_rows
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
 from framework.tasks.step_level import StepLevelTask, in_order, real_rows
@@ -66,7 +66,7 @@ class StepLevelSteps:
         for index in range(last + 1):
             with torch.set_grad_enabled(index == last):
                 parts.append(self._rows(passes, step, index))
-        mark("computes the loss of the step")
+        begin_activity("computes the loss of the step")
         gradients, sums, own = self._cached_gradients(passes, parts, counts)
         for index in range(last, -1, -1):
             rows = parts[index] if index == last else self._rows(passes, step, index)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from framework.batch import StepBatch
-from framework.distributed.processes.position import mark
+from framework.distributed.processes.position import begin_activity
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
@@ -39,6 +39,6 @@ class SumCountSteps:
             passes.number = number
             sums = self.regularization.run(passes, batch, counts, is_last=number == len(step.micro_batches))
             stacked.append(self.objective.stack(sums))
-        mark("sums up the losses")
+        begin_activity("sums up the losses")
         own = torch.stack(stacked)
         return sum_over_data_ranks(own.sum(dim=0), passes.mesh), own

@@ -12,7 +12,7 @@ import pytest
 
 from framework.distributed.processes import watchdog as module
 from framework.distributed.processes.beats import Beat, Beats, is_gone, last_line
-from framework.distributed.processes.position import POSITION, mark
+from framework.distributed.processes.position import POSITION, begin_activity
 from framework.distributed.processes.watchdog import Watchdog, hung_ranks
 
 
@@ -72,14 +72,14 @@ def fired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     watchdog.stop()
 
 
-def test_a_long_phase_that_passes_marks_is_no_hang(fired, tmp_path: Path) -> None:
+def test_a_long_phase_of_many_activities_is_no_hang(fired, tmp_path: Path) -> None:
     watchdog, counts = fired
     watchdog.start()
     for _ in range(40):
-        mark("validates")
+        begin_activity("validates")
         time.sleep(0.05)
     if counts:
-        pytest.skip("this machine let a mark wait for half a second")
+        pytest.skip("this machine delayed an activity for half a second")
     deadline = time.monotonic() + 60
     while not counts and time.monotonic() < deadline:
         time.sleep(0.05)
