@@ -41,14 +41,14 @@ def calibration_bins(
         num_bins: Number of bins in [0, 1].
     """
     edges = np.arange(num_bins + 1) / num_bins
-    places = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, num_bins - 1)
+    bin_of = np.clip(np.searchsorted(edges, probabilities, side="left") - 1, 0, num_bins - 1)
     bins = []
-    for place in range(num_bins):
-        inside = places == place
+    for index in range(num_bins):
+        inside = bin_of == index
         count = int(inside.sum())
         if count:
             probability, share = float(probabilities[inside].mean()), float(came_true[inside].mean())
-            bins.append(CalibrationBin(float(edges[place]), float(edges[place + 1]), count, probability, share))
+            bins.append(CalibrationBin(float(edges[index]), float(edges[index + 1]), count, probability, share))
     return bins
 
 

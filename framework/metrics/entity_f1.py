@@ -39,14 +39,14 @@ def entity_spans(tags: Sequence[str]) -> list[EntitySpan]:
     spans: list[EntitySpan] = []
     start = -1
     previous, label_before = "O", ""
-    for place, tag in enumerate([*tags, "O"]):
+    for index, tag in enumerate([*tags, "O"]):
         prefix, _, label = tag.partition("-")
-        goes_on = prefix in ("I", "E") and previous in ("B", "I") and label == label_before
-        if start >= 0 and not goes_on:
-            spans.append(EntitySpan(start, place, label_before))
+        continues = prefix in ("I", "E") and previous in ("B", "I") and label == label_before
+        if start >= 0 and not continues:
+            spans.append(EntitySpan(start, index, label_before))
             start = -1
-        if prefix != "O" and not goes_on:
-            start = place
+        if prefix != "O" and not continues:
+            start = index
         previous, label_before = prefix, label
     return spans
 
@@ -93,14 +93,14 @@ def count_entities(
         labels: Types to count.
     """
     correct: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    there: Counter[str] = Counter()
+    predicted_by_type: Counter[str] = Counter()
+    present_by_type: Counter[str] = Counter()
     for true_tags, tags in zip(present, predicted, strict=True):
         true_spans, spans = entity_spans(true_tags), entity_spans(tags)
-        there.update(span.label for span in true_spans)
-        found.update(span.label for span in spans)
+        present_by_type.update(span.label for span in true_spans)
+        predicted_by_type.update(span.label for span in spans)
         correct.update(span.label for span in set(true_spans).intersection(spans))
-    return {label: EntityCounts(correct[label], found[label], there[label]) for label in labels}
+    return {label: EntityCounts(correct[label], predicted_by_type[label], present_by_type[label]) for label in labels}
 
 
 def overall(by_label: Iterable[EntityCounts]) -> EntityCounts:

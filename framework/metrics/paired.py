@@ -94,6 +94,6 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
 
 def average_ranks(values: Tensor) -> Tensor:
     """Returns float64 ranks from 1 of (targets,) values. Equal values share their mean rank."""
-    _, places, counts = values.unique(return_inverse=True, return_counts=True)
+    _, indices, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[places]
+    return (last - (counts - 1) / 2)[indices]

@@ -42,7 +42,7 @@ class RelationF1(ConfusionMetric):
     def __init__(self, labels: Sequence[str], excluded_label: str | None = "Other") -> None:
         super().__init__(len(labels))
         self.relations = tuple(dict.fromkeys(relation_of(label) for label in labels))
-        self.relation_places = [self.relations.index(relation_of(label)) for label in labels]
+        self.relation_indices = [self.relations.index(relation_of(label)) for label in labels]
         self.counted = [relation != excluded_label for relation in self.relations]
 
     def value(self, matrix: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class RelationF1(ConfusionMetric):
 
     def _counts(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Returns counts by relation: correct, present, predicted, and predicted in either direction where present."""
-        places = torch.tensor(self.relation_places, device=matrix.device)
-        same = matrix * (places[:, None] == places)
+        indices = torch.tensor(self.relation_indices, device=matrix.device)
+        same = matrix * (indices[:, None] == indices)
         by_label = torch.stack([matrix.diagonal(), matrix.sum(1), matrix.sum(0), same.sum(1)])
-        right, present, predicted, either = by_label.new_zeros(4, len(self.relations)).index_add(1, places, by_label)
+        right, present, predicted, either = by_label.new_zeros(4, len(self.relations)).index_add(1, indices, by_label)
         return right, present, predicted, either

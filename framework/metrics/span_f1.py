@@ -67,9 +67,9 @@ def score_answers(predictions: Sequence[str], truths: Sequence[Sequence[str]], u
     has_answer = [bool(answers) for answers in truths]
     scores = {"exact_match": _mean(exact), "f1": _mean(f1)}
     if len(set(has_answer)) == 2:
-        for kind, wanted in (("has_answer", True), ("no_answer", False)):
+        for kind, is_answerable in (("has_answer", True), ("no_answer", False)):
             for name, values in (("exact_match", exact), ("f1", f1)):
-                chosen = [value for value, has in zip(values, has_answer, strict=True) if has == wanted]
+                chosen = [value for value, has in zip(values, has_answer, strict=True) if has == is_answerable]
                 scores[f"{kind}_{name}"] = _mean(chosen)
     return scores
 

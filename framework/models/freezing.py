@@ -61,12 +61,12 @@ def names_matched(names: list[str], patterns: Iterable[str], key: str) -> set[st
     """
     matched: set[str] = set()
     for pattern in patterns:
-        found = {name for name in names if fnmatchcase(name, pattern)}
-        if not found:
+        matches = {name for name in names if fnmatchcase(name, pattern)}
+        if not matches:
             near = difflib.get_close_matches(pattern, names, n=_SHOWN_NAMES, cutoff=0.0)
             raise ConfigError(
                 f"`{key}` has the pattern {pattern!r}, which matches no parameter of the model. Similar names "
                 f"are {', '.join(near)}. To match all parameters of a module, end the pattern with .*"
             )
-        matched |= found
+        matched |= matches
     return matched

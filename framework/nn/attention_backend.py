@@ -47,9 +47,9 @@ def attention(
         (tokens, heads, head_dim).
     """
     if _has_varlen_kernel(query):
-        side = -1 if window is None else window // 2
-        sides = (side, 0 if causal else side)
-        mixed = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=sides)
+        half = -1 if window is None else window // 2
+        window_size = (half, 0 if causal else half)
+        mixed = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size)
         return cast(Tensor, mixed)
     if _is_short(query, lengths):
         return CpuPackedAttention.apply(torch.stack((query, key, value), dim=2), None, lengths, window, causal)

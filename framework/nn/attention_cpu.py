@@ -160,10 +160,10 @@ def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, group: _Group) -
     dtype = qkv.dtype if group.rows is None else _at_least_fp32(qkv.dtype)
     if rotary is None:
         return parts.to(dtype).flatten(1, 2)
-    turned = torch.empty(parts.shape, dtype=dtype)
-    rotate_into(turned[:2], parts[:2], *(group.take(part)[:, None] for part in rotary))
-    turned[2] = parts[2]
-    return turned.flatten(1, 2)
+    rotated = torch.empty(parts.shape, dtype=dtype)
+    rotate_into(rotated[:2], parts[:2], *(group.take(part)[:, None] for part in rotary))
+    rotated[2] = parts[2]
+    return rotated.flatten(1, 2)
 
 
 _kept_groups = lru_cache(maxsize=4)(_groups)
@@ -226,19 +226,19 @@ class CpuPackedAttention(torch.autograd.Function):
                 if group.padding is not None:
                     grad_mixed = grad_mixed.masked_fill(group.padding[:, None, :, None], 0.0)
                 grad_mixed = grad_mixed.flatten(0, 1)
-                turned = torch.empty(parts.shape, dtype=parts.dtype)
-                torch.bmm(probabilities.transpose(1, 2), grad_mixed, out=turned[2])
+                rotated = torch.empty(parts.shape, dtype=parts.dtype)
+                torch.bmm(probabilities.transpose(1, 2), grad_mixed, out=rotated[2])
                 grad_scores = torch.bmm(grad_mixed, value.transpose(1, 2))
                 torch._softmax_backward_data(
                     grad_scores, probabilities, -1, probabilities.dtype, grad_input=grad_scores
                 )
-                torch.baddbmm(turned[0], grad_scores, key, beta=0, alpha=scale, out=turned[0])
-                torch.baddbmm(turned[1], grad_scores.transpose(1, 2), query, beta=0, alpha=scale, out=turned[1])
-                straight = turned.unflatten(1, (group.count, num_heads))
+                torch.baddbmm(rotated[0], grad_scores, key, beta=0, alpha=scale, out=rotated[0])
+                torch.baddbmm(rotated[1], grad_scores.transpose(1, 2), query, beta=0, alpha=scale, out=rotated[1])
+                unrotated = rotated.unflatten(1, (group.count, num_heads))
                 if rotary:
-                    turned, straight = straight, torch.empty_like(straight)
+                    rotated, unrotated = unrotated, torch.empty_like(unrotated)
                     cos, sin = (group.take(part)[:, None] for part in rotary)
-                    rotate_into(straight[:2], turned[:2], cos, -sin)
-                    straight[2] = turned[2]
-                group.put(grad, straight.permute(1, 3, 2, 0, 4))
+                    rotate_into(unrotated[:2], rotated[:2], cos, -sin)
+                    unrotated[2] = rotated[2]
+                group.put(grad, unrotated.permute(1, 3, 2, 0, 4))
         return grad[:num_tokens], None, None, None, None

@@ -31,7 +31,7 @@ TARGETS = tuple(part for parts in PARTS.values() for part in parts)
 LORA_PARAMETERS = ("*.lora_a", "*.lora_b")
 """Shell patterns of the names of update parameters."""
 
-_NAME = re.compile(r"(?P<map>.+)\.updates\.(?P<part>\w+)\.lora_[ab]")
+_NAME = re.compile(r"(?P<linear>.+)\.updates\.(?P<part>\w+)\.lora_[ab]")
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ def apply_lora(layers: Iterable[nn.Module], num_heads: int, settings: LoraSettin
     for layer in layers:
         modules = dict(layer.named_modules())
         for path, parts in PARTS.items():
-            wanted = [part for part in parts if part in settings.targets]
-            if not wanted:
+            targets = [part for part in parts if part in settings.targets]
+            if not targets:
                 continue
             linear = modules.get(path)
             if not isinstance(linear, nn.Linear):
-                raise ConfigError(f"`adapter.targets` has {wanted[0]!r}, which this model lacks. Remove it.")
+                raise ConfigError(f"`adapter.targets` has {targets[0]!r}, which this model lacks. Remove it.")
             parent, _, name = path.rpartition(".")
             setattr(modules[parent], name, LoraLinear(linear, parts, num_heads, settings))
 
@@ -157,11 +157,11 @@ def is_update(name: str) -> bool:
 
 def updates_of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Returns the linear layers with updates by name, each with its updated parts."""
-    found: dict[str, dict[str, None]] = {}
+    parts_of: dict[str, dict[str, None]] = {}
     for name in names:
         if match := _NAME.fullmatch(name):
-            found.setdefault(match["map"], {})[match["part"]] = None
-    return {linear: tuple(parts) for linear, parts in found.items()}
+            parts_of.setdefault(match["linear"], {})[match["part"]] = None
+    return {linear: tuple(parts) for linear, parts in parts_of.items()}
 
 
 def factors(state: Mapping[str, Tensor], linear: str, part: str) -> tuple[Tensor, Tensor]:

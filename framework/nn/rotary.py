@@ -62,9 +62,9 @@ def rotate_into(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> None:
         sin: (tokens, head_dim / 2) fp32.
     """
     if x.dtype != torch.float32:
-        turned = torch.empty(out.shape, device=out.device)
-        rotate_into(turned, x.float(), cos, sin)
-        out.copy_(turned)
+        rotated = torch.empty(out.shape, device=out.device)
+        rotate_into(rotated, x.float(), cos, sin)
+        out.copy_(rotated)
         return
     first, second = x.chunk(2, dim=-1)
     first_out, second_out = out.chunk(2, dim=-1)

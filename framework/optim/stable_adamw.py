@@ -38,10 +38,10 @@ def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str,
     sums: list[list[Tensor]] = [[] for _ in parameters]
     for block in blocks:
         block.take_gradients()
-        for place, square_sum in zip(block.indices, _square_sums(block), strict=True):
-            sums[place].append(square_sum)
+        for index, square_sum in zip(block.indices, _square_sums(block), strict=True):
+            sums[index].append(square_sum)
     means = [torch.stack(own).sum() / parameter.numel() for own, parameter in zip(sums, parameters, strict=True)]
     mean_squares = sum_over_shards(torch.stack(means).unsqueeze(0), parameters).squeeze(0)
     scales = mean_squares.sqrt().clamp(min=1.0).reciprocal().float().unbind()
     for block in blocks:
-        block.move([block.group["lr"] * scales[place] for place in block.indices])
+        block.move([block.group["lr"] * scales[index] for index in block.indices])
