@@ -94,12 +94,12 @@ def policyqa(folder: Path) -> Splits:
     with gzip.open(folder / "qa/policyqa_dev.json.gz", "rt", encoding="utf-8") as file:
         sites = json.load(file)["data"]
     splits: Splits = {"train": [], "test": []}
-    for place, site in enumerate(sites):
+    for index, site in enumerate(sites):
         for paragraph in site["paragraphs"]:
             for question in paragraph["qas"]:
                 answers = [{"text": each["text"], "answer_start": each["answer_start"]} for each in question["answers"]]
                 row = {"question": question["question"], "context": paragraph["context"], "answers": answers}
-                splits["test" if place % 5 == 0 else "train"].append(row)
+                splits["test" if index % 5 == 0 else "train"].append(row)
     return splits
 
 

@@ -32,12 +32,12 @@ def texts(wikitext: list[Path], folder: Path) -> Iterator[tuple[str, Source]]:
     if not wikitext:
         return
     yield "WikiText paragraphs", TextFiles([str(file) for file in wikitext], "blank_lines")
-    for place, file in enumerate(wikitext):
+    for index, file in enumerate(wikitext):
         for number, article in enumerate(
             re.split(r"(?m)^ = [^=\n]+ = *$", gzip.decompress(file.read_bytes()).decode())
         ):
             if article.strip():
-                (folder / f"{place}-{number:03}.txt").write_text(article, encoding="utf-8")
+                (folder / f"{index}-{number:03}.txt").write_text(article, encoding="utf-8")
     yield "WikiText articles", TextFiles(str(folder / "*.txt"))
 
 

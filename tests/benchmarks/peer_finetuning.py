@@ -112,8 +112,8 @@ def tokens(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) 
         words = [row["tokens"] for row in rows]
         encoded = tokenizer(words, is_split_into_words=True, truncation=True, max_length=longest)
         labels = []
-        for place, row in enumerate(rows):
-            owners = encoded.word_ids(place)
+        for position, row in enumerate(rows):
+            owners = encoded.word_ids(position)
             firsts = [None, *owners[:-1]]
             labels.append(
                 [
@@ -154,21 +154,21 @@ def questions(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: in
         encoded = encode(rows)
         owners, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
         starts, ends = [], []
-        for place, (owner, spans) in enumerate(zip(owners, offsets, strict=True)):
+        for index, (owner, spans) in enumerate(zip(owners, offsets, strict=True)):
             answer = rows[owner]["answers"][0]
             begin, end = answer["answer_start"], answer["answer_start"] + len(answer["text"])
             inside = [
                 token
                 for token, (first, last) in enumerate(spans)
-                if encoded.sequence_ids(place)[token] == 1 and first < end and last > begin
+                if encoded.sequence_ids(index)[token] == 1 and first < end and last > begin
             ]
-            context = [token for token, which in enumerate(encoded.sequence_ids(place)) if which == 1]
+            context = [token for token, which in enumerate(encoded.sequence_ids(index)) if which == 1]
             whole = inside and spans[context[0]][0] <= begin and spans[context[-1]][1] >= end
             starts.append(inside[0] if whole else 0)
             ends.append(inside[-1] if whole else 0)
         masked = [
-            [span if which == 1 else None for span, which in zip(spans, encoded.sequence_ids(place), strict=True)]
-            for place, spans in enumerate(offsets)
+            [span if which == 1 else None for span, which in zip(spans, encoded.sequence_ids(index), strict=True)]
+            for index, spans in enumerate(offsets)
         ]
         return columns_to_rows(encoded, start_positions=starts, end_positions=ends), owners, masked
 
@@ -184,7 +184,7 @@ def questions(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: in
                         continue
                     text = test[owner]["context"][spans[start][0] : spans[end][1]]
                     best[owner] = max(best.get(owner, (-np.inf, "")), (float(start_row[start] + end_row[end]), text))
-        answers = [best.get(place, (0.0, ""))[1] for place in range(len(test))]
+        answers = [best.get(index, (0.0, ""))[1] for index in range(len(test))]
         return score_answers(answers, [[each["text"] for each in row["answers"]] for row in test])
 
     model = transformers.AutoModelForQuestionAnswering.from_pretrained(weights)

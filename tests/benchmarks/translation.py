@@ -141,8 +141,8 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
 @torch.autocast(DEVICE.type, torch.bfloat16)
 def translate(model: transformers.EncoderDecoderModel, source: TranslationSource, tokenizer: Tokenizer) -> list[str]:
     texts: list[str] = []
-    for places in np.array_split(np.arange(len(source)), -(-len(source) // 64)):
-        batch = source.build(np.zeros_like(places), places, places, 0)
+    for indices in np.array_split(np.arange(len(source)), -(-len(source) // 64)):
+        batch = source.build(np.zeros_like(indices), indices, indices, 0)
         ids = padded(batch.input_ids, batch.lengths, 0).to(DEVICE)
         found = model.generate(
             input_ids=ids,

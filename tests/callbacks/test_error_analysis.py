@@ -72,13 +72,13 @@ def test_rank_0_writes_what_was_kept_and_lets_go_of_it(tmp_path: Path):
 
 def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
     (tmp_path / "analysis").touch()  # takes the place of the folder
-    told = StringIO()
-    ErrorAnalysis(tmp_path, None, 3, console=Console(file=told)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
-    assert f"{tmp_path / 'analysis'} could not be written (" in told.getvalue()
+    output = StringIO()
+    ErrorAnalysis(tmp_path, None, 3, console=Console(file=output)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
+    assert f"{tmp_path / 'analysis'} could not be written (" in output.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "goes_to_wandb", "examines_splits", "splits", "places"),
+    ("num_examples", "goes_to_wandb", "examines_splits", "splits", "shown_in"),
     [
         (3, False, True, ("train", "validation"), "report.html will show"),
         (3, True, True, ("train", "validation"), "report.html and the W&B run will show"),
@@ -88,16 +88,21 @@ def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
     ],
 )
 def test_a_run_says_at_its_start_where_texts_will_go(
-    tmp_path: Path, num_examples: int, goes_to_wandb: bool, examines_splits: bool, splits: tuple[str, ...], places: str
+    tmp_path: Path,
+    num_examples: int,
+    goes_to_wandb: bool,
+    examines_splits: bool,
+    splits: tuple[str, ...],
+    shown_in: str,
 ):
-    told = StringIO()
+    output = StringIO()
     run = trainer(0)
     run.datamodule = SimpleNamespace(plans=dict.fromkeys(splits))
-    analysis = ErrorAnalysis(tmp_path, None, num_examples, goes_to_wandb, Console(file=told, width=200))  # type: ignore[arg-type]
+    analysis = ErrorAnalysis(tmp_path, None, num_examples, goes_to_wandb, Console(file=output, width=200))  # type: ignore[arg-type]
     analysis.on_train_start(run, module(examines_splits))
-    if places is None:
-        assert told.getvalue() == ""
+    if shown_in is None:
+        assert output.getvalue() == ""
     else:
-        assert told.getvalue() == (
-            f"texts: {places} the texts of up to 3 validation rows. Set trainer.report_examples=0 to leave texts out.\n"
+        assert output.getvalue() == (
+            f"texts: {shown_in} the texts of up to 3 validation rows. Set trainer.report_examples=0 to leave texts out.\n"
         )

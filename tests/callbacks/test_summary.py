@@ -117,7 +117,7 @@ def test_the_closing_table_tells_skipped_steps_only_where_there_are_any():
     for skipped, told in (({}, []), ({"skipped_steps": 1234}, ["1,234"])):
         table = closing_table("a_run", facts | skipped)
         labels, values = (list(column.cells) for column in table.columns)
-        assert [values[place] for place, label in enumerate(labels) if label == "skipped steps"] == told
+        assert [values[index] for index, label in enumerate(labels) if label == "skipped steps"] == told
 
 
 def test_the_closing_table_shows_metrics_speed_and_places(tmp_path: Path):

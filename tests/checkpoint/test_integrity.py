@@ -69,13 +69,13 @@ def test_a_flipped_byte_of_the_record_itself_shows(folder: Path) -> None:
     record = folder / "COMPLETE"
     content = record.read_bytes()
     quiet = []
-    for place in range(len(content)):
-        record.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for position in range(len(content)):
+        record.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
         try:
             verify(folder, "checksums")
         except DamagedError:
             continue
-        quiet.append(chr(content[place]))
+        quiet.append(chr(content[position]))
     assert "".join(quiet) == "blake2b", "without that name it is a record of an older version"
 
 

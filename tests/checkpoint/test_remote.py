@@ -207,14 +207,14 @@ def test_relative_folders_and_names_are_paths() -> None:
 
 
 def test_a_url_has_names_as_a_path_has() -> None:
-    place = location("memory://bucket/some folder//")
-    assert place == RemotePath("memory://bucket/some folder")
-    assert (place.name, str(place.parent), str(place / "a")) == (
+    folder = location("memory://bucket/some folder//")
+    assert folder == RemotePath("memory://bucket/some folder")
+    assert (folder.name, str(folder.parent), str(folder / "a")) == (
         "some folder",
         "memory://bucket",
         "memory://bucket/some folder/a",
     )
-    assert pickle.loads(pickle.dumps(place)) == place
+    assert pickle.loads(pickle.dumps(folder)) == folder
 
 
 @pytest.mark.parametrize(

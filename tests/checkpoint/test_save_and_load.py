@@ -300,11 +300,11 @@ def test_shards_cannot_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("place", ["../other.distcp", "/etc/passwd", "sub/other.distcp", "..", ""])
-def test_index_cannot_point_elsewhere(written: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("path", ["../other.distcp", "/etc/passwd", "sub/other.distcp", "..", ""])
+def test_index_cannot_point_elsewhere(written: Path, tmp_path: Path, path: str) -> None:
     attacked = copy(written, tmp_path)
     index = read_index(attacked)
-    next(iter(index.storage_data.values())).relative_path = place
+    next(iter(index.storage_data.values())).relative_path = path
     (attacked / ".metadata").write_bytes(pickle.dumps(index))
     rewrite_sizes(attacked)
     with pytest.raises(CheckpointError, match="outside"):

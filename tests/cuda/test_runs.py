@@ -67,9 +67,9 @@ def losses(folder: Path, run_id: str) -> list[float]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the runs are, with a token store."""
-    place = tmp_path_factory.mktemp("runs")
-    drawn_store(place)
-    return place
+    runs = tmp_path_factory.mktemp("runs")
+    drawn_store(runs)
+    return runs
 
 
 def losses_on_cpu(folder: Path, optimizer: str) -> list[float]:

@@ -186,7 +186,7 @@ def slow_spans(words: list[list[int]], begin: int, key: int) -> list[list[int]]:
         four = int(mix(stretch_key, np.array([draw // 4]))[0])
         share = ((four >> 16 * (draw % 4)) % 2**16 + 0.5) / 2**16
         number = 1 + sum(share > bound for bound in SPAN_SHARES[:9])
-        spans.append([place for word in words[:number] for place in word])
+        spans.append([position for word in words[:number] for position in word])
         words = words[number:]
         draw += 1
     return spans
@@ -219,13 +219,13 @@ def test_units_are_chosen_as_a_slow_loop_chooses_them(sequences, seed, rate, kin
                 input_ids += [10] + [30] * (size - 1)
             input_ids.append(3)
             if kind == "token":
-                units += [[place] for word in words for place in word]
+                units += [[position] for word in words for position in word]
             else:
                 units += words if kind == "whole_word" else slow_spans(words, begin, key)
         lengths.append(len(input_ids) - start)
         sizes = [len(unit) for unit in units]
         taken = slow_choice(sizes, key, int(num_masked(np.array([sum(sizes)]), rate)[0]))
-        expected += sorted(start + place for unit in taken for place in units[unit])
+        expected += sorted(start + position for unit in taken for position in units[unit])
     ids = np.array(input_ids)
     positions, _, _ = mask_tokens(ids, np.array(lengths), ids >= 5, keys, rate, facts(), kind)
     assert positions.tolist() == expected
@@ -274,8 +274,8 @@ def test_eighty_ten_ten(number, length):
     others = np.delete(counts[10:], 5)
     assert chi2.sf(((others - others.mean()) ** 2 / others.mean()).sum(), 38) > 1e-5
     # Each place is chosen as often; the exact count makes it narrower.
-    places = np.bincount(positions % length, minlength=length)
-    assert chi2.sf(((places - number / 2) ** 2 / (number / 2)).sum(), length - 1) > 1e-5
+    offsets = np.bincount(positions % length, minlength=length)
+    assert chi2.sf(((offsets - number / 2) ** 2 / (number / 2)).sum(), length - 1) > 1e-5
 
 
 def test_eighty_ten_ten_of_whole_spans():

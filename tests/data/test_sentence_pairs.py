@@ -47,18 +47,18 @@ def test_only_the_documents_of_the_split_exist():
 
 def slow_chunks(documents: list[list[int]], max_tokens: int, largest: int) -> list[tuple[int, int]]:
     """The rule of `SentenceChunks`, sentence by sentence."""
-    result, place = [], 0
+    result, position = [], 0
     for document in documents:
-        start = place
+        start = position
         for length in document:
             count = -(-length // largest)
             for part in range(count):
                 piece = length * (part + 1) // count - length * part // count
-                if place + piece - start > max_tokens:
-                    result.append((start, place - start))
-                    start = place
-                place += piece
-        result.append((start, place - start))
+                if position + piece - start > max_tokens:
+                    result.append((start, position - start))
+                    start = position
+                position += piece
+        result.append((start, position - start))
     return result
 
 
@@ -66,7 +66,7 @@ def slow_chunks(documents: list[list[int]], max_tokens: int, largest: int) -> li
 def test_chunks_cover_all_text_in_order(documents, max_tokens, pairs):
     chunks = chunks_of(documents, max_tokens, pairs)
     assert whole(chunks) == slow_chunks(documents, max_tokens, max_tokens // 2 if pairs else max_tokens)
-    covered = [place for start, length in whole(chunks) for place in range(start, start + length)]
+    covered = [position for start, length in whole(chunks) for position in range(start, start + length)]
     assert covered == list(range(sum(map(sum, documents))))
 
 

@@ -30,9 +30,9 @@ def content(step: StepBatch) -> list[tuple[int, int, list[int]]]:
     found = []
     for batch in step.micro_batches:
         tokens = batch.input_ids.split(batch.lengths)
-        for place in range(batch.num_sequences):
-            label = int(batch.targets["labels"][place])
-            found.append((int(batch.sequence_ids[place]), label, tokens[place].tolist()))
+        for index in range(batch.num_sequences):
+            label = int(batch.targets["labels"][index])
+            found.append((int(batch.sequence_ids[index]), label, tokens[index].tolist()))
     return found
 
 

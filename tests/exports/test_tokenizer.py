@@ -22,7 +22,7 @@ def byte_level(folder):
 
 def metaspace(folder):
     tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(f"▁{word}" for word in WORDS), "▁", *WORDS]
-    backend = Backend(models.Unigram([(token, -float(place)) for place, token in enumerate(tokens)], 3))
+    backend = Backend(models.Unigram([(token, -float(index)) for index, token in enumerate(tokens)], 3))
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.add_special_tokens(tokens[:5])
     backend.save(str(folder / "tokenizer.json"))

@@ -83,10 +83,10 @@ class Attack:
 def craft(folder: Path, kind: str, trace: Path) -> str:
     """Crafts a checkpoint that fits its own record but that no save writes, and returns the expected error message."""
     index = read_index(folder)
-    messages = {"pickle": "holds more than tensors", "bytes": "is not a tensor", "place": "outside of the checkpoint"}
+    messages = {"pickle": "holds more than tensors", "bytes": "is not a tensor", "path": "outside of the checkpoint"}
     if kind == "bytes":
         index.state_dict_metadata[next(iter(index.state_dict_metadata))] = BytesStorageMetadata()
-    elif kind == "place":
+    elif kind == "path":
         next(iter(index.storage_data.values())).relative_path = "../../../../secret"
     (folder / ".metadata").write_bytes(pickle.dumps(Attack(trace) if kind == "pickle" else index))
     (folder / "COMPLETE").unlink()
@@ -94,7 +94,7 @@ def craft(folder: Path, kind: str, trace: Path) -> str:
     return messages[kind]
 
 
-@pytest.mark.parametrize("kind", ["pickle", "bytes", "place"])
+@pytest.mark.parametrize("kind", ["pickle", "bytes", "path"])
 def test_no_way_of_reading_a_checkpoint_runs_what_it_holds(kind, checkpoints, call, tmp_path):
     for folder in checkpoints.iterdir():
         message = craft(folder, kind, tmp_path / "trace")

@@ -26,12 +26,12 @@ def random_tags(seed: int, prefixes: str, number: int = 200) -> list[list[str]]:
 def chunks_by_the_script(tags: list[str]) -> list[EntitySpan]:
     parts = [(tag.partition("-")[0], tag.partition("-")[2]) for tag in ["O", *tags, "O"]]
     chunks, start = [], None
-    for place, ((before, type_before), (prefix, label)) in enumerate(itertools.pairwise(parts)):
+    for index, ((before, type_before), (prefix, label)) in enumerate(itertools.pairwise(parts)):
         differs = type_before != label
         if (before, prefix) in ENDS or (before != "O" and differs):
-            chunks.append(EntitySpan(start, place, type_before))
+            chunks.append(EntitySpan(start, index, type_before))
         if (prefix != "O" and differs) or (before, prefix) in STARTS:
-            start = place
+            start = index
     return chunks
 
 

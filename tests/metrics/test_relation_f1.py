@@ -82,6 +82,6 @@ def test_labels_without_direction_are_macro_f1_without_the_excluded_one(excluded
     pairs = [(int(true), int(found)) for true, found in np.random.default_rng(0).integers(0, 4, size=(60, 2))]
     truth, predicted = zip(*pairs, strict=True)
     labels = ("spouse", "born_in", "none", "made_of")
-    counted = [place for place, label in enumerate(labels) if label != excluded]
+    counted = [index for index, label in enumerate(labels) if label != excluded]
     expected = f1_score(truth, predicted, labels=counted, average="macro")
     assert scored(pairs, labels, excluded).compute().item() == pytest.approx(expected, rel=1e-6)

@@ -22,10 +22,10 @@ def test_scores_are_those_of_the_squad_script():
     # Half of them are variants of a true answer.
     predictions[::2] = [f"the {answers[-1].upper()}!" for answers in truths[::2]]
     expected = SQuAD()(
-        [{"prediction_text": text, "id": str(place)} for place, text in enumerate(predictions)],
+        [{"prediction_text": text, "id": str(index)} for index, text in enumerate(predictions)],
         [
-            {"answers": {"answer_start": [0] * len(answers), "text": answers}, "id": str(place)}
-            for place, answers in enumerate(truths)
+            {"answers": {"answer_start": [0] * len(answers), "text": answers}, "id": str(index)}
+            for index, answers in enumerate(truths)
         ],
     )
     scores = score_answers(predictions, truths)

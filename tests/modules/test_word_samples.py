@@ -25,7 +25,10 @@ NUM_TEXTS = 12
 
 def texts() -> list[str]:
     """Words that the vocabulary knows only in pieces are among them."""
-    return [" ".join(WORDS[(7 * index + 11 * place) % len(WORDS)] for place in range(2 + index)) for index in range(12)]
+    return [
+        " ".join(WORDS[(7 * index + 11 * position) % len(WORDS)] for position in range(2 + index))
+        for index in range(12)
+    ]
 
 
 def build(folder: str) -> tuple[TaskModel, AugmentedSource, Tokenizer]:
@@ -58,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_samples_are_those_of_one_text_at_a_time(folder: str):
     model, source, tokenizer = build(folder)
     found = sampled(folder)
-    place = num_pieces = num_changed = 0
+    offset = num_pieces = num_changed = 0
     for index in range(NUM_TEXTS):
         one = np.array([index])
         tokens = source.source.tokens(one)
@@ -78,11 +81,11 @@ def test_samples_are_those_of_one_text_at_a_time(folder: str):
                 probabilities = logits[position, words].softmax(0).numpy()
                 expected[position] = words[int(np.searchsorted(probabilities.cumsum(), draws[position], side="right"))]
                 num_pieces += not begins
-            assert found[variant, place : place + len(expected)].tolist() == expected.tolist()
+            assert found[variant, offset : offset + len(expected)].tolist() == expected.tolist()
             num_changed += sum(expected != tokens.input_ids)
-        place += int(tokens.lengths[0])
+        offset += int(tokens.lengths[0])
     assert num_pieces > 10 and num_changed > 30
-    assert found.shape == (3, place) and len({row.tobytes() for row in found}) == 3
+    assert found.shape == (3, offset) and len({row.tobytes() for row in found}) == 3
 
 
 def test_ranks_share_the_work_and_get_the_same_bits(folder: str, workers: WorkerPool):

@@ -28,12 +28,12 @@ def fill(module: nn.Module) -> None:
 def dense_qkv(lora: LoraLinear, targets: tuple[str, ...]) -> Tensor:
     """Weight plus updates, row for row: rows are ordered (heads, 3, head_dim)."""
     weight = lora.weight.detach().clone()
-    for place, part in enumerate(("query", "key", "value")):
+    for index, part in enumerate(("query", "key", "value")):
         if part not in targets:
             continue
         a, b = lora.updates[part].lora_a.detach(), lora.updates[part].lora_b.detach()
         for head, channel in itertools.product(range(HEADS), range(HEAD_DIM)):
-            row = (head * 3 + place) * HEAD_DIM + channel
+            row = (head * 3 + index) * HEAD_DIM + channel
             for column in range(HIDDEN):
                 total = sum(float(b[head * HEAD_DIM + channel, k] * a[k, column]) for k in range(RANK))
                 weight[row, column] += ALPHA / RANK * total

@@ -97,7 +97,7 @@ def test_without_losses_the_lowest_score_and_then_the_most_confident_come_first(
 
 
 def test_buckets_of_lengths_are_those_of_a_loop():
-    rows = [ExaminedRow(length=2 + place % 17, loss=float(place), score=place % 2) for place in range(100)]
+    rows = [ExaminedRow(length=2 + index % 17, loss=float(index), score=index % 2) for index in range(100)]
     rows.append(ExaminedRow(length=500))  # nothing is asked of it
     buckets = length_buckets(rows)
     assert len(buckets) == 8
@@ -139,7 +139,7 @@ def test_a_task_that_tells_nothing_gets_its_worst_items_with_their_tokens():
 
 @pytest.mark.parametrize("num_labels", [2, 6, MOST_NUMBERED_LABELS, MOST_NUMBERED_LABELS + 1, 150])
 def test_matrices_of_2_to_150_classes_have_a_size_that_a_page_can_show(num_labels: int, tmp_path: Path):
-    analysis = analysis_of(labelled([f"a rather long name of class {place}" for place in range(num_labels)], 600))
+    analysis = analysis_of(labelled([f"a rather long name of class {index}" for index in range(num_labels)], 600))
     pictures = {path.name: png_size(path) for path in draw_analysis(tmp_path, "test", analysis)}
     assert list(pictures) == ["test_confusion.png", "test_calibration.png", "test_lengths.png"]
     width, height = pictures["test_confusion.png"]

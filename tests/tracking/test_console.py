@@ -98,11 +98,11 @@ def test_the_first_drop_stands_in_the_log_of_the_rank(caplog):
 def test_no_table_of_a_log_file_is_cut(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("COLUMNS", "40")
-    table = Table(*(f"column {place}" for place in range(20)))
-    table.add_row(*(f"4.029591234567e-{place:02d}" for place in range(20)))
+    table = Table(*(f"column {index}" for index in range(20)))
+    table.add_row(*(f"4.029591234567e-{index:02d}" for index in range(20)))
     open_console().print(table)
     shown = sys.stdout.getvalue()
-    assert all(f"4.029591234567e-{place:02d}" in shown for place in range(20))
+    assert all(f"4.029591234567e-{index:02d}" in shown for index in range(20))
     assert "…" not in shown
 
 

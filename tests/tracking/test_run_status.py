@@ -261,8 +261,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 def test_no_damaged_folder_hides_the_others(tmp_path, capsys):
     runs, gone = tmp_path / "runs", {"pid": gone_pid()}
-    for place, damage in enumerate(DAMAGE.values()):
-        damage(make_run(runs / f"run{place:03d}", rows=2, **(gone if place % 2 else {})))
+    for index, damage in enumerate(DAMAGE.values()):
+        damage(make_run(runs / f"run{index:03d}", rows=2, **(gone if index % 2 else {})))
     make_run(runs / "odd[" / "bold]")
     make_run(runs / "whole", rows=5)
     run(["--runs", str(runs)])

@@ -18,7 +18,7 @@ def sequences(sizes: list[tuple[int, ...]]) -> tuple[FlatTokens, np.ndarray, np.
         before = len(ids)
         ids.append(CLS)
         for size in texts:
-            ids += [100 + len(ids) + place for place in range(size)] + [SEP]
+            ids += [100 + len(ids) + index for index in range(size)] + [SEP]
         lengths.append(len(ids) - before)
     flat = np.array(ids, dtype=np.int32)
     tokens = FlatTokens(flat, np.arange(len(ids)), np.array(lengths), np.ones(len(sizes), dtype=np.int64))

@@ -41,8 +41,8 @@ def p_value(counts: np.ndarray, expected: float) -> float:
 def test_every_permutation_of_a_small_epoch_is_equally_likely(size, num_keys):
     orders = [tuple(permute(key(3, "epoch", epoch), size, np.arange(size)).tolist()) for epoch in range(num_keys)]
     possible = list(itertools.permutations(range(size)))
-    place = {permutation: number for number, permutation in enumerate(possible)}
-    counts = np.bincount([place[found] for found in orders], minlength=len(possible))
+    number_of = {permutation: number for number, permutation in enumerate(possible)}
+    counts = np.bincount([number_of[found] for found in orders], minlength=len(possible))
     assert p_value(counts, num_keys / len(possible)) > 1e-3
 
 
@@ -67,7 +67,7 @@ def test_pairs_of_a_middling_epoch_are_equally_likely():
 
 
 def test_neighbours_in_a_large_epoch_are_independent():
-    """Where 200,000 neighbouring places of 10^9 lead: even over the range, and the steps between them too."""
+    """Where 200,000 neighbouring positions of 10^9 lead: even over the range, and the steps between them too."""
     size = 10**9
     indices = permute(9, size, np.arange(200_000) + 700_000_000)
     for values in (indices, np.diff(indices) % size):
@@ -105,8 +105,8 @@ def slow_shuffle(shuffle: Shuffle, order_key: int, size: int) -> list[list[list[
     for window, begin in enumerate(range(0, len(blocks), window_blocks)):
         inside = blocks[begin : begin + window_blocks]
         indices = [index for block in inside for index in block]
-        places = permute(key(order_key, "window", window), len(indices), np.arange(len(indices)))
-        windows.append([sorted(inside), [indices[place] for place in places]])
+        order = permute(key(order_key, "window", window), len(indices), np.arange(len(indices)))
+        windows.append([sorted(inside), [indices[position] for position in order]])
     return windows
 
 
@@ -140,8 +140,8 @@ def test_two_levels_are_what_lists_of_blocks_give(size, block_size, window_block
     position = 0
     for blocks, indices in windows:
         ranges = [[block[0], block[-1] + 1] for block in blocks]
-        for place in (position, position + len(indices) - 1):
-            assert shuffle.window(seed, size, place).tolist() == ranges
+        for each in (position, position + len(indices) - 1):
+            assert shuffle.window(seed, size, each).tolist() == ranges
         position += len(indices)
 
 
@@ -164,14 +164,14 @@ def test_an_order_keeps_its_values():
 
 
 def test_every_index_is_equally_likely_at_both_levels():
-    """120 indices in 12 blocks and 3 windows: where places 5 and 6 of one window and 50 of the next lead."""
+    """120 indices in 12 blocks and 3 windows: where positions 5 and 6 of one window and 50 of the next lead."""
     shuffle, num_keys = Shuffle(block_size=10, window_blocks=4), 800
-    places = np.array([5, 6, 50])
-    found = np.array([shuffle.indices(key(8, "epoch", epoch), 120, places) for epoch in range(num_keys)])
+    positions = np.array([5, 6, 50])
+    found = np.array([shuffle.indices(key(8, "epoch", epoch), 120, positions) for epoch in range(num_keys)])
     blocks, offsets = np.divmod(found, 10)
     for values, number in ((found[:, 0], 120), (blocks[:, 0], 12), (blocks[:, 2], 12), (offsets[:, 0], 10)):
         assert p_value(np.bincount(values, minlength=number), num_keys / number) > 1e-3
-    # Places of one window share a block as drawing two of its 40 indices does, those of two windows never.
+    # Positions of one window share a block as drawing two of its 40 indices does, those of two windows never.
     share = 9 / 39
     same = blocks[:, 0] == blocks[:, 1]
     assert abs(same.sum() - share * num_keys) < 5 * np.sqrt(num_keys * share * (1 - share))
@@ -187,8 +187,8 @@ def test_the_short_block_is_in_any_window():
     shuffle, num_keys = Shuffle(block_size=10, window_blocks=4), 300
     counts = np.zeros(3)
     for epoch in range(num_keys):
-        # One of these places is in every window, wherever the short block lies.
-        windows = [shuffle.window(key(9, "epoch", epoch), 103, place)[-1].tolist() for place in (0, 60, 102)]
+        # One of these positions is in every window, wherever the short block lies.
+        windows = [shuffle.window(key(9, "epoch", epoch), 103, position)[-1].tolist() for position in (0, 60, 102)]
         assert windows.count([100, 103]) == 1
         counts[windows.index([100, 103])] += 1
     expected = num_keys * np.array([4, 4, 3]) / 11
@@ -218,7 +218,7 @@ def test_seeking_in_billions_costs_no_memory():
     positions = np.concatenate([np.arange(size - 500, size), np.arange(500) + size // 2])
     tracemalloc.start()
     indices = shuffle.indices(1, size, positions)
-    ranges = [shuffle.window(1, size, int(positions[place])) for place in (0, 999)]
+    ranges = [shuffle.window(1, size, int(positions[place])) for position in (0, 999)]
     assert tracemalloc.get_traced_memory()[1] < 500_000
     tracemalloc.stop()
     assert len(set(indices.tolist())) == 1000

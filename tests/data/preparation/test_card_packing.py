@@ -21,7 +21,7 @@ def test_by_hand():
 
 
 def test_short_and_long_documents_of_all_lengths_are_packed_well():
-    lengths = [[1 + (place * 7919) % 97] for place in range(3000)]
+    lengths = [[1 + (index * 7919) % 97] for index in range(3000)]
     assert min(packing_efficiency([boundaries(lengths)]).values()) > 0.99
 
 

@@ -149,8 +149,8 @@ def test_recall_and_precision_on_real_text_are_what_the_bands_promise():
     copies = []
     for text in texts[:300]:
         parts = text.split()
-        for place in draw.integers(0, len(parts), size=draw.integers(1, max(2, len(parts) // 16))):
-            parts[place] = f"changed{place}"
+        for position in draw.integers(0, len(parts), size=draw.integers(1, max(2, len(parts) // 16))):
+            parts[position] = f"changed{position}"
         copies.append(" ".join(parts))
     found = repeats(signatures(texts + copies), 0.7)
     sets = [shingles(text) for text in texts + copies]

@@ -42,7 +42,7 @@ def test_prepared_text_comes_back(tmp_path, corpus, small_batches):
     }
     assert len(rows) == 40
     for number, row in enumerate(rows):
-        words = " ".join(f"word{(number * 7 + place) % 23}" for place in range(5 + number % 3))
+        words = " ".join(f"word{(number * 7 + index) % 23}" for index in range(5 + number % 3))
         expected = tokenizer.encode_batch([f"Title {number}", f"{words}.", "The cat sat.", "Nice!"])
         assert row["sentence_lengths"] == [len(sentence) for sentence in expected]
         assert row["input_ids"] == np.concatenate(expected).tolist()

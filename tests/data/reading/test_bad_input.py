@@ -228,8 +228,8 @@ def test_arrow_offsets_that_point_elsewhere_are_an_error(tmp_path, offset):
     file = write_arrow(tmp_path / "a.arrow", table, batch=60)
     content = bytearray(file.read_bytes())
     # The offsets of the second batch begin with 0, 3, 6, 11; the 6 is overwritten.
-    place = content.rfind(b"".join(number.to_bytes(4, "little") for number in (0, 3, 6, 11)))
-    content[place + 8 : place + 12] = offset.to_bytes(4, "little", signed=True)
+    position = content.rfind(b"".join(number.to_bytes(4, "little") for number in (0, 3, 6, 11)))
+    content[position + 8 : position + 12] = offset.to_bytes(4, "little", signed=True)
     file.write_bytes(content)
     assert "a.arrow is damaged after row 60 (" in error_of(TableFiles(str(file)), "skip")
 

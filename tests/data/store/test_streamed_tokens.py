@@ -43,8 +43,8 @@ def test_what_is_kept_is_not_fetched_again_and_the_oldest_goes_first():
     shards = Shards()
     # 11 ids of two bytes: batches 0 and 1 and no more, or 2 and 3.
     tokens = tokens_of(shards, max_bytes=22)
-    for place in (0, 5, 1, 6):
-        tokens.gather(np.array([place]), np.array([1]))
+    for index in (0, 5, 1, 6):
+        tokens.gather(np.array([index]), np.array([1]))
     assert shards.fetched == [0, 1]
     tokens.gather(np.array([8]), np.array([1]))  # 2 comes, 0 goes (it was wanted before 1)
     tokens.gather(np.array([5]), np.array([1]))

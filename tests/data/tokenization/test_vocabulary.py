@@ -236,7 +236,7 @@ def test_of_equally_rare_words_a_fair_sample_stays():
     words = [f"word{number}" for number in range(4000)]
     rng = np.random.Generator(np.random.Philox(1))
     kept = []
-    for order in (words, words[::-1], [words[place] for place in rng.permutation(4000)]):
+    for order in (words, words[::-1], [words[index] for index in rng.permutation(4000)]):
         counts = WordCounts(max_words=3000)
         counts.add(Counter(["often"] * 3 + order))
         kept.append({word for word, _ in counts.items()})

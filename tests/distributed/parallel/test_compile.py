@@ -49,11 +49,11 @@ def attention_by_offsets(
     query, key, value = qkv.unbind(dim=2)
     if rotary is not None:
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-    places = torch.arange(len(qkv), device=qkv.device)
-    owners = torch.bucketize(places, cu_seqlens[1:].long(), right=True)
+    indices = torch.arange(len(qkv), device=qkv.device)
+    owners = torch.bucketize(indices, cu_seqlens[1:].long(), right=True)
     seen = owners[:, None] == owners[None, :]
     if window is not None:
-        seen = seen & ((places[:, None] - places[None, :]).abs() <= window // 2)
+        seen = seen & ((indices[:, None] - indices[None, :]).abs() <= window // 2)
     query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
     return scaled_dot_product_attention(query, key, value, attn_mask=seen)[0].transpose(0, 1)
 

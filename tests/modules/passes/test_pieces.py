@@ -31,8 +31,8 @@ def test_divergence_is_the_mean_of_both_directions_over_the_targets_that_count()
     first, second = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 3
     labels = torch.tensor([[0, 1, IGNORE_INDEX, 3, 4], [IGNORE_INDEX] * 5, [6, 5, 4, 3, IGNORE_INDEX]])
     expected = 0.0
-    for place in (labels != IGNORE_INDEX).nonzero().tolist():
-        p, q = (logits[tuple(place)].double().softmax(0) for logits in (first, second))
+    for position in (labels != IGNORE_INDEX).nonzero().tolist():
+        p, q = (logits[tuple(position)].double().softmax(0) for logits in (first, second))
         expected += float(
             functional.kl_div(q.log(), p, reduction="sum") + functional.kl_div(p.log(), q, reduction="sum")
         )
@@ -95,11 +95,11 @@ def gathered(num_rows: list[int]) -> tuple[list[int], list[float], list[float]]:
 @pytest.mark.parametrize("num_rows", [[2, 0, 3], [0, 0, 0], [4, 1, 1]])
 def test_rows_of_all_ranks_come_in_order_and_their_gradient_stays(num_rows: list[int], workers: WorkerPool) -> None:
     owned = [[3 * i + rank for i in range(count)] for rank, count in enumerate(num_rows)]
-    expected = sorted(place for own in owned for place in own)
+    expected = sorted(position for own in owned for position in own)
     for rank, (ids, values, gradient) in enumerate(workers.run(gathered, 3, num_rows)):
         assert ids == expected
-        assert values == [place / 2 for place in expected]
-        assert gradient == [place + 1.0 for place in owned[rank]] + [0.0]  # the last is a dummy
+        assert values == [position / 2 for position in expected]
+        assert gradient == [position + 1.0 for position in owned[rank]] + [0.0]  # the last is a dummy
 
 
 def model_with(task: ToyTask | ContrastTask, dropout: float) -> TaskModel:

@@ -49,7 +49,7 @@ def engine(folder: Path) -> Iterator[None]:
         return
     before = os.environ.get("DOCKER_HOST")
     os.environ["DOCKER_HOST"] = f"unix://{folder / 'docker.sock'}"
-    places = [
+    paths = [
         "--data-root",
         str(folder / "data"),
         "--exec-root",
@@ -59,7 +59,7 @@ def engine(folder: Path) -> Iterator[None]:
     ]
     with (folder / "log").open("wb") as log:
         started = subprocess.Popen(
-            ["dockerd", *_SIDES, *places, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log
+            ["dockerd", *_SIDES, *paths, "-H", os.environ["DOCKER_HOST"]], stdout=log, stderr=log
         )
     try:
         deadline = time.monotonic() + 60

@@ -96,8 +96,8 @@ class ToySource:
         ]
         starts = np.cumsum(lengths) - lengths
         # Every third token is predicted, but only sequences with an even index have a second label.
-        places = [start + np.arange(0, n, 3) for start, n in zip(starts, lengths, strict=True)]
-        positions = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+        per_sequence = [start + np.arange(0, n, 3) for start, n in zip(starts, lengths, strict=True)]
+        positions = np.concatenate([np.zeros(0, dtype=np.int64), *per_sequence])
         labels = np.where(indices % 2 == 0, indices // 2 % 2, IGNORE_INDEX)
         flat = np.concatenate([np.zeros(0, dtype=np.int64), *tokens])
         targets = {

@@ -66,10 +66,10 @@ ALLOWED_ANCHORS = {0: [2, 3, 4], 1: [3, 4], 2: [3, 4], 3: [0, 1, 2], 4: [0, 1, 2
 
 
 def direct_info_nce(rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    place, starts = 0, []
+    offset, starts = 0, []
     for _, texts in ITEMS:
-        starts.append(place)
-        place += len(texts)
+        starts.append(offset)
+        offset += len(texts)
     cosine = functional.cosine_similarity(rows["embeddings"][:, None], rows["embeddings"][None], dim=2) / TEMPERATURE
     forward, backward = torch.zeros(()), torch.zeros(())
     for item, allowed in ALLOWED.items():
@@ -105,7 +105,7 @@ def test_texts_of_one_label_are_no_negatives():
 
 
 def test_cosent_is_that_of_a_double_loop():
-    rows = rows_of([(place, [place, place]) for place in range(5)])
+    rows = rows_of([(index, [index, index]) for index in range(5)])
     scores = [1.0, 3.0, 3.0, 0.0, 2.0]
     rows["scores"] = torch.tensor(scores).repeat_interleave(2)
     cosines = [functional.cosine_similarity(*pair, dim=0) for pair in rows["embeddings"].split(2)]
@@ -134,14 +134,14 @@ def test_items_of_pairs_end_with_what_is_searched(tokenizer):
     groups = [group("a", "b b", "c"), group("d", "b  b"), group("a", "e")]
     source = match_source(groups, ["e", "f", "f"], ["contrast"], tokenizer, 8)
     assert source.records == [SearchRole(0, 1, 1), SearchRole(3, 1, None), SearchRole(0, 4, 1), SearchRole(None, 5, 0)]
-    places = np.arange(4)
-    batch = source.build(np.zeros(4), places, places, 0)
+    indices = np.arange(4)
+    batch = source.build(np.zeros(4), indices, indices, 0)
     assert batch.lengths == (3, 4, 3, 3, 4, 3, 3, 3)
     assert batch.targets["queries"].tolist() == [0, 0, 0, 3, 3, 0, 0, NO_QUERY]
     assert batch.targets["texts"].tolist() == [0, 1, 2, 3, 1, 0, 4, 5]
     assert batch.counts == {"contrast": 3.0}
     scored = scored_source([group("a", "b", answer=1.5), group("c", "d", answer=0.5)], ["cosent"], tokenizer, 8)
-    batch = scored.build(np.zeros(2), places[:2], places[:2], 0)
+    batch = scored.build(np.zeros(2), indices[:2], indices[:2], 0)
     assert (batch.targets["scores"].tolist(), batch.counts) == ([1.5, 1.5, 0.5, 0.5], {"cosent": 2.0})
 
 
@@ -156,9 +156,9 @@ def test_second_texts_are_drawn_evenly_from_the_others_of_the_label(tokenizer):
     epochs = np.arange(3000).repeat(8)
     indices = np.tile(np.arange(8), 3000)
     drawn = source.positives(epochs, indices).reshape(3000, 8)
-    for place, one in enumerate(groups):
-        others = [i for i, other in enumerate(groups) if other.answer == one.answer and i != place] or [place]
-        found, counts = np.unique(drawn[:, place], return_counts=True)
+    for index, one in enumerate(groups):
+        others = [i for i, other in enumerate(groups) if other.answer == one.answer and i != index] or [index]
+        found, counts = np.unique(drawn[:, index], return_counts=True)
         assert found.tolist() == others
         # Binomial bounds: 4 standard deviations.
         share = 1 / len(others)
@@ -224,7 +224,7 @@ def test_a_search_among_the_answers_of_pairs():
 
 def test_a_labelled_text_does_not_find_itself():
     records = [SearchRole(0, 0, 0), SearchRole(1, 1, 0), SearchRole(0, 0, 0), SearchRole(2, 2, 0)]
-    vectors = [np.array([angle(place)]) for place in (0, 20, 50, 90)]
+    vectors = [np.array([angle(index)]) for index in (0, 20, 50, 90)]
     found = search_scores(vectors, records, 2)
     # 0 finds 20 before 50, and 50 finds 20 before 0; the two others are alone with their label.
     assert found["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)

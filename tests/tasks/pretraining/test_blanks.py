@@ -37,17 +37,17 @@ def test_a_blank_becomes_the_mask_token(tokenizer, mask):
     assert found.positions.tolist() == [2, 4]
 
 
-@pytest.mark.parametrize("place", [0, 5, 20, 39])
-def test_of_a_long_text_the_part_around_the_blank_is_kept(tokenizer, place):
+@pytest.mark.parametrize("offset", [0, 5, 20, 39])
+def test_of_a_long_text_the_part_around_the_blank_is_kept(tokenizer, offset):
     words = [WORDS[index % 8] for index in range(40)]
-    words[place] = "[MASK]"
+    words[offset] = "[MASK]"
     found = read_blanks(row(" ".join(words)), tokenizer, 12)
     assert len(found.input_ids) == 12
     (position,) = found.positions
     assert found.input_ids[position] == tokenizer.mask_id
     names = [str(tokenizer.backend.id_to_token(token)) for token in found.input_ids.tolist()]
     before, behind = names[1:position], names[position + 1 : -1]
-    assert before == words[place - len(before) : place] and behind == words[place + 1 : place + 1 + len(behind)]
+    assert before == words[offset - len(before) : offset] and behind == words[offset + 1 : offset + 1 + len(behind)]
 
 
 def test_texts_that_cannot_be_filled_in_are_named(tokenizer):

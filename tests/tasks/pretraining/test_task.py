@@ -68,8 +68,8 @@ def sequences_of(batch: PackedBatch) -> list[tuple]:
 
 def original_ids(sequence: tuple) -> list[int]:
     ids = list(sequence[0])
-    for place, label in zip(sequence[2], sequence[3], strict=True):
-        ids[place] = label
+    for position, label in zip(sequence[2], sequence[3], strict=True):
+        ids[position] = label
     return ids
 
 

@@ -72,10 +72,10 @@ def many(num_contexts: int = 300, on_each: int = 3) -> list[dict]:
     return [
         {
             "question": f"What {number}?",
-            "context": f"Context {place}.",
+            "context": f"Context {index}.",
             "answers": [{"text": "Context", "answer_start": 0}],
         }
-        for place in range(num_contexts)
+        for index in range(num_contexts)
         for number in range(on_each)
     ]
 
@@ -140,8 +140,8 @@ def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, suffix, bad
     content = squad(GOOD, bad) if suffix == ".json" else rows
     with pytest.raises(DataError) as error:
         load(path, content)
-    place = f"article 1, paragraph 1, question {bad['id']!r}" if suffix == ".json" else "row 2 (line 2)"
-    assert str(error.value).startswith(f"{path}, {place}: ") and message in str(error.value)
+    location = f"article 1, paragraph 1, question {bad['id']!r}" if suffix == ".json" else "row 2 (line 2)"
+    assert str(error.value).startswith(f"{path}, {location}: ") and message in str(error.value)
     questions = load(path, content, on_bad_row="skip")
     assert [question.question for question in questions.splits["train"]] == ["Where?"]
     facts = questions.facts["train"]

@@ -89,11 +89,11 @@ def test_windows_end_with_the_first_that_reaches_the_end():
 
 def slow_target(encoding: Encoding, asked: int, first: int, room: int, answer: Answer) -> tuple[int, int]:
     """Character by character: the tokens of the window under the answer, [CLS] unless all are there."""
-    places = sorted(
+    indices = sorted(
         {encoding.char_to_token(char) for char in range(answer.start, answer.start + len(answer.text))} - {None}
     )
-    inside = [asked + 2 + place - first for place in places if first <= place < first + room]
-    return (inside[0], inside[-1]) if len(inside) == len(places) else (0, 0)
+    inside = [asked + 2 + index - first for index in indices if first <= index < first + room]
+    return (inside[0], inside[-1]) if len(inside) == len(indices) else (0, 0)
 
 
 def test_targets_against_a_slow_reference(tokenizer):

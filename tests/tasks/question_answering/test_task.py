@@ -75,12 +75,12 @@ def test_logits_and_loss_are_those_of_transformers(tmp_path, class_name, family)
     batch.targets.update({"start_positions": first + starts, "end_positions": first + ends})
     losses = QuestionAnsweringTask().sequence_losses(outputs, batch)
     # One at a time: transformers takes its softmax over padding too.
-    for place, one in enumerate(ids):
-        expected = peer(input_ids=one[None], start_positions=starts[place, None], end_positions=ends[place, None])
-        begin, end = batch.cu_seqlens[place], batch.cu_seqlens[place + 1]
+    for index, one in enumerate(ids):
+        expected = peer(input_ids=one[None], start_positions=starts[index, None], end_positions=ends[index, None])
+        begin, end = batch.cu_seqlens[index], batch.cu_seqlens[index + 1]
         assert_close(outputs["start_logits"][begin:end], expected.start_logits[0], **TOLERANCE)
         assert_close(outputs["end_logits"][begin:end], expected.end_logits[0], **TOLERANCE)
-        assert_close(losses[place], expected.loss, **TOLERANCE)
+        assert_close(losses[index], expected.loss, **TOLERANCE)
 
 
 def test_the_loss_leaves_out_fillers_and_other_sequences(tokenizer):
@@ -93,9 +93,9 @@ def test_the_loss_leaves_out_fillers_and_other_sequences(tokenizer):
     losses = task.sequence_losses(outputs, batch)
     expected = torch.zeros(8)
     for edge, scores in zip(("start", "end"), logits.detach().float(), strict=True):
-        for place, part in enumerate(scores.split(batch.lengths)[:3]):
-            label = batch.targets[f"{edge}_positions"][place] - batch.cu_seqlens[place]
-            expected[place] += functional.cross_entropy(part, label) / 2
+        for index, part in enumerate(scores.split(batch.lengths)[:3]):
+            label = batch.targets[f"{edge}_positions"][index] - batch.cu_seqlens[index]
+            expected[index] += functional.cross_entropy(part, label) / 2
     assert losses.dtype == torch.float32
     assert_close(losses.detach(), expected)
     (gradient,) = torch.autograd.grad(task.loss_sums(outputs, batch)["answer"], logits)
@@ -153,9 +153,9 @@ def told(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
     order = np.arange(len(source))[::-1].copy()
     batch = source.build(order * 0, order, order, 0)
     logits = torch.zeros(2, batch.num_tokens)
-    for place, item in enumerate(order.tolist()):
+    for index, item in enumerate(order.tolist()):
         if item in best:
-            begin = int(batch.targets["window_starts"][place]) - source.records[item].first
+            begin = int(batch.targets["window_starts"][index]) - source.records[item].first
             logits[0, begin + best[item][0]] = logits[1, begin + best[item][1]] = 9.0
     decoded = task.decode({"start_logits": logits[0].bfloat16(), "end_logits": logits[1].bfloat16()}, batch)
     by_item = dict(zip(batch.item_indices(), decoded, strict=True))

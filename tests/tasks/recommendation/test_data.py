@@ -39,8 +39,8 @@ def told(found: Interactions) -> list[tuple]:
     """User, item, time, liked, split of each."""
     columns = (found.users, found.item_indices, found.times, found.is_liked, found.splits)
     return [
-        ("abc"[user], found.items[place], int(time), bool(liked), SPLITS[split])
-        for user, place, time, liked, split in zip(*columns, strict=True)
+        ("abc"[user], found.items[index], int(time), bool(liked), SPLITS[split])
+        for user, index, time, liked, split in zip(*columns, strict=True)
     ]
 
 
@@ -94,7 +94,7 @@ def test_likes_know_how_many_are_strictly_earlier(tmp_path):
 def test_order_of_rows_only_decides_ties(tmp_path):
     (tmp_path / "other").mkdir()
     text = "item,text\n1,a\n2,b\n3,c\n4,d\n"
-    rows = [(user, item, 10 * place, 5) for place, (user, item, _, _) in enumerate(ROWS)]
+    rows = [(user, item, 10 * index, 5) for index, (user, item, _, _) in enumerate(ROWS)]
     one = InteractionData(**write(tmp_path, rows, text)).load()
     other = InteractionData(**write(tmp_path / "other", rows[::-1], text)).load()
     assert (one.item_indices == other.item_indices).all()

@@ -81,11 +81,11 @@ def test_each_like_with_a_history_is_found_once_from_what_is_strictly_earlier(tm
         target = {key: value.tolist() for key, value in batch.targets.items()}
         found = []
         members = (batch.sequence_ids % batch.group_size).tolist()
-        for place, earlier in enumerate(target["earlier"]):
+        for index, earlier in enumerate(target["earlier"]):
             if earlier == 0:
                 continue
-            start = place - members[place]
-            user, item = users[target["users"][place] // 3], target["items"][place]
+            start = index - members[index]
+            user, item = users[target["users"][index] // 3], target["items"][index]
             (time,) = [row[2] for row in rows if row[:2] == (user, item)]
             known = [each for _, each in likes_of(rows, user, time)]
             assert target["items"][start : start + earlier][-HISTORY:] == known[-HISTORY:]
@@ -97,8 +97,8 @@ def test_each_like_with_a_history_is_found_once_from_what_is_strictly_earlier(tm
         ]
         assert sorted(found) == sorted(wanted)
         assert batch.counts == {"recommendation": len(wanted)}
-        catalogue = [place for place, user in enumerate(target["users"]) if user == -1]
-        assert [target["items"][place] for place in catalogue] == ([] if name == "train" else list(range(NUM_ITEMS)))
+        catalogue = [index for index, user in enumerate(target["users"]) if user == -1]
+        assert [target["items"][index] for index in catalogue] == ([] if name == "train" else list(range(NUM_ITEMS)))
         assert sources[name].max_sequence_length == 6
 
 
@@ -129,23 +129,23 @@ def test_the_loss_is_that_of_a_loop(tmp_path, tokenizer, name, corrects):
     shares = [count / sum(counts) for count in counts]
     target = {key: value.tolist() for key, value in batch.targets.items()}
     members = (batch.sequence_ids % batch.group_size).tolist()
-    candidates = [place for place, user in enumerate(target["users"]) if user != -1]
+    candidates = [index for index, user in enumerate(target["users"]) if user != -1]
     expected = torch.zeros(())
-    for place in candidates:
-        if target["earlier"][place] == 0:
+    for index in candidates:
+        if target["earlier"][index] == 0:
             continue
-        start = place - members[place]
-        user = users[target["users"][place] // 3]
-        history = vectors[start : start + target["earlier"][place]][-HISTORY:]
+        start = index - members[index]
+        user = users[target["users"][index] // 3]
+        history = vectors[start : start + target["earlier"][index]][-HISTORY:]
         asking = sum(DECAY**age * vector for age, vector in enumerate(history.flip(0)))
         asking = asking / asking.norm()
         known = {item for _, item in likes_of(rows, user, end)}
         scores = []
         for other in candidates:
-            if other == place or target["items"][other] not in known:
+            if other == index or target["items"][other] not in known:
                 share = math.log(shares[target["items"][other]])
                 score = asking @ vectors[other] / TEMPERATURE + PRIOR * share - (share if corrects else 0)
-                scores.insert(0 if other == place else len(scores), score)
+                scores.insert(0 if other == index else len(scores), score)
         expected = expected - torch.stack(scores).log_softmax(0)[0]
     assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
     gradients = [torch.autograd.grad(loss, vectors)[0] for loss in (ours, expected)]

@@ -153,7 +153,7 @@ def test_single_label_metrics_and_table(tokenizer, tmp_path):
     source = built(task, tokenizer, labels, tmp_path)["train"]
     logits = torch.tensor(random.normal(size=(NUM_ROWS, 3)))
     metrics, values = metrics_of(task, source, logits)
-    predicted = [task.labels[place] for place in logits.argmax(-1)]
+    predicted = [task.labels[index] for index in logits.argmax(-1)]
     assert values == pytest.approx(
         {
             "accuracy": accuracy_score(labels, predicted),
@@ -182,7 +182,7 @@ def test_out_of_scope_rows(tokenizer, tmp_path, is_trained):
     logits = torch.tensor(random.normal(size=(NUM_ROWS, len(task.labels))))
     _, values = metrics_of(task, source, logits)
     score = 1 - logits.softmax(-1)[:, :2].max(-1).values.numpy()
-    predicted = np.array([task.labels[place] for place in logits.argmax(-1)])
+    predicted = np.array([task.labels[index] for index in logits.argmax(-1)])
     assert values["out_of_scope_auroc"] == pytest.approx(roc_auc_score(~inside, score), abs=1e-6)
     assert values["in_scope_accuracy"] == pytest.approx(accuracy_score(np.array(test)[inside], predicted[inside]))
     counted = inside | is_trained

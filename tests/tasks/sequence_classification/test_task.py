@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
 
 def published_pipeline(max_length: int) -> tokenizers.Tokenizer:
     """BERT's own pipeline: template, truncation and all."""
-    vocabulary = {word: place for place, word in enumerate(WORDS)}
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
     pipeline = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     pipeline.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     pipeline.post_processor = tokenizers.processors.TemplateProcessing(

@@ -41,11 +41,11 @@ def test_paths_are_the_best_of_all_that_bio_allows(monkeypatch):
     changed = 0
     for own, path in zip(*(np.split(each, np.cumsum(lengths)[:-1]) for each in (scores, paths)), strict=True):
         legal = [
-            places
-            for places in itertools.product(range(5), repeat=len(own))
-            if is_bio([TAGS[place] for place in places])
+            indices
+            for indices in itertools.product(range(5), repeat=len(own))
+            if is_bio([TAGS[index] for index in indices])
         ]
-        best = max(legal, key=lambda places: sum(float(own[at, place]) for at, place in enumerate(places)))
+        best = max(legal, key=lambda indices: sum(float(own[at, index]) for at, index in enumerate(indices)))
         assert tuple(path) == best
         changed += tuple(own.argmax(1)) != best
     assert changed > 10

@@ -26,14 +26,14 @@ def written(spans: list[EntitySpan], num_words: int, scheme: str) -> tuple[str, 
     tags = ["O"] * num_words
     for start, stop, label in spans:
         follows = any(other.stop == start and other.label == label for other in spans)
-        for place in range(start, stop):
-            first, last = place == start, place == stop - 1
+        for position in range(start, stop):
+            first, last = position == start, position == stop - 1
             prefix = {
                 "iob1": "B" if first and follows else "I",
                 "bio": "B" if first else "I",
                 "bioes": "S" if first and last else "B" if first else "E" if last else "I",
             }[scheme]
-            tags[place] = f"{prefix}-{label}"
+            tags[position] = f"{prefix}-{label}"
     return tuple(tags)
 
 
@@ -70,7 +70,7 @@ def test_one_wrong_sentence_does_not_change_the_scheme():
 
 
 @pytest.mark.parametrize(
-    ("tags", "scheme", "place"),
+    ("tags", "scheme", "position"),
     [
         ("B-x O I-x", "bio", 2),
         ("B-x I-y", "bio", 1),
@@ -82,8 +82,8 @@ def test_one_wrong_sentence_does_not_change_the_scheme():
         ("S-x E-x", "bioes", 1),
     ],
 )
-def test_the_place_of_a_violation(tags, scheme, place):
-    assert first_violation(tags.split(), scheme) == place
+def test_the_place_of_a_violation(tags, scheme, position):
+    assert first_violation(tags.split(), scheme) == position
 
 
 def test_what_a_tag_is():

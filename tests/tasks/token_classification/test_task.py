@@ -103,8 +103,8 @@ def test_a_long_sentence_is_predicted_once_over_its_windows(tokenizer):
     batch = whole(source)
     assert batch.lengths == (6, 6, 6, 6)
     labels = batch.targets["labels"]
-    assert [TAGS[place] for place in labels[labels != IGNORE_INDEX]] == tags
-    assert [VOCABULARY[place] for place in batch.input_ids[labels != IGNORE_INDEX]] == words
+    assert [TAGS[index] for index in labels[labels != IGNORE_INDEX]] == tags
+    assert [VOCABULARY[index] for index in batch.input_ids[labels != IGNORE_INDEX]] == words
     assert batch.counts == {"tags": 10.0}
 
 
@@ -126,8 +126,8 @@ def test_words_are_encoded_as_transformers_encodes_lists_of_words(tmp_path):
             words = text.split()
             expected = theirs(words, is_split_into_words=True, add_special_tokens=False)
             ids, found = expected["input_ids"], expected.word_ids()
-            for place, word in enumerate(words):
-                pieces = [piece for piece, number in zip(ids, found, strict=True) if number == place]
+            for index, word in enumerate(words):
+                pieces = [piece for piece, number in zip(ids, found, strict=True) if number == index]
                 assert encode_words([word], ours)[word].tolist() == (pieces or [ours.unk_id])
 
 
@@ -150,9 +150,9 @@ def test_loss_and_losses_of_sequences(task, tokenizer):
 def logits_for(tags: list[str], batch, sharpness: float = 9.0) -> torch.Tensor:
     """Scores that say these tags, one for each word in the order of the batch."""
     logits = torch.zeros(len(batch.input_ids), len(TAGS))
-    places = (batch.targets["is_word"] > 0).nonzero()[:, 0]
-    for place, tag in zip(places.tolist(), tags, strict=True):
-        logits[place, TAGS.index(tag)] = sharpness
+    indices = (batch.targets["is_word"] > 0).nonzero()[:, 0]
+    for number, tag in zip(indices.tolist(), tags, strict=True):
+        logits[number, TAGS.index(tag)] = sharpness
     return logits
 
 

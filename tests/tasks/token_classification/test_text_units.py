@@ -52,6 +52,6 @@ def test_white_space_and_characters_by_hand():
 def test_places_are_those_of_the_text_and_cover_it(units):
     parts = split_units(TEXT, units)
     assert all(TEXT[start:stop] == text for text, start, stop in parts)
-    covered = [place for part in parts for place in range(part.start, part.stop)]
-    assert covered == [place for place, each in enumerate(TEXT) if not each.isspace()]
+    covered = [position for part in parts for position in range(part.start, part.stop)]
+    assert covered == [position for position, each in enumerate(TEXT) if not each.isspace()]
     assert split_units("", units) == split_units(" \n", units) == []

@@ -87,12 +87,12 @@ def test_beam_search(num_beams: int, penalty: float) -> None:
     rows = expected.sequences.view(len(MANY_SOURCES), num_beams, -1).tolist()
     lengths = set()
     for number, (hypotheses, tokens) in enumerate(zip(found, rows, strict=True)):
-        for place, (hypothesis, row) in enumerate(zip(hypotheses, tokens, strict=True)):
+        for position, (hypothesis, row) in enumerate(zip(hypotheses, tokens, strict=True)):
             end = row.index(END) + 1 if END in row else len(row)
             assert list(hypothesis.tokens) == row[1:end]
             lengths.add(len(hypothesis.tokens))
             if num_beams > 1:
-                score = expected.sequences_scores[number * num_beams + place]
+                score = expected.sequences_scores[number * num_beams + position]
                 assert hypothesis.score == pytest.approx(float(score), rel=1e-4)
     assert min(lengths) < MAX_LENGTH
     assert len(lengths) > 1

@@ -19,7 +19,7 @@ Distribution = Callable[[int, Prefix], list[float]]
 
 
 def random_distribution(source: int, prefix: Prefix) -> list[float]:
-    seed = 1 + source + 10 * sum((token + 1) * 7**place for place, token in enumerate(prefix))
+    seed = 1 + source + 10 * sum((token + 1) * 7**index for index, token in enumerate(prefix))
     logits = 2.0 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(seed))
     return logits.log_softmax(0).tolist()
 
@@ -56,7 +56,7 @@ def all_targets(source: int, penalty: float) -> list[tuple[float, Prefix]]:
         for tokens in itertools.product(range(VOCAB), repeat=length):
             if END in tokens[:-1] or (tokens[-1] != END and length < MAX_LENGTH):
                 continue
-            total = sum(random_distribution(source, tokens[:place])[token] for place, token in enumerate(tokens))
+            total = sum(random_distribution(source, tokens[:index])[token] for index, token in enumerate(tokens))
             found.append((total / length**penalty, tokens))
     return sorted(found, reverse=True)
 

@@ -212,12 +212,12 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
         found.append((sum_over_data_ranks(loss, mesh).item(), norm.item()))
     with torch.no_grad():
         outputs = [(batch, model(batch)) for batch in micro_batches(source, 0, rank, num_ranks, budget)]
-    places = {
-        place: result.tokens
+    by_item = {
+        item: result.tokens
         for batch, output in outputs
-        for place, result in zip(batch.item_indices(), own.decode(output, batch), strict=True)
+        for item, result in zip(batch.item_indices(), own.decode(output, batch), strict=True)
     }
-    return torch.tensor(found), sorted(places.items())
+    return torch.tensor(found), sorted(by_item.items())
 
 
 @pytest.fixture(scope="module")

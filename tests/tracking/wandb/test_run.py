@@ -53,15 +53,15 @@ def test_segments_join_under_one_id(tracked: Path) -> None:
 def test_plots_tables_and_report_come_at_the_end(tracked: Path) -> None:
     run = tracked / "runs" / "tracked"
     folders = sorted((run / "wandb").glob("offline-run-*"))
-    for place, step in ((0, 16), (2, 24)):
-        last = read_segments(run)[place].history[-1]
+    for index, step in ((0, 16), (2, 24)):
+        last = read_segments(run)[index].history[-1]
         assert last["_step"] == step
         assert {key for key in last if key.startswith("plots/")} >= {"plots/loss", "plots/validation_confusion"}
         assert last["plots/loss"]["_type"] == "image-file"
-        picture = folders[place] / "files" / last["plots/loss"]["path"]
+        picture = folders[index] / "files" / last["plots/loss"]["path"]
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert (
-            (folders[place] / "files" / last["report"]["path"])
+            (folders[index] / "files" / last["report"]["path"])
             .read_text()
             .lstrip()
             .lower()
@@ -77,8 +77,8 @@ def test_plots_tables_and_report_come_at_the_end(tracked: Path) -> None:
 
 def test_the_model_is_an_artifact(tracked: Path) -> None:
     run = tracked / "runs" / "tracked"
-    for place, step in ((1, 16), (3, 24)):
-        (artifact,) = (each for each in read_segments(run)[place].artifacts if each.type == "model")
+    for index, step in ((1, 16), (3, 24)):
+        (artifact,) = (each for each in read_segments(run)[index].artifacts if each.type == "model")
         assert artifact.name == "model-tracked"
         assert json.loads(artifact.metadata)["steps"] == step
         names = {entry.path for entry in artifact.manifest.contents}
