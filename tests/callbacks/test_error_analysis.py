@@ -78,7 +78,7 @@ def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("num_examples", "goes_to_wandb", "examines_splits", "splits", "shown_in"),
+    ("num_examples", "goes_to_wandb", "examines_splits", "splits", "shown"),
     [
         (3, False, True, ("train", "validation"), "report.html will show"),
         (3, True, True, ("train", "validation"), "report.html and the W&B run will show"),
@@ -93,16 +93,16 @@ def test_a_run_says_at_its_start_where_texts_will_go(
     goes_to_wandb: bool,
     examines_splits: bool,
     splits: tuple[str, ...],
-    shown_in: str,
+    shown: str,
 ):
     output = StringIO()
     run = trainer(0)
     run.datamodule = SimpleNamespace(plans=dict.fromkeys(splits))
     analysis = ErrorAnalysis(tmp_path, None, num_examples, goes_to_wandb, Console(file=output, width=200))  # type: ignore[arg-type]
     analysis.on_train_start(run, module(examines_splits))
-    if shown_in is None:
+    if shown is None:
         assert output.getvalue() == ""
     else:
         assert output.getvalue() == (
-            f"texts: {shown_in} the texts of up to 3 validation rows. Set trainer.report_examples=0 to leave texts out.\n"
+            f"texts: {shown} the texts of up to 3 validation rows. Set trainer.report_examples=0 to leave texts out.\n"
         )

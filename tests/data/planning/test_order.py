@@ -218,7 +218,7 @@ def test_seeking_in_billions_costs_no_memory():
     positions = np.concatenate([np.arange(size - 500, size), np.arange(500) + size // 2])
     tracemalloc.start()
     indices = shuffle.indices(1, size, positions)
-    ranges = [shuffle.window(1, size, int(positions[place])) for position in (0, 999)]
+    ranges = [shuffle.window(1, size, int(positions[each])) for each in (0, 999)]
     assert tracemalloc.get_traced_memory()[1] < 500_000
     tracemalloc.stop()
     assert len(set(indices.tolist())) == 1000

@@ -186,7 +186,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
     mesh = build_mesh(strategy, shape, "cpu")
     rank, num_ranks = (torch.distributed.get_rank() if mesh else 0), data_parallel_size(mesh)
     tokenizer = Tokenizer.from_folder(folder)
-    texts = [" ".join("abcd"[(number >> place) % 4] for place in range(number % 5 + 1)) for number in range(23)]
+    texts = [" ".join("abcd"[(number >> index) % 4] for index in range(number % 5 + 1)) for number in range(23)]
     targets = [text.translate(str.maketrans("abcd", "xyzx")) for text in texts]
     source = translation_source(texts, targets, tokenizer, 8, 8, TERMS)
     own = task()
@@ -238,7 +238,7 @@ def test_processes_equal_one(tokenizer, one_process, workers: WorkerPool, strate
     ranks = workers.run(train_and_translate, world_size, strategy, 60, str(tokenizer.folder))
     assert all(torch.equal(losses, ranks[0][0]) for losses, _ in ranks)
     torch.testing.assert_close(ranks[0][0], one_process[0], rtol=1e-5, atol=0)
-    assert sorted(place for _, places in ranks for place in places) == one_process[1]
+    assert sorted(pair for _, pairs in ranks for pair in pairs) == one_process[1]
 
 
 def search_of_one_step(strategy: str, folder: str) -> list[int]:
