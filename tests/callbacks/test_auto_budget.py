@@ -1,4 +1,4 @@
-"""The budget that fits, with memory that follows a known law; the run after the trials is that of a given budget."""
+"""Automatic token budget under a known law of memory; the run after the trials equals one with that budget given."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.support.training.checkpointed_activations import composed
 
 
 class LinearMemory:
-    """A step of n tokens holds at most base + slope * n bytes; more than `room` is an error."""
+    """Memory model: a step of n tokens uses at most base + slope * n bytes; more than `room` is an error."""
 
     def __init__(self, base: float, slope: float, room: float, floor: float = 0.0) -> None:
         self.base, self.slope, self.room, self.floor = base, slope, room, floor
@@ -33,8 +33,8 @@ class LinearMemory:
 
 @pytest.mark.parametrize("room", [2_000.0, 5_000.0, 50_000.0, 10e6])
 @pytest.mark.parametrize("floor", [0.0, 1_800.0])
-def test_the_largest_budget_of_a_linear_law_without_running_out(room: float, floor: float) -> None:
-    """1,000 bytes and 3 a token. The floor: a constant part hides what the first trials take."""
+def test_largest_fitting_budget_is_chosen_without_running_out_of_memory(room: float, floor: float) -> None:
+    """1,000 bytes and 3 per token. The floor is a constant part that hides the memory of the first trials."""
     memory = LinearMemory(1_000.0, 3.0, room, floor)
     budget = largest_budget(memory.attempt, 64, 10**9, 0.9 * room)
     exact = (0.9 * room - 1_000.0) / 3.0
@@ -42,13 +42,13 @@ def test_the_largest_budget_of_a_linear_law_without_running_out(room: float, flo
     assert all(tokens <= budget for tokens in memory.tried)
 
 
-def test_what_barely_fits_is_tried_once() -> None:
+def test_a_budget_that_barely_fits_is_tried_once() -> None:
     memory = LinearMemory(1_000.0, 3.0, room=1_250.0)
     assert largest_budget(memory.attempt, 64, 10**9, 1_250.0) == 64
     assert memory.tried == [64]
 
 
-def test_no_more_is_tried_than_wanted() -> None:
+def test_no_budget_above_the_step_is_tried() -> None:
     memory = LinearMemory(1_000.0, 3.0, room=1e12)
     assert largest_budget(memory.attempt, 64, 1000, 1e12) == 1000
     assert max(memory.tried) <= 1000
@@ -62,7 +62,7 @@ def test_micro_batches_of_a_step_are_even() -> None:
     assert even_budget(4_000, 10, 128) == 128
 
 
-def test_a_trial_is_a_full_micro_batch_in_the_shapes_of_the_run() -> None:
+def test_a_trial_is_a_full_micro_batch_with_the_shapes_of_the_run() -> None:
     source = toy_run.ToySource(37)
     free = trial_batch(source, 1000, 5, None)
     assert 980 < free.num_tokens == len(free.input_ids) <= 1000
@@ -73,7 +73,7 @@ def test_a_trial_is_a_full_micro_batch_in_the_shapes_of_the_run() -> None:
 
 
 class TokenMemory:
-    """Readings that follow the tokens of the module's trials: 4,000 bytes and 10 a token."""
+    """Fake memory readings that depend on the tokens of the module's trials: 4,000 bytes and 10 per token."""
 
     def __init__(self, module: EncoderModule, available: int) -> None:
         self.num_available = available
@@ -98,7 +98,7 @@ class TokenMemory:
 
 
 def run(folder: str, strategy: str, budget: int, available: tuple[int, ...] | None) -> tuple[list[str], int, int]:
-    """Rows of a toy run with a given budget, or with one that is chosen; the budget; the trials."""
+    """Returns the rows of a toy run with a given or an automatic budget, the budget, and the trials."""
     module = toy_run.build_module()
     callbacks = ()
     memory = None
@@ -112,8 +112,8 @@ def run(folder: str, strategy: str, budget: int, available: tuple[int, ...] | No
     return rows, module.trainer.datamodule.plans["train"].micro_batch_tokens, len(memory.tokens) if memory else 0
 
 
-def test_the_run_is_that_of_the_same_budget_given_in_every_bit(tmp_path: Path) -> None:
-    """24 sequences of 12 tokens: 288 a step, 302.4 with 5 %; (0.9 * 6,000 - 4,000) / 10 = 140 fit: 3 parts."""
+def test_the_run_equals_one_with_the_same_given_budget_bit_for_bit(tmp_path: Path) -> None:
+    """24 sequences of 12 tokens: 288 per step, 302.4 with 5 %; (0.9 * 6,000 - 4,000) / 10 = 140 fit: 3 parts."""
     found, budget, num_trials = run(str(tmp_path / "auto"), "single", 20, (6_000,))
     assert num_trials >= 2 and 90 <= budget <= 110
     assert run(str(tmp_path / "given"), "single", budget, None)[0] == found
@@ -121,22 +121,22 @@ def test_the_run_is_that_of_the_same_budget_given_in_every_bit(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_ranks_agree_on_what_fits_the_smallest(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
-    """144 tokens a rank and step; rank 1 has room for (0.9 * 5,400 - 4,000) / 10 = 86 and rank 0 for more."""
+def test_all_ranks_use_the_smallest_budget_that_fits(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
+    """144 tokens per rank and step; rank 1 has room for (0.9 * 5,400 - 4,000) / 10 = 86, rank 0 for more."""
     ranks = workers.run(run, 2, str(tmp_path / "auto"), strategy, 20, (50_000, 5_400))
     (found, budget, num_trials), (_, other, other_trials) = ranks
     assert budget == other and num_trials == other_trials >= 2 and 70 <= budget <= 86
     assert workers.run(run, 2, str(tmp_path / "given"), strategy, budget, None)[0][0] == found
 
 
-def test_without_a_limit_of_memory_a_fixed_budget_is_taken(tmp_path: Path) -> None:
+def test_without_a_memory_limit_a_fixed_budget_is_used(tmp_path: Path) -> None:
     module = toy_run.build_module()
     toy_run.train(tmp_path, "single", Cadence(max_steps=1), 20, 600, module=module, extra_callbacks=(AutoBudget(None),))
     # 600 sequences of 12 tokens and 5 % are 7,560: two micro-batches.
     assert module.trainer.datamodule.plans["train"].micro_batch_tokens == 3780
 
 
-def test_the_config_takes_auto_or_a_number() -> None:
+def test_the_config_accepts_auto_or_a_number() -> None:
     assert composed("trainer.micro_batch_tokens=auto")[1].trainer.micro_batch_tokens == "auto"
     with pytest.raises(ConfigError, match=r"micro_batch_tokens` is 0"):
         composed("trainer.micro_batch_tokens=0")

@@ -1,4 +1,4 @@
-"""Saves beside the training: what is written is the step that was saved, one at a time, and nothing ends before it."""
+"""Saves in the background: each writes the state of its step, one at a time, and the run ends only after the last."""
 
 import json
 import os
@@ -31,7 +31,7 @@ CADENCE = Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, ch
 
 
 class HeldWrites:
-    """Stands for `write_checkpoint`: each write waits until it is let go, and notes when it was made."""
+    """Replaces `write_checkpoint`: each write waits until it is released, and records its time."""
 
     def __init__(self, may_go: Callable[[int], bool]) -> None:
         self.may_go = may_go
@@ -52,10 +52,10 @@ class HeldWrites:
 
 
 def run_twice(folder: str, strategy: str) -> list[tuple[str, int]]:
-    """A run with synchronous saves, and one whose writes go on only after the next step has changed the weights."""
+    """Makes a run with synchronous saves, and one whose writes start after the next step has changed the weights."""
     train(Path(folder) / "synchronous", strategy, CADENCE, extra_callbacks=(KeepAll(),), checkpoint_async=False)
     finished = [0]
-    # Steps 6 and 7 are saved after each other: the save of the last one waits for the one before.
+    # Steps 6 and 7 are saved in succession: the last save waits for the one before.
     held = HeldWrites(lambda step: finished[0] > step or step >= 6)
     real, checkpointing.write_checkpoint = checkpointing.write_checkpoint, held  # type: ignore[assignment]
     note = AtStepEnd(lambda step: finished.__setitem__(0, step))
@@ -70,19 +70,19 @@ def run_twice(folder: str, strategy: str) -> list[tuple[str, int]]:
 ONE_AFTER_THE_OTHER = [(what, step) for step in (2, 4, 6, 7) for what in ("begin", "end")]
 
 
-def test_training_goes_on_and_the_bytes_are_those_of_a_synchronous_save(tmp_path: Path) -> None:
+def test_background_saves_write_the_bytes_of_synchronous_saves(tmp_path: Path) -> None:
     assert run_twice(str(tmp_path), "single") == ONE_AFTER_THE_OTHER
     check_same(tmp_path, 1)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
-def test_two_ranks_write_the_bytes_of_a_synchronous_save(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
+def test_two_ranks_write_the_bytes_of_synchronous_saves(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
     for log in workers.run(run_twice, 2, str(tmp_path), strategy):
         assert log == ONE_AFTER_THE_OTHER
     check_same(tmp_path, 2)
 
 
-def test_a_due_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_due_save_waits_for_the_previous_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The write of step 2 ends only when the main thread waits for it, at the save of step 4."""
     waiting = threading.Event()
     held = HeldWrites(lambda step: step != 2 or waiting.is_set())
@@ -100,8 +100,8 @@ def test_a_due_save_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest
     assert held.log == ONE_AFTER_THE_OTHER
 
 
-def test_the_end_is_said_only_when_the_last_write_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a stop is asked for after the callback that saves has had its turn."""
+def test_the_end_is_reported_only_after_the_last_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This includes a stop that is requested after the checkpoint callback was called."""
 
     class StopLate(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *unused: object) -> None:
@@ -118,7 +118,7 @@ def test_the_end_is_said_only_when_the_last_write_has_ended(tmp_path: Path, monk
     assert complete.stat().st_mtime_ns <= summary.stat().st_mtime_ns
 
 
-def test_no_copy_is_held_where_no_save_falls_between_steps(tmp_path: Path) -> None:
+def test_no_copy_is_kept_if_no_save_falls_between_steps(tmp_path: Path) -> None:
     seen = []
 
     class Look(pl.Callback):
@@ -131,7 +131,7 @@ def test_no_copy_is_held_where_no_save_falls_between_steps(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("error", [ValueError("the training failed"), KeyboardInterrupt()])
-def test_a_failure_lets_the_write_of_an_earlier_step_end(
+def test_a_failure_lets_an_earlier_write_finish(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed, told = threading.Event(), []
@@ -161,7 +161,7 @@ def test_a_failure_lets_the_write_of_an_earlier_step_end(
 
 
 def stumble_at_step_4(folder: str) -> tuple[int, str]:
-    """Rank 1 meets a mistake in the code while it writes its shards of step 4; how far this rank trains."""
+    """Raises a programming error on rank 1 while it writes its shards of step 4; returns the steps of this rank."""
     finished = []
     real = HashingFileSystem.create_stream
 
@@ -180,7 +180,7 @@ def stumble_at_step_4(folder: str) -> tuple[int, str]:
     return len(finished), "nothing was raised"
 
 
-def test_a_mistake_in_a_write_ends_all_ranks_at_the_next_save(workers: WorkerPool, tmp_path: Path) -> None:
+def test_an_error_in_a_write_ends_all_ranks_at_the_next_save(workers: WorkerPool, tmp_path: Path) -> None:
     first, second = workers.run(stumble_at_step_4, 2, str(tmp_path))
     assert first == second
     assert first[0] == 6, "the save of step 6, after its validation, takes the error up"
@@ -189,7 +189,7 @@ def test_a_mistake_in_a_write_ends_all_ranks_at_the_next_save(workers: WorkerPoo
 
 
 def fill_disk_of_rank_1(folder: str) -> int:
-    """Its shards of step 4 find no room; steps made."""
+    """Simulates a full disk for this rank's shards of step 4; returns the steps made."""
     real, finished = Path.open, []
 
     def opened(path: Path, *arguments: Any, **named: Any) -> Any:
@@ -207,14 +207,14 @@ def fill_disk_of_rank_1(folder: str) -> int:
     return len(finished)
 
 
-def test_a_full_disk_of_one_rank_costs_all_of_them_one_checkpoint(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_full_disk_on_one_rank_costs_all_ranks_one_checkpoint(workers: WorkerPool, tmp_path: Path) -> None:
     assert workers.run(fill_disk_of_rank_1, 2, str(tmp_path)) == [7, 7]
     assert [step_of(path) for path in complete_checkpoints(tmp_path / "checkpoints")] == [2, 6, 7]
     assert not list((tmp_path / "checkpoints").glob("*.tmp"))
 
 
 @pytest.mark.parametrize(("how", "newest"), [("raise", 4), ("die", 2)])
-def test_a_rank_that_ends_during_a_write_leaves_no_hang_and_nothing_half_complete(
+def test_a_rank_that_dies_during_a_write_causes_no_hang_and_no_partial_checkpoint(
     how: str, newest: int, tmp_path: Path
 ) -> None:
     drop = ("TORCHELASTIC", "RANK", "WORLD", "LOCAL_", "GROUP_", "MASTER_")

@@ -1,4 +1,4 @@
-"""What is due when."""
+"""Cadence: the steps at which rows, validations and checkpoints are due."""
 
 from framework.callbacks.cadence import Cadence
 
@@ -14,7 +14,7 @@ def test_intervals_and_the_end():
     assert due(cadence, "saves") == [7, 10]
 
 
-def test_nothing_to_validate_on_is_never_validated_and_a_checkpoint_always_ends_a_run():
+def test_without_validation_data_nothing_is_validated_and_the_last_step_is_saved():
     cadence = Cadence(max_steps=10)
     assert due(cadence, "validates") == []
     assert due(cadence, "saves") == [10]

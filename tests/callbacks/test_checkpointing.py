@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the best stays, a full disk costs one of them, a damaged one is passed over."""
+"""Checkpoints of a run: the best one is kept, a full disk costs one, and a damaged one is skipped."""
 
 import json
 import os
@@ -21,7 +21,7 @@ CADENCE = Cadence(max_steps=8, log_every_n_steps=1, validate_every_n_steps=4, ch
 
 
 class SetRetention(pl.Callback):
-    """Gives the run's own callback another policy."""
+    """Replaces the policy of the run's own callback."""
 
     def __init__(self, retention: Retention) -> None:
         self.retention = retention
@@ -45,7 +45,7 @@ def rows(run_folder: Path) -> dict[int, dict[str, float]]:
     return {row["step"]: row for row in map(json.loads, lines)}
 
 
-def test_a_checkpoint_holds_the_validation_of_its_own_step_and_no_other(tmp_path: Path) -> None:
+def test_a_checkpoint_records_the_validation_of_its_own_step_only(tmp_path: Path) -> None:
     train(tmp_path, cadence=CADENCE, extra_callbacks=(SetRetention(Retention(keep_last=9)),))
     assert steps(tmp_path) == [2, 4, 6, 8]
     for step in (4, 8):
@@ -56,7 +56,7 @@ def test_a_checkpoint_holds_the_validation_of_its_own_step_and_no_other(tmp_path
 
 
 @pytest.mark.parametrize(("mode", "choose"), [("min", min), ("max", max)])
-def test_the_best_stays_although_it_is_old(mode: str, choose: Callable[..., int], tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_although_it_is_old(mode: str, choose: Callable[..., int], tmp_path: Path) -> None:
     cadence = Cadence(max_steps=6, log_every_n_steps=1, validate_every_n_steps=1, checkpoint_every_n_steps=1)
     retention = Retention(keep_last=1, keep_best=1, best_mode=mode)
     train(tmp_path, cadence=cadence, extra_callbacks=(SetRetention(retention),))
@@ -67,7 +67,7 @@ def test_the_best_stays_although_it_is_old(mode: str, choose: Callable[..., int]
 
 
 def fill_disk_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    """From now on, the shards of one step find no room."""
+    """Simulates a full disk for the shards of one step."""
     real = Path.open
 
     def opened(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +80,7 @@ def fill_disk_at(step: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Path, "open", opened)
 
 
-def test_a_full_disk_costs_a_run_one_checkpoint(
+def test_a_full_disk_costs_one_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fill_disk_at(6, monkeypatch)
@@ -93,7 +93,7 @@ def test_a_full_disk_costs_a_run_one_checkpoint(
     assert json.loads((tmp_path / "summary.json").read_text())["ended"] == "finished"
 
 
-def test_a_run_whose_last_checkpoint_finds_no_room_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_fails_if_its_last_checkpoint_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_disk_at(8, monkeypatch)
     with pytest.raises(SaveError, match="step_00000008 could not be written: the disk refused rank 0"):
         train(tmp_path, cadence=CADENCE)
@@ -103,7 +103,7 @@ def test_a_run_whose_last_checkpoint_finds_no_room_has_failed(tmp_path: Path, mo
     assert "No space left on device" in summary["why"]
 
 
-def test_an_old_checkpoint_that_cannot_be_removed_does_not_end_the_run(
+def test_an_old_checkpoint_that_cannot_be_deleted_does_not_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real, refusals = os.rmdir, []
@@ -127,14 +127,14 @@ def damage(run_folder: Path, step: int) -> None:
 
 
 def cut_after(run_folder: Path, step: int) -> None:
-    """As a kill right after a checkpoint leaves it: no later one, no summary."""
+    """Restores the files that a kill right after a checkpoint leaves: no later checkpoint, no summary."""
     for folder in complete_checkpoints(run_folder / "checkpoints"):
         if step_of(folder) > step:
             (folder / "COMPLETE").unlink()
     (run_folder / "summary.json").unlink()
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_its_step_written_again(
+def test_a_damaged_checkpoint_is_skipped_and_its_step_is_written_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep = (SetRetention(Retention(keep_last=9)),)
@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_written_again(
     assert steps(tmp_path) == [2, 4, 6, 8]
 
 
-def test_damaged_checkpoints_of_another_run_are_left_as_they_are(tmp_path: Path) -> None:
+def test_damaged_checkpoints_of_another_run_are_not_changed(tmp_path: Path) -> None:
     other, own = tmp_path / "other", tmp_path / "own"
     train(other, cadence=CADENCE)
     damage(other, 8)
@@ -166,7 +166,7 @@ def run_ranks(run_folder: str, checkpoint: str | None) -> None:
     train(Path(run_folder), "fsdp2", CADENCE, checkpoint=None if checkpoint is None else Path(checkpoint))
 
 
-def test_two_ranks_pass_over_a_damaged_checkpoint_together(workers: WorkerPool, tmp_path: Path) -> None:
+def test_two_ranks_skip_a_damaged_checkpoint_together(workers: WorkerPool, tmp_path: Path) -> None:
     workers.run(run_ranks, 2, str(tmp_path), None)
     expected = (tmp_path / "metrics.jsonl").read_bytes()
     cut_after(tmp_path, 8)

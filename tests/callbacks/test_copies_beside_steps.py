@@ -1,4 +1,4 @@
-"""Copies of a save are made beside the next step, and nothing changes the tensors before they are whole."""
+"""Copies of a save run beside the next step, and no tensor changes before its copy is complete."""
 
 import json
 import os
@@ -27,10 +27,10 @@ CADENCE = Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, ch
 
 
 class LateCopies(pl.Callback):
-    """Holds each copy back until the main thread waits for it, or has made the next step without waiting.
+    """Delays each copy until the main thread waits for it, or has made the next step without waiting.
 
-    It stands in for `Staging.copy` and for what the main thread waits with. The copy before the first step is left
-    alone. For saves after even steps.
+    It replaces `Staging.copy` and the call with which the main thread waits, for saves after even steps. The copy
+    before the first step is not delayed.
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, extra_seconds: float = 0.0) -> None:
@@ -66,7 +66,7 @@ class LateCopies(pl.Callback):
 
 
 class BetweenSteps(pl.Callback):
-    """Changes the tensors after the saves of steps 2 and 4, and notes whether they were copied by then."""
+    """Changes the tensors after the saves of steps 2 and 4, and records whether they were copied by then."""
 
     def __init__(self, late: LateCopies | None, folder: Path) -> None:
         self.late = late
@@ -90,7 +90,7 @@ class BetweenSteps(pl.Callback):
 
 
 def run_twice(folder: str, strategy: str) -> list[str]:
-    """A run with synchronous saves, and one with copies as late as they may be; both validate a moving average."""
+    """Makes a run with synchronous saves, and one with copies as late as possible; both validate a moving average."""
     train(
         Path(folder) / "synchronous",
         strategy,
@@ -117,20 +117,20 @@ BESIDE_THE_STEPS_AFTER = [
 ]
 
 
-def test_the_update_waits_for_the_copy_and_nothing_before_it_does(tmp_path: Path) -> None:
+def test_only_the_update_waits_for_the_copy(tmp_path: Path) -> None:
     assert run_twice(str(tmp_path), "single") == BESIDE_THE_STEPS_AFTER
     check_same(tmp_path, 1)
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "ddp"])
-def test_so_it_is_on_two_ranks(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
+def test_only_the_update_waits_for_the_copy_on_two_ranks(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
     for log in workers.run(run_twice, 2, str(tmp_path), strategy):
         assert log == BESIDE_THE_STEPS_AFTER
     check_same(tmp_path, 2)
 
 
-def test_whatever_else_changes_the_tensors_waits_for_the_copy(tmp_path: Path) -> None:
-    """The exchange with the average, and a checkpoint that is loaded."""
+def test_all_other_changes_of_the_tensors_wait_for_the_copy(tmp_path: Path) -> None:
+    """These are the exchange with the average and the loading of a checkpoint."""
     plain = BetweenSteps(None, tmp_path / "synchronous")
     module = build_module(ema_decay=0.8)
     train(plain.folder, cadence=CADENCE, extra_callbacks=(KeepAll(), plain), module=module, checkpoint_async=False)
@@ -143,7 +143,7 @@ def test_whatever_else_changes_the_tensors_waits_for_the_copy(tmp_path: Path) ->
     assert shards(changes.folder) == shards(plain.folder)
 
 
-def test_the_wait_for_a_copy_counts_as_standing_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_a_copy_counts_as_checkpoint_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = LateCopies(monkeypatch, extra_seconds=0.5)
     train(tmp_path, cadence=CADENCE, extra_callbacks=(late,))
     rows = [json.loads(line) for line in (tmp_path / "perf.jsonl").read_text().splitlines()]
@@ -153,7 +153,7 @@ def test_the_wait_for_a_copy_counts_as_standing_still(tmp_path: Path, monkeypatc
 
 
 def fail_on_rank_1(folder: str, number: int, error: Exception) -> tuple[int, str, int | None]:
-    """A run in which one copy fails there; steps that this rank made, the error, and the rank that it is of."""
+    """Makes a run in which one copy fails on one rank; returns this rank's steps, the error, and its rank."""
     calls: list[str] = []
     finished: list[int] = []
     copy = Staging._copy
@@ -178,7 +178,7 @@ def fail_on_rank_1(folder: str, number: int, error: Exception) -> tuple[int, str
     [(1, 0, [], MemoryError("no room")), (3, 6, [2], RuntimeError("no room"))],
     ids=["the one before the first step", "that of step 4"],
 )
-def test_a_copy_that_fails_on_one_rank_ends_all_as_its_write_would(
+def test_a_copy_that_fails_on_one_rank_ends_all_ranks(
     workers: WorkerPool, tmp_path: Path, number: int, steps: int, complete: list[int], error: Exception
 ) -> None:
     first, second = workers.run(fail_on_rank_1, 2, str(tmp_path), number, error)

@@ -1,4 +1,4 @@
-"""The lines on the data at the start of a run: on the first rank, with warnings in the log."""
+"""The lines about the data at the start of a run: printed on the first rank, with warnings in the log."""
 
 import io
 import logging
@@ -18,7 +18,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_one_rank_shows_lines_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture, is_first: bool):
+def test_one_rank_prints_lines_and_warnings(tmp_path: Path, caplog: pytest.LogCaptureFixture, is_first: bool):
     output = io.StringIO()
     callback = DataLines(FACTS, tmp_path, Console(file=output, width=40))
     with caplog.at_level(logging.WARNING):

@@ -1,4 +1,4 @@
-"""Where a run that gets no better ends, what it says then, and that a kill or a second process changes neither."""
+"""Early stopping: the step at which a run ends, its message, and the same result after a kill or on two ranks."""
 
 import json
 import math
@@ -31,7 +31,7 @@ WHY = "early stopping: val/loss did not improve on 0.8 of step 4 in 2 validation
 
 
 class Scripted(EncoderModule):
-    """Whose validations give the losses of the script."""
+    """Toy task whose validations return the losses of the script."""
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -46,7 +46,7 @@ def run(
     callbacks: tuple[pl.Callback, ...] = (),
     trial: StudyTrial | None = None,
 ) -> None:
-    """A run, or what is missing of it."""
+    """Makes a run, or the missing rest of one."""
     module = build_module()
     module.__class__ = Scripted
     train(
@@ -88,18 +88,18 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("mode", "patience", "values", "stops_after"),
     [
-        ("max", Patience(1), [0.5, 0.6, 0.6], 3),  # no worse is no better
-        ("max", Patience(2), [0.5, 0.6, 0.5, 0.7, 0.6, 0.7], 6),  # an improvement starts the count anew
+        ("max", Patience(1), [0.5, 0.6, 0.6], 3),  # an equal value does not count as worse
+        ("max", Patience(2), [0.5, 0.6, 0.5, 0.7, 0.6, 0.7], 6),  # an improvement resets the count
         ("min", Patience(2), [0.5, 0.4, 0.45, 0.41], 4),
         ("min", Patience(2), [0.5, 0.4, 0.3, 0.2], None),
         ("max", Patience(2, min_delta=0.1), [0.5, 0.58, 0.59], 3),
-        ("max", Patience(2, min_delta=0.1), [0.5, 0.58, 0.61], None),  # beyond the best, not beyond the last
+        ("max", Patience(2, min_delta=0.1), [0.5, 0.58, 0.61], None),  # compared with the best value, not with the last
         ("min", Patience(2, min_delta=0.1), [0.5, 0.42, 0.39, 0.3], None),
         ("max", Patience(2), [math.nan, 0.1, math.inf, math.nan], 4),
         ("max", Patience(2), [math.nan, math.nan], 2),
     ],
 )
-def test_when_it_stops(mode: str, patience: Patience, values: list[float], stops_after: int | None):
+def test_the_step_at_which_it_stops(mode: str, patience: Patience, values: list[float], stops_after: int | None):
     callback, trainer = EarlyStopping(patience, "f1", mode), SimpleNamespace(global_step=0, should_stop=False)
     stopped = []
     for step, value in enumerate(values, start=1):
@@ -109,7 +109,7 @@ def test_when_it_stops(mode: str, patience: Patience, values: list[float], stops
     assert stopped == [stops_after is not None and step >= stops_after for step in range(1, len(values) + 1)]
 
 
-def test_what_it_says():
+def test_the_message():
     callback = EarlyStopping(Patience(3, min_delta=0.01), "accuracy", "max")
     assert callback.why is None
     callback.load_state_dict({"best": 0.83, "best_step": 120, "validations_without_improvement": 3})
@@ -118,7 +118,7 @@ def test_what_it_says():
     )
 
 
-def test_the_run_ends_finished_at_the_step_and_keeps_its_best_and_last(uninterrupted: Path, tmp_path: Path):
+def test_the_run_ends_as_finished_and_keeps_its_best_and_last_checkpoint(uninterrupted: Path, tmp_path: Path):
     assert steps_of_rows(uninterrupted) == list(range(1, 9))
     written = summary(uninterrupted)
     assert (written["ended"], written["why"], written["steps"]) == ("finished", WHY, 8)
@@ -136,10 +136,10 @@ def test_the_run_ends_finished_at_the_step_and_keeps_its_best_and_last(uninterru
         ("on_train_batch_end", 7),
         ("on_validation_start", 8),
         ("on_validation_end", 6),
-        ("on_validation_end", 8),  # the last checkpoint is there, the summary is not
+        ("on_validation_end", 8),  # the last checkpoint exists, the summary does not
     ],
 )
-def test_killed_and_resumed_it_ends_at_the_same_step(hook: str, step: int, uninterrupted: Path, tmp_path: Path):
+def test_a_killed_and_resumed_run_ends_at_the_same_step(hook: str, step: int, uninterrupted: Path, tmp_path: Path):
     with pytest.raises(CutError):
         run(tmp_path, callbacks=(CutAt(hook, step),))
     run(tmp_path)
@@ -156,7 +156,7 @@ def test_two_processes_end_at_the_same_step(workers: WorkerPool, uninterrupted: 
     assert summary(tmp_path)["why"] == WHY
 
 
-def test_a_trial_ends_pruned_where_others_of_its_search_were_better(workers: WorkerPool, tmp_path: Path):
+def test_a_trial_is_pruned_if_others_of_its_search_were_better(workers: WorkerPool, tmp_path: Path):
     folder = tmp_path / "search"
     folder.mkdir()
     study = create_study(folder, "minimize", {"name": "median", "startup_trials": 1, "warmup_steps": 0})
@@ -180,7 +180,7 @@ def test_a_trial_ends_pruned_where_others_of_its_search_were_better(workers: Wor
         StudyTrial(tmp_path, 0)
 
 
-def test_it_is_finished_until_there_is_more_patience(uninterrupted: Path, tmp_path: Path):
+def test_a_stopped_run_stays_finished_unless_the_patience_grows(uninterrupted: Path, tmp_path: Path):
     newest = newest_complete(uninterrupted / "checkpoints")
     folder = RunFolder(uninterrupted, uninterrupted / "checkpoints", newest, is_new=False)
     parts = SimpleNamespace(max_steps=12)
@@ -192,14 +192,14 @@ def test_it_is_finished_until_there_is_more_patience(uninterrupted: Path, tmp_pa
     assert not is_finished(older, parts, TWO)
 
 
-def test_patience_that_is_given_later_counts_from_the_start(tmp_path: Path):
+def test_patience_that_is_set_later_counts_from_the_start(tmp_path: Path):
     with pytest.raises(CutError):
         run(tmp_path, None, callbacks=(CutAt("on_train_batch_start", 7),))
     run(tmp_path)
     assert (summary(tmp_path)["why"], summary(tmp_path)["steps"]) == (WHY, 8)
 
 
-def test_with_more_patience_it_goes_on_to_its_last_step(tmp_path: Path):
+def test_with_more_patience_the_run_continues_to_its_last_step(tmp_path: Path):
     run(tmp_path)
     run(tmp_path, Patience(3))
     assert steps_of_rows(tmp_path) == list(range(1, 13))

@@ -1,4 +1,4 @@
-"""Which validations keep their rows, and what a disk that refuses them costs."""
+"""The validations that keep their rows for the error analysis, and a disk that rejects the files."""
 
 from io import StringIO
 from pathlib import Path
@@ -48,7 +48,7 @@ def test_the_validation_after_the_last_step_keeps_its_rows(
     assert run.examines is keeps
 
 
-def test_so_does_one_that_may_spend_the_patience(tmp_path: Path):
+def test_a_validation_that_may_exhaust_the_patience_keeps_its_rows(tmp_path: Path):
     stopping, analysis = EarlyStopping(Patience(2), "accuracy", "max"), ErrorAnalysis(tmp_path, None, 3)  # type: ignore[arg-type]
     run, kept = module(), []
     for step, accuracy in enumerate([0.5, 0.4, 0.6, 0.5, 0.5], start=1):
@@ -56,12 +56,12 @@ def test_so_does_one_that_may_spend_the_patience(tmp_path: Path):
         analysis.on_validation_start(trainer(step, stopping), run)
         kept.append(run.examines)
         stopping.on_validation_end(trainer(step), run)
-    # Only after a first failure can the next one end the run; it did so after the fifth.
+    # The next validation can end the run only after a first failure; it did so after the fifth.
     assert kept == [False, False, True, False, True]
     assert stopping.why is not None
 
 
-def test_rank_0_writes_what_was_kept_and_lets_go_of_it(tmp_path: Path):
+def test_rank_0_writes_the_rows_and_releases_them(tmp_path: Path):
     run = module()
     ErrorAnalysis(tmp_path, None, 3).on_validation_end(trainer(20), run)  # type: ignore[arg-type]
     kept = read_analyses(tmp_path)["validation"]
@@ -70,8 +70,8 @@ def test_rank_0_writes_what_was_kept_and_lets_go_of_it(tmp_path: Path):
     assert run.examined is None
 
 
-def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
-    (tmp_path / "analysis").touch()  # takes the place of the folder
+def test_a_disk_that_rejects_the_files_costs_only_the_analysis(tmp_path: Path):
+    (tmp_path / "analysis").touch()  # a file with the name of the folder
     output = StringIO()
     ErrorAnalysis(tmp_path, None, 3, console=Console(file=output)).on_validation_end(trainer(20), module())  # type: ignore[arg-type]
     assert f"{tmp_path / 'analysis'} could not be written (" in output.getvalue()
@@ -87,7 +87,7 @@ def test_a_disk_that_refuses_costs_the_analysis_only(tmp_path: Path):
         (3, True, True, ("train",), None),
     ],
 )
-def test_a_run_says_at_its_start_where_texts_will_go(
+def test_a_run_announces_at_its_start_which_outputs_will_show_texts(
     tmp_path: Path,
     num_examples: int,
     goes_to_wandb: bool,

@@ -1,4 +1,4 @@
-"""A step that is not finite: no update on any rank; the run stops, skips or rolls back, alike after every kill."""
+"""A step with non-finite values: no update on any rank; the run stops, skips or rolls back, also after every kill."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ Values = dict[str, Tensor]
 
 
 class Watch(pl.Callback):
-    """Keeps the values of this rank after each step."""
+    """Stores the values of this rank after each step."""
 
     def __init__(self) -> None:
         self.after: dict[int, Values] = {}
@@ -97,7 +97,7 @@ def test_the_run_stops_before_the_update_and_names_step_and_sequences(tmp_path: 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("only_backward", [False, True])
-def test_all_ranks_stop_although_one_rank_alone_is_spoiled(
+def test_all_ranks_stop_although_only_one_rank_has_non_finite_values(
     strategy: str, only_backward: bool, tmp_path: Path, workers: WorkerPool
 ) -> None:
     results = workers.run(run_to_the_stop, 2, str(tmp_path), strategy, only_backward)
@@ -126,7 +126,7 @@ def run_watched(run_folder: str, strategy: str, bad_ids: list[int], action: NonF
     return watch.after, ""
 
 
-def test_a_skipped_step_counts_but_changes_no_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_skipped_step_counts_but_changes_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after, _ = run_watched(str(tmp_path), "single", [14], SKIP)
     assert list(after) == list(range(10))
     assert same(after[3], after[2])
@@ -139,7 +139,7 @@ def test_a_skipped_step_counts_but_changes_no_bit(tmp_path: Path, capsys: pytest
     )
     assert "14" in line.partition("sequence ids ")[2]
 
-    assert sorted(rows(tmp_path)) == [3, 4, 5, 8, 9]  # 4, 8, 9 are due, 5 has a validation
+    assert sorted(rows(tmp_path)) == [3, 4, 5, 8, 9]  # 4, 8 and 9 are due, 5 has a validation
     row = rows(tmp_path)[3]
     assert (row["train/loss"], row["optim/grad_norm"], row["optim/skipped_steps"]) == (None, None, 1)
     assert [step for step, other in rows(tmp_path).items() if "optim/skipped_steps" in other] == [3]
@@ -149,8 +149,8 @@ def test_a_skipped_step_counts_but_changes_no_bit(tmp_path: Path, capsys: pytest
     assert by_step == {"2": [], "4": [[3, 3]], "6": [[3, 3]], "8": [[3, 3]], "9": [[3, 3]]}
 
 
-def test_steps_after_a_skipped_one_are_those_of_a_run_that_began_there(tmp_path: Path) -> None:
-    """Weights of step 2 that go on at step 3: data, masks and schedule must be those of step 3."""
+def test_steps_after_a_skipped_one_equal_those_of_a_run_that_starts_there(tmp_path: Path) -> None:
+    """Resumes the weights of step 2 at step 3: data, masks and schedule must be those of step 3."""
     run_watched(str(tmp_path / "skipped"), "single", [14], SKIP)
     checkpoint = renumbered(tmp_path / "skipped" / "checkpoints" / "step_00000002", tmp_path / "step_00000003", 3)
     train(tmp_path / "other", cadence=CADENCE, checkpoint=checkpoint)
@@ -160,7 +160,7 @@ def test_steps_after_a_skipped_one_are_those_of_a_run_that_began_there(tmp_path:
 
 
 def renumbered(folder: Path, target: Path, step: int) -> Path:
-    """A checkpoint that says it was written at another step."""
+    """Writes a checkpoint whose state names another step."""
     shutil.copytree(folder, target)
     state = json.loads((target / "state.json").read_text())
     (target / "state.json").write_text(json.dumps(state | {"step": step}))
@@ -173,10 +173,10 @@ def without_tokens(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "train/tokens"}
 
 
-def test_rolling_back_goes_on_after_the_window_with_the_checkpoints_weights(
+def test_a_rollback_continues_after_the_window_with_the_weights_of_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Step 6 (sequences 30 to 35) is bad: weights of step 4 then make step 7."""
+    """Step 6 (sequences 30 to 35) is bad, so that the weights of step 4 make step 7."""
     after, _ = run_watched(str(tmp_path / "back"), "single", [31], ROLL_BACK)
     assert same(after[6], after[4]) and not same(after[5], after[4])
     (line,) = said(capsys.readouterr().out)
@@ -193,14 +193,14 @@ def test_rolling_back_goes_on_after_the_window_with_the_checkpoints_weights(
         assert without_tokens(rows(tmp_path / "back")[step]) == without_tokens(rows(tmp_path / "other")[step])
 
 
-def test_no_step_is_counted_twice_where_two_windows_go_back_to_one_checkpoint(tmp_path: Path) -> None:
+def test_no_step_is_counted_twice_if_two_windows_go_back_to_one_checkpoint(tmp_path: Path) -> None:
     cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=4)
     train(tmp_path, cadence=cadence, module=bad_module([31, 37]), non_finite=ROLL_BACK)  # steps 6 and 7
     assert skipped_in_state(tmp_path / "checkpoints" / "step_00000008") == [[5, 6], [7, 7]]
     assert {step: row["optim/skipped_steps"] for step, row in rows(tmp_path).items() if step < 9} == {6: 2, 7: 3}
 
 
-def test_without_a_checkpoint_to_roll_back_to_a_step_is_skipped(
+def test_without_a_checkpoint_to_roll_back_to_the_step_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     after, _ = run_watched(str(tmp_path), "single", [3], ROLL_BACK)
@@ -210,7 +210,7 @@ def test_without_a_checkpoint_to_roll_back_to_a_step_is_skipped(
     assert skipped_in_state(tmp_path / "checkpoints" / "step_00000002") == [[1, 1]]
 
 
-def test_the_cap_ends_the_run_and_a_larger_one_lets_it_go_on(
+def test_the_limit_ends_the_run_and_a_larger_one_lets_it_continue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad = [3, 14, 31]  # steps 1, 3 and 6
@@ -220,7 +220,7 @@ def test_the_cap_ends_the_run_and_a_larger_one_lets_it_go_on(
     assert summary(tmp_path)["skipped_steps"] == 2
     assert len(said(capsys.readouterr().out)) == 2
     checkpoint = newest_complete(tmp_path / "checkpoints")
-    with pytest.raises(FrameworkError, match=r"number 3 of this run"):  # the earlier start's count
+    with pytest.raises(FrameworkError, match=r"number 3 of this run"):  # count of the earlier start
         train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 2), checkpoint=checkpoint)
     train(tmp_path, cadence=CADENCE, module=bad_module(bad), non_finite=NonFinite("skip", 3), checkpoint=checkpoint)
     assert (summary(tmp_path)["ended"], summary(tmp_path)["skipped_steps"]) == ("finished", 3)
@@ -228,7 +228,7 @@ def test_the_cap_ends_the_run_and_a_larger_one_lets_it_go_on(
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Rows of whole runs that met bad steps 3 and 6, by action."""
+    """Returns the rows of complete runs with the bad steps 3 and 6, by action."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     for action in (SKIP, ROLL_BACK):
         train(folder / action.action, cadence=CADENCE, module=bad_module([14, 31]), non_finite=action)
@@ -237,7 +237,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
 @pytest.mark.parametrize("cut_at", [3, 5, 6])
-def test_a_run_that_was_killed_around_the_bad_steps_has_the_same_rows(
+def test_a_run_killed_around_the_bad_steps_has_the_same_rows(
     action: NonFinite, cut_at: int, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     arguments: dict[str, Any] = {"cadence": CADENCE, "non_finite": action}
@@ -251,7 +251,7 @@ def test_a_run_that_was_killed_around_the_bad_steps_has_the_same_rows(
 
 
 class LeaveAt(pl.Callback):
-    """Asks for a stop, as a signal does: a checkpoint that a run which was not stopped does not have."""
+    """Requests a stop, as a signal does, which writes a checkpoint that an uninterrupted run does not have."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -260,10 +260,10 @@ class LeaveAt(pl.Callback):
         trainer.should_stop = trainer.global_step == self.step - 1
 
 
-def test_a_run_that_left_between_checkpoint_and_bad_step_rolls_back_as_far(
+def test_a_run_that_stopped_between_checkpoint_and_bad_step_rolls_back_equally_far(
     uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """Left at step 5; the checkpoint of step 4 must still be there, and must be the one that is used."""
+    """The run stops at step 5. The checkpoint of step 4 must still exist, and the rollback must use it."""
     arguments: dict[str, Any] = {"cadence": CADENCE, "non_finite": ROLL_BACK}
     arguments["retention"] = Retention(keep_last=1, newest_of_every=2)
     train(tmp_path, module=bad_module([14, 31]), extra_callbacks=(LeaveAt(5),), **arguments)
@@ -274,7 +274,7 @@ def test_a_run_that_left_between_checkpoint_and_bad_step_rolls_back_as_far(
     assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted["roll_back"]
 
 
-def test_a_damaged_checkpoint_is_not_rolled_back_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_not_used_for_a_rollback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Damage(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             if batch.step == 5:
@@ -297,7 +297,7 @@ def run_ranks(run_folder: str, strategy: str, action: NonFinite) -> list[bool]:
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
-def test_two_ranks_go_on_alike_although_one_alone_is_spoiled(
+def test_two_ranks_continue_alike_although_only_one_has_non_finite_values(
     strategy: str, action: NonFinite, tmp_path: Path, workers: WorkerPool
 ) -> None:
     first, second = workers.run(run_ranks, 2, str(tmp_path / "two"), strategy, action)
@@ -312,7 +312,7 @@ def test_two_ranks_go_on_alike_although_one_alone_is_spoiled(
             assert ours[step][name] == pytest.approx(row[name], rel=1e-5), (step, name)
 
 
-def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path) -> None:
+def test_no_non_finite_value_is_saved(tmp_path: Path) -> None:
     train(tmp_path, cadence=CADENCE, module=bad_module(range(60)), non_finite=SKIP, retention=KEEP)
     folders = complete_checkpoints(tmp_path / "checkpoints")
     assert len(folders) == 5

@@ -1,4 +1,4 @@
-"""The line that says how the steps of a run are made up, and the numbers that go into its first row."""
+"""The line that describes the steps of a run, and the numbers of its first row."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from tests.support.training.toy_run import build_module
 
 
 class Trainer:
-    """What the callbacks ask of the trainer."""
+    """Attributes of the trainer that the callbacks read."""
 
     def __init__(self, step: int = 0, is_global_zero: bool = True) -> None:
         self.global_step = step
@@ -44,7 +44,7 @@ def started(tmp_path: Path, plan: StepPlan, trainer: Trainer) -> tuple[str, RunL
     return output.getvalue(), run_log
 
 
-def test_the_line_by_hand(tmp_path):
+def test_the_line_computed_by_hand(tmp_path):
     """9 sequences of 10 tokens on two ranks: 5 and 4 of them, in micro-batches of 40 and 10."""
     plan = StepPlan(NumberedSource(900, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
     text, run_log = started(tmp_path, plan, Trainer())
@@ -59,7 +59,7 @@ def test_the_line_by_hand(tmp_path):
     assert "packing" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_growing_batch_and_unused_text_are_named(tmp_path):
+def test_a_growing_batch_and_unused_text_are_mentioned(tmp_path):
     source = HalfUsed(900, max_length=10, same_length=True)
     plan = StepPlan(source, 0, 6, 40, wraps_epochs=True, batch_warmup=BatchWarmup(2, 4))
     text, _ = started(tmp_path, plan, Trainer())
@@ -71,16 +71,16 @@ def test_a_growing_batch_and_unused_text_are_named(tmp_path):
     )
 
 
-def test_a_batch_that_has_grown_is_as_any_other(tmp_path):
+def test_a_batch_at_its_final_size_is_described_like_any_other(tmp_path):
     plan = StepPlan(NumberedSource(900), 0, 6, 40, wraps_epochs=True, batch_warmup=BatchWarmup(2, 4))
     assert started(tmp_path, plan, Trainer(step=4))[0].startswith("plan: 6 sequences per step; micro-batches")
 
 
-def test_a_run_that_goes_on_measures_the_steps_that_are_left(tmp_path):
+def test_a_resumed_run_measures_its_remaining_steps(tmp_path):
     plan = StepPlan(NumberedSource(900), 0, 6, 40)
     assert "over 2 steps" in started(tmp_path, plan, Trainer(step=6))[0]
     assert started(tmp_path, plan, Trainer(step=8))[0] == ""
 
 
-def test_other_ranks_say_nothing(tmp_path):
+def test_other_ranks_print_nothing(tmp_path):
     assert started(tmp_path, StepPlan(NumberedSource(9), 0, 6, 40), Trainer(is_global_zero=False))[0] == ""

@@ -1,4 +1,4 @@
-"""The planned leave, in this process and on two ranks: where a run ends, what it leaves behind, and the handlers."""
+"""Planned stops in this process and on two ranks: the last step, the files, and the signal handlers."""
 
 import json
 import os
@@ -39,7 +39,7 @@ class SendSignal(pl.Callback):
 
 @pytest.fixture
 def every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ranks agree after each step, however short."""
+    """Lets ranks agree after each step, even after a short one."""
     agree_after_each_step(monkeypatch.setattr)
 
 
@@ -62,7 +62,7 @@ def check_left(run_folder: Path, step: int, why: str) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The rows of a run that nobody stopped."""
+    """Returns the rows of an uninterrupted run."""
     run_folder = tmp_path_factory.mktemp("whole")
     train(run_folder, cadence=CADENCE)
     return (run_folder / "metrics.jsonl").read_bytes()
@@ -72,13 +72,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.parametrize(
     ("number", "where", "sent_at", "ends_at"),
     [
-        (signal.SIGTERM, "training", 2, 3),  # no row and no validation is due after step 3
+        (signal.SIGTERM, "training", 2, 3),  # neither a row nor a validation is due after step 3
         (signal.SIGINT, "training", 3, 4),  # validation is due
         (signal.SIGUSR1, "validation", 4, 4),
         (signal.SIGUSR1, "start", 0, 1),
     ],
 )
-def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_exactly(
+def test_a_signal_ends_the_run_after_its_step_and_the_run_resumes_exactly(
     number: signal.Signals, where: str, sent_at: int, ends_at: int, whole: bytes, tmp_path: Path
 ):
     before = [signal.getsignal(stop) for stop in STOP_SIGNALS]
@@ -96,7 +96,7 @@ def test_a_signal_in_the_last_step_changes_nothing(whole: bytes, tmp_path: Path)
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole
 
 
-def test_handlers_are_put_back_after_a_failure(tmp_path: Path):
+def test_handlers_are_restored_after_a_failure(tmp_path: Path):
     class Fail(pl.Callback):
         def on_train_batch_end(self, *unused: object) -> None:
             assert signal.getsignal(signal.SIGTERM) not in before
@@ -109,10 +109,10 @@ def test_handlers_are_put_back_after_a_failure(tmp_path: Path):
 
 
 def whole_and_signalled(folder: str, number: int, ranks: Sequence[int]) -> int:
-    """One rank of two: a run that nobody stops, and one that is signalled in its third step on some ranks.
+    """Runs one rank of two: an uninterrupted run, and one that gets a signal in its third step on some ranks.
 
     Returns:
-        How often the second one broadcast tensors; Lightning would at each step.
+        Number of tensor broadcasts in the second run; Lightning would make one per step.
     """
     train(Path(folder) / "whole", "fsdp2", CADENCE)
     broadcasts = []
@@ -138,7 +138,7 @@ def go_on(run_folder: str) -> None:
         (signal.SIGINT, (0,), "SIGINT on rank 0"),
     ],
 )
-def test_two_ranks_leave_at_the_same_step_whichever_was_signalled(
+def test_two_ranks_stop_at_the_same_step_whichever_got_the_signal(
     number: signal.Signals, ranks: tuple[int, ...], why: str, tmp_path: Path, workers
 ):
     assert workers.run(whole_and_signalled, 2, str(tmp_path), number, ranks) == [0, 0]
@@ -159,7 +159,7 @@ def test_lightning_registers_no_handler_and_sends_no_flag(tmp_path: Path):
     assert seen == ["StopSignals"] * 2
 
 
-def test_a_second_interrupt_ends_the_process_at_once():
+def test_a_second_interrupt_ends_the_process_immediately():
     program = (
         "import os, signal\n"
         "from framework.distributed.processes.stop_signals import StopSignals\n"
@@ -175,7 +175,7 @@ def test_a_second_interrupt_ends_the_process_at_once():
 
 
 class Clock:
-    """The age of the process, as the test wants it."""
+    """Fake age of the process, set by the test."""
 
     age = 0.0
 
@@ -184,7 +184,7 @@ class Clock:
 
 
 class FakeTrainer:
-    """What the callback reads and sets."""
+    """Attributes that the callback reads and sets."""
 
     global_step = 0
     should_stop = False
@@ -194,7 +194,7 @@ class FakeTrainer:
 def leaves_at(
     age: float, step: int, longest: dict[str, float], agree_every_seconds: float = 0.0, writing: float = 0.0
 ) -> str | None:
-    """Why a run with a limit of 100 seconds leaves after a step at an age of its process."""
+    """Returns why a run with a limit of 100 seconds stops after a step at a given age of its process."""
     clock, timings, trainer = Clock(), Timings(), FakeTrainer()
     cadence = Cadence(max_steps=50, validate_every_n_steps=10, checkpoint_every_n_steps=5)
     callback = Preemption(cadence, timings, TimeLimit(100), 60.0, agree_every_seconds, clock)
@@ -216,15 +216,15 @@ MARGIN = preemption._MARGIN_SECONDS
 @pytest.mark.parametrize(
     ("step", "agree_every_seconds", "needed"),
     [
-        (1, 0.0, 4 + 3),  # one step and the checkpoint at which the run would leave
-        (4, 0.0, 4 + 3),  # the step saves by itself, and is not saved twice
+        (1, 0.0, 4 + 3),  # one step and the checkpoint of the stop
+        (4, 0.0, 4 + 3),  # the step is saved anyway, and not twice
         (9, 0.0, 4 + 3 + 7),  # the next step validates
         (10, 0.0, 4 + 3),
         (1, 8.5, 2 * 4 + 3),  # the next agreement is two steps away
-        (4, 8.5, 2 * 4 + 3 + 3),  # with a checkpoint on the way
+        (4, 8.5, 2 * 4 + 3 + 3),  # a checkpoint is due on the way
     ],
 )
-def test_the_run_leaves_before_what_comes_next_would_pass_the_limit(
+def test_the_run_stops_before_the_next_step_would_exceed_the_limit(
     step: int, agree_every_seconds: float, needed: float
 ):
     longest = {"data_wait": 1.0, "train": 3.0, "checkpoint": 3.0, "validation": 7.0}
@@ -236,18 +236,18 @@ def test_the_run_leaves_before_what_comes_next_would_pass_the_limit(
 @pytest.mark.parametrize(
     ("writing", "needed"),
     [
-        (1.0, 4 + 3 + 3),  # the leave's save waits for the one that is being written
-        (5.0, 4 + 5 + 5),  # and that one takes longer than any before
+        (1.0, 4 + 3 + 3),  # the save of the stop waits for the current one
+        (5.0, 4 + 5 + 5),  # and the current one takes longer than all before
     ],
 )
-def test_a_checkpoint_that_is_being_written_comes_before_that_of_the_leave(writing: float, needed: float):
+def test_a_checkpoint_in_progress_is_written_before_that_of_the_stop(writing: float, needed: float):
     longest = {"data_wait": 1.0, "train": 3.0, "checkpoint": 3.0}
     latest = 100 - needed - MARGIN
     assert leaves_at(latest - 0.001, 1, longest, writing=writing) is None
     assert leaves_at(latest + 0.001, 1, longest, writing=writing) == "max_time 00:01:40 reached"
 
 
-def test_short_steps_agree_only_now_and_then():
+def test_ranks_agree_rarely_if_steps_are_short():
     timings = Timings()
     timings.longest.update(train=0.03)
     callback = Preemption(Cadence(max_steps=50), timings)
@@ -260,7 +260,7 @@ def test_short_steps_agree_only_now_and_then():
     assert asked == [1, 4, 7, 10]
 
 
-def test_a_run_whose_limit_has_passed_makes_one_step_at_each_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_past_its_limit_makes_one_step_per_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("framework.callbacks.standard.Preemption", limited)
     train(tmp_path, cadence=CADENCE)
     check_left(tmp_path, 1, "max_time 00:00:01 reached")
@@ -282,19 +282,19 @@ def limited(cadence: Cadence, timings: Timings, *unused: object) -> Preemption:
         (36_000, 36_000, "10:00:00"),
     ],
 )
-def test_a_time_limit_is_read_in_slurms_way(text: str | int, seconds: int, shown: str):
+def test_a_time_limit_is_read_in_the_format_of_slurm(text: str | int, seconds: int, shown: str):
     limit = TimeLimit.parse(text)
     assert limit.seconds == seconds
     assert str(limit) == shown
 
 
 @pytest.mark.parametrize("text", ["", "10:00", "00:60:00", "00:00:61", "1-00", "1.5", "-5", "0", "00:00:00", "soon"])
-def test_what_is_no_time_limit_is_refused(text: str):
+def test_an_invalid_time_limit_is_rejected(text: str):
     with pytest.raises(ValueError, match="is no"):
         TimeLimit.parse(text)
 
 
-def test_the_age_of_a_process_is_counted_from_its_start():
+def test_the_age_of_a_process_counts_from_its_start():
     program = (
         "import time; time.sleep(0.5)\n"
         "from framework.callbacks.time_limit import process_age_seconds\n"

@@ -1,4 +1,4 @@
-"""A run with probes: it trains to the bit as without them, and their scores are those of the weights as they are."""
+"""Runs with probes: training stays bit-identical, and the scores are those of the current weights."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ STEPS = 6
 
 
 class NormedHead(ToyHead):
-    """With a norm, as the head of masked words has one: FSDP2 gathers all norms together."""
+    """Toy head with a norm, like the head of masked words: FSDP2 gathers all norms together."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size)
@@ -42,14 +42,14 @@ class NormedHead(ToyHead):
 
 
 class NormedTask(ToyTask):
-    """The toy task with that head."""
+    """Toy task with that head."""
 
     def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         return NormedHead(config.hidden_size)
 
 
 def texts(size: int, name: str) -> tuple[list[np.ndarray], list[str]]:
-    """Words drawn by hash, and whether the low ones are more than the high ones."""
+    """Words drawn by hash; the label says whether low words outnumber high ones."""
     drawn = [random_integers(mix(key(name, index), np.arange(3 + index % 9)), VOCAB) for index in range(size)]
     return drawn, ["low" if np.mean(words < VOCAB / 2) > 0.5 else "high" for words in drawn]
 
@@ -73,7 +73,7 @@ def run(
     precision: str = "fp32",
     ema_decay: float | None = None,
 ) -> None:
-    """A run, or what is missing of it; rows at even steps, validation at every third, probes at 5 and at the end."""
+    """Makes a run, or its missing rest: rows at even steps, validation at every third, probes at step 5 and the end."""
     cadence = Cadence(max_steps, 2, validate_every_n_steps=3, checkpoint_every_n_steps=2, probe_every_n_steps=5)
     module = build_module(task=NormedTask(), precision=Precision(precision), ema_decay=ema_decay)
     checkpoint = newest_complete(Path(folder) / "checkpoints")
@@ -91,7 +91,7 @@ def without_probes(found: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def expected_accuracy(folder: Path, weights: Weights) -> float:
-    """Of scikit-learn on the mean hidden states of each text by itself."""
+    """Computes the score with scikit-learn on the mean hidden states of each text alone."""
     state = read_full_state(folder / "checkpoints" / f"step_{STEPS:08d}", weights)
     encoder = TransformerEncoder(CONFIG)
     encoder.load_state_dict(
@@ -114,7 +114,7 @@ def expected_accuracy(folder: Path, weights: Weights) -> float:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
-def test_the_score_is_that_of_the_weights_that_are_validated(tmp_path: Path, ema_decay: float | None):
+def test_the_score_is_that_of_the_validated_weights(tmp_path: Path, ema_decay: float | None):
     run(str(tmp_path), ema_decay=ema_decay)
     last = rows(tmp_path)[-1]
     assert last["probe/order/accuracy"] == pytest.approx(expected_accuracy(tmp_path, "ema" if ema_decay else "raw"))
@@ -125,7 +125,7 @@ def test_the_score_is_that_of_the_weights_that_are_validated(tmp_path: Path, ema
     ("strategy", "world_size", "precision"),
     [("single", 1, "fp32"), ("ddp", 2, "bf16"), ("fsdp2", 2, "bf16"), ("tp", 2, "fp32")],
 )
-def test_training_has_the_bits_of_a_run_without_probes(
+def test_training_equals_that_of_a_run_without_probes_bit_for_bit(
     tmp_path: Path, workers: WorkerPool, strategy: str, world_size: int, precision: str
 ):
     for name, probed in (("with", True), ("without", False)):
@@ -137,11 +137,11 @@ def test_training_has_the_bits_of_a_run_without_probes(
     assert without_probes(with_probes) == without
 
 
-def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(tmp_path: Path):
+def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Path):
     run(str(tmp_path / "whole"))
     (tmp_path / "cut").mkdir()
     run(str(tmp_path / "cut"), max_steps=4)
-    # The run of four steps has probed at its end, where the longer one does not.
+    # The run of four steps has probed at its end; the longer one does not probe there.
     lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     assert "probe/order/accuracy" in json.loads(lines[-1])
     run(str(tmp_path / "cut"))
@@ -149,7 +149,7 @@ def test_a_run_that_was_cut_ends_with_the_bytes_of_one_that_was_not(tmp_path: Pa
     assert [row for row in ours if row["step"] > 4] == [row for row in theirs if row["step"] > 4]
 
 
-def test_two_ranks_score_what_one_scores(tmp_path: Path, workers: WorkerPool):
+def test_two_ranks_have_the_scores_of_one(tmp_path: Path, workers: WorkerPool):
     run(str(tmp_path / "one"))
     workers.run(run, 2, str(tmp_path / "two"), "fsdp2")
     for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):

@@ -1,4 +1,4 @@
-"""The line that shows where a run stands, in a terminal and in a log file."""
+"""The progress line, in a terminal and in a log file."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from tests.support.training.toy_run import build_module
 
 
 class Trainer:
-    """What the line asks of the trainer."""
+    """Attributes of the trainer that the line reads."""
 
     is_global_zero = True
     global_step = 0
@@ -41,7 +41,7 @@ def drive(console: Console, plain_every_n_seconds: float = 1e9, stops: bool = Fa
     line.on_train_end(trainer, module)
 
 
-def test_a_log_file_gets_plain_lines_for_validation_and_the_end_only():
+def test_a_log_file_gets_lines_for_validation_and_the_end_only():
     stream = io.StringIO()
     drive(Console(file=stream, width=60))
     lines = stream.getvalue().splitlines()
@@ -49,27 +49,27 @@ def test_a_log_file_gets_plain_lines_for_validation_and_the_end_only():
     assert lines == [shown, shown]
 
 
-def test_a_run_that_ends_before_its_last_step_has_no_time_left():
+def test_a_run_that_ends_early_shows_no_remaining_time():
     stream = io.StringIO()
     drive(Console(file=stream, width=60), stops=True)
     shown = "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, took 0:00, val accuracy 0.750"
     assert stream.getvalue().splitlines() == [shown]
 
 
-def test_a_log_file_gets_a_line_when_the_interval_has_passed():
+def test_a_log_file_gets_a_line_after_each_interval():
     stream = io.StringIO()
     drive(Console(file=stream, width=60), plain_every_n_seconds=0.0)
     assert stream.getvalue().splitlines()[0] == "demo: step 1,000/2,000, loss 2.346, 5,012 tokens/s, 0:00 left"
 
 
-def test_a_terminal_gets_one_line_that_is_drawn_over():
+def test_a_terminal_gets_one_line_that_is_redrawn():
     stream = io.StringIO()
     drive(Console(file=stream, width=110, force_terminal=True, color_system=None))
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).replace("\r", "\n").rstrip().splitlines()[-1]
     assert re.fullmatch(r"demo [━╸╺ ]+ 1,000/2,000 loss 2.346, 5,012 tokens/s, 0:00 left, val accuracy 0.750 *", last)
 
 
-def test_values_that_are_not_known_yet_are_left_out():
+def test_unknown_values_are_omitted():
     assert format_values({}, ["train/loss", "val/loss"]) == []
     assert format_values({"val/loss": 3.0}, ["train/loss", "val/loss"]) == ["val loss 3.000"]
 

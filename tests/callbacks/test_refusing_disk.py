@@ -1,4 +1,4 @@
-"""A disk that refuses a row, the summary or a picture: one clear error or line, and nothing that a restart loses."""
+"""A disk that rejects a row, the summary or a picture: one clear error or line, and a restart loses nothing."""
 
 import json
 import resource
@@ -29,7 +29,7 @@ def no_limit_afterwards() -> Iterator[None]:
 
 
 def limit_file_sizes(num_bytes: int) -> None:
-    """A write that crosses the limit is cut at it, the next one is refused: as on a disk that becomes full."""
+    """Simulates a full disk: the write that crosses the limit is truncated, and the next one fails."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
@@ -46,13 +46,13 @@ class FillDisk(pl.Callback):
 
 
 @pytest.mark.parametrize("summary_has_room", [True, False])
-def test_a_row_that_is_refused_ends_the_run_and_a_restart_loses_nothing(
+def test_a_rejected_row_ends_the_run_and_a_restart_loses_nothing(
     summary_has_room: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, refused = tmp_path / "whole", tmp_path / "refused"
     train(whole, cadence=CADENCE)
     if not summary_has_room:
-        (refused / "summary.json.part").mkdir(parents=True)  # takes the place of the file
+        (refused / "summary.json.part").mkdir(parents=True)  # a folder with the name of the file
     with no_limit_afterwards(), pytest.raises(CheckpointError) as caught:
         train(refused, cadence=CADENCE, extra_callbacks=(FillDisk(refused / "metrics.jsonl"),))
     assert str(caught.value).startswith(f"{refused / 'metrics.jsonl'} could not be written (")
@@ -73,13 +73,13 @@ def test_a_row_that_is_refused_ends_the_run_and_a_restart_loses_nothing(
     assert (refused / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_rows_that_cannot_be_opened_are_one_clear_error(tmp_path: Path) -> None:
+def test_a_rows_file_that_cannot_be_opened_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "in_the_way").touch()
     with pytest.raises(CheckpointError, match=r"metrics.jsonl could not be written"):
         MetricsFile(tmp_path / "in_the_way" / "metrics.jsonl")
 
 
-def test_a_summary_that_is_refused_at_the_end_is_an_error_and_the_next_start_writes_it(tmp_path: Path) -> None:
+def test_a_rejected_summary_is_an_error_and_the_next_start_writes_it(tmp_path: Path) -> None:
     (tmp_path / "summary.json.part").mkdir()
     with pytest.raises(CheckpointError, match=r"summary.json could not be written"):
         train(tmp_path, cadence=CADENCE)
@@ -90,9 +90,7 @@ def test_a_summary_that_is_refused_at_the_end_is_an_error_and_the_next_start_wri
     assert (tmp_path / "metrics.jsonl").read_bytes() == rows
 
 
-def test_pictures_that_are_refused_do_not_fail_a_finished_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_rejected_pictures_do_not_fail_a_finished_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "plots").touch()
     train(tmp_path, cadence=CADENCE)
     assert f"{tmp_path / 'plots'} could not be written (" in capsys.readouterr().out

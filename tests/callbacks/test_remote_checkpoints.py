@@ -1,4 +1,4 @@
-"""Runs whose checkpoints are behind a URL: saved beside the training, gone on from, rolled back to, refused."""
+"""Runs with checkpoints behind a URL: background saves, resume, rollback, and failed writes."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def checkpoints(tmp_path: Path) -> Location:
 
 
 @pytest.mark.parametrize("checkpoint_async", [True, False])
-def test_a_cut_run_goes_on_from_there_with_the_same_rows(
+def test_an_interrupted_run_resumes_from_there_with_the_same_rows(
     checkpoint_async: bool, checkpoints: Location, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -36,7 +36,7 @@ def test_a_cut_run_goes_on_from_there_with_the_same_rows(
         train(cut, extra_callbacks=(CutAt("on_train_batch_start", 5),), **arguments)
     newest = newest_complete(checkpoints)
     assert newest is not None and step_of(newest) == 4
-    # What is damaged is passed over and written again.
+    # A damaged checkpoint is skipped and written again.
     shard = tmp_path / "bucket" / "step_00000004" / "__0_0.distcp"
     shard.write_bytes(shard.read_bytes()[:-1])
     train(cut, checkpoint=newest, **arguments)
@@ -47,7 +47,7 @@ def test_a_cut_run_goes_on_from_there_with_the_same_rows(
     assert not (cut / "checkpoints").exists()
 
 
-def test_a_run_rolls_back_to_them(checkpoints: Location, tmp_path: Path) -> None:
+def test_a_run_rolls_back_to_remote_checkpoints(checkpoints: Location, tmp_path: Path) -> None:
     arguments = {"cadence": CADENCE, "non_finite": NonFinite("roll_back")}
     train(tmp_path / "on_disk", module=bad_module([14]), **arguments)
     train(tmp_path / "behind_a_url", module=bad_module([14]), checkpoints=checkpoints, **arguments)
@@ -64,7 +64,7 @@ def train_where_step_4_is_refused(folder: str) -> None:
         NoRenameFileSystem.full_at = None
 
 
-def test_a_refused_write_costs_one_checkpoint(workers: WorkerPool, checkpoints: Location, tmp_path: Path) -> None:
+def test_a_failed_write_costs_one_checkpoint(workers: WorkerPool, checkpoints: Location, tmp_path: Path) -> None:
     workers.run(train_where_step_4_is_refused, 2, str(tmp_path))
     assert [step_of(path) for path in complete_checkpoints(checkpoints)] == [2, 6, 7]
     assert not (tmp_path / "bucket" / "step_00000004").exists()

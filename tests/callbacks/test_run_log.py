@@ -1,4 +1,4 @@
-"""Which numbers become which row, where, and when."""
+"""The rows of a run log: their numbers, files and times."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.training.toy_run import build_module
 
 
 class AtStep:
-    """What RunLog asks of the trainer."""
+    """Attributes of the trainer that RunLog reads."""
 
     def __init__(self, is_global_zero: bool = True) -> None:
         self.global_step = 0
@@ -24,7 +24,7 @@ class AtStep:
 
 
 class Keeper(CSVLogger):
-    """A logger that keeps its rows."""
+    """Logger that keeps its rows."""
 
     def __init__(self) -> None:
         super().__init__("unused")
@@ -57,7 +57,7 @@ def rows(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_step_has_one_row_and_the_clock_has_its_own_file(tmp_path: Path, module: EncoderModule):
+def test_a_step_has_one_row_and_timings_have_their_own_file(tmp_path: Path, module: EncoderModule):
     keeper = Keeper()
     cadence = Cadence(max_steps=8, log_every_n_steps=2, validate_every_n_steps=3)
     run_log = RunLog(tmp_path, cadence, Throughput(Timings()), [keeper])

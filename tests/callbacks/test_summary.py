@@ -1,4 +1,4 @@
-"""What summary.json says about the rows of a run, and how it ended."""
+"""The content of summary.json: best and last rows of a run, and how it ended."""
 
 import json
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_a_stop_before_the_last_step_is_not_called_finished(tmp_path: Path):
         (KeyboardInterrupt(), "stopped", "interrupted from the keyboard"),
     ],
 )
-def test_a_failure_is_written_down(error: BaseException, ended: str, why: str, tmp_path: Path):
+def test_a_failure_is_recorded(error: BaseException, ended: str, why: str, tmp_path: Path):
     with pytest.raises((ValueError, SystemExit, KeyboardInterrupt)):
         train(tmp_path, cadence=Cadence(max_steps=4, log_every_n_steps=1), extra_callbacks=(Fail(error),))
     assert (summary(tmp_path)["ended"], summary(tmp_path)["why"]) == (ended, why)
@@ -71,7 +71,7 @@ def test_a_failure_is_written_down(error: BaseException, ended: str, why: str, t
 
 
 class SpoilValidation(pl.Callback):
-    """Makes the loss of some validations infinite, as weights that diverge do."""
+    """Makes the loss of some validations infinite, as diverged weights do."""
 
     def __init__(self, steps: set[int]) -> None:
         self.steps = steps
@@ -86,7 +86,7 @@ class SpoilValidation(pl.Callback):
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_validation_that_is_not_finite_is_told_as_such_and_is_never_the_best(
+def test_a_non_finite_validation_is_reported_and_is_never_the_best(
     mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     cadence = Cadence(max_steps=4, log_every_n_steps=1, validate_every_n_steps=1, checkpoint_every_n_steps=1)
@@ -111,7 +111,7 @@ def test_a_validation_that_is_not_finite_is_told_as_such_and_is_never_the_best(
     assert "not finite" in line and f"{losses[best]:.4f}" in line
 
 
-def test_the_closing_table_tells_skipped_steps_only_where_there_are_any():
+def test_the_closing_table_shows_skipped_steps_only_if_there_are_any():
     facts = {"ended": "finished", "best": None, "last": {}, "steps": 9, "tokens": 1, "tokens_per_second": 1.0}
     facts["wall_seconds"] = 1.0
     for skipped, told in (({}, []), ({"skipped_steps": 1234}, ["1,234"])):
@@ -120,7 +120,7 @@ def test_the_closing_table_tells_skipped_steps_only_where_there_are_any():
         assert [values[index] for index, label in enumerate(labels) if label == "skipped steps"] == told
 
 
-def test_the_closing_table_shows_metrics_speed_and_places(tmp_path: Path):
+def test_the_closing_table_shows_metrics_speed_and_files(tmp_path: Path):
     run_folder = tmp_path / "a_run"
     train(run_folder, cadence=Cadence(max_steps=2, log_every_n_steps=1, validate_every_n_steps=1))
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))

@@ -1,4 +1,4 @@
-"""Laps and windows with a clock that the test turns."""
+"""Laps and windows, with a clock that the test controls."""
 
 import contextlib
 import threading
@@ -12,7 +12,7 @@ from framework.callbacks.timings import Timings
 
 
 class Clock:
-    """Stands for time.perf_counter."""
+    """Replaces time.perf_counter."""
 
     now = 100.0
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 class Module:
-    """What Throughput asks of the module."""
+    """Attributes of the module that Throughput reads."""
 
     device = torch.device("cpu")
     num_tokens = 500
@@ -34,7 +34,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return turned
 
 
-def test_every_moment_belongs_to_one_name(clock: Clock):
+def test_every_second_belongs_to_one_lap(clock: Clock):
     timings = Timings()
     clock.now = 103.0
     timings.lap("train")
@@ -46,7 +46,7 @@ def test_every_moment_belongs_to_one_name(clock: Clock):
     assert dict(timings.take()) == {}
 
 
-def test_a_span_runs_beside_the_laps(clock: Clock):
+def test_a_span_overlaps_the_laps(clock: Clock):
     timings = Timings()
     clock.now = 101.0
     timings.begin("checkpoint")
@@ -66,7 +66,7 @@ def test_a_span_runs_beside_the_laps(clock: Clock):
     assert dict(timings.longest) == {"train": 2.0, "checkpoint": 3.0}
 
 
-def test_an_interruption_is_taken_out_of_its_lap(clock: Clock):
+def test_an_interruption_is_subtracted_from_its_lap(clock: Clock):
     timings = Timings()
     clock.now = 101.0
     with timings.interruption("stall"):
@@ -82,7 +82,7 @@ def test_an_interruption_is_taken_out_of_its_lap(clock: Clock):
     assert dict(timings.take()) == {"train": 3.5, "stall": 4.5}
 
 
-def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(clock: Clock):
+def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_waits(clock: Clock):
     module, timings = Module(), Timings()
     throughput = Throughput(timings, flops_per_token=6.0, peak_flops=3000.0)
     throughput.load_state_dict({"wall_seconds": 1000.0, "train_seconds": 6.0, "train_tokens": 100})
@@ -116,7 +116,7 @@ def test_tokens_a_second_leave_validation_and_checkpoints_out_and_data_waits_in(
     assert throughput.tokens_per_second() == 50.0
 
 
-def test_peak_memory_grows_with_what_is_held():
+def test_peak_memory_grows_with_the_allocated_tensors():
     before = peak_memory_bytes(torch.device("cpu"))
     held = torch.ones(before // 4 + 25_000_000)  # more than the peak so far
     assert peak_memory_bytes(torch.device("cpu")) >= before + 50_000_000

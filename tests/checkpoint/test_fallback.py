@@ -1,4 +1,4 @@
-"""A damaged checkpoint: the one before it is used, on all ranks alike."""
+"""Fallback from a damaged checkpoint to the previous one, alike on all ranks."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def truncate(path: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Changes one bit in the middle."""
+    """Flips one bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -37,13 +37,13 @@ DAMAGES: dict[str, Callable[[Path], None]] = {"truncate": truncate, "flip": flip
 
 
 def values(tiny: Tiny) -> dict[str, Tensor]:
-    """Full tensors of model and optimizer."""
+    """Returns the full tensors of model and optimizer."""
     state = {name: full(value).clone() for name, value in tiny.optimizer.named_state().items()}
     return {name: value.clone() for name, value in full_parameters(tiny.model).items()} | state
 
 
 def on_first(action: Callable[[], object]) -> None:
-    """Rank 0 does it while the others wait."""
+    """Runs an action on rank 0 while the others wait."""
     if not dist.is_initialized() or dist.get_rank() == 0:
         action()
     if dist.is_initialized():
@@ -54,7 +54,7 @@ Outcome = tuple[str, list[tuple[str, str]], bool, int]
 
 
 def damage_and_load(strategy: str, folder: str, how: Verify) -> dict[tuple[str, str], Outcome]:
-    """Two checkpoints; each file of the newer one is damaged in each way, and a fresh model is loaded."""
+    """Writes two checkpoints, damages each file of the newer one in each way, and loads a fresh model each time."""
     checkpoints, tiny = Path(folder), build(strategy)
     tiny.step(0)
     save_checkpoint(checkpoints, 1, tiny.model, tiny.optimizer, {})
@@ -101,8 +101,8 @@ def test_each_kind_of_damage_on_two_ranks(workers: WorkerPool, tmp_path: Path) -
     assert first == second, "both ranks take the same checkpoint for the same reason"
 
 
-def test_a_shard_that_torch_cannot_read_is_damage_too(tmp_path: Path) -> None:
-    """Sizes do not show it, and no checksum is asked for: the archive's directory at its end is gone."""
+def test_a_shard_that_torch_cannot_read_counts_as_damaged(tmp_path: Path) -> None:
+    """The shard's archive directory is missing. Sizes do not show this, and checksums are not requested."""
     tiny = build("single")
     for step in (1, 2):
         save_checkpoint(tmp_path, step, tiny.model, tiny.optimizer, {})
@@ -114,7 +114,7 @@ def test_a_shard_that_torch_cannot_read_is_damage_too(tmp_path: Path) -> None:
 
 
 def load_what_one_rank_cannot_see(folder: str) -> tuple[str, list[str]]:
-    """Rank 1's own view of the newest checkpoint lacks a file."""
+    """Removes a file of the newest checkpoint from rank 1's view only."""
     tiny = build("ddp")
     for step in (1, 2):
         save_checkpoint(Path(folder), step, tiny.model, tiny.optimizer, {})
@@ -128,14 +128,14 @@ def load_what_one_rank_cannot_see(folder: str) -> tuple[str, list[str]]:
     return loaded.folder.name, list(loaded.damaged.values())
 
 
-def test_damage_that_one_rank_alone_sees_counts_for_all(workers: WorkerPool, tmp_path: Path) -> None:
+def test_damage_that_only_one_rank_sees_counts_for_all(workers: WorkerPool, tmp_path: Path) -> None:
     first, second = workers.run(load_what_one_rank_cannot_see, 2, str(tmp_path))
     assert first == second
     assert first[0] == "step_00000001"
     assert "rank1/step_00000002 has no file COMPLETE" in first[1][0]
 
 
-def test_without_a_whole_one_there_is_one_error_that_names_each(tmp_path: Path) -> None:
+def test_without_an_intact_checkpoint_one_error_names_each(tmp_path: Path) -> None:
     tiny = build("single")
     for step in (1, 2, 3):
         truncate(save_checkpoint(tmp_path, step, tiny.model, tiny.optimizer, {}) / "__0_0.distcp")
@@ -146,7 +146,7 @@ def test_without_a_whole_one_there_is_one_error_that_names_each(tmp_path: Path) 
     assert message.index("step_00000003:") < message.index("step_00000002:") < message.index("step_00000001:")
 
 
-def test_another_model_is_no_damage(tmp_path: Path) -> None:
+def test_another_model_is_not_damage(tmp_path: Path) -> None:
     """The older checkpoint would not fit either, and must not hide the mistake."""
     tiny = build("single")
     for step in (1, 2):

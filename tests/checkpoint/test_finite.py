@@ -1,4 +1,4 @@
-"""A value that is not finite, anywhere in weights or optimizer state and on any rank, keeps a checkpoint from being."""
+"""A non-finite value anywhere in weights or optimizer state, on any rank, prevents a checkpoint."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ NAME = "encoder.layers.1.attention.qkv.weight"
 
 
 def check_spoiled(strategy: str, where: str, value: float, rank: int) -> str:
-    """Spoils the last element of one rank's part of a tensor."""
+    """Sets the last element of one rank's part of a tensor to a non-finite value."""
     tiny = build(strategy)
     check_finite(checkpoint_tensors(tiny.model, tiny.optimizer))
     tensors = {f"model.{name}": parameter for name, parameter in tiny.model.named_parameters()}
@@ -40,20 +40,20 @@ def test_one_element_is_enough(where: str, value: float) -> None:
     assert check_spoiled("single", where, value, 0).startswith(f"{where} is no longer finite")
 
 
-def test_all_ranks_hear_of_one_rank_s_shard(workers: WorkerPool) -> None:
+def test_all_ranks_learn_of_a_bad_shard_on_one_rank(workers: WorkerPool) -> None:
     messages = workers.run(check_spoiled, 2, "fsdp2", f"model.{NAME}", float("nan"), 1)
     assert messages[0] == messages[1]
     assert messages[0].startswith(f"model.{NAME} is no longer finite")
 
 
-def test_a_run_whose_last_update_overflows_saves_nothing_and_says_so(tmp_path: Path) -> None:
+def test_a_run_whose_last_update_overflows_saves_nothing_and_reports_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^model\..* is no longer finite although loss and gradient norm"):
         train(tmp_path, cadence=Cadence(max_steps=1), module=build_module(lr=1e39))
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_run_whose_update_overflowed_before_saves_nothing_and_says_so(tmp_path: Path, capsys) -> None:
-    """Loss and norm of the step were finite; by the time its checkpoint is refused, the next step has begun."""
+def test_a_run_whose_earlier_update_overflowed_saves_nothing_and_reports_it(tmp_path: Path, capsys) -> None:
+    """Loss and norm of the step were finite; when its checkpoint is rejected, the next step has begun."""
     with pytest.raises(FrameworkError, match=r"^Step 2: the loss is nan"):
         train(tmp_path, cadence=Cadence(max_steps=4, checkpoint_every_n_steps=1), module=build_module(lr=1e39))
     assert "is no longer finite although loss and gradient norm" in capsys.readouterr().out

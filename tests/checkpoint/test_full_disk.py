@@ -1,4 +1,4 @@
-"""A disk that is full at any file of a save: one error on all ranks, nothing half-written, older checkpoints whole."""
+"""A disk that is full at any file of a save: one error on all ranks, no partial files, older checkpoints intact."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def full_at(name_end: str) -> Callable[..., Any]:
-    """A way to open files of a checkpoint in which one can be opened but takes no bytes."""
+    """Opens files of a checkpoint such that one can be opened but accepts no bytes."""
     real = Path.open
 
     def opened(path: Path, *args: Any, **kwargs: Any) -> Any:
@@ -96,8 +96,8 @@ def test_no_room_for_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_not_the_disk_s_fault_is_no_save_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run must not go on for weeks without checkpoints because of a mistake in the code."""
+def test_a_programming_error_is_not_reported_as_a_failed_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run must not continue for weeks without checkpoints because of a mistake in the code."""
     tiny = build("single")
 
     def stumble(*args: object) -> None:
@@ -110,7 +110,7 @@ def test_what_is_not_the_disk_s_fault_is_no_save_error(tmp_path: Path, monkeypat
 
 
 def test_a_real_limit_of_the_system(tmp_path: Path) -> None:
-    """20,000 bytes: the small files fit, the shard does not."""
+    """The limit is 20,000 bytes: the small files fit, the shard does not."""
     program = [sys.executable, "-m", "tests.support.files.full_disk_program", str(tmp_path), "20000"]
     result = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 1, result.stderr

@@ -1,4 +1,4 @@
-"""What COMPLETE records, and what of it is compared."""
+"""The record in COMPLETE, and the comparisons with it."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ def save_one(folder: str) -> None:
     save_checkpoint(Path(folder), 1, tiny.model, tiny.optimizer, {})
 
 
-def test_the_record_is_that_of_the_bytes_on_disk(workers: WorkerPool, tmp_path: Path) -> None:
+def test_the_record_describes_the_bytes_on_disk(workers: WorkerPool, tmp_path: Path) -> None:
     workers.run(save_one, 2, str(tmp_path))
     folder = tmp_path / "step_00000001"
     names = {"__0_0.distcp", "__1_0.distcp", ".metadata", "state.json"}
@@ -36,7 +36,7 @@ def test_the_record_is_that_of_the_bytes_on_disk(workers: WorkerPool, tmp_path: 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint of three files."""
+    """Writes a checkpoint of three files."""
     folder = tmp_path / "step_00000001"
     folder.mkdir()
     for name in ("__0_0.distcp", "__1_0.distcp", "state.json"):
@@ -51,7 +51,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_flipped_byte_of_a_shard_shows_where_checksums_are_asked_for(folder: Path) -> None:
+def test_a_flipped_byte_of_a_shard_is_detected_by_checksums(folder: Path) -> None:
     verify(folder, "checksums")
     flip(folder / "__1_0.distcp")
     verify(folder, "sizes")
@@ -59,13 +59,13 @@ def test_a_flipped_byte_of_a_shard_shows_where_checksums_are_asked_for(folder: P
         verify(folder, "checksums")
 
 
-def test_a_flipped_byte_of_a_small_file_always_shows(folder: Path) -> None:
+def test_a_flipped_byte_of_a_small_file_is_always_detected(folder: Path) -> None:
     flip(folder / "state.json")
     with pytest.raises(DamagedError, match=r"state\.json has changed since it was written"):
         verify(folder, "sizes")
 
 
-def test_a_flipped_byte_of_the_record_itself_shows(folder: Path) -> None:
+def test_a_flipped_byte_of_the_record_itself_is_detected(folder: Path) -> None:
     record = folder / "COMPLETE"
     content = record.read_bytes()
     quiet = []
@@ -79,7 +79,7 @@ def test_a_flipped_byte_of_the_record_itself_shows(folder: Path) -> None:
     assert "".join(quiet) == "blake2b", "without that name it is a record of an older version"
 
 
-def test_every_file_is_in_the_share_of_one_rank(folder: Path) -> None:
+def test_every_file_is_checked_by_one_rank(folder: Path) -> None:
     for name in ("__0_0.distcp", "__1_0.distcp", "state.json"):
         before = (folder / name).read_bytes()
         flip(folder / name)
@@ -93,7 +93,7 @@ def test_every_file_is_in_the_share_of_one_rank(folder: Path) -> None:
         (folder / name).write_bytes(before)
 
 
-def test_a_checkpoint_of_an_older_version_has_its_sizes_compared(folder: Path) -> None:
+def test_only_sizes_are_compared_in_checkpoints_of_older_versions(folder: Path) -> None:
     sizes = dict.fromkeys(("__0_0.distcp", "__1_0.distcp", "state.json"), 10)
     (folder / "COMPLETE").write_text(json.dumps({"file_sizes_bytes": sizes}))
     verify(folder, "checksums")
@@ -105,14 +105,14 @@ def test_a_checkpoint_of_an_older_version_has_its_sizes_compared(folder: Path) -
 @pytest.mark.parametrize(
     "content", ["[]", "{}", '{"file_sizes_bytes": {}}', '{"file_sizes_bytes": {"a": 1}, "blake2b": 3}']
 )
-def test_a_record_that_lists_nothing_is_no_record(folder: Path, content: str) -> None:
+def test_an_empty_record_is_rejected(folder: Path, content: str) -> None:
     (folder / "COMPLETE").write_text(content)
     with pytest.raises(DamagedError, match="COMPLETE does not"):
         verify(folder)
 
 
-def test_the_disk_s_own_error_leaves_the_stream(tmp_path: Path) -> None:
-    """What torch's zip writer raises after a failed write says nothing of the disk."""
+def test_the_error_of_the_disk_is_passed_on(tmp_path: Path) -> None:
+    """After a failed write, the error of torch's zip writer does not mention the disk."""
 
     def write_and_stumble() -> None:
         with HashingFileSystem().create_stream(Path("/dev/full"), "wb") as stream:

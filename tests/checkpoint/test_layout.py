@@ -1,4 +1,4 @@
-"""Which checkpoint counts, and which may go."""
+"""The newest complete checkpoint, and the checkpoints that may be deleted."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def make(checkpoints: Path, name: str, complete: bool = True) -> Path:
     return folder
 
 
-def test_newest_complete_ignores_what_is_not_whole(tmp_path: Path) -> None:
+def test_newest_complete_ignores_incomplete_checkpoints(tmp_path: Path) -> None:
     assert newest_complete(tmp_path / "missing") is None
     make(tmp_path, "step_00000010")
     make(tmp_path, "step_00000009")
@@ -46,7 +46,7 @@ def test_steps_with_more_digits_sort_as_numbers(tmp_path: Path) -> None:
         step_of(tmp_path / "best")
 
 
-def test_prune_keeps_the_newest_and_clears_older_leftovers(tmp_path: Path) -> None:
+def test_prune_keeps_the_newest_and_deletes_older_leftovers(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         make(tmp_path, f"step_0000000{step}")
     make(tmp_path, "step_00000002.tmp", complete=False)
@@ -78,7 +78,7 @@ def test_verify_compares_sizes(tmp_path: Path) -> None:
         verify(folder)
 
 
-def test_unknown_format_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_format_is_rejected(tmp_path: Path) -> None:
     write_json(tmp_path / "state.json", {"format": 2, "step": 3})
     with pytest.raises(CheckpointError, match=r"format 2\. This version of Cloze reads format 1"):
         read_state(tmp_path)

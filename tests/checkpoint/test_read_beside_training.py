@@ -1,4 +1,4 @@
-"""Readers of checkpoints: no damaged byte gets through, and a training that goes on costs no reader its result."""
+"""Readers of checkpoints: damaged bytes are detected, and a running training costs no reader its result."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def flip_a_bit(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["a flipped bit", "the shard of another step"])
-def test_a_reader_compares_the_checksum_of_what_it_reads(damage: str, tiny: Tiny, tmp_path: Path):
+def test_a_reader_compares_the_checksum_of_its_files(damage: str, tiny: Tiny, tmp_path: Path):
     step_and_save(tiny, tmp_path, 1)
     expected = {name: value.clone() for name, value in full_parameters(tiny.model).items()}
     newest = step_and_save(tiny, tmp_path, 2)
@@ -51,7 +51,7 @@ def test_a_reader_compares_the_checksum_of_what_it_reads(damage: str, tiny: Tiny
 
 
 class Training:
-    """Writes the next checkpoint and removes the one before, each time a reader has begun to read."""
+    """Writes the next checkpoint and removes the previous one whenever a reader has begun to read."""
 
     def __init__(self, tiny: Tiny, folder: Path, meetings: int) -> None:
         self.tiny, self.folder, self.meetings = tiny, folder, meetings
@@ -74,7 +74,7 @@ class Training:
 
 
 @pytest.mark.parametrize("meetings", [0, 1, 5])
-def test_a_reader_beside_a_training_that_keeps_one_checkpoint_gets_the_newest(meetings: int, tiny, tmp_path: Path):
+def test_a_reader_gets_the_newest_checkpoint_while_training_keeps_only_one(meetings: int, tiny, tmp_path: Path):
     training = Training(tiny, tmp_path, meetings)
     newest = newest_complete(tmp_path)
     assert newest is not None
@@ -84,7 +84,7 @@ def test_a_reader_beside_a_training_that_keeps_one_checkpoint_gets_the_newest(me
         assert torch.equal(loaded.state[name], value), name
 
 
-def test_a_reader_that_is_always_too_late_says_why(tiny, tmp_path: Path, monkeypatch):
+def test_a_reader_that_is_always_too_late_reports_the_reason(tiny, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(load, "_MOST_REMOVED", 2)
     training = Training(tiny, tmp_path, meetings=99)
     with pytest.raises(CheckpointError, match=r"removed 3 checkpoints while they were read.*trainer\.keep_last"):

@@ -1,4 +1,4 @@
-"""Which weights of a run are read: the trained ones, their moving average, or a mean over checkpoints."""
+"""Weights read from a run: the trained ones, their moving average, or the mean of several checkpoints."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ Weights = dict[str, Tensor]
 
 
 def train(folder: Path, strategy: str = "single", decay: float | None = 0.5) -> tuple[list[Weights], list[Weights]]:
-    """A checkpoint after each step; the weights and the averages that each should hold."""
+    """Writes a checkpoint after each step; returns the expected weights and averages of each."""
     tiny = build(strategy)
     tiny.model.get_parameter("head.dense.bias").requires_grad_(False)
     tiny.optimizer = type(tiny.optimizer)(
@@ -40,7 +40,7 @@ def train(folder: Path, strategy: str = "single", decay: float | None = 0.5) -> 
 
 
 def _trained(optimizer: CombinedOptimizer) -> Iterator[tuple[dict[str, Any], list[Tensor], list[str]]]:
-    """The groups without what is frozen."""
+    """Returns the groups without frozen parameters."""
     for group in optimizer.param_groups:
         kept = [(p, name) for p, name in zip(group["params"], group["names"], strict=True) if p.requires_grad]
         rest = {key: value for key, value in group.items() if key not in ("params", "names")}
@@ -59,7 +59,7 @@ def assert_same(found: Weights, expected: Weights) -> None:
         assert torch.equal(found[name], value), name
 
 
-def test_the_average_is_read_where_one_was_kept_and_raw_weights_on_demand(run) -> None:
+def test_the_average_is_read_if_the_run_kept_one_and_raw_weights_on_request(run) -> None:
     folder, weights, averages = run
     newest = folder / "step_00000004"
     for kind, expected in (("auto", averages), ("ema", averages), ("raw", weights)):
@@ -69,14 +69,14 @@ def test_the_average_is_read_where_one_was_kept_and_raw_weights_on_demand(run) -
 
 
 @pytest.mark.parametrize(("kind", "newest", "count"), [("raw", 4, 3), ("ema", 4, 2), ("auto", 3, 3), ("raw", 2, 1)])
-def test_the_mean_is_over_a_checkpoint_and_those_before_it(run, kind: str, newest: int, count: int) -> None:
+def test_the_mean_covers_a_checkpoint_and_earlier_ones(run, kind: str, newest: int, count: int) -> None:
     folder, weights, averages = run
     chosen = (weights if kind == "raw" else averages)[newest - count : newest]
     expected = {name: torch.stack([one[name].double() for one in chosen]).mean(0).float() for name in chosen[0]}
     assert_same(read_full_state(folder / f"step_{newest:08d}", kind, count), expected)
 
 
-def test_a_mean_holds_one_tensor_of_one_checkpoint_beside_its_result(run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mean_keeps_only_one_tensor_of_one_checkpoint_beside_its_result(run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, weights, _ = run
     asked = []
     original = load._load
@@ -90,7 +90,7 @@ def test_a_mean_holds_one_tensor_of_one_checkpoint_beside_its_result(run, monkey
     assert asked == [1] * (3 * len(weights[0]))
 
 
-def test_what_is_not_there_is_named(run, tmp_path: Path) -> None:
+def test_missing_weights_are_named(run, tmp_path: Path) -> None:
     folder, _, _ = run
     (folder / "step_00000001" / "COMPLETE").rename(folder / "step_00000001" / "hidden")
     try:
@@ -108,7 +108,7 @@ def train_on_rank(folder: str) -> tuple[list[Weights], list[Weights]]:
     return train(Path(folder), "fsdp2")
 
 
-def test_shards_are_put_together_before_the_mean(workers: WorkerPool, tmp_path: Path) -> None:
+def test_shards_are_joined_before_the_mean(workers: WorkerPool, tmp_path: Path) -> None:
     weights, averages = workers.run(train_on_rank, 2, str(tmp_path))[0]
     expected = {name: torch.stack([one[name].double() for one in averages]).mean(0).float() for name in averages[0]}
     assert_same(read_full_state(tmp_path / "step_00000004", average_last=4), expected)

@@ -1,4 +1,4 @@
-"""Checkpoints behind a URL: no rename, COMPLETE is the only commit, and all else as on disk."""
+"""Checkpoints behind a URL: no rename, COMPLETE is the only commit, everything else as on disk."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def names(folder: Any) -> set[str]:
 
 
 def save(url: str, *steps: int, strategy: str = "single") -> Curve:
-    """Trains to the last step and one on, saving at each of these; returns the step after the last save."""
+    """Trains to the last step and one further, saving at each of these; returns the step after the last save."""
     tiny = build(strategy)
     for step in range(steps[-1] + 1):
         if step in steps:
@@ -42,7 +42,7 @@ def save(url: str, *steps: int, strategy: str = "single") -> Curve:
 
 
 def load_newest(url: str) -> Curve:
-    """Other initial weights, the newest checkpoint that is whole, one step."""
+    """Loads the newest intact checkpoint over other initial weights, and makes one step."""
     tiny = build("single", seed=99)
     newest = newest_complete(location(url))
     assert newest is not None
@@ -52,7 +52,7 @@ def load_newest(url: str) -> Curve:
 
 @pytest.fixture
 def memory() -> Iterator[str]:
-    """A URL to a folder of this process's memory."""
+    """URL of a folder in the memory of this process."""
     yield "memory://cloze/run"
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
@@ -60,7 +60,7 @@ def memory() -> Iterator[str]:
 
 @pytest.fixture
 def url(tmp_path: Path) -> str:
-    """A URL to a folder that exists only as far as files are in it, as in an object store."""
+    """URL of a folder that exists only through the files in it, as in an object store."""
     return f"norename://{tmp_path}/run"
 
 
@@ -74,7 +74,7 @@ def broken(name: str, value: Any) -> Iterator[None]:
         setattr(NoRenameFileSystem, name, before)
 
 
-def test_memory_is_saved_to_and_loaded_from(memory: str) -> None:
+def test_saving_to_memory_and_loading_from_it(memory: str) -> None:
     expected = save(memory, 1)
     folder = location(memory) / "step_00000001"
     assert names(location(memory)) == {"step_00000001"}, "nothing was written beside"
@@ -100,7 +100,7 @@ def save_sharded(url: str) -> Curve:
     return save(url, 1, strategy="fsdp2")
 
 
-def test_what_has_no_complete_is_not_seen_and_is_deleted_before_its_step_is_written_again(
+def test_an_incomplete_checkpoint_is_ignored_and_deleted_before_its_step_is_written_again(
     tmp_path: Path, url: str
 ) -> None:
     save(url, 1, 2)
@@ -117,7 +117,7 @@ def test_what_has_no_complete_is_not_seen_and_is_deleted_before_its_step_is_writ
     assert load_newest(url) == expected
 
 
-def test_a_complete_checkpoint_is_never_written_to_again(tmp_path: Path, url: str) -> None:
+def test_a_complete_checkpoint_is_never_overwritten(tmp_path: Path, url: str) -> None:
     save(url, 1)
     files = {path: path.read_bytes() for path in (tmp_path / "run" / "step_00000001").iterdir()}
     with pytest.raises(CheckpointError, match="never overwritten"):
@@ -127,14 +127,14 @@ def test_a_complete_checkpoint_is_never_written_to_again(tmp_path: Path, url: st
     assert {path: path.read_bytes() for path in (tmp_path / "run" / "step_00000001").iterdir()} == files
 
 
-def test_old_checkpoints_and_leftovers_go(tmp_path: Path, url: str) -> None:
+def test_old_checkpoints_and_leftovers_are_deleted(tmp_path: Path, url: str) -> None:
     save(url, 1, 2, 3, 4)
     (tmp_path / "run" / "step_00000002" / "COMPLETE").unlink()
     Retention(keep_last=1, keep_every_n_steps=3).prune(location(url))
     assert names(tmp_path / "run") == {"step_00000003", "step_00000004"}
 
 
-def test_where_one_is_damaged_the_one_before_is_used(tmp_path: Path, url: str) -> None:
+def test_the_previous_checkpoint_is_used_if_one_is_damaged(tmp_path: Path, url: str) -> None:
     expected = save(f"{url}_of_another", 1)
     save(url, 1, 2)
     shard = tmp_path / "run" / "step_00000002" / "__0_0.distcp"
@@ -176,7 +176,7 @@ def save_where_it_is_full(url: str, full_at: str) -> str:
 @pytest.mark.parametrize(
     ("full_at", "rank"), [("__1_0.distcp", 1), (".metadata", 0), ("state.json", 0), ("COMPLETE", 0)]
 )
-def test_a_refused_write_is_one_error_on_all_ranks(
+def test_a_rejected_write_is_one_error_on_all_ranks(
     workers: WorkerPool, tmp_path: Path, url: str, full_at: str, rank: int
 ) -> None:
     first, second = workers.run(save_where_it_is_full, 2, url, full_at)
@@ -187,7 +187,7 @@ def test_a_refused_write_is_one_error_on_all_ranks(
     verify(tmp_path / "run" / "step_00000001", "checksums")
 
 
-def test_what_others_have_written_since_shows(url: str) -> None:
+def test_files_written_by_others_are_visible(url: str) -> None:
     """A file system may answer from a cache."""
     save(url, 1)
     other, path = fsspec.core.url_to_fs(url, skip_instance_cache=True)
@@ -206,7 +206,7 @@ def test_relative_folders_and_names_are_paths() -> None:
     assert [location(text) for text in ("auto", "../runs/a")] == [Path("auto"), Path("../runs/a")]
 
 
-def test_a_url_has_names_as_a_path_has() -> None:
+def test_a_url_has_the_names_of_a_path() -> None:
     folder = location("memory://bucket/some folder//")
     assert folder == RemotePath("memory://bucket/some folder")
     assert (folder.name, str(folder.parent), str(folder / "a")) == (
@@ -229,7 +229,7 @@ def test_a_url_has_names_as_a_path_has() -> None:
         ("nosuch://me:s3cret@host/x", r"nosuch://\*\*\*@host/x was given with a password"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_one_clear_error(url: str, words: str) -> None:
+def test_an_unusable_url_is_one_clear_error(url: str, words: str) -> None:
     if url.startswith("s3"):
         try:
             fsspec.get_filesystem_class("s3")

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, by hand, and kills between the stages of a deletion."""
+"""The checkpoints that are kept, computed by hand, and kills between the stages of a deletion."""
 
 import json
 import os
@@ -35,10 +35,10 @@ def steps(checkpoints: Path) -> list[int]:
         (Retention(keep_last=9), {10, 20, 30, 40, 50, 60, 70}),
         (Retention(keep_last=0), {70}),
         (Retention(keep_last=1, keep_every_n_steps=30), {30, 60, 70}),
-        (Retention(keep_last=1, keep_best=1), {20, 70}),  # 20 and 40 are equally good: the earlier
+        (Retention(keep_last=1, keep_best=1), {20, 70}),  # 20 and 40 are equally good: the earlier one is kept
         (Retention(keep_last=1, keep_best=2), {20, 40, 70}),
         (Retention(keep_last=1, keep_best=1, best_mode="max"), {50, 70}),
-        (Retention(keep_last=1, keep_best=9), {10, 20, 40, 50, 70}),  # not 30 and 60: infinite, and without one
+        (Retention(keep_last=1, keep_best=9), {10, 20, 40, 50, 70}),  # not 30 and 60: one infinite, one without a value
         (Retention(keep_last=1, keep_best=1, best_key="val/accuracy", best_mode="max"), {10, 70}),
         (Retention(keep_last=1, keep_best=1, best_key="val/other"), {70}),
         (Retention(keep_last=1, newest_of_every=20), {60, 70}),
@@ -46,13 +46,13 @@ def steps(checkpoints: Path) -> list[int]:
         (Retention(keep_last=2, keep_every_n_steps=50, keep_best=1), {20, 50, 60, 70}),
     ],
 )
-def test_what_stays_of_seven(retention: Retention, kept: set[int]) -> None:
+def test_the_kept_checkpoints_of_seven(retention: Retention, kept: set[int]) -> None:
     losses = {10: 3.0, 20: 1.0, 30: float("-inf"), 40: 1.0, 50: 5.0, 70: 2.0}
     validations = {step: {"val/loss": loss, "val/accuracy": 1 / step} for step, loss in losses.items()}
     assert retention.steps_to_keep(validations | {60: NO_VALIDATION}) == kept
 
 
-def test_a_run_s_sequence_of_saves(tmp_path: Path) -> None:
+def test_the_sequence_of_saves_of_a_run(tmp_path: Path) -> None:
     retention = Retention(keep_last=2, keep_every_n_steps=4, keep_best=1)
     losses = {1: 5.0, 2: 3.0, 3: 4.0, 4: 6.0, 5: 2.0, 6: None, 7: 7.0, 8: 8.0, 9: 9.0}
     expected = {
@@ -82,13 +82,13 @@ def test_checkpoints_of_older_versions_and_damaged_states_are_never_the_best(tmp
 
 
 class KillError(BaseException):
-    """Stands for a kill: nothing handles it."""
+    """Simulates a kill: no code handles it."""
 
 
-def test_a_deletion_that_is_cut_anywhere_leaves_nothing_that_looks_whole(
+def test_an_interrupted_deletion_leaves_no_checkpoint_that_looks_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every call that removes a file or folder is the last one once."""
+    """Each call that removes a file or folder is interrupted once."""
     remaining = 0
     real_unlink, real_rmdir = os.unlink, os.rmdir
 
@@ -128,7 +128,7 @@ def test_a_deletion_that_is_cut_anywhere_leaves_nothing_that_looks_whole(
     assert kills == 8
 
 
-def test_what_was_set_aside_stays_until_a_newer_one_is_complete(tmp_path: Path) -> None:
+def test_a_checkpoint_marked_as_damaged_stays_until_a_newer_one_is_complete(tmp_path: Path) -> None:
     make(tmp_path, 1)
     damaged = make(tmp_path, 2)
     mark_damaged(damaged)

@@ -1,4 +1,4 @@
-"""Checkpoints written under one strategy and world size, continued under another."""
+"""Checkpoints written under one strategy and world size, resumed under another."""
 
 import json
 import math
@@ -38,7 +38,7 @@ OPTIMIZERS: dict[str, OptimizerSettings] = {
 
 
 def build_with(strategy: str, optimizer: str, seed: int = 3) -> Tiny:
-    """A tiny run with one of the optimizers and an average of the weights."""
+    """Builds a tiny run with one of the optimizers and an average of the weights."""
     tiny = build(strategy, seed=seed)
     row_parts = {"*.attention.qkv.weight": (4, 3)}
     tiny.optimizer = OPTIMIZERS[optimizer].build(tiny.model.named_parameters(), row_parts, torch.float32)
@@ -47,13 +47,13 @@ def build_with(strategy: str, optimizer: str, seed: int = 3) -> Tiny:
 
 
 def everything(tiny: Tiny) -> dict[str, Tensor]:
-    """Weights and optimizer state whole. Collective."""
+    """Returns the full weights and optimizer state. Collective."""
     state = {name: full(value) for name, value in tiny.optimizer.named_state().items()}
     return full_parameters(tiny.model) | state
 
 
 def run_and_save(strategy: str, optimizer: str, folder: str) -> tuple[Curve, dict[str, Tensor]]:
-    """Two steps, a validation, a checkpoint, two more steps; returns the two after the checkpoint, and the end."""
+    """Makes two steps, a validation, a checkpoint and two more steps; returns these two and the final state."""
     tiny = build_with(strategy, optimizer)
     for step in range(2):
         tiny.step(step)
@@ -63,7 +63,7 @@ def run_and_save(strategy: str, optimizer: str, folder: str) -> tuple[Curve, dic
 
 
 def load_and_run(strategy: str, optimizer: str, folder: str) -> tuple[Curve, dict[str, Tensor]]:
-    """Other initial weights, the checkpoint, two steps."""
+    """Loads the checkpoint over other initial weights and makes two steps."""
     tiny = build_with(strategy, optimizer, seed=99)
     newest = newest_complete(Path(folder))
     assert newest is not None
@@ -79,14 +79,14 @@ def save_and_gather(strategy: str, folder: str) -> tuple[dict[str, Tensor], dict
 
 
 def run(workers: WorkerPool, function: Any, strategy: str, world_size: int, *args: Any) -> Any:
-    """On worker ranks, or right here for a single process."""
+    """Runs on worker ranks, or in this process if there is a single one."""
     return function(strategy, *args) if strategy == "single" else workers.run(function, world_size, strategy, *args)[0]
 
 
 def assert_goes_on(
     workers: WorkerPool, folder: Path, optimizer: str, written: tuple[str, int], continued: tuple[tuple[str, int], ...]
 ) -> None:
-    """Two steps after a checkpoint are the uninterrupted ones: to the bit as it was written, else to rounding."""
+    """Compares two steps after a checkpoint with uninterrupted ones: bit for bit as written, else up to rounding."""
     expected, end = run(workers, run_and_save, *written, optimizer, str(folder))
     found, found_end = run(workers, load_and_run, *written, optimizer, str(folder))
     assert found == expected
@@ -101,7 +101,7 @@ def assert_goes_on(
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_continues_at_any_world_size_and_strategy(workers: WorkerPool, tmp_path: Path, optimizer: str) -> None:
+def test_a_run_resumes_at_any_world_size_and_strategy(workers: WorkerPool, tmp_path: Path, optimizer: str) -> None:
     others = (("single", 1), ("fsdp2", 4), ("fsdp2", 3), ("ddp", 2), ("hsdp", 4), ("tp", 2), ("fsdp2_tp", 4))
     assert_goes_on(workers, tmp_path, optimizer, ("fsdp2", 2), others)
 
@@ -146,9 +146,7 @@ def save_after_validation(strategy: str, folder: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_bf16_copies_that_a_validation_left_are_not_what_is_saved(
-    workers: WorkerPool, tmp_path: Path, strategy: str
-) -> None:
+def test_saves_exclude_the_bf16_copies_of_a_validation(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
     parameters = workers.run(save_after_validation, 2, strategy, str(tmp_path))[0]
     found = read_full_state(tmp_path / "step_00000001")
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
@@ -157,7 +155,7 @@ def test_bf16_copies_that_a_validation_left_are_not_what_is_saved(
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a single process."""
+    """Writes a checkpoint with a single process."""
     folder = tmp_path_factory.mktemp("checkpoints")
     run_and_save("single", "adamw", str(folder))
     return folder / "step_00000002"
@@ -177,7 +175,7 @@ def test_files_and_state(written: Path) -> None:
     assert not list(written.parent.glob("*.tmp"))
 
 
-def test_is_never_overwritten(written: Path) -> None:
+def test_a_checkpoint_is_never_overwritten(written: Path) -> None:
     tiny = build("single")
     before = {path.name: path.read_bytes() for path in written.iterdir()}
     with pytest.raises(CheckpointError, match="never overwritten"):
@@ -185,7 +183,7 @@ def test_is_never_overwritten(written: Path) -> None:
     assert before == {path.name: path.read_bytes() for path in written.iterdir()}
 
 
-def test_what_a_kill_left_is_replaced(written: Path, tmp_path: Path) -> None:
+def test_the_leftovers_of_a_kill_are_replaced(written: Path, tmp_path: Path) -> None:
     tiny = build("single")
     cut_short = copy(written, tmp_path)
     (cut_short / "COMPLETE").unlink()
@@ -212,7 +210,7 @@ def test_damage_is_named(written: Path, tmp_path: Path) -> None:
         verify(damaged)
 
 
-def test_another_model_or_optimizer_is_refused(written: Path) -> None:
+def test_another_model_or_optimizer_is_rejected(written: Path) -> None:
     for other, message in (
         (build("single", modern=True), "lacks|holds"),
         (build("single", muon=True), "momentum_buffer"),
@@ -226,7 +224,7 @@ def test_another_model_or_optimizer_is_refused(written: Path) -> None:
 
 
 class Attack:
-    """Unpickles into a call that leaves a file behind."""
+    """Object whose unpickling calls a function that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -249,7 +247,7 @@ def test_index_cannot_change_a_class(written: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="do not trust"):
         read_full_state(attacked)
     assert "state_dict_metadata" not in vars(Metadata)
-    # Python's own unpickler does it.
+    # Python's own unpickler calls it.
     program = (
         f"import pickle; from torch.distributed.checkpoint.metadata import Metadata; pickle.loads({CHANGES_A_CLASS!r})"
         "; assert 'state_dict_metadata' in vars(Metadata)"
@@ -268,7 +266,7 @@ def test_index_cannot_run_code(written: Path, tmp_path: Path, where: str) -> Non
         index.planner_data = Attack(trace)
         payload = pickle.dumps(index)
     else:
-        # A name that exists in torch and leads on to others.
+        # A name that exists in torch and gives access to others.
         payload = b"ctorch\nserialization.os.system\n(S'touch " + str(trace).encode() + b"'\ntR."
     (attacked / ".metadata").write_bytes(payload)
     rewrite_sizes(attacked)
@@ -278,7 +276,7 @@ def test_index_cannot_run_code(written: Path, tmp_path: Path, where: str) -> Non
             read()
     assert not trace.exists()
     if where == "instead":
-        # The attack is a real one: torch's own reader runs it.
+        # The attack works: torch's own reader runs the call.
         subprocess.run(
             [sys.executable, "-c", f"import pickle; pickle.load(open({str(attacked / '.metadata')!r}, 'rb'))"],
             check=True,
@@ -287,7 +285,7 @@ def test_index_cannot_run_code(written: Path, tmp_path: Path, where: str) -> Non
 
 
 def test_shards_cannot_run_code(tmp_path: Path) -> None:
-    """Objects that are not tensors would be unpickled by torch: they are refused by the index already."""
+    """Torch would unpickle objects that are not tensors. The check of the index already rejects them."""
     folder = tmp_path / "step_00000001"
     state = {"model.a": torch.zeros(2), "model.b": Attack(tmp_path / "trace")}
     ignore_single_process_warning()
@@ -325,7 +323,7 @@ def fail_to_write(folder: str) -> str:
     return "nothing was raised"
 
 
-def test_a_disk_that_refuses_is_one_error_on_all_ranks(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_disk_that_rejects_writes_is_one_error_on_all_ranks(workers: WorkerPool, tmp_path: Path) -> None:
     (tmp_path / "checkpoints").touch()
     messages = workers.run(fail_to_write, 2, str(tmp_path / "checkpoints"))
     assert messages[0] == messages[1]
