@@ -1,4 +1,4 @@
-"""Rules between parts of a config that need no file."""
+"""Rules between parts of a config that need no files."""
 
 import json
 import re
@@ -32,7 +32,7 @@ CONFIG = EncoderConfig(
 )
 
 
-def test_ranks_that_share_products_take_whole_heads():
+def test_ranks_of_tensor_parallel_get_whole_heads():
     for size in (1, 2, 3, 4, 6, 12):
         check_tensor_parallel(CONFIG, size)
     for size in (5, 8, 24):
@@ -42,7 +42,7 @@ def test_ranks_that_share_products_take_whole_heads():
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "intermediate_size"])
-def test_every_rank_has_some_words_and_channels(name: str):
+def test_every_rank_gets_some_words_and_channels(name: str):
     # 10 in 4 parts: 3, 3, 3, 1; 9 in 4 parts: 3, 3, 3 and nothing.
     check_tensor_parallel(replace(CONFIG, **{name: 10}), 4)
     with pytest.raises(
@@ -69,7 +69,7 @@ def test_probes_are_a_free_key_that_is_checked():
         build_settings(lonely, world_size=2)
 
 
-def test_augmentation_is_another_run_and_none_is_that_of_before():
+def test_augmentation_makes_another_run_and_null_is_the_earlier_default():
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         common = ["experiment=finetune_demo", "init_from=x"]
@@ -83,7 +83,7 @@ def test_augmentation_is_another_run_and_none_is_that_of_before():
 
 
 def tiny_folder(folder, *added: str):
-    """A published BERT with 9 embeddings, and a tokenizer with as many ids and the added ones."""
+    """Writes a published BERT with 9 embeddings, and a tokenizer with as many ids plus the added ones."""
     config = transformers.BertConfig(
         vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
@@ -96,8 +96,8 @@ def tiny_folder(folder, *added: str):
 @pytest.mark.parametrize(
     ("number", "shown"), [(0, None), (1, r"'<0>' \(9\)\. Remove"), (7, r"'<4>' \(13\) and 2 more")]
 )
-def test_every_id_has_an_embedding_among_the_weights(number, shown, tmp_path):
-    """Spare rows of the model are no embeddings for ids that the weights do not know."""
+def test_every_id_has_an_embedding_in_the_weights(number, shown, tmp_path):
+    """Spare rows of the model are no embeddings for ids that the weights lack."""
     weights = load_pretrained(str(tiny_folder(tmp_path, *(f"<{index}>" for index in range(number)))))
     tokenizer = Tokenizer.from_folder(tmp_path)
     padded = replace(weights.config, vocab_size=64)
@@ -110,7 +110,7 @@ def test_every_id_has_an_embedding_among_the_weights(number, shown, tmp_path):
         check_vocabulary(tokenizer, padded, weights)
 
 
-def test_a_task_that_names_no_kind_of_data_reads_any():
+def test_a_task_that_names_no_kind_of_data_accepts_any():
     class Anything(PretrainingTask):
         def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, Any]:
             return {}

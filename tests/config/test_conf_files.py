@@ -1,4 +1,4 @@
-"""Every YAML file under conf/ is found, composed the way a user would name it, checked and built.
+"""Every YAML file under conf/ is found, composed as a user would name it, checked and built.
 
 Bases, whose names begin with an underscore, are composed as a part of the files that include them.
 """
@@ -31,7 +31,7 @@ EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experim
 # Data whose keys are not those of a table.
 EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "finetune_recommendation"}
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
-# What a group's option needs beside its name.
+# Overrides that a group's option needs besides its name.
 NEEDS = {
     "adapter/lora": ["init_from=x"],
     "tokenizer/folder": ["tokenizer.path=x"],
@@ -54,7 +54,7 @@ def hydra_here():
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
-    """The config; where it leaves files of data to the user, with some."""
+    """Composes the config, with data files if it requires the user to name them."""
     config = compose(name, list(overrides))
     data = config.get("data") or {}
     missing = [f"data.{key}=x" for key in data if OmegaConf.is_missing(data, key)]
@@ -62,7 +62,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 
 def experiment_of(task: str) -> str:
-    """The experiment in which a task's file is composed, since others set keys of their own tasks."""
+    """Returns the experiment in which a task's file is composed, because others set keys of their own tasks."""
     return next(
         name for name in EXPERIMENTS if f"/task: {task}\n" in (CONF / "experiment" / f"{name}.yaml").read_text()
     )
@@ -73,7 +73,7 @@ def name_of(file: Path) -> str:
 
 
 def test_the_number_of_files_is_known():
-    """A file in a folder that no test looks into would pass unseen; raise the numbers with each new file."""
+    """A file in a folder that no test reads would remain untested. Raise the numbers with each new file."""
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
@@ -100,13 +100,13 @@ def test_the_number_of_files_is_known():
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
 def test_every_base_is_included_by_several_files(base):
-    """A base that one file includes would only hide its keys; one that no file includes would never be composed."""
+    """A base that only one file includes would just hide its keys. One without any would never be composed."""
     including = [file for file in ALL_FILES if base in included_files(file)]
     assert len(including) > 1
 
 
 def included_files(file: Path) -> list[Path]:
-    """The files that the defaults list of a file names by themselves, not as an option of a group."""
+    """Returns the files that the defaults list of a file names directly, not as an option of a group."""
     defaults = OmegaConf.to_container(OmegaConf.load(file)).get("defaults", [])
     paths = [each.partition("@")[0] for each in defaults if isinstance(each, str)]
     return [(CONF if path.startswith("/") else file.parent) / f"{path.lstrip('/')}.yaml" for path in paths]
@@ -188,7 +188,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_the_plain_overrides_work_on_every_experiment(experiment):
+def test_common_overrides_work_on_every_experiment(experiment):
     overrides = ["trainer.max_steps=7", "strategy=ddp", "precision=bf16", "seed=3", "run.id=mine"]
     overrides += NEEDS.get(f"experiment/{experiment}", [])
     settings = build_settings(resolve_config(composed("train", f"experiment={experiment}", *overrides)), world_size=2)
@@ -200,8 +200,8 @@ def test_the_plain_overrides_work_on_every_experiment(experiment):
 @pytest.mark.parametrize(
     "file", [path for path in FILES if path.parent.name == "model" and path.stem != "from_weights"], ids=name_of
 )
-def test_model_presets_name_every_shape(file):
-    """A preset that leaves a shape out would silently take a default."""
+def test_model_presets_set_every_shape(file):
+    """A preset without a shape would silently use a default."""
     keys = set(resolve_config(composed("train", "experiment=pretrain_demo", f"model={file.stem}"))["model"])
     required = {
         field.name
@@ -223,7 +223,7 @@ def test_model_presets_name_every_shape(file):
 @pytest.mark.parametrize(
     "name", [path.stem for path in FILES if path.parent.name == "data" and "  - _format@format\n" in path.read_text()]
 )
-def test_data_takes_null_for_the_format_of_its_files(name):
+def test_data_accepts_null_for_the_format_of_its_files(name):
     config = compose("train", ["experiment=finetune_demo", f"data={name}", "data.format=null"])
     node = OmegaConf.to_container(config.data, resolve=True)
     given = {key: f"{key}.csv" if value == "???" else value for key, value in node.items()}

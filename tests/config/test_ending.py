@@ -26,7 +26,7 @@ PLOTS = ["learning_rate.png", "loss.png", "throughput.png"]
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, with the checkpoints that a kill before the last pruning would have left."""
+    """Makes a complete run with the checkpoints that a kill before the last pruning would have left."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
     train(folder, cadence=CADENCE, retention=Retention(keep_last=6))
     trainer = TrainerConfig(
@@ -51,7 +51,7 @@ def plots(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "plots").glob("*"))
 
 
-def test_report_plots_and_pruning_are_made_up_for(run: Path):
+def test_missing_report_plots_and_pruning_are_made_later(run: Path):
     shutil.rmtree(run / "plots")
     (run / "report.html").unlink()
     complete(run)
@@ -69,7 +69,7 @@ def test_a_report_that_is_older_than_the_summary_is_made_again(run: Path):
     assert (run / "report.html").stat().st_mtime_ns == before
 
 
-def test_a_disk_that_refuses_costs_the_report_only(run: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_disk_that_rejects_the_report_costs_only_the_report(run: Path, capsys: pytest.CaptureFixture[str]):
     (run / "report.html").unlink()
     (run / "report.html").mkdir()
     complete(run)
@@ -78,7 +78,7 @@ def test_a_disk_that_refuses_costs_the_report_only(run: Path, capsys: pytest.Cap
     assert out.endswith("Start the run again.\n")
 
 
-def test_a_start_that_finds_no_step_left_keeps_the_speed_in_the_summary(run: Path):
+def test_a_start_without_remaining_steps_keeps_the_speed_in_the_summary(run: Path):
     """The process was killed between its last checkpoint and summary.json."""
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
@@ -93,7 +93,7 @@ def test_a_start_that_finds_no_step_left_keeps_the_speed_in_the_summary(run: Pat
     "file", ["summary.json", "provenance.json", "config.yaml", "analysis/validation.json", "metrics.jsonl"]
 )
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": 1}'])
-def test_a_report_is_made_of_what_is_whole(tmp_path: Path, file: str, content: str):
+def test_a_report_is_made_from_intact_files(tmp_path: Path, file: str, content: str):
     (tmp_path / "run" / "analysis").mkdir(parents=True)
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": 2.0}\n')
     (tmp_path / "run" / file).write_text(content)

@@ -1,4 +1,4 @@
-"""An export of every kind of head is compared with what transformers makes of it."""
+"""The export of every kind of head is compared with the outputs of transformers."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ HEADS = {
 
 @dataclass
 class FakeTrained:
-    """What the comparison reads of a trained model."""
+    """Attributes of a trained model that the comparison reads."""
 
     tokenizer: Tokenizer
     task: Any
@@ -41,7 +41,7 @@ class FakeTrained:
 
 @pytest.mark.parametrize("family", CONFIGS)
 @pytest.mark.parametrize("head_kind", HEADS)
-def test_ids_and_outputs_are_those_of_transformers(head_kind, family, tmp_path, monkeypatch):
+def test_ids_and_outputs_equal_those_of_transformers(head_kind, family, tmp_path, monkeypatch):
     config = CONFIGS[family]
     torch.manual_seed(0)
     tokenizer = Tokenizer.from_folder(make_tokenizer(tmp_path, config.pad_token_id))
@@ -55,7 +55,7 @@ def test_ids_and_outputs_are_those_of_transformers(head_kind, family, tmp_path, 
 
 
 @pytest.mark.parametrize(("score", "other", "accepted"), [(2e-4, 1e-7, True), (2e-4, 2e-4, False), (30.0, 4e-3, False)])
-def test_a_score_close_to_zero_may_be_rounded(score, other, accepted, tmp_path):
+def test_a_score_close_to_zero_may_differ_by_rounding(score, other, accepted, tmp_path):
     """fp32 rounds a sum of products of about 1 by 6e-8 each, however small the sum is."""
     theirs = torch.tensor([[score]])
     if accepted:

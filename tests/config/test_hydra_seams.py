@@ -1,4 +1,4 @@
-"""`--help` shows the config files with their comments, and a reader that leaves early is no error."""
+"""`--help` shows the config files with their comments, and a reader that closes its end early is no error."""
 
 import os
 import sys
@@ -58,7 +58,7 @@ def test_help_of_training_offers_no_group_of_prepare(monkeypatch, capsys):
     assert "\nexperiment: finetune_choice, " in told and "\nstrategy: ddp, fsdp2, fsdp2_tp, hsdp, single, tp\n" in told
 
 
-def test_help_says_to_which_keys_a_base_belongs(monkeypatch, capsys):
+def test_help_names_the_keys_that_a_base_belongs_to(monkeypatch, capsys):
     assert leave_with(monkeypatch, "--help", "experiment=finetune_sst2") == 0
     assert "# data/_format.yaml, keys of data.format\n" in capsys.readouterr().out
 
@@ -74,7 +74,7 @@ def test_messages_offer_options_and_no_bases(arguments, offered, monkeypatch, ca
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job", "experiment=pretrain_demo")])
-def test_a_reader_that_leaves_early_is_no_error(arguments, monkeypatch, capfd):
+def test_a_reader_that_closes_early_is_no_error(arguments, monkeypatch, capfd):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as stream:

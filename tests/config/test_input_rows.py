@@ -1,4 +1,4 @@
-"""Prediction reads the files that training reads: their formats, their columns, with and without answers."""
+"""Prediction reads the files that training reads: their formats and columns, with and without answers."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ ARTICLE = {
 
 
 class Fields:
-    """A task that reads these fields and predicts any row."""
+    """Task that reads these fields and predicts any row."""
 
     list_fields = ("choices", "tokens")
 
@@ -115,7 +115,7 @@ def test_files_of_semeval(tmp_path, content):
     ]
 
 
-def test_columns_of_training_come_first_and_those_of_the_command_line_before_them(tmp_path):
+def test_columns_of_the_command_line_precede_those_of_training(tmp_path):
     layout, row = TableData("", text_column="sentence"), {"sentence": "a", "text": "b", "review": "c"}
     file = tmp_path / "a.jsonl"
     assert ask(file, lines(row), TEXT, layout) == [({"text": "a"}, {"sentence": "a"})]
@@ -159,7 +159,7 @@ def test_lines_to_translate(tmp_path):
     assert ask(tmp_path / "a.csv", "source\nOne.\n", TEXT, layout)[0][0] == {"text": "One."}
 
 
-def test_words_are_in_the_column_of_training(tmp_path):
+def test_words_are_read_from_the_column_of_training(tmp_path):
     task, file = Fields(("text",), ("tokens",), text_format="conll"), tmp_path / "a.conllu"
     layout = TaggedData("", conll=ConllFormat(word_column=1, separator="tab"))
     content = "1\tNew York\tB-place\n2\tsang\tO\n"

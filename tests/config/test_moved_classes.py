@@ -1,4 +1,4 @@
-"""Classes that moved: older configs and run folders name them by their former module."""
+"""Moved classes: older configs and run folders name them by their former module."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_config_keeps_its_identity():
         check_same_run("run", before, {"data": {**now["data"], "_target_": "framework.tasks.translation.data.X"}})
 
 
-def test_other_values_stay_as_they_are():
+def test_other_values_do_not_change():
     assert [former_name(value) for value in ("framework.optim.muon.Muon", 1, None, [])] == [
         *("framework.optim.muon.Muon", 1, None, []),
     ]

@@ -1,4 +1,4 @@
-"""The one checker of config nodes: keys, types, nested parts, and what its messages say."""
+"""The checker of config nodes: keys, types, nested parts, and its messages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ PART = f"{__name__}.Part"
         ("anything", Any, "anything"),
     ],
 )
-def test_values_that_fit(value, hint, expected):
+def test_valid_values(value, hint, expected):
     result = check_value("key", value, hint)
     assert result == expected
     assert type(result) is type(expected)
@@ -83,12 +83,12 @@ def test_values_that_fit(value, hint, expected):
         ({}, Small, "config key `key.width` is missing"),
     ],
 )
-def test_values_that_do_not(value, hint, words):
+def test_invalid_values(value, hint, words):
     with pytest.raises(ConfigError, match=words):
         check_value("key", value, hint)
 
 
-def test_a_whole_config_becomes_dataclasses_and_components():
+def test_a_complete_config_becomes_dataclasses_and_components():
     whole = Whole(
         **check_arguments("", {"small": {"width": 2}, "part": {"_target_": PART, "size": 3, "rate": 1}}, Whole)
     )
@@ -131,7 +131,7 @@ def test_parts_that_cannot_be_built(node, words):
         check_component("part", node)
 
 
-def test_a_supplied_value_may_be_left_out_or_null_or_given():
+def test_a_supplied_value_may_be_omitted_or_null_or_given():
     required = check_component("part", {"_target_": PART, "size": None}, supplied=("size",))
     assert required.build(size=5).size == 5
     assert check_component("part", {"_target_": PART, "size": 6}, supplied=("size",)).build(size=5).size == 6

@@ -1,4 +1,4 @@
-"""Outputs of commands: opened before the work, ordinary files put in place as a whole, everything else let be."""
+"""Outputs of commands: opened before the work; regular files appear completely; other files keep their kind."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_there_as_a_whole_or_not_at_all(tmp_path):
+def test_a_file_appears_completely_or_not_at_all(tmp_path):
     target = tmp_path / "out.jsonl"
     with open_output(str(target)) as writing:
         assert not target.exists()
@@ -64,7 +64,7 @@ def test_a_fifo_is_written_to(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="device nodes are made by root")
-def test_device_nodes_stay_what_they_are(tmp_path):
+def test_device_nodes_are_not_replaced(tmp_path):
     null, full, block = (tmp_path / name for name in ("null", "full", "block"))
     try:
         os.mknod(null, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -93,7 +93,7 @@ def test_device_nodes_stay_what_they_are(tmp_path):
         ("read_only", "Permission denied"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypatch, output, why):
+def test_an_impossible_output_is_rejected_before_the_work(tmp_path, monkeypatch, output, why):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
@@ -104,7 +104,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(tmp_path, monkeypat
     assert names(tmp_path) == ["file", "folder", "read_only"]
 
 
-def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_work(tmp_path, monkeypatch):
     def refuse(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -114,13 +114,13 @@ def test_a_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
-def test_errors_of_the_work_stay_what_they_are(tmp_path):
+def test_errors_of_the_work_are_passed_on(tmp_path):
     with pytest.raises(FileNotFoundError, match="weights"), open_output(str(tmp_path / "out")):
         raise FileNotFoundError(2, "weights")
     assert names(tmp_path) == []
 
 
-def test_an_output_is_no_input(tmp_path):
+def test_an_output_cannot_be_an_input(tmp_path):
     (tmp_path / "in").write_text("a")
     (tmp_path / "link").symlink_to("in")
     os.link(tmp_path / "in", tmp_path / "hard")
@@ -131,14 +131,14 @@ def test_an_output_is_no_input(tmp_path):
     check_output_differs(os.devnull, [os.devnull])
 
 
-def test_standard_output_takes_any_text(monkeypatch):
+def test_standard_output_accepts_any_text(monkeypatch):
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding="ascii"))
     write_to_stdout(["好 ok\n"])
     assert buffer.getvalue() == b"\\u597d ok\n"
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(monkeypatch):
+def test_a_reader_that_closes_early_ends_the_command_quietly(monkeypatch):
     reading, writing = os.pipe()
     os.close(reading)
     stream = os.fdopen(writing, "w", encoding="utf-8")
@@ -146,7 +146,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(monkeypatch):
     with pytest.raises(SystemExit) as leaving:
         write_to_stdout(["a\n"])
     assert leaving.value.code == 141
-    stream.close()  # what Python does at its end: no second error
+    stream.close()  # Python flushes at its end: no second error
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -1,9 +1,9 @@
-"""What tells the code of one host from that of another."""
+"""The fingerprint of the code, by which the hosts of a run are compared."""
 
 from framework.config.provenance import code_fingerprint
 
 
-def test_the_fingerprint_of_code_sees_names_and_contents_of_python_files_only(tmp_path):
+def test_the_fingerprint_of_code_covers_only_names_and_contents_of_python_files(tmp_path):
     seen = []
     for name, text in (("a.py", "x = 1\n"), ("a.py", "x = 2\n"), ("room/b.py", "x = 2\n"), ("notes.txt", "any")):
         file = tmp_path / name

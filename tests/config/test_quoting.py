@@ -1,4 +1,4 @@
-"""Values that Hydra cannot read are quoted; what it reads is not touched."""
+"""Values that Hydra cannot parse are quoted; others are not changed."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -28,7 +28,7 @@ from framework.config.quoting import with_quotes
         ("text=['Good, but long',Bad]", ["Good, but long", "Bad"]),
     ],
 )
-def test_the_value_is_what_was_typed(argument, value):
+def test_the_value_is_the_typed_text(argument, value):
     (quoted,) = with_quotes([argument])
     override = OverridesParser.create().parse_override(quoted)
     assert not override.is_sweep_override()
@@ -51,7 +51,7 @@ def test_the_value_is_what_was_typed(argument, value):
         "data.train=",
     ],
 )
-def test_what_hydra_reads_or_nobody_can_stays(argument):
+def test_values_that_hydra_parses_or_nobody_can_stay_unchanged(argument):
     assert with_quotes([argument]) == [argument]
 
 

@@ -1,4 +1,4 @@
-"""Records that a stranger wrote: values only, and no code but that of this package or of modules that are trusted."""
+"""Records from other people: only values, and no code except this package's and that of trusted modules."""
 
 import sys
 from pathlib import Path
@@ -28,11 +28,11 @@ def shell(trace: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("key", ["best_metric", "class_weights", "max_length", "pooling"])
-def test_a_nested_target_of_a_stranger_never_runs(key, tmp_path):
+def test_a_nested_target_of_another_author_never_runs(key, tmp_path):
     node = {**recorded("sequence_classification"), key: shell(tmp_path / "trace")}
     with pytest.raises(ConfigError, match=r"stranger/task.json names the class 'subprocess.getoutput'"):
         build_task(record(node), {})
-    # Even for a module that is trusted, and on the user's own command line: a value is no part.
+    # Even from a trusted module and on the user's own command line, a value is no part.
     with pytest.raises(CheckpointError, match="has the `_target_`"):
         build_task(record(node, "task", "subprocess"), {})
     with pytest.raises(ConfigError, match="has the `_target_`"):
@@ -41,7 +41,7 @@ def test_a_nested_target_of_a_stranger_never_runs(key, tmp_path):
 
 
 @pytest.mark.parametrize("value", [{"a": "list"}, [{"a": "list"}]])
-def test_targets_inside_of_free_values_are_found(value, tmp_path):
+def test_targets_inside_free_values_are_detected(value, tmp_path):
     attack = shell(tmp_path / "trace")
     nested = [{"column": attack}] if isinstance(value, list) else {"column": attack}
     for where in (nested, attack):
@@ -51,7 +51,7 @@ def test_targets_inside_of_free_values_are_found(value, tmp_path):
     assert not (tmp_path / "trace").exists()
 
 
-def test_functions_of_this_package_are_no_parts(tmp_path):
+def test_functions_of_this_package_are_rejected_as_parts(tmp_path):
     kept = tmp_path / "kept"
     kept.mkdir()
     remove = {"_target_": "framework.checkpoint.layout.remove", "folder": str(kept)}
@@ -61,7 +61,7 @@ def test_functions_of_this_package_are_no_parts(tmp_path):
     assert kept.is_dir()
 
 
-def test_a_class_of_another_kind_is_refused():
+def test_a_class_of_another_kind_is_rejected():
     with pytest.raises(CheckpointError, match=r"`task._target_` in stranger/task.json is .* It must be a Task"):
         build_task(record({"_target_": DATA, "train": "rows.csv"}), {})
     node = {**recorded("translation"), "search": {"_target_": DATA, "train": "rows.csv"}}
@@ -73,7 +73,7 @@ def test_a_class_of_another_kind_is_refused():
 
 @pytest.fixture
 def foreign(tmp_path, monkeypatch):
-    """A module that leaves a trace when it is imported."""
+    """Writes a module that creates a file when it is imported."""
     folder = tmp_path / "foreign_parts"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -90,7 +90,7 @@ def foreign(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("trust", [(), ("foreign",), ("foreign_parts.other",)])
-def test_a_module_is_not_even_imported_unless_it_is_trusted(foreign, trust):
+def test_a_module_is_imported_only_if_it_is_trusted(foreign, trust):
     node = {**recorded("sequence_classification"), "_target_": "foreign_parts.own.OwnTask"}
     with pytest.raises(ConfigError, match=r"add trust=\[foreign_parts.own\]"):
         build_task(record(node, "task", *trust), {})
@@ -98,7 +98,7 @@ def test_a_module_is_not_even_imported_unless_it_is_trusted(foreign, trust):
 
 
 @pytest.mark.parametrize("trust", ["foreign_parts", "foreign_parts.own"])
-def test_a_trusted_module_or_package_gives_its_tasks(foreign, trust):
+def test_a_trusted_module_or_package_provides_its_tasks(foreign, trust):
     node = {**recorded("sequence_classification"), "_target_": "foreign_parts.own.OwnTask"}
     task = build_task(record(node, "task", trust), {})
     assert type(task).__name__ == "OwnTask" and isinstance(task, Task)
@@ -110,7 +110,7 @@ def test_a_config_names_the_modules_that_its_user_trusts():
     assert modules_of(config) == ("mine.task", "other")
 
 
-def test_a_masked_secret_is_asked_for():
+def test_a_masked_secret_is_requested():
     node = {"_target_": DATA, "train": "https://***hidden***@host/rows.csv"}
     with pytest.raises(ConfigError, match=r"`data.train` in .* Set `data` on the command line"):
         record(node, "data").component(TableData)

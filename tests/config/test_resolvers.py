@@ -1,4 +1,4 @@
-"""Files inside installed distributions: found without importing them, and one clear error where they are not there."""
+"""Files inside installed distributions: found without importing them, and one clear error if they are missing."""
 
 import sys
 from pathlib import Path
@@ -33,12 +33,12 @@ def test_a_file_of_a_distribution_is_found_without_an_import():
         (("pytest", "a/b.txt"), "does not contain a/b.txt. Install it again with `python -m pip install pytest`"),
     ],
 )
-def test_what_is_missing_is_told_with_the_line_that_mends_it(arguments, words):
+def test_a_missing_file_is_reported_with_the_command_that_installs_it(arguments, words):
     with pytest.raises(ConfigError, match=words):
         distribution_file(*arguments)
 
 
-def test_the_error_keeps_its_words_inside_an_interpolation():
+def test_the_error_keeps_its_text_inside_an_interpolation():
     register_resolvers()
     with pytest.raises(ConfigError) as raised:
         resolve_config(OmegaConf.create({"data": {"train": "${distribution_file:no-such-package,a.csv}"}}))

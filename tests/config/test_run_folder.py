@@ -1,4 +1,4 @@
-"""Whose folder a run may use, what decides that, and what is written into it."""
+"""Run folders: the runs that may use one, the identity of a run, and the files written into the folder."""
 
 import json
 from itertools import pairwise
@@ -45,7 +45,7 @@ def changed(**values):
     return OmegaConf.to_container(flat)
 
 
-def test_identity_holds_what_decides_the_numbers():
+def test_the_identity_contains_all_keys_that_affect_the_numbers():
     assert identity(CONFIG) == {
         "seed": 0,
         "init_from": None,
@@ -70,7 +70,7 @@ def test_free_keys_may_change(values):
     check_same_run("runs/x", CONFIG, changed(**values))
 
 
-def test_an_empty_key_is_the_same_run_as_one_that_did_not_know_it():
+def test_an_empty_key_is_the_same_run_as_one_without_the_key():
     assert identity_text(CONFIG) == identity_text(changed(trainer__freeze=[]))
     check_same_run("runs/x", CONFIG, changed(trainer__freeze=[]))
     check_same_run("runs/x", changed(trainer__freeze=[]), CONFIG)
@@ -93,7 +93,7 @@ def test_an_empty_key_is_the_same_run_as_one_that_did_not_know_it():
         ),
     ],
 )
-def test_another_run_is_refused_by_name(values, words):
+def test_another_run_is_rejected_by_name(values, words):
     with pytest.raises(ConfigError, match=words):
         check_same_run("runs/x", CONFIG, changed(**values))
 
@@ -115,7 +115,7 @@ def test_a_new_folder_is_written_once_and_found_again(tmp_path):
     ]
 
 
-def test_a_foreign_or_used_folder_is_refused_and_left_as_it_is(tmp_path):
+def test_a_foreign_or_used_folder_is_rejected_and_not_changed(tmp_path):
     run = RunConfig(id="x", dir=str(tmp_path))
     write_start(find_run_folder(run, CONFIG), CONFIG, {}, {})
     before = {path: path.read_bytes() for path in (tmp_path / "x").iterdir()}
@@ -131,7 +131,7 @@ def test_resume_from_a_path_without_a_checkpoint_is_an_error(tmp_path):
         find_run_folder(RunConfig(id="x", dir=str(tmp_path), resume=str(tmp_path)), CONFIG)
 
 
-def test_the_newest_complete_checkpoint_is_gone_on_from(tmp_path):
+def test_the_newest_complete_checkpoint_is_resumed(tmp_path):
     run = RunConfig(id="x", dir=str(tmp_path))
     for step, complete in ((2, True), (4, True), (6, False)):
         step_folder = tmp_path / "x" / "checkpoints" / f"step_{step:08d}"
@@ -146,7 +146,7 @@ def complete(folder, step):
     (folder / f"step_{step:08d}" / "COMPLETE").touch()
 
 
-def test_checkpoints_may_be_kept_elsewhere(tmp_path):
+def test_checkpoints_may_be_kept_in_another_folder(tmp_path):
     elsewhere = RunConfig(id="x", dir=str(tmp_path / "runs"), checkpoints=str(tmp_path / "big"))
     folder = find_run_folder(elsewhere, CONFIG)
     assert (folder.checkpoints, folder.checkpoint) == (tmp_path / "big" / "x", None)
@@ -162,7 +162,7 @@ def test_checkpoints_may_be_kept_elsewhere(tmp_path):
     )
 
 
-def test_checkpoints_that_a_run_has_elsewhere_are_not_forgotten(tmp_path):
+def test_checkpoints_in_another_folder_are_not_forgotten(tmp_path):
     inside = RunConfig(id="x", dir=str(tmp_path))
     moved = RunConfig(id="x", dir=str(tmp_path), checkpoints=str(tmp_path / "big"))
     write_start(find_run_folder(inside, CONFIG), CONFIG, {}, {})
@@ -177,14 +177,14 @@ def test_checkpoints_that_a_run_has_elsewhere_are_not_forgotten(tmp_path):
     assert find_run_folder(moved, CONFIG).checkpoint == tmp_path / "big" / "x" / "step_00000004"
 
 
-def test_a_place_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
+def test_a_storage_that_does_not_answer_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(NoRenameFileSystem, "unreachable", True)
     run = RunConfig(id="x", dir=str(tmp_path), checkpoints=f"norename://{tmp_path}/big")
     with pytest.raises(CheckpointError, match=r"/big/x cannot be read \(no answer\)\. Make it readable"):
         find_run_folder(run, CONFIG)
 
 
-def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
+def test_a_new_run_does_not_use_checkpoints_that_may_be_another_s(tmp_path):
     complete(tmp_path / "big" / "x", 2)
     folder = {"id": "x", "dir": str(tmp_path / "runs"), "checkpoints": str(tmp_path / "big")}
     for resume in ("auto", "never"):
@@ -194,7 +194,7 @@ def test_a_new_run_takes_no_checkpoints_that_may_be_another_s(tmp_path):
     assert str(find_run_folder(RunConfig(**folder, resume=named), CONFIG).checkpoint) == named
 
 
-def test_a_default_that_changed_is_no_other_run_where_the_data_are_the_same():
+def test_a_changed_default_is_no_other_run_if_the_data_are_the_same():
     saved, now = ({"data": {"format": {"quote": quote}, "train": "a.csv"}} for quote in ('"', "auto"))
     check_same_run("runs/mine", saved, now)
     with pytest.raises(ConfigError, match=r"data\.format\.quote"):

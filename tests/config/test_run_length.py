@@ -1,4 +1,4 @@
-"""How large the steps of a run are and how many it has, from the trainer's keys and the training split."""
+"""The size and number of the steps of a run, from the trainer's keys and the training split."""
 
 from dataclasses import replace
 
@@ -51,19 +51,19 @@ def test_a_growing_batch_takes_more_steps():
         ({"batch_warmup_start": 0, "batch_warmup_steps": 3}, "`trainer.batch_warmup_start` is 0"),
     ],
 )
-def test_contradictions_are_refused(changes, message):
+def test_contradictions_are_rejected(changes, message):
     with pytest.raises(ConfigError, match=message):
         replace(TRAINER, **changes)
 
 
 @pytest.mark.parametrize(("given", "bound"), [(None, None), (0, None), (0.0, None), (0.5, 0.5)])
-def test_a_clip_of_zero_is_none_as_in_lightning(given, bound):
+def test_a_clip_of_zero_is_no_clip_as_in_lightning(given, bound):
     assert replace(TRAINER, gradient_clip=given).max_grad_norm == bound
 
 
 @pytest.mark.parametrize("key", ["gradient_clip", "early_stopping_min_delta", "ema_decay"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_number_that_is_not_finite_reaches_the_trainer(key, value):
+def test_no_non_finite_number_reaches_the_trainer(key, value):
     keys = {"max_steps": 1, "max_epochs": None, "global_batch_size": 4, "micro_batch_tokens": 100, key: value}
     with pytest.raises(ConfigError, match=f"`trainer.{key}` is {value}. It must be a finite number"):
         check_arguments("trainer", keys, TrainerConfig)

@@ -1,4 +1,4 @@
-"""One start of a run at a time: the second waits, then is refused by name."""
+"""Only one start of a run at a time: the second waits, and is then rejected with the name of the first."""
 
 import os
 import threading
@@ -11,7 +11,7 @@ from framework.config.run_lock import LOCK_FILE, lock_run_folder, wait_limit
 from framework.errors import ConfigError
 
 
-def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
+def test_a_second_start_waits_and_then_continues(tmp_path: Path, capsys):
     order: list[str] = []
 
     def second() -> None:
@@ -31,7 +31,7 @@ def test_a_second_start_waits_and_then_goes_on(tmp_path: Path, capsys):
     assert list((tmp_path / "x").iterdir()) == [], "the lock leaves no file"
 
 
-def test_a_second_start_is_refused_after_its_wait(tmp_path: Path):
+def test_a_second_start_is_rejected_after_its_wait(tmp_path: Path):
     with lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         began = time.monotonic()
         with (
@@ -47,14 +47,14 @@ def test_a_second_start_is_refused_after_its_wait(tmp_path: Path):
             pass  # rank 0 holds it for all
 
 
-def test_a_failed_run_gives_the_folder_back(tmp_path: Path):
+def test_a_failed_run_releases_the_folder(tmp_path: Path):
     with pytest.raises(RuntimeError), lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         raise RuntimeError
     with lock_run_folder(tmp_path, rank=0, wait_seconds=0):
         assert (tmp_path / LOCK_FILE).exists()
 
 
-def test_a_file_system_without_locks_is_reported_and_the_run_goes_on(tmp_path: Path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_reported_and_the_run_continues(tmp_path: Path, monkeypatch, capsys):
     def refuse(*unused: object) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -76,6 +76,6 @@ def test_a_requeued_start_waits_until_the_watchdog_has_ended_its_predecessor(wor
     assert wait_limit(60, 600, world_size, environ) == seconds
 
 
-def test_rank_0_keeps_the_others_waiting_no_longer_than_they_do():
+def test_rank_0_does_not_make_the_others_wait_longer_than_their_timeout():
     assert wait_limit(1000, 600, 1, {}) == 1000
     assert wait_limit(1000, 600, 2, {}) == 600

@@ -1,4 +1,4 @@
-"""Records that a crash has emptied or cut: they count as missing, are reported, and are kept aside."""
+"""Records that a crash has emptied or truncated: they count as missing, are reported, and are kept."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Secrets in what is saved: which values are masked, and that identity keys keep theirs."""
+"""Secrets in saved configs: the masked values, and identity keys, which are not masked."""
 
 import json
 
@@ -30,7 +30,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, config: dict[str, object], **more: st
     return result
 
 
-def test_a_secret_is_masked_at_its_leaf_however_it_gets_there(monkeypatch):
+def test_a_secret_is_masked_at_its_leaf_whatever_its_origin(monkeypatch):
     config = {
         "first": "${oc.env:DATA_PASS}",
         "second": "${first}",
@@ -47,7 +47,7 @@ def test_a_secret_is_masked_at_its_leaf_however_it_gets_there(monkeypatch):
     assert result["options"] == {"password": MASK, "credentials": {"value": MASK}}
 
 
-def test_credentials_of_urls_are_masked_wherever_they_come_from(monkeypatch):
+def test_credentials_of_urls_are_masked_whatever_their_origin(monkeypatch):
     config = {
         "a": "${oc.env:DB_URL}",
         "b": "https://me:pw@host/rows.csv?part=1&X-Amz-Signature=abc&token=x#end",
@@ -80,7 +80,7 @@ def test_lists_and_groups_that_are_decoded_from_a_secret_are_masked(monkeypatch)
     }
 
 
-def test_passwords_of_connection_strings_are_masked_where_the_environment_gives_them(monkeypatch):
+def test_passwords_of_connection_strings_from_the_environment_are_masked(monkeypatch):
     account = "AccountName=a;AccountKey=abc==;EndpointSuffix=core"
     config = {"dsn": "${oc.env:DSN}", "storage": "${oc.env:CONNECTION}", "where": "token=3", "b": "${oc.env:WHERE}"}
     values = {"DSN": "host=h password='a b' user=u", "CONNECTION": account, "WHERE": "stars=3"}
@@ -92,7 +92,7 @@ def test_passwords_of_connection_strings_are_masked_where_the_environment_gives_
     }
 
 
-def test_values_that_only_sound_like_secrets_are_kept(monkeypatch):
+def test_values_whose_names_only_resemble_secrets_are_kept(monkeypatch):
     config = {
         "trainer": {"global_batch_tokens": "${oc.decode:${oc.env:BATCH_TOKENS}}"},
         "tokenizer": {"path": "${oc.env:TOKENIZER}"},
@@ -104,7 +104,7 @@ def test_values_that_only_sound_like_secrets_are_kept(monkeypatch):
     assert result["data"] == {"key_file": "keys/one", "text_key": "body", "train": "somewhere"}
 
 
-def test_a_new_password_is_no_other_run_and_a_new_file_is(monkeypatch):
+def test_a_new_password_is_the_same_run_and_a_new_file_is_not(monkeypatch):
     config = {"data": {"train": "https://me:${oc.env:DATA_PASS}@host/rows.csv", "password": "${oc.env:DATA_PASS}"}}
     before = saved(monkeypatch, config)
     check_same_run("runs/x", before, saved(monkeypatch, config, DATA_PASS="another"))
@@ -144,7 +144,7 @@ def test_typed_secrets_are_masked_at_their_leaves_and_nothing_else(monkeypatch):
     assert without_typed_secrets(result) == result
 
 
-def test_a_typed_secret_may_change_and_a_run_saved_with_it_in_clear_goes_on(monkeypatch):
+def test_a_typed_secret_may_change_and_a_run_that_saved_it_unmasked_resumes(monkeypatch):
     config = {"data": {"store": "a", "storage_options": TYPED}}
     new = {"data": {"store": "a", "storage_options": TYPED | {"key": "another", "password": "${oc.env:DATA_PASS}"}}}
     for before in (config, saved(monkeypatch, config)):
@@ -174,7 +174,7 @@ def test_secrets_of_a_command_line_are_hidden(argument, expected):
     assert safe_argument(argument) == expected
 
 
-def test_what_an_earlier_version_masked_is_not_compared():
+def test_values_masked_by_an_earlier_version_are_not_compared():
     before = {"tokenizer": {"path": MASK}, "seed": 1}
     check_same_run("runs/x", before, {"tokenizer": {"path": "vocabularies/one"}, "seed": 1})
     with pytest.raises(ConfigError, match="`seed` was 1 and is now 2"):
@@ -192,7 +192,7 @@ def test_what_an_earlier_version_masked_is_not_compared():
         *((name, False) for name in ("NUM_TOKENS", "tokenized", "PATTERN", "secretary", "PATH")),
     ],
 )
-def test_names_are_read_by_whole_words(name, expected):
+def test_names_are_compared_by_whole_words(name, expected):
     assert names_secret(name) == expected
 
 
@@ -203,6 +203,6 @@ def test_texts_without_credentials_stay():
         assert without_credentials(text) == text
 
 
-def test_a_password_may_hold_the_signs_of_a_path():
+def test_a_password_may_contain_the_separators_of_a_path():
     assert without_credentials("postgres://me:a/b?c#d@host/rows") == f"postgres://{HIDDEN}@host/rows"
     assert without_credentials("redis://:a/b@host:6379/0") == f"redis://{HIDDEN}@host:6379/0"

@@ -1,4 +1,4 @@
-"""Text keys take what was typed, number keys their number, on the command line and in a config file."""
+"""Text keys get the typed text and number keys its number, on the command line and in a config file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,12 +32,12 @@ def train(*overrides: str) -> tuple[dict[str, Any], TrainConfig]:
 
 
 @pytest.mark.parametrize("typed", [("42", "7365145", "1234e56"), ("007", "1_000", "1.50"), ("1e5", "nan", "true")])
-def test_a_name_is_what_was_typed(typed):
+def test_a_name_is_the_typed_text(typed):
     name, file, metric = typed
     config, settings = train(f"run.id={name}", f"data.train={file}", f"task.best_metric={metric}", f"init_from={file}")
     assert settings.run.id == name and settings.init_from == file
     assert (settings.data.arguments["train"], settings.task.arguments["best_metric"]) == (file, metric)
-    # What is saved is the same text: the run's identity, and what evaluation reads.
+    # The saved text is the same: the run's identity, and the value that evaluation reads.
     assert (config["run"]["id"], config["data"]["train"], config["task"]["best_metric"]) == typed
 
 
@@ -65,7 +65,7 @@ def test_texts_to_predict():
         assert (tuple(settings.keep_columns), settings.columns) == (("1", "b"), {"text": "5"})
 
 
-def test_a_config_file_keeps_whole_numbers_and_asks_for_quotes_elsewhere():
+def test_a_config_file_keeps_whole_numbers_and_requires_quotes_for_others():
     assert check_value("run.id", 42, str | None) == "42"
     assert check_value("data.train", [2024, "b"], str | Sequence[str]) == ["2024", "b"]
     assert check_value("trainer.max_time", 3600, str | int | None) == 3600

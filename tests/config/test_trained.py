@@ -1,4 +1,4 @@
-"""Which keys of a task evaluation and prediction may change."""
+"""The keys of a task that evaluation and prediction may change."""
 
 import importlib
 import inspect
@@ -31,7 +31,7 @@ def test_changeable_keys_are_keys_of_the_task(name):
     assert set(task.changeable_keys) <= set(inspect.signature(task).parameters)
 
 
-def test_named_keys_change_and_others_stay():
+def test_given_keys_change_and_others_stay():
     config = recorded("question_answering") | {"n_best": 7}
     task = build_task(record(config), {"no_answer_threshold": 0.5})
     assert (task.no_answer_threshold, task.n_best) == (0.5, 7)
@@ -53,6 +53,6 @@ def test_named_keys_change_and_others_stay():
         ("translation", {"search": {"beams": 1}}, "unknown config key `task.search.beams`. Did you mean `num_beams`"),
     ],
 )
-def test_other_keys_and_bad_values_are_refused(name, changes, message):
+def test_other_keys_and_bad_values_are_rejected(name, changes, message):
     with pytest.raises(ConfigError, match=message):
         build_task(record(recorded(name)), changes)

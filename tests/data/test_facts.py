@@ -1,4 +1,4 @@
-"""What is counted of the data of a run, from real files through a task, and the warnings that follow."""
+"""The counts of a run's data, from real files through a task, and the warnings that follow."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def read(tokenizer: Tokenizer, path: Path, rows: list[tuple[str, object]], **options) -> dict[str, SplitFacts]:
-    """The facts of a run on these rows, whose sequences have room for three words."""
+    """Returns the facts of a run on these rows, whose sequences have room for three words."""
     path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
     data = TableData(str(path), on_bad_row="skip", **options)
     return facts_of(SequenceClassificationTask(max_length=5).build_sources(data, tokenizer, seed=0))
@@ -84,7 +84,7 @@ def test_every_row_of_a_file_is_accounted_for(tokenizer, tmp_path):
     assert facts["test"].read == 0 and not facts["test"].file
 
 
-def test_the_folder_and_the_report_hold_them(tokenizer, tmp_path):
+def test_the_folder_and_the_report_contain_them(tokenizer, tmp_path):
     facts = read(tokenizer, tmp_path / "rows.jsonl", ROWS)
     write_data_facts(tmp_path, facts)
     found = read_data_facts(tmp_path)
@@ -125,7 +125,7 @@ def test_warnings(tokenizer, tmp_path, rows, warnings):
     assert all(words in warning for words, warning in zip(warnings, found, strict=True))
 
 
-def test_numbers_and_several_labels_have_facts_of_their_own(tokenizer, tmp_path):
+def test_numbers_and_several_labels_have_their_own_facts(tokenizer, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "a", "label": "1"}\n{"text": "b", "label": "2.5"}\n')
     regression = SequenceClassificationTask(problem="regression").build_sources(TableData(str(path)), tokenizer, seed=0)
@@ -160,7 +160,7 @@ def test_a_label_without_training_rows_is_reported(tokenizer, tmp_path):
         ("it's 'x', and SQuAD's rule", "it's (not shown), and SQuAD's rule"),
     ],
 )
-def test_messages_without_texts_keep_place_column_and_rule(message, shown):
+def test_messages_without_texts_keep_location_column_and_rule(message, shown):
     facts = without_texts({"train": SplitFacts(skipped=[message], warnings=["row 1 has 'x' and row 2 has \"y\"."])})
     assert facts["train"].skipped == [shown]
     assert facts["train"].warnings == ["row 1 has (not shown) and row 2 has (not shown)."]

@@ -1,4 +1,4 @@
-"""Items of one and of several sequences, gathered into micro-batches: written out by hand."""
+"""Items of one and of several sequences, gathered into micro-batches written by hand."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def source(**changes) -> FlatSource:
     return FlatSource(**(arguments | changes))
 
 
-def test_items_are_counted_and_measured_as_wholes():
+def test_items_are_counted_and_measured_as_a_unit():
     items = source()
     assert len(items) == 3
     assert items.lengths(np.zeros(3), np.array([2, 0, 1])).tolist() == [2, 3, 3]
@@ -45,12 +45,12 @@ def test_a_micro_batch_by_hand():
     assert batch.item_indices() == [5, 6]
     assert batch.targets["labels"].tolist() == [9, 7, 8]
     assert batch.targets["tags"].tolist() == [3, 4, 5, 0, 1, 2]
-    # Places within a sequence became places within the micro-batch.
+    # Positions within a sequence became positions within the micro-batch.
     assert batch.targets["spans"].tolist() == [[1, 2], [3, 4], [5, 5]]
     assert batch.counts == {"term": 2.5}
 
 
-def test_no_position_stays_none_and_fillers_follow():
+def test_positions_of_none_stay_none_and_fillers_follow():
     batch = source().build(np.zeros(1), np.array([2]), np.array([0]), 0, FixedShape(8, 4, None, 3))
     assert batch.targets["spans"].tolist() == [[-1, -1], [0, 0], [0, 0], [0, 0]]
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX] * 4
@@ -63,7 +63,7 @@ def test_no_items_give_a_dummy():
     assert (batch.num_sequences, batch.item_indices(), batch.counts) == (0, [], {"term": 0.0})
 
 
-def test_the_fingerprint_sees_every_part():
+def test_the_fingerprint_covers_every_part():
     changes = [
         {"input_ids": np.array([10, 11, 20, 30, 31, 32, 40, 42])},
         {"item_sizes": np.array([1, 2, 1])},

@@ -29,7 +29,7 @@ VOCABULARIES = {"byte_level": (ByteLevelBpeTraining(400), 2), "wordpiece": (Word
 
 @pytest.fixture(scope="module", params=list(VOCABULARIES))
 def vocabulary(request, tmp_path_factory):
-    """Our tokenizer, that of transformers from the same folder, and how many separators stand between texts."""
+    """Returns our tokenizer, that of transformers from the same folder, and the number of separators between texts."""
     training, separators = VOCABULARIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     tokenizer = training.train(WordCounts(training.count([*TEXTS, *PAIRS])), folder)
@@ -78,7 +78,7 @@ def test_questions(vocabulary):
     assert batch.targets["window_starts"][0].item() == len(theirs(TEXTS[3])["input_ids"]) + ours.pair_separators - 1
 
 
-def test_windows_that_would_pass_over_tokens_are_an_error(vocabulary):
+def test_windows_that_would_skip_tokens_are_an_error(vocabulary):
     ours, _, separators = vocabulary
     sizes = WindowSizes(max_length=20, stride=7, max_question_length=10)
     sizes.check()
@@ -118,7 +118,7 @@ def test_next_sentences(vocabulary, tmp_path):
         assert ids[0] == tokenizer.cls_id
 
 
-def test_a_run_that_joined_pairs_in_another_way_says_so(tmp_path):
+def test_a_run_that_joined_pairs_in_another_way_reports_it(tmp_path):
     VOCABULARIES["wordpiece"][0].train(WordCounts(VOCABULARIES["wordpiece"][0].count(TEXTS)), tmp_path / "words")
     one, two = (Tokenizer.from_folder(tmp_path / "words", separators) for separators in (1, 2))
     folder = RunFolder(tmp_path, tmp_path / "checkpoints", None, is_new=True)

@@ -1,4 +1,4 @@
-"""Masks against tensors written by hand (the hash is a table), slow references, and bounds for what is drawn."""
+"""Masks against tensors written by hand (the hash is a table), slow references, and bounds for random draws."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from framework.random import mix
 
 MASK_ID = 4
 VOCABULARY = 50
-"""Ids 0 to 4 are special, 5 to 9 are placeholders, 10 to 29 begin words, 30 to 49 go on with one."""
+"""Ids 0 to 4 are special, 5 to 9 are placeholders, 10 to 29 begin words, 30 to 49 continue one."""
 KINDS = ("token", "whole_word", "span")
 
 
@@ -23,7 +23,7 @@ def facts() -> MaskingFacts:
 
 
 def random_batch(seed: int, num_sequences: int, length: int) -> tuple[np.ndarray, ...]:
-    """(input_ids, lengths, maskable, keys); each sequence begins and ends with a special token, a few hold others."""
+    """Returns (input_ids, lengths, maskable, keys); sequences begin and end with a special token; few hold others."""
     draws = np.random.default_rng(seed)
     lengths = draws.integers(2, length + 1, num_sequences)
     input_ids = draws.integers(10, VOCABULARY, lengths.sum())
@@ -39,7 +39,7 @@ def test_counts_by_hand():
 
 
 def test_counts_are_exact():
-    """Halves too, as 29 % of 50, which is 14.499999999999998 in floating point."""
+    """Includes halves such as 29 % of 50, which is 14.499999999999998 in floating point."""
     numbers = np.arange(5001)
     for percent in range(1, 101):
         exact = (percent * numbers + 50) // 100
@@ -47,7 +47,7 @@ def test_counts_are_exact():
 
 
 def two_of_each(low: float, high: float) -> int:
-    """A hash whose lower and upper half are these shares of 2**32."""
+    """Returns a hash whose lower and upper half are these shares of 2**32."""
     return int(low * 2**32) | int(high * 2**32) << 32
 
 
@@ -57,7 +57,7 @@ def four_of_each(*shares: float) -> int:
 
 MASK, RANDOM, KEEP = 0.1, 0.85, 0.95
 HASHES = {
-    # Sequence 7: units are taken in the order 3, 0, 2, 1, 4.
+    # Sequence 7: units are chosen in the order 3, 0, 2, 1, 4.
     (7, 0): two_of_each(0.5, 0.8),
     (7, 1): two_of_each(0.7, 0.1),
     (7, 2): two_of_each(0.9, 0),
@@ -67,11 +67,11 @@ HASHES = {
     (70, 3): two_of_each(RANDOM, 4.5 / 40),
     (70, 4): two_of_each(RANDOM, 6.5 / 40),
     (70, 5): two_of_each(KEEP, 0.3),
-    # Its only stretch of words begins at place 1: spans of 2 and 3 words.
+    # Its only stretch of words begins at position 1: spans of 2 and 3 words.
     (7, MAX_LENGTH + 1): 71,
     (71, 1): 72,
     (72, 0): four_of_each(0.3, 0.5, 0, 0),
-    # Sequence 8: units are taken in the order 1, 2, 3, 0.
+    # Sequence 8: units are chosen in the order 1, 2, 3, 0.
     (8, 0): two_of_each(0.9, 0.2),
     (8, 1): two_of_each(0.3, 0.8),
     (8, MAX_LENGTH): 80,
@@ -79,7 +79,7 @@ HASHES = {
     (80, 3): two_of_each(RANDOM, 0),
     (80, 4): two_of_each(KEEP, 39.5 / 40),
     (80, 5): two_of_each(MASK, 20.5 / 40),
-    # Stretches begin at places 1 and 3: first spans of 1 and 2 words.
+    # Stretches begin at positions 1 and 3: first spans of 1 and 2 words.
     (8, MAX_LENGTH + 1): 81,
     (81, 1): 82,
     (82, 0): four_of_each(0.1, 0, 0, 0),
@@ -91,11 +91,11 @@ HASHES = {
 @pytest.mark.parametrize(
     ("kind", "positions", "labels", "new_ids"),
     [
-        # Two tokens each: places 4 and 1, and places 3 and 4.
+        # Two tokens each: positions 4 and 1, and positions 3 and 4.
         ("token", [1, 4, 10, 11], [10, 12, 14, 15], [2, 4, 30, 11, 16, 31, 3, 2, 13, 3, 10, 15, 32, 3]),
-        # The word 10 30 is just right. The word 14 leaves one to go, which 15 32 would exceed by one: left.
+        # The word 10 30 fits exactly. After the word 14 one token remains, which 15 32 would exceed: it is skipped.
         ("whole_word", [1, 2, 10], [10, 30, 14], [2, 4, 30, 11, 12, 31, 3, 2, 13, 3, 10, 15, 32, 3]),
-        # One span of three each, as nothing else was taken: 10 30 11 all become the mask, 14 15 32 random words.
+        # One span of three each, because nothing else was chosen: 10 30 11 all become the mask, 14 15 32 random words.
         ("span", [1, 2, 3, 10, 11, 12], [10, 30, 11, 14, 15, 32], [2, 4, 4, 4, 12, 31, 3, 2, 13, 3, 10, 49, 30, 3]),
     ],
 )
@@ -109,7 +109,7 @@ def test_two_sequences_by_hand(monkeypatch, kind, positions, labels, new_ids):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([0.15, 0.3, 1.0]), st.sampled_from(KINDS), st.sampled_from([40, 600]))
-def test_what_is_hidden(seed, rate, kind, length):
+def test_the_masked_tokens(seed, rate, kind, length):
     input_ids, lengths, maskable, keys = random_batch(seed, 20, length)
     before = input_ids.copy()
     positions, labels, new_ids = mask_tokens(input_ids, lengths, maskable, keys, rate, facts(), kind)
@@ -154,7 +154,7 @@ def test_masks_do_not_depend_on_the_batch(order, cut, kind):
 
 
 def slow_choice(sizes: list[int], key: int, wanted: int) -> set[int]:
-    """The rule of `mask_tokens`, unit by unit: which units of these sizes are taken."""
+    """Applies the rule of `mask_tokens` unit by unit; returns the chosen units of these sizes."""
     width = max(128, 1 << (len(sizes) - 1).bit_length()) if sizes else 0
 
     def rank(unit: int) -> int:
@@ -178,7 +178,7 @@ SPAN_SHARES = np.cumsum([0.2 * 0.8**extra / (1 - 0.8**10) for extra in range(10)
 
 
 def slow_spans(words: list[list[int]], begin: int, key: int) -> list[list[int]]:
-    """Cuts the words of a stretch, each a list of places, into spans of words."""
+    """Divides the words of a stretch, each a list of positions, into spans of words."""
     stretch_key = int(mix(int(mix(key, np.array([2**16 + 1]))[0]), np.array([begin]))[0])
     spans: list[list[int]] = []
     draw = 0
@@ -201,7 +201,7 @@ def slow_spans(words: list[list[int]], begin: int, key: int) -> list[list[int]]:
     st.sampled_from([0.15, 0.3, 0.6]),
     st.sampled_from(KINDS),
 )
-def test_units_are_chosen_as_a_slow_loop_chooses_them(sequences, seed, rate, kind):
+def test_units_are_chosen_as_by_a_slow_loop(sequences, seed, rate, kind):
     """Sequences are lists of stretches, each a list of words' sizes, with special tokens around."""
     input_ids: list[int] = []
     lengths = []
@@ -232,7 +232,7 @@ def test_units_are_chosen_as_a_slow_loop_chooses_them(sequences, seed, rate, kin
 
 
 def test_spans_of_one_word_are_whole_words(monkeypatch):
-    """As many draws as words, then."""
+    """The number of draws then equals that of words."""
     monkeypatch.setattr(masking, "_SPAN_LENGTHS", np.ones(2**16, dtype=np.int64))
     input_ids, lengths, maskable, keys = random_batch(3, 30, 200)
     whole, spans = (
@@ -241,7 +241,7 @@ def test_spans_of_one_word_are_whole_words(monkeypatch):
     assert whole.tolist() == spans.tolist()
 
 
-def test_where_words_begin():
+def test_the_starts_of_words():
     """A piece that continues a word begins one at the start of a sequence and after a special token."""
     input_ids = np.array([30, 31, 2, 32, 33, 10, 34, 35, 36])
     lengths = np.array([7, 2])
@@ -264,22 +264,22 @@ def test_eighty_ten_ten(number, length):
     total = number * length // 2
     assert len(positions) == total
     new = new_ids[positions]
-    # A random word is the old one once in 40.
+    # A random word equals the old one in 1 of 40 draws.
     other = (new != MASK_ID) & (new != 15)
     for what, share in ((new == MASK_ID, 0.8), (new == 15, 0.1 + 0.1 / 40), (other, 0.1 * 39 / 40)):
         assert abs(what.sum() - share * total) < 5 * np.sqrt(total * share * (1 - share))
-    # Every ordinary word is drawn, each as often, and nothing else is.
+    # Every ordinary word is drawn equally often, and nothing else is.
     counts = np.bincount(new[other], minlength=VOCABULARY)
     assert counts[:10].sum() == 0
     others = np.delete(counts[10:], 5)
     assert chi2.sf(((others - others.mean()) ** 2 / others.mean()).sum(), 38) > 1e-5
-    # Each place is chosen as often; the exact count makes it narrower.
+    # Each position is chosen equally often; the exact count reduces the variance.
     offsets = np.bincount(positions % length, minlength=length)
     assert chi2.sf(((offsets - number / 2) ** 2 / (number / 2)).sum(), length - 1) > 1e-5
 
 
 def test_eighty_ten_ten_of_whole_spans():
-    """With one word of three tokens between special tokens each word is a span; it has one fate, other words do not."""
+    """With one word of three tokens between special tokens each word is a span, which is treated as a unit."""
     number, words = 300, 100
     input_ids = np.tile([2, 15, 40, 41], number * words)
     lengths = np.full(number, 4 * words)
@@ -298,7 +298,7 @@ def test_eighty_ten_ten_of_whole_spans():
             for what, share in ((masks == 3, 0.8), (kept, 0.1), (~kept & (masks == 0), 0.1)):
                 assert abs(what.sum() - share * total) < 5 * np.sqrt(total * share * (1 - share))
             words_drawn = new[~kept & (masks == 0)]
-            # The words of one span are drawn each by itself: two are equal once in 40.
+            # The words of one span are drawn independently: two are equal in 1 of 40 cases.
             assert abs((words_drawn[:, 0] == words_drawn[:, 1]).mean() - 1 / 40) < 5 * np.sqrt(
                 1 / 40 / len(words_drawn)
             )
@@ -309,7 +309,7 @@ def test_eighty_ten_ten_of_whole_spans():
 
 
 def test_spans_have_geometric_lengths():
-    """So few are hidden that hidden stretches are single spans; shares of a geometric distribution cut off at 10."""
+    """So few tokens are masked that masked stretches are single spans; a geometric distribution truncated at 10."""
     number, length = 20, 50_000
     input_ids = np.full(number * length, 15)
     positions, _, _ = mask_tokens(

@@ -28,7 +28,7 @@ documents_strategy = st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=
 
 def test_chunks_by_hand():
     documents = [[3, 4, 4, 2], [10], [25, 1]]
-    # One segment of at most 10: 3 + 4 | 4 + 2; 10; 25 in thirds of 8, 8, 9, and 1 goes with the last.
+    # One segment of at most 10: 3 + 4 | 4 + 2; 10; 25 in thirds of 8, 8, 9, and 1 joins the last.
     assert whole(chunks_of(documents, 10, pairs=False)) == [(0, 7), (7, 6), (13, 10), (23, 8), (31, 8), (39, 10)]
     # Pairs: pieces of at most 5, 10 = 5 + 5 and 25 = 5 x 5.
     assert whole(chunks_of(documents, 10, pairs=True)) == [(0, 7), (7, 6), (13, 10), (23, 10), (33, 10), (43, 6)]
@@ -46,7 +46,7 @@ def test_only_the_documents_of_the_split_exist():
 
 
 def slow_chunks(documents: list[list[int]], max_tokens: int, largest: int) -> list[tuple[int, int]]:
-    """The rule of `SentenceChunks`, sentence by sentence."""
+    """Applies the rule of `SentenceChunks` sentence by sentence."""
     result, position = [], 0
     for document in documents:
         start = position
@@ -72,7 +72,7 @@ def test_chunks_cover_all_text_in_order(documents, max_tokens, pairs):
 
 @settings(deadline=None)
 @given(documents_strategy, st.integers(2, 25), st.integers(0, 5))
-def test_pairs_keep_their_promises(documents, max_tokens, seed):
+def test_pairs_satisfy_their_rules(documents, max_tokens, seed):
     chunks = chunks_of(documents, max_tokens, pairs=True)
     indices = np.tile(np.arange(len(chunks)), 20)
     drawn = draw(chunks, seed, np.repeat(np.arange(20), len(chunks)), indices)
@@ -81,7 +81,7 @@ def test_pairs_keep_their_promises(documents, max_tokens, seed):
     follows = drawn.labels == FOLLOWS
     ends = drawn.starts + drawn.lengths
     assert (drawn.lengths > 0).all() and (drawn.lengths.sum(axis=1) <= max_tokens).all()
-    # A begins the chunk; a following B goes on within it; a random B is of another document, and of one only.
+    # A begins the chunk; a following B continues within it; a random B is from one other document.
     assert (drawn.starts[:, 0] == of_chunk.starts[:, 0]).all()
     assert (ends[:, 0] == drawn.starts[:, 1])[follows].all()
     assert (ends.max(axis=1) <= (of_chunk.starts + of_chunk.lengths)[:, 0])[follows].all()
@@ -91,7 +91,7 @@ def test_pairs_keep_their_promises(documents, max_tokens, seed):
 
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(30)), st.integers(1, 29))
-def test_a_pair_depends_on_seed_epoch_and_index_only(order, cut):
+def test_a_pair_depends_only_on_seed_epoch_and_index(order, cut):
     chunks = chunks_of(random_documents(0, 12), 40, pairs=True)
     indices, epochs = np.arange(30) % len(chunks), np.arange(30) // 7
     together = draw(chunks, 3, epochs, indices)
@@ -119,15 +119,15 @@ def test_rates_are_those_of_the_recipe():
     single = 0.1 * 4 / 29
     random_rate = single + (1 - single) * 0.5
     assert abs((drawn.labels == RANDOM).mean() - random_rate) < 5 * np.sqrt(0.25 / number)
-    # Where B follows, the pair is the whole chunk if the target is full or a short one of 26 to 30.
+    # If B follows, the pair is the whole chunk if the target is full or a short one of 26 to 30.
     full = (0.9 + 0.1 * 5 / 29) / (1 - single)
     total = drawn.lengths[drawn.labels == FOLLOWS].sum(axis=1)
     assert abs((total == 30).mean() - full) < 5 * np.sqrt(full * (1 - full) / len(total))
-    # Of these A is 1 to 5 sentences, each as often (chi-square, 4 degrees, p = 1e-5).
+    # In these, A has 1 to 5 sentences, equally often (chi-square, 4 degrees, p = 1e-5).
     sizes = np.bincount(drawn.lengths[drawn.labels == FOLLOWS, 0][total == 30] // 5, minlength=7)[1:6]
     expected = sizes.sum() / 5
     assert ((sizes - expected) ** 2 / expected).sum() < 28.5
-    # Random documents are uniform over the 49 others (48 degrees, p = 1e-5), whatever the document of A.
+    # Random documents are uniform over the 49 others (48 degrees, p = 1e-5), for any document of A.
     random = drawn.labels == RANDOM
     distance = (drawn.starts[random, 1] // 60 - drawn.starts[random, 0] // 60) % 50
     counts = np.bincount(distance, minlength=50)
@@ -136,17 +136,17 @@ def test_rates_are_those_of_the_recipe():
     assert ((counts[1:] - expected) ** 2 / expected).sum() < 102
 
 
-def test_single_sentences_always_meet_a_random_next():
+def test_single_sentences_always_get_a_random_next():
     chunks = chunks_of([[4], [6], [5]], 12, pairs=True)
     drawn = draw(chunks, 0, np.arange(300), np.arange(300) % 3)
     assert (drawn.labels == RANDOM).all()
-    # The chunk itself is never cut, and B is whole: at most 6 + 6 tokens.
+    # The chunk itself is never cut, and B is complete: at most 6 + 6 tokens.
     assert (drawn.lengths[:, 0] == np.array([4, 6, 5])[np.arange(300) % 3]).all()
     assert set(drawn.lengths[:, 1].tolist()) == {4, 5, 6}
 
 
 def test_unused_text():
-    # Two sentences in each document: a random B leaves out the second one; a short target of 2 tokens does so too.
+    # Two sentences in each document: a random B omits the second one; so does a short target of 2 tokens.
     chunks = chunks_of([[2, 2]] * 4000, 4, pairs=True)
     short = 0.1 * 1 / 3
     expected = 0.5 * (short + (1 - short) * 0.5)
@@ -157,7 +157,7 @@ def test_unused_text():
     assert chunks_of([[2, 2]] * 4, 4, pairs=False).unused_fraction(first[:4], indices[:4]) == 0
 
 
-def test_random_seconds_of_the_neighbourhood():
+def test_random_seconds_from_the_neighbourhood():
     """Documents of 2 chunks each, 8 to a neighbourhood: chunks 8 to 15 are those of documents 4 to 7."""
     chunks = chunks_of([[5, 5, 5, 5]] * 12, 10, pairs=True, neighbourhood=8)
     indices = np.tile(np.arange(24), 400)
@@ -165,7 +165,7 @@ def test_random_seconds_of_the_neighbourhood():
     random = drawn.labels == RANDOM
     own, other = drawn.starts[random, 0] // 20, drawn.starts[random, 1] // 20
     assert (own // 4 == other // 4).all() and (own != other).all()
-    # Each of the three others as often (chi-square over the pairs of a neighbourhood, 11 degrees, p = 1e-5).
+    # Each of the three others equally often (chi-square over the pairs of a neighbourhood, 11 degrees, p = 1e-5).
     for neighbourhood in range(3):
         here = own // 4 == neighbourhood
         counts = np.bincount(own[here] % 4 * 4 + other[here] % 4, minlength=16).reshape(4, 4)
@@ -174,7 +174,7 @@ def test_random_seconds_of_the_neighbourhood():
         assert ((counts - expected) ** 2 / expected).sum() < 44
 
 
-def test_a_document_that_fills_its_neighbourhood_meets_those_beside_it():
+def test_a_document_that_fills_its_neighbourhood_is_paired_with_adjacent_ones():
     chunks = chunks_of([[5] * 8, [5] * 16, [5] * 8], 10, pairs=True, neighbourhood=4)
     # Chunks 4 to 7 and 8 to 11 are of document 1 alone.
     drawn = draw(chunks, 0, np.arange(800), 4 + np.arange(800) % 8)
@@ -182,7 +182,7 @@ def test_a_document_that_fills_its_neighbourhood_meets_those_beside_it():
     assert set((others < 40).tolist()) == {True, False} and not ((others >= 40) & (others < 120)).any()
 
 
-def test_nothing_asked_nothing_drawn():
+def test_an_empty_request_draws_nothing():
     none = np.zeros(0, dtype=np.int64)
     chunks = chunks_of([[2, 2], [3]], 6, pairs=True)
     assert draw(chunks, 0, none, none).starts.shape == (0, 2)

@@ -1,4 +1,4 @@
-"""What a config says about a store: held-out documents, weights of sources, order."""
+"""Settings of a store in a config: held-out documents, weights of sources, order."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_held_out_documents(store):
         StoreData(str(store), validation_fraction=1.0)
 
 
-def test_a_document_stays_on_its_side_when_the_corpus_grows(tmp_path, store, tokenizer):
+def test_a_document_stays_in_its_split_when_the_corpus_grows(tmp_path, store, tokenizer):
     write_store(tmp_path / "larger", [[[7, 8, 9]]] * 60, tokenizer)
     small, large = (splits_of(folder, validation_fraction=0.3) for folder in (store, tmp_path / "larger"))
     for split in ("train", "validation"):
@@ -55,7 +55,7 @@ def test_a_document_stays_on_its_side_when_the_corpus_grows(tmp_path, store, tok
         assert small[split].documents.tolist() == documents[documents < 40].tolist()
 
 
-def test_sources_are_seen_as_often_as_their_weight_says(store):
+def test_sources_are_seen_according_to_their_weights(store):
     data = StoreData(str(store), validation_fraction=0.0, weights={"a": 2.0, "b": 0.5})
     index = data.indexes(DIVISION)["train"]
     mixture = data.mixture(index)
@@ -74,7 +74,7 @@ def test_weights_hold_for_the_documents_of_the_split(store):
     assert len(data.mixture(index)) == 3 * of_a + len(index) - of_a
 
 
-def test_weights_that_cannot_be(store):
+def test_impossible_weights(store):
     with pytest.raises(ConfigError, match=r"weights\.c names no source of .*\. Its sources are a, b\. Name one"):
         StoreData(str(store), weights={"c": 1.0}).mixture(splits_of(store)["train"])
     with pytest.raises(ConfigError, match=r"weights\.a is -1\.0\. A weight must be at least 0"):
@@ -86,7 +86,7 @@ def test_weights_that_cannot_be(store):
 
 
 @pytest.mark.parametrize("num_documents", [1, 2, 5])
-def test_text_that_is_too_little_to_hold_any_out_is_told_with_what_works(tmp_path, tokenizer, num_documents):
+def test_text_that_is_too_short_for_a_held_out_part_is_reported_with_a_remedy(tmp_path, tokenizer, num_documents):
     folder = tmp_path / "store"
     write_store(folder, [[[7, 8, 9]]] * num_documents, tokenizer)
     told = too_little_to_split(str(folder))
@@ -100,6 +100,6 @@ def test_text_that_is_too_little_to_hold_any_out_is_told_with_what_works(tmp_pat
         splits_of(folder)
 
 
-def test_enough_text_is_not_told(tmp_path, tokenizer):
+def test_enough_text_gives_no_message(tmp_path, tokenizer):
     write_store(tmp_path / "store", [[[7, 8, 9]]] * 1000, tokenizer, batch_documents=100)
     assert too_little_to_split(str(tmp_path / "store")) is None

@@ -1,4 +1,4 @@
-"""What each edit does to tokens, against plain loops over one text at a time."""
+"""The effect of each edit on tokens, compared with plain loops over one text at a time."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ CLS, SEP = 1, 2
 
 
 def sequences(sizes: list[tuple[int, ...]]) -> tuple[FlatTokens, np.ndarray, np.ndarray]:
-    """[CLS] text [SEP] or [CLS] text [SEP] pair [SEP] of words that are all different, their flags, and keys."""
+    """Returns [CLS] text [SEP] or [CLS] text [SEP] pair [SEP] of distinct words, their flags, and keys."""
     ids, lengths = [], []
     for texts in sizes:
         before = len(ids)
@@ -29,7 +29,7 @@ SIZES = [(1,), (2, 1), (30,), (5, 40), (1, 1), (64,)] * 20
 
 
 def texts_of_row(ids: np.ndarray) -> list[list[int]]:
-    """The texts between special tokens."""
+    """Returns the texts between special tokens."""
     assert ids[0] == CLS and ids[-1] == SEP
     inner = " ".join(map(str, ids[1:-1]))
     return [[int(word) for word in text.split()] for text in inner.split(f" {SEP} ")]
@@ -39,7 +39,7 @@ def rows(tokens: FlatTokens) -> list[np.ndarray]:
     return np.split(tokens.input_ids, np.cumsum(tokens.lengths)[:-1])
 
 
-def test_a_draw_is_that_of_its_position():
+def test_a_draw_depends_on_its_position():
     keys = mix(key("test"), np.arange(2))
     draws = draws_of(np.array([2, 3]), keys, -1)
     expected = [uniform(np.array(key_of(int(k), p))) for k, n in zip(keys, (2, 3), strict=True) for p in range(n)]
@@ -47,12 +47,12 @@ def test_a_draw_is_that_of_its_position():
 
 
 def key_of(base: int, position: int) -> np.uint64:
-    """One number at a time."""
+    """Draws one number at a time."""
     return np.uint64(int(mix(int(mix(base, -1)), position)))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.95])
-def test_deleting_leaves_what_is_drawn_above_the_rate_and_never_an_empty_text(rate: float):
+def test_deletion_keeps_the_tokens_drawn_above_the_rate_and_never_an_empty_text(rate: float):
     tokens, is_editable, keys = sequences(SIZES)
     after = Delete(rate).edit(tokens, is_editable, keys, np.zeros(len(SIZES)))
     draws = np.split(draws_of(tokens.lengths, keys, -1), np.cumsum(tokens.lengths)[:-1])
@@ -66,11 +66,11 @@ def test_deleting_leaves_what_is_drawn_above_the_rate_and_never_an_empty_text(ra
     assert emptied > 0 or rate < 0.5
     assert after.input_ids.tolist() == tokens.input_ids[after.token_indices].tolist(), "segments follow their tokens"
     num_words, num_left = (sum(ids > SEP) for ids in (tokens.input_ids, after.input_ids))
-    # Binomial, 5 standard deviations; one word of each text stays in any case.
+    # Binomial, 5 standard deviations; one word of each text always stays.
     assert abs(num_words - num_left - rate * num_words) < 5 * np.sqrt(num_words * rate * (1 - rate)) + 160
 
 
-def test_swapping_moves_the_chosen_tokens_within_their_text():
+def test_swaps_move_the_chosen_tokens_within_their_text():
     tokens, is_editable, keys = sequences(SIZES)
     after = Swap(0.3).edit(tokens, is_editable, keys, np.zeros(len(SIZES)))
     chosen = np.split(draws_of(tokens.lengths, keys, -1) < 0.3, np.cumsum(tokens.lengths)[:-1])
@@ -85,7 +85,7 @@ def test_swapping_moves_the_chosen_tokens_within_their_text():
     assert after.lengths.tolist() == tokens.lengths.tolist()
 
 
-def test_replacing_takes_the_ids_of_the_variant():
+def test_replacements_have_the_ids_of_the_variant():
     tokens, is_editable, keys = sequences([(2,), (1,)])
     replace = Replace(0.5, num_variants=2)
     replace.samples = np.stack([tokens.input_ids + 1000, tokens.input_ids + 2000])
@@ -105,6 +105,6 @@ def test_replacing_takes_the_ids_of_the_variant():
         (lambda: Replace(0.1, temperature=0.0), "temperature is 0.0"),
     ],
 )
-def test_numbers_out_of_range_are_refused(build, message: str):
+def test_numbers_out_of_range_are_rejected(build, message: str):
     with pytest.raises(ConfigError, match=message):
         build()

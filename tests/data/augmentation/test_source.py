@@ -1,4 +1,4 @@
-"""An augmented split: its lengths are known before, targets and segments follow, any split of the work is the same."""
+"""An augmented split: its lengths are known in advance, targets and segments follow, however the work is divided."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def text(name: str, index: int) -> str:
 
 @pytest.fixture(scope="module")
 def flat(tokenizer: Tokenizer) -> FlatSource:
-    """Items of two pairs of texts each."""
+    """Builds items of two pairs of texts each."""
     first = [text("first", index) for index in range(2 * NUM_ITEMS)]
     second = [text("second", index) for index in range(2 * NUM_ITEMS)]
     layout = lay_out(first, second, tokenizer, 40)
@@ -45,7 +45,7 @@ def flat(tokenizer: Tokenizer) -> FlatSource:
 
 
 def by_item(plan: StepPlan, step: int, rank: int) -> dict[int, tuple]:
-    """Of each sequence of a rank's step: its id with its tokens, segments and label."""
+    """Returns the id, tokens, segments and label of each sequence of a rank's step."""
     found = {}
     for share in plan.micro_batches(step, rank):
         batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
@@ -63,7 +63,9 @@ def contents(batch: PackedBatch) -> list[tuple]:
 
 
 @pytest.mark.parametrize("augmentation", [Delete(0.2), Swap(0.3)], ids=["delete", "swap"])
-def test_any_split_of_the_work_gives_the_same_texts(flat: FlatSource, tokenizer: Tokenizer, augmentation: Augmentation):
+def test_any_division_of_the_work_gives_the_same_texts(
+    flat: FlatSource, tokenizer: Tokenizer, augmentation: Augmentation
+):
     source = AugmentedSource(flat, augmentation, tokenizer, seed=5)
     one, three = StepPlan(source, 5, 8, 200), StepPlan(source, 5, 8, 90, num_ranks=3)
     for step in (0, 2, 4, 7):

@@ -1,4 +1,4 @@
-"""Labelled tables: splits, repeats, label sets, and an error with file and row for every bad one."""
+"""Labelled tables: splits, repeats, label sets, and an error with file and row for each bad row."""
 
 import json
 
@@ -12,7 +12,7 @@ from framework.errors import ConfigError, DataError
 
 
 def write(path, rows, suffix=".csv"):
-    """Rows of (text, label) with a header."""
+    """Writes rows of (text, label) with a header."""
     path = path.with_suffix(suffix)
     if suffix == ".jsonl":
         text = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows)
@@ -47,7 +47,7 @@ def test_pairs_are_read(tmp_path):
     assert [(row.text, row.pair) for row in rows] == [("q", "answer"), ("q", "other")]
 
 
-def test_labels_are_sorted_by_value_where_they_are_whole_numbers(tmp_path):
+def test_labels_are_sorted_by_value_if_they_are_whole_numbers(tmp_path):
     numbers = [(f"t{label}", label) for label in (10, 9, -1, 2)]
     assert TableData(write(tmp_path / "numbers", numbers)).load().labels == ("-1", "2", "9", "10")
     words = [(f"t{label}", label) for label in ("b", "10", "9", "a")]
@@ -60,7 +60,7 @@ def test_given_labels_keep_their_order(tmp_path):
     assert data.load(["0", "1"]).labels == ("0", "1")
 
 
-def test_splits_hold_every_row_once_whatever_the_order_of_rows(tmp_path):
+def test_splits_contain_every_row_once_in_any_order_of_rows(tmp_path):
     rows = many()
     fractions = {"validation_fraction": 0.2, "test_fraction": 0.1}
     splits = TableData(write(tmp_path / "data", rows), **fractions).load().splits
@@ -86,7 +86,7 @@ def test_equal_texts_never_fall_into_two_splits(tmp_path):
     assert sum(map(len, splits.values())) == 800
 
 
-def test_repeats_are_left_out_and_counted(tmp_path):
+def test_repeats_are_omitted_and_counted(tmp_path):
     rows = [
         ("one", 0),
         ("two", 1),
@@ -107,7 +107,7 @@ def test_repeats_are_left_out_and_counted(tmp_path):
     assert "data.csv, row 6 (line 7) has '0' and" in warning and "data.csv, row 7 (line 8) has '1'" in warning
 
 
-def test_where_takes_rows_by_their_values(tmp_path):
+def test_where_selects_rows_by_their_values(tmp_path):
     path = tmp_path / "data.jsonl"
     rows = [("a", 0, "x", 1), ("b", 1, "x", 1), ("c", 1, "y", 1), ("d", 0, "x", 2)]
     path.write_text(
@@ -116,7 +116,7 @@ def test_where_takes_rows_by_their_values(tmp_path):
     assert texts(TableData(str(path), where={"s": "x", "n": 1}).load().splits["train"]) == ["a", "b"]
 
 
-def test_fewer_training_rows_are_part_of_more(tmp_path):
+def test_fewer_training_rows_are_a_subset_of_more(tmp_path):
     path = write(tmp_path / "data", many())
     some, more, whole = (
         texts(TableData(path, validation_fraction=0.2, max_train_rows=size).load().splits["train"])
@@ -132,7 +132,7 @@ def test_fewer_training_rows_are_part_of_more(tmp_path):
     assert validation[0] == validation[1]
 
 
-def test_own_files_take_the_place_of_fractions(tmp_path):
+def test_separate_files_replace_fractions(tmp_path):
     own = write(tmp_path / "own", [("v", 1)])
     splits = TableData(write(tmp_path / "data", many()), validation=own, validation_fraction=0.5).load().splits
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 400, "validation": 1}
@@ -169,7 +169,7 @@ GOOD = "text,label\na,0\nb,1\n"
         (GOOD, {"validation_fraction": 1e-9}, "the split validation has no rows"),
     ],
 )
-def test_a_bad_table_is_one_error_with_its_place(tmp_path, content, arguments, message):
+def test_a_bad_table_is_one_error_with_its_location(tmp_path, content, arguments, message):
     path = tmp_path / "data.csv"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -183,7 +183,7 @@ def test_the_labels_of_all_files_count(tmp_path):
     assert (table.labels, texts(table.splits["validation"])) == (("0", "1", "5"), ["x", "y"])
     with pytest.raises(DataError, match=r"own.csv, row 2 \(line 3\): the label '5' is none of 0, 1"):
         TableData(path, validation=own, labels=[0, 1]).load()
-    # Rows that are out of scope are no class unless they are trained on.
+    # Out-of-scope rows are no class unless the model is trained on them.
     assert TableData(path, validation=own).load(answers=one_label(frozenset({"5"}))).labels == ("0", "1")
 
 
@@ -198,12 +198,12 @@ def test_the_labels_of_all_files_count(tmp_path):
         ({"labels": [1, "1"]}, "at least 2 different labels"),
     ],
 )
-def test_impossible_numbers_are_refused_before_any_file_is_read(arguments, message):
+def test_impossible_numbers_are_rejected_before_any_file_is_read(arguments, message):
     with pytest.raises(ConfigError, match=message):
         TableData("not there.csv", **arguments)
 
 
-def test_bad_rows_are_skipped_and_kept_with_their_places_where_that_is_said(tmp_path):
+def test_bad_rows_are_skipped_and_kept_with_their_locations_if_requested(tmp_path):
     rows = ["text,label", "a,0", " ,1", "b,", "c,1,2", "d,1", "e,0"]
     path = tmp_path / "data.csv"
     path.write_text("\n".join(rows) + "\n")
@@ -271,7 +271,7 @@ def test_an_underscore_makes_no_number(tmp_path, cell):
         TableData(path).load(answers=number())
 
 
-def test_a_url_is_named_whole(tmp_path):
+def test_a_url_is_shown_completely(tmp_path):
     with pytest.raises(ConfigError, match=r"`data.test` is https://a.b/c.csv, a URL"):
         TableData(write(tmp_path / "data", many()), test="https://a.b/c.csv").load()
 

@@ -1,4 +1,4 @@
-"""The growing batch in closed form, against loops over the steps."""
+"""The growing batch in closed form, compared with loops over the steps."""
 
 from fractions import Fraction
 
@@ -13,7 +13,7 @@ warmups = st.one_of(st.none(), st.builds(BatchWarmup, st.integers(1, 50), st.int
 
 
 def slow_sequences_before(step: int, size: int, warmup: BatchWarmup | None) -> int:
-    """Adds step by step what the middle of each step has on the line from the start to the size."""
+    """Adds up, for each step, the value at its middle on the line from the start to the full size."""
     total = Fraction(0)
     for done in range(step):
         if warmup is not None and done < warmup.steps:
@@ -25,12 +25,12 @@ def slow_sequences_before(step: int, size: int, warmup: BatchWarmup | None) -> i
 
 def test_a_growing_batch_by_hand():
     before = [sequences_before(step, 6, BatchWarmup(start=2, steps=4)) for step in range(8)]
-    # 2 s + s^2 / 2 up to step 4, then 6 a step.
+    # 2 s + s^2 / 2 up to step 4, then 6 per step.
     assert before == [0, 2, 6, 10, 16, 22, 28, 34]
 
 
 @given(st.integers(0, 130), st.integers(0, 80), warmups)
-def test_closed_form_is_the_sum_over_steps(step, more, warmup):
+def test_the_closed_form_is_the_sum_over_steps(step, more, warmup):
     size = more + (warmup.start if warmup else 1)
     assert sequences_before(step, size, warmup) == slow_sequences_before(step, size, warmup)
 
@@ -46,7 +46,7 @@ def test_a_step_lies_between_start_and_full_size(step, more, warmup):
 
 
 @given(st.integers(0, 2000), st.integers(0, 80), warmups)
-def test_steps_until_is_the_first_step_that_has_enough(num_sequences, more, warmup):
+def test_steps_until_is_the_first_step_with_enough(num_sequences, more, warmup):
     size = more + (warmup.start if warmup else 1)
     step = 0
     while sequences_before(step, size, warmup) < num_sequences:
@@ -61,6 +61,6 @@ def test_tokens_become_whole_sequences():
 
 
 @pytest.mark.parametrize(("start", "steps", "name"), [(0, 5, "batch_warmup_start"), (5, 0, "batch_warmup_steps")])
-def test_a_warmup_of_nothing_is_refused(start, steps, name):
+def test_an_empty_warmup_is_rejected(start, steps, name):
     with pytest.raises(ConfigError, match=f"{name} is 0"):
         BatchWarmup(start, steps)

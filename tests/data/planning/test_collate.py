@@ -1,4 +1,4 @@
-"""Packing against tensors written out by hand."""
+"""Packing, compared with tensors written by hand."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def check(tensor: torch.Tensor, values: list, dtype: torch.dtype = torch.int64) 
     assert tensor.tolist() == values
 
 
-def test_sequences_lie_end_to_end():
+def test_sequences_are_laid_end_to_end():
     batch = three_sequences()
     check(batch.input_ids, [11, 12, 13, 21, 31, 32])
     check(batch.position_ids, [0, 1, 2, 0, 0, 1])
@@ -64,7 +64,7 @@ def test_a_fixed_shape_is_filled_with_dummies():
 
 def test_a_rounded_shape_adds_four_dummies_up_to_a_multiple_of_16():
     batch = three_sequences(RoundedShape())
-    # 6 tokens and at least one for each dummy: the next multiple is 16, which leaves 10 for the four.
+    # 6 tokens and at least one for each dummy: the next multiple is 16, so that the four get 10.
     check(batch.input_ids, [11, 12, 13, 21, 31, 32] + [0] * 10)
     check(batch.position_ids, [0, 1, 2, 0, 0, 1, 0, 1, 2, 0, 1, 2, 0, 1, 0, 1])
     check(batch.cu_seqlens, [0, 3, 4, 6, 9, 12, 14, 16], torch.int32)
@@ -85,7 +85,7 @@ def test_dummies_of_a_rounded_shape_by_hand(tokens, dummies):
     assert batch.max_seqlen == max(batch.lengths)
 
 
-def test_arrays_are_shared_where_nothing_changes():
+def test_arrays_are_shared_if_nothing_changes():
     ids, lengths = np.array([11, 12, 13]), np.array([1, 2])
     target = Target(np.array([0, 2]), "targets", filler=0)
 
@@ -133,7 +133,7 @@ def test_no_sequences_give_one_dummy_token():
         (FixedShape(8, 4, 1, 4), "target positions has 2 entries, but the shape allows 1"),
     ],
 )
-def test_what_does_not_fit_a_shape_is_refused(shape, message):
+def test_sequences_that_exceed_a_shape_are_rejected(shape, message):
     with pytest.raises(ValueError, match=message):
         three_sequences(shape)
 

@@ -1,4 +1,4 @@
-"""Fixed shapes: their sizes by hand, and every micro-batch of a plan fits."""
+"""Fixed shapes: their sizes computed by hand, and every micro-batch of a plan fits."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ EVEN = np.arange(1000.0)
 
 
 def test_sizes_by_hand():
-    """At 100 tokens a mean sequence, 1,000 tokens hold 10 of them; a quarter more, and one, make 14."""
+    """At a mean of 100 tokens per sequence, 1,000 tokens hold 10 sequences; a quarter more, and one, make 14."""
     shapes = fixed_shapes(max_length=200, mean_length=100.0, micro_batch_tokens=1000, rank_tokens=EVEN)
     assert shapes.micro_batch_sequences == 14
     assert list(shapes.by_budget) == [500, 1000]
@@ -35,7 +35,7 @@ def test_sizes_by_hand():
         ([3100, 3100, 3950], [125, 1000]),
     ],
 )
-def test_the_smaller_size_leaves_least_empty(rank_tokens, budgets):
+def test_the_smaller_size_has_the_least_filler(rank_tokens, budgets):
     """Sixteenths of 1,000 tokens, rounded up: 63, 125, 188, 250, ..., 625, ..."""
     assert list(fixed_shapes(50, 10.0, 1000, np.array(rank_tokens)).by_budget) == budgets
 

@@ -20,7 +20,7 @@ def test_by_hand():
     assert epoch_of(mixture, 2) == epoch_of(mixture, 0)
 
 
-def test_a_source_that_is_left_out():
+def test_a_source_with_weight_zero_is_omitted():
     mixture = Mixture(np.array([2, 4]), np.array([0.0, 1.0]))
     assert epoch_of(mixture, 5) == [2, 3, 4, 5]
 
@@ -30,7 +30,7 @@ def test_a_source_that_is_left_out():
         st.tuples(st.integers(1, 30), st.sampled_from([0.25, 0.3, 0.5, 1.0, 1.5, 2.0, 3.7])), min_size=1, max_size=4
     )
 )
-def test_over_many_epochs_chunks_of_a_source_are_seen_alike(parts):
+def test_over_many_epochs_chunks_of_a_source_are_seen_equally_often(parts):
     sizes, weights = np.array([size for size, _ in parts]), np.array([weight for _, weight in parts])
     mixture = Mixture(sizes, weights)
     counts = np.zeros(sizes.sum(), dtype=np.int64)

@@ -22,7 +22,7 @@ def test_is_a_bijection(size, seed):
     assert np.array_equal(np.sort(permute(seed, size, np.arange(size))), np.arange(size))
 
 
-def test_any_positions_at_once_give_what_each_gives_alone():
+def test_many_positions_at_once_give_the_indices_of_each_alone():
     whole = permute(5, 1000, np.arange(1000))
     some = np.array([[7, 999], [0, 500]])
     assert np.array_equal(permute(5, 1000, some), whole[some])
@@ -47,7 +47,7 @@ def test_every_permutation_of_a_small_epoch_is_equally_likely(size, num_keys):
 
 
 def test_pairs_of_a_small_epoch_are_equally_likely():
-    """Places 0 and 4 of 6, which share one half of the network: with 8 rounds this fails."""
+    """Positions 0 and 4 of 6 share one half of the network: with 8 rounds this fails."""
     size, num_keys = 6, 2000
     pairs = np.array([permute(key(6, "epoch", epoch), size, np.array([0, 4])) for epoch in range(num_keys)])
     counts = np.bincount(pairs[:, 0] * size + pairs[:, 1], minlength=size * size)
@@ -67,7 +67,7 @@ def test_pairs_of_a_middling_epoch_are_equally_likely():
 
 
 def test_neighbours_in_a_large_epoch_are_independent():
-    """Where 200,000 neighbouring positions of 10^9 lead: even over the range, and the steps between them too."""
+    """Indices at 200,000 neighbouring positions of 10^9 are even over the range, and so are the steps between them."""
     size = 10**9
     indices = permute(9, size, np.arange(200_000) + 700_000_000)
     for values in (indices, np.diff(indices) % size):
@@ -87,13 +87,13 @@ def test_a_billion_sequences_cost_no_memory_and_no_time():
 
 
 @pytest.mark.parametrize("position", [-1, 10])
-def test_a_position_outside_is_refused(position):
+def test_a_position_out_of_range_is_rejected(position):
     with pytest.raises(ValueError, match="not within 0 to 9"):
         permute(1, 10, np.array([position]))
 
 
 def slow_shuffle(shuffle: Shuffle, order_key: int, size: int) -> list[list[list[int]]]:
-    """The blocks of each window and the order in which the window is read, from lists."""
+    """Returns the blocks of each window and the order in which the window is read, computed with lists."""
     block_size, window_blocks = shuffle.block_size, shuffle.window_blocks
     blocks = [list(range(begin, min(begin + block_size, size))) for begin in range(0, size, block_size)]
     short = blocks.pop() if size % block_size else None
@@ -111,10 +111,10 @@ def slow_shuffle(shuffle: Shuffle, order_key: int, size: int) -> list[list[list[
 
 
 def test_two_levels_by_hand(monkeypatch):
-    """7 indices in blocks of 2 and windows of 2 blocks; `permute` turns everything round, the short block is third."""
+    """7 indices in blocks of 2 and windows of 2 blocks; `permute` reverses every order, the short block is third."""
     monkeypatch.setattr(order, "permute", lambda _, size, positions: size - 1 - positions)
     monkeypatch.setattr(order, "key", lambda *parts: 2 if parts[1] == "short block" else 0)
-    # Blocks 0 1, 2 3, 4 5 turned round, and 6 third: 4 5 | 2 3 | 6 | 0 1. Windows 4 5 2 3 and 6 0 1, turned round.
+    # Blocks 0 1, 2 3, 4 5 reversed, and 6 third: 4 5 | 2 3 | 6 | 0 1. Windows 4 5 2 3 and 6 0 1, reversed.
     shuffle = Shuffle(block_size=2, window_blocks=2)
     assert shuffle.indices(0, 7, np.arange(7)).tolist() == [3, 2, 5, 4, 1, 0, 6]
     for position in range(7):
@@ -126,8 +126,8 @@ def test_two_levels_by_hand(monkeypatch):
 @given(
     size=st.integers(1, 200), block_size=st.integers(1, 30), window_blocks=st.integers(1, 8), seed=st.integers(0, 2**63)
 )
-def test_two_levels_are_what_lists_of_blocks_give(size, block_size, window_blocks, seed):
-    """A bijection, the short block and the short window anywhere; the positions of a window touch its blocks only."""
+def test_two_levels_equal_lists_of_blocks(size, block_size, window_blocks, seed):
+    """A bijection; the short block and the short window may be anywhere; positions of a window read only its blocks."""
     shuffle = Shuffle(block_size, window_blocks)
     windows = slow_shuffle(shuffle, seed, size)
     expected = np.array([index for _, indices in windows for index in indices])
@@ -157,37 +157,37 @@ def test_without_blocks_it_is_one_permutation():
     assert Shuffle().window(5, 1000, 3).tolist() == [[0, 1000]]
 
 
-def test_an_order_keeps_its_values():
-    """A run that is resumed with another version of this package must go on with the same order."""
+def test_an_order_does_not_change_between_versions():
+    """A run that resumes with another version of this package must continue with the same order."""
     assert permute(3, 10**9, np.arange(4) + 10**8).tolist() == [520015956, 300971426, 632594058, 212157506]
     assert permute(3, 77, np.arange(6)).tolist() == [4, 33, 37, 30, 56, 40]
 
 
 def test_every_index_is_equally_likely_at_both_levels():
-    """120 indices in 12 blocks and 3 windows: where positions 5 and 6 of one window and 50 of the next lead."""
+    """120 indices in 12 blocks and 3 windows: the indices at positions 5 and 6 of one window and at 50 of the next."""
     shuffle, num_keys = Shuffle(block_size=10, window_blocks=4), 800
     positions = np.array([5, 6, 50])
     found = np.array([shuffle.indices(key(8, "epoch", epoch), 120, positions) for epoch in range(num_keys)])
     blocks, offsets = np.divmod(found, 10)
     for values, number in ((found[:, 0], 120), (blocks[:, 0], 12), (blocks[:, 2], 12), (offsets[:, 0], 10)):
         assert p_value(np.bincount(values, minlength=number), num_keys / number) > 1e-3
-    # Positions of one window share a block as drawing two of its 40 indices does, those of two windows never.
+    # Two positions of one window share a block as often as two random ones of its 40 indices; of two windows, never.
     share = 9 / 39
     same = blocks[:, 0] == blocks[:, 1]
     assert abs(same.sum() - share * num_keys) < 5 * np.sqrt(num_keys * share * (1 - share))
     assert not (blocks[:, 0] == blocks[:, 2]).any()
-    # In the block they share, each step from one to the other is as likely.
+    # Within a shared block, each step from one to the other is equally likely.
     steps = np.bincount((offsets[same, 1] - offsets[same, 0]) % 10, minlength=10)
     assert steps[0] == 0
     assert p_value(steps[1:], same.sum() / 9) > 1e-3
 
 
-def test_the_short_block_is_in_any_window():
+def test_the_short_block_may_be_in_any_window():
     """103 indices in 11 blocks, the last with 3: windows of 4, 4 and 3 blocks."""
     shuffle, num_keys = Shuffle(block_size=10, window_blocks=4), 300
     counts = np.zeros(3)
     for epoch in range(num_keys):
-        # One of these positions is in every window, wherever the short block lies.
+        # One of these positions is in every window, wherever the short block is.
         windows = [shuffle.window(key(9, "epoch", epoch), 103, position)[-1].tolist() for position in (0, 60, 102)]
         assert windows.count([100, 103]) == 1
         counts[windows.index([100, 103])] += 1
@@ -195,7 +195,7 @@ def test_the_short_block_is_in_any_window():
     assert chi2.sf(((counts - expected) ** 2 / expected).sum(), 2) > 1e-3
 
 
-def test_epochs_have_nothing_in_common_at_either_level():
+def test_epochs_are_independent_at_both_levels():
     shuffle, size = Shuffle(block_size=10, window_blocks=20), 4000
     first, second = (shuffle.indices(key(1, "epoch", epoch), size, np.arange(size)) for epoch in (0, 1))
     # Poisson with mean 1.
@@ -228,12 +228,12 @@ def test_seeking_in_billions_costs_no_memory():
 
 
 @pytest.mark.parametrize(("option", "value"), [("block_size", 0), ("window_blocks", -2)])
-def test_a_shuffle_without_indices_is_refused(option, value):
+def test_a_shuffle_without_indices_is_rejected(option, value):
     with pytest.raises(ConfigError, match=f"the shuffle's {option} is {value}. It must be at least 1"):
         Shuffle(**{option: value})
 
 
-def test_a_position_outside_two_levels_is_refused():
+def test_a_position_out_of_range_of_two_levels_is_rejected():
     with pytest.raises(ValueError, match="not within 0 to 9"):
         Shuffle(3).indices(1, 10, np.array([10]))
     with pytest.raises(ValueError, match="not within 0 to 9"):

@@ -1,4 +1,4 @@
-"""Packing: every sequence once, no budget exceeded, the same shapes on every rank, and little room left over."""
+"""Packing: every sequence once, no budget exceeded, the same shapes on every rank, and little unused space."""
 
 import gzip
 import re
@@ -27,23 +27,23 @@ def test_sizes_are_sixteenths_that_hold_the_longest_sequence():
 
 
 def test_six_sequences_by_hand():
-    """26 tokens on two ranks: one micro-batch of 10 is too little for each, and 10 and 8 are the least that is not.
+    """26 tokens on two ranks: one micro-batch of 10 is too small for each; 10 and 8 are the smallest that suffice.
 
-    Longest first: 8 and 7 go to the tens, 5 and 3 to the eights; 2 goes where 5 are free, 1 where 3 are: beside the 7.
+    Longest first: 8 and 7 go to the tens, 5 and 3 to the eights; 2 goes to a free room of 5, 1 to one of 3 beside 7.
     """
     packing = pack(np.array([2, 8, 3, 5, 7, 1]), [8, 9, 10], num_ranks=2, max_sequences=6)
     assert packing.budgets == (10, 8)
     assert shares(packing, 2) == [[[1], [3]], [[4, 5], [0, 2]]]
 
 
-def test_what_does_not_fit_is_exchanged():
+def test_overfull_bins_exchange_sequences():
     """Longest first would give 5 + 4 and 5 + 3 + 3, which is above 10."""
     packing = pack(np.array([5, 5, 4, 3, 3]), budget_sizes(10, 5), num_ranks=1, max_sequences=5)
     assert packing.budgets == (10, 10)
     assert sorted(shares(packing, 1)[0]) == [[0, 1], [2, 3, 4]]
 
 
-def test_the_last_micro_batch_is_as_small_as_it_can_be():
+def test_the_last_micro_batch_is_as_small_as_possible():
     packing = pack(np.full(10, 10), budget_sizes(40, 10), num_ranks=1, max_sequences=10)
     assert packing.budgets == (40, 40, 20)
     assert [len(slots) for slots in packing.of_rank(0)] == [4, 4, 2]
@@ -75,10 +75,10 @@ def test_a_step_without_sequences_has_one_small_micro_batch():
     num_ranks=st.integers(1, 9),
     max_sequences=st.one_of(st.just(10**9), st.integers(1, 6)),
 )
-# Here an exchange, and there several rows at once, would give a micro-batch a third sequence.
+# Here an exchange, even one of several rows at once, would give a micro-batch a third sequence.
 @example(max_length=26, draws=[7, 13, 24, 5], extra=3, num_ranks=2, max_sequences=2)
 @example(max_length=28, draws=[0, 0, 0, 0, 3, 0], extra=29, num_ranks=2, max_sequences=2)
-def test_every_sequence_has_one_place_and_no_budget_is_exceeded(max_length, draws, extra, num_ranks, max_sequences):
+def test_every_sequence_is_packed_once_and_no_budget_is_exceeded(max_length, draws, extra, num_ranks, max_sequences):
     lengths = np.array([1 + draw % max_length for draw in draws], dtype=np.int64)
     budget = max_length + extra
     packing = pack(lengths, budget_sizes(budget, max_length), num_ranks, max_sequences)
@@ -96,12 +96,12 @@ def test_every_sequence_has_one_place_and_no_budget_is_exceeded(max_length, draw
 
 
 def text_like(seed: int, count: int, longest: int) -> np.ndarray:
-    """Many short lengths, and many that were cut at the longest."""
+    """Returns many short lengths, and many that were truncated to the longest."""
     return np.minimum(np.random.default_rng(seed).geometric(4 / longest, size=count) + 8, longest)
 
 
 @pytest.mark.parametrize(("num_ranks", "count"), [(2, 64), (2, 512), (8, 512), (64, 4096), (500, 40_000)])
-def test_ranks_are_even_in_tokens(num_ranks, count):
+def test_ranks_have_equal_numbers_of_tokens(num_ranks, count):
     lengths = text_like(0, count, 512)
     packing = pack(lengths, budget_sizes(4096, 512), num_ranks, count)
     tokens = np.bincount(packing.assignment // len(packing.budgets), lengths, num_ranks)
@@ -117,7 +117,7 @@ def test_micro_batches_that_differ_leave_ranks_even():
 
 
 def best_fit(lengths: np.ndarray, budget: int) -> int:
-    """Micro-batches that best fit, longest first, needs."""
+    """Returns the number of micro-batches that best fit, longest first, needs."""
     rooms: list[int] = []
     for length in sorted(lengths.tolist(), reverse=True):
         fitting = [number for number, room in enumerate(rooms) if room >= length]
@@ -150,7 +150,7 @@ def test_few_long_sequences_need_about_as_many_micro_batches_as_best_fit_or_fewe
 
 
 def wikitext_sentences(whole_articles: bool) -> list[list[int]]:
-    """Words in each sentence of each document of WikiText, which has one sentence mark between spaces."""
+    """Returns the words in each sentence of each document of WikiText, which separates sentences by one mark."""
     files = [real_data(f"pretrain/wikitext2_{split}.txt.gz") for split in ("valid", "test")]
     text = "".join(gzip.decompress(file.read_bytes()).decode() for file in files)
     documents = re.split(r"(?m)^ = [^=\n]+ = *$" if whole_articles else r"\n\s*\n", text)
@@ -164,7 +164,7 @@ def wikitext_sentences(whole_articles: bool) -> list[list[int]]:
     [(128, True, False, 2048), (128, False, True, 1024), (512, True, False, 8192), (1024, False, True, 8192)],
 )
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_from_eight_micro_batches_up_real_text_fills_99_percent(
+def test_with_eight_or_more_micro_batches_real_text_fills_99_percent(
     sequence_length, whole_articles, pairs, budget, num_ranks
 ):
     documents = wikitext_sentences(whole_articles)
@@ -185,6 +185,6 @@ def test_from_eight_micro_batches_up_real_text_fills_99_percent(
     assert real / room >= 0.99
 
 
-def test_a_sequence_above_the_smallest_size_is_refused():
+def test_a_sequence_above_the_smallest_size_is_rejected():
     with pytest.raises(ConfigError, match="a sequence has 11 tokens, but a micro-batch may be as small as 9 tokens"):
         pack(np.array([3, 11]), [9, 12], 1, 2)

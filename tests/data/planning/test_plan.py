@@ -16,7 +16,7 @@ from tests.support.data.sequences import NumberedSource
 
 
 def seen(plan: StepPlan, step: int) -> list[tuple[int, int, int]]:
-    """(epoch, index, sequence id) of everything that the ranks compute, sorted by the last."""
+    """Returns (epoch, index, sequence id) of everything that the ranks compute, sorted by the last."""
     found = []
     for rank in range(plan.num_ranks):
         for share in plan.micro_batches(step, rank):
@@ -95,7 +95,7 @@ def test_order_follows_the_seed():
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_a_growing_batch_takes_the_sequences_in_their_order():
+def test_a_growing_batch_uses_the_sequences_in_their_order():
     warmup = BatchWarmup(start=2, steps=4)
     plan = StepPlan(NumberedSource(10), 5, 6, 100, wraps_epochs=True, batch_warmup=warmup)
     steps = [plan.sequences(step) for step in range(6)]
@@ -106,7 +106,7 @@ def test_a_growing_batch_takes_the_sequences_in_their_order():
     assert np.concatenate([step.indices for step in steps]).tolist() == constant.indices.tolist()
 
 
-def test_micro_batches_say_their_budget():
+def test_micro_batches_know_their_budget():
     plan = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 10, 40, num_ranks=2)
     # 50 tokens each: one of 40, and 10 is the fourth of the sixteenths of 40, rounded up: 3, 5, 8, 10.
     for rank in range(2):
@@ -117,7 +117,7 @@ def test_micro_batches_say_their_budget():
 
 def test_a_summary_by_hand():
     plan = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 6, 40, num_ranks=2)
-    # Step 0: 3 sequences a rank in a micro-batch of 30; step 1: 2 in one of 20.
+    # Step 0: 3 sequences per rank in a micro-batch of 30; step 1: 2 in one of 20.
     assert plan.summary(range(1)) == PlanSummary((6, 6), (1, 1), (30,), 1.0)
     assert plan.summary(range(2)) == PlanSummary((4, 6), (1, 1), (20, 30), 1.0)
     odd = StepPlan(NumberedSource(10, max_length=10, same_length=True), 0, 9, 40, num_ranks=2)
@@ -136,7 +136,7 @@ def test_a_summary_by_hand():
         (10, {"batch_warmup": BatchWarmup(5, 7), "wraps_epochs": True}, "batch_warmup_start is 5, but .* to 4"),
     ],
 )
-def test_impossible_plans_are_refused(size, arguments, message):
+def test_impossible_plans_are_rejected(size, arguments, message):
     numbers = {"global_batch_size": 4, "micro_batch_tokens": 100} | arguments
     with pytest.raises(ConfigError, match=message):
         StepPlan(NumberedSource(size), 0, **numbers)

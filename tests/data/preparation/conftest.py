@@ -1,4 +1,4 @@
-"""Fixtures for tests of the way from sources to a store."""
+"""Fixtures for tests of preparation, from sources to a store."""
 
 import pytest
 
@@ -27,12 +27,12 @@ def given(tmp_path_factory) -> GivenTokenizer:
 
 @pytest.fixture(autouse=True)
 def no_picture(monkeypatch) -> None:
-    """Drawing takes longer than all the rest."""
+    """Drawing takes longer than everything else."""
     monkeypatch.setattr(card_files, "draw_card", prepare_process.no_picture)
 
 
 @pytest.fixture
 def small_batches(monkeypatch) -> None:
-    """Many batches and commits from little text."""
+    """Makes many batches and commits from little text."""
     monkeypatch.setattr(corpora, "BATCH_CHARACTERS", 300)
     monkeypatch.setattr(tokens, "COMMIT_CHARACTERS", 600)

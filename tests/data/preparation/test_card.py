@@ -88,7 +88,7 @@ def test_lengths_beyond_the_last_edge_are_counted_and_the_maximum_is_exact():
     assert content["mean"] == (3 + 2**24 + 2**30) / 3
 
 
-def test_quantiles_are_those_of_the_lengths_to_within_a_bin():
+def test_quantiles_are_those_of_the_lengths_up_to_a_bin():
     values = lognormal_lengths()
     lengths = Lengths()
     for part in np.array_split(values, 7):
@@ -108,7 +108,7 @@ def test_quantiles_of_short_lengths_are_exact():
         assert found == np.quantile(values, float(share), method="inverted_cdf")
 
 
-def test_a_builder_goes_on_from_its_state():
+def test_a_builder_resumes_from_its_state():
     values = lognormal_lengths()[:300]
     whole, resumed = CardBuilder(UNKNOWN), CardBuilder(UNKNOWN)
     for first in range(0, 300, 100):
@@ -119,17 +119,17 @@ def test_a_builder_goes_on_from_its_state():
         resumed.add(*batch)
     content = resumed.content(COUNTS, [], {})
     assert content == whole.content(COUNTS, [], {})
-    # Of every run of 13 ids one is unknown.
+    # One of every 13 ids is unknown.
     assert content["unknown_token_rate"] == pytest.approx(1 / 13, rel=0.01)
     assert len(json.dumps(whole.state())) < 3000
 
 
-def test_without_ids_no_rate_of_unknown_tokens_is_told(small):
+def test_without_ids_no_rate_of_unknown_tokens_is_shown(small):
     streamed = CardBuilder(UNKNOWN)
     streamed.add(None, np.array([3, 1]), np.array([2]))
     assert streamed.content({}, [], {})["unknown_token_rate"] is None
     assert streamed.content({}, [], {})["tokens"] == 4
-    # Where some ids were seen the rate is theirs.
+    # If some ids were seen, the rate is theirs.
     small.add(None, np.array([100]), np.array([1]))
     assert small.content({}, [], {})["unknown_token_rate"] == 3 / 15
 
@@ -163,24 +163,24 @@ def test_cards_are_drawn(case, small, tmp_path):
     assert (np.abs(colors - [217, 121, 43]).max(axis=-1) <= 1).sum() > 100
 
 
-def test_bars_cover_what_was_counted():
+def test_bars_cover_the_counted_lengths():
     lengths = Lengths()
     values = lognormal_lengths()
     lengths.add(values)
     edges, heights = _bars(lengths.content()["histogram"])
     areas = heights * np.diff(np.log2(edges)) * 4
     assert areas.sum() == pytest.approx(len(values))
-    # Each bar by itself: the whole numbers between its edges.
+    # Each bar alone: the whole numbers between its edges.
     expected = [((values > low) & (values < high)).sum() for low, high in itertools.pairwise(edges)]
     assert areas.tolist() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("smallest", "start"), [(99.9, 95), (96.7, 95), (96.6, 90), (93.3, 80), (60.0, 0), (3.0, 0)])
-def test_percent_axis_leaves_every_bar_a_third(smallest, start):
+def test_percent_axis_gives_every_bar_at_least_a_third(smallest, start):
     assert _axis_start(smallest) == start
 
 
-def test_numbers_are_told_in_few_digits():
+def test_numbers_are_shown_with_few_digits():
     percents = {0.0: "0 %", 1.0: "100 %", 0.99999: "> 99.9 %", 0.982: "98.2 %", 0.0123: "1.2 %", 1e-9: "< 0.001 %"}
     assert {share: _percent(share) for share in percents} == percents
     assert (_short(999_999), _short(7_795_038), _short(33_132_823, "B"), _short(5, "B")) == (

@@ -6,7 +6,7 @@ from framework.data.preparation.card_packing import packing_efficiency
 
 
 def boundaries(lengths: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Of documents that are given as the lengths of their sentences."""
+    """Builds documents from the lengths of their sentences."""
     flat = [length for document in lengths for length in document]
     return np.array(flat, dtype=np.int32), np.array([len(document) for document in lengths])
 
@@ -26,7 +26,7 @@ def test_short_and_long_documents_of_all_lengths_are_packed_well():
 
 
 @pytest.mark.parametrize("count", [64, 65, 300])
-def test_a_sample_of_the_record_batches_is_spread_over_all(count, monkeypatch):
+def test_a_sample_is_spread_over_all_record_batches(count, monkeypatch):
     monkeypatch.setattr(card_packing, "_efficiency", lambda batches, length: [batch[0] for batch in batches])
     seen = packing_efficiency((number, None) for number in range(count))[128]
     assert len(seen) <= 65 and seen[0] == 0 and len(set(np.diff(seen))) == 1 and count - seen[-1] <= seen[1]

@@ -1,4 +1,4 @@
-"""Evaluation texts are found in documents whatever their tokenisation; slices of strings say what must be found."""
+"""Evaluation texts are found in documents with any tokenization; slices of strings give the expected results."""
 
 import csv
 import gzip
@@ -28,13 +28,13 @@ SENTENCE = "It does n't matter at all , Mr. Smith , that nobody of us has ever b
 
 
 def letters(text: str) -> str:
-    """What `normalise` does, character by character."""
+    """Normalizes like `normalise`, character by character."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return "".join(filter(str.isalnum, folded))
 
 
 def shares_window(texts: list[str], documents: list[str], ngram_bytes: int) -> list[bool]:
-    """What `overlaps` does, by sets of slices."""
+    """Finds overlaps like `overlaps`, with sets of slices."""
     whole = [letters(text).encode() for text in texts]
     windows = {text[at : at + ngram_bytes] for text in whole for at in range(len(text) - ngram_bytes + 1)}
     shorts = [text for text in whole if 20 <= len(text) < ngram_bytes]
@@ -90,11 +90,11 @@ def test_one_shared_window_is_enough_and_one_byte_less_is_not(tmp_path):
         True,
         False,
     ]
-    # The last window of the one and the first of the other do not make a window together.
+    # The last window of one and the first of the other do not make a window together.
     assert not index.overlaps([text[:30], text[30:60]]).any()
 
 
-def test_a_short_text_is_found_as_a_whole(tmp_path):
+def test_a_short_text_is_searched_completely(tmp_path):
     index = index_of(tmp_path, TWENTY, SENTENCE[:50], NINETEEN, "positive", "negative", "", "!", "positive")
     assert (len(letters(TWENTY)), len(letters(NINETEEN)), len(letters(SENTENCE[:50]))) == (20, 19, 35)
     assert (index.num_texts, index.num_too_short, index.short_lengths.tolist()) == (2, 3, [20, 35])
@@ -111,7 +111,7 @@ def test_a_short_text_is_found_as_a_whole(tmp_path):
     assert index.overlaps(documents).tolist() == [True, False, True, False, False, False, False, True]
 
 
-def test_a_text_one_byte_shorter_than_a_window_must_be_there_completely(tmp_path):
+def test_a_text_one_byte_shorter_than_a_window_must_occur_completely(tmp_path):
     text = "".join(chr(ord("a") + at * 7 % 26) for at in range(47))
     index = index_of(tmp_path, text)
     assert index.overlaps(["xx" + text + "xx", text[1:] + "x" * 40, "x" * 40 + text[:-1]]).tolist() == [
@@ -122,7 +122,7 @@ def test_a_text_one_byte_shorter_than_a_window_must_be_there_completely(tmp_path
 
 
 def test_chinese_texts(tmp_path):
-    # 18 characters of 3 bytes; and 7 characters, 21 bytes, that are found as a whole.
+    # 18 characters of 3 bytes; and 7 characters, 21 bytes, which are searched completely.
     text, short = "这家餐馆的牛肉面味道非常好下次还要来吃", "送餐的速度太慢"
     index = index_of(tmp_path, text, short)
     documents = [
@@ -135,7 +135,7 @@ def test_chinese_texts(tmp_path):
     assert index.overlaps(documents).tolist() == [True, True, False, True, False]
 
 
-def test_every_offset_is_searched_also_where_blocks_meet(tmp_path, monkeypatch):
+def test_every_offset_is_searched_also_between_blocks(tmp_path, monkeypatch):
     draw = generator("test_exclusion", 1)
     base = "".join(draw.choice(list("abcdeé我"), size=3_000))
 
@@ -155,7 +155,7 @@ def test_every_offset_is_searched_also_where_blocks_meet(tmp_path, monkeypatch):
         assert index_of(tmp_path, *texts, ngram_bytes=30).fingerprint == index.fingerprint
 
 
-def test_texts_are_found_in_every_kind_of_file_without_names_of_columns(tmp_path):
+def test_texts_are_read_from_every_kind_of_file_without_names_of_columns(tmp_path):
     rows = [
         ('He said: "Nothing, at all,\nis as fine as this".', 1),
         ("\tA tab, and a café near the railway station", 0),
@@ -185,8 +185,8 @@ def test_texts_are_found_in_every_kind_of_file_without_names_of_columns(tmp_path
         assert found.tolist() == [False, False, True, file.suffix != ".gz"], file
 
 
-def test_a_table_without_quoting_is_read_as_it_stands(tmp_path):
-    # Read with quotes, the first field would go on to the end of the second line.
+def test_a_table_without_quoting_is_read_unchanged(tmp_path):
+    # Read with quotes, the first field would extend to the end of the second line.
     content = '"an unclosed quotation mark here\t0\n12 inches are a foot in England"\t1\t\n' + f"{SENTENCE}\t1\n"
     texts = set(evaluation_texts(write(tmp_path / "a.tsv", content.encode())))
     assert {'"an unclosed quotation mark here', '12 inches are a foot in England"', SENTENCE} <= texts
@@ -213,7 +213,7 @@ def test_files_that_cannot_be_used(tmp_path, name, content, message):
         ExclusionIndex.from_files(str(tmp_path / name))
 
 
-def test_columns_that_are_no_utf_8_are_an_error(tmp_path):
+def test_columns_that_are_not_utf_8_are_an_error(tmp_path):
     buffers = pa.array([b"x" * 30, b"\xff"], pa.binary()).buffers()
     pq.write_table(pa.table({"text": pa.Array.from_buffers(pa.string(), 2, buffers)}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet: column 'text' holds bytes that are not UTF-8\. .* Correct its"):
@@ -225,7 +225,7 @@ def test_windows_may_not_be_shorter_than_the_shortest_text(tmp_path):
         index_of(tmp_path, SENTENCE, ngram_bytes=19)
 
 
-def test_the_fingerprint_tells_what_is_searched_for(tmp_path):
+def test_the_fingerprint_covers_the_searched_texts(tmp_path):
     index = index_of(tmp_path, SENTENCE, TWENTY)
     same = index_of(tmp_path, TWENTY.upper(), SENTENCE, SENTENCE, "label")
     others = [
@@ -246,7 +246,7 @@ def reviews() -> list[tuple[str, str]]:
     return [(row.values["text"], row.values["source"]) for row in read_rows(REVIEWS, ["text", "source"])]
 
 
-def test_what_is_found_in_real_reviews_is_what_sets_of_slices_find(tmp_path, reviews):
+def test_matches_in_real_reviews_equal_those_of_sets_of_slices(tmp_path, reviews):
     texts = [text for text, source in reviews if source == "rotten_tomatoes"]
     evaluated, documents = texts[::40], [text for text, _ in reviews[:1_000]] + texts[:4_000]
     index = index_of(tmp_path, *evaluated, ngram_bytes=24)
@@ -286,5 +286,5 @@ def test_the_known_leak_of_counterfactual_reviews_is_found(reviews):
     changed = [original for original in originals if original not in wholes]
     assert len(changed) < 10
     assert all(any(original[200:300] in whole for whole in wholes) for original in changed)
-    # What only shares a phrase stays rare.
+    # Documents that only share a phrase are rare.
     assert found.sum() < 1_952 + 50

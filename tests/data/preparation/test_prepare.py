@@ -1,4 +1,4 @@
-"""The way from sources to a store: `framework.data.preparation.prepare`."""
+"""Preparation, from sources to a store: `framework.data.preparation.prepare`."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from framework.errors import ConfigError, DataError
 from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
-def test_prepared_text_comes_back(tmp_path, corpus, small_batches):
+def test_prepared_text_can_be_read_back(tmp_path, corpus, small_batches):
     prepared = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "store", Cleaning(strip_html=True)))
     rows = datasets.Dataset.from_file(str(tmp_path / "store" / "data.arrow"))
     tokenizer = Tokenizer.from_folder(tmp_path / "store" / "tokenizer")
@@ -48,7 +48,7 @@ def test_prepared_text_comes_back(tmp_path, corpus, small_batches):
         assert row["input_ids"] == np.concatenate(expected).tolist()
 
 
-def test_same_input_same_bytes_and_no_second_work(tmp_path, corpus):
+def test_the_same_input_gives_the_same_bytes_without_new_work(tmp_path, corpus):
     first = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "a"))
     second = prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "b"))
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
@@ -58,7 +58,7 @@ def test_same_input_same_bytes_and_no_second_work(tmp_path, corpus):
     assert (tmp_path / "a" / "data.arrow").stat().st_mtime_ns == before
 
 
-def test_any_number_of_workers_makes_the_same_bytes(tmp_path, corpus, small_batches):
+def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, small_batches):
     for num_workers in (0, 2):
         prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / str(num_workers)), num_workers=num_workers)
     assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
@@ -96,14 +96,14 @@ def test_documents_of_each_source_are_counted(tmp_path, given):
     assert (meta["counts"]["duplicates"], meta["counts"]["empty"]) == (2, 1)
 
 
-def test_a_batch_holds_so_much_text_or_one_document(monkeypatch):
+def test_a_batch_has_a_limited_size_or_one_document(monkeypatch):
     monkeypatch.setattr(corpora, "BATCH_CHARACTERS", 10)
     texts = ["aaaa", "bbbb", "", "c" * 30, "", "d", "eeeeeeeee", "f"]
     batches = [["aaaa", "bbbb"], [""], ["c" * 30], ["", "d"], ["eeeeeeeee"], ["f"]]
     assert list(corpora.in_batches(iter(texts))) == batches
 
 
-def test_counts_of_what_was_dropped_and_progress(tmp_path, given):
+def test_counts_of_dropped_documents_and_progress(tmp_path, given):
     table = tmp_path / "a.csv"
     # The last but one has no text that a tokenizer sees; § is not in the vocabulary.
     table.write_text('text,source\nthe cat,x\n"the  cat",x\n  ,x\n\x07,x\ndogs § play,x\nno,y\n')
@@ -118,7 +118,7 @@ def test_counts_of_what_was_dropped_and_progress(tmp_path, given):
     assert told[-1] == ("tokens", size, size) and [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 
 
-def test_bad_rows_are_counted_and_told(tmp_path, given):
+def test_bad_rows_are_counted_and_reported(tmp_path, given):
     table = tmp_path / "a.jsonl"
     table.write_bytes(b'{"text": "the cat"}\n{"text": "dogs\n{"text": "\xff"}\n{"text": "dogs play"}\n')
     sources = {"table": TableFiles(str(table))}
@@ -152,8 +152,8 @@ def test_a_folder_that_cannot_be_written_or_is_something_else(tmp_path, corpus):
         prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "folder"))
 
 
-def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, small_batches):
-    """Of a, b, c, d and copies: c overlaps an evaluation text, d is b but for a word; neither is taught."""
+def test_excluded_and_near_duplicate_documents_are_absent_from_later_passes(tmp_path, small_batches):
+    """Of a, b, c, d and copies: c overlaps an evaluation text, d is b except for one word; neither is used."""
     common = " ".join(f"w{number}" for number in range(60))
     texts = {
         "a": "alpha " + " ".join(f"a{number}" for number in range(40)),
@@ -188,7 +188,7 @@ def test_excluded_and_near_duplicate_documents_are_in_no_later_pass(tmp_path, sm
     assert "b" in vocabulary and not {"q", "z", "##q", "##z"} & vocabulary
 
 
-def test_cleaning_is_not_done_again(tmp_path, corpus, small_batches):
+def test_cleaning_is_not_repeated(tmp_path, corpus, small_batches):
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "vocabulary":
             raise KeyboardInterrupt
@@ -207,14 +207,14 @@ def test_cleaning_is_not_done_again(tmp_path, corpus, small_batches):
 
 
 @pytest.mark.parametrize("cleaning", [{"near_duplicates": 0.0}, {"near_duplicates": 1.5}, {"num_permutations": 1}])
-def test_settings_of_cleaning_out_of_their_range(cleaning):
+def test_settings_of_cleaning_out_of_range(cleaning):
     (name,) = cleaning
     with pytest.raises(ConfigError, match=f"{name} is "):
         Cleaning(**cleaning)
 
 
 def write_shards(folder: Path) -> dict[str, Source]:
-    """Row groups of 3, 3, 1 rows in two files of one source, and 2 in another; with repeated, empty and other rows."""
+    """Writes row groups of 3, 3, 1 rows in two files of one source and 2 in another; some are repeated or empty."""
     folder.mkdir()
     rows = {
         "a-0": (["the cat", "", "dogs play", "the cat", "no", "on a mat"], "xxxxyx"),
@@ -229,7 +229,7 @@ def write_shards(folder: Path) -> dict[str, Source]:
 
 
 @pytest.mark.parametrize("batch_characters", [2_000_000, 9])
-def test_a_streamed_store_tells_where_its_documents_are(tmp_path, given, monkeypatch, batch_characters):
+def test_a_streamed_store_records_the_positions_of_its_documents(tmp_path, given, monkeypatch, batch_characters):
     monkeypatch.setattr(corpora, "BATCH_CHARACTERS", batch_characters)
     sources = write_shards(tmp_path / "shards")
     stored = prepare_store(StoreSpec(sources, given, tmp_path / "stored"))
@@ -237,7 +237,7 @@ def test_a_streamed_store_tells_where_its_documents_are(tmp_path, given, monkeyp
     assert streamed.counts == stored.counts
     rows = datasets.Dataset.from_file(str(tmp_path / "streamed" / "data.arrow"))
     assert "input_ids" not in rows.column_names
-    # Of the second row group the first row is a repetition, and the second is not yielded at all.
+    # In the second row group the first row is a repetition, and the second is not yielded at all.
     assert (rows["group"], rows["row"]) == ([0, 0, 1, 2], [0, 2, 1, 0])
     with pa.OSFile(str(tmp_path / "streamed" / "data.arrow")) as file:
         assert [batch.num_rows for batch in pa.ipc.open_stream(file)] == [2, 1, 1]
@@ -257,7 +257,7 @@ def test_a_streamed_store_tells_where_its_documents_are(tmp_path, given, monkeyp
     ]
 
 
-def test_the_card_tells_what_became_of_the_documents_of_each_source(tmp_path, given, small_batches, monkeypatch):
+def test_the_card_shows_the_counts_of_each_source(tmp_path, given, small_batches, monkeypatch):
     monkeypatch.undo()
     (tmp_path / "a.txt").write_text("the cat. A mat\n\nthe dog\n\nthe  dog")
     (tmp_path / "b.txt").write_text("the dog\n\n\x07\n\non a mat")

@@ -1,4 +1,4 @@
-"""A preparation that is killed, runs out of disk or meets another one: it goes on, or says what to do."""
+"""A preparation that is killed, runs out of disk or meets another one resumes, or reports the remedy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from framework.errors import DataError
 from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
-def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
+def test_a_second_prepare_of_the_same_folder_is_rejected(tmp_path, corpus):
     refused = []
 
     def interfere(stage: str, done: int, total: int) -> None:
@@ -37,7 +37,7 @@ def test_a_second_prepare_of_the_same_folder_is_refused(tmp_path, corpus):
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_store_that_is_complete_but_not_in_place_is_put_there(tmp_path, corpus, monkeypatch):
+def test_a_store_that_is_complete_but_not_renamed_is_renamed(tmp_path, corpus, monkeypatch):
     def fail(self, meta, tokenizer):
         finish(self, meta, tokenizer)
         raise KeyboardInterrupt
@@ -51,7 +51,7 @@ def test_a_store_that_is_complete_but_not_in_place_is_put_there(tmp_path, corpus
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_other_settings_begin_anew(tmp_path, corpus, small_batches, monkeypatch):
+def test_other_settings_start_anew(tmp_path, corpus, small_batches, monkeypatch):
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "tokens" and done > total / 2:
             raise KeyboardInterrupt
@@ -64,8 +64,8 @@ def test_other_settings_begin_anew(tmp_path, corpus, small_batches, monkeypatch)
     assert files_of(tmp_path / "store") == files_of(tmp_path / "other")
 
 
-def test_what_is_done_is_not_done_again(tmp_path, corpus, small_batches, monkeypatch):
-    """Of 80 batches of ... see below: those before the last commit are not encoded again, the vocabulary stays."""
+def test_finished_work_is_not_repeated(tmp_path, corpus, small_batches, monkeypatch):
+    """The batches before the last commit are not encoded again, and the vocabulary is kept."""
     encoded: list[str] = []
     call = document_encoder.DocumentEncoder.__call__
 
@@ -87,7 +87,7 @@ def test_what_is_done_is_not_done_again(tmp_path, corpus, small_batches, monkeyp
     )
     again = len(encoded) - 40
     assert stages == {"tokens"}
-    # A commit comes after 600 characters at the latest, at 300 or fewer a batch: no more than 900 are done again.
+    # A commit follows after at most 600 characters, at 300 or fewer per batch: at most 900 are repeated.
     assert len(first) > 10 and sum(map(len, first[len(first) - again :])) <= 900
     prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole"))
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
@@ -101,7 +101,7 @@ def run_process(**options: object) -> str:
         "from tests.support.data.prepare_process import main; main()",
         json.dumps(options),
     ]
-    # Into files: a pipe would be waited for until the last of its workers has ended.
+    # To files: a pipe would stay open until the last worker has ended.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         done = subprocess.run(command, env=environment, stdout=out, stderr=err, check=False)
         out.seek(0)
@@ -110,8 +110,8 @@ def run_process(**options: object) -> str:
         return out.read().decode()
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, small_batches):
-    """Real processes, killed with SIGKILL before and after everything that they do to the disk."""
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, corpus, small_batches):
+    """Real processes are killed with SIGKILL before and after all of their changes to the disk."""
     num_stores = int(run_process(texts=corpus.files, folder=str(tmp_path), every=9))
     prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole"))
     whole = files_of(tmp_path / "whole")
@@ -121,8 +121,8 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path, corpus, sma
     assert {path.name for path in tmp_path.iterdir()} == {"whole", *map(str, range(num_stores + 1))}
 
 
-def test_a_full_disk_is_told_and_what_was_written_is_gone_on_with(tmp_path, small_batches):
-    """A limit of the size of a file stands for the disk: the tokenizer is smaller, the Arrow file is not."""
+def test_a_full_disk_is_reported_and_written_data_are_reused(tmp_path, small_batches):
+    """A limit of the file size replaces the disk: the tokenizer is smaller, the Arrow file is not."""
     texts = str(write_corpus(tmp_path / "texts", 200) / "*.txt")
     store = tmp_path / "made" / "store"
     told = run_process(texts=texts, store=str(store), num_workers=1, file_bytes=9_000)
@@ -160,7 +160,7 @@ def is_running(pid: str) -> bool:
         return False
 
 
-def test_killed_workers_are_told_and_the_work_gone_on_with(tmp_path, corpus):
+def test_killed_workers_are_reported_and_the_work_resumes(tmp_path, corpus):
     told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="workers")
     error = told.splitlines()[1]
     assert error.startswith("a worker process was killed, probably because memory was short. The next start resumes")

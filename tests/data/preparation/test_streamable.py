@@ -1,4 +1,4 @@
-"""Which sources may be streamed."""
+"""The sources that may be streamed."""
 
 import pytest
 

@@ -25,7 +25,7 @@ def server(folder) -> Iterator[RangeServer]:
 
 @pytest.fixture
 def waits(monkeypatch) -> list[float]:
-    """The seconds that would have been waited."""
+    """Records the seconds of waits, without waiting."""
     seconds: list[float] = []
     monkeypatch.setattr(remote_file, "sleep", seconds.append)
     return seconds

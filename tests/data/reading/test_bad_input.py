@@ -1,4 +1,4 @@
-"""Damaged and odd input: one DataError that names the place, or a row that is counted; nothing is lost silently."""
+"""Damaged and odd input: one DataError that names the location, or a counted row; nothing is lost silently."""
 
 import csv
 import gzip
@@ -28,7 +28,7 @@ def write_arrow(path: Path, table: pa.Table, kind: str = "stream", batch: int = 
 
 
 def skipped(source: Source) -> tuple[list[str], int, str]:
-    """(texts, rows that were left out, what was wrong with the first of them)."""
+    """Returns (texts, omitted rows, message about the first of them)."""
     reading = Reading("skip")
     return texts_of(source, reading), reading.num_skipped, "".join(reading.skipped[:1])
 
@@ -40,7 +40,7 @@ def error_of(source: Source, on_bad_row: str = "error") -> str:
 
 
 def strings(*values: bytes) -> pa.Array:
-    """Texts, whatever their bytes."""
+    """Writes texts of any bytes."""
     return pa.Array.from_buffers(pa.string(), len(values), pa.array(values, pa.binary()).buffers())
 
 
@@ -59,7 +59,7 @@ def strings(*values: bytes) -> pa.Array:
         (b'"x"}{"text": "y"', r"not JSON (Extra data)"),
     ],
 )
-def test_json_that_is_no_text_is_told_by_its_line(tmp_path, value, message):
+def test_json_that_is_not_text_is_reported_by_its_line(tmp_path, value, message):
     file = write(tmp_path / "a.jsonl", b'{"text": "a"}\n\n{"text": ' + value + b'}\n{"text": "b"}\n')
     source = TableFiles(str(file))
     assert f"{file}, line 3: {message}" in error_of(source)
@@ -68,7 +68,7 @@ def test_json_that_is_no_text_is_told_by_its_line(tmp_path, value, message):
     assert message in first
 
 
-def test_what_json_can_escape_is_text(tmp_path):
+def test_escaped_json_characters_are_text(tmp_path):
     file = write(tmp_path / "a.jsonl", b'{"text": "a\\u0000b\\ud83d\\ude00\\u0085c\\r\\n"}\r\n')
     assert texts_of(TableFiles(str(file))) == ["a\x00b😀\x85c\r\n"]
 
@@ -97,7 +97,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, suffix):
     assert (cleaned.texts, cleaned.num_duplicates) == ([], 0)
 
 
-def test_bytes_that_are_no_utf_8_are_told_by_line_and_place(tmp_path):
+def test_bytes_that_are_not_utf_8_are_reported_by_line_and_offset(tmp_path):
     # é is two bytes.
     with pytest.raises(DataError, match="a, line 9: byte 0xe9 at position 3 is not UTF-8"):
         decode_line(Path("a"), 7, "é\n\né".encode() + b"\xe9t\xe9\n")
@@ -109,7 +109,7 @@ def test_bytes_that_are_no_utf_8_are_told_by_line_and_place(tmp_path):
     assert "line 1: byte 0xff at position 3" in error_of(TextFiles(str(file)))
 
 
-def test_the_lines_behind_bad_bytes_of_a_row_are_no_rows(tmp_path):
+def test_the_lines_after_bad_bytes_of_a_row_are_no_rows(tmp_path):
     file = write(tmp_path / "a.csv", b'text,n\n"one\ntw\xffo\nthree",1\nfour,2\n\xff,3\nfive\n')
     assert "a.csv, line 3: byte 0xff at position 3" in error_of(TableFiles(str(file)))
     texts, num_skipped, first = skipped(TableFiles(str(file)))
@@ -117,7 +117,7 @@ def test_the_lines_behind_bad_bytes_of_a_row_are_no_rows(tmp_path):
     assert "line 3" in first
 
 
-def test_each_line_that_an_open_quote_takes_is_counted(tmp_path):
+def test_each_line_inside_an_open_quote_is_counted(tmp_path):
     file = write(tmp_path / "a.csv", b'text,n\na,1\n"b,2\nc\xff,3\nd,"4"\ne,5\n"f,6\ng,7\n')
     assert "a.csv, row 2 (lines 3 to 5): ',' expected after '\"'. Quotes begin" in error_of(TableFiles(str(file)))
     reading = Reading("skip")
@@ -139,12 +139,12 @@ def test_each_line_that_an_open_quote_takes_is_counted(tmp_path):
         ("text\na\n".encode("utf-16"), r"a.csv, line 1: byte 0xff at position 1"),
     ],
 )
-def test_a_header_that_cannot_be_read_is_an_error_even_where_rows_are_skipped(tmp_path, content, message):
+def test_a_header_that_cannot_be_read_is_an_error_even_if_rows_are_skipped(tmp_path, content, message):
     source = TableFiles(str(write(tmp_path / "a.csv", content)))
     assert message in error_of(source, "skip")
 
 
-def test_rows_that_are_all_left_out_are_counted(tmp_path):
+def test_rows_are_counted_even_if_all_are_omitted(tmp_path):
     file = write(tmp_path / "a.jsonl", b"x\ny\n")
     assert skipped(TableFiles(str(file)))[:2] == ([], 2)
     assert "has no row where {'n': '1'}" in error_of(TableFiles(str(file), where={"n": 1}), "skip")
@@ -177,7 +177,7 @@ def test_columns_of_bytes_and_missing_values(tmp_path, name):
     assert "schema: column 'text' occurs more than once" in error_of(source)
 
 
-def test_damaged_parquet_is_an_error_behind_the_rows_that_could_be_read(tmp_path):
+def test_damaged_parquet_is_an_error_after_the_readable_rows(tmp_path):
     table = pa.table({"text": [f"{number} " * 50 for number in range(400)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
     content = bytearray((tmp_path / "a.parquet").read_bytes())
@@ -195,7 +195,7 @@ def test_damaged_parquet_is_an_error_behind_the_rows_that_could_be_read(tmp_path
         )
 
 
-def test_parquet_with_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):
+def test_parquet_with_fewer_rows_than_in_its_footer(tmp_path, monkeypatch):
     pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "a.parquet", row_group_size=1)
     whole = pq.ParquetFile.iter_batches
 
@@ -209,7 +209,7 @@ def test_parquet_with_fewer_rows_than_its_footer_says(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
-def test_a_cut_arrow_file_is_an_error_wherever_it_is_cut(tmp_path, kind):
+def test_a_truncated_arrow_file_is_an_error_wherever_it_is_cut(tmp_path, kind):
     table = pa.table({"text": [f"text {number}" for number in range(12)]})
     file = write_arrow(tmp_path / "a.arrow", table, kind, batch=4)
     content = file.read_bytes()
@@ -223,7 +223,7 @@ def test_a_cut_arrow_file_is_an_error_wherever_it_is_cut(tmp_path, kind):
 
 
 @pytest.mark.parametrize("offset", [-1, 2**20, 1])
-def test_arrow_offsets_that_point_elsewhere_are_an_error(tmp_path, offset):
+def test_arrow_offsets_out_of_range_are_an_error(tmp_path, offset):
     table = pa.table({"text": ["one", "two", "three"] * 40})
     file = write_arrow(tmp_path / "a.arrow", table, batch=60)
     content = bytearray(file.read_bytes())
@@ -235,7 +235,7 @@ def test_arrow_offsets_that_point_elsewhere_are_an_error(tmp_path, offset):
 
 
 @pytest.mark.parametrize("kind", ["stream", "file"])
-def test_names_of_columns_that_are_no_utf_8_are_an_error(tmp_path, kind):
+def test_names_of_columns_that_are_not_utf_8_are_an_error(tmp_path, kind):
     file = write_arrow(tmp_path / "a.arrow", pa.table({"text": ["a"], "zzzz": ["b"]}), kind)
     file.write_bytes(file.read_bytes().replace(b"zzzz", b"\xff" * 4))
     assert "a.arrow is damaged or not a file of kind arrow ('utf-8' codec" in error_of(TableFiles(str(file)), "skip")
@@ -275,7 +275,7 @@ def test_a_file_that_vanishes_or_becomes_a_folder(tmp_path, name, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "most"), [("a.txt", 4), ("a.txt.gz", 4), ("short.txt", 4), ("a.jsonl", 4), ("a.csv", 11)]
 )
-def test_a_document_of_20_megabytes_takes_a_few_times_its_size(tmp_path, name, most):
+def test_a_document_of_20_megabytes_needs_a_few_times_its_size(tmp_path, name, most):
     text = ("a few more words of it " + "\n" * (name == "short.txt")) * 870_000
     table = {"a.jsonl": json.dumps({"text": text}), "a.csv": f'text,n\n"{text}",1\n'}
     file = write(tmp_path / name, table.get(name, text).encode())
@@ -290,7 +290,7 @@ def test_a_document_of_20_megabytes_takes_a_few_times_its_size(tmp_path, name, m
     assert peak < most * len(text)
 
 
-def test_what_is_read_left_out_and_empty_is_all_that_the_files_hold(tmp_path):
+def test_read_omitted_and_empty_rows_add_up_to_the_rows_of_the_files(tmp_path):
     draw = generator("test_bad_input", 1)
     kinds = draw.choice(["good", "empty", "bad"], size=300, p=[0.6, 0.2, 0.2]).tolist()
     texts = [
@@ -314,7 +314,7 @@ def test_what_is_read_left_out_and_empty_is_all_that_the_files_hold(tmp_path):
     good = [text for text, kind in zip(texts, kinds, strict=True) if kind == "good"]
     assert cleaned.texts == good * 6
     assert reading.num_skipped == kinds.count("bad") * 6
-    # Blank lines separate documents, they are none.
+    # Blank lines separate documents and are no documents.
     assert len(read) - len(cleaned.texts) == kinds.count("empty") * 5
 
 

@@ -39,11 +39,11 @@ def test_the_folder_is_the_label(folder, caplog):
     assert data.load().labels == ("mixed", "neg", "pos")
     assert "1 files outside of the class folders are not read" in caplog.text
     assert data.load().splits["train"][1].location == f"{folder}/train, file pos/0_9.txt"
-    # An experiment's names for files without a header say nothing of folders.
+    # An experiment's names for files without a header do not matter for folders.
     assert len(rows(TableData(str(folder / "train"), format=TableFormat(columns=["label", "text"])))) == 3
 
 
-def test_each_way_to_be_wrong(folder):
+def test_each_kind_of_error(folder):
     train = folder / "train"
     (train / "neg" / "empty.txt").write_bytes(b"")
     (train / "neg" / "odd.txt").write_bytes(b"\xff")

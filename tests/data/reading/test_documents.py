@@ -57,7 +57,7 @@ def test_cleaner_drops_empty_and_repeated_texts(batch_size):
     assert [identity for batch in batches for identity in batch.hashes] == [text_hash("a b"), text_hash("c")]
 
 
-def test_cleaner_keeps_what_it_is_told_to_keep():
+def test_cleaner_keeps_texts_as_configured():
     cleaned = Cleaner(strip_html=False, deduplicate=False).clean(["a<br />", "a<br />"])
     assert cleaned.texts == ["a<br />"] * 2 and cleaned.indices.tolist() == [0, 1]
     assert cleaned.num_duplicates == 0
@@ -65,7 +65,7 @@ def test_cleaner_keeps_what_it_is_told_to_keep():
 
 @given(st.lists(st.lists(st.sampled_from([0, 1, 2, 5, 2**63, 2**64 - 1]) | st.integers(0, 30), max_size=12)))
 def test_a_hash_set_is_a_set(batches):
-    """Against Python's own set."""
+    """Compares with Python's own set."""
     ours, reference = SeenHashes(), set()
     for batch in batches:
         added = []
@@ -76,7 +76,7 @@ def test_a_hash_set_is_a_set(batches):
         assert len(ours) == len(reference)
 
 
-def test_a_hash_set_of_many_takes_few_searches_and_8_bytes_an_element():
+def test_a_large_hash_set_needs_few_searches_and_8_bytes_per_element():
     hashes = mix(key(0, "hashes"), np.arange(30_000))
     ours = SeenHashes()
     for first in range(0, 30_000, 10):

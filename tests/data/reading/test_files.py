@@ -14,7 +14,7 @@ LINES = "".join(f"line {number} of a file, é\r\n" for number in range(3_000)).e
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst", "A.TXT.GZ"])
-def test_only_line_feeds_end_lines_and_progress_tells_all_bytes(tmp_path, name):
+def test_only_line_feeds_end_lines_and_progress_counts_all_bytes(tmp_path, name):
     file = write(tmp_path / name, LINES)
     done: list[int] = []
     lines = list(raw_lines(file, Reading(advance=done.append)))
@@ -30,12 +30,12 @@ def test_several_gzip_members_are_one_file(tmp_path):
     assert [raw for _, raw in raw_lines(file, Reading())] == [b"one\n", b"two\n"]
 
 
-# A zstd stream tells overwritten bytes only where it was written with a checksum, which pyarrow does not do.
+# A zstd stream detects overwritten bytes only if it was written with a checksum, which pyarrow does not do.
 @pytest.mark.parametrize(
     ("suffix", "damage"),
     [(".gz", "cut"), (".gz", "overwritten"), (".gz", "not compressed"), (".zst", "cut"), (".zst", "not compressed")],
 )
-def test_a_damaged_compressed_file_is_an_error_even_where_rows_are_skipped(tmp_path, suffix, damage):
+def test_a_damaged_compressed_file_is_an_error_even_if_rows_are_skipped(tmp_path, suffix, damage):
     content = bytearray(write(tmp_path / f"a{suffix}", os.urandom(50_000).hex().encode()).read_bytes())
     if damage == "cut":
         del content[len(content) // 2 :]
@@ -66,14 +66,14 @@ def test_a_file_without_permission(tmp_path):
         list(raw_lines(file, Reading()))
 
 
-def test_bytes_that_are_no_utf_8():
+def test_bytes_that_are_not_utf_8():
     assert decode_line(Path("a"), 1, "\ufeffé".encode()) == "é"
     assert decode_line(Path("a"), 2, "\ufeffé".encode()) == "\ufeffé"
     with pytest.raises(DataError, match="a, line 7: byte 0xa3 at position 3 is not UTF-8"):
         decode_line(Path("a"), 7, b"ab\xa3")
 
 
-def test_skipped_rows_are_counted_and_the_first_are_remembered():
+def test_skipped_rows_are_counted_and_the_first_are_kept():
     reading = Reading("skip")
     for number in range(8):
         reading.bad_row(DataError(f"row {number}"))
@@ -95,6 +95,6 @@ def test_globs_are_sorted_and_files_come_once(tmp_path):
         find_files(patterns[0], exclude=patterns)
 
 
-def test_the_kind_is_told_by_the_suffix_before_the_compression():
+def test_the_kind_follows_from_the_suffix_before_the_compression():
     names = ["a.csv", "b.JSONL.gz", "c.tar.zst", "d.gz", "e"]
     assert [kind_of(Path(name)) for name in names] == [".csv", ".jsonl", ".tar", "", ""]

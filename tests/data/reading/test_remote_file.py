@@ -1,4 +1,4 @@
-"""Shards on a web server that fails in every way."""
+"""Shards on a web server with all kinds of failures."""
 
 import gc
 import multiprocessing
@@ -21,7 +21,7 @@ def test_a_large_range_is_several_requests(server, monkeypatch):
     server.reset(cut_every=3)
     assert texts_of(source, group) == texts_of_shard(0)[:4]
     needed = -(-group.num_bytes // 20)
-    # Every third request is lost, and only its piece is asked for again.
+    # Every third request is lost, and only its part is requested again.
     assert needed > 2 and needed < len(server.gets()) <= needed + -(-needed // 2)
 
 
@@ -36,7 +36,7 @@ def test_connections_cut_in_the_body_change_nothing(server, waits, every):
     assert set(waits) <= {0.5, 1.0, 2.0}
 
 
-def test_waits_grow_and_end_with_an_error_that_tells_what_to_do(server, waits):
+def test_waits_grow_and_end_with_an_error_with_a_remedy(server, waits):
     source = over_http(server, retries=8)
     group = source.groups()[0]
     texts_of(source, group)
@@ -47,7 +47,7 @@ def test_waits_grow_and_end_with_an_error_that_tells_what_to_do(server, waits):
         texts_of(source, group)
     assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
     assert len(server.gets()) == 9 + 1  # and once for the footer: the reason might be that the shard has changed
-    # Asking for the size: fsspec itself falls back from HEAD to GET.
+    # Request for the size: fsspec itself falls back from HEAD to GET.
     server.reset(statuses={NAMES[0]: 503})
     with pytest.raises(DataError, match=r"requesting the size failed 3 times.*answered 503"):
         over_http(server, retries=2).groups()
@@ -62,14 +62,14 @@ def test_a_server_that_recovers(server, waits, fault):
 
 
 @pytest.mark.parametrize(("status", "match"), [(404, "answered 404"), (403, "answered 403")])
-def test_refused_files_are_errors_at_once(server, waits, status, match):
+def test_denied_files_are_errors_immediately(server, waits, status, match):
     server.reset(statuses={NAMES[1]: status})
     with pytest.raises(DataError, match=rf"a/1\.parquet cannot be read \(.*{match}\)\. Correct the path or URL"):
         over_http(server).groups()
     assert waits == []
 
 
-def test_a_file_that_disappears_is_an_error_at_once(server, folder, waits):
+def test_a_file_that_disappears_is_an_error_immediately(server, folder, waits):
     source = over_http(server, NAMES[:1])
     texts_of(source, source.groups()[0])
     (folder / NAMES[0]).unlink()
@@ -78,7 +78,7 @@ def test_a_file_that_disappears_is_an_error_at_once(server, folder, waits):
     assert waits == []
 
 
-def test_no_answer_in_time_is_tried_again(server, waits):
+def test_a_timeout_is_tried_again(server, waits):
     source = over_http(server, NAMES[:1], timeout_seconds=0.25, retries=1)
     group = source.groups()[0]
     server.reset(hang=frozenset({2}))
@@ -98,21 +98,21 @@ def test_a_server_without_ranges_is_an_error(server, waits):
     assert (waits, len(server.gets())) == ([], 1)
 
 
-def test_a_server_that_is_not_there(waits):
+def test_a_server_that_does_not_exist(waits):
     source = ParquetShards("http://127.0.0.1:9/a.parquet?token=secret", retries=2)
     with pytest.raises(DataError, match=r"http://127\.0\.0\.1:9/a\.parquet: .* failed 3 times") as caught:
         source.groups()
     assert "secret" not in str(caught.value)
 
 
-def test_a_forked_process_and_its_parent_both_go_on(server):
+def test_a_forked_process_and_its_parent_can_both_continue(server):
     source = over_http(server, timeout_seconds=5.0, retries=0)
     group, other = source.groups()[0], source.groups()[5]
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
-        gc.collect()  # what the fork made fsspec drop comes to its end now
+        gc.collect()  # objects that fsspec dropped after the fork are finalized now
         sender.send((texts_of(source, group), texts_of(source, other)))
 
     texts_of(source, group)
@@ -120,7 +120,7 @@ def test_a_forked_process_and_its_parent_both_go_on(server):
     process.start()
     assert receiver.poll(20)
     assert receiver.recv() == (texts_of_shard(0)[:4], texts_of_shard(1)[4:7])
-    # Without a try to spare: the child must not have disturbed the parent's connections.
+    # Without a spare attempt: the child must not have disturbed the parent's connections.
     assert texts_of(source, other) == texts_of_shard(1)[4:7]
     process.join(20)
     assert process.exitcode == 0

@@ -1,4 +1,4 @@
-"""Rows of every kind of table, their faults, and which of them can be skipped."""
+"""Rows of every kind of table, their errors, and the errors that can be skipped."""
 
 import json
 from importlib.metadata import distribution
@@ -57,7 +57,7 @@ def test_the_same_rows_from_every_kind_of_file(tmp_path, name, make):
     assert sum(done) == (tmp_path / name).stat().st_size
 
 
-def test_places_name_the_line_where_there_are_lines(tmp_path):
+def test_locations_name_the_line_if_there_are_lines(tmp_path):
     content = b'text,label,source\n"a, ""b""\nc",1,x\nd,0,y\n\n"","1",x\n'
     rows = list(read_rows(write(tmp_path / "a.csv", content), ["label"]))
     assert [(row.location, row.values["label"]) for row in rows] == [
@@ -149,12 +149,12 @@ def test_a_missing_value_in_parquet_is_an_error_or_counted(tmp_path):
         ("a.parquet.gz", b"x", r"a\.parquet\.gz is a parquet file within \.gz"),
     ],
 )
-def test_faults_of_whole_files_are_errors_even_where_rows_are_skipped(tmp_path, name, content, message):
+def test_errors_of_whole_files_are_raised_even_if_rows_are_skipped(tmp_path, name, content, message):
     with pytest.raises(DataError, match=message):
         list(read_rows(write(tmp_path / name, content), ["text"], Reading("skip")))
 
 
-def test_faults_of_arrow_files(tmp_path):
+def test_errors_of_arrow_files(tmp_path):
     write_parquet(tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"a\.parquet, schema: no column 'body' among \['text', 'year', 'weight'\]"):
         list(read_rows(tmp_path / "a.parquet", ["body"]))
@@ -182,7 +182,7 @@ def test_a_real_table():
 
 
 def values(file, wanted, list_columns=(), **table_format):
-    """Of each row, in the order of the wanted columns."""
+    """Returns the values of each row, in the order of the requested columns."""
     rows = read_rows(file, wanted, None, TableFormat(**table_format), list_columns)
     return [tuple(row.values[column] for column in wanted) for row in rows]
 
@@ -220,7 +220,7 @@ def values(file, wanted, list_columns=(), **table_format):
         ),
     ],
 )
-def test_what_a_file_does_not_tell_is_told(tmp_path, name, content, table_format, expected):
+def test_layouts_that_a_file_does_not_show_are_reported(tmp_path, name, content, table_format, expected):
     file = write(tmp_path / name, content)
     assert values(file, ["text", "label"], **table_format) == expected
 
@@ -266,7 +266,7 @@ def test_parts_of_a_json_object(tmp_path):
         ("a.csv", b"text\n\x81\n", {"encoding": "cp1252"}, r"a\.csv, line 2: byte 0x81 at position 1 is not CP1252"),
     ],
 )
-def test_faults_of_such_files(tmp_path, name, content, table_format, message):
+def test_errors_of_json_objects(tmp_path, name, content, table_format, message):
     write(tmp_path / name.partition(":")[0], content)
     with pytest.raises(DataError, match=message):
         values(tmp_path / name, ["text"], **table_format)
@@ -277,7 +277,7 @@ def test_names_of_arrow_columns_are_not_replaced(tmp_path):
     assert values(tmp_path / "a.parquet", ["text", "year"], columns=["year", "text"])[0] == ("a, é", "2001")
 
 
-def test_lists_are_given_as_json_where_they_are_wanted(tmp_path):
+def test_lists_are_passed_as_json_if_requested(tmp_path):
     lists = [["a", "\u00e9"], [], ["3"]]
     pq.write_table(pa.table({"text": ["x", "y", "z"], "label": lists}), tmp_path / "a.parquet")
     lines = [json.dumps({"text": "x", "label": labels}) for labels in [["a", "\u00e9"], [], [3]]]
@@ -300,6 +300,6 @@ def test_lists_are_given_as_json_where_they_are_wanted(tmp_path):
         ({"encoding": "utf-16"}, r"format\.encoding is 'utf-16', in which a line end is more than one byte"),
     ],
 )
-def test_impossible_formats_are_refused(arguments, message):
+def test_impossible_formats_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         TableFormat(**arguments)

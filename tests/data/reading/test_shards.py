@@ -46,11 +46,11 @@ def test_the_same_texts_over_http_as_from_local_files(server, folder):
     done: list[int] = []
     assert list(source.read(Reading(advance=done.append))) == TEXTS == texts_of(ParquetShards(str(folder / "*/*")))
     assert sum(done) == source.num_bytes() > 0
-    # The content must not be encoded on the way: a range counts the bytes of the file.
+    # The content must not be encoded in transit: a range counts the bytes of the file.
     assert server.encodings == {"identity"}
 
 
-def test_only_the_footer_and_the_wanted_columns_are_fetched(server, folder):
+def test_only_the_footer_and_the_requested_columns_are_fetched(server, folder):
     groups = over_http(server).groups()
     assert server.bytes_served <= 3 * 2**16
     assert len(server.gets()) == 3
@@ -61,7 +61,7 @@ def test_only_the_footer_and_the_wanted_columns_are_fetched(server, folder):
     assert texts_of(source, groups[4 + 3]) == [text_of(1, row) for row in range(7, 12)]
     assert server.bytes_served == 2**16 + groups[7].num_bytes < 2**16 + 1000
     assert server.gets()[0] == (f"/{NAMES[1]}", f"bytes={size - 2**16}-{size - 1}")
-    # The footer is not asked for again.
+    # The footer is not requested again.
     server.reset()
     assert texts_of(source, groups[4 + 1]) == [text_of(1, row) for row in range(4, 7)]
     assert len(server.requests) == 1 and server.bytes_served == groups[5].num_bytes
@@ -69,7 +69,7 @@ def test_only_the_footer_and_the_wanted_columns_are_fetched(server, folder):
     assert texts_of(over_http(server), groups[6]) == [] and server.requests == []
 
 
-def test_footers_of_open_shards_are_forgotten_above_a_limit(server, monkeypatch):
+def test_footers_of_open_shards_are_dropped_above_a_limit(server, monkeypatch):
     source = over_http(server)
     groups = source.groups()
     monkeypatch.setattr(shards, "_KEPT_FOOTER_BYTES", 1)
@@ -108,7 +108,7 @@ def bucket(folder) -> Iterator[str]:
     memory.rm("/bucket", recursive=True)
 
 
-def test_a_store_of_objects_is_listed(bucket):
+def test_an_object_store_is_listed(bucket):
     fsspec.filesystem("memory").pipe_file("/bucket/a/folder.parquet/marker", b"")
     source = ParquetShards(f"{bucket}/a/*.parquet")
     assert source.paths() == ["memory:///bucket/a/0.parquet", "memory:///bucket/a/1.parquet"]
@@ -144,7 +144,7 @@ def test_compressed_and_dictionary_encoded_columns(tmp_path, compression):
         assert texts_of(source) == values == texts_of(over_http(server, ("a.parquet",), text_column="large"))
 
 
-def test_a_flipped_bit_is_noticed_where_pages_have_checksums(tmp_path):
+def test_a_flipped_bit_is_detected_if_pages_have_checksums(tmp_path):
     file = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["spade", "heart"]}), file, compression="none", write_page_checksum=True)
     file.write_bytes(file.read_bytes().replace(b"spade", b"spare", 1))
@@ -177,7 +177,7 @@ def test_missing_values_are_errors_or_counted(tmp_path):
     assert reading.num_skipped == 1
 
 
-def test_a_changed_shard_is_noticed(server, folder):
+def test_a_changed_shard_is_detected(server, folder):
     source = over_http(server)
     groups = source.groups()
     texts_of(source, groups[0])
@@ -192,7 +192,7 @@ def test_a_changed_shard_is_noticed(server, folder):
     assert texts_of(source, groups[9]) == texts_of_shard(2)[4:7]
 
 
-def test_fingerprints_tell_of_content_and_not_of_the_place(server, folder, bucket):
+def test_fingerprints_depend_on_content_and_not_on_the_location(server, folder, bucket):
     local = ParquetShards(str(folder / "*" / "*.parquet")).fingerprint()
     signed = ParquetShards([f"{server.url(name)}?signature={name}" for name in NAMES])
     assert local == signed.fingerprint() == ParquetShards(f"{bucket}/*/*.parquet").fingerprint()
@@ -226,7 +226,7 @@ def test_damaged_shards(folder, damage, match):
         texts_of(ParquetShards(str(folder / "a" / "*.parquet")))
 
 
-def test_shards_with_another_schema_are_found_before_anything_is_read(folder):
+def test_shards_with_another_schema_are_detected_before_reading(folder):
     pq.write_table(pa.table({"body": ["a"]}), folder / "b" / "3.parquet")
     with pytest.raises(DataError, match=r"3\.parquet, schema: no column 'text' among \['body'\]"):
         ParquetShards(str(folder / "b" / "*.parquet")).groups()
@@ -237,7 +237,7 @@ def test_shards_with_another_schema_are_found_before_anything_is_read(folder):
         ParquetShards(str(folder / "empty.parquet")).groups()
 
 
-def test_faults_of_settings(folder):
+def test_errors_of_settings(folder):
     with pytest.raises(ConfigError, match=r"retries=-1 is negative"):
         ParquetShards("a.parquet", retries=-1)
     with pytest.raises(ConfigError, match=r"timeout_seconds=0 is not above 0"):

@@ -22,11 +22,11 @@ def test_a_file_is_a_document(tmp_path):
 
 def test_blank_lines_separate_documents(tmp_path):
     file = write(tmp_path / "a.txt", "\n one\ntwo\n \n\t\nthree\x85fo\x00ur\r\n\r\n\n".encode())
-    # U+0085 is white space to str.splitlines, but no end of a line in a file.
+    # U+0085 is white space for str.splitlines, but does not end a line in a file.
     assert texts_of(TextFiles(str(file), documents="blank_lines")) == [" one\ntwo\n", "three\x85fo\x00ur\r\n"]
 
 
-def test_a_document_that_is_no_utf_8_is_an_error_or_counted(tmp_path):
+def test_a_document_that_is_not_utf_8_is_an_error_or_counted(tmp_path):
     file = write(tmp_path / "a.txt", b"one\n\nt\xffo\ntwo\n\nthree\n")
     source = TextFiles(str(file), documents="blank_lines")
     with pytest.raises(DataError, match=r"a\.txt, line 3: byte 0xff"):
@@ -65,7 +65,7 @@ def test_rows_of_a_saved_dataset(saved):
     assert texts_of(DatasetRows(str(saved / "splits"), "n")) == ["0", "1", "2", "3", "4"]
 
 
-def test_faults_of_datasets(saved, monkeypatch):
+def test_errors_of_datasets(saved, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match="no split 'dev' among train, test"):
         DatasetRows(str(saved / "splits"), split="dev").paths()
@@ -76,7 +76,7 @@ def test_faults_of_datasets(saved, monkeypatch):
             DatasetRows(name).paths()
 
 
-def test_faults_of_settings(tmp_path):
+def test_errors_of_settings(tmp_path):
     with pytest.raises(ConfigError, match="'lines' is not known"):
         TextFiles("a.txt", documents="lines")
     with pytest.raises(DataError, match=r"no file matches .*b\.txt"):

@@ -1,4 +1,4 @@
-"""The kind and the layout of a table: detected from its name, its content, and last from the format's default."""
+"""The kind and layout of a table: detected from its name, else its content, else the default of the format."""
 
 import os
 import threading
@@ -28,13 +28,13 @@ def values(file: Path, wanted=LABELLED, **table_format) -> list[tuple[str, ...]]
 @pytest.mark.parametrize(
     ("name", "content", "table_format"),
     [
-        # The name decides, whatever an experiment says.
+        # The name decides, regardless of the experiment.
         ("a.csv", b'text,label\n"good, film",1\nbad,0\n', {"kind": "tsv", "columns": ["text", "label"]}),
         ("a.tsv", b"text\tlabel\ngood, film\t1\nbad\t0\n", {"kind": "csv"}),
         ("a.json", b'{"text": "good, film", "label": 1}\n{"text": "bad", "label": 0}\n', {"kind": "tsv"}),
         ("a.json", b'[{"text": "good, film", "label": 1},\n{"text": "bad", "label": 0}]\n', {}),
         ("a.ndjson", b'{"text": "good, film", "label": 1}\n{"text": "bad", "label": 0}\n', {}),
-        # The content decides where the name says nothing.
+        # The content decides if the name does not.
         ("a.txt", b"text\tlabel\ngood, film\t1\nbad\t0\n", {}),
         ("train", b"good, film\t1\nbad\t0\n", {"columns": ["text", "label"]}),
         ("a.txt", b'label,text\n1,"good, film"\n0,bad\n', {}),
@@ -42,14 +42,14 @@ def values(file: Path, wanted=LABELLED, **table_format) -> list[tuple[str, ...]]
         ("a.data", b'[\n {"text": "good, film", "label": 1},\n {"text": "bad", "label": 0}]', {}),
         ("a.txt", b"text|label\ngood, film|1\nbad|0\n", {"delimiter": "|"}),
         ("a.txt", b"good, film\t1\nbad\t0\n", {"delimiter": "tab", "columns": ["text", "label"]}),
-        # European spreadsheets divide by semicolons.
+        # European spreadsheets use semicolons.
         ("a.csv", b"text;label\ngood, film;1\nbad;0\n", {}),
         ("a.csv", b"good, film;1\nbad;0\n", {"columns": ["text", "label"]}),
         ("a.csv", b'"label" , "text"\n1,"good, film"\n0,bad\n'.replace(b'" , "', b'","'), {}),
         ("a.csv", b' label , text \n1,"good, film"\n0,bad\n', {}),
     ],
 )
-def test_the_same_rows_whatever_the_file_is_called(tmp_path, name, content, table_format):
+def test_the_same_rows_under_any_file_name(tmp_path, name, content, table_format):
     assert values(write(tmp_path / name, content), **table_format) == TWO_ROWS
 
 
@@ -61,7 +61,7 @@ def test_the_content_of_binary_files_without_a_name(tmp_path):
     assert values(tmp_path / "a") == values(tmp_path / "b.bin") == TWO_ROWS
 
 
-def test_the_default_of_an_experiment_counts_where_nothing_else_tells(tmp_path):
+def test_the_default_of_an_experiment_applies_if_nothing_else_decides(tmp_path):
     file = write(tmp_path / "a.txt", b"good, film\t1\n")
     assert values(file, kind="tsv", columns=LABELLED) == [("good, film", "1")]
     assert values(file, kind="csv", columns=LABELLED) == [("good", " film\t1")]
@@ -69,7 +69,7 @@ def test_the_default_of_an_experiment_counts_where_nothing_else_tells(tmp_path):
         values(file, columns=LABELLED)
 
 
-def test_errors_say_what_was_concluded_and_from_what(tmp_path):
+def test_errors_name_the_conclusion_and_its_reason(tmp_path):
     with pytest.raises(DataError, match=r"a\.txt is of no known kind by its name and its first lines\."):
         values(write(tmp_path / "a.txt", b"some words\nmore\n"))
     message = (
@@ -114,11 +114,11 @@ def test_a_header_in_a_file_read_without_one_is_an_error(tmp_path, header, rows,
     with pytest.raises(DataError, match=rf"a\.tsv, line 1: .* looks like a header, because {reason}"):
         values(file, columns=LABELLED)
     assert len(values(file, columns=LABELLED, header=False)) == 5 * len(rows) + 1
-    # Naming the columns as the file does is enough, also where an experiment has other names.
+    # Naming the columns as the file does is enough, even if an experiment has other names.
     assert len(values(file, header.split("\t"), columns=LABELLED)) == 5 * len(rows)
 
 
-def test_a_header_of_more_columns_is_told_as_one(tmp_path):
+def test_a_header_of_more_columns_is_recognized(tmp_path):
     file = write(tmp_path / "a.csv", b"id,review,sentiment\n1,good,positive\n2,bad,negative\n")
     with pytest.raises(DataError, match=r"looks like a header, because it has 3 names and format\.columns has 2"):
         values(file, columns=LABELLED)
@@ -129,7 +129,7 @@ def test_a_json_file_of_one_object_is_one_row(tmp_path):
     assert values(write(tmp_path / "a.json", b'{"text": "good",\n "label": 1}')) == [("good", "1")]
 
 
-def test_a_header_with_the_wanted_names_is_read_by_its_names(tmp_path):
+def test_a_header_with_the_requested_names_is_read_by_its_names(tmp_path):
     file = write(tmp_path / "a.tsv", b"id\tlabel\ttext\n7\t1\tgood\n8\t0\tbad\n")
     assert values(file, columns=LABELLED) == [("good", "1"), ("bad", "0")]
     with pytest.raises(DataError, match=r"no column 'text' among \['id', 'label', 'body'\]"):
@@ -146,7 +146,7 @@ def test_a_header_with_the_wanted_names_is_read_by_its_names(tmp_path):
     [
         ("fine\t1", *LONG),
         ("great\tpos", *NAMED, *NAMED),
-        ("what a long and boring film it is\toos", *LONG[:1]),  # one label below it tells nothing
+        ("what a long and boring film it is\toos", *LONG[:1]),  # one label below it proves nothing
         ("how are you\tgreeting", "book a table\tbooking", "what is the time\ttime", "stop\tstop"),
         ("很好吃\t好", "送餐太慢了\t差", "味道不错\t好"),
     ],
@@ -167,7 +167,7 @@ QUOTED = b'text\tlabel\n"good film\nindeed"\t1\n"a\tb"\t1\n"so ""so"""\t0\nplain
 LONE = b'text\tlabel\n"good film\t1\nbad" film\t0\nand"\t1\n"so\t0\nit is"\t1\n'
 
 
-def test_quotes_of_tsv_are_what_the_file_shows(tmp_path):
+def test_quotes_of_tsv_are_kept_as_text(tmp_path):
     assert values(write(tmp_path / "a.tsv", QUOTED)) == [
         ("good film\nindeed", "1"),
         ("a\tb", "1"),
@@ -182,7 +182,7 @@ def test_quotes_of_tsv_are_what_the_file_shows(tmp_path):
     assert values(write(tmp_path / "d.tsv", b'text\tlabel\n"Go!"\t1\nbad\t0\n')) == [('"Go!"', "1"), ("bad", "0")]
 
 
-def test_rows_that_lone_quotes_would_merge_are_an_error_and_each_is_counted(tmp_path):
+def test_rows_that_single_quotes_would_merge_are_an_error_and_each_is_counted(tmp_path):
     file = write(tmp_path / "a.tsv", LONE)
     message = r"a\.tsv, rows 4 to 5 \(lines 5 to 6\): a quote opens in the first line and closes in the last, but each"
     with pytest.raises(DataError, match=message):
@@ -190,17 +190,17 @@ def test_rows_that_lone_quotes_would_merge_are_an_error_and_each_is_counted(tmp_
     reading = Reading("skip")
     kept = [row.values["text"] for row in read_rows(file, ["text"], reading, TableFormat(quote='"'))]
     assert len(kept) + reading.num_skipped == 5
-    # In CSV, and where the lines are no rows by themselves, a quoted text may have line ends.
+    # In CSV, and if the lines are no rows by themselves, a quoted text may contain line ends.
     assert values(write(tmp_path / "a.csv", b'text,label\n"one, two\nthree, four",1\n')) == [
         ("one, two\nthree, four", "1")
     ]
     assert values(write(tmp_path / "b.tsv", b'text\tlabel\n"one\ntwo"\t1\n'), quote='"') == [("one\ntwo", "1")]
 
 
-# What never ends
+# Inputs without an end
 
 
-def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+def test_a_pipe_and_a_device_are_rejected_immediately(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
     refused: list[str] = []
 

@@ -43,7 +43,7 @@ def test_by_hand(store):
     assert [even.chunks_before(document) for document in range(6)] == [0, 2, 2, 5, 5, 6]
 
 
-def test_it_is_made_once_and_mapped_afterwards(store, monkeypatch):
+def test_the_index_is_built_once_and_mapped_afterwards(store, monkeypatch):
     first = open_index(store, DIVISION, odd_and_even, "odd and even")
     monkeypatch.setattr(Division, "divide", None)  # would fail if it were called
     again = open_index(store, DIVISION, odd_and_even, "odd and even")
@@ -58,7 +58,7 @@ def test_it_is_made_once_and_mapped_afterwards(store, monkeypatch):
         open_index(store, Division(10, pairs=False), odd_and_even, "odd and even")
 
 
-def test_what_a_killed_process_left_is_not_taken(store, monkeypatch):
+def test_leftovers_of_a_killed_process_are_not_used(store, monkeypatch):
     def killed(self, sentence_lengths, document_sentences):
         if sentence_lengths.sum() != 23:  # the second record batch
             raise KeyboardInterrupt
@@ -85,7 +85,7 @@ def _open(folder: Path, answers) -> None:
     answers.put((len(index["even"]), len(index["odd"]), int(index["even"].pieces[-1])))
 
 
-def test_processes_that_come_together_get_the_same(store):
+def test_concurrent_processes_get_the_same_index(store):
     context = multiprocessing.get_context("fork")
     answers = context.Queue()
     processes = [context.Process(target=_open, args=(store.folder, answers)) for _ in range(4)]

@@ -13,7 +13,7 @@ IDS = np.arange(100, 119)
 
 
 class Shards:
-    """Record batches by number; remembers what was fetched."""
+    """Returns record batches by number and records the fetched ones."""
 
     def __init__(self, failures: int = 0) -> None:
         self.fetched: list[int] = []
@@ -31,7 +31,7 @@ def tokens_of(shards: Shards, max_bytes: int = 10**6) -> StreamedTokens:
     return StreamedTokens(shards, STARTS, SIZES, np.dtype(np.uint16), max_bytes)
 
 
-def test_stretches_come_from_their_batches_in_the_order_asked_for():
+def test_ranges_come_from_their_batches_in_the_requested_order():
     starts, lengths = np.array([16, 1, 9, 0, 5, 18]), np.array([2, 3, 4, 1, 0, 1])
     ids = tokens_of(Shards()).gather(starts, lengths)
     assert ids.dtype == np.uint16
@@ -39,21 +39,21 @@ def test_stretches_come_from_their_batches_in_the_order_asked_for():
     assert tokens_of(Shards()).gather(starts[:0], lengths[:0]).tolist() == []
 
 
-def test_what_is_kept_is_not_fetched_again_and_the_oldest_goes_first():
+def test_cached_batches_are_not_fetched_again_and_the_oldest_is_dropped_first():
     shards = Shards()
     # 11 ids of two bytes: batches 0 and 1 and no more, or 2 and 3.
     tokens = tokens_of(shards, max_bytes=22)
     for index in (0, 5, 1, 6):
         tokens.gather(np.array([index]), np.array([1]))
     assert shards.fetched == [0, 1]
-    tokens.gather(np.array([8]), np.array([1]))  # 2 comes, 0 goes (it was wanted before 1)
+    tokens.gather(np.array([8]), np.array([1]))  # 2 is added, 0 is dropped (it was used before 1)
     tokens.gather(np.array([5]), np.array([1]))
     assert shards.fetched == [0, 1, 2]
     tokens.gather(np.array([0]), np.array([1]))
     assert shards.fetched == [0, 1, 2, 0]
 
 
-def test_reading_ahead_fetches_what_the_stretch_touches():
+def test_reading_ahead_fetches_the_batches_of_the_range():
     shards = Shards()
     tokens = tokens_of(shards)
     tokens.read_ahead(6, 15)
@@ -61,7 +61,7 @@ def test_reading_ahead_fetches_what_the_stretch_touches():
     assert sorted(shards.fetched) == [1, 2]
 
 
-def test_a_failure_reaches_the_caller_and_is_not_kept():
+def test_a_failure_is_raised_and_not_cached():
     shards = Shards(failures=1)
     tokens = tokens_of(shards)
     with pytest.raises(DataError, match="is away"):
@@ -73,7 +73,7 @@ def _child(tokens: StreamedTokens, answers) -> None:
     answers.put(tokens.gather(np.array([4, 15]), np.array([1, 2])).tolist())
 
 
-def test_a_worker_of_a_loader_fetches_for_itself():
+def test_a_loader_worker_fetches_for_itself():
     tokens = tokens_of(Shards())
     tokens.gather(np.array([4]), np.array([1]))
     context = multiprocessing.get_context("fork")

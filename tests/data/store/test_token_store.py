@@ -1,4 +1,4 @@
-"""The store: what is written comes back, a writer goes on after it was killed, and nothing half-written looks whole."""
+"""The store: tokens can be read back, a killed writer resumes, and no partial store looks complete."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 @pytest.fixture
 def store(tmp_path, tokenizer) -> TokenStore:
-    """The first two documents in one record batch, the third in another."""
+    """Writes the first two documents in one record batch, the third in another."""
     return write_store(tmp_path / "by_hand", DOCUMENTS, tokenizer)
 
 
@@ -63,7 +63,7 @@ def test_gather_by_hand(store):
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, np.uint16), (2**16 + 1, np.int32)])
-def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, tokenizer, vocab_size, dtype):
+def test_ids_are_as_wide_as_the_vocabulary_requires(tmp_path, tokenizer, vocab_size, dtype):
     writer = StoreWriter(tmp_path, vocab_size)
     add(writer, [[[vocab_size - 1, 0, 3]]], [1])
     finish(writer, 1, tokenizer)
@@ -71,20 +71,20 @@ def test_ids_are_as_wide_as_the_vocabulary_needs(tmp_path, tokenizer, vocab_size
     assert read.dtype == dtype and read.tolist() == [vocab_size - 1, 0, 3]
 
 
-def test_datasets_reads_it_too(store):
+def test_the_datasets_library_reads_it(store):
     rows = datasets.Dataset.from_file(str(store.folder / "data.arrow"))
     assert rows[2]["input_ids"] == [14, 15, 16, 17] and rows[2]["sentence_lengths"] == [1, 3] and len(rows) == 3
 
 
 @pytest.mark.parametrize("committed", [0, 1, 2])
-def test_a_writer_goes_on_after_what_was_committed(tmp_path, tokenizer, committed):
+def test_a_writer_resumes_after_the_last_commit(tmp_path, tokenizer, committed):
     def write(folder: Path, stops_after: int | None) -> None:
         folder.mkdir(exist_ok=True)
         writer = StoreWriter(folder, 100)
         done = writer.state["done"] if writer.state else 0
         for number in range(done, 3):
             if stops_after is not None and number > stops_after:
-                # What was added behind the last commit lies in the file, perhaps in part.
+                # Data added after the last commit are in the file, perhaps partly.
                 writer.close()
                 with (folder / "data.arrow").open("ab") as file:
                     file.write(b"torn" * 5000)
@@ -104,7 +104,7 @@ def test_a_writer_goes_on_after_what_was_committed(tmp_path, tokenizer, committe
     assert read.tolist() == [10, 11, 12, 13, 14, 15, 16, 17]
 
 
-def test_a_journal_that_does_not_fit_its_file_is_not_believed(tmp_path, tokenizer):
+def test_a_journal_that_does_not_match_its_file_is_ignored(tmp_path, tokenizer):
     writer = StoreWriter(tmp_path, 100)
     add(writer, [DOCUMENTS[0]], [0])
     writer.commit({"done": 1})
@@ -146,7 +146,7 @@ def test_damaged_stores(tmp_path, store):
     meta.write_text(json.dumps({**json.loads(meta.read_text()), "format": 0}))
     with pytest.raises(DataError, match=r"has format 0\. This version reads format 3"):
         TokenStore.open(tmp_path / "old")
-    # An older format need not even have the same files.
+    # An older format may even have other files.
     (tmp_path / "old" / "data.arrow").unlink()
     with pytest.raises(DataError, match=r"has format 0\. This version reads format 3"):
         TokenStore.open(tmp_path / "old")

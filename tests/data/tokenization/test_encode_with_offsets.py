@@ -1,4 +1,4 @@
-"""Where tokens stand in the text as it was given, whatever the normaliser made of it."""
+"""Offsets of tokens in the original text, whatever the normalizer changed."""
 
 import pytest
 from tokenizers import normalizers
@@ -21,7 +21,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     ("text", "pieces"),
     [
         ("the Cafés x", ["the", "Café", "s", "x"]),
-        # The accent is a character of its own, and dropped.
+        # The accent is a separate character and is removed.
         ("CAFE\u0301 x", ["CAFE", "x"]),
         ("x黑豹 x", ["x", "黑", "豹", "x"]),
         ("\u200b\u200bİS\u00a0 x", ["İS", "x"]),
@@ -29,7 +29,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
         ("", []),
     ],
 )
-def test_each_token_is_found_in_the_text_as_given(tokenizer, text, pieces):
+def test_each_token_is_located_in_the_original_text(tokenizer, text, pieces):
     ((ids, starts, ends),) = tokenizer.encode_with_offsets([text])
     assert [text[start:end] for start, end in zip(starts, ends, strict=True)] == pieces
     assert ids.tolist() == tokenizer.encode_batch([text])[0].tolist()

@@ -57,7 +57,7 @@ def test_minilm_encodes_as_transformers_does(minilm):
     texts = [*TEXTS[:3], "word " * 300, "", " ", "Hyperparameterisation's ﬁne-tuning"]
     texts = [text.replace("[MASK]", "") for text in texts]
     expected = AutoTokenizer.from_pretrained(minilm)(texts, add_special_tokens=False)["input_ids"]
-    # The file asks for padding and truncation to 128; neither may happen.
+    # The file requests padding and truncation to 128; neither may happen.
     assert [ids.tolist() for ids in Tokenizer.from_folder(minilm).encode_batch(texts)] == expected
 
 
@@ -100,7 +100,7 @@ def test_saved_files_are_the_same_tokenizer(minilm, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["trained", "byte_level"])
-def test_encoding_by_word_is_encoding_whole(kind, request):
+def test_encoding_by_word_equals_encoding_the_text(kind, request):
     tokenizer = request.getfixturevalue(kind)
     sentences = ["The cat isn't here, 5%!", "x", "[SEP] playing\u200b 今天 天气 cats", "The cat", "Café e\u0301 don't"]
     encoder = SentenceEncoder(tokenizer)
@@ -112,7 +112,7 @@ def test_encoding_by_word_is_encoding_whole(kind, request):
     assert encoder.encode([])[0].tolist() == []
 
 
-def test_encoder_forgets_when_it_has_learnt_too_much(trained, monkeypatch):
+def test_the_encoder_clears_its_cache_when_it_is_full(trained, monkeypatch):
     monkeypatch.setattr("framework.data.tokenization.sentence_encoder._MAX_WORDS", 2)
     encoder = SentenceEncoder(trained)
     for sentence in ("the cat sat on a mat", "small dogs play", "the cat sat on a mat"):
@@ -120,7 +120,7 @@ def test_encoder_forgets_when_it_has_learnt_too_much(trained, monkeypatch):
     assert len(encoder._indices) == 6
 
 
-def test_faults(tmp_path, minilm):
+def test_errors(tmp_path, minilm):
     with pytest.raises(DataError, match=r"holds no tokenizer\.json and no vocab\.txt"):
         Tokenizer.from_folder(tmp_path / "nowhere")
     for content, message in (("{", "is not JSON"), ('{"model": {}}', "holds no model with a vocabulary")):
@@ -134,7 +134,7 @@ def test_faults(tmp_path, minilm):
 
 
 def with_settings(trained, folder, name="tokenizer_config.json", **settings) -> Tokenizer:
-    """The tokenizer of a copied folder whose file has other settings."""
+    """Returns the tokenizer of a copied folder whose file has other settings."""
     trained.save(folder)
     content = json.loads((folder / name).read_text()) if (folder / name).is_file() else {}
     (folder / name).write_text(json.dumps(content | settings))

@@ -50,7 +50,7 @@ def real_texts() -> dict[str, list[str]]:
         english = [line for line in file if len(line) > 200][:400]
     with gzip.open(real_data("topic/zh_thucnews_10k_a.txt.gz"), "rt", encoding="utf-8") as file:
         titles = [line.split("\t")[0] for line in file]
-    # Without the spaces within titles: "words" as long as Chinese text has them.
+    # Without the spaces within titles: "words" as long as in Chinese text.
     chinese = ["，".join(titles[first : first + 8]).replace(" ", "") for first in range(0, 2400, 8)]
     return {"english": english, "chinese": chinese}
 
@@ -72,18 +72,18 @@ def test_wordpiece_special_ids_are_the_first(tmp_path):
     assert tokenizer.backend.decode(ids.tolist()) == "the cat sat, cafe 天"
 
 
-def test_case_and_accents_can_stay(tmp_path):
+def test_case_and_accents_can_be_kept(tmp_path):
     tokenizer = train(WordPieceTraining(120, lowercase=False), TEXTS, tmp_path)
     assert {"C", "ï"} <= set(tokens_in_order(tokenizer))
     assert "ï" not in tokens_in_order(train(KINDS[0], TEXTS, tmp_path / "folded"))
 
 
-def test_rare_characters_stay_outside(tmp_path):
+def test_rare_characters_are_excluded(tmp_path):
     tokenizer = train(WordPieceTraining(20, alphabet=2), ["aaa bb c"], tmp_path)
     assert tokenizer.backend.encode("a b c").tokens[1:-1] == ["a", "b", "[UNK]"]
 
 
-def test_of_equally_frequent_characters_the_smaller_stays(tmp_path):
+def test_of_equally_frequent_characters_the_smaller_are_kept(tmp_path):
     tokenizer = train(WordPieceTraining(20, alphabet=2), ["b a c c"], tmp_path)
     assert tokens_in_order(tokenizer) == [*WORDPIECE_SPECIALS, "a", "c"]
 
@@ -95,13 +95,13 @@ def test_wordpiece_counts_no_word_that_would_be_unknown():
 def test_byte_level_by_hand(tmp_path):
     """Words: " ab" 3 times, "," and " ba" once. Space + a: 3, a + b: 3, b + a: 1, space + b: 1.
 
-    Of the two pairs that occur 3 times that with the smaller ids goes first: a is 69 and the space 225, so (a, b).
+    Of the two pairs that occur 3 times, the one with the smaller ids is first: a is 69 and the space 225, so (a, b).
     Then space + ab, 3 times; then (b, a) with ids 70 and 69 once, and space + ba once.
     """
     tokenizer = train(ByteLevelBpeTraining(265), ["ab ab,", "ab\nba"], tmp_path)
     tokens = tokens_in_order(tokenizer)
     assert tokens[:5] == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    # The 94 visible characters of ASCII are themselves; the other 162 bytes come as later characters.
+    # The 94 visible characters of ASCII are themselves; the other 162 bytes are represented by later characters.
     assert tokens[5:99] == [chr(code) for code in range(33, 127)]
     assert tokens[261:] == ["ab", "Ġab", "ba", "Ġba"]
     assert (tmp_path / "merges.txt").read_text(encoding="utf-8").splitlines() == [
@@ -116,14 +116,14 @@ def test_byte_level_by_hand(tmp_path):
     assert tokenizer.backend.encode(" ab").ids == [0, 262, 2]
 
 
-def test_byte_level_words_are_counted_in_bytes_and_never_very_long():
+def test_byte_level_words_are_counted_in_bytes_and_limited_in_length():
     # 300 copies of 好 are the bytes E5 A5 BD; the space before them makes 901.
     counts = ByteLevelBpeTraining().count(["好" * 300])
     assert sum(len(word) * count for word, count in counts.items()) == 901
     assert max(map(len, counts)) == 256 and sum(counts.values()) == 4
 
 
-def test_byte_level_knows_every_text(tmp_path):
+def test_byte_level_encodes_every_text(tmp_path):
     tokenizer = train(KINDS[1], ["plain words only"], tmp_path)
     texts = [" 😀👩‍👩‍👧 今天", " \u0000\u007f\ue000\U0010ffff", " ɐʇǝ <mask> <unk> \x85", " नमस्ते สวัสดี"]
     for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
@@ -133,8 +133,8 @@ def test_byte_level_knows_every_text(tmp_path):
 
 @needs_real_data
 @pytest.mark.parametrize("language", ["english", "chinese"])
-def test_byte_level_merges_are_those_of_the_published_trainer(real_texts, language, tmp_path):
-    """`tokenizers` trains on the texts themselves here, with a space before each, as sentences are encoded."""
+def test_byte_level_merges_equal_those_of_the_published_trainer(real_texts, language, tmp_path):
+    """Here `tokenizers` trains on the texts themselves, with a space before each, as sentences are encoded."""
     texts = real_texts[language]
     published = ByteLevelBPETokenizer()
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
@@ -150,10 +150,10 @@ def test_byte_level_merges_are_those_of_the_published_trainer(real_texts, langua
 @needs_real_data
 @pytest.mark.parametrize("language", ["english", "chinese"])
 @pytest.mark.parametrize("kind", KINDS, ids=["wordpiece", "byte_level_bpe"])
-def test_real_text_by_word_is_real_text_whole(real_texts, language, kind, tmp_path):
+def test_real_text_by_word_equals_the_encoded_text(real_texts, language, kind, tmp_path):
     texts = real_texts[language]
     tokenizer = train(type(kind)(vocab_size=3000), texts, tmp_path)
-    # Whole texts, and pieces that begin and end within words.
+    # Complete texts, and pieces that begin and end within words.
     sentences = [
         " ".join(piece.split()) for text in texts for piece in (text, text[3:50], text[50:64]) if piece.strip()
     ]
@@ -167,7 +167,7 @@ def test_real_text_by_word_is_real_text_whole(real_texts, language, kind, tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS, ids=["wordpiece", "byte_level_bpe"])
 def test_training_gives_the_same_bytes_in_every_process(kind, tmp_path):
-    """Processes number hash maps differently, and here they count in other batches too."""
+    """Processes iterate over hash maps in different orders, and here their batches differ too."""
     program = (
         "import pickle, sys; from framework.data.tokenization.word_counts import WordCounts; "
         "training, texts, size = pickle.loads(bytes.fromhex(sys.argv[1])); counts = WordCounts(); "
@@ -182,7 +182,7 @@ def test_training_gives_the_same_bytes_in_every_process(kind, tmp_path):
     assert len(first) >= 4 and first == second
 
 
-def test_transformers_loads_what_was_trained(trained):
+def test_transformers_loads_the_trained_tokenizer(trained):
     theirs = AutoTokenizer.from_pretrained(trained.folder)
     texts = [" " + text for text in TEXTS[:3]]
     expected = [ids.tolist() for ids in trained.encode_batch(texts)]
@@ -212,7 +212,7 @@ def test_counts_of_batches_add_up():
         assert by_batch.num_dropped == 0
 
 
-def test_too_many_words_lose_the_rarest():
+def test_with_too_many_words_the_rarest_are_dropped():
     counts = WordCounts(max_words=8)
     counts.add({"a": 5, "b": 4, "c": 3, "d": 2, "e": 2, "f": 2})
     assert len(counts) == 6
@@ -224,15 +224,15 @@ def test_too_many_words_lose_the_rarest():
     assert (counts.num_words, counts.num_dropped) == (30, 4)
 
 
-def test_words_that_are_too_long_together_lose_the_rarest():
+def test_if_words_exceed_the_memory_the_rarest_are_dropped():
     counts = WordCounts(max_characters=100)
     counts.add({"a" * 50: 2, "b" * 30: 3, "c" * 30: 1})
-    # 110 characters are more than 100, so 75 stay at most, from the most frequent word on.
+    # 110 characters are more than 100, so at most 75 stay, from the most frequent word on.
     assert dict(counts.items()) == {"b" * 30: 3}
     assert (counts.num_words, counts.num_dropped) == (6, 3)
 
 
-def test_of_equally_rare_words_a_fair_sample_stays():
+def test_of_equally_rare_words_a_fair_sample_is_kept():
     words = [f"word{number}" for number in range(4000)]
     rng = np.random.Generator(np.random.Philox(1))
     kept = []
@@ -247,7 +247,7 @@ def test_of_equally_rare_words_a_fair_sample_stays():
     assert abs(first_half - (len(kept[0]) - 1) / 2) < 5 * 22.3
 
 
-def test_counts_stay_bounded_whatever_comes():
+def test_counts_stay_bounded_for_any_input():
     counts = WordCounts(max_words=1000)
     for batch in range(50):
         counts.add({"the": 10, **{f"{batch}-{number}": 1 for number in range(300)}})
@@ -255,11 +255,11 @@ def test_counts_stay_bounded_whatever_comes():
     held = dict(counts.items())
     assert held["the"] == 500
     assert counts.num_words == 50 * 310 and counts.num_dropped == 50 * 310 - 500 - (len(held) - 1)
-    # New words from beginning to end, not only the first or the last.
+    # New words are from the beginning to the end, not only the first or the last.
     assert {word.partition("-")[0] for word in held} >= {str(batch) for batch in range(50)}
 
 
-def test_very_frequent_words_are_fed_in_bounded_number(monkeypatch):
+def test_very_frequent_words_are_passed_to_the_trainer_in_bounded_number(monkeypatch):
     """Of 30, 20 and 1 occurrences a fifth: 6, 4 and none."""
     monkeypatch.setattr("framework.data.tokenization.word_counts._MAX_OCCURRENCES", 11)
     monkeypatch.setattr("framework.data.tokenization.word_counts._REPETITIONS", 5)
@@ -280,7 +280,7 @@ def test_values_are_checked(make, message):
         make()
 
 
-def test_faults(tmp_path):
+def test_errors(tmp_path):
     with pytest.raises(
         ConfigError, match="vocab_size is 20, but special tokens and the characters of the text take 53"
     ):
@@ -290,17 +290,17 @@ def test_faults(tmp_path):
             train(kind, [" ", ""], tmp_path)
 
 
-def test_given_tokenizer_is_loaded(trained):
+def test_a_given_tokenizer_is_loaded(trained):
     assert GivenTokenizer(str(trained.folder)).load().fingerprint == trained.fingerprint
     with pytest.raises(DataError, match="holds no tokenizer"):
         GivenTokenizer("nowhere").load()
 
 
 @pytest.mark.parametrize("kind", [WordPieceTraining, ByteLevelBpeTraining])
-def test_a_size_that_no_text_fills(tmp_path, kind):
+def test_a_size_that_the_text_cannot_fill(tmp_path, kind):
     with pytest.raises(ConfigError, match=r"`vocab_size` is 1,000,000,000\. At most 16,777,216 tokens can be trained"):
         kind(vocab_size=10**9)
-    # All that can come of these texts, whatever is asked for beyond.
+    # All that these texts can give, however large the requested size.
     sizes = {train(kind(vocab_size=size), TEXTS, tmp_path / str(size)).vocab_size for size in (2000, 30_000, 2**24)}
     assert len(sizes) == 1
     assert tokens_in_order(train(kind(vocab_size=2**24), TEXTS, tmp_path / "a")) == tokens_in_order(

@@ -1,4 +1,4 @@
-"""A folder of vocab.txt is read as `BertTokenizer` of transformers reads it: ids of random folders and texts."""
+"""A folder with vocab.txt is read as `BertTokenizer` of transformers reads it: ids of random folders and texts."""
 
 import json
 import random
@@ -32,14 +32,14 @@ WORDS += ["[SEP]", "<entity>", "ENTITY2", "entity2", "\u0085", "plus\u00a0good",
 
 
 def write_folder(folder, draw):
-    """A random folder: lines, flags, names of special tokens and added tokens."""
+    """Writes a random folder: lines, flags, names of special tokens and added tokens."""
     folder.mkdir()
     named = {}
     specials = [f"[{name.upper()}]" for name in SPECIALS]
     if draw.random() < 0.5:
         specials = [f"<{name}>" for name in SPECIALS]
         named = {f"{name}_token": f"<{name}>" for name in SPECIALS}
-    # A token that stands twice leaves a gap among the ids, which transformers fills with added tokens.
+    # A token that occurs twice leaves a gap among the ids, which transformers fills with added tokens.
     pieces = draw.sample(PIECES, k=draw.randint(10, len(PIECES)))
     tokens = [*specials, *pieces]
     draw.shuffle(tokens)
@@ -100,7 +100,7 @@ def test_accents_follow_the_folder(config, expected, tmp_path):
     assert ids.tolist() == [5 + words.index(word) for word in expected]
 
 
-def test_tokenizer_config_decides_over_tokenizer_json_as_in_transformers(tmp_path):
+def test_tokenizer_config_overrides_tokenizer_json_as_in_transformers(tmp_path):
     words = ["cafe", "café", "Cafe", "Café"]
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     BertTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "whole")
@@ -117,7 +117,7 @@ def test_an_unknown_token_of_another_name(tmp_path):
     assert tokenizer.encode_batch(["good zzz"])[0].tolist() == [5, tokenizer.unk_id]
 
 
-def test_a_flag_that_is_none(tmp_path):
+def test_an_invalid_flag(tmp_path):
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": "no"}')
     with pytest.raises(DataError, match=r"do_lower_case='no'\. It must be true, false or null"):

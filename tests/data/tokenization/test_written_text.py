@@ -1,4 +1,4 @@
-"""Text from tokens: as people write it, in English, German, French, Chinese and Japanese."""
+"""Natural text from tokens, in English, German, French, Chinese and Japanese."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def test_pieces_of_words_are_joined():
 
 
 @pytest.mark.parametrize("text", ["We don't know.", "他说：“你好！”", "It's 3.5%, isn't it?"])
-def test_a_tokenizer_gives_back_the_text(tmp_path: Path, text: str):
+def test_a_tokenizer_returns_the_text(tmp_path: Path, text: str):
     letters = sorted({unit.text for unit in split_units(text, "words")})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
