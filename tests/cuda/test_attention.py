@@ -1,4 +1,4 @@
-"""Attention and dropout on a GPU beside the same on the CPU, values and gradients."""
+"""Attention and dropout on a GPU compared with those on the CPU, values and gradients."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(dtype, window, causal):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_a_joint_projection_is_turned_as_on_the_cpu(dtype):
+def test_a_joint_projection_is_rotated_as_on_the_cpu(dtype):
     qkv = random_qkv(dtype)
     batch = make_batch(LENGTHS)
     table = RotaryTable(32, max(LENGTHS), 10_000.0)
@@ -67,7 +67,7 @@ def test_a_joint_projection_is_turned_as_on_the_cpu(dtype):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_queries_of_one_side_see_the_keys_of_the_other(dtype):
+def test_queries_of_one_sequence_attend_to_the_keys_of_the_other(dtype):
     queries, keys = make_batch((3, 90, 1)), make_batch((40, 7, 300))
     generator = torch.Generator().manual_seed(3)
     query, key, value = (

@@ -1,4 +1,4 @@
-"""Whole runs on one GPU, beside the same on its host's CPU: dropout and data are equal, so are losses to rounding."""
+"""Complete runs on one GPU, compared with those on its host's CPU: equal dropout and data, losses up to rounding."""
 
 import json
 import os
@@ -56,7 +56,7 @@ IN_HALF = 1e-2
 
 
 def hide_gpus() -> None:
-    """In a rank, before it looks for them."""
+    """Runs in a rank, before it looks for its GPUs."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -66,14 +66,14 @@ def losses(folder: Path, run_id: str) -> list[float]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs are, with a token store."""
+    """Returns a folder for the runs, with a token store."""
     runs = tmp_path_factory.mktemp("runs")
     drawn_store(runs)
     return runs
 
 
 def losses_on_cpu(folder: Path, optimizer: str) -> list[float]:
-    """Of the same pre-training in fp32."""
+    """Returns the losses of the same pre-training in fp32."""
     run_id = f"cpu_{optimizer}"
     if not (folder / "runs" / run_id).exists():
         arguments = [*PRETRAINING, *DATA, "strategy=single", "precision=fp32", f"optimizer={optimizer}"]
@@ -92,7 +92,7 @@ def test_a_run_has_the_losses_of_the_cpu(way, folder):
 
 
 @pytest.mark.parametrize("way", ["bf16", "fp16", "fsdp2", "offload", "compiled"])
-def test_a_run_goes_on_from_its_checkpoint(way, folder):
+def test_a_run_resumes_from_its_checkpoint(way, folder):
     overrides = [*PRETRAINING, *DATA, "optimizer=adamw", *WAYS[way]]
     run = folder / "runs" / f"whole_{way}"
     succeed(folder, "train", *overrides, f"run.id=whole_{way}", "trainer.keep_last=9")

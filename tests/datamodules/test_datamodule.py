@@ -1,4 +1,4 @@
-"""Loaders: the same steps with any number of workers and from any start, and shapes that stay fixed where they must."""
+"""Loaders: the same steps with any number of workers and from any start, and fixed shapes if required."""
 
 import time
 
@@ -26,7 +26,7 @@ def datamodule(num_ranks=1, rank=0, num_workers=0, size=17, budget=40, **argumen
 
 
 def content(step: StepBatch) -> list[tuple[int, int, list[int]]]:
-    """(sequence id, label, tokens) of every real sequence of a step."""
+    """Returns (sequence id, label, tokens) of every real sequence of a step."""
     found = []
     for batch in step.micro_batches:
         tokens = batch.input_ids.split(batch.lengths)
@@ -63,7 +63,7 @@ def test_workers_change_nothing(num_workers):
     assert [step for step, _ in expected] == list(range(3, MAX_STEPS))
 
 
-def test_tokens_are_those_of_the_sequences_that_were_planned():
+def test_tokens_are_those_of_the_planned_sequences():
     data = datamodule()
     for step in data.train_dataloader():
         planned = data.plans["train"].sequences(step.step)
@@ -72,7 +72,7 @@ def test_tokens_are_those_of_the_sequences_that_were_planned():
         assert all(set(tokens) == {label} for _, label, tokens in content(step))
 
 
-def test_the_length_is_that_of_the_whole_run_after_a_seek_too():
+def test_the_length_is_that_of_the_complete_run_also_after_a_seek():
     data = datamodule()
     data.set_start(9)
     assert len(data.train_dataloader()) == MAX_STEPS
@@ -106,7 +106,7 @@ def test_without_a_validation_split_there_is_no_loader():
         data.eval_dataloader("validation")
 
 
-def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
+def test_fixed_shapes_contain_the_same_sequences_in_few_shapes():
     """A rank has three sequences of 10.5 tokens on average, at most 20; 35 or 40 tokens hold them."""
     fixed, free = datamodule(2, 0, has_fixed_shapes=True), datamodule(2, 0)
     shapes = set()
@@ -125,7 +125,7 @@ def test_fixed_shapes_show_the_same_sequences_in_few_shapes():
     assert whole == [sorted(content(step)) for step in datamodule().train_dataloader()]
 
 
-def test_rounded_shapes_show_the_same_sequences_in_every_split():
+def test_rounded_shapes_contain_the_same_sequences_in_every_split():
     rounded, free = datamodule(2, 1, shape=RoundedShape()), datamodule(2, 1)
     for split in ("train", "validation", "test"):
         loaders = [
@@ -151,7 +151,7 @@ def test_the_batch_of_training_grows_and_that_of_evaluation_does_not():
 
 
 @pytest.mark.parametrize("start", [-1, MAX_STEPS + 1])
-def test_a_start_outside_the_run_is_refused(start):
+def test_a_start_outside_the_run_is_rejected(start):
     with pytest.raises(ConfigError, match="12 steps"):
         datamodule().set_start(start)
 
@@ -161,8 +161,8 @@ def test_a_step_outside_the_run_is_no_item():
         datamodule().train_dataloader().dataset[MAX_STEPS]
 
 
-def test_a_window_of_the_order_is_announced_before_its_sequences_come_and_once(monkeypatch):
-    """60 sequences in blocks of 5, windows of 2 blocks: 10 sequences, a step has 6."""
+def test_a_window_of_the_order_is_announced_once_before_its_sequences(monkeypatch):
+    """60 sequences in blocks of 5, windows of 2 blocks: 10 sequences; a step has 6."""
     order, told = Shuffle(block_size=5, window_blocks=2), []
     monkeypatch.setattr(NumberedSource, "shuffle", order)
     monkeypatch.setattr(NumberedSource, "read_ahead", lambda _, epoch, start, stop: told.append((epoch, start, stop)))
@@ -174,7 +174,7 @@ def test_a_window_of_the_order_is_announced_before_its_sequences_come_and_once(m
         dataset[step]
         announced |= {index for epoch, start, stop in told for index in range(start, stop) if epoch == 0}
         assert set(plan.sequences(step).indices.tolist()) <= announced
-        # This window and the one after it: two blocks each.
+        # This window and the next one: two blocks each.
         assert len(set(told)) == len(told) and (len(told) == 4 if step == 0 else len(told) <= 4)
         assert all(stop - start == 5 for _, start, stop in told)
     assert len(announced) == 60

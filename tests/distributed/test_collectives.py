@@ -1,4 +1,4 @@
-"""What a step asks of the process groups, and how many bytes of gradients it keeps meanwhile."""
+"""The collectives of a step, and the bytes of gradients that it keeps."""
 
 from collections import Counter
 from typing import Any
@@ -17,12 +17,12 @@ from tests.support.processes.workers import WorkerPool
 
 EVERY = Sharding(gradient_sync="every")
 NUM_GROUPS = 3
-"""Of parameters in fp32: two layers and the root; in bf16 the norms are one more."""
+"""Groups of parameters in fp32: two layers and the root; in bf16 the norms are one more."""
 NUM_MICRO_BATCHES = 4
 
 
 def run_step(strategy: str, precision: str, sharding: Sharding) -> tuple[Counter[str], int]:
-    """Collectives of a step, and how many elements all of its gathers put together."""
+    """Returns the collectives of a step, and the number of elements that all of its gathers produce."""
     tiny = build(strategy, precision=precision, sharding=sharding)
     tiny.num_micro_batches = NUM_MICRO_BATCHES
     with CollectiveTrace() as trace:
@@ -45,7 +45,7 @@ def test_ddp_reduces_each_group_once_a_step(workers: WorkerPool) -> None:
 def test_fsdp2_reduces_each_group_once_a_step_or_with_every_micro_batch(
     workers: WorkerPool, precision: str, num_groups: int
 ) -> None:
-    # Each layer is gathered before its forward and its backward of each micro-batch; root and norms once a step.
+    # Each layer is gathered before its forward and its backward of each micro-batch; root and norms once per step.
     gathers = 2 * 2 * NUM_MICRO_BATCHES + num_groups - 2
     last, every = (step(workers, 2, "fsdp2", each, precision)[0] for each in (Sharding(), EVERY))
     assert last == {"reduce_scatter_base": num_groups, "allgather_base": gathers, "allreduce": 2}
@@ -72,7 +72,7 @@ def test_layers_that_stay_gathered_are_gathered_once_a_step(workers: WorkerPool)
 
 def test_a_tied_weight_is_gathered_once(workers: WorkerPool) -> None:
     model = build("single").model
-    # Rows are filled up to a multiple of the two ranks.
+    # Rows are padded to a multiple of the two ranks.
     padded = {name: 2 * -(-weight.shape[0] // 2) * weight[0].numel() for name, weight in model.named_parameters()}
     in_layers = sum(numel for name, numel in padded.items() if name.startswith("encoder.layers."))
     rest = sum(padded.values()) - in_layers
@@ -89,7 +89,7 @@ def micro_step(tiny: Tiny, index: int, is_last: bool) -> None:
 
 
 def gradient_bytes(model: nn.Module) -> int:
-    """Bytes of all gradients that a rank keeps, whole ones, shards, and sums over shards that copies still lack."""
+    """Returns the bytes of all gradients of a rank: whole ones, shards, and sums over shards that copies still lack."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor | None) -> None:
@@ -108,7 +108,7 @@ def gradient_bytes(model: nn.Module) -> int:
 
 
 def run_bytes(strategy: str, sharding: Sharding) -> list[int]:
-    """After a micro-batch that is not the last, and after the last."""
+    """Compares a micro-batch that is not the last with the last."""
     tiny = build(strategy, sharding=sharding)
     found = []
     for is_last in (False, True):
@@ -118,11 +118,11 @@ def run_bytes(strategy: str, sharding: Sharding) -> list[int]:
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "hsdp"])
-def test_every_keeps_the_shards_part_of_the_gradients(workers: WorkerPool, strategy: str) -> None:
+def test_every_keeps_only_the_shards_of_the_gradients(workers: WorkerPool, strategy: str) -> None:
     num_shards = 4 if strategy == "fsdp2" else 2
     parameters = list(build("single").model.parameters())
     whole = 4 * sum(weight.numel() for weight in parameters)
-    # Rows are filled up to a multiple of the shards.
+    # Rows are padded to a multiple of the shards.
     shard = 4 * sum(-(-weight.shape[0] // num_shards) * weight[0].numel() for weight in parameters)
     assert shard == pytest.approx(whole / num_shards, rel=0.01)
     assert workers.run(run_bytes, 4, strategy, EVERY) == [[shard, shard]] * 4
@@ -141,14 +141,14 @@ def clipping(strategy: str) -> Counter[str]:
     ("strategy", "world_size", "expected"),
     [("ddp", 2, 0), ("fsdp2", 2, 1), ("hsdp", 4, 1), ("tp", 2, 1), ("fsdp2_tp", 4, 1)],
 )
-def test_clipping_adds_one_all_reduce_where_weights_are_sharded(
+def test_clipping_adds_one_all_reduce_if_weights_are_sharded(
     workers: WorkerPool, strategy: str, world_size: int, expected: int
 ) -> None:
     assert [counts["allreduce"] for counts in workers.run(clipping, world_size, strategy)] == [expected] * world_size
 
 
 def run_order(sharding: Sharding, precision: str) -> list[str]:
-    """Gathers of one forward and backward, among the moments at which embeddings, layers and head compute."""
+    """Returns the gathers of one forward and backward, in order with the calls of embeddings, layers and head."""
     tiny = build("fsdp2", precision=precision, sharding=sharding)
     trace = CollectiveTrace()
     encoder = tiny.model.encoder
@@ -173,7 +173,7 @@ FORWARD = {
     1: ["gather", "gather", "embeddings", "gather", "layer 0", "layer 1"],
     2: ["gather", "gather", "gather", "embeddings", "layer 0", "layer 1"],
 }
-"""By the layers gathered ahead; the first gather is the root's."""
+"""Number of gathers, by the layers gathered ahead; the first gather is the root's."""
 BACKWARD = {
     None: ["gather", "head back", "gather", "layer 1 back", "layer 0 back"],
     1: ["gather", "head back", "gather", "layer 1 back", "layer 0 back"],
@@ -182,7 +182,7 @@ BACKWARD = {
 
 
 @pytest.mark.parametrize(("forward", "backward"), [(None, None), (1, None), (2, 1), (None, 2)])
-def test_weights_are_gathered_as_far_ahead_as_the_config_says(
+def test_weights_are_gathered_as_far_ahead_as_configured(
     workers: WorkerPool, forward: int | None, backward: int | None
 ) -> None:
     sharding = Sharding(forward_prefetch=forward, backward_prefetch=backward)

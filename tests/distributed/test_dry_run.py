@@ -1,4 +1,4 @@
-"""What 1024 ranks would ask of the network, found by one process that has neither them nor the memory."""
+"""The collectives of 1024 ranks, computed by one process with neither the ranks nor the memory."""
 
 from collections import Counter
 
@@ -19,7 +19,7 @@ WORLD_SIZE, LOCAL_SIZE = 1024, 8
 
 
 def dry_step() -> tuple[tuple[int, ...], Counter[str], tuple[int, ...]]:
-    """Shape of the mesh, collectives of a step with two micro-batches, and this rank's part of the word embedding."""
+    """Returns the mesh shape, the collectives of a step with two micro-batches, and this rank's part of the words."""
     dist.destroy_process_group()
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=WORLD_SIZE)
     try:

@@ -1,4 +1,4 @@
-"""All strategies train the same model: a strategy joins by one row in RUNS."""
+"""All strategies train the same model: a new strategy is tested by one row in RUNS."""
 
 import functools
 import math
@@ -26,7 +26,7 @@ RECIPES = {"bert, AdamW": (False, False), "pre-norm, Muon": (True, True)}
 
 
 def curve(tiny: Tiny) -> list[tuple[float, float]]:
-    """Losses and gradient norms; a validation pass in between must change nothing."""
+    """Returns losses and gradient norms; a validation pass between steps must change nothing."""
     values = []
     for step in range(NUM_STEPS):
         values.append(tiny.step(step))
@@ -55,7 +55,7 @@ def test_losses_and_norms_equal_one_process(workers: WorkerPool, strategy: str, 
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_micro_batches_do_not_show(recipe: str) -> None:
+def test_micro_batches_do_not_matter(recipe: str) -> None:
     found = run_curve("single", *RECIPES[recipe], "fp32", 4)
     torch.testing.assert_close(found, one_process(*RECIPES[recipe], "fp32"), rtol=1e-5, atol=0)
 
@@ -71,7 +71,7 @@ def test_bf16_is_one_model_under_every_strategy(workers: WorkerPool) -> None:
     assert not any(torch.equal(exact, found) for found in losses.values())
 
 
-def test_the_run_learns_so_that_agreement_says_something() -> None:
+def test_the_run_learns_so_that_agreement_is_significant() -> None:
     losses = one_process(False, False, "fp32")[:, 0]
     assert losses[0] == pytest.approx(math.log(101), abs=0.2)
     assert losses[-5:].mean() < losses[:5].mean() - 0.05

@@ -1,4 +1,4 @@
-"""The strategies inside Lightning's Trainer give what a plain loop gives."""
+"""The strategies inside Lightning's Trainer give the results of a plain loop."""
 
 import os
 
@@ -19,7 +19,7 @@ def run_plain(strategy: str) -> Curve:
 
 
 def run_with_a_group_of_its_own() -> tuple[bool, bool]:
-    """In a process without torchrun: a group of one, gone afterwards."""
+    """Trains in a process without torchrun, with a group of one, which is destroyed afterwards."""
     dist.destroy_process_group()
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
@@ -83,6 +83,6 @@ def test_neighbouring_ranks_share_products_and_read_the_same_data() -> None:
     assert [shape.data_parallel_rank(rank) for rank in range(8)] == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-def test_trainer_without_a_process_group_is_refused() -> None:
+def test_a_trainer_without_a_process_group_is_rejected() -> None:
     with pytest.raises(DistributedError, match="no process group"):
         run_trainer("fsdp2")

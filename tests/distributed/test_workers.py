@@ -1,4 +1,4 @@
-"""The warm workers themselves."""
+"""Tests of the warm workers."""
 
 import os
 import time
@@ -32,7 +32,7 @@ def test_fresh_group_of_each_size(workers: WorkerPool) -> None:
     assert workers.run(rank_sum, 3, 0) == [(0, 3.0), (1, 3.0), (2, 3.0)]
 
 
-def test_error_comes_back_with_its_traceback_and_hang_is_cut() -> None:
+def test_an_error_returns_with_its_traceback_and_a_hang_is_ended() -> None:
     pool = WorkerPool()
     with pytest.raises(WorkerError, match="only the last rank") as caught:
         pool.run(fail_on_last, 2)

@@ -1,4 +1,4 @@
-"""peft loads what a LoRA run trained and computes the same; so does the merged export; a base alone does not."""
+"""peft loads a LoRA run and computes the same; so does the merged export; the base alone does not."""
 
 import json
 from fnmatch import fnmatchcase
@@ -32,7 +32,7 @@ CASES = [
 
 
 def adapted(family: str, settings: LoraSettings, kind: str = "cls"):
-    """A trained model with updates (random values everywhere), and the base that it might have started from."""
+    """Builds a trained model with updates (random values everywhere), and the base from which it might have started."""
     model = random_model_of_kind(CONFIGS[family], kind)
     apply_lora(model.encoder.layers, CONFIGS[family].num_heads, settings)
     generator = torch.Generator().manual_seed(4)
@@ -58,7 +58,7 @@ def write(folder, family, model, settings, tokenizer_dir, base=None, side=SIDE):
 
 @pytest.mark.parametrize(("family", "targets", "train_also"), CASES)
 @torch.no_grad()
-def test_peft_computes_what_the_adapted_model_does(family, targets, train_also, tmp_path):
+def test_peft_computes_the_outputs_of_the_adapted_model(family, targets, train_also, tmp_path):
     config = CONFIGS[family]
     settings = LoraSettings(rank=3, alpha=4.5, targets=targets, train_also=train_also)
     model, base = adapted(family, settings)
@@ -100,7 +100,7 @@ def test_bert_has_the_targets_and_the_rank_of_the_config(tmp_path):
     assert (tmp_path / "adapter" / "tokenizer.json").is_file()
 
 
-def test_what_peft_has_no_place_for_is_refused(tmp_path):
+def test_models_that_peft_cannot_represent_are_rejected(tmp_path):
     tokenizer_dir = make_tokenizer(tmp_path, 0)
     settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
     for kind, side, words in (
@@ -121,7 +121,7 @@ def test_what_peft_has_no_place_for_is_refused(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
+def test_a_folder_with_other_content_is_not_changed(tmp_path):
     settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
     model, _ = adapted("bert", settings)
     tokenizer_dir = make_tokenizer(tmp_path, 0)

@@ -1,4 +1,4 @@
-"""What an export records of its files' bytes, and when a changed file is refused."""
+"""The checksums of an export's files, and the changes that are rejected."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ FACTS = RunFacts("run", {}, {}, {}, {})
 
 @pytest.fixture
 def folder(tmp_path: Path, tokenizer_dirs) -> Path:
-    """An export with every kind of file that Cloze reads, and a card."""
+    """Writes an export with every kind of file that Cloze reads, and a card."""
     folder, config = tmp_path / "export", CONFIGS["bert"]
     state = random_model(config, nn.Linear(32, 3)).state_dict()
     files = {"catalogue.json": "[]"}
@@ -34,13 +34,13 @@ READ = {
 
 
 def flip(path: Path) -> None:
-    """Flips the lowest bit of a byte in the second half, which holds values in all of these files."""
+    """Flips the lowest bit of a byte in the second half, which contains values in all of these files."""
     content = bytearray(path.read_bytes())
     content[-len(content) // 4] ^= 1
     path.write_bytes(content)
 
 
-def test_the_record_is_that_of_the_bytes_on_disk(folder):
+def test_the_record_describes_the_bytes_on_disk(folder):
     record = json.loads((folder / "cloze.json").read_text())
     assert record["blake2b"] == {
         name: hashlib.blake2b((folder / name).read_bytes(), digest_size=16).hexdigest() for name in READ
@@ -49,7 +49,7 @@ def test_the_record_is_that_of_the_bytes_on_disk(folder):
 
 
 @pytest.mark.parametrize("name", sorted(READ))
-def test_a_changed_file_is_refused_until_its_checksum_is_removed(name, folder):
+def test_a_changed_file_is_rejected_until_its_checksum_is_removed(name, folder):
     load_pretrained(str(folder))
     if name == "catalogue.json":
         (folder / name).write_text("[1]")

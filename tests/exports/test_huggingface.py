@@ -1,4 +1,4 @@
-"""An export loads in transformers with nothing missing or left over, computes the same, and comes back bit for bit."""
+"""transformers loads an export completely and computes the same, and Cloze reads it back bit for bit."""
 
 import json
 from dataclasses import replace
@@ -22,7 +22,7 @@ AUTO = {
     "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
     "Model": transformers.AutoModel,
 }
-# family, what the head is, class, tensors that no class has
+# family, kind of head, class, tensors without a class
 EXPORTS = [
     ("bert", "mlm", "BertForMaskedLM", []),
     ("bert", "mlm+nsp", "BertForPreTraining", []),
@@ -62,7 +62,9 @@ def export(model, config, kind, folder, tokenizer_dirs, **side):
 
 @pytest.mark.parametrize(("family", "kind", "class_name", "without_class"), EXPORTS)
 @torch.no_grad()
-def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, without_class, tmp_path, tokenizer_dirs):
+def test_export_loads_in_transformers_and_can_be_read_back(
+    family, kind, class_name, without_class, tmp_path, tokenizer_dirs
+):
     config = CONFIGS[family]
     model = random_model_of_kind(config, kind)
     folder = tmp_path / "export"
@@ -104,7 +106,7 @@ def test_export_loads_in_transformers_and_comes_back(family, kind, class_name, w
 @pytest.mark.parametrize("family", CONFIGS)
 @torch.no_grad()
 def test_base_model_of_a_pretraining_export(family, tmp_path, tokenizer_dirs):
-    """AutoModel finds the whole encoder; it leaves only heads, and lacks at most a pooler that was never trained."""
+    """AutoModel loads the complete encoder; it omits only heads, and lacks at most a pooler that was never trained."""
     model = random_model_of_kind(CONFIGS[family], "mlm")
     export(model, CONFIGS[family], "mlm", tmp_path / "export", tokenizer_dirs)
     peer, report = load_peer(transformers.AutoModel, tmp_path / "export")
@@ -162,7 +164,7 @@ def test_encoder_without_segments_gets_a_table_of_zeros(family, tmp_path, tokeni
         ("modernbert", {"norm_placement": "post"}, "norm_placement"),
     ],
 )
-def test_encoder_without_a_class_is_refused(family, change, named, tmp_path, tokenizer_dirs):
+def test_encoder_without_a_class_is_rejected(family, change, named, tmp_path, tokenizer_dirs):
     settings = {name: getattr(CONFIGS[family], name) for name in CONFIGS[family].__dataclass_fields__}
     config = EncoderConfig(**(settings | change))
     with pytest.raises(CheckpointError, match=f"model.{named}=.*no class in Hugging Face"):
@@ -170,7 +172,7 @@ def test_encoder_without_a_class_is_refused(family, change, named, tmp_path, tok
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_of_others_is_left_alone(tmp_path, tokenizer_dirs):
+def test_a_folder_of_others_is_not_changed(tmp_path, tokenizer_dirs):
     folder = tmp_path / "thesis"
     folder.mkdir()
     (folder / "chapter.txt").write_text("years of work")
@@ -199,7 +201,7 @@ def test_failed_export_keeps_the_earlier_one(tmp_path, tokenizer_dirs):
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
-def test_labels_must_be_as_many_as_scores(tmp_path, tokenizer_dirs):
+def test_the_number_of_labels_must_equal_that_of_scores(tmp_path, tokenizer_dirs):
     with pytest.raises(CheckpointError, match=r"There are 2 labels .* but 3 scores"):
         export(
             random_model_of_kind(CONFIGS["bert"], "cls"),
@@ -219,7 +221,7 @@ def test_tokenizer_of_another_model(tmp_path, tokenizer_dirs):
 
 
 def test_special_tokens_in_the_config(tmp_path, tokenizer_dirs):
-    """ModernBERT's own defaults point past a small vocabulary."""
+    """ModernBERT's own defaults exceed a small vocabulary."""
     config = CONFIGS["modernbert"]
     export(random_model_of_kind(config, "mlm"), config, "mlm", tmp_path / "export", tokenizer_dirs)
     published = transformers.AutoConfig.from_pretrained(tmp_path / "export")

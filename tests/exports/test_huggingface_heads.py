@@ -1,4 +1,4 @@
-"""Every kind of head: its class of transformers has the same scores, and what has no class comes back too."""
+"""Every kind of head: its class of transformers has the same scores, and heads without a class are read back too."""
 
 import json
 
@@ -36,7 +36,7 @@ def export(tmp_path, model, tokenizer_dirs, head_kind, **side):
 
 
 def check_comes_back(folder, model, make_head, head_kind, side):
-    """Bit for bit, with nothing new and nothing left over."""
+    """Compares bit for bit, with no new and no unused tensors."""
     weights = load_pretrained(str(folder))
     recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
     assert (weights.head_kind, weights.task_record, weights.unused) == (head_kind, side | recorded, ())
@@ -91,7 +91,7 @@ def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_our_class_is_not_taken_for_one_of_transformers(family, tmp_path, tokenizer_dirs):
+def test_our_class_is_not_mistaken_for_one_of_transformers(family, tmp_path, tokenizer_dirs):
     head = build_sequence_classification_head(CONFIGS["bert"], 3, "mean")
     folder = export(
         tmp_path, random_model(CONFIGS["bert"], head), tokenizer_dirs, "sequence_classification", pooling="mean"
@@ -128,7 +128,7 @@ def test_problems_of_sequence_classification(family, problem, labels, problem_ty
     assert (peer.config.problem_type, peer.config.num_labels) == (problem_type, len(labels) or 1)
     batch, inputs = both_forms(family)
     assert_close(model(batch)["logits"], peer(**inputs).logits, **TOLERANCE)
-    # The class's own loss for the problem, so that config.json says what transformers understands by it.
+    # The class's own loss for the problem shows that config.json has the meaning that transformers expects.
     targets = {
         "regression": torch.randn(4),
         "multi_label": torch.eye(3)[[0, 1, 2, 1]],
@@ -142,7 +142,7 @@ def test_problems_of_sequence_classification(family, problem, labels, problem_ty
     assert_close(peer(**inputs, labels=targets).loss, losses[problem](model(batch)["logits"]), **TOLERANCE)
 
 
-def test_problem_that_no_class_has(tmp_path, tokenizer_dirs):
+def test_a_problem_without_a_class(tmp_path, tokenizer_dirs):
     model = random_model(CONFIGS["bert"], build_sequence_classification_head(CONFIGS["bert"], 3))
     with pytest.raises(CheckpointError, match="problem='ordinal' of the task is unknown"):
         export(tmp_path, model, tokenizer_dirs, "sequence_classification", problem="ordinal")
@@ -150,7 +150,7 @@ def test_problem_that_no_class_has(tmp_path, tokenizer_dirs):
 
 
 class PairHead(nn.Module):
-    """Two tokens of a sequence side by side, as relation classification scores them."""
+    """Head that scores two tokens of a sequence together, as relation classification does."""
 
     def __init__(self, hidden_size=32, num_labels=4):
         super().__init__()
@@ -158,7 +158,7 @@ class PairHead(nn.Module):
 
 
 class ProbeHead(nn.Module):
-    """A bare map, for a frozen encoder."""
+    """Head with only a linear layer, for a frozen encoder."""
 
     def __init__(self):
         super().__init__()
@@ -166,7 +166,7 @@ class ProbeHead(nn.Module):
 
 
 class ForeignHead(nn.Module):
-    """Of a task from outside of the package."""
+    """Head of a task from outside the package."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +175,7 @@ class ForeignHead(nn.Module):
 
 
 class TaggerWithTransitions(TokenHead):
-    """Its labels come from more than the scores of tokens."""
+    """Head whose labels depend on more than the scores of tokens."""
 
     def __init__(self):
         super().__init__(CONFIGS["bert"], 3)
@@ -194,12 +194,14 @@ class TaggerWithTransitions(TokenHead):
     ],
 )
 @torch.no_grad()
-def test_head_without_a_class_goes_beside_the_base_class(family, head_kind, make_head, tmp_path, tokenizer_dirs):
+def test_a_head_without_a_class_is_exported_beside_the_base_class(
+    family, head_kind, make_head, tmp_path, tokenizer_dirs
+):
     model = random_model(CONFIGS[family], make_head())
     side = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
     folder = export(tmp_path, model, tokenizer_dirs, head_kind, **side)
     config = json.loads((folder / "config.json").read_text())
-    # BertForTokenClassification could take the scores of the tagger, but its labels would be other ones.
+    # BertForTokenClassification could load the scores of the tagger, but its labels would be different.
     assert config["architectures"] == [FAMILIES[family] + "Model"]
     assert config["id2label"] == {str(index): label for index, label in enumerate(side["labels"])}
     for auto in CLASSIFIERS:

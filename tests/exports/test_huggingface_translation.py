@@ -36,7 +36,7 @@ def export(model, folder, tokenizer_dir):
 
 
 def fresh(model, seed=5):
-    """The same model with other random weights."""
+    """Builds the same model with other random weights."""
     encoder = TransformerEncoder(model.encoder.config)
     decoder = model.head.decoder.config
     head = build_translation_head(encoder, model.encoder.config, decoder, START, END, SearchSettings(max_length=16))
@@ -59,7 +59,7 @@ def test_an_export_is_an_encoder_decoder_model(share_words, tie_output, tmp_path
     batch, inputs = both_inputs()
     logits = unpadded(peer(**inputs).logits, inputs)
     assert_close(logits, model(batch)["logits"], **TOLERANCE)
-    # By way of an export or not, transformers computes the same.
+    # With or without an export, transformers computes the same.
     assert_close(logits, unpadded(theirs(**inputs).logits, inputs), **TOLERANCE)
     weights = load_pretrained(str(folder))
     kept = {key: value for key, value in weights.task_record.items() if key != TOKENIZER_KEY}
@@ -71,7 +71,7 @@ def test_an_export_is_an_encoder_decoder_model(share_words, tie_output, tmp_path
 
 
 @torch.no_grad()
-def test_an_export_generates_without_being_told_of_special_tokens(tmp_path, tokenizer_dirs):
+def test_an_export_generates_without_extra_special_tokens(tmp_path, tokenizer_dirs):
     model, _ = both_models(share_words=True, search=SearchSettings(num_beams=3, max_length=12))
     model.head.mlm.decoder.bias[END] += 4.5
     folder = export(model, tmp_path / "export", tokenizer_dirs["bert"])
@@ -91,7 +91,7 @@ def test_a_published_model_is_read(tmp_path):
     theirs.save_pretrained(tmp_path / "published")
     weights = load_pretrained(str(tmp_path / "published"))
     assert weights.head_kind == "translation"
-    # The pooler of their encoder has no place in translation, and is known nevertheless.
+    # The pooler of their encoder is not used in translation, but it is known.
     assert weights.unused == ()
     again = fresh(model)
     assert load_into(again, weights) == []
@@ -131,7 +131,7 @@ def test_a_decoder_without_biases_has_no_class(tmp_path, tokenizer_dirs):
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_a_published_decoder_of_another_kind_is_refused(tmp_path):
+def test_a_published_decoder_of_another_kind_is_rejected(tmp_path):
     _, theirs = both_models()
     theirs.save_pretrained(tmp_path / "published")
     path = tmp_path / "published" / "config.json"
@@ -142,7 +142,7 @@ def test_a_published_decoder_of_another_kind_is_refused(tmp_path):
         load_pretrained(str(tmp_path / "published"))
 
 
-def test_onnx_of_a_translation_is_refused(tmp_path, tokenizer_dirs):
+def test_onnx_of_a_translation_is_rejected(tmp_path, tokenizer_dirs):
     model, _ = both_models()
     folder = export(model, tmp_path / "export", tokenizer_dirs["bert"])
     with pytest.raises(CheckpointError, match=r"EncoderDecoderModel.*complete without it"):

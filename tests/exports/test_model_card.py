@@ -1,4 +1,4 @@
-"""The card of an export renders whatever names it holds, and its examples run for every kind of head."""
+"""The model card renders with any names in it, and its examples run for every kind of head."""
 
 import re
 from dataclasses import replace
@@ -30,11 +30,11 @@ FACTS = RunFacts(
 
 
 def rendered(text: str) -> str:
-    """The HTML below the front matter."""
+    """Returns the HTML below the front matter."""
     return MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
 
 
-def test_names_mean_nothing_to_markdown():
+def test_names_are_not_interpreted_as_markdown():
     labels = ["B-LOC", "a`b", "x|y", " ", "<i>"]
     model = ExportedModel(
         CONFIGS["bert"], "BertForTokenClassification", "token_classification", TOKEN_CLASSIFICATION, [], labels
@@ -64,7 +64,7 @@ def test_many_labels_are_counted():
     assert "pipeline_tag" not in yaml.safe_load(text.split("---\n", 2)[1])
 
 
-def test_entities_of_other_libraries_are_said_to_be_others():
+def test_the_card_says_that_entities_of_other_libraries_differ():
     model = ExportedModel(CONFIGS["bert"], "BertForTokenClassification", "token_classification", TOKEN_CLASSIFICATION)
     label = describe("argmax_entity_f1").label
     text = model_card(model, replace(FACTS, metrics={label: "0.7895", describe("entity_f1").label: "0.8089"}))
@@ -73,7 +73,7 @@ def test_entities_of_other_libraries_are_said_to_be_others():
     assert "finds entities less accurately. Use" in model_card(model, FACTS)
 
 
-def test_a_class_of_ours_is_loaded_with_its_code():
+def test_our_own_class_is_loaded_with_its_code():
     name = "ClozeForSequenceClassification"
     text = model_card(ExportedModel(CONFIGS["bert"], name, "sequence_classification", SEQUENCE_CLASSIFICATION), FACTS)
     assert 'AutoModelForSequenceClassification.from_pretrained("path/to/this/folder", trust_remote_code=True)' in text

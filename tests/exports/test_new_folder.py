@@ -1,4 +1,4 @@
-"""Folders that take their place when they are whole, and what of an earlier one stays."""
+"""Folders that are renamed to their final name when complete, and the contents of an earlier one."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_what_belongs_to_others_stays(tmp_path):
+def test_files_of_others_are_kept(tmp_path):
     folder = tmp_path / "a" / "export"
     write(folder, set(), "first")
     (folder / "notes.md").write_text("mine")
@@ -40,7 +40,7 @@ def test_a_symlink_stays_and_its_folder_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_end_in_the_middle_leaves_the_earlier_folder(tmp_path, error):
+def test_an_interruption_keeps_the_earlier_folder(tmp_path, error):
     write(tmp_path / "export", set(), "first")
     expected = CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected), new_folder(tmp_path / "export", {"model"}) as temporary:  # noqa: PT012  it is the block
@@ -49,7 +49,7 @@ def test_an_end_in_the_middle_leaves_the_earlier_folder(tmp_path, error):
     assert (tmp_path / "export" / "model").read_text() == "first" and names(tmp_path) == ["export"]
 
 
-def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path, monkeypatch):
+def test_an_impossible_folder_is_reported_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     for folder in ("file/export", "\0"):
         with pytest.raises(CheckpointError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""The ONNX file of an export has the scores of the class; one that has other scores is not kept."""
+"""The ONNX file of an export has the scores of the class; a file with other scores is deleted."""
 
 import importlib.util
 from dataclasses import replace
@@ -48,7 +48,7 @@ def test_spans_of_modernbert(tmp_path, tokenizer_dirs):
         found, expected = scores(folder, inputs), peer(**inputs)
         assert found.keys() == {"start_logits", "end_logits"}
         for name, values in found.items():
-            # Padding is left out: a token of it that sees no other one is anything.
+            # Padding is excluded: a padding token that attends to no other one may have any value.
             ours, theirs = (peers.unpadded(x, inputs) for x in (torch.from_numpy(values), expected[name]))
             assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     assert "`input_ids`, `attention_mask` (int64) to `start_logits`, `end_logits`" in (folder / "README.md").read_text()
@@ -66,7 +66,7 @@ def test_choices_of_bert(tmp_path, tokenizer_dirs):
 
 
 @torch.no_grad()
-def test_a_class_of_ours(tmp_path, tokenizer_dirs):
+def test_our_own_class(tmp_path, tokenizer_dirs):
     def make_head(config):
         return build_sequence_classification_head(config, 3, "mean")
 
@@ -79,7 +79,7 @@ def test_a_class_of_ours(tmp_path, tokenizer_dirs):
 
 
 @torch.no_grad()
-def test_a_file_with_other_scores_is_not_kept(tmp_path, tokenizer_dirs, monkeypatch):
+def test_a_file_with_other_scores_is_deleted(tmp_path, tokenizer_dirs, monkeypatch):
     folder = exported(tmp_path, "bert", lambda _config: nn.Identity(), "embedding", tokenizer_dirs)
     export_onnx(folder)
     _, inputs = both_forms("bert", (9, 4))

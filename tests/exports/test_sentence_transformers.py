@@ -1,4 +1,4 @@
-"""An embedding model is exported so that following modules.json with transformers alone gives its vectors."""
+"""An exported embedding model gives its vectors if modules.json is followed with transformers alone."""
 
 import json
 
@@ -30,7 +30,7 @@ def export(tmp_path, model, tokenizer_dirs, **side):
 @pytest.mark.parametrize("is_normalized", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_embeddings_by_the_files(family, is_normalized, pooling, tmp_path, tokenizer_dirs):
+def test_embeddings_computed_from_the_files(family, is_normalized, pooling, tmp_path, tokenizer_dirs):
     model = random_model(CONFIGS[family], nn.Identity())
     side = {"pooling": pooling, "normalize": is_normalized, "max_length": 48}
     folder = export(tmp_path, model, tokenizer_dirs, **side)
@@ -58,7 +58,7 @@ def test_longest_text_without_a_limit_of_the_task(tmp_path, tokenizer_dirs):
 @pytest.mark.parametrize(
     ("head", "side"), [(nn.Linear(32, 8), {"pooling": "mean"}), (nn.Identity(), {"pooling": "max"})]
 )
-def test_vectors_that_the_library_could_not_give_are_not_promised(head, side, tmp_path, tokenizer_dirs):
+def test_vectors_that_the_library_cannot_compute_are_not_promised(head, side, tmp_path, tokenizer_dirs):
     folder = export(tmp_path, random_model(CONFIGS["bert"], head), tokenizer_dirs, **side)
     assert not (folder / "modules.json").exists()
     assert set(load_pretrained(str(folder)).heads) == {name for name, _ in head.named_parameters()}

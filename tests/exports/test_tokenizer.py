@@ -1,4 +1,4 @@
-"""Whitespace in a text only separates words in the tokenizer of an exported model of words."""
+"""White space in a text only separates words in the tokenizer of an exported model of words."""
 
 import pytest
 from tokenizers import Tokenizer as Backend
@@ -36,7 +36,7 @@ def test_whitespace_only_separates_words(make, tmp_path):
     as_words = backend.encode(WORDS, is_pretokenized=True)
     found = backend.encode(TEXT)
     assert found.ids == as_words.ids == backend.encode(" ".join(WORDS)).ids
-    # Offsets are those of the words; no token covers the whitespace between them.
+    # Offsets are those of the words; no token covers the white space between them.
     starts = [start for start, _ in found.offsets[1:-1]]
     stops = [stop for _, stop in found.offsets[1:-1]]
     assert (starts[0], stops[-1]) == (0, 18) and {6, 9, 12} & {*starts, *stops} == {6, 9, 12}

@@ -1,4 +1,4 @@
-"""The expected calibration error is that of Guo et al. 2017: by hand, by their formula in a loop, by torchmetrics."""
+"""The expected calibration error of Guo et al. 2017: by hand, by their formula in a loop, by torchmetrics."""
 
 import math
 
@@ -11,7 +11,7 @@ from framework.metrics.calibration import calibration_bins, expected_calibration
 
 
 def guo(probabilities: list[float], came_true: list[bool], num_bins: int) -> float:
-    """Equations 3 to 5 with B_m = ((m - 1) / M, m / M], outcome for outcome."""
+    """Computes equations 3 to 5 with B_m = ((m - 1) / M, m / M], outcome by outcome."""
     error = 0.0
     for m in range(1, num_bins + 1):
         inside = [
@@ -25,7 +25,7 @@ def guo(probabilities: list[float], came_true: list[bool], num_bins: int) -> flo
 
 
 def test_bins_by_hand():
-    # Two bins: (0, 0.5] holds 0.3 and 0.5, of which one came true; (0.5, 1] holds 0.9, which did.
+    # Two bins: (0, 0.5] contains 0.3 and 0.5, of which one came true; (0.5, 1] contains 0.9, which did.
     bins = calibration_bins(np.array([0.3, 0.9, 0.5]), np.array([True, True, False]), num_bins=2)
     assert [(each.start, each.stop, each.count) for each in bins] == [(0.0, 0.5, 2), (0.5, 1.0, 1)]
     assert [each.probability for each in bins] == pytest.approx([0.4, 0.9])
@@ -39,7 +39,7 @@ def test_edges_belong_to_the_bin_below_and_zero_to_the_first():
 
 
 @pytest.mark.parametrize("num_labels", [2, 7])
-def test_the_error_is_that_of_the_formula_and_of_torchmetrics(num_labels: int):
+def test_the_error_equals_the_formula_and_torchmetrics(num_labels: int):
     generator = torch.Generator().manual_seed(num_labels)
     probabilities = (3 * torch.randn(400, num_labels, generator=generator)).softmax(-1).double()
     labels = torch.randint(num_labels, (400,), generator=generator)

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, over several ranks too."""
+"""Metrics compared with scikit-learn, also over several ranks."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ NUM_LABELS = 5
 
 
 def draws(num_rows: int, classes: int = NUM_LABELS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels; only `classes` of the labels occur."""
+    """Returns logits and labels; only `classes` of the labels occur."""
     random = np.random.default_rng(num_rows)
     logits = random.normal(size=(num_rows, NUM_LABELS))
     logits[:, classes:] = -9
@@ -20,7 +20,7 @@ def draws(num_rows: int, classes: int = NUM_LABELS) -> tuple[torch.Tensor, torch
 
 
 def share_of_rank(num_rows: int) -> tuple[list[float], list[list[int]]]:
-    """Runs on each rank: an uneven share in uneven micro-batches, with filler, and an empty one."""
+    """Runs on each rank: an uneven share in uneven micro-batches with fillers, and an empty one."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     logits, labels = draws(num_rows)
     mine = torch.arange(num_rows) % (size + 1)
@@ -56,7 +56,7 @@ def test_correlation_with_one_class_only_is_zero():
         assert metric.compute().item() == matthews_corrcoef(truth, scores.argmax(-1)) == 0
 
 
-def test_a_class_that_does_not_occur_is_left_out():
+def test_a_class_that_does_not_occur_is_ignored():
     logits, labels = draws(50, classes=3)
     metric = MacroF1(NUM_LABELS)
     metric.update(logits, labels)
@@ -69,7 +69,7 @@ def test_without_targets_the_value_is_zero():
         assert metric.compute().item() == 0.0
 
 
-def test_reset_starts_anew():
+def test_reset_clears_the_metric():
     metric = Accuracy()
     metric.update(torch.eye(2), torch.tensor([1, 0]))
     metric.reset()

@@ -1,4 +1,4 @@
-"""Entities and their scores against seqeval, and against the tables of the conlleval script written down here."""
+"""Entities and their scores compared with seqeval, and with the tables of the conlleval script, copied here."""
 
 import itertools
 
@@ -10,14 +10,14 @@ from seqeval.metrics.sequence_labeling import get_entities
 from framework.metrics.entity_f1 import EntityCounts, EntitySpan, count_entities, entity_spans, overall
 
 TYPES = ("person", "creative-work", "place")
-# What conlleval's `startOfChunk` and `endOfChunk` say of two prefixes of one type, for the prefixes of IOB1 and BIO;
-# where types differ, a chunk ends behind every tag but O, and one starts at every tag but O.
+# Results of conlleval's `startOfChunk` and `endOfChunk` for two prefixes of one type, for those of IOB1 and BIO;
+# if types differ, a chunk ends after every tag but O, and one starts at every tag but O.
 STARTS = {("B", "B"), ("I", "B"), ("O", "B"), ("O", "I")}
 ENDS = {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O")}
 
 
 def random_tags(seed: int, prefixes: str, number: int = 200) -> list[list[str]]:
-    """Sentences of tags in any order, most of them against every scheme."""
+    """Returns sentences of tags in any order, most of which violate every scheme."""
     random = np.random.default_rng(seed)
     tags = ["O", "O", *(f"{prefix}-{label}" for prefix in prefixes for label in TYPES)]
     return [random.choice(tags, size=random.integers(1, 12)).tolist() for _ in range(number)]
@@ -52,18 +52,18 @@ def test_entities_by_hand(tags, expected):
     assert entity_spans(tags.split()) == expected
 
 
-def test_tags_in_any_order_are_read_as_the_script_reads_them():
+def test_tags_in_any_order_are_read_as_by_the_script():
     for tags in random_tags(0, "BI"):
         assert entity_spans(tags) == chunks_by_the_script(tags)
 
 
 @pytest.mark.parametrize("prefixes", ["BI", "BIES"])
-def test_tags_in_any_order_are_read_as_seqeval_reads_them(prefixes):
+def test_tags_in_any_order_are_read_as_by_seqeval(prefixes):
     for tags in random_tags(1, prefixes):
         assert entity_spans(tags) == [(start, end + 1, label) for label, start, end in get_entities(tags)]
 
 
-def test_scores_are_those_of_seqeval():
+def test_scores_equal_those_of_seqeval():
     present = random_tags(2, "BI")
     random = np.random.default_rng(3)
     others = random_tags(4, "BI", 2000)
@@ -86,6 +86,6 @@ def test_the_published_example_of_conlleval():
     assert [round(100 * value, 2) for value in (counts.precision, counts.recall, counts.f1)] == [68.83, 80.83, 74.35]
 
 
-def test_nothing_there_and_nothing_found_is_zero():
+def test_no_entities_in_data_and_predictions_is_zero():
     counts = overall(count_entities([["O"]], [["O"]], TYPES).values())
     assert (counts.precision, counts.recall, counts.f1) == (0.0, 0.0, 0.0)

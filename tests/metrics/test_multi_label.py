@@ -1,4 +1,4 @@
-"""Metrics of several labels against scikit-learn, over several ranks too."""
+"""Metrics of several labels compared with scikit-learn, also over several ranks."""
 
 import numpy as np
 import pytest
@@ -13,14 +13,14 @@ THRESHOLD = 0.6
 
 
 def draws(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels; the last label is never there, nor predicted."""
+    """Returns logits and labels; the last label neither occurs nor is predicted."""
     random = np.random.default_rng(num_rows)
     logits = random.normal(size=(num_rows, NUM_LABELS)) - [0, 0, 1, 99]
     return torch.tensor(logits), torch.tensor((random.random((num_rows, NUM_LABELS)) < [0.7, 0.4, 0.1, 0]).astype(int))
 
 
 def share_of_rank(num_rows: int) -> list[float]:
-    """Runs on each rank: an uneven share in uneven micro-batches, with filler, and an empty one."""
+    """Runs on each rank: an uneven share in uneven micro-batches with fillers, and an empty one."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     logits, labels = draws(num_rows)
     mine = torch.arange(num_rows) % (size + 1)

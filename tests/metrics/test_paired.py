@@ -1,4 +1,4 @@
-"""Metrics of pairs of numbers against scipy and scikit-learn, over several ranks too."""
+"""Metrics of pairs of numbers compared with scipy and scikit-learn, also over several ranks."""
 
 import math
 
@@ -14,7 +14,7 @@ METRICS = (Pearson, Spearman, MeanSquaredError, Auroc)
 
 
 def draws(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Predictions with ties, numbers that follow them, and outcomes 0 or 1 that do."""
+    """Returns predictions with ties, numbers that depend on them, and outcomes 0 or 1 that do too."""
     random = np.random.default_rng(num_rows)
     predictions = random.integers(-8, 9, num_rows) / 4
     numbers = np.round(predictions + random.normal(size=num_rows), 1)
@@ -25,7 +25,7 @@ def draws(num_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def share_of_rank(num_rows: int) -> list[float]:
-    """Runs on each rank: an uneven share in uneven micro-batches with filler; the last of several ranks has nothing."""
+    """Runs on each rank: an uneven share in uneven micro-batches with fillers; the last of several ranks has none."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     predictions, numbers, outcomes = draws(num_rows)
     mine = torch.nonzero(torch.arange(num_rows) % max(size - 1, 1) == rank)[:, 0]
@@ -65,6 +65,6 @@ def test_equal_values_share_the_mean_of_their_ranks():
         (MeanSquaredError(), [1.0], [math.nan]),
     ],
 )
-def test_what_is_not_defined_is_no_number(metric, predictions, references):
+def test_undefined_values_are_nan(metric, predictions, references):
     metric.update(torch.tensor(predictions), torch.tensor(references))
     assert math.isnan(metric.compute().item())

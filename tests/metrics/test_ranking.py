@@ -1,4 +1,4 @@
-"""Ranks by hand, and nDCG as scikit-learn has it."""
+"""Ranks by hand, and nDCG compared with scikit-learn."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from framework.metrics.ranking import hit_rate, ndcg, ranked_relevance, recall, 
 RANKED = np.array([[1, 0, 0, 1], [0, 0, 1, 0], [0, 1, 1, 1]], dtype=bool)
 
 
-def test_relevance_is_put_in_order_and_equal_ones_keep_theirs():
+def test_relevance_is_sorted_by_score_and_ties_keep_their_order():
     similarities = np.array([[0.1, 0.9, 0.9, -1.0], [0.0, 0.0, 0.5, 0.2]])
     is_relevant = np.array([[1, 0, 1, 0], [0, 1, 0, 1]], dtype=bool)
     # Candidates 1, 2, 0, 3 and 2, 3, 0, 1.
@@ -22,7 +22,7 @@ def test_metrics_by_hand():
     assert hit_rate(RANKED, 1).tolist() == [1, 0, 0]
     assert hit_rate(RANKED, 2).tolist() == [1, 0, 1]
     assert recall(RANKED, 2) == pytest.approx([1 / 2, 0, 1 / 3])
-    # Beyond the last candidate there is nothing more.
+    # Nothing is gained beyond the last candidate.
     assert recall(RANKED, 9).tolist() == [1, 1, 1]
     # Gains at rank 2 against ranks 1 and 2.
     second = 1 / np.log2(3)
@@ -30,7 +30,7 @@ def test_metrics_by_hand():
 
 
 @pytest.mark.parametrize("k", [1, 3, 10, 50])
-def test_ndcg_is_that_of_scikit_learn(k):
+def test_ndcg_equals_that_of_scikit_learn(k):
     random = np.random.default_rng(k)
     similarities = random.normal(size=(40, 20))
     is_relevant = random.random((40, 20)) < random.random((40, 1))

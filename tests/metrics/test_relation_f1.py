@@ -1,4 +1,4 @@
-"""The official score of SemEval-2010 task 8: by hand, and step by step as its scorer goes."""
+"""The official score of SemEval-2010 task 8: by hand, and step by step like its scorer."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ A12, A21, C12, OTHER, E12, E21 = range(6)
 
 
 def scored(pairs: list[tuple[int, int]], labels=LABELS, excluded_label: str | None = "Other") -> RelationF1:
-    """The metric after two micro-batches with fillers."""
+    """Returns the metric after two micro-batches with fillers."""
     metric = RelationF1(labels, excluded_label)
     for some in (pairs[:2], pairs[2:]):
         truth = torch.tensor([true for true, _ in some] + [IGNORE_INDEX])
@@ -45,7 +45,7 @@ def test_by_hand():
 
 
 def scorer(pairs: list[tuple[int, int]]) -> float:
-    """Macro F1 as the scorer finds it: wrong directions are counted apart, and added to what was predicted."""
+    """Computes macro F1 like the scorer: wrong directions are counted separately and added to the predictions."""
     right: Counter[str] = Counter()
     predicted: Counter[str] = Counter()
     wrong_direction: Counter[str] = Counter()
@@ -69,7 +69,7 @@ def scorer(pairs: list[tuple[int, int]]) -> float:
     return sum(scores) / len(scores)
 
 
-def test_as_the_scorer_goes():
+def test_the_value_equals_that_of_the_scorer():
     for seed in range(20):
         random = np.random.default_rng(seed)
         pairs = [(int(true), int(found)) for true, found in random.integers(0, 6 - seed % 2, size=(5 + 5 * seed, 2))]

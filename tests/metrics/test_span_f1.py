@@ -1,4 +1,4 @@
-"""Exact match and F1: the SQuAD script as torchmetrics has it; its rules for no answer, and Chinese, by hand."""
+"""Exact match and F1: the SQuAD script in torchmetrics; its rules for no answer, and Chinese, by hand."""
 
 import numpy as np
 import pytest
@@ -10,12 +10,12 @@ WORDS = ["The", "an", "Bears", "bears,", "won", "(won)", "24–10", "24-10", "O'
 
 
 def random_answer(random: np.random.Generator) -> str:
-    # One word that is left after normalisation, because the older script gives F1 0 where none is.
+    # One word that remains after normalization, because the older script gives F1 0 if none does.
     words = [*random.choice(WORDS, size=random.integers(1, 5)), "won"]
     return " ".join(random.permutation(words))
 
 
-def test_scores_are_those_of_the_squad_script():
+def test_scores_equal_those_of_the_squad_script():
     random = np.random.default_rng(3)
     predictions = [random_answer(random) for _ in range(300)]
     truths = [[random_answer(random) for _ in range(random.integers(1, 4))] for _ in range(300)]
@@ -35,7 +35,7 @@ def test_scores_are_those_of_the_squad_script():
     assert scores.keys() == {"exact_match", "f1"}
 
 
-def test_questions_without_answers_are_right_when_none_is_given():
+def test_questions_without_answers_are_right_if_none_is_predicted():
     predictions = ["", "something", "", "in the north of France"]
     truths = [[], [], ["Paris"], ["northern France", "the north"]]
     # Right, wrong, wrong; "in north of france" has one word of "northern france", 2 * 1 / (4 + 2), and one of "north",
@@ -45,7 +45,7 @@ def test_questions_without_answers_are_right_when_none_is_given():
     assert score_answers(predictions, truths) == pytest.approx(f1 | exact)
 
 
-def test_true_answers_of_which_nothing_is_left_do_not_count():
+def test_true_answers_without_a_remaining_word_do_not_count():
     assert score_answers(["x", ""], [["the", "X"]] * 2) == {"exact_match": 0.5, "f1": 0.5}
     assert score_answers(["", "x"], [["the"], ["a", "an"]]) == {"exact_match": 0.5, "f1": 0.5}
 

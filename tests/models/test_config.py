@@ -1,4 +1,4 @@
-"""Configs: what is refused, and presets against published numbers."""
+"""Configs: the rejected ones, and presets compared with published numbers."""
 
 import dataclasses
 from pathlib import Path
@@ -15,7 +15,7 @@ from framework.models.encoder import TransformerEncoder
 from tests.support.models.shapes import BERT, MODERN
 
 CONF = Path(__file__).parents[2] / "conf" / "model"
-# from_weights describes no shape: it says that the published weights bring theirs.
+# from_weights describes no shape: the published weights provide theirs.
 PRESETS = sorted(path for path in CONF.glob("*.yaml") if path.stem != "from_weights")
 
 
@@ -33,7 +33,7 @@ def pooler(config: EncoderConfig) -> int:
 
 
 def mlm_head(config: EncoderConfig) -> int:
-    """A dense map with bias, a norm with bias, and a bias for each word (the decoder is tied)."""
+    """Counts a dense layer with bias, a norm with bias, and a bias per word (the decoder is tied)."""
     return config.hidden_size * (config.hidden_size + 1) + 2 * config.hidden_size + config.vocab_size
 
 
@@ -51,7 +51,7 @@ def test_a_preset_builds_has_a_source_and_is_counted_by_formula(path: Path) -> N
 
 # bert_*: table 1 of Turc et al. 2019 and the README of google-research/bert, in millions, pre-training heads included.
 @pytest.mark.parametrize(("name", "millions"), [("tiny", 4.4), ("mini", 11.3), ("small", 29.1), ("base", 110.1)])
-def test_bert_sizes_are_the_published_ones(name: str, millions: float) -> None:
+def test_sizes_of_bert_are_the_published_ones(name: str, millions: float) -> None:
     config = preset(f"bert_{name}")
     assert round((count_on_meta(config) + pooler(config) + mlm_head(config)) / 1e6, 1) == millions
 
@@ -107,7 +107,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_run_is_refused_with_value_and_rule(change: dict[str, Any], message: str) -> None:
+def test_impossible_configs_are_rejected_with_value_and_rule(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(BERT, **change)
 
@@ -123,8 +123,8 @@ def test_parameters_are_counted_by_formula(change: dict[str, Any]) -> None:
         assert count_parameters(config).total == count_on_meta(config)
 
 
-def test_flops_are_those_of_the_matrix_products() -> None:
-    """Counted by torch over forward and backward of two sequences of 8, against the formula."""
+def test_flops_equal_those_of_the_matrix_products() -> None:
+    """The formula is compared with torch's count over forward and backward of two sequences of 8."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from tests.support.models.packs import make_batch

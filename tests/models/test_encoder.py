@@ -1,4 +1,4 @@
-"""The encoder: sequences of a pack do not touch each other, and its arithmetic is that of a slow plain version."""
+"""The encoder: sequences of a pack are independent, and the results equal those of a slow plain version."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ FAMILIES = pytest.mark.parametrize("config", [BERT, ROBERTA, MODERN], ids=["bert
 
 
 def build(config: EncoderConfig) -> TransformerEncoder:
-    """An encoder whose weights are large enough that every part of it shows in the output."""
+    """Builds an encoder whose weights are large enough that every part of it affects the output."""
     config = dataclasses.replace(config, initializer_range=0.3)
     model = TransformerEncoder(config)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def build(config: EncoderConfig) -> TransformerEncoder:
 
 
 def pick(batch: PackedBatch, index: int) -> PackedBatch:
-    """One sequence of a batch, alone in its pack."""
+    """Returns one sequence of a batch, alone in its pack."""
     first, last = batch.cu_seqlens[index].item(), batch.cu_seqlens[index + 1].item()
     alone = make_batch([last - first], [batch.sequence_ids[index].item()], batch.input_ids[first:last])
     return dataclasses.replace(alone, token_type_ids=batch.token_type_ids[first:last])
@@ -53,7 +53,7 @@ def test_perturbing_one_sequence_changes_no_output_of_another(config: EncoderCon
 
 
 @FAMILIES
-def test_a_pack_gives_what_each_sequence_gives_alone_dropout_included(config: EncoderConfig) -> None:
+def test_a_pack_gives_the_outputs_of_each_sequence_alone_with_dropout(config: EncoderConfig) -> None:
     model, batch = build(config), make_batch([7, 11, 1, 5], sequence_ids=[4, 9, 2, 7])
     for use_dropout in (False, True):
         together = model(batch, token_keys(dropout_base(1, 3, 0), batch) if use_dropout else None)
@@ -74,7 +74,7 @@ def test_a_gradient_does_not_reach_another_sequence(config: EncoderConfig) -> No
 
 
 @FAMILIES
-def test_embed_then_encode_is_forward_and_hidden_states_end_with_it(config: EncoderConfig) -> None:
+def test_embed_then_encode_equals_forward_and_ends_the_hidden_states(config: EncoderConfig) -> None:
     model, batch = build(config), make_batch([7, 11])
     keys = token_keys(dropout_base(1, 0, 0), batch)
     assert torch.equal(model.encode(model.embed(batch, keys), batch, keys), model(batch, keys))
@@ -85,7 +85,7 @@ def test_embed_then_encode_is_forward_and_hidden_states_end_with_it(config: Enco
     assert not torch.equal(states[-2], states[-1])
 
 
-def test_dropout_works_in_every_place_and_differs_by_layer() -> None:
+def test_dropout_works_at_every_site_and_differs_by_layer() -> None:
     """Each of the three probabilities alone changes the output; the same keys give the same output again."""
     batch = make_batch([7, 11])
     keys = token_keys(dropout_base(1, 0, 0), batch)
@@ -105,7 +105,7 @@ def test_dropout_works_in_every_place_and_differs_by_layer() -> None:
 
 
 def slow_layer(model: TransformerEncoder, index: int, x: Tensor, batch: PackedBatch, turns: Tensor | None) -> Tensor:
-    """One layer by its formulas, from the parameters' names, in the dtype of x."""
+    """Computes one layer by its formulas, from the parameters' names, in the dtype of x."""
     config = model.config
     prefix = f"layers.{index}."
     weights = {
@@ -153,7 +153,7 @@ def slow_layer(model: TransformerEncoder, index: int, x: Tensor, batch: PackedBa
 
 @FAMILIES
 @pytest.mark.parametrize("index", [0, 1])
-def test_values_and_gradients_of_a_layer_are_those_of_its_formulas(config: EncoderConfig, index: int) -> None:
+def test_values_and_gradients_of_a_layer_equal_its_formulas(config: EncoderConfig, index: int) -> None:
     model, batch = build(config), make_batch([7, 11])
     rotary = model._rotary(batch).get(model.layer_kinds[index])
     turns = None
@@ -208,7 +208,7 @@ def test_norms_and_the_residual_stream_stay_fp32_under_bf16_autocast() -> None:
     assert 1e-5 < error < 0.05
 
 
-def test_long_sequences_take_the_other_kernel_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_sequences_use_the_other_kernel_and_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     from framework.nn import attention_backend
 
     model, batch = build(MODERN), make_batch([20, 33])

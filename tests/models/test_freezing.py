@@ -1,4 +1,4 @@
-"""Which parameters are trained: patterns on names, and what a wrong one is told."""
+"""The trained parameters: patterns of names, and the messages for wrong patterns."""
 
 import re
 
@@ -15,7 +15,7 @@ from tests.support.models.tiny import make_batch, tiny_config
 
 
 class FirstTokenHead(nn.Module):
-    """Two scores of each sequence's first token."""
+    """Head with two scores from the first token of each sequence."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def trained(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_what_a_pattern_matches_is_frozen_and_nothing_else():
+def test_only_matching_parameters_are_frozen():
     model = build()
     everything = trained(model)
     freeze(model, ["encoder.embeddings.*", "encoder.layers.0.attention.*"], "trainer.freeze")
@@ -52,7 +52,7 @@ def test_what_a_pattern_matches_is_frozen_and_nothing_else():
     }
 
 
-def test_freezing_the_others_leaves_what_matches():
+def test_freezing_all_others_keeps_matching_parameters_trained():
     model = build()
     freeze_others(model, ["head.*", "encoder.layers.1.attention_norm.*"], "adapter.train_also")
     assert trained(model) == {
@@ -63,7 +63,7 @@ def test_freezing_the_others_leaves_what_matches():
     }
 
 
-def test_a_pattern_that_matches_nothing_is_an_error_that_names_what_is_near():
+def test_a_pattern_that_matches_nothing_is_an_error_with_similar_names():
     with pytest.raises(ConfigError) as caught:
         freeze(build(), ["encoder.*", "encoder.layers.0.atention.qkv.weight"], "trainer.freeze")
     assert "`trainer.freeze` has the pattern 'encoder.layers.0.atention.qkv.weight'" in str(caught.value)
@@ -76,7 +76,7 @@ def test_freezing_everything_is_an_error():
 
 
 def graph_tensors(model: TaskModel) -> int:
-    """How many tensors the graph of a forward pass keeps."""
+    """Returns the number of tensors that the graph of a forward pass keeps."""
     count = 0
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -95,5 +95,5 @@ def test_a_frozen_encoder_builds_no_graph(modern: bool):
     whole = graph_tensors(build(modern))
     model = build(modern)
     freeze(model, ["encoder.*"], "trainer.freeze")
-    # Of the head's linear map only its input.
+    # Only the input of the head's linear layer.
     assert graph_tensors(model) == 1 < whole

@@ -1,4 +1,4 @@
-"""A run that keeps a moving average: it trains as without, validates the average, and goes on to the bit."""
+"""A run with a moving average: it trains as without, validates the average, and resumes bit for bit."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ STEPS, CUT = 6, 4
 
 
 def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, ema_decay: float | None = DECAY) -> None:
-    """A run, or what is missing of it."""
+    """Makes a run, or its missing rest."""
     cadence = Cadence(max_steps=max_steps, log_every_n_steps=1, validate_every_n_steps=2, checkpoint_every_n_steps=2)
     checkpoint = newest_complete(folder / "checkpoints")
     train(folder, strategy, cadence, checkpoint=checkpoint, module=build_module(ema_decay=ema_decay))
@@ -41,7 +41,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_training_does_not_see_it_and_validation_does(whole: Path, tmp_path: Path) -> None:
+def test_training_does_not_use_the_average_and_validation_does(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, ema_decay=None)
     for ours, theirs in zip(rows(whole), rows(tmp_path), strict=True):
         assert {key: value for key, value in ours.items() if not key.startswith("val/")} == {
@@ -62,14 +62,14 @@ def test_the_last_validation_is_that_of_the_average_in_the_checkpoint(whole: Pat
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_goes_on_to_the_bit_and_within_rounding_at_another_world_size(
+def test_it_resumes_bit_for_bit_and_up_to_rounding_at_another_world_size(
     workers: WorkerPool, whole: Path, tmp_path: Path, strategy: str
 ) -> None:
     workers.run(run_on_rank, 2, str(tmp_path / "whole"), strategy, STEPS)
     workers.run(run_on_rank, 2, str(tmp_path / "cut"), strategy, CUT)
     workers.run(run_on_rank, 2, str(tmp_path / "cut"), strategy, STEPS)
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
-    # One process goes on with what two have begun.
+    # One process resumes a run that two have begun.
     workers.run(run_on_rank, 2, str(tmp_path / "other"), strategy, CUT)
     run(tmp_path / "other")
     for ours, theirs in zip(rows(tmp_path / "other"), rows(whole), strict=True):

@@ -1,4 +1,4 @@
-"""One global step is the same however it was split, and equals a step written down without any of our machinery."""
+"""A global step does not depend on how it was split, and equals a step written without any of our code."""
 
 import json
 from pathlib import Path
@@ -35,14 +35,14 @@ def run_rank(run_folder: str, strategy: str, budget: int) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one process whose steps are one micro-batch each."""
+    """Makes a run of one process whose steps are one micro-batch each."""
     run_folder = tmp_path_factory.mktemp("whole")
     train(run_folder, cadence=ONLY_STEPS, budget=1000)
     return run_folder
 
 
 def reference_run() -> tuple[list[float], float]:
-    """The same run as a plain loop: full batch, autograd, torch's own AdamW and clipping, no counts but `mean`."""
+    """Makes the same run with a plain loop: full batch, autograd, torch's AdamW and clipping, no counts but `mean`."""
     model = build_module().model
     materialize(model, initial_values(model, CONFIG, SEED), "cpu")
     decayed = [p for name, p in model.named_parameters() if not name.endswith(("bias", "norm.weight"))]
@@ -81,12 +81,12 @@ def test_run_equals_a_plain_loop_with_torchs_own_optimizer_clipping_and_means(wh
     assert rows(whole)[-1]["val/loss"] == pytest.approx(val_loss, rel=1e-5)
 
 
-def test_micro_batch_budget_does_not_show(whole: Path, tmp_path: Path):
+def test_the_micro_batch_budget_does_not_matter(whole: Path, tmp_path: Path):
     train(tmp_path, cadence=ONLY_STEPS, budget=20)
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
 
 
-def test_dummies_of_rounded_micro_batches_do_not_show(whole: Path, tmp_path: Path):
+def test_dummies_of_rounded_micro_batches_do_not_matter(whole: Path, tmp_path: Path):
     train(tmp_path, cadence=ONLY_STEPS, budget=20, shape=RoundedShape())
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
     for key, value in rows(whole)[-1].items():
@@ -95,7 +95,7 @@ def test_dummies_of_rounded_micro_batches_do_not_show(whole: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "tp"])
-def test_ranks_do_not_show(strategy: str, whole: Path, tmp_path: Path, workers):
+def test_the_number_of_ranks_does_not_matter(strategy: str, whole: Path, tmp_path: Path, workers):
     workers.run(run_rank, 2, str(tmp_path), strategy, 20)
     assert losses_and_norms(tmp_path) == pytest.approx(losses_and_norms(whole), rel=1e-5)
     ours, theirs = rows(tmp_path)[-1], rows(whole)[-1]
@@ -110,7 +110,7 @@ def test_tokens_are_the_sum_of_the_lengths_of_all_sequences(whole: Path):
     assert rows(whole)[-1]["train/tokens"] == expected
 
 
-def test_a_loader_at_another_step_is_refused(tmp_path: Path):
+def test_a_loader_at_another_step_is_rejected(tmp_path: Path):
     module = build_module()
 
     class Displaced(type(module)):

@@ -1,4 +1,4 @@
-"""A run with frozen parameters: they stay to the bit, nothing is kept for them, and ranks agree with one process."""
+"""A run with frozen parameters: they do not change, have no optimizer state, and ranks agree with one process."""
 
 import json
 from pathlib import Path
@@ -19,13 +19,13 @@ STEPS, CUT = 6, 4
 FROZEN = {
     "probe": ("encoder.*",),
     "bottom": ("encoder.embeddings.*", "encoder.layers.0.*"),
-    # A group of frozen and trained parameters, below which everything wants a gradient.
+    # A group of frozen and trained parameters, below which everything needs a gradient.
     "mixed": ("encoder.layers.*.attention.*", "*.feed_forward_norm.weight", "head.word.bias"),
 }
 
 
 def run(folder: Path, kind: str, strategy: str = "single", max_steps: int = STEPS, precision: str = "fp32") -> None:
-    """A run, or what is missing of it."""
+    """Makes a run, or its missing rest."""
     cadence = Cadence(max_steps=max_steps, log_every_n_steps=1, validate_every_n_steps=2, checkpoint_every_n_steps=2)
     module = build_module(ema_decay=0.8, frozen=FROZEN[kind], precision=Precision(precision))
     train(folder, strategy, cadence, checkpoint=newest_complete(folder / "checkpoints"), module=module)
@@ -57,7 +57,7 @@ def test_frozen_values_stay_and_have_no_optimizer_state(kind: str, tmp_path: Pat
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 @pytest.mark.parametrize("kind", FROZEN)
-def test_two_processes_are_one_and_go_on_to_the_bit(workers: WorkerPool, tmp_path: Path, kind: str, strategy: str):
+def test_two_processes_equal_one_and_resume_bit_for_bit(workers: WorkerPool, tmp_path: Path, kind: str, strategy: str):
     run(tmp_path / "one", kind)
     workers.run(run_on_rank, 2, str(tmp_path / "two"), kind, strategy, STEPS)
     for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):

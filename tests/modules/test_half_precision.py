@@ -1,4 +1,4 @@
-"""fp16 with its loss scale in whole runs, and weights and optimizer state that must be fp32."""
+"""fp16 with its loss scale in complete runs, and weights and optimizer state that must be fp32."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def local_values(module: Any) -> list[torch.Tensor]:
 
 
 class Watch(pl.Callback):
-    """Tells for each step whether any bit of weights and optimizer state changed, and spoils gradients if asked."""
+    """Records for each step whether weights or optimizer state changed, and spoils gradients if requested."""
 
     def __init__(self, spoiled_rank: int | None = None, spoiled_step: int = 0) -> None:
         self.spoiled_rank = spoiled_rank
@@ -85,7 +85,7 @@ def test_fp16_learns_as_fp32_does(tmp_path: Path, workers: WorkerPool) -> None:
         assert not torch.equal(norms[name], norms["fp32"])
 
 
-def test_an_overflow_changes_nothing_but_the_scale_on_all_ranks_alike(tmp_path: Path, workers: WorkerPool) -> None:
+def test_an_overflow_changes_only_the_scale_on_all_ranks_alike(tmp_path: Path, workers: WorkerPool) -> None:
     single = run_watched(str(tmp_path / "single"), "single", HUGE)
     ranks = workers.run(run_watched, 2, str(tmp_path / "ddp"), "ddp", HUGE)
     assert ranks[0] == ranks[1]

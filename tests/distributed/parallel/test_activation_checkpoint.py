@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same numbers and names in less memory, and what is computed twice for it."""
+"""Activation checkpointing: the same numbers and names in less memory, and the operations that are recomputed."""
 
 from collections import Counter
 from pathlib import Path
@@ -38,7 +38,7 @@ Results = list[Tensor]
 
 
 def numbers(tiny: Tiny) -> Results:
-    """The loss and norm of a whole step, then a validation, then the loss and all gradients of another step."""
+    """Returns loss and norm of a complete step, then of a validation, then loss and all gradients of another step."""
     first = torch.tensor(tiny.step(0))
     tiny.evaluate(1)
     return [first, tiny.gradients(1), *(full(parameter.grad) for parameter in tiny.model.parameters())]
@@ -75,8 +75,8 @@ def test_no_number_changes_in_any_bit(workers: WorkerPool, strategy: str, modern
             assert not differing, settings
 
 
-def test_other_dropout_in_the_second_pass_would_be_seen() -> None:
-    """The comparison of gradients is worth something only if a wrong recomputation changes them."""
+def test_different_dropout_in_the_second_pass_would_be_detected() -> None:
+    """The comparison of gradients is useful only if a wrong recomputation changes them."""
     gradients = []
     for wrong in (False, True):
         tiny = build("single", checkpointing=FULL)
@@ -107,20 +107,20 @@ def run_collectives(strategy: str, precision: str) -> list[Counter[str]]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_computing_again_gathers_nothing_again(workers: WorkerPool, strategy: str, precision: str) -> None:
+def test_recomputation_does_not_gather_weights_again(workers: WorkerPool, strategy: str, precision: str) -> None:
     none, *others = workers.run(run_collectives, 2, strategy, precision)[0]
     assert none["allreduce"] >= 2
     assert others == [none, none]
 
 
-def test_sums_over_ranks_are_kept_where_products_are(workers: WorkerPool) -> None:
+def test_sums_over_ranks_are_kept_if_products_are(workers: WorkerPool) -> None:
     none, full_mode, selective = (calls["all_reduce"] for calls in workers.run(run_collectives, 2, "tp", "fp32")[0])
     # Three micro-batches, two layers, two sums.
     assert (full_mode - none, selective - none) == (3 * 2 * 2, 0)
 
 
 class Storages(TorchDispatchMode):
-    """Remembers the memory that operators made (weights and inputs come from outside), without keeping it alive."""
+    """Records the memory that operators allocate (weights and inputs come from outside), without keeping it alive."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,17 +143,17 @@ class Storages(TorchDispatchMode):
 
 
 def kept_bytes_per_token(settings: ActivationCheckpointing, modern: bool, precision: str) -> float:
-    """What the layers' forward pass leaves in memory for the backward pass.
+    """Returns the memory that the layers' forward pass keeps for the backward pass.
 
-    Hooks on saved tensors would not see it: inside a checkpointed layer its own hooks stand before them, and what
-    `selective` keeps is not a saved tensor at all.
+    Hooks on saved tensors would not see it: inside a checkpointed layer its own hooks come first, and the tensors that
+    `selective` keeps are not saved tensors.
     """
     tiny = build("single", modern, precision=precision, checkpointing=settings)
     batch = make_batch(0, list(range(12)))
     keys = token_keys(dropout_base(7, 0, 0), batch)
     rotary = tiny.model.encoder._rotary(batch).get("global")
     hidden_states = tiny.model.encoder.embed(batch, keys)
-    with torch.no_grad():  # attention keeps for good what it knows of these lengths
+    with torch.no_grad():  # attention caches its values for these lengths
         tiny.model.encoder.layers[0](hidden_states, batch, rotary, keys)
         with tiny.precision.autocast("cpu"):
             tiny.model.encoder.layers[0](hidden_states, batch, rotary, keys)
@@ -165,7 +165,7 @@ def kept_bytes_per_token(settings: ActivationCheckpointing, modern: bool, precis
 
 @pytest.mark.parametrize(("precision", "item_bytes"), [("fp32", 4), ("bf16", 2)])
 @pytest.mark.parametrize("modern", [False, True], ids=["bert", "modern"])
-def test_what_is_kept_is_what_was_promised(modern: bool, precision: str, item_bytes: int) -> None:
+def test_the_kept_memory_is_as_documented(modern: bool, precision: str, item_bytes: int) -> None:
     config = tiny_config(modern)
     hidden, intermediate, layers = config.hidden_size, config.intermediate_size, config.num_layers
     none, selective, full_, second = (
@@ -173,14 +173,14 @@ def test_what_is_kept_is_what_was_promised(modern: bool, precision: str, item_by
     )
     assert none > selective > full_
     assert full_ == layers * 4 * hidden, "each layer leaves its output in fp32, which is the next one's input"
-    # Queries, keys and values; the map back; up (and gate); down.
+    # Queries, keys and values; the output projection; up (and gate); down.
     products = (3 + 1 + 1) * hidden + (2 if modern else 1) * intermediate
     # Mixed values, which short sequences have in fp32 and padded to a multiple of 8.
     batch = make_batch(0, list(range(12)))
     mixed = 4 * hidden * sum(-(-length // 8) * 8 for length in batch.lengths) / batch.num_tokens
     assert selective == pytest.approx(full_ + layers * (item_bytes * products + mixed), abs=0.001)
     assert selective < 0.6 * none
-    # With the first of two layers checkpointed, half of what full saves; layers are not quite equal.
+    # With the first of two layers checkpointed, half of the savings of full; layers are not quite equal.
     assert none - second == pytest.approx((none - full_) / 2, rel=0.1)
 
 
@@ -196,7 +196,7 @@ class Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_layer_is_computed_twice_where_asked_and_only_for_a_gradient() -> None:
+def test_a_layer_is_recomputed_only_if_configured_and_only_for_a_gradient() -> None:
     for settings, times in ((NONE, [1, 1]), (FULL, [2, 2]), (SELECTIVE, [2, 2]), (EVERY_SECOND, [2, 1])):
         tiny = build("single", checkpointing=settings)
         tiny.num_micro_batches = 1
@@ -214,7 +214,7 @@ def test_a_layer_is_computed_twice_where_asked_and_only_for_a_gradient() -> None
 
 
 def calls_by_mode(operator: str) -> dict[str, int]:
-    """How often a forward and a backward pass call an operator."""
+    """Returns how often a forward and a backward pass call an operator."""
     found = {}
     for settings in (NONE, FULL, SELECTIVE):
         tiny = build("single", checkpointing=settings)
@@ -225,9 +225,9 @@ def calls_by_mode(operator: str) -> dict[str, int]:
     return found
 
 
-def test_selective_multiplies_no_matrix_twice() -> None:
+def test_selective_recomputes_no_matrix_product() -> None:
     found = calls_by_mode("aten.addmm.default")
-    # Two layers of four maps with a bias, and two in the head; the backward pass itself uses mm.
+    # Two layers of four linear layers with a bias, and two in the head; the backward pass itself uses mm.
     assert found == {"none": 2 * 4 + 2, "full": 2 * 2 * 4 + 2, "selective": 2 * 4 + 2}
 
 
@@ -266,7 +266,7 @@ def load_and_go_on(strategy: str, settings: ActivationCheckpointing, folder: str
     return [tiny.step(1)]
 
 
-def test_a_checkpoint_does_not_tell_how_it_was_made(workers: WorkerPool, tmp_path: Path) -> None:
+def test_a_checkpoint_does_not_depend_on_activation_checkpointing(workers: WorkerPool, tmp_path: Path) -> None:
     for number, (saver, loader) in enumerate(((FULL, NONE), (SELECTIVE, NONE), (NONE, FULL))):
         folder = str(tmp_path / str(number))
         expected = workers.run(save_and_go_on, 2, "fsdp2", saver, folder)
@@ -275,7 +275,7 @@ def test_a_checkpoint_does_not_tell_how_it_was_made(workers: WorkerPool, tmp_pat
         torch.testing.assert_close(alone, torch.tensor(expected[0]), rtol=1e-5, atol=0)
 
 
-def test_names_stay() -> None:
+def test_parameter_names_do_not_change() -> None:
     plain_model, model = TinyModel(tiny_config(False)), TinyModel(tiny_config(False))
     apply_activation_checkpointing(model.encoder.layers, FULL)
     assert [name for name, _ in model.named_modules()] == [name for name, _ in plain_model.named_modules()]
@@ -293,7 +293,7 @@ def test_the_config_reaches_the_module_and_is_free_to_change() -> None:
     assert build_module(settings, parts, Precision("fp32"), "cpu").activation_checkpointing == EVERY_SECOND
 
 
-def test_a_run_folder_does_not_tell(tmp_path: Path) -> None:
+def test_a_run_folder_does_not_record_it_in_its_identity(tmp_path: Path) -> None:
     logs = []
     for settings in (NONE, FULL):
         module = toy_run.build_module()

@@ -1,4 +1,4 @@
-"""Layers with low-rank updates, or below which nothing is trained, checkpoint themselves and are compiled as others."""
+"""Layers with low-rank updates, or with only frozen layers below, are checkpointed and compiled like others."""
 
 from dataclasses import replace
 from typing import Any
@@ -22,7 +22,7 @@ LORA = LoraSettings(rank=2, alpha=4.0, targets=("query", "value", "output", "up"
 
 
 def gradients(kind: str, mode: Any = "none", backend: Any = "none") -> dict[str, Tensor]:
-    """Of all trained parameters, from one batch in bf16."""
+    """Returns the gradients of all trained parameters, from one batch in bf16."""
     torch._dynamo.reset()
     counters.clear()
     config = replace(tiny_config(modern=False), num_layers=4)
@@ -64,6 +64,6 @@ def test_gradients_are_those_of_plain_layers(kind: str, mode: str, backend: str)
     assert all(value.any() for value in expected.values() if value.ndim == 2)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
-    # Equal layers share code. With updates the first layer has its own, as its input wants no gradient; of the others
-    # those that are frozen, the first trained one and the rest have.
+    # Equal layers share code. With updates the first layer has its own, as its input needs no gradient; of the others
+    # those that are frozen, the first trained one and the rest have their own.
     assert counters["stats"]["unique_graphs"] == (0 if backend == "none" else {"lora": 2, "bottom": 3}[kind])

@@ -1,7 +1,7 @@
-"""Compiled layers: the numbers, names and checkpoints of plain ones, and no code is made after the first step.
+"""Compiled layers: the numbers, names and checkpoints of plain ones, and no compilation after the first step.
 
-On the CPU real attention depends on the lengths on the host, so that layers compile here with a slow one that reads
-`cu_seqlens` only, as the kernel of CUDA does; plain runs keep the real one.
+On the CPU real attention depends on the lengths on the host. Here layers compile with a slow attention that reads
+`cu_seqlens` only, like the CUDA kernel. Plain runs use the real one.
 """
 
 import json
@@ -45,7 +45,7 @@ CADENCE = Cadence(max_steps=NUM_STEPS, log_every_n_steps=1, validate_every_n_ste
 def attention_by_offsets(
     qkv: Tensor, rotary: Any, cu_seqlens: Tensor, lengths: Any, max_seqlen: int, *, window: int | None = None
 ) -> Tensor:
-    """All tokens against all, those of other sequences and outside the window masked."""
+    """Computes attention of all tokens to all; tokens of other sequences and outside the window are masked."""
     query, key, value = qkv.unbind(dim=2)
     if rotary is not None:
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
@@ -61,7 +61,7 @@ def attention_by_offsets(
 def run(
     folder: str, strategy: str, backend: str, checkpointing: ActivationCheckpointing, precision: str
 ) -> tuple[Rows, list[int], int]:
-    """A toy run; returns its rows, the graphs that were made after each step, and breaks in them."""
+    """Makes a toy run; returns its rows, the number of graphs after each step, and graph breaks."""
     torch._dynamo.reset()
     counters.clear()
     made = []
@@ -99,14 +99,14 @@ def assert_same_rows(found: Rows, expected: Rows, tolerance: float) -> None:
     ("checkpointing", "precision"),
     [(NONE, "fp32"), (FULL, "fp32"), (SELECTIVE, "fp32"), (EVERY_SECOND, "fp32"), (SELECTIVE, "bf16")],
 )
-def test_a_run_gives_the_same_numbers_and_compiles_in_its_first_steps_only(
+def test_a_run_gives_the_same_numbers_and_compiles_only_in_its_first_steps(
     tmp_path: Path, checkpointing: ActivationCheckpointing, precision: str
 ) -> None:
     expected, none_made, _ = run(str(tmp_path / "plain"), "single", "none", checkpointing, precision)
     found, made, breaks = run(str(tmp_path / "compiled"), "single", "aot_eager", checkpointing, precision)
     assert_same_rows(found, expected, 1e-5 if precision == "fp32" else 2e-2)
     kinds = 2 if checkpointing == EVERY_SECOND else 1
-    # The full budget and half of it; validation in between makes nothing.
+    # The full budget and half of it; the validation between them compiles nothing.
     assert none_made[-1] == 0 and made[-1] == 2 * kinds and breaks == 0
     assert len(set(made)) <= 2, "each of the two shapes is made when it is first seen"
 
@@ -128,7 +128,7 @@ def test_ranks_give_the_same_numbers(
             assert 1 <= made[-1] <= 2 and breaks == 0
 
 
-def test_a_checkpoint_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_does_not_depend_on_compilation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cadence = Cadence(max_steps=6, log_every_n_steps=1, checkpoint_every_n_steps=3)
     monkeypatch.setattr(attention_module, "self_attention", attention_by_offsets)
     for name, first, second in (("plain", "none", "none"), ("off", "aot_eager", "none"), ("on", "none", "aot_eager")):
@@ -181,7 +181,7 @@ def test_equal_layers_share_code_with_the_kernel_of_cuda(
     assert counter.frame_count == num_graphs and not counters["graph_break"]
 
 
-def test_a_shape_too_many_is_an_error_and_not_slow_code() -> None:
+def test_one_shape_too_many_is_an_error_instead_of_slow_code() -> None:
     torch._dynamo.reset()
     layer = torch.nn.Linear(2, 2)
     apply_compile([layer], "aot_eager")

@@ -1,4 +1,4 @@
-"""float8: where it is refused, which maps it takes, and, where torchao is installed, what it computes by emulation."""
+"""float8: where it is rejected, which linear layers it converts, and, with torchao, its emulated results."""
 
 import functools
 import importlib.util
@@ -27,7 +27,7 @@ needs_torchao = pytest.mark.skipif(
 )
 
 
-def test_it_is_refused_before_anything_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_rejected_before_the_run_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[object] = [None]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: found[0] if name == "torchao" else object())
     with pytest.raises(ConfigError, match=r"on the device type cpu\. It needs CUDA\. Use precision=bf16"):
@@ -79,7 +79,7 @@ def test_the_config_knows_which_strategies_and_commands_have_which_precision() -
         (nn.LayerNorm(32), False),
     ],
 )
-def test_only_linear_maps_with_dimensions_of_16_fit(module: nn.Module, fits: bool) -> None:
+def test_only_linear_layers_with_dimensions_of_16_are_converted(module: nn.Module, fits: bool) -> None:
     assert fits_float8(module) == fits
 
 
@@ -92,7 +92,7 @@ def test_layers_are_converted_and_nothing_else_under_the_same_names() -> None:
     after = dict(model.named_parameters())
     assert list(after) == list(before) and all(after[name] is before[name] for name in before)
     converted = [name for name, module in model.named_modules() if type(module).__name__ == "Float8Linear"]
-    # 32 to 96 and 32 to 32; the feed-forward maps have 72.
+    # 32 to 96 and 32 to 32; the feed-forward layers have 72.
     assert converted == [f"encoder.layers.{i}.attention.{part}" for i in range(2) for part in ("qkv", "output")]
 
 
@@ -111,7 +111,7 @@ def test_emulated_steps_are_near_bf16_and_keep_fp32_weights(monkeypatch: pytest.
 
 
 @needs_torchao
-def test_a_checkpoint_goes_from_float8_to_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_float8_checkpoint_resumes_in_fp32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     emulated, other = build_emulated(monkeypatch), build("single", seed=9)
     emulated.step(0)
     load_checkpoint(save_checkpoint(tmp_path, 1, emulated.model, emulated.optimizer, {}), other.model, other.optimizer)

@@ -25,14 +25,14 @@ def test_by_hand() -> None:
     torch.testing.assert_close(first.grad, torch.tensor([0.6, 0.0]), msg="a small gradient stays")
 
 
-def test_tied_counts_once_and_missing_gradients_not_at_all() -> None:
+def test_tied_weights_count_once_and_missing_gradients_not_at_all() -> None:
     tied = parameter([3.0])
     assert clip_gradients([tied, tied, nn.Parameter(torch.zeros(2))], None).item() == 3.0
     assert clip_gradients([nn.Parameter(torch.zeros(2))], 1.0).item() == 0.0
 
 
 def norms(strategy: str) -> tuple[float, float, float]:
-    """Found, that of the gradients put together, and that of what is left after clipping at a tenth."""
+    """Returns the norm, that of the joined gradients, and that of the gradients after clipping at a tenth."""
     tiny = build(strategy)
     tiny.gradients(0)
     parameters = list(tiny.model.parameters())
@@ -45,7 +45,7 @@ def norms(strategy: str) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("strategy", "world_size"), [("single", 1), ("ddp", 2), ("fsdp2", 4), ("hsdp", 4), ("tp", 2), ("fsdp2_tp", 4)]
 )
-def test_is_that_of_the_whole_model(workers: WorkerPool, strategy: str, world_size: int) -> None:
+def test_the_norm_is_that_of_the_complete_model(workers: WorkerPool, strategy: str, world_size: int) -> None:
     results = [norms("single")] if strategy == "single" else workers.run(norms, world_size, strategy)
     for found, whole, left in results:
         assert found == pytest.approx(whole, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The loss scale of fp16 follows torch's GradScaler, and knows where it ends."""
+"""The loss scale of fp16 follows torch's GradScaler, and has a lower limit."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_scale_and_unscaled_gradients_are_those_of_torchs_gradscaler(init_scale:
     assert len(set(scales)) > 5
 
 
-def test_state_goes_on_where_it_was_taken() -> None:
+def test_the_scale_continues_from_its_saved_state() -> None:
     first, second = LossScale(8.0, 2), LossScale(64.0, 2)
     for step, overflowed in enumerate((True, False), start=1):
         first.update(overflowed, step)

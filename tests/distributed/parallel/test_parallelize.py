@@ -21,7 +21,7 @@ def run_local_rows(strategy: str) -> int:
 
 
 def run_gradients_of_two_iterations(strategy: str) -> int:
-    """How many gradients differ in any bit between iteration 0 and 1 on the same data."""
+    """Returns the number of gradients that differ in any bit between iteration 0 and 1 on the same data."""
     tiny = build(strategy)
     results = []
     for _ in range(2):
@@ -32,7 +32,7 @@ def run_gradients_of_two_iterations(strategy: str) -> int:
 
 
 def run_dtypes(strategy: str) -> dict[str, set[str]]:
-    """Dtypes of weights, gradients and state after a bf16 step, and of what norms and linear maps compute with."""
+    """Returns dtypes of weights, gradients and state after a bf16 step, and those that norms and linear layers use."""
     tiny = build(strategy, precision="bf16")
     seen: dict[str, set[str]] = {"norm": set(), "linear": set()}
     norm = tiny.model.encoder.layers[0].attention_norm
@@ -96,7 +96,7 @@ def test_materialize_keeps_ties_and_fills_buffers() -> None:
     assert len(list(model.buffers())) > 0
 
 
-def test_offloaded_parameters_lie_on_the_host_and_buffers_where_the_model_computes() -> None:
+def test_offloaded_parameters_are_on_the_host_and_buffers_on_the_device() -> None:
     config = tiny_config(modern=True)
     with torch.device("meta"):
         model = TinyModel(config)
@@ -105,7 +105,7 @@ def test_offloaded_parameters_lie_on_the_host_and_buffers_where_the_model_comput
     assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
 
 
-def test_materialize_refuses_what_would_stay_uninitialised() -> None:
+def test_materialize_rejects_modules_that_would_stay_uninitialized() -> None:
     model = nn.Sequential(nn.Linear(2, 2, device="meta"))
     with pytest.raises(ValueError, match=r"0\.bias"):
         materialize(model, list(constant_values(model, 1.0))[:1], "cpu")
@@ -115,7 +115,7 @@ def test_materialize_refuses_what_would_stay_uninitialised() -> None:
 
 
 def run_materialize(strategy: str) -> int:
-    """Collectives that giving a model its weights takes."""
+    """Returns the collectives that initializing a model's weights needs."""
     tiny = build(strategy)
     tiny.model.to("meta")
     with CollectiveTrace() as count:
@@ -123,6 +123,6 @@ def run_materialize(strategy: str) -> int:
     return len(count.calls)
 
 
-def test_initial_weights_take_no_communication(workers: WorkerPool) -> None:
+def test_initial_weights_need_no_communication(workers: WorkerPool) -> None:
     for strategy, world_size in (("ddp", 2), ("fsdp2", 2), ("hsdp", 4)):
         assert workers.run(run_materialize, world_size, strategy) == [0] * world_size

@@ -1,4 +1,4 @@
-"""One rule of precision."""
+"""The rule of precision."""
 
 from collections import defaultdict
 from typing import Any
@@ -55,7 +55,7 @@ def test_autocast_multiplies_in_bf16() -> None:
 
 
 class CollectiveDtypes(TorchDispatchMode):
-    """Remembers the dtypes that the process group's operations move, by name; scalars are left out."""
+    """Records the dtypes that the operations of the process group move, by name; scalars are omitted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def run_collective_dtypes(strategy: str, precision: str) -> dict[str, set[str]]:
     return dict(dtypes.seen)
 
 
-def test_gradients_are_reduced_in_fp32_whatever_is_computed(workers: WorkerPool) -> None:
+def test_gradients_are_reduced_in_fp32_for_any_precision(workers: WorkerPool) -> None:
     for precision in ("bf16", "fp16"):
         assert workers.run(run_collective_dtypes, 2, "ddp", precision)[0] == {"allreduce": {"torch.float32"}}
     fsdp2 = workers.run(run_collective_dtypes, 2, "fsdp2", "bf16")[0]
@@ -87,7 +87,7 @@ def test_gradients_are_reduced_in_fp32_whatever_is_computed(workers: WorkerPool)
 @pytest.mark.parametrize("mode", ["none", "full", "selective"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_two_passes_in_one_context_give_the_gradients_of_two_contexts(precision: str, mode: Any) -> None:
-    """As losses want it that compare two passes over the same sequences."""
+    """Losses that compare two passes over the same sequences need this."""
     gradients = []
     for together in (True, False):
         tiny = build("single", precision=precision, checkpointing=ActivationCheckpointing(mode))
@@ -102,7 +102,7 @@ def test_two_passes_in_one_context_give_the_gradients_of_two_contexts(precision:
                 with tiny.precision.autocast("cpu"):
                     logits = tiny.model(batch, key)
                 logits.float().square().mean().backward()
-        # Sums of two, so that their order does not show; the tied embedding's gradient is a sum of four.
+        # Sums of two terms, so that their order does not matter; the tied embedding's gradient is a sum of four.
         gradients.append({name: p.grad for name, p in tiny.model.encoder.layers.named_parameters()})
     first, second = gradients
     assert all(first[name].any() for name in first)

@@ -1,4 +1,4 @@
-"""The settings of sharded strategies: they change no number, and what cannot work is refused in words."""
+"""Settings of sharded strategies: they change no number, and impossible ones are rejected with a message."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ OTHER_ORDER = {
     "every": Sharding(gradient_sync="every"),
     "every, layers stay, offload": Sharding(gradient_sync="every", reshard_after_forward=False, cpu_offload=True),
 }
-"""They add gradients up in another order."""
+"""These settings add gradients up in another order."""
 PARTIAL = Sharding(reshard_after_forward=2, backward_prefetch=2)
 OPTIMIZERS = {"muon": None, "lamb": Lamb(lr=1e-2), "stable_adamw": StableAdamW(lr=2e-3)}
 
@@ -37,7 +37,7 @@ Outcome = tuple[Tensor, dict[str, Tensor]]
 
 
 def outcome(strategy: str, precision: str, sharding: Sharding, optimizer: str = "muon") -> Outcome:
-    """Losses and norms of three steps, and the weights after them."""
+    """Returns losses and norms of three steps, and the weights after them."""
     tiny = build(strategy, modern=True, muon=True, precision=precision, sharding=sharding)
     recipe = OPTIMIZERS[optimizer]
     if recipe is not None:
@@ -61,7 +61,7 @@ def test_no_setting_changes_a_number(workers: WorkerPool, strategy: str, world_s
     curve, weights = found.pop("default")
     for name, (other_curve, other_weights) in found.items():
         if name in OTHER_ORDER:
-            # In bf16 a weight that rounds the other way shows in its seventh bit.
+            # In bf16 a weight that is rounded the other way differs in its seventh bit.
             rtol = 1e-6 if precision == "fp32" else 1e-3
             torch.testing.assert_close(
                 other_curve, curve, rtol=rtol, atol=0, msg=lambda text, name=name: f"{name}: {text}"
@@ -75,7 +75,7 @@ def outcomes_by_optimizer(strategy: str, sharding: Sharding) -> dict[str, Outcom
     return {name: outcome(strategy, "fp32", sharding, name) for name in OPTIMIZERS}
 
 
-def test_every_optimizer_sees_whole_tensors_under_hsdp_and_offload(workers: WorkerPool) -> None:
+def test_every_optimizer_gets_whole_tensors_under_hsdp_and_offload(workers: WorkerPool) -> None:
     expected = outcomes_by_optimizer("single", DEFAULT_SHARDING)
     for sharding in (DEFAULT_SHARDING, Sharding(cpu_offload=True)):
         found = workers.run(outcomes_by_optimizer, 4, "hsdp", sharding)
@@ -86,7 +86,7 @@ def test_every_optimizer_sees_whole_tensors_under_hsdp_and_offload(workers: Work
 
 
 def offload_policies(strategy: str) -> list[bool]:
-    """Whether each group offloads, and pins what it offloads."""
+    """Returns for each group whether it offloads, and whether it pins memory."""
     model = build(strategy, precision="bf16", sharding=Sharding(cpu_offload=True)).model
     groups = [
         module._get_fsdp_state()._fsdp_param_group for module in model.modules() if isinstance(module, FSDPModule)
@@ -100,7 +100,7 @@ def test_all_groups_offload_and_nothing_is_pinned_on_a_cpu(workers: WorkerPool) 
 
 
 def run_trainer_without_moves(strategy: str) -> Any:
-    """Lightning must move neither weights nor optimizer state: it would bring offloaded ones to the device."""
+    """Lightning must move neither weights nor optimizer state, because offloaded ones would return to the device."""
 
     def refuse(*args: object) -> None:
         raise AssertionError(f"moved to {args[-1]}")
@@ -129,7 +129,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, num_nodes: int, local_world_size: int
     return world_size
 
 
-def test_hsdp_keeps_a_copy_a_host_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hsdp_keeps_one_copy_per_host_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     world_size = nodes(monkeypatch, num_nodes=4, local_world_size=8)
     assert mesh_shape("hsdp", world_size) == MeshShape(replicate=4, shard=8)
     assert mesh_shape("hsdp", world_size, replicate_size=2) == MeshShape(replicate=2, shard=16)
@@ -144,7 +144,7 @@ def axes_of_one_copy() -> tuple[str, ...]:
     return mesh.mesh_dim_names
 
 
-def test_a_single_copy_pays_for_no_second_axis(workers: WorkerPool) -> None:
+def test_a_single_copy_has_no_second_axis(workers: WorkerPool) -> None:
     assert workers.run(axes_of_one_copy, 2) == [("dp_shard",)] * 2
 
 
@@ -169,7 +169,9 @@ def test_a_single_copy_pays_for_no_second_axis(workers: WorkerPool) -> None:
         ({"name": "fsdp2", "gradient_sync": "often"}, "gradient_sync` is 'often'. It must be one of last, every"),
     ],
 )
-def test_what_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], message: str
+) -> None:
     nodes(monkeypatch, num_nodes=8, local_world_size=1)
     with pytest.raises(ConfigError, match=message):
         StrategyConfig(**check_arguments("strategy", arguments, StrategyConfig)).shape(8)

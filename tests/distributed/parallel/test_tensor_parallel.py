@@ -1,4 +1,4 @@
-"""Tensor parallel gives what one process gives: weights, logits, losses, gradient norms; and what it sends."""
+"""Tensor parallel gives the results of one process: weights, logits, losses, gradient norms; and its collectives."""
 
 from collections import Counter
 
@@ -31,14 +31,14 @@ def run_local_shapes(strategy: str) -> dict[str, tuple[int, ...]]:
 
 
 def logits_of(tiny: Tiny) -> Tensor:
-    """With dropout, after the last step of a run."""
+    """Returns the weights after the last step of a run with dropout."""
     batch = make_batch(NUM_STEPS, [0, 1, 2])
     with torch.no_grad(), tiny.precision.autocast("cpu"):
         return full(tiny.model(batch, token_keys(dropout_base(7, NUM_STEPS, 0), batch))).float()
 
 
 def run_curve(strategy: str, modern: bool) -> tuple[Curve, Tensor, dict[str, Tensor]]:
-    """Losses and norms, then logits, then the weights that every rank of tensor parallel holds whole."""
+    """Returns losses and norms, then logits, then the weights that every rank of tensor parallel has completely."""
     tiny = build(strategy, modern)
     curve = [tiny.step(step) for step in range(NUM_STEPS)]
     whole = {
@@ -50,7 +50,7 @@ def run_curve(strategy: str, modern: bool) -> tuple[Curve, Tensor, dict[str, Ten
 
 
 def run_collectives(strategy: str, modern: bool) -> Counter[str]:
-    """Collectives of a step of one micro-batch."""
+    """Returns the collectives of a step of one micro-batch."""
     tiny = build(strategy, modern)
     tiny.num_micro_batches = 1
     with CollectiveTrace() as trace:
@@ -96,7 +96,7 @@ def test_losses_norms_and_logits_equal_one_process(workers: WorkerPool, modern: 
 
 
 @pytest.mark.parametrize("modern", [False, True], ids=["bert", "modern"])
-def test_one_sum_over_ranks_for_each_block_forward_and_backward(workers: WorkerPool, modern: bool) -> None:
-    # Forward: word embeddings and two blocks a layer. Backward: the decoder's input and two blocks a layer.
+def test_each_block_needs_one_sum_over_ranks_forward_and_backward(workers: WorkerPool, modern: bool) -> None:
+    # Forward: word embeddings and two blocks per layer. Backward: the decoder's input and two blocks per layer.
     expected = {"all_reduce": 2 * (1 + 2 * NUM_LAYERS), "all_gather_into_tensor": 1}
     assert workers.run(run_collectives, 2, "tp", modern) == [expected, expected]

@@ -1,4 +1,4 @@
-"""The loss over a vocabulary in parts against torch's own, in fp64, over all of it."""
+"""The loss over a split vocabulary, compared with torch's own in fp64 over the whole vocabulary."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def given(num_targets: int) -> tuple[Tensor, Tensor]:
 
 
 def run_loss(num_targets: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, normalizers, and the gradient of 3 times the first plus the sum of squares of the second."""
+    """Returns loss, normalizers, and the gradient of 3 times the first plus the sum of squares of the second."""
     logits, labels = given(num_targets)
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     parts = distribute_tensor(logits.to(dtype), mesh, [Shard(1)], src_data_rank=None).requires_grad_()
@@ -51,7 +51,7 @@ def test_sum_normalizers_and_gradient_are_torchs(
 
 
 def run_embedding() -> tuple[Tensor, Tensor]:
-    """What is looked up, and the gradient of its sum weighted by (1, 2, 3, ...)."""
+    """Returns the embeddings, and the gradient of their sum weighted by (1, 2, 3, ...)."""
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
     embedding = VocabularyParallelEmbedding(5, 2)
     embedding.weight = torch.nn.Parameter(
@@ -63,7 +63,7 @@ def run_embedding() -> tuple[Tensor, Tensor]:
     return found.detach(), embedding.weight.grad.full_tensor()
 
 
-def test_words_of_all_parts_are_found_and_get_their_gradient(workers: WorkerPool) -> None:
+def test_words_of_all_parts_are_embedded_and_get_their_gradient(workers: WorkerPool) -> None:
     for found, gradient in workers.run(run_embedding, 2):
         assert found.tolist() == [[8.0, 9.0], [0.0, 1.0], [4.0, 5.0], [0.0, 1.0]]
         assert gradient.tolist() == [[6.0, 6.0], [0.0, 0.0], [3.0, 3.0], [0.0, 0.0], [1.0, 1.0]]

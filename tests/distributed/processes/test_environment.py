@@ -1,4 +1,4 @@
-"""Who this process is and what a run is called."""
+"""The identity of this process, and the id of a run."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from framework.distributed.processes.environment import ProcessInfo, check_launc
 from framework.errors import ConfigError, DistributedError
 
 
-def test_without_torchrun_one_process() -> None:
+def test_without_torchrun_there_is_one_process() -> None:
     assert process_info({}) == ProcessInfo(rank=0, local_rank=0, world_size=1, local_world_size=1)
     assert process_info({}).num_nodes == 1
 
@@ -20,7 +20,7 @@ def test_torchrun_on_two_hosts() -> None:
     assert info.num_nodes == 2
 
 
-def test_uneven_hosts_are_refused() -> None:
+def test_uneven_hosts_are_rejected() -> None:
     with pytest.raises(DistributedError, match="runs 2 of 5 processes"):
         process_info({"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "5", "LOCAL_WORLD_SIZE": "2"})
 
@@ -93,7 +93,7 @@ def test_lightning_does_not_see_an_empty_rank():
 
 @pytest.mark.parametrize("command", ["train", "prepare", "evaluate", "predict", "export", "report", "preflight"])
 def test_commands_check_the_variables_before_they_import_lightning(command):
-    """Lightning reads RANK with `int` while it is imported."""
+    """Lightning reads RANK with `int` during its import."""
     source = (Path(framework.train.__file__).with_name(f"{command}.py")).read_text(encoding="utf-8")
     modules = [line.split()[1] for line in source.splitlines() if line.startswith(("import ", "from "))]
     own = [name for name in modules if name.startswith("framework.")]
@@ -101,5 +101,5 @@ def test_commands_check_the_variables_before_they_import_lightning(command):
     assert not any(name.startswith(("lightning", "torch")) for name in modules)
 
 
-def test_one_process_is_what_is_left_when_lightning_has_removed_the_number_of_ranks():
+def test_one_process_is_assumed_after_lightning_has_removed_the_number_of_ranks():
     assert process_info({"RANK": "1", "LOCAL_RANK": "1"}) == ProcessInfo()

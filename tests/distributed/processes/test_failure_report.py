@@ -1,4 +1,4 @@
-"""Of several ranks that fail, the first is named, and one prints."""
+"""If several ranks fail, the first failure is named, and one rank prints it."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def run(kinds: list[str], temporary: Path, attempt: int = 0, *folder: str) -> list[str]:
-    """Runs one process a rank, which fail at the same time; returns what each printed."""
+    """Runs one process per rank, which fail at the same time; returns the output of each."""
     program = str(ROOT / "tests" / "support" / "processes" / "failing_program.py")
     processes = []
     with tempfile.TemporaryDirectory() as ready:
@@ -51,17 +51,17 @@ def failure(reporter: int, message: str, order: int, seconds: float) -> Failure:
     return Failure(reporter, reporter, 7, "", "DataError", message, order, seconds, "host", 1)
 
 
-def test_the_lowest_rank_speaks(tmp_path: Path) -> None:
+def test_the_lowest_rank_prints(tmp_path: Path) -> None:
     assert run(["named", "named"], tmp_path) == ["ConfigError (rank 0): a config error\n", ""]
 
 
-def test_a_named_error_goes_before_the_connections_that_it_broke(tmp_path: Path) -> None:
+def test_a_named_error_precedes_the_connections_that_it_broke(tmp_path: Path) -> None:
     assert run(["other", "other", "named"], tmp_path) == ["", "", "ConfigError (rank 2): a config error\n"]
-    # The next attempt has a board of its own.
+    # The next attempt has its own folder of notes.
     assert run(["other", "other", "other"], tmp_path, 1)[0] == "RuntimeError (rank 0): a broken connection\n"
 
 
-def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
+def test_notes_of_an_earlier_attempt_are_ignored(tmp_path: Path) -> None:
     run(["named", "named"], tmp_path)
     (board,) = tmp_path.iterdir()
     for note in board.iterdir():
@@ -69,7 +69,9 @@ def test_notes_of_an_attempt_before_are_forgotten(tmp_path: Path) -> None:
     assert run(["other"] * 2, tmp_path)[0] == "RuntimeError (rank 0): a broken connection\n"
 
 
-def test_a_single_process_speaks_at_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_prints_immediately(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("RANK", raising=False)
     REPORT.close()
     for _ in range(2):
@@ -82,7 +84,7 @@ def test_a_single_process_speaks_at_once(capsys: pytest.CaptureFixture[str], mon
     REPORT.close()
 
 
-def test_the_first_in_time_comes_first_among_its_kind() -> None:
+def test_the_earliest_error_is_first_within_its_kind() -> None:
     late, early = failure(0, "late", 1, 20.0), failure(2, "early", 1, 10.0)
     broken = failure(1, "connection closed", 2, 1.0)
     assert first_of([broken, late, early]) == early
@@ -91,12 +93,12 @@ def test_the_first_in_time_comes_first_among_its_kind() -> None:
     assert first_of([]) is None
 
 
-def test_the_same_error_on_all_ranks_is_told_by_the_lowest_whatever_its_clock_says() -> None:
+def test_the_same_error_on_all_ranks_is_reported_by_the_lowest_regardless_of_clocks() -> None:
     same = [failure(rank, "the loss is nan", 0, seconds) for rank, seconds in ((2, 1.0), (0, 3.0), (1, 2.0))]
     assert first_of([failure(3, "later", 0, 1.5), *same]) == same[1]
 
 
-def test_an_error_that_all_raise_names_the_rank_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_all_raise_names_the_rank_of_its_origin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(POSITION, "step", 120)
@@ -105,7 +107,7 @@ def test_an_error_that_all_raise_names_the_rank_it_came_from(monkeypatch: pytest
     assert str(REPORT.describe(error)) == "DataError (rank 3, step 120): row 5 has no label."
 
 
-def test_what_a_dead_peer_causes_is_told_from_other_errors() -> None:
+def test_errors_caused_by_a_dead_peer_are_recognized() -> None:
     gloo = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer")
     orders = [REPORT.describe(error).order for error in (DataError("x"), ValueError("x"), gloo, DistBackendError("x"))]
     assert orders == [0, 1, 2, 2]
@@ -120,7 +122,7 @@ def test_an_error_from_a_loaders_process_is_one_line() -> None:
     assert one_line(ValueError("one\n  two")) == "one two"
 
 
-def test_a_rank_that_is_gone_is_named_by_those_that_are_left(tmp_path: Path) -> None:
+def test_a_rank_that_has_ended_is_named_by_the_others(tmp_path: Path) -> None:
     """Ranks 0 and 1 see a broken connection; rank 2's process has ended and left its last beat."""
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
@@ -151,7 +153,7 @@ def host_folder(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path | None
     return _host_folder()
 
 
-def test_notes_never_follow_a_link_that_somebody_planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notes_never_follow_a_planted_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary, victim = tmp_path / "tmp", tmp_path / "victim"
     temporary.mkdir()
     victim.mkdir()

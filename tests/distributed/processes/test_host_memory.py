@@ -1,4 +1,4 @@
-"""What a process on the CPU does with memory that it does not need at the moment."""
+"""Unused memory of a process on the CPU: the allocator keeps it for the next step."""
 
 import resource
 import subprocess
@@ -24,6 +24,6 @@ print(min(faults() for _ in range(3)))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 @pytest.mark.parametrize(("call", "is_kept"), [("keep_freed_memory()", True), ("", False)])
-def test_the_next_step_finds_the_pages_of_the_last(call: str, is_kept: bool) -> None:
+def test_the_next_step_reuses_the_pages_of_the_last(call: str, is_kept: bool) -> None:
     run = subprocess.run([sys.executable, "-c", FAULTS.format(call=call)], capture_output=True, text=True, check=True)
     assert (int(run.stdout) < PAGES_OF_A_TENSOR / 10) == is_kept

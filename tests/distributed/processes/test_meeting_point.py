@@ -1,4 +1,4 @@
-"""The address at which processes meet: each mistake is one error, and none waits for torch's two minutes."""
+"""The address at which processes meet: each mistake is one error, and none takes torch's timeout of two minutes."""
 
 import time
 
@@ -25,14 +25,14 @@ def test_a_host_and_a_port_are_returned():
         ({"MASTER_ADDR": "no-such-host.invalid", "MASTER_PORT": "29500"}, "'no-such-host.invalid', which does not"),
     ],
 )
-def test_what_is_wrong_is_named_at_once(environ, words):
+def test_an_error_is_named_immediately(environ, words):
     begun = time.monotonic()
     with pytest.raises(DistributedError, match=words):
         meeting_point(environ, resolve_seconds=0.0)
     assert time.monotonic() - begun < 30
 
 
-def test_a_name_that_appears_a_little_later_is_waited_for(monkeypatch):
+def test_a_name_that_resolves_a_little_later_is_waited_for(monkeypatch):
     answers = iter([OSError("not yet"), [("address",)]])
 
     def resolve(*_: object) -> object:

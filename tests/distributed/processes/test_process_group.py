@@ -1,4 +1,4 @@
-"""The process group under torchrun, and facts that ranks compare through it."""
+"""The process group under torchrun, and the facts that ranks compare through it."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def test_restart_under_torchrun() -> None:
     assert "attempt 1 sum 3.0" in result.stdout
 
 
-def test_an_attempt_that_meets_the_keys_of_another_is_refused() -> None:
+def test_an_attempt_that_meets_the_keys_of_another_is_rejected() -> None:
     store = dist.HashStore()
     for rank in range(2):
         check_fresh(store, rank)
@@ -89,6 +89,6 @@ def test_run_folder_must_be_shared(workers: WorkerPool, tmp_path: Path) -> None:
     assert all(message.startswith("Rank 1 on host ") for message in messages)
 
 
-def test_first_rank_speaks_for_all(workers: WorkerPool) -> None:
+def test_the_result_of_the_first_rank_is_used_on_all(workers: WorkerPool) -> None:
     assert workers.run(fail_first, 2) == ["from rank 0"] * 2
     assert workers.run(some_rank, 2) == [(True, False)] * 2

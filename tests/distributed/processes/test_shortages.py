@@ -1,4 +1,4 @@
-"""Memory that ran out and loader processes that were killed are one message with a remedy."""
+"""Lack of memory and killed loader processes are reported in one message with a remedy."""
 
 import errno
 import os
@@ -41,7 +41,7 @@ def test_a_killed_loader_process_is_named(capsys: pytest.CaptureFixture[str]):
     assert told.count("\n") == 1
 
 
-def test_a_loader_process_that_left_without_a_word():
+def test_a_loader_process_that_ended_without_a_message():
     error = RuntimeError("DataLoader worker (pid(s) 12, 13) exited unexpectedly")
     assert "a loader process (pid 12, 13) ended without a message." in str(explain(error))
 
@@ -75,5 +75,5 @@ def test_a_gpu_without_memory_is_named():
 
 
 @pytest.mark.parametrize("error", [DataError("x"), RuntimeError("size mismatch"), OSError(errno.ENOENT, "x")])
-def test_other_errors_stay_as_they_are(error):
+def test_other_errors_do_not_change(error):
     assert explain(error) is error

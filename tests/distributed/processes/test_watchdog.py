@@ -1,4 +1,4 @@
-"""Which rank hangs, told from the ranks' last signs of life; and what is no hang."""
+"""Detection of the hanging rank from the last heartbeats, and situations that are no hang."""
 
 import json
 import os
@@ -30,16 +30,16 @@ def test_the_rank_that_is_behind_hangs() -> None:
     assert ranks([beat(0, 51, True), beat(1, 51, True), beat(2, 50, False), beat(3, 51, True)]) == [2]
 
 
-def test_of_ranks_that_are_as_far_those_hang_that_wait_for_nobody() -> None:
+def test_of_ranks_with_equal_counts_those_outside_collectives_hang() -> None:
     assert ranks([beat(0, 50, True), beat(1, 50, False), beat(2, 50, True)]) == [1]
     assert ranks([beat(0, 50, True), beat(1, 50, True)]) == [0, 1]
 
 
-def test_a_rank_that_gives_no_sign_hangs_however_far_it_was() -> None:
+def test_a_silent_rank_hangs_whatever_its_count() -> None:
     assert ranks([beat(0, 50, True), beat(1, 51, False), beat(2, 50, True)], silent=(1,)) == [1]
 
 
-def test_who_is_silent(tmp_path: Path) -> None:
+def test_the_silent_ranks(tmp_path: Path) -> None:
     beats = Beats(tmp_path, 0.05)
     beats.write(beat(0, 1, True))
     beats.write(beat(1, 1, True))
@@ -47,7 +47,7 @@ def test_who_is_silent(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     beats.write(beat(2, 1, True, pid=ended.pid))
-    # Rank 1 is not named although it gives no new sign: its process is there.
+    # Rank 1 is not named although it writes no new beat: its process exists.
     assert [each.rank for each in beats.silent(except_ranks=[0])] == [2]
     assert is_gone(beats.read()[2]) and not is_gone(beats.read()[1])
 
@@ -64,7 +64,7 @@ def test_a_torn_file_and_a_full_disk_are_no_error(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A watchdog with a timeout of half a second, and the counts at which it would have ended the process."""
+    """Builds a watchdog with a timeout of half a second, and the counts at which it would have ended the process."""
     counts: list[int] = []
     monkeypatch.setattr(Watchdog, "_end_if_hung", lambda self, count: counts.append(count))
     watchdog = Watchdog(Beats(tmp_path, 0.05), 0, tmp_path / "log", 0.5)
@@ -87,7 +87,7 @@ def test_a_long_phase_of_many_activities_is_no_hang(fired, tmp_path: Path) -> No
     assert watchdog.beats.read()[0].point == "validates"
 
 
-def test_time_in_which_the_whole_process_stood_still_does_not_count(fired, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_in_which_the_whole_process_was_stopped_does_not_count(fired, monkeypatch: pytest.MonkeyPatch) -> None:
     watchdog, counts = fired
     clock = [0.0]
 

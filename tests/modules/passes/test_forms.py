@@ -1,4 +1,4 @@
-"""Every form of loss: equal to a plain loop, and the same however the step was split."""
+"""Every form of loss equals a plain loop and does not depend on how the step was split."""
 
 import functools
 import json
@@ -52,7 +52,7 @@ def run(
     if mode:
         module.activation_checkpointing = ActivationCheckpointing(mode)  # type: ignore[arg-type]
     if strategy == "hsdp":
-        # Two hosts, and so two copies.
+        # Two hosts, and therefore two copies.
         os.environ |= {"LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": str(int(os.environ["RANK"]) % 2)}
     train(Path(folder), strategy, CADENCE, budget, module=module, extra_callbacks=(Trial(),), shape=shape)
 
@@ -69,7 +69,7 @@ def same(ours: Path, theirs: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """By form: a run of one process whose steps are one micro-batch each."""
+    """Returns by form a run of one process whose steps are one micro-batch each."""
 
     @functools.cache
     def once(form: str) -> Path:
@@ -100,7 +100,7 @@ def test_equals_a_plain_loop(form: str, whole: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_micro_batches_dummies_and_recomputation_do_not_show(
+def test_micro_batches_dummies_and_recomputation_do_not_matter(
     form: str, whole: Callable[[str], Path], tmp_path: Path
 ) -> None:
     run(str(tmp_path / "20"), form, budget=20)
@@ -122,7 +122,7 @@ def test_micro_batches_dummies_and_recomputation_do_not_show(
         ("tp", 2, 20, None, ""),
     ],
 )
-def test_ranks_do_not_show(
+def test_the_number_of_ranks_does_not_matter(
     form: str,
     strategy: str,
     num_ranks: int,
@@ -156,7 +156,7 @@ def test_learns_in_fp16_as_in_fp32(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_overflow_is_no_loss_that_is_not_finite(form: str, tmp_path: Path) -> None:
+def test_an_overflow_is_not_reported_as_a_non_finite_loss(form: str, tmp_path: Path) -> None:
     state = run_fp16(str(tmp_path), form, 2.0**28)
     assert 3 <= state["num_overflows"] < 20
 
@@ -188,5 +188,5 @@ def test_evaluation_in_one_process_has_the_loss_of_the_validation(tmp_path: Path
     assert {f"val/{name}": value for name, value in found[6].items()} == pytest.approx(
         {key: value for key, value in last.items() if key.startswith("val/")}, rel=1e-5
     )
-    # More sequences, more of them to be mistaken for the right one.
+    # More sequences give more candidates that may be confused with the right one.
     assert found[11]["contrast_loss"] > found[6]["contrast_loss"]

@@ -1,4 +1,4 @@
-"""A step of every form that is not finite: the run stops, nothing is updated, and the sequences are named."""
+"""A non-finite step of every form: the run stops, nothing is updated, and the sequences are named."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CADENCE = Cadence(max_steps=4, log_every_n_steps=1)
 
 
 class BadTask(ToyTask):
-    """One sequence spoils the loss of its micro-batch."""
+    """Makes one sequence spoil the loss of its micro-batch."""
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         sums = super().loss_sums(outputs, batch)
@@ -33,7 +33,7 @@ class BadTask(ToyTask):
 
 
 class BadRows(ContrastTask):
-    """One sequence spoils the rows of its micro-batch."""
+    """Makes one sequence spoil the rows of its micro-batch."""
 
     def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
         rows = super().representations(outputs, batch)
@@ -41,7 +41,7 @@ class BadRows(ContrastTask):
 
 
 class BadLoss(ContrastTask):
-    """One sequence spoils the loss of the step, all whose rows are finite."""
+    """Makes one sequence spoil the loss of the step, although all rows are finite."""
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         sums = super().step_loss_sums(rows)
@@ -56,7 +56,7 @@ TASKS = {"none": BadTask, "r_drop": BadTask, "adversarial": BadTask, "rows": Bad
 
 
 class Watch(pl.Callback):
-    """Keeps the weights before each step."""
+    """Stores the weights before each step."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         self.before = weights(pl_module)
@@ -82,7 +82,7 @@ def micro_batches(num_ranks: int) -> list[list[int]]:
 
 
 def named(message: str) -> set[int]:
-    """The sequence ids that a message names: "1, 3 to 5"."""
+    """Returns the sequence ids that a message names: "1, 3 to 5"."""
     ids: set[int] = set()
     for text in re.findall(r"sequence ids ([\d, to]+)", message):
         for part in text.strip(", ").split(", "):
@@ -92,7 +92,7 @@ def named(message: str) -> set[int]:
 
 
 @pytest.mark.parametrize("form", TASKS)
-def test_the_micro_batch_to_blame_is_named(form: str, tmp_path: Path) -> None:
+def test_the_responsible_micro_batch_is_named(form: str, tmp_path: Path) -> None:
     message = run_to_the_stop(str(tmp_path), form, "single")
     assert message.startswith(f"Step {BAD_STEP + 1}: the loss is nan")
     (to_blame,) = [ids for ids in micro_batches(1) if BAD_ID in ids]
@@ -102,7 +102,7 @@ def test_the_micro_batch_to_blame_is_named(form: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", TASKS)
-def test_of_two_ranks_both_stop_and_the_one_to_blame_is_named(form: str, tmp_path: Path, workers: WorkerPool) -> None:
+def test_both_ranks_stop_and_the_responsible_one_is_named(form: str, tmp_path: Path, workers: WorkerPool) -> None:
     first, second = workers.run(run_to_the_stop, 2, str(tmp_path), form, "fsdp2")
     assert first == second
     (to_blame,) = [ids for ids in micro_batches(2) if BAD_ID in ids]

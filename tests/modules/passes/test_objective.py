@@ -1,4 +1,4 @@
-"""The sum-and-count form of a loss, with numbers worked out by hand."""
+"""The sum-and-count form of a loss, with numbers computed by hand."""
 
 import torch
 
@@ -13,7 +13,7 @@ def test_terms_are_divided_by_their_global_counts_and_weighted():
     assert {name: float(value) for name, value in values.items()} == {"loss": 2.25, "mlm_loss": 1.5, "nsp_loss": 1.5}
 
 
-def test_micro_losses_add_up_to_the_loss_of_the_step():
+def test_micro_batch_losses_add_up_to_the_loss_of_the_step():
     objective = SumCountObjective({"mlm": 1.0, "nsp": 0.5})
     counts = torch.tensor([8.0, 2.0], dtype=torch.float64)
     first = objective.loss({"mlm": torch.tensor(9.0), "nsp": torch.tensor(3.0)}, counts)
@@ -32,6 +32,6 @@ def test_a_count_of_zero_gives_zero_and_finite_gradients():
     assert float(objective.values(torch.zeros(2).double(), torch.zeros(2).double())["nsp_loss"]) == 0.0
 
 
-def test_a_single_term_is_not_listed_beside_the_loss():
+def test_a_single_term_is_not_listed_separately():
     values = SumCountObjective({"classification": 1.0}).values(torch.ones(1).double(), torch.ones(1).double())
     assert list(values) == ["loss"]

@@ -1,4 +1,4 @@
-"""What the forms of loss are made of, against slow references; and what is refused."""
+"""The components of the forms of loss against slow references, and the rejected combinations."""
 
 from collections.abc import Mapping
 
@@ -27,7 +27,7 @@ from tests.support.training.toy_contrast import ContrastTask
 from tests.support.training.toy_run import ToySource, ToyTask, build_module
 
 
-def test_divergence_is_the_mean_of_both_directions_over_the_targets_that_count() -> None:
+def test_divergence_is_the_mean_of_both_directions_over_the_counted_targets() -> None:
     first, second = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 3
     labels = torch.tensor([[0, 1, IGNORE_INDEX, 3, 4], [IGNORE_INDEX] * 5, [6, 5, 4, 3, IGNORE_INDEX]])
     expected = 0.0
@@ -44,12 +44,12 @@ def test_divergence_is_the_mean_of_both_directions_over_the_targets_that_count()
 def test_divergence_counts_the_targets_of_all_outputs() -> None:
     batch = ToySource(37).build(np.zeros(3), np.array([2, 3, 5]), np.arange(3), 0)
     counts = RDrop(1.0).counts(ToyTask(), batch)
-    # Word, pair and z are those of the task; only the sequence of even index has a label.
+    # Word, pair and z are those of the task; only sequences with an even index have a label.
     assert counts.tolist() == [batch.counts["word"], 1, batch.counts["word"], batch.counts["word"] + 1]
 
 
 def split_divergence() -> tuple[Tensor, Tensor]:
-    """The gradient of this rank's part of logits whose 6 words lie on two ranks, and the whole gradient."""
+    """Returns the gradient of this rank's part of logits whose 6 words are on two ranks, and the whole gradient."""
     mesh = init_device_mesh("cpu", (2,))
     logits = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([0, IGNORE_INDEX, 5, 1])
@@ -62,12 +62,12 @@ def split_divergence() -> tuple[Tensor, Tensor]:
     return part.grad, plain.grad.chunk(2, dim=2)[dist.get_rank()]
 
 
-def test_logits_in_parts_get_the_gradients_of_their_parts(workers: WorkerPool) -> None:
+def test_partial_logits_get_the_gradients_of_their_parts(workers: WorkerPool) -> None:
     for found, expected in workers.run(split_divergence, 2):
         torch.testing.assert_close(found, expected)
 
 
-def test_perturbation_has_the_length_epsilon_in_each_sequence_whatever_the_scale() -> None:
+def test_perturbation_has_the_length_epsilon_in_each_sequence_for_any_scale() -> None:
     batch = ToySource(37).build(np.zeros(4), np.arange(4), np.arange(4), 0)
     gradient = torch.randn(batch.num_tokens, 16, generator=torch.Generator().manual_seed(0)) * 1e-9
     parts = gradient.split(list(batch.lengths))
@@ -81,7 +81,7 @@ def test_perturbation_has_the_length_epsilon_in_each_sequence_whatever_the_scale
 
 
 def gathered(num_rows: list[int]) -> tuple[list[int], list[float], list[float]]:
-    """Ids in order, the values that came, and the gradient of sum of (id + 1) x value with respect to the own ones."""
+    """Returns ids in order, received values, and the gradient of the sum of (id + 1) x value for this rank's values."""
     rank = dist.get_rank()
     mesh = build_mesh("ddp", MeshShape(replicate=len(num_rows)), "cpu")
     ids = torch.tensor([len(num_rows) * i + rank for i in range(num_rows[rank])] + [-1], dtype=torch.int64)
@@ -93,7 +93,7 @@ def gathered(num_rows: list[int]) -> tuple[list[int], list[float], list[float]]:
 
 
 @pytest.mark.parametrize("num_rows", [[2, 0, 3], [0, 0, 0], [4, 1, 1]])
-def test_rows_of_all_ranks_come_in_order_and_their_gradient_stays(num_rows: list[int], workers: WorkerPool) -> None:
+def test_rows_of_all_ranks_are_in_order_and_keep_their_gradient(num_rows: list[int], workers: WorkerPool) -> None:
     owned = [[3 * i + rank for i in range(count)] for rank, count in enumerate(num_rows)]
     expected = sorted(position for own in owned for position in own)
     for rank, (ids, values, gradient) in enumerate(workers.run(gathered, 3, num_rows)):
@@ -111,7 +111,7 @@ def model_with(task: ToyTask | ContrastTask, dropout: float) -> TaskModel:
 
 
 class Silent(ToyTask):
-    """Gives no scores of classes."""
+    """Task without scores of classes."""
 
     @property
     def class_scores(self) -> Mapping[str, str]:
@@ -130,7 +130,7 @@ class Silent(ToyTask):
         (Adversarial(1.0), Silent(), 0.0, None),
     ],
 )
-def test_what_cannot_go_together_is_refused(
+def test_impossible_combinations_are_rejected(
     regularization: OnePass | RDrop | Adversarial, task: ToyTask, dropout: float, message: str | None
 ) -> None:
     model: nn.Module = model_with(task, dropout)
@@ -142,13 +142,13 @@ def test_what_cannot_go_together_is_refused(
 
 
 @pytest.mark.parametrize("values", [{"alpha": 0.0}, {"epsilon": -1.0}, {"epsilon": 1.0, "weight": 0.0}])
-def test_values_that_are_not_above_zero_are_refused(values: dict[str, float]) -> None:
+def test_values_that_are_not_positive_are_rejected(values: dict[str, float]) -> None:
     name, value = list(values.items())[-1]
     with pytest.raises(ConfigError, match=rf"`regularization\.{name}` is {value}. It must be above 0"):
         RDrop(**values) if "alpha" in values else Adversarial(**values)
 
 
-def test_a_single_term_is_adversarial_by_name() -> None:
+def test_a_single_term_is_made_adversarial_by_its_name() -> None:
     task = ToyTask()
     task.loss_weights = {"word": 2.0}
     assert Adversarial(1.0, weight=0.5).weights(task) == {"word": 2.0, "adversarial": 1.0}
