@@ -108,7 +108,7 @@ def gradient_bytes(model: nn.Module) -> int:
 
 
 def run_bytes(strategy: str, sharding: Sharding) -> list[int]:
-    """Compares a micro-batch that is not the last with the last."""
+    """Returns the bytes of gradients after a micro-batch that is not the last, and after the last."""
     tiny = build(strategy, sharding=sharding)
     found = []
     for is_last in (False, True):

@@ -293,7 +293,7 @@ def test_the_config_reaches_the_module_and_is_free_to_change() -> None:
     assert build_module(settings, parts, Precision("fp32"), "cpu").activation_checkpointing == EVERY_SECOND
 
 
-def test_a_run_folder_does_not_record_it_in_its_identity(tmp_path: Path) -> None:
+def test_metrics_files_do_not_depend_on_it(tmp_path: Path) -> None:
     logs = []
     for settings in (NONE, FULL):
         module = toy_run.build_module()
