@@ -8,7 +8,7 @@ import torch
 from framework.distributed.processes.failure_report import REPORT
 from tests.support.processes.workers import WorkerPool
 
-# Tests compute little; a second thread that waits for the first costs more than it gives, above all beside other
+# Tests compute little; a second thread that waits for the first costs more than it saves, especially beside other
 # processes.
 torch.set_num_threads(1)
 
@@ -23,6 +23,6 @@ def workers() -> Iterator[WorkerPool]:
 
 @pytest.fixture(autouse=True)
 def _no_step_of_an_earlier_test() -> Iterator[None]:
-    """A run that fails in this process leaves its step behind, as a process that ends may."""
+    """Resets the step of a run in this process; otherwise a process ends with its run."""
     yield
     REPORT.close()

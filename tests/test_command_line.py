@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "framework"
 
 def call(monkeypatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["cloze", *arguments])
-    # runpy warns of a module that was imported before, which no command line has.
+    # runpy warns of a module that was imported before, which does not happen on a command line.
     monkeypatch.delitem(sys.modules, f"framework.{arguments[0]}" if arguments else "", raising=False)
     try:
         main()
@@ -58,13 +58,13 @@ def test_all_helps_begin_with_the_command_line_and_its_purpose(name, monkeypatch
         (("launch",), "the following arguments are required: SCRIPT"),
     ],
 )
-def test_commands_with_options_end_as_the_others_do(arguments, words, monkeypatch, capsys):
+def test_commands_with_options_exit_like_the_others(arguments, words, monkeypatch, capsys):
     assert call(monkeypatch, *arguments) == 2
     told = capsys.readouterr()
     assert told.out == "" and told.err.startswith("ConfigError: ") and words in told.err and told.err.count("\n") == 1
 
 
-def test_the_list_imports_nothing_of_the_commands():
+def test_the_list_imports_none_of_the_commands():
     program = (
         "import sys; from framework.__main__ import main; sys.argv[1:] = []; main(); "
         "sys.exit(bool({'torch', 'hydra', 'rich'} & set(sys.modules)))"

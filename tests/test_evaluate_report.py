@@ -1,4 +1,4 @@
-"""Where the report of an evaluation goes, and that a disk that refuses it costs no metrics."""
+"""The folder of an evaluation's report; a disk that rejects the report costs no metrics."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,12 +38,12 @@ def test_the_weights_are_named():
     assert describe_weights(settings(), trained(None, source="an/export")) == "an/export"
 
 
-def test_a_disk_that_refuses_is_told(tmp_path: Path):
+def test_a_disk_that_rejects_the_report_is_reported(tmp_path: Path):
     (tmp_path / "analysis").touch()
     assert "could not be written: the disk refused (" in add_to_report(tmp_path, "test", {})
     assert [path.name for path in tmp_path.iterdir()] == ["analysis"]
 
 
-def test_fewer_examples_than_none_are_refused():
+def test_a_negative_number_of_examples_is_rejected():
     with pytest.raises(ConfigError, match="report_examples` is -1"):
         settings(report_examples=-1)

@@ -14,7 +14,7 @@ import pytest
 from framework.files import holder_of, locked, write_atomic
 
 
-def test_a_second_one_is_told(tmp_path):
+def test_a_second_process_is_informed(tmp_path):
     path = tmp_path / "lock"
     with locked(path, wait=False) as first, locked(path, wait=False) as second:
         assert first and not second
@@ -23,8 +23,8 @@ def test_a_second_one_is_told(tmp_path):
     assert not path.exists()
 
 
-def test_who_waited_holds_a_lock_that_keeps_others_away(tmp_path):
-    """The first removes its file when it ends; the second must not hold the lock of a file that is gone."""
+def test_a_waiting_process_gets_a_lock_that_excludes_others(tmp_path):
+    """The first removes its file when it ends; the second must not hold the lock of a deleted file."""
     path = tmp_path / "lock"
     waiting, seen = threading.Event(), []
 
@@ -37,7 +37,7 @@ def test_who_waited_holds_a_lock_that_keeps_others_away(tmp_path):
     with locked(path, wait=True):
         thread.start()
         waiting.wait(timeout=60)
-        # Until the other one stands before the lock.
+        # Until the other process waits for the lock.
         thread.join(timeout=0.2)
         assert not seen
     thread.join(timeout=60)
@@ -85,14 +85,14 @@ def test_a_killed_holder_leaves_no_lock_although_its_forked_child_lives(tmp_path
             assert not held and f"process {holder.pid} " in holder_of(tmp_path / "lock")
         os.kill(holder.pid, signal.SIGKILL)
         holder.join()
-        os.kill(inner_pid.value, 0)  # it lives
+        os.kill(inner_pid.value, 0)  # the child is alive
         with locked(tmp_path / "lock", wait=False) as held:
             assert held
     finally:
         os.kill(inner_pid.value, signal.SIGKILL)
 
 
-def test_what_is_renamed_was_flushed_first(tmp_path, monkeypatch):
+def test_files_are_flushed_before_they_are_renamed(tmp_path, monkeypatch):
     """A power cut keeps names and loses contents that were not flushed: no unflushed file may get the final name."""
     events = []
     sync, replace = os.fsync, Path.replace

@@ -1,4 +1,4 @@
-"""Cores and GPUs are those of this process: affinity, quotas of control groups, CUDA_VISIBLE_DEVICES."""
+"""The cores and GPUs of this process: affinity, quotas of control groups, CUDA_VISIBLE_DEVICES."""
 
 import os
 import subprocess
@@ -51,7 +51,7 @@ def write(root: Path, files: dict[str, str]) -> Path:
         ),
     ],
 )  # fmt: skip
-def test_a_quota_of_a_container_counts(tmp_path, many_cores, files, cores):
+def test_the_quota_of_a_container_counts(tmp_path, many_cores, files, cores):
     assert usable_cores(write(tmp_path, files)) == cores
 
 
@@ -70,7 +70,7 @@ def test_cuda_visible_devices_counts(tmp_path, monkeypatch, visible, count):
     assert usable_gpus() == count
 
 
-def test_the_file_is_a_program_that_obeys_affinity():
+def test_the_file_is_a_program_that_respects_affinity():
     one = min(os.sched_getaffinity(0))
     done = subprocess.run(
         [sys.executable, "-S", str(ROOT / "framework" / "machine.py")],

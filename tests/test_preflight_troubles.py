@@ -1,4 +1,4 @@
-"""Tests of the lines that preflight prints for reports written by hand."""
+"""The lines that preflight prints for reports written by hand."""
 
 import pytest
 
@@ -18,14 +18,14 @@ def facts(rank: int, num_gpus: int = 2, gpu: str | None = "H100", free: int = 70
 
 
 def report(**changed) -> Report:
-    """Four nodes of two GPUs that nothing is wrong with, but for what is given."""
+    """Returns the report of four healthy nodes of two GPUs, with the given changes."""
     links = {(one, other): Link(1000.0, 0.0) for one in NODES for other in NODES if one < other}
     given = {"facts": [facts(rank) for rank in range(8)], "links": links, "all_reduce": {1: 10.0, 64: 900.0}}
     return Report(**given | changed)
 
 
 def with_links(**speeds: float | None) -> dict:
-    """The links, some of them slower or dead, named by their two nodes."""
+    """Returns the links, some of them slower or dead, named by their two nodes."""
     changed = {tuple(name): Link(speed, 0.0, None if speed else f"{LATE} 9 s") for name, speed in speeds.items()}
     return report().links | changed
 
@@ -65,12 +65,12 @@ def test_the_node_is_named(changed, told):
     assert troubles(report(**changed), INFO, LIMITS) == told
 
 
-def test_a_link_far_below_the_others_is_slow_whatever_the_least():
+def test_a_link_far_below_the_others_is_slow_whatever_the_minimum():
     found = report(links={pair: Link(20_000.0, 0.0) for pair in report().links} | {("a", "d"): Link(1500.0, 0.0)})
     assert troubles(found, INFO, LIMITS) == ["link of a and d: slow, 1500.0 MB/s, minimum 2000.0"]
 
 
-def test_a_clock_is_compared_with_that_of_most():
+def test_a_clock_is_compared_with_that_of_the_majority():
     first_is_wrong = {("a", other): Link(1000.0, -3.0) for other in "bcd"}
     found = report(links=report().links | first_is_wrong)
     assert clocks(found) == {"a": 3.0, "b": 0.0, "c": 0.0, "d": 0.0}

@@ -1,4 +1,4 @@
-"""Arithmetic of ragged arrays against values by hand."""
+"""Arithmetic of ragged arrays compared with values computed by hand."""
 
 import numpy as np
 import pytest

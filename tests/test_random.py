@@ -14,7 +14,7 @@ def test_the_hash_is_splitmix64():
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.int32, np.uint8])
-def test_hashing_a_counter_is_appending_it_to_the_key(dtype):
+def test_hashing_a_counter_appends_it_to_the_key(dtype):
     counters = np.array([[0, 1, 2], [100, 101, 200]]).astype(dtype)
     before = counters.copy()
     bases = np.array([key(1, "one"), key(2, "two")], dtype=np.uint64)

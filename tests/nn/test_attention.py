@@ -1,4 +1,4 @@
-"""Attention on the CPU, both its ways, against the formula written out with loops."""
+"""Attention on the CPU, in both implementations, compared with the formula in plain loops."""
 
 import math
 
@@ -20,7 +20,7 @@ WAYS = {"together": (256, 1536), "mixed": (256, 7 * 8), "alone": (256, 0), "loop
 
 @pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Short sequences together, those of up to 7 tokens only, none of them, and without the matrix products."""
+    """Selects the grouped lengths: all short ones, those of up to 7 tokens, none, and none without matrix products."""
     use_way(monkeypatch, *WAYS[request.param])
     yield request.param
     attention_cpu._kept_groups.cache_clear()
@@ -38,7 +38,7 @@ def random_qkv(num_heads: int = 3, head_dim: int = 8, seed: int = 0) -> Tensor:
 
 
 def by_loops(qkv: Tensor, window: int | None, causal: bool) -> Tensor:
-    """The formula, one query of one head at a time, in float64."""
+    """Computes the formula for one query of one head at a time, in float64."""
     qkv = qkv.double()
     outputs = torch.zeros(qkv.shape[0], qkv.shape[1], qkv.shape[3], dtype=torch.float64)
     start = 0
@@ -62,7 +62,7 @@ def run_attention(qkv: Tensor, window: int | None, causal: bool) -> Tensor:
 
 
 @pytest.mark.parametrize(("window", "causal"), OPTIONS)
-def test_reference_attention_is_the_formula(window: int | None, causal: bool) -> None:
+def test_reference_attention_equals_the_formula(window: int | None, causal: bool) -> None:
     qkv = random_qkv()
     outputs, probabilities = reference_attention(*qkv.unbind(2), LENGTHS, window=window, causal=causal)
     torch.testing.assert_close(outputs, by_loops(qkv, window, causal).float(), atol=1e-6, rtol=1e-5)
@@ -72,7 +72,7 @@ def test_reference_attention_is_the_formula(window: int | None, causal: bool) ->
 
 
 @pytest.mark.parametrize(("window", "causal"), OPTIONS)
-def test_values_and_gradients_are_those_of_the_formula(window: int | None, causal: bool, way: str) -> None:
+def test_values_and_gradients_equal_the_formula(window: int | None, causal: bool, way: str) -> None:
     ours, theirs = random_qkv().requires_grad_(), random_qkv().double().requires_grad_()
     weights = torch.randn(sum(LENGTHS), 3, 8, generator=torch.Generator().manual_seed(1))
     out = run_attention(ours, window, causal)
@@ -83,7 +83,7 @@ def test_values_and_gradients_are_those_of_the_formula(window: int | None, causa
     torch.testing.assert_close(ours.grad, theirs.grad.float(), atol=2e-6, rtol=1e-5)
 
 
-def test_rotary_turns_by_position_and_gradients_turn_back(way: str) -> None:
+def test_rotary_rotates_by_position_and_gradients_are_rotated_back(way: str) -> None:
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     ours, theirs = random_qkv().requires_grad_(), random_qkv().double().requires_grad_()
     # The pair (i, i + head_dim / 2) as a complex number times exp(1j * position * theta ** (-2 i / head_dim)).
@@ -103,7 +103,7 @@ def test_rotary_turns_by_position_and_gradients_turn_back(way: str) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad.float(), atol=2e-6, rtol=1e-5)
 
 
-def test_scores_depend_on_the_distance_of_positions_only() -> None:
+def test_scores_depend_only_on_the_distance_of_positions() -> None:
     table = RotaryTable(8, 64, theta=10000.0)
     query, key = random_qkv(seed=3)[0, 0, 0], random_qkv(seed=4)[0, 0, 1]
 
@@ -115,7 +115,7 @@ def test_scores_depend_on_the_distance_of_positions_only() -> None:
     assert (score(5, 2) - score(5, 3)).abs() > 1e-4
 
 
-def test_a_sequence_longer_than_the_matrix_products_take_uses_the_loop() -> None:
+def test_a_sequence_too_long_for_the_matrix_products_uses_the_loop() -> None:
     length = attention_backend.MAX_LENGTH + 1
     qkv = torch.randn(length, 1, 3, 4, generator=torch.Generator().manual_seed(0))
     cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
@@ -125,7 +125,7 @@ def test_a_sequence_longer_than_the_matrix_products_take_uses_the_loop() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_sequence_does_not_depend_on_what_it_is_packed_with(dtype: torch.dtype) -> None:
+def test_a_sequence_does_not_depend_on_the_others_of_its_pack(dtype: torch.dtype) -> None:
     lengths = (*range(1, 50), *[30] * 20, 70)  # several groups, one of them with two parts
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(sum(lengths), 12, 3, 32, generator=generator).to(dtype).requires_grad_()
@@ -157,7 +157,7 @@ def test_bf16_of_short_sequences_is_rounded_once() -> None:
     assert torch.equal(run_attention(qkv, None, False), run_attention(qkv.float(), None, False).bfloat16())
 
 
-def test_a_step_without_values_leaves_nothing_for_a_real_one() -> None:
+def test_a_fake_step_leaves_no_cache_for_a_real_one() -> None:
     expected = run_attention(random_qkv(), 4, False)
     attention_cpu._kept_groups.cache_clear()
     with FakeTensorMode():

@@ -1,7 +1,7 @@
-"""What a GPU will run, as far as a machine without one can say: traced on fake tensors, no kernel is run.
+"""GPU code as far as a machine without a GPU can check it: traced on fake tensors, no kernel runs.
 
-The CPU builds of torch cannot build an autograd graph on fake CUDA tensors, so that forward is traced there on its own;
-the whole layer with gradients is traced on fake CPU tensors, the choice of kernel being that of CUDA.
+The CPU builds of torch cannot build an autograd graph on fake CUDA tensors. There only the forward pass is traced. The
+whole layer with gradients is traced on fake CPU tensors, with the kernel that CUDA would choose.
 """
 
 import pytest
@@ -22,7 +22,7 @@ def varlen_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_backend, "_has_varlen_kernel", lambda x: x.dtype == torch.bfloat16)
 
 
-def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host() -> None:
+def test_cuda_in_half_precision_uses_the_varlen_kernel_and_copies_no_value_to_the_host() -> None:
     with FakeTensorMode(), torch.no_grad(), Called() as called:
         batch = fixed_shape_batch(*PACKS[0], "cuda")
         keys = token_keys(dropout_base(1, 2, 0), batch)
@@ -38,7 +38,7 @@ def test_cuda_in_half_precision_takes_the_varlen_kernel_and_no_value_to_the_host
 
 
 @pytest.mark.parametrize("config", [BERT, MODERN], ids=["bert", "modernbert"])
-def test_no_layer_takes_a_value_to_the_host(config: EncoderConfig, varlen_everywhere: None) -> None:
+def test_no_layer_copies_a_value_to_the_host(config: EncoderConfig, varlen_everywhere: None) -> None:
     with FakeTensorMode():
         model = TransformerEncoder(config)
         batch = fixed_shape_batch(*PACKS[0], "cpu")

@@ -1,4 +1,4 @@
-"""The summed cross entropy against torch's own."""
+"""The summed cross entropy compared with torch's own."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_su
 
 
 @pytest.mark.parametrize("block_elements", [1, 70, 1 << 18])
-def test_sum_and_gradient_are_torchs(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sum_and_gradient_equal_torch(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "_BLOCK_ELEMENTS", block_elements)
     logits = (torch.randn(9, 31, generator=torch.Generator().manual_seed(0)) * 5).requires_grad_()
     theirs = logits.detach().double().requires_grad_()
@@ -24,7 +24,7 @@ def test_sum_and_gradient_are_torchs(block_elements: int, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("block_elements", [70, 1 << 18])
-def test_z_sum_and_gradient_are_those_of_logsumexp(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_z_sum_and_gradient_equal_those_of_logsumexp(block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "_BLOCK_ELEMENTS", block_elements)
     logits = (torch.randn(9, 31, generator=torch.Generator().manual_seed(0)) * 5).requires_grad_()
     theirs = logits.detach().double().requires_grad_()

@@ -1,4 +1,4 @@
-"""The attentions of a decoder against the formula written out with loops, with and without a cache."""
+"""The attentions of a decoder compared with the formula in plain loops, with and without a cache."""
 
 import math
 from dataclasses import replace
@@ -27,7 +27,7 @@ def random(*shape: int, seed: int) -> Tensor:
 
 
 def by_loops(query: Tensor, key_: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention, one query of one head at a time."""
+    """Computes softmax attention for one query of one head at a time."""
     out = torch.zeros_like(query)
     first, first_key = 0, 0
     for length, key_length in zip(QUERIES, KEYS, strict=True):
@@ -43,7 +43,7 @@ def by_loops(query: Tensor, key_: Tensor, value: Tensor) -> Tensor:
     return out
 
 
-def test_queries_see_the_keys_of_their_own_sequence_only() -> None:
+def test_queries_attend_only_to_the_keys_of_their_own_sequence() -> None:
     query = random(sum(QUERIES), HEADS, HEAD_DIM, seed=0).requires_grad_()
     keys, values = (random(sum(KEYS), HEADS, HEAD_DIM, seed=seed).requires_grad_() for seed in (1, 2))
     weights = random(sum(QUERIES), HEADS, HEAD_DIM, seed=3)
@@ -69,7 +69,7 @@ def test_a_sequence_without_queries_gives_nothing() -> None:
     torch.testing.assert_close(out, without)
 
 
-def test_cuda_in_half_precision_gets_the_lengths_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_in_half_precision_gets_the_lengths_of_queries_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
     kernel = attention_backend.varlen_attn
 
@@ -97,7 +97,7 @@ def modules() -> tuple[CausalSelfAttention, CrossAttention]:
     return CausalSelfAttention(HIDDEN, HEADS, True), CrossAttention(HIDDEN, HEADS, True)
 
 
-def test_a_token_sees_itself_and_what_is_before_it() -> None:
+def test_a_token_attends_to_itself_and_earlier_tokens() -> None:
     attention, _ = modules()
     batch, hidden_states = make_batch(QUERIES), random(sum(QUERIES), HIDDEN, seed=1)
     rows = attention.qkv(hidden_states).unflatten(-1, (HEADS, 3, HEAD_DIM))
@@ -113,7 +113,7 @@ def test_a_token_sees_itself_and_what_is_before_it() -> None:
 
 
 @torch.no_grad()
-def test_token_by_token_with_a_cache_is_the_same_as_all_at_once() -> None:
+def test_decoding_token_by_token_with_a_cache_equals_one_pass() -> None:
     attention, cross = modules()
     lengths = (4, 4, 4)
     batch, sources = make_batch(lengths), make_batch(KEYS)
@@ -123,7 +123,7 @@ def test_token_by_token_with_a_cache_is_the_same_as_all_at_once() -> None:
     found = []
     for position in range(4):
         rows = hidden_states.view(3, 4, HIDDEN)[:, position]
-        # Keys and values of the sources are made once: what comes later is not looked at.
+        # Keys and values of the sources are computed once: later inputs are ignored.
         given = source_states if position == 0 else torch.full_like(source_states, float("nan"))
         found.append((attention(rows, steps, cache), cross(rows, steps, given, sources, cache)))
     expected = (attention(hidden_states, batch), cross(hidden_states, batch, source_states, sources))
@@ -146,7 +146,7 @@ def test_a_cache_follows_its_hypotheses() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_dropout_keys_of_targets_are_those_of_sequence_and_position() -> None:
+def test_dropout_keys_of_targets_equal_those_of_sequence_and_position() -> None:
     targets = make_batch([2, 3], sequence_ids=[17, 4])
     batch = replace(make_batch([3, 2], sequence_ids=[17, 4]), decoder_inputs=targets)
     found = decoder_keys(token_keys(dropout_base(5, 7, 1), batch), batch)

@@ -1,4 +1,4 @@
-"""Hashed dropout: its rate, what a mask depends on and what not, and its independence between neighbours."""
+"""Hashed dropout: its rate, what its masks depend on, and their independence between neighbours."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ CHANNELS = 96
 
 
 def dropped(keys: Tensor, site: str = "site", prob: float = 0.1, channels: int = CHANNELS) -> Tensor:
-    """(tokens, channels) bool, True where a channel is dropped."""
+    """Returns (tokens, channels) bool, True where a channel is dropped."""
     return HashedDropout(prob, site)(torch.ones(len(keys), channels), keys) == 0
 
 
@@ -33,7 +33,7 @@ def test_rate_lies_within_binomial_bounds(prob: float) -> None:
     mask = dropped(many_keys(), prob=prob)
     assert within(mask.sum().item(), mask.numel(), prob)
     trials, channels = mask.shape
-    bounds = 5.0  # 96 channels and 4,096 tokens are looked at one by one
+    bounds = 5.0  # 96 channels and 4,096 tokens are examined one by one
     assert all(within(count, trials, prob, bounds) for count in mask.sum(0).tolist())
     if prob * channels > 5:
         assert all(within(count, channels, prob, bounds + 1) for count in mask.sum(1).tolist())
@@ -121,8 +121,8 @@ def test_channels_of_a_narrower_layer_are_the_first_ones() -> None:
     assert torch.equal(dropped(keys, channels=10), dropped(keys, channels=16)[:, :10])
 
 
-def test_fifteen_bits_decide_as_written_out() -> None:
-    """The lanes by arithmetic on Python integers, from the same words."""
+def test_the_comparison_uses_fifteen_bits() -> None:
+    """Computes the lanes with Python integers from the same words."""
     site_key, threshold = key("dropout site", 2, "x"), 2**14
 
     def finalise(z: int) -> int:

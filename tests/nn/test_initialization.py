@@ -1,4 +1,4 @@
-"""Initial values: functions of (seed, name), with the standard deviations that the config asks for."""
+"""Initial values: functions of (seed, name), with the standard deviations of the config."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from tests.support.models.shapes import BERT, MODERN
 
 
 class Tied(nn.Module):
-    """An encoder under a prefix, and a decoder tied to it."""
+    """Builds an encoder under a prefix, and a decoder tied to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Tied(nn.Module):
         self.head.weight = self.encoder.embeddings.word_embeddings.weight
 
 
-def test_values_do_not_depend_on_the_order_or_on_which_are_made() -> None:
+def test_values_do_not_depend_on_the_order_or_on_the_selected_parameters() -> None:
     model = TransformerEncoder(MODERN)
     everything = {name: make() for name, make in initial_values(model, MODERN, seed=1)}
     makers = dict(initial_values(model, MODERN, seed=1))

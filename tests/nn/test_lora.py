@@ -1,4 +1,4 @@
-"""Low-rank updates against dense matrices that are filled in element by element."""
+"""Low-rank updates compared with dense matrices that are filled element by element."""
 
 import itertools
 import re
@@ -26,7 +26,7 @@ def fill(module: nn.Module) -> None:
 
 
 def dense_qkv(lora: LoraLinear, targets: tuple[str, ...]) -> Tensor:
-    """Weight plus updates, row for row: rows are ordered (heads, 3, head_dim)."""
+    """Computes weight plus updates row by row: rows are ordered (heads, 3, head_dim)."""
     weight = lora.weight.detach().clone()
     for index, part in enumerate(("query", "key", "value")):
         if part not in targets:
@@ -41,7 +41,7 @@ def dense_qkv(lora: LoraLinear, targets: tuple[str, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("targets", [("query", "value"), ("key",), ("query", "key", "value")])
-def test_fused_map_is_that_of_the_dense_matrix(targets: tuple[str, ...]):
+def test_the_fused_layer_equals_the_dense_matrix(targets: tuple[str, ...]):
     settings = LoraSettings(RANK, ALPHA, targets)
     lora = LoraLinear(nn.Linear(HIDDEN, 3 * HIDDEN), ("query", "key", "value"), HEADS, settings)
     fill(lora)
@@ -77,7 +77,7 @@ def test_the_merged_encoder_computes_the_same(modern: bool):
 
 
 @pytest.mark.parametrize("modern", [False, True])
-def test_training_begins_at_the_frozen_map(modern: bool):
+def test_training_begins_with_the_outputs_of_the_frozen_layer(modern: bool):
     config = tiny_config(modern)
     encoder, plain = build(modern, LoraSettings(RANK, ALPHA, ("query", "value", "up"))), TransformerEncoder(config)
     values = {name: make() for name, make in initial_values(encoder, config, seed=2)}
@@ -100,11 +100,11 @@ def test_training_begins_at_the_frozen_map(modern: bool):
         ({"targets": ["query", "qkv"]}, "`adapter.targets` has 'qkv', which is no linear layer"),
     ],
 )
-def test_settings_that_cannot_be(changes: dict, words: str):
+def test_impossible_settings(changes: dict, words: str):
     with pytest.raises(ConfigError, match=re.escape(words)):
         LoraSettings(**{"rank": 4, "alpha": 8.0, "targets": ["query"], **changes})
 
 
-def test_a_gate_that_the_model_does_not_have():
+def test_a_gate_that_the_model_lacks():
     with pytest.raises(ConfigError, match=r"`adapter.targets` has 'gate', which this model lacks"):
         build(False, LoraSettings(RANK, ALPHA, ("query", "gate")))

@@ -1,4 +1,4 @@
-"""Which rate each layer gets, and which parameters are decayed, with the names of a real model."""
+"""The learning rate of each layer, and the decayed parameters, with the names of a real model."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def rates(optimizer: CombinedOptimizer) -> dict[str, float]:
 
 
 def expected_power(name: str) -> int:
-    """Of two layers: head 0, second layer 1, first layer 2, embeddings 3."""
+    """Returns the depths of two layers: head 0, second layer 1, first layer 2, embeddings 3."""
     for start, power in (("encoder.embeddings.", 3), ("encoder.layers.0.", 2), ("encoder.layers.1.", 1)):
         if name.startswith(start):
             return power
@@ -34,7 +34,7 @@ def test_rates_fall_from_the_head_to_the_embeddings(modern: bool) -> None:
     assert optimizer.param_groups[0]["lr"] == 0.8, "the first group's rate is the one that is logged"
 
 
-def test_a_schedule_keeps_the_proportions() -> None:
+def test_a_schedule_keeps_the_ratios() -> None:
     model = TinyModel(tiny_config(False))
     optimizer = AdamW(lr=0.8, layer_decay=0.5).build(model.named_parameters(), {}, torch.float32)
     optimizer.set_learning_rates(0.25)
@@ -42,7 +42,7 @@ def test_a_schedule_keeps_the_proportions() -> None:
     assert rates(optimizer)["head.dense.weight"] == pytest.approx(0.8 * 0.25)
 
 
-def test_muons_matrices_follow() -> None:
+def test_matrices_of_muon_follow() -> None:
     model = TinyModel(tiny_config(False))
     recipe = Muon(adamw=AdamW(lr=0.8, layer_decay=0.5), lr=0.4)
     optimizer = recipe.build(model.named_parameters(), {"*.attention.qkv.weight": (4, 3)}, torch.float32)
@@ -61,7 +61,7 @@ def test_frozen_layers_do_not_shift_the_others() -> None:
     assert found["encoder.layers.0.attention.qkv.weight"] == pytest.approx(0.2)
 
 
-def test_norms_biases_and_embeddings_are_spared_by_config() -> None:
+def test_the_config_excludes_norms_biases_and_embeddings_from_decay() -> None:
     model = TinyModel(tiny_config(False))
     recipe = AdamW(lr=0.1, no_decay=["*bias", "*norm.weight", "*embeddings.weight"])
     optimizer = recipe.build(model.named_parameters(), {}, torch.float32)
@@ -76,7 +76,7 @@ def test_a_decay_outside_its_range_is_named(value: float) -> None:
         AdamW(lr=0.1, layer_decay=value)
 
 
-def test_a_model_without_layers_is_refused() -> None:
+def test_a_model_without_layers_is_rejected() -> None:
     with pytest.raises(
         ConfigError, match=r"optimizer.layer_decay is 0.5, but the model has no parameters called encoder.layers.N"
     ):

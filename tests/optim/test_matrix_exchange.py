@@ -1,4 +1,4 @@
-"""Matrices whole at one rank and back, however they lie on a mesh; no buffer grows with the number of ranks."""
+"""Matrices are gathered on one rank and returned, for any layout on a mesh; no buffer grows with the ranks."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def matrices() -> list[Tensor]:
 
 
 def exchange(layout: str) -> tuple[list[int], list[bool]]:
-    """Which matrices came whole to this rank, and whether its part of twice each of them came back."""
+    """Returns the matrices that this rank got completely, and whether its part of twice each of them returned."""
     sizes, kinds = LAYOUTS[layout]
     mesh = init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
     sharded = []
@@ -50,16 +50,16 @@ def exchange(layout: str) -> tuple[list[int], list[bool]]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_each_matrix_comes_whole_to_one_rank_and_goes_back_in_parts(workers: WorkerPool, layout: str) -> None:
+def test_each_matrix_is_gathered_on_one_rank_and_returned_in_parts(workers: WorkerPool, layout: str) -> None:
     sizes = LAYOUTS[layout][0].values()
     found = workers.run(exchange, torch.Size(sizes).numel(), layout)
-    # Copies of what another axis shards work side by side; plain copies share the work.
+    # Copies of matrices that another axis shards work in parallel; plain copies divide the work.
     times = 2 if layout == "copies of rows" else 1
     assert sorted(index for owned, _ in found for index in owned) == sorted([*range(len(SHAPES))] * times)
     assert all(all(back) for _, back in found)
 
 
-def test_plain_matrices_of_one_process_stay_where_they_are() -> None:
+def test_plain_matrices_of_one_process_are_not_moved() -> None:
     both = MatrixExchange(matrices())
     whole = both.to_owners(matrices())
     assert all(torch.equal(whole[index], matrix) for index, matrix in enumerate(matrices()))
@@ -68,7 +68,7 @@ def test_plain_matrices_of_one_process_stay_where_they_are() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the elements of the largest tensor that any operator takes or returns."""
+    """Records the number of elements of the largest tensor that any operator takes or returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ GROWING: dict[str, tuple[list[str], list[tuple[Placement, ...]]]] = {
 
 
 def largest_buffers(layout: str) -> list[tuple[int, int]]:
-    """Elements of the largest tensor of both transfers, and of all matrices, at rank 1 of 4, 64 and 1024 ranks."""
+    """Returns the elements of the largest tensor in both transfers and of all matrices, for 4, 64 and 1024 ranks."""
     names, kinds = GROWING[layout]
     whole = [torch.ones(32, 48) for _ in range(12)]
     found = []

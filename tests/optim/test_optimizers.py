@@ -1,4 +1,4 @@
-"""The combined optimizer against torch's own AdamW and Muon, and which parameter gets what."""
+"""The combined optimizer compared with torch's AdamW and Muon, and the optimizer of each parameter."""
 
 import pytest
 import torch
@@ -63,7 +63,7 @@ def test_muon_equals_torch_on_each_matrix() -> None:
     optimizer = recipe.build(ours.items(), ROW_PARTS, torch.bfloat16)
     before = {name: parameter.detach().clone() for name, parameter in theirs.items()}
     matrices = ["layers.0.feed_forward.up.weight", "layers.0.feed_forward.down.weight"]
-    # Query, key and value of two heads as separate matrices, taken apart by hand.
+    # Query, key and value of two heads as separate matrices, split by hand.
     qkv = theirs["layers.0.attention.qkv.weight"].detach().view(2, 3, 4, 8)
     parts = [nn.Parameter(qkv[:, part].reshape(8, 8).clone()) for part in range(3)]
     reference = torch.optim.Muon([*(theirs[name] for name in matrices), *parts], lr=0.02, weight_decay=0.1)
@@ -113,7 +113,7 @@ def test_learning_rate_rules() -> None:
     assert learning_rate_factor("match_rms_adamw", 4, 16) == pytest.approx(0.8)
 
 
-def test_who_gets_what() -> None:
+def test_the_optimizer_of_each_parameter() -> None:
     recipe = Muon(adamw=AdamW(lr=0.01, weight_decay=0.1), lr=0.02, weight_decay=0.3)
     optimizer = recipe.build(make_parameters().items(), ROW_PARTS, torch.float32)
     groups = groups_by_name(optimizer)
@@ -138,7 +138,7 @@ def test_rates_follow_the_factor() -> None:
     assert {(group["algorithm"], group["lr"]) for group in optimizer.param_groups} == {("adamw", 0.01), ("muon", 0.02)}
 
 
-def test_parameters_without_gradient_stay() -> None:
+def test_parameters_without_gradient_do_not_change() -> None:
     parameters = make_parameters()
     parameters["head.dense.weight"].requires_grad_(False)
     optimizer = Muon(adamw=AdamW(lr=0.01), lr=0.02).build(parameters.items(), {}, torch.float32)

@@ -1,4 +1,4 @@
-"""Factors by hand, and what cannot be."""
+"""Factors computed by hand, and impossible schedules."""
 
 import math
 
@@ -48,6 +48,6 @@ def test_warmup_stable_decay_by_hand() -> None:
         (lambda: WarmupStableDecay(8, warmup_steps=5, decay_steps=5), "Warm-up takes 5 and decay 5 of 8 steps"),
     ],
 )
-def test_what_does_not_fit_is_named(build: object, message: str) -> None:
+def test_impossible_schedules_are_named(build: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build()  # type: ignore[operator]

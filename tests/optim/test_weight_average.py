@@ -1,4 +1,4 @@
-"""The moving average of the weights against a loop in fp64, under every strategy, and exchanged with the weights."""
+"""The moving average of the weights against a loop in fp64, under every strategy, and its exchange with the weights."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ NUM_STEPS = 4
 
 
 def averages_of(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The averages whole, by parameter name. Collective."""
+    """Returns the full averages by parameter name. Collective."""
     state = optimizer.named_state()  # type: ignore[attr-defined]
     return {name.removesuffix(".ema"): full(value) for name, value in state.items() if name.endswith(".ema")}
 
 
 def average_by_hand(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """From the weights before the first step and after each."""
+    """Returns the weights before the first step and after each."""
     average = {name: value.double() for name, value in history[0].items()}
     for weights in history[1:]:
         average = {name: DECAY * average[name] + (1 - DECAY) * weights[name].double() for name in average}
@@ -28,7 +28,7 @@ def average_by_hand(history: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def follow(strategy: str, precision: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The average after some steps, and what it should be."""
+    """Returns the average after some steps, and its expected value."""
     tiny = build(strategy, muon=True, precision=precision)
     tiny.optimizer.keep_average(DECAY)
     history = [full_parameters(tiny.model)]
@@ -39,7 +39,7 @@ def follow(strategy: str, precision: str) -> tuple[dict[str, Tensor], dict[str, 
 
 
 @pytest.mark.parametrize(("strategy", "size"), [("single", 1), ("ddp", 2), ("fsdp2", 2)])
-def test_follows_every_weight_as_a_loop_in_fp64_does(workers: WorkerPool, strategy: str, size: int) -> None:
+def test_the_average_follows_every_weight_as_a_loop_in_fp64(workers: WorkerPool, strategy: str, size: int) -> None:
     found, expected = (
         follow("single", "fp32") if strategy == "single" else workers.run(follow, size, strategy, "fp32")[0]
     )
@@ -49,7 +49,7 @@ def test_follows_every_weight_as_a_loop_in_fp64_does(workers: WorkerPool, strate
 
 
 def validate_between(strategy: str, precision: str) -> dict[str, object]:
-    """Steps with the average put in place for a pass in between, and without; what the pass saw; the state after."""
+    """Makes steps with and without a pass that uses the average; returns the outputs of the pass and the last state."""
     results: dict[str, object] = {}
     for kind in ("plain", "swapped"):
         tiny = build(strategy, precision=precision)
@@ -88,7 +88,7 @@ def same(left: object, right: object) -> bool:
 
 
 @pytest.mark.parametrize(("strategy", "precision"), [("ddp", "fp32"), ("fsdp2", "fp32"), ("fsdp2", "bf16")])
-def test_stands_in_for_the_weights_in_a_pass_and_leaves_no_trace(
+def test_the_average_replaces_the_weights_in_a_pass_without_side_effects(
     workers: WorkerPool, strategy: str, precision: str
 ) -> None:
     found = workers.run(validate_between, 2, strategy, precision)[0]
@@ -97,7 +97,7 @@ def test_stands_in_for_the_weights_in_a_pass_and_leaves_no_trace(
     assert same(found["plain"], found["swapped"])
 
 
-def test_stays_where_no_step_was_applied_and_follows_a_parameter_without_gradient() -> None:
+def test_the_average_skips_held_updates_and_follows_a_parameter_without_gradient() -> None:
     parameters = {"a.weight": nn.Parameter(torch.ones(2, 2)), "b.weight": nn.Parameter(torch.full((2,), 3.0))}
     parameters["frozen.weight"] = nn.Parameter(torch.zeros(2), requires_grad=False)
     optimizer = Muon(adamw=AdamW(lr=0.5, weight_decay=0.0), lr=0.1, matrices=()).build(
@@ -109,12 +109,12 @@ def test_stays_where_no_step_was_applied_and_follows_a_parameter_without_gradien
     assert averages.keys() == {"a.weight", "b.weight"}
     assert torch.equal(averages["a.weight"], torch.ones(2, 2))
     optimizer.step()
-    # Adam's first step moves by the rate: 1 to 0.5, of which the average takes a quarter.
+    # Adam's first step changes the weight by the rate: 1 to 0.5, of which the average takes a quarter.
     torch.testing.assert_close(averages_of(optimizer)["a.weight"], torch.full((2, 2), 0.875), rtol=1e-5, atol=0)
     assert torch.equal(averages_of(optimizer)["b.weight"], torch.full((2,), 3.0))
 
 
-def test_says_so_before_each_change() -> None:
+def test_changes_are_announced() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = AdamW(lr=0.1).build([("weight", weight)], {}, torch.float32)
     seen: list[list[Tensor]] = []
@@ -137,7 +137,7 @@ def clones(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [value.clone() for value in optimizer.named_state().values()]  # type: ignore[attr-defined]
 
 
-def test_without_an_average_nothing_is_kept_and_nothing_exchanged() -> None:
+def test_without_an_average_nothing_is_stored_or_exchanged() -> None:
     weight = nn.Parameter(torch.ones(2))
     optimizer = AdamW(lr=0.1).build([("weight", weight)], {}, torch.float32)
     optimizer.swap_average()

@@ -1,4 +1,4 @@
-"""StableAdamW and LAMB against slow references in NumPy, whole and sharded."""
+"""StableAdamW and LAMB compared with slow references in NumPy, whole and sharded."""
 
 import math
 
@@ -41,7 +41,7 @@ def start() -> Values:
 
 
 def gradients(step: int) -> Values:
-    """Some grow twentyfold at step 3: second moments lag. The bias has none at step 1; one row is always zero."""
+    """Returns gradients: some grow twentyfold at step 3; the bias has none at step 1; one row is always zero."""
     generator = np.random.default_rng(100 + step)
     found = {name: generator.standard_normal(shape) for name, shape in SHAPES.items()}
     found["embeddings.weight"][2] = 0.0
@@ -54,7 +54,7 @@ def gradients(step: int) -> Values:
 
 
 def by_stable_adamw() -> tuple[Values, list[float]]:
-    """Algorithm 2 of the paper, with its debiased betas and one tensor after the other; also every RMS met."""
+    """Computes algorithm 2 of the paper, with its debiased betas, tensor by tensor; also returns every RMS."""
     values, all_rms = start(), []
     counts = dict.fromkeys(values, 0)
     v = {name: np.zeros_like(value) for name, value in values.items()}
@@ -76,7 +76,7 @@ def by_stable_adamw() -> tuple[Values, list[float]]:
 
 
 def by_lamb() -> Values:
-    """Algorithm 2 of the paper, phi the identity, and what the released code leaves out."""
+    """Computes algorithm 2 of the paper with the identity as phi, without the terms that the released code omits."""
     values = start()
     counts = dict.fromkeys(values, 0)
     m = {name: np.zeros_like(value) for name, value in values.items()}
@@ -106,7 +106,7 @@ def expected(algorithm: str) -> Values:
 
 
 def make(algorithm: str, sizes: tuple[int, ...], axes: str) -> tuple[dict[str, nn.Parameter], CombinedOptimizer]:
-    """Parameters spread over a mesh ("0" and "1": sharded on that dim, "r": replicated), or plain ones."""
+    """Distributes parameters over a mesh ("0" and "1": sharded on that dim, "r": replicated), or returns plain ones."""
     parameters = {}
     mesh = init_device_mesh("cpu", sizes) if sizes else None
     for name, value in start().items():
@@ -118,7 +118,7 @@ def make(algorithm: str, sizes: tuple[int, ...], axes: str) -> tuple[dict[str, n
 
 
 def placements(axes: str, tensor: Tensor) -> list[Placement]:
-    """Vectors are not sharded on dim 1 but replicated, as tensor parallelism has it."""
+    """Returns the placement of a vector, which is replicated instead of sharded on dim 1, as in tensor parallelism."""
     return [Shard(int(axis)) if axis != "r" and int(axis) < tensor.ndim else Replicate() for axis in axes]
 
 
@@ -134,7 +134,7 @@ def set_gradients(parameters: dict[str, nn.Parameter], step: int) -> None:
 
 
 def train(algorithm: str, sizes: tuple[int, ...], axes: str) -> dict[str, Tensor]:
-    """All steps; the whole parameters after them."""
+    """Makes all steps; returns the full parameters after them."""
     parameters, optimizer = make(algorithm, sizes, axes)
     for step in range(NUM_STEPS):
         set_gradients(parameters, step)
@@ -158,7 +158,7 @@ def assert_equal(found: dict[str, Tensor], algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["stable_adamw", "lamb"])
 @pytest.mark.parametrize("block_elements", [1, 9, 1 << 17])
-def test_equals_the_paper(algorithm: str, block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_equal_the_paper(algorithm: str, block_elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(moments._BLOCK_ELEMENTS, "cpu", block_elements)
     assert_equal(train(algorithm, (), ""), algorithm)
 
@@ -176,7 +176,7 @@ def test_blocks_are_rows_of_a_tensor_or_several_small_tensors(monkeypatch: pytes
     ]
 
 
-def test_the_reference_clips_some_updates_and_leaves_others() -> None:
+def test_the_reference_clips_some_updates_and_not_others() -> None:
     _, all_rms = by_stable_adamw()
     assert max(all_rms) > 1.5 and min(all_rms) < 0.8
 
@@ -189,7 +189,7 @@ def test_shards_equal_one_process(workers: WorkerPool, algorithm: str, sizes: tu
 
 
 def all_reduces(algorithm: str, axes: str) -> int:
-    """How often one step of four tensors or more calls a collective."""
+    """Returns how often one step of four tensors or more calls a collective."""
     parameters, optimizer = make(algorithm, (2,), axes)
     set_gradients(parameters, 0)
     calls = []
@@ -207,31 +207,31 @@ def all_reduces(algorithm: str, axes: str) -> int:
     return len(calls)
 
 
-def test_a_large_tensor_loses_nothing_in_its_sum() -> None:
+def test_a_large_tensor_loses_no_precision_in_its_sum() -> None:
     values = np.random.default_rng(0).standard_normal((20_000, 256), dtype=np.float32)
     whole = np.square(values.astype(np.float64)).sum()
     assert sum_of_squares(torch.from_numpy(values)).item() == pytest.approx(whole, rel=1e-8)
 
 
 def sum_of_strided_shards() -> float:
-    """One element on each of four ranks, placed as two axes on one dim are (data parallel over tensor parallel)."""
+    """Places one element on each of four ranks, as two axes on one dim do (data parallel over tensor parallel)."""
     mesh = init_device_mesh("cpu", (2, 2))
     strided = [_StridedShard(0, split_factor=2), Shard(0)]
     parameter = DTensor.from_local(torch.ones(1), mesh, strided, shape=torch.Size([4]), stride=(1,))
     return sum_over_shards(torch.ones(1, 1), [parameter]).item()
 
 
-def test_two_axes_on_one_dim_are_both_summed_over(workers: WorkerPool) -> None:
+def test_both_axes_on_one_dim_are_summed_over(workers: WorkerPool) -> None:
     assert workers.run(sum_of_strided_shards, 4) == [4.0] * 4
 
 
 @pytest.mark.parametrize("algorithm", ["stable_adamw", "lamb"])
-def test_one_all_reduce_a_step_and_none_for_replicas(workers: WorkerPool, algorithm: str) -> None:
+def test_a_step_needs_one_all_reduce_and_none_for_replicas(workers: WorkerPool, algorithm: str) -> None:
     assert workers.run(all_reduces, 2, algorithm, "0") == [1, 1]
     assert workers.run(all_reduces, 2, algorithm, "r") == [0, 0]
 
 
-def test_a_trust_ratio_comes_with_being_decayed_and_not_with_the_amount() -> None:
+def test_a_trust_ratio_applies_to_decayed_parameters_for_any_decay() -> None:
     weight = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     bias = nn.Parameter(torch.tensor([3.0, 4.0]))
     optimizer = Lamb(lr=0.1, eps=0.0, weight_decay=0.0).build(

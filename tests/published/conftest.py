@@ -8,12 +8,12 @@ from tests.support.models import peers
 
 @pytest.fixture
 def folder(tmp_path):
-    """A whole BertForPreTraining folder, made by transformers."""
+    """Returns a complete BertForPreTraining folder, written by transformers."""
     peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "model")
     return tmp_path / "model"
 
 
 @pytest.fixture
 def weights(folder):
-    """What the folder holds, in our names."""
+    """Returns the weights of the folder under our names."""
     return load_pretrained(str(folder))

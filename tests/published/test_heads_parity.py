@@ -1,4 +1,4 @@
-"""Published heads of tokens, choices, numbers and many labels compute in ours what they compute in transformers."""
+"""Published heads of tokens, choices, numbers and several labels give the outputs of transformers."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def both_forms(family: str, lengths=peers.LENGTHS):
 
 
 def saved(tmp_path, family, suffix, **config):
-    """A model of transformers, and what we read of its folder."""
+    """Returns a model of transformers, and the weights that we read from its folder."""
     peer = peers.peer(FAMILIES[family] + suffix, family, **config)
     peer.save_pretrained(tmp_path)
     return peer, load_pretrained(str(tmp_path))
@@ -92,7 +92,7 @@ def test_problems_of_sequence_classification(family, config, problem, labels, tm
 
 
 @torch.no_grad()
-def test_own_dense_of_a_roberta_classifier_goes_before_a_pooler_that_is_there_too(tmp_path):
+def test_the_dense_layer_of_a_roberta_classifier_takes_precedence_over_a_pooler(tmp_path):
     """Older RoBERTa classifiers were published with the pooler of their base model, which they never use."""
     peer = peers.peer("RobertaForSequenceClassification", "roberta")
     peer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Published weights enter a model whole or not at all: names, regrouped rows, shapes, arithmetic."""
+"""Published weights enter a model completely or not at all: names, regrouped rows, shapes, arithmetic."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from framework.tasks.task import TaskModel
 from tests.support.models import peers
 
 
-def test_rows_of_qkv_hold_whole_heads():
+def test_rows_of_qkv_contain_whole_heads():
     query, key, value = (torch.arange(4)[:, None] + start for start in (0, 10, 20))
     (joined,) = join_qkv([query, key, value], num_heads=2)
     assert joined.flatten().tolist() == [0, 1, 10, 11, 20, 21, 2, 3, 12, 13, 22, 23]
@@ -84,7 +84,7 @@ def model_like(config, **changes):
         ({"max_position_embeddings": 65}, r"shape \(64, 32\), but this model requires \(65, 32\)"),
     ],
 )
-def test_model_that_weights_do_not_fit(changes, message, weights):
+def test_a_model_that_the_weights_do_not_fit(changes, message, weights):
     model = model_like(weights.config, **changes)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
@@ -102,7 +102,7 @@ def test_padded_vocabulary(weights):
     assert model.head.mlm.decoder.weight is table
 
 
-def test_assign_is_given_full_values(weights):
+def test_assign_gets_full_values(weights):
     calls = {}
     with torch.device("meta"):
         model = model_like(weights.config)
@@ -138,8 +138,8 @@ def test_classifier_with_other_labels(tmp_path):
         load_into(model, weights)
 
 
-def test_peers_hide_nothing():
-    """The parity tests mean little if a bias were zero or a norm one."""
+def test_the_peers_have_no_trivial_parameters():
+    """The parity tests prove little if a bias were zero or a norm one."""
     for family, class_name in (("bert", "BertForPreTraining"), ("modernbert", "ModernBertForMaskedLM")):
         for name, parameter in peers.peer(class_name, family).named_parameters():
             assert parameter.std() > 0.05, name

@@ -1,4 +1,4 @@
-"""What published folders and hub names can look like, and the errors for those that cannot be loaded."""
+"""Published folders and hub names in all their forms, and the errors for those that cannot be loaded."""
 
 import json
 import os
@@ -59,14 +59,14 @@ def test_shards(file_name, save, folder, weights):
         load_pretrained(str(folder))
 
 
-def test_index_that_leaves_its_folder(folder):
+def test_an_index_that_points_outside_its_folder(folder):
     (folder / "model.safetensors").rename(folder.parent / "other.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
     with pytest.raises(CheckpointError, match=r"'\.\./other.safetensors', which is not a file of its folder"):
         load_pretrained(str(folder))
 
 
-def test_plain_pickle_is_read_and_another_is_not_run(folder, weights):
+def test_a_plain_pickle_is_read_and_another_is_not_executed(folder, weights):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -87,7 +87,7 @@ def test_plain_pickle_is_read_and_another_is_not_run(folder, weights):
     assert not witness.exists()
 
 
-def test_untied_decoder_is_named_and_left_out(folder):
+def test_an_untied_decoder_is_named_and_omitted(folder):
     def untie(tensors):
         return tensors | {"cls.predictions.decoder.weight": tensors["bert.embeddings.word_embeddings.weight"] + 1}
 
@@ -158,7 +158,7 @@ def test_bad_modernbert(changes, message, tmp_path):
         load_pretrained(str(tmp_path))
 
 
-def test_source_that_is_no_folder(folder, tmp_path, monkeypatch):
+def test_a_source_that_is_no_folder(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source, message in (
         (str(folder / "config.json"), "is a file"),

@@ -1,4 +1,4 @@
-"""Published weights in our encoder and heads compute what transformers computes."""
+"""Published weights in our encoder and heads give the outputs of transformers."""
 
 import pytest
 import torch
@@ -80,7 +80,7 @@ def pretraining_model(folder, nsp):
         ("BertForMaskedLM", "bert", {}),
         ("BertForMaskedLM", "bert", {"hidden_act": "relu"}),
         ("RobertaForMaskedLM", "roberta", {}),
-        # Its head has GELU all the same.
+        # Its head has GELU regardless.
         ("RobertaForMaskedLM", "roberta", {"hidden_act": "relu"}),
         ("ModernBertForMaskedLM", "modernbert", {}),
     ],

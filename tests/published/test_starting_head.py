@@ -1,4 +1,4 @@
-"""A run takes over of a head what means the same, and is told what that is."""
+"""A run starts from the matching parts of a published head, and reports them."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,7 @@ LABELS = ["bad", "good", "so so"]
 
 
 def source(head_kind="token_classification", **side) -> PretrainedWeights:
-    """Row i of the scores is all i, so that it can be told where it went."""
+    """Makes every value of row i of the scores i, so that rows can be recognized."""
     rows = torch.arange(3.0)
     heads = {
         "pooler.dense.bias": torch.zeros(2),
@@ -62,7 +62,7 @@ def scores(weights: PretrainedWeights) -> list[float] | None:
         (source(labels=LABELS, problem="single_label"), "token_classification", {"labels": LABELS}, [0, 1, 2]),
     ],
 )
-def test_scores_go_where_their_labels_are(given, kind, wanted, expected):
+def test_scores_are_copied_by_label(given, kind, wanted, expected):
     fitted = fit_head(given, kind, wanted)
     assert scores(fitted) == expected
     assert "pooler.dense.bias" in fitted.heads
@@ -77,7 +77,7 @@ class BareSpanHead(nn.Module):
 
 
 def test_a_classifier_of_tokens_does_not_start_one_of_sequences(tmp_path):
-    """Both have one `classifier` of one shape; until its kind is looked at, nothing tells them apart."""
+    """Both have one `classifier` of one shape; only their kind distinguishes them."""
     for class_name, family in (
         ("BertForTokenClassification", "bert"),
         ("ModernBertForTokenClassification", "modernbert"),
@@ -95,7 +95,7 @@ def line(weights, head):
     return describe_start(model, weights)
 
 
-def test_what_is_told(tmp_path):
+def test_the_message_about_scores(tmp_path):
     peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "bert")
     weights = replace(load_pretrained(str(tmp_path / "bert")), source="bert")
     assert line(weights, lambda config: build_sequence_classification_head(config, 2)) == (
@@ -108,7 +108,7 @@ def test_what_is_told(tmp_path):
     )
 
 
-def test_low_rank_updates_are_counted_and_no_part_of_the_head(tmp_path):
+def test_low_rank_updates_are_counted_and_are_no_part_of_the_head(tmp_path):
     peers.peer("BertForPreTraining", "bert").save_pretrained(tmp_path / "bert")
     weights = replace(load_pretrained(str(tmp_path / "bert")), source="bert")
     with torch.device("meta"):
@@ -120,7 +120,7 @@ def test_low_rank_updates_are_counted_and_no_part_of_the_head(tmp_path):
     assert f"; head new: classifier; low-rank updates new: {num_updates}; unused weights of" in told
 
 
-def test_what_is_told_of_a_transform_that_an_mlm_head_had(tmp_path):
+def test_the_message_about_the_transform_of_an_mlm_head(tmp_path):
     peers.peer("ModernBertForMaskedLM", "modernbert").save_pretrained(tmp_path / "m")
     weights = replace(load_pretrained(str(tmp_path / "m")), source="m")
     assert line(weights, lambda config: TokenHead(config, 3)) == (
@@ -129,7 +129,7 @@ def test_what_is_told_of_a_transform_that_an_mlm_head_had(tmp_path):
     )
 
 
-def test_what_is_told_of_a_fine_tuned_model(tmp_path):
+def test_the_message_about_a_fine_tuned_model(tmp_path):
     names = {"id2label": dict(enumerate(LABELS)), "label2id": {name: index for index, name in enumerate(LABELS)}}
     peers.peer("RobertaForTokenClassification", "roberta", **names).save_pretrained(tmp_path / "r")
     weights = replace(load_pretrained(str(tmp_path / "r")), source="r")
@@ -143,7 +143,7 @@ def test_what_is_told_of_a_fine_tuned_model(tmp_path):
 
 @pytest.mark.parametrize("named", [{"num_labels": 3}, {"num_labels": 3, "id2label": {"0": "no", "1": "yes"}}, {}])
 @pytest.mark.parametrize("class_name", ["BertForSequenceClassification", "BertForTokenClassification"])
-def test_the_scores_say_how_many_labels_there_are(named, class_name, tmp_path):
+def test_the_scores_determine_the_number_of_labels(named, class_name, tmp_path):
     """A published config may name fewer labels than there are scores; the scores are kept as unnamed ones."""
     peer = peers.peer(class_name, "bert", num_labels=3)
     peer.save_pretrained(tmp_path)

@@ -1,4 +1,4 @@
-"""Which rows are shown, what a page may hold, and that pictures stay readable: 2 to 150 classes, in any script."""
+"""The rows and content of the error analysis, and readable pictures: 2 to 150 classes, in any script."""
 
 import json
 import re
@@ -40,7 +40,7 @@ HOSTILE = "<script>alert('here')</script> & <img src=x onerror=alert(1)>"
 
 
 class LettersOnly:
-    """A tokenizer whose ids are letters."""
+    """Tokenizer whose ids are letters."""
 
     def decode_batch(self, ids: list[list[int]]) -> list[str]:
         return ["".join(chr(ord("a") + each) for each in row) for row in ids]
@@ -61,7 +61,7 @@ def analysis_of(examination: Examination, num_examples: int = 20, texts: tuple[s
 
 
 def labelled(labels: list[str], num_rows: int = 200) -> Examination:
-    """Rows of which the label that is expected is mostly, but not always, predicted."""
+    """Returns rows whose expected label is mostly, but not always, predicted."""
     rows = []
     for row in range(num_rows):
         expected = labels[row % len(labels)]
@@ -84,7 +84,7 @@ def png_size(path: Path) -> tuple[int, int]:
     return struct.unpack(">II", path.read_bytes()[16:24])
 
 
-def test_the_worst_rows_are_wrong_ones_by_loss():
+def test_the_worst_rows_are_wrong_ones_sorted_by_loss():
     rows = [
         ExaminedRow(1, loss, score) for loss, score in [(0.2, 1), (0.7, 0), (0.9, None), (0.7, 0), (3.0, 1), (2.0, 0)]
     ]
@@ -96,7 +96,7 @@ def test_without_losses_the_lowest_score_and_then_the_most_confident_come_first(
     assert worst_rows(rows) == [3, 1, 0]
 
 
-def test_buckets_of_lengths_are_those_of_a_loop():
+def test_buckets_of_lengths_equal_those_of_a_loop():
     rows = [ExaminedRow(length=2 + index % 17, loss=float(index), score=index % 2) for index in range(100)]
     rows.append(ExaminedRow(length=500))  # nothing is asked of it
     buckets = length_buckets(rows)
@@ -126,7 +126,7 @@ def test_confusions_are_counted_expected_label_first():
     assert most_confused(kept, 9) == [("a", "b", 2), ("c", "a", 1)]
 
 
-def test_a_task_that_tells_nothing_gets_its_worst_items_with_their_tokens():
+def test_a_task_without_an_examination_shows_its_worst_items_with_their_tokens():
     results = ItemResults([0, 0, 0], np.array([0.1, 2.0, 1.0]), np.array([2, 3, 1]))
     predictions = [{"label": "x", "vector": [1, 2]}, {"label": "y", "vector": []}, {"label": "z", "vector": []}]
     kept = analysis_of(default_examination(results, predictions), 2, ("ab", "cde", "f"))
@@ -168,8 +168,8 @@ def test_names_in_chinese_and_with_a_dollar_are_drawn_without_a_warning(
     assert not is_numbered or all(f"<td>{label}</td>" in page for label in labels)
 
 
-def test_a_font_that_has_the_signs_is_found_and_one_that_draws_boxes_is_not():
-    # matplotlib brings STIX, which has U+1D81, and Last Resort, which has a box for everything.
+def test_a_font_with_the_characters_is_chosen_and_one_that_draws_boxes_is_not():
+    # matplotlib contains STIX, which has U+1D81, and Last Resort, which has a box for everything.
     font = fonts.font_for(["\u1d81 and letters"])
     assert font is not None and font.get_file() != findfont(FontProperties())
     assert 0x1D81 in FT2Font(font.get_file()).get_charmap()
@@ -177,7 +177,7 @@ def test_a_font_that_has_the_signs_is_found_and_one_that_draws_boxes_is_not():
     assert fonts.font_for(["letters"]) == FontProperties()
 
 
-def test_texts_are_escaped_and_the_page_needs_nothing_else(tmp_path: Path):
+def test_texts_are_escaped_and_the_page_needs_no_other_file(tmp_path: Path):
     rows = [ExaminedRow(3, 2.0, 0.0, 0.9, HOSTILE, HOSTILE, HOSTILE * 20, HOSTILE)]
     confusion = Confusion([HOSTILE, "b"], np.array([[1, 2], [0, 3]]))
     analysis = analysis_of(Examination(rows, HOSTILE, confusion)) | {"classes": [{"label": HOSTILE, "f1": 0.5}]}
@@ -195,7 +195,7 @@ def test_texts_are_escaped_and_the_page_needs_nothing_else(tmp_path: Path):
     sources = re.findall(r'src="([^"]*)"', page)
     assert len(sources) == 3 and all(each.startswith("data:image/png;base64,") for each in sources)
     assert "prefers-color-scheme: dark" in page
-    assert "…" in page  # the long text is cut
+    assert "…" in page  # the long text is truncated
 
 
 def test_the_report_is_a_function_of_the_folder(tmp_path: Path):
@@ -219,10 +219,10 @@ def test_without_examples_no_text_is_kept(tmp_path: Path):
     assert "worst" not in write_report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_numbers_are_drawn_against_each_other(tmp_path: Path):
+def test_expected_and_predicted_numbers_are_drawn(tmp_path: Path):
     numbers = np.stack([np.arange(5000.0), np.arange(5000.0) + 1], axis=1)
     rows = [ExaminedRow(4, 1.0, expected="1", predicted="2", text="")] * 5000
     analysis = analysis_of(Examination(rows, numbers=numbers), texts=("abc",))
-    assert analysis["numbers"]["predicted"][:2] == [1.0, 4.0]  # 2,000 points at most
+    assert analysis["numbers"]["predicted"][:2] == [1.0, 4.0]  # at most 2,000 points
     names = [path.name for path in draw_analysis(tmp_path, "validation", analysis)]
     assert names == ["validation_lengths.png", "validation_numbers.png"]

@@ -1,4 +1,4 @@
-"""Output that nobody takes must neither raise nor block; what is no terminal cuts no table."""
+"""Output that nobody reads must neither raise nor block; tables outside a terminal are not truncated."""
 
 import io
 import logging
@@ -31,7 +31,7 @@ open(sys.argv[1], "w").write("done")
 
 
 def talk(tmp_path: Path, shell: str) -> subprocess.CompletedProcess[str]:
-    """Runs a program that prints 150 kB to each stream, with what the shell makes of its output."""
+    """Runs a program that prints 150 kB to each stream, with the redirections of a shell."""
     script, done = tmp_path / "talks.py", tmp_path / "done"
     script.write_text(_TALKS, encoding="utf-8")
     line = shell.format(f"{sys.executable} {script} {done}")
@@ -49,7 +49,7 @@ def talk(tmp_path: Path, shell: str) -> subprocess.CompletedProcess[str]:
     return finished
 
 
-def test_a_reader_that_leaves_ends_nothing(tmp_path):
+def test_a_reader_that_closes_early_ends_nothing(tmp_path):
     assert talk(tmp_path, "{} 2>&1 | head -1").stdout.startswith(("line 0", "gr\\xf6\\xdfer"))
 
 
@@ -65,7 +65,7 @@ def test_a_pipe_that_nobody_reads_blocks_nothing(tmp_path):
     assert time.monotonic() - began < 20
 
 
-def test_what_is_taken_is_whole_and_a_slow_reader_loses_nothing():
+def test_output_is_complete_and_a_slow_reader_loses_nothing():
     reader, writer = os.pipe()
     received = bytearray()
 
@@ -76,7 +76,7 @@ def test_what_is_taken_is_whole_and_a_slow_reader_loses_nothing():
 
     thread = threading.Thread(target=read_slowly)
     thread.start()
-    data = bytes(range(256)) * 1200  # five times what a pipe holds
+    data = bytes(range(256)) * 1200  # five times the capacity of a pipe
     stream = DispensableStream(writer, "standard output")
     assert stream.write(data) == len(data)
     assert os.get_blocking(writer) is not False, "the descriptor is shared with others"
@@ -86,7 +86,7 @@ def test_what_is_taken_is_whole_and_a_slow_reader_loses_nothing():
     assert bytes(received) == data
 
 
-def test_the_first_drop_stands_in_the_log_of_the_rank(caplog):
+def test_the_first_loss_of_output_is_logged_by_the_rank(caplog):
     with open("/dev/full", "wb", buffering=0) as full, caplog.at_level(logging.WARNING, "framework.run"):
         stream = DispensableStream(full.fileno(), "standard output")
         assert [stream.write(b"a"), stream.write(b"b")] == [1, 1]
@@ -95,7 +95,7 @@ def test_the_first_drop_stands_in_the_log_of_the_rank(caplog):
     ]
 
 
-def test_no_table_of_a_log_file_is_cut(monkeypatch):
+def test_no_table_of_a_log_file_is_truncated(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("COLUMNS", "40")
     table = Table(*(f"column {index}" for index in range(20)))

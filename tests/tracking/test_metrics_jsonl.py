@@ -1,4 +1,4 @@
-"""Row files that are cut, torn and continued."""
+"""Row files that are truncated, torn and continued."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_a_torn_last_line_is_cut(tmp_path: Path, torn: bytes):
     assert path.read_bytes() == ROWS + b'{"step": 5}\n'
 
 
-def test_a_file_of_something_else_is_refused_and_left_alone(tmp_path: Path):
+def test_another_file_is_rejected_and_not_changed(tmp_path: Path):
     content = b"my notes\n" + ROWS
     path = written(tmp_path / "metrics.jsonl", content)
     with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 1: not a JSON object with an integer 'step'"):

@@ -1,4 +1,4 @@
-"""Pictures exist, have the stated size, and smoothing is the mean it claims to be."""
+"""Pictures exist and have the documented size; smoothing is a centred mean."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
 
 
 def png_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header (PNG specification, IHDR)."""
+    """Returns width and height from the header (PNG specification, IHDR)."""
     return struct.unpack(">II", path.read_bytes()[16:24])
 
 
@@ -28,7 +28,7 @@ def test_three_pictures_are_drawn_at_150_dots_per_inch(tmp_path: Path):
     assert {png_size(path) for path in paths} == {(1080, 600)}
 
 
-def test_what_has_no_rows_is_not_drawn(tmp_path: Path):
+def test_metrics_without_rows_are_not_drawn(tmp_path: Path):
     write_rows(tmp_path / "metrics.jsonl", [{"step": 5, "val/loss": 0.5}, {"step": 6, "train/loss": None}])
     assert draw_plots(tmp_path, "a run") == []
 

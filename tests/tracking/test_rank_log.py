@@ -1,4 +1,4 @@
-"""Each rank's log file: every line has time, rank and step; nothing is lost, and a log never ends a run."""
+"""Each rank's log file: every line has time, rank and step; no line is lost, and a log never ends a run."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ def step_120(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(folder: Path) -> list[tuple[str, str, str]]:
-    """Step, level and text of each line of rank 3; every line must have the form."""
+    """Returns step, level and text of each line of rank 3; every line must have the format."""
     found = []
     for line in (folder / "rank_00003.log").read_text(encoding="utf-8").splitlines():
         match = LINE.fullmatch(line)
@@ -45,7 +45,7 @@ def test_every_line_of_a_traceback_has_rank_and_step(tmp_path: Path, step_120: N
     assert written[-2:] == [("120", "ERROR", "ValueError: two"), ("120", "ERROR", "lines")]
 
 
-def test_a_start_adds_to_the_file_and_leaves_logging_as_it_was(tmp_path: Path) -> None:
+def test_a_start_appends_to_the_file_and_restores_logging(tmp_path: Path) -> None:
     handlers, level, show = list(logging.getLogger().handlers), logging.getLogger("framework").level, None
     show = warnings.showwarning
     for text in ("first", "second"):
@@ -94,7 +94,7 @@ def test_a_killed_process_loses_no_line(tmp_path: Path) -> None:
     assert [text for _, _, text in lines(tmp_path)] == [f"line {number}" for number in range(500)]
 
 
-def test_a_disk_that_refuses_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_disk_that_rejects_lines_is_reported_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rank_00003.log").symlink_to("/dev/full")
     with rank_log(tmp_path, 3):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""The sign of life of W&B's server: servers that refuse, are silent, answer with errors, or stand behind a proxy."""
+"""The reachability of W&B's server: servers that refuse, are silent, answer with errors, or are behind a proxy."""
 
 import socket
 import threading
@@ -13,7 +13,7 @@ from framework.tracking.reachability import why_unreachable
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that answers each connection with some bytes; yields host and port, and its requests."""
+    """Runs a server that answers each connection with some bytes; yields host and port, and its requests."""
     requests: list[bytes] = []
 
     def serve() -> None:
@@ -35,20 +35,20 @@ def answering(answer: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"302 Found\r\nLocation: http://nowhere.invalid/", b"503 Busy"])
-def test_any_answer_is_a_sign_of_life(status):
+def test_any_answer_counts_as_reachable(status):
     with answering(b"HTTP/1.1 " + status + b"\r\nContent-Length: 0\r\n\r\n") as (address, requests):
         assert why_unreachable(f"http://{address}", {}, 5.0) is None
     assert requests[0].startswith(b"HEAD / HTTP/1.1\r\n")
 
 
-def test_what_is_no_http_or_has_another_certificate_is_left_to_wandb():
+def test_answers_without_http_or_with_another_certificate_are_left_to_wandb():
     with answering(b"no protocol\r\n") as (address, _):
         assert why_unreachable(f"http://{address}", {}, 5.0) is None
         assert why_unreachable(f"https://{address}", {}, 5.0) is None
     assert why_unreachable("no url", {}, 5.0) is None
 
 
-def test_a_server_that_refuses_is_known_at_once():
+def test_a_server_that_refuses_is_detected_immediately():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
     begun = time.monotonic()
@@ -57,21 +57,21 @@ def test_a_server_that_refuses_is_known_at_once():
 
 
 def test_a_silent_server_costs_the_time_limit():
-    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and never answers
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts connections and never answers
         address, begun = f"127.0.0.1:{server.getsockname()[1]}", time.monotonic()
         problem = why_unreachable(f"http://{address}", {}, 0.5)
         assert problem is not None and problem.startswith(address)
     assert 0.4 < time.monotonic() - begun < 30
 
 
-def test_a_name_that_is_resolved_for_ever_costs_the_time_limit(monkeypatch):
+def test_a_name_that_never_resolves_costs_the_time_limit(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(60) and [])
     assert why_unreachable("http://far.example", {}, 0.5) == "far.example does not answer within 0.5 s"
     released.set()
 
 
-def test_a_proxy_is_asked_unless_the_server_is_on_this_host(monkeypatch):
+def test_a_proxy_is_used_unless_the_server_is_on_this_host(monkeypatch):
     monkeypatch.delenv("NO_PROXY", raising=False)
     monkeypatch.delenv("no_proxy", raising=False)
     with answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as (proxy, requests):

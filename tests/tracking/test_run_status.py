@@ -1,4 +1,4 @@
-"""A run as its folder alone shows it: states, speed, checkpoints, damaged files; and the table of it."""
+"""The status of a run from its folder alone: states, speed, checkpoints, damaged files; and the table of runs."""
 
 import json
 import os
@@ -44,7 +44,7 @@ SUMMARY: dict[str, Any] = {
 
 
 def make_run(folder: Path, rows: int = 0, **beats: Any) -> Path:
-    """A run with so many rows, two seconds apart, and a beat of each of two ranks."""
+    """Writes a run with this number of rows, two seconds apart, and a beat of each of two ranks."""
     live = folder / "logs" / "live" / START
     live.mkdir(parents=True)
     (folder / "config.yaml").write_text("run: {checkpoints: null}\n")
@@ -96,14 +96,14 @@ def test_a_folder_whose_run_has_not_begun(tmp_path):
     assert read(tmp_path).state == "not started"
 
 
-def test_processes_that_are_gone_without_a_word(tmp_path):
+def test_processes_that_ended_without_a_message(tmp_path):
     seen = read(make_run(tmp_path / "run", rows=2, pid=gone_pid()))
     assert seen.state == "lost"
     assert seen.ended_badly
     assert seen.last_lines == {0: "... rank 0 last words", 1: "... rank 1 last words"}
 
 
-def test_another_host_is_judged_by_its_files_alone(tmp_path):
+def test_a_run_on_another_host_is_judged_only_by_its_files(tmp_path):
     folder = make_run(tmp_path / "run", rows=2, host="elsewhere", pid=1)
     assert read(folder).state == "running"
     for beat in (folder / "logs" / "live" / START).iterdir():
@@ -112,7 +112,7 @@ def test_another_host_is_judged_by_its_files_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("written", "state"), [(AFTER_START, "preempted"), (BEFORE_START, "lost")])
-def test_a_summary_counts_where_it_is_of_the_newest_start(tmp_path, written, state):
+def test_a_summary_counts_only_if_it_is_of_the_newest_start(tmp_path, written, state):
     folder = make_run(tmp_path / "run", rows=2, pid=gone_pid())
     write_summary(folder, SUMMARY)
     os.utime(folder / "summary.json", (written, written))
@@ -127,7 +127,7 @@ def test_a_run_with_a_damaged_summary_is_not_called_lost(tmp_path, content):
     (folder / "summary.json").write_text(content)
     assert (read(folder).state, read(folder).ended_badly) == ("damaged", True)
     assert "summary.json cannot be read" in str(read(folder).why)
-    os.utime(folder / "summary.json", (BEFORE_START, BEFORE_START))  # an earlier start's
+    os.utime(folder / "summary.json", (BEFORE_START, BEFORE_START))  # of an earlier start
     assert read(folder).state == "lost"
 
 
@@ -168,8 +168,8 @@ def test_the_metric_that_ranks_checkpoints_is_shown(tmp_path, capsys, has_ended)
 
 
 @pytest.mark.parametrize("is_of_this_start", [True, False])
-def test_a_failure_counts_where_it_is_of_the_newest_start(tmp_path, is_of_this_start):
-    """The failure is written by what writes it in a run."""
+def test_a_failure_counts_only_if_it_is_of_the_newest_start(tmp_path, is_of_this_start):
+    """The failure is written by the code that writes it in a run."""
     folder = make_run(tmp_path / "run", rows=2, pid=gone_pid())
     report = FailureReport()
     live = folder / "logs" / "live" / START
@@ -182,7 +182,7 @@ def test_a_failure_counts_where_it_is_of_the_newest_start(tmp_path, is_of_this_s
         assert read(folder).state == "lost"
 
 
-def test_rows_that_are_half_written_are_left_out(tmp_path):
+def test_incomplete_rows_are_ignored(tmp_path):
     path = tmp_path / "rows.jsonl"
     long_row = {"step": 1, "text": "x" * 70_000}
     path.write_text(json.dumps(long_row) + '\n{"step": 2}\n{"step": 3}\n{"ste')
@@ -190,7 +190,7 @@ def test_rows_that_are_half_written_are_left_out(tmp_path):
     assert tail_rows(tmp_path / "none.jsonl") == []
 
 
-def test_the_table_names_what_is_wrong(tmp_path, capsys):
+def test_the_table_names_problems(tmp_path, capsys):
     make_run(tmp_path / "runs" / "good", rows=5)
     make_run(tmp_path / "runs" / "bad", rows=2, pid=gone_pid())
     run(["--runs", str(tmp_path / "runs")])
@@ -291,7 +291,7 @@ def test_jobs_that_wait_for_slurm_are_pending(tmp_path):
     ]
 
 
-def test_the_queue_is_read_as_squeue_prints_it(tmp_path, capsys, monkeypatch):
+def test_the_queue_is_read_in_the_format_of_squeue(tmp_path, capsys, monkeypatch):
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
     squeue.write_text("#!/bin/sh\n[ \"$4\" = --states=PENDING ] && echo '21_4|Resources|cloze'\n")
@@ -302,21 +302,21 @@ def test_the_queue_is_read_as_squeue_prints_it(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "slurm-21-4: SLURM job 21_4: Resources" in out
     assert out.count("21-4") == 2
-    run(["--runs", str(tmp_path / "none")])  # the job alone, which has no folder yet
+    run(["--runs", str(tmp_path / "none")])  # only the job, which has no folder yet
     assert "slurm-21_4: SLURM job 21_4: Resources" in capsys.readouterr().out
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="there is no run yet"):
         run(["--runs", str(tmp_path / "none")])
 
 
-def test_it_costs_no_import_of_torch():
+def test_status_does_not_import_torch():
     program = (
         "import sys, framework.status; sys.exit(bool({'torch', 'lightning', 'hydra', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
 
 
-def test_a_run_that_is_not_there(tmp_path, monkeypatch, capsys):
+def test_a_run_that_does_not_exist(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["status", "nix", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit) as leaving:
         status()

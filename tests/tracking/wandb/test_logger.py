@@ -1,4 +1,4 @@
-"""Weights & Biases: when it is imported, whether it goes online, what reaches it; all without a network."""
+"""Weights & Biases: when it is imported, whether it goes online, and the data it gets; all without a network."""
 
 import os
 import re
@@ -32,7 +32,7 @@ assert wandb.run is None, "the run was left open"
 
 @pytest.fixture
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No key anywhere: an empty home, no variables of wandb."""
+    """Removes all keys: an empty home, no variables of wandb."""
     for name in [name for name in os.environ if name.startswith("WANDB_") or name == "NETRC"]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -40,7 +40,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_run_ids_are_in_the_alphabet_of_wandb():
+def test_run_ids_use_the_alphabet_of_wandb():
     assert wandb_run_id("slurm-12_3") == "slurm-12_3"
     assert re.fullmatch("lr-0-1-gr--e-x-[0-9a-f]{8}", wandb_run_id("lr=0.1 größe/x"))
     assert len(wandb_run_id("a" * 200)) == 64
@@ -54,7 +54,7 @@ def test_different_runs_are_different_runs_at_wandb(names):
     assert len(ids) == len(names) and all(re.fullmatch("[A-Za-z0-9_-]{1,64}", each) for each in ids)
 
 
-def test_credentials_are_found_where_wandb_looks(bare_environment: Path, monkeypatch: pytest.MonkeyPatch):
+def test_credentials_are_read_from_the_files_of_wandb(bare_environment: Path, monkeypatch: pytest.MonkeyPatch):
     assert not has_credentials()
     monkeypatch.setenv("WANDB_API_KEY", "k")
     assert has_credentials()
@@ -76,7 +76,7 @@ def test_credentials_are_found_where_wandb_looks(bare_environment: Path, monkeyp
     assert has_credentials()
 
 
-def test_unknown_mode_is_refused(tmp_path: Path):
+def test_an_unknown_mode_is_rejected(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"logger\.mode is 'sometimes'"):
         build_wandb_logger(tmp_path, "run", {}, mode="sometimes")
 
@@ -130,7 +130,7 @@ print("offline" if logger.experiment.offline else "online", time.monotonic() - s
 @pytest.mark.parametrize("answers", [False, True], ids=["silent", "answers, but accepts no run"])
 def test_a_key_without_a_server_is_tried_briefly_and_logged_offline(bare_environment: Path, answers: bool):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        if answers:  # the first connection only; the others are taken and never answered
+        if answers:  # only the first connection; the others are accepted and never answered
             threading.Thread(target=_answer_once, args=[server], daemon=True).start()
         environ = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]),

@@ -1,7 +1,7 @@
-"""A run that is trained in two starts, as W&B has it: read from its offline files, and from a server that they go to.
+"""A run trained in two starts, as recorded by W&B: read from its offline files, and from a server that receives them.
 
-The server is openwandb on loopback: CLOZE_TEST_OPENWANDB names its program (pip install openwandb==0.5.25, which may
-lie in an environment of its own).
+The server is openwandb on loopback: CLOZE_TEST_OPENWANDB names its program (pip install openwandb==0.5.25, also in an
+environment of its own).
 """
 
 import json
@@ -25,7 +25,7 @@ TRACKED = ("logger=wandb", "logger.mode=offline", "logger.log_model=true", "logg
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory) -> Path:
-    """A folder with the run: 16 steps, then 8 more."""
+    """Returns a folder with the run: 16 steps, then 8 more."""
     folder = tmp_path_factory.mktemp("tracked")
     training = [*prepare("sequence_classification", folder), *TRACKED]
     for max_steps in (16, 24):
@@ -33,7 +33,7 @@ def tracked(tmp_path_factory) -> Path:
     return folder
 
 
-def test_segments_join_under_one_id(tracked: Path) -> None:
+def test_segments_have_one_id(tracked: Path) -> None:
     segments = read_segments(tracked / "runs" / "tracked")
     # Each start trains, and logs its model.
     assert [segment.run.run_id for segment in segments] == ["tracked"] * 4
@@ -50,7 +50,7 @@ def test_segments_join_under_one_id(tracked: Path) -> None:
         }
 
 
-def test_plots_tables_and_report_come_at_the_end(tracked: Path) -> None:
+def test_plots_tables_and_report_are_logged_at_the_end(tracked: Path) -> None:
     run = tracked / "runs" / "tracked"
     folders = sorted((run / "wandb").glob("offline-run-*"))
     for index, step in ((0, 16), (2, 24)):
@@ -90,7 +90,7 @@ def test_the_model_is_an_artifact(tracked: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path) -> Iterator[str]:
-    """A server's address."""
+    """Starts a server and yields its address."""
     assert SERVER is not None
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -111,7 +111,7 @@ def server(tmp_path) -> Iterator[str]:
 
 
 @pytest.mark.skipif(SERVER is None, reason="CLOZE_TEST_OPENWANDB names no server")
-def test_a_server_has_one_run_online_and_synced(tracked: Path, server: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_server_has_one_run_both_online_and_synced(tracked: Path, server: str, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", server)
     monkeypatch.setenv("WANDB_API_KEY", "local0000000000000000000000000000000000000000")
