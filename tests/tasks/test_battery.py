@@ -1,7 +1,7 @@
-"""What holds for every task: each folder of framework/tasks is found, and must have its example here.
+"""Checks for every task: each folder of framework/tasks is tested, and must have its example here.
 
-An example (tests/support/tasks/examples/NAME.py) writes a little data and says what prediction reads; the commands do
-the rest, in processes as torchrun starts them.
+An example (tests/support/tasks/examples/NAME.py) writes some data and describes the input of prediction. The commands
+do the rest, in processes as torchrun starts them.
 """
 
 import json
@@ -16,7 +16,7 @@ from tests.support.tasks.commands import FINE_TUNED, STEPS, call, example, jsonl
 
 @pytest.fixture(scope="module", params=FINE_TUNED)
 def trained(request, tmp_path_factory) -> tuple[ModuleType, Path, list[str]]:
-    """A task that was trained in one process."""
+    """Run folder of a task that was trained in one process."""
     folder = tmp_path_factory.mktemp(request.param)
     overrides = prepare(request.param, folder)
     succeed(folder, "train", *overrides, "run.id=one")
@@ -35,7 +35,7 @@ def test_a_few_steps_lower_the_loss(trained):
     assert sum(losses[-4:]) < 0.97 * sum(losses[:4])
 
 
-def test_a_run_says_what_data_it_saw(trained):
+def test_a_run_reports_its_data(trained):
     _, folder, _ = trained
     run = folder / "runs" / "one"
     data = json.loads((run / "summary.json").read_text(encoding="utf-8"))["data"]
@@ -59,7 +59,7 @@ def test_loss_gradients_and_metrics_do_not_depend_on_the_split(trained, num_rank
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
-def test_evaluation_finds_what_validation_found(trained, num_ranks):
+def test_evaluation_gives_the_metrics_of_the_validation(trained, num_ranks):
     _, folder, _ = trained
     output = folder / "evaluated.json"
     analysis = folder / "runs" / "one" / "analysis" / "validation.json"
@@ -91,14 +91,14 @@ def test_predictions_keep_rows_and_do_not_depend_on_processes(trained):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
-def test_what_was_trained_is_not_changed_afterwards(trained, command):
+def test_the_task_of_a_run_cannot_be_changed_afterwards(trained, command):
     _, folder, _ = trained
     asked = ("text=a",) if command == "predict" else ()
     code, told = call(folder, command, "run=one", *asked, "task={max_length: 9}")
     assert code == 2 and "`task.max_length` is fixed by the training" in told, told
 
 
-def test_an_export_predicts_the_same(trained):
+def test_an_export_gives_the_same_predictions(trained):
     task, folder, _ = trained
     (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
     succeed(folder, "export", "run=one", "output=exported")
@@ -119,7 +119,7 @@ def test_a_bad_row_is_named(name, tmp_path):
 
 
 def assert_same(ours: object, theirs: object) -> None:
-    """Equal values, numbers to rounding: micro-batches differ."""
+    """Compares values; numbers only up to rounding, because micro-batches differ."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         assert list(ours) == list(theirs)
         for key in ours:

@@ -1,4 +1,4 @@
-"""What tasks tell of a split, on tensors written by hand: confusions of entities, scores of rows, expected answers."""
+"""The examination of each task on tensors written by hand: confusions of entities, scores of rows, expected answers."""
 
 from types import MappingProxyType
 from typing import Any
@@ -37,7 +37,7 @@ def prediction(label: str, probability: float) -> dict[str, Any]:
     return {"label": label, "probability": probability}
 
 
-def test_one_label_a_row_and_nothing_of_rows_that_are_out_of_scope():
+def test_single_labels_ignore_out_of_scope_rows():
     problem = SingleLabel(out_of_scope_label="other")
     problem.labels = ("a", "b")
     records = [LabelledText(f"row {n}", f"text {n}", None, label) for n, label in enumerate(["a", "b", "other", "b"])]
@@ -54,7 +54,7 @@ def test_one_label_a_row_and_nothing_of_rows_that_are_out_of_scope():
     assert examination.rows[1].expected == "b" and examination.rows[1].location == "row 1"
 
 
-def test_several_labels_a_row():
+def test_several_labels_per_row():
     problem = MultiLabel()
     problem.labels = ("a", "b", "c", "d")
     records = [LabelledText("row 1", "one", "two", ("b", "a")), LabelledText("row 2", "three", None, ())]
@@ -71,7 +71,7 @@ def test_several_labels_a_row():
     assert examination.outcomes.is_correct.tolist() == [True, True, False, False, *[False] * 4]
 
 
-def test_numbers_stand_beside_each_other():
+def test_expected_and_predicted_numbers():
     records = [LabelledText("", "x", None, 2.5), LabelledText("", "y", None, 0.0)]
     examination = Regression().examine(records, results_of([{"score": 2.0}, {"score": 1.0}], [0.25, 1.0]))
     assert examination.numbers is not None and examination.numbers.tolist() == [[2.5, 2.0], [0.0, 1.0]]
@@ -107,7 +107,7 @@ def test_entities_are_missed_spurious_or_of_another_type():
     assert examination.outcomes.is_correct.tolist() == [False, False]
 
 
-def test_questions_show_their_true_answers_and_where_these_stand():
+def test_questions_show_their_true_answers_and_locations():
     context = "word " * 60 + "the red house stands here. " + "word " * 80
     passage = Passage(np.zeros(0), np.zeros(0), np.zeros(0))
     questions = [
@@ -132,7 +132,7 @@ def test_questions_show_their_true_answers_and_where_these_stand():
     assert examination.outcomes is not None and examination.outcomes.is_correct.tolist() == [True, False]
 
 
-def test_pairs_out_of_order_and_queries_that_others_come_before():
+def test_pairs_out_of_order_and_queries_whose_answer_is_not_first():
     east, north, between = np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.8, 0.6])
     pairs = [np.stack([east, east]), np.stack([east, between]), np.stack([east, north])]
     examination = examine_pairs([5.0, 0.0, 1.0], results_of(pairs))
@@ -142,12 +142,12 @@ def test_pairs_out_of_order_and_queries_that_others_come_before():
     records = [SearchRole(0, 10, 1), SearchRole(1, 11, 1), SearchRole(None, 12, 0)]
     vectors = [np.stack([east, north]), np.stack([north, north]), between[None]]
     scores = [row.score for row in examine_search(records, results_of(vectors)).rows]
-    # The first query finds `between` before its answer, which then shares its place with a text that stands behind it.
+    # The first query ranks `between` before its answer, which then shares its rank with a later text.
     assert scores == [0.5, 0.5, None]
 
 
 class SummedLosses:
-    """As much of a task as an evaluation that examines asks for."""
+    """The methods of a task that an evaluation with examination uses."""
 
     scores_predictions = False
     best_metric = "loss"
@@ -186,7 +186,7 @@ def test_losses_of_the_sequences_of_an_item_are_summed():
     assert results.decoded == ["first", "second"]
 
 
-def test_a_moment_that_is_asked_shows_what_came_and_what_was_recommended():
+def test_an_examined_trial_shows_history_and_recommendations():
     catalogue = Catalogue(tuple("abcd"), ("Alpha", "Beta", "Gamma", "Delta"), np.ones(4))
     first = Moment(user=0, history=np.array([0]), seen=np.array([0]), relevant=np.array([2]))
     second = Moment(user=1, history=np.array([3, 1]), seen=np.array([1, 3]), relevant=np.array([0, 2]))

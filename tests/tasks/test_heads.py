@@ -1,4 +1,4 @@
-"""Pooling and heads against loops over sequences; parity with transformers is tested with the pretrained weights."""
+"""Pooling and heads compared with loops over sequences; tests of published weights cover parity with transformers."""
 
 from dataclasses import replace
 
@@ -38,12 +38,12 @@ def test_pooling_against_a_loop():
     assert_close(gradient, torch.autograd.grad(expected.square().sum(), hidden_states)[0])
 
 
-def test_mean_is_taken_in_fp32():
+def test_mean_is_computed_in_fp32():
     batch = peers.pack(peers.sequences((300,), vocab_size=40))
     assert pool_mean(torch.full((300, 1), 1.0078125, dtype=torch.bfloat16), batch).tolist() == [[1.0078125]]
 
 
-def test_decoder_is_the_word_embeddings():
+def test_the_decoder_shares_the_word_embeddings():
     encoder = TransformerEncoder(CONFIG)
     head = build_pretraining_head(encoder, CONFIG, nsp=False)
     assert head.mlm.decoder.weight is encoder.embeddings.word_embeddings.weight
@@ -51,7 +51,7 @@ def test_decoder_is_the_word_embeddings():
     assert not any(name.startswith(("nsp", "pooler")) for name in names)
 
 
-def test_words_are_scored_at_the_targets_only():
+def test_words_are_scored_only_at_the_targets():
     encoder = TransformerEncoder(CONFIG)
     head = build_pretraining_head(encoder, CONFIG, nsp=True)
     batch = peers.pack(peers.sequences(LENGTHS, vocab_size=40))

@@ -1,4 +1,4 @@
-"""Rows of pairs, of scored pairs and of labelled texts, and an error with file and row for every bad one."""
+"""Rows of pairs, of scored pairs and of labelled texts, and an error with file and row for every bad row."""
 
 import json
 
@@ -16,12 +16,12 @@ def write(folder, text, name="rows.csv"):
 def test_pairs_and_their_hard_negatives(tmp_path):
     text = 'text,pair,worse,worst\na,b,c,"[""d"", ""e"", "" ""]"\nf,g,,[h] i\nj,k,[],"[1]"\n'
     rows = TextPairData(write(tmp_path, text), negative_columns=["worse", "worst"]).load().splits["train"]
-    # A list, a text that only begins like one, and a list of something else, which is a text too.
+    # A list, a text that only begins like one, and a list of something else, which is also a text.
     assert [row.texts for row in rows] == [("a", "b", "c", "d", "e"), ("f", "g", "[h] i"), ("j", "k", "[1]")]
     assert {row.answer for row in rows} == {None}
 
 
-def test_lists_of_json_are_several_negatives(tmp_path):
+def test_json_lists_are_several_negatives(tmp_path):
     lines = [{"text": "a", "pair": "b", "not": ["c", "d"]}, {"text": "e", "pair": "f", "not": []}]
     path = write(tmp_path, "".join(json.dumps(line) + "\n" for line in lines), "rows.jsonl")
     rows = TextPairData(path, negative_columns=["not"]).load().splits["train"]
@@ -57,7 +57,7 @@ def test_rows_of_one_text_fall_into_one_split(tmp_path):
         ("a,b,nan", "rows.csv, row 3 (line 4): 'score' is 'nan'. It must be a finite number"),
     ],
 )
-def test_bad_rows_are_named_or_left_out(tmp_path, row, fault):
+def test_bad_rows_are_named_or_omitted(tmp_path, row, fault):
     path = write(tmp_path, f"text,pair,score\na,b,1\nc,d,2\n{row}\n")
     with pytest.raises(DataError) as caught:
         TextPairData(path, score_column="score").load()
@@ -65,7 +65,7 @@ def test_bad_rows_are_named_or_left_out(tmp_path, row, fault):
     assert len(TextPairData(path, score_column="score", on_bad_row="skip").load().splits["train"]) == 2
 
 
-def test_there_must_be_something_to_tell_apart(tmp_path):
+def test_at_least_two_different_texts_or_labels_are_required(tmp_path):
     path = write(tmp_path, "text,label\na,x\nb,x\n")
     with pytest.raises(DataError, match="all 2 training rows have the label 'x'"):
         TextPairData(path, pair_column=None, label_column="label").load()

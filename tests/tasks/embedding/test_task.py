@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 def rows_of(items: list[tuple[int, list[int]]], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of items (query, texts)."""
+    """Writes rows of items (query, texts)."""
     sizes = [len(texts) for _, texts in items]
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -44,7 +44,7 @@ def rows_of(items: list[tuple[int, list[int]]], seed: int = 0) -> dict[str, torc
     }
 
 
-# Queries are ids of texts. 0 is asked twice; 11 answers two of them, and is a hard negative of one; 5 answers and asks.
+# Queries are ids of texts. 0 occurs twice; 11 answers two of them and is a hard negative of one; 5 is answer and query.
 ITEMS = [
     (0, [0, 10, 20, 21]),
     (0, [0, 11]),
@@ -53,7 +53,7 @@ ITEMS = [
     (5, [5, 12]),
     (NO_QUERY, [13]),
 ]
-# By item: its positive, and which texts it must not be told from (positives as (item, 1), hard negatives as (item, n)).
+# By item: its positive, and the texts excluded as negatives (positives as (item, 1), hard negatives as (item, n)).
 ALLOWED = {
     0: [(0, 2), (0, 3), (2, 2), (3, 1), (4, 1)],
     1: [(0, 2), (0, 3), (2, 2), (3, 1), (4, 1)],
@@ -61,7 +61,7 @@ ALLOWED = {
     3: [(0, 1), (1, 1), (2, 1), (4, 1), (0, 2), (0, 3), (2, 2), (3, 2)],
     4: [(0, 1), (1, 1), (2, 1), (0, 2), (0, 3), (2, 2), (3, 2)],
 }
-# Which other anchors a positive must not be told from.
+# The other anchors excluded for a positive.
 ALLOWED_ANCHORS = {0: [2, 3, 4], 1: [3, 4], 2: [3, 4], 3: [0, 1, 2], 4: [0, 1, 2, 3]}
 
 
@@ -81,14 +81,14 @@ def direct_info_nce(rows: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.
     return forward, backward
 
 
-def test_info_nce_is_that_of_one_matrix():
+def test_info_nce_equals_that_of_one_matrix():
     rows = rows_of(ITEMS)
     ours, theirs = info_nce(rows, TEMPERATURE), direct_info_nce(rows)
     for one, other in zip(ours, theirs, strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-5)
         gradients = [torch.autograd.grad(loss, rows["embeddings"], retain_graph=True)[0] for loss in (one, other)]
         torch.testing.assert_close(*gradients)
-    # The text that is only searched has no part in it.
+    # The text that is only a search candidate is not used.
     assert gradients[0][-1].abs().sum() == 0
     nothing = info_nce(rows_of([(NO_QUERY, [3])]), TEMPERATURE)
     nothing.sum().backward()
@@ -104,7 +104,7 @@ def test_texts_of_one_label_are_no_negatives():
     assert info_nce(rows, TEMPERATURE)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_cosent_is_that_of_a_double_loop():
+def test_cosent_equals_a_double_loop():
     rows = rows_of([(index, [index, index]) for index in range(5)])
     scores = [1.0, 3.0, 3.0, 0.0, 2.0]
     rows["scores"] = torch.tensor(scores).repeat_interleave(2)
@@ -112,11 +112,11 @@ def test_cosent_is_that_of_a_double_loop():
     inside = 1 + sum(
         ((cosines[j] - cosines[i]) / TEMPERATURE).exp() for i in range(5) for j in range(5) if scores[i] > scores[j]
     )
-    # One value a step: five pairs in the denominator give it back.
+    # One value per step: five pairs in the denominator restore it.
     assert cosent(rows, TEMPERATURE).item() / 5 == pytest.approx(inside.log().item(), rel=1e-5)
 
 
-def test_matryoshka_is_the_mean_over_cut_embeddings():
+def test_matryoshka_is_the_mean_over_truncated_embeddings():
     rows = rows_of(ITEMS)
     task = EmbeddingTask(temperature=TEMPERATURE, symmetric=True, matryoshka_sizes=[2, 4])
     sums = task.step_loss_sums(rows)
@@ -130,7 +130,7 @@ def group(*texts: str, answer: str | float | None = None) -> TextGroup:
     return TextGroup("rows.csv, row 1", texts, answer)
 
 
-def test_items_of_pairs_end_with_what_is_searched(tokenizer):
+def test_items_of_pairs_end_with_the_search_candidates(tokenizer):
     groups = [group("a", "b b", "c"), group("d", "b  b"), group("a", "e")]
     source = match_source(groups, ["e", "f", "f"], ["contrast"], tokenizer, 8)
     assert source.records == [SearchRole(0, 1, 1), SearchRole(3, 1, None), SearchRole(0, 4, 1), SearchRole(None, 5, 0)]
@@ -163,10 +163,10 @@ def test_second_texts_are_drawn_evenly_from_the_others_of_the_label(tokenizer):
         # Binomial bounds: 4 standard deviations.
         share = 1 / len(others)
         assert np.abs(counts - 3000 * share).max() <= 4 * np.sqrt(3000 * share * (1 - share))
-    # A function of seed, epoch and index: neither of the other items, nor of the order.
+    # A function of seed, epoch and index: neither of the other items nor of the order.
     assert (source.positives(epochs[::-1], indices[::-1])[::-1].reshape(3000, 8) == drawn).all()
     assert (labelled(tokenizer, seed=1)[0].positives(epochs, indices).reshape(3000, 8) != drawn).any()
-    # Two texts of one label draw apart from each other.
+    # Two texts of one label are drawn independently.
     assert 0.2 < ((drawn[:, 0] == 1) == (drawn[:, 1] == 2)).mean() < 0.8
 
 
@@ -188,7 +188,7 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     assert source.build(none, none, none, 0).num_sequences == 0
 
 
-def test_vectors_of_items_are_kept_in_their_order(tokenizer):
+def test_vectors_of_items_keep_their_order(tokenizer):
     source = match_source([group("a", "b", "c"), group("d", "e")], ["f"], ["contrast"], tokenizer, 8)
     batch = source.build(np.zeros(3), np.array([2, 0, 1]), np.array([2, 0, 1]), 0, FixedShape(40, 12, None, 8))
     vectors = torch.arange(12.0)[:, None].expand(12, 2)
@@ -196,7 +196,7 @@ def test_vectors_of_items_are_kept_in_their_order(tokenizer):
     assert [part[:, 0].tolist() for part in kept] == [[0], [1, 2], [4, 5]]
 
 
-def test_pair_scores_are_those_of_scipy():
+def test_pair_scores_equal_those_of_scipy():
     random = np.random.default_rng(0)
     vectors, references = random.normal(size=(30, 2, 8)), random.integers(0, 6, size=30).astype(float)
     cosines = [np.dot(a[:5], b[:5]) / np.linalg.norm(a[:5]) / np.linalg.norm(b[:5]) for a, b in vectors]
@@ -210,7 +210,7 @@ def angle(degrees: float) -> list[float]:
 
 
 def test_a_search_among_the_answers_of_pairs():
-    """Answers 1, 2 and 3 lie at 10, 50 and 170 degrees; query 0 has two of them, query 9 has the third."""
+    """Answers 1, 2 and 3 are at 10, 50 and 170 degrees; query 0 has two of them, query 9 has the third."""
     records = [SearchRole(0, 1, 1), SearchRole(0, 2, 1), SearchRole(9, 1, None), SearchRole(None, 3, 0)]
     vectors = [[angle(40), angle(10)], [angle(100), angle(50)], [angle(60), angle(10)], [angle(170)]]
     found = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, 2)
@@ -222,11 +222,11 @@ def test_a_search_among_the_answers_of_pairs():
     assert found["ndcg_at_10"] == pytest.approx((1 + (1 + third) / (1 + second) + second) / 3)
 
 
-def test_a_labelled_text_does_not_find_itself():
+def test_a_labelled_text_does_not_retrieve_itself():
     records = [SearchRole(0, 0, 0), SearchRole(1, 1, 0), SearchRole(0, 0, 0), SearchRole(2, 2, 0)]
     vectors = [np.array([angle(index)]) for index in (0, 20, 50, 90)]
     found = search_scores(vectors, records, 2)
-    # 0 finds 20 before 50, and 50 finds 20 before 0; the two others are alone with their label.
+    # 0 retrieves 20 before 50, and 50 retrieves 20 before 0; the two others are alone with their label.
     assert found["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert found["hit_rate_at_5"] == 1
 
@@ -244,7 +244,7 @@ def test_embeddings_are_pooled_in_fp32(tokenizer):
     torch.testing.assert_close(first, states[[0, 3]].float())
 
 
-def test_settings_that_cannot_be_are_refused():
+def test_impossible_settings_are_rejected():
     for settings in ({"temperature": 0.0}, {"max_length": 2}, {"pooling": "max"}, {"matryoshka_sizes": [4, 4]}):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             EmbeddingTask(**settings)

@@ -1,4 +1,4 @@
-"""Questions with choices: lists and columns, labels by index and by text, what is wrong with rows."""
+"""Questions with choices: lists and columns, labels by index and by text, errors of rows."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_bad_rows_are_named_or_counted(tmp_path, change, message):
 def test_settings_and_contradictions(tmp_path):
     with pytest.raises(ConfigError, match=r"choice_columns is \['a', 'a'\]"):
         ChoiceData("x", choice_columns=["a", "a"])
-    # The same choices in another order, the same one right; and another one right.
+    # The same choices in another order with the same right one, and with another right one.
     same = {"question": "why?", "choices": ["no", "so", 7], "label": 0}
     other = {"question": "how?", "choices": ["x", "y"], "label": 0}
     path = write(tmp_path / "c.jsonl", GOOD, same, other, {**other, "label": 1})

@@ -89,7 +89,7 @@ def test_loss_metrics_and_predictions(tokenizer, batch):
 
 
 @torch.no_grad()
-def test_loss_is_that_of_transformers(tokenizer):
+def test_loss_equals_that_of_transformers(tokenizer):
     peer = peers.peer("BertForMultipleChoice", "bert").eval()
     examples = [ChoiceExample("1", "a b", None, ("c d", "e"), 1), ChoiceExample("2", "h", None, ("c", "d e f"), 0)]
     source = choice_source(examples, tokenizer, 9)
@@ -115,7 +115,7 @@ def test_prediction_reads_lists(tokenizer):
             task.check_row(Row(1, None, row | change), tokenizer)
 
 
-def test_compiling_is_refused(tokenizer):
+def test_compilation_is_rejected(tokenizer):
     settings = SimpleNamespace(strategy=SimpleNamespace(compile="layers"))
     with pytest.raises(ConfigError, match="items of this task hold up to 3 sequences"):
         check_compiled_items(settings, {"train": choice_source(EXAMPLES, tokenizer, 9)})
@@ -127,12 +127,12 @@ def test_compiling_is_refused(tokenizer):
     ("arguments", "message"),
     [({"max_length": 4}, "max_length is 4"), ({"pooling": "x"}, "pooling is 'x'"), ({"classifier_dropout": 1}, "is 1")],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_impossible_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         MultipleChoiceTask(**arguments)
 
 
-def test_contexts_are_known_from_the_data(tokenizer, tmp_path):
+def test_the_data_show_whether_there_are_contexts(tokenizer, tmp_path):
     path = tmp_path / "c.csv"
     path.write_text("question,story,x,y,label\na,b c,d,e,0\n")
     data = ChoiceData(str(path), context_column="story", choice_columns=["x", "y"])

@@ -1,4 +1,4 @@
-"""Texts with blanks: where blanks stand, which part of a long text is kept, and which words are found for each."""
+"""Texts with blanks: positions of blanks, the kept part of a long text, and the predicted words."""
 
 import json
 
@@ -38,7 +38,7 @@ def test_a_blank_becomes_the_mask_token(tokenizer, mask):
 
 
 @pytest.mark.parametrize("offset", [0, 5, 20, 39])
-def test_of_a_long_text_the_part_around_the_blank_is_kept(tokenizer, offset):
+def test_the_part_around_the_blank_of_a_long_text_is_kept(tokenizer, offset):
     words = [WORDS[index % 8] for index in range(40)]
     words[offset] = "[MASK]"
     found = read_blanks(row(" ".join(words)), tokenizer, 12)
@@ -61,7 +61,7 @@ def test_texts_that_cannot_be_filled_in_are_named(tokenizer):
 
 
 def test_words_and_probabilities_by_hand(tokenizer):
-    """Two texts in one micro-batch, in another order than the rows; logits are written at the blanks."""
+    """Two texts in one micro-batch, in another order than the rows; logits are set at the blanks."""
     task = PretrainingTask(sequence_length=16, top_k=2)
     source = task.build_source([row("wa [MASK] [MASK]"), row("[MASK] wb")], tokenizer)
     order = np.array([1, 0])
@@ -79,7 +79,7 @@ def test_words_and_probabilities_by_hand(tokenizer):
     assert json.dumps(second)
 
 
-def test_a_micro_batch_without_texts_finds_nothing(tokenizer):
+def test_a_micro_batch_without_texts_gives_no_words(tokenizer):
     task = PretrainingTask(sequence_length=16)
     source = task.build_source([row("[MASK]")], tokenizer)
     nothing = np.zeros(0, dtype=np.int64)
@@ -88,6 +88,6 @@ def test_a_micro_batch_without_texts_finds_nothing(tokenizer):
     assert task.decode({"mlm": logits}, batch) == []
 
 
-def test_a_split_of_hidden_words_is_not_shown_row_by_row():
+def test_a_split_of_masked_words_is_not_shown_row_by_row():
     task = PretrainingTask()
     assert task.predicts_rows and not task.examines_splits

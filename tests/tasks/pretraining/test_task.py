@@ -25,7 +25,7 @@ LENGTH = 32
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> StoreData:
-    """60 documents of 8 sentences with 3 to 9 words."""
+    """Writes 60 documents of 8 sentences with 3 to 9 words."""
     folder = tmp_path_factory.mktemp("corpus")
     draws = np.random.default_rng(0)
     words = [f"{first}{middle}{last}" for first in "bdfgk" for middle in ("a", "ere", "ulo") for last in "lmnst"]
@@ -54,7 +54,7 @@ def build(source: PretrainingSource, epochs, indices, step: int = 0, shape: Fixe
 
 
 def sequences_of(batch: PackedBatch) -> list[tuple]:
-    """(input ids, segments, masked places, their labels, next-sentence label) of each real sequence."""
+    """Returns (input ids, segments, masked positions, their labels, next-sentence label) of each real sequence."""
     result = []
     positions, labels = batch.targets["mlm_positions"], batch.targets["mlm_labels"]
     for number in range(batch.num_sequences):
@@ -74,7 +74,7 @@ def original_ids(sequence: tuple) -> list[int]:
 
 
 def store_text(source: PretrainingSource, epoch: int, index: int) -> tuple[list[list[int]], int]:
-    """The segments of a sequence, read from the store a stretch at a time, and the next-sentence label."""
+    """Returns the segments of a sequence, read from the store range by range, and the next-sentence label."""
     drawn = source._segments(np.array([epoch]), np.array([index]))
     stretches = zip(drawn.starts[0], drawn.lengths[0], strict=True)
     return [source._store.gather(np.array([a]), np.array([n])).tolist() for a, n in stretches], int(drawn.labels[0])
@@ -108,7 +108,7 @@ def test_layout_and_targets(data, tokenizer, nsp):
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(20)), st.integers(0, 20), st.sampled_from(["token", "whole_word", "span"]))
 def test_a_sequence_is_the_same_in_any_batch(data, tokenizer, order, cut, masking):
-    """Whatever the micro-batch, the rank and the order: same sequence, epoch and seed, same pair and same masks."""
+    """For any micro-batch, rank and order: same sequence, epoch and seed, same pair and same masks."""
     source = sources_of(data, tokenizer, masking=masking)["train"]
     indices, epochs = np.arange(20) * 3 % len(source), np.arange(20) // 8
     expected = sequences_of(build(source, epochs, indices))
@@ -118,7 +118,7 @@ def test_a_sequence_is_the_same_in_any_batch(data, tokenizer, order, cut, maskin
     assert got == [expected[one] for one in order]
 
 
-def test_epoch_and_seed_decide_but_not_the_step(data, tokenizer):
+def test_masks_depend_on_epoch_and_seed_but_not_on_the_step(data, tokenizer):
     first, other_seed = (sources_of(data, tokenizer, seed)["train"] for seed in (0, 1))
     indices = np.arange(len(first))
     base = sequences_of(build(first, 0, indices, step=5))
@@ -165,7 +165,7 @@ def test_empty_batches_and_fixed_shapes(data, tokenizer):
 
 
 def test_the_kind_of_masking_reaches_both_splits(data, tokenizer):
-    """Hidden tokens come in runs, the longer the more is hidden as a whole."""
+    """Masked tokens come in runs, which are longer if larger units are masked."""
     for split in ("train", "validation"):
         mean_run = []
         for masking in ("token", "whole_word", "span"):
@@ -253,7 +253,7 @@ def test_z_loss_is_a_term_of_training_and_not_of_validation(data, tokenizer, nsp
     assert batch.counts["z"] == int(real.sum()) < len(real)
 
 
-def test_settings_that_cannot_be(data, tokenizer, tmp_path):
+def test_impossible_settings(data, tokenizer, tmp_path):
     for options, message in (
         ({"mask_rate": 0.0}, r"mask_rate is 0\.0"),
         ({"eval_mask_rate": 1.5}, r"eval_mask_rate is 1\.5"),
@@ -278,7 +278,7 @@ def test_settings_that_cannot_be(data, tokenizer, tmp_path):
         PretrainingTask().build_sources(data, Tokenizer.from_folder(tmp_path), 0)
 
 
-def test_a_source_that_is_seen_twice_in_an_epoch_is_seen_with_other_masks(data, tokenizer):
+def test_a_source_that_is_seen_twice_in_an_epoch_gets_other_masks(data, tokenizer):
     twice = StoreData(data.store, validation_fraction=0.2, weights={"texts": 2.0})
     source = sources_of(twice, tokenizer, nsp=False)["train"]
     half = len(source) // 2

@@ -1,4 +1,4 @@
-"""The linear fit of a probe against scikit-learn's, and a probe's settings."""
+"""The linear fit of a probe compared with scikit-learn's, and a probe's settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ ROWS, HIDDEN = 80, 7
 
 @pytest.fixture
 def features() -> np.ndarray:
-    """Of unlike scales; the last one is constant."""
+    """Returns features of different scales; the last one is constant."""
     drawn = np.random.default_rng(0).normal(size=(ROWS, HIDDEN)) * [1, 5, 0.1, 1, 20, 1, 0] + [0, 3, 0, -1, 100, 0, 2]
     return drawn.astype(np.float32)
 
@@ -41,7 +41,7 @@ def standardised(features: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("l2", [0.1, 5.0])
-def test_logistic_regression_is_that_of_scikit_learn(features, l2):
+def test_logistic_regression_equals_that_of_scikit_learn(features, l2):
     labels = (features[:, 0] + features[:, 3] > 0).astype(int) + (features[:, 4] > 110)
     ours = LinearFit(torch.tensor(features), torch.tensor(labels), 3, softmax_loss, l2)
     reference = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=10000).fit(standardised(features), labels)
@@ -49,7 +49,7 @@ def test_logistic_regression_is_that_of_scikit_learn(features, l2):
     np.testing.assert_allclose(ours.scores(torch.tensor(features)).log_softmax(-1).numpy(), expected, atol=1e-3)
 
 
-def test_several_labels_are_as_many_logistic_regressions(features):
+def test_several_labels_are_independent_logistic_regressions(features):
     labels = np.stack([features[:, 0] > 0, features[:, 1] > 3], axis=1).astype(int)
     ours = LinearFit(torch.tensor(features), torch.tensor(labels), 2, sigmoid_loss, 1.0)
     scores = ours.scores(torch.tensor(features)).numpy()
@@ -60,7 +60,7 @@ def test_several_labels_are_as_many_logistic_regressions(features):
 
 
 @pytest.mark.parametrize("l2", [0.1, 50.0])
-def test_linear_regression_is_that_of_scikit_learn(features, l2):
+def test_linear_regression_equals_that_of_scikit_learn(features, l2):
     values = features[:, 0] * 2 - features[:, 4] + 7
     ours = LinearFit(torch.tensor(features), torch.tensor(values), 1, squared_loss, l2)
     reference = Ridge(alpha=l2).fit(standardised(features), values)
@@ -69,14 +69,14 @@ def test_linear_regression_is_that_of_scikit_learn(features, l2):
     np.testing.assert_allclose(ours.scores(torch.tensor(others))[:, 0].numpy(), reference.predict(scaled), rtol=1e-4)
 
 
-def test_a_second_fit_has_the_same_bits(features):
+def test_a_second_fit_is_bit_identical(features):
     labels = torch.tensor((features[:, 0] > 0).astype(int))
     first, second = (LinearFit(torch.tensor(features), labels, 2, softmax_loss, 1.0) for _ in range(2))
     assert first.weight.equal(second.weight) and first.bias.equal(second.bias)
 
 
 def test_all_norms_run_in_a_pass_without_the_head():
-    """Those of a group of FSDP2 are gathered anew only after each of them has run."""
+    """The norms are one group of FSDP2, which is gathered again only after all of them have run."""
     config = EncoderConfig("bert", 20, 8, 1, 2, 8, 16, norm_placement="pre")
     encoder = TransformerEncoder(config)
     model = TaskModel(encoder, PretrainingTask(16).build_head(encoder, config))
@@ -95,7 +95,7 @@ def test_all_norms_run_in_a_pass_without_the_head():
 @pytest.mark.parametrize(
     ("settings", "message"), [({"l2": 0.0}, "l2 is 0.0"), ({"pooling": "max"}, "pooling"), ({"max_length": 2}, "max_l")]
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_impossible_settings_are_rejected(settings, message):
     with pytest.raises(ConfigError, match=message):
         ProbeSettings(TableData("x"), **settings)
 
@@ -109,14 +109,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 
 def write(folder: Path, labels: list[str]) -> TableData:
-    """The first rows train, the others validate."""
+    """Splits rows: the first ones train, the others validate."""
     for name, part in (("train", labels[:60]), ("validation", labels[60:])):
         (folder / f"{name}.csv").write_text("text,label\n" + "".join(f"some words,{label}\n" for label in part))
     return TableData(str(folder / "train.csv"), str(folder / "validation.csv"), validation_fraction=0.0)
 
 
 def fitted(features: np.ndarray) -> tuple[dict[str, torch.Tensor], np.ndarray, np.ndarray]:
-    """By split for a probe, and standardised by the first for scikit-learn."""
+    """Returns features by split for a probe, and standardized by the first split for scikit-learn."""
     train, validation = features[:60], features[60:]
     scaler = StandardScaler().fit(train.astype(np.float64))
     given = {"train": torch.tensor(train), "validation": torch.tensor(validation)}
@@ -147,7 +147,7 @@ def test_a_probe_of_several_labels_is_measured_by_f1(features, tmp_path: Path, t
     assert found["micro_f1"] == pytest.approx(f1_score(labels[60:], expected, average="micro"))
 
 
-def test_a_probe_needs_rows_to_be_measured_on(tmp_path: Path, tokenizer: Tokenizer):
+def test_a_probe_needs_validation_rows(tmp_path: Path, tokenizer: Tokenizer):
     data = write(tmp_path, ["x", "y"] * 40)
     with pytest.raises(
         ConfigError, match=r"no validation rows\. A probe is evaluated on them\. Set `data\.validation`"

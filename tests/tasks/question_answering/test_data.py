@@ -24,7 +24,7 @@ def squad(*questions: dict, context: object = CONTEXT, **keys: object) -> dict:
 
 
 def write(path: Path, content: object) -> str:
-    """A dict as JSON, a list as JSONL; compressed where the suffix says so."""
+    """Writes a dict as JSON and a list as JSONL; compressed if the suffix says so."""
     text = json.dumps(content) if isinstance(content, dict) else "".join(json.dumps(row) + "\n" for row in content)
     path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
     return str(path)
@@ -80,7 +80,7 @@ def many(num_contexts: int = 300, on_each: int = 3) -> list[dict]:
     ]
 
 
-def test_a_context_falls_into_one_split_with_all_its_questions(tmp_path):
+def test_all_questions_of_a_context_fall_into_one_split(tmp_path):
     splits = load(tmp_path / "q.jsonl", many(), validation_fraction=0.2, test_fraction=0.1).splits
     contexts = {split: {question.context for question in questions} for split, questions in splits.items()}
     assert not contexts["train"] & contexts["validation"] and not contexts["test"] & contexts["validation"]
@@ -92,7 +92,7 @@ def test_a_context_falls_into_one_split_with_all_its_questions(tmp_path):
     assert abs(len(contexts["validation"]) - 60) < 28
 
 
-def test_only_repeats_of_a_question_on_its_context_are_left_out(tmp_path):
+def test_only_repeats_of_a_question_on_its_context_are_omitted(tmp_path):
     rows = many(3)
     other_answer = rows[0] | {"answers": [{"text": "0", "answer_start": 8}]}
     spaced = rows[1] | {"question": " What  1?"}
@@ -149,8 +149,8 @@ def test_a_bad_question_is_an_error_or_skipped_and_counted(tmp_path, suffix, bad
     assert message in facts.skipped[0]
 
 
-def test_further_answers_are_compared_as_texts_and_need_no_place(tmp_path):
-    """The dev set of CMRC 2018: a second or third reference has the offset -1."""
+def test_further_answers_are_compared_as_texts_and_need_no_offset(tmp_path):
+    """In the dev set of CMRC 2018 a second or third reference has the offset -1."""
     first = GOOD["answers"][0]
     rows = [answered(first, {"text": "Zoe", "answer_start": -1}, {"text": "Basel"}) | {"context": CONTEXT}]
     (question,) = load(tmp_path / "q.jsonl", rows).splits["train"]
@@ -161,7 +161,7 @@ def test_further_answers_are_compared_as_texts_and_need_no_place(tmp_path):
     ]
 
 
-def test_questions_that_are_only_evaluated_need_texts(tmp_path):
+def test_questions_used_only_for_evaluation_need_texts(tmp_path):
     unplaced = answered({"text": "Zürich", "answer_start": -1}, {"text": "x", "answer_start": 3})
     held_out = write(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
     found = load(tmp_path / "q.jsonl", [GOOD | {"context": CONTEXT}], validation=held_out)
@@ -172,7 +172,7 @@ def test_questions_that_are_only_evaluated_need_texts(tmp_path):
         load(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
 
 
-def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
+def test_a_wrong_offset_is_repaired_if_the_text_occurs_once(tmp_path):
     rows = [GOOD | {"context": CONTEXT}, answered({"text": "北京", "answer_start": 14}) | {"context": CONTEXT}]
     with pytest.raises(DataError, match=r"occurs once, so data\.invalid_answers=repair corrects it"):
         load(tmp_path / "q.jsonl", rows)
@@ -206,13 +206,13 @@ def test_a_wrong_place_is_repaired_where_the_text_stands_once(tmp_path):
         ("q.csv", [], "is not JSON, by its name and its content"),
     ],
 )
-def test_a_file_that_holds_no_questions(tmp_path, name, content, message):
+def test_a_file_without_questions(tmp_path, name, content, message):
     with pytest.raises(DataError) as error:
         load(tmp_path / name, content)
     assert message in str(error.value)
 
 
-def test_rows_are_read_by_the_content_whatever_the_file_is_called(tmp_path):
+def test_rows_are_detected_by_content_under_any_file_name(tmp_path):
     rows = [GOOD | {"context": CONTEXT}, GOOD | {"context": CONTEXT, "id": "b"}]
     lines = "\n".join(map(json.dumps, rows))
     for name, content in (("q.json", lines), ("q.jsonl", lines), ("list.json", json.dumps(rows)), ("q.txt", lines)):
@@ -220,7 +220,7 @@ def test_rows_are_read_by_the_content_whatever_the_file_is_called(tmp_path):
         assert [row.context for row in QuestionData(str(tmp_path / name)).load().splits["train"]] == [CONTEXT] * 2
 
 
-def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_path):
+def test_a_broken_line_is_skipped_and_a_file_of_only_broken_lines_is_an_error(tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_bytes(b'{"question": "x"\n\xff\n' + json.dumps(GOOD | {"context": CONTEXT}).encode())
     with pytest.raises(DataError, match=r"line 1: not JSON"):
@@ -232,7 +232,7 @@ def test_a_broken_line_is_skipped_and_a_file_of_nothing_else_is_an_error(tmp_pat
         QuestionData(str(path), on_bad_row="skip").load()
 
 
-def test_settings_that_cannot_be(tmp_path):
+def test_impossible_settings(tmp_path):
     with pytest.raises(ConfigError, match=r"columns has the key 'text', which is unknown\. Valid keys are id"):
         QuestionData("x.jsonl", columns={"text": "q"})
     with pytest.raises(ConfigError, match="on_bad_row='ignore'"):
@@ -244,7 +244,7 @@ def test_settings_that_cannot_be(tmp_path):
     ("name", "questions", "contexts"),
     [("policyqa_dev.json.gz", 3809, 574), ("xquad.en.json", 1190, 240), ("xquad.zh.json", 1190, 240)],
 )
-def test_every_question_of_real_files_is_good(name, questions, contexts):
+def test_every_question_of_real_files_is_valid(name, questions, contexts):
     loaded = QuestionData(os.fspath(real_data(f"qa/{name}")), validation_fraction=0.1).load()
     assert loaded.facts["train"].read == questions
     assert len({question.context for each in loaded.splits.values() for question in each}) == contexts

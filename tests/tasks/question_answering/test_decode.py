@@ -1,4 +1,4 @@
-"""Spans of windows against all pairs of tokens, and answers from windows by hand."""
+"""Spans of windows compared with all pairs of tokens, and answers from windows by hand."""
 
 import math
 
@@ -39,7 +39,7 @@ def test_a_window_without_tokens_has_no_span():
 
 CONTEXT = "Cafe\u0301s in  Bern"
 PASSAGE = Passage(np.zeros(3, np.int32), np.array([0, 6, 9]), np.array([4, 9, 15]))
-"""As of byte-level tokens behind a normaliser that drops accents: `Cafe`, ` in`, `  Bern`."""
+"""Offsets of byte-level tokens after a normalizer that drops accents: `Cafe`, ` in`, `  Bern`."""
 
 
 def windows(*firsts: int, row: int = 0, context: str = CONTEXT) -> list[Window]:
@@ -52,13 +52,13 @@ def spans(null_score: float, *found: tuple[int, int, float]) -> WindowSpans:
 
 
 def test_an_answer_is_the_best_span_of_all_windows():
-    # Two spans are in both windows; the better score of each counts, once.
+    # Two spans are in both windows; the better score of each counts once.
     decoded = [spans(9.0, (2, 2, 3.0), (0, 0, 2.0), (1, 2, 1.0)), spans(1.0, (1, 1, 4.0), (0, 1, -5.0))]
     (answer,) = assemble_answers(windows(0, 1), decoded, n_best=3, no_answer_threshold=None)
     total = math.exp(4) + math.exp(2) + math.exp(1)
     expected = [
         {"answer": "Bern", "start": 11, "end": 15, "probability": math.exp(4) / total},
-        # The accent behind the last token belongs to it.
+        # The accent after the last token belongs to it.
         {"answer": "Cafe\u0301", "start": 0, "end": 5, "probability": math.exp(2) / total},
         # White space before the first token does not.
         {"answer": "in  Bern", "start": 7, "end": 15, "probability": math.exp(1) / total},
@@ -68,7 +68,7 @@ def test_an_answer_is_the_best_span_of_all_windows():
     assert {name: answer[name] for name in expected[0]} == answer["n_best"][0]
 
 
-def test_only_the_best_candidates_are_told():
+def test_only_the_best_candidates_are_returned():
     (answer,) = assemble_answers(windows(0), [spans(0.0, (2, 2, 3.0), (1, 1, 2.0), (0, 0, 2.0))], 1, None)
     assert [told["probability"] for told in answer["n_best"]] == [1.0]
 
@@ -77,7 +77,7 @@ def test_only_the_best_candidates_are_told():
     ("threshold", "answer"), [(None, "Bern"), (0.0, ""), (0.9, ""), (1.1, "Bern"), (-5.0, ""), (2.0, "Bern")]
 )
 def test_no_answer_wins_by_more_than_the_threshold(threshold, answer):
-    # No answer scores what the window scores it in which it is least likely: 4, against 3 of the best span.
+    # The score of no answer is its lowest over the windows: 4, against 3 of the best span.
     decoded = [spans(4.0, (2, 2, 1.0)), spans(9.0, (1, 1, 3.0))]
     (found,) = assemble_answers(windows(0, 1), decoded, 5, threshold)
     assert found["answer"] == answer

@@ -1,4 +1,4 @@
-"""Windows over contexts: by hand, against a slow reference, and where a text is long or strange."""
+"""Windows over contexts: by hand, compared with a slow reference, and for long or odd texts."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def test_windows_by_hand(tokenizer):
     assert (
         batch.token_type_ids.tolist() == [0] * 4 + [1] * 5 + [0] * 4 + [1] * 5 + [0] * 4 + [1] * 4 + [0] * 3 + [1] * 3
     )
-    # Sequences begin at 0, 9, 18 and 26; the third window does not hold the answer, so [CLS] is it.
+    # Sequences begin at 0, 9, 18 and 26; the third window does not contain the answer, so its target is [CLS].
     assert batch.targets["start_positions"].tolist() == [6, 13, 18, 29]
     assert batch.targets["end_positions"].tolist() == [7, 14, 18, 29]
     assert batch.targets["window_starts"].tolist() == [4, 13, 22, 29]
@@ -57,7 +57,7 @@ def test_windows_by_hand(tokenizer):
     assert [(window.row, window.first) for window in source.records] == [(0, 0), (0, 2), (0, 4), (1, 0)]
 
 
-def test_an_answer_without_a_place_has_no_target_and_another_one_takes_it(tokenizer):
+def test_an_answer_without_an_offset_has_no_target_and_another_one_is_used(tokenizer):
     unplaced, placed = Answer("e", None, "a fault"), Answer("d", 2)
     asked = [Question("p", "a", "c d", (unplaced,)), Question("p", "a", "c d", (unplaced, placed))]
     batch = built(window_source(asked, tokenizer, SIZES), 0, 1)
@@ -88,7 +88,7 @@ def test_windows_end_with_the_first_that_reaches_the_end():
 
 
 def slow_target(encoding: Encoding, asked: int, first: int, room: int, answer: Answer) -> tuple[int, int]:
-    """Character by character: the tokens of the window under the answer, [CLS] unless all are there."""
+    """Finds, character by character, the tokens of the window under the answer; [CLS] unless all are there."""
     indices = sorted(
         {encoding.char_to_token(char) for char in range(answer.start, answer.start + len(answer.text))} - {None}
     )
@@ -121,7 +121,7 @@ def test_a_text_of_100_000_characters(tokenizer):
     source = window_source(
         [question("a", context, "f g"), question("a", context, "d e b")], tokenizer, WindowSizes(384, 128, 64)
     )
-    # 50,002 tokens, windows of 380: one at 0, and one for each 128 tokens of the 49,622 behind.
+    # 50,002 tokens, windows of 380: one at 0, and one for each 128 tokens of the remaining 49,622.
     assert len(source) == 2 * (1 + -(-49_622 // 128))
     assert max(source.lengths(np.zeros(len(source), int), np.arange(len(source)))) == 384
     batch = built(source, len(source) // 2 - 1)

@@ -1,4 +1,4 @@
-"""Question answering: head and loss against transformers, scores that do not depend on ranks."""
+"""Question answering: head and loss compared with transformers, scores that do not depend on ranks."""
 
 import os
 
@@ -42,7 +42,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 def questions(number: int) -> list[Question]:
-    """Contexts of one window and of several; one question of five has no answer."""
+    """Returns contexts of one window and of several; one question of five has no answer."""
     random = np.random.default_rng(7)
     made = []
     for row in range(number):
@@ -57,7 +57,7 @@ def questions(number: int) -> list[Question]:
 @pytest.mark.parametrize(
     ("class_name", "family"), [("BertForQuestionAnswering", "bert"), ("ModernBertForQuestionAnswering", "modernbert")]
 )
-def test_logits_and_loss_are_those_of_transformers(tmp_path, class_name, family):
+def test_logits_and_loss_equal_those_of_transformers(tmp_path, class_name, family):
     peer = peers.peer(class_name, family)
     peer.save_pretrained(tmp_path)
     weights = load_pretrained(str(tmp_path))
@@ -74,7 +74,7 @@ def test_logits_and_loss_are_those_of_transformers(tmp_path, class_name, family)
     first = batch.cu_seqlens[:-1].long()
     batch.targets.update({"start_positions": first + starts, "end_positions": first + ends})
     losses = QuestionAnsweringTask().sequence_losses(outputs, batch)
-    # One at a time: transformers takes its softmax over padding too.
+    # One at a time: transformers computes its softmax over padding too.
     for index, one in enumerate(ids):
         expected = peer(input_ids=one[None], start_positions=starts[index, None], end_positions=ends[index, None])
         begin, end = batch.cu_seqlens[index], batch.cu_seqlens[index + 1]
@@ -83,7 +83,7 @@ def test_logits_and_loss_are_those_of_transformers(tmp_path, class_name, family)
         assert_close(losses[index], expected.loss, **TOLERANCE)
 
 
-def test_the_loss_leaves_out_fillers_and_other_sequences(tokenizer):
+def test_the_loss_excludes_fillers_and_other_sequences(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = window_source(questions(4), tokenizer, task.sizes)
     indices = np.arange(3)
@@ -142,14 +142,14 @@ def test_scores_do_not_depend_on_ranks(workers, tokenizer):
     assert alone.keys() == {"loss", "exact_match", "f1"} | {
         f"{kind}_answer_{name}" for kind in ("has", "no") for name in ("exact_match", "f1")
     }
-    # Some of the answers are right, some are not, of both kinds.
+    # Some of the answers are right and some are wrong, of both kinds.
     assert all(0 < value < 1 for name, value in alone.items() if name != "loss")
     for together in workers.run(share_of_rank, 2, 2, str(tokenizer.folder)):
         assert together == pytest.approx(alone, rel=1e-5)
 
 
 def told(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
-    """What decode makes of logits that are highest at one span, in tokens of the passage, of some items."""
+    """Decodes logits of some items that are highest at one span, given in tokens of the passage."""
     order = np.arange(len(source))[::-1].copy()
     batch = source.build(order * 0, order, order, 0)
     logits = torch.zeros(2, batch.num_tokens)
@@ -162,7 +162,7 @@ def told(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
     return [by_item[item] for item in range(len(source))]
 
 
-def test_rows_are_answered_from_the_texts_as_given(tokenizer):
+def test_answers_are_taken_from_the_original_texts(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     rows = [
         Row(1, 2, {"question": "o p", "context": "A  b\nc d É f g h i j k l"}),
@@ -190,7 +190,7 @@ def test_scores_of_a_split_by_hand(tokenizer):
     )
 
 
-def test_answers_without_a_place_are_scored(tokenizer):
+def test_answers_without_an_offset_are_scored(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = window_source([Question("p", "o", "b c d", (Answer("c", None, "a fault"),))], tokenizer, task.sizes)
     decoded = told(task, source, {0: (1, 1)})
@@ -210,7 +210,7 @@ def test_chinese_answers_that_are_counted_by_words_are_reported(tokenizer, tmp_p
         assert all("Set data.answer_unit=characters" in warning for warning in warnings)
 
 
-def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
+def test_the_data_report_counts_and_questions_without_answer(tokenizer, tmp_path):
     path = tmp_path / "q.jsonl"
     path.write_text('{"question": "a", "context": "b", "answers": []}\n')
     task = QuestionAnsweringTask(**TASK)
@@ -222,7 +222,7 @@ def test_data_say_what_is_counted_and_what_has_no_answer(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["question", "context"])
-def test_an_empty_text_cannot_be_asked(tokenizer, name):
+def test_an_empty_text_cannot_be_predicted(tokenizer, name):
     row = Row(3, 4, {"question": "a", "context": "b"} | {name: " \n"})
     with pytest.raises(DataError, match=rf"row 3 \(line 4\): the {name} is empty"):
         QuestionAnsweringTask(**TASK).check_row(row, tokenizer)
@@ -238,7 +238,7 @@ def test_an_empty_text_cannot_be_asked(tokenizer, name):
         ({"max_length": 194}, "max_length=194 has room for 127 tokens of the context .* stride=128 would skip tokens"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_impossible_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         QuestionAnsweringTask(**arguments)
     assert QuestionAnsweringTask(max_length=195).sizes.stride == 128
@@ -256,7 +256,7 @@ def test_unlabelled_windows_add_no_loss(tokenizer):
 @needs_real_data
 @pytest.mark.parametrize(("language", "unit", "wrong"), [("en", "words", 1), ("zh", "characters", 0)])
 def test_true_positions_give_the_true_answers_of_real_questions(language, unit, wrong):
-    """Through windows, offsets and scores; one English answer ends within a token."""
+    """The positions pass through windows, offsets and scores; one English answer ends within a token."""
     task = QuestionAnsweringTask(max_answer_length=100)
     data = QuestionData(os.fspath(real_data(f"qa/xquad.{language}.json")), answer_unit=unit)
     source = task.build_sources(data, Tokenizer.from_folder(peers.minilm_folder()), seed=0)["train"]

@@ -1,4 +1,4 @@
-"""Interactions: cuts in time, what counts as liked, ties, repeats; and what is wrong with rows and settings."""
+"""Interactions: splits in time, likes, ties and repeats; errors of rows and settings."""
 
 import gzip
 from pathlib import Path
@@ -36,7 +36,7 @@ def write(folder: Path, rows=ROWS, items: str = ITEMS) -> dict[str, str]:
 
 
 def told(found: Interactions) -> list[tuple]:
-    """User, item, time, liked, split of each."""
+    """Returns user, item, time, liked and split of each."""
     columns = (found.users, found.item_indices, found.times, found.is_liked, found.splits)
     return [
         ("abc"[user], found.items[index], int(time), bool(liked), SPLITS[split])
@@ -48,7 +48,7 @@ def test_splits_are_cut_by_time(tmp_path):
     files = write(tmp_path)
     rated = {"text_columns": ["title", "text"], "rating_column": "rating", "min_rating": 4.0}
     found = InteractionData(**files, **rated, validation_fraction=0.3, test_fraction=0.25).load()
-    # Of ten the last two (a share of 0.25 is two and a half) are the test, the three before them validation.
+    # Of ten, the last two (a share of 0.25 is two and a half) are the test, the three before them validation.
     assert told(found) == [
         ("a", "1", 10, True, "train"),
         ("b", "2", 10, True, "train"),
@@ -71,8 +71,8 @@ def test_splits_are_cut_by_time(tmp_path):
     assert without.splits.tolist() == [0] * 8 + [2] * 2
 
 
-def test_equal_times_never_lie_in_two_splits(tmp_path):
-    """A share that ends within a moment takes the whole moment."""
+def test_equal_times_never_fall_into_two_splits(tmp_path):
+    """A share that ends within one time includes all interactions of that time."""
     files = write(tmp_path, items="item,text\n1,a\n2,b\n3,c\n4,d\n")
     # Of ten one is the last of two at 60; two before that begin with the second of two at 40.
     found = InteractionData(**files, validation_fraction=0.2, test_fraction=0.1).load()
@@ -81,7 +81,7 @@ def test_equal_times_never_lie_in_two_splits(tmp_path):
     assert found.is_liked.all()
 
 
-def test_likes_know_how_many_are_strictly_earlier(tmp_path):
+def test_likes_count_the_strictly_earlier_ones(tmp_path):
     rows = [("a", 1, 5, 5), ("b", 3, 5, 5), ("a", 2, 5, 5), ("a", 3, 7, 5), ("b", 1, 6, 5), ("a", 4, 7, 5)]
     files = write(tmp_path, rows, "item,text\n1,a\n2,b\n3,c\n4,d\n")
     likes = InteractionData(**files, validation_fraction=0.0, test_fraction=0.0).load().likes()
@@ -164,12 +164,12 @@ def test_dates(tmp_path):
         ({"test_from": "later"}, "test_from is 'later'. It must be a number of seconds, or a date"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_impossible_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         InteractionData("x", "y", **settings)
 
 
-def test_a_split_without_anybody_known_is_named(tmp_path):
+def test_a_split_without_a_known_user_is_named(tmp_path):
     files = write(tmp_path, items="item,text\n1,a\n2,b\n3,c\n4,d\n")
     with pytest.raises(DataError, match="test has 0 interactions, 0 of them likes"):
         InteractionData(**files, test_from=61).load()

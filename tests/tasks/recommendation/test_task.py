@@ -1,4 +1,4 @@
-"""Recommendation against loops over the raw rows: segments, loss, ranking and baselines; nothing knows the future."""
+"""Recommendation against loops over the raw rows: segments, loss, ranking and baselines; nothing uses the future."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 
 
 def draw_rows(seed: int = 0) -> list[tuple[int, int, int, int]]:
-    """User, item, time, rating: no pair twice, many equal times; the first 70 interactions of each seed are alike."""
+    """Draws user, item, time, rating: no pair twice, many equal times; the first 70 of each seed are equal."""
     past, future = np.random.default_rng(7), np.random.default_rng(seed)
     pairs = [divmod(int(pair), NUM_ITEMS) for pair in past.permutation(8 * NUM_ITEMS)]
     rows = []
@@ -39,7 +39,7 @@ def draw_rows(seed: int = 0) -> list[tuple[int, int, int, int]]:
         is_past = number < 70
         draw = past if is_past else future
         time = int(draw.integers(0, VALIDATION) if is_past else draw.integers(VALIDATION, 100))
-        # From step to step of 5, so that times meet.
+        # Times increase in steps of 5, so that some are equal.
         rows.append((user, item, time // 5 * 5, int(draw.integers(1, 6))))
     return rows
 
@@ -62,7 +62,7 @@ def build(folder: Path, tokenizer: Tokenizer, rows, **settings):
 
 
 def likes_of(rows, user: int, before: float) -> list[tuple[int, int]]:
-    """Time and item of a user's likes strictly before, in the order of time, then of the file."""
+    """Returns time and item of a user's strictly earlier likes, in the order of time, then of the file."""
     ordered = sorted(rows, key=lambda row: row[2])
     return [(time, item) for who, item, time, rating in ordered if who == user and rating >= 3 and time < before]
 
@@ -72,7 +72,7 @@ def whole(source):
     return source.build(np.zeros_like(indices), indices, indices, 0)
 
 
-def test_each_like_with_a_history_is_found_once_from_what_is_strictly_earlier(tmp_path, tokenizer):
+def test_each_like_with_a_history_occurs_once_with_strictly_earlier_likes(tmp_path, tokenizer):
     rows = draw_rows()
     _, sources = build(tmp_path, tokenizer, rows)
     users = list(dict.fromkeys(user for user, *_ in rows))
@@ -112,7 +112,7 @@ def test_sequences_are_the_texts_of_the_items(tmp_path, tokenizer):
 
 @pytest.mark.parametrize("corrects", [True, False])
 @pytest.mark.parametrize("name", SPLIT_NAMES)
-def test_the_loss_is_that_of_a_loop(tmp_path, tokenizer, name, corrects):
+def test_the_loss_equals_a_loop(tmp_path, tokenizer, name, corrects):
     rows = draw_rows()
     task, sources = build(tmp_path, tokenizer, rows, corrects_sampling=corrects)
     batch = whole(sources[name])
@@ -152,7 +152,7 @@ def test_the_loss_is_that_of_a_loop(tmp_path, tokenizer, name, corrects):
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_a_step_of_the_catalogue_alone_has_no_loss(tmp_path, tokenizer):
+def test_a_step_with_only_the_catalogue_has_no_loss(tmp_path, tokenizer):
     task, sources = build(tmp_path, tokenizer, draw_rows())
     indices = np.arange(len(sources["test"]) - 4, len(sources["test"]))
     batch = sources["test"].build(np.zeros_like(indices), indices, indices, 0)
@@ -163,7 +163,7 @@ def test_a_step_of_the_catalogue_alone_has_no_loss(tmp_path, tokenizer):
 
 
 def slow_metrics(rows, score, first: int, end: int) -> dict[str, tuple[float, float]]:
-    """Mean and standard error over users of recall and nDCG, by sets and sorting."""
+    """Computes mean and standard error over users of recall and nDCG, with sets and sorting."""
     by_user: dict[int, dict[str, list[float]]] = {}
     for user in range(8):
         own = [row for row in rows if row[0] == user]
@@ -189,14 +189,14 @@ def slow_metrics(rows, score, first: int, end: int) -> dict[str, tuple[float, fl
 
 
 @pytest.mark.parametrize(("name", "first", "end"), [("validation", VALIDATION, TEST), ("test", TEST, 100)])
-def test_metrics_are_those_of_a_slow_reference(tmp_path, tokenizer, name, first, end):
+def test_metrics_equal_a_slow_reference(tmp_path, tokenizer, name, first, end):
     rows = draw_rows()
     task, sources = build(tmp_path, tokenizer, rows)
     draw = np.random.default_rng(3)
     vectors = draw.normal(size=(NUM_ITEMS, 5)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     source = sources[name]
-    # What segments give is not looked at.
+    # Results for segments are ignored.
     decoded = [*draw.normal(size=(len(source) - NUM_ITEMS, 5)), *vectors]
     found = task.score(source, decoded)
 
@@ -242,8 +242,8 @@ def test_metrics_are_those_of_a_slow_reference(tmp_path, tokenizer, name, first,
     assert more == pytest.approx(found["ndcg_at_10_over_popularity"])
 
 
-def test_the_future_changes_nothing_that_came_before(tmp_path, tokenizer):
-    """With another future after the first cut the training, its popularity and means are the same to the bit."""
+def test_the_future_does_not_change_the_past(tmp_path, tokenizer):
+    """With another future after the first cut, the training, its popularity and means are bit-identical."""
     rows, others = draw_rows(), draw_rows(seed=1)
     assert rows[:70] == others[:70]
     task, sources = build(tmp_path / "one", tokenizer, rows)
@@ -257,7 +257,7 @@ def test_the_future_changes_nothing_that_came_before(tmp_path, tokenizer):
     vectors = normalize(torch.randn(len(batch.lengths), 5, generator=torch.Generator().manual_seed(0)), dim=1)
     losses = [each.loss_sums({"embeddings": vectors}, batch)["recommendation"].item() for each in (task, other_task)]
     assert losses[0] == losses[1]
-    # And of the later cut: another test changes no question of the validation.
+    # The same holds for the later cut: another test set changes no question of the validation.
     late = [row if row[2] < TEST else (*row[:3], 6 - row[3]) for row in rows]
     _, late_sources = build(tmp_path / "late", tokenizer, late)
     assert sources["validation"].fingerprint == late_sources["validation"].fingerprint
@@ -280,7 +280,7 @@ def restored(folder: Path, **settings) -> RecommendationTask:
 def test_predictions_by_hand(tmp_path, tokenizer):
     task = restored(tmp_path, popularity_prior=0.0)
     source = task.build_source(rows_to_predict(["x"], [], ["b  b", "new", 7], ["x", "y", "7"]), tokenizer)
-    # Four of the catalogue, and one that is only asked with.
+    # Four items of the catalogue, and one that is only in the histories.
     assert len(source) == 5
     vectors = np.eye(5, dtype=np.float32)
     vectors[3, 0] = 0.8
@@ -288,11 +288,11 @@ def test_predictions_by_hand(tmp_path, tokenizer):
     told = task.assemble(source, list(vectors))
     assert [row["history"] for row in told] == [["x"], [], ["b  b", "new", "7"], ["x", "y", "7"]]
     assert (told[0]["items"], told[0]["scores"]) == (["z", "y"], pytest.approx([1.6, 0.0]))
-    # Without a history the most liked, by the logarithm of (likes + 1) / 10.
+    # Without a history, the most liked, by the logarithm of (likes + 1) / 10.
     assert (told[1]["items"], told[1]["scores"]) == (["y", "x"], pytest.approx([math.log(0.6), math.log(0.2)]))
     # The text of y is y, and is not recommended again; the last two likes are "new" and 7.
     assert (told[2]["items"], told[2]["scores"]) == (["x", "z"], pytest.approx([0.0, 0.0]))
-    # Only one is left.
+    # Only one item remains.
     assert told[3]["items"] == ["z"]
     with_prior = restored(tmp_path, popularity_prior=1.0)
     source = with_prior.build_source(rows_to_predict(["x"]), tokenizer)
@@ -301,12 +301,12 @@ def test_predictions_by_hand(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("cell", ['"x"', "[", "x", '["x", ""]', "[[1]]", "{}"])
-def test_histories_that_are_none_are_named(tmp_path, tokenizer, cell):
+def test_invalid_histories_are_named(tmp_path, tokenizer, cell):
     with pytest.raises(DataError, match=r"row 1 \(line 2\): 'history' is .*\. It must be a list of ids or texts"):
         restored(tmp_path).check_row(Row(1, 2, {"history": cell}), tokenizer)
 
 
-def test_the_catalogue_keeps_what_it_is_given(tmp_path):
+def test_the_catalogue_keeps_its_items(tmp_path):
     catalogue = Catalogue(("x", "é"), ('"a"\nb', "c"), np.array([3, 0]))
     (tmp_path / CATALOGUE_FILE).write_text(catalogue.to_jsonl(), encoding="utf-8")
     again = read_catalogue(tmp_path / CATALOGUE_FILE)
@@ -334,14 +334,14 @@ def test_the_catalogue_keeps_what_it_is_given(tmp_path):
         ({"num_recommended": 0}, "num_recommended is 0"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_impossible_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         RecommendationTask(**settings)
 
 
 @torch.no_grad()
 def test_an_export_is_an_embedding_model_with_its_catalogue(tmp_path, tokenizer):
-    """What the files of sentence-transformers say, followed with transformers alone, gives the item vectors."""
+    """Following the files of sentence-transformers with transformers alone gives the item vectors."""
     task, _ = build(tmp_path / "data", tokenizer, draw_rows())
     config = CONFIGS["bert"]
     model = random_model(config, task.build_head(None, config))

@@ -1,4 +1,4 @@
-"""Texts with marked entities: both kinds of files, what is wrong with rows, splits, and the real data."""
+"""Texts with marked entities: both kinds of files, errors of rows, splits, and the real data."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_tables(tmp_path):
         ("<e2></e2><e1>a</e1>", "<e2> is empty"),
     ],
 )
-def test_marks_that_cannot_be(tmp_path, text, message):
+def test_invalid_marks(tmp_path, text, message):
     with pytest.raises(DataError) as caught:
         read_marked_text("a place", text)
     assert str(caught.value).startswith(f"a place: {message}")
@@ -93,7 +93,7 @@ def test_blocks_that_are_no_rows(tmp_path, block, message):
     assert (facts.read, facts.num_skipped) == (4, 1)
 
 
-def test_labels_that_cannot_be(tmp_path):
+def test_invalid_labels(tmp_path):
     train = write(tmp_path / "train.txt", SEMEVAL)
     other = write(tmp_path / "other.jsonl", rows(("<e1>a</e1> <e2>b</e2>", "Other"), ("<e1>a</e1> <e2>b</e2>", "Out")))
     found = RelationData(train, test=other).load()
@@ -130,7 +130,7 @@ def test_a_text_falls_into_one_split_and_is_a_repeat_only_with_the_same_entities
 
 
 @needs_real_data
-def test_every_row_of_semeval_is_good():
+def test_every_row_of_semeval_is_valid():
     folder = real_data("relation")
     names = [str(folder / f"semeval2010_task8_{split}.txt") for split in ("train", "test")]
     loaded = RelationData(names[0], test=names[1]).load()

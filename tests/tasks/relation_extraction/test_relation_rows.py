@@ -1,4 +1,4 @@
-"""Relations whose entities are given by their places: FewRel, TACRED, OpenNRE, and what can be wrong with each."""
+"""Relations with entity positions: FewRel, TACRED, OpenNRE, and the errors of each."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def lines(*rows: object) -> str:
         ),
     ],
 )
-def test_places_of_entities_become_marks(tmp_path, name, content):
+def test_positions_of_entities_become_marks(tmp_path, name, content):
     rows, loaded = load(tmp_path / name, content)
     assert rows == list(zip(MARKED, ["founder", "none"], strict=True))
     assert loaded.labels == ("founder", "none")
@@ -99,7 +99,7 @@ def test_chinese_tokens_have_no_spaces_between_them(tmp_path):
         ({"token": ["<e1>", "Lee", "founded", "Acme"]}, r"<e1> occurs 2 times in the text"),
     ],
 )
-def test_each_way_to_be_wrong_names_the_row(tmp_path, change, message):
+def test_each_kind_of_error_names_the_row(tmp_path, change, message):
     broken = TACRED | change
     if "h" in change and "t" not in change:
         broken = {key: value for key, value in broken.items() if not key.startswith("obj")}
@@ -109,7 +109,7 @@ def test_each_way_to_be_wrong_names_the_row(tmp_path, change, message):
     assert [label for _, label in rows] == ["none", "founder"]
 
 
-def test_rows_without_places_or_texts(tmp_path):
+def test_rows_without_positions_or_texts(tmp_path):
     with pytest.raises(DataError, match=r"row 1 \(line 1\): tokens without the positions of two entities"):
         load(tmp_path / "a.jsonl", lines({"tokens": TOKENS, "label": "a"}, TACRED))
     with pytest.raises(DataError, match=r"row 1 \(line 1\): no 'text' and no 'tokens' among \['body', 'label'\]"):

@@ -1,4 +1,4 @@
-"""Relation extraction: marks and windows by hand and against a slow reference, head, loss, predictions."""
+"""Relation extraction: marks and windows by hand and compared with a slow reference; head, loss, predictions."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_a_micro_batch_by_hand(tokenizer):
     assert [words(tokenizer, ids) for ids in batch.input_ids.split(batch.lengths)][:3] == [
         "[CLS] a [0] b ##c [1] [2] [UNK] [3] [SEP]",
         "[CLS] [2] c [3] d e [0] f g [1] h [SEP]",
-        # A word is encoded as a whole; an entity within it begins with the piece that holds its first character.
+        # A word is encoded as a unit; an entity within it begins with the piece that contains its first character.
         "[CLS] a [0] ##b [1] [2] j [3] [SEP]",
     ]
     # The sequences begin at 0, 10 and 22.
@@ -79,7 +79,7 @@ def test_a_micro_batch_by_hand(tokenizer):
     assert batch.counts == {"relation": 2.0}
 
 
-def test_a_window_keeps_both_entities_and_as_much_around_them_as_fits():
+def test_a_window_keeps_both_entities_and_as_much_context_as_fits():
     random = np.random.default_rng(0)
     ids, marks = np.arange(30, dtype=np.int32), (101, 102, 103, 104)
     for _ in range(500):
@@ -101,7 +101,7 @@ def test_a_window_keeps_both_entities_and_as_much_around_them_as_fits():
         text = [each for each in found if each < 100]
         assert text == list(range(text[0], text[-1] + 1)) and len(text) == min(room, 30)
         before, behind = first[0] - text[0], text[-1] + 1 - second[1]
-        # The two sides are as wide, unless the text ends there.
+        # Both sides have equal widths, unless the text ends there.
         assert abs(before - behind) <= 1 or (before < behind and text[0] == 0) or text[-1] == 29
 
 
@@ -175,7 +175,7 @@ def test_head_loss_and_predictions(task, tokenizer):
     metrics = task.build_metrics()
     task.update_metrics(metrics, {"logits": scores}, batch)
     assert metrics["accuracy"].compute().item() == 0.5
-    # In: one right of two predicted, one of one in the data.
+    # In: one of two predictions is right; one of one in the data.
     assert metrics["relation_f1"].compute().item() == pytest.approx(2 / 3)
     assert [row["label"] for row in task.class_table(metrics, source, [])] == ["In", "Other"]
 
@@ -184,12 +184,12 @@ def test_head_loss_and_predictions(task, tokenizer):
     ("arguments", "message"),
     [({"max_length": 7}, "max_length is 7. It must be at least 8"), ({"classifier_dropout": 1.0}, "is 1.0. It must")],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_impossible_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         RelationExtractionTask(**arguments)
 
 
-def test_an_excluded_label_that_is_not_there_is_reported(tokenizer, tmp_path):
+def test_an_excluded_label_that_is_missing_is_reported(tokenizer, tmp_path):
     path = tmp_path / "r.csv"
     path.write_text("text,label\n<e1>a</e1> <e2>b</e2>,x\n<e1>c</e1> <e2>b</e2>,y\n")
     sources = RelationExtractionTask().build_sources(RelationData(str(path)), tokenizer, 0)

@@ -1,4 +1,4 @@
-"""The problems of sequence classification: losses against torch, metrics against scikit-learn and scipy."""
+"""The problems of sequence classification: losses compared with torch, metrics with scikit-learn and scipy."""
 
 import json
 
@@ -30,7 +30,7 @@ def tokenizer(tmp_path_factory):
 
 
 def write(path, labels):
-    """One text for each label; texts differ."""
+    """Returns one text for each label; texts differ."""
     path.write_text(
         "".join(json.dumps({"text": f"a {row}", "label": label}) + "\n" for row, label in enumerate(labels))
     )
@@ -38,19 +38,19 @@ def write(path, labels):
 
 
 def built(task, tokenizer, labels, path, test=None):
-    """The sources of rows with these labels in `train` and, where given, in `test`."""
+    """Returns the sources of rows with these labels in `train` and, if given, in `test`."""
     test = None if test is None else write(path / "test.jsonl", test)
     return task.build_sources(TableData(write(path / "train.jsonl", labels), test=test), tokenizer, seed=0)
 
 
 def batches(source, sizes, shape=None):
-    """Micro-batches of these sizes, in order."""
+    """Returns micro-batches of these sizes, in order."""
     rows = np.split(np.arange(len(source)), np.cumsum(sizes))
     return [source.build(np.zeros_like(part), part, part, 0, shape) for part in rows]
 
 
 def metrics_of(task, source, logits):
-    """Metrics of a split that came in several micro-batches, one empty, with dummies of extreme scores."""
+    """Computes metrics of a split of several micro-batches, one empty, with dummies of extreme scores."""
     metrics = task.build_metrics()
     begin = 0
     for batch in batches(source, [7, 0, 20], FixedShape(4 * len(source) + 40, len(source) + 30, 1, 8)):
@@ -64,7 +64,7 @@ def metrics_of(task, source, logits):
 
 
 def step_loss(task, source, logits, sizes):
-    """The loss of a step over micro-batches, and its gradient: sums over one count."""
+    """Computes the loss of a step over micro-batches, and its gradient: sums over one count."""
     logits = logits.clone().requires_grad_()
     total, count, begin = torch.zeros(()), 0.0, 0
     for batch in batches(source, sizes, FixedShape(4 * len(source) + 40, len(source) + 30, 1, 8)):
@@ -81,7 +81,7 @@ def step_loss(task, source, logits, sizes):
 
 
 def check_loss(found, reference, logits):
-    """A loss and its gradient against a function of whole logits."""
+    """Compares a loss and its gradient with a function of complete logits."""
     logits = logits.clone().requires_grad_()
     expected = reference(logits)
     assert_close(found[0], expected.detach())
@@ -99,7 +99,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("class_weights", "weights"), WEIGHTS.values(), ids=WEIGHTS)
 @pytest.mark.parametrize("sizes", [[], [13, 0, 30]])
-def test_smoothed_and_weighted_loss_is_that_of_torch(
+def test_smoothed_and_weighted_loss_equals_that_of_torch(
     tokenizer, tmp_path, label_smoothing, class_weights, weights, sizes
 ):
     task = SequenceClassificationTask(label_smoothing=label_smoothing, class_weights=class_weights)
@@ -127,7 +127,7 @@ def test_smoothed_and_weighted_loss_of_one_sequence_by_hand(tokenizer, tmp_path)
     assert batch.counts["classification"] == 4.0
 
 
-def test_weights_survive_in_what_evaluation_gets(tokenizer, tmp_path):
+def test_weights_are_kept_in_the_record_for_evaluation(tokenizer, tmp_path):
     task = SequenceClassificationTask(class_weights="balanced")
     built(task, tokenizer, ["a"] * 3 + ["b"], tmp_path)
     side = json.loads(json.dumps(task.to_record()))
@@ -138,7 +138,7 @@ def test_weights_survive_in_what_evaluation_gets(tokenizer, tmp_path):
     assert batches(source, [])[0].counts["classification"] == pytest.approx(2.0 + 2.0 + 4 / 6)
 
 
-def test_weights_of_labels_that_are_not_there(tokenizer, tmp_path):
+def test_weights_of_missing_labels(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match=r"class_weights contains 'c', which is not a label\. Labels are a, b"):
         built(SequenceClassificationTask(class_weights={"c": 2.0}), tokenizer, ["a", "b"], tmp_path)
     data = TableData(write(tmp_path / "x.jsonl", ["a", "b"]), labels=["a", "b", "c"])
@@ -168,7 +168,7 @@ def test_single_label_metrics_and_table(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("is_trained", [True, False])
 def test_out_of_scope_rows(tokenizer, tmp_path, is_trained):
-    """As a class of `train`, or only detected: then nothing but the AUROC knows them."""
+    """Out-of-scope rows are a class of `train`, or only detected: then only the AUROC uses them."""
     random = np.random.default_rng(1)
     test = random.choice(["a", "b", "oos"], NUM_ROWS).tolist()
     task = SequenceClassificationTask(out_of_scope_label="oos", best_metric="out_of_scope_auroc")
@@ -273,7 +273,7 @@ def test_numbers(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("problem", ["single_label", "multi_label", "regression"])
-def test_rows_without_labels_are_predicted_and_ask_nothing(tokenizer, tmp_path, problem):
+def test_rows_without_labels_are_predicted_without_targets(tokenizer, tmp_path, problem):
     task = SequenceClassificationTask(problem=problem)
     built(task, tokenizer, ["1", "2", "3"], tmp_path)
     again = SequenceClassificationTask(problem=problem)
@@ -311,7 +311,7 @@ def test_cells_that_are_no_answer(tokenizer, tmp_path, problem, labels, message)
         built(SequenceClassificationTask(problem=problem), tokenizer, labels, tmp_path)
 
 
-def test_a_very_long_text_is_cut(tokenizer, tmp_path):
+def test_a_very_long_text_is_truncated(tokenizer, tmp_path):
     text = ("a b c d " * 12_500)[:-1]
     assert len(text) == 99_999
     path = tmp_path / "long.jsonl"
@@ -320,7 +320,7 @@ def test_a_very_long_text_is_cut(tokenizer, tmp_path):
     assert batches(source, [])[0].lengths == (64, 64)
 
 
-def test_evaluated_rows_are_at_hand(tokenizer, tmp_path):
+def test_evaluated_rows_are_available(tokenizer, tmp_path):
     task = SequenceClassificationTask()
     sources = built(task, tokenizer, ["x", "y"], tmp_path, test=["y"])
     assert [(row.text, row.label) for row in sources["test"].records] == [("a 0", "y")]

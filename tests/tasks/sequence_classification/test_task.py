@@ -1,4 +1,4 @@
-"""Sequence classification: layout and truncation against the tokenizers library, labels through to loss and metrics."""
+"""Sequence classification: layout and truncation compared with the tokenizers library, labels, loss and metrics."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def tokenizer(tmp_path_factory):
 
 
 def published_pipeline(max_length: int) -> tokenizers.Tokenizer:
-    """BERT's own pipeline: template, truncation and all."""
+    """Builds BERT's own pipeline: template, truncation and all."""
     vocabulary = {word: index for index, word in enumerate(WORDS)}
     pipeline = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     pipeline.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -43,7 +43,7 @@ def random_texts(number: int, longest: int) -> list[str]:
 
 
 def source_of(texts, pairs, answers, tokenizer, max_length):
-    """With the labels "no" and "yes"; answers may be None, all or some of them."""
+    """Builds items with the labels "no" and "yes"; answers may be None."""
     problem = SingleLabel()
     problem.learn(["no", "yes"], [])
     return classification_source(texts, pairs, answers or [None] * len(texts), problem, tokenizer, max_length)
@@ -56,7 +56,7 @@ def test_mean_length_counts_special_tokens(tokenizer):
 
 @pytest.mark.parametrize("max_length", [5, 6, 9, 10, 40])
 @pytest.mark.parametrize("paired", [False, True])
-def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, paired):
+def test_sequences_equal_those_of_the_published_pipeline(tokenizer, max_length, paired):
     texts, pairs = random_texts(60, 14), random_texts(60, 13) if paired else None
     inputs = texts if pairs is None else list(zip(texts, pairs, strict=True))
     expected = published_pipeline(max_length).encode_batch(inputs)
@@ -75,7 +75,7 @@ def test_sequences_are_those_of_the_published_pipeline(tokenizer, max_length, pa
 def test_a_micro_batch_by_hand(tokenizer):
     source = source_of(["a b", "c", "h a e"], None, ["yes", None, "no"], tokenizer, 4)
     batch = source.build(np.array([0, 0]), np.array([2, 1]), np.array([5, 6]), step=0)
-    # h a e is cut to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
+    # h a e is truncated to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
     assert batch.input_ids.tolist() == [2, 12, 5, 3, 2, 7, 3]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
     assert batch.cu_seqlens.tolist() == [0, 4, 7]
@@ -95,7 +95,7 @@ def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
 
 
 def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Takes one token at a time from the longer text; of equals from the one that was not the longer at first."""
+    """Removes one token at a time from the longer text; on ties from the one that was not the longer at first."""
     second_longer = first <= second
     while first + second > room:
         if first > second or (first == second and second_longer):
@@ -105,7 +105,7 @@ def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     return first, second
 
 
-def test_truncation_takes_from_the_longer_text():
+def test_truncation_removes_from_the_longer_text():
     sizes = np.array([(first, second) for first in range(12) for second in range(12)])
     for room in (2, 5, 8):
         expected = [longest_first(first, second, room) for first, second in sizes.tolist()]
@@ -143,7 +143,7 @@ def test_an_earlier_label_set_is_kept(tokenizer, tmp_path):
     assert batch.targets["labels"].tolist() == [2, 0]
 
 
-def test_loss_and_metrics_leave_out_fillers(tokenizer):
+def test_loss_and_metrics_exclude_fillers(tokenizer):
     task = SequenceClassificationTask()
     task.restore({"labels": ["no", "yes"]})
     source = source_of(["a", "b", "c"], None, ["yes", "no", "yes"], tokenizer, 8)
@@ -189,6 +189,6 @@ def test_loss_and_metrics_leave_out_fillers(tokenizer):
         ({"problem": "regression", "class_weights": "balanced"}, "problem=regression does not use it"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_impossible_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         SequenceClassificationTask(**arguments)

@@ -1,4 +1,4 @@
-"""Tagged sentences from every format and scheme, and an error with file, sentence and line for every bad one."""
+"""Tagged sentences in every format and scheme, and an error with file, sentence and line for every bad one."""
 
 import gzip
 import json
@@ -52,16 +52,16 @@ def test_compressed_columns_with_a_byte_order_mark_and_no_end(tmp_path):
     assert words_and_tags(read(path)) == (WORDS, TAGS)
 
 
-def test_which_column_is_which(tmp_path):
+def test_the_columns_of_words_and_tags(tmp_path):
     text = "# id 1\n1  #a  NN O   x\n2 b\t NN B-k x\n-DOCSTART- -X- O O O\n1 c NN O x\n"
     corpus = read(write(tmp_path, text), conll=ConllFormat(word_column=1, tag_column=-2, comment="# "))
     assert words_and_tags(corpus) == ([("#a", "b"), ("c",)], [("O", "B-k"), ("O",)])
 
 
-def test_tabs_keep_spaces_and_suffixes_go(tmp_path):
+def test_tabs_keep_spaces_and_suffixes_are_removed(tmp_path):
     path = write(tmp_path, "10 000\tB-n\n \tO\n")
     assert words_and_tags(read(path, conll=ConllFormat(separator="tab"))) == ([("10 000", " ")], [("B-n", "O")])
-    # The first character is a word even where the expression fits it; an ideographic space is no white space here.
+    # The first character is a word even if the expression matches it; an ideographic space is no white space here.
     path = write(tmp_path, "科0\tB-n\n312\tO\ne10\tO\n\u30001\tO\n")
     assert words_and_tags(read(path, conll=ConllFormat(word_suffix="[0-9]+")))[0] == [("科", "3", "e", "\u3000")]
 
@@ -96,7 +96,7 @@ def test_every_scheme_becomes_bio_by_itself_or_by_name(tmp_path, scheme, tags):
 MIXED = "a B-x\nb I-x\n\nc O\nd I-x\ne B-y\n\nf B-y\n"
 
 
-def test_a_mix_of_schemes_is_told_with_its_place(tmp_path):
+def test_a_mix_of_schemes_is_reported_with_its_location(tmp_path):
     path = write(tmp_path, MIXED)
     with pytest.raises(DataError) as raised:
         read(path)
@@ -129,7 +129,7 @@ BAD_COLUMNS = [
 
 
 @pytest.mark.parametrize(("content", "words"), BAD_COLUMNS)
-def test_bad_columns_are_told_or_skipped(tmp_path, content, words):
+def test_bad_columns_are_reported_or_skipped(tmp_path, content, words):
     good = b"fine B-x\n\nword O\n"
     path = write(tmp_path, (content.encode() if isinstance(content, str) else content) + good)
     if "S-" in str(content) or "E-" in str(content):
@@ -168,7 +168,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "words"), BAD_ROWS, ids=[words for _, words in BAD_ROWS])
-def test_bad_rows_are_told_or_skipped(tmp_path, row, words):
+def test_bad_rows_are_reported_or_skipped(tmp_path, row, words):
     path = write(
         tmp_path, "\n".join(map(json.dumps, [{"tokens": ["fine"], "tags": ["B-x"]}, row])) + "\n", "train.jsonl"
     )
@@ -193,14 +193,14 @@ def test_types_that_training_did_not_see(tmp_path):
         TaggedData(train).load("words", labels=["place"])
 
 
-def test_repeats_and_contradictions_go(tmp_path):
+def test_repeats_and_contradictions_are_removed(tmp_path):
     path = write(tmp_path, CONLL + "\nsaid O\n\nBonn O\n")
     corpus = read(path, deduplicate=True)
     assert words_and_tags(corpus)[0] == [WORDS[0], WORDS[2]]
     assert corpus.facts["train"].left_out == {"repeated": 1, "contradicting": 2}
 
 
-def test_nothing_to_learn_from(tmp_path):
+def test_data_without_entities(tmp_path):
     with pytest.raises(DataError, match="the 1 sentences have no entity"):
         read(write(tmp_path, "a O\n"))
     with pytest.raises(DataError, match="the 0 sentences have no entity"):
@@ -218,7 +218,7 @@ def test_impossible_settings(options, words):
 
 
 @needs_real_data
-def test_real_files_hold_what_their_publishers_say():
+def test_real_files_have_the_published_sizes():
     """Sentences, words and types of WNUT-17 (Derczynski et al. 2017, table 1), and characters of Weibo NER."""
     files = {split: str(REAL / f"wnut17_{name}.conll") for split, name in (("validation", "dev"), ("test", "test"))}
     corpus = read(str(REAL / "wnut17_train.conll"), **files)

@@ -1,4 +1,4 @@
-"""The best allowed sequence of tags against all sequences; the same metrics on one and on two processes; the head."""
+"""The best allowed sequence of tags against all sequences; equal metrics on one and two processes; the head."""
 
 import itertools
 
@@ -69,7 +69,7 @@ def share_of_rank(folder: str, num_ranks: int) -> tuple[dict[str, float], list[d
     mine = np.arange(rank, len(source), num_ranks)
     for items in (mine[:5], mine[5:5], mine[5:]):
         batch = source.build(np.zeros_like(items), items, items, 0)
-        # Scores that know the tag and add what a hash of the place says.
+        # Scores that contain the tag plus a value from a hash of the position.
         ids = torch.repeat_interleave(batch.sequence_ids, batch.cu_seqlens.diff()) * 8 + batch.position_ids
         noise = torch.sin(ids[:, None] * 12.9898 + torch.arange(5) * 78.233).float()
         known = torch.nn.functional.one_hot(batch.targets["labels"].clamp(min=0), 5)

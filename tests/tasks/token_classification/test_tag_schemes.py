@@ -1,4 +1,4 @@
-"""Tag schemes against entities written down in each of them: all layouts of entities on few words."""
+"""Tag schemes compared with entities written in each of them: all layouts of entities on few words."""
 
 import itertools
 
@@ -12,7 +12,7 @@ TYPES = ("x", "y")
 
 
 def layouts(num_words: int) -> list[list[EntitySpan]]:
-    """Every set of entities that do not overlap."""
+    """Returns every set of entities that do not overlap."""
     if num_words == 0:
         return [[]]
     found = [list(spans) for spans in layouts(num_words - 1)]
@@ -38,7 +38,7 @@ def written(spans: list[EntitySpan], num_words: int, scheme: str) -> tuple[str, 
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_scheme_allows_what_spells_entities_and_nothing_else(scheme):
+def test_a_scheme_allows_exactly_the_spellings_of_entities(scheme):
     prefixes = "BIES" if scheme == "bioes" else "BI"
     alphabet = ["O", *(f"{prefix}-{label}" for prefix in prefixes for label in TYPES)]
     for num_words in range(4):
@@ -58,7 +58,7 @@ def test_every_scheme_becomes_bio(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_scheme_of_a_file_is_found(scheme):
+def test_the_scheme_of_a_file_is_detected(scheme):
     sentences = [written(spans, 3, scheme) for spans in layouts(3)]
     assert detect_scheme(sentences) == scheme
 
@@ -82,10 +82,10 @@ def test_one_wrong_sentence_does_not_change_the_scheme():
         ("S-x E-x", "bioes", 1),
     ],
 )
-def test_the_place_of_a_violation(tags, scheme, position):
+def test_the_position_of_a_violation(tags, scheme, position):
     assert first_violation(tags.split(), scheme) == position
 
 
-def test_what_a_tag_is():
+def test_valid_tags():
     assert all(map(is_tag, ["O", "B-x", "I-creative-work", "E-人", "S-a b"]))
     assert not any(map(is_tag, ["", "o", "B", "B-", "x", "L-x", "OO", "-x"]))

@@ -1,4 +1,4 @@
-"""Tagged sentences of JSON: CLUENER, doccano, spaCy, one list or a row a line; and CoNLL in another encoding."""
+"""Tagged sentences in JSON: CLUENER, doccano, spaCy, one list or a row per line; and CoNLL in another encoding."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_the_same_tags_from_every_form(tmp_path, row, name):
         ([TEXT], r"list, not an object. Each row must be one JSON object"),
     ],
 )
-def test_each_way_to_be_wrong_names_the_row(tmp_path, row, message):
+def test_each_kind_of_error_names_the_row(tmp_path, row, message):
     with pytest.raises(DataError, match=r"a\.json, row 2 \(line 2\): .*" + message):
         load(tmp_path / "a.json", lines(CLUENER, row))
     assert len(load(tmp_path / "a.json", lines(CLUENER, row), on_bad_row="skip").splits["train"]) == 1

@@ -49,7 +49,7 @@ def rows(*texts: str) -> list[Row]:
 
 
 @pytest.mark.parametrize(("room", "stride"), [(6, 1), (6, 4), (9, 9), (40, 17)])
-def test_each_word_is_predicted_where_it_has_most_context(room, stride):
+def test_each_word_is_predicted_in_the_window_with_most_context(room, stride):
     random = np.random.default_rng(room)
     for num_words in (0, 1, 5, 60):
         sizes = random.integers(1, 5, size=num_words)
@@ -74,11 +74,11 @@ def test_each_word_is_predicted_where_it_has_most_context(room, stride):
 
 
 def test_windows_by_hand():
-    # Ten words of a token each in windows of 4, begun every 2: 0-3, 2-5, 4-7, 6-9.
+    # Ten words of a token each in windows of 4 with a stride of 2: 0-3, 2-5, 4-7, 6-9.
     windows = split_windows(np.ones(10, dtype=np.int64), 4, 2)
     assert [(each.words.start, each.words.stop) for each in windows] == [(0, 4), (2, 6), (4, 8), (6, 10)]
     assert [(each.predicted.start, each.predicted.stop) for each in windows] == [(0, 3), (3, 5), (5, 7), (7, 10)]
-    # Windows 0-3 and 1-4: the middle word has one token on its shorter side in both, and the first window has it.
+    # Windows 0-3 and 1-4: the middle word has one token on its shorter side in both, so that the first window wins.
     windows = split_windows(np.ones(5, dtype=np.int64), 4, 1)
     assert [(each.predicted.start, each.predicted.stop) for each in windows] == [(0, 3), (3, 5)]
 
@@ -148,7 +148,7 @@ def test_loss_and_losses_of_sequences(task, tokenizer):
 
 
 def logits_for(tags: list[str], batch, sharpness: float = 9.0) -> torch.Tensor:
-    """Scores that say these tags, one for each word in the order of the batch."""
+    """Returns scores for these tags, one for each word in the order of the batch."""
     logits = torch.zeros(len(batch.input_ids), len(TAGS))
     indices = (batch.targets["is_word"] > 0).nonzero()[:, 0]
     for number, tag in zip(indices.tolist(), tags, strict=True):
@@ -156,8 +156,8 @@ def logits_for(tags: list[str], batch, sharpness: float = 9.0) -> torch.Tensor:
     return logits
 
 
-def test_rows_become_entities_with_their_places(task, tokenizer):
-    # The first text has more words than a sequence; its entity lies across windows. Empty texts keep their row.
+def test_rows_become_entities_with_their_offsets(task, tokenizer):
+    # The first text has more words than a sequence; its entity crosses windows. Empty texts keep their row.
     source = task.build_source(rows("a b  c, (d) e f.", "", " \n", "中国 a"), tokenizer)
     batch = whole(source)
     assert len(source) > 4
@@ -175,7 +175,7 @@ def test_rows_become_entities_with_their_places(task, tokenizer):
     assert last["entities"] == [{"start": 0, "end": 2, "label": "y", "probability": sure, "text": "中国"}]
 
 
-def test_words_keep_their_places(task, tokenizer):
+def test_words_keep_their_offsets(task, tokenizer):
     source = task.build_source([Row(1, None, {"tokens": '["a", "b c", "d"]'})], tokenizer)
     batch = whole(source)
     (row,) = task.assemble(source, task.decode({"logits": logits_for(["O", "B-x", "I-x"], batch)}, batch))
@@ -185,19 +185,19 @@ def test_words_keep_their_places(task, tokenizer):
 
 
 @pytest.mark.parametrize("cell", ["[]", "a b", '["a", ""]', '["a", [1]]', '{"a": 1}', "["])
-def test_words_that_are_none_are_named(task, tokenizer, cell):
+def test_invalid_words_are_named(task, tokenizer, cell):
     with pytest.raises(DataError, match=r"row 3 \(line 4\): 'tokens' is .* It must be a list of words"):
         task.check_row(Row(3, 4, {"tokens": cell}), tokenizer)
 
 
-def test_what_is_predicted_is_never_against_bio(task, tokenizer):
+def test_predictions_never_violate_bio(task, tokenizer):
     source = task.build_source(rows("a b c d"), tokenizer)
     batch = whole(source)
     (row,) = task.assemble(source, task.decode({"logits": logits_for(["I-x", "I-x", "O", "I-y"], batch)}, batch))
     assert [(entity["start"], entity["end"], entity["label"]) for entity in row["entities"]] == [(0, 3, "x")]
 
 
-def test_characters_of_a_very_long_text_come_all_and_once(tokenizer):
+def test_each_character_of_a_very_long_text_is_predicted_once(tokenizer):
     task = TokenClassificationTask(max_length=128, stride=64, units="characters")
     task.restore({"labels": list(TAGS)})
     text = "中国ab " * 20_000
@@ -221,7 +221,7 @@ def test_scores_by_hand(tmp_path, tokenizer):
     source = labelled(tmp_path, task, tokenizer)
     assert task.tags == TAGS and task.types == ("x", "y")
     batch = whole(source)
-    # x right; y found as x, an x cut short; y right and one too many.
+    # x right; y predicted as x, an x truncated; y right and one too many.
     tags = ["B-x", "I-x", *["O", "B-x", "O", "B-x", "I-x", "O", "O", "O"], "B-y", "B-y"]
     evaluation = SplitEvaluation(task, source, torch.device("cpu"))
     outputs = {"logits": logits_for(tags, batch)}
@@ -230,7 +230,7 @@ def test_scores_by_hand(tmp_path, tokenizer):
     assert values["entity_precision"] == pytest.approx(2 / 5)
     assert values["entity_recall"] == pytest.approx(2 / 4)
     assert values["entity_f1"] == pytest.approx(4 / 9)
-    # These tags are as BIO allows, so that the largest scores give them too.
+    # These tags satisfy BIO, so that the largest scores give them too.
     assert values["argmax_entity_f1"] == values["entity_f1"]
     assert values["token_accuracy"] == pytest.approx(9 / 12)
     assert evaluation.class_table() == [
@@ -243,13 +243,13 @@ def test_the_largest_scores_are_measured_without_the_rules_of_bio(tmp_path, toke
     task = TokenClassificationTask(max_length=8, stride=3)
     source = labelled(tmp_path, task, tokenizer)
     batch = whole(source)
-    # The I-y in the first sentence stands behind an x: a further entity to who takes the largest scores.
+    # The I-y in the first sentence follows an x: a further entity if the largest scores are used.
     tags = ["B-x", "I-y", *["O", "B-y", "O", "B-x", "I-x", "I-x", "O", "O"], "B-y", "O"]
     evaluation = SplitEvaluation(task, source, torch.device("cpu"))
     outputs = {"logits": logits_for(tags, batch)}
     evaluation.update(outputs, task.loss_sums(outputs, batch), batch)
     values = evaluation.compute()
-    # Right are 3 of 4 in any case; predicted are 5 without the rules.
+    # 3 of 4 are right in any case; 5 are predicted without the rules.
     assert values["argmax_entity_f1"] == pytest.approx(2 * 3 / (4 + 5))
     assert values["entity_f1"] > values["argmax_entity_f1"]
 
@@ -262,7 +262,7 @@ def test_a_batch_without_sequences_decodes_to_nothing(task, tokenizer):
     assert task.loss_sums({"logits": torch.zeros(len(batch.input_ids), 5)}, batch)["tags"].item() == 0.0
 
 
-def test_an_export_keeps_what_prediction_needs(task):
+def test_the_record_keeps_the_values_for_prediction(task):
     assert task.to_record() == {"labels": list(TAGS), "max_length": 8, "stride": 3, "units": "words"}
     assert task.fields == ("text",)
 
@@ -276,6 +276,6 @@ def test_an_export_keeps_what_prediction_needs(task):
         ({"classifier_dropout": 1.0}, "classifier_dropout is 1.0"),
     ],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_impossible_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         TokenClassificationTask(**arguments)

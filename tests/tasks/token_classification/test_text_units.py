@@ -1,4 +1,4 @@
-"""Units of a text: by hand, and words against BERT's own pipeline in the tokenizers library."""
+"""Units of a text: by hand, and words compared with BERT's own pipeline in the tokenizers library."""
 
 import pytest
 from tokenizers.normalizers import BertNormalizer
@@ -33,8 +33,8 @@ def test_words_by_hand():
     assert [unit.text for unit in split_units(TEXT, "words")] == words
 
 
-def test_words_are_those_that_bert_puts_into_its_vocabulary():
-    """Every assigned character of the first planes between two letters: what is set apart, and what is not."""
+def test_words_are_those_of_the_vocabulary_of_bert():
+    """Every assigned character of the first planes between two letters: is it separated or not."""
     normalizer = BertNormalizer(clean_text=False, handle_chinese_chars=True, strip_accents=False, lowercase=False)
     for first in (0x20, 0x3000, 0x4DB0, 0x9FF0, 0xAC00, 0xF900, 0x20000, 0x2A6D0, 0x2F800):
         for code in range(first, first + 0x200):
@@ -49,7 +49,7 @@ def test_white_space_and_characters_by_hand():
 
 
 @pytest.mark.parametrize("units", ["words", "white_space", "characters"])
-def test_places_are_those_of_the_text_and_cover_it(units):
+def test_offsets_are_those_of_the_text_and_cover_it(units):
     parts = split_units(TEXT, units)
     assert all(TEXT[start:stop] == text for text, start, stop in parts)
     covered = [position for part in parts for position in range(part.start, part.stop)]

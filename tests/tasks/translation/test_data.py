@@ -59,7 +59,7 @@ def test_unequal_numbers_of_lines_are_an_error(tmp_path, more, numbers):
         data.load()
 
 
-def test_empty_sides_are_an_error_or_are_left_out(tmp_path):
+def test_empty_texts_are_an_error_or_are_omitted(tmp_path):
     files = {
         "train": write(tmp_path / "a.en", "one", "two", " ", "four"),
         "train_targets": write(tmp_path / "a.de", "eins", "", "drei", "vier"),
@@ -83,7 +83,7 @@ def test_all_translations_of_a_source_fall_into_one_split(tmp_path):
     assert len(pairs(data)) == 2 * len(train)
 
 
-def test_repeats_keep_the_first_translation_and_nothing_that_is_evaluated_on(tmp_path):
+def test_repeats_keep_the_first_translation_and_none_of_the_evaluated_ones(tmp_path):
     data = ParallelTextData(
         train=write(tmp_path / "a.csv", "source,target", "one,eins", "one,ein", "two,zwei", "three,drei"),
         test=write(tmp_path / "b.csv", "source,target", "two,beide"),

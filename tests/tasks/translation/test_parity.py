@@ -1,4 +1,4 @@
-"""The decoder and its search compute what EncoderDecoderModel of transformers computes with the same weights."""
+"""The decoder and its search give the results of EncoderDecoderModel of transformers with the same weights."""
 
 from dataclasses import replace
 
@@ -52,7 +52,7 @@ def test_gradients() -> None:
     for name, grad in expected.items():
         if name in found:
             assert_close(found[name], grad, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
-    # The shared words are the encoder's; their gradient is the sum of three places.
+    # The shared words are those of the encoder; their gradient is the sum of three uses.
     words = model.encoder.embeddings.word_embeddings.weight.grad
     assert_close(words, theirs.encoder.embeddings.word_embeddings.weight.grad, **TOLERANCE)
     first = theirs.encoder.encoder.layer[0].attention.self
@@ -64,7 +64,7 @@ def test_gradients() -> None:
 @torch.no_grad()
 def test_beam_search(num_beams: int, penalty: float) -> None:
     model, theirs = both_models(share_words=True, search=SearchSettings(num_beams, penalty, MAX_LENGTH))
-    # Weights are random: without this no target would end before the longest length.
+    # Weights are random: without this no target would end before the maximum length.
     for bias in (model.head.mlm.decoder.bias, theirs.decoder.cls.predictions.decoder.bias):
         bias[END] += 4.5
     batch, inputs = both_inputs(MANY_SOURCES)
@@ -99,7 +99,7 @@ def test_beam_search(num_beams: int, penalty: float) -> None:
 
 
 @torch.no_grad()
-def test_what_is_found_does_not_depend_on_what_lies_beside_it() -> None:
+def test_targets_do_not_depend_on_other_sequences_of_the_batch() -> None:
     model, _ = both_models(search=SearchSettings(4, 1.0, MAX_LENGTH))
     model.head.mlm.decoder.bias[END] += 4.5
     batch, _ = both_inputs()

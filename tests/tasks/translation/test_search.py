@@ -1,4 +1,4 @@
-"""Beam search against enumeration, against greedy search, and against a slow search over strings of tokens."""
+"""Beam search compared with enumeration, with greedy search, and with a slow search over strings of tokens."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def random_distribution(source: int, prefix: Prefix) -> list[float]:
 
 
 class Toy:
-    """Scores from a table of prefixes; keeps what each hypothesis began with by the parents it is told."""
+    """Returns scores from a table of prefixes; tracks the beginning of each hypothesis by its parents."""
 
     def __init__(self, distribution: Distribution, num_sources: int) -> None:
         self.distribution = distribution
@@ -50,7 +50,7 @@ def search(distribution: Distribution, num_sources: int, num_beams: int, penalty
 
 
 def all_targets(source: int, penalty: float) -> list[tuple[float, Prefix]]:
-    """Every target there is, best first: those that end, and those that are cut at the longest length."""
+    """Enumerates all targets, best first: those that end, and those truncated at the maximum length."""
     found = []
     for length in range(1, MAX_LENGTH + 1):
         for tokens in itertools.product(range(VOCAB), repeat=length):
@@ -62,7 +62,7 @@ def all_targets(source: int, penalty: float) -> list[tuple[float, Prefix]]:
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
-def test_a_beam_as_wide_as_all_targets_finds_them_in_their_order(penalty: float) -> None:
+def test_a_beam_as_wide_as_all_targets_returns_them_in_order(penalty: float) -> None:
     found, _ = search(random_distribution, 8, VOCAB**MAX_LENGTH, penalty)
     for source, hypotheses in enumerate(found):
         expected = all_targets(source, penalty)
@@ -90,7 +90,7 @@ def test_one_beam_is_greedy(penalty: float) -> None:
 
 
 def slow_search(source: int, num_beams: int, penalty: float) -> list[tuple[float, Prefix]]:
-    """The rule of the module's docstring for one source, over dictionaries of strings of tokens."""
+    """Applies the rule of the module's docstring to one source, with dictionaries of strings of tokens."""
     active, finished = {(): 0.0}, {}
     for length in range(1, MAX_LENGTH + 1):
         grown = {
@@ -118,12 +118,12 @@ def test_a_narrow_beam_follows_the_rule(num_beams: int, penalty: float) -> None:
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in expected]
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert scores == pytest.approx([score for score, _ in expected], rel=1e-5)
-    # Some are done before the others, and only then cost nothing more.
+    # Some sources end before the others, and only then cost nothing more.
     assert toy.sizes[0] == [1] * 20
     assert 0 in toy.sizes[-1]
 
 
-def test_a_beam_finds_what_greedy_search_misses() -> None:
+def test_a_beam_finds_targets_that_greedy_search_misses() -> None:
     table = {
         (): [0.1, 0.5, 0.4, 0.0],
         (1,): [0.3, 0.3, 0.2, 0.2],
@@ -139,19 +139,19 @@ def test_a_beam_finds_what_greedy_search_misses() -> None:
     assert math.exp(two[0][0].score) == pytest.approx(0.4 * 0.9)
 
 
-def test_ties_go_to_the_better_hypothesis_then_to_the_smaller_token() -> None:
+def test_ties_prefer_the_better_hypothesis_then_the_smaller_token() -> None:
     def even(source: int, prefix: Prefix) -> list[float]:
         return [math.log(1 / VOCAB)] * VOCAB
 
     found, toy = search(even, 2, 2, 0.0, max_length=3)
-    # Of the first two continuations, tokens 0 and 1, the first ends. Of what then lives, 1 and 2, the first token of
+    # Of the first two continuations, tokens 0 and 1, the first ends. Of the remaining 1 and 2, the first token of
     # both ends again, but 1 has two continuations before 2 has any.
     assert [hypothesis.tokens for hypothesis in found[0]] == [(0,), (1, 0)]
     assert found[0] == found[1]
     assert toy.prefixes[:2] == [(0, (1,)), (0, (2,))]
 
 
-def test_best_columns_are_those_of_a_stable_sort() -> None:
+def test_best_columns_equal_those_of_a_stable_sort() -> None:
     scores = torch.randint(-3, 3, (50, 40), generator=torch.Generator().manual_seed(0)) / 2.0
     scores[0, 5], scores[1, :] = -math.inf, 0.25
     expected = scores.sort(dim=1, descending=True, stable=True).indices[:, :7]

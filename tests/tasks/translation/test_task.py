@@ -1,4 +1,4 @@
-"""The task of translation: what is fed, what the loss is, what is scored; and that no split of a step shows."""
+"""The translation task: its inputs, loss and scores; the split of a step does not matter."""
 
 import os
 from collections.abc import Iterator
@@ -83,19 +83,19 @@ def test_the_batch_by_hand(tokenizer):
     assert (decoder.lengths, decoder.position_ids.tolist()) == ((2, 4), [0, 1, 0, 1, 2, 3])
     assert batch.sequence_ids.tolist() == decoder.sequence_ids.tolist() == [7, 8]
     assert batch.counts == {"translation": 6.0, "smoothing": 6.0}
-    # A pair is as long as both its sides.
+    # A pair is as long as both of its texts together.
     assert source.lengths(np.zeros(2), np.arange(2)).tolist() == [4 + 2, 3 + 4]
     assert (batch.num_tokens, source.mean_length, source.max_length) == (13, 6.5, 16)
     assert isinstance(source, GroupedSequences)
     assert source.max_sequence_length == 8
 
 
-def test_long_texts_are_cut_or_their_pairs_left_out(tokenizer):
+def test_long_texts_are_truncated_or_their_pairs_omitted(tokenizer):
     texts, translations = ["a b c d", "a", "b"], ["x", "x y z", "y"]
     source = translation_source(texts, translations, tokenizer, 4, 3, TERMS)
     cut = whole_batch(source)
     assert cut.input_ids.tolist() == [CLS, A, B, SEP, CLS, A, SEP, CLS, B, SEP]
-    # What was cut off is still what comes next; the target does not end there.
+    # The truncated next token is still the label; the target does not end there.
     assert cut.decoder_inputs.input_ids.tolist() == [CLS, X, CLS, X, Y, CLS, Y]
     assert cut.decoder_inputs.targets["labels"].tolist() == [X, SEP, X, Y, Z, Y, SEP]
     # 6 words in the sources, of which c and d are lost, and 5 in the targets, of which the second one loses its end.
@@ -121,7 +121,7 @@ def task(**options) -> TranslationTask:
     return TranslationTask(DecoderConfig(2, 12), SearchSettings(2, 1.0, 10), **options)
 
 
-def test_loss_is_label_smoothing_of_torch():
+def test_loss_equals_label_smoothing_of_torch():
     logits = torch.randn(9, 12, generator=torch.Generator().manual_seed(0)).requires_grad_()
     labels = torch.tensor([3, 4, IGNORE_INDEX, 0, 11, 5, 5, IGNORE_INDEX, 1])
     decoder = PackedBatch(*[None] * 9, targets={"labels": labels}, counts={})
@@ -151,7 +151,7 @@ def test_scores_are_of_the_whole_corpus(tokenizer):
     assert task().assemble(source, decoded)[1] == {"translation": "y z", "score": -0.5}
 
 
-def test_what_cannot_go_together():
+def test_impossible_combinations():
     with pytest.raises(ConfigError, match=r"search\.max_length is 10, but decoder\.max_length=8"):
         TranslationTask(DecoderConfig(2, 8), SearchSettings(2, 1.0, 10))
     with pytest.raises(ConfigError, match=r"max_source_length is 2\. It must be at least 3"):
@@ -165,7 +165,7 @@ def test_what_cannot_go_together():
         check_task_is_split(task(), 2)
 
 
-def test_without_sacrebleu_nothing_begins(tokenizer, monkeypatch):
+def test_without_sacrebleu_the_run_does_not_start(tokenizer, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="sacrebleu is not installed"):
         task().build_sources(ParallelTextData(train="there is no such file.csv"), tokenizer, 0)
@@ -180,7 +180,7 @@ def micro_batches(
 
 
 def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor, list[tuple[int, ...]]]:
-    """Losses and gradient norms of a few steps, and then what a rank finds for its sequences of the first step."""
+    """Returns losses and gradient norms of a few steps, then a rank's results for its sequences of the first step."""
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if strategy != "single" else 1
     shape = mesh_shape(strategy, world_size, 2 if strategy == "hsdp" else None)
     mesh = build_mesh(strategy, shape, "cpu")
@@ -225,7 +225,7 @@ def one_process(tokenizer) -> tuple[Tensor, list]:
     return train_and_translate("single", 400, str(tokenizer.folder))
 
 
-def test_micro_batches_do_not_show(tokenizer, one_process):
+def test_micro_batches_do_not_matter(tokenizer, one_process):
     found, translations = train_and_translate("single", 40, str(tokenizer.folder))
     torch.testing.assert_close(found, one_process[0], rtol=1e-5, atol=0)
     assert translations == one_process[1]
@@ -242,7 +242,7 @@ def test_processes_equal_one(tokenizer, one_process, workers: WorkerPool, strate
 
 
 def search_of_one_step(strategy: str, folder: str) -> list[int]:
-    """A search that ends at once on rank 0; returns how often each layer was called."""
+    """Runs a search that ends at once on rank 0; returns how often each layer was called."""
     mesh = build_mesh(strategy, mesh_shape(strategy, 2, None), "cpu")
     model = own_model(task())
     parallelize(model, mesh, strategy, Precision("fp32"))
@@ -264,7 +264,7 @@ def search_of_one_step(strategy: str, folder: str) -> list[int]:
 
 
 def ends_at_once(grow):
-    """All that follows has next to no probability, but for the end."""
+    """Gives every token except the end a probability close to zero."""
 
     def changed(self, living):
         scores = torch.full_like(grow(self, living), -100.0)
@@ -277,7 +277,7 @@ def ends_at_once(grow):
 def test_a_search_that_ends_early_waits_for_the_others(tokenizer, workers: WorkerPool):
     calls = workers.run(search_of_one_step, 2, "fsdp2", str(tokenizer.folder))
     workers.stop()  # One of them has a changed class.
-    # The given targets, and each token of the longest target that may be found.
+    # The given targets, and each token of the longest possible target.
     assert calls == [[1 + 10] * 2] * 2
 
 
@@ -286,7 +286,7 @@ def own_model(own: TranslationTask) -> TaskModel:
     return build_model(own, CONFIG)
 
 
-def test_each_layer_of_the_decoder_has_dropout_of_its_own(tokenizer):
+def test_each_layer_of_the_decoder_has_its_own_dropout(tokenizer):
     model = own_model(task())
     materialize(model, initial_values(model, CONFIG, 1), "cpu")
     given = []
@@ -312,20 +312,20 @@ def test_a_decoder_begins_as_a_copy_of_the_encoder():
     }
     for name, value in found.items():
         if name.startswith("head.decoder."):
-            # The first 12 positions and the first segment; of all else everything.
+            # The first 12 positions and the first segment; everything of all others.
             assert torch.equal(value, state[name.replace("head.decoder.", "encoder.")][: value.shape[0]])
     assert {len(found[f"head.decoder.embeddings.{name}_embeddings.weight"]) for name in ("position", "token_type")} == {
         12,
         1,
     }
-    # One of another kind, or with too few positions, or with weights of its own, is not copied.
+    # A decoder of another kind, with too few positions, or with its own weights is not initialized as a copy.
     longer = own_model(TranslationTask(DecoderConfig(1, 17), SearchSettings(max_length=12)))
     assert "head.decoder.embeddings.position_embeddings.weight" in match_parameters(longer, weights)[1]
     given = weights_from_state("here", CONFIG, state | {"head.decoder.embeddings.norm.bias": torch.ones(16)})
     assert torch.equal(match_parameters(model, given)[0]["head.decoder.embeddings.norm.bias"], torch.ones(16))
 
 
-def test_layers_of_both_stacks_are_found():
+def test_layers_of_encoder_and_decoder_are_listed():
     model = own_model(task())
     assert transformer_layers(model) == [*model.encoder.layers, *model.head.decoder.layers]
 
