@@ -1,10 +1,10 @@
-"""How long training stands still for a checkpoint: `python -m tests.benchmarks.checkpoints [--folder .] [--rounds 5]`.
+"""Time that training waits for a checkpoint: `python -m tests.benchmarks.checkpoints [--folder .] [--rounds 5]`.
 
-The state of BERT-base with AdamW (weights and two moments, fp32) in one process, saved by the callback of a run. A
-round makes both saves of the same state, one after the other: synchronous, where training stands still until the
-checkpoint is complete, and in the background, where it stands still in the save and, after a step of matrix products
-beside the copy, where the update waits for the rest of it. Steps are timed alone, beside the copy (and, where the copy
-ends before the step, beside the beginning of the writing) and beside the writing.
+Saves the state of BERT-base with AdamW (weights and two moments, fp32) in one process, with the callback of a run.
+A round makes both kinds of saves of the same state, one after the other. With a synchronous save, training waits until
+the checkpoint is complete. With a background save, it waits in the save and, after a step of matrix products beside
+the copy, where the update waits for the rest of the copy. Steps are timed alone, beside the copy (and, if the copy ends
+before the step, beside the beginning of the write) and beside the write.
 """
 
 import argparse
@@ -33,7 +33,7 @@ _NEVER_ENDS = Cadence(max_steps=1_000_000, checkpoint_every_n_steps=1)
 
 
 def bert_base_module() -> Any:
-    """What a save asks of the module, with random weights and optimizer state."""
+    """Module interface that a save uses, with random weights and optimizer state."""
     config = EncoderConfig(
         family="bert",
         vocab_size=30_522,
@@ -53,13 +53,13 @@ def bert_base_module() -> Any:
 
 
 def wait_for_device() -> None:
-    """Until all that was asked of a GPU is done."""
+    """Waits until a GPU has finished all work."""
     if _DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
 def step_seconds(weight: Tensor, batch: Tensor) -> float:
-    """One step's worth of matrix products."""
+    """Computes one step's worth of matrix products."""
     began = time.perf_counter()
     for _ in range(8):
         batch @ weight
@@ -68,7 +68,7 @@ def step_seconds(weight: Tensor, batch: Tensor) -> float:
 
 
 class Saves:
-    """A callback that saves the module of the benchmark, and its clock."""
+    """Callback that saves the module of the benchmark, with its clock."""
 
     def __init__(self, folder: Path, module: Any, background: bool) -> None:
         self.trainer: Any = SimpleNamespace(global_step=0, callbacks=[], is_global_zero=True)
@@ -76,32 +76,32 @@ class Saves:
         self.callback = Checkpointing(folder, _NEVER_ENDS, Timings(), Retention(keep_last=1), background)
 
     def begin(self) -> float:
-        """Prepares as a run does before its first step; seconds."""
+        """Prepares as a run does before its first step; returns the seconds."""
         began = time.perf_counter()
         self.callback.on_train_start(self.trainer, self.module)
         return time.perf_counter() - began
 
     def save(self) -> float:
-        """Saves the next step; seconds until training may go on."""
+        """Saves the next step; returns the seconds until training continues."""
         self.trainer.global_step += 1
         began = time.perf_counter()
         self.callback.save(self.trainer, self.module, waits=False)
         return time.perf_counter() - began
 
     def wait_before_update(self) -> float:
-        """What the optimizer does first in an update; seconds."""
+        """Does the first part of an optimizer update; returns the seconds."""
         began = time.perf_counter()
         self.module.optimizer.before_change()
         wait_for_device()
         return time.perf_counter() - began
 
     def is_writing(self) -> bool:
-        """True until the last save is complete."""
+        """Returns True once the last save is complete."""
         return self.callback.timings.running("checkpoint") > 0
 
 
 def measure(synchronous: Saves, background: Saves) -> dict[str, float]:
-    """One round: seconds of each part, and of a step alone, beside the copy and beside the writing."""
+    """Measures one round: seconds of each part, and of a step alone, beside the copy and beside the write."""
     weight, batch = torch.ones(768, 768, device=_DEVICE), torch.ones(4_096, 768, device=_DEVICE)
     times = {"synchronous": synchronous.save()}
     time.sleep(_SETTLE_SECONDS)
@@ -121,7 +121,7 @@ def measure(synchronous: Saves, background: Saves) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures and tells."""
+    """Measures and prints the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(), help="on the disk that is measured")
     parser.add_argument("--rounds", type=int, default=5)

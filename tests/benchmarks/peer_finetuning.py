@@ -1,8 +1,8 @@
-"""The peer's side of the fine-tuning benchmark: the Auto classes of transformers under its Trainer, one process.
+"""The peer of the fine-tuning benchmark: the Auto classes of transformers under its Trainer, one process.
 
 Run by `tests.benchmarks.finetuning`; prints one JSON line with the scores of the test split, by scikit-learn, SciPy and
-seqeval, and the median of real tokens a second. Padding goes to the longest row of a batch, as its examples do where no
-fixed length is asked for; features are made as its examples make them.
+seqeval, and the median of real tokens per second. Batches are padded to their longest row, as in its examples if no
+fixed length is requested; features are made as in its examples.
 """
 
 import argparse
@@ -34,12 +34,12 @@ WARMUP_STEPS = 3
 Rows = list[dict[str, Any]]
 
 PROBLEMS = {float: "regression", str: "single_label_classification", list: "multi_label_classification"}
-"""By the type of a row's label."""
+"""Problem type by the type of a row's label."""
 
 
 @dataclass
 class Job:
-    """Model, features of both splits, how they are brought into a batch, and how outputs are scored."""
+    """Model, features of both splits, collator, and the function that scores outputs."""
 
     model: transformers.PreTrainedModel
     train: Rows
@@ -49,7 +49,7 @@ class Job:
 
 
 class CountedTokens:
-    """A collator that notes the real tokens of each batch."""
+    """Collator that records the number of real tokens of each batch."""
 
     def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]) -> None:
         self.collate = collate
@@ -62,7 +62,7 @@ class CountedTokens:
 
 
 def classification(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) -> Job:
-    """One label of a text or a pair, several, or a number."""
+    """Prepares a task with one label of a text or a pair, several labels, or a number."""
     problem = PROBLEMS[type(train[0]["label"])]
     several = [row["label"] if isinstance(row["label"], list) else [row["label"]] for row in train]
     names = [] if problem == "regression" else sorted(set(itertools.chain(*several)))
@@ -105,7 +105,7 @@ def classification(train: Rows, test: Rows, weights: str, tokenizer: Any, longes
 
 
 def tokens(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) -> Job:
-    """A tag for each word, at its first token."""
+    """Prepares a task with a tag for each word, at its first token."""
     names = sorted({tag for row in train for tag in row["tags"]})
 
     def features(rows: Rows) -> Rows:
@@ -137,7 +137,7 @@ def tokens(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) 
 
 
 def questions(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) -> Job:
-    """The span of a context that answers a question, by windows."""
+    """Prepares a task with the span of a context that answers a question, in windows."""
 
     def encode(rows: Rows) -> Any:
         return tokenizer(
@@ -192,7 +192,7 @@ def questions(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: in
 
 
 def choices(train: Rows, test: Rows, weights: str, tokenizer: Any, longest: int) -> Job:
-    """One of several texts."""
+    """Prepares a task with the choice of one text among several."""
 
     def features(rows: Rows) -> Rows:
         made = []
@@ -219,7 +219,7 @@ KINDS: dict[str, Callable[[Rows, Rows, str, Any, int], Job]] = {
 
 
 def columns_to_rows(encoded: Any, **more: Sequence[Any]) -> Rows:
-    """One dict a row from the tokenizer's lists and further columns."""
+    """Returns one dict per row from the tokenizer's lists and further columns."""
     columns = {**{name: encoded[name] for name in encoded}, **more}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
@@ -274,7 +274,7 @@ def main() -> None:
         callbacks=[times],
     )
     trainer.train()
-    # The collator may have run ahead of the last step.
+    # The collator may have prepared batches beyond the last step.
     counted = np.array(collate.tokens[: len(times.ends)], dtype=np.float64)
     rates = counted[1:] / np.diff(times.ends)
     scores = job.score(trainer.predict(Dataset.from_list(job.test))) if given.max_steps < 0 else {}

@@ -1,8 +1,8 @@
-"""The peer's side of the pre-training benchmark: transformers' Trainer on the sequences that Cloze trains on.
+"""The peer of the pre-training benchmark: transformers' Trainer on the sequences that Cloze trains on.
 
-Run by `tests.benchmarks.pretraining` as a process of its own; prints one JSON line with the median tokens a second of
-the steps after the warm-up. Padding goes to the longest sequence of a batch, attention is SDPA, logits are computed at
-every position: the Trainer as its documentation shows it. Only real tokens are counted, as on our side.
+Run by `tests.benchmarks.pretraining` as a separate process; prints one JSON line with the median of tokens per second
+of the steps after the warm-up. Batches are padded to their longest sequence, attention is SDPA, logits are computed at
+every position: the Trainer as its documentation shows it. Only real tokens are counted, as for Cloze.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import (
 
 
 class StepTimes(TrainerCallback):
-    """Notes when each step ended."""
+    """Records the time at which each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []

@@ -1,6 +1,6 @@
 """Memory and speed of framework.prepare: `python -m tests.benchmarks.prepare_memory [--megabytes 200] [--workers 2]`.
 
-Generates text (words drawn by Zipf's law from a million random ones), runs the command in a process of its own and
+Generates text (words drawn by Zipf's law from a million random ones), runs the command in a separate process and
 samples the memory of the whole process tree: the proportional set size, in which shared pages count once.
 """
 
@@ -22,7 +22,7 @@ _SENTENCE_WORDS, _DOCUMENT_SENTENCES = 18, 12
 
 
 def words(count: int) -> np.ndarray:
-    """(count,) random words of 2 to 12 letters as objects; a few may be the same."""
+    """Returns (count,) random words of 2 to 12 letters as objects; a few may be equal."""
     letters = generator(0, "letters of words").integers(97, 123, size=(count, 12), dtype=np.uint8)
     lengths = generator(0, "lengths of words").integers(2, 13, size=count)
     letters[np.arange(12) >= lengths[:, None]] = 0
@@ -30,7 +30,7 @@ def words(count: int) -> np.ndarray:
 
 
 def text_blocks(num_bytes: int) -> Iterator[str]:
-    """Documents between blank lines, about so many bytes in all; each block from its own key."""
+    """Writes documents between blank lines, about this number of bytes in all; each block from its own key."""
     vocabulary = words(_DISTINCT_WORDS)
     # Mandelbrot's form of Zipf's law, about that of English.
     weights = (np.arange(_DISTINCT_WORDS) + 2.7) ** -1.07
@@ -53,7 +53,7 @@ def text_blocks(num_bytes: int) -> Iterator[str]:
 
 
 def process_tree(root: int) -> list[int]:
-    """The ids of a process and all below it."""
+    """Returns the ids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -68,7 +68,7 @@ def process_tree(root: int) -> list[int]:
 
 
 def proportional_bytes(pid: int) -> int:
-    """Proportional set size of a process; 0 when it has ended."""
+    """Returns the proportional set size of a process; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -77,7 +77,7 @@ def proportional_bytes(pid: int) -> int:
 
 
 def main() -> None:
-    """Generates, prepares, measures and tells."""
+    """Generates, prepares, measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)

@@ -1,11 +1,11 @@
-"""Pre-training speed beside transformers' Trainer: `python -m tests.benchmarks.pretraining [--precision fp32]`.
+"""Pre-training speed compared with transformers' Trainer: `python -m tests.benchmarks.pretraining [--precision fp32]`.
 
-MiniLM (6 layers x 384, or `--model bert_base`), sequences of at most 128 tokens, 32 a step, masked words and
-next-sentence prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on both sides; the
-same sequences in the same order. On the CPU Cloze runs under torchrun, one process a core, the Trainer as one process
-with a thread a core; with a GPU each is one process that has it, and `--set strategy.compile=inductor` changes Cloze's
-side. The two alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted,
-padding is not. The last line is `ratio: N.NN`.
+Both train MiniLM (6 layers x 384, or `--model bert_base`) with sequences of at most 128 tokens, 32 per step, masked
+words and next-sentence prediction, AdamW, dropout 0.1 on hidden states and none on attention probabilities, on the same
+sequences in the same order. On the CPU Cloze runs under torchrun, one process per core, the Trainer as one process with
+one thread per core. With a GPU each is one process that uses it, and `--set strategy.compile=inductor` changes Cloze.
+The two alternate, and each figure is the median over the steps after the warm-up. Real tokens are counted, padding is
+not. The last line is `ratio: N.NN`.
 """
 
 import argparse
@@ -39,20 +39,20 @@ MASK_RATE = 0.15
 DROPOUT = 0.1
 WARMUP_STEPS = 3
 LOG_EVERY = 10 if torch.cuda.is_available() else 1
-"""Steps between two readings of Cloze's speed; a GPU is waited for before each."""
+"""Steps between two readings of Cloze's speed; the clock waits for a GPU before each."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for every run of a call.
+    """Settings of every run of a call.
 
     Attributes:
-        model: A file of conf/model, of BERT's family.
+        model: File of conf/model, of BERT's family.
         length: Most tokens of a sequence.
         batch: Sequences of a step.
-        steps: The warm-up included.
+        steps: Number of steps, including the warm-up.
         precision: "bf16" or "fp32".
-        overrides: Of Cloze.
+        overrides: Overrides for Cloze.
     """
 
     model: str
@@ -64,12 +64,12 @@ class Setting:
 
     @property
     def processes(self) -> int:
-        """Of Cloze."""
+        """Number of processes of Cloze."""
         return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 def write_sequences(store: Path, tokenizer: Path, setting: Setting, path: Path) -> None:
-    """Saves the sequences of the first steps, words not hidden, in the order in which they come."""
+    """Saves the sequences of the first steps, without masks, in their order."""
     task = PretrainingTask(setting.length, nsp=True, mask_rate=MASK_RATE)
     source = task.build_sources(StoreData(str(store)), Tokenizer.from_folder(tokenizer), seed=0)["train"]
     plan = StepPlan(source, 0, setting.batch, setting.batch * setting.length, wraps_epochs=True)
@@ -88,7 +88,7 @@ def write_sequences(store: Path, tokenizer: Path, setting: Setting, path: Path) 
 
 
 def run(command: list[str], threads: int) -> str:
-    """Runs a command and returns what it printed last; its failure ends the benchmark."""
+    """Runs a command and returns its last line of output; its failure ends the benchmark."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
@@ -101,7 +101,7 @@ def run(command: list[str], threads: int) -> str:
 
 
 def measure_peer(folder: Path, tokenizer: Path, setting: Setting) -> float:
-    """Tokens a second of transformers' Trainer."""
+    """Returns tokens per second of transformers' Trainer."""
     model = OmegaConf.load(conf_folder() / "model" / f"{setting.model}.yaml")
     command = [
         *(sys.executable, "-m", "tests.benchmarks.peer_trainer"),
@@ -121,7 +121,7 @@ def measure_peer(folder: Path, tokenizer: Path, setting: Setting) -> float:
 
 
 def measure_cloze(folder: Path, run_id: str, setting: Setting) -> float:
-    """Tokens a second of `framework.train`, as it logs them in perf.jsonl."""
+    """Returns tokens per second of `framework.train`, as logged in perf.jsonl."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(setting.processes))
     command = [
         *(sys.executable, *(torchrun if setting.processes > 1 else ()), "-m", "framework.train"),

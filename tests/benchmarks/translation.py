@@ -1,9 +1,10 @@
-"""Translation beside transformers' EncoderDecoderModel: `python -m tests.benchmarks.translation --help`.
+"""Translation compared with transformers' EncoderDecoderModel: `python -m tests.benchmarks.translation --help`.
 
-Two BERTs of equal size from random weights, one vocabulary, words shared by encoder, decoder and output; the same pairs
-in the same steps, in bf16, with the same rates of AdamW, label smoothing, clipping and dropout; targets by beam search
-of the same width and penalty. Cloze runs its commands, packed; the peer a plain loop, padded to the longest text of a
-step. Prints a row a seed and side: BLEU and chrF of the test pairs by sacrebleu, and the seconds of the training.
+Both train two BERTs of equal size from random weights with one vocabulary; encoder, decoder and output share the words.
+They use the same pairs in the same steps, in bf16, with the same rates of AdamW, label smoothing, clipping and dropout,
+and beam search of the same width and penalty. Cloze runs its commands, packed; the peer is a plain loop, padded to the
+longest text of a step. Prints a row per seed for each: BLEU and chrF of the test pairs by sacrebleu, and the seconds
+of the training.
 """
 
 import argparse
@@ -35,7 +36,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_cloze(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, float]:
-    """Trains and evaluates by the commands."""
+    """Trains and evaluates with the commands."""
     (source, target), (test_source, test_target) = given.train, given.test
     overrides = [
         f"data.train={source}",
@@ -68,7 +69,7 @@ def run_cloze(given: argparse.Namespace, seed: int, folder: Path) -> dict[str, f
 def steps_of(
     source: TranslationSource, seed: int, given: argparse.Namespace
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Sources, decoder inputs and labels of each step, padded."""
+    """Returns sources, decoder inputs and labels of each step, padded."""
     plan = StepPlan(source, seed, given.batch, max(source.max_length, given.batch * source.max_length))
     for step in range(given.steps):
         drawn = plan.sequences(step)
@@ -106,7 +107,7 @@ def build_peer(given: argparse.Namespace, tokenizer: Tokenizer) -> transformers.
 
 
 def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
-    """The same in a plain loop."""
+    """Trains and evaluates in a plain loop."""
     tokenizer = Tokenizer.from_folder(given.tokenizer)
     task = TranslationTask(DecoderConfig(given.layers, LONGEST), SearchSettings(BEAMS, 1.0, LONGEST), LONGEST)
     (source, target), (test_source, test_target) = given.train, given.test

@@ -44,7 +44,7 @@ class HeldWrites:
         self.in_main_thread |= threading.current_thread() is threading.main_thread()
         deadline = time.monotonic() + LONG
         while not self.may_go(step):
-            assert time.monotonic() < deadline, f"the write of step {step} was never let go"
+            assert time.monotonic() < deadline, f"the write of step {step} was never released"
             time.sleep(0.002)
         written = self._real(folder, step, *rest)
         self.log.append(("end", step))
@@ -183,7 +183,7 @@ def stumble_at_step_4(folder: str) -> tuple[int, str]:
 def test_an_error_in_a_write_ends_all_ranks_at_the_next_save(workers: WorkerPool, tmp_path: Path) -> None:
     first, second = workers.run(stumble_at_step_4, 2, str(tmp_path))
     assert first == second
-    assert first[0] == 6, "the save of step 6, after its validation, takes the error up"
+    assert first[0] == 6, "the save of step 6, after its validation, raises the error"
     assert "step_00000004 could not be written by rank 1 (KeyError: 'shape')" in first[1]
     assert [step_of(path) for path in complete_checkpoints(tmp_path / "checkpoints")] == [2]
 

@@ -44,7 +44,7 @@ class LateCopies(pl.Callback):
     def copy(self, staging: Staging, *arguments: Any) -> Any:
         if threading.current_thread() is threading.main_thread():
             return self._copy(staging, *arguments)
-        assert self._may_go.wait(LONG), "training did not go on beside the copy"
+        assert self._may_go.wait(LONG), "training did not continue beside the copy"
         time.sleep(self.extra_seconds)
         copies = self._copy(staging, *arguments)
         self.seen.append("copied")

@@ -182,7 +182,7 @@ def test_a_rollback_continues_after_the_window_with_the_weights_of_the_checkpoin
     (line,) = said(capsys.readouterr().out)
     assert ". Weights and optimizer are restored from step 4, and steps 5 to 6 are skipped (1 of at most 10" in line
     assert rows(tmp_path / "back")[6]["optim/skipped_steps"] == 2
-    assert 5 in rows(tmp_path / "back"), "what was measured stays"
+    assert 5 in rows(tmp_path / "back"), "measured values are kept"
     assert skipped_in_state(tmp_path / "back" / "checkpoints" / "step_00000006") == [[5, 6]]
     assert skipped_in_state(tmp_path / "back" / "checkpoints" / "step_00000004") == []
     assert summary(tmp_path / "back")["skipped_steps"] == 2

@@ -98,7 +98,7 @@ def test_each_kind_of_damage_on_one_rank(tmp_path: Path) -> None:
 def test_each_kind_of_damage_on_two_ranks(workers: WorkerPool, tmp_path: Path) -> None:
     first, second = workers.run(damage_and_load, 2, "fsdp2", str(tmp_path), "checksums")
     check(first, 2)
-    assert first == second, "both ranks take the same checkpoint for the same reason"
+    assert first == second, "both ranks must use the same checkpoint for the same reason"
 
 
 def test_a_shard_that_torch_cannot_read_counts_as_damaged(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_flipped_byte_of_the_record_itself_is_detected(folder: Path) -> None:
         except DamagedError:
             continue
         quiet.append(chr(content[position]))
-    assert "".join(quiet) == "blake2b", "without that name it is a record of an older version"
+    assert "".join(quiet) == "blake2b", "without this name it is a record of an older version"
 
 
 def test_every_file_is_checked_by_one_rank(folder: Path) -> None:

@@ -77,7 +77,7 @@ def broken(name: str, value: Any) -> Iterator[None]:
 def test_saving_to_memory_and_loading_from_it(memory: str) -> None:
     expected = save(memory, 1)
     folder = location(memory) / "step_00000001"
-    assert names(location(memory)) == {"step_00000001"}, "nothing was written beside"
+    assert names(location(memory)) == {"step_00000001"}, "nothing was written elsewhere"
     assert names(folder) == FILES
     stored = {name: MemoryFileSystem.store[f"/cloze/run/step_00000001/{name}"].getvalue() for name in FILES}
     assert json.loads(stored.pop("COMPLETE")) == {

@@ -123,7 +123,7 @@ def test_an_interrupted_deletion_leaves_no_checkpoint_that_looks_complete(
             verify(folder, "checksums")
         assert newest_complete(checkpoints) == checkpoints / "step_00000003"
         Retention(keep_last=1).prune(checkpoints)
-        assert [path.name for path in checkpoints.iterdir()] == ["step_00000003"], "the next save clears it up"
+        assert [path.name for path in checkpoints.iterdir()] == ["step_00000003"], "the next save deletes it"
     # Two checkpoints of COMPLETE, two files and the folder.
     assert kills == 8
 

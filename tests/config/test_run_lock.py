@@ -26,7 +26,7 @@ def test_a_second_start_waits_and_then_continues(tmp_path: Path, capsys):
     thread.join(timeout=30)
     assert order == ["first", "second"]
     said = capsys.readouterr().err
-    assert said.count("\n") == 1, "it says so once"
+    assert said.count("\n") == 1, "it is reported once"
     assert f"/x is in use by process {os.getpid()} on host " in said and "waits up to 30 s" in said
     assert list((tmp_path / "x").iterdir()) == [], "the lock leaves no file"
 

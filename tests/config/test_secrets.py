@@ -26,7 +26,7 @@ def saved(monkeypatch: pytest.MonkeyPatch, config: dict[str, object], **more: st
         monkeypatch.setenv(name, value)
     composed = OmegaConf.create(config)
     result = masked(composed, OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
-    assert OmegaConf.to_container(composed, resolve=True) is not None, "the resolver of the environment is back"
+    assert OmegaConf.to_container(composed, resolve=True) is not None, "the resolver of the environment is restored"
     return result
 
 

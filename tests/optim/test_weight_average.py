@@ -123,7 +123,7 @@ def test_changes_are_announced() -> None:
     optimizer.swap_average()
     optimizer.hold_update()
     optimizer.step()
-    assert not seen, "nothing changes without an average, nor in an update that is held"
+    assert not seen, "nothing changes without an average or in a held update"
     optimizer.keep_average(DECAY)
     for change in (optimizer.step, optimizer.swap_average, optimizer.step):
         before = [weight.detach().clone(), *clones(optimizer)]

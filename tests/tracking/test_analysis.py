@@ -147,7 +147,7 @@ def test_matrices_of_2_to_150_classes_have_a_size_that_a_page_can_show(num_label
     for name in pictures:
         drawn = imread(tmp_path / "plots" / name)
         border = [drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]]
-        assert all((line == 1.0).all() for line in border), f"something of {name} is cut off"
+        assert all((line == 1.0).all() for line in border), f"a part of {name} is cut off"
 
 
 @pytest.mark.parametrize("has_font", [True, False])

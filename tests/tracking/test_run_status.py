@@ -157,7 +157,7 @@ def test_the_metric_that_ranks_checkpoints_is_shown(tmp_path, capsys, has_ended)
         folder / "metrics.jsonl", {"step": 2, "val/loss": 0.1, "val/accuracy": 0.5, "val/macro_f1": 0.25, "val/z": 1}
     )
     run(["--runs", str(tmp_path / "runs")])
-    assert "accuracy 0.5000" in capsys.readouterr().out, "a run of an earlier version, of which it is not known"
+    assert "accuracy 0.5000" in capsys.readouterr().out, "runs of earlier versions do not record it"
     if has_ended:
         write_summary(folder, SUMMARY)
     else:

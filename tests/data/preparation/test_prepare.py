@@ -153,7 +153,7 @@ def test_a_folder_that_cannot_be_written_or_is_something_else(tmp_path, corpus):
 
 
 def test_excluded_and_near_duplicate_documents_are_absent_from_later_passes(tmp_path, small_batches):
-    """Of a, b, c, d and copies: c overlaps an evaluation text, d is b except for one word; neither is used."""
+    """Among a, b, c, d and copies, c overlaps an evaluation text, d is b except for one word; neither is used."""
     common = " ".join(f"w{number}" for number in range(60))
     texts = {
         "a": "alpha " + " ".join(f"a{number}" for number in range(40)),

@@ -260,7 +260,7 @@ def test_counts_stay_bounded_for_any_input():
 
 
 def test_very_frequent_words_are_passed_to_the_trainer_in_bounded_number(monkeypatch):
-    """Of 30, 20 and 1 occurrences a fifth: 6, 4 and none."""
+    """A fifth of 30, 20 and 1 occurrences is 6, 4 and none."""
     monkeypatch.setattr("framework.data.tokenization.word_counts._MAX_OCCURRENCES", 11)
     monkeypatch.setattr("framework.data.tokenization.word_counts._REPETITIONS", 5)
     assert list(repeated({"b": 20, "a": 30, "c": 1})) == ["a a a a a ", "a ", "b b b b "]

@@ -69,7 +69,7 @@ def test_no_number_changes_in_any_bit(workers: WorkerPool, strategy: str, modern
         else workers.run(run_numbers, 2, strategy, modern, precision)
     )
     for expected, *others in ranks:
-        assert sum(bool(value.any()) for value in expected) > 20, "gradients that are all zero show nothing"
+        assert sum(bool(value.any()) for value in expected) > 20, "gradients that are all zero prove nothing"
         for settings, found in zip(ALL[1:], others, strict=True):
             differing = [i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if not torch.equal(a, b)]
             assert not differing, settings
@@ -172,7 +172,7 @@ def test_the_kept_memory_is_as_documented(modern: bool, precision: str, item_byt
         kept_bytes_per_token(settings, modern, precision) for settings in (NONE, SELECTIVE, FULL, EVERY_SECOND)
     )
     assert none > selective > full_
-    assert full_ == layers * 4 * hidden, "each layer leaves its output in fp32, which is the next one's input"
+    assert full_ == layers * 4 * hidden, "each layer keeps its output in fp32, the input of the next one"
     # Queries, keys and values; the output projection; up (and gate); down.
     products = (3 + 1 + 1) * hidden + (2 if modern else 1) * intermediate
     # Mixed values, which short sequences have in fp32 and padded to a multiple of 8.

@@ -108,7 +108,7 @@ def test_a_run_gives_the_same_numbers_and_compiles_only_in_its_first_steps(
     kinds = 2 if checkpointing == EVERY_SECOND else 1
     # The full budget and half of it; the validation between them compiles nothing.
     assert none_made[-1] == 0 and made[-1] == 2 * kinds and breaks == 0
-    assert len(set(made)) <= 2, "each of the two shapes is made when it is first seen"
+    assert len(set(made)) <= 2, "each of the two shapes is compiled on its first use"
 
 
 @pytest.mark.parametrize(
