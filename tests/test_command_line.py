@@ -37,9 +37,11 @@ def test_every_module_that_is_a_command_is_listed(monkeypatch, capsys):
 )
 def test_an_unknown_command_is_rejected(name, remedy, monkeypatch, capsys):
     assert call(monkeypatch, name) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith(f"ConfigError: there is no command `{name}`. Commands are prepare, ")
-    assert told.err.endswith(f"{remedy}\n")
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.startswith(
+        f"ConfigError: there is no command `{name}`. Commands are prepare, "
+    )
+    assert output.err.endswith(f"{remedy}\n")
 
 
 @pytest.mark.parametrize("name", ["status", "launch", "machine", "report"])
@@ -60,8 +62,13 @@ def test_all_helps_begin_with_the_command_line_and_its_purpose(name, monkeypatch
 )
 def test_commands_with_options_exit_like_the_others(arguments, words, monkeypatch, capsys):
     assert call(monkeypatch, *arguments) == 2
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.startswith("ConfigError: ") and words in told.err and told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert (
+        output.out == ""
+        and output.err.startswith("ConfigError: ")
+        and words in output.err
+        and output.err.count("\n") == 1
+    )
 
 
 def test_the_list_imports_none_of_the_commands():

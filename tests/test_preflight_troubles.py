@@ -35,7 +35,7 @@ def with_facts(*changed: RankFacts) -> list[RankFacts]:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({}, []),
         ({"facts": with_facts(facts(4, 1), facts(5, 1, None, 0))}, ["c: 1 GPUs, but others have 2"]),
@@ -61,8 +61,8 @@ def with_facts(*changed: RankFacts) -> list[RankFacts]:
         ({"stuck": dict.fromkeys(range(8), f"{LATE} 9 s")}, [f"a, b, c, d: all-reduce failed ({LATE} 9 s)"]),
     ],
 )
-def test_the_node_is_named(changed, told):
-    assert troubles(report(**changed), INFO, LIMITS) == told
+def test_the_node_is_named(changed, expected):
+    assert troubles(report(**changed), INFO, LIMITS) == expected
 
 
 def test_a_link_far_below_the_others_is_slow_whatever_the_minimum():
@@ -80,13 +80,13 @@ def test_a_clock_is_compared_with_that_of_the_majority():
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "expected"),
     [
         ("a,b,c,d", ["b: it did not answer", "d: it did not answer"]),
         ("", ["node 1 (ranks 2 to 3): it did not answer", "node 3 (ranks 6 to 7): it did not answer"]),
     ],
 )
-def test_a_missing_node_is_named_by_its_ranks(monkeypatch, names, told):
+def test_a_missing_node_is_named_by_its_ranks(monkeypatch, names, expected):
     monkeypatch.setenv("CLOZE_NODES", names)
     found = Report(facts=[facts(rank) for rank in (0, 1, 4, 5)], missing=[2, 3, 6])
-    assert troubles(found, INFO, LIMITS) == told
+    assert troubles(found, INFO, LIMITS) == expected

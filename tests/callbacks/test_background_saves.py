@@ -134,7 +134,7 @@ def test_no_copy_is_kept_if_no_save_falls_between_steps(tmp_path: Path) -> None:
 def test_a_failure_lets_an_earlier_write_finish(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    failed, told = threading.Event(), []
+    failed, printed = threading.Event(), []
 
     class Fail(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, *unused: object) -> None:
@@ -145,7 +145,7 @@ def test_a_failure_lets_an_earlier_write_finish(
     def may_go(step: int) -> bool:
         if step >= 4 and failed.is_set():
             time.sleep(0.3)
-            told.append(REPORT.is_printed)
+            printed.append(REPORT.is_printed)
         return step < 4 or failed.is_set()
 
     monkeypatch.setattr(checkpointing, "write_checkpoint", HeldWrites(may_go))
@@ -153,8 +153,8 @@ def test_a_failure_lets_an_earlier_write_finish(
     with pytest.raises((ValueError, SystemExit)):
         train(tmp_path, cadence=CADENCE, extra_callbacks=(Fail(),))
     REPORT.close()
-    assert told == [isinstance(error, ValueError)]
-    assert capsys.readouterr().err.count("ValueError (step 6): the training failed") == told[0]
+    assert printed == [isinstance(error, ValueError)]
+    assert capsys.readouterr().err.count("ValueError (step 6): the training failed") == printed[0]
     newest = newest_complete(tmp_path / "checkpoints")
     assert newest is not None and step_of(newest) == 4
     verify(newest, "checksums")

@@ -252,12 +252,12 @@ def test_ranks_agree_rarely_if_steps_are_short():
     timings.longest.update(train=0.03)
     callback = Preemption(Cadence(max_steps=50), timings)
     trainer = FakeTrainer()
-    asked = []
-    callback._greatest = lambda values: asked.append(trainer.global_step) or values  # type: ignore[method-assign]
+    agreements = []
+    callback._greatest = lambda values: agreements.append(trainer.global_step) or values  # type: ignore[method-assign]
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
     for trainer.global_step in range(1, 11):
         callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert asked == [1, 4, 7, 10]
+    assert agreements == [1, 4, 7, 10]
 
 
 def test_a_run_past_its_limit_makes_one_step_per_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -300,6 +300,6 @@ def test_the_age_of_a_process_counts_from_its_start():
         "from framework.callbacks.time_limit import process_age_seconds\n"
         "print(process_age_seconds())"
     )
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert 0.4 < float(told) < 60
-    assert process_age_seconds() > float(told) - 60
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert 0.4 < float(output) < 60
+    assert process_age_seconds() > float(output) - 60

@@ -114,10 +114,10 @@ def test_a_non_finite_validation_is_reported_and_is_never_the_best(
 def test_the_closing_table_shows_skipped_steps_only_if_there_are_any():
     facts = {"ended": "finished", "best": None, "last": {}, "steps": 9, "tokens": 1, "tokens_per_second": 1.0}
     facts["wall_seconds"] = 1.0
-    for skipped, told in (({}, []), ({"skipped_steps": 1234}, ["1,234"])):
+    for skipped, expected in (({}, []), ({"skipped_steps": 1234}, ["1,234"])):
         table = closing_table("a_run", facts | skipped)
         labels, values = (list(column.cells) for column in table.columns)
-        assert [values[index] for index, label in enumerate(labels) if label == "skipped steps"] == told
+        assert [values[index] for index, label in enumerate(labels) if label == "skipped steps"] == expected
 
 
 def test_the_closing_table_shows_metrics_speed_and_files(tmp_path: Path):

@@ -29,9 +29,9 @@ class Module:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    turned = Clock()
-    monkeypatch.setattr(time, "perf_counter", turned)
-    return turned
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
 
 
 def test_every_second_belongs_to_one_lap(clock: Clock):

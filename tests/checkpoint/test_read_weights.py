@@ -78,16 +78,16 @@ def test_the_mean_covers_a_checkpoint_and_earlier_ones(run, kind: str, newest: i
 
 def test_a_mean_keeps_only_one_tensor_of_one_checkpoint_beside_its_result(run, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, weights, _ = run
-    asked = []
+    counts = []
     original = load._load
 
     def watched(folder: Path, tensors: Weights, no_dist: bool) -> None:
-        asked.append(len(tensors))
+        counts.append(len(tensors))
         original(folder, tensors, no_dist)
 
     monkeypatch.setattr(load, "_load", watched)
     read_full_state(folder / "step_00000004", average_last=3)
-    assert asked == [1] * (3 * len(weights[0]))
+    assert counts == [1] * (3 * len(weights[0]))
 
 
 def test_missing_weights_are_named(run, tmp_path: Path) -> None:

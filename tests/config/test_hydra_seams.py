@@ -30,9 +30,9 @@ def leave_with(monkeypatch, *arguments: str, main=train) -> object:
 @pytest.mark.parametrize("chosen", ["experiment/finetune_sst2", "trainer/default", "data/table", "train"])
 def test_help_shows_the_comments_of_the_chosen_files(chosen, monkeypatch, capsys):
     assert leave_with(monkeypatch, "--help", "experiment=finetune_sst2") == 0
-    told = capsys.readouterr()
-    assert f"# {chosen}.yaml\n{(CONF / f'{chosen}.yaml').read_text(encoding='utf-8')}" in told.out
-    assert told.err == "" and "schedule: constant, cosine, linear" in told.out
+    output = capsys.readouterr()
+    assert f"# {chosen}.yaml\n{(CONF / f'{chosen}.yaml').read_text(encoding='utf-8')}" in output.out
+    assert output.err == "" and "schedule: constant, cosine, linear" in output.out
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,11 @@ def test_help_offers_the_groups_of_the_command_and_no_bases(main, groups, monkey
 
 def test_help_of_training_offers_no_group_of_prepare(monkeypatch, capsys):
     assert leave_with(monkeypatch, "--help") == 0
-    told = capsys.readouterr().out
-    assert "\ncorpus: " not in told and "\nvocabulary: " not in told
-    assert "\nexperiment: finetune_choice, " in told and "\nstrategy: ddp, fsdp2, fsdp2_tp, hsdp, single, tp\n" in told
+    output = capsys.readouterr().out
+    assert "\ncorpus: " not in output and "\nvocabulary: " not in output
+    assert (
+        "\nexperiment: finetune_choice, " in output and "\nstrategy: ddp, fsdp2, fsdp2_tp, hsdp, single, tp\n" in output
+    )
 
 
 def test_help_names_the_keys_that_a_base_belongs_to(monkeypatch, capsys):
@@ -69,8 +71,8 @@ def test_help_names_the_keys_that_a_base_belongs_to(monkeypatch, capsys):
 )
 def test_messages_offer_options_and_no_bases(arguments, offered, monkeypatch, capsys):
     assert leave_with(monkeypatch, *arguments) == 2
-    told = capsys.readouterr().err
-    assert offered in told and " _" not in told
+    output = capsys.readouterr().err
+    assert offered in output and " _" not in output
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job", "experiment=pretrain_demo")])

@@ -53,8 +53,8 @@ def ask(file: Path, content: str, task: Fields, layout: SplitFiles | None, **set
     """Returns the values and the kept columns of each row; None and the error for a bad one."""
     file.write_text(content, encoding="utf-8")
     config = PredictConfig(run="r", precision=PrecisionConfig(name="fp32"), input=str(file), **settings)
-    asked = read_input_rows(config, task, None, layout)  # type: ignore[arg-type]
-    return [(each.row.values, each.kept) if each.row else (None, each.error) for each in asked]
+    input_rows = read_input_rows(config, task, None, layout)  # type: ignore[arg-type]
+    return [(each.row.values, each.kept) if each.row else (None, each.error) for each in input_rows]
 
 
 def lines(*rows: Any) -> str:

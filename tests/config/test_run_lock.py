@@ -37,12 +37,12 @@ def test_a_second_start_is_rejected_after_its_wait(tmp_path: Path):
         with (
             pytest.raises(
                 ConfigError, match=rf"in use by process {os.getpid()} on host .* UTC\. Only one start"
-            ) as told,
+            ) as caught,
             lock_run_folder(tmp_path, rank=0, wait_seconds=0.2),
         ):
             pass
         assert 0.2 <= time.monotonic() - began < 10
-        assert "`run.id`" in str(told.value) and "`run.wait_seconds`" in str(told.value)
+        assert "`run.id`" in str(caught.value) and "`run.wait_seconds`" in str(caught.value)
         with lock_run_folder(tmp_path, rank=1, wait_seconds=0):
             pass  # rank 0 holds it for all
 

@@ -111,8 +111,10 @@ def test_every_task_trains_is_evaluated_and_predicts(name, tmp_path):
     metrics = json.loads((tmp_path / "evaluated.json").read_text())["metrics"]
     last = {key: value for key, value in rows(tmp_path, "one")[-1].items() if key.startswith("val/")}
     assert metrics["loss"] == pytest.approx(last["val/loss"], rel=2e-2)
-    asked = example(name).ROWS
-    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")
-    succeed(tmp_path, "predict", "run=one", "input=asked.jsonl", "output=told.jsonl")
-    told = jsonl(tmp_path / "told.jsonl")
-    assert [{key: row[key] for key in row if key in given} for row, given in zip(told, asked, strict=True)] == asked
+    given_rows = example(name).ROWS
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given_rows), encoding="utf-8")
+    succeed(tmp_path, "predict", "run=one", "input=rows.jsonl", "output=predictions.jsonl")
+    predictions = jsonl(tmp_path / "predictions.jsonl")
+    assert [
+        {key: row[key] for key in row if key in given} for row, given in zip(predictions, given_rows, strict=True)
+    ] == given_rows

@@ -122,8 +122,8 @@ def test_the_masked_tokens(seed, rate, kind, length):
     assert np.isin(new_ids[positions], [MASK_ID, *range(10, VOCABULARY)]).all()
     if kind == "token" or rate == 1:
         sequence = np.repeat(np.arange(20), lengths)
-        wanted = num_masked(np.bincount(sequence[maskable], minlength=20), rate)
-        assert (np.bincount(sequence[positions], minlength=20) == wanted).all()
+        expected = num_masked(np.bincount(sequence[maskable], minlength=20), rate)
+        assert (np.bincount(sequence[positions], minlength=20) == expected).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -153,7 +153,7 @@ def test_masks_do_not_depend_on_the_batch(order, cut, kind):
     assert got == [expected[one] for one in order]
 
 
-def slow_choice(sizes: list[int], key: int, wanted: int) -> set[int]:
+def slow_choice(sizes: list[int], key: int, num_tokens: int) -> set[int]:
     """Applies the rule of `mask_tokens` unit by unit; returns the chosen units of these sizes."""
     width = max(128, 1 << (len(sizes) - 1).bit_length()) if sizes else 0
 
@@ -164,10 +164,10 @@ def slow_choice(sizes: list[int], key: int, wanted: int) -> set[int]:
     taken: set[int] = set()
     count = 0
     for unit in sorted(range(len(sizes)), key=rank):
-        if wanted == 0 or count >= wanted:
+        if num_tokens == 0 or count >= num_tokens:
             break
-        over = count + sizes[unit] - wanted
-        if over > 0 and taken and over >= wanted - count:
+        over = count + sizes[unit] - num_tokens
+        if over > 0 and taken and over >= num_tokens - count:
             break
         taken.add(unit)
         count += sizes[unit]

@@ -89,10 +89,10 @@ def test_impossible_weights(store):
 def test_text_that_is_too_short_for_a_held_out_part_is_reported_with_a_remedy(tmp_path, tokenizer, num_documents):
     folder = tmp_path / "store"
     write_store(folder, [[[7, 8, 9]]] * num_documents, tokenizer)
-    told = too_little_to_split(str(folder))
-    assert told is not None
-    assert f"has {num_documents} document{'s' * (num_documents > 1)}. That is too few for" in told
-    fraction = float(told.partition("Train with data.validation_fraction=")[2].split(",")[0])
+    message = too_little_to_split(str(folder))
+    assert message is not None
+    assert f"has {num_documents} document{'s' * (num_documents > 1)}. That is too few for" in message
+    fraction = float(message.partition("Train with data.validation_fraction=")[2].split(",")[0])
     splits = splits_of(folder, validation_fraction=fraction)
     assert all(len(index.documents) > 0 for index in splits.values())
     assert (fraction > 0) == (len(splits) == 2)

@@ -163,21 +163,25 @@ def test_a_step_outside_the_run_is_no_item():
 
 def test_a_window_of_the_order_is_announced_once_before_its_sequences(monkeypatch):
     """60 sequences in blocks of 5, windows of 2 blocks: 10 sequences; a step has 6."""
-    order, told = Shuffle(block_size=5, window_blocks=2), []
+    order, announcements = Shuffle(block_size=5, window_blocks=2), []
     monkeypatch.setattr(NumberedSource, "shuffle", order)
-    monkeypatch.setattr(NumberedSource, "read_ahead", lambda _, epoch, start, stop: told.append((epoch, start, stop)))
+    monkeypatch.setattr(
+        NumberedSource, "read_ahead", lambda _, epoch, start, stop: announcements.append((epoch, start, stop))
+    )
     data = datamodule(size=60)
     dataset, plan = data.train_dataloader().dataset, data.plans["train"]
     announced: set[int] = set()
     for step in range(10):
-        told.clear()
+        announcements.clear()
         dataset[step]
-        announced |= {index for epoch, start, stop in told for index in range(start, stop) if epoch == 0}
+        announced |= {index for epoch, start, stop in announcements for index in range(start, stop) if epoch == 0}
         assert set(plan.sequences(step).indices.tolist()) <= announced
         # This window and the next one: two blocks each.
-        assert len(set(told)) == len(told) and (len(told) == 4 if step == 0 else len(told) <= 4)
-        assert all(stop - start == 5 for _, start, stop in told)
+        assert len(set(announcements)) == len(announcements) and (
+            len(announcements) == 4 if step == 0 else len(announcements) <= 4
+        )
+        assert all(stop - start == 5 for _, start, stop in announcements)
     assert len(announced) == 60
-    told.clear()
+    announcements.clear()
     dataset[9]
-    assert told == []
+    assert announcements == []

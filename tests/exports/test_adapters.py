@@ -19,7 +19,7 @@ from tests.support.models import peers
 
 peft = pytest.importorskip("peft")
 
-SIDE = {"labels": list(peers.LABELS), "pooling": "cls"}
+RECORD = {"labels": list(peers.LABELS), "pooling": "cls"}
 ATTENTION = ("query", "key", "value", "output")
 CASES = [
     ("bert", ("query", "value"), ("head.*",)),
@@ -50,10 +50,10 @@ def adapted(family: str, settings: LoraSettings, kind: str = "cls"):
     return model, base
 
 
-def write(folder, family, model, settings, tokenizer_dir, base=None, side=SIDE):
+def write(folder, family, model, settings, tokenizer_dir, base=None, record=RECORD):
     adapter = TrainedAdapter(settings, model.state_dict(), base)
     tokenizer = Tokenizer.from_folder(tokenizer_dir)
-    export_adapter(folder, CONFIGS[family], adapter, "sequence_classification", tokenizer, side)
+    export_adapter(folder, CONFIGS[family], adapter, "sequence_classification", tokenizer, record)
 
 
 @pytest.mark.parametrize(("family", "targets", "train_also"), CASES)
@@ -65,7 +65,7 @@ def test_peft_computes_the_outputs_of_the_adapted_model(family, targets, train_a
     tokenizer_dir = tmp_path / "tokenizer"
     tokenizer_dir.mkdir()
     make_tokenizer(tokenizer_dir, config.pad_token_id)
-    export_huggingface(tmp_path / "base", config, base.state_dict(), "sequence_classification", tokenizer_dir, SIDE)
+    export_huggingface(tmp_path / "base", config, base.state_dict(), "sequence_classification", tokenizer_dir, RECORD)
     write(tmp_path / "adapter", family, model, settings, tokenizer_dir, base=str(tmp_path / "base"))
 
     ids = peers.sequences()
@@ -83,7 +83,7 @@ def test_peft_computes_the_outputs_of_the_adapted_model(family, targets, train_a
     assert_close(by_name.eval()(**inputs).logits, expected, **TOLERANCE)
 
     merged = merge_lora(model.state_dict(), config.num_heads, settings)
-    export_huggingface(tmp_path / "merged", config, merged, "sequence_classification", tokenizer_dir, SIDE)
+    export_huggingface(tmp_path / "merged", config, merged, "sequence_classification", tokenizer_dir, RECORD)
     assert_close(load(tmp_path / "merged").eval()(**inputs).logits, expected, **TOLERANCE)
 
 
@@ -103,17 +103,17 @@ def test_bert_has_the_targets_and_the_rank_of_the_config(tmp_path):
 def test_models_that_peft_cannot_represent_are_rejected(tmp_path):
     tokenizer_dir = make_tokenizer(tmp_path, 0)
     settings = LoraSettings(rank=3, alpha=4.5, targets=("query",))
-    for kind, side, words in (
+    for kind, record, words in (
         (
             "mean",
-            {**SIDE, "pooling": "mean"},
+            {**RECORD, "pooling": "mean"},
             r"task\.pooling is mean, .* with task\.pooling=cls, or use lora=merge",
         ),
-        ("mlm", SIDE, "The head's decoder shares the word embeddings"),
+        ("mlm", RECORD, "The head's decoder shares the word embeddings"),
     ):
         model, _ = adapted("bert", settings, kind)
         with pytest.raises(CheckpointError, match=words):
-            write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir, side=side)
+            write(tmp_path / "adapter", "bert", model, settings, tokenizer_dir, record=record)
     beside = LoraSettings(rank=3, alpha=4.5, targets=("output",), train_also=("*.attention.output.bias",))
     model, _ = adapted("bert", beside)
     with pytest.raises(CheckpointError, match=r"layer\.0\.attention\.output\.dense was trained in addition to"):

@@ -52,12 +52,12 @@ EXPORTS = [
 ]
 
 
-def export(model, config, kind, folder, tokenizer_dirs, **side):
+def export(model, config, kind, folder, tokenizer_dirs, **record):
     is_pretraining = kind.startswith("mlm")
     head_kind = "pretraining" if is_pretraining else "sequence_classification"
     if not is_pretraining:
-        side = {"labels": list(peers.LABELS), "pooling": kind.partition("+")[0], **side}
-    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
+        record = {"labels": list(peers.LABELS), "pooling": kind.partition("+")[0], **record}
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], record)
 
 
 @pytest.mark.parametrize(("family", "kind", "class_name", "without_class"), EXPORTS)

@@ -28,18 +28,18 @@ CLASSIFIERS = (
 LABELLED = {"labels": list(peers.LABELS)}
 
 
-def export(tmp_path, model, tokenizer_dirs, head_kind, **side):
+def export(tmp_path, model, tokenizer_dirs, head_kind, **record):
     folder = tmp_path / "export"
     config = model.encoder.config
-    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], side)
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[config.family], record)
     return folder
 
 
-def check_comes_back(folder, model, make_head, head_kind, side):
+def check_comes_back(folder, model, make_head, head_kind, record):
     """Compares bit for bit, with no new and no unused tensors."""
     weights = load_pretrained(str(folder))
     recorded = {TOKENIZER_KEY: Tokenizer.from_folder(folder).fingerprint}
-    assert (weights.head_kind, weights.task_record, weights.unused) == (head_kind, side | recorded, ())
+    assert (weights.head_kind, weights.task_record, weights.unused) == (head_kind, record | recorded, ())
     again = random_model(model.encoder.config, make_head(), seed=5)
     assert load_into(again, weights) == []
     for name, value in model.state_dict().items():
@@ -86,8 +86,8 @@ def test_multiple_choice(family, pooling, tmp_path, tokenizer_dirs):
     batch, inputs = both_forms(family, lengths=(5, 50, 1, 23, 9, 12))
     expected = peer(**{name: tensor.view(2, 3, -1) for name, tensor in inputs.items()}).logits
     assert_close(model(batch)["logits"].view(2, 3), expected, **TOLERANCE)
-    side = {"pooling": pooling}
-    check_comes_back(folder, model, lambda: ChoiceHead(CONFIGS[family], pooling), "multiple_choice", side)
+    record = {"pooling": pooling}
+    check_comes_back(folder, model, lambda: ChoiceHead(CONFIGS[family], pooling), "multiple_choice", record)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -121,8 +121,8 @@ def test_our_class_is_not_mistaken_for_one_of_transformers(family, tmp_path, tok
 @torch.no_grad()
 def test_problems_of_sequence_classification(family, problem, labels, problem_type, tmp_path, tokenizer_dirs):
     model = random_model(CONFIGS[family], build_sequence_classification_head(CONFIGS[family], len(labels) or 1))
-    side = {"problem": problem, "labels": labels, "pooling": "cls"}
-    folder = export(tmp_path, model, tokenizer_dirs, "sequence_classification", **side)
+    record = {"problem": problem, "labels": labels, "pooling": "cls"}
+    folder = export(tmp_path, model, tokenizer_dirs, "sequence_classification", **record)
     peer, report = load_peer(transformers.AutoModelForSequenceClassification, folder)
     assert report == {}
     assert (peer.config.problem_type, peer.config.num_labels) == (problem_type, len(labels) or 1)
@@ -198,12 +198,12 @@ def test_a_head_without_a_class_is_exported_beside_the_base_class(
     family, head_kind, make_head, tmp_path, tokenizer_dirs
 ):
     model = random_model(CONFIGS[family], make_head())
-    side = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
-    folder = export(tmp_path, model, tokenizer_dirs, head_kind, **side)
+    record = {"labels": list("abcd" if make_head is PairHead else "abc"), "pooling": "cls"}
+    folder = export(tmp_path, model, tokenizer_dirs, head_kind, **record)
     config = json.loads((folder / "config.json").read_text())
     # BertForTokenClassification could load the scores of the tagger, but its labels would be different.
     assert config["architectures"] == [FAMILIES[family] + "Model"]
-    assert config["id2label"] == {str(index): label for index, label in enumerate(side["labels"])}
+    assert config["id2label"] == {str(index): label for index, label in enumerate(record["labels"])}
     for auto in CLASSIFIERS:
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             auto.from_pretrained(folder)
@@ -211,7 +211,7 @@ def test_a_head_without_a_class_is_exported_beside_the_base_class(
     with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
         named.from_pretrained(folder)
     started, _ = named.from_pretrained(folder, ignore_mismatched_sizes=True, output_loading_info=True)
-    assert started.config.num_labels == len(side["labels"])
+    assert started.config.num_labels == len(record["labels"])
     peer, report = load_peer(transformers.AutoModel, folder)
     assert report.pop("missing_keys", set()) <= {"pooler.dense.weight", "pooler.dense.bias"}
     assert report.pop("unexpected_keys") <= {"classifier.weight", "classifier.out_proj.weight", "qa_outputs.weight"}
@@ -219,4 +219,4 @@ def test_a_head_without_a_class_is_exported_beside_the_base_class(
     batch, inputs = both_forms(family)
     expected = peers.unpadded(peer(**inputs).last_hidden_state, inputs)
     assert_close(model.encoder(batch), expected, **TOLERANCE)
-    check_comes_back(folder, model, make_head, head_kind, side)
+    check_comes_back(folder, model, make_head, head_kind, record)

@@ -109,8 +109,8 @@ def test_its_example_for_transformers_runs(head_kind, family, tmp_path, tokenize
     model = random_model(CONFIGS[family], nn.Identity())
     model.head = make_head(head_kind, model.encoder, CONFIGS[family])
     folder = tmp_path / "export"
-    side = {"pooling": "cls"}
-    export_huggingface(folder, CONFIGS[family], model.state_dict(), head_kind, tokenizer_dirs[family], side, FACTS)
+    record = {"pooling": "cls"}
+    export_huggingface(folder, CONFIGS[family], model.state_dict(), head_kind, tokenizer_dirs[family], record, FACTS)
     text = (folder / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text.replace("path/to/this/folder", str(folder)), re.DOTALL)
     names: dict[str, object] = {}

@@ -25,8 +25,8 @@ def exported(tmp_path, family, make_head, head_kind, tokenizer_dirs, pooling="cl
     config = replace(CONFIGS[family], num_layers=2 if family == "modernbert" else 1)
     model = random_model(config, make_head(config))
     folder = tmp_path / "export"
-    side = {"pooling": pooling}
-    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], side)
+    record = {"pooling": pooling}
+    export_huggingface(folder, config, model.state_dict(), head_kind, tokenizer_dirs[family], record)
     (folder / "README.md").write_text("# A card\n")
     return folder
 

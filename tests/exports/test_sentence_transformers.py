@@ -19,10 +19,10 @@ from tests.support.exports.small_exports import CONFIGS
 FAMILIES = list(CONFIGS)
 
 
-def export(tmp_path, model, tokenizer_dirs, **side):
+def export(tmp_path, model, tokenizer_dirs, **record):
     config = model.encoder.config
     folder = tmp_path / "export"
-    export_huggingface(folder, config, model.state_dict(), "embedding", tokenizer_dirs[config.family], side)
+    export_huggingface(folder, config, model.state_dict(), "embedding", tokenizer_dirs[config.family], record)
     return folder
 
 
@@ -32,8 +32,8 @@ def export(tmp_path, model, tokenizer_dirs, **side):
 @torch.no_grad()
 def test_embeddings_computed_from_the_files(family, is_normalized, pooling, tmp_path, tokenizer_dirs):
     model = random_model(CONFIGS[family], nn.Identity())
-    side = {"pooling": pooling, "normalize": is_normalized, "max_length": 48}
-    folder = export(tmp_path, model, tokenizer_dirs, **side)
+    record = {"pooling": pooling, "normalize": is_normalized, "max_length": 48}
+    folder = export(tmp_path, model, tokenizer_dirs, **record)
     batch, inputs = both_forms(family)
     expected = POOLINGS[pooling](model.encoder(batch), batch)
     if is_normalized:
@@ -43,7 +43,7 @@ def test_embeddings_computed_from_the_files(family, is_normalized, pooling, tmp_
     assert json.loads((folder / "config_sentence_transformers.json").read_text())["default_prompt_name"] is None
     again = load_pretrained(str(folder))
     kept = {key: value for key, value in again.task_record.items() if key != TOKENIZER_KEY}
-    assert (again.head_kind, kept) == ("embedding", side)
+    assert (again.head_kind, kept) == ("embedding", record)
     encoder = TransformerEncoder(again.config)
     encoder.load_state_dict(dict(again.encoder))
     assert torch.equal(encoder(batch), model.encoder(batch))
@@ -56,9 +56,9 @@ def test_longest_text_without_a_limit_of_the_task(tmp_path, tokenizer_dirs):
 
 
 @pytest.mark.parametrize(
-    ("head", "side"), [(nn.Linear(32, 8), {"pooling": "mean"}), (nn.Identity(), {"pooling": "max"})]
+    ("head", "record"), [(nn.Linear(32, 8), {"pooling": "mean"}), (nn.Identity(), {"pooling": "max"})]
 )
-def test_vectors_that_the_library_cannot_compute_are_not_promised(head, side, tmp_path, tokenizer_dirs):
-    folder = export(tmp_path, random_model(CONFIGS["bert"], head), tokenizer_dirs, **side)
+def test_vectors_that_the_library_cannot_compute_are_not_promised(head, record, tmp_path, tokenizer_dirs):
+    folder = export(tmp_path, random_model(CONFIGS["bert"], head), tokenizer_dirs, **record)
     assert not (folder / "modules.json").exists()
     assert set(load_pretrained(str(folder)).heads) == {name for name, _ in head.named_parameters()}

@@ -46,8 +46,8 @@ def test_frozen_values_stay_and_have_no_optimizer_state(kind: str, tmp_path: Pat
     module = build_module(frozen=FROZEN[kind])
     trained = {name for name, parameter in module.model.named_parameters() if parameter.requires_grad}
     keys = set(read_index(folder).state_dict_metadata)
-    wanted = {f"optimizer.{name}.{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step", "ema")}
-    assert {key for key in keys if key.startswith("optimizer.")} == wanted
+    expected = {f"optimizer.{name}.{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step", "ema")}
+    assert {key for key in keys if key.startswith("optimizer.")} == expected
     before = {name: make() for name, make in initial_values(module.model, CONFIG, SEED)}
     for weights in ("raw", "ema"):
         after = read_full_state(folder, weights)

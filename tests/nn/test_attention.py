@@ -90,8 +90,8 @@ def test_rotary_rotates_by_position_and_gradients_are_rotated_back(way: str) -> 
     angles = positions[:, None].double() * 100.0 ** (-torch.arange(0, 8, 2).double() / 8)
     turns = torch.polar(torch.ones_like(angles), angles)[:, None, None]
     queries_and_keys = torch.complex(theirs[:, :, :2, :4], theirs[:, :, :2, 4:]) * turns
-    turned = torch.cat((torch.cat((queries_and_keys.real, queries_and_keys.imag), -1), theirs[:, :, 2:]), dim=2)
-    expected = by_loops(turned, 4, False)
+    rotated = torch.cat((torch.cat((queries_and_keys.real, queries_and_keys.imag), -1), theirs[:, :, 2:]), dim=2)
+    expected = by_loops(rotated, 4, False)
 
     rotary = RotaryTable(8, 16, theta=100.0)(positions)
     cu_seqlens = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
@@ -108,8 +108,8 @@ def test_scores_depend_only_on_the_distance_of_positions() -> None:
     query, key = random_qkv(seed=3)[0, 0, 0], random_qkv(seed=4)[0, 0, 1]
 
     def score(i: int, j: int) -> Tensor:
-        turned = apply_rotary(torch.stack((query, key)), *table(torch.tensor([i, j])))
-        return turned[0] @ turned[1]
+        rotated = apply_rotary(torch.stack((query, key)), *table(torch.tensor([i, j])))
+        return rotated[0] @ rotated[1]
 
     torch.testing.assert_close(score(5, 2), score(45, 42))
     assert (score(5, 2) - score(5, 3)).abs() > 1e-4

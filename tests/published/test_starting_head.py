@@ -20,7 +20,7 @@ from tests.support.models.shapes import BERT
 LABELS = ["bad", "good", "so so"]
 
 
-def source(head_kind="token_classification", **side) -> PretrainedWeights:
+def source(head_kind="token_classification", **record) -> PretrainedWeights:
     """Makes every value of row i of the scores i, so that rows can be recognized."""
     rows = torch.arange(3.0)
     heads = {
@@ -28,7 +28,7 @@ def source(head_kind="token_classification", **side) -> PretrainedWeights:
         "classifier.weight": rows[:, None].expand(3, 2),
         "classifier.bias": rows,
     }
-    return PretrainedWeights("there", BERT, {}, heads, head_kind, side)
+    return PretrainedWeights("there", BERT, {}, heads, head_kind, record)
 
 
 def scores(weights: PretrainedWeights) -> list[float] | None:
@@ -41,7 +41,7 @@ def scores(weights: PretrainedWeights) -> list[float] | None:
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "wanted", "expected"),
+    ("given", "kind", "record", "expected"),
     [
         (source(labels=LABELS), "token_classification", {"labels": LABELS}, [0, 1, 2]),
         (source(labels=LABELS), "token_classification", {"labels": ["so so", "bad", "good"]}, [2, 0, 1]),
@@ -62,8 +62,8 @@ def scores(weights: PretrainedWeights) -> list[float] | None:
         (source(labels=LABELS, problem="single_label"), "token_classification", {"labels": LABELS}, [0, 1, 2]),
     ],
 )
-def test_scores_are_copied_by_label(given, kind, wanted, expected):
-    fitted = fit_head(given, kind, wanted)
+def test_scores_are_copied_by_label(given, kind, record, expected):
+    fitted = fit_head(given, kind, record)
     assert scores(fitted) == expected
     assert "pooler.dense.bias" in fitted.heads
     assert set(fitted.unused) == (set() if expected else {"classifier.weight", "classifier.bias"})
@@ -115,9 +115,9 @@ def test_low_rank_updates_are_counted_and_are_no_part_of_the_head(tmp_path):
         head = build_sequence_classification_head(weights.config, 2)
         model = TaskModel(TransformerEncoder(weights.config), head)
         apply_lora(model.encoder.layers, weights.config.num_heads, LoraSettings(2, 4.0, ("query", "value", "up")))
-    told = describe_start(model, weights)
+    message = describe_start(model, weights)
     num_updates = 3 * weights.config.num_layers
-    assert f"; head new: classifier; low-rank updates new: {num_updates}; unused weights of" in told
+    assert f"; head new: classifier; low-rank updates new: {num_updates}; unused weights of" in message
 
 
 def test_the_message_about_the_transform_of_an_mlm_head(tmp_path):

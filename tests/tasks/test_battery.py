@@ -81,29 +81,31 @@ def test_evaluation_gives_the_metrics_of_the_validation(trained, num_ranks):
 
 def test_predictions_keep_rows_and_do_not_depend_on_processes(trained):
     task, folder, _ = trained
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
     for num_ranks in (1, 4):
-        arguments = ("run=one", "input=asked.jsonl", "precision=fp32", f"output=told_{num_ranks}.jsonl")
+        arguments = ("run=one", "input=rows.jsonl", "precision=fp32", f"output=predictions_{num_ranks}.jsonl")
         succeed(folder, "predict", *arguments, num_ranks=num_ranks)
-    alone, shared = jsonl(folder / "told_1.jsonl"), jsonl(folder / "told_4.jsonl")
-    assert [{key: row[key] for key in asked} for row, asked in zip(alone, task.ROWS, strict=True)] == task.ROWS
+    alone, shared = jsonl(folder / "predictions_1.jsonl"), jsonl(folder / "predictions_4.jsonl")
+    assert [
+        {key: prediction[key] for key in row} for prediction, row in zip(alone, task.ROWS, strict=True)
+    ] == task.ROWS
     assert_same(alone, shared)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_the_task_of_a_run_cannot_be_changed_afterwards(trained, command):
     _, folder, _ = trained
-    asked = ("text=a",) if command == "predict" else ()
-    code, told = call(folder, command, "run=one", *asked, "task={max_length: 9}")
-    assert code == 2 and "`task.max_length` is fixed by the training" in told, told
+    text = ("text=a",) if command == "predict" else ()
+    code, output = call(folder, command, "run=one", *text, "task={max_length: 9}")
+    assert code == 2 and "`task.max_length` is fixed by the training" in output, output
 
 
 def test_an_export_gives_the_same_predictions(trained):
     task, folder, _ = trained
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in task.ROWS), encoding="utf-8")
     succeed(folder, "export", "run=one", "output=exported")
     for run, output in (("one", "of_run.jsonl"), ("exported", "of_export.jsonl")):
-        succeed(folder, "predict", f"run={run}", "input=asked.jsonl", "precision=fp32", f"output={output}")
+        succeed(folder, "predict", f"run={run}", "input=rows.jsonl", "precision=fp32", f"output={output}")
     assert_same(jsonl(folder / "of_run.jsonl"), jsonl(folder / "of_export.jsonl"))
 
 
@@ -111,10 +113,10 @@ def test_an_export_gives_the_same_predictions(trained):
 def test_a_bad_row_is_named(name, tmp_path):
     overrides = prepare(name, tmp_path)
     example(name).write_refused(tmp_path)
-    code, told = call(tmp_path, "train", *overrides, "run.id=refused")
-    assert code == 2, told
-    assert example(name).REFUSED[0] in told
-    assert "Traceback" not in told
+    code, output = call(tmp_path, "train", *overrides, "run.id=refused")
+    assert code == 2, output
+    assert example(name).REFUSED[0] in output
+    assert "Traceback" not in output
     assert not (tmp_path / "runs" / "refused").exists()
 
 

@@ -68,9 +68,9 @@ def test_splits_contain_every_row_once_in_any_order_of_rows(tmp_path):
     # Binomial bounds: 4 standard deviations of 400 draws.
     assert abs(len(splits["validation"]) - 80) < 32
     assert abs(len(splits["test"]) - 40) < 24
-    turned = TableData(write(tmp_path / "turned", rows[::-1]), **fractions).load().splits
+    reversed_splits = TableData(write(tmp_path / "reversed", rows[::-1]), **fractions).load().splits
     assert {split: set(texts(found)) for split, found in splits.items()} == {
-        split: set(texts(found)) for split, found in turned.items()
+        split: set(texts(found)) for split, found in reversed_splits.items()
     }
     more = TableData(write(tmp_path / "more", [*rows, ("a new one", 1)]), **fractions).load().splits
     assert set(texts(splits["test"])) <= set(texts(more["test"]))

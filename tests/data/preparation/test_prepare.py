@@ -107,15 +107,17 @@ def test_counts_of_dropped_documents_and_progress(tmp_path, given):
     table = tmp_path / "a.csv"
     # The last but one has no text that a tokenizer sees; § is not in the vocabulary.
     table.write_text('text,source\nthe cat,x\n"the  cat",x\n  ,x\n\x07,x\ndogs § play,x\nno,y\n')
-    told: list[tuple[str, int, int]] = []
+    states: list[tuple[str, int, int]] = []
     prepared = prepare_store(
         StoreSpec({"table": TableFiles(str(table), where={"source": "x"})}, given, tmp_path / "store"),
-        progress=lambda *state: told.append(state),
+        progress=lambda *state: states.append(state),
     )
     expected = {"documents": 2, "duplicates": 1, "empty": 2, "sentences": 2, "unknown_tokens": 1}
     assert {name: prepared.counts[name] for name in expected} == expected
     size = table.stat().st_size
-    assert told[-1] == ("tokens", size, size) and [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+    assert states[-1] == ("tokens", size, size) and [done for _, done, _ in states] == sorted(
+        done for _, done, _ in states
+    )
 
 
 def test_bad_rows_are_counted_and_reported(tmp_path, given):
@@ -128,7 +130,10 @@ def test_bad_rows_are_counted_and_reported(tmp_path, given):
     for reused in (False, True):
         prepared = prepare_store(StoreSpec(sources, given, tmp_path / "store", on_bad_row="skip"))
         assert (prepared.reused, prepared.counts["documents"], prepared.counts["skipped_rows"]) == (reused, 2, 2)
-        assert [told.removeprefix(str(table)).split(":")[0] for told in prepared.skipped] == [", line 2", ", line 3"]
+        assert [message.removeprefix(str(table)).split(":")[0] for message in prepared.skipped] == [
+            ", line 2",
+            ", line 3",
+        ]
 
 
 def test_nothing_to_prepare(tmp_path, given):
@@ -246,9 +251,9 @@ def test_a_streamed_store_records_the_positions_of_its_documents(tmp_path, given
     meta = json.loads((tmp_path / "streamed" / "store.json").read_text())
     assert [source["documents"] for source in meta["sources"]] == [4, 0, 0]
     assert meta["streamed"] is True
-    told = json.loads((tmp_path / "streamed" / "row_groups.json").read_text())
-    assert (told["strip_html"], told["on_bad_row"]) == (False, "error")
-    first = told["sources"][0]
+    record = json.loads((tmp_path / "streamed" / "row_groups.json").read_text())
+    assert (record["strip_html"], record["on_bad_row"]) == (False, "error")
+    first = record["sources"][0]
     assert (first["text_column"], first["where"]) == ("text", {"kind": "x"})
     assert [group[:3] for group in first["groups"]] == [
         [str(tmp_path / "shards" / "a-0.parquet"), 0, 3],

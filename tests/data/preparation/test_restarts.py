@@ -125,8 +125,8 @@ def test_a_full_disk_is_reported_and_written_data_are_reused(tmp_path, small_bat
     """A limit of the file size replaces the disk: the tokenizer is smaller, the Arrow file is not."""
     texts = str(write_corpus(tmp_path / "texts", 200) / "*.txt")
     store = tmp_path / "made" / "store"
-    told = run_process(texts=texts, store=str(store), num_workers=1, file_bytes=9_000)
-    assert told.startswith(f"{store} cannot be written ([Errno 27] File too large). The next start resumes from")
+    output = run_process(texts=texts, store=str(store), num_workers=1, file_bytes=9_000)
+    assert output.startswith(f"{store} cannot be written ([Errno 27] File too large). The next start resumes from")
     assert [path.name for path in store.parent.iterdir()] == ["store.partial"]
     journal = json.loads((tmp_path / "made" / "store.partial" / "store" / "journal.json").read_text())
     assert journal["state"]["batches"] > 10
@@ -137,8 +137,8 @@ def test_a_full_disk_is_reported_and_written_data_are_reused(tmp_path, small_bat
 
 
 def test_workers_end_with_a_killed_main_process(tmp_path, corpus):
-    told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="main")
-    workers = told.split()
+    output = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="main")
+    workers = output.split()
     assert len(workers) == 2
     for _ in range(600):
         workers = [pid for pid in workers if is_running(pid)]
@@ -161,8 +161,8 @@ def is_running(pid: str) -> bool:
 
 
 def test_killed_workers_are_reported_and_the_work_resumes(tmp_path, corpus):
-    told = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="workers")
-    error = told.splitlines()[1]
+    output = run_process(texts=corpus.files, store=str(tmp_path / "store"), num_workers=2, killed="workers")
+    error = output.splitlines()[1]
     assert error.startswith("a worker process was killed, probably because memory was short. The next start resumes")
     assert [path.name for path in tmp_path.iterdir()] == ["store.partial"]
     stages = set()

@@ -54,8 +54,8 @@ def settings(*overrides: str) -> TrainConfig:
 
 def test_the_config_knows_which_strategies_and_commands_have_which_precision() -> None:
     assert settings("precision=float8", "strategy=fsdp2").precision.name == "float8"
-    asked = settings("precision=fp16", "strategy=ddp", "precision.init_scale=1024", "precision.growth_interval=7")
-    assert asked.precision == PrecisionConfig("fp16", 1024.0, 7)
+    config = settings("precision=fp16", "strategy=ddp", "precision.init_scale=1024", "precision.growth_interval=7")
+    assert config.precision == PrecisionConfig("fp16", 1024.0, 7)
     with pytest.raises(
         ConfigError, match=r"strategy is fsdp2, but precision=fp16 supports only strategy=single or strategy=ddp.*bf16"
     ):

@@ -34,11 +34,11 @@ def test_a_killed_loader_process_is_named(capsys: pytest.CaptureFixture[str]):
         train()
     report_once(raised.value)
     assert REPORT.first is not None and REPORT.first.kind == "ResourceError"
-    told = capsys.readouterr().err
-    assert told.startswith("ResourceError: a loader process (pid ")
+    output = capsys.readouterr().err
+    assert output.startswith("ResourceError: a loader process (pid ")
     # Torch sees the signal or the closed pipe first.
-    assert "was killed by signal: Killed. The system" in told or "ended without a message. The system" in told
-    assert told.count("\n") == 1
+    assert "was killed by signal: Killed. The system" in output or "ended without a message. The system" in output
+    assert output.count("\n") == 1
 
 
 def test_a_loader_process_that_ended_without_a_message():

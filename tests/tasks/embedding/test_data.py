@@ -42,8 +42,8 @@ def test_scored_pairs_and_labelled_texts(tmp_path):
 def test_rows_of_one_text_fall_into_one_split(tmp_path):
     lines = "".join(f"question {number % 50},answer {number}\n" for number in range(200))
     splits = TextPairData(write(tmp_path, "text,pair\n" + lines), validation_fraction=0.3).load().splits
-    asked = {split: {row.texts[0] for row in rows} for split, rows in splits.items()}
-    assert asked["train"].isdisjoint(asked["validation"])
+    queries = {split: {row.texts[0] for row in rows} for split, rows in splits.items()}
+    assert queries["train"].isdisjoint(queries["validation"])
     assert sum(map(len, splits.values())) == 200
 
 

@@ -78,13 +78,13 @@ def test_loss_metrics_and_predictions(tokenizer, batch):
     task.update_metrics(metrics, {"logits": logits.detach()}, batch)
     assert metrics["accuracy"].compute().item() == 0.5
     source = choice_source(EXAMPLES, tokenizer, 9)
-    told = task.assemble(source, task.decode({"logits": logits.detach()}, batch))
-    assert [(row["answer"], row["index"], row["choices"]) for row in told] == [
+    predictions = task.assemble(source, task.decode({"logits": logits.detach()}, batch))
+    assert [(row["answer"], row["index"], row["choices"]) for row in predictions] == [
         ("d e", 1, ["c", "d e"]),
         ("a", 1, ["h", "a", "b"]),
         ("b", 0, ["b", "c"]),
     ]
-    assert told[1]["probabilities"] == pytest.approx(torch.tensor([0.5, 3.0, -1.0]).softmax(0).tolist())
+    assert predictions[1]["probabilities"] == pytest.approx(torch.tensor([0.5, 3.0, -1.0]).softmax(0).tolist())
     assert task.class_scores == {}
 
 

@@ -63,14 +63,14 @@ def test_an_answer_is_the_best_span_of_all_windows():
         # White space before the first token does not.
         {"answer": "in  Bern", "start": 7, "end": 15, "probability": math.exp(1) / total},
     ]
-    for told, wanted in zip(answer["n_best"], expected, strict=True):
-        assert told == wanted | {"probability": pytest.approx(wanted["probability"])}
+    for candidate, each in zip(answer["n_best"], expected, strict=True):
+        assert candidate == each | {"probability": pytest.approx(each["probability"])}
     assert {name: answer[name] for name in expected[0]} == answer["n_best"][0]
 
 
 def test_only_the_best_candidates_are_returned():
     (answer,) = assemble_answers(windows(0), [spans(0.0, (2, 2, 3.0), (1, 1, 2.0), (0, 0, 2.0))], 1, None)
-    assert [told["probability"] for told in answer["n_best"]] == [1.0]
+    assert [candidate["probability"] for candidate in answer["n_best"]] == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_no_answer_wins_by_more_than_the_threshold(threshold, answer):
     assert found["answer"] == answer
     assert (found["start"], found["end"]) == ((11, 15) if answer else (None, None))
     if threshold is None:
-        assert [told["answer"] for told in found["n_best"]] == ["Bern"]
+        assert [candidate["answer"] for candidate in found["n_best"]] == ["Bern"]
         return
-    assert [told["answer"] for told in found["n_best"]] == ["", "Bern"]
+    assert [candidate["answer"] for candidate in found["n_best"]] == ["", "Bern"]
     assert found["probability"] == pytest.approx(1 / (1 + math.exp(-1 if answer == "" else 1)))
 
 

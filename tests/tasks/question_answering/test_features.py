@@ -23,8 +23,8 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     return Tokenizer.from_folder(folder)
 
 
-def question(asked: str, context: str, *answers: str) -> Question:
-    return Question("a place", asked, context, tuple(Answer(text, context.index(text)) for text in answers))
+def question(question_text: str, context: str, *answers: str) -> Question:
+    return Question("a place", question_text, context, tuple(Answer(text, context.index(text)) for text in answers))
 
 
 def built(source, *items: int, shape: FixedShape | None = None):
@@ -59,8 +59,8 @@ def test_windows_by_hand(tokenizer):
 
 def test_an_answer_without_an_offset_has_no_target_and_another_one_is_used(tokenizer):
     unplaced, placed = Answer("e", None, "a fault"), Answer("d", 2)
-    asked = [Question("p", "a", "c d", (unplaced,)), Question("p", "a", "c d", (unplaced, placed))]
-    batch = built(window_source(asked, tokenizer, SIZES), 0, 1)
+    questions = [Question("p", "a", "c d", (unplaced,)), Question("p", "a", "c d", (unplaced, placed))]
+    batch = built(window_source(questions, tokenizer, SIZES), 0, 1)
     # [CLS] a [SEP] c d [SEP]: the second sequence begins at 6.
     assert batch.targets["start_positions"].tolist() == [IGNORE_INDEX, 6 + 4]
     assert batch.targets["end_positions"].tolist() == [IGNORE_INDEX, 6 + 4]
@@ -87,12 +87,12 @@ def test_windows_end_with_the_first_that_reaches_the_end():
             assert list(window_firsts(num_tokens, room, stride)) == firsts
 
 
-def slow_target(encoding: Encoding, asked: int, first: int, room: int, answer: Answer) -> tuple[int, int]:
+def slow_target(encoding: Encoding, question_length: int, first: int, room: int, answer: Answer) -> tuple[int, int]:
     """Finds, character by character, the tokens of the window under the answer; [CLS] unless all are there."""
     indices = sorted(
         {encoding.char_to_token(char) for char in range(answer.start, answer.start + len(answer.text))} - {None}
     )
-    inside = [asked + 2 + index - first for index in indices if first <= index < first + room]
+    inside = [question_length + 2 + index - first for index in indices if first <= index < first + room]
     return (inside[0], inside[-1]) if len(inside) == len(indices) else (0, 0)
 
 
@@ -110,10 +110,12 @@ def test_targets_against_a_slow_reference(tokenizer):
     assert len(questions) > 40 and len(source) > 2 * len(questions)
     for item, window in enumerate(source.records):
         batch = built(source, item)
-        asked = int(batch.targets["window_starts"]) - 2
+        question_length = int(batch.targets["window_starts"]) - 2
         encoding = tokenizer.backend.encode(window.question.context, add_special_tokens=False)
         found = int(batch.targets["start_positions"]), int(batch.targets["end_positions"])
-        assert found == slow_target(encoding, asked, window.first, 9 - asked - 3, window.question.answers[0])
+        assert found == slow_target(
+            encoding, question_length, window.first, 9 - question_length - 3, window.question.answers[0]
+        )
 
 
 def test_a_text_of_100_000_characters(tokenizer):

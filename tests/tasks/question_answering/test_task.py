@@ -148,7 +148,7 @@ def test_scores_do_not_depend_on_ranks(workers, tokenizer):
         assert together == pytest.approx(alone, rel=1e-5)
 
 
-def told(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
+def decode_spans(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
     """Decodes logits of some items that are highest at one span, given in tokens of the passage."""
     order = np.arange(len(source))[::-1].copy()
     batch = source.build(order * 0, order, order, 0)
@@ -170,7 +170,7 @@ def test_answers_are_taken_from_the_original_texts(tokenizer):
     ]
     source = task.build_source(rows, tokenizer)
     assert [(window.row, window.first) for window in source.records] == [(0, 0), (0, 4), (1, 0)]
-    decoded = told(task, source, {1: (4, 6), 2: (0, 1)})
+    decoded = decode_spans(task, source, {1: (4, 6), 2: (0, 1)})
     first, second = task.assemble(source, decoded)
     assert (first["answer"], first["start"], first["end"]) == ("É f g", 9, 14)
     assert (second["answer"], second["start"], second["end"]) == ("a b", 0, 3)
@@ -179,13 +179,13 @@ def test_answers_are_taken_from_the_original_texts(tokenizer):
 
 def test_scores_of_a_split_by_hand(tokenizer):
     task = QuestionAnsweringTask(**TASK)
-    asked = [
+    questions = [
         Question("p", "o", "b c d", (Answer("b c", 0), Answer("c", 2))),
         Question("p", "o", "e f g", (Answer("g", 4),)),
     ]
-    source = window_source(asked, tokenizer, task.sizes)
+    source = window_source(questions, tokenizer, task.sizes)
     # "c" is a true answer; "f g" has one word too many: F1 2 * 1 / 3.
-    assert task.score(source, told(task, source, {0: (1, 1), 1: (1, 2)})) == pytest.approx(
+    assert task.score(source, decode_spans(task, source, {0: (1, 1), 1: (1, 2)})) == pytest.approx(
         {"exact_match": 0.5, "f1": (1 + 2 / 3) / 2}
     )
 
@@ -193,7 +193,7 @@ def test_scores_of_a_split_by_hand(tokenizer):
 def test_answers_without_an_offset_are_scored(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = window_source([Question("p", "o", "b c d", (Answer("c", None, "a fault"),))], tokenizer, task.sizes)
-    decoded = told(task, source, {0: (1, 1)})
+    decoded = decode_spans(task, source, {0: (1, 1)})
     assert task.score(source, decoded)["exact_match"] == 1.0
     (row,) = task.examine(source, ItemResults(decoded, None, np.array([6]))).rows
     assert (row.expected, row.predicted) == ("c", "c")

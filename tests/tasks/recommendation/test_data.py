@@ -35,7 +35,7 @@ def write(folder: Path, rows=ROWS, items: str = ITEMS) -> dict[str, str]:
     return {"interactions": str(folder / "seen.csv.gz"), "items": str(folder / "items.csv")}
 
 
-def told(found: Interactions) -> list[tuple]:
+def as_tuples(found: Interactions) -> list[tuple]:
     """Returns user, item, time, liked and split of each."""
     columns = (found.users, found.item_indices, found.times, found.is_liked, found.splits)
     return [
@@ -49,7 +49,7 @@ def test_splits_are_cut_by_time(tmp_path):
     rated = {"text_columns": ["title", "text"], "rating_column": "rating", "min_rating": 4.0}
     found = InteractionData(**files, **rated, validation_fraction=0.3, test_fraction=0.25).load()
     # Of ten, the last two (a share of 0.25 is two and a half) are the test, the three before them validation.
-    assert told(found) == [
+    assert as_tuples(found) == [
         ("a", "1", 10, True, "train"),
         ("b", "2", 10, True, "train"),
         ("a", "2", 20, False, "train"),
@@ -191,7 +191,7 @@ def test_each_file_has_its_own_format(tmp_path):
     files = {"interactions": str(tmp_path / "ratings.dat"), "items": str(tmp_path / "movies.dat")}
     found = InteractionData(**files, **own).load()
     assert found.texts[:3] == ("One (1995). Drama|War", "Été, l'. Drama", "Three¹. War")
-    assert told(found) == told(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
+    assert as_tuples(found) == as_tuples(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
     with pytest.raises(DataError, match=r"movies\.dat, line 2: byte 0xc9 at position 4 is not UTF-8"):
         InteractionData(
             **files, **own | {"items_format": TableFormat(delimiter="::", columns=["item", "title", "genres"])}

@@ -90,13 +90,13 @@ def test_each_like_with_a_history_occurs_once_with_strictly_earlier_likes(tmp_pa
             known = [each for _, each in likes_of(rows, user, time)]
             assert target["items"][start : start + earlier][-HISTORY:] == known[-HISTORY:]
             found.append((user, item))
-        wanted = [
+        expected = [
             (user, item)
             for user, item, time, rating in rows
             if first <= time < end and rating >= 3 and likes_of(rows, user, time)
         ]
-        assert sorted(found) == sorted(wanted)
-        assert batch.counts == {"recommendation": len(wanted)}
+        assert sorted(found) == sorted(expected)
+        assert batch.counts == {"recommendation": len(expected)}
         catalogue = [index for index, user in enumerate(target["users"]) if user == -1]
         assert [target["items"][index] for index in catalogue] == ([] if name == "train" else list(range(NUM_ITEMS)))
         assert sources[name].max_sequence_length == 6
@@ -285,15 +285,18 @@ def test_predictions_by_hand(tmp_path, tokenizer):
     vectors = np.eye(5, dtype=np.float32)
     vectors[3, 0] = 0.8
     vectors[3, 3] = 0.6
-    told = task.assemble(source, list(vectors))
-    assert [row["history"] for row in told] == [["x"], [], ["b  b", "new", "7"], ["x", "y", "7"]]
-    assert (told[0]["items"], told[0]["scores"]) == (["z", "y"], pytest.approx([1.6, 0.0]))
+    predictions = task.assemble(source, list(vectors))
+    assert [row["history"] for row in predictions] == [["x"], [], ["b  b", "new", "7"], ["x", "y", "7"]]
+    assert (predictions[0]["items"], predictions[0]["scores"]) == (["z", "y"], pytest.approx([1.6, 0.0]))
     # Without a history, the most liked, by the logarithm of (likes + 1) / 10.
-    assert (told[1]["items"], told[1]["scores"]) == (["y", "x"], pytest.approx([math.log(0.6), math.log(0.2)]))
+    assert (predictions[1]["items"], predictions[1]["scores"]) == (
+        ["y", "x"],
+        pytest.approx([math.log(0.6), math.log(0.2)]),
+    )
     # The text of y is y, and is not recommended again; the last two likes are "new" and 7.
-    assert (told[2]["items"], told[2]["scores"]) == (["x", "z"], pytest.approx([0.0, 0.0]))
+    assert (predictions[2]["items"], predictions[2]["scores"]) == (["x", "z"], pytest.approx([0.0, 0.0]))
     # Only one item remains.
-    assert told[3]["items"] == ["z"]
+    assert predictions[3]["items"] == ["z"]
     with_prior = restored(tmp_path, popularity_prior=1.0)
     source = with_prior.build_source(rows_to_predict(["x"]), tokenizer)
     (row,) = with_prior.assemble(source, list(vectors[:4]))
@@ -346,8 +349,8 @@ def test_an_export_is_an_embedding_model_with_its_catalogue(tmp_path, tokenizer)
     config = CONFIGS["bert"]
     model = random_model(config, task.build_head(None, config))
     folder = tmp_path / "export"
-    state, side = model.state_dict(), task.to_record()
-    export_huggingface(folder, config, state, task.head_kind, tokenizer.folder, side, extra_files=task.extra_files())
+    state, record = model.state_dict(), task.to_record()
+    export_huggingface(folder, config, state, task.head_kind, tokenizer.folder, record, extra_files=task.extra_files())
     batch, inputs = both_forms("bert")
     ours = task.representations(model.head(model.encoder(batch), batch), batch)["embeddings"]
     torch.testing.assert_close(embed_by_the_files(folder, inputs), ours, atol=1e-5, rtol=1e-5)

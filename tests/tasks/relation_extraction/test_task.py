@@ -166,12 +166,14 @@ def test_head_loss_and_predictions(task, tokenizer):
     torch.testing.assert_close(losses, torch.stack([*by_hand, torch.tensor(0.0), torch.tensor(0.0)]))
     torch.testing.assert_close(task.loss_sums({"logits": logits}, batch)["relation"], sum(by_hand))
     scores = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [9.0, 0.0, 0.0], [9.0, 0.0, 0.0]])
-    told = task.assemble(source, task.decode({"logits": scores}, batch))
-    assert [(row["label"], row["e1"], row["e2"]) for row in told] == [
+    predictions = task.assemble(source, task.decode({"logits": scores}, batch))
+    assert [(row["label"], row["e1"], row["e2"]) for row in predictions] == [
         ("In(e2,e1)", "b", "c"),
         ("In(e1,e2)", "e", "b c"),
     ]
-    assert told[0]["probabilities"] == pytest.approx(dict(zip(LABELS, scores[0].softmax(0).tolist(), strict=True)))
+    assert predictions[0]["probabilities"] == pytest.approx(
+        dict(zip(LABELS, scores[0].softmax(0).tolist(), strict=True))
+    )
     metrics = task.build_metrics()
     task.update_metrics(metrics, {"logits": scores}, batch)
     assert metrics["accuracy"].compute().item() == 0.5

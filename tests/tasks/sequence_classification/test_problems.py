@@ -130,10 +130,10 @@ def test_smoothed_and_weighted_loss_of_one_sequence_by_hand(tokenizer, tmp_path)
 def test_weights_are_kept_in_the_record_for_evaluation(tokenizer, tmp_path):
     task = SequenceClassificationTask(class_weights="balanced")
     built(task, tokenizer, ["a"] * 3 + ["b"], tmp_path)
-    side = json.loads(json.dumps(task.to_record()))
-    assert side["class_weights"] == [4 / 6, 2.0]
+    record = json.loads(json.dumps(task.to_record()))
+    assert record["class_weights"] == [4 / 6, 2.0]
     again = SequenceClassificationTask(class_weights="balanced")
-    again.restore(side)
+    again.restore(record)
     source = built(again, tokenizer, ["b", "b", "a"], tmp_path)["train"]
     assert batches(source, [])[0].counts["classification"] == pytest.approx(2.0 + 2.0 + 4 / 6)
 
