@@ -171,4 +171,4 @@ def find_masked(node: Any, path: str) -> str | None:
         items = ((f"{path}[{index}]", value) for index, value in enumerate(node))
     else:
         return path if is_masked(node) else None
-    return next((found for key, value in items if (found := find_masked(value, key)) is not None), None)
+    return next((masked for key, value in items if (masked := find_masked(value, key)) is not None), None)
