@@ -66,15 +66,15 @@ def test_the_node_is_named(changed, expected):
 
 
 def test_a_link_far_below_the_others_is_slow_whatever_the_minimum():
-    found = report(links={pair: Link(20_000.0, 0.0) for pair in report().links} | {("a", "d"): Link(1500.0, 0.0)})
-    assert troubles(found, INFO, LIMITS) == ["link of a and d: slow, 1500.0 MB/s, minimum 2000.0"]
+    collected = report(links={pair: Link(20_000.0, 0.0) for pair in report().links} | {("a", "d"): Link(1500.0, 0.0)})
+    assert troubles(collected, INFO, LIMITS) == ["link of a and d: slow, 1500.0 MB/s, minimum 2000.0"]
 
 
 def test_a_clock_is_compared_with_that_of_the_majority():
     first_is_wrong = {("a", other): Link(1000.0, -3.0) for other in "bcd"}
-    found = report(links=report().links | first_is_wrong)
-    assert clocks(found) == {"a": 3.0, "b": 0.0, "c": 0.0, "d": 0.0}
-    assert troubles(found, INFO, LIMITS) == ["a: its clock is 3.0 s ahead"]
+    collected = report(links=report().links | first_is_wrong)
+    assert clocks(collected) == {"a": 3.0, "b": 0.0, "c": 0.0, "d": 0.0}
+    assert troubles(collected, INFO, LIMITS) == ["a: its clock is 3.0 s ahead"]
     two = Report(facts=[facts(0), facts(2)], links={("a", "b"): Link(1000.0, -4.0)})
     assert clocks(two) == {"a": 0.0, "b": -4.0}
 
@@ -88,5 +88,5 @@ def test_a_clock_is_compared_with_that_of_the_majority():
 )
 def test_a_missing_node_is_named_by_its_ranks(monkeypatch, names, expected):
     monkeypatch.setenv("CLOZE_NODES", names)
-    found = Report(facts=[facts(rank) for rank in (0, 1, 4, 5)], missing=[2, 3, 6])
-    assert troubles(found, INFO, LIMITS) == expected
+    collected = Report(facts=[facts(rank) for rank in (0, 1, 4, 5)], missing=[2, 3, 6])
+    assert troubles(collected, INFO, LIMITS) == expected

@@ -114,19 +114,19 @@ def run(folder: str, strategy: str, budget: int, available: tuple[int, ...] | No
 
 def test_the_run_equals_one_with_the_same_given_budget_bit_for_bit(tmp_path: Path) -> None:
     """24 sequences of 12 tokens: 288 per step, 302.4 with 5 %; (0.9 * 6,000 - 4,000) / 10 = 140 fit: 3 parts."""
-    found, budget, num_trials = run(str(tmp_path / "auto"), "single", 20, (6_000,))
+    actual, budget, num_trials = run(str(tmp_path / "auto"), "single", 20, (6_000,))
     assert num_trials >= 2 and 90 <= budget <= 110
-    assert run(str(tmp_path / "given"), "single", budget, None)[0] == found
-    assert len(found) == 4 and "val/loss" in json.loads(found[-1])
+    assert run(str(tmp_path / "given"), "single", budget, None)[0] == actual
+    assert len(actual) == 4 and "val/loss" in json.loads(actual[-1])
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_all_ranks_use_the_smallest_budget_that_fits(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
     """144 tokens per rank and step; rank 1 has room for (0.9 * 5,400 - 4,000) / 10 = 86, rank 0 for more."""
     ranks = workers.run(run, 2, str(tmp_path / "auto"), strategy, 20, (50_000, 5_400))
-    (found, budget, num_trials), (_, other, other_trials) = ranks
+    (actual, budget, num_trials), (_, other, other_trials) = ranks
     assert budget == other and num_trials == other_trials >= 2 and 70 <= budget <= 86
-    assert workers.run(run, 2, str(tmp_path / "given"), strategy, budget, None)[0][0] == found
+    assert workers.run(run, 2, str(tmp_path / "given"), strategy, budget, None)[0][0] == actual
 
 
 def test_without_a_memory_limit_a_fixed_budget_is_used(tmp_path: Path) -> None:

@@ -85,8 +85,8 @@ def rows(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def without_probes(found: list[dict[str, float]]) -> list[dict[str, float]]:
-    stripped = [{name: value for name, value in row.items() if not name.startswith("probe/")} for row in found]
+def without_probes(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    stripped = [{name: value for name, value in row.items() if not name.startswith("probe/")} for row in rows]
     return [row for row in stripped if set(row) != {"step"}]
 
 

@@ -70,8 +70,8 @@ def damage_and_load(strategy: str, folder: str, how: Verify) -> dict[tuple[str, 
         for kind, damage in DAMAGES.items():
             on_first(lambda path=newest / name, damage=damage: damage(path))
             loaded = load_newest_whole(newest, other.model, other.optimizer, how)
-            found = values(other)
-            same = found.keys() == before.keys() and all(torch.equal(found[key], before[key]) for key in before)
+            actual = values(other)
+            same = actual.keys() == before.keys() and all(torch.equal(actual[key], before[key]) for key in before)
             bad = [(path.name, reason) for path, reason in loaded.damaged.items()]
             outcomes[name, kind] = (loaded.folder.name, bad, same, loaded.state["step"])
             on_first(lambda: (shutil.rmtree(newest), shutil.copytree(pristine, newest)))

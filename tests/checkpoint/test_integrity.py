@@ -83,13 +83,13 @@ def test_every_file_is_checked_by_one_rank(folder: Path) -> None:
     for name in ("__0_0.distcp", "__1_0.distcp", "state.json"):
         before = (folder / name).read_bytes()
         flip(folder / name)
-        found = []
+        ranks = []
         for rank in range(2):
             try:
                 verify(folder, "checksums", rank, num_ranks=2)
             except DamagedError:
-                found.append(rank)
-        assert len(found) == 1, name
+                ranks.append(rank)
+        assert len(ranks) == 1, name
         (folder / name).write_bytes(before)
 
 

@@ -53,10 +53,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Weights], 
     return folder, *train(folder)
 
 
-def assert_same(found: Weights, expected: Weights) -> None:
-    assert found.keys() == expected.keys()
+def assert_same(actual: Weights, expected: Weights) -> None:
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.equal(found[name], value), name
+        assert torch.equal(actual[name], value), name
 
 
 def test_the_average_is_read_if_the_run_kept_one_and_raw_weights_on_request(run) -> None:

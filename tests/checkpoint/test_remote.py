@@ -92,8 +92,8 @@ def test_two_ranks_save_and_one_loads(workers: WorkerPool, tmp_path: Path, url: 
     expected = workers.run(save_sharded, 2, url)[0]
     assert names(tmp_path / "run" / "step_00000001") == FILES | {"__1_0.distcp"}
     verify(tmp_path / "run" / "step_00000001", "checksums")
-    (found,) = load_newest(url)
-    assert found == pytest.approx(expected[0], rel=1e-5)
+    (actual,) = load_newest(url)
+    assert actual == pytest.approx(expected[0], rel=1e-5)
 
 
 def save_sharded(url: str) -> Curve:

@@ -88,13 +88,13 @@ def assert_goes_on(
 ) -> None:
     """Compares two steps after a checkpoint with uninterrupted ones: bit for bit as written, else up to rounding."""
     expected, end = run(workers, run_and_save, *written, optimizer, str(folder))
-    found, found_end = run(workers, load_and_run, *written, optimizer, str(folder))
-    assert found == expected
+    actual, found_end = run(workers, load_and_run, *written, optimizer, str(folder))
+    assert actual == expected
     assert found_end.keys() == end.keys()
     assert all(torch.equal(found_end[name], end[name]) for name in end)
     for strategy, world_size in continued:
-        found, found_end = run(workers, load_and_run, strategy, world_size, optimizer, str(folder))
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=1e-5, atol=0)
+        actual, found_end = run(workers, load_and_run, strategy, world_size, optimizer, str(folder))
+        torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), rtol=1e-5, atol=0)
         for name, value in end.items():
             error = (found_end[name] - value).norm() / value.norm().clamp(min=1e-30)
             assert error < 1e-4, f"{name} at {strategy} {world_size}: {error}"
@@ -117,9 +117,9 @@ def test_every_strategy_writes_the_same_format(
 def test_full_state_needs_no_process_group(workers: WorkerPool, tmp_path: Path) -> None:
     parameters, state = workers.run(save_and_gather, 3, "fsdp2", str(tmp_path))[0]
     assert not dist.is_initialized()
-    found = read_full_state(tmp_path / "step_00000001")
-    assert found.keys() == parameters.keys()
-    assert all(torch.equal(found[name], parameters[name]) for name in parameters)
+    actual = read_full_state(tmp_path / "step_00000001")
+    assert actual.keys() == parameters.keys()
+    assert all(torch.equal(actual[name], parameters[name]) for name in parameters)
     keys = read_index(tmp_path / "step_00000001").state_dict_metadata.keys()
     assert keys == {f"model.{name}" for name in parameters} | {f"optimizer.{name}" for name in state}
     assert "model.head.decoder.weight" not in keys, "a tied parameter is written once"
@@ -148,9 +148,9 @@ def save_after_validation(strategy: str, folder: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_saves_exclude_the_bf16_copies_of_a_validation(workers: WorkerPool, tmp_path: Path, strategy: str) -> None:
     parameters = workers.run(save_after_validation, 2, strategy, str(tmp_path))[0]
-    found = read_full_state(tmp_path / "step_00000001")
-    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    assert all(torch.equal(found[name], parameters[name]) for name in parameters)
+    actual = read_full_state(tmp_path / "step_00000001")
+    assert {tensor.dtype for tensor in actual.values()} == {torch.float32}
+    assert all(torch.equal(actual[name], parameters[name]) for name in parameters)
 
 
 @pytest.fixture(scope="module")

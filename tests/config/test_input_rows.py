@@ -76,16 +76,16 @@ def test_json_with_the_positions_of_entities(tmp_path, name, rows, is_labelled):
     if is_labelled and isinstance(rows, list):
         rows = [{"relation": "founder", **row} for row in rows]
     content = json.dumps(rows) if name in ("list.json", "few_rel.json", "tacred.json") else lines(*rows)
-    found = ask(tmp_path / name, content, TEXT, RELATIONS)
-    assert found == [({"text": MARKED}, {"text": MARKED})] * 2 or len(rows) == len(found) == 1
-    assert found[0] == ({"text": MARKED}, {"text": MARKED})
+    actual = ask(tmp_path / name, content, TEXT, RELATIONS)
+    assert actual == [({"text": MARKED}, {"text": MARKED})] * 2 or len(rows) == len(actual) == 1
+    assert actual[0] == ({"text": MARKED}, {"text": MARKED})
 
 
 def test_columns_of_relations_are_kept_unchanged(tmp_path):
-    found = ask(tmp_path / "a.json", json.dumps([TACRED]), TEXT, RELATIONS, keep_columns=["id", "subj_end"])
-    assert found == [({"text": MARKED}, {"text": MARKED, "id": "t1", "subj_end": 1})]
-    found = ask(tmp_path / "a.jsonl", lines({"sentence": MARKED}), TEXT, RelationData("", text_column="sentence"))
-    assert found == [({"text": MARKED}, {"sentence": MARKED})]
+    actual = ask(tmp_path / "a.json", json.dumps([TACRED]), TEXT, RELATIONS, keep_columns=["id", "subj_end"])
+    assert actual == [({"text": MARKED}, {"text": MARKED, "id": "t1", "subj_end": 1})]
+    actual = ask(tmp_path / "a.jsonl", lines({"sentence": MARKED}), TEXT, RelationData("", text_column="sentence"))
+    assert actual == [({"text": MARKED}, {"sentence": MARKED})]
 
 
 def test_a_bad_relation_is_answered_at_its_index(tmp_path):
@@ -93,8 +93,8 @@ def test_a_bad_relation_is_answered_at_its_index(tmp_path):
     content = lines(TACRED, bad, TACRED)
     with pytest.raises(DataError, match=r"row 2 \(line 2\): obj_start and obj_end is \[3, 9\]"):
         ask(tmp_path / "a.jsonl", content, TEXT, RELATIONS)
-    found = ask(tmp_path / "a.jsonl", content, TEXT, RELATIONS, on_bad_row="skip")
-    assert [values is None for values, _ in found] == [False, True, False] and "[3, 9]" in found[1][1]
+    actual = ask(tmp_path / "a.jsonl", content, TEXT, RELATIONS, on_bad_row="skip")
+    assert [values is None for values, _ in actual] == [False, True, False] and "[3, 9]" in actual[1][1]
 
 
 @pytest.mark.parametrize(
@@ -107,10 +107,10 @@ def test_a_bad_relation_is_answered_at_its_index(tmp_path):
     ids=["labelled", "test file", "comment"],
 )
 def test_files_of_semeval(tmp_path, content):
-    found = ask(tmp_path / "a.txt", content, TEXT, RELATIONS, keep_columns=["id", "label"])
+    actual = ask(tmp_path / "a.txt", content, TEXT, RELATIONS, keep_columns=["id", "label"])
     labels = ["Founder(e1,e2)", "Other"] if "Founder" in content else [None, None]
-    assert [values for values, _ in found] == [{"text": MARKED}] * 2
-    assert [kept for _, kept in found] == [
+    assert [values for values, _ in actual] == [{"text": MARKED}] * 2
+    assert [kept for _, kept in actual] == [
         {"text": MARKED, "id": number, "label": label} for number, label in zip("17", labels, strict=True)
     ]
 
@@ -131,9 +131,9 @@ def test_columns_of_the_command_line_precede_those_of_training(tmp_path):
 def test_choices_in_several_columns(tmp_path):
     layout = ChoiceData("", question_column="start", choice_columns=["end0", "end1", "end2"])
     task = Fields(("question", "choices"))
-    (found,) = ask(tmp_path / "a.csv", "id,start,end0,end1,end2\n5,Why?,x,y,\n", task, layout, keep_columns=["id"])
-    assert found[0] == {"question": "Why?", "choices": '["x", "y"]'}
-    assert found[1] == {"start": "Why?", "end0": "x", "end1": "y", "end2": "", "id": "5"}
+    (actual,) = ask(tmp_path / "a.csv", "id,start,end0,end1,end2\n5,Why?,x,y,\n", task, layout, keep_columns=["id"])
+    assert actual[0] == {"question": "Why?", "choices": '["x", "y"]'}
+    assert actual[1] == {"start": "Why?", "end0": "x", "end1": "y", "end2": "", "id": "5"}
     row = {"question": "Why?", "choices": ["x", "y"]}
     assert ask(tmp_path / "a.jsonl", lines(row), task, layout)[0][0] == {"question": "Why?", "choices": '["x", "y"]'}
 
@@ -143,9 +143,9 @@ def test_questions_of_squad(tmp_path):
     content = json.dumps({"version": "2.0", "data": [ARTICLE]})
     with pytest.raises(DataError, match="article 1, paragraph 1, question 'q2': 'question' is empty"):
         ask(file, content, task, QuestionData(""))
-    found = ask(file, content, task, QuestionData(""), on_bad_row="skip", keep_columns=["id"])
-    assert found[0][1] == {"question": "Who?", "context": "Ann founded Acme.", "id": "q1"}
-    assert found[1][0] is None and found[2][0] == {"question": "Who left?", "context": "Ben left."}
+    actual = ask(file, content, task, QuestionData(""), on_bad_row="skip", keep_columns=["id"])
+    assert actual[0][1] == {"question": "Who?", "context": "Ann founded Acme.", "id": "q1"}
+    assert actual[1][0] is None and actual[2][0] == {"question": "Who left?", "context": "Ben left."}
     named = QuestionData("", columns={"question": "q"})
     assert ask(tmp_path / "a.jsonl", lines({"q": "Who?", "context": "Ann."}), task, named)[0][0]["question"] == "Who?"
 

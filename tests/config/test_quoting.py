@@ -32,8 +32,8 @@ def test_the_value_is_the_typed_text(argument, value):
     (quoted,) = with_quotes([argument])
     override = OverridesParser.create().parse_override(quoted)
     assert not override.is_sweep_override()
-    found = override.value()
-    assert ({str(key): item for key, item in found.items()} if isinstance(value, dict) else found) == value
+    actual = override.value()
+    assert ({str(key): item for key, item in actual.items()} if isinstance(value, dict) else actual) == value
     assert override.input_line.partition("=")[0] == argument.partition("=")[0]
 
 

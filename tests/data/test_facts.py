@@ -87,9 +87,9 @@ def test_every_row_of_a_file_is_accounted_for(tokenizer, tmp_path):
 def test_the_folder_and_the_report_contain_them(tokenizer, tmp_path):
     facts = read(tokenizer, tmp_path / "rows.jsonl", ROWS)
     write_data_facts(tmp_path, facts)
-    found = read_data_facts(tmp_path)
-    assert found["splits"]["train"]["labels"] == {"x": 4, "y": 2}
-    assert (found["splits"]["train"]["read"], found["splits"]["train"]["skipped"]) == (9, 3)
+    actual = read_data_facts(tmp_path)
+    assert actual["splits"]["train"]["labels"] == {"x": 4, "y": 2}
+    assert (actual["splits"]["train"]["read"], actual["splits"]["train"]["skipped"]) == (9, 3)
     skipped = [json.loads(line) for line in (tmp_path / "skipped_rows.jsonl").read_text().splitlines()]
     assert [(row["split"], row["line"]) for row in skipped] == [("train", 7), ("train", 8), ("train", 9)]
     assert {row["file"] for row in skipped} == {str(tmp_path / "rows.jsonl")}
@@ -120,9 +120,9 @@ def test_the_folder_and_the_report_contain_them(tokenizer, tmp_path):
     ],
 )
 def test_warnings(tokenizer, tmp_path, rows, warnings):
-    found = warnings_of(read(tokenizer, tmp_path / "rows.jsonl", rows))
-    assert len(found) == len(warnings)
-    assert all(words in warning for words, warning in zip(warnings, found, strict=True))
+    actual = warnings_of(read(tokenizer, tmp_path / "rows.jsonl", rows))
+    assert len(actual) == len(warnings)
+    assert all(words in warning for words, warning in zip(warnings, actual, strict=True))
 
 
 def test_numbers_and_several_labels_have_their_own_facts(tokenizer, tmp_path):

@@ -103,8 +103,8 @@ def test_two_sequences_by_hand(monkeypatch, kind, positions, labels, new_ids):
     hashes = np.vectorize(lambda base, counter: HASHES.get((int(base), int(counter)), 0), otypes=[np.uint64])
     monkeypatch.setattr(masking, "mix", hashes)
     input_ids = np.array([2, 10, 30, 11, 12, 31, 3, 2, 13, 3, 14, 15, 32, 3])
-    found = mask_tokens(input_ids, np.array([7, 7]), input_ids >= 5, np.array([7, 8]), 0.4, facts(), kind)
-    assert [part.tolist() for part in found] == [positions, labels, new_ids]
+    actual = mask_tokens(input_ids, np.array([7, 7]), input_ids >= 5, np.array([7, 8]), 0.4, facts(), kind)
+    assert [part.tolist() for part in actual] == [positions, labels, new_ids]
 
 
 @settings(max_examples=60, deadline=None)
@@ -317,14 +317,14 @@ def test_spans_have_geometric_lengths():
     )
     assert abs(len(positions) - 0.004 * number * length) < number * 5
     ends = np.flatnonzero(np.diff(positions, append=-1) != 1)
-    found = np.diff(ends, prepend=-1)
+    actual = np.diff(ends, prepend=-1)
     shares = 0.2 * 0.8 ** np.arange(10) / (1 - 0.8**10)
-    counts = np.bincount(np.minimum(found, 11), minlength=12)
-    assert counts[11] < 0.02 * len(found)
+    counts = np.bincount(np.minimum(actual, 11), minlength=12)
+    assert counts[11] < 0.02 * len(actual)
     expected = shares * counts[1:11].sum()
     assert chi2.sf(((counts[1:11] - expected) ** 2 / expected).sum(), 9) > 1e-3
     # The mean that Joshi et al. 2020 give (section 3.1), and the standard deviation of this distribution: 2.6.
-    assert abs(found[found <= 10].mean() - 3.8) < 4 * 2.6 / np.sqrt(len(found))
+    assert abs(actual[actual <= 10].mean() - 3.8) < 4 * 2.6 / np.sqrt(len(actual))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -27,13 +27,13 @@ def datamodule(num_ranks=1, rank=0, num_workers=0, size=17, budget=40, **argumen
 
 def content(step: StepBatch) -> list[tuple[int, int, list[int]]]:
     """Returns (sequence id, label, tokens) of every real sequence of a step."""
-    found = []
+    actual = []
     for batch in step.micro_batches:
         tokens = batch.input_ids.split(batch.lengths)
         for index in range(batch.num_sequences):
             label = int(batch.targets["labels"][index])
-            found.append((int(batch.sequence_ids[index]), label, tokens[index].tolist()))
-    return found
+            actual.append((int(batch.sequence_ids[index]), label, tokens[index].tolist()))
+    return actual
 
 
 @settings(max_examples=20, deadline=None)
@@ -94,9 +94,9 @@ def test_evaluation_shows_every_row_once(num_ranks):
     for split, size in (("validation", 7), ("test", 2)):
         loaders = [datamodule(num_ranks, rank).eval_dataloader(split) for rank in range(num_ranks)]
         assert len({len(loader) for loader in loaders}) == 1
-        found = [sequence for loader in loaders for step in loader for sequence in content(step)]
+        actual = [sequence for loader in loaders for step in loader for sequence in content(step)]
         # Label and sequence id are both the row: the order is that of the file.
-        assert sorted((sequence_id, label) for sequence_id, label, _ in found) == [(row, row) for row in range(size)]
+        assert sorted((sequence_id, label) for sequence_id, label, _ in actual) == [(row, row) for row in range(size)]
 
 
 def test_without_a_validation_split_there_is_no_loader():

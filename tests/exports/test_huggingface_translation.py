@@ -77,10 +77,10 @@ def test_an_export_generates_without_extra_special_tokens(tmp_path, tokenizer_di
     folder = export(model, tmp_path / "export", tokenizer_dirs["bert"])
     peer, _ = load_peer(transformers.AutoModelForSeq2SeqLM, folder)
     batch, inputs = both_inputs()
-    found = model.head.find_targets(model.encoder(batch), batch)
+    actual = model.head.find_targets(model.encoder(batch), batch)
     sources = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     rows = peer.generate(**sources, num_beams=3, max_new_tokens=12, early_stopping=False, do_sample=False).tolist()
-    for hypotheses, row in zip(found, rows, strict=True):
+    for hypotheses, row in zip(actual, rows, strict=True):
         end = row.index(END) + 1 if END in row else len(row)
         assert list(hypotheses[0].tokens) == row[1:end]
 

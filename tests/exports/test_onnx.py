@@ -45,9 +45,9 @@ def test_spans_of_modernbert(tmp_path, tokenizer_dirs):
     peer = transformers.AutoModelForQuestionAnswering.from_pretrained(folder).eval()
     for lengths in ((50, 5, 23), (7,)):
         _, inputs = both_forms("modernbert", lengths)
-        found, expected = scores(folder, inputs), peer(**inputs)
-        assert found.keys() == {"start_logits", "end_logits"}
-        for name, values in found.items():
+        actual, expected = scores(folder, inputs), peer(**inputs)
+        assert actual.keys() == {"start_logits", "end_logits"}
+        for name, values in actual.items():
             # Padding is excluded: a padding token that attends to no other one may have any value.
             ours, theirs = (peers.unpadded(x, inputs) for x in (torch.from_numpy(values), expected[name]))
             assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
@@ -61,8 +61,8 @@ def test_choices_of_bert(tmp_path, tokenizer_dirs):
     peer = transformers.AutoModelForMultipleChoice.from_pretrained(folder).eval()
     _, inputs = both_forms("bert", (9, 30, 4, 17, 12, 8))
     shaped = {name: tensor.view(3, 2, -1) for name, tensor in inputs.items()}
-    found = torch.from_numpy(scores(folder, shaped)["logits"])
-    assert_close(found, peer(**shaped).logits, atol=1e-4, rtol=1e-4)
+    actual = torch.from_numpy(scores(folder, shaped)["logits"])
+    assert_close(actual, peer(**shaped).logits, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -34,10 +34,10 @@ def test_whitespace_only_separates_words(make, tmp_path):
     files = tokenizer_files(CONFIGS["roberta"], TOKEN_CLASSIFICATION.name, {}, make(tmp_path))
     backend = Backend.from_str(files["tokenizer.json"])
     as_words = backend.encode(WORDS, is_pretokenized=True)
-    found = backend.encode(TEXT)
-    assert found.ids == as_words.ids == backend.encode(" ".join(WORDS)).ids
+    actual = backend.encode(TEXT)
+    assert actual.ids == as_words.ids == backend.encode(" ".join(WORDS)).ids
     # Offsets are those of the words; no token covers the white space between them.
-    starts = [start for start, _ in found.offsets[1:-1]]
-    stops = [stop for _, stop in found.offsets[1:-1]]
+    starts = [start for start, _ in actual.offsets[1:-1]]
+    stops = [stop for _, stop in actual.offsets[1:-1]]
     assert (starts[0], stops[-1]) == (0, 18) and {6, 9, 12} & {*starts, *stops} == {6, 9, 12}
-    assert "".join(TEXT[start:stop] for start, stop in dict.fromkeys(found.offsets)) == "AnnametMüller"
+    assert "".join(TEXT[start:stop] for start, stop in dict.fromkeys(actual.offsets)) == "AnnametMüller"

@@ -43,8 +43,8 @@ def test_ranks_agree_with_one_computation_over_all_rows(workers, world_size):
         f1_score(labels, predicted, average="macro"),
         matthews_corrcoef(labels, predicted),
     ]
-    for found, matrix in workers.run(share_of_rank, world_size, num_rows):
-        assert found == pytest.approx(expected, abs=1e-7)
+    for actual, matrix in workers.run(share_of_rank, world_size, num_rows):
+        assert actual == pytest.approx(expected, abs=1e-7)
         assert matrix == confusion_matrix(labels, predicted).tolist()
 
 

@@ -42,8 +42,8 @@ def test_ranks_agree_with_one_computation_over_all_rows(workers, world_size):
         f1_score(labels, predicted, average="macro", zero_division=0),
         accuracy_score(labels, predicted),
     ]
-    for found in workers.run(share_of_rank, world_size, 200):
-        assert found == pytest.approx(expected, abs=1e-7)
+    for actual in workers.run(share_of_rank, world_size, 200):
+        assert actual == pytest.approx(expected, abs=1e-7)
 
 
 def test_without_targets_the_value_is_zero():

@@ -48,8 +48,8 @@ def test_ranks_agree_with_one_computation_over_all_rows(workers, world_size):
         mean_squared_error(numbers, predictions),
         roc_auc_score(outcomes, predictions),
     ]
-    for found in workers.run(share_of_rank, world_size, 200):
-        assert found == pytest.approx(expected, abs=1e-6)
+    for actual in workers.run(share_of_rank, world_size, 200):
+        assert actual == pytest.approx(expected, abs=1e-6)
 
 
 def test_equal_values_share_the_mean_of_their_ranks():

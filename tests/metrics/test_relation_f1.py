@@ -72,14 +72,16 @@ def scorer(pairs: list[tuple[int, int]]) -> float:
 def test_the_value_equals_that_of_the_scorer():
     for seed in range(20):
         random = np.random.default_rng(seed)
-        pairs = [(int(true), int(found)) for true, found in random.integers(0, 6 - seed % 2, size=(5 + 5 * seed, 2))]
+        pairs = [
+            (int(true), int(predicted)) for true, predicted in random.integers(0, 6 - seed % 2, size=(5 + 5 * seed, 2))
+        ]
         pairs += [(A12, A12)]
         assert scored(pairs).compute().item() == pytest.approx(scorer(pairs), rel=1e-6)
 
 
 @pytest.mark.parametrize("excluded", [None, "none"])
 def test_labels_without_direction_are_macro_f1_without_the_excluded_one(excluded):
-    pairs = [(int(true), int(found)) for true, found in np.random.default_rng(0).integers(0, 4, size=(60, 2))]
+    pairs = [(int(true), int(predicted)) for true, predicted in np.random.default_rng(0).integers(0, 4, size=(60, 2))]
     truth, predicted = zip(*pairs, strict=True)
     labels = ("spouse", "born_in", "none", "made_of")
     counted = [index for index, label in enumerate(labels) if label != excluded]

@@ -67,9 +67,9 @@ def test_evaluation_gives_the_metrics_of_the_validation(trained, num_ranks):
     analysis.unlink()
     (folder / "runs" / "one" / "report.html").unlink()
     succeed(folder, "evaluate", "run=one", "precision=fp32", f"output={output}", num_ranks=num_ranks)
-    found = json.loads(output.read_text(encoding="utf-8"))["metrics"]
+    actual = json.loads(output.read_text(encoding="utf-8"))["metrics"]
     last = {key: value for key, value in rows(folder, "one")[-1].items() if key.startswith("val/")}
-    assert {f"val/{key}": value for key, value in found.items()} == pytest.approx(last, rel=1e-4, abs=1e-5)
+    assert {f"val/{key}": value for key, value in actual.items()} == pytest.approx(last, rel=1e-4, abs=1e-5)
     # The last validation of the training kept the same rows, without a pass of its own.
     found_again = json.loads(analysis.read_text(encoding="utf-8"))
     assert kept.pop("facts")["data fingerprint"] == found_again.pop("facts")["data fingerprint"]

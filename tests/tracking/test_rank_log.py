@@ -23,12 +23,12 @@ def step_120(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def lines(folder: Path) -> list[tuple[str, str, str]]:
     """Returns step, level and text of each line of rank 3; every line must have the format."""
-    found = []
+    records = []
     for line in (folder / "rank_00003.log").read_text(encoding="utf-8").splitlines():
         match = LINE.fullmatch(line)
         assert match is not None, line
-        found.append(match.groups()[1:])
-    return found
+        records.append(match.groups()[1:])
+    return records
 
 
 def test_every_line_of_a_traceback_has_rank_and_step(tmp_path: Path, step_120: None) -> None:

@@ -46,13 +46,13 @@ def flat(tokenizer: Tokenizer) -> FlatSource:
 
 def by_item(plan: StepPlan, step: int, rank: int) -> dict[int, tuple]:
     """Returns the id, tokens, segments and label of each sequence of a rank's step."""
-    found = {}
+    actual = {}
     for share in plan.micro_batches(step, rank):
         batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
         assert batch.num_tokens <= share.budget
         assert batch.num_tokens == plan.source.lengths(share.epochs, share.indices).sum()
-        found |= dict(zip(batch.sequence_ids.tolist(), contents(batch), strict=False)) if batch.num_sequences else {}
-    return found
+        actual |= dict(zip(batch.sequence_ids.tolist(), contents(batch), strict=False)) if batch.num_sequences else {}
+    return actual
 
 
 def contents(batch: PackedBatch) -> list[tuple]:
@@ -70,8 +70,8 @@ def test_any_division_of_the_work_gives_the_same_texts(
     one, three = StepPlan(source, 5, 8, 200), StepPlan(source, 5, 8, 90, num_ranks=3)
     for step in (0, 2, 4, 7):
         expected = by_item(one, step, 0)
-        found = {name: value for rank in range(3) for name, value in by_item(three, step, rank).items()}
-        assert found == expected and len(expected) == 16
+        actual = {name: value for rank in range(3) for name, value in by_item(three, step, rank).items()}
+        assert actual == expected and len(expected) == 16
 
 
 def test_epochs_sequences_and_seeds_differ_and_segments_follow(flat: FlatSource, tokenizer: Tokenizer):

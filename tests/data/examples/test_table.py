@@ -69,8 +69,8 @@ def test_splits_contain_every_row_once_in_any_order_of_rows(tmp_path):
     assert abs(len(splits["validation"]) - 80) < 32
     assert abs(len(splits["test"]) - 40) < 24
     reversed_splits = TableData(write(tmp_path / "reversed", rows[::-1]), **fractions).load().splits
-    assert {split: set(texts(found)) for split, found in splits.items()} == {
-        split: set(texts(found)) for split, found in reversed_splits.items()
+    assert {split: set(texts(actual)) for split, actual in splits.items()} == {
+        split: set(texts(actual)) for split, actual in reversed_splits.items()
     }
     more = TableData(write(tmp_path / "more", [*rows, ("a new one", 1)]), **fractions).load().splits
     assert set(texts(splits["test"])) <= set(texts(more["test"]))
@@ -280,10 +280,12 @@ def test_a_file_of_two_splits_is_read_once(tmp_path, monkeypatch):
     file, opened, read = tmp_path / "a.csv", [], table.read_rows
     file.write_text("text,label\ngood,1\n,0\nbad,0\n")
     monkeypatch.setattr(table, "read_rows", lambda path, *rest: opened.append(path) or read(path, *rest))
-    found = TableData(str(file), test=str(file), on_bad_row="skip").load()
+    table_data = TableData(str(file), test=str(file), on_bad_row="skip").load()
     assert opened == [file]
-    assert found.splits["train"] == found.splits["test"] and [row.text for row in found.splits["test"]] == [
+    assert table_data.splits["train"] == table_data.splits["test"] and [
+        row.text for row in table_data.splits["test"]
+    ] == [
         "good",
         "bad",
     ]
-    assert [facts.num_skipped for facts in found.facts.values()] == [1, 1]
+    assert [facts.num_skipped for facts in table_data.facts.values()] == [1, 1]

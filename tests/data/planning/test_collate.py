@@ -99,9 +99,9 @@ def test_arrays_are_shared_if_nothing_changes():
     locked.flags.writeable = False
     every_second = np.array([11, 0, 12, 0, 13])[::2]
     for other in (locked, every_second, ids.astype(np.uint16)):
-        found = packed(other)
-        assert not np.shares_memory(found.input_ids.numpy(), other)
-        check(found.input_ids, [11, 12, 13])
+        actual = packed(other)
+        assert not np.shares_memory(actual.input_ids.numpy(), other)
+        check(actual.input_ids, [11, 12, 13])
     filled = packed(ids, FixedShape(tokens=5, sequences=3, targets=2, max_seqlen=2))
     assert not np.shares_memory(filled.input_ids.numpy(), ids)
     check(filled.input_ids, [11, 12, 13, 0, 0])

@@ -42,7 +42,7 @@ def test_every_permutation_of_a_small_epoch_is_equally_likely(size, num_keys):
     orders = [tuple(permute(key(3, "epoch", epoch), size, np.arange(size)).tolist()) for epoch in range(num_keys)]
     possible = list(itertools.permutations(range(size)))
     number_of = {permutation: number for number, permutation in enumerate(possible)}
-    counts = np.bincount([number_of[found] for found in orders], minlength=len(possible))
+    counts = np.bincount([number_of[order] for order in orders], minlength=len(possible))
     assert p_value(counts, num_keys / len(possible)) > 1e-3
 
 
@@ -131,9 +131,9 @@ def test_two_levels_equal_lists_of_blocks(size, block_size, window_blocks, seed)
     shuffle = Shuffle(block_size, window_blocks)
     windows = slow_shuffle(shuffle, seed, size)
     expected = np.array([index for _, indices in windows for index in indices])
-    found = shuffle.indices(seed, size, np.arange(size)[::-1])[::-1]
-    assert found.tolist() == expected.tolist()
-    assert np.array_equal(np.sort(found), np.arange(size))
+    actual = shuffle.indices(seed, size, np.arange(size)[::-1])[::-1]
+    assert actual.tolist() == expected.tolist()
+    assert np.array_equal(np.sort(actual), np.arange(size))
     some = np.array([[0, size // 2], [size - 1, size // 3]])
     assert np.array_equal(shuffle.indices(seed, size, some), expected[some])
     assert shuffle.indices(seed, size, some[:0]).shape == (0, 2)
@@ -167,9 +167,9 @@ def test_every_index_is_equally_likely_at_both_levels():
     """120 indices in 12 blocks and 3 windows: the indices at positions 5 and 6 of one window and at 50 of the next."""
     shuffle, num_keys = Shuffle(block_size=10, window_blocks=4), 800
     positions = np.array([5, 6, 50])
-    found = np.array([shuffle.indices(key(8, "epoch", epoch), 120, positions) for epoch in range(num_keys)])
-    blocks, offsets = np.divmod(found, 10)
-    for values, number in ((found[:, 0], 120), (blocks[:, 0], 12), (blocks[:, 2], 12), (offsets[:, 0], 10)):
+    actual = np.array([shuffle.indices(key(8, "epoch", epoch), 120, positions) for epoch in range(num_keys)])
+    blocks, offsets = np.divmod(actual, 10)
+    for values, number in ((actual[:, 0], 120), (blocks[:, 0], 12), (blocks[:, 2], 12), (offsets[:, 0], 10)):
         assert p_value(np.bincount(values, minlength=number), num_keys / number) > 1e-3
     # Two positions of one window share a block as often as two random ones of its 40 indices; of two windows, never.
     share = 9 / 39

@@ -17,11 +17,11 @@ from tests.support.data.sequences import NumberedSource
 
 def seen(plan: StepPlan, step: int) -> list[tuple[int, int, int]]:
     """Returns (epoch, index, sequence id) of everything that the ranks compute, sorted by the last."""
-    found = []
+    actual = []
     for rank in range(plan.num_ranks):
         for share in plan.micro_batches(step, rank):
-            found += zip(share.epochs.tolist(), share.indices.tolist(), share.sequence_ids.tolist(), strict=True)
-    return sorted(found, key=lambda sequence: sequence[2])
+            actual += zip(share.epochs.tolist(), share.indices.tolist(), share.sequence_ids.tolist(), strict=True)
+    return sorted(actual, key=lambda sequence: sequence[2])
 
 
 @settings(max_examples=80, deadline=None)
@@ -86,8 +86,8 @@ def test_fine_tuning_ends_an_epoch_with_a_short_step():
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 7, 16])
 def test_evaluation_takes_every_row_once_in_order(num_ranks):
     plan = StepPlan(NumberedSource(11), 5, 4, 100, num_ranks, shuffle=False)
-    found = [sequence for step in range(len(plan)) for sequence in seen(plan, step)]
-    assert found == [(0, row, row) for row in range(11)]
+    actual = [sequence for step in range(len(plan)) for sequence in seen(plan, step)]
+    assert actual == [(0, row, row) for row in range(11)]
 
 
 def test_order_follows_the_seed():

@@ -94,9 +94,9 @@ def test_quantiles_are_those_of_the_lengths_up_to_a_bin():
     for part in np.array_split(values, 7):
         lengths.add(part)
     content = lengths.content()
-    for share, found in content["quantiles"].items():
+    for share, actual in content["quantiles"].items():
         exact = np.quantile(values, float(share), method="inverted_cdf")
-        assert found == pytest.approx(exact, rel=0.09)
+        assert actual == pytest.approx(exact, rel=0.09)
     assert content["mean"] == pytest.approx(values.mean()) and content["maximum"] == values.max()
 
 
@@ -104,8 +104,8 @@ def test_quantiles_of_short_lengths_are_exact():
     values = np.array([1, 1, 2, 3, 3, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7, 2, 2, 1, 5, 5])
     lengths = Lengths()
     lengths.add(values)
-    for share, found in lengths.content()["quantiles"].items():
-        assert found == np.quantile(values, float(share), method="inverted_cdf")
+    for share, actual in lengths.content()["quantiles"].items():
+        assert actual == np.quantile(values, float(share), method="inverted_cdf")
 
 
 def test_a_builder_resumes_from_its_state():

@@ -38,12 +38,12 @@ def shares_window(texts: list[str], documents: list[str], ngram_bytes: int) -> l
     whole = [letters(text).encode() for text in texts]
     windows = {text[at : at + ngram_bytes] for text in whole for at in range(len(text) - ngram_bytes + 1)}
     shorts = [text for text in whole if 20 <= len(text) < ngram_bytes]
-    found = []
+    overlapping = []
     for document in documents:
         content = letters(document).encode()
         slices = {content[at : at + ngram_bytes] for at in range(len(content) - ngram_bytes + 1)}
-        found.append(not slices.isdisjoint(windows) or any(text in content for text in shorts))
-    return found
+        overlapping.append(not slices.isdisjoint(windows) or any(text in content for text in shorts))
+    return overlapping
 
 
 def index_of(folder: Path, *texts: str, ngram_bytes: int = 48) -> ExclusionIndex:
@@ -179,10 +179,10 @@ def test_texts_are_read_from_every_kind_of_file_without_names_of_columns(tmp_pat
     files = sorted((tmp_path / "tables").iterdir())
     assert len(files) == 7
     for file in files:
-        found = ExclusionIndex.from_files([str(file)], ngram_bytes=20).overlaps(
+        actual = ExclusionIndex.from_files([str(file)], ngram_bytes=20).overlaps(
             [*documents, "nothing at all is as fine"]
         )
-        assert found.tolist() == [False, False, True, file.suffix != ".gz"], file
+        assert actual.tolist() == [False, False, True, file.suffix != ".gz"], file
 
 
 def test_a_table_without_quoting_is_read_unchanged(tmp_path):
@@ -261,15 +261,15 @@ def test_the_known_leak_of_sst_2_is_found(reviews):
     texts = [text for text, source in reviews if source == "rotten_tomatoes"]
     sentences = [letters(line.split("\t")[0]) for line in (SENTIMENT / "sst2_test.tsv").read_text("utf-8").split("\n")]
     assert index.num_texts + sum(0 < len(sentence.encode()) < 20 for sentence in sentences) == 1_821
-    found, wholes = index.overlaps(texts), [letters(text) for text in texts]
+    overlapping, wholes = index.overlaps(texts), [letters(text) for text in texts]
     num_found = 0
     everything = "\n".join(wholes)
     for sentence in sentences:
         if len(sentence.encode()) >= 20 and sentence in everything:
-            assert all(found[at] for at, whole in enumerate(wholes) if sentence in whole), sentence
+            assert all(overlapping[at] for at, whole in enumerate(wholes) if sentence in whole), sentence
             num_found += 1
     assert num_found >= 1_431
-    assert found.sum() < 1_821
+    assert overlapping.sum() < 1_821
 
 
 @needs_real_data
@@ -280,11 +280,11 @@ def test_the_known_leak_of_counterfactual_reviews_is_found(reviews):
         with gzip.open(SENTIMENT / f"imdb_cad_original_{part}.tsv.gz", "rt", encoding="utf-8", newline="") as file:
             originals += [letters(row["Text"]) for row in csv.DictReader(file, delimiter="\t")]
     assert len(originals) == 1_952
-    found = index.overlaps([text for text, _ in reviews])
-    wholes = {letters(text) for (text, _), is_found in zip(reviews, found, strict=True) if is_found}
+    overlapping = index.overlaps([text for text, _ in reviews])
+    wholes = {letters(text) for (text, _), is_found in zip(reviews, overlapping, strict=True) if is_found}
     # A few were changed by a word or a line end.
     changed = [original for original in originals if original not in wholes]
     assert len(changed) < 10
     assert all(any(original[200:300] in whole for whole in wholes) for original in changed)
     # Documents that only share a phrase are rare.
-    assert found.sum() < 1_952 + 50
+    assert overlapping.sum() < 1_952 + 50

@@ -152,7 +152,7 @@ def test_recall_and_precision_on_real_text_agree_with_the_theory_of_bands():
         for position in draw.integers(0, len(parts), size=draw.integers(1, max(2, len(parts) // 16))):
             parts[position] = f"changed{position}"
         copies.append(" ".join(parts))
-    found = repeats(signatures(texts + copies), 0.7)
+    actual = repeats(signatures(texts + copies), 0.7)
     sets = [shingles(text) for text in texts + copies]
     num_bands, num_places = bands(0.7, 128)
     assert num_bands * num_places <= 128
@@ -164,14 +164,14 @@ def test_recall_and_precision_on_real_text_agree_with_the_theory_of_bands():
         least = math.ceil(0.7 * 128)
         tail = sum(math.comb(128, k) * similarity**k * (1 - similarity) ** (128 - k) for k in range(least, 129))
         low, high = max(0.0, share + tail - 1), min(share, tail)
-        assert found[600 + number] or low < 1 - 1e-6
-        assert not found[600 + number] or high > 1e-6
+        assert actual[600 + number] or low < 1 - 1e-6
+        assert not actual[600 + number] or high > 1e-6
         expected += low
         variance += low * (1 - low)
-    assert found[600:].sum() >= expected - 4 * math.sqrt(variance)
+    assert actual[600:].sum() >= expected - 4 * math.sqrt(variance)
     assert 150 < expected < 300
     # The originals are near-duplicates only of the texts that they repeat.
-    for number in np.flatnonzero(found[:600]):
+    for number in np.flatnonzero(actual[:600]):
         assert max(jaccard(sets[number], other) for other in sets[:number]) > 0.5
 
 

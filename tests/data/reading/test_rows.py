@@ -283,8 +283,8 @@ def test_lists_are_passed_as_json_if_requested(tmp_path):
     lines = [json.dumps({"text": "x", "label": labels}) for labels in [["a", "\u00e9"], [], [3]]]
     write(tmp_path / "a.jsonl", "\n".join(lines).encode())
     for name in ("a.parquet", "a.jsonl"):
-        found = values(tmp_path / name, ["label"], list_columns=["label"])
-        assert [json.loads(cell) for (cell,) in found] == lists
+        actual = values(tmp_path / name, ["label"], list_columns=["label"])
+        assert [json.loads(cell) for (cell,) in actual] == lists
         with pytest.raises(DataError, match=r"must (be|hold) text or"):
             values(tmp_path / name, ["label"])
 

@@ -50,5 +50,5 @@ def test_a_tokenizer_returns_the_text(tmp_path: Path, text: str):
     tokenizer = Tokenizer.from_folder(tmp_path)
     (ids,) = tokenizer.encode_batch([text])
     # A model may have more scores than the vocabulary has tokens.
-    found = [tokenizer.cls_id, *ids.tolist(), tokenizer.vocab_size + 7, tokenizer.sep_id]
-    assert tokenizer.decode_batch([found]) == [text]
+    token_ids = [tokenizer.cls_id, *ids.tolist(), tokenizer.vocab_size + 7, tokenizer.sep_id]
+    assert tokenizer.decode_batch([token_ids]) == [text]

@@ -158,8 +158,8 @@ def test_second_texts_are_drawn_evenly_from_the_others_of_the_label(tokenizer):
     drawn = source.positives(epochs, indices).reshape(3000, 8)
     for index, one in enumerate(groups):
         others = [i for i, other in enumerate(groups) if other.answer == one.answer and i != index] or [index]
-        found, counts = np.unique(drawn[:, index], return_counts=True)
-        assert found.tolist() == others
+        actual, counts = np.unique(drawn[:, index], return_counts=True)
+        assert actual.tolist() == others
         # Binomial bounds: 4 standard deviations.
         share = 1 / len(others)
         assert np.abs(counts - 3000 * share).max() <= 4 * np.sqrt(3000 * share * (1 - share))
@@ -200,9 +200,9 @@ def test_pair_scores_equal_those_of_scipy():
     random = np.random.default_rng(0)
     vectors, references = random.normal(size=(30, 2, 8)), random.integers(0, 6, size=30).astype(float)
     cosines = [np.dot(a[:5], b[:5]) / np.linalg.norm(a[:5]) / np.linalg.norm(b[:5]) for a, b in vectors]
-    found = pair_scores(list(vectors), references.tolist(), 5)
-    assert found["spearman"] == pytest.approx(spearmanr(cosines, references).statistic)
-    assert found["pearson"] == pytest.approx(pearsonr(cosines, references).statistic)
+    actual = pair_scores(list(vectors), references.tolist(), 5)
+    assert actual["spearman"] == pytest.approx(spearmanr(cosines, references).statistic)
+    assert actual["pearson"] == pytest.approx(pearsonr(cosines, references).statistic)
 
 
 def angle(degrees: float) -> list[float]:
@@ -213,22 +213,22 @@ def test_a_search_among_the_answers_of_pairs():
     """Answers 1, 2 and 3 are at 10, 50 and 170 degrees; query 0 has two of them, query 9 has the third."""
     records = [SearchRole(0, 1, 1), SearchRole(0, 2, 1), SearchRole(9, 1, None), SearchRole(None, 3, 0)]
     vectors = [[angle(40), angle(10)], [angle(100), angle(50)], [angle(60), angle(10)], [angle(170)]]
-    found = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, 2)
+    actual = search_scores([np.array(part, dtype=np.float32) for part in vectors], records, 2)
     # Nearest first: answers 2 1 3; 2 3 1; 2 1 3. Relevant: 1 and 2; 1 and 2; 1.
-    assert found["mrr"] == pytest.approx((1 + 1 + 1 / 2) / 3)
-    assert found["hit_rate_at_1"] == pytest.approx(2 / 3)
-    assert found["recall_at_1"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert actual["mrr"] == pytest.approx((1 + 1 + 1 / 2) / 3)
+    assert actual["hit_rate_at_1"] == pytest.approx(2 / 3)
+    assert actual["recall_at_1"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     second, third = 1 / np.log2(3), 1 / np.log2(4)
-    assert found["ndcg_at_10"] == pytest.approx((1 + (1 + third) / (1 + second) + second) / 3)
+    assert actual["ndcg_at_10"] == pytest.approx((1 + (1 + third) / (1 + second) + second) / 3)
 
 
 def test_a_labelled_text_does_not_retrieve_itself():
     records = [SearchRole(0, 0, 0), SearchRole(1, 1, 0), SearchRole(0, 0, 0), SearchRole(2, 2, 0)]
     vectors = [np.array([angle(index)]) for index in (0, 20, 50, 90)]
-    found = search_scores(vectors, records, 2)
+    actual = search_scores(vectors, records, 2)
     # 0 retrieves 20 before 50, and 50 retrieves 20 before 0; the two others are alone with their label.
-    assert found["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert found["hit_rate_at_5"] == 1
+    assert actual["mrr"] == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert actual["hit_rate_at_5"] == 1
 
 
 def test_embeddings_are_pooled_in_fp32(tokenizer):

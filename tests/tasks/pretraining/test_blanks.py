@@ -31,21 +31,21 @@ def row(text: str) -> Row:
 
 @pytest.mark.parametrize("mask", ["[MASK]", "<mask>"])
 def test_a_blank_becomes_the_mask_token(tokenizer, mask):
-    found = read_blanks(row(f"wa {mask} wb{mask}"), tokenizer, 16)
+    actual = read_blanks(row(f"wa {mask} wb{mask}"), tokenizer, 16)
     a, b = (int(ids[0]) for ids in tokenizer.encode_batch(["wa", "wb"]))
-    assert found.input_ids.tolist() == [tokenizer.cls_id, a, tokenizer.mask_id, b, tokenizer.mask_id, tokenizer.sep_id]
-    assert found.positions.tolist() == [2, 4]
+    assert actual.input_ids.tolist() == [tokenizer.cls_id, a, tokenizer.mask_id, b, tokenizer.mask_id, tokenizer.sep_id]
+    assert actual.positions.tolist() == [2, 4]
 
 
 @pytest.mark.parametrize("offset", [0, 5, 20, 39])
 def test_the_part_around_the_blank_of_a_long_text_is_kept(tokenizer, offset):
     words = [WORDS[index % 8] for index in range(40)]
     words[offset] = "[MASK]"
-    found = read_blanks(row(" ".join(words)), tokenizer, 12)
-    assert len(found.input_ids) == 12
-    (position,) = found.positions
-    assert found.input_ids[position] == tokenizer.mask_id
-    names = [str(tokenizer.backend.id_to_token(token)) for token in found.input_ids.tolist()]
+    actual = read_blanks(row(" ".join(words)), tokenizer, 12)
+    assert len(actual.input_ids) == 12
+    (position,) = actual.positions
+    assert actual.input_ids[position] == tokenizer.mask_id
+    names = [str(tokenizer.backend.id_to_token(token)) for token in actual.input_ids.tolist()]
     before, behind = names[1:position], names[position + 1 : -1]
     assert before == words[offset - len(before) : offset] and behind == words[offset + 1 : offset + 1 + len(behind)]
 

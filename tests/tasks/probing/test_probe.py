@@ -86,9 +86,9 @@ def test_all_norms_run_in_a_pass_without_the_head():
         norm.register_forward_hook(lambda module, *_: ran.append(module))
     batch = pack_sequences(np.arange(5), np.array([3, 2]), np.arange(2))
     with torch.no_grad():
-        found = model(batch, pooling=pool_mean)["features"]
+        actual = model(batch, pooling=pool_mean)["features"]
         states = encoder(batch)
-    torch.testing.assert_close(found, torch.stack([states[:3].mean(0), states[3:].mean(0)]))
+    torch.testing.assert_close(actual, torch.stack([states[:3].mean(0), states[3:].mean(0)]))
     assert all(norm in ran for norm in norms) and norms[-1] in model.head.modules()
 
 
@@ -127,11 +127,11 @@ def test_a_probe_of_numbers_is_measured_by_correlations(features, tmp_path: Path
     values = features[:, 0] + np.random.default_rng(1).normal(size=ROWS)
     settings = ProbeSettings(write(tmp_path, [str(value) for value in values]), "regression", l2=3.0)
     given, train, validation = fitted(features)
-    found = settings.build(tokenizer).scores(given)
+    actual = settings.build(tokenizer).scores(given)
     expected = Ridge(alpha=3.0).fit(train, values[:60]).predict(validation)
-    assert next(iter(found)) == "spearman"
-    assert found["spearman"] == pytest.approx(spearmanr(expected, values[60:]).statistic, abs=1e-6)
-    assert found["pearson"] == pytest.approx(pearsonr(expected, values[60:]).statistic, abs=1e-4)
+    assert next(iter(actual)) == "spearman"
+    assert actual["spearman"] == pytest.approx(spearmanr(expected, values[60:]).statistic, abs=1e-6)
+    assert actual["pearson"] == pytest.approx(pearsonr(expected, values[60:]).statistic, abs=1e-4)
 
 
 def test_a_probe_of_several_labels_is_measured_by_f1(features, tmp_path: Path, tokenizer: Tokenizer):
@@ -139,12 +139,12 @@ def test_a_probe_of_several_labels_is_measured_by_f1(features, tmp_path: Path, t
     labels = (np.stack([features[:, 0], features[:, 1] / 5], axis=1) + noise > 0).astype(int)
     cells = ["|".join(name for name, has in zip("ab", row, strict=True) if has) for row in labels]
     given, train, validation = fitted(features)
-    found = ProbeSettings(write(tmp_path, cells), "multi_label").build(tokenizer).scores(given)
+    actual = ProbeSettings(write(tmp_path, cells), "multi_label").build(tokenizer).scores(given)
     expected = np.stack(
         [LogisticRegression(C=1.0, tol=1e-8).fit(train, labels[:60, i]).predict(validation) for i in range(2)], axis=1
     )
-    assert next(iter(found)) == "micro_f1"
-    assert found["micro_f1"] == pytest.approx(f1_score(labels[60:], expected, average="micro"))
+    assert next(iter(actual)) == "micro_f1"
+    assert actual["micro_f1"] == pytest.approx(f1_score(labels[60:], expected, average="micro"))
 
 
 def test_a_probe_needs_validation_rows(tmp_path: Path, tokenizer: Tokenizer):

@@ -164,10 +164,10 @@ def test_further_answers_are_compared_as_texts_and_need_no_offset(tmp_path):
 def test_questions_used_only_for_evaluation_need_texts(tmp_path):
     unplaced = answered({"text": "Zürich", "answer_start": -1}, {"text": "x", "answer_start": 3})
     held_out = write(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
-    found = load(tmp_path / "q.jsonl", [GOOD | {"context": CONTEXT}], validation=held_out)
-    (question,) = found.splits["validation"]
+    actual = load(tmp_path / "q.jsonl", [GOOD | {"context": CONTEXT}], validation=held_out)
+    (question,) = actual.splits["validation"]
     assert [answer.start for answer in question.answers] == [None, None]
-    assert found.facts["validation"].notes == {"answers without an offset, for scores only": "2"}
+    assert actual.facts["validation"].notes == {"answers without an offset, for scores only": "2"}
     with pytest.raises(DataError, match="the answer 'Zürich' from character -1 exceeds the context"):
         load(tmp_path / "v.jsonl", [unplaced | {"context": CONTEXT}])
 
@@ -176,9 +176,9 @@ def test_a_wrong_offset_is_repaired_if_the_text_occurs_once(tmp_path):
     rows = [GOOD | {"context": CONTEXT}, answered({"text": "北京", "answer_start": 14}) | {"context": CONTEXT}]
     with pytest.raises(DataError, match=r"occurs once, so data\.invalid_answers=repair corrects it"):
         load(tmp_path / "q.jsonl", rows)
-    found = load(tmp_path / "q.jsonl", rows, invalid_answers="repair")
-    assert found.splits["train"][1].answers[0].start == CONTEXT.index("北京")
-    assert found.facts["train"].repaired == 1
+    actual = load(tmp_path / "q.jsonl", rows, invalid_answers="repair")
+    assert actual.splits["train"][1].answers[0].start == CONTEXT.index("北京")
+    assert actual.facts["train"].repaired == 1
     twice = answered({"text": "b", "answer_start": 0}) | {"context": "a b, a b"}
     with pytest.raises(DataError, match="at character 0 of the context") as caught:
         load(tmp_path / "q.jsonl", [twice], invalid_answers="repair")

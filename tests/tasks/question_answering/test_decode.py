@@ -46,8 +46,8 @@ def windows(*firsts: int, row: int = 0, context: str = CONTEXT) -> list[Window]:
     return [Window(row, Question("p", "q", context, ()), PASSAGE, first) for first in firsts]
 
 
-def spans(null_score: float, *found: tuple[int, int, float]) -> WindowSpans:
-    firsts, lasts, scores = zip(*found, strict=True) if found else ((), (), ())
+def spans(null_score: float, *candidates: tuple[int, int, float]) -> WindowSpans:
+    firsts, lasts, scores = zip(*candidates, strict=True) if candidates else ((), (), ())
     return WindowSpans(np.array(firsts, int), np.array(lasts, int), np.array(scores, np.float32), null_score)
 
 
@@ -79,14 +79,14 @@ def test_only_the_best_candidates_are_returned():
 def test_no_answer_wins_by_more_than_the_threshold(threshold, answer):
     # The score of no answer is its lowest over the windows: 4, against 3 of the best span.
     decoded = [spans(4.0, (2, 2, 1.0)), spans(9.0, (1, 1, 3.0))]
-    (found,) = assemble_answers(windows(0, 1), decoded, 5, threshold)
-    assert found["answer"] == answer
-    assert (found["start"], found["end"]) == ((11, 15) if answer else (None, None))
+    (actual,) = assemble_answers(windows(0, 1), decoded, 5, threshold)
+    assert actual["answer"] == answer
+    assert (actual["start"], actual["end"]) == ((11, 15) if answer else (None, None))
     if threshold is None:
-        assert [candidate["answer"] for candidate in found["n_best"]] == ["Bern"]
+        assert [candidate["answer"] for candidate in actual["n_best"]] == ["Bern"]
         return
-    assert [candidate["answer"] for candidate in found["n_best"]] == ["", "Bern"]
-    assert found["probability"] == pytest.approx(1 / (1 + math.exp(-1 if answer == "" else 1)))
+    assert [candidate["answer"] for candidate in actual["n_best"]] == ["", "Bern"]
+    assert actual["probability"] == pytest.approx(1 / (1 + math.exp(-1 if answer == "" else 1)))
 
 
 def test_each_question_has_its_own_windows():
@@ -94,5 +94,5 @@ def test_each_question_has_its_own_windows():
     of_rows = [*windows(0), *windows(0, row=1, context=" "), *windows(0, 2, row=2)]
     answers = assemble_answers(of_rows, decoded, 5, None)
     # The context of the second has no token.
-    assert [found["answer"] for found in answers] == ["Bern", "", "Bern"]
+    assert [each["answer"] for each in answers] == ["Bern", "", "Bern"]
     assert answers[1] == {"answer": "", "start": None, "end": None, "probability": 1.0, "n_best": answers[1]["n_best"]}

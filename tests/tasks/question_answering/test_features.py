@@ -112,8 +112,8 @@ def test_targets_against_a_slow_reference(tokenizer):
         batch = built(source, item)
         question_length = int(batch.targets["window_starts"]) - 2
         encoding = tokenizer.backend.encode(window.question.context, add_special_tokens=False)
-        found = int(batch.targets["start_positions"]), int(batch.targets["end_positions"])
-        assert found == slow_target(
+        actual = int(batch.targets["start_positions"]), int(batch.targets["end_positions"])
+        assert actual == slow_target(
             encoding, question_length, window.first, 9 - question_length - 3, window.question.answers[0]
         )
 

@@ -35,11 +35,17 @@ def write(folder: Path, rows=ROWS, items: str = ITEMS) -> dict[str, str]:
     return {"interactions": str(folder / "seen.csv.gz"), "items": str(folder / "items.csv")}
 
 
-def as_tuples(found: Interactions) -> list[tuple]:
+def as_tuples(interactions: Interactions) -> list[tuple]:
     """Returns user, item, time, liked and split of each."""
-    columns = (found.users, found.item_indices, found.times, found.is_liked, found.splits)
+    columns = (
+        interactions.users,
+        interactions.item_indices,
+        interactions.times,
+        interactions.is_liked,
+        interactions.splits,
+    )
     return [
-        ("abc"[user], found.items[index], int(time), bool(liked), SPLITS[split])
+        ("abc"[user], interactions.items[index], int(time), bool(liked), SPLITS[split])
         for user, index, time, liked, split in zip(*columns, strict=True)
     ]
 
@@ -47,9 +53,9 @@ def as_tuples(found: Interactions) -> list[tuple]:
 def test_splits_are_cut_by_time(tmp_path):
     files = write(tmp_path)
     rated = {"text_columns": ["title", "text"], "rating_column": "rating", "min_rating": 4.0}
-    found = InteractionData(**files, **rated, validation_fraction=0.3, test_fraction=0.25).load()
+    actual = InteractionData(**files, **rated, validation_fraction=0.3, test_fraction=0.25).load()
     # Of ten, the last two (a share of 0.25 is two and a half) are the test, the three before them validation.
-    assert as_tuples(found) == [
+    assert as_tuples(actual) == [
         ("a", "1", 10, True, "train"),
         ("b", "2", 10, True, "train"),
         ("a", "2", 20, False, "train"),
@@ -61,11 +67,11 @@ def test_splits_are_cut_by_time(tmp_path):
         ("b", "4", 60, True, "test"),
         ("a", "4", 60, False, "test"),
     ]
-    assert found.texts == ("One. first", "Two", "third", "Four")
-    assert found.names == SPLITS
-    assert (found.facts.read, found.facts.num_skipped, found.facts.left_out) == (12, 0, {"repeated": 2})
+    assert actual.texts == ("One. first", "Two", "third", "Four")
+    assert actual.names == SPLITS
+    assert (actual.facts.read, actual.facts.num_skipped, actual.facts.left_out) == (12, 0, {"repeated": 2})
     by_moment = InteractionData(**files, **rated, validation_from=31, test_from="1970-01-01T00:00:55").load()
-    assert (by_moment.splits == found.splits).all()
+    assert (by_moment.splits == actual.splits).all()
     without = InteractionData(**files, **rated, validation_fraction=0.0, test_fraction=0.2).load()
     assert without.names == ("train", "test")
     assert without.splits.tolist() == [0] * 8 + [2] * 2
@@ -75,10 +81,10 @@ def test_equal_times_never_fall_into_two_splits(tmp_path):
     """A share that ends within one time includes all interactions of that time."""
     files = write(tmp_path, items="item,text\n1,a\n2,b\n3,c\n4,d\n")
     # Of ten one is the last of two at 60; two before that begin with the second of two at 40.
-    found = InteractionData(**files, validation_fraction=0.2, test_fraction=0.1).load()
-    assert [int(time) for time in found.times[found.splits == 2]] == [60, 60]
-    assert [int(time) for time in found.times[found.splits == 1]] == [40, 40, 50]
-    assert found.is_liked.all()
+    actual = InteractionData(**files, validation_fraction=0.2, test_fraction=0.1).load()
+    assert [int(time) for time in actual.times[actual.splits == 2]] == [60, 60]
+    assert [int(time) for time in actual.times[actual.splits == 1]] == [40, 40, 50]
+    assert actual.is_liked.all()
 
 
 def test_likes_count_the_strictly_earlier_ones(tmp_path):
@@ -118,8 +124,8 @@ def test_bad_interactions_are_named_or_counted(tmp_path, row, message):
     with pytest.raises(DataError) as caught:
         InteractionData(**files, **settings).load()
     assert str(caught.value).startswith(f"{files['interactions']}, row 13 (line 14): {message}")
-    found = InteractionData(**files, **settings, on_bad_row="skip").load()
-    assert (found.facts.num_skipped, len(found.users)) == (1, 10)
+    actual = InteractionData(**files, **settings, on_bad_row="skip").load()
+    assert (actual.facts.num_skipped, len(actual.users)) == (1, 10)
 
 
 @pytest.mark.parametrize(
@@ -135,16 +141,16 @@ def test_bad_items_are_named_or_counted(tmp_path, row, message):
     with pytest.raises(DataError) as caught:
         InteractionData(**files, text_columns=["title", "text"]).load()
     assert str(caught.value).startswith(f"{files['items']}, row 5 (line 6): {message}")
-    found = InteractionData(**files, text_columns=["title", "text"], on_bad_row="skip").load()
-    assert (found.facts.notes["skipped items"], found.texts[0]) == ("1", "One. first")
+    actual = InteractionData(**files, text_columns=["title", "text"], on_bad_row="skip").load()
+    assert (actual.facts.notes["skipped items"], actual.texts[0]) == ("1", "One. first")
 
 
 def test_dates(tmp_path):
     rows = [("a", 1, "2020-01-01", 5), ("a", 2, "2020-01-01T01:00:00+01:00", 5), ("a", 3, "2020-01-02T00:00:01Z", 5)]
     files = write(tmp_path, rows)
-    found = InteractionData(**files, text_columns=["title", "text"], validation_from="2020-01-02", test_fraction=0.0)
+    actual = InteractionData(**files, text_columns=["title", "text"], validation_from="2020-01-02", test_fraction=0.0)
     with pytest.raises(DataError, match=r"train has 2 interactions, 2 of them likes, but no like of a user with"):
-        found.load()
+        actual.load()
     rows.append(("a", 4, "2019-12-31T23:59:59Z", 5))
     data = InteractionData(
         **write(tmp_path, rows), text_columns=["title", "text"], validation_from="2020-01-02", test_fraction=0.0
@@ -189,9 +195,9 @@ def test_each_file_has_its_own_format(tmp_path):
         "text_columns": ["title", "genres"],
     }
     files = {"interactions": str(tmp_path / "ratings.dat"), "items": str(tmp_path / "movies.dat")}
-    found = InteractionData(**files, **own).load()
-    assert found.texts[:3] == ("One (1995). Drama|War", "Été, l'. Drama", "Three¹. War")
-    assert as_tuples(found) == as_tuples(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
+    actual = InteractionData(**files, **own).load()
+    assert actual.texts[:3] == ("One (1995). Drama|War", "Été, l'. Drama", "Three¹. War")
+    assert as_tuples(actual) == as_tuples(InteractionData(**write(tmp_path), text_columns=["title", "text"]).load())
     with pytest.raises(DataError, match=r"movies\.dat, line 2: byte 0xc9 at position 4 is not UTF-8"):
         InteractionData(
             **files, **own | {"items_format": TableFormat(delimiter="::", columns=["item", "title", "genres"])}

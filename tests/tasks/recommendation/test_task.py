@@ -79,7 +79,7 @@ def test_each_like_with_a_history_occurs_once_with_strictly_earlier_likes(tmp_pa
     for name, first, end in (("train", 0, VALIDATION), ("validation", VALIDATION, TEST), ("test", TEST, 100)):
         batch = whole(sources[name])
         target = {key: value.tolist() for key, value in batch.targets.items()}
-        found = []
+        actual = []
         members = (batch.sequence_ids % batch.group_size).tolist()
         for index, earlier in enumerate(target["earlier"]):
             if earlier == 0:
@@ -89,13 +89,13 @@ def test_each_like_with_a_history_occurs_once_with_strictly_earlier_likes(tmp_pa
             (time,) = [row[2] for row in rows if row[:2] == (user, item)]
             known = [each for _, each in likes_of(rows, user, time)]
             assert target["items"][start : start + earlier][-HISTORY:] == known[-HISTORY:]
-            found.append((user, item))
+            actual.append((user, item))
         expected = [
             (user, item)
             for user, item, time, rating in rows
             if first <= time < end and rating >= 3 and likes_of(rows, user, time)
         ]
-        assert sorted(found) == sorted(expected)
+        assert sorted(actual) == sorted(expected)
         assert batch.counts == {"recommendation": len(expected)}
         catalogue = [index for index, user in enumerate(target["users"]) if user == -1]
         assert [target["items"][index] for index in catalogue] == ([] if name == "train" else list(range(NUM_ITEMS)))
@@ -198,7 +198,7 @@ def test_metrics_equal_a_slow_reference(tmp_path, tokenizer, name, first, end):
     source = sources[name]
     # Results for segments are ignored.
     decoded = [*draw.normal(size=(len(source) - NUM_ITEMS, 5)), *vectors]
-    found = task.score(source, decoded)
+    actual = task.score(source, decoded)
 
     train = [row for row in rows if row[2] < VALIDATION]
     likes = [sum(item == row[1] and row[3] >= 3 for row in train) for item in range(NUM_ITEMS)]
@@ -224,22 +224,22 @@ def test_metrics_equal_a_slow_reference(tmp_path, tokenizer, name, first, end):
     for before, expected in references.items():
         for metric, (value, error) in expected.items():
             if before == "" or metric.endswith("_at_10"):
-                assert found[before + metric] == pytest.approx(value, abs=1e-9)
+                assert actual[before + metric] == pytest.approx(value, abs=1e-9)
             if metric.endswith("_at_10"):
-                assert found[f"{before}{metric}_error"] == pytest.approx(error, abs=1e-9)
+                assert actual[f"{before}{metric}_error"] == pytest.approx(error, abs=1e-9)
     over = references[""]["ndcg_at_10"][0] - references["popularity_"]["ndcg_at_10"][0]
-    assert found["ndcg_at_10_over_popularity"] == pytest.approx(over, abs=1e-9)
+    assert actual["ndcg_at_10_over_popularity"] == pytest.approx(over, abs=1e-9)
     of_split = [row for row in rows if first <= row[2] < end and row[3] >= 3]
     cold = [row for row in of_split if not likes_of(rows, row[0], row[2])]
-    assert found["cold_start_share"] == len(cold) / len(of_split)
-    assert found["num_users"] == len({row[0] for row in of_split if row not in cold})
+    assert actual["cold_start_share"] == len(cold) / len(of_split)
+    assert actual["num_users"] == len({row[0] for row in of_split if row not in cold})
     table = {row["ranking"]: row for row in task.class_table({}, source, decoded)}
     assert len(table) == 18
     recall, error = references["item_mean_"]["recall_at_20"]
     assert table["item mean, recall at 20"]["value"] == pytest.approx(recall)
     assert table["item mean, recall at 20"]["error"] == pytest.approx(error)
     more = table["popularity, ndcg at 10"]["model has more"]
-    assert more == pytest.approx(found["ndcg_at_10_over_popularity"])
+    assert more == pytest.approx(actual["ndcg_at_10_over_popularity"])
 
 
 def test_the_future_does_not_change_the_past(tmp_path, tokenizer):

@@ -96,9 +96,9 @@ def test_blocks_that_are_no_rows(tmp_path, block, message):
 def test_invalid_labels(tmp_path):
     train = write(tmp_path / "train.txt", SEMEVAL)
     other = write(tmp_path / "other.jsonl", rows(("<e1>a</e1> <e2>b</e2>", "Other"), ("<e1>a</e1> <e2>b</e2>", "Out")))
-    found = RelationData(train, test=other).load()
-    assert (found.labels, len(found.splits["test"])) == (("In(e1,e2)", "In(e2,e1)", "Other", "Out"), 2)
-    known = list(found.labels[:3])
+    actual = RelationData(train, test=other).load()
+    assert (actual.labels, len(actual.splits["test"])) == (("In(e1,e2)", "In(e2,e1)", "Other", "Out"), 2)
+    known = list(actual.labels[:3])
     with pytest.raises(
         DataError, match=r"other.jsonl, row 2 \(line 2\): the label 'Out' is unknown\. .* one of In\(e1,e2\), In"
     ):
@@ -124,7 +124,7 @@ def test_a_text_falls_into_one_split_and_is_a_repeat_only_with_the_same_entities
     path = write(tmp_path / "r.jsonl", rows(*texts, *others, *texts[:3]))
     loaded = RelationData(path, validation_fraction=0.3, deduplicate=True).load()
     assert loaded.facts["train"].left_out == {"repeated": 3}
-    texts_of = {split: [each.text.text for each in found] for split, found in loaded.splits.items()}
+    texts_of = {split: [each.text.text for each in examples] for split, examples in loaded.splits.items()}
     assert sum(map(len, texts_of.values())) == 80
     assert texts_of["validation"] and set(texts_of["validation"]).isdisjoint(texts_of["train"])
 
@@ -135,6 +135,6 @@ def test_every_row_of_semeval_is_valid():
     names = [str(folder / f"semeval2010_task8_{split}.txt") for split in ("train", "test")]
     loaded = RelationData(names[0], test=names[1]).load()
     assert sum(facts.read for facts in loaded.facts.values()) == 10_717
-    assert {split: len(found) for split, found in loaded.splits.items()} == {"train": 8_000, "test": 2_717}
+    assert {split: len(examples) for split, examples in loaded.splits.items()} == {"train": 8_000, "test": 2_717}
     assert len(loaded.labels) == 19
     assert sum(each.label == "Other" for each in loaded.splits["test"]) == 454

@@ -93,12 +93,12 @@ def test_a_window_keeps_both_entities_and_as_much_context_as_fits():
                 mark_entities("a place", ids, spans, marks, room)
             continue
         marked, starts = mark_entities("a place", ids, spans, marks, room)
-        found = marked.tolist()
-        assert [found[start] for start in starts] == [101, 103]
+        actual = marked.tolist()
+        assert [actual[start] for start in starts] == [101, 103]
         for (start, stop), opening, closing in zip(spans, (101, 103), (102, 104), strict=True):
-            inside = found[found.index(opening) + 1 : found.index(closing)]
+            inside = actual[actual.index(opening) + 1 : actual.index(closing)]
             assert [each for each in inside if each < 100] == inside == list(range(start, stop))
-        text = [each for each in found if each < 100]
+        text = [each for each in actual if each < 100]
         assert text == list(range(text[0], text[-1] + 1)) and len(text) == min(room, 30)
         before, behind = first[0] - text[0], text[-1] + 1 - second[1]
         # Both sides have equal widths, unless the text ends there.

@@ -80,12 +80,12 @@ def step_loss(task, source, logits, sizes):
     return loss.detach(), torch.autograd.grad(loss, logits)[0]
 
 
-def check_loss(found, reference, logits):
+def check_loss(actual, reference, logits):
     """Compares a loss and its gradient with a function of complete logits."""
     logits = logits.clone().requires_grad_()
     expected = reference(logits)
-    assert_close(found[0], expected.detach())
-    assert_close(found[1], torch.autograd.grad(expected, logits)[0])
+    assert_close(actual[0], expected.detach())
+    assert_close(actual[1], torch.autograd.grad(expected, logits)[0])
 
 
 LABELS = ["b"] * 31 + ["a"] * 19 + ["0"] * 10
@@ -119,11 +119,11 @@ def test_smoothed_and_weighted_loss_of_one_sequence_by_hand(tokenizer, tmp_path)
     log_probabilities = logits.double().log_softmax(-1)
     weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
     (batch,) = batches(source, [])
-    found = task.sequence_losses({"logits": logits}, batch)
+    actual = task.sequence_losses({"logits": logits}, batch)
     for row in (0, 1):
         spread = sum(0.3 / 2 * weights[label] * log_probabilities[row, label] for label in (0, 1))
         expected = -(0.7 * weights[row] * log_probabilities[row, row] + spread)
-        assert found[row].item() == pytest.approx(expected.item())
+        assert actual[row].item() == pytest.approx(expected.item())
     assert batch.counts["classification"] == 4.0
 
 

@@ -15,11 +15,11 @@ def layouts(num_words: int) -> list[list[EntitySpan]]:
     """Returns every set of entities that do not overlap."""
     if num_words == 0:
         return [[]]
-    found = [list(spans) for spans in layouts(num_words - 1)]
+    all_layouts = [list(spans) for spans in layouts(num_words - 1)]
     for start in range(num_words):
         for label in TYPES:
-            found += [[*spans, EntitySpan(start, num_words, label)] for spans in layouts(start)]
-    return found
+            all_layouts += [[*spans, EntitySpan(start, num_words, label)] for spans in layouts(start)]
+    return all_layouts
 
 
 def written(spans: list[EntitySpan], num_words: int, scheme: str) -> tuple[str, ...]:
@@ -43,10 +43,10 @@ def test_a_scheme_allows_exactly_the_spellings_of_entities(scheme):
     alphabet = ["O", *(f"{prefix}-{label}" for prefix in prefixes for label in TYPES)]
     for num_words in range(4):
         legal = {written(spans, num_words, scheme) for spans in layouts(num_words)}
-        found = {
+        actual = {
             tags for tags in itertools.product(alphabet, repeat=num_words) if first_violation(tags, scheme) is None
         }
-        assert found == legal
+        assert actual == legal
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

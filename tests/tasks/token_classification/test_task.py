@@ -125,9 +125,9 @@ def test_words_are_encoded_as_transformers_encodes_lists_of_words(tmp_path):
         for text in texts[:2]:
             words = text.split()
             expected = theirs(words, is_split_into_words=True, add_special_tokens=False)
-            ids, found = expected["input_ids"], expected.word_ids()
+            ids, actual = expected["input_ids"], expected.word_ids()
             for index, word in enumerate(words):
-                pieces = [piece for piece, number in zip(ids, found, strict=True) if number == index]
+                pieces = [piece for piece, number in zip(ids, actual, strict=True) if number == index]
                 assert encode_words([word], ours)[word].tolist() == (pieces or [ours.unk_id])
 
 

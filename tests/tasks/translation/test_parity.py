@@ -47,11 +47,11 @@ def test_gradients() -> None:
     grads = {name: parameter.grad for name, parameter in theirs.decoder.named_parameters()}
     expected = to_ours(decoder_rules(), grads, model.encoder.config.num_heads)
     expected["decoder.embeddings.token_type_embeddings.weight"] = grads[SEGMENTS][:1]
-    found = {name: parameter.grad for name, parameter in model.head.named_parameters()}
+    actual = {name: parameter.grad for name, parameter in model.head.named_parameters()}
     assert len(expected) > 20 * LAYERS
     for name, grad in expected.items():
-        if name in found:
-            assert_close(found[name], grad, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+        if name in actual:
+            assert_close(actual[name], grad, **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
     # The shared words are those of the encoder; their gradient is the sum of three uses.
     words = model.encoder.embeddings.word_embeddings.weight.grad
     assert_close(words, theirs.encoder.embeddings.word_embeddings.weight.grad, **TOLERANCE)
@@ -68,7 +68,7 @@ def test_beam_search(num_beams: int, penalty: float) -> None:
     for bias in (model.head.mlm.decoder.bias, theirs.decoder.cls.predictions.decoder.bias):
         bias[END] += 4.5
     batch, inputs = both_inputs(MANY_SOURCES)
-    found = model.head.find_targets(model.encoder(batch), batch)
+    actual = model.head.find_targets(model.encoder(batch), batch)
     expected = theirs.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
@@ -86,7 +86,7 @@ def test_beam_search(num_beams: int, penalty: float) -> None:
     )
     rows = expected.sequences.view(len(MANY_SOURCES), num_beams, -1).tolist()
     lengths = set()
-    for number, (hypotheses, tokens) in enumerate(zip(found, rows, strict=True)):
+    for number, (hypotheses, tokens) in enumerate(zip(actual, rows, strict=True)):
         for position, (hypothesis, row) in enumerate(zip(hypotheses, tokens, strict=True)):
             end = row.index(END) + 1 if END in row else len(row)
             assert list(hypothesis.tokens) == row[1:end]

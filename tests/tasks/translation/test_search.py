@@ -51,25 +51,25 @@ def search(distribution: Distribution, num_sources: int, num_beams: int, penalty
 
 def all_targets(source: int, penalty: float) -> list[tuple[float, Prefix]]:
     """Enumerates all targets, best first: those that end, and those truncated at the maximum length."""
-    found = []
+    targets = []
     for length in range(1, MAX_LENGTH + 1):
         for tokens in itertools.product(range(VOCAB), repeat=length):
             if END in tokens[:-1] or (tokens[-1] != END and length < MAX_LENGTH):
                 continue
             total = sum(random_distribution(source, tokens[:index])[token] for index, token in enumerate(tokens))
-            found.append((total / length**penalty, tokens))
-    return sorted(found, reverse=True)
+            targets.append((total / length**penalty, tokens))
+    return sorted(targets, reverse=True)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 def test_a_beam_as_wide_as_all_targets_returns_them_in_order(penalty: float) -> None:
-    found, _ = search(random_distribution, 8, VOCAB**MAX_LENGTH, penalty)
-    for source, hypotheses in enumerate(found):
+    actual, _ = search(random_distribution, 8, VOCAB**MAX_LENGTH, penalty)
+    for source, hypotheses in enumerate(actual):
         expected = all_targets(source, penalty)
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in expected]
         scores = [hypothesis.score for hypothesis in hypotheses]
         assert scores == pytest.approx([score for score, _ in expected], rel=1e-5)
-    assert len({hypotheses[0].tokens for hypotheses in found}) > 1
+    assert len({hypotheses[0].tokens for hypotheses in actual}) > 1
 
 
 def greedy(source: int) -> Prefix:
@@ -82,8 +82,8 @@ def greedy(source: int) -> Prefix:
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_one_beam_is_greedy(penalty: float) -> None:
-    found, _ = search(random_distribution, 20, 1, penalty)
-    assert [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in found] == [
+    actual, _ = search(random_distribution, 20, 1, penalty)
+    assert [[hypothesis.tokens for hypothesis in hypotheses] for hypotheses in actual] == [
         [greedy(source)] for source in range(20)
     ]
     assert {len(greedy(source)) for source in range(20)} == {1, 2, 3, 4}
@@ -112,8 +112,8 @@ def slow_search(source: int, num_beams: int, penalty: float) -> list[tuple[float
 @pytest.mark.parametrize("num_beams", [2, 3])
 @pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0, 2.0])
 def test_a_narrow_beam_follows_the_rule(num_beams: int, penalty: float) -> None:
-    found, toy = search(random_distribution, 20, num_beams, penalty)
-    for source, hypotheses in enumerate(found):
+    actual, toy = search(random_distribution, 20, num_beams, penalty)
+    for source, hypotheses in enumerate(actual):
         expected = slow_search(source, num_beams, penalty)
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in expected]
         scores = [hypothesis.score for hypothesis in hypotheses]
@@ -143,11 +143,11 @@ def test_ties_prefer_the_better_hypothesis_then_the_smaller_token() -> None:
     def even(source: int, prefix: Prefix) -> list[float]:
         return [math.log(1 / VOCAB)] * VOCAB
 
-    found, toy = search(even, 2, 2, 0.0, max_length=3)
+    actual, toy = search(even, 2, 2, 0.0, max_length=3)
     # Of the first two continuations, tokens 0 and 1, the first ends. Of the remaining 1 and 2, the first token of
     # both ends again, but 1 has two continuations before 2 has any.
-    assert [hypothesis.tokens for hypothesis in found[0]] == [(0,), (1, 0)]
-    assert found[0] == found[1]
+    assert [hypothesis.tokens for hypothesis in actual[0]] == [(0,), (1, 0)]
+    assert actual[0] == actual[1]
     assert toy.prefixes[:2] == [(0, (1,)), (0, (2,))]
 
 

@@ -129,10 +129,10 @@ def test_loss_equals_label_smoothing_of_torch():
     for smoothing in (0.0, 0.3):
         own = task(label_smoothing=smoothing)
         sums = own.loss_sums({"logits": logits}, batch)
-        found = sum(weight * sums[term] for term, weight in own.loss_weights.items())
+        actual = sum(weight * sums[term] for term, weight in own.loss_weights.items())
         expected = functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        torch.testing.assert_close(found, expected)
-        grads = [torch.autograd.grad(loss, logits)[0] for loss in (found, expected)]
+        torch.testing.assert_close(actual, expected)
+        grads = [torch.autograd.grad(loss, logits)[0] for loss in (actual, expected)]
         torch.testing.assert_close(*grads)
         assert own.validation_weights == {"translation": 1.0}
 
@@ -194,7 +194,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
     parallelize(model, mesh, strategy, Precision("fp32"))
     materialize(model, initial_values(model, CONFIG, 1), "cpu")
     optimizer = AdamW(lr=3e-3).build(model.named_parameters(), {}, torch.float32)
-    objective, found = SumCountObjective(own.loss_weights), []
+    objective, steps = SumCountObjective(own.loss_weights), []
     for step in range(6):
         batches = list(micro_batches(source, step, rank, num_ranks, budget))
         counts = torch.tensor([objective.counts(batch) for batch in batches], dtype=torch.float64).sum(0)
@@ -209,7 +209,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
         optimizer.set_learning_rates(1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        found.append((sum_over_data_ranks(loss, mesh).item(), norm.item()))
+        steps.append((sum_over_data_ranks(loss, mesh).item(), norm.item()))
     with torch.no_grad():
         outputs = [(batch, model(batch)) for batch in micro_batches(source, 0, rank, num_ranks, budget)]
     by_item = {
@@ -217,7 +217,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
         for batch, output in outputs
         for item, result in zip(batch.item_indices(), own.decode(output, batch), strict=True)
     }
-    return torch.tensor(found), sorted(by_item.items())
+    return torch.tensor(steps), sorted(by_item.items())
 
 
 @pytest.fixture(scope="module")
@@ -226,10 +226,10 @@ def one_process(tokenizer) -> tuple[Tensor, list]:
 
 
 def test_micro_batches_do_not_matter(tokenizer, one_process):
-    found, translations = train_and_translate("single", 40, str(tokenizer.folder))
-    torch.testing.assert_close(found, one_process[0], rtol=1e-5, atol=0)
+    actual, translations = train_and_translate("single", 40, str(tokenizer.folder))
+    torch.testing.assert_close(actual, one_process[0], rtol=1e-5, atol=0)
     assert translations == one_process[1]
-    assert found[-1, 0] < found[0, 0]
+    assert actual[-1, 0] < actual[0, 0]
 
 
 @pytest.mark.parametrize(("strategy", "world_size"), [("ddp", 2), ("fsdp2", 2), ("hsdp", 4)])
@@ -306,15 +306,17 @@ def test_a_decoder_begins_as_a_copy_of_the_encoder():
     state = {f"encoder.{name}": torch.randn(parameter.shape) for name, parameter in encoder.named_parameters()}
     weights = weights_from_state("here", CONFIG, state)
     model = own_model(TranslationTask(DecoderConfig(1, 12, share_words=False), SearchSettings(max_length=12)))
-    found, new = match_parameters(model, weights)
+    matched, new = match_parameters(model, weights)
     assert {name for name in new if "cross_attention" not in name} == {
         f"head.mlm.{name}" for name in ("dense.weight", "dense.bias", "norm.weight", "norm.bias", "decoder.bias")
     }
-    for name, value in found.items():
+    for name, value in matched.items():
         if name.startswith("head.decoder."):
             # The first 12 positions and the first segment; everything of all others.
             assert torch.equal(value, state[name.replace("head.decoder.", "encoder.")][: value.shape[0]])
-    assert {len(found[f"head.decoder.embeddings.{name}_embeddings.weight"]) for name in ("position", "token_type")} == {
+    assert {
+        len(matched[f"head.decoder.embeddings.{name}_embeddings.weight"]) for name in ("position", "token_type")
+    } == {
         12,
         1,
     }
@@ -350,10 +352,10 @@ def test_a_perfect_translation_scores_100_in_its_language(tmp_path, tokens):
     data = ParallelTextData(str(tmp_path / "rows.tsv"), test=str(tmp_path / "rows.tsv"), format=TableFormat(quote=None))
     tokenizer = Tokenizer.from_folder(tmp_path)
     source = own.build_sources(data, tokenizer, seed=0)["test"]
-    found = [DecodedTarget((*ids.tolist(), tokenizer.sep_id), 0.0) for ids in tokenizer.encode_batch(references)]
-    assert own.score(source, found) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
+    perfect = [DecodedTarget((*ids.tolist(), tokenizer.sep_id), 0.0) for ids in tokenizer.encode_batch(references)]
+    assert own.score(source, perfect) == pytest.approx({"bleu": 100.0, "chrf": 100.0})
     assert source.facts.notes["tokens for BLEU"] == bleu_tokens_of(references) == tokens
-    wrong = [DecodedTarget(each.tokens[1:], 0.0) for each in found]
+    wrong = [DecodedTarget(each.tokens[1:], 0.0) for each in perfect]
     assert own.score(source, wrong)["bleu"] < 95
 
 
