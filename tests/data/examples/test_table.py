@@ -69,8 +69,8 @@ def test_splits_contain_every_row_once_in_any_order_of_rows(tmp_path):
     assert abs(len(splits["validation"]) - 80) < 32
     assert abs(len(splits["test"]) - 40) < 24
     reversed_splits = TableData(write(tmp_path / "reversed", rows[::-1]), **fractions).load().splits
-    assert {split: set(texts(actual)) for split, actual in splits.items()} == {
-        split: set(texts(actual)) for split, actual in reversed_splits.items()
+    assert {split: set(texts(each)) for split, each in splits.items()} == {
+        split: set(texts(each)) for split, each in reversed_splits.items()
     }
     more = TableData(write(tmp_path / "more", [*rows, ("a new one", 1)]), **fractions).load().splits
     assert set(texts(splits["test"])) <= set(texts(more["test"]))
