@@ -45,7 +45,7 @@ def write_atomic(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def temporary_beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Returns the name under which this process writes a file or folder before it is renamed to `path`.
 
     Resolve a symlink at `path` first. Then the symlink is kept, and its target is replaced.

@@ -32,8 +32,8 @@ from framework.tracking.run_status import (
     UNREADABLE,
     RunStatus,
     is_run,
+    iterate_runs,
     read_status,
-    runs_below,
 )
 
 PENDING = "pending"
@@ -71,12 +71,12 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
         ConfigError: No run matches a name.
     """
     if not names:
-        return {each: _display_name(each, runs) for each in runs_below(runs)}
+        return {each: _display_name(each, runs) for each in iterate_runs(runs)}
     selected: dict[Path, str] = {}
     for name in names:
         folder = Path(name)
         if folder.is_dir():
-            folders = [folder] if is_run(folder) else list(runs_below(folder))
+            folders = [folder] if is_run(folder) else list(iterate_runs(folder))
         elif folder.is_absolute():
             folders = []
         else:
@@ -90,10 +90,10 @@ def find_runs(names: Sequence[str], runs: Path) -> dict[Path, str]:
 def _matching(pattern: str, runs: Path) -> list[Path]:
     """Returns the runs whose path, or else whose name, matches a pattern; for a matching folder, the runs in it."""
     try:
-        matches = sorted(runs.glob(pattern)) or [run for run in runs_below(runs) if run.match(pattern)]
+        matches = sorted(runs.glob(pattern)) or [run for run in iterate_runs(runs) if run.match(pattern)]
     except ValueError:
         return []  # not a valid pattern
-    return [run for match in matches for run in ([match] if is_run(match) else runs_below(match))]
+    return [run for match in matches for run in ([match] if is_run(match) else iterate_runs(match))]
 
 
 def _display_name(folder: Path, runs: Path) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command_schema import InferenceConfig
-from framework.config.input_rows import join_rows, read_given
+from framework.config.input_rows import join_rows, read_python_rows
 from framework.config.nodes import check_arguments
 from framework.config.trained import Trained, build_inference, check_names_task, open_model
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -111,7 +111,7 @@ class TrainedModel:
         if not given:
             return []
         layout = self._trained.file_layout if inference is self._inference else None
-        inputs = read_given(given, inference.task, self.tokenizer, on_bad_row, layout)
+        inputs = read_python_rows(given, inference.task, self.tokenizer, on_bad_row, layout)
         source = inference.task.build_source([each.row for each in inputs if each.row is not None], self.tokenizer)
         return join_rows(inputs, inference.predict(source))
 

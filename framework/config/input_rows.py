@@ -140,13 +140,13 @@ def read_input_rows(
     ways = choose_fields(settings.columns or {}, task, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
-        rows, source = _given_texts(texts, ways), "text"
+        rows, source = _rows_of_texts(texts, ways), "text"
     else:
         rows, source = _read_file(settings, task, ways, layout), settings.input
     return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row)
 
 
-def read_given(
+def read_python_rows(
     inputs: Sequence[str | Mapping[str, Any]],
     task: Task,
     tokenizer: Tokenizer,
@@ -168,15 +168,15 @@ def read_given(
     """
     ways = choose_fields({}, task, layout)
     if all(isinstance(each, str) for each in inputs):
-        rows = _given_texts([str(each) for each in inputs], ways)
+        rows = _rows_of_texts([str(each) for each in inputs], ways)
     else:
         keys = next(iter(inputs), ())
         way = next((way for way in ways if set(way.values()) <= set(keys)), ways[0])
-        rows = _given_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
+        rows = _rows_of_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
     return _checked_rows(rows, task, tokenizer, "input", on_bad_row)
 
 
-def _given_mappings(
+def _rows_of_mappings(
     inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
 ) -> list[InputRow]:
     columns = list(way.values())
@@ -204,7 +204,7 @@ def _checked_rows(
     return checked
 
 
-def _given_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[InputRow]:
+def _rows_of_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[InputRow]:
     if not any(list(way) == ["text"] for way in ways):
         fields = " and ".join(ways[0])
         raise ConfigError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from framework.errors import ConfigError, DataError
-from framework.files import check_room, temporary_beside
+from framework.files import check_room, temporary_path
 
 _STREAM_FOLDERS = ("/dev/fd/", "/dev/std", "/proc/")
 _EXIT_CODE_OF_SIGPIPE = 141
@@ -66,7 +66,7 @@ def open_output(output: str | None) -> Iterator[WriteText]:
     if mode and not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
         raise ConfigError(f"output={output} is {kind}. It must be a file, a FIFO or a stream. Choose another path.")
-    with _beside(output) as write:
+    with _open_temporary(output) as write:
         yield write
 
 
@@ -95,9 +95,9 @@ def _stream(output: str) -> Iterator[WriteText]:
 
 
 @contextmanager
-def _beside(output: str) -> Iterator[WriteText]:
+def _open_temporary(output: str) -> Iterator[WriteText]:
     target = Path(os.path.realpath(output))
-    temporary = temporary_beside(target)
+    temporary = temporary_path(target)
     try:
         if target.exists() and not os.access(target, os.W_OK):
             raise PermissionError(None, "Permission denied")

@@ -115,7 +115,7 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
     except OmegaConfBaseException:
         return _without_texts(value)  # a resolver that fails on the hidden value depends on it
     if isinstance(value, str):
-        return _shown_text(environment, parent, name, value, shown)
+        return _masked_leaf(environment, parent, name, value, shown)
     inner = shown if isinstance(shown, Container) else None
     if inner is None and shown is not None and shown != value:
         return _without_texts(value)  # decoded from a text that holds a secret
@@ -124,7 +124,7 @@ def _masked(environment: _Environment, parent: Any, name: str | int, value: Any,
     return [_masked(environment, inner, index, item, in_secret) for index, item in enumerate(value)]
 
 
-def _shown_text(environment: _Environment, parent: Any, name: str | int, value: str, shown: Any) -> str:
+def _masked_leaf(environment: _Environment, parent: Any, name: str | int, value: str, shown: Any) -> str:
     """Returns the masked text of a leaf.
 
     Args:

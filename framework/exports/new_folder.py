@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from framework.errors import CheckpointError
-from framework.files import check_room, temporary_beside
+from framework.files import check_room, temporary_path
 
 
 def check_new_folder(folder: Path) -> None:
@@ -47,7 +47,7 @@ def new_folder(folder: Path, own: Collection[str]) -> Iterator[Path]:
         CheckpointError: The folder cannot be written.
     """
     target = _resolve(folder)
-    temporary = temporary_beside(target)
+    temporary = temporary_path(target)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

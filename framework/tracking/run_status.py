@@ -103,7 +103,7 @@ def is_run(folder: Path) -> bool:
         return True
 
 
-def runs_below(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
+def iterate_runs(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
     """Yields the run folders in a folder and in its sub-folders, by name."""
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
@@ -113,7 +113,7 @@ def runs_below(folder: Path, depth: int = _MAX_DEPTH) -> Iterator[Path]:
         if is_run(entry):
             yield entry
         elif depth > 0:
-            yield from runs_below(entry, depth - 1)
+            yield from iterate_runs(entry, depth - 1)
 
 
 def named_run(name: str, runs: Path) -> Path | None:
@@ -131,7 +131,7 @@ def named_run(name: str, runs: Path) -> Path | None:
             return folder
     if "/" in name or Path(name).exists() or (runs / name).exists():
         return None
-    matches = [folder for folder in runs_below(runs) if folder.name == name]
+    matches = [folder for folder in iterate_runs(runs) if folder.name == name]
     if len(matches) > 1:
         raise CheckpointError(
             f"{name} is the id of {len(matches)} runs: {', '.join(map(str, matches))}. An id must name one run. Give "

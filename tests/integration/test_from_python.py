@@ -23,7 +23,7 @@ import framework.predict
 import framework.train
 from framework import load
 from framework.batch import PackedBatch
-from framework.config.input_rows import read_given
+from framework.config.input_rows import read_python_rows
 from framework.errors import CheckpointError, ConfigError, DataError, DistributedError
 from tests.support.tasks.commands import example, prepare
 
@@ -217,7 +217,7 @@ def test_rows_may_have_the_columns_of_training(classifier):
     loaded = load(str(classifier.folder), precision="fp32")
     layout = SimpleNamespace(field_columns={"text": "sentence"})
     for row in ({"sentence": "good"}, {"text": "good"}):
-        requests = read_given([row], loaded.task, loaded.tokenizer, "error", layout)
+        requests = read_python_rows([row], loaded.task, loaded.tokenizer, "error", layout)
         assert requests[0].row.values == {"text": "good"} and requests[0].kept == row
 
 

@@ -94,12 +94,12 @@ class TaggedData(SplitFiles):
         for index, tag in enumerate(sentence.tags):
             if not is_tag(tag):
                 raise DataError(
-                    f"{sentence.place_of(index)}: the tag {tag!r} is invalid. A tag is O, or B-, I-, E- or S- with a "
+                    f"{sentence.location_of(index)}: the tag {tag!r} is invalid. A tag is O, or B-, I-, E- or S- with a "
                     "type. Correct it, or set `conll.tag_column` to the column of the tags."
                 )
             if labels and tag != "O" and tag[2:] not in labels:
                 raise DataError(
-                    f"{sentence.place_of(index)}: the type of {tag!r} is not in `labels`. All types must be listed "
+                    f"{sentence.location_of(index)}: the type of {tag!r} is not in `labels`. All types must be listed "
                     "there. Correct the tag, add the type to `labels`, or set `on_bad_row` to skip."
                 )
         violation = first_violation(sentence.tags, "bio" if sentence.has_spans else scheme)
@@ -109,7 +109,7 @@ class TaggedData(SplitFiles):
             after = repr(sentence.tags[violation]) if violation <= last else "the end of the sentence"
             origin = " (the scheme that fits `train` best)" if self.scheme == "auto" else ""
             raise DataError(
-                f"{sentence.place_of(min(violation, last))}: {after} follows {before}. The scheme {scheme}{origin} "
+                f"{sentence.location_of(min(violation, last))}: {after} follows {before}. The scheme {scheme}{origin} "
                 "forbids that. Correct the tag, set `scheme` to the scheme of the files, or set `invalid_tags` to "
                 "repair, which reads tags as conlleval does."
             )

@@ -44,7 +44,7 @@ class TaggedSentence:
         """Returns the tags."""
         return self.tags
 
-    def place_of(self, index: int) -> str:
+    def location_of(self, index: int) -> str:
         """Returns the file and line of a word, for messages."""
         return f"{self.location}, line {self.lines[index]}" if self.lines else self.location
 
