@@ -94,8 +94,8 @@ class TaggedData(SplitFiles):
         for index, tag in enumerate(sentence.tags):
             if not is_tag(tag):
                 raise DataError(
-                    f"{sentence.location_of(index)}: the tag {tag!r} is invalid. A tag is O, or B-, I-, E- or S- with a "
-                    "type. Correct it, or set `conll.tag_column` to the column of the tags."
+                    f"{sentence.location_of(index)}: the tag {tag!r} is invalid. A tag is O, or B-, I-, E- or S- with "
+                    "a type. Correct it, or set `conll.tag_column` to the column of the tags."
                 )
             if labels and tag != "O" and tag[2:] not in labels:
                 raise DataError(
