@@ -44,12 +44,12 @@ class InputRow:
 class _AnsweredReading(Reading):
     """Reading that records bad rows, so that the output reports each of them at its index."""
 
-    noted: list[InputRow] = field(default_factory=list)
+    collected: list[InputRow] = field(default_factory=list)
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or records one bad row for each row that it affects."""
         super().bad_row(error, num_rows)
-        self.noted += [InputRow(None, {}, str(error))] * num_rows
+        self.collected += [InputRow(None, {}, str(error))] * num_rows
 
     def in_order(self, rows: Iterator[Row]) -> Iterator[InputRow]:
         """Yields the rows of a reader and fills gaps in their numbers with the recorded bad rows."""
@@ -59,10 +59,10 @@ class _AnsweredReading(Reading):
             yield from self._take(row.number - number - 1)
             yield InputRow(row, row.kept)
             number = row.number
-        yield from self._take(len(self.noted))
+        yield from self._take(len(self.collected))
 
     def _take(self, count: int) -> list[InputRow]:
-        taken, self.noted = self.noted[:count], self.noted[count:]
+        taken, self.collected = self.collected[:count], self.collected[count:]
         return taken
 
 
@@ -113,12 +113,12 @@ def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | Non
             raise ConfigError(f"`columns` contains the field {name!r}, but this task reads {names}. Use one of these.")
     chosen = [fields for fields in known if given.keys() <= set(fields)]
     trained = {} if layout is None else layout.field_columns
-    ways = [
+    choices = [
         {name: columns.get(name, name) for name in fields}
         for columns in ({**trained, **given}, given)
         for fields in chosen
     ]
-    return [way for index, way in enumerate(ways) if way not in ways[:index]]
+    return [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
 
 
 def read_input_rows(
@@ -137,12 +137,12 @@ def read_input_rows(
             fields.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    ways = choose_fields(settings.columns or {}, task, layout)
+    choices = choose_fields(settings.columns or {}, task, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
-        rows, source = _rows_of_texts(texts, ways), "text"
+        rows, source = _rows_of_texts(texts, choices), "text"
     else:
-        rows, source = _read_file(settings, task, ways, layout), settings.input
+        rows, source = _read_file(settings, task, choices, layout), settings.input
     return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row)
 
 
@@ -166,21 +166,21 @@ def read_python_rows(
         ConfigError: Texts are given, but the task reads other fields than `text`.
         DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    ways = choose_fields({}, task, layout)
+    choices = choose_fields({}, task, layout)
     if all(isinstance(each, str) for each in inputs):
-        rows = _rows_of_texts([str(each) for each in inputs], ways)
+        rows = _rows_of_texts([str(each) for each in inputs], choices)
     else:
         keys = next(iter(inputs), ())
-        way = next((way for way in ways if set(way.values()) <= set(keys)), ways[0])
-        rows = _rows_of_mappings(inputs, way, task, _AnsweredReading(on_bad_row))
+        choice = next((choice for choice in choices if set(choice.values()) <= set(keys)), choices[0])
+        rows = _rows_of_mappings(inputs, choice, task, _AnsweredReading(on_bad_row))
     return _checked_rows(rows, task, tokenizer, "input", on_bad_row)
 
 
 def _rows_of_mappings(
-    inputs: Sequence[Any], way: Mapping[str, str], task: Task, reading: _AnsweredReading
+    inputs: Sequence[Any], choice: Mapping[str, str], task: Task, reading: _AnsweredReading
 ) -> list[InputRow]:
-    columns = list(way.values())
-    lists = [way[name] for name in task.list_fields if name in way]
+    columns = list(choice.values())
+    lists = [choice[name] for name in task.list_fields if name in choice]
     table = TableFile(Path("input"), columns, list_columns=lists, as_is=columns)
     for number, each in enumerate(inputs, start=1):
         try:
@@ -188,9 +188,9 @@ def _rows_of_mappings(
         except DataError as error:
             reading.bad_row(error)
         else:
-            values = {name: texts[column] for name, column in way.items()}
-            reading.noted.append(InputRow(Row(number, None, values), kept))
-    return reading.noted
+            values = {name: texts[column] for name, column in choice.items()}
+            reading.collected.append(InputRow(Row(number, None, values), kept))
+    return reading.collected
 
 
 def _checked_rows(
@@ -204,9 +204,9 @@ def _checked_rows(
     return checked
 
 
-def _rows_of_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> list[InputRow]:
-    if not any(list(way) == ["text"] for way in ways):
-        fields = " and ".join(ways[0])
+def _rows_of_texts(texts: Sequence[str], choices: Sequence[Mapping[str, str]]) -> list[InputRow]:
+    if not any(list(choice) == ["text"] for choice in choices):
+        fields = " and ".join(choices[0])
         raise ConfigError(
             f"`text` is given, but this task reads {fields or 'no texts'}. Give rows with these columns: on the "
             "command line as the file `input`, in Python as mappings."
@@ -217,11 +217,11 @@ def _rows_of_texts(texts: Sequence[str], ways: Sequence[Mapping[str, str]]) -> l
 
 
 def _read_file(
-    settings: PredictConfig, task: Task, ways: Sequence[Mapping[str, str]], layout: SplitFiles | None
+    settings: PredictConfig, task: Task, choices: Sequence[Mapping[str, str]], layout: SplitFiles | None
 ) -> list[InputRow]:
     path, form = Path(settings.input or ""), settings.format or InputFormat()
     if _is_conll(path, form, task):
-        if not any("tokens" in way for way in ways):
+        if not any("tokens" in choice for choice in choices):
             raise ConfigError(
                 f"{path} has CoNLL columns, but this task does not tag words. Give its rows as a table, for example "
                 "CSV or JSONL."
@@ -234,7 +234,7 @@ def _read_file(
         columns = settings.conll.over(layout.conll if isinstance(layout, TaggedData) else None)
         reading = _AnsweredReading(settings.on_bad_row)
         return list(reading.in_order(read_conll_words(path, columns, reading)))
-    readers: list[_Reader] = [partial(_table_rows, settings, path, task, way) for way in ways]
+    readers: list[_Reader] = [partial(_table_rows, settings, path, task, choice) for choice in choices]
     if layout is not None and path.exists():
         table = TableFile(path, (), form, as_is=settings.keep_columns)
         readers.insert(0, partial(layout.rows_to_predict, table, settings.columns or {}))
@@ -254,13 +254,13 @@ def _is_conll(path: Path, form: InputFormat, task: Task) -> bool:
 
 
 def _table_rows(
-    settings: PredictConfig, path: Path, task: Task, way: Mapping[str, str], reading: Reading
+    settings: PredictConfig, path: Path, task: Task, choice: Mapping[str, str], reading: Reading
 ) -> Iterator[Row]:
     """Streams the rows of a table with their values by field."""
-    lists = [way[name] for name in task.list_fields if name in way]
-    as_is = list(dict.fromkeys([*way.values(), *settings.keep_columns]))
-    for row in read_rows(path, list(way.values()), reading, settings.format, lists, as_is):
-        yield replace(row, values={name: row.values[column] for name, column in way.items()})
+    lists = [choice[name] for name in task.list_fields if name in choice]
+    as_is = list(dict.fromkeys([*choice.values(), *settings.keep_columns]))
+    for row in read_rows(path, list(choice.values()), reading, settings.format, lists, as_is):
+        yield replace(row, values={name: row.values[column] for name, column in choice.items()})
 
 
 def _attempted(reader: _Reader, on_bad_row: Literal["error", "skip"]) -> tuple[list[InputRow], DataError | None] | None:

@@ -117,12 +117,12 @@ class Shuffle:
         by_window = np.argsort(windows, kind="stable")
         ends = np.flatnonzero(np.diff(windows[by_window], append=-1)) + 1
         shuffled = np.empty_like(flat)
-        for here in np.split(by_window, ends[:-1]):
-            if len(here):
-                window = int(windows[here[0]])
+        for in_window in np.split(by_window, ends[:-1]):
+            if len(in_window):
+                window = int(windows[in_window[0]])
                 start, stop = (blocks.start((window + end) * self.window_blocks) for end in (0, 1))
                 window_key = key(order_key, "window", window)
-                shuffled[here] = start + permute(window_key, stop - start, flat[here] - start)
+                shuffled[in_window] = start + permute(window_key, stop - start, flat[in_window] - start)
         slots, offsets = blocks.locate(shuffled)
         return (blocks.numbers(slots) * self.block_size + offsets).reshape(positions.shape)
 

@@ -259,8 +259,8 @@ class StepPlan:
         epochs, indices = np.divmod(sequence_ids, size)
         if self.shuffle:
             for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-                here = epochs == epoch
-                indices[here] = self.source.shuffle.indices(key(self.seed, "order", epoch), size, indices[here])
+                in_epoch = epochs == epoch
+                indices[in_epoch] = self.source.shuffle.indices(key(self.seed, "order", epoch), size, indices[in_epoch])
         return StepSequences(epochs, indices, sequence_ids)
 
     def windows(self, step: int) -> list[tuple[int, np.ndarray]]:

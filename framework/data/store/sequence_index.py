@@ -178,12 +178,12 @@ def _divide_all(
         append(_PIECES, pieces[:-1] + num_tokens)
         for split, chosen in splits(batch.text_hashes).items():
             ranks = np.cumsum(chosen) - 1 + of_split[split]
-            here = chosen[documents]
+            is_in_split = chosen[documents]
             append(f"{split}.documents", np.flatnonzero(chosen) + num_documents)
             ends = np.stack([document_pieces[:-1], document_pieces[1:]], axis=1)[chosen]
             append(f"{split}.document_pieces", ends + num_pieces)
             rows = np.stack([chunks[:-1] + num_pieces, chunks[1:] + num_pieces, ranks[documents]], axis=1)
-            append(f"{split}.chunks", rows[here])
+            append(f"{split}.chunks", rows[is_in_split])
             of_split[split] += int(chosen.sum())
         num_tokens += int(pieces[-1])
         num_pieces += int(document_pieces[-1])

@@ -54,11 +54,11 @@ class StreamedTokens:
         # Request all record batches before waiting for the first.
         requests = [self._request(number) for number in numbers]
         for number, ids in zip(numbers, requests, strict=True):
-            here = batches == number
-            sizes = lengths[here]
+            in_batch = batches == number
+            sizes = lengths[in_batch]
             inner = ragged.offsets_within(sizes)
-            offsets = np.repeat(starts[here] - self._batch_starts[number], sizes) + inner
-            result[np.repeat((ends - lengths)[here], sizes) + inner] = ids.result()[offsets]
+            offsets = np.repeat(starts[in_batch] - self._batch_starts[number], sizes) + inner
+            result[np.repeat((ends - lengths)[in_batch], sizes) + inner] = ids.result()[offsets]
         self._evict_oldest(len(numbers))
         return result
 
