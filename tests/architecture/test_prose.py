@@ -1,4 +1,4 @@
-"""Docstrings of framework/ follow the rules of the project's prose."""
+"""Docstrings of framework/ and of the tests follow the rules of the project's prose."""
 
 import pytest
 
@@ -9,6 +9,11 @@ from tests.support.architecture.prose import docstring_faults, findings
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_docstrings_read_well(file):
     assert list(findings(file)) == []
+
+
+def test_docstrings_of_tests_read_well():
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 300 and [each for file in files for each in findings(file)] == []
 
 
 @pytest.mark.parametrize(
@@ -28,5 +33,5 @@ def test_docstrings_read_well(file):
         ("Gives it.\n\n    Returns:\n        Of the same shape.\n", "give", 0),
     ],
 )
-def test_faults_are_seen(text, name, number):
+def test_faults_are_detected(text, name, number):
     assert len(list(docstring_faults(text, name))) == number
