@@ -80,7 +80,7 @@ def test_fp16_learns_as_fp32_does(tmp_path: Path, workers: WorkerPool) -> None:
         assert len(found) == 20 and found[-1].get("optim/overflow_steps", 0.0) == 0.0
     for name in ("single", "ddp"):
         torch.testing.assert_close(losses[name], losses["fp32"], rtol=0, atol=1e-2)
-        # Of the unscaled gradient, and not equal: something was computed in fp16.
+        # Compared with the unscaled gradient; a difference shows that something was computed in fp16.
         torch.testing.assert_close(norms[name], norms["fp32"], rtol=5e-2, atol=0)
         assert not torch.equal(norms[name], norms["fp32"])
 
@@ -115,7 +115,9 @@ def test_an_overflow_on_one_rank_is_an_overflow_on_all(tmp_path: Path, workers: 
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp"])
-def test_a_resumed_run_has_the_scale_of_the_whole_one(strategy: str, tmp_path: Path, workers: WorkerPool) -> None:
+def test_a_resumed_run_has_the_scale_of_the_uninterrupted_one(
+    strategy: str, tmp_path: Path, workers: WorkerPool
+) -> None:
     def run(folder: Path, checkpoint: str | None) -> bytes:
         if strategy == "single":
             run_resumable(str(folder), strategy, checkpoint)
@@ -130,7 +132,7 @@ def test_a_resumed_run_has_the_scale_of_the_whole_one(strategy: str, tmp_path: P
     assert run(tmp_path, str(tmp_path / "checkpoints" / "step_00000010")) == whole
 
 
-def test_a_loss_that_is_not_finite_is_no_overflow(tmp_path: Path) -> None:
+def test_a_non_finite_loss_is_no_overflow(tmp_path: Path) -> None:
     class Spoil(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
             if batch.step == 2:
@@ -152,7 +154,9 @@ def run_with_a_bf16_head(run_folder: str, strategy: str) -> str:
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp2"])
-def test_weights_that_are_not_fp32_are_refused_by_name(strategy: str, tmp_path: Path, workers: WorkerPool) -> None:
+def test_weights_in_other_dtypes_than_fp32_are_rejected_by_name(
+    strategy: str, tmp_path: Path, workers: WorkerPool
+) -> None:
     message = (
         run_with_a_bf16_head(str(tmp_path), strategy)
         if strategy == "single"
@@ -161,7 +165,7 @@ def test_weights_that_are_not_fp32_are_refused_by_name(strategy: str, tmp_path: 
     assert message.startswith("the parameter head.pair.weight is bfloat16. Weights must be fp32")
 
 
-def test_optimizer_state_that_is_not_fp32_is_refused_by_name(tmp_path: Path) -> None:
+def test_optimizer_state_in_other_dtypes_than_fp32_is_rejected_by_name(tmp_path: Path) -> None:
     module = build_module()
     build = module.build_optimizer
 

@@ -1,4 +1,4 @@
-"""A run with low-rank updates: only they and the head are trained, ranks agree, and it goes on to the bit."""
+"""A run with low-rank updates: only they and the head are trained, ranks agree, and it resumes bit for bit."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def build(precision: str = "fp32") -> EncoderModule:
 
 
 def run(folder: Path, strategy: str = "single", max_steps: int = STEPS, precision: str = "fp32") -> None:
-    """A run, or what is missing of it."""
+    """Makes a run, or its missing rest."""
     cadence = Cadence(max_steps=max_steps, log_every_n_steps=1, validate_every_n_steps=2, checkpoint_every_n_steps=2)
     checkpoint = newest_complete(folder / "checkpoints")
     train(folder, strategy, cadence, checkpoint=checkpoint, module=build(precision))
@@ -61,7 +61,7 @@ def test_only_updates_and_head_are_trained_and_have_optimizer_state(whole: Path)
     assert keys == {f"optimizer.{name}.{key}" for name in trained for key in ("exp_avg", "exp_avg_sq", "step")}
 
 
-def test_the_merged_weights_validate_as_the_run_did(whole: Path):
+def test_the_merged_weights_validate_like_the_run(whole: Path):
     state = read_full_state(whole / "checkpoints" / f"step_{STEPS:08d}")
     merged = merge_lora(state, CONFIG.num_heads, LORA)
     module = build_module()
@@ -72,7 +72,9 @@ def test_the_merged_weights_validate_as_the_run_did(whole: Path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_are_one_and_go_on_to_the_bit(workers: WorkerPool, whole: Path, tmp_path: Path, strategy: str):
+def test_two_processes_equal_one_and_resume_bit_for_bit(
+    workers: WorkerPool, whole: Path, tmp_path: Path, strategy: str
+):
     workers.run(run_on_rank, 2, str(tmp_path / "two"), strategy, STEPS)
     for ours, theirs in zip(rows(tmp_path / "two"), rows(whole), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

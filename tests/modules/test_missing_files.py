@@ -1,4 +1,4 @@
-"""Files of a run that are missing when it resumes: rows below the checkpoint, checkpoints, and what is said of them."""
+"""Missing files of a run at its resume: rows before the checkpoint, checkpoints, and the messages about them."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ class KilledAfter(pl.Callback):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with checkpoints after steps 2 and 4."""
+    """Returns a run folder with checkpoints after steps 2 and 4."""
     folder = tmp_path_factory.mktemp("runs") / "x"
     train(folder, cadence=CADENCE)
     start = {"fingerprints": {}}
@@ -47,7 +47,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole: Path, tmp_path: Path) -> Path:
-    """A copy of it; one checkpoint to resume from at step 2."""
+    """Returns a copy of it, with one checkpoint to resume from at step 2."""
     shutil.copytree(whole, tmp_path / "x")
     shutil.rmtree(tmp_path / "x" / "checkpoints" / "step_00000004")
     return tmp_path / "x"
@@ -88,7 +88,7 @@ DAMAGES: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_rows_that_are_missing_below_the_checkpoint_are_an_error_that_changes_nothing(damage: str, run: Path):
+def test_missing_rows_before_the_checkpoint_are_an_error_that_changes_nothing(damage: str, run: Path):
     change, words = DAMAGES[damage]
     rows = run / "metrics.jsonl"
     rows.write_bytes(content := b"".join(change(rows.read_bytes().splitlines(True))))
@@ -97,7 +97,7 @@ def test_rows_that_are_missing_below_the_checkpoint_are_an_error_that_changes_no
     assert rows.read_bytes() == content
 
 
-def test_a_deleted_file_is_noticed_too_and_accepted_where_that_is_asked_for(run: Path, whole: Path, capsys):
+def test_a_deleted_file_is_detected_and_accepted_if_requested(run: Path, whole: Path, capsys):
     (run / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match="holds 0 rows up to step 2, but 2 were written"):
         resume(run)
@@ -108,11 +108,11 @@ def test_a_deleted_file_is_noticed_too_and_accepted_where_that_is_asked_for(run:
     )
     assert (run / "metrics.jsonl").read_bytes() == b"".join(
         (whole / "metrics.jsonl").read_bytes().splitlines(True)[2:]
-    ), "the rows that follow are those of the whole run"
+    ), "the following rows are those of the uninterrupted run"
     assert state_of(run, 4)["callbacks"]["RunLog"]["metrics.jsonl"]["rows"] == 2
 
 
-def test_rows_of_the_clock_are_reported_only(run: Path, whole: Path, capsys):
+def test_differences_in_timing_rows_are_only_reported(run: Path, whole: Path, capsys):
     (run / "perf.jsonl").write_text("")
     resume(run)
     assert "perf.jsonl holds 0 rows up to step 2, but 2 were written" in capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_a_checkpoint_of_a_version_that_recorded_no_rows_is_resumed(run: Path, w
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 
-def test_the_checkpoint_of_another_run_says_nothing_of_the_rows_here(run: Path, tmp_path: Path, whole: Path):
+def test_the_checkpoint_of_another_run_is_not_compared_with_the_rows(run: Path, tmp_path: Path, whole: Path):
     train(tmp_path / "y", cadence=CADENCE, checkpoint=run / "checkpoints" / "step_00000002")
     rows = (whole / "metrics.jsonl").read_bytes().splitlines(True)[2:]
     assert (tmp_path / "y" / "metrics.jsonl").read_bytes() == b"".join(rows)
@@ -144,7 +144,7 @@ def find(run: Path, **settings: str) -> Any:
 @pytest.mark.parametrize(
     "also_lost", [(), ("progress.json",), ("progress.json", "summary.json")], ids=["", "progress", "progress, summary"]
 )
-def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(
+def test_a_run_with_missing_checkpoints_does_not_start_again_unless_requested(
     also_lost: tuple[str, ...], run: Path, capsys
 ):
     shutil.rmtree(run / "checkpoints")
@@ -158,10 +158,10 @@ def test_a_run_whose_checkpoints_are_gone_does_not_start_again_unless_asked_for(
     assert (folder.checkpoint, folder.lost_step) == (None, 4)
     begin_records(folder.path, folder.checkpoint, folder.lost_step, folder.is_new)
     assert "again at step 0: its checkpoints up to step 4 are missing." in capsys.readouterr().out
-    assert find(run).lost_step is None, "what has begun again is no loss at the next start"
+    assert find(run).lost_step is None, "a restarted run has lost nothing at the next start"
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_and_says_so(tmp_path: Path, capsys):
+def test_a_run_killed_before_its_first_checkpoint_starts_again_and_reports_it(tmp_path: Path, capsys):
     run = tmp_path / "x"
     run.mkdir()
     begin_records(run, None, None, is_new=True)
@@ -177,7 +177,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again_and_says
     assert "again at step 0: it has no checkpoint yet." in capsys.readouterr().out
 
 
-def test_a_newest_checkpoint_that_is_gone_is_reported_but_not_one_that_was_set_aside(run: Path, whole: Path, capsys):
+def test_a_missing_newest_checkpoint_is_reported_but_not_one_marked_as_damaged(run: Path, whole: Path, capsys):
     folder = find(run)
     assert folder.checkpoint.name == "step_00000002" and folder.lost_step == 4
     begin_records(folder.path, folder.checkpoint, folder.lost_step, folder.is_new)
@@ -189,7 +189,7 @@ def test_a_newest_checkpoint_that_is_gone_is_reported_but_not_one_that_was_set_a
 
 
 @pytest.mark.parametrize(("max_steps", "step"), [(4, 2), (8, 4)])
-def test_a_resume_says_from_which_step_and_how_a_longer_run_changes_the_learning_rate(
+def test_a_resume_reports_its_step_and_how_a_longer_run_changes_the_learning_rate(
     max_steps: int, step: int, tmp_path: Path, capsys
 ):
     def start(last: int, checkpoint: Path | None = None) -> str:

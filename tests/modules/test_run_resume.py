@@ -1,4 +1,4 @@
-"""A run that was cut anywhere and started again leaves the files of a run that was not."""
+"""A run that was interrupted anywhere and started again has the files of an uninterrupted run."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ CADENCE = Cadence(max_steps=9, log_every_n_steps=1, validate_every_n_steps=4, ch
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run."""
+    """Makes a complete run."""
     run_folder = tmp_path_factory.mktemp("uninterrupted")
     train(run_folder, cadence=CADENCE)
     return run_folder
@@ -32,7 +32,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("on_validation_start", 9, 8),
     ],
 )
-def test_metrics_file_is_that_of_the_uninterrupted_run(
+def test_the_metrics_file_equals_that_of_the_uninterrupted_run(
     hook: str, step: int, resumes_from: int, uninterrupted: Path, tmp_path: Path
 ):
     with pytest.raises(CutError):

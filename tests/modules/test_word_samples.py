@@ -1,4 +1,4 @@
-"""Words sampled in place of others, against a loop over one text at a time, and their shares against probabilities."""
+"""Words sampled as replacements, compared with a loop over one text at a time, and their shares with probabilities."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ NUM_TEXTS = 12
 
 
 def texts() -> list[str]:
-    """Words that the vocabulary knows only in pieces are among them."""
+    """Returns texts; some of their words are in the vocabulary only as pieces."""
     return [
         " ".join(WORDS[(7 * index + 11 * position) % len(WORDS)] for position in range(2 + index))
         for index in range(12)
@@ -58,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def test_samples_are_those_of_one_text_at_a_time(folder: str):
+def test_samples_equal_those_of_one_text_at_a_time(folder: str):
     model, source, tokenizer = build(folder)
     found = sampled(folder)
     offset = num_pieces = num_changed = 0
@@ -88,13 +88,13 @@ def test_samples_are_those_of_one_text_at_a_time(folder: str):
     assert found.shape == (3, offset) and len({row.tobytes() for row in found}) == 3
 
 
-def test_ranks_share_the_work_and_get_the_same_bits(folder: str, workers: WorkerPool):
+def test_ranks_divide_the_work_and_get_the_same_bits(folder: str, workers: WorkerPool):
     expected = sampled(folder)
     for of_rank in workers.run(sampled, 2, folder):
         assert of_rank.tolist() == expected.tolist()
 
 
-def test_words_come_with_their_probability():
+def test_words_are_drawn_with_their_probability():
     logits = torch.tensor([1.0, -torch.inf, 0.0, 2.0, -torch.inf])
     draws = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
     shares = sample(logits.expand(10000, 5), draws).bincount(minlength=5) / 10000

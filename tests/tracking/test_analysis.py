@@ -98,7 +98,7 @@ def test_without_losses_the_lowest_score_and_then_the_most_confident_come_first(
 
 def test_buckets_of_lengths_equal_those_of_a_loop():
     rows = [ExaminedRow(length=2 + index % 17, loss=float(index), score=index % 2) for index in range(100)]
-    rows.append(ExaminedRow(length=500))  # nothing is asked of it
+    rows.append(ExaminedRow(length=500))  # ignored, because it has neither a score nor a loss
     buckets = length_buckets(rows)
     assert len(buckets) == 8
     assert sum(each["rows"] for each in buckets) == 100
