@@ -161,6 +161,7 @@ class Checkpointing(pl.Callback):
             SaveError: The last checkpoint of the run could not be written.
             CheckpointError: This save or the previous one failed for another reason.
         """
+        pl_module.settle_last_step()
         self.wait(trainer)
         logger.info("checkpoint begins")
         begin_activity("starts a checkpoint")
@@ -186,8 +187,8 @@ class Checkpointing(pl.Callback):
     def wait_for_copy(self) -> None:
         """Waits until the tensors of the last save are copied. The write reports errors of the copy.
 
-        The host waits, not a stream of the GPU. This works for tensors of any device. Before an update it costs a GPU
-        nothing: its queue is empty, because the host has just read whether the step is finite.
+        The host waits, not a stream of the GPU. This works for tensors of any device. Meanwhile a GPU computes the
+        gradients that were queued before the update.
         """
         if self._copying is None:
             return

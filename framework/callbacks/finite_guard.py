@@ -9,6 +9,7 @@ between the checkpoint and this step, which led to the fault, are not used again
 # Lightning types its hooks for any module. These hooks are for EncoderModule.
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,10 +18,11 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
+from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch, StepBatch
 from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.resume import load_undamaged
 from framework.callbacks.run_log import RunLog
@@ -29,6 +31,7 @@ from framework.checkpoint.storage import Location
 from framework.distributed.processes.agreement import gather
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.resume import set_progress
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
 
@@ -58,12 +61,46 @@ class NonFinite:
 STOP = NonFinite()
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Results of a step, kept until the host has read whether it is finite.
+
+    Attributes:
+        number: Step counted from 1.
+        metrics: `EncoderModule.step_metrics`.
+        batch: `EncoderModule.step_batch`.
+        sums: `EncoderModule.step_sums`.
+    """
+
+    number: int
+    metrics: dict[str, Tensor | float]
+    batch: StepBatch
+    sums: Tensor
+
+
+class _HeldFlag:
+    """Copy of the optimizer's flag in pinned host memory. Reading it waits for this copy, not for later work."""
+
+    def __init__(self, flag: Tensor) -> None:
+        self._copy = flag.to("cpu", non_blocking=True, copy=True)  # torch pins the result
+        self._is_copied = torch.cuda.current_stream(flag.device).record_event() if flag.is_cuda else None
+
+    def read(self) -> bool:
+        """Returns True if the device held the update."""
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        return bool(self._copy.numpy())
+
+
 class FiniteGuard(pl.Callback):
     """Checks the loss and the gradient norm of each step between the backward and the update.
 
     Both are global, so all ranks decide the same without communication, and weights and optimizer state stay unchanged.
-    Cost: the host reads one boolean per step. On a CPU this is free. On a GPU the queue runs empty just before the
-    update, which costs the time to launch the update.
+
+    If the optimizer `holds_on_device`, the device decides, and the host reads the decision before the update of the
+    next step, while the device computes its gradients. It reads it at the end of the step if a row, a probe, a
+    validation, a checkpoint or the end of the run is due. A rolled back run computes those gradients again, so the
+    steps are the same as if the host read each decision at once. Other optimizers and fp16 wait before each update.
 
     A run rolls back only to checkpoints at multiples of `checkpoint_every_n_steps`. An interrupted and resumed run has
     more checkpoints than an uninterrupted one, and both must continue alike. Before the first such checkpoint, a step
@@ -94,6 +131,7 @@ class FiniteGuard(pl.Callback):
         self.run_log = run_log
         self.console = console
         self.skipped: list[tuple[int, int]] = []
+        self._unread: tuple[_Step, _HeldFlag] | None = None
 
     @property
     def num_skipped_steps(self) -> int:
@@ -101,32 +139,83 @@ class FiniteGuard(pl.Callback):
         return sum(last - first + 1 for first, last in self.skipped)
 
     @override
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Lets the module read the last step's decision before it updates or saves weights."""
+        pl_module.settle_last_step = lambda: self._settle(trainer, pl_module, is_ended=True)
+
+    @override
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: EncoderModule, optimizer: Optimizer) -> None:
-        """Decides whether the update of this step is applied. No other code decides this.
+        """Decides whether the update of this step is applied, or keeps the decision of the device.
 
         Raises:
             FrameworkError: The step is not finite, and the action is "stop" or the limit of such steps is exceeded.
             CheckpointError: All checkpoints to roll back to are damaged.
         """
-        if is_finite(pl_module):
-            return
-        step = trainer.global_step + 1
-        loss, grad_norm = (float(pl_module.step_metrics[key]) for key in ("train/loss", "optim/grad_norm"))
-        problem = f"the loss is {loss:g} and the gradient norm is {grad_norm:g}"
-        origin = describe_origin(pl_module)
-        self._check_may_continue(step, problem, origin)
+        assert pl_module.step_batch is not None
+        metrics, batch, sums = pl_module.step_metrics, pl_module.step_batch, pl_module.step_sums
+        step = _Step(trainer.global_step + 1, metrics, batch, sums)
+        if pl_module.holds_on_device:
+            self._unread = step, _HeldFlag(pl_module.optimizer.hold_flag)
+        elif not is_finite(pl_module):
+            pl_module.optimizer.hold_update()
+            self._handle(trainer, pl_module, step)
+            self.run_log.add({}, at_once=True)
 
-        pl_module.optimizer.hold_update()
-        first, consequence = step, "This update is skipped"
-        if self.non_finite.action == "roll_back":
-            first, consequence = self._roll_back(trainer, step, pl_module)
-        self.skipped.append((first, step))
-        self.run_log.add({SKIPPED_STEPS: float(self.num_skipped_steps)}, at_once=True)
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
+    ) -> None:
+        """Reads the decision of the device if anything that depends on it follows this step."""
+        step, cadence = trainer.global_step, self.checkpointing.cadence
+        is_due = cadence.logs(step) or cadence.probes(step) or cadence.validates(step) or cadence.saves(step)
+        if is_due or trainer.should_stop:
+            self._settle(trainer, pl_module, is_ended=False)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
+        """Reads the decision of the device if another callback stopped the run after this one."""
+        self._settle(trainer, pl_module, is_ended=True)
+
+    def _settle(self, trainer: pl.Trainer, pl_module: EncoderModule, is_ended: bool) -> bool:
+        """Handles the last completed step if the device held its update. Collective: all ranks must call.
+
+        Args:
+            trainer: Trainer, whose step is the last completed one.
+            pl_module: Module of the run.
+            is_ended: True if the callbacks of that step have run, so that its row must be written here.
+
+        Returns:
+            True if weights and optimizer were restored.
+        """
+        unread, self._unread = self._unread, None
+        if unread is None or not unread[1].read():
+            return False
+        step = unread[0]
+        is_restored = self._handle(trainer, pl_module, step)
+        if is_ended:
+            self.run_log.write_earlier(trainer, step.metrics, pl_module.device)
+        else:
+            self.run_log.add({}, at_once=True)
+        return is_restored
+
+    def _handle(self, trainer: pl.Trainer, pl_module: EncoderModule, step: _Step) -> bool:
+        """Ends the run, or records and reports the skipped step; returns True if weights and optimizer are restored."""
+        loss, grad_norm = (float(step.metrics[key]) for key in ("train/loss", "optim/grad_norm"))
+        problem = f"the loss is {loss:g} and the gradient norm is {grad_norm:g}"
+        origin = describe_origin(step.batch, step.sums)
+        if self.non_finite.action == "stop" or len(self.skipped) >= self.non_finite.max_steps:
+            set_progress(trainer, step.number - 1)  # Lightning may have counted the step
+            raise FrameworkError(self._refusal(step.number, problem, origin))
+        restored = self._roll_back(trainer, pl_module) if self.non_finite.action == "roll_back" else None
+        first, consequence = self._window(step.number, restored)
+        self.skipped.append((first, step.number))
+        self.run_log.add({SKIPPED_STEPS: float(self.num_skipped_steps)})
         if trainer.is_global_zero:
             count = f"{len(self.skipped)} of at most {self.non_finite.max_steps} such steps"
-            text = f"step {step}: {problem}. {consequence} ({count}). {origin}"
+            text = f"step {step.number}: {problem}. {consequence} ({count}). {origin}"
             logger.warning(text)
             print_line(text, self.console)
+        return restored is not None
 
     @override
     def state_dict(self) -> dict[str, list[list[int]]]:
@@ -138,37 +227,42 @@ class FiniteGuard(pl.Callback):
         """Restores the windows of skipped steps of the earlier start."""
         self.skipped = [(first, last) for first, last in state_dict["skipped_steps"]]
 
-    def _check_may_continue(self, step: int, problem: str, origin: str) -> None:
+    def _refusal(self, step: int, problem: str, origin: str) -> str:
+        """Returns the error that ends the run."""
         if self.non_finite.action == "stop":
-            raise FrameworkError(
+            return (
                 f"Step {step}: {problem}. Both must be finite, so the update was not applied. {origin} Inspect these "
                 "sequences. Start a new run.id with a lower learning rate or a longer warm-up, or resume this run from "
                 "its last checkpoint with trainer.on_non_finite=skip or roll_back."
             )
-        if len(self.skipped) >= self.non_finite.max_steps:
-            raise FrameworkError(
-                f"Step {step}: {problem}. It is number {len(self.skipped) + 1} of this run's non-finite steps, but "
-                f"trainer.max_non_finite_steps is {self.non_finite.max_steps}. The update was not applied. {origin} "
-                "Start a new run.id with a lower learning rate or a longer warm-up, or raise "
-                "trainer.max_non_finite_steps and resume from the last checkpoint."
-            )
+        return (
+            f"Step {step}: {problem}. It is number {len(self.skipped) + 1} of this run's non-finite steps, but "
+            f"trainer.max_non_finite_steps is {self.non_finite.max_steps}. The update was not applied. {origin} "
+            "Start a new run.id with a lower learning rate or a longer warm-up, or raise "
+            "trainer.max_non_finite_steps and resume from the last checkpoint."
+        )
 
-    def _roll_back(self, trainer: pl.Trainer, step: int, pl_module: EncoderModule) -> tuple[int, str]:
-        """Restores weights and optimizer if there is a checkpoint. Collective: all ranks must call.
+    def _roll_back(self, trainer: pl.Trainer, pl_module: EncoderModule) -> int | None:
+        """Restores weights and optimizer; returns the checkpoint's step, or None if there is no checkpoint.
 
-        Returns:
-            The first step that counts as skipped, and a description of the consequence.
+        Collective: all ranks must call.
         """
         timings = self.run_log.throughput.timings
         with timings.interruption("checkpoint_stall"):
             self.checkpointing.wait(trainer)  # otherwise it would be random whether the newest one counts
         newest = gather(self._newest_regular())[0]  # as rank 0 sees it
         if newest is None:
-            return step, "This update is skipped, because there is no checkpoint to roll back to yet"
+            return None
         timings.lap("train")
         loaded = load_undamaged(newest, self.checkpointing.folder, pl_module, "checksums", True, self.console)
         timings.lap("checkpoint")
-        restored = loaded.state["step"]
+        return loaded.state["step"]
+
+    def _window(self, step: int, restored: int | None) -> tuple[int, str]:
+        """Returns the first step that counts as skipped, and a description of the consequence."""
+        if restored is None:
+            reason = ", because there is no checkpoint to roll back to yet"
+            return step, f"This update is skipped{reason if self.non_finite.action == 'roll_back' else ''}"
         last_skipped = self.skipped[-1][1] if self.skipped else 0
         skipped = f"steps {restored + 1} to {step} are" if restored + 1 < step else f"step {step} is"
         consequence = f"Weights and optimizer are restored from step {restored}, and {skipped} skipped"
@@ -184,22 +278,25 @@ class FiniteGuard(pl.Callback):
 def is_finite(pl_module: EncoderModule) -> bool:
     """Returns True if loss and gradient norm of the current step are finite. Waits for the device."""
     loss, grad_norm = pl_module.step_metrics["train/loss"], pl_module.step_metrics["optim/grad_norm"]
-    return bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    return math.isfinite(loss) and math.isfinite(grad_norm)
 
 
 _SHOWN_RANKS = 4
 _SHOWN_RANGES = 20
 
 
-def describe_origin(pl_module: EncoderModule) -> str:
+def describe_origin(batch: StepBatch, sums: Tensor) -> str:
     """Names the sequences of the micro-batches whose loss is not finite, by rank. Collective: all ranks must call.
 
     If every micro-batch's loss is finite, the fault arose in the backward pass. Its gradients are summed over ranks
     before they can be checked, so the text names all sequences of the step.
+
+    Args:
+        batch: This rank's share of the step.
+        sums: (micro-batches, terms) float64 loss sums of this rank.
     """
-    assert pl_module.step_batch is not None
-    micro_batches = pl_module.step_batch.micro_batches
-    finite = torch.isfinite(pl_module.step_sums).all(dim=1).tolist()
+    micro_batches = batch.micro_batches
+    finite = torch.isfinite(sums).all(dim=1).tolist()
     bad = [micro for micro, is_good in zip(micro_batches, finite, strict=True) if not is_good]
     by_rank = gather((_ids(bad), _ids(micro_batches)))
     affected = {rank: ids for rank, (ids, _) in enumerate(by_rank) if ids}

@@ -41,10 +41,10 @@ class Preemption(pl.Callback):
     """Lets the ranks agree between two steps whether to stop.
 
     Its position is after the callbacks that measure and before the one that saves. The agreement is one all-reduce of
-    seven integers on the host over its own process group, so it waits for no device. It happens after each step, or
-    after several if steps are shorter than `agree_every_seconds`. If a step has a validation, it happens after the
-    validation. The checkpointing callback saves the step at which the run stops. Each start makes at least one step, so
-    that a run whose limit is too short still makes progress.
+    eight integers on the host over its own process group, so it waits for no device. It happens after each step, or
+    after several if the steps since the last agreement took less than `agree_every_seconds` on average. If a step has a
+    validation, it happens after the validation. The checkpointing callback saves the step at which the run stops. Each
+    start makes at least one step, so that a run whose limit is too short still makes progress.
 
     Attributes:
         why: "SIGTERM on rank 1" or "max_time 00:10:00 reached" once the ranks have agreed; None before.
@@ -63,7 +63,8 @@ class Preemption(pl.Callback):
 
         Args:
             cadence: Schedule of the next validations, probes and checkpoints.
-            timings: Lap timer with the longest step, validation and checkpoint so far, and the time of a running write.
+            timings: Lap timer with the time of all steps, the longest step, validation and checkpoint so far, and the
+                time of a running write.
             max_time: Time limit of this start, counted from the start of its process; None: no limit.
             timeout_seconds: Time limit for waiting for the other ranks.
             agree_every_seconds: Shortest time between agreements if steps are shorter; 0: agree after each step.
@@ -79,6 +80,8 @@ class Preemption(pl.Callback):
         self._signals = StopSignals()
         self._group: dist.ProcessGroup | None = None
         self._next_step = 0
+        self._agreed_step = 0
+        self._agreed_seconds = 0.0
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: EncoderModule, stage: str) -> None:
@@ -94,6 +97,7 @@ class Preemption(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Schedules the first agreement after the first step."""
         self._next_step = trainer.global_step + 1
+        self._agreed_step, self._agreed_seconds = trainer.global_step, 0.0
 
     @override
     def on_train_batch_end(
@@ -135,6 +139,7 @@ class Preemption(pl.Callback):
         longest, writing = self.timings.longest, self.timings.running("checkpoint")
         checkpoint = max(longest["checkpoint"], writing)
         seconds = [
+            self._recent_step_seconds(step),
             longest["data_wait"] + longest["train"],
             longest["validation"],
             longest[PROBE],
@@ -145,16 +150,17 @@ class Preemption(pl.Callback):
         ]
         local = [self._signal_number(), *(round(value * _MICROSECONDS) for value in seconds)]
         number, *microseconds = self._greatest(local)
-        step_seconds, validation, probe, checkpoint, in_flight, age = (value / _MICROSECONDS for value in microseconds)
-
-        num_steps = max(1, int(self.agree_every_seconds / max(step_seconds, 1 / _MICROSECONDS)))
+        recent, longest_step, validation, probe, checkpoint, in_flight, age = (
+            value / _MICROSECONDS for value in microseconds
+        )
+        num_steps = max(1, int(self.agree_every_seconds / max(recent, 1 / _MICROSECONDS)))
         self._next_step = step + num_steps
         if number:
             received, rank = divmod(number, _RANKS)
             self.why = f"{signal.Signals(received).name} on rank {_RANKS - 1 - rank}"
         elif self.max_time is not None:
             window = range(step + 1, self._next_step + 1)
-            needed = num_steps * step_seconds + in_flight + checkpoint + _MARGIN_SECONDS
+            needed = (num_steps - 1) * recent + longest_step + in_flight + checkpoint + _MARGIN_SECONDS
             needed += validation * any(self.cadence.validates(due) for due in window)
             needed += probe * any(self.cadence.probes(due) for due in window)
             needed += checkpoint * sum(self.cadence.saves(due) for due in window[:-1])
@@ -163,6 +169,13 @@ class Preemption(pl.Callback):
         if self.why is not None:
             logger.info("the run stops after this step: %s", self.why)
         return self.why is not None
+
+    def _recent_step_seconds(self, step: int) -> float:
+        """Returns the mean seconds of the steps since the last agreement. The first step of a start is the slowest."""
+        total = self.timings.total["data_wait"] + self.timings.total["train"]
+        mean = (total - self._agreed_seconds) / max(1, step - self._agreed_step)
+        self._agreed_step, self._agreed_seconds = step, total
+        return mean
 
     def _signal_number(self) -> int:
         """Encodes the signal and the rank in one number, a lower rank in a larger one; 0: no signal was received."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.loggers import Logger
+from torch import Tensor
 from typing_extensions import override
 
 from framework.batch import StepBatch
@@ -65,13 +67,20 @@ class RunLog(pl.Callback):
         """Collects the training metrics if they are due. The row is written now unless validation will add to it."""
         step = trainer.global_step
         if self.cadence.logs(step) or self._row_is_due:
-            self._pending |= {key: float(value) for key, value in pl_module.step_metrics.items()}
-            self._pending["train/tokens"] = pl_module.num_tokens
-            self._pending |= self.throughput.take_window(pl_module) | self._added
-            self._added, self._row_is_due = {}, False
-            self.latest |= self._pending
+            self._collect(pl_module.step_metrics, pl_module.device)
         if not self.cadence.validates(step):
             self._write(step)
+
+    def write_earlier(self, trainer: pl.Trainer, metrics: Mapping[str, Tensor | float], device: torch.device) -> None:
+        """Writes a row for the last completed step, for which none was due.
+
+        Args:
+            trainer: Trainer, which has the step.
+            metrics: `EncoderModule.step_metrics` of that step.
+            device: Device of the run.
+        """
+        self._collect(metrics, device)
+        self._write(trainer.global_step)
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -136,6 +145,17 @@ class RunLog(pl.Callback):
         for logger in self.loggers:
             logger.finalize(status)
         self._files, self.loggers = {}, []
+
+    def _collect(self, metrics: Mapping[str, Tensor | float], device: torch.device) -> None:
+        """Reads the metrics of a step, with one wait for the device, and closes the window of the throughput."""
+        on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
+        read = torch.stack([value.to(device).double() for value in on_device.values()]).tolist()
+        values = {**metrics, **dict(zip(on_device, read, strict=True))}
+        num_tokens = int(values["train/tokens"])
+        self._pending |= {key: float(value) for key, value in values.items()} | {"train/tokens": num_tokens}
+        self._pending |= self.throughput.take_window(num_tokens, device) | self._added
+        self._added, self._row_is_due = {}, False
+        self.latest |= self._pending
 
     def _write(self, step: int) -> None:
         self._pending |= self._joined

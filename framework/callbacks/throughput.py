@@ -6,6 +6,7 @@
 import resource
 import sys
 import time
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import torch
@@ -29,22 +30,29 @@ class Throughput(pl.Callback):
         train_tokens: Real tokens of all ranks in that time.
     """
 
-    def __init__(self, timings: Timings, flops_per_token: float | None = None, peak_flops: float | None = None) -> None:
+    def __init__(
+        self,
+        timings: Timings,
+        count_flops: Callable[[StepBatch], float] | None = None,
+        peak_flops: float | None = None,
+    ) -> None:
         """Creates the callback.
 
         Args:
             timings: Lap timer, shared with the callback that writes checkpoints.
-            flops_per_token: Model FLOPs of forward and backward for one token; None: no utilisation is reported.
+            count_flops: Function that returns the model FLOPs of forward and backward of this rank's share of a step;
+                None: no utilisation is reported. Other ranks count as many FLOPs per token.
             peak_flops: FLOPs per second of all devices together; None: unknown.
         """
         self.timings = timings
-        self.flops_per_token = flops_per_token
+        self.count_flops = count_flops
         self.peak_flops = peak_flops
         self.train_seconds = 0.0
         self.train_tokens = 0
         self._earlier_seconds = 0.0
         self._start = time.perf_counter()
         self._counted_tokens = 0
+        self._flops = self._own_tokens = 0.0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
@@ -65,6 +73,9 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: EncoderModule, outputs: None, batch: StepBatch, batch_idx: int
     ) -> None:
         """Ends the lap of the step."""
+        if self.count_flops is not None and self.peak_flops is not None:
+            self._flops += self.count_flops(batch)
+            self._own_tokens += sum(micro_batch.num_tokens for micro_batch in batch.micro_batches)
         self.timings.lap("train")
 
     @override
@@ -77,10 +88,15 @@ class Throughput(pl.Callback):
         """Ends the lap of the validation."""
         self.timings.lap("validation")
 
-    def take_window(self, pl_module: EncoderModule) -> dict[str, float]:
-        """Closes the window and returns its values by metric key. Synchronize the device before the call."""
-        num_tokens = pl_module.num_tokens - self._counted_tokens
-        self._counted_tokens += num_tokens
+    def take_window(self, total_tokens: int, device: torch.device) -> dict[str, float]:
+        """Closes the window and returns its values by metric key. Synchronize the device before the call.
+
+        Args:
+            total_tokens: Real tokens of all ranks trained on so far in the run.
+            device: Device of the run.
+        """
+        num_tokens = total_tokens - self._counted_tokens
+        self._counted_tokens = total_tokens
         self.timings.lap("train")
         seconds = self.timings.take()
         training = seconds["train"] + seconds["data_wait"]
@@ -93,11 +109,13 @@ class Throughput(pl.Callback):
             **({"perf/probe_seconds": seconds[PROBE]} if PROBE in seconds else {}),
             "perf/checkpoint_stall_seconds": seconds["checkpoint_stall"],
             "perf/checkpoint_seconds": seconds["checkpoint"],
-            "perf/memory_bytes": float(peak_memory_bytes(pl_module.device)),
+            "perf/memory_bytes": float(peak_memory_bytes(device)),
             "perf/wall_seconds": self.wall_seconds(),
         }
-        if self.flops_per_token and self.peak_flops:
-            row["perf/mfu"] = row["perf/tokens_per_second"] * self.flops_per_token / self.peak_flops
+        if self.peak_flops is not None and self._own_tokens:
+            flops_per_token = self._flops / self._own_tokens
+            row["perf/mfu"] = row["perf/tokens_per_second"] * flops_per_token / self.peak_flops
+        self._flops = self._own_tokens = 0.0
         return row
 
     def wall_seconds(self) -> float:

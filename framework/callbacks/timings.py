@@ -14,10 +14,12 @@ class Timings:
     laps and may end in another thread. The time of an interruption is subtracted from the lap in which it happens.
 
     Attributes:
+        total: Seconds of each name since `restart`.
         longest: Longest lap, span or interruption of each name since `restart`; 0 if there was none.
     """
 
     def __init__(self) -> None:
+        self.total: dict[str, float] = defaultdict(float)
         self.longest: dict[str, float] = defaultdict(float)
         self._seconds: dict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
@@ -26,6 +28,7 @@ class Timings:
 
     def restart(self) -> None:
         """Clears all records and starts a new lap."""
+        self.total.clear()
         self.longest.clear()
         self._seconds.clear()
         self._last = time.perf_counter()
@@ -70,4 +73,5 @@ class Timings:
     def _add(self, name: str, seconds: float) -> None:
         with self._lock:
             self._seconds[name] += seconds
+            self.total[name] += seconds
             self.longest[name] = max(self.longest[name], seconds)

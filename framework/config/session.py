@@ -1,7 +1,7 @@
 """Objects and records of one start of a run: first files in the run folder, LightningDataModule, and Trainer."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
+from framework.batch import StepBatch
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.data_lines import DataLines
@@ -45,7 +46,7 @@ from framework.distributed.processes.agreement import check_agreement, check_sha
 from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.strategy import build_strategy
 from framework.files import sync_tree
-from framework.models.accounting import training_flops_per_token
+from framework.models.accounting import training_flops
 from framework.modules.trainer import build_trainer
 from framework.published.starting_head import describe_start
 from framework.tasks.task import Task
@@ -192,7 +193,7 @@ def build_run_trainer(
         retention_of(settings.trainer, parts.task),
         resume=_resume(settings, folder),
         loggers=_loggers(settings, folder.path) if info.rank == 0 else (),
-        throughput=Throughput(Timings(), _flops_per_token(parts), peak_flops(device_type, info.world_size)),
+        throughput=Throughput(Timings(), _step_flops(parts), peak_flops(device_type, info.world_size)),
         plan=plan,
         timeout_seconds=settings.trainer.timeout_seconds,
         checkpoint_async=settings.trainer.checkpoint_async,
@@ -243,11 +244,18 @@ def _facts(parts: Parts, report_examples: int | None) -> dict[str, SplitFacts]:
     return facts if report_examples else without_texts(facts)
 
 
-def _flops_per_token(parts: Parts) -> float | None:
-    """Returns the FLOPs per token; None if parameters are frozen, because the formula assumes a full backward pass."""
+def _step_flops(parts: Parts) -> Callable[[StepBatch], float] | None:
+    """Returns a function that counts FLOPs; None if parameters are frozen: the formula assumes a full backward pass."""
     if not all(parameter.requires_grad for parameter in parts.model.parameters()):
         return None
-    return training_flops_per_token(parts.config, round(parts.sources["train"].mean_length))
+    config, term = parts.config, parts.task.vocabulary_term
+
+    def count(step: StepBatch) -> float:
+        lengths = [length for batch in step.micro_batches for length in batch.lengths[: batch.num_sequences]]
+        num_predicted = sum(batch.counts[term] for batch in step.micro_batches) if term is not None else 0.0
+        return training_flops(config, lengths, num_predicted)
+
+    return count
 
 
 def _resume(settings: TrainConfig, folder: RunFolder) -> Resume | None:

@@ -149,7 +149,7 @@ def data_parallel_groups(mesh: DeviceMesh | None) -> list[dist.ProcessGroup]:
     One all-reduce per group, in sequence, sums a tensor over all ranks that read different data.
     """
     data_parallel = data_parallel_mesh(mesh)
-    if data_parallel is None:
+    if data_parallel is None or data_parallel.size() == 1:
         return []
     if data_parallel.size() == dist.get_world_size():
         return [dist.group.WORLD]  # type: ignore[list-item]

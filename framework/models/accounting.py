@@ -1,6 +1,10 @@
 """Counts parameters and floating-point operations of an encoder from its config."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from framework.models.config import EncoderConfig
 
@@ -44,23 +48,28 @@ def count_parameters(config: EncoderConfig) -> ParameterCounts:
     )
 
 
-def training_flops_per_token(config: EncoderConfig, sequence_length: int, targets_per_token: float = 0.0) -> float:
-    """Returns the floating-point operations of forward and backward for one token.
+def training_flops(config: EncoderConfig, lengths: Sequence[int], num_predicted: float = 0.0) -> float:
+    """Returns the floating-point operations of forward and backward over sequences.
 
-    Each matrix parameter takes 6 operations, and each attended token 12 x hidden in each layer (Chowdhery et al. 2022,
-    "PaLM", arXiv:2204.02311, appendix B). Departures: embedding lookups do not count, a local layer attends to its
-    window only, and the decoder over the vocabulary counts only for predicted tokens.
+    Each matrix parameter takes 6 operations per token, and each pair of tokens that attend takes 12 x hidden in each
+    layer (Chowdhery et al. 2022, "PaLM", arXiv:2204.02311, appendix B). Departures: embedding lookups do not count, a
+    token of a local layer attends to its window only, and the decoder over the vocabulary counts only for predicted
+    tokens. Other heads do not count.
 
     Args:
         config: Encoder configuration.
-        sequence_length: Mean number of tokens of a sequence.
-        targets_per_token: Share of tokens whose word is predicted, in [0, 1].
+        lengths: Number of tokens of each sequence.
+        num_predicted: Number of tokens whose word is predicted.
 
     Returns:
-        Operations per token. A multiplication and an addition count as two.
+        Operations. A multiplication and an addition count as two.
     """
-    windows = (config.attention_window(index) for index in range(config.num_layers))
-    seen = sum(sequence_length if window is None else min(sequence_length, window + 1) for window in windows)
+    tokens = np.array(lengths, dtype=np.float64)
+    windows = Counter(config.attention_window(index) for index in range(config.num_layers))
+    num_pairs = sum(
+        num_layers * float((tokens * (tokens if window is None else np.minimum(tokens, window + 1))).sum())
+        for window, num_layers in windows.items()
+    )
     decoder = config.hidden_size * (config.hidden_size + config.vocab_size)
-    matrices = count_parameters(config).matrices + targets_per_token * decoder
-    return 6.0 * matrices + 12.0 * config.hidden_size * seen
+    matrices = count_parameters(config).matrices * float(tokens.sum()) + decoder * num_predicted
+    return 6.0 * matrices + 12.0 * config.hidden_size * num_pairs

@@ -38,12 +38,15 @@ class EncoderModule(pl.LightningModule):
     """LightningModule that trains and validates one task model.
 
     Attributes:
-        step_metrics: Metrics of the last step by metric key: scalars on the device, equal on all ranks.
+        step_metrics: Metrics of the last step by metric key: numbers, or scalars on the device, equal on all ranks.
         step_batch: Batch of the current or last step.
         step_sums: (micro-batches, terms) float64 on the device, this rank's own loss sums of that step. The row of a
             micro-batch that caused a non-finite loss is not finite.
         loss_scale: Loss scale of fp16, which checkpoints must save; None in other precisions.
         validation_metrics: Metrics of the last validation by metric key, on the host.
+        settle_last_step: Callback that reads the result of the last step if it has not been read yet. It is called
+            after the gradients of the next step are computed, and before anything is saved. It returns True if it
+            changed the weights, so that the gradients must be computed again. Collective: all ranks must call.
         examines: True makes the next validations keep the data of each item that an error analysis needs.
         examined: Evaluation of the last validation, with the data of its items; None if it ran without `examines`.
     """
@@ -100,7 +103,8 @@ class EncoderModule(pl.LightningModule):
             if isinstance(task, StepLevelTask)
             else SumCountSteps(task, OnePass() if regularization is None else regularization)
         )
-        self.step_metrics: dict[str, Tensor] = {}
+        self.step_metrics: dict[str, Tensor | float] = {}
+        self.settle_last_step: Callable[[], bool] = lambda: False
         self.validation_metrics: dict[str, float] = {}
         self.examines = False
         self.examined: SplitEvaluation | None = None
@@ -159,30 +163,34 @@ class EncoderModule(pl.LightningModule):
         """Runs one global step: the passes over every micro-batch, gradient clipping, and the update.
 
         There are three small all-reduces: the counts before the first forward pass, the loss sums after the last
-        backward pass, and the gradient norm.
+        backward pass, and the gradient norm. The host does not wait for the device if `holds_on_device`.
         """
         if batch.step != self.global_step:
             raise RuntimeError(f"The loader returned step {batch.step}, but {self.global_step} steps are completed.")
-        self.step_batch = batch
-        begin_activity("counts targets", batch.step + 1)
-        counts, num_tokens = self._global_counts(batch)
-        sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, counts)
-        values = self.steps.objective.values(sums, counts)
-        begin_activity("clips gradients")
-        grad_norm = self._clip_gradients(values["loss"], batch.step)
+        values, grad_norm, num_tokens = self._compute_gradients(batch)
+        if self.settle_last_step():
+            self.optimizer.zero_grad(set_to_none=True)
+            values, grad_norm, num_tokens = self._compute_gradients(batch)
         self.optimizer.set_learning_rates(self.schedule(batch.step))
         self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
 
         self.step_metrics = {f"train/{name}": value for name, value in values.items()}
-        rate = torch.tensor(self.optimizer.param_groups[0]["lr"], dtype=torch.float64)
+        rate = self.optimizer.param_groups[0]["lr"]
         self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
         if self.loss_scale is not None:
             self.step_metrics |= self.loss_scale.metrics()
+        if self.holds_on_device:
+            self.optimizer.hold_unless_finite(values["loss"], grad_norm)
         begin_activity("updates the weights")
         counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
         assert isinstance(counting_optimizer, LightningOptimizer)
         counting_optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def holds_on_device(self) -> bool:
+        """True if the device decides whether an update is applied, so that the host does not wait for it."""
+        return self.loss_scale is None and self.optimizer.holds_on_device
 
     def run_trial(self, batch: PackedBatch) -> None:
         """Runs a step that contains one micro-batch twice, and drops the gradients. Collective: all ranks must call.
@@ -262,11 +270,27 @@ class EncoderModule(pl.LightningModule):
             run_backward=self.manual_backward,
         )
 
+    def _compute_gradients(self, batch: StepBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Runs all passes of a step and clips the gradients.
+
+        Returns:
+            Loss and terms by name, the gradient norm before clipping, and the number of real tokens of all ranks.
+        """
+        self.step_batch = batch
+        begin_activity("counts targets", batch.step + 1)
+        counts, num_tokens = self._global_counts(batch)
+        sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, counts)
+        values = self.steps.objective.values(sums, counts)
+        begin_activity("clips gradients")
+        return values, self._clip_gradients(values["loss"], batch.step), num_tokens
+
     def _global_counts(self, batch: StepBatch) -> tuple[Tensor, Tensor]:
         """Returns the (terms,) float64 counts of the step and its number of real tokens, both over all ranks."""
-        num_tokens = torch.tensor([sum(micro.num_tokens for micro in batch.micro_batches)], dtype=torch.float64)
-        local = [self.steps.counts(self.task, batch), num_tokens]
-        total = torch.cat([counts.to(self.device, non_blocking=True) for counts in local])
+        counts = self.steps.counts(self.task, batch)
+        num_tokens = counts.new_full((1,), sum(micro.num_tokens for micro in batch.micro_batches))
+        total = torch.cat([counts, num_tokens])
+        if self.device.type == "cuda" and not total.is_cuda:
+            total = total.pin_memory().to(self.device, non_blocking=True)
         total = sum_over_data_ranks(total, self._strategy.mesh)
         return total[:-1], total[-1]
 

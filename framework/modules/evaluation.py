@@ -85,7 +85,7 @@ class SplitEvaluation:
             self._rows.append(contribution)
         else:
             self._sums += self.objective.stack(contribution)
-        self._counts += torch.tensor(self.objective.counts(batch), dtype=torch.float64)
+        self._counts += self.objective.counts(batch)
         # Metrics do not support sharded logits.
         full = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
         self.task.update_metrics(self.metrics, full, batch)

@@ -21,13 +21,30 @@ def initial_state(parameter: Tensor) -> dict[str, Tensor]:
     }
 
 
-def update(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
-    """Updates the parameters that have gradients. No communication."""
-    for group in groups:
-        _update_group(group, state)
+def update(
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    hold_flag: Tensor | None = None,
+    rates: Sequence[Tensor] = (),
+) -> None:
+    """Updates the parameters that have gradients. No communication.
+
+    Args:
+        groups: Parameter groups with `params`, `lr` and the settings of AdamW.
+        state: State from `initial_state`.
+        hold_flag: fp32 scalar on the device; 1 leaves parameters and state unchanged. None: 0.
+        rates: Learning rate of each group as a scalar on the device; empty: `lr` of the group.
+    """
+    for group, rate in zip(groups, rates or [group["lr"] for group in groups], strict=True):
+        _update_group(group, state, rate, hold_flag)
 
 
-def _update_group(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Tensor]]) -> None:
+def _update_group(
+    group: Mapping[str, Any],
+    state: Mapping[Tensor, dict[str, Tensor]],
+    rate: float | Tensor,
+    hold_flag: Tensor | None,
+) -> None:
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     if not parameters:
         return
@@ -46,8 +63,9 @@ def _update_group(group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Ten
         amsgrad=False,
         beta1=beta1,
         beta2=beta2,
-        lr=group["lr"],
+        lr=rate,
         weight_decay=group["weight_decay"],
         eps=group["eps"],
         maximize=False,
+        found_inf=hold_flag,
     )

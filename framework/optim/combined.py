@@ -14,6 +14,9 @@ from torch.optim import Optimizer
 from framework.optim import adamw, lamb, muon, stable_adamw
 from framework.optim.shards import local
 
+HOLDING_DEVICES = ("cuda",)
+"""Devices on which an update can be held by a flag on the device, so that the host need not wait for it."""
+
 AVERAGE = "ema"
 """State key of the moving average of a weight."""
 
@@ -37,6 +40,7 @@ class CombinedOptimizer(Optimizer):
     Attributes:
         before_change: Callback for threads that read weights or state. It is called before an update and before
             `swap_average`. Other code that changes them in place, such as loading a checkpoint, must call it too.
+        hold_flag: fp32 scalar on the device; 1 holds the update if `holds_on_device`. Set it with `hold_unless_finite`.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]) -> None:
@@ -49,6 +53,26 @@ class CombinedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self.state[parameter] = _INITIAL_STATE[group["algorithm"]](parameter)
         self._held = False
+        devices = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
+        device = next(iter(devices))
+        self._is_adamw_on_device = device.type in HOLDING_DEVICES and len(devices) == 1
+        self._is_adamw_on_device &= all(group["algorithm"] == "adamw" for group in self.param_groups)
+        self.hold_flag = torch.zeros((), dtype=torch.float32, device=device)
+        rates = [group["initial_lr"] for group in self.param_groups]
+        self._base_rates = torch.tensor(rates, dtype=torch.float64, device=device)
+        # CUDA's kernel needs fp32. The CPU's converts the rate to a Python number.
+        self._rates = self._base_rates.to(torch.float64 if device.type == "cpu" else torch.float32, copy=True)
+
+    @property
+    def holds_on_device(self) -> bool:
+        """True if `step` reads the flag and the learning rates on the device, so that it can be captured."""
+        return self._is_adamw_on_device and not self.keeps_average
+
+    @torch.no_grad()
+    def hold_unless_finite(self, *values: Tensor) -> None:
+        """Holds the update of this step if a scalar is not finite, else clears the flag. The host does not wait."""
+        total = torch.stack([value.double() for value in values]).sum()
+        torch.ne(total - total, 0.0, out=self.hold_flag)  # infinity - infinity is NaN
 
     def hold_update(self) -> None:
         """Skips the update of the current or next step. All ranks must agree.
@@ -78,6 +102,9 @@ class CombinedOptimizer(Optimizer):
         if held:
             return result
         self.before_change()
+        if self.holds_on_device:
+            adamw.update(self.param_groups, self.state, self.hold_flag, self._rates.unbind())
+            return result
         for algorithm, update in _UPDATES.items():
             groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
             if groups:
@@ -130,6 +157,8 @@ class CombinedOptimizer(Optimizer):
         """Sets each group's rate to its base rate times the schedule's factor."""
         for group in self.param_groups:
             group["lr"] = group["initial_lr"] * factor
+        if self.holds_on_device:
+            torch.mul(self._base_rates, factor, out=self._rates)
 
     def named_state(self) -> dict[str, Tensor]:
         """Returns the state tensors by `<parameter name>.<state key>`; loading into them restores the state."""

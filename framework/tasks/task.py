@@ -80,6 +80,7 @@ class Task(ABC):
         changeable_keys: Config keys that affect only how outputs are read or ranked, not the weights. Evaluation and
             prediction may change them; a loss that depends on such ranks changes with them.
         allows_tensor_parallel: False if the head has modules that tensor parallel does not support.
+        vocabulary_term: Loss term whose targets are predicted over the vocabulary; None: there is none.
         text_format: Format of input files that are not tables: "conll"; None: only tables.
     """
 
@@ -91,6 +92,7 @@ class Task(ABC):
     allows_augmentation: bool = False
     changeable_keys: tuple[str, ...] = ()
     allows_tensor_parallel: bool = True
+    vocabulary_term: str | None = None
     text_format: str | None = None
 
     def __init_subclass__(cls) -> None:

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.finite_guard import NonFinite
+from framework.callbacks.preemption import Preemption
 from framework.checkpoint.integrity import mark_complete
 from framework.checkpoint.layout import complete_checkpoints, newest_complete
 from framework.checkpoint.load import read_full_state
 from framework.checkpoint.retention import Retention
 from framework.errors import FrameworkError
 from framework.modules.encoder_module import EncoderModule
+from framework.optim import combined
 from tests.support.processes.workers import WorkerPool
 from tests.support.training.background_saves import wait_for_write
 from tests.support.training.bad_sequences import bad_module
@@ -29,6 +31,16 @@ SKIP, ROLL_BACK = NonFinite("skip"), NonFinite("roll_back")
 KEEP = Retention(keep_last=9)
 
 Values = dict[str, Tensor]
+
+
+@pytest.fixture(params=["at_once", "late"])
+def decision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the host decide before each update, or the device, whose decision the host reads later."""
+    if request.param == "late":
+        monkeypatch.setattr(combined, "HOLDING_DEVICES", ("cpu",))
+
+
+by_both = pytest.mark.usefixtures("decision")
 
 
 class Watch(pl.Callback):
@@ -87,6 +99,7 @@ def check_stopped(run_folder: Path, message: str) -> None:
     assert message in summary(run_folder)["why"]
 
 
+@by_both
 def test_the_run_stops_before_the_update_and_names_step_and_sequences(tmp_path: Path) -> None:
     message, unchanged = run_to_the_stop(str(tmp_path), "single", False)
     assert unchanged
@@ -126,6 +139,7 @@ def run_watched(run_folder: str, strategy: str, bad_ids: list[int], action: NonF
     return watch.after, ""
 
 
+@by_both
 def test_a_skipped_step_counts_but_changes_no_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     after, _ = run_watched(str(tmp_path), "single", [14], SKIP)
     assert list(after) == list(range(10))
@@ -173,6 +187,7 @@ def without_tokens(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "train/tokens"}
 
 
+@by_both
 def test_a_rollback_continues_after_the_window_with_the_weights_of_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -193,6 +208,7 @@ def test_a_rollback_continues_after_the_window_with_the_weights_of_the_checkpoin
         assert without_tokens(rows(tmp_path / "back")[step]) == without_tokens(rows(tmp_path / "other")[step])
 
 
+@by_both
 def test_no_step_is_counted_twice_if_two_windows_go_back_to_one_checkpoint(tmp_path: Path) -> None:
     cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=4)
     train(tmp_path, cadence=cadence, module=bad_module([31, 37]), non_finite=ROLL_BACK)  # steps 6 and 7
@@ -200,6 +216,7 @@ def test_no_step_is_counted_twice_if_two_windows_go_back_to_one_checkpoint(tmp_p
     assert {step: row["optim/skipped_steps"] for step, row in rows(tmp_path).items() if step < 9} == {6: 2, 7: 3}
 
 
+@by_both
 def test_without_a_checkpoint_to_roll_back_to_the_step_is_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +227,7 @@ def test_without_a_checkpoint_to_roll_back_to_the_step_is_skipped(
     assert skipped_in_state(tmp_path / "checkpoints" / "step_00000002") == [[1, 1]]
 
 
+@by_both
 def test_the_limit_ends_the_run_and_a_larger_one_lets_it_continue(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +253,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("skip", "roll_back")}
 
 
+@by_both
 @pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
 @pytest.mark.parametrize("cut_at", [3, 5, 6])
 def test_a_run_killed_around_the_bad_steps_has_the_same_rows(
@@ -260,6 +279,7 @@ class LeaveAt(pl.Callback):
         trainer.should_stop = trainer.global_step == self.step - 1
 
 
+@by_both
 def test_a_run_that_stopped_between_checkpoint_and_bad_step_rolls_back_equally_far(
     uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -274,6 +294,7 @@ def test_a_run_that_stopped_between_checkpoint_and_bad_step_rolls_back_equally_f
     assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted["roll_back"]
 
 
+@by_both
 def test_a_damaged_checkpoint_is_not_used_for_a_rollback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Damage(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -312,9 +333,49 @@ def test_two_ranks_continue_alike_although_only_one_has_non_finite_values(
             assert ours[step][name] == pytest.approx(row[name], rel=1e-5), (step, name)
 
 
+@by_both
 def test_no_non_finite_value_is_saved(tmp_path: Path) -> None:
     train(tmp_path, cadence=CADENCE, module=bad_module(range(60)), non_finite=SKIP, retention=KEEP)
     folders = complete_checkpoints(tmp_path / "checkpoints")
     assert len(folders) == 5
     for folder in folders:
         assert all(bool(torch.isfinite(value).all()) for value in read_full_state(folder).values())
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(combined, "HOLDING_DEVICES", ("cpu",))
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("only_backward", [False, True])
+def test_a_fault_that_is_read_in_the_next_step_names_its_own_step_and_changes_no_weight(
+    only_backward: bool, tmp_path: Path
+) -> None:
+    """Step 3 writes no row and no checkpoint, so the host reads its decision before the update of step 4."""
+    watch, module = Watch(), bad_module([14], only_backward)
+    cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=2)
+    with pytest.raises(FrameworkError, match=r"Step 3: .* gradient norm is nan") as caught:
+        train(tmp_path, cadence=cadence, extra_callbacks=(watch,), module=module)
+    assert list(watch.after) == [0, 1, 2, 3]
+    assert same(local_values(module), watch.after[2])
+    ids = "12 to 17" if only_backward else "14"
+    assert ids in str(caught.value)
+    assert newest_complete(tmp_path / "checkpoints").name == "step_00000002"  # type: ignore[union-attr]
+    assert (summary(tmp_path)["ended"], summary(tmp_path)["steps"]) == ("failed", 2)
+
+
+@pytest.mark.usefixtures("late")
+@pytest.mark.parametrize("action", [SKIP, ROLL_BACK], ids=["skip", "roll_back"])
+def test_a_planned_stop_reads_the_decision_before_it_saves(
+    action: NonFinite, uninterrupted: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ranks agree to stop at step 3 after the callbacks that log it have run."""
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Preemption, "_agrees_to_stop", lambda self, step: step == 3)
+        train(tmp_path, cadence=CADENCE, module=bad_module([14, 31]), non_finite=action)
+    checkpoint = newest_complete(tmp_path / "checkpoints")
+    assert checkpoint is not None and checkpoint.name == "step_00000003"
+    assert skipped_in_state(checkpoint) == [[3, 3]]  # type: ignore[arg-type]
+    train(tmp_path, cadence=CADENCE, module=bad_module([14, 31]), checkpoint=checkpoint, non_finite=action)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted[action.action]

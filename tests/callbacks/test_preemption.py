@@ -200,6 +200,7 @@ def leaves_at(
     callback = Preemption(cadence, timings, TimeLimit(100), 60.0, agree_every_seconds, clock)
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
     timings.longest.update(longest)
+    timings.total.update({name: seconds * step for name, seconds in longest.items()})
     timings.running = lambda name: writing if name == "checkpoint" else 0.0  # type: ignore[method-assign]
     clock.age, trainer.global_step = age, step
     if cadence.validates(step):
@@ -247,17 +248,33 @@ def test_a_checkpoint_in_progress_is_written_before_that_of_the_stop(writing: fl
     assert leaves_at(latest + 0.001, 1, longest, writing=writing) == "max_time 00:01:40 reached"
 
 
-def test_ranks_agree_rarely_if_steps_are_short():
-    timings = Timings()
-    timings.longest.update(train=0.03)
+def agreement_steps(step_seconds: Sequence[float], others: Sequence[float] = (0.0,)) -> list[int]:
+    """Returns the steps after which a rank agrees, given the seconds of its steps and of another rank's."""
+    timings, trainer, agreed_after = Timings(), FakeTrainer(), []
     callback = Preemption(Cadence(max_steps=50), timings)
-    trainer = FakeTrainer()
-    agreements = []
-    callback._greatest = lambda values: agreements.append(trainer.global_step) or values  # type: ignore[method-assign]
+
+    def greatest(values: list[int]) -> list[int]:
+        agreed_after.append(trainer.global_step)
+        other = round(others[min(trainer.global_step, len(others)) - 1] * 1_000_000)
+        return [values[0], max(values[1], other), *values[2:]]
+
+    callback._greatest = greatest  # type: ignore[method-assign]
     callback.on_train_start(trainer, None)  # type: ignore[arg-type]
-    for trainer.global_step in range(1, 11):
+    for trainer.global_step, seconds in enumerate(step_seconds, start=1):
+        timings.total["train"] += seconds
+        timings.longest["train"] = max(timings.longest["train"], seconds)
         callback.on_train_batch_end(trainer, None, None, None, 0)  # type: ignore[arg-type]
-    assert agreements == [1, 4, 7, 10]
+    return agreed_after
+
+
+def test_short_steps_agree_about_every_tenth_of_a_second_also_after_a_slow_first_step():
+    assert agreement_steps([30.0] + [0.03] * 10) == [1, 2, 5, 8, 11]
+    # A pause of one second shortens the next interval only.
+    assert agreement_steps([30.0, 0.03, 0.03, 1.0] + [0.03] * 8) == [1, 2, 5, 6, 9, 12]
+
+
+def test_the_slowest_rank_sets_the_interval():
+    assert agreement_steps([30.0] + [0.01] * 10, others=[0.03]) == [1, 2, 5, 8, 11]
 
 
 def test_a_run_past_its_limit_makes_one_step_per_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

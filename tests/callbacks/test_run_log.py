@@ -37,7 +37,7 @@ class Keeper(CSVLogger):
 @pytest.fixture
 def module() -> EncoderModule:
     built = build_module()
-    built.step_metrics = {"train/loss": torch.tensor(2.5), "optim/lr": torch.tensor(0.25)}
+    built.step_metrics = {"train/loss": torch.tensor(2.5), "optim/lr": 0.25, "train/tokens": torch.tensor(90.0)}
     built.num_tokens = 90
     return built
 

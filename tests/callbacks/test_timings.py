@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,14 +85,15 @@ def test_an_interruption_is_subtracted_from_its_lap(clock: Clock):
 
 def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_waits(clock: Clock):
     module, timings = Module(), Timings()
-    throughput = Throughput(timings, flops_per_token=6.0, peak_flops=3000.0)
+    throughput = Throughput(timings, count_flops=lambda step: 1200.0, peak_flops=3000.0)
     throughput.load_state_dict({"wall_seconds": 1000.0, "train_seconds": 6.0, "train_tokens": 100})
     throughput.on_train_start(None, module)
     clock.now = 101.0
     throughput.on_train_batch_start(None, module, None, 0)
     clock.now = 104.0
     module.num_tokens = 900
-    throughput.on_train_batch_end(None, module, None, None, 0)
+    own_share = SimpleNamespace(micro_batches=[SimpleNamespace(num_tokens=150), SimpleNamespace(num_tokens=50)])
+    throughput.on_train_batch_end(None, module, None, own_share, 0)
     throughput.on_validation_start(None, module)
     clock.now = 124.0
     throughput.on_validation_end(None, module)
@@ -101,7 +103,7 @@ def test_tokens_per_second_exclude_validation_and_checkpoints_but_include_data_w
     clock.now = 127.0
     timings.lap("checkpoint_stall")
     timings.end("checkpoint")
-    row = throughput.take_window(module)
+    row = throughput.take_window(module.num_tokens, torch.device("cpu"))
     assert row.pop("perf/memory_bytes") > 0
     assert row == {
         "perf/tokens_per_second": 100.0,

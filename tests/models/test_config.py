@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from framework.errors import ConfigError
-from framework.models.accounting import count_parameters, training_flops_per_token
+from framework.models.accounting import count_parameters, training_flops
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from tests.support.models.shapes import BERT, MODERN
@@ -134,13 +134,17 @@ def test_flops_equal_those_of_the_matrix_products() -> None:
         model, batch = TransformerEncoder(config), make_batch([8, 8])
         with FlopCounterMode(display=False) as counter:
             model.encode(model.embed(batch), batch).sum().backward()
-        assert counter.get_total_flops() / 16 == training_flops_per_token(config, 8)
+        assert counter.get_total_flops() == training_flops(config, [8, 8])
 
 
-def test_flops_count_windows_and_predicted_tokens() -> None:
-    whole = dataclasses.replace(MODERN, local_attention_window=None)
-    # Layers 1 and 2 of 4 see 5 tokens instead of 64.
-    saved = 12.0 * 32 * 2 * (64 - 5)
-    assert training_flops_per_token(whole, 64) - training_flops_per_token(MODERN, 64) == saved
-    head = 6.0 * (32 * 32 + 32 * 50)
-    assert training_flops_per_token(BERT, 64, 0.5) - training_flops_per_token(BERT, 64) == 0.5 * head
+def test_flops_count_squared_lengths_windows_and_predicted_tokens() -> None:
+    """Numbers by hand, for sequences of 10 and 4 tokens."""
+    # 3 layers of 4 x 32 x 32 + 2 x 32 x 48 weights for 14 tokens, 116 pairs in each layer.
+    assert training_flops(BERT, [10, 4]) == 6 * 21_504 * 14 + 12 * 32 * 3 * 116 == 1_939_968
+    # Two tokens pass 32 x 32 and 32 x 50.
+    assert training_flops(BERT, [10, 4], 2) == 1_939_968 + 6 * 2 * (1_024 + 1_600)
+    # 4 gated layers. Two see all 116 pairs, two only 5 tokens from each: 10 x 5 + 4 x 4 pairs.
+    assert training_flops(MODERN, [10, 4]) == 6 * 34_816 * 14 + 12 * 32 * 2 * (116 + 66) == 3_064_320
+    # The same 14 tokens in equal lengths attend to fewer pairs.
+    assert training_flops(BERT, [7, 7]) == 6 * 21_504 * 14 + 12 * 32 * 3 * 98
+    assert training_flops(BERT, []) == 0

@@ -74,10 +74,9 @@ class LossScale:
             self.num_finite_steps = 0
             self.value = min(self.value * _GROWTH, LARGEST_SCALE)
 
-    def metrics(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, float]:
         """Returns the scale of the next step and the number of steps that overflowed, by metric key."""
-        values = {"optim/loss_scale": self.value, "optim/overflow_steps": float(self.num_overflows)}
-        return {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
+        return {"optim/loss_scale": self.value, "optim/overflow_steps": float(self.num_overflows)}
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state for a resumed run, as values that JSON can store."""

@@ -47,7 +47,8 @@ def parallelize(
     """Applies the strategy in place. Collective if there is a mesh: all ranks must call.
 
     The order is float8, tensor parallel, activation checkpointing, compile, data parallel. `ddp`, `fsdp2` and `hsdp`
-    use the same runtime with different placements of the parameters.
+    use the same runtime with different placements of the parameters. A single data parallel rank has nothing to
+    communicate, so its model stays a plain module unless its weights are offloaded.
 
     Args:
         model: Model on the meta device.
@@ -69,7 +70,8 @@ def parallelize(
     apply_activation_checkpointing(layers, activation_checkpointing)
     apply_compile(layers, compile_backend)
     data_parallel = data_parallel_mesh(mesh)
-    if data_parallel is not None:
+    offloads = sharding.cpu_offload and strategy != "ddp"
+    if data_parallel is not None and (data_parallel.size() > 1 or offloads):
         _apply_data_parallel(model, data_parallel, strategy, precision, sharding, compile_backend != "none")
     return model
 

@@ -53,8 +53,7 @@ class Adversarial:
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
         """Returns (terms,) float64 counts of one micro-batch on the host."""
-        own = SumCountObjective(task.loss_weights).counts(batch)
-        return torch.tensor([*own, *own], dtype=torch.float64)
+        return SumCountObjective(task.loss_weights).counts(batch).repeat(2)
 
     def run(self, passes: ModelPasses, batch: PackedBatch, counts: Tensor, is_last: bool) -> Mapping[str, Tensor]:
         """Runs the forward and backward pass twice; returns the sum of each term."""

@@ -5,6 +5,7 @@ The other modules of `passes` compute the sums, with one or several passes over 
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,9 +22,9 @@ class SumCountObjective:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.weights = dict(weights)
 
-    def counts(self, batch: PackedBatch) -> list[float]:
-        """Returns the count of each term in one micro-batch, on the host."""
-        return [float(batch.counts[term]) for term in self.weights]
+    def counts(self, batch: PackedBatch) -> Tensor:
+        """Returns (terms,) float64 counts of the terms in one micro-batch, on the host."""
+        return torch.from_numpy(np.array([batch.counts[term] for term in self.weights], dtype=np.float64))
 
     def stack(self, sums: Mapping[str, Tensor]) -> Tensor:
         """Stacks the sums of one micro-batch to a detached (terms,) float64 tensor."""
@@ -59,7 +60,8 @@ class SumCountObjective:
         return named
 
     def _weights_like(self, tensor: Tensor) -> Tensor:
-        return torch.tensor(list(self.weights.values()), dtype=tensor.dtype).to(tensor.device, non_blocking=True)
+        # Filled on the device. A tensor copied from the host could not be part of a captured step.
+        return torch.stack([tensor.new_full((), weight) for weight in self.weights.values()])
 
 
 def _safe(counts: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from framework.batch import PackedBatch
@@ -23,7 +22,7 @@ class OnePass:
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
         """Returns (terms,) float64 counts of one micro-batch on the host."""
-        return torch.tensor(SumCountObjective(task.loss_weights).counts(batch), dtype=torch.float64)
+        return SumCountObjective(task.loss_weights).counts(batch)
 
     def run(self, passes: ModelPasses, batch: PackedBatch, counts: Tensor, is_last: bool) -> Mapping[str, Tensor]:
         """Runs one forward and one backward pass; returns the sum of each term."""

@@ -60,7 +60,7 @@ class RDrop:
 
     def counts(self, task: Task, batch: PackedBatch) -> Tensor:
         """Returns (terms,) float64 on the batch's device; `r_drop` counts the targets of all outputs."""
-        own = torch.tensor(SumCountObjective(task.loss_weights).counts(batch), dtype=torch.float64)
+        own = SumCountObjective(task.loss_weights).counts(batch)
         targets = [(batch.targets[labels] != IGNORE_INDEX).sum() for labels in task.class_scores.values()]
         total = torch.stack(targets).sum().double()
         return torch.cat([own.to(total.device, non_blocking=True), total[None]])

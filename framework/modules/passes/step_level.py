@@ -45,8 +45,7 @@ class StepLevelSteps:
 
     def counts(self, task: Task, step: StepBatch) -> Tensor:  # noqa: ARG002  the objective knows the terms
         """Returns (terms,) float64 counts of this rank's share of a step, on the host."""
-        rows = [self.objective.counts(batch) for batch in step.micro_batches]
-        return torch.tensor(rows, dtype=torch.float64).sum(dim=0)
+        return torch.stack([self.objective.counts(batch) for batch in step.micro_batches]).sum(dim=0)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of a step. Collective: all ranks must call.

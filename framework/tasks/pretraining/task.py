@@ -52,6 +52,7 @@ class PretrainingTask(Task):
     best_mode = "min"
     wraps_epochs = True
     head_kind = "pretraining"
+    vocabulary_term = "mlm"
     changeable_keys = ("top_k",)
 
     def __init__(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 
@@ -67,10 +68,12 @@ class SingleLabel(Problem):
         self.out_of_scope_label = None if out_of_scope_label is None else str(out_of_scope_label)
         self.answers = one_label(frozenset(() if self.out_of_scope_label is None else (self.out_of_scope_label,)))
         self._weights: tuple[float, ...] | None = None
+        self._device_weights: Tensor | None = None
 
     def learn(self, labels: Sequence[str], answers: Sequence[Answer]) -> None:
         """Sets the label set and computes the weights of its labels."""
         super().learn(labels, answers)
+        self._device_weights = None
         if self.class_weights is None:
             return
         if isinstance(self.class_weights, Mapping):
@@ -102,6 +105,7 @@ class SingleLabel(Problem):
     def restore(self, record: Mapping[str, Any]) -> None:
         """Restores labels and weights."""
         super().restore(record)
+        self._device_weights = None
         weights = record.get("class_weights")
         self._weights = None if weights is None else tuple(float(weight) for weight in weights)
 
@@ -121,17 +125,23 @@ class SingleLabel(Problem):
 
     def losses(self, logits: Tensor, batch: PackedBatch) -> Tensor:
         """Returns the cross-entropy times the label's weight; label smoothing uses the weight of each label."""
-        weights = None
-        if self._weights is not None:
-            weights = torch.tensor(self._weights, dtype=torch.float32).to(logits.device, non_blocking=True)
         return cross_entropy(
             logits.float(),
             batch.targets["labels"],
-            weights,
+            None if self._weights is None else self._weights_on(logits.device),
             ignore_index=IGNORE_INDEX,
             reduction="none",
             label_smoothing=self.label_smoothing,
         )
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        """Returns (labels,) fp32 weights, copied to the device once, because a captured step cannot copy them."""
+        if detect_fake_mode() is not None:  # a real step must not reuse a tensor without memory
+            return torch.tensor(self._weights, dtype=torch.float32, device=device)
+        if self._device_weights is None or self._device_weights.device != device:
+            with torch.inference_mode(False):  # a validation may come first
+                self._device_weights = torch.tensor(self._weights, dtype=torch.float32, device=device)
+        return self._device_weights
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds accuracy, macro F1 and Matthews' correlation; out-of-scope labels add in-scope accuracy and AUROC."""

@@ -197,7 +197,7 @@ def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor
     objective, steps = SumCountObjective(own.loss_weights), []
     for step in range(6):
         batches = list(micro_batches(source, step, rank, num_ranks, budget))
-        counts = torch.tensor([objective.counts(batch) for batch in batches], dtype=torch.float64).sum(0)
+        counts = torch.stack([objective.counts(batch) for batch in batches]).sum(0)
         counts, loss = sum_over_data_ranks(counts, mesh), torch.zeros(())
         for index, batch in enumerate(batches):
             set_gradient_sync(model, index == len(batches) - 1)
