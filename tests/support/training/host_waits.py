@@ -2,8 +2,8 @@
 
 import traceback
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,31 +50,23 @@ class HostWaits(TorchDispatchMode):
 
 
 @contextmanager
-def watch_steps(monkeypatch: pytest.MonkeyPatch, steps: range) -> Iterator[HostWaits]:
-    """Context that watches these steps of a run, counted from 0, callbacks included.
-
-    The optimizer holds its updates on the CPU as it does on CUDA.
-    """
-    waits = HostWaits()
-    advance = _TrainingEpochLoop.advance
-
-    def watched(loop: _TrainingEpochLoop, fetcher: Any) -> None:
-        if loop.global_step not in steps:
-            return advance(loop, fetcher)
-        with waits:
-            return advance(loop, fetcher)
-
-    monkeypatch.setattr(combined, "HOLDING_DEVICES", ("cpu",))
-    monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
-    yield waits
-    monkeypatch.undo()
-
-
-@contextmanager
 def refuse_synchronization() -> Iterator[None]:
-    """Context in which CUDA raises an error where the host waits for it."""
+    """Context in which CUDA raises an error if the host waits for it."""
     torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def watch_steps(
+    monkeypatch: pytest.MonkeyPatch, steps: range, watch: Callable[[], AbstractContextManager[object]]
+) -> None:
+    """Enters a context during these steps of a run, counted from 0, callbacks included."""
+    advance = _TrainingEpochLoop.advance
+
+    def watched(loop: _TrainingEpochLoop, fetcher: Any) -> None:
+        with watch() if loop.global_step in steps else nullcontext():
+            advance(loop, fetcher)
+
+    monkeypatch.setattr(_TrainingEpochLoop, "advance", watched)
