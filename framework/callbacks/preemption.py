@@ -183,9 +183,10 @@ class Preemption(pl.Callback):
         return 0 if received is None else received * _RANKS + _RANKS - 1 - process_info().rank
 
     def _greatest(self, values: list[int]) -> list[int]:
+        if self._group is None:
+            return values
         tensor = torch.tensor(values, dtype=torch.int64)
-        if self._group is not None:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._group)
         return [int(value) for value in tensor.tolist()]
 
 
