@@ -5,7 +5,6 @@ The other modules of `passes` compute the sums, with one or several passes over 
 
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +23,7 @@ class SumCountObjective:
 
     def counts(self, batch: PackedBatch) -> Tensor:
         """Returns (terms,) float64 counts of the terms in one micro-batch, on the host."""
-        return torch.from_numpy(np.array([batch.counts[term] for term in self.weights], dtype=np.float64))
+        return torch.tensor([batch.counts[term] for term in self.weights], dtype=torch.float64)
 
     def stack(self, sums: Mapping[str, Tensor]) -> Tensor:
         """Stacks the sums of one micro-batch to a detached (terms,) float64 tensor."""
