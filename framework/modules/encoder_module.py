@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import lightning.pytorch as pl
 import torch
@@ -87,7 +88,6 @@ class EncoderModule(pl.LightningModule):
         self.automatic_optimization = False
         self.model = model
         self.task = task
-        self.has_dropout = has_dropout(model)
         self.seed = seed
         self.precision = precision
         self.loss_scale = precision.build_loss_scale()
@@ -256,12 +256,16 @@ class EncoderModule(pl.LightningModule):
         assert isinstance(strategy, SingleStrategy | MeshStrategy)
         return strategy
 
+    @cached_property
+    def _has_dropout(self) -> bool:
+        return has_dropout(self.model)
+
     def _passes(self, step: int) -> ModelPasses:
         return ModelPasses(
             model=self.model,
             task=self.task,
             precision=self.precision,
-            has_dropout=self.has_dropout,
+            has_dropout=self._has_dropout,
             seed=self.seed,
             step=step,
             sharding=self.sharding,
