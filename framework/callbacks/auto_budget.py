@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from framework.data.planning.auto_budget import (
     CPU_BUDGET,
+    GRAPH_MEMORY_FRACTION,
     MEMORY_FRACTION,
     Trial,
     even_budget,
@@ -56,8 +57,9 @@ class AutoBudget(pl.Callback):
                 tokens_, peak, held = max_over_ranks(measured.to(pl_module.device)).tolist()
                 return Trial(int(tokens_), peak, held)
 
+            fraction = MEMORY_FRACTION if pl_module.build_graphs is None else GRAPH_MEMORY_FRACTION
             limit = -max_over_ranks(
-                torch.tensor(-MEMORY_FRACTION * memory.available(), dtype=torch.float64, device=pl_module.device)
+                torch.tensor(-fraction * memory.available(), dtype=torch.float64, device=pl_module.device)
             ).item()
             largest = largest_budget(attempt, smallest, most, limit)
         data.set_budget(even_budget(largest, step_tokens, smallest))

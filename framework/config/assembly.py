@@ -1,5 +1,6 @@
 """Assembles a run from its config: checks and builds all parts before a device or another process is involved."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +8,18 @@ from typing import Any
 from omegaconf import DictConfig
 
 from framework.config.build import Parts, build_module, build_parts, build_settings
-from framework.config.checks import check_device
+from framework.config.checks import check_device, obstacle_to_graphs
 from framework.config.run_folder import RunFolder, find_run_folder
 from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.config.session import as_run, build_data
 from framework.datamodules.datamodule import EncoderDataModule
-from framework.distributed.parallel.precision import resolve_precision
+from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.captured import CudaGraphs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,21 @@ def assemble_run(
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
     parts = build_parts(settings, info.world_size)
-    data = build_data(settings, parts, info, device_type)
+    has_graphs = device_type == "cuda" and _has_graphs(settings, precision, parts, info)
+    data = build_data(settings, parts, info, device_type, has_graphs)
     as_it_runs = as_run(config, parts, precision)
     if composed is not None:
         as_it_runs = masked(composed, as_it_runs)
     module = build_module(settings, parts, precision, device_type)
+    module.build_graphs = CudaGraphs if has_graphs else None
     return AssembledRun(as_it_runs, settings, parts, data, module, find_run_folder(settings.run, as_it_runs))
+
+
+def _has_graphs(settings: TrainConfig, precision: Precision, parts: Parts, info: ProcessInfo) -> bool:
+    """Returns True if steps are captured as CUDA graphs. Rank 0 logs why they cannot be captured."""
+    if not settings.strategy.graph:
+        return False
+    obstacle = obstacle_to_graphs(settings, precision, parts.task, parts.sources, info.world_size)
+    if obstacle is not None and info.rank == 0:
+        logger.warning("Training steps are not captured as CUDA graphs, because %s.", obstacle)
+    return obstacle is None

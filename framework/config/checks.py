@@ -121,6 +121,36 @@ def check_compiled_items(settings: TrainConfig, sources: Mapping[str, SequenceSo
         )
 
 
+def obstacle_to_graphs(
+    settings: TrainConfig, precision: Precision, task: Task, sources: Mapping[str, SequenceSource], world_size: int
+) -> str | None:
+    """Returns why training steps on CUDA cannot be captured as graphs; None if they can.
+
+    A captured step reads nothing from the host and waits for nothing, and all its micro-batches have fixed shapes.
+
+    Args:
+        settings: Settings of the run.
+        precision: Precision of the run, resolved.
+        task: Task of the run.
+        sources: Sequences, by split.
+        world_size: Number of processes.
+    """
+    train, strategy = sources["train"], settings.strategy
+    shape = strategy.shape(world_size)
+    group_size = train.group_size if isinstance(train, GroupedSequences) else 1
+    obstacles = {
+        f"the precision is {precision.name} and not bf16": precision.name != "bf16",
+        f"strategy={strategy.name} splits weights over ranks": shape.shard * shape.tensor > 1,
+        "weights are kept in host memory": strategy.cpu_offload,
+        f"the loss of {type(task).__name__} needs all sequences of a step at once": isinstance(task, StepLevelTask),
+        f"{type(task).__name__} has a decoder": not task.allows_tensor_parallel,
+        f"items of {type(task).__name__} hold several sequences": group_size > 1,
+        "the regularization adds passes": not isinstance(settings.regularization.build(), OnePass),
+        "activation checkpointing repeats passes": strategy.activation_checkpointing.mode != "none",
+    }
+    return next((reason for reason, applies in obstacles.items() if applies), None)
+
+
 def check_vocabulary(tokenizer: Tokenizer, config: EncoderConfig, weights: PretrainedWeights | None = None) -> None:
     """Checks that every id has an embedding (spare rows are allowed), and the position offset of RoBERTa models.
 

@@ -216,6 +216,7 @@ class StrategyConfig(Sharding):
         activation_checkpointing: Activations that layers keep from the forward pass for the backward pass.
         compile: "none": layers are not compiled; else the torch.compile backend of each layer: "inductor", or
             "aot_eager" for debugging.
+        graph: Capture training steps as CUDA graphs where the device and the other settings permit it.
     """
 
     name: StrategyName
@@ -223,6 +224,7 @@ class StrategyConfig(Sharding):
     tensor_parallel_size: int | None = None
     activation_checkpointing: ActivationCheckpointing = KEEP_ALL
     compile: CompileBackend = "none"
+    graph: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

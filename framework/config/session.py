@@ -145,8 +145,10 @@ def prepare_training_texts(parts: Parts, folder: RunFolder, info: ProcessInfo, d
     prepare_word_samples(source, parts.weights, parts.config, parts.tokenizer, folder.path, device)
 
 
-def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_type: str) -> EncoderDataModule:
-    """Builds the LightningDataModule of a run.
+def build_data(
+    settings: TrainConfig, parts: Parts, info: ProcessInfo, device_type: str, has_graphs: bool
+) -> EncoderDataModule:
+    """Builds the LightningDataModule of a run. Compiled layers and graphs (`has_graphs`) need fixed shapes.
 
     If `trainer.micro_batch_tokens` is "auto", the callback `AutoBudget` sets the token budget when the model is in
     memory.
@@ -166,7 +168,7 @@ def build_data(settings: TrainConfig, parts: Parts, info: ProcessInfo, device_ty
         num_workers=settings.trainer.num_workers,
         batch_warmup=settings.trainer.batch_warmup,
         shape=shape_on(device_type),
-        has_fixed_shapes=settings.strategy.compile != "none",
+        has_fixed_shapes=has_graphs or settings.strategy.compile != "none",
     )
 
 

@@ -10,7 +10,7 @@ from framework.batch import StepBatch
 from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
-from framework.data.planning.plan import SequenceSource, StepPlan
+from framework.data.planning.plan import ChosenTargets, SequenceSource, StepPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.processes.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
@@ -36,7 +36,8 @@ class EncoderDataModule(LightningDataModule):
         num_workers: Loader processes of this rank; 0 builds batches in the training process.
         batch_warmup: Growth of the global batch at the beginning of training; None: constant size.
         shape: Rounded shape to which micro-batches are padded; None: no padding.
-        has_fixed_shapes: True pads training micro-batches to a few fixed shapes instead, for compiled steps.
+        has_fixed_shapes: True pads training micro-batches to a few fixed shapes instead, for compiled and for captured
+            steps.
 
     Raises:
         ConfigError: The sizes allow no plan.
@@ -95,7 +96,11 @@ class EncoderDataModule(LightningDataModule):
             return self._shape
         plan = self.plans[split]
         return fixed_shapes(
-            plan.source.max_length, plan.source.mean_length, micro_batch_tokens, plan.rank_tokens(_SAMPLED_STEPS)
+            plan.source.max_length,
+            plan.source.mean_length,
+            micro_batch_tokens,
+            plan.rank_tokens(_SAMPLED_STEPS),
+            plan.source.most_targets if isinstance(plan.source, ChosenTargets) else None,
         )
 
     def set_budget(self, micro_batch_tokens: int) -> None:
@@ -144,8 +149,8 @@ class EncoderDataModule(LightningDataModule):
         return self._loader(dataset, SeekSampler(0, len(plan)))
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:  # noqa: ARG002
-        """Copies a step to the device without waiting for the copy (Lightning's hook)."""
-        return batch.to(device, non_blocking=True)
+        """Leaves a step on the host (Lightning's hook); the module copies it, to fixed memory in captured steps."""
+        return batch
 
     def _loader(self, dataset: StepDataset, sampler: SeekSampler) -> DataLoader[StepBatch]:
         return DataLoader(

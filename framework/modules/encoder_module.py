@@ -21,6 +21,7 @@ from framework.distributed.processes.position import begin_activity
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.distributed.strategy import MeshStrategy, SingleStrategy
 from framework.modules.evaluation import SplitEvaluation
+from framework.modules.passes.captured import CapturedFunction, CapturedSteps, Graphs
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
@@ -50,6 +51,8 @@ class EncoderModule(pl.LightningModule):
             changed the weights, so that the gradients must be computed again. Collective: all ranks must call.
         examines: True makes the next validations keep the data of each item that an error analysis needs.
         examined: Evaluation of the last validation, with the data of its items; None if it ran without `examines`.
+        build_graphs: Function from the device to the recorder of captured training steps, for a single process or
+            `ddp`; None: steps are not captured. A captured step needs micro-batches of fixed shapes.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class EncoderModule(pl.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.sharding = sharding
         self.compile_backend = compile_backend
-        self.steps = (
+        self.steps: StepLevelSteps | SumCountSteps | CapturedSteps = (
             StepLevelSteps(task)
             if isinstance(task, StepLevelTask)
             else SumCountSteps(task, OnePass() if regularization is None else regularization)
@@ -108,6 +111,8 @@ class EncoderModule(pl.LightningModule):
         self.validation_metrics: dict[str, float] = {}
         self.examines = False
         self.examined: SplitEvaluation | None = None
+        self.build_graphs: Callable[[torch.device], Graphs] | None = None
+        self._clip: Callable[[], Tensor] = lambda: clip_gradients(self.model.parameters(), self.max_grad_norm)
         self.step_batch: StepBatch | None = None
         self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
@@ -121,7 +126,7 @@ class EncoderModule(pl.LightningModule):
         strategy = self._strategy
         parallelize(
             self.model,
-            strategy.mesh,
+            strategy.mesh if self.build_graphs is None else None,  # captured steps reduce all gradients at once
             strategy.name,
             self.precision,
             self.activation_checkpointing,
@@ -159,6 +164,17 @@ class EncoderModule(pl.LightningModule):
         self._num_tokens.fill_(value)
 
     @override
+    def on_train_start(self) -> None:
+        """Prepares captured steps. Trials of the token budget have ended by then."""
+        if self.build_graphs is not None and isinstance(self.steps, SumCountSteps):
+            graphs = self.build_graphs(self.device)
+            self.steps = CapturedSteps(self.steps, graphs)
+            self._clip = CapturedFunction("the clipping of gradients", self._clip, graphs)
+            if self.holds_on_device:
+                update = self.optimizer.update_on_device
+                self.optimizer.update_on_device = CapturedFunction("the update of the weights", update, graphs)
+
+    @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
         """Runs one global step: the passes over every micro-batch, gradient clipping, and the update.
 
@@ -167,6 +183,8 @@ class EncoderModule(pl.LightningModule):
         """
         if batch.step != self.global_step:
             raise RuntimeError(f"The loader returned step {batch.step}, but {self.global_step} steps are completed.")
+        if not isinstance(self.steps, CapturedSteps):  # captured steps copy micro-batches to fixed memory
+            batch = batch.to(self.device, non_blocking=True)
         values, grad_norm, num_tokens = self._compute_gradients(batch)
         if self.settle_last_step():
             self.optimizer.zero_grad(set_to_none=True)
@@ -215,7 +233,7 @@ class EncoderModule(pl.LightningModule):
         """Evaluates one step of the split, without gradients and dropout."""
         assert self._evaluation is not None
         passes = self._passes(batch.step)
-        for passes.number, micro_batch in enumerate(batch.micro_batches, start=1):
+        for passes.number, micro_batch in enumerate(batch.to(self.device, non_blocking=True).micro_batches, start=1):
             outputs, contribution = passes.forward(micro_batch, None)
             self._evaluation.update(outputs, contribution, micro_batch)
         self._evaluation.end_step()
@@ -308,7 +326,7 @@ class EncoderModule(pl.LightningModule):
             The norm before clipping; 0 if the update is skipped.
         """
         if self.loss_scale is None:
-            return clip_gradients(self.model.parameters(), self.max_grad_norm)
+            return self._clip()
         self.loss_scale.unscale(self.model.parameters())
         norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         if not torch.isfinite(loss):

@@ -41,6 +41,7 @@ class CombinedOptimizer(Optimizer):
         before_change: Callback for threads that read weights or state. It is called before an update and before
             `swap_average`. Other code that changes them in place, such as loading a checkpoint, must call it too.
         hold_flag: fp32 scalar on the device; 1 holds the update if `holds_on_device`. Set it with `hold_unless_finite`.
+        update_on_device: Function that runs the update if `holds_on_device`. It may be replaced by a captured one.
     """
 
     def __init__(self, parameter_groups: list[dict[str, Any]]) -> None:
@@ -53,6 +54,7 @@ class CombinedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self.state[parameter] = _INITIAL_STATE[group["algorithm"]](parameter)
         self._held = False
+        self.update_on_device: Callable[[], Any] = self._update_on_device
         devices = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
         device = next(iter(devices))
         self._is_adamw_on_device = device.type in HOLDING_DEVICES and len(devices) == 1
@@ -103,7 +105,7 @@ class CombinedOptimizer(Optimizer):
             return result
         self.before_change()
         if self.holds_on_device:
-            adamw.update(self.param_groups, self.state, self.hold_flag, self._rates.unbind())
+            self.update_on_device()
             return result
         for algorithm, update in _UPDATES.items():
             groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
@@ -113,6 +115,9 @@ class CombinedOptimizer(Optimizer):
             weights, averages = map(list, zip(*self._weights_and_averages(), strict=True))
             torch._foreach_lerp_(averages, weights, 1.0 - self._average_decay)
         return result
+
+    def _update_on_device(self) -> None:
+        adamw.update(self.param_groups, self.state, self.hold_flag, self._rates.unbind())
 
     def keep_average(self, decay: float) -> None:
         """Starts a moving average at the current weights. It is sharded and saved like other state.

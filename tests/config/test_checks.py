@@ -10,16 +10,18 @@ import transformers
 from hydra import compose, initialize_config_dir
 
 from framework.config.build import build_settings, data_kind
-from framework.config.checks import check_tensor_parallel, check_vocabulary
+from framework.config.checks import check_tensor_parallel, check_vocabulary, obstacle_to_graphs
 from framework.config.command import resolve_config
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.published.pretrained import load_pretrained
 from framework.tasks.pretraining.task import PretrainingTask
+from tests.support.data.sequences import NumberedSource
 
 CONFIG = EncoderConfig(
     family="bert",
@@ -67,6 +69,45 @@ def test_probes_are_a_free_key_that_is_checked():
         build_settings(mistyped, world_size=2)
     with pytest.raises(ConfigError, match=r"`trainer.probe_every_n_steps` is 5, but `probes` is empty"):
         build_settings(lonely, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "precision", "obstacle"),
+    [
+        ([], "bf16", None),
+        ([], "fp32", "the precision is fp32 and not bf16"),
+        (["strategy=ddp"], "bf16", None),
+        (["strategy=fsdp2"], "bf16", "strategy=fsdp2 splits weights over ranks"),
+        (["strategy=fsdp2", "strategy.cpu_offload=true"], "bf16", "strategy=fsdp2 splits weights over ranks"),
+        (["strategy.activation_checkpointing.mode=full"], "bf16", "activation checkpointing repeats passes"),
+        (["regularization=r_drop"], "bf16", "the regularization adds passes"),
+        (["task=embedding"], "bf16", "the loss of EmbeddingTask needs all sequences of a step at once"),
+        (["task=translation"], "bf16", "TranslationTask has a decoder"),
+    ],
+)
+def test_steps_that_cannot_be_captured_have_a_reason(overrides: list[str], precision: str, obstacle: str | None):
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x", *overrides]))
+    world_size = 2 if config["strategy"]["name"] != "single" else 1
+    settings = build_settings(config, world_size)
+    task, sources = settings.task.build(), {"train": NumberedSource(5)}
+    assert obstacle_to_graphs(settings, Precision(precision), task, sources, world_size) == obstacle
+
+
+def test_one_rank_of_a_sharding_strategy_has_whole_weights_that_can_be_captured():
+    register_resolvers()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        plain, offloaded = (
+            build_settings(
+                resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x", "strategy=fsdp2", *more])),
+                1,
+            )
+            for more in ([], ["strategy.cpu_offload=true"])
+        )
+    task, sources = plain.task.build(), {"train": NumberedSource(5)}
+    assert obstacle_to_graphs(plain, Precision("bf16"), task, sources, 1) is None
+    assert obstacle_to_graphs(offloaded, Precision("bf16"), task, sources, 1) == "weights are kept in host memory"
 
 
 def test_augmentation_makes_another_run_and_null_is_the_earlier_default():

@@ -28,6 +28,7 @@ PRETRAINING = [
 WAYS = {
     "fp32": ["precision=fp32", "strategy=single"],
     "bf16": ["precision=bf16", "strategy=single"],
+    "single_kernels": ["precision=bf16", "strategy=single", "strategy.graph=false"],
     "fp16": ["precision=fp16", "strategy=single"],
     "float8": ["precision=float8", "strategy=single"],
     "ddp": ["precision=bf16", "strategy=ddp"],

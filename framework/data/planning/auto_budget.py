@@ -20,6 +20,8 @@ CPU_BUDGET = 4096
 """Budget on the CPU, where memory does not limit a micro-batch and larger ones run no faster."""
 MEMORY_FRACTION = 0.9
 """Usable fraction of this process's memory. The rest covers allocator fragmentation and an unusually large batch."""
+GRAPH_MEMORY_FRACTION = 0.75
+"""Usable fraction if training steps are captured. Graphs keep their memory, so validation needs memory of its own."""
 _SLACK = 1.05
 """Margin for a step that has a few more tokens than the mean step."""
 _GROWTH = 4.0

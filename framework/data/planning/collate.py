@@ -42,7 +42,8 @@ class FixedShape:
     Attributes:
         tokens: Tokens of every micro-batch.
         sequences: Sequences of every micro-batch.
-        targets: Entries of every target with axis "targets"; None does not pad them.
+        targets: Entries of every target with axis "targets"; None does not pad them. More of them are padded to the
+            next multiple of an eighth of this number, which is another shape.
         max_seqlen: `PackedBatch.max_seqlen` of every micro-batch; no dummy sequence is longer.
     """
 
@@ -192,6 +193,9 @@ def _split_evenly(tokens: int, parts: int) -> np.ndarray:
 
 def _padded_target(name: str, target: Target, size: int | None) -> torch.Tensor:
     size = max(len(target.values), 1) if size is None else size
+    if target.axis == "targets" and len(target.values) > size:
+        eighth = -(-size // 8)
+        size = -(-len(target.values) // eighth) * eighth
     if len(target.values) > size:
         raise ValueError(f"target {name} has {len(target.values)} entries, but the shape allows {size}.")
     return _padded(target.values, size, target.filler)

@@ -7,7 +7,7 @@ the steps are spread evenly, it is half the budget, which wastes a quarter of a 
 would waste a half. If all steps have about the same load, it fits that load, and little is wasted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import TypeAlias
@@ -42,14 +42,22 @@ Shapes: TypeAlias = FixedShapes | RoundedShape | None
 """Shapes to which micro-batches of a plan are padded; None adds no padding. Only fixed shapes limit the sequences."""
 
 
-def fixed_shapes(max_length: int, mean_length: float, micro_batch_tokens: int, rank_tokens: np.ndarray) -> FixedShapes:
-    """Chooses the shapes for sequences of these lengths. Targets are not padded, since heads are not compiled.
+def fixed_shapes(
+    max_length: int,
+    mean_length: float,
+    micro_batch_tokens: int,
+    rank_tokens: np.ndarray,
+    most_targets: Callable[[int, int], int] | None = None,
+) -> FixedShapes:
+    """Chooses the shapes for sequences of these lengths.
 
     Args:
         max_length: Most tokens of a sequence; at most the full budget.
         mean_length: Mean tokens of a sequence.
         micro_batch_tokens: Full budget of a micro-batch.
         rank_tokens: (steps,) tokens of a rank in a sample of steps, for which the smaller budget is optimized.
+        most_targets: Function from tokens and sequences of a micro-batch to the entries of its targets with axis
+            "targets" (`framework.data.planning.plan.ChosenTargets`); None: it has no such targets.
     """
     sequences = ceil(_SPARE_SEQUENCES * micro_batch_tokens / mean_length) + 1
     # In descending order, so that argmin takes the full budget if no smaller one helps.
@@ -57,6 +65,9 @@ def fixed_shapes(max_length: int, mean_length: float, micro_batch_tokens: int, r
     needed = rank_tokens % micro_batch_tokens * _SLACK
     computed = np.where(needed <= sizes, sizes, micro_batch_tokens).mean(axis=1)
     budgets = sorted({int(sizes[computed.argmin(), 0]), micro_batch_tokens})
-    return FixedShapes(
-        sequences, {budget: FixedShape.around(budget, sequences, None, max(max_length, 2)) for budget in budgets}
-    )
+
+    def shape(budget: int) -> FixedShape:
+        targets = None if most_targets is None else most_targets(budget, sequences)
+        return FixedShape.around(budget, sequences, targets, max(max_length, 2))
+
+    return FixedShapes(sequences, {budget: shape(budget) for budget in budgets})

@@ -88,6 +88,19 @@ class UnusedText(Protocol):
 
 
 @runtime_checkable
+class ChosenTargets(Protocol):
+    """Additional method of a source whose targets are chosen tokens, so that their number is not that of tokens."""
+
+    def most_targets(self, tokens: int, sequences: int) -> int:
+        """Returns the number of targets that a micro-batch of this many tokens and sequences exceeds rarely or never.
+
+        Args:
+            tokens: Real tokens of a micro-batch.
+            sequences: Real sequences of a micro-batch.
+        """
+
+
+@runtime_checkable
 class GroupedSequences(Protocol):
     """Additional attributes of a source whose items may hold several sequences. SequenceSource then counts items.
 

@@ -38,6 +38,8 @@ class ModelPasses:
         loss_scale: Factor on losses in fp16, else 1.
         run_backward: Function that runs the backward pass of a scalar.
         number: Number of the micro-batch, counted from 1, for the recorded activity.
+        fixed_dropout_base: int64 scalar on the device that holds the `dropout_base` of the step; None: the base is
+            computed from seed, step and pass index.
     """
 
     model: TaskModel
@@ -51,11 +53,15 @@ class ModelPasses:
     loss_scale: float
     run_backward: Callable[[Tensor], None]
     number: int = 1
+    fixed_dropout_base: Tensor | None = None
 
     def dropout_keys(self, batch: PackedBatch, pass_index: int = 0) -> Tensor | None:
         """Returns (tokens,) int64 keys, with other masks for each pass index; None if the model has no dropout."""
         if not self.has_dropout:
             return None
+        if self.fixed_dropout_base is not None:
+            assert pass_index == 0
+            return token_keys(self.fixed_dropout_base, batch)
         return token_keys(dropout_base(self.seed, self.step, pass_index), batch)
 
     def forward(

@@ -6,6 +6,7 @@ follow A if the tokenizer uses two, as in RoBERTa.
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 
@@ -158,6 +159,13 @@ class PretrainingSource:
             targets["nsp_labels"] = Target(segments.labels, "sequences")
             counts["nsp"] = float(len(indices))
         return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, shape)
+
+    def most_targets(self, tokens: int, sequences: int) -> int:
+        """Returns the most masked tokens of a micro-batch: of each sequence its share, rounded up.
+
+        Masked words and spans may exceed their share by a part of a word, so that a micro-batch may have a few more.
+        """
+        return ceil(max(self.mask_rate.start, self.mask_rate.end) * tokens) + sequences
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
         """Starts reading the text of the sequences `start` (inclusive) to `stop` (exclusive), which come soon."""

@@ -62,6 +62,14 @@ def test_a_fixed_shape_is_filled_with_dummies():
     check(batch.targets["weights"], [0.5, 1, 1, 1, 1, 0.25, 0, 0, 0, 0, 0], torch.float32)
 
 
+def test_more_targets_than_the_shape_holds_fill_the_next_eighth():
+    """An eighth of 1 entry is 1, and an eighth of 17 entries are 3: 20 entries become 21."""
+    assert len(three_sequences(FixedShape(11, 5, 1, 4)).targets["positions"]) == 2
+    many = {"positions": Target(np.zeros(20, dtype=np.int64), "targets", filler=0)}
+    packed = pack_sequences(np.arange(2), np.array([2]), np.array([0]), None, many, {}, FixedShape(3, 2, 17, 2))
+    assert packed.targets["positions"].shape == (21,)
+
+
 def test_a_rounded_shape_adds_four_dummies_up_to_a_multiple_of_16():
     batch = three_sequences(RoundedShape())
     # 6 tokens and at least one for each dummy: the next multiple is 16, so that the four get 10.
@@ -130,7 +138,6 @@ def test_no_sequences_give_one_dummy_token():
         (FixedShape(6, 4, 2, 4), "cannot be padded"),  # none left for the dummy
         (FixedShape(20, 2, 2, 4), "cannot be padded"),  # too few sequences
         (FixedShape(20, 4, 2, 4), "cannot be padded"),  # the dummy would be longer than the maximum
-        (FixedShape(8, 4, 1, 4), "target positions has 2 entries, but the shape allows 1"),
     ],
 )
 def test_sequences_that_exceed_a_shape_are_rejected(shape, message):

@@ -218,6 +218,7 @@ def train(
     trial: StudyTrial | None = None,
     shape: RoundedShape | None = None,
     accepts_missing_rows: bool = False,
+    has_fixed_shapes: bool = False,
 ) -> EncoderModule:
     """Runs or resumes a toy run in this process, which is one of the ranks that the environment defines."""
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
@@ -260,7 +261,7 @@ def train(
         mesh.data_parallel_size,
         mesh.data_parallel_rank(rank),
         shape=shape,
-        has_fixed_shapes=module.compile_backend != "none",
+        has_fixed_shapes=has_fixed_shapes or module.compile_backend != "none",
     )
     trainer.fit(module, datamodule=data)
     return module

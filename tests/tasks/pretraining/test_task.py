@@ -164,6 +164,16 @@ def test_empty_batches_and_fixed_shapes(data, tokenizer):
     assert sequences_of(batch) == sequences_of(build(source, 0, [1, 2, 3]))
 
 
+@pytest.mark.parametrize("masking", ["token", "whole_word", "span"])
+def test_a_micro_batch_has_at_most_as_many_targets_as_expected(data, tokenizer, masking):
+    """Only whole words and spans may have a few more."""
+    source = sources_of(data, tokenizer, masking=masking)["train"]
+    slack = 0 if masking == "token" else 8
+    for count in range(1, 20):
+        batch = build(source, 0, np.arange(count))
+        assert len(batch.targets["mlm_positions"]) <= source.most_targets(batch.num_tokens, count) + slack
+
+
 def test_the_kind_of_masking_reaches_both_splits(data, tokenizer):
     """Masked tokens come in runs, which are longer if larger units are masked."""
     for split in ("train", "validation"):
