@@ -98,13 +98,11 @@ def test_steps_that_cannot_be_captured_have_a_reason(overrides: list[str], preci
 def test_one_rank_of_a_sharding_strategy_has_whole_weights_that_can_be_captured():
     register_resolvers()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        plain, offloaded = (
-            build_settings(
-                resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x", "strategy=fsdp2", *more])),
-                1,
-            )
+        configs = [
+            resolve_config(compose("train", ["experiment=finetune_demo", "init_from=x", "strategy=fsdp2", *more]))
             for more in ([], ["strategy.cpu_offload=true"])
-        )
+        ]
+    plain, offloaded = (build_settings(config, world_size=1) for config in configs)
     task, sources = plain.task.build(), {"train": NumberedSource(5)}
     assert obstacle_to_graphs(plain, Precision("bf16"), task, sources, 1) is None
     assert obstacle_to_graphs(offloaded, Precision("bf16"), task, sources, 1) == "weights are kept in host memory"
