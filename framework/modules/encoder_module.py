@@ -55,6 +55,9 @@ class EncoderModule(pl.LightningModule):
             `ddp`; None: steps are not captured. A captured step needs micro-batches of fixed shapes.
     """
 
+    build_graphs: Callable[[torch.device], Graphs] | None = None
+    _captured_clip: CapturedFunction | None = None
+
     def __init__(
         self,
         model: TaskModel,
@@ -111,8 +114,6 @@ class EncoderModule(pl.LightningModule):
         self.validation_metrics: dict[str, float] = {}
         self.examines = False
         self.examined: SplitEvaluation | None = None
-        self.build_graphs: Callable[[torch.device], Graphs] | None = None
-        self._clip: Callable[[], Tensor] = lambda: clip_gradients(self.model.parameters(), self.max_grad_norm)
         self.step_batch: StepBatch | None = None
         self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
@@ -169,7 +170,7 @@ class EncoderModule(pl.LightningModule):
         if self.build_graphs is not None and isinstance(self.steps, SumCountSteps):
             graphs = self.build_graphs(self.device)
             self.steps = CapturedSteps(self.steps, graphs)
-            self._clip = CapturedFunction("the clipping of gradients", self._clip, graphs)
+            self._captured_clip = CapturedFunction("the clipping of gradients", self._clip_by_norm, graphs)
             if self.holds_on_device:
                 update = self.optimizer.update_on_device
                 self.optimizer.update_on_device = CapturedFunction("the update of the weights", update, graphs)
@@ -326,9 +327,9 @@ class EncoderModule(pl.LightningModule):
             The norm before clipping; 0 if the update is skipped.
         """
         if self.loss_scale is None:
-            return self._clip()
+            return self._clip_by_norm() if self._captured_clip is None else self._captured_clip()
         self.loss_scale.unscale(self.model.parameters())
-        norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        norm = self._clip_by_norm()
         if not torch.isfinite(loss):
             return norm
         overflowed = not torch.isfinite(norm)
@@ -337,3 +338,6 @@ class EncoderModule(pl.LightningModule):
             self.optimizer.hold_update()
             norm = torch.zeros_like(norm)
         return norm
+
+    def _clip_by_norm(self) -> Tensor:
+        return clip_gradients(self.model.parameters(), self.max_grad_norm)
