@@ -146,7 +146,6 @@ def obstacle_to_graphs(
         f"{type(task).__name__} has a decoder": not task.allows_tensor_parallel,
         f"items of {type(task).__name__} hold several sequences": group_size > 1,
         "the regularization adds passes": not isinstance(settings.regularization.build(), OnePass),
-        "activation checkpointing repeats passes": strategy.activation_checkpointing.mode != "none",
     }
     return next((reason for reason, applies in obstacles.items() if applies), None)
 
