@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ class StaticBatch:
         sizes = [tensor.numel() * tensor.element_size() for tensor in tensors_of(like).values()]
         self._starts, num_bytes = _aligned(sizes)
         self._block = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        views = dict(zip((name for name, _, _ in self._form), self._views(self._block), strict=True))
+        names = (name for name, _, _ in self._form)
+        views: dict[str, Any] = dict(zip(names, self._views(self._block), strict=True))
         targets = {name: views.pop(f"targets.{name}") for name in sorted(like.targets)}
         num_sequences = len(like.lengths)
         self.batch = replace(
