@@ -70,8 +70,10 @@ class CudaGraphs:
     def capture(self, function: Callable[[], None]) -> Callable[[], None]:
         """Captures a function. Other threads, such as those that write a checkpoint, may go on using the device."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            function()
+        # After a failed capture torch (2.11 to 2.13) does not restore the stream, so an outer context does.
+        with torch.cuda.stream(torch.cuda.current_stream()):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                function()
         return graph.replay
 
 
