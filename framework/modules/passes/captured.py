@@ -71,9 +71,11 @@ class CudaGraphs:
         """Captures a function. Other threads, such as those that write a checkpoint, may go on using the device."""
         graph = torch.cuda.CUDAGraph()
         # After a failed capture torch (2.11 to 2.13) does not restore the stream, so an outer context does.
-        with torch.cuda.stream(torch.cuda.current_stream()):
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                function()
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            function()
         return graph.replay
 
 
@@ -119,7 +121,10 @@ class CapturedFunction:
             self._replay = self._graphs.capture(self._run)
         except RuntimeError as error:  # torch's errors of capture, and of memory, are of this class
             self._has_failed = True
-            reason = str(error).partition("\n")[0]
+            first = (
+                error.__context__ if isinstance(error.__context__, RuntimeError) else error
+            )  # ending a capture fails too
+            reason = str(first).partition("\n")[0]
             logger.warning("%s is not captured as a CUDA graph and runs without one: %s", self.name, reason)
         else:
             logger.info("%s is captured as a CUDA graph", self.name)
