@@ -121,9 +121,8 @@ class CapturedFunction:
             self._replay = self._graphs.capture(self._run)
         except RuntimeError as error:  # torch's errors of capture, and of memory, are of this class
             self._has_failed = True
-            first = (
-                error.__context__ if isinstance(error.__context__, RuntimeError) else error
-            )  # ending a capture fails too
+            # The end of a failed capture raises an error too.
+            first = error.__context__ if isinstance(error.__context__, RuntimeError) else error
             reason = str(first).partition("\n")[0]
             logger.warning("%s is not captured as a CUDA graph and runs without one: %s", self.name, reason)
         else:
