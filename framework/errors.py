@@ -4,6 +4,7 @@ A message names the value, the rule and the remedy. A message about bad data als
 """
 
 import pickle
+from collections.abc import Iterable
 from types import TracebackType
 
 _DAMAGE = (
@@ -60,6 +61,47 @@ class ResourceError(FrameworkError):
     """
 
     exit_code = 1
+
+
+def check_at_least(name: str, value: float, least: float, remedy: str = "Raise it.") -> None:
+    """Checks the lower bound of a setting.
+
+    Raises:
+        ConfigError: The value is below the bound.
+    """
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}. It must be at least {least}. {remedy}")
+
+
+def check_above_zero(name: str, value: float, example: float) -> None:
+    """Checks that a setting is positive; the message suggests the example.
+
+    Raises:
+        ConfigError: The value is not positive.
+    """
+    if not value > 0:
+        raise ConfigError(f"{name} is {value}. It must be above 0. Choose, for example, {example}.")
+
+
+def check_fraction(name: str, value: float, remedy: str = "Choose, for example, 0.1.") -> None:
+    """Checks that a setting is in [0, 1).
+
+    Raises:
+        ConfigError: The value is not in this interval.
+    """
+    if not 0 <= value < 1:
+        raise ConfigError(f"{name} is {value}. It must be at least 0 and below 1. {remedy}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Checks that a setting is one of some names.
+
+    Raises:
+        ConfigError: The value is another one.
+    """
+    known = list(choices)
+    if value not in known:
+        raise ConfigError(f"{name} is {value!r}, which is unknown. Choose one of {', '.join(known)}.")
 
 
 def counted(number: int, noun: str) -> str:

@@ -15,6 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, Protocol
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+"""Files of a tokenizer folder; each of them may be absent."""
+
 _PROBE_BYTES = 1 << 16
 _SHOWN_OF_NAME = 40
 """Characters of the file name that a temporary name repeats. File systems limit a name to 255 bytes."""
@@ -74,6 +85,14 @@ def write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+class _File(Protocol):
+    """Local path, or URL of a remote file."""
+
+    def open(self, mode: Literal["rb"], /) -> Any: ...
+
+    def read_text(self, encoding: str) -> str: ...
+
+
 def parse_json(text: str | bytes) -> Any:
     """Parses JSON that may be damaged or malicious.
 
@@ -86,18 +105,25 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
+def read_json_object(path: _File) -> dict[str, Any]:
+    """Reads a file that holds a JSON object.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: Its content is not a JSON object.
+    """
+    value = parse_json(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"{type(value).__name__} instead of an object")
+    return value
+
+
 def new_digest() -> hashlib.blake2b:
     """Returns an empty BLAKE2b hash (RFC 7693) of 16 bytes, the checksum of checkpoints and exports."""
     return hashlib.blake2b(digest_size=16)
 
 
-class _Openable(Protocol):
-    """Local path, or URL of a remote file."""
-
-    def open(self, mode: Literal["rb"], /) -> Any: ...
-
-
-def checksum(path: _Openable) -> str:
+def checksum(path: _File) -> str:
     """Returns the checksum of a file's bytes.
 
     Raises:

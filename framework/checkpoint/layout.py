@@ -12,7 +12,7 @@ from typing import Any
 
 from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_atomic
 from framework.errors import CheckpointError
-from framework.files import parse_json
+from framework.files import read_json_object
 
 FORMAT = 1
 """Version of state.json and of the tensor keys. Readers reject other versions."""
@@ -130,12 +130,9 @@ def read_json(path: Location) -> dict[str, Any]:
         DamagedError: The file cannot be read, or holds no JSON object.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise DamagedError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path} does not hold a JSON object")
-    return value
 
 
 def write_json(path: Location, value: dict[str, Any]) -> None:

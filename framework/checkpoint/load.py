@@ -94,7 +94,7 @@ def load_newest_intact(newest: Location, read: Callable[[Location], T], falls_ba
             newer = gather(_replacement(candidate))[0]
             if newer is None:
                 damaged[candidate] = error.reason
-                candidate = gather(_older(candidate))[0]
+                candidate = gather(next(reversed(_before(candidate)), None))[0]
                 continue
         candidate = newer
         num_removed += 1
@@ -114,11 +114,6 @@ def _replacement(folder: Location) -> Location | None:
     """Returns the newest checkpoint if a running training has removed this one; None if this one still exists."""
     newest = None if (folder / COMPLETE).is_file() else newest_complete(folder.parent)
     return newest if newest is not None and step_of(newest) > step_of(folder) else None
-
-
-def _older(folder: Location) -> Location | None:
-    """Returns the complete checkpoint before this one; None if there is none."""
-    return next(reversed(_before(folder)), None)
 
 
 def _before(folder: Location) -> list[Location]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -23,22 +23,14 @@ from framework.checkpoint.layout import (
     write_json,
 )
 from framework.checkpoint.storage import Location, remove_tree, rename_to_final
-from framework.checkpoint.tensors import IndexWriter, checkpoint_tensors, ignore_single_process_warning
+from framework.checkpoint.tensors import IndexWriter, ignore_single_process_warning
 from framework.distributed.processes.agreement import gather, on_every_rank, on_first_rank
 from framework.errors import CheckpointError
-from framework.optim.combined import CombinedOptimizer
 from framework.optim.shards import local
 
 
 class SaveError(CheckpointError):
     """The disk could not store a checkpoint. Its partial files are removed, and older checkpoints are unchanged."""
-
-
-def save_checkpoint(
-    checkpoints: Location, step: int, model: nn.Module, optimizer: CombinedOptimizer, extra: dict[str, Any]
-) -> Location:
-    """Writes the current model and optimizer with `write_checkpoint`. Collective: all ranks must call."""
-    return write_checkpoint(checkpoints, step, checkpoint_tensors(model, optimizer), extra)
 
 
 def write_checkpoint(

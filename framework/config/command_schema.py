@@ -12,7 +12,7 @@ from framework.config.nodes import Component
 from framework.config.schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 from framework.tasks.token_classification.tagged_rows import ConllFormat
 
 
@@ -52,11 +52,9 @@ class PrepareConfig:
     check: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ConfigError(
-                f"`num_workers` is {self.num_workers}. It must be at least 0. Set 0 for no worker processes, or null "
-                "for one per core."
-            )
+        if self.num_workers is not None:
+            remedy = "Set 0 for no worker processes, or null for one per core."
+            check_at_least("`num_workers`", self.num_workers, 0, remedy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +102,7 @@ class InferenceConfig(TrainedConfig):
             raise ConfigError(
                 "precision is float8, which is only for training. Use precision=bf16, which has the same weights."
             )
-        if self.micro_batch_tokens < 1:
-            raise ConfigError(
-                f"`micro_batch_tokens` is {self.micro_batch_tokens}. It must be at least 1. Set a larger value, for "
-                "example the default 8192."
-            )
+        check_at_least("`micro_batch_tokens`", self.micro_batch_tokens, 1, "The default is 8192.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +126,7 @@ class EvaluateConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.report_examples < 0:
-            raise ConfigError(
-                f"`report_examples` is {self.report_examples}. It must be at least 0. Set 0 for a report without texts."
-            )
+        check_at_least("`report_examples`", self.report_examples, 0, "Set 0 for a report without texts.")
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,8 @@ def _rows_of_mappings(
     lists = [choice[name] for name in task.list_fields if name in choice]
     table = TableFile(Path("input"), columns, list_columns=lists, as_is=columns)
     for number, each in enumerate(inputs, start=1):
-        try:
+        with reading.handling_bad_row():
             texts, kept = row_values(table, None, f"row {number}", dict(each) if isinstance(each, Mapping) else each)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             values = {name: texts[column] for name, column in choice.items()}
             reading.collected.append(InputRow(Row(number, None, values), kept))
     return reading.collected

@@ -5,7 +5,7 @@ from typing import Literal
 
 from framework.checkpoint.integrity import Verify
 from framework.checkpoint.storage import location
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 
 Missing = Literal["error", "accept"]
 
@@ -38,8 +38,7 @@ class RunConfig:
     wait_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.wait_seconds < 0:
-            raise ConfigError(f"`run.wait_seconds` is {self.wait_seconds}. It must be at least 0. Raise it.")
+        check_at_least("`run.wait_seconds`", self.wait_seconds, 0)
         if "://" in self.dir:
             raise ConfigError(
                 f"`run.dir` is {self.dir!r}, which is a URL. Run folders must be local. Set `run.checkpoints` to the "

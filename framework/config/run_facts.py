@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from framework.checkpoint.layout import step_of
 from framework.config.command_schema import ExportConfig
 from framework.config.nodes import TARGET_KEY
 from framework.config.run_folder import read_config
@@ -15,8 +16,6 @@ from framework.tasks.task import Task
 from framework.tracking.metric_names import describe
 from framework.tracking.run_files import PROVENANCE_FILE
 from framework.tracking.summary_file import read_summary
-
-_STEP_PREFIX = "step_"
 
 
 def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFacts:
@@ -33,7 +32,7 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
     with reading_record(folder, "Restore the run folder"):
         config, start = read_config(folder), _first_start(folder)
         summary = read_summary(folder) or {}
-        step = _step(trained.weights.source)
+        step = step_of(Path(trained.weights.source))
         return RunFacts(
             name=folder.resolve().name,
             about=_about(trained, config, start, step, settings),
@@ -51,11 +50,6 @@ def _first_start(folder: Path) -> dict[str, Any]:
         file = folder / PROVENANCE_FILE
         raise CheckpointError(f"{file} is missing or damaged. A run folder must have it. Restore the file.")
     return starts[0]
-
-
-def _step(source: str) -> int:
-    """Parses the step of a checkpoint from its folder or URL."""
-    return int(source.rstrip("/").rpartition("/")[2].removeprefix(_STEP_PREFIX))
 
 
 def _about(
@@ -118,9 +112,4 @@ def _metrics(
     elif summary["ended"] == "finished" and summary["steps"] == step:
         row = summary["last"]
     values = {key: value for key, value in row.items() if key.startswith("val/") and isinstance(value, int | float)}
-    return {_label(key): f"{value:.4f}" for key, value in values.items()}
-
-
-def _label(key: str) -> str:
-    name = describe(key)
-    return f"{name.label} ({name.unit})" if name.unit else name.label
+    return {describe(key).with_unit: f"{value:.4f}" for key, value in values.items()}

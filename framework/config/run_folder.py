@@ -16,7 +16,7 @@ from framework.config.run_records import find_lost_step, read_starts
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY, Tokenizer
 from framework.distributed.processes.environment import resolve_run_id
 from framework.errors import CheckpointError, ConfigError, DataError, reading_record
-from framework.files import parse_json, write_atomic
+from framework.files import read_json_object, write_atomic
 from framework.tracking.run_files import CONFIG_FILE, PROVENANCE_FILE, TASK_FILE
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -222,10 +222,7 @@ def read_task_record(path: Path) -> dict[str, Any]:
     """
     file = path / TASK_FILE
     with reading_record(file, "Restore the run folder"):
-        record = parse_json(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise TypeError(f"{type(record).__name__} instead of an object")
-        return record
+        return read_json_object(file)
 
 
 def recorded_pair_separators(record: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings
 from framework.tasks.probing.probe import ProbeSettings
+from framework.tracking.logger_config import LoggerConfig
 
 MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
 """Missing keys of the model are taken from the weights in `init_from`, the vocabulary size from the tokenizer."""
@@ -271,29 +272,6 @@ class PrecisionConfig:
                 f"`precision.init_scale` is {self.init_scale}. It must be between 1 and 2^127, the largest power of "
                 "two in fp32. A usual value is 65536."
             )
-
-
-@dataclass(frozen=True)
-class LoggerConfig:
-    """Tracking of metrics outside the run folder.
-
-    Attributes:
-        name: "none", or "wandb" (Weights & Biases).
-        project: Project on the server.
-        group: Group of runs on the server; null: in a sweep the name of the sweep, else none.
-        job_type: Kind of run within its group; null: in a sweep the values of the job, else "train".
-        tags: Tags for searching the run.
-        mode: "online", "offline", or "auto": online if an API key is configured.
-        log_model: Export the run when it has finished, and log the export as an artifact.
-    """
-
-    name: Literal["none", "wandb"]
-    project: str = "cloze"
-    group: str | None = None
-    job_type: str | None = None
-    tags: tuple[str, ...] = ()
-    mode: Literal["auto", "online", "offline"] = "auto"
-    log_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from framework.config.command_schema import ExportConfig
 from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.run_folder import read_config
-from framework.config.schema import LoggerConfig
 from framework.config.trained import open_trained
+from framework.tracking.logger_config import LoggerConfig
 from framework.tracking.summary_file import read_summary
 from framework.tracking.wandb.content import log_model
 from framework.tracking.wandb.logger import build_wandb_logger
@@ -23,16 +23,7 @@ def open_wandb_run(run_folder: Path, settings: LoggerConfig) -> "WandbLogger":
 
     Secrets are masked in the saved config.
     """
-    return build_wandb_logger(
-        run_folder,
-        run_folder.name,
-        read_config(run_folder),
-        settings.project,
-        settings.group,
-        settings.job_type,
-        settings.tags,
-        settings.mode,
-    )
+    return build_wandb_logger(run_folder, run_folder.name, read_config(run_folder), settings)
 
 
 def log_model_if_configured(run_folder: Path, settings: LoggerConfig, trust: Sequence[str]) -> None:

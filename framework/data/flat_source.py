@@ -16,6 +16,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import NO_CUTTING, Cutting, SplitFacts
 from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,16 +148,9 @@ class FlatSource(HeldItems):
             digest.update(name.encode() + np.ascontiguousarray(target.values).tobytes())
         return digest.hexdigest()
 
-    def build(
-        self,
-        epochs: np.ndarray,  # noqa: ARG002  the same in every epoch
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,  # noqa: ARG002  and at every step
-        shape: Shape = None,
-    ) -> PackedBatch:
-        """Builds one micro-batch of items; `sequence_ids` (items,) identify items."""
-        return self.pack(indices, self.tokens(indices), sequence_ids, shape)
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:  # noqa: ARG002  the same at every step
+        """Builds one micro-batch; its sequences are items."""
+        return self.pack(sequences, self.tokens(sequences.indices), shape)
 
     def tokens(self, indices: np.ndarray) -> FlatTokens:
         """Returns the unchanged sequences of items, given by their indices (items,)."""
@@ -166,28 +160,21 @@ class FlatSource(HeldItems):
         token_indices = ragged.ranges(self._token_starts[rows], lengths)
         return FlatTokens(self._input_ids[token_indices], token_indices, lengths, sizes)
 
-    def pack(
-        self,
-        indices: np.ndarray,
-        tokens: FlatTokens,
-        sequence_ids: np.ndarray,
-        shape: Shape = None,
-    ) -> PackedBatch:
+    def pack(self, items: StepSequences, tokens: FlatTokens, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch of items from their sequences.
 
         Args:
-            indices: (items,) index of each item in the source.
+            items: Items of the micro-batch.
             tokens: Sequences of these items, as `tokens` returns them or edited.
-            sequence_ids: (items,) ids as in `build`.
             shape: Shape as in `build`.
         """
         sizes = tokens.sizes
-        rows = ragged.ranges(self._item_starts[indices], sizes)
+        rows = ragged.ranges(self._item_starts[items.indices], sizes)
         members = ragged.offsets_within(sizes)
         batch = pack_sequences(
             tokens.input_ids,
             tokens.lengths,
-            np.repeat(sequence_ids, sizes) * self.group_size + members,
+            np.repeat(items.sequence_ids, sizes) * self.group_size + members,
             None if self._token_type_ids is None else self._token_type_ids[tokens.token_indices],
             {
                 name: _gathered(target, rows, tokens.token_indices, tokens.lengths)
@@ -197,6 +184,42 @@ class FlatSource(HeldItems):
             shape,
         )
         return replace(batch, group_size=self.group_size)
+
+
+class DerivedSource:
+    """Items that are made from those of a FlatSource: the part of a SequenceSource that the two share.
+
+    Args:
+        source: Source of the items.
+
+    Attributes:
+        source: Source as given. The other attributes are those of the source, unless a subclass replaces them.
+    """
+
+    def __init__(self, source: FlatSource) -> None:
+        self.source = source
+        self.shuffle = source.shuffle
+        self.max_length = source.max_length
+        self.max_sequence_length = source.max_sequence_length
+        self.group_size = source.group_size
+        self.records = source.records
+        self.facts = source.facts
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the source; the config determines the rest."""
+        return self.source.fingerprint
+
+    @property
+    def mean_length(self) -> float:
+        """Returns the mean length of the source."""
+        return self.source.mean_length
+
+    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
+        """Does nothing: everything is in memory."""
 
 
 def _gathered(target: FlatTarget, rows: np.ndarray, token_indices: np.ndarray, lengths: np.ndarray) -> Target:

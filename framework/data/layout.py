@@ -4,21 +4,32 @@ The tokenizer states the number of separators between the texts of a pair: one i
 segment 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from framework import ragged
 from framework.data.facts import Cutting
+from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 
-SHORTEST_PAIR = 5
-"""Number of tokens in `[CLS] a [SEP] b [SEP]`."""
+SHORTEST, SHORTEST_PAIR = 3, 5
+"""Numbers of tokens in `[CLS] a [SEP]` and in `[CLS] a [SEP] b [SEP]`."""
 
 _TEXTS_PER_CALL = 1000
 """Limits memory: the result of a tokenizer takes some hundred bytes per token until only the ids are kept."""
+
+
+def check_max_length(name: str, max_length: int, shortest: int) -> None:
+    """Checks the largest number of tokens of a sequence.
+
+    Raises:
+        ConfigError: Not even the shortest sequence fits.
+    """
+    check_at_least(name, max_length, shortest, "Special tokens count too. Raise it.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,18 @@ class Layout:
     lengths: np.ndarray
     token_type_ids: np.ndarray | None
     cutting: Cutting
+
+    def source(
+        self,
+        targets: Mapping[str, FlatTarget],
+        counts: Mapping[str, np.ndarray],
+        max_length: int,
+        item_sizes: np.ndarray | None = None,
+        records: Sequence[Any] = (),
+    ) -> FlatSource:
+        """Returns a source with these sequences; see FlatSource for the arguments."""
+        ids, lengths, segments = self.input_ids, self.lengths, self.token_type_ids
+        return FlatSource(ids, lengths, targets, counts, max_length, segments, item_sizes, records, self.cutting)
 
 
 def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, max_length: int) -> Layout:

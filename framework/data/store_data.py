@@ -11,7 +11,7 @@ from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
 from framework.data.store.sequence_index import Division, SequenceIndex, open_index
 from framework.data.store.token_store import TokenStore
-from framework.errors import ConfigError, DataError, counted
+from framework.errors import ConfigError, DataError, check_at_least, check_fraction, counted
 from framework.random import key, mix, uniform
 
 _FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -45,16 +45,9 @@ class StoreData:
     storage_options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                f"data.validation_fraction is {self.validation_fraction}. It must be at least 0 and below 1. "
-                "Choose for example 0.01."
-            )
+        check_fraction("data.validation_fraction", self.validation_fraction, "Choose, for example, 0.01.")
         for name, weight in (self.weights or {}).items():
-            if not weight >= 0:
-                raise ConfigError(
-                    f"data.weights.{name} is {weight}. A weight must be at least 0. Use 0 to leave the source out."
-                )
+            check_at_least(f"data.weights.{name}", weight, 0, "Use 0 to leave the source out.")
         _ = self.shuffle
 
     @property

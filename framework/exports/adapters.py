@@ -16,14 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from framework.checkpoint.layout import write_json
-from framework.data.tokenization.tokenizer import TOKENIZER_FILES, Tokenizer
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.new_folder import new_folder
 from framework.exports.tokenizer import tokenizer_files
+from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings, factors, in_place_of, updates_of
 from framework.published.pretrained import FAMILIES
-from framework.published.rules import Rule, to_theirs
+from framework.published.rules import Rule, part_of, to_theirs
 
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
@@ -75,7 +76,7 @@ def export_adapter(
     """
     check_adapter_target(folder)
     family = FAMILIES[config.family]
-    encoder, heads = (_without_prefix(prefix, adapter.state) for prefix in ("encoder.", "head."))
+    encoder, heads = (part_of(adapter.state, prefix) for prefix in ("encoder.", "head."))
     if any(name.startswith(_DECODER) for name in heads):
         raise CheckpointError(
             f"The head's decoder shares the word embeddings. peft cannot represent that. Use {_MERGE}."
@@ -123,10 +124,6 @@ def check_adapter_target(folder: Path) -> None:
     is_adapter = (folder / ADAPTER_CONFIG_FILE).is_file()
     if folder.exists() and not is_adapter and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not an adapter, so it is not replaced. Choose another folder.")
-
-
-def _without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

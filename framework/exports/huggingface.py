@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from framework.data.tokenization.tokenizer import SEPARATORS_KEY, TOKENIZER_FILES, TOKENIZER_KEY, Tokenizer
+from framework.data.tokenization.tokenizer import SEPARATORS_KEY, TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.model_card import CARD_FILE, ExportedModel, RunFacts, model_card
 from framework.exports.new_folder import new_folder
 from framework.exports.sentence_transformers import MODULES_FILE, sentence_transformers_files
 from framework.exports.tokenizer import tokenizer_files
+from framework.files import TOKENIZER_FILES
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import CLASS_NAME, fits_bert_decoder, write_encoder_decoder
 from framework.published.export_record import CHECKSUMS_KEY, FORMAT, checksums_of
@@ -38,7 +39,7 @@ from framework.published.kinds import EMBEDDING, TRANSLATION, HeadKind, label_na
 from framework.published.own_class import MODEL_TYPE as OWN_MODEL_TYPE
 from framework.published.own_class import MODELING_FILE, class_name, own_class, write_own_class
 from framework.published.pretrained import FAMILIES
-from framework.published.rules import to_theirs
+from framework.published.rules import part_of, to_theirs
 
 _TIED_NAME = "mlm.decoder.weight"
 _ONNX_FOLDER = "onnx"
@@ -79,8 +80,8 @@ def export_huggingface(
     folder = Path(folder)
     check_target(folder)
     tokenizer = _load_tokenizer(Path(tokenizer_dir), config, task_record.get(SEPARATORS_KEY))
-    encoder = _part(state_dict, "encoder.")
-    heads = _untied(_part(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
+    encoder = part_of(state_dict, "encoder.")
+    heads = _untied(part_of(state_dict, "head."), encoder["embeddings.word_embeddings.weight"])
     published = _publish(config, encoder, heads, head_kind, task_record, tokenizer)
     without_class = {name: heads[name].contiguous() for name in sorted(heads.keys() - published.head_names)}
     record: dict[str, Any] = {
@@ -145,18 +146,11 @@ def _publish(
         return _Published(CLASS_NAME, TRANSLATION, heads.keys(), full_config, tensors)
     if published_class.kind is None and heads:
         published_config |= label_names(task_record["labels"]) if task_record.get("labels") else {}
-        tensors |= _empty_classifiers(family, config)
+        # transformers rejects a tensor of another size. Without one, its classes with a head would only warn, and
+        # compute random scores.
+        tensors |= {name: torch.zeros(0) for name in sorted(family.score_names(config))}
     name = family.class_prefix + published_class.suffix
     return _Published(name, published_class.kind, published_class.names, published_config, tensors)
-
-
-def _empty_classifiers(family: Family, config: EncoderConfig) -> dict[str, Tensor]:
-    """Returns empty tensors under the names of classifiers, for a head that no class of transformers supports.
-
-    transformers rejects a tensor of another size. Without such a tensor, its classes with a head would only warn, and
-    compute random scores.
-    """
-    return {name: torch.zeros(0) for name in sorted(family.score_names(config))}
 
 
 def _pooling(task_record: Mapping[str, Any]) -> str:
@@ -176,10 +170,6 @@ def _head_config(
     if published_class.pooling_key is not None:
         config[published_class.pooling_key] = _pooling(task_record)
     return config
-
-
-def _part(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
 def _untied(heads: dict[str, Tensor], word_embeddings: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX
+from framework.metrics.classification import Accuracy
 
 
 class LabelCounts(Metric):
@@ -62,33 +63,22 @@ class LabelMacroF1(LabelCounts):
         return f1(outcomes).mean()
 
 
-class ExactMatch(Metric):
+class ExactMatch(Accuracy):
     """Share of sequences with all labels correct.
 
     Args:
         threshold: Probability above which a label is predicted.
     """
 
-    full_state_update = False
-    higher_is_better = True
-    num_correct: Tensor
-    num_targets: Tensor
-
     def __init__(self, threshold: float = 0.5) -> None:
         super().__init__()
         self.threshold = threshold
-        self.add_state("num_correct", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("num_targets", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Counts one micro-batch; see `LabelCounts` for the arguments."""
         right = ((logits.float().sigmoid() > self.threshold).to(labels.dtype) == labels).all(1)
         self.num_correct += right.sum()
         self.num_targets += (labels[:, 0] != IGNORE_INDEX).sum()
-
-    def compute(self) -> Tensor:
-        """Returns the share in [0, 1]; 0 without targets."""
-        return self.num_correct / self.num_targets.clamp(min=1)
 
 
 def f1(outcomes: Tensor) -> Tensor:

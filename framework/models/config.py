@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import get_args
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_choice
 
 FAMILIES = ("bert", "roberta", "modernbert")
 _CHOICES = {
@@ -23,9 +23,12 @@ _AT_MOST = {
     "type_vocab_size": 2**20,
 }
 """Limits far beyond any encoder, so that a malicious config cannot exhaust the machine before weights are read."""
-_AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings")
+_AT_LEAST_ONE = (
+    *("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_position_embeddings"),
+    "global_attention_every",
+)
 _TYPE_NAMES = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
-_NOT_NEGATIVE = ("type_vocab_size", "position_offset", "pad_token_id")
+_NOT_NEGATIVE = ("type_vocab_size", "position_offset", "pad_token_id", "initializer_range")
 _POSITIVE_NUMBERS = ("rope_theta_global", "rope_theta_local", "norm_eps")
 _PROBABILITIES = ("hidden_dropout", "embedding_dropout", "attention_dropout")
 
@@ -114,9 +117,7 @@ class EncoderConfig:
 
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                value, known = getattr(self, name), ", ".join(choices)
-                raise ConfigError(f"model.{name} is {value!r}, which is unknown. Choose one of {known}.")
+            check_choice(f"model.{name}", getattr(self, name), choices)
         for names, holds, rule in (
             (_AT_LEAST_ONE, lambda value: value >= 1, "must be at least 1"),
             (_NOT_NEGATIVE, lambda value: value >= 0, "must not be negative"),
@@ -134,10 +135,6 @@ class EncoderConfig:
                 raise ConfigError(
                     f"model.{name} is {getattr(self, name)}. It must not exceed {limit:,}. Choose a smaller value."
                 )
-        if self.initializer_range < 0:
-            raise ConfigError(
-                f"model.initializer_range is {self.initializer_range}. It must not be negative. 0.02 is usual."
-            )
 
     def _check_combinations(self) -> None:
         if self.hidden_size % self.num_heads:
@@ -159,11 +156,6 @@ class EncoderConfig:
             raise ConfigError(
                 f"model.position_offset is {self.position_offset}. It must be smaller than "
                 f"model.max_position_embeddings, which is {self.max_position_embeddings}. Enlarge the table."
-            )
-        if self.global_attention_every < 1:
-            raise ConfigError(
-                f"model.global_attention_every is {self.global_attention_every}. It must be at least 1. "
-                "With 1 every layer is global."
             )
         window = self.local_attention_window
         if window is not None and (window < 2 or window % 2):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
-from framework.errors import ConfigError
+from framework.errors import check_at_least
 from framework.models.config import EncoderConfig
 from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
 from framework.nn.decoder_layer import DecoderLayer
@@ -41,8 +41,7 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("num_layers", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"decoder.{name} is {getattr(self, name)}. It must be at least 1. Raise it.")
+            check_at_least(f"decoder.{name}", getattr(self, name), 1)
 
 
 def _build_layer(encoder: EncoderConfig) -> DecoderLayer:

@@ -60,7 +60,7 @@ def sample_words(
                 continue
             hidden = tokens.input_ids.copy()
             hidden[chosen] = tokenizer.mask_id
-            batch = texts.pack(share.indices, replace(tokens, input_ids=hidden), share.sequence_ids, share.shape)
+            batch = texts.pack(share, replace(tokens, input_ids=hidden), share.shape)
             batch = replace(batch, targets={"mlm_positions": torch.from_numpy(chosen)}).to(device)
             with torch.inference_mode():
                 logits = model(batch)["mlm"].float() / augmentation.temperature

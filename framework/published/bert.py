@@ -1,6 +1,7 @@
 """BERT and MiniLM in the Hugging Face layout (`transformers.models.bert`). RoBERTa shares the rules of the encoder."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,7 +113,6 @@ def _zero_segments(rows: int, config: EncoderConfig) -> Rule:
     """Returns a rule that writes a segment table of zeros for an encoder without one, and reads nothing back."""
 
     def zeros(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
-        del tensors, num_heads
         return [torch.zeros(rows, config.hidden_size)]
 
     return Rule((), ("embeddings.token_type_embeddings.weight",), lambda _tensors, _num_heads: [], zeros)
@@ -167,10 +167,6 @@ def _write_config(config: EncoderConfig) -> dict[str, Any]:
     return {"model_type": "bert", **write_shared_config(config, position_offset=0, min_segments=_SEGMENTS)}
 
 
-def _encoder_rules(config: EncoderConfig) -> list[Rule]:
-    return shared_encoder_rules(config, _SEGMENTS)
-
-
 _CLASSES = (
     PublishedClass("ForPreTraining", PRETRAINING, POOLER, (*MLM, *_NSP)),
     PublishedClass("ForMaskedLM", PRETRAINING, head_rules=MLM),
@@ -183,7 +179,7 @@ BERT = Family(
     class_prefix="Bert",
     read_config=_read_config,
     write_config=_write_config,
-    encoder_rules=_encoder_rules,
+    encoder_rules=partial(shared_encoder_rules, min_segments=_SEGMENTS),
     classes=lambda _config: _CLASSES,
     base_rules=POOLER,
     named_rules=(*MLM, *POOLER, *_NSP),

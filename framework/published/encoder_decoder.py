@@ -15,7 +15,7 @@ from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.published.bert import BERT, DEFAULTS, MLM, shared_encoder_rules
 from framework.published.kinds import TRANSLATION
-from framework.published.rules import Rule, renamed, to_ours, to_theirs
+from framework.published.rules import Rule, part_of, renamed, to_ours, to_theirs
 
 CLASS_NAME = "EncoderDecoderModel"
 MODEL_TYPE = "encoder-decoder"
@@ -142,7 +142,7 @@ def split_encoder_decoder(published: Mapping[str, Any], tensors: Mapping[str, Te
     special = {"start_id": "decoder_start_token_id", "end_id": "eos_token_id"}
     return Parts(
         published=published.get("encoder") or {},
-        tensors={name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)},
+        tensors=part_of(tensors, _ENCODER),
         heads=to_ours(rules, decoder_tensors, config.num_heads),
         task_record={ours: published[theirs] for ours, theirs in special.items() if published.get(theirs) is not None},
         unused=frozenset(decoder_tensors.keys() - {name for rule in rules for name in rule.theirs} - _REPEATED),
@@ -180,5 +180,4 @@ def _prefixed(rule: Rule, ours: str, theirs: str) -> Rule:
 
 
 def _first_segment(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
-    del num_heads
     return [tensors[0][:1]]

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from framework.errors import CheckpointError
-from framework.files import checksum
+from framework.files import TOKENIZER_FILES, checksum
 from framework.published.files import (
     CONFIG_FILE,
     EXPORT_RECORD_FILE,
     EXTRA_WEIGHTS_FILE,
-    TOKENIZER_FILES,
     WEIGHTS_FILE,
     read_json,
 )

@@ -14,21 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from framework.errors import CheckpointError
-from framework.files import parse_json
+from framework.files import TOKENIZER_FILES, read_json_object
 
 CONFIG_FILE = "config.json"
 EXPORT_RECORD_FILE = "cloze.json"
 EXTRA_WEIGHTS_FILE = "cloze_heads.safetensors"
 WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-)
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json")
 _PICKLE_FILE = "pytorch_model.bin"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -92,12 +83,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file cannot be read, or it does not hold a JSON object.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}). Fetch or export the model again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object. Fetch or export the model again.")
-    return content
 
 
 def tokenizer_folder(folder: Path) -> Path | None:

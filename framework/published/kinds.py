@@ -17,13 +17,7 @@ _PROBLEM_TYPES = {
 _PROBLEMS = {theirs: ours for ours, theirs in _PROBLEM_TYPES.items()}
 
 
-def _write_nothing(task_record: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    del task_record, heads
-    return {}
-
-
-def _read_nothing(published: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    del published, heads
+def _nothing(source: Mapping[str, Any], heads: Mapping[str, Tensor]) -> dict[str, Any]:
     return {}
 
 
@@ -102,8 +96,8 @@ class HeadKind:
 
     name: str
     pipeline_tag: str | None = None
-    write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _write_nothing
-    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _read_nothing
+    write: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _nothing
+    read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = _nothing
     truncates_texts: bool = False
     reads_words: bool = False
 

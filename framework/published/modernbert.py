@@ -1,6 +1,7 @@
 """ModernBERT in the Hugging Face layout (`transformers.models.modernbert`; Warner et al. 2024, arXiv:2412.13663)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from framework.errors import CheckpointError
@@ -51,7 +52,6 @@ _FIELDS = {
     "hidden_dropout": "mlp_dropout",
     "embedding_dropout": "embedding_dropout",
 }
-_POOLINGS, _POOLING_KEY = ("cls", "mean"), "classifier_pooling"
 _THETAS = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
 
 
@@ -161,39 +161,22 @@ def _encoder_rules(config: EncoderConfig) -> list[Rule]:
 
 def _head_rules(ours: str, config: EncoderConfig) -> tuple[Rule, ...]:
     """Returns the rules for a transform. Every class names it `head`, so its name does not identify the class."""
-    dense, norm = (
-        renamed(f"{ours}.dense", "head.dense", config.bias),
-        renamed(f"{ours}.norm", "head.norm", config.norm_bias),
-    )
-    return (*dense, *norm)
+    dense = renamed(f"{ours}.dense", "head.dense", config.bias)
+    return (*dense, *renamed(f"{ours}.norm", "head.norm", config.norm_bias))
 
 
 def _classes(config: EncoderConfig) -> tuple[PublishedClass, ...]:
     transform = _head_rules("transform", config)
     classifier = (*transform, *renamed("classifier", "classifier"))
     mlm = (*_head_rules("mlm", config), Rule(("mlm.decoder.bias",), ("decoder.bias",)))
+    answers = (*transform, *renamed("qa_outputs", "classifier"))
+    pooled = partial(PublishedClass, head_rules=classifier, poolings=("cls", "mean"), pooling_key="classifier_pooling")
     return (
         PublishedClass("ForMaskedLM", PRETRAINING, head_rules=mlm, extra_prefixes=("pooler.", "nsp.")),
-        PublishedClass(
-            "ForSequenceClassification",
-            SEQUENCE_CLASSIFICATION,
-            head_rules=classifier,
-            poolings=_POOLINGS,
-            pooling_key=_POOLING_KEY,
-        ),
+        pooled("ForSequenceClassification", SEQUENCE_CLASSIFICATION),
         PublishedClass("ForTokenClassification", TOKEN_CLASSIFICATION, head_rules=classifier),
-        PublishedClass(
-            "ForQuestionAnswering",
-            QUESTION_ANSWERING,
-            head_rules=(*transform, *renamed("qa_outputs", "classifier")),
-        ),
-        PublishedClass(
-            "ForMultipleChoice",
-            MULTIPLE_CHOICE,
-            head_rules=classifier,
-            poolings=_POOLINGS,
-            pooling_key=_POOLING_KEY,
-        ),
+        PublishedClass("ForQuestionAnswering", QUESTION_ANSWERING, head_rules=answers),
+        pooled("ForMultipleChoice", MULTIPLE_CHOICE),
     )
 
 

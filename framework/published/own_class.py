@@ -12,6 +12,7 @@ from torch import Tensor
 from framework.models.config import EncoderConfig
 from framework.published.encoder_decoder import Parts
 from framework.published.kinds import MULTIPLE_CHOICE, SEQUENCE_CLASSIFICATION, HeadKind
+from framework.published.rules import part_of
 
 MODEL_TYPE = "cloze"
 MODELING_FILE = "modeling_cloze.py"
@@ -108,7 +109,7 @@ def split_own_class(published: Mapping[str, Any], tensors: Mapping[str, Tensor])
         tensors: Tensors by their published names.
     """
     heads = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(_PARTS)}
-    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in tensors.items() if name.startswith(_ENCODER)}
+    encoder = part_of(tensors, _ENCODER)
     names = [str(name) for name in published.get("architectures") or ()]
     kind = next((kind for kind in _KINDS.values() if class_name(kind) in names), None)
     task_record = {"pooling": published.get("pooling", "cls")} | (

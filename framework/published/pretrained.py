@@ -1,6 +1,6 @@
 """Loads published weights and exports, from a folder or hub name, and copies them into a model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -305,35 +305,6 @@ def _copy_for_decoder(model: nn.Module, weights: PretrainedWeights) -> dict[str,
     if segments in weights.encoder:
         copy[f"decoder.{segments}"] = weights.encoder[segments][:1]
     return copy
-
-
-def copy_into(parameter: Tensor, value: Tensor) -> None:
-    """Copies a full value into an unsharded parameter."""
-    parameter.copy_(value)
-
-
-def load_into(
-    model: nn.Module, weights: PretrainedWeights, assign: Callable[[Tensor, Tensor], None] = copy_into
-) -> list[str]:
-    """Copies weights into a materialized model.
-
-    Args:
-        model: Model as for `match_parameters`, not on the meta device.
-        weights: Weights to start from.
-        assign: Function that writes a full value into a parameter. Sharded parameters need a function of their own.
-
-    Returns:
-        Names of parameters that were not changed.
-
-    Raises:
-        CheckpointError: The weights do not fit; see `match_parameters`. The model is then unchanged.
-    """
-    values, new = match_parameters(model, weights)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, value in values.items():
-            assign(parameters[name], value)
-    return new
 
 
 def _check_same_arithmetic(config: EncoderConfig, weights: PretrainedWeights) -> None:

@@ -1,6 +1,7 @@
 """RoBERTa in the Hugging Face layout (`transformers.models.roberta`): BERT's encoder with other positions and heads."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from framework.models.config import EncoderConfig
@@ -43,16 +44,12 @@ def _write_config(config: EncoderConfig) -> dict[str, Any]:
     return {"model_type": "roberta", **shared}
 
 
-def _encoder_rules(config: EncoderConfig) -> list[Rule]:
-    return shared_encoder_rules(config, _SEGMENTS)
-
-
 ROBERTA = Family(
     prefix="roberta.",
     class_prefix="Roberta",
     read_config=_read_config,
     write_config=_write_config,
-    encoder_rules=_encoder_rules,
+    encoder_rules=partial(shared_encoder_rules, min_segments=_SEGMENTS),
     classes=lambda _config: _CLASSES,
     base_rules=POOLER,
     named_rules=(*_MLM, *POOLER),

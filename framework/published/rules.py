@@ -10,7 +10,6 @@ Regroup = Callable[[Sequence[Tensor], int], list[Tensor]]
 
 
 def _unchanged(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
-    del num_heads
     return list(tensors)
 
 
@@ -35,12 +34,10 @@ def _restore_qkv(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
 
 
 def _halves(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
-    del num_heads
     return [half.contiguous() for half in tensors[0].chunk(2)]
 
 
 def _joined(tensors: Sequence[Tensor], num_heads: int) -> list[Tensor]:
-    del num_heads
     return [torch.cat(list(tensors))]
 
 
@@ -88,6 +85,11 @@ def split_in_two(first: str, second: str, theirs: str, bias: bool) -> list[Rule]
     return [
         Rule((f"{first}.{kind}", f"{second}.{kind}"), (f"{theirs}.{kind}",), _halves, _joined) for kind in _kinds(bias)
     ]
+
+
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Returns the tensors whose names begin with a prefix, by their names without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def to_ours(rules: Iterable[Rule], tensors: Mapping[str, Tensor], num_heads: int) -> dict[str, Tensor]:

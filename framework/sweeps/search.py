@@ -19,7 +19,7 @@ from typing_extensions import override
 from framework.config.build import build_settings
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.schema import at_least
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_choice
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.launcher import SweepLauncher
 from framework.sweeps.outcome import Outcome
@@ -74,10 +74,7 @@ class OptunaSweeper(Sweeper):
         check_positive_integers("hydra.sweeper", self, "trials", "trials_at_once", "startup_trials")
         at_least("hydra.sweeper", self, 0, "warmup_steps", "seed")
         for name, known in (("sampler", get_args(SamplerName)), ("pruner", get_args(PrunerName))):
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"hydra.sweeper.{name} is {getattr(self, name)!r}. It must be one of {', '.join(known)}."
-                )
+            check_choice(f"hydra.sweeper.{name}", getattr(self, name), known)
 
     @override
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

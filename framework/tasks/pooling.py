@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
-from framework.data.layout import SHORTEST_PAIR
-from framework.errors import ConfigError
+from framework.data.layout import SHORTEST_PAIR, check_max_length
+from framework.errors import check_choice, check_fraction
 from framework.models.config import EncoderConfig
 from framework.nn.feed_forward import ACTIVATIONS
 from framework.nn.norm import LayerNorm
@@ -42,33 +42,28 @@ class Pooler(nn.Module):
 
 
 class PredictionTransform(nn.Module):
-    """norm(activation(dense(x))), applied before BERT's decoder for masked words and before every ModernBERT head."""
+    """norm(activation(dense(x))), applied before BERT's decoder for masked words and before every ModernBERT head.
 
-    def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm) -> None:
+    The activation is that of the encoder, but always GELU for RoBERTa.
+
+    Args:
+        config: Encoder configuration.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.dense = dense
-        self.activation = ACTIVATIONS[activation]
-        self.norm = norm
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
+        self.activation = ACTIVATIONS["gelu" if config.family == "roberta" else config.activation]
+        self.norm = LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., hidden) to (..., hidden) fp32."""
         return self.norm(self.activation(self.dense(x)))
 
 
-def transform_activation(config: EncoderConfig) -> str:
-    """Returns the activation of a family's PredictionTransform: that of the encoder, but always GELU for RoBERTa."""
-    return "gelu" if config.family == "roberta" else config.activation
-
-
 def family_transform(config: EncoderConfig) -> PredictionTransform | None:
     """Builds the transform that ModernBERT applies before every classifier; returns None for other families."""
-    if config.family != "modernbert":
-        return None
-    return PredictionTransform(
-        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-        activation=transform_activation(config),
-        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-    )
+    return PredictionTransform(config) if config.family == "modernbert" else None
 
 
 def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float) -> None:
@@ -77,14 +72,6 @@ def check_pooled_scores(max_length: int, pooling: str, classifier_dropout: float
     Raises:
         ConfigError: `max_length` is below 5, the pooling unknown, or the probability not in [0, 1).
     """
-    if max_length < SHORTEST_PAIR:
-        raise ConfigError(
-            f"task.max_length is {max_length}. It must be at least {SHORTEST_PAIR}, special tokens included. Raise it."
-        )
-    if pooling not in POOLINGS:
-        raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
-    if not 0 <= classifier_dropout < 1:
-        raise ConfigError(
-            f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose, for example, "
-            "0.1."
-        )
+    check_max_length("task.max_length", max_length, SHORTEST_PAIR)
+    check_choice("task.pooling", pooling, POOLINGS)
+    check_fraction("task.classifier_dropout", classifier_dropout)

@@ -22,9 +22,8 @@ class StepLevelTask(Task):
     step was split. A validation step is as large as a training step, except the last one of the split.
     """
 
-    @abstractmethod
     def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Returns the rows of one micro-batch.
+        """Returns the rows of one micro-batch: by default a row per sequence, with its outputs, index and targets.
 
         Args:
             outputs: Outputs of the head by name.
@@ -34,8 +33,15 @@ class StepLevelTask(Task):
             Tensors that share their first dim, `rows`, and have the same names in every micro-batch. `sequence_ids`
             (rows,) int64 must be among them. It identifies rows of dummy sequences, which are dropped; rows of one
             sequence keep their order. Floating-point tensors are converted to fp32 and carry gradients. Integer tensors
-            describe the rows (roles, labels).
+            describe the rows (roles, labels). By default `members` is the index of a sequence within its item.
         """
+        members = batch.sequence_ids % batch.group_size
+        return {SEQUENCE_IDS: batch.sequence_ids, **outputs, "members": members, **batch.targets}
+
+    @property
+    def class_scores(self) -> Mapping[str, str]:
+        """Returns no outputs, because rows are embeddings and not logits."""
+        return {}
 
     @abstractmethod
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -82,6 +82,9 @@ class Task(ABC):
         allows_tensor_parallel: False if the head has modules that tensor parallel does not support.
         vocabulary_term: Loss term whose targets are predicted over the vocabulary; None: there is none.
         text_format: Format of input files that are not tables: "conll"; None: only tables.
+        list_fields: The `fields` whose values may be lists, which are passed as JSON.
+        scores_predictions: True if evaluation must decode every item of a split, gather them from all ranks and call
+            `score`.
     """
 
     loss_weights: Mapping[str, float]
@@ -94,6 +97,8 @@ class Task(ABC):
     allows_tensor_parallel: bool = True
     vocabulary_term: str | None = None
     text_format: str | None = None
+    list_fields: tuple[str, ...] = ()
+    scores_predictions: bool = False
 
     def __init_subclass__(cls) -> None:
         """Rejects a task that overrides methods by the names they had before 2026-11-30, which nothing calls.
@@ -113,6 +118,12 @@ class Task(ABC):
     def build_sources(self, data: Any, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads the data and returns the sequences of each split (`train`, `validation` and, if given, `test`).
 
+        Args:
+            data: Settings of the data, of the class that the task reads.
+            tokenizer: Tokenizer of the model.
+            seed: Seed of the run, for draws of each step such as masks. Splits use the seed of the data, so that runs
+                with different seeds are comparable.
+
         Raises:
             DataError: A file, row, column or label cannot be used; the message names it.
         """
@@ -131,7 +142,6 @@ class Task(ABC):
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor | None:
         """Returns the loss of each sequence: (sequences,) fp32, 0 for dummies; None if the loss is no such sum."""
-        del outputs, batch
         return None
 
     def build_metrics(self) -> dict[str, Metric]:
@@ -184,11 +194,6 @@ class Task(ABC):
         """Returns the alternative sets of fields that prediction reads from a row; the first is `fields`."""
         return (self.fields,)
 
-    @property
-    def list_fields(self) -> tuple[str, ...]:
-        """Returns the `fields` whose values may be lists, which are passed as JSON."""
-        return ()
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:  # noqa: B027  most tasks predict any text
         """Checks one row to predict.
 
@@ -236,39 +241,29 @@ class Task(ABC):
         """Returns True if `examine` shows the rows of a split; by default for tasks that predict rows."""
         return self.predicts_rows
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+    def assemble(self, source: Any, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the predictions as JSON values, one for each row of `build_source`.
 
         Args:
-            source: Source whose items were predicted.
+            source: Source whose items were predicted, of the class that the task builds.
             decoded: Objects of `decode`, one per item of the source, in its order.
         """
-        del source
         return list(decoded)
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True if evaluation must decode every item of a split, gather them from all ranks and call `score`."""
-        return False
-
-    def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
+    def score(self, source: Any, decoded: Sequence[Any]) -> dict[str, float]:
         """Computes metrics of a whole split that are not sums over its items, in addition to `build_metrics`.
 
         Args:
             source: The split.
             decoded: Objects of `decode` from all ranks, one per item of the source, in its order.
         """
-        del source, decoded
         return {}
 
-    def class_table(
-        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
-    ) -> list[dict[str, Any]]:
+    def class_table(self, metrics: Mapping[str, Metric], source: Any, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns one row of scores per class; empty for tasks without classes."""
-        del metrics, source, decoded
         return []
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: Any, results: ItemResults) -> Examination:
         """Returns the content of the error analysis, for tasks that predict rows.
 
         By default it contains losses by length and the worst items, with their tokens and predictions.

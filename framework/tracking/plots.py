@@ -37,7 +37,7 @@ def draw_plots(run_folder: Path, title: str) -> list[Path]:
     }
     written = []
     for name, draw in pictures.items():
-        figure, axes = _new_figure(title)
+        figure, axes = new_figure(title, _SIZE_INCHES, "constrained")
         if draw(axes):
             path = run_folder / "plots" / f"{name}.png"
             path.parent.mkdir(exist_ok=True)
@@ -74,7 +74,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
         axes.plot(val_steps, val_values, color=ORANGE, linewidth=1.0, alpha=0.5)
         axes.plot(val_steps, val_values, "o", color=ORANGE, markersize=5, label="validation")
     axes.legend(frameon=False)
-    _label(axes, "train/loss", "Loss")
+    _label_steps(axes, "train/loss", "Loss")
     return True
 
 
@@ -85,7 +85,7 @@ def _draw_learning_rate(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     axes.plot(steps, values, color=BLUE, linewidth=2.0)
     axes.set_ylim(bottom=0.0)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 4), useMathText=True)
-    _label(axes, "optim/lr", "Learning rate")
+    _label_steps(axes, "optim/lr", "Learning rate")
     return True
 
 
@@ -99,7 +99,7 @@ def _draw_throughput(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     axes.set_ylim(bottom=0.0, top=1.25 * float(values.max()))
     axes.yaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))
     axes.legend(frameon=False, loc="upper right")
-    _label(axes, "perf/tokens_per_second", "Throughput")
+    _label_steps(axes, "perf/tokens_per_second", "Throughput")
     return True
 
 
@@ -113,27 +113,38 @@ def _draw_probes(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> bool:
     if first:
         axes.legend(frameon=False)
         names = {describe(key) for key in first.values()}
-        _label(axes, next(iter(first.values())), "Probes on frozen features")
+        _label_steps(axes, next(iter(first.values())), "Probes on frozen features")
         axes.set_ylabel(", ".join(sorted(name.label for name in names)))
     return bool(first)
 
 
-def _new_figure(title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+def new_figure(title: str, size_inches: tuple[float, float], layout: str) -> tuple[Figure, Axes]:
+    """Makes a figure with one plot, titled at the right.
+
+    Args:
+        title: Name of the run or split.
+        size_inches: Width and height.
+        layout: Layout engine of matplotlib. "constrained" cuts off elements beside a square plot.
+    """
+    figure = Figure(figsize=size_inches, layout=layout)  # type: ignore[arg-type]  # a Literal there
     FigureCanvasAgg(figure)  # needs no window or display, whatever backend is configured
     axes = figure.add_subplot()
     axes.set_title(title, loc="right", color=GREY, fontsize=9)
     return figure, axes
 
 
-def _label(axes: Axes, key: str, title: str) -> None:
-    name = describe(key)
+def label_axes(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
+    """Writes the title and the names of the axes, and draws a grid behind the content."""
     axes.set_title(title, loc="left", fontweight="bold", fontsize=12)
-    axes.set_xlabel("step")
-    axes.set_ylabel(f"{name.label} ({name.unit})" if name.unit else name.label)
+    axes.set_xlabel(horizontal)
+    axes.set_ylabel(vertical)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=LIGHT, linewidth=0.8)
     axes.set_axisbelow(True)
+
+
+def _label_steps(axes: Axes, key: str, title: str) -> None:
+    label_axes(axes, title, "step", describe(key).with_unit)
     axes.margins(x=0.02)
     axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:,.0f}"))

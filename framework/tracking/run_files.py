@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from framework.files import parse_json
+from framework.files import read_json_object
 
 CONFIG_FILE = "config.yaml"
 TASK_FILE = "task.json"
@@ -26,10 +26,9 @@ BEST_METRIC = "best_metric"
 def read_object(path: Path) -> dict[str, Any]:
     """Reads a JSON object; empty if the file is missing or damaged."""
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (OSError, ValueError):
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def read_saved_config(run_folder: Path) -> dict[str, Any]:

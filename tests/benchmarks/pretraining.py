@@ -77,7 +77,7 @@ def write_sequences(store: Path, tokenizer: Path, setting: Setting, path: Path) 
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for step in range(setting.steps):
         drawn = plan.sequences(step)
-        batch = source.build(drawn.epochs, drawn.indices, drawn.sequence_ids, step)
+        batch = source.build(drawn, step)
         input_ids = batch.input_ids.clone()
         input_ids[batch.targets["mlm_positions"]] = batch.targets["mlm_labels"]
         parts["input_ids"].append(input_ids.numpy())

@@ -21,7 +21,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from framework.data.planning.plan import StepPlan
+from framework.data.planning.plan import StepPlan, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.decoder import DecoderConfig
 from framework.tasks.translation.data import ParallelTextData
@@ -73,7 +73,7 @@ def steps_of(
     plan = StepPlan(source, seed, given.batch, max(source.max_length, given.batch * source.max_length))
     for step in range(given.steps):
         drawn = plan.sequences(step)
-        batch = source.build(drawn.epochs, drawn.indices, drawn.sequence_ids, step)
+        batch = source.build(drawn, step)
         decoder = batch.decoder_inputs
         yield (
             padded(batch.input_ids, batch.lengths, 0),
@@ -143,7 +143,7 @@ def run_peer(given: argparse.Namespace, seed: int) -> dict[str, float]:
 def translate(model: transformers.EncoderDecoderModel, source: TranslationSource, tokenizer: Tokenizer) -> list[str]:
     texts: list[str] = []
     for indices in np.array_split(np.arange(len(source)), -(-len(source) // 64)):
-        batch = source.build(np.zeros_like(indices), indices, indices, 0)
+        batch = source.build(StepSequences(np.zeros_like(indices), indices, indices), 0)
         ids = padded(batch.input_ids, batch.lengths, 0).to(DEVICE)
         found = model.generate(
             input_ids=ids,

@@ -15,6 +15,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import Weights, read_full_state
 from framework.data.flat_source import FlatSource
+from framework.data.planning.plan import StepSequences
 from framework.distributed.parallel.precision import Precision
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -104,7 +105,7 @@ def expected_accuracy(folder: Path, weights: Weights) -> float:
         features[split] = []
         for index in range(len(words)):
             one = np.array([index])
-            batch = source.build(np.zeros(1, dtype=np.int64), one, one, 0)
+            batch = source.build(StepSequences(np.zeros(1, dtype=np.int64), one, one), 0)
             with torch.no_grad():
                 features[split].append(encoder(batch).double().mean(0).numpy())
     scaler = StandardScaler().fit(features["train"])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from framework.checkpoint.integrity import Verify
 from framework.checkpoint.load import Loaded, load_checkpoint, load_newest_intact
-from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import Tiny, build, full, full_parameters
 from tests.support.processes.workers import WorkerPool
 

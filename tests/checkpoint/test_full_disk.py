@@ -13,8 +13,9 @@ import pytest
 
 from framework.checkpoint import integrity
 from framework.checkpoint.integrity import verify
-from framework.checkpoint.save import SaveError, save_checkpoint
+from framework.checkpoint.save import SaveError
 from framework.errors import CheckpointError
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build
 from tests.support.processes.workers import WorkerPool
 

@@ -8,7 +8,7 @@ import pytest
 
 from framework.checkpoint.integrity import HashingFileSystem, mark_complete, verify
 from framework.checkpoint.layout import DamagedError
-from framework.checkpoint.save import save_checkpoint
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build
 from tests.support.processes.workers import WorkerPool
 

@@ -9,8 +9,8 @@ import torch
 from framework.checkpoint import layout, load
 from framework.checkpoint.layout import newest_complete, remove
 from framework.checkpoint.load import load_newest_intact, read_full_state
-from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import Tiny, build, full_parameters
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from framework.checkpoint import load
 from framework.checkpoint.load import read_full_state
-from framework.checkpoint.save import save_checkpoint
 from framework.errors import CheckpointError
 from framework.optim.combined import CombinedOptimizer
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build, full, full_parameters
 from tests.support.processes.workers import WorkerPool
 

@@ -16,10 +16,11 @@ from framework.checkpoint.integrity import verify
 from framework.checkpoint.layout import complete_checkpoints, mark_damaged, newest_complete
 from framework.checkpoint.load import load_checkpoint, load_newest_intact, read_full_state
 from framework.checkpoint.retention import Retention
-from framework.checkpoint.save import SaveError, save_checkpoint
+from framework.checkpoint.save import SaveError
 from framework.checkpoint.storage import RemotePath, location
 from framework.errors import CheckpointError, ConfigError
 from tests.support.files.no_rename import NoRenameFileSystem
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build
 from tests.support.processes.workers import WorkerPool
 

@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from framework.checkpoint.integrity import verify
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint, read_full_state
-from framework.checkpoint.save import save_checkpoint
 from framework.checkpoint.tensors import IndexWriter, ignore_single_process_warning, read_index
 from framework.errors import CheckpointError
 from framework.optim.parameter_groups import AdamW, Lamb, Muon, OptimizerSettings, StableAdamW
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import Tiny, build, full, full_parameters
 from tests.support.processes.workers import WorkerPool
 

@@ -6,6 +6,7 @@ import pytest
 from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 
 
 def source(**changes) -> FlatSource:
@@ -36,7 +37,7 @@ def test_items_are_counted_and_measured_as_a_unit():
 
 
 def test_a_micro_batch_by_hand():
-    batch = source().build(np.zeros(2), np.array([1, 0]), np.array([5, 6]), step=0)
+    batch = source().build(StepSequences(np.zeros(2), np.array([1, 0]), np.array([5, 6])), step=0)
     assert batch.input_ids.tolist() == [30, 31, 32, 10, 11, 20]
     assert batch.cu_seqlens.tolist() == [0, 3, 5, 6]
     assert batch.position_ids.tolist() == [0, 1, 2, 0, 1, 0]
@@ -51,7 +52,7 @@ def test_a_micro_batch_by_hand():
 
 
 def test_positions_of_none_stay_none_and_fillers_follow():
-    batch = source().build(np.zeros(1), np.array([2]), np.array([0]), 0, FixedShape(8, 4, None, 3))
+    batch = source().build(StepSequences(np.zeros(1), np.array([2]), np.array([0])), 0, FixedShape(8, 4, None, 3))
     assert batch.targets["spans"].tolist() == [[-1, -1], [0, 0], [0, 0], [0, 0]]
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX] * 4
     assert batch.item_indices() == [0]
@@ -59,7 +60,7 @@ def test_positions_of_none_stay_none_and_fillers_follow():
 
 def test_no_items_give_a_dummy():
     none = np.zeros(0, dtype=np.int64)
-    batch = source().build(none, none, none, 0)
+    batch = source().build(StepSequences(none, none, none), 0)
     assert (batch.num_sequences, batch.item_indices(), batch.counts) == (0, [], {"term": 0.0})
 
 

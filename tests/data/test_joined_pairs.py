@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from framework.config.run_folder import RunFolder, check_same_data, write_start
 from framework.data.layout import lay_out
+from framework.data.planning.plan import StepSequences
 from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
@@ -58,7 +59,7 @@ def test_pairs(vocabulary, max_length):
 def test_choices(vocabulary):
     ours, theirs, _ = vocabulary
     source = choice_source([ChoiceExample("1", TEXTS[0], None, tuple(PAIRS), 1)], ours, 100)
-    batch = source.build(np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.zeros(1, dtype=int), 0)
+    batch = source.build(StepSequences(np.zeros(1, dtype=int), np.zeros(1, dtype=int), np.zeros(1, dtype=int)), 0)
     assert [ids.tolist() for ids in batch.input_ids.split(batch.lengths)] == theirs([TEXTS[0]] * 4, PAIRS)["input_ids"]
 
 
@@ -68,7 +69,7 @@ def test_questions(vocabulary):
     question = Question("a place", TEXTS[3], context, (Answer("cats", 4),))
     source = window_source([question], ours, WindowSizes(length, 4, 10))
     items = np.arange(len(source))
-    batch = source.build(items * 0, items, items, 0)
+    batch = source.build(StepSequences(items * 0, items, items), 0)
     room = length - batch.targets["window_starts"][0].item() - 1
     stride = {"stride": room - 4, "return_overflowing_tokens": True}
     expected = theirs(TEXTS[3], context, truncation="only_second", max_length=length, **stride)["input_ids"]
@@ -103,7 +104,7 @@ def test_next_sentences(vocabulary, tmp_path):
     tokenizer = Tokenizer.from_folder(data.opened.folder / "tokenizer")
     source = PretrainingTask(sequence_length=40, nsp=True).build_sources(data, tokenizer, 0)["train"]
     items = np.arange(len(source))
-    batch = source.build(items * 0, items, items, 0)
+    batch = source.build(StepSequences(items * 0, items, items), 0)
     assert batch.lengths == tuple(source.lengths(items * 0, items).tolist())
     assert max(batch.lengths) <= 40
     for ids, segments in zip(

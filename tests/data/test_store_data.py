@@ -77,7 +77,7 @@ def test_weights_hold_for_the_documents_of_the_split(store):
 def test_impossible_weights(store):
     with pytest.raises(ConfigError, match=r"weights\.c names no source of .*\. Its sources are a, b\. Name one"):
         StoreData(str(store), weights={"c": 1.0}).mixture(splits_of(store)["train"])
-    with pytest.raises(ConfigError, match=r"weights\.a is -1\.0\. A weight must be at least 0"):
+    with pytest.raises(ConfigError, match=r"weights\.a is -1\.0\. It must be at least 0"):
         StoreData(str(store), weights={"a": -1.0})
     with pytest.raises(ConfigError, match="has no sequence"):
         StoreData(str(store), weights={"a": 0.0, "b": 0.0}).mixture(splits_of(store)["train"])

@@ -11,10 +11,11 @@ from torch.testing import assert_close
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
 from framework.models.config import EncoderConfig
-from framework.published.pretrained import load_into, load_pretrained
+from framework.published.pretrained import load_pretrained
 from tests.support.exports.random_models import TOLERANCE, random_model_of_kind
 from tests.support.exports.small_exports import CONFIGS, load_peer
 from tests.support.models import peers
+from tests.support.models.loading import load_into
 
 AUTO = {
     "ForPreTraining": transformers.AutoModelForPreTraining,

@@ -11,12 +11,13 @@ from torch.testing import assert_close
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.errors import CheckpointError
 from framework.exports.huggingface import export_huggingface
-from framework.published.pretrained import load_into, load_pretrained
+from framework.published.pretrained import load_pretrained
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from tests.support.exports.random_models import TOLERANCE, both_forms, random_model
 from tests.support.exports.small_exports import CONFIGS, load_peer
 from tests.support.models import peers
 from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
+from tests.support.models.loading import load_into
 
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
 CLASSIFIERS = (

@@ -13,11 +13,12 @@ from framework.exports.huggingface import export_huggingface
 from framework.exports.onnx import export_onnx
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.published.pretrained import load_into, load_pretrained
+from framework.published.pretrained import load_pretrained
 from framework.tasks.task import TaskModel
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
 from tests.support.exports.small_exports import CONFIGS, load_peer
+from tests.support.models.loading import load_into
 from tests.support.models.translation_peer import END, LAYERS, START, both_inputs, both_models, unpadded
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}

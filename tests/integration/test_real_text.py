@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from framework.batch import PackedBatch
-from framework.data.planning.plan import StepPlan
+from framework.data.planning.plan import StepPlan, StepSequences
 from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.documents import split_sentences
 from framework.data.reading.files import Reading
@@ -38,7 +38,7 @@ def built(data: StoreData, **options) -> tuple[PretrainingSource, PackedBatch, n
     tokenizer = Tokenizer.from_folder(data.opened.folder / "tokenizer")
     source = PretrainingTask(LENGTH, **options).build_sources(data, tokenizer, seed=0)["train"]
     indices = np.arange(len(source))
-    batch = source.build(np.zeros_like(indices), indices, indices, step=0)
+    batch = source.build(StepSequences(np.zeros_like(indices), indices, indices), step=0)
     ids = batch.input_ids.numpy().copy()
     ids[batch.targets["mlm_positions"].numpy()] = batch.targets["mlm_labels"].numpy()
     return source, batch, ids
@@ -112,7 +112,7 @@ def test_steps_hold_what_the_plan_says(prepared):
         seen = {}
         for rank in range(2):
             for share in plan.micro_batches(step, rank):
-                batch = sequences.build(share.epochs, share.indices, share.sequence_ids, step)
+                batch = sequences.build(share, step)
                 assert batch.num_tokens <= share.budget
                 seen |= dict(zip(batch.sequence_ids.tolist(), batch.lengths, strict=False))
         assert {number: seen[number] for number in lengths} == lengths

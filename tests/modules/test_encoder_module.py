@@ -53,7 +53,7 @@ def reference_run() -> tuple[list[float], float]:
     measured = []
     for step in range(STEPS):
         share = plan.sequences(step)
-        batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
+        batch = plan.source.build(share, step)
         outputs = model(batch, token_keys(dropout_base(SEED, step, 0), batch))
         word = functional.cross_entropy(outputs["word"], batch.targets["words"])
         pair = functional.cross_entropy(outputs["pair"], batch.targets["labels"], ignore_index=IGNORE_INDEX)
@@ -67,7 +67,7 @@ def reference_run() -> tuple[list[float], float]:
         optimizer.step()
         measured += [value.item() for value in (loss, word, pair, z, norm)]
     share = StepPlan(ToySource(11), SEED, 11, 1000, shuffle=False).sequences(0)
-    batch = ToySource(11).build(share.epochs, share.indices, share.sequence_ids, 0)
+    batch = ToySource(11).build(share, 0)
     with torch.no_grad():
         outputs = model(batch)
         word = functional.cross_entropy(outputs["word"], batch.targets["words"])

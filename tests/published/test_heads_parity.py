@@ -5,11 +5,12 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from framework.published.pretrained import load_into, load_pretrained
+from framework.published.pretrained import load_pretrained
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
 from tests.support.models import peers
 from tests.support.models.heads import ChoiceHead, SpanHead, TokenHead
+from tests.support.models.loading import load_into
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}

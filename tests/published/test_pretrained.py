@@ -7,12 +7,13 @@ from framework.errors import CheckpointError
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.published.modernbert import MODERNBERT
-from framework.published.pretrained import load_into, load_pretrained, weights_from_state
+from framework.published.pretrained import load_pretrained, match_parameters, weights_from_state
 from framework.published.rules import join_qkv, split_qkv
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
 from tests.support.models import peers
+from tests.support.models.loading import load_into
 
 
 def test_rows_of_qkv_contain_whole_heads():
@@ -102,14 +103,12 @@ def test_padded_vocabulary(weights):
     assert model.head.mlm.decoder.weight is table
 
 
-def test_assign_gets_full_values(weights):
-    calls = {}
+def test_a_model_on_meta_is_matched_with_full_values(weights):
     with torch.device("meta"):
         model = model_like(weights.config)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    load_into(model, weights, assign=lambda parameter, value: calls.update({names[id(parameter)]: value}))
-    assert torch.equal(calls["head.nsp.weight"], weights.heads["nsp.weight"])
-    assert calls.keys() == dict(model.named_parameters()).keys()
+    values, new = match_parameters(model, weights)
+    assert torch.equal(values["head.nsp.weight"], weights.heads["nsp.weight"])
+    assert values.keys() == dict(model.named_parameters()).keys() and not new
 
 
 def test_weights_of_a_run(weights):

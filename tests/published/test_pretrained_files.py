@@ -115,7 +115,7 @@ def cut_file(folder):
 BAD_FOLDERS = [
     (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     (lambda folder: (folder / "config.json").write_text("{"), "cannot be read as JSON"),
-    (lambda folder: (folder / "config.json").write_text("[]"), "must hold a JSON object"),
+    (lambda folder: (folder / "config.json").write_text("[]"), "cannot be read as JSON .list instead of an object"),
     (lambda folder: (folder / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     (cut_file, "not a complete safetensors file"),
     (drop_tensor, r"lacks 1 of \d+ weights of its encoder, for example layers.2.feed_forward.down.weight"),

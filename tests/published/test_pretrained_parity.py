@@ -6,12 +6,13 @@ import transformers
 from torch.testing import assert_close
 
 from framework.published.bert import BERT
-from framework.published.pretrained import load_into, load_pretrained
+from framework.published.pretrained import load_pretrained
 from framework.published.rules import to_theirs
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
 from tests.support.models import peers
+from tests.support.models.loading import load_into
 
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
 FAMILIES = ("bert", "roberta", "modernbert")

@@ -9,12 +9,13 @@ from torch import nn
 
 from framework.models.encoder import TransformerEncoder
 from framework.nn.lora import LoraSettings, apply_lora
-from framework.published.pretrained import PretrainedWeights, load_into, load_pretrained
+from framework.published.pretrained import PretrainedWeights, load_pretrained
 from framework.published.starting_head import describe_start, fit_head
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import TaskModel
 from tests.support.models import peers
 from tests.support.models.heads import TokenHead
+from tests.support.models.loading import load_into
 from tests.support.models.shapes import BERT
 
 LABELS = ["bad", "good", "so so"]

@@ -133,7 +133,10 @@ def test_choices_and_whole_numbers_are_searched_and_equal_trials_share_a_job(sea
     [
         (["optimizer.lr=1e-3"], "No key is searched. hydra/sweeper=optuna needs"),
         (["optimizer.lr=tag(log, interval(0, 1))"], "is no valid interval"),
-        (["hydra.sweeper.sampler=best"], "hydra.sweeper.sampler is 'best'. It must be one of tpe, random."),
+        (
+            ["hydra.sweeper.sampler=best"],
+            "hydra.sweeper.sampler is 'best', which is unknown. Choose one of tpe, random.",
+        ),
         (["hydra.sweeper.pruner=true"], "hydra.sweeper.pruner is True"),
         (["hydra.sweeper.trials=0"], "`hydra.sweeper.trials` is 0"),
         (["hydra/launcher=basic"], "is combined with a launcher that does not wait"),

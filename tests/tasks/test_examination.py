@@ -9,6 +9,7 @@ import torch
 
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatSource
+from framework.data.planning.plan import StepSequences
 from framework.modules.evaluation import SplitEvaluation
 from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import SearchRole
@@ -176,7 +177,7 @@ def test_losses_of_the_sequences_of_an_item_are_summed():
     counts = {"a": np.ones(3)}
     source = FlatSource(np.zeros(8), np.array([2, 3, 3]), {}, counts, max_length=9, item_sizes=np.array([2, 1]))
     indices = np.arange(2)
-    batch = source.build(np.zeros(2, dtype=np.int64), indices, indices, step=0)
+    batch = source.build(StepSequences(np.zeros(2, dtype=np.int64), indices, indices), step=0)
     evaluation = SplitEvaluation(SummedLosses(), source, torch.device("cpu"), examines=True)
     evaluation.update({"losses": torch.tensor([1.0, 2.0, 4.0])}, {"a": torch.tensor(7.0)}, batch)
     assert evaluation.compute()["loss"] == pytest.approx(7 / 3)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from framework.tracking.metrics_jsonl import read_rows
-from framework.tracking.plots import _draw_probes, _new_figure, draw_plots, smooth
+from framework.tracking.plots import _draw_probes, draw_plots, new_figure, smooth
 
 
 def write_rows(path: Path, rows: list[dict[str, float]]) -> None:
@@ -37,7 +37,7 @@ def test_probes_are_drawn_by_their_first_metric(tmp_path: Path):
     rows = [{"step": step, "probe/sst2/accuracy": 0.5, "probe/sst2/macro_f1": 0.4} for step in (10, 20)]
     write_rows(tmp_path / "metrics.jsonl", [*rows, {"step": 20, "probe/similarity/spearman": 0.3}])
     assert [path.name for path in draw_plots(tmp_path, "a run")] == ["probes.png"]
-    _, axes = _new_figure("a run")
+    _, axes = new_figure("a run", (7.2, 4.0), "constrained")
     assert _draw_probes(axes, read_rows(tmp_path / "metrics.jsonl"))
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert lines == {

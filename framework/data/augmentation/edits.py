@@ -12,7 +12,7 @@ import numpy as np
 
 from framework import ragged
 from framework.data.flat_source import FlatTokens
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_above_zero, check_at_least
 from framework.random import mix, uniform
 
 _CHOICE, _ORDER = -1, -2
@@ -55,7 +55,6 @@ class Delete(Augmentation):
 
     def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
         """Returns the tokens that are kept, in their order."""
-        del variants
         draws = draws_of(tokens.lengths, keys, _CHOICE)
         is_kept = ~is_editable | (draws >= self.rate)
         editable = np.flatnonzero(is_editable)
@@ -75,7 +74,6 @@ class Swap(Augmentation):
 
     def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
         """Returns the same tokens in another order."""
-        del variants
         chosen = np.flatnonzero(chosen_tokens(tokens.lengths, is_editable, keys, self.rate))
         texts = texts_of(tokens.lengths, is_editable)[chosen]
         order = np.lexsort((draws_of(tokens.lengths, keys, _ORDER)[chosen], texts))
@@ -106,12 +104,8 @@ class Replace(Augmentation):
 
     def __init__(self, rate: float, num_variants: int = 4, temperature: float = 1.0) -> None:
         super().__init__(rate)
-        if num_variants < 1:
-            raise ConfigError(
-                f"augmentation.num_variants is {num_variants}. It must be at least 1. Choose for example 4."
-            )
-        if not temperature > 0:
-            raise ConfigError(f"augmentation.temperature is {temperature}. It must be above 0. Choose for example 1.")
+        check_at_least("augmentation.num_variants", num_variants, 1)
+        check_above_zero("augmentation.temperature", temperature, 1)
         self.num_variants = num_variants
         self.temperature = temperature
         self.samples: np.ndarray | None = None
@@ -122,7 +116,6 @@ class Replace(Augmentation):
 
     def edit(self, tokens: FlatTokens, is_editable: np.ndarray, keys: np.ndarray, variants: np.ndarray) -> FlatTokens:
         """Returns the tokens with the ids of the variant."""
-        del is_editable, keys
         if self.samples is None:
             raise RuntimeError(
                 "the replacement words are not sampled yet. Sampling must precede the first batch. Set `samples`."

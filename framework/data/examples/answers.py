@@ -3,11 +3,14 @@
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from framework.data.reading.header import plain_float
 from framework.data.reading.json_rows import has_text
+from framework.errors import DataError
 from framework.files import parse_json
+
+T = TypeVar("T")
 
 Answer = Any
 """A label, a tuple of labels in ascending order, or a number; hashable."""
@@ -31,6 +34,40 @@ class AnswerKind:
     has_labels: bool = True
     has_several: bool = False
     outside: frozenset[str] = frozenset()
+
+
+def read_cell(location: str, column: str, cell: str, read: Callable[[str], T]) -> T:
+    """Parses a cell with a function such as `AnswerKind.read`.
+
+    Raises:
+        DataError: The function rejects the cell.
+    """
+    try:
+        return read(cell.strip())
+    except ValueError as error:
+        raise DataError(
+            f"{location}: {column!r} is {cell.strip()!r}. It {error}. Correct or remove the row."
+        ) from error
+
+
+def require_text(location: str, name: str, text: str) -> str:
+    """Returns the text of a column or field.
+
+    Raises:
+        DataError: The text is blank.
+    """
+    if not text.strip():
+        raise DataError(f"{location}: {name!r} is empty. Each row needs one. Complete or remove the row.")
+    return text
+
+
+def parse_list(cell: str) -> list[Any] | None:
+    """Returns the items of a JSON list, or None if the cell is something else."""
+    try:
+        value = parse_json(cell)
+    except ValueError:
+        return None
+    return value if isinstance(value, list) else None
 
 
 def one_label(outside: frozenset[str] = frozenset()) -> AnswerKind:
@@ -57,10 +94,9 @@ def number() -> AnswerKind:
 
 def _labels_of(cell: str, separator: str) -> Hashable:
     if cell.startswith("["):
-        try:
-            values = parse_json(cell)
-        except ValueError as error:
-            raise ValueError("begins with a bracket, so it must be a JSON list of labels") from error
+        values = parse_list(cell)
+        if values is None:
+            raise ValueError("begins with a bracket, so it must be a JSON list of labels")
         if not all(map(has_text, values)):
             raise ValueError("must be a JSON list of labels, each a text or a finite number")
         labels = [str(label).strip() for label in values]

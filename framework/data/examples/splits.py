@@ -15,7 +15,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 from framework.data.facts import SplitFacts
 from framework.data.reading.files import Reading
 from framework.data.reading.table_format import Row, TableFile
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, check_at_least, check_fraction
 from framework.random import key
 
 _UNIT = 2.0**-64
@@ -52,8 +52,7 @@ def check_fractions(validation: float, test: float) -> None:
         ConfigError: A share is not in [0, 1), or nothing remains for training.
     """
     for name, value in (("validation_fraction", validation), ("test_fraction", test)):
-        if not 0 <= value < 1:
-            raise ConfigError(f"data.{name} is {value}. It must be at least 0 and below 1. Choose for example 0.1.")
+        check_fraction(f"data.{name}", value)
     if validation + test >= 1:
         raise ConfigError(
             f"data.validation_fraction={validation} and data.test_fraction={test} leave nothing for training. Their "
@@ -111,10 +110,8 @@ class FileRecords(Generic[R]):
         """
         kept = []
         for record in self.records[split]:
-            try:
+            with self.readings[split].handling_bad_row():
                 kept.append(check(record))
-            except DataError as error:
-                self.readings[split].bad_row(error)
         self.records[split] = kept
 
 
@@ -147,10 +144,8 @@ class SplitFiles:
 
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)
-        if self.max_train_rows is not None and self.max_train_rows < 1:
-            raise ConfigError(
-                f"data.max_train_rows is {self.max_train_rows}. It must be at least 1. Use null to keep all rows."
-            )
+        if self.max_train_rows is not None:
+            check_at_least("data.max_train_rows", self.max_train_rows, 1, "Use null to keep all rows.")
 
     def group(self, record: R) -> tuple[str, ...]:
         """Returns the key of a record's group; a group belongs to one split. By default, the identity is the key."""

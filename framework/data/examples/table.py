@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from framework.data.examples.answers import Answer, AnswerKind, one_label
+from framework.data.examples.answers import Answer, AnswerKind, one_label, read_cell, require_text
 from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
@@ -115,10 +115,8 @@ class TableData(SplitFiles):
         for row in read_rows(path, columns, reading, self.format, lists):
             if any(row.values[column] != value for column, value in where.items()):
                 continue
-            try:
+            with reading.handling_bad_row():
                 rows.append(self._labelled(f"{path}, {row.location}", row.values, texts, answers))
-            except DataError as error:
-                reading.bad_row(error)
         if not rows and not reading.skipped:
             raise DataError(
                 f"{path} has no row where {where}. At least one row must match. Correct data.where, or name another "
@@ -130,15 +128,8 @@ class TableData(SplitFiles):
         self, location: str, values: Mapping[str, str], texts: list[str], answers: AnswerKind
     ) -> LabelledText:
         for column in texts if answers.has_several else (*texts, self.label_column):
-            if not values[column].strip():
-                raise DataError(f"{location}: {column!r} is empty. Each row needs one. Complete or remove the row.")
-        cell = values[self.label_column].strip()
-        try:
-            answer = answers.read(cell)
-        except ValueError as error:
-            raise DataError(
-                f"{location}: {self.label_column!r} is {cell!r}. It {error}. Correct or remove the row."
-            ) from error
+            require_text(location, column, values[column])
+        answer = read_cell(location, self.label_column, values[self.label_column], answers.read)
         return LabelledText(location, values[texts[0]], values[texts[1]] if len(texts) > 1 else None, answer)
 
     def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:

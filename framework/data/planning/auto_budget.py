@@ -14,7 +14,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.planning.collate import Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
-from framework.data.planning.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource, StepSequences
 
 CPU_BUDGET = 4096
 """Budget on the CPU, where memory does not limit a micro-batch and larger ones run no faster."""
@@ -85,6 +85,6 @@ def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Sha
         count, shape = min(count, shapes.micro_batch_sequences), shapes.by_budget[tokens]
     else:
         shape = shapes
-    epochs, indices = epochs[:count], indices[:count]
-    built = [source.build(epochs, indices, np.arange(count), step, shape) for step in (0, max_steps - 1)]
+    sequences = StepSequences(epochs[:count], indices[:count], np.arange(count))
+    built = [source.build(sequences, step, shape) for step in (0, max_steps - 1)]
     return max(built, key=lambda batch: sum(batch.counts.values()))

@@ -3,7 +3,7 @@
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from framework.errors import ConfigError
+from framework.errors import check_at_least
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,7 @@ class BatchWarmup:
 
     def __post_init__(self) -> None:
         for name in ("start", "steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"batch_warmup_{name} is {getattr(self, name)}. It must be at least 1. Raise it.")
+            check_at_least(f"batch_warmup_{name}", getattr(self, name), 1)
 
 
 def sequences_before(step: int, global_batch_size: int, warmup: BatchWarmup | None = None) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.errors import ConfigError
+from framework.errors import check_at_least
 from framework.random import key, mix, random_integers
 
 NUM_ROUNDS = 8
@@ -91,8 +91,8 @@ class Shuffle:
 
     def __post_init__(self) -> None:
         for name, value in (("block_size", self.block_size), ("window_blocks", self.window_blocks)):
-            if value is not None and value < 1:
-                raise ConfigError(f"the shuffle's {name} is {value}. It must be at least 1. Raise it.")
+            if value is not None:
+                check_at_least(f"the shuffle's {name}", value, 1)
 
     def indices(self, order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
         """Maps positions in an epoch's order to sequence indices; a bijection of [0, size) for each key.

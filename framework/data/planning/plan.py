@@ -16,8 +16,26 @@ from framework.data.planning.collate import Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.order import Shuffle
 from framework.data.planning.packing import Packing, budget_sizes, pack
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 from framework.random import key
+
+
+@dataclass(frozen=True, slots=True)
+class StepSequences:
+    """Sequences of a step, or some of them.
+
+    Attributes:
+        epochs: (sequences,) int64 epoch of each sequence.
+        indices: (sequences,) int64 index of each sequence in the source.
+        sequence_ids: (sequences,) int64 position of each in the run's stream of sequences, unique over the run.
+    """
+
+    epochs: np.ndarray
+    indices: np.ndarray
+    sequence_ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
 
 
 class SequenceSource(Protocol):
@@ -56,25 +74,16 @@ class SequenceSource(Protocol):
             (sequences,) int64 lengths, all positive.
         """
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: Shape = None,
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch with the sequences in the given order (`planning.collate.pack_sequences`).
 
         Args:
-            epochs: (sequences,) int64 epoch of each sequence.
-            indices: (sequences,) int64 index of each sequence, in [0, len).
-            sequence_ids: (sequences,) int64 position of each sequence in the run's stream of sequences.
+            sequences: Sequences of the micro-batch.
             step: Optimizer steps completed before this one, for scheduled values such as the mask rate.
             shape: Shape to which the micro-batch is padded; None adds no padding.
 
         Returns:
-            The micro-batch. Empty arrays give one dummy sequence of length 1 (or a shape full of dummies) and counts
+            The micro-batch. No sequences give one dummy sequence of length 1 (or a shape full of dummies) and counts
             of zero.
         """
 
@@ -111,24 +120,6 @@ class GroupedSequences(Protocol):
 
     group_size: int
     max_sequence_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class StepSequences:
-    """Sequences of a step.
-
-    Attributes:
-        epochs: (sequences,) int64 epoch of each sequence.
-        indices: (sequences,) int64 index of each sequence in the source.
-        sequence_ids: (sequences,) int64 position of each in the run's stream of sequences, unique over the run.
-    """
-
-    epochs: np.ndarray
-    indices: np.ndarray
-    sequence_ids: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +192,8 @@ class StepPlan:
         shapes: Shapes = None,
         batch_warmup: BatchWarmup | None = None,
     ) -> None:
-        sizes = {"global_batch_size": global_batch_size, "num_ranks": num_ranks}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}. It must be at least 1. Raise it.")
+        check_at_least("global_batch_size", global_batch_size, 1)
+        check_at_least("num_ranks", num_ranks, 1)
         if len(source) < 1:
             raise ConfigError(
                 "the split has 0 sequences. A step requires at least 1. Check the data's filters and fractions."
@@ -311,7 +300,7 @@ class StepPlan:
     def batches(self, step: int, rank: int) -> Iterator[PackedBatch]:
         """Builds a rank's micro-batches of a step, one at a time (see `micro_batches`)."""
         for share in self.micro_batches(step, rank):
-            yield self.source.build(share.epochs, share.indices, share.sequence_ids, step, share.shape)
+            yield self.source.build(share, step, share.shape)
 
     def summary(self, steps: Iterable[int]) -> PlanSummary:
         """Computes statistics of some steps, at least one, over all ranks."""

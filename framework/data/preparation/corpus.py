@@ -13,7 +13,7 @@ from framework.data.reading.documents import Cleaner, CleanTexts
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 
 BATCH_CHARACTERS = 2_000_000
 """Largest number of characters of a batch, which a worker processes at once; a longer document is one batch."""
@@ -51,10 +51,7 @@ class Cleaning:
                 f"near_duplicates is {self.near_duplicates}. A similarity is above 0 and at most 1. Choose for example "
                 "0.8, or null."
             )
-        if self.num_permutations < 2:
-            raise ConfigError(
-                f"num_permutations is {self.num_permutations}. It must be at least 2. Choose for example 128."
-            )
+        check_at_least("num_permutations", self.num_permutations, 2, "Choose, for example, 128.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from framework.data.store.writer import COMPLETE_FILE, META_FILE
 from framework.errors import DataError
-from framework.files import holder_of, locked, parse_json, write_atomic
+from framework.files import holder_of, locked, read_json_object, write_atomic
 
 SETTINGS_FILE = "settings.json"
 
@@ -49,12 +49,11 @@ def read_meta(folder: Path) -> dict[str, Any]:
         DataError: The file is missing or damaged.
     """
     try:
-        meta: dict[str, Any] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
+        return read_json_object(folder / META_FILE)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{folder / META_FILE} cannot be read ({error}). A store needs this file. Restore it, or delete the store."
         ) from error
-    return meta
 
 
 @contextmanager

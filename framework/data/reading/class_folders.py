@@ -42,11 +42,8 @@ def read_folder(table: TableFile, reading: Reading) -> Iterator[Row]:
                     f"and no folders. Move its files into {folder}, or name another folder."
                 )
             number += 1
-            try:
+            with reading.handling_bad_row():
                 text = _text_of(file, reading, table.format.codec)
-            except DataError as error:
-                reading.bad_row(error)
-            else:
                 values = {"text": text, "label": folder.name, "file": file.name}
                 texts, kept = ({column: values[column] for column in some} for some in (table.columns, table.as_is))
                 yield Row(number, None, texts, f"{folder.name}/{file.name}", kept)

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
-from framework.errors import ConfigError, DataError
+from framework.errors import DataError, check_choice
 
 COMPRESSIONS = (".gz", ".zst")
 HEAD_BYTES = 256 * 2**10
@@ -50,8 +50,7 @@ class Reading:
     max_remembered: int | None = 5
 
     def __post_init__(self) -> None:
-        if self.on_bad_row not in ("error", "skip"):
-            raise ConfigError(f"on_bad_row={self.on_bad_row!r} is not known. Use 'error' or 'skip'.")
+        check_choice("on_bad_row", self.on_bad_row, ("error", "skip"))
 
     def bad_row(self, error: DataError, num_rows: int = 1) -> None:
         """Raises the error, or counts the rows that are lost because of it."""
@@ -60,6 +59,27 @@ class Reading:
         self.num_skipped += num_rows
         if self.max_remembered is None or len(self.skipped) < self.max_remembered:
             self.skipped.append(str(error))
+
+    def handling_bad_row(self) -> "_RowHandler":
+        """Returns a context manager that reads one row and passes a DataError to `bad_row`."""
+        return _RowHandler(self)
+
+
+class _RowHandler:
+    """A class, because a generator function costs more than the reading of a short row."""
+
+    __slots__ = ("_reading",)
+
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, DataError):
+            self._reading.bad_row(error)
+        return isinstance(error, DataError)
 
 
 def find_files(patterns: str | Sequence[str], exclude: str | Sequence[str] = ()) -> list[Path]:

@@ -50,7 +50,7 @@ def has_header(
     if reason is None:
         return False
     raise DataError(
-        f"{location}: {_abridged(first)} looks like a header, because {reason}, but not all of the columns "
+        f"{location}: {first!r:.120} looks like a header, because {reason}, but not all of the columns "
         f"{list(requested)} are in it. The file is read without a header, with the names {names}. Set the column names "
         "of the file (text_column, label_column, ...), rename them in the file, or set format.header=false if this is "
         "a row."
@@ -101,7 +101,3 @@ def plain_float(cell: str) -> float | None:
         return None if "_" in cell else float(cell)
     except ValueError:
         return None
-
-
-def _abridged(cells: Sequence[str]) -> str:
-    return f"{list(cells)!r:.120}"

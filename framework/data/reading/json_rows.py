@@ -61,11 +61,8 @@ def read_json(table: TableFile, reading: Reading) -> Iterator[Row]:
         names = lists[0]
         del first[0]
     for row in chain(first, rows):
-        try:
+        with reading.handling_bad_row():
             values, kept = row_values(table, names, row.location, row.value)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             yield Row(row.number, row.line, values, kept=kept)
 
 
@@ -96,14 +93,11 @@ def json_values(table: TableFile, reading: Reading) -> Iterator[JsonValue]:
         if not raw.strip():
             continue
         number += 1
-        try:
+        with reading.handling_bad_row():
             text = decode_line(table.path, line, raw, table.format.codec)
             value = _parsed(
                 f"{table.path}, line {line}", text, "Each line must be one JSON object. Correct or remove the line."
             )
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             yield JsonValue(number, line, value)
 
 
@@ -120,18 +114,14 @@ def json_objects(table: TableFile, reading: Reading, convert: Callable[[str, Jso
     """
     for row in json_values(table, reading):
         location = f"{table.path}, row {row.number}" + ("" if row.line is None else f" (line {row.line})")
-        try:
+        with reading.handling_bad_row():
             if not isinstance(row.value, dict):
                 raise DataError(
                     f"{location}: {type(row.value).__name__}, not an object. Each row must be one JSON object. Correct "
                     "it."
                 )
             check_columns(table.path, row.location, table.as_is, list(row.value))
-            converted = convert(location, row)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
-            yield converted
+            yield convert(location, row)
 
 
 def _listed_rows(table: TableFile, parsed: Any) -> list[tuple[str | None, Any]]:

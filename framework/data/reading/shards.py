@@ -17,7 +17,7 @@ from framework.data.reading.files import Reading
 from framework.data.reading.remote_file import RangeFile, RemoteFiles, safe_name
 from framework.data.reading.rows import Row, check_columns, rows_of_batches
 from framework.data.reading.sources import matching_texts, needed_columns, texts_of_rows
-from framework.errors import ConfigError, DataError
+from framework.errors import DataError, check_above_zero, check_at_least
 
 _TAIL_BYTES = 64 * 2**10
 _END = b"PAR1"
@@ -90,13 +90,8 @@ class ParquetShards:
     _opened: dict[str, _Footer] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise ConfigError(f"retries={self.retries} is negative. It must be at least 0. Use 0 to disable retries.")
-        if self.timeout_seconds <= 0:
-            raise ConfigError(
-                f"timeout_seconds={self.timeout_seconds} is not above 0. A timeout must be positive. Use 60 for a "
-                "minute."
-            )
+        check_at_least("retries", self.retries, 0, "Use 0 to disable retries.")
+        check_above_zero("timeout_seconds", self.timeout_seconds, 60)
 
     def paths(self) -> list[str]:
         """Returns the shards' paths or URLs, sorted within each glob.

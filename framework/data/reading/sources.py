@@ -14,7 +14,7 @@ import pyarrow as pa
 from framework.data.reading.files import Reading, decode_line, find_files, raw_lines
 from framework.data.reading.rows import Row, check_end_of_stream, read_rows, rows_of_batches
 from framework.data.reading.table_format import TableFormat, check_encoding
-from framework.errors import ConfigError, DataError
+from framework.errors import DataError, check_choice
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,8 +51,7 @@ class TextFiles:
 
     def __post_init__(self) -> None:
         check_encoding("encoding", self.encoding)
-        if self.documents not in ("file", "blank_lines"):
-            raise ConfigError(f"documents={self.documents!r} is not known. Use 'file' or 'blank_lines'.")
+        check_choice("documents", self.documents, ("file", "blank_lines"))
 
     def paths(self) -> list[Path]:
         """Returns the matching files, sorted within each pattern.
@@ -72,10 +71,8 @@ class TextFiles:
         encoding = check_encoding("encoding", self.encoding)
         for path in self.paths():
             for number, raw in self._documents(path, reading):
-                try:
+                with reading.handling_bad_row():
                     yield decode_line(path, number, raw, encoding)
-                except DataError as error:
-                    reading.bad_row(error)
 
     def _documents(self, path: Path, reading: Reading) -> Iterator[tuple[int, bytearray]]:
         """Yields (number of the first line, all lines) of each document."""

@@ -19,7 +19,7 @@ from framework.data.store.stored_batch import StoredBatch
 from framework.data.store.streamed_tokens import StreamedTokens
 from framework.data.store.writer import BATCHES_FILE, COMPLETE_FILE, DATA_FILE, FORMAT, META_FILE, TOKENIZER_FOLDER
 from framework.errors import DataError
-from framework.files import parse_json
+from framework.files import read_json_object
 
 CACHE_BYTES = 2**30
 
@@ -198,7 +198,7 @@ class TokenStore:
 
 def _read_meta(folder: Path) -> dict[str, Any]:
     try:
-        meta: dict[str, Any] = parse_json((folder / META_FILE).read_text(encoding="utf-8"))
+        meta = read_json_object(folder / META_FILE)
     except (OSError, ValueError) as error:
         raise _damaged(folder, error) from error
     if meta.get("format") != FORMAT:

@@ -23,18 +23,7 @@ from framework.data.tokenization.wordpiece_folder import (
 )
 from framework.data.tokenization.written_text import join_word_pieces
 from framework.errors import DataError, reading_record
-from framework.files import parse_json
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-)
-"""Files of a tokenizer folder, all optional here; `save` copies those that exist."""
+from framework.files import TOKENIZER_FILES, parse_json
 
 SEPARATORS_KEY = "pair_separators"
 """Key of `Tokenizer.pair_separators` in the records of runs and exports."""

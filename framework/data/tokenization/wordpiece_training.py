@@ -15,7 +15,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import check_vocab_size, most_tokens, words_for_training, write_tokenizer
 from framework.data.tokenization.word_counts import WordCounts, repeated
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_at_least
 
 _SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
@@ -44,8 +44,7 @@ class WordPieceTraining:
 
     def __post_init__(self) -> None:
         check_vocab_size(self.vocab_size)
-        if self.alphabet < 1:
-            raise ConfigError(f"the vocabulary's `alphabet` is {self.alphabet}. It must be at least 1. Raise it.")
+        check_at_least("the vocabulary's `alphabet`", self.alphabet, 1)
         if self.vocab_size <= len(_SPECIAL_TOKENS):
             raise ConfigError(
                 f"the vocabulary's `vocab_size` is {self.vocab_size}, but the special tokens alone are "

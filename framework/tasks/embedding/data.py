@@ -5,13 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from framework.data.examples.answers import number
+from framework.data.examples.answers import number, parse_list, read_cell, require_text
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, DataError
-from framework.files import parse_json
 
 PairKind = Literal["matches", "scored", "labelled"]
 _NUMBER = number()
@@ -126,16 +125,13 @@ class TextPairData(SplitFiles):
         columns = [column for column in all_columns if column is not None]
         rows = []
         for row in read_rows(path, [*columns, *self.negative_columns], reading, self.format, self.negative_columns):
-            try:
+            with reading.handling_bad_row():
                 rows.append(self._group(f"{path}, {row.location}", row.values, columns))
-            except DataError as error:
-                reading.bad_row(error)
         return rows
 
     def _group(self, location: str, values: Mapping[str, str], required: list[str]) -> TextGroup:
         for column in required:
-            if not values[column].strip():
-                raise DataError(f"{location}: {column!r} is empty. Each row needs a value. Add it or remove the row.")
+            require_text(location, column, values[column])
         texts = [values[column] for column in (self.text_column, self.pair_column) if column is not None]
         for column in self.negative_columns:
             texts += _texts_of(values[column])
@@ -143,23 +139,15 @@ class TextPairData(SplitFiles):
             return TextGroup(location, tuple(texts), values[self.label_column].strip())
         if self.score_column is None:
             return TextGroup(location, tuple(texts))
-        cell = values[self.score_column].strip()
-        try:
-            return TextGroup(location, tuple(texts), _NUMBER.read(cell))
-        except ValueError as error:
-            raise DataError(
-                f"{location}: {self.score_column!r} is {cell!r}. It {error}. Correct or remove the row."
-            ) from error
+        score = read_cell(location, self.score_column, values[self.score_column], _NUMBER.read)
+        return TextGroup(location, tuple(texts), score)
 
 
 def _texts_of(cell: str) -> list[str]:
     """Returns the texts of a cell. A text that begins with a bracket is not always a list."""
     texts = [cell]
     if cell.lstrip().startswith("["):
-        try:
-            value = parse_json(cell)
-        except ValueError:
-            value = None
-        if isinstance(value, list) and all(isinstance(text, str) for text in value):
-            texts = value
+        items = parse_list(cell)
+        if items is not None and all(isinstance(text, str) for text in items):
+            texts = items
     return [text for text in texts if text.strip()]

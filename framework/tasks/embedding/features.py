@@ -17,10 +17,10 @@ import numpy as np
 from framework import ragged
 from framework.batch import PackedBatch
 from framework.data.examples.splits import same_text
-from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.flat_source import DerivedSource, FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.planning.collate import Shape
-from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.random import key, mix, random_integers
 from framework.tasks.embedding.data import TextGroup
@@ -64,16 +64,8 @@ def text_source(
     layout = lay_out([text for texts in items for text in texts], None, tokenizer, max_length)
     is_first = ragged.offsets_within(sizes) == ANCHOR
     counts = is_first & (targets["queries"] != NO_QUERY) if "queries" in targets else np.zeros(len(is_first))
-    return FlatSource(
-        layout.input_ids,
-        layout.lengths,
-        {name: FlatTarget(values, "sequences") for name, values in targets.items()},
-        dict.fromkeys(terms, counts),
-        max_length,
-        item_sizes=sizes,
-        records=records,
-        cutting=layout.cutting,
-    )
+    flat_targets = {name: FlatTarget(values, "sequences") for name, values in targets.items()}
+    return layout.source(flat_targets, dict.fromkeys(terms, counts), max_length, sizes, records)
 
 
 def scored_source(
@@ -153,7 +145,7 @@ def labelled_source(
     return DrawnPairs(text_source(texts, targets, terms, tokenizer, max_length, records), labels[: len(groups)], seed)
 
 
-class DrawnPairs:
+class DrawnPairs(DerivedSource):
     """Items of single texts. Items with a label get a second text (a `SequenceSource`).
 
     The second text is a function of (seed, epoch, index): any other text with the same label. A text with a unique
@@ -172,15 +164,10 @@ class DrawnPairs:
         records: Records of the items.
     """
 
-    group_size = 2
-
     def __init__(self, texts: FlatSource, labels: np.ndarray, seed: int) -> None:
-        self.shuffle = Shuffle()
-        self.max_sequence_length = texts.max_sequence_length
+        super().__init__(texts)
         self.max_length = 2 * texts.max_length
-        self.records = texts.records
-        self.facts = texts.facts
-        self._texts = texts
+        self.group_size = 2
         self._key = key(seed, "text of the same label")
         # Texts sorted by label: for each text its index in that order, and the start and size of its label's range.
         self._order = labels.argsort(kind="stable")
@@ -189,22 +176,11 @@ class DrawnPairs:
         self._rank = np.empty_like(self._order)
         self._rank[self._order] = np.arange(len(labels))
 
-    def __len__(self) -> int:
-        return len(self._texts)
-
-    @property
-    def fingerprint(self) -> str:
-        """Returns the fingerprint of the texts and labels."""
-        return self._texts.fingerprint
-
     @property
     def mean_length(self) -> float:
         """Returns the mean number of tokens of an item in the first epoch, special tokens included."""
         indices = np.arange(len(self))
         return float(self.lengths(np.zeros_like(indices), indices).mean())
-
-    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Does nothing, because all texts are in memory."""
 
     def positives(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Returns (paired,) indices of the second texts, for items that have one."""
@@ -216,27 +192,21 @@ class DrawnPairs:
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Returns (items,) int64: tokens of each item, special tokens included."""
-        lengths = self._texts.lengths(epochs, indices).copy()
+        lengths = self.source.lengths(epochs, indices).copy()
         is_paired = indices < len(self._rank)
         seconds = self.positives(epochs[is_paired], indices[is_paired])
-        lengths[is_paired] += self._texts.lengths(epochs[is_paired], seconds)
+        lengths[is_paired] += self.source.lengths(epochs[is_paired], seconds)
         return lengths
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: Shape = None,
-    ) -> PackedBatch:
-        """Builds one micro-batch of items. `sequence_ids` are item ids."""
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
+        """Builds one micro-batch; its sequences are items."""
+        epochs, indices = sequences.epochs, sequences.indices
         is_paired = indices < len(self._rank)
         sizes = 1 + is_paired
         members = ragged.offsets_within(sizes)
         texts = np.repeat(indices, sizes)
         texts[members == POSITIVE] = self.positives(epochs[is_paired], indices[is_paired])
-        ids = np.repeat(sequence_ids, sizes) * self.group_size + members
-        batch = self._texts.build(np.repeat(epochs, sizes), texts, ids, step, shape)
+        ids = np.repeat(sequences.sequence_ids, sizes) * self.group_size + members
+        batch = self.source.build(StepSequences(np.repeat(epochs, sizes), texts, ids), step, shape)
         counts = dict.fromkeys(batch.counts, float(is_paired.sum()))
         return replace(batch, group_size=self.group_size, counts=counts)

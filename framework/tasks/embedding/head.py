@@ -21,10 +21,7 @@ class EmbeddingHead(nn.Module):
         self.normalizes = normalizes
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        batch: PackedBatch,
-        dropout_keys: Tensor | None = None,  # noqa: ARG002  this head has no dropout
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Computes one vector per sequence.
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.data.facts import range_of, with_facts
 from framework.data.flat_source import FlatSource
+from framework.data.layout import SHORTEST, check_max_length
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_above_zero, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.data import TextGroup, TextPairData
@@ -24,10 +25,7 @@ from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_ov
 from framework.tasks.embedding.scores import pair_scores, search_scores
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.pooling import POOLINGS
-from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
-
-_SHORTEST = 3
-"""Tokens of the shortest sequence: [CLS] a [SEP]."""
+from framework.tasks.step_level import StepLevelTask
 
 _EVALUATED_SEED = 0
 """Seed for the second texts of evaluated splits. It is fixed so that runs with different seeds are comparable."""
@@ -56,6 +54,8 @@ class EmbeddingTask(StepLevelTask):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "embedding"
+    fields = ("text",)
+    scores_predictions = True
     changeable_keys = ("candidates", "normalize")
 
     def __init__(
@@ -69,19 +69,11 @@ class EmbeddingTask(StepLevelTask):
         matryoshka_sizes: Sequence[int] = (),
         candidates: Literal["split", "train"] = "split",
     ) -> None:
-        if objective not in ("contrastive", "similarity"):
-            raise ConfigError(f"task.objective is {objective!r}, which is unknown. Choose contrastive or similarity.")
-        if candidates not in ("split", "train"):
-            raise ConfigError(f"task.candidates is {candidates!r}, which is unknown. Choose split or train.")
-        if max_length < _SHORTEST:
-            raise ConfigError(
-                f"task.max_length is {max_length}. It must be at least {_SHORTEST}, special tokens included. Increase "
-                "it."
-            )
-        if pooling not in POOLINGS:
-            raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
-        if not temperature > 0:
-            raise ConfigError(f"task.temperature is {temperature}. It must be above 0. Choose for example 0.05.")
+        check_choice("task.objective", objective, ("contrastive", "similarity"))
+        check_choice("task.candidates", candidates, ("split", "train"))
+        check_max_length("task.max_length", max_length, SHORTEST)
+        check_choice("task.pooling", pooling, POOLINGS)
+        check_above_zero("task.temperature", temperature, 0.05)
         sizes = list(matryoshka_sizes)
         if len(set(sizes)) < len(sizes) or min(sizes, default=1) < 1:
             raise ConfigError(
@@ -137,7 +129,7 @@ class EmbeddingTask(StepLevelTask):
         candidates = [group.texts[POSITIVE] for group in searched]
         return match_source(groups, candidates, terms, tokenizer, self.max_length)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head, which has no weights.
 
         Raises:
@@ -149,15 +141,6 @@ class EmbeddingTask(StepLevelTask):
                 "Sizes must be smaller, because the full size is always included. Choose smaller sizes."
             )
         return EmbeddingHead(POOLINGS[self.pooling], self.normalize)
-
-    def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Returns one row per sequence (`framework.tasks.embedding.losses.Rows`)."""
-        return {
-            SEQUENCE_IDS: batch.sequence_ids,
-            "embeddings": outputs["embeddings"],
-            "members": batch.sequence_ids % batch.group_size,
-            **batch.targets,
-        }
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums InfoNCE over anchors (`contrast`) and over positives (`reverse_contrast`), or CoSENT (`cosent`)."""
@@ -171,19 +154,9 @@ class EmbeddingTask(StepLevelTask):
     def _sizes(self, width: int) -> list[int]:
         return [width, *self.smaller_sizes]
 
-    @property
-    def class_scores(self) -> Mapping[str, str]:
-        """Returns no outputs, because embeddings are not logits."""
-        return {}
-
     def to_record(self) -> dict[str, Any]:
         """Returns pooling, normalization and maximum length."""
         return {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the name of the field of the text."""
-        return ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds one item of one text per row."""
@@ -198,19 +171,12 @@ class EmbeddingTask(StepLevelTask):
         # Skip the split point of the first item, which would yield an empty first part.
         return np.split(vectors, np.flatnonzero(members[is_kept] == 0)[1:]) if len(vectors) else []
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Returns the `embedding` of each row as a list of numbers."""
-        del source
         return [{"embedding": vectors[0].tolist()} for vectors in decoded]
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True, because ranks need the whole split."""
-        return True
-
-    def score(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> dict[str, float]:
+    def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `pair_scores` or `search_scores`. Metrics of a smaller size have the size as name suffix."""
-        assert isinstance(source, FlatSource | DrawnPairs)
         scores: Callable[..., dict[str, float]] = pair_scores if self.objective == "similarity" else search_scores
         values = {}
         for size in self._sizes(decoded[0].shape[1]):
@@ -219,9 +185,8 @@ class EmbeddingTask(StepLevelTask):
             values.update({f"{name}{suffix}": value for name, value in by_metric.items()})
         return values
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource | DrawnPairs, results: ItemResults) -> Examination:
         """Builds the rows of `examine_pairs` or `examine_search`. The report shows tokens as texts."""
-        assert isinstance(source, FlatSource | DrawnPairs)
         if self.objective == "similarity":
             return examine_pairs(source.records, results)
         return examine_search(source.records, results)

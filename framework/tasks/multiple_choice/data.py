@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from framework.data.examples.answers import parse_list, require_text
 from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading
 from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFile, TableFormat
 from framework.errors import ConfigError, DataError
-from framework.files import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +112,12 @@ class ChoiceData(SplitFiles):
         columns = [*texts, *self.choice_columns, self.label_column]
         lists = self.choice_columns if len(self.choice_columns) == 1 else ()
         for row in read_rows(path, columns, reading, self.format, lists):
-            location = f"{path}, {row.location}"
-            try:
-                example = self._example(location, row)
-            except DataError as error:
-                reading.bad_row(error)
-            else:
-                yield example
+            with reading.handling_bad_row():
+                yield self._example(f"{path}, {row.location}", row)
 
     def _example(self, location: str, row: Row) -> ChoiceExample:
         cells = [row.values[column] for column in self.choice_columns]
-        choices = parse_choices(location, cells[0]) if len(cells) == 1 else _choices_of_columns(location, cells)
+        choices = parse_choices(location, cells[0]) if len(cells) == 1 else _checked(location, _drop_empty_end(cells))
         question = require_text(location, self.question_column, row.values[self.question_column])
         context = None
         if self.context_column is not None:
@@ -142,34 +137,16 @@ class ChoiceData(SplitFiles):
         return known.index(same_text(label))
 
 
-def require_text(location: str, name: str, text: str) -> str:
-    """Returns the text after checking that it is not empty.
-
-    Raises:
-        DataError: The text is empty.
-    """
-    if not text.strip():
-        raise DataError(f"{location}: {name!r} is empty. Each row needs one. Fill in or remove the row.")
-    return text
-
-
 def parse_choices(location: str, cell: str) -> tuple[str, ...]:
     """Parses a JSON list of choices.
 
     Raises:
         DataError: The cell is not a JSON list, or its items are not at least two different texts.
     """
-    try:
-        parsed = parse_json(cell)
-    except ValueError:
-        parsed = None
-    if not isinstance(parsed, list) or not all(map(has_text, parsed)):
+    parsed = parse_list(cell)
+    if parsed is None or not all(map(has_text, parsed)):
         raise DataError(f"{location}: the choices are {cell[:60]!r}. They must be a list of texts. Correct the row.")
     return _checked(location, [str(choice) for choice in parsed])
-
-
-def _choices_of_columns(location: str, cells: list[str]) -> tuple[str, ...]:
-    return _checked(location, _drop_empty_end(cells))
 
 
 def _drop_empty_end(cells: list[str]) -> list[str]:

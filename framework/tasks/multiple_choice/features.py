@@ -42,17 +42,10 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
     choice_indices = ragged.offsets_within(sizes)
     right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)
     right = np.repeat(right, sizes)
-    return FlatSource(
-        layout.input_ids,
-        layout.lengths,
-        {
-            "choice_places": FlatTarget(choice_indices, "sequences", filler=0),
-            "is_right": FlatTarget(np.where(right == IGNORE_INDEX, IGNORE_INDEX, right == choice_indices), "sequences"),
-        },
-        {LOSS_TERM: (right == choice_indices).astype(np.float64)},
-        max_length,
-        layout.token_type_ids,
-        item_sizes=sizes,
-        records=examples,
-        cutting=layout.cutting,
-    )
+    is_right = np.where(right == IGNORE_INDEX, IGNORE_INDEX, right == choice_indices)
+    targets = {
+        "choice_places": FlatTarget(choice_indices, "sequences", filler=0),
+        "is_right": FlatTarget(is_right, "sequences"),
+    }
+    counts = {LOSS_TERM: (right == choice_indices).astype(np.float64)}
+    return layout.source(targets, counts, max_length, sizes, examples)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
+from framework.data.examples.answers import require_text
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -20,7 +21,7 @@ from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
-from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices, require_text
+from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices
 from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -46,6 +47,7 @@ class MultipleChoiceTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "multiple_choice"
+    list_fields = ("choices",)
     allows_augmentation = True
 
     def __init__(self, max_length: int = 128, pooling: str = "cls", classifier_dropout: float = 0.1) -> None:
@@ -56,12 +58,7 @@ class MultipleChoiceTask(Task):
         self.has_context = False
         self.loss_weights = {LOSS_TERM: 1.0}
 
-    def build_sources(
-        self,
-        data: ChoiceData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: ChoiceData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split."""
         self.has_context = data.context_column is not None
         choices = data.load()
@@ -79,14 +76,8 @@ class MultipleChoiceTask(Task):
         """Returns the fields of question and choices, and that of the context if the training data had contexts."""
         return ("question", "context", "choices") if self.has_context else ("question", "choices")
 
-    @property
-    def list_fields(self) -> tuple[str, ...]:
-        """Returns the field of the choices."""
-        return ("choices",)
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that no text is empty and that the choices are a list of at least two different texts."""
-        del tokenizer
         self._example(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
@@ -98,7 +89,7 @@ class MultipleChoiceTask(Task):
         choices = parse_choices(row.location, row.values["choices"])
         return ChoiceExample(row.location, texts[0], texts[1] if self.has_context else None, choices, None)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the family's head of sequence classification with one score."""
         return build_sequence_classification_head(config, 1, self.pooling, self.classifier_dropout)
 
@@ -141,9 +132,8 @@ class MultipleChoiceTask(Task):
         rows = scores.softmax(dim=-1).tolist()
         return [row[:size] for row, size in zip(rows, sizes, strict=False)]
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the best choice of each row and the probabilities of all choices."""
-        assert isinstance(source, FlatSource)
         predictions = []
         for example, probabilities in zip(source.records, decoded, strict=True):
             best = max(range(len(probabilities)), key=probabilities.__getitem__)
@@ -158,9 +148,8 @@ class MultipleChoiceTask(Task):
             )
         return predictions
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per question."""
-        assert isinstance(source, FlatSource)
         rows = []
         predictions = self.assemble(source, results.decoded)
         for index, (example, prediction) in enumerate(zip(source.records, predictions, strict=True)):

@@ -18,6 +18,7 @@ from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.flat_source import HeldItems
 from framework.data.planning.collate import Shape, Target, pack_sequences
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
@@ -98,16 +99,9 @@ class BlankSource(HeldItems):
             digest.update(text.input_ids.tobytes() + text.positions.tobytes())
         return digest.hexdigest()
 
-    def build(
-        self,
-        epochs: np.ndarray,  # noqa: ARG002  the same in every epoch
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,  # noqa: ARG002  and at every step
-        shape: Shape = None,
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:  # noqa: ARG002  the same at every step
         """Builds one micro-batch; its target mlm_positions (targets,) are the positions of the blanks."""
-        texts, lengths = [self.texts[index] for index in indices], self._item_lengths[indices]
+        texts, lengths = [self.texts[index] for index in sequences.indices], self._item_lengths[sequences.indices]
         starts = ragged.starts(lengths)
         empty = np.zeros(0, dtype=np.int64)
         ids = np.concatenate([empty, *(text.input_ids for text in texts)])
@@ -116,7 +110,9 @@ class BlankSource(HeldItems):
         )
         unknown = np.full(len(positions), IGNORE_INDEX, dtype=np.int64)
         targets = {"mlm_positions": Target(positions, "targets", 0), "mlm_labels": Target(unknown, "targets")}
-        return pack_sequences(ids, lengths, sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), shape)
+        return pack_sequences(
+            ids, lengths, sequences.sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), shape
+        )
 
 
 TopWords = tuple[np.ndarray, np.ndarray]

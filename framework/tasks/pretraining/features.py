@@ -17,6 +17,7 @@ from framework.data.masking import Masking, MaskingFacts, mask_tokens
 from framework.data.planning.collate import Shape, Target, pack_sequences
 from framework.data.planning.mixture import Mixture
 from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
 from framework.data.sentence_pairs import Segments, SentenceChunks
 from framework.data.store.token_store import TokenStore
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -121,19 +122,12 @@ class PretrainingSource:
         """Returns (sequences,) int64 tokens of each sequence, special tokens included."""
         return self._segments(self._effective(epochs), indices).lengths.sum(axis=1) + self._num_specials
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: Shape = None,
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch.
 
         Its targets are mlm_positions and mlm_labels (targets,) and, with pairs, nsp_labels (sequences,).
         """
-        epochs = self._effective(epochs)
+        indices, epochs = sequences.indices, self._effective(sequences.epochs)
         segments = self._segments(epochs, indices)
         lengths = segments.lengths.sum(axis=1) + self._num_specials
         first = ragged.starts(lengths)
@@ -158,7 +152,7 @@ class PretrainingSource:
             token_type_ids = np.arange(len(input_ids)) > np.repeat(second - 1, lengths)
             targets["nsp_labels"] = Target(segments.labels, "sequences")
             counts["nsp"] = float(len(indices))
-        return pack_sequences(hidden_ids, lengths, sequence_ids, token_type_ids, targets, counts, shape)
+        return pack_sequences(hidden_ids, lengths, sequences.sequence_ids, token_type_ids, targets, counts, shape)
 
     def most_targets(self, tokens: int, sequences: int) -> int:
         """Returns the most masked tokens of a micro-batch: of each sequence its share, rounded up.

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import Pooler, PredictionTransform, pool_first, transform_activation
+from framework.tasks.pooling import Pooler, PredictionTransform, pool_first
 
 
 class TiedDecoder(nn.Module):
@@ -31,14 +30,12 @@ class MaskedLanguageModelHead(PredictionTransform):
     """Transform and decoder (`BertLMPredictionHead` in transformers).
 
     Args:
-        dense: Linear layer from hidden to hidden.
-        activation: Name of the activation.
-        norm: Norm before the decoder.
+        config: Encoder configuration.
         decoder: Decoder tied to the word embeddings.
     """
 
-    def __init__(self, dense: nn.Linear, activation: str, norm: LayerNorm, decoder: TiedDecoder) -> None:
-        super().__init__(dense, activation, norm)
+    def __init__(self, config: EncoderConfig, decoder: TiedDecoder) -> None:
+        super().__init__(config)
         self.decoder = decoder
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +73,6 @@ class PretrainingHead(nn.Module):
         Returns:
             `mlm` logits (targets, vocab) and, with NSP, `nsp` logits (sequences, 2): column 0 "follows", 1 "random".
         """
-        del dropout_keys
         # index_select, because the backward pass of plain indexing sorts the positions.
         outputs = {"mlm": self.mlm(hidden_states.index_select(0, batch.targets["mlm_positions"]))}
         if self.pooler is not None and self.nsp is not None:
@@ -92,12 +88,8 @@ def build_pretraining_head(encoder: TransformerEncoder, config: EncoderConfig, n
         config: Encoder configuration.
         nsp: True adds the head of next-sentence prediction.
     """
-    mlm = MaskedLanguageModelHead(
-        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-        activation=transform_activation(config),
-        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-        decoder=TiedDecoder(encoder.get_parameter("embeddings.word_embeddings.weight")),
-    )
+    decoder = TiedDecoder(encoder.get_parameter("embeddings.word_embeddings.weight"))
+    mlm = MaskedLanguageModelHead(config, decoder)
     if not nsp:
         return PretrainingHead(mlm)
     return PretrainingHead(mlm, Pooler(config.hidden_size), nn.Linear(config.hidden_size, 2))

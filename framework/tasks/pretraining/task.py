@@ -16,7 +16,7 @@ from framework.data.sentence_pairs import SentenceChunks
 from framework.data.store.sequence_index import Division
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, check_at_least
 from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -53,6 +53,8 @@ class PretrainingTask(Task):
     wraps_epochs = True
     head_kind = "pretraining"
     vocabulary_term = "mlm"
+    fields = ("text",)
+    examines_splits = False
     changeable_keys = ("top_k",)
 
     def __init__(
@@ -68,8 +70,7 @@ class PretrainingTask(Task):
         z_loss: float = 0.0,
         top_k: int = 5,
     ) -> None:
-        if top_k < 1:
-            raise ConfigError(f"task.top_k is {top_k}. Each blank needs at least one word. Set 1 or more.")
+        check_at_least("task.top_k", top_k, 1)
         self.top_k = top_k
         rates = {"mask_rate": mask_rate, "eval_mask_rate": eval_mask_rate, "mask_rate_end": mask_rate_end}
         for name, rate in rates.items():
@@ -82,9 +83,8 @@ class PretrainingTask(Task):
                 f"task.mask_rate_end is {mask_rate_end}, but task.mask_rate_steps is {mask_rate_steps}. A change of "
                 "the rate takes at least 1 step. Set mask_rate_steps to the optimizer steps until the final rate."
             )
-        for name, weight in {"nsp_weight": nsp_weight, "z_loss": z_loss}.items():
-            if not weight >= 0:
-                raise ConfigError(f"task.{name} is {weight}. A weight must be at least 0. Set 0 to disable the term.")
+        check_at_least("task.nsp_weight", nsp_weight, 0, "Set 0 to disable the term.")
+        check_at_least("task.z_loss", z_loss, 0, "Set 0 to disable the term.")
         self.sequence_length = sequence_length
         self.nsp = nsp
         self.mask_rate = MaskRate(
@@ -180,16 +180,6 @@ class PretrainingTask(Task):
             record["nsp_labels"] = ["follows", "random"]
         return record
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the field of the text with blanks."""
-        return ("text",)
-
-    @property
-    def examines_splits(self) -> bool:
-        """Returns False, because a split has too many masked words to show; its loss summarizes them."""
-        return False
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that the text has a blank, and that all of its blanks fit into a sequence."""
         read_blanks(row, tokenizer, self.sequence_length)
@@ -203,7 +193,6 @@ class PretrainingTask(Task):
         """Returns the most probable words of each blank."""
         return top_words(outputs, batch, self.top_k)
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[TopWords]) -> list[dict[str, Any]]:
+    def assemble(self, source: BlankSource, decoded: Sequence[TopWords]) -> list[dict[str, Any]]:
         """Returns `blanks` of each text: for each blank the words and their probabilities."""
-        assert isinstance(source, BlankSource)
         return word_lists(source, decoded)

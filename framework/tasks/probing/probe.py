@@ -14,6 +14,7 @@ from torch import Tensor
 from framework.batch import PackedBatch
 from framework.data.examples.table import TableData
 from framework.data.flat_source import FlatSource
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.pooling import POOLINGS, Pooling, check_pooled_scores
@@ -74,29 +75,28 @@ class ProbeSettings:
         return Probe(task.problem, flat, POOLINGS[self.pooling], _LOSSES[self.problem], self.l2)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
 class Probe:
     """A probe with its texts.
 
-    Args:
+    Attributes:
         problem: Problem with labels and metrics.
         sources: Sources of `train` and `validation`.
         pooling: Function from hidden states to features.
         losses: Loss that the fit minimizes.
         l2: Weight of the penalty, as in ProbeSettings.
-
-    Attributes:
-        best_metric: Best metric of the problem, which is the first in `scores`.
     """
 
-    def __init__(
-        self, problem: Problem, sources: Mapping[str, FlatSource], pooling: Pooling, losses: Losses, l2: float
-    ) -> None:
-        self.problem = problem
-        self.sources = dict(sources)
-        self.pooling = pooling
-        self.losses = losses
-        self.l2 = l2
-        self.best_metric = problem.best_metric
+    problem: Problem
+    sources: Mapping[str, FlatSource]
+    pooling: Pooling
+    losses: Losses
+    l2: float
+
+    @property
+    def best_metric(self) -> str:
+        """Returns the best metric of the problem, which is the first in `scores`."""
+        return self.problem.best_metric
 
     def scores(self, features: Mapping[str, Tensor]) -> dict[str, float]:
         """Fits on the training rows and returns the problem's metrics on the validation rows by name.
@@ -117,4 +117,4 @@ class Probe:
 def _all_rows(source: FlatSource) -> PackedBatch:
     """Builds one batch of all rows of a split, for their targets."""
     indices = np.arange(len(source))
-    return source.build(np.zeros_like(indices), indices, indices, step=0)
+    return source.build(StepSequences(np.zeros_like(indices), indices, indices), step=0)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, raw_lines
-from framework.data.reading.json_rows import json_objects
+from framework.data.reading.json_rows import check_surrogates, json_objects
 from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
 from framework.data.reading.table_kind import json_kind
 from framework.errors import ConfigError, DataError
@@ -161,10 +161,8 @@ class QuestionData(SplitFiles):
         questions: list[Question] = []
         if isinstance(content, dict):
             for location, row in _squad_rows(path, content):
-                try:
+                with reading.handling_bad_row():
                     questions.append(checked(location, row))
-                except DataError as error:
-                    reading.bad_row(error)
         else:
             table = TableFile(path, (), kind=kind)
             questions += json_objects(
@@ -199,12 +197,9 @@ def _squad_questions(table: TableFile, content: Any, columns: Mapping[str, str],
     names = {name: columns.get(name, name) for name in ("question", "context")}
     as_is = list(dict.fromkeys([*names.values(), *table.as_is]))
     for number, (location, row) in enumerate(_squad_rows(table.path, content), start=1):
-        try:
+        with reading.handling_bad_row():
             check_columns(table.path, location.removeprefix(f"{table.path}, "), table.as_is, list(row))
             values = {name: _text(location, column, row.get(column)) for name, column in names.items()}
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             yield Row(number, None, values, kept={name: row[name] for name in as_is})
 
 
@@ -311,13 +306,7 @@ def _text(location: str, name: str, value: Any) -> str:
         )
     if not value.strip():
         raise DataError(f"{location}: {name!r} is empty. Each question needs it. Add it or remove the question.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{location}: {name!r} has \\u{ord(value[error.start]):04x}, half of a surrogate pair. UTF-8 needs whole "
-            "pairs. Write the whole pair or remove the question."
-        ) from error
+    check_surrogates(location, name, value)
     return value
 
 

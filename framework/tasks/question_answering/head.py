@@ -33,7 +33,6 @@ class QuestionAnsweringHead(nn.Module):
         Returns:
             `start_logits` and `end_logits`, each (tokens,).
         """
-        del batch, dropout_keys
         x = hidden_states if self.transform is None else self.transform(hidden_states)
         start_logits, end_logits = self.qa_outputs(x).unbind(dim=1)
         return {"start_logits": start_logits, "end_logits": end_logits}

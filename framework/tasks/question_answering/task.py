@@ -2,19 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from framework.batch import IGNORE_INDEX, PackedBatch
+from framework.data.examples.answers import require_text
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.written_text import unspaced_share
-from framework.errors import ConfigError, DataError
+from framework.errors import check_at_least
 from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -22,7 +23,7 @@ from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.question_answering.data import Question, QuestionData
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.examine import examine_answers
-from framework.tasks.question_answering.features import Window, WindowSizes, window_source
+from framework.tasks.question_answering.features import WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
 
@@ -53,6 +54,8 @@ class QuestionAnsweringTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "question_answering"
+    fields = ("question", "context")
+    scores_predictions = True
     changeable_keys = ("max_answer_length", "n_best", "no_answer_threshold")
 
     def __init__(
@@ -71,8 +74,7 @@ class QuestionAnsweringTask(Task):
             "n_best": n_best,
         }
         for name, value in positive.items():
-            if value < 1:
-                raise ConfigError(f"task.{name} is {value}. It must be at least 1. Increase it.")
+            check_at_least(f"task.{name}", value, 1)
         self.sizes = WindowSizes(max_length, stride, max_question_length)
         self.sizes.check()
         self.max_answer_length = max_answer_length
@@ -81,12 +83,7 @@ class QuestionAnsweringTask(Task):
         self.answer_unit = "words"
         self.loss_weights = {"answer": 1.0}
 
-    def build_sources(
-        self,
-        data: QuestionData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: QuestionData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the questions of each split, and takes the unit of the scores from the data."""
         self.answer_unit = data.answer_unit
         read = data.load()
@@ -116,24 +113,17 @@ class QuestionAnsweringTask(Task):
             )
         return warnings
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the names of the fields of the question and its context."""
-        return ("question", "context")
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that neither the question nor the context is empty."""
-        del tokenizer
         for name in self.fields:
-            if not row.values[name].strip():
-                raise DataError(f"{row.location}: the {name} is empty. Each row needs one. Add it or remove the row.")
+            require_text(row.location, name, row.values[name])
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
         """Builds the windows of each row, without answers."""
         questions = [Question(row.location, row.values["question"], row.values["context"], ()) for row in rows]
         return window_source(questions, tokenizer, self.sizes, labelled=False)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head of the encoder's model family."""
         return build_question_answering_head(config)
 
@@ -183,29 +173,20 @@ class QuestionAnsweringTask(Task):
             begin += length
         return decoded
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource, decoded: Sequence[WindowSpans]) -> list[dict[str, Any]]:
         """Returns the answer to each question, from all its windows (`assemble_answers`)."""
-        return assemble_answers(_windows(source), decoded, self.n_best, self.no_answer_threshold)
+        return assemble_answers(source.records, decoded, self.n_best, self.no_answer_threshold)
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True, because an answer combines several windows, so scores are not sums over items."""
-        return True
-
-    def score(self, source: SequenceSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
+    def score(self, source: FlatSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
         """Returns exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""
-        questions = [next(windows).question for _, windows in groupby(_windows(source), key=lambda window: window.row)]
+        questions = [next(windows).question for _, windows in groupby(source.records, key=lambda window: window.row)]
         predictions = [prediction["answer"] for prediction in self.assemble(source, decoded)]
         truths = [[answer.text for answer in question.answers] for question in questions]
         return score_answers(predictions, truths, self.answer_unit)
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds one row per question, see `examine_answers`."""
-        return examine_answers(_windows(source), results, self.assemble(source, results.decoded), self.answer_unit)
-
-
-def _windows(source: SequenceSource) -> Sequence[Window]:
-    return cast(FlatSource, source).records
+        return examine_answers(source.records, results, self.assemble(source, results.decoded), self.answer_unit)
 
 
 def _token_cross_entropy(logits: Tensor, positions: Tensor, batch: PackedBatch) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from framework.data.examples.answers import number
+from framework.data.examples.answers import number, read_cell
 from framework.data.reading.rows import read_rows
 from framework.errors import DataError
 from framework.tasks.recommendation.data import Interactions
@@ -69,10 +69,7 @@ def read_catalogue(path: Path) -> Catalogue:
                 f"{path}, {row.location}: item {item!r} {fault}. Each item needs one row with a text. Correct or "
                 "remove the row."
             )
-        try:
-            likes.append(_NUMBER.read(cell))
-        except ValueError as error:
-            raise DataError(f"{path}, {row.location}: 'likes' is {cell!r}. It {error}. Correct the row.") from error
+        likes.append(read_cell(f"{path}, {row.location}", "likes", cell, _NUMBER.read))
         if likes[-1] < 0:
             raise DataError(f"{path}, {row.location}: 'likes' is {cell}. It must be at least 0. Correct the row.")
         texts[item] = text

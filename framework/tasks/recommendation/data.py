@@ -7,7 +7,7 @@ section 5).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from framework.data.examples.answers import number
+from framework.data.examples.answers import number, read_cell, require_text
 from framework.data.examples.splits import check_fractions
 from framework.data.facts import SplitFacts
 from framework.data.reading.files import Reading
@@ -221,11 +221,8 @@ class InteractionData:
         users: dict[str, int] = {}
         rows: list[tuple[int, int, float, float]] = []
         for row in read_rows(path, columns, reading, self.format):
-            try:
+            with reading.handling_bad_row():
                 user, item_index, time, rating = self._interaction(path, row, index_of)
-            except DataError as error:
-                reading.bad_row(error)
-            else:
                 rows.append((users.setdefault(user, len(users)), item_index, time, rating))
         if not rows:
             raise DataError(f"{path} has no usable row. The first error: {reading.skipped[0]}")
@@ -234,20 +231,18 @@ class InteractionData:
 
     def _interaction(self, path: Path, row: Row, index_of: dict[str, int]) -> tuple[str, int, float, float]:
         location = f"{path}, {row.location}"
-        user, item = row.values[self.user_column].strip(), row.values[self.item_column].strip()
-        if not user:
-            raise DataError(
-                f"{location}: {self.user_column!r} is empty. Each row needs a user. Add it or remove the row."
-            )
+        user = require_text(location, self.user_column, row.values[self.user_column]).strip()
+        item = row.values[self.item_column].strip()
         if item not in index_of:
             raise DataError(
                 f"{location}: the item {item!r} has no text in {self.items}. Each item needs a text. Add it there, or "
                 "set data.on_bad_row=skip."
             )
-        time = _read_cell(location, self.time_column, row, _seconds)
+        time = read_cell(location, self.time_column, row.values[self.time_column], _seconds)
         if self.rating_column is None:
             return user, index_of[item], time, math.nan
-        return user, index_of[item], time, _read_cell(location, self.rating_column, row, _NUMBER.read)
+        rating = read_cell(location, self.rating_column, row.values[self.rating_column], _NUMBER.read)
+        return user, index_of[item], time, rating
 
     def _split(self, times: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
         """Returns the split of each interaction and the names of the splits. Equal times are in one split.
@@ -311,14 +306,6 @@ class InteractionData:
                     "no like of a user with an earlier like. Each split needs one. Add rows, or change the fractions "
                     "or moments."
                 )
-
-
-def _read_cell(location: str, column: str, row: Row, read: Callable[[str], float]) -> float:
-    cell = row.values[column].strip()
-    try:
-        return read(cell)
-    except ValueError as error:
-        raise DataError(f"{location}: {column!r} is {cell!r}. It {error}. Correct or remove the row.") from error
 
 
 def _seconds(cell: str) -> float:

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from framework.batch import PackedBatch
+from framework.data.examples.answers import parse_list
 from framework.data.facts import SplitFacts, with_facts
-from framework.data.layout import lay_out
+from framework.data.layout import SHORTEST, check_max_length, lay_out
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError, DataError
-from framework.files import parse_json
+from framework.errors import ConfigError, DataError, check_above_zero, check_at_least, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.embedding.head import EmbeddingHead
@@ -38,10 +38,7 @@ from framework.tasks.recommendation.losses import Scoring, sampled_softmax
 from framework.tasks.recommendation.scores import MODEL, Comparison, metrics_by_user
 from framework.tasks.recommendation.search import Score, best_items, score_items, unseen_scores
 from framework.tasks.recommendation.trial import Question, Trial, build_trial
-from framework.tasks.step_level import SEQUENCE_IDS, StepLevelTask
-
-_SHORTEST = 3
-"""Tokens of the shortest sequence: [CLS] a [SEP]."""
+from framework.tasks.step_level import StepLevelTask
 
 
 class RecommendationTask(StepLevelTask):
@@ -74,6 +71,9 @@ class RecommendationTask(StepLevelTask):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "embedding"
+    fields = ("history",)
+    list_fields = ("history",)
+    scores_predictions = True
     changeable_keys = ("num_recommended", "popularity_prior")
 
     def __init__(
@@ -87,22 +87,16 @@ class RecommendationTask(StepLevelTask):
         corrects_sampling: bool = True,
         num_recommended: int = 10,
     ) -> None:
-        for name, value, least in (
-            ("max_history", max_history, 1),
-            ("max_item_tokens", max_item_tokens, _SHORTEST),
-            ("num_recommended", num_recommended, 1),
-            ("popularity_prior", popularity_prior, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"task.{name} is {value}. It must be at least {least}. Increase it.")
+        check_at_least("task.max_history", max_history, 1)
+        check_max_length("task.max_item_tokens", max_item_tokens, SHORTEST)
+        check_at_least("task.num_recommended", num_recommended, 1)
+        check_at_least("task.popularity_prior", popularity_prior, 0)
         if not 0 < history_decay <= 1:
             raise ConfigError(
                 f"task.history_decay is {history_decay}. It must be above 0 and at most 1. Choose for example 1.0."
             )
-        if pooling not in POOLINGS:
-            raise ConfigError(f"task.pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
-        if not temperature > 0:
-            raise ConfigError(f"task.temperature is {temperature}. It must be above 0. Choose for example 0.1.")
+        check_choice("task.pooling", pooling, POOLINGS)
+        check_above_zero("task.temperature", temperature, 0.1)
         self.scoring = Scoring(temperature, popularity_prior, max_history, history_decay)
         self.max_item_tokens = max_item_tokens
         self.pooling = pooling
@@ -113,12 +107,7 @@ class RecommendationTask(StepLevelTask):
         self._catalogue: Catalogue | None = None
         self._known = torch.zeros(0, dtype=torch.int64)
 
-    def build_sources(
-        self,
-        data: InteractionData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits are by time, nothing is drawn
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: InteractionData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads interactions and catalogue, and tokenizes the texts."""
         interactions = data.load()
         likes = interactions.likes()
@@ -135,29 +124,15 @@ class RecommendationTask(StepLevelTask):
             sources[name] = with_facts(source, _facts(interactions, split))
         return sources
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head, which has no weights."""
         return EmbeddingHead(POOLINGS[self.pooling], normalizes=True)
-
-    def representations(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Returns one row per sequence (`framework.tasks.recommendation.losses.Rows`)."""
-        return {
-            SEQUENCE_IDS: batch.sequence_ids,
-            "embeddings": outputs["embeddings"],
-            "members": batch.sequence_ids % batch.group_size,
-            **batch.targets,
-        }
 
     def step_loss_sums(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sums the softmax loss over all target likes of the step (`recommendation`)."""
         self._known = self._known.to(rows["users"].device)
         num_items = len(self._load_catalogue().items)
         return {LOSS_TERM: sampled_softmax(rows, self.scoring, self._known, num_items, self.corrects_sampling)}
-
-    @property
-    def class_scores(self) -> Mapping[str, str]:
-        """Returns no outputs, because embeddings are not logits."""
-        return {}
 
     def to_record(self) -> dict[str, Any]:
         """Returns the settings of an embedding model: pooling, normalization and maximum length."""
@@ -177,19 +152,8 @@ class RecommendationTask(StepLevelTask):
             self._catalogue = read_catalogue(self._folder / CATALOGUE_FILE)
         return self._catalogue
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the name of the field with the likes, in time order."""
-        return ("history",)
-
-    @property
-    def list_fields(self) -> tuple[str, ...]:
-        """Returns the same field: a list of item ids or texts."""
-        return ("history",)
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that the history is a list of item ids or texts."""
-        del tokenizer
         _history(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> SearchSource:
@@ -207,12 +171,11 @@ class RecommendationTask(StepLevelTask):
         is_first = np.diff(items.cpu().numpy(), prepend=-1) != 0
         return list(outputs["embeddings"][: batch.num_sequences].float().cpu().numpy()[is_first])
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    def assemble(self, source: SearchSource, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Returns per row its `history`, the best `items` outside of it, and their `scores`.
 
         A row without a history gets the items with the most likes.
         """
-        assert isinstance(source, SearchSource)
         assert source.trial is not None
         ids = self._load_catalogue().items
         predictions: list[dict[str, Any]] = []
@@ -228,18 +191,12 @@ class RecommendationTask(StepLevelTask):
         log_shares = self._load_catalogue().log_shares
         return partial(score_items, vectors=vectors.astype(np.float64), log_shares=log_shares, scoring=self.scoring)
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True, because ranks need the whole catalogue."""
-        return True
-
-    def score(self, source: SequenceSource, decoded: Sequence[np.ndarray]) -> dict[str, float]:
+    def score(self, source: SearchSource, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `recall_at_K` and `ndcg_at_K` of model and baselines with standard errors, see `Comparison.values`.
 
         Also returns `num_users`, the number of users with questions, and `cold_start_share`, the share of likes without
         a question. Returns nothing for the training split.
         """
-        assert isinstance(source, SearchSource)
         trial = source.trial
         if trial is None:
             return {}
@@ -250,16 +207,13 @@ class RecommendationTask(StepLevelTask):
         }
 
     def class_table(
-        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[np.ndarray]
+        self, metrics: Mapping[str, Metric], source: SearchSource, decoded: Sequence[np.ndarray]
     ) -> list[dict[str, Any]]:
         """Returns the rows of the comparison of the model with the baselines."""
-        del metrics
-        assert isinstance(source, SearchSource)
         return [] if source.trial is None else self._compare(source.trial, decoded).table()
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: SearchSource, results: ItemResults) -> Examination:
         """Builds one row per question. Rows of the training split have only lengths and losses."""
-        assert isinstance(source, SearchSource)
         if source.trial is None:
             return default_examination(results, [])
         scorer = self._scorer(self._catalogue_vectors(results.decoded))
@@ -281,13 +235,8 @@ def _same_for_all(scores: np.ndarray, chunk: Sequence[Question]) -> np.ndarray:
 
 def _history(row: Row) -> list[str]:
     cell = row.values["history"].strip()
-    try:
-        entries = parse_json(cell) if cell else []
-    except ValueError:
-        entries = None
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, str | int) and str(entry).strip() for entry in entries
-    ):
+    entries = parse_list(cell) if cell else []
+    if entries is None or not all(isinstance(entry, str | int) and str(entry).strip() for entry in entries):
         raise DataError(
             f"{row.location}: 'history' is {cell[:60]!r}. It must be a list of ids or texts, none empty. Correct the "
             "row."

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from framework.data.examples.answers import require_text
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
 from framework.data.reading.files import Reading, head_of, kind_of
 from framework.data.reading.rows import Row, read_rows
@@ -107,15 +108,10 @@ class RelationData(SplitFiles):
             text_column, label_column = self.text_column, self.label_column
             rows = read_rows(path, [text_column, label_column], reading, form)
         for row in rows:
-            location, label = f"{path}, {row.location}", row.values[label_column].strip()
-            try:
-                if not label:
-                    raise DataError(f"{location}: the label is empty. Each row needs one. Fill in or remove the row.")
-                example = RelationExample(location, read_marked_text(location, row.values[text_column]), label)
-            except DataError as error:
-                reading.bad_row(error)
-            else:
-                yield example
+            location = f"{path}, {row.location}"
+            with reading.handling_bad_row():
+                label = require_text(location, label_column, row.values[label_column]).strip()
+                yield RelationExample(location, read_marked_text(location, row.values[text_column]), label)
 
     @property
     def field_columns(self) -> dict[str, str]:

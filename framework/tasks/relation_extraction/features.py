@@ -78,16 +78,13 @@ def relation_source(
         some = examples[begin : begin + _TEXTS_AT_ONCE]
         encoded = tokenizer.encode_with_offsets([example.text.text for example in some])
         for example, (ids, firsts, ends) in zip(some, encoded, strict=True):
-            try:
+            with reading.handling_bad_row():
                 spans = entity_tokens(example, firsts, ends)
                 marked, mark_positions = mark_entities(example.location, ids, spans, marks, room)
-            except DataError as error:
-                reading.bad_row(error)
-                continue
-            pieces.append(np.concatenate([[tokenizer.cls_id], marked, [tokenizer.sep_id]]))
-            starts.append((mark_positions[0] + 1, mark_positions[1] + 1))
-            records.append(example)
-            lengths.append(len(ids))
+                pieces.append(np.concatenate([[tokenizer.cls_id], marked, [tokenizer.sep_id]]))
+                starts.append((mark_positions[0] + 1, mark_positions[1] + 1))
+                records.append(example)
+                lengths.append(len(ids))
     if not records:
         raise DataError(f"all rows were skipped. At least one must remain. For example: {reading.skipped[0]}")
     label_indices = {label: index for index, label in enumerate(labels)}

@@ -47,11 +47,8 @@ def read_semeval(table: TableFile, labelled: bool, reading: Reading) -> Iterator
     """
     check_columns(table.path, "rows of SemEval", table.as_is, _NAMES)
     for number, block in enumerate(_blocks(table.path, reading, labelled), start=1):
-        try:
+        with reading.handling_bad_row():
             fields = _values(table.path, block, table.format.codec, labelled)
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             values = {name: fields[name] for name in ("text", "label")[: 1 + labelled]}
             yield Row(number, block[-1][0], values, kept={name: fields.get(name) for name in ("text", *table.as_is)})
 

@@ -14,7 +14,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
+from framework.errors import check_at_least, check_fraction
 from framework.metrics.classification import Accuracy
 from framework.metrics.relation_f1 import RelationF1
 from framework.models.config import EncoderConfig
@@ -49,32 +49,20 @@ class RelationExtractionTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "relation"
+    fields = ("text",)
 
     def __init__(
         self, max_length: int = 128, classifier_dropout: float = 0.1, excluded_label: str | None = "Other"
     ) -> None:
-        if max_length < SHORTEST:
-            raise ConfigError(
-                f"task.max_length is {max_length}. It must be at least {SHORTEST}, special tokens and marks included. "
-                "Raise it."
-            )
-        if not 0 <= classifier_dropout < 1:
-            raise ConfigError(
-                f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose, for "
-                "example, 0.1."
-            )
+        check_at_least("task.max_length", max_length, SHORTEST, "Special tokens and marks count too. Raise it.")
+        check_fraction("task.classifier_dropout", classifier_dropout)
         self.max_length = max_length
         self.classifier_dropout = classifier_dropout
         self.excluded_label = excluded_label
         self.labels: tuple[str, ...] = ()
         self.loss_weights = {LOSS_TERM: 1.0}
 
-    def build_sources(
-        self,
-        data: RelationData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: RelationData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it."""
         relations = data.load(self.labels or None)
         self.labels = relations.labels
@@ -99,11 +87,6 @@ class RelationExtractionTask(Task):
             sources[split] = with_facts(source, read, given, self.labels, warnings if split == "train" else ())
         return sources
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the field of the text with its marks."""
-        return ("text",)
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that both entities are marked and fit into a sequence."""
         self.build_source([row], tokenizer)
@@ -115,7 +98,7 @@ class RelationExtractionTask(Task):
         ]
         return relation_source(examples, self.labels, tokenizer, self.max_length, Reading())
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head with one score for each label."""
         return build_relation_head(config, len(self.labels), self.classifier_dropout)
 
@@ -150,23 +133,20 @@ class RelationExtractionTask(Task):
         """Returns the best label and all probabilities."""
         return decode_labels(outputs["logits"][: batch.num_sequences], self.labels)
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns the predictions with the texts of the entities, `e1` and `e2`."""
-        assert isinstance(source, FlatSource)
         texts = [record.text.entities for record in source.records]
         return [prediction | {"e1": e1, "e2": e2} for prediction, (e1, e2) in zip(decoded, texts, strict=True)]
 
     def class_table(
-        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+        self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Returns precision, recall, F1, wrong directions and number of sequences of each relation."""
-        del source, decoded
         relation_f1 = metrics["relation_f1"]
         assert isinstance(relation_f1, RelationF1)
         return relation_f1.rows()
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per text, including its marks."""
-        assert isinstance(source, FlatSource)
         texts = [record.text.marked for record in source.records]
         return examine_labels(source.records, texts, results, self.labels)

@@ -33,13 +33,5 @@ def classification_source(
         records: Rows of the data, as in FlatSource.
     """
     layout = lay_out(texts, pairs, tokenizer, max_length)
-    return FlatSource(
-        layout.input_ids,
-        layout.lengths,
-        problem.targets(answers),
-        {LOSS_TERM: problem.counts(answers)},
-        max_length,
-        layout.token_type_ids,
-        records=records,
-        cutting=layout.cutting,
-    )
+    counts = {LOSS_TERM: problem.counts(answers)}
+    return layout.source(problem.targets(answers), counts, max_length, records=records)

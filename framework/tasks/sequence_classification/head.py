@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from framework.batch import PackedBatch
-from framework.errors import ConfigError
+from framework.errors import check_choice
 from framework.models.config import EncoderConfig
 from framework.nn.dropout import HashedDropout
 from framework.tasks.pooling import POOLINGS, Pooler, Pooling, PredictionTransform, family_transform
@@ -103,10 +103,8 @@ def build_sequence_classification_head(
     Raises:
         ConfigError: The pooling or the projection is unknown.
     """
-    if pooling not in POOLINGS:
-        raise ConfigError(f"pooling is {pooling!r}, which is unknown. Choose one of {', '.join(POOLINGS)}.")
-    if projection not in PROJECTIONS:
-        raise ConfigError(f"projection is {projection!r}, which is unknown. Choose one of {', '.join(PROJECTIONS)}.")
+    check_choice("pooling", pooling, POOLINGS)
+    check_choice("projection", projection, PROJECTIONS)
     pooler, transform = None, None
     if projection == "family":
         transform = family_transform(config)

@@ -46,7 +46,6 @@ class Problem(ABC):
             ConfigError: A setting names a label that is not in the set.
             DataError: The rows lack something that a setting needs.
         """
-        del answers
         self.labels = tuple(labels)
 
     def to_record(self) -> dict[str, Any]:
@@ -83,7 +82,6 @@ class Problem(ABC):
 
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         """Returns one row of scores per label, after the metrics were computed; empty without labels."""
-        del metrics
         return []
 
     @abstractmethod

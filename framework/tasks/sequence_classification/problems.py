@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_choice
 from framework.tasks.sequence_classification.multi_label import MultiLabel
 from framework.tasks.sequence_classification.problem import Problem
 from framework.tasks.sequence_classification.regression import Regression
@@ -28,8 +28,7 @@ def build_problem(name: str, settings: Mapping[str, Any]) -> Problem:
         ConfigError: The name is unknown, a setting of another problem differs from its default, or the problem rejects
             one of its own settings.
     """
-    if name not in PROBLEMS:
-        raise ConfigError(f"task.problem is {name!r}, which is unknown. Choose one of {', '.join(PROBLEMS)}.")
+    check_choice("task.problem", name, PROBLEMS)
     own = inspect.signature(PROBLEMS[name]).parameters
     for owner, problem in PROBLEMS.items():
         for key, parameter in inspect.signature(problem).parameters.items():

@@ -16,7 +16,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, one_label
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, check_fraction
 from framework.metrics.classification import Accuracy, ConfusionMetric, MacroF1, Matthews
 from framework.metrics.paired import Auroc
 from framework.tasks.examination import Examination, ItemResults
@@ -48,10 +48,7 @@ class SingleLabel(Problem):
         class_weights: Literal["balanced"] | Mapping[str | int, float] | None = None,
         out_of_scope_label: str | int | None = None,
     ) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(
-                f"task.label_smoothing is {label_smoothing}. It must be at least 0 and below 1. Set 0 to disable it."
-            )
+        check_fraction("task.label_smoothing", label_smoothing, "Set 0 to disable it.")
         if isinstance(class_weights, str) and class_weights != "balanced":
             raise ConfigError(
                 f"task.class_weights is {class_weights!r}. It must be balanced, {{label: weight}}, or null. Correct it."

@@ -14,7 +14,7 @@ from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults, default_examination
@@ -73,10 +73,7 @@ class SequenceClassificationTask(Task):
         threshold: float = 0.5,
     ) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
-        if projection not in PROJECTIONS:
-            raise ConfigError(
-                f"task.projection is {projection!r}, which is unknown. Choose one of {', '.join(PROJECTIONS)}."
-            )
+        check_choice("task.projection", projection, PROJECTIONS)
         self.max_length = max_length
         self.pooling = pooling
         self.classifier_dropout = classifier_dropout
@@ -109,12 +106,7 @@ class SequenceClassificationTask(Task):
         """Returns the label set in the order of scores; empty until it is known, and for regression."""
         return self.problem.labels
 
-    def build_sources(
-        self,
-        data: TableData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  splits use the data's own seed, so that runs with different seeds are comparable
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: TableData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it.
 
         The records of a source are its rows, for comparison with the predictions. The rows of `train` are not kept.
@@ -154,7 +146,7 @@ class SequenceClassificationTask(Task):
         pairs = [row.values["pair"] for row in rows] if self.has_pairs else None
         return classification_source(texts, pairs, [None] * len(texts), self.problem, tokenizer, self.max_length)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  nothing is tied
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head with the number of scores of the problem."""
         return build_sequence_classification_head(
             config, self.problem.num_scores, self.pooling, self.classifier_dropout, self.projection
@@ -196,15 +188,13 @@ class SequenceClassificationTask(Task):
         return self.problem.decode(outputs["logits"][: batch.num_sequences])
 
     def class_table(
-        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+        self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and number of sequences of each label."""
-        del source, decoded
         return self.problem.class_table(metrics)
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the problem's error analysis; for `train`, whose rows are not kept, the analysis without rows."""
-        assert isinstance(source, FlatSource)
         if not source.records:
             return default_examination(results, results.decoded)
         return self.problem.examine(source.records, results)

@@ -7,11 +7,11 @@ import numpy as np
 
 from framework import ragged
 from framework.batch import IGNORE_INDEX
+from framework.data.examples.answers import parse_list
 from framework.data.facts import Cutting
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
-from framework.files import parse_json
 from framework.tasks.token_classification.text_units import TextUnit
 from framework.tasks.token_classification.windows import split_windows
 
@@ -56,11 +56,8 @@ def parse_words(location: str, cell: str) -> list[str]:
     Raises:
         DataError: The cell is not a list of texts, or a text is blank.
     """
-    try:
-        words = parse_json(cell)
-    except ValueError:
-        words = None
-    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
+    words = parse_list(cell)
+    if not words or not all(isinstance(word, str) and word.strip() for word in words):
         raise DataError(
             f"{location}: 'tokens' is {cell[:60]!r}. It must be a list of words, at least one and none empty. Correct "
             "or remove the row."

@@ -26,10 +26,7 @@ class TokenClassificationHead(nn.Module):
         self.classifier = classifier
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        batch: PackedBatch,  # noqa: ARG002  every token is scored
-        dropout_keys: Tensor | None = None,
+        self, hidden_states: Tensor, batch: PackedBatch, dropout_keys: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Scores each token.
 

@@ -142,12 +142,9 @@ def read_conll(path: Path, layout: ConllFormat, reading: Reading) -> Iterator[Ta
     """
     for number, lines in enumerate(_sentence_lines(path, layout, reading), start=1):
         sentence = f"{path}, sentence {number}"
-        try:
+        with reading.handling_bad_row():
             texts = [(f"{sentence}, line {line}", decode_line(path, line, raw, layout.codec)) for line, raw in lines]
             pairs = [layout.word_and_tag(location, text) for location, text in texts]
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             words, tags = zip(*pairs, strict=True)
             numbers = tuple(line for line, _ in lines)
             yield TaggedSentence(f"{sentence} (line {numbers[0]})", words, tags, numbers)
@@ -161,14 +158,11 @@ def read_conll_words(path: Path, layout: ConllFormat, reading: Reading) -> Itera
     """
     for number, lines in enumerate(_sentence_lines(path, layout, reading), start=1):
         sentence = f"{path}, sentence {number}"
-        try:
+        with reading.handling_bad_row():
             words = [
                 layout.word(f"{sentence}, line {line}", decode_line(path, line, raw, layout.codec))
                 for line, raw in lines
             ]
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             tokens = json.dumps(words, ensure_ascii=False)
             yield Row(number, lines[-1][0], {"tokens": tokens}, kept={"tokens": words})
 

@@ -11,11 +11,12 @@ from torchmetrics import Metric
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
 from framework.data.flat_source import FlatSource
+from framework.data.layout import SHORTEST, check_max_length
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.written_text import join_words
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_fraction
 from framework.metrics.entity_f1 import EntityCounts, count_entities, overall
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -28,9 +29,6 @@ from framework.tasks.token_classification.examine import examine_entities
 from framework.tasks.token_classification.features import Example, parse_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 from framework.tasks.token_classification.text_units import Units, split_units
-
-_SHORTEST = 3
-"""Tokens of the shortest sequence: [CLS] a [SEP]."""
 
 
 class TokenClassificationTask(Task):
@@ -56,26 +54,22 @@ class TokenClassificationTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "token_classification"
+    fields = ("text",)
+    field_choices = ("text",), ("tokens",)
+    list_fields = ("tokens",)
+    scores_predictions = True
     text_format = "conll"
 
     def __init__(
         self, max_length: int = 128, stride: int = 64, units: Units = "words", classifier_dropout: float = 0.1
     ) -> None:
-        if max_length < _SHORTEST:
-            raise ConfigError(
-                f"task.max_length is {max_length}. It must be at least {_SHORTEST}, special tokens included. Increase "
-                "it."
-            )
+        check_max_length("task.max_length", max_length, SHORTEST)
         if not 1 <= stride <= max_length - 2:
             raise ConfigError(
                 f"task.stride is {stride}. It must be at least 1 and at most task.max_length - 2, here "
                 f"{max_length - 2}. Change one of them."
             )
-        if not 0 <= classifier_dropout < 1:
-            raise ConfigError(
-                f"task.classifier_dropout is {classifier_dropout}. It must be at least 0 and below 1. Choose for "
-                "example 0.1."
-            )
+        check_fraction("task.classifier_dropout", classifier_dropout)
         self.max_length = max_length
         self.stride = stride
         self.units = units
@@ -88,12 +82,7 @@ class TokenClassificationTask(Task):
         """Returns the entity types, in the order of scores."""
         return tuple(tag[2:] for tag in self.tags if tag.startswith("B-"))
 
-    def build_sources(
-        self,
-        data: TaggedData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: TaggedData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the sentences of each split. Uses the entity types of an earlier run, or of the data."""
         corpus = data.load(self.units, self.types or None)
         self.tags = bio_tag_set(corpus.labels)
@@ -104,24 +93,8 @@ class TokenClassificationTask(Task):
             sources[split] = with_facts(self._source(examples, tokenizer), corpus.facts[split], entities, corpus.labels)
         return sources
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the name of the field of the text."""
-        return ("text",)
-
-    @property
-    def field_choices(self) -> tuple[tuple[str, ...], ...]:
-        """Returns the alternative inputs: a text, or the words of a sentence."""
-        return ("text",), ("tokens",)
-
-    @property
-    def list_fields(self) -> tuple[str, ...]:
-        """Returns the name of the field of the words."""
-        return ("tokens",)
-
     def check_row(self, row: Row, tokenizer: Tokenizer) -> None:
         """Checks that the words of a row are a list of texts."""
-        del tokenizer
         self._example(row)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
@@ -137,7 +110,7 @@ class TokenClassificationTask(Task):
     def _source(self, examples: Sequence[Example], tokenizer: Tokenizer) -> FlatSource:
         return tagging_source(examples, self.tags, tokenizer, self.max_length, self.stride)
 
-    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:  # noqa: ARG002  no tied weights
+    def build_head(self, encoder: TransformerEncoder, config: EncoderConfig) -> nn.Module:
         """Builds the head of the encoder's model family, with one score per tag."""
         return build_token_classification_head(config, len(self.tags), self.classifier_dropout)
 
@@ -176,12 +149,11 @@ class TokenClassificationTask(Task):
         counts = _sequence_sums(is_word.long(), batch)[: batch.num_sequences].tolist()
         return np.split(scores, np.cumsum(counts))[:-1]  # the last piece is always empty
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
+    def assemble(self, source: FlatSource, decoded: Sequence[Any]) -> list[dict[str, Any]]:
         """Returns `entities`, `tokens` and `tags` of each row.
 
         Offsets of entities count code points of a text, or words if the row is a list of words.
         """
-        assert isinstance(source, FlatSource)
         examples, scores = join_parts(source.records, decoded)
         paths = predict_tags(scores, self.tags)
         return [
@@ -197,12 +169,7 @@ class TokenClassificationTask(Task):
     def _join(self) -> Callable[[Sequence[str]], str]:
         return "".join if self.units == "characters" else join_words
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True, because a sentence may span several windows."""
-        return True
-
-    def score(self, source: SequenceSource, decoded: Sequence[Any]) -> dict[str, float]:
+    def score(self, source: FlatSource, decoded: Sequence[Any]) -> dict[str, float]:
         """Returns precision, recall and F1 of all entities, and the share of words with the correct tag.
 
         `argmax_entity_f1` takes the tag with the largest score of each word and ignores the BIO rules, as other
@@ -221,10 +188,9 @@ class TokenClassificationTask(Task):
         }
 
     def class_table(
-        self, metrics: Mapping[str, Metric], source: SequenceSource, decoded: Sequence[Any]
+        self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and number of entities of each type."""
-        del metrics
         counts: dict[str, EntityCounts] = count_entities(*self._true_and_predicted(source, decoded), self.types)
         return [
             {
@@ -238,23 +204,20 @@ class TokenClassificationTask(Task):
             for label, each in counts.items()
         ]
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds one row per sentence with its entities, see `examine_entities`."""
-        assert isinstance(source, FlatSource)
         return examine_entities(source.records, results, self.tags, self.types, self._join)
 
     def _true_and_predicted(
-        self, source: SequenceSource, decoded: Sequence[Any]
+        self, source: FlatSource, decoded: Sequence[Any]
     ) -> tuple[list[Sequence[str]], list[Sequence[str]]]:
         """Returns the tags of each sentence in the data, and the predicted tags."""
-        assert isinstance(source, FlatSource)
         examples, scores = join_parts(source.records, decoded)
         predicted = [[self.tags[index] for index in path] for path in predict_tags(scores, self.tags)]
         return [example.tags or () for example in examples], list(predicted)
 
-    def _largest_scores(self, source: SequenceSource, decoded: Sequence[Any]) -> list[Sequence[str]]:
+    def _largest_scores(self, source: FlatSource, decoded: Sequence[Any]) -> list[Sequence[str]]:
         """Returns the tag with the largest score of each word, regardless of its neighbors."""
-        assert isinstance(source, FlatSource)
         _, scores = join_parts(source.records, decoded)
         return [[self.tags[index] for index in each.argmax(axis=1)] for each in scores]
 

@@ -137,11 +137,8 @@ class ParallelTextData(SplitFiles):
 
 def _lines(table: TableFile, reading: Reading) -> Iterator[Row]:
     for number, raw in raw_lines(table.path, reading):
-        try:
+        with reading.handling_bad_row():
             text = decode_line(table.path, number, raw, table.format.codec).rstrip("\r\n")
-        except DataError as error:
-            reading.bad_row(error)
-        else:
             yield Row(number, number, {"text": text}, kept={"text": text})
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import Cutting, SplitFacts
-from framework.data.flat_source import FlatSource, FlatTarget
+from framework.data.flat_source import DerivedSource, FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.planning.collate import Shape
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 
 _ALL = 1 << 30
@@ -22,7 +23,7 @@ _SPECIAL_TOKENS = 2
 """[CLS] source [SEP]"""
 
 
-class TranslationSource:
+class TranslationSource(DerivedSource):
     """Pairs of one split (`framework.data.planning.plan.SequenceSource`, `GroupedSequences`).
 
     The length of a pair is the length of source plus target. Memory use and throughput depend on that sum.
@@ -40,8 +41,6 @@ class TranslationSource:
         max_sequence_length: Maximum number of tokens of a source. The encoder needs that many positions.
     """
 
-    group_size = 1
-
     def __init__(
         self,
         sources: FlatSource,
@@ -51,50 +50,35 @@ class TranslationSource:
         tokenizer: Tokenizer,
         facts: SplitFacts,
     ) -> None:
+        super().__init__(sources)
         self.facts = facts
-        self.sources = sources
         self.targets = targets
         self.references = references
         self.texts = texts
         self.tokenizer = tokenizer
         self.max_length = sources.max_length + targets.max_length
-        self.max_sequence_length = sources.max_sequence_length
-        self.shuffle = sources.shuffle
-
-    def __len__(self) -> int:
-        return len(self.sources)
 
     @property
     def fingerprint(self) -> str:
         """Returns the fingerprints of sources and targets."""
-        return f"{self.sources.fingerprint} {self.targets.fingerprint}"
+        return f"{self.source.fingerprint} {self.targets.fingerprint}"
 
     @property
     def mean_length(self) -> float:
         """Returns the mean number of tokens of a pair."""
-        return self.sources.mean_length + self.targets.mean_length
-
-    def read_ahead(self, epoch: int, start: int, stop: int) -> None:
-        """Does nothing, because all sequences are in memory."""
+        return self.source.mean_length + self.targets.mean_length
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Returns (sequences,) int64: tokens of source plus target, special tokens included."""
-        return self.sources.lengths(epochs, indices) + self.targets.lengths(epochs, indices)
+        return self.source.lengths(epochs, indices) + self.targets.lengths(epochs, indices)
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: Shape = None,
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch. `decoder_inputs` has the target `labels` (target tokens,); counts are target tokens.
 
         `shape` applies to sources plus targets. Sources and targets are each padded to all of it.
         """
-        batch = self.sources.build(epochs, indices, sequence_ids, step, shape)
-        decoder_inputs = self.targets.build(epochs, indices, sequence_ids, step, shape)
+        batch = self.source.build(sequences, step, shape)
+        decoder_inputs = self.targets.build(sequences, step, shape)
         return replace(
             batch,
             decoder_inputs=decoder_inputs,

@@ -9,8 +9,6 @@ from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig, TransformerDecoder
 from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import decoder_keys
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import transform_activation
 from framework.tasks.pretraining.head import MaskedLanguageModelHead, TiedDecoder
 from framework.tasks.translation.search import ActiveTokens, Hypothesis, SearchSettings, beam_search
 
@@ -144,10 +142,5 @@ def build_translation_head(
     """
     decoder = TransformerDecoder(decoder_config, config, encoder.get_parameter("embeddings.word_embeddings.weight"))
     words = decoder.get_parameter("embeddings.word_embeddings.weight")
-    mlm = MaskedLanguageModelHead(
-        dense=nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias),
-        activation=transform_activation(config),
-        norm=LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias),
-        decoder=TiedDecoder(words if decoder_config.tie_output else nn.Parameter(torch.empty_like(words))),
-    )
-    return TranslationHead(decoder, mlm, start_id, end_id, search)
+    output = TiedDecoder(words if decoder_config.tie_output else nn.Parameter(torch.empty_like(words)))
+    return TranslationHead(decoder, MaskedLanguageModelHead(config, output), start_id, end_id, search)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from framework.errors import ConfigError
+from framework.errors import check_at_least
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_length"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"search.{name} is {getattr(self, name)}. It must be at least 1. Increase it.")
+            check_at_least(f"search.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from torchmetrics.text import Perplexity
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
+from framework.data.layout import SHORTEST, check_max_length
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import ConfigError
+from framework.errors import ConfigError, check_fraction
 from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -34,9 +35,6 @@ from framework.tasks.translation.decode import (
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
-
-_SHORTEST = 3
-"""Tokens of the shortest source: [CLS] a [SEP]."""
 
 
 class TranslationTask(Task):
@@ -62,6 +60,8 @@ class TranslationTask(Task):
     best_mode = "max"
     wraps_epochs = False
     head_kind = "translation"
+    fields = ("text",)
+    scores_predictions = True
     changeable_keys = ("search", "bleu_tokens")
     allows_tensor_parallel = False
 
@@ -74,15 +74,8 @@ class TranslationTask(Task):
         label_smoothing: float = 0.1,
         bleu_tokens: str | None = None,
     ) -> None:
-        if max_source_length < _SHORTEST:
-            raise ConfigError(
-                f"task.max_source_length is {max_source_length}. It must be at least {_SHORTEST}, special tokens "
-                "included. Increase it."
-            )
-        if not 0 <= label_smoothing < 1:
-            raise ConfigError(
-                f"task.label_smoothing is {label_smoothing}. It must be at least 0 and below 1. Choose for example 0.1."
-            )
+        check_max_length("task.max_source_length", max_source_length, SHORTEST)
+        check_fraction("task.label_smoothing", label_smoothing)
         if search.max_length > decoder.max_length:
             raise ConfigError(
                 f"search.max_length is {search.max_length}, but decoder.max_length={decoder.max_length}. The decoder "
@@ -104,12 +97,7 @@ class TranslationTask(Task):
         self.start_id: int | None = None
         self.end_id: int | None = None
 
-    def build_sources(
-        self,
-        data: ParallelTextData,
-        tokenizer: Tokenizer,
-        seed: int,  # noqa: ARG002  the data's own seed decides the splits, so runs with other seeds use the same splits
-    ) -> dict[str, SequenceSource]:
+    def build_sources(self, data: ParallelTextData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the pairs of each split.
 
         Raises:
@@ -133,11 +121,6 @@ class TranslationTask(Task):
             facts = replace(facts, rows=own.rows, left_out={**facts.left_out, **own.left_out}, notes=notes)
             sources[split] = with_facts(source, facts)
         return sources
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """Returns the name of the field with the text to translate."""
-        return ("text",)
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> TranslationSource:
         """Builds one sequence per row, without a target."""
@@ -191,25 +174,18 @@ class TranslationTask(Task):
         real = slice(batch.num_sequences)
         return decode_targets(outputs["tokens"][real], outputs["scores"][real])
 
-    def assemble(self, source: SequenceSource, decoded: Sequence[DecodedTarget]) -> list[dict[str, Any]]:
+    def assemble(self, source: TranslationSource, decoded: Sequence[DecodedTarget]) -> list[dict[str, Any]]:
         """Returns the translation of each row and its score, the length-normalized log-probability of the search."""
         texts = _texts(source, decoded)
         return [{"translation": text, "score": target.score} for text, target in zip(texts, decoded, strict=True)]
 
-    @property
-    def scores_predictions(self) -> bool:
-        """Returns True, because BLEU and chrF are corpus-level metrics."""
-        return True
-
-    def score(self, source: SequenceSource, decoded: Sequence[DecodedTarget]) -> dict[str, float]:
+    def score(self, source: TranslationSource, decoded: Sequence[DecodedTarget]) -> dict[str, float]:
         """Returns `bleu` and `chrf` in [0, 100], see `corpus_scores`. Both compare texts with natural spacing."""
-        assert isinstance(source, TranslationSource)
         tokens = self.bleu_tokens or bleu_tokens_of(source.references)
         return corpus_scores(_texts(source, decoded), source.references, tokens)
 
-    def examine(self, source: SequenceSource, results: ItemResults) -> Examination:
+    def examine(self, source: TranslationSource, results: ItemResults) -> Examination:
         """Builds one row per pair. The score of a row is its chrF."""
-        assert isinstance(source, TranslationSource)
         translations = _texts(source, results.decoded)
         columns = (results.lengths.tolist(), sentence_scores(translations, source.references))
         rows = [
@@ -221,6 +197,5 @@ class TranslationTask(Task):
         return Examination(rows, "chrF of a sentence / 100")
 
 
-def _texts(source: SequenceSource, decoded: Sequence[DecodedTarget]) -> list[str]:
-    assert isinstance(source, TranslationSource)
+def _texts(source: TranslationSource, decoded: Sequence[DecodedTarget]) -> list[str]:
     return source.tokenizer.decode_batch([target.tokens for target in decoded])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from framework.data.planning.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.files import write_atomic
 from framework.metrics.calibration import calibration_bins, expected_calibration_error
@@ -201,6 +201,6 @@ def _example(row: ExaminedRow, index: int, source: SequenceSource, tokenizer: To
 
 def _text_of_item(source: SequenceSource, index: int, tokenizer: Tokenizer) -> str:
     """Returns the decoded tokens of an item, one line per sequence."""
-    batch = source.build(np.zeros(1, dtype=np.int64), np.array([index]), np.array([index]), step=0)
+    batch = source.build(StepSequences(np.zeros(1, dtype=np.int64), np.array([index]), np.array([index])), step=0)
     sequences = batch.input_ids.split(list(batch.lengths))[: batch.num_sequences]
     return "\n".join(tokenizer.decode_batch([ids.tolist() for ids in sequences]))

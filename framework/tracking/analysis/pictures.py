@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from framework.tracking.analysis.fonts import font_for
 from framework.tracking.palette import BLUE, DOTS_PER_INCH, GREY, LIGHT
+from framework.tracking.plots import label_axes, new_figure
 
 MOST_NUMBERED_LABELS = 30
 """With more labels, a matrix is drawn without names and counts, which would be too small to read."""
@@ -61,7 +62,7 @@ def _draw_confusion(title: str, confusion: Mapping[str, Any]) -> Figure:
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     has_names = len(labels) <= MOST_NUMBERED_LABELS
     size = max(4.8, min(9.6, 3.4 + 0.34 * len(labels))) if has_names else 8.4
-    figure, axes = _new_figure(title, (size + 1.0, size))
+    figure, axes = new_figure(title, (size + 1.0, size), "compressed")
     image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, fraction=0.045, pad=0.02, format=PercentFormatter(1.0, decimals=0))
     bar.set_label("share of the expected label", color=GREY)
@@ -107,27 +108,27 @@ def _draw_calibration(title: str, calibration: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(_WIDTH_INCHES, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    _write_title(axes, title)
+    axes.set_title(title, loc="right", color=GREY, fontsize=9)
     middles = [(each["start"] + each["stop"]) / 2 for each in bins]
     widths = [0.92 * (each["stop"] - each["start"]) for each in bins]
     model = f"model, expected calibration error {calibration['error']:.3f}"
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1.0, linestyle="--", label="calibrated")
     axes.bar(middles, [each["share"] for each in bins], widths, color=BLUE, alpha=0.25)
     axes.plot([each["probability"] for each in bins], [each["share"] for each in bins], "o-", color=BLUE, label=model)
-    _label(axes, "Calibration", "", f"correct share of {calibration['of']}")
+    label_axes(axes, "Calibration", "", f"correct share of {calibration['of']}")
     axes.legend(frameon=False, loc="upper left", ncols=2)
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.2)  # space for the legend
     axes.set_yticks([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     below.bar(middles, [each["count"] for each in bins], widths, color=GREY, alpha=0.6)
-    _label(below, "", "probability", "count")
+    label_axes(below, "", "probability", "count")
     below.yaxis.set_major_locator(MaxNLocator(nbins=3, integer=True))
     return figure
 
 
 def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: str) -> Figure:
     has_scores = all(each["score"] is not None for each in buckets)
-    figure, axes = _new_figure(title, (_WIDTH_INCHES, 4.0))
+    figure, axes = new_figure(title, (_WIDTH_INCHES, 4.0), "compressed")
     values = np.array([each["score"] if has_scores else each["loss"] for each in buckets])
     positions = np.arange(len(buckets))
     axes.bar(positions, values, 0.72, color=BLUE, alpha=0.8)
@@ -146,37 +147,16 @@ def _draw_lengths(title: str, buckets: Sequence[Mapping[str, Any]], score_name: 
     ]
     names = [f"{name}\n{each['rows']:,} rows" for name, each in zip(names, buckets, strict=True)]
     axes.set_xticks(positions, names, fontsize=9)
-    _label(axes, "By length", "tokens", score_name if has_scores else "mean loss")
+    label_axes(axes, "By length", "tokens", score_name if has_scores else "mean loss")
     return figure
 
 
 def _draw_numbers(title: str, numbers: Mapping[str, Sequence[float]]) -> Figure:
-    figure, axes = _new_figure(title, (5.6, 5.0))
+    figure, axes = new_figure(title, (5.6, 5.0), "compressed")
     axes.plot(numbers["expected"], numbers["predicted"], "o", color=BLUE, alpha=0.3, markersize=4, markeredgewidth=0)
-    _label(axes, "Predicted against expected", "expected", "predicted")
+    label_axes(axes, "Predicted against expected", "expected", "predicted")
     axes.grid(axis="x", color=LIGHT, linewidth=0.8)
     return figure
-
-
-def _new_figure(title: str, size_inches: tuple[float, float]) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=size_inches, layout="compressed")  # "constrained" cuts off elements beside a square plot
-    FigureCanvasAgg(figure)  # needs no window or display, whatever backend is configured
-    axes = figure.add_subplot()
-    _write_title(axes, title)
-    return figure, axes
-
-
-def _write_title(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="right", color=GREY, fontsize=9)
-
-
-def _label(axes: Axes, title: str, horizontal: str, vertical: str) -> None:
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=12)
-    axes.set_xlabel(horizontal)
-    axes.set_ylabel(vertical)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=LIGHT, linewidth=0.8)
-    axes.set_axisbelow(True)
 
 
 def _short(label: str) -> str:

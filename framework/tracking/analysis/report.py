@@ -14,11 +14,10 @@ from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import describe
 from framework.tracking.plots import draw_plots
 from framework.tracking.run_files import PROVENANCE_FILE, read_object, read_saved_config
-from framework.tracking.summary_file import SUMMARY_FILE
+from framework.tracking.summary_file import SUMMARY_FILE, read_summary
 
 REPORT_FILE = "report.html"
 _CURVES = ("loss", "learning_rate", "throughput")
-_SUMMARY_KEYS = {"ended", "why", "steps", "max_steps", "tokens", "tokens_per_second", "wall_seconds", "last", "best"}
 _START_KEYS = {"commit", "host", "hardware", "versions", "world_size", "fingerprints", "command"}
 
 _CONFIG_FACTS = {
@@ -86,7 +85,7 @@ def write_report(run_folder: Path) -> Path:
         OSError: Writing failed.
     """
     name = run_folder.resolve().name
-    summary, analyses = _read_summary(run_folder), read_analyses(run_folder)
+    summary, analyses = read_summary(run_folder), read_analyses(run_folder)
     config, start = read_saved_config(run_folder), _last_start(run_folder)
     settings = {title: _setting(config, key) for title, key in _CONFIG_FACTS.items()}
     sections = [
@@ -166,7 +165,7 @@ def _metrics(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[s
     names = list(dict.fromkeys(name for values in columns.values() for name in values))
     rows = [
         (
-            describe(name).label + (f" ({describe(name).unit})" if describe(name).unit else ""),
+            describe(name).with_unit,
             *(_metric(values, name) for values in columns.values()),
         )
         for name in names
@@ -195,12 +194,6 @@ def _curves(run_folder: Path, analyses: Mapping[str, Any]) -> list[Picture]:
     others = sorted(name for name in plots if not any(name.startswith(f"{split}_") for split in analyses))
     names = dict.fromkeys((*_CURVES, *others))
     return [Picture(plots[name], name.replace("_", " ")) for name in names if name in plots]
-
-
-def _read_summary(run_folder: Path) -> dict[str, Any] | None:
-    """Returns summary.json; None if it is missing or damaged."""
-    summary = read_object(run_folder / SUMMARY_FILE)
-    return summary if summary.keys() >= _SUMMARY_KEYS else None
 
 
 def _last_start(run_folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import netrc
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from configparser import ConfigParser
 from configparser import Error as ConfigParserError
 from contextlib import contextmanager
@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from framework.data.reading.credentials import safe_argument
-from framework.errors import ConfigError
+from framework.errors import check_choice
 from framework.tracking.console import print_line
+from framework.tracking.logger_config import LoggerConfig
 from framework.tracking.rank_log import RUN_LOGGER
 from framework.tracking.reachability import why_unreachable
 from framework.tracking.wandb.content import log_content
@@ -46,32 +47,23 @@ _MAX_ID_LENGTH = 64
 
 
 def build_wandb_logger(
-    run_folder: Path,
-    run_id: str,
-    config: Mapping[str, Any],
-    project: str = "cloze",
-    group: str | None = None,
-    job_type: str | None = None,
-    tags: Sequence[str] = (),
-    mode: str = "auto",
+    run_folder: Path, run_id: str, config: Mapping[str, Any], settings: LoggerConfig
 ) -> "WandbLogger":
     """Builds the logger of one run. Starting the same run id again continues the same W&B run. Call on rank 0 only.
+
+    If the server cannot be reached or rejects the key, the run is logged offline with a message. Unset groups and job
+    types are taken from WANDB_RUN_GROUP and WANDB_JOB_TYPE, which the jobs of a sweep have.
 
     Args:
         run_folder: Run folder; the folder `wandb/` is written into it.
         run_id: `run.id` of the config; see `wandb_run_id`.
         config: Resolved config without secrets, shown with the run.
-        project: W&B project.
-        group: W&B group; None: WANDB_RUN_GROUP, which the jobs of a sweep have.
-        job_type: W&B job type; None: WANDB_JOB_TYPE, else "train".
-        tags: W&B tags.
-        mode: "online", "offline", or "auto": online if credentials are configured, else offline. If the server cannot
-            be reached or rejects the key, the run is logged offline with a message.
+        settings: Project, group, job type, tags and mode.
 
     Raises:
         ConfigError: The mode is none of the three.
     """
-    offline = _is_offline(mode)
+    offline = _is_offline(settings.mode)
     problem = None if offline else _why_unreachable()
     if offline or problem is not None:
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # crash reports would use the network
@@ -79,7 +71,7 @@ def build_wandb_logger(
     import wandb
 
     wandb.setup()  # reads WANDB_SILENT now; Lightning 2.6 passes an argument to init that makes wandb 0.31 warn
-    open_run = partial(_open_run, run_folder, run_id, config, project, group, job_type, tags)
+    open_run = partial(_open_run, run_folder, run_id, config, settings)
     if not offline and problem is None:
         try:
             return open_run(None)
@@ -94,24 +86,17 @@ def build_wandb_logger(
 
 
 def _open_run(
-    run_folder: Path,
-    run_id: str,
-    config: Mapping[str, Any],
-    project: str,
-    group: str | None,
-    job_type: str | None,
-    tags: Sequence[str],
-    mode: str | None,
+    run_folder: Path, run_id: str, config: Mapping[str, Any], settings: LoggerConfig, mode: str | None
 ) -> "WandbLogger":
     """Builds the logger and opens its W&B run; the mode None means online."""
     logger = _logger_class(run_folder)(
         name=run_id,
         save_dir=str(run_folder),
         id=wandb_run_id(run_id),
-        project=project,
-        group=group,
-        job_type=job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
-        tags=list(tags),
+        project=settings.project,
+        group=settings.group,
+        job_type=settings.job_type or os.environ.get("WANDB_JOB_TYPE") or "train",
+        tags=list(settings.tags),
         mode=mode,  # Lightning's own `offline` would write into the environment
         settings=_settings(),
     )
@@ -132,8 +117,7 @@ def _masked_command_line() -> Iterator[None]:
 
 
 def _is_offline(mode: str) -> bool:
-    if mode not in ("auto", "online", "offline"):
-        raise ConfigError(f"logger.mode is {mode!r}, which is not a W&B mode. Use auto, online or offline.")
+    check_choice("logger.mode", mode, ("auto", "online", "offline"))
     return mode == "offline" or (mode == "auto" and not has_credentials())
 
 

@@ -8,7 +8,7 @@ from framework.data.augmentation.edits import Augmentation, Delete, Swap
 from framework.data.augmentation.source import AugmentedSource
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
-from framework.data.planning.plan import StepPlan
+from framework.data.planning.plan import StepPlan, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
@@ -48,7 +48,7 @@ def by_item(plan: StepPlan, step: int, rank: int) -> dict[int, tuple]:
     """Returns the id, tokens, segments and label of each sequence of a rank's step."""
     actual = {}
     for share in plan.micro_batches(step, rank):
-        batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
+        batch = plan.source.build(share, step)
         assert batch.num_tokens <= share.budget
         assert batch.num_tokens == plan.source.lengths(share.epochs, share.indices).sum()
         actual |= dict(zip(batch.sequence_ids.tolist(), contents(batch), strict=False)) if batch.num_sequences else {}
@@ -79,7 +79,7 @@ def test_epochs_sequences_and_seeds_differ_and_segments_follow(flat: FlatSource,
     seen = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (0, 0)):
         source = AugmentedSource(flat, Delete(0.3), tokenizer, seed)
-        batch = source.build(np.full(NUM_ITEMS, epoch), indices, indices, 0)
+        batch = source.build(StepSequences(np.full(NUM_ITEMS, epoch), indices, indices), 0)
         seen.append(contents(batch))
         for row, (ids, segments, label) in enumerate(seen[-1]):
             assert label == row

@@ -59,7 +59,7 @@ def test_every_micro_batch_fits(size, global_batch_size, num_ranks, budget, step
     plan.set_budget(budget, fixed_shapes(source.max_length, source.mean_length, budget, plan.rank_tokens(4)))
     for rank in range(num_ranks):
         for share in plan.micro_batches(step, rank):
-            batch = source.build(share.epochs, share.indices, share.sequence_ids, step, share.shape)
+            batch = source.build(share, step, share.shape)
             assert share.shape is not None
             assert len(batch.input_ids) == share.shape.tokens == sum(batch.lengths)
             assert len(batch.lengths) == share.shape.sequences

@@ -80,7 +80,7 @@ def test_skipped_rows_are_counted_and_the_first_are_kept():
     assert (reading.num_skipped, reading.skipped[0], len(reading.skipped)) == (8, "row 0", 5)
     with pytest.raises(DataError, match="row 9"):
         Reading().bad_row(DataError("row 9"))
-    with pytest.raises(ConfigError, match="on_bad_row='drop' is not known"):
+    with pytest.raises(ConfigError, match="on_bad_row is 'drop', which is unknown"):
         Reading("drop")
 
 

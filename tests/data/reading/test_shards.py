@@ -238,9 +238,9 @@ def test_shards_with_another_schema_are_detected_before_reading(folder):
 
 
 def test_errors_of_settings(folder):
-    with pytest.raises(ConfigError, match=r"retries=-1 is negative"):
+    with pytest.raises(ConfigError, match=r"retries is -1\. It must be at least 0"):
         ParquetShards("a.parquet", retries=-1)
-    with pytest.raises(ConfigError, match=r"timeout_seconds=0 is not above 0"):
+    with pytest.raises(ConfigError, match=r"timeout_seconds is 0\. It must be above 0"):
         ParquetShards("a.parquet", timeout_seconds=0)
     with pytest.raises(ConfigError, match=r"nope://a/b cannot be opened \(Protocol not known: nope\)"):
         ParquetShards("nope://a/b").groups()

@@ -77,7 +77,7 @@ def test_errors_of_datasets(saved, monkeypatch):
 
 
 def test_errors_of_settings(tmp_path):
-    with pytest.raises(ConfigError, match="'lines' is not known"):
+    with pytest.raises(ConfigError, match="documents is 'lines', which is unknown"):
         TextFiles("a.txt", documents="lines")
     with pytest.raises(DataError, match=r"no file matches .*b\.txt"):
         TextFiles(str(tmp_path / "b.txt")).paths()

@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint
-from framework.checkpoint.save import save_checkpoint
 from framework.config.build import Parts, build_model, build_module
 from framework.config.identity import check_same_run
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
@@ -25,6 +24,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.nn import attention_backend
 from framework.nn.dropout import dropout_base, token_keys
 from tests.support.models.fixed_shape import PACKS, fixed_shape_batch
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.shapes import BERT
 from tests.support.models.tiny import NUM_SEQUENCES, Tiny, TinyModel, build, full, make_batch, tiny_config
 from tests.support.processes.collective_trace import CollectiveTrace

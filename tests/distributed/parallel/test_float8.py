@@ -10,7 +10,6 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from framework.checkpoint.load import load_checkpoint
-from framework.checkpoint.save import save_checkpoint
 from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
@@ -20,6 +19,7 @@ from framework.distributed.parallel import parallelize as parallelize_module
 from framework.distributed.parallel.float8 import apply_float8, check_float8, fits_float8
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.errors import ConfigError
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import Tiny, TinyModel, build, tiny_config
 
 needs_torchao = pytest.mark.skipif(

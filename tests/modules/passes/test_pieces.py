@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX
 from framework.config.checks import check_regularization
+from framework.data.planning.plan import StepSequences
 from framework.distributed.gather_rows import gather_rows
 from framework.distributed.mesh import MeshShape, build_mesh
 from framework.errors import ConfigError
@@ -42,7 +43,7 @@ def test_divergence_is_the_mean_of_both_directions_over_the_counted_targets() ->
 
 
 def test_divergence_counts_the_targets_of_all_outputs() -> None:
-    batch = ToySource(37).build(np.zeros(3), np.array([2, 3, 5]), np.arange(3), 0)
+    batch = ToySource(37).build(StepSequences(np.zeros(3), np.array([2, 3, 5]), np.arange(3)), 0)
     counts = RDrop(1.0).counts(ToyTask(), batch)
     # Word, pair and z are those of the task; only sequences with an even index have a label.
     assert counts.tolist() == [batch.counts["word"], 1, batch.counts["word"], batch.counts["word"] + 1]
@@ -68,7 +69,7 @@ def test_partial_logits_get_the_gradients_of_their_parts(workers: WorkerPool) ->
 
 
 def test_perturbation_has_the_length_epsilon_in_each_sequence_for_any_scale() -> None:
-    batch = ToySource(37).build(np.zeros(4), np.arange(4), np.arange(4), 0)
+    batch = ToySource(37).build(StepSequences(np.zeros(4), np.arange(4), np.arange(4)), 0)
     gradient = torch.randn(batch.num_tokens, 16, generator=torch.Generator().manual_seed(0)) * 1e-9
     parts = gradient.split(list(batch.lengths))
     parts[1].zero_()

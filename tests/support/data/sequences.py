@@ -5,6 +5,7 @@ import numpy as np
 from framework.batch import PackedBatch
 from framework.data.planning.collate import FixedShape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
 from framework.random import mix, random_integers
 
 SHIFT = 1000
@@ -39,16 +40,10 @@ class NumberedSource:
             return np.full(len(indices), self.max_length)
         return 1 + random_integers(mix(mix(17, epochs), indices), self.max_length)
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: FixedShape | None = None,
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: FixedShape | None = None) -> PackedBatch:
+        epochs, indices = sequences.epochs, sequences.indices
         lengths = self.lengths(epochs, indices)
         tokens = np.repeat(epochs * SHIFT + indices, lengths)
         labels = Target(epochs * SHIFT + indices, "sequences")
         counts = {"label": float(len(indices))}
-        return pack_sequences(tokens, lengths, sequence_ids, None, {"labels": labels}, counts, shape)
+        return pack_sequences(tokens, lengths, sequences.sequence_ids, None, {"labels": labels}, counts, shape)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from framework.checkpoint.save import SaveError, save_checkpoint
+from framework.checkpoint.save import SaveError
+from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build
 
 if __name__ == "__main__":

@@ -4,17 +4,7 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.models.config import EncoderConfig
-from framework.nn.norm import LayerNorm
-from framework.tasks.pooling import POOLINGS, Pooler, PredictionTransform, transform_activation
-
-
-def transform_of(config: EncoderConfig) -> PredictionTransform | None:
-    """Returns the layers that ModernBERT applies before the scores of every head; None for other families."""
-    if config.family != "modernbert":
-        return None
-    dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
-    norm = LayerNorm(config.hidden_size, config.norm_eps, config.norm_bias)
-    return PredictionTransform(dense, transform_activation(config), norm)
+from framework.tasks.pooling import POOLINGS, Pooler, family_transform
 
 
 class TokenHead(nn.Module):
@@ -22,7 +12,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, num_labels: int) -> None:
         super().__init__()
-        self.transform = transform_of(config)
+        self.transform = family_transform(config)
         self.classifier = nn.Linear(config.hidden_size, num_labels)
 
     def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:
@@ -35,7 +25,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        self.transform = transform_of(config)
+        self.transform = family_transform(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
 
     def forward(self, hidden_states: Tensor, batch: PackedBatch, keys: Tensor | None = None) -> dict[str, Tensor]:
@@ -49,7 +39,7 @@ class ChoiceHead(nn.Module):
     def __init__(self, config: EncoderConfig, pooling: str = "cls") -> None:
         super().__init__()
         self.pooling = POOLINGS[pooling]
-        self.transform = transform_of(config)
+        self.transform = family_transform(config)
         self.pooler = Pooler(config.hidden_size) if self.transform is None else None
         self.classifier = nn.Linear(config.hidden_size, 1)
 

@@ -69,9 +69,9 @@ class FaultySource:
     def __len__(self) -> int:
         return len(self.source)
 
-    def build(self, epochs: Any, indices: Any, sequence_ids: Any, step: int, shape: Any = None) -> PackedBatch:
+    def build(self, sequences: Any, step: int, shape: Any = None) -> PackedBatch:
         fault(("sleep_in_loader",), step + 1)
-        return self.source.build(epochs, indices, sequence_ids, step, shape)
+        return self.source.build(sequences, step, shape)
 
 
 class SleepyTask(PretrainingTask):

@@ -88,7 +88,7 @@ def loop(
     measured = []
     for step in range(num_steps):
         share = plan.sequences(step)
-        batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
+        batch = plan.source.build(share, step)
         loss, terms = form(model, batch, step)
         optimizer.zero_grad()
         loss.backward()
@@ -109,7 +109,7 @@ def contrast_validation(model: TaskModel) -> dict[str, float]:
     counts = {"contrast": 0, "pair": 0}
     for step in range(len(plan)):
         share = plan.sequences(step)
-        batch = plan.source.build(share.epochs, share.indices, share.sequence_ids, step)
+        batch = plan.source.build(share, step)
         with torch.no_grad():
             _, terms = contrast(model, batch, None)
         sizes = {"contrast": len(share), "pair": int((batch.targets["labels"] != IGNORE_INDEX).sum())}

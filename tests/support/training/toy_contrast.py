@@ -78,7 +78,7 @@ class ContrastTask(StepLevelTask):
 class ContrastSource(ToySource):
     """Source of the toy run's sequences, each of which counts."""
 
-    def build(self, epochs, indices, sequence_ids, step, shape=None) -> PackedBatch:  # type: ignore[no-untyped-def]
-        batch = super().build(epochs, indices, sequence_ids, step, shape)
-        batch.counts["contrast"] = len(indices)  # type: ignore[index]
+    def build(self, sequences, step, shape=None) -> PackedBatch:  # type: ignore[no-untyped-def]
+        batch = super().build(sequences, step, shape)
+        batch.counts["contrast"] = len(sequences)  # type: ignore[index]
         return batch

@@ -26,6 +26,7 @@ from framework.checkpoint.retention import Retention
 from framework.checkpoint.storage import Location
 from framework.data.planning.collate import RoundedShape, Shape, Target, pack_sequences
 from framework.data.planning.order import Shuffle
+from framework.data.planning.plan import StepSequences
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.mesh import mesh_shape
 from framework.distributed.parallel.precision import Precision
@@ -81,15 +82,8 @@ class ToySource:
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         return 4 + random_integers(mix(key("length"), indices), 17)
 
-    def build(
-        self,
-        epochs: np.ndarray,
-        indices: np.ndarray,
-        sequence_ids: np.ndarray,
-        step: int,
-        shape: Shape = None,
-    ) -> PackedBatch:
-        lengths = self.lengths(epochs, indices)
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
+        indices, lengths = sequences.indices, self.lengths(sequences.epochs, sequences.indices)
         tokens = [
             random_integers(mix(key("token", int(index)), np.arange(n)), VOCAB)
             for index, n in zip(indices, lengths, strict=True)
@@ -106,7 +100,7 @@ class ToySource:
             "labels": Target(labels, "sequences"),
         }
         counts = {"word": len(positions), "z": len(positions), "pair": int((labels != IGNORE_INDEX).sum())}
-        return pack_sequences(flat, lengths, sequence_ids, targets=targets, counts=counts, shape=shape)
+        return pack_sequences(flat, lengths, sequences.sequence_ids, targets=targets, counts=counts, shape=shape)
 
 
 class ToyHead(nn.Module):

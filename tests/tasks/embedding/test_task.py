@@ -7,6 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch.nn import functional
 
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.embedding.data import TextGroup
@@ -135,13 +136,13 @@ def test_items_of_pairs_end_with_the_search_candidates(tokenizer):
     source = match_source(groups, ["e", "f", "f"], ["contrast"], tokenizer, 8)
     assert source.records == [SearchRole(0, 1, 1), SearchRole(3, 1, None), SearchRole(0, 4, 1), SearchRole(None, 5, 0)]
     indices = np.arange(4)
-    batch = source.build(np.zeros(4), indices, indices, 0)
+    batch = source.build(StepSequences(np.zeros(4), indices, indices), 0)
     assert batch.lengths == (3, 4, 3, 3, 4, 3, 3, 3)
     assert batch.targets["queries"].tolist() == [0, 0, 0, 3, 3, 0, 0, NO_QUERY]
     assert batch.targets["texts"].tolist() == [0, 1, 2, 3, 1, 0, 4, 5]
     assert batch.counts == {"contrast": 3.0}
     scored = scored_source([group("a", "b", answer=1.5), group("c", "d", answer=0.5)], ["cosent"], tokenizer, 8)
-    batch = scored.build(np.zeros(2), indices[:2], indices[:2], 0)
+    batch = scored.build(StepSequences(np.zeros(2), indices[:2], indices[:2]), 0)
     assert (batch.targets["scores"].tolist(), batch.counts) == ([1.5, 1.5, 0.5, 0.5], {"cosent": 2.0})
 
 
@@ -174,7 +175,7 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     source, _ = labelled(tokenizer, candidates=[group("a b", answer="x"), group("h", answer="w")])
     epochs, indices = np.full(3, 7), np.array([9, 0, 6])
     second = source.positives(epochs[1:], indices[1:])
-    batch = source.build(epochs, indices, np.array([20, 21, 22]), 0, FixedShape(40, 9, None, 12))
+    batch = source.build(StepSequences(epochs, indices, np.array([20, 21, 22])), 0, FixedShape(40, 9, None, 12))
     lengths = np.array([3, 4, 5, 3, 4, 5, 6, 3])
     assert batch.lengths[:5] == (3, 3, lengths[second[0]], 6, lengths[second[1]])
     assert source.lengths(epochs, indices).tolist() == [3, 3 + lengths[second[0]], 6 + lengths[second[1]]]
@@ -185,12 +186,14 @@ def test_a_micro_batch_of_labelled_texts(tokenizer):
     assert source.records[0] == SearchRole(0, 0, None)
     assert source.records[8:] == [SearchRole(None, 0, 0), SearchRole(None, 3, 0)]
     none = np.zeros(0, dtype=np.int64)
-    assert source.build(none, none, none, 0).num_sequences == 0
+    assert source.build(StepSequences(none, none, none), 0).num_sequences == 0
 
 
 def test_vectors_of_items_keep_their_order(tokenizer):
     source = match_source([group("a", "b", "c"), group("d", "e")], ["f"], ["contrast"], tokenizer, 8)
-    batch = source.build(np.zeros(3), np.array([2, 0, 1]), np.array([2, 0, 1]), 0, FixedShape(40, 12, None, 8))
+    batch = source.build(
+        StepSequences(np.zeros(3), np.array([2, 0, 1]), np.array([2, 0, 1])), 0, FixedShape(40, 12, None, 8)
+    )
     vectors = torch.arange(12.0)[:, None].expand(12, 2)
     kept = EmbeddingTask().decode({"embeddings": vectors}, batch)
     assert [part[:, 0].tolist() for part in kept] == [[0], [1, 2], [4, 5]]
@@ -233,7 +236,7 @@ def test_a_labelled_text_does_not_retrieve_itself():
 
 def test_embeddings_are_pooled_in_fp32(tokenizer):
     source = text_source([("a",), ("b c",)], {}, ["contrast"], tokenizer, 8)
-    batch = source.build(np.zeros(2), np.arange(2), np.arange(2), 0)
+    batch = source.build(StepSequences(np.zeros(2), np.arange(2), np.arange(2)), 0)
     states = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     mean = torch.stack([states[:3].float().mean(0), states[3:].float().mean(0)])
     whole = EmbeddingHead(POOLINGS["mean"], normalizes=False)(states, batch)["embeddings"]

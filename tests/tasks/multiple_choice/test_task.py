@@ -10,6 +10,7 @@ import torch
 
 from framework.batch import PackedBatch
 from framework.config.checks import check_compiled_items
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
@@ -37,7 +38,7 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
 @pytest.fixture
 def batch(tokenizer) -> PackedBatch:
     items = np.arange(3)
-    return choice_source(EXAMPLES, tokenizer, 9).build(items * 0, items, items, 0)
+    return choice_source(EXAMPLES, tokenizer, 9).build(StepSequences(items * 0, items, items), 0)
 
 
 def padded_with_dummies(batch: PackedBatch, number: int) -> dict[str, torch.Tensor]:
@@ -93,7 +94,7 @@ def test_loss_equals_that_of_transformers(tokenizer):
     peer = peers.peer("BertForMultipleChoice", "bert").eval()
     examples = [ChoiceExample("1", "a b", None, ("c d", "e"), 1), ChoiceExample("2", "h", None, ("c", "d e f"), 0)]
     source = choice_source(examples, tokenizer, 9)
-    batch = source.build(np.zeros(2, dtype=np.int64), np.arange(2), np.arange(2), 0)
+    batch = source.build(StepSequences(np.zeros(2, dtype=np.int64), np.arange(2), np.arange(2)), 0)
     sequences = zip(batch.input_ids.split(batch.lengths), batch.token_type_ids.split(batch.lengths), strict=True)
     rows = [[torch.nn.functional.pad(part, (0, 9 - len(part))) for part in pair] for pair in sequences]
     input_ids, token_type_ids = (torch.stack(parts).view(2, 2, 9) for parts in zip(*rows, strict=True))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
@@ -65,7 +66,7 @@ def test_words_and_probabilities_by_hand(tokenizer):
     task = PretrainingTask(sequence_length=16, top_k=2)
     source = task.build_source([row("wa [MASK] [MASK]"), row("[MASK] wb")], tokenizer)
     order = np.array([1, 0])
-    batch = source.build(np.zeros(2, dtype=np.int64), order, order, 0)
+    batch = source.build(StepSequences(np.zeros(2, dtype=np.int64), order, order), 0)
     assert batch.input_ids[batch.targets["mlm_positions"]].tolist() == [tokenizer.mask_id] * 3
     ids = {word: int(tokenizer.encode_batch([word])[0][0]) for word in WORDS}
     logits = torch.full((3, tokenizer.vocab_size), -1e4)
@@ -83,7 +84,7 @@ def test_a_micro_batch_without_texts_gives_no_words(tokenizer):
     task = PretrainingTask(sequence_length=16)
     source = task.build_source([row("[MASK]")], tokenizer)
     nothing = np.zeros(0, dtype=np.int64)
-    batch = source.build(nothing, nothing, nothing, 0)
+    batch = source.build(StepSequences(nothing, nothing, nothing), 0)
     logits = torch.zeros(len(batch.targets["mlm_positions"]), tokenizer.vocab_size)
     assert task.decode({"mlm": logits}, batch) == []
 

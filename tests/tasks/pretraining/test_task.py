@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.masking import num_masked
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store_data import StoreData
@@ -50,7 +51,7 @@ def sources_of(data: StoreData, tokenizer: Tokenizer, seed: int = 0, **options) 
 def build(source: PretrainingSource, epochs, indices, step: int = 0, shape: FixedShape | None = None) -> PackedBatch:
     indices = np.asarray(indices, dtype=np.int64)
     epochs = np.broadcast_to(np.asarray(epochs, dtype=np.int64), indices.shape)
-    return source.build(epochs, indices, indices + 1000, step, shape)
+    return source.build(StepSequences(epochs, indices, indices + 1000), step, shape)
 
 
 def sequences_of(batch: PackedBatch) -> list[tuple]:

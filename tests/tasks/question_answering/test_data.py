@@ -125,7 +125,7 @@ BAD = [
     ("lists of unequal length", changed(answers={"text": ["Bern"], "answer_start": []}), "It must be a list"),
     ("an empty question", changed(question=" \n"), "'question' is empty"),
     ("a question that is no text", changed(question=5), "'question' is 5. It must be text"),
-    ("half of a surrogate pair", changed(question="\ud83d?"), "'question' has \\ud83d, half of a surrogate pair"),
+    ("half of a surrogate pair", changed(question="\ud83d?"), "'question' holds \\ud83d, half of a surrogate pair"),
     ("impossible with an answer", changed(is_impossible=True), "'is_impossible' is True, but the question has 1 answers"),
     ("possible without one", changed(is_impossible=False, answers=[]), "'is_impossible' is False, but the question has 0 answers"),
     ("an id that came before", changed(id="a"), "the id 'a' occurs twice"),
@@ -235,7 +235,7 @@ def test_a_broken_line_is_skipped_and_a_file_of_only_broken_lines_is_an_error(tm
 def test_impossible_settings(tmp_path):
     with pytest.raises(ConfigError, match=r"columns has the key 'text', which is unknown\. Valid keys are id"):
         QuestionData("x.jsonl", columns={"text": "q"})
-    with pytest.raises(ConfigError, match="on_bad_row='ignore'"):
+    with pytest.raises(ConfigError, match="on_bad_row is 'ignore'"):
         load(tmp_path / "q.json", squad(GOOD), on_bad_row="ignore")
 
 

@@ -6,6 +6,7 @@ from tokenizers import Encoding
 
 from framework.batch import IGNORE_INDEX
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import DataError
 from framework.tasks.question_answering.data import Answer, Question
@@ -29,7 +30,7 @@ def question(question_text: str, context: str, *answers: str) -> Question:
 
 def built(source, *items: int, shape: FixedShape | None = None):
     indices = np.array(items, dtype=np.int64)
-    return source.build(indices * 0, indices, indices, 0, shape)
+    return source.build(StepSequences(indices * 0, indices, indices), 0, shape)
 
 
 def words(ids) -> str:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from framework.batch import IGNORE_INDEX
 from framework.data.planning.collate import FixedShape
-from framework.data.planning.plan import StepPlan
+from framework.data.planning.plan import StepPlan, StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
@@ -87,7 +87,7 @@ def test_the_loss_excludes_fillers_and_other_sequences(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = window_source(questions(4), tokenizer, task.sizes)
     indices = np.arange(3)
-    batch = source.build(indices * 0, indices, indices, 0, FixedShape(70, 8, None, 14))
+    batch = source.build(StepSequences(indices * 0, indices, indices), 0, FixedShape(70, 8, None, 14))
     logits = torch.randn(2, 70, dtype=torch.bfloat16, requires_grad=True)
     outputs = {"start_logits": logits[0], "end_logits": logits[1]}
     losses = task.sequence_losses(outputs, batch)
@@ -131,7 +131,7 @@ def share_of_rank(world_size: int, folder: str) -> dict[str, float]:
     with torch.inference_mode():
         for step in range(len(plan)):
             for share in plan.micro_batches(step, torch.distributed.get_rank()):
-                batch = source.build(share.epochs, share.indices, share.sequence_ids, step)
+                batch = source.build(share, step)
                 outputs = model(batch)
                 evaluation.update(outputs, task.loss_sums(outputs, batch), batch)
     return evaluation.compute()
@@ -151,7 +151,7 @@ def test_scores_do_not_depend_on_ranks(workers, tokenizer):
 def decode_spans(task: QuestionAnsweringTask, source, best: dict[int, tuple[int, int]]):
     """Decodes logits of some items that are highest at one span, given in tokens of the passage."""
     order = np.arange(len(source))[::-1].copy()
-    batch = source.build(order * 0, order, order, 0)
+    batch = source.build(StepSequences(order * 0, order, order), 0)
     logits = torch.zeros(2, batch.num_tokens)
     for index, item in enumerate(order.tolist()):
         if item in best:
@@ -224,7 +224,7 @@ def test_the_data_report_counts_and_questions_without_answer(tokenizer, tmp_path
 @pytest.mark.parametrize("name", ["question", "context"])
 def test_an_empty_text_cannot_be_predicted(tokenizer, name):
     row = Row(3, 4, {"question": "a", "context": "b"} | {name: " \n"})
-    with pytest.raises(DataError, match=rf"row 3 \(line 4\): the {name} is empty"):
+    with pytest.raises(DataError, match=rf"row 3 \(line 4\): '{name}' is empty"):
         QuestionAnsweringTask(**TASK).check_row(row, tokenizer)
 
 
@@ -247,7 +247,7 @@ def test_impossible_settings_are_rejected(arguments, message):
 def test_unlabelled_windows_add_no_loss(tokenizer):
     task = QuestionAnsweringTask(**TASK)
     source = task.build_source([Row(1, None, {"question": "a", "context": "b c"})], tokenizer)
-    batch = source.build(*(np.zeros(1, dtype=np.int64),) * 3, 0)
+    batch = source.build(StepSequences(*(np.zeros(1, dtype=np.int64),) * 3), 0)
     assert batch.targets["start_positions"].tolist() == [IGNORE_INDEX]
     logits = torch.randn(batch.num_tokens)
     assert task.loss_sums({"start_logits": logits, "end_logits": logits}, batch)["answer"].item() == 0.0
@@ -263,7 +263,7 @@ def test_true_positions_give_the_true_answers_of_real_questions(language, unit, 
     decoded = []
     for first in range(0, len(source), 64):
         items = np.arange(first, min(first + 64, len(source)))
-        batch = source.build(items * 0, items, items, 0)
+        batch = source.build(StepSequences(items * 0, items, items), 0)
         logits = torch.zeros(2, batch.num_tokens)
         for row, edge in zip(logits, ("start", "end"), strict=True):
             row[batch.targets[f"{edge}_positions"]] = 9.0

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
@@ -69,7 +70,7 @@ def likes_of(rows, user: int, before: float) -> list[tuple[int, int]]:
 
 def whole(source):
     indices = np.arange(len(source))
-    return source.build(np.zeros_like(indices), indices, indices, 0)
+    return source.build(StepSequences(np.zeros_like(indices), indices, indices), 0)
 
 
 def test_each_like_with_a_history_occurs_once_with_strictly_earlier_likes(tmp_path, tokenizer):
@@ -155,7 +156,7 @@ def test_the_loss_equals_a_loop(tmp_path, tokenizer, name, corrects):
 def test_a_step_with_only_the_catalogue_has_no_loss(tmp_path, tokenizer):
     task, sources = build(tmp_path, tokenizer, draw_rows())
     indices = np.arange(len(sources["test"]) - 4, len(sources["test"]))
-    batch = sources["test"].build(np.zeros_like(indices), indices, indices, 0)
+    batch = sources["test"].build(StepSequences(np.zeros_like(indices), indices, indices), 0)
     vectors = torch.ones(4, 5, requires_grad=True)
     loss = task.loss_sums({"embeddings": vectors}, batch)["recommendation"]
     loss.backward()

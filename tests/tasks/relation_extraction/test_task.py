@@ -8,6 +8,7 @@ from torch.nn import functional
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
@@ -17,9 +18,10 @@ from framework.errors import ConfigError, DataError
 from framework.nn.dropout import HashedDropout
 from framework.tasks.relation_extraction.data import RelationData, RelationExample
 from framework.tasks.relation_extraction.features import mark_entities, mark_ids, relation_source
-from framework.tasks.relation_extraction.head import RelationHead
+from framework.tasks.relation_extraction.head import pool_entities
 from framework.tasks.relation_extraction.marked_text import read_marked_text
 from framework.tasks.relation_extraction.task import RelationExtractionTask
+from framework.tasks.sequence_classification.head import SequenceClassificationHead
 
 SPECIAL, LETTERS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], [*"abcdefghij", "##b", "##c"]
 UNUSED = [f"[unused{number}]" for number in range(4)]
@@ -50,7 +52,7 @@ def example(marked: str, label: str | None = "Other") -> RelationExample:
 
 def whole(source: FlatSource, shape: FixedShape | None = None) -> PackedBatch:
     items = np.arange(len(source))
-    return source.build(np.zeros_like(items), items, items, 0, shape)
+    return source.build(StepSequences(np.zeros_like(items), items, items), 0, shape)
 
 
 def words(tokenizer: Tokenizer, ids: torch.Tensor) -> str:
@@ -154,7 +156,7 @@ def test_head_loss_and_predictions(task, tokenizer):
     batch = whole(source, FixedShape(24, 4, None, 12))
     torch.manual_seed(0)
     hidden_states = torch.randn(24, 6)
-    head = RelationHead(HashedDropout(0.5, "classifier"), torch.nn.Linear(12, 3))
+    head = SequenceClassificationHead(pool_entities, HashedDropout(0.5, "classifier"), torch.nn.Linear(12, 3))
     logits = head(hidden_states, batch)["logits"]
     # Sequence 0 is [CLS] a [E1] b [/E1] [E2] c [/E2] [SEP], and from 9 on [CLS] [E2] b c [/E2] d [E1] e [/E1] [SEP].
     expected = [head.classifier(torch.cat([hidden_states[i], hidden_states[j]])) for i, j in ((2, 5), (15, 10))]

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from framework.batch import IGNORE_INDEX
 from framework.data.examples.table import TableData
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
@@ -46,7 +47,7 @@ def built(task, tokenizer, labels, path, test=None):
 def batches(source, sizes, shape=None):
     """Returns micro-batches of these sizes, in order."""
     rows = np.split(np.arange(len(source)), np.cumsum(sizes))
-    return [source.build(np.zeros_like(part), part, part, 0, shape) for part in rows]
+    return [source.build(StepSequences(np.zeros_like(part), part, part), 0, shape) for part in rows]
 
 
 def metrics_of(task, source, logits):

@@ -9,6 +9,7 @@ from framework.batch import IGNORE_INDEX
 from framework.data.examples.table import TableData
 from framework.data.layout import truncate_longest_first
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError
 from framework.tasks.sequence_classification.features import classification_source
@@ -63,7 +64,7 @@ def test_sequences_equal_those_of_the_published_pipeline(tokenizer, max_length, 
     source = source_of(texts, pairs, None, tokenizer, max_length)
     order = np.random.default_rng(0).permutation(60)
     epochs = np.zeros_like(order)
-    batch = source.build(epochs, order, order + 100, step=0)
+    batch = source.build(StepSequences(epochs, order, order + 100), step=0)
     assert batch.lengths == tuple(source.lengths(epochs, order).tolist())
     assert [ids.tolist() for ids in batch.input_ids.split(batch.lengths)] == [expected[i].ids for i in order]
     segments = [ids.tolist() for ids in batch.token_type_ids.split(batch.lengths)]
@@ -74,7 +75,7 @@ def test_sequences_equal_those_of_the_published_pipeline(tokenizer, max_length, 
 
 def test_a_micro_batch_by_hand(tokenizer):
     source = source_of(["a b", "c", "h a e"], None, ["yes", None, "no"], tokenizer, 4)
-    batch = source.build(np.array([0, 0]), np.array([2, 1]), np.array([5, 6]), step=0)
+    batch = source.build(StepSequences(np.array([0, 0]), np.array([2, 1]), np.array([5, 6])), step=0)
     # h a e is truncated to four tokens: [CLS] h a [SEP]; then [CLS] c [SEP]
     assert batch.input_ids.tolist() == [2, 12, 5, 3, 2, 7, 3]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2]
@@ -86,11 +87,11 @@ def test_a_micro_batch_by_hand(tokenizer):
 def test_an_empty_micro_batch_has_one_dummy_and_no_targets(tokenizer):
     source = source_of(["a b"], ["c"], ["yes"], tokenizer, 8)
     none = np.zeros(0, dtype=np.int64)
-    batch = source.build(none, none, none, step=3)
+    batch = source.build(StepSequences(none, none, none), step=3)
     assert (batch.num_sequences, batch.num_tokens, batch.lengths) == (0, 0, (1,))
     assert batch.targets["labels"].tolist() == [IGNORE_INDEX]
     assert batch.counts == {"classification": 0.0}
-    full = source.build(none, none, none, 3, FixedShape(12, 2, 1, 8))
+    full = source.build(StepSequences(none, none, none), 3, FixedShape(12, 2, 1, 8))
     assert full.lengths == (6, 6)
 
 
@@ -126,7 +127,7 @@ def test_a_table_becomes_sources_and_labels(tokenizer, tmp_path):
         "has_pairs": False,
     }
     rows = np.arange(24)
-    batch = sources["train"].build(np.zeros_like(rows), rows, rows, 0)
+    batch = sources["train"].build(StepSequences(np.zeros_like(rows), rows, rows), 0)
     assert batch.targets["labels"].tolist() == [0, 1, 2] * 8
     assert set(task.build_metrics()) == {"accuracy", "macro_f1", "matthews"}
     assert batch.lengths == (3, 4, 5, 5) * 6
@@ -138,7 +139,7 @@ def test_an_earlier_label_set_is_kept(tokenizer, tmp_path):
     task = SequenceClassificationTask()
     task.restore({"labels": ["z", "y", "x"], "pooling": "cls"})
     batch = task.build_sources(TableData(str(path)), tokenizer, seed=0)["train"].build(
-        np.zeros(2, dtype=np.int64), np.arange(2), np.arange(2), 0
+        StepSequences(np.zeros(2, dtype=np.int64), np.arange(2), np.arange(2)), 0
     )
     assert batch.targets["labels"].tolist() == [2, 0]
 
@@ -148,7 +149,7 @@ def test_loss_and_metrics_exclude_fillers(tokenizer):
     task.restore({"labels": ["no", "yes"]})
     source = source_of(["a", "b", "c"], None, ["yes", "no", "yes"], tokenizer, 8)
     rows = np.arange(3)
-    batch = source.build(rows * 0, rows, rows, 0, FixedShape(20, 6, 1, 8))
+    batch = source.build(StepSequences(rows * 0, rows, rows), 0, FixedShape(20, 6, 1, 8))
     logits = torch.tensor([[0.0, 1.0], [2.0, 0.0], [3.0, 0.0], *[[9.0, -9.0]] * 3], requires_grad=True)
     loss = task.loss_sums({"logits": logits}, batch)["classification"]
     # -log softmax of the label: log(1 + e^-1) + log(1 + e^-2) + log(1 + e^3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from framework.data.planning.plan import StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, mesh_shape
 from framework.models.config import EncoderConfig
@@ -68,7 +69,7 @@ def share_of_rank(folder: str, num_ranks: int) -> tuple[dict[str, float], list[d
     evaluation = SplitEvaluation(task, source, torch.device("cpu"), mesh)
     mine = np.arange(rank, len(source), num_ranks)
     for items in (mine[:5], mine[5:5], mine[5:]):
-        batch = source.build(np.zeros_like(items), items, items, 0)
+        batch = source.build(StepSequences(np.zeros_like(items), items, items), 0)
         # Scores that contain the tag plus a value from a hash of the position.
         ids = torch.repeat_interleave(batch.sequence_ids, batch.cu_seqlens.diff()) * 8 + batch.position_ids
         noise = torch.sin(ids[:, None] * 12.9898 + torch.arange(5) * 78.233).float()

@@ -9,6 +9,7 @@ from torch.nn import functional
 from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource
 from framework.data.planning.collate import FixedShape
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.byte_level_training import ByteLevelBpeTraining
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ def task() -> TokenClassificationTask:
 
 def whole(source: FlatSource, shape: FixedShape | None = None):
     items = np.arange(len(source))
-    return source.build(np.zeros_like(items), items, items, 0, shape)
+    return source.build(StepSequences(np.zeros_like(items), items, items), 0, shape)
 
 
 def rows(*texts: str) -> list[Row]:
@@ -257,7 +258,7 @@ def test_the_largest_scores_are_measured_without_the_rules_of_bio(tmp_path, toke
 def test_a_batch_without_sequences_decodes_to_nothing(task, tokenizer):
     none = np.zeros(0, dtype=np.int64)
     source = tagging_source([Example(["a"], ["O"])], TAGS, tokenizer, 8, 3)
-    batch = source.build(none, none, none, 0)
+    batch = source.build(StepSequences(none, none, none), 0)
     assert task.decode({"logits": torch.zeros(len(batch.input_ids), 5)}, batch) == []
     assert task.loss_sums({"logits": torch.zeros(len(batch.input_ids), 5)}, batch)["tags"].item() == 0.0
 

@@ -16,7 +16,7 @@ from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.config.build import build_model
 from framework.config.checks import check_task_is_split
 from framework.data.facts import Cutting
-from framework.data.planning.plan import GroupedSequences, StepPlan
+from framework.data.planning.plan import GroupedSequences, StepPlan, StepSequences
 from framework.data.reading.table_format import TableFormat
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
@@ -69,7 +69,7 @@ def make_tokenizer(folder: Path) -> Tokenizer:
 
 def whole_batch(source: TranslationSource) -> PackedBatch:
     indices = np.arange(len(source))
-    return source.build(np.zeros_like(indices), indices, 7 + indices, step=0)
+    return source.build(StepSequences(np.zeros_like(indices), indices, 7 + indices), step=0)
 
 
 def test_the_batch_by_hand(tokenizer):
@@ -113,7 +113,7 @@ def test_without_targets_and_without_sequences(tokenizer):
     assert batch.decoder_inputs.targets["labels"].tolist() == [IGNORE_INDEX] * 2
     assert batch.counts == {"translation": 0.0, "smoothing": 0.0}
     nothing = np.zeros(0, dtype=np.int64)
-    empty = source.build(nothing, nothing, nothing, step=0)
+    empty = source.build(StepSequences(nothing, nothing, nothing), step=0)
     assert (empty.lengths, empty.decoder_inputs.lengths, empty.num_tokens) == ((1,), (1,), 0)
 
 
@@ -176,7 +176,7 @@ def micro_batches(
 ) -> Iterator[PackedBatch]:
     plan = StepPlan(source, 5, 10, budget, num_ranks)
     for share in plan.micro_batches(step, rank):
-        yield source.build(share.epochs, share.indices, share.sequence_ids, step)
+        yield source.build(share, step)
 
 
 def train_and_translate(strategy: str, budget: int, folder: str) -> tuple[Tensor, list[tuple[int, ...]]]:
