@@ -14,7 +14,12 @@ from framework.batch import PackedBatch, StepBatch
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
 from framework.distributed.parallel.gradient_norm import clip_gradients
-from framework.distributed.parallel.parallelize import drop_gathered, materialize, parallelize
+from framework.distributed.parallel.parallelize import (
+    drop_gathered,
+    materialize,
+    parallelize,
+    use_sparse_gradients,
+)
 from framework.distributed.parallel.precision import Precision, check_full_precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.processes.position import begin_activity
@@ -136,6 +141,7 @@ class EncoderModule(pl.LightningModule):
         )
         parameter_device = "cpu" if self.sharding.cpu_offload else None
         materialize(self.model, self.initial_values(self.model), strategy.root_device, parameter_device)
+        use_sparse_gradients(self.model)
 
     @override
     def configure_optimizers(self) -> CombinedOptimizer:

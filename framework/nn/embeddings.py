@@ -1,11 +1,35 @@
 """Token embeddings: words, optionally learned positions and segments, followed by norm and dropout."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.nn.dropout import HashedDropout
 from framework.nn.norm import LayerNorm
+
+
+class _RowLookup(torch.autograd.Function):
+    """Lookup whose gradient is sparse: one row for each id, in order. Each row has the same sum as a dense gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.table_shape = table.shape
+        return table.index_select(0, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        rows, inverse = torch.unique(ids, return_inverse=True)
+        # Not `Tensor.coalesce`, which adds the gradients of a row in another order than a dense gradient does.
+        values = grad.new_zeros(len(rows), grad.shape[1]).index_add_(0, inverse, grad)
+        options = {"is_coalesced": True, "check_invariants": False}
+        return torch.sparse_coo_tensor(rows[None], values, ctx.table_shape, **options), None
 
 
 class TokenEmbeddings(nn.Module):
@@ -41,7 +65,8 @@ class TokenEmbeddings(nn.Module):
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps a packed batch to (tokens, hidden) fp32."""
-        embeddings = self.word_embeddings(batch.input_ids)
+        words, ids = self.word_embeddings, batch.input_ids
+        embeddings = _RowLookup.apply(words.weight, ids) if words.sparse else words(ids)
         if self.token_type_embeddings is not None:
             type_ids = batch.token_type_ids
             if self.token_type_embeddings.num_embeddings == 1:

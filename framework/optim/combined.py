@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from framework.optim import adamw, lamb, muon, stable_adamw
+from framework.optim.row_gradients import DenseGradients
 from framework.optim.shards import local
 
 HOLDING_DEVICES = ("cuda",)
@@ -54,6 +55,7 @@ class CombinedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self.state[parameter] = _INITIAL_STATE[group["algorithm"]](parameter)
         self._held = False
+        self._gradients = DenseGradients()
         self.update_on_device: Callable[[], Any] = self._update_on_device
         devices = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
         device = next(iter(devices))
@@ -104,13 +106,14 @@ class CombinedOptimizer(Optimizer):
         if held:
             return result
         self.before_change()
-        if self.holds_on_device:
-            self.update_on_device()
-            return result
-        for algorithm, update in _UPDATES.items():
-            groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
-            if groups:
-                update(groups, self.state)
+        with self._gradients.dense(parameter for group in self.param_groups for parameter in group["params"]):
+            if self.holds_on_device:
+                self.update_on_device()
+                return result
+            for algorithm, update in _UPDATES.items():
+                groups = [group for group in self.param_groups if group["algorithm"] == algorithm]
+                if groups:
+                    update(groups, self.state)
         if self._average_decay is not None:
             weights, averages = map(list, zip(*self._weights_and_averages(), strict=True))
             torch._foreach_lerp_(averages, weights, 1.0 - self._average_decay)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from framework.optim.row_gradients import row_norms, stored
 from framework.optim.shards import local
 
 
@@ -28,7 +29,7 @@ def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
     norm of a single row has no such error.
     """
     if tensors[0].device.type == "cpu":
-        norms = torch.cat([torch.linalg.vector_norm(tensor, dim=-1).flatten() for tensor in tensors])
+        norms = torch.cat([row_norms(tensor) for tensor in tensors])
     else:
         norms = torch.stack(torch._foreach_norm(tensors))
     return norms.double().square().sum()
@@ -50,6 +51,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
         Norm before clipping, an fp32 scalar on the gradients' device.
     """
     unique = {id(parameter): parameter for parameter in parameters}
+    for parameter in unique.values():
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()  # several micro-batches added their rows
     gradients = [parameter.grad for parameter in unique.values() if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
@@ -70,5 +74,5 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float | None) -> Tens
     norm = total.sqrt().float()
     if max_norm is not None:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+        torch._foreach_mul_([stored(gradient) for gradient in gradients], scale)
     return norm

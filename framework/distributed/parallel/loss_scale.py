@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from framework.errors import FrameworkError
-from framework.optim.shards import local
+from framework.optim.row_gradients import stored
 
 INITIAL_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000
@@ -43,7 +43,7 @@ class LossScale:
     @torch.no_grad()
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divides the gradients by the scale, in place, without communication. Call it after the last reduction."""
-        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        gradients = [stored(parameter.grad) for parameter in parameters if parameter.grad is not None]
         if gradients:
             torch._foreach_mul_(gradients, 1.0 / self.value)
 

@@ -28,6 +28,7 @@ from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.parallel.tensor_parallel import apply_tensor_parallel
 from framework.nn.decoder_layer import DecoderLayer
+from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm
 
@@ -214,6 +215,18 @@ def materialize(
                 "Define reset_buffers() to fill them."
             )
         module.reset_buffers()
+
+
+def use_sparse_gradients(model: nn.Module) -> None:
+    """Makes word tables on a CPU that no runtime reduces over ranks return only the rows of a step as their gradient.
+
+    `CombinedOptimizer` and `clip_gradients` accept such gradients. The sums of a row and all results are those of dense
+    gradients, bit for bit. A decoder tied to the table makes the gradient dense.
+    """
+    for module in model.modules():
+        if isinstance(module, TokenEmbeddings):
+            weight = module.word_embeddings.weight
+            module.word_embeddings.sparse = weight.device.type == "cpu" and not isinstance(weight, DTensor)
 
 
 def assign_full(parameter: Tensor, value: Tensor) -> None:
