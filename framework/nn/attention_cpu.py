@@ -37,8 +37,8 @@ thread the gain is half of that, and none at the limit. In fp32 both ways are wi
 """
 
 _PADDING_STEP = 8
-_GROUP_TOKENS = 256
-"""Number of tokens of a group of padded short sequences, chosen so that the scores stay in the cache."""
+_GROUP_BYTES = 1024
+"""Tokens of a group times the bytes of a score, chosen so that the scores stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class _Group:
     Attributes:
         count: Number of sequences.
         length: Padded length of each sequence.
+        dtype: Dtype of the scores and of all products.
         rows: (count * length,) rows of the packed tensor; None for one sequence without padding.
         targets: Like rows, but padding has the index of the row after the packed tensor.
         start: First row of the group.
@@ -57,6 +58,7 @@ class _Group:
 
     count: int
     length: int
+    dtype: torch.dtype
     rows: Tensor | None = None
     targets: Tensor | None = None
     start: int = 0
@@ -79,7 +81,7 @@ class _Group:
 def _groups(
     lengths: tuple[int, ...], window: int | None, causal: bool, head_dim: int, dtype: torch.dtype
 ) -> tuple[_Group, ...]:
-    """Groups short sequences by padded length; each longer sequence is a group of its own.
+    """Groups sequences by padded length. In fp32, each sequence that is not short is a group of its own.
 
     Args:
         lengths: Lengths of all sequences.
@@ -89,22 +91,24 @@ def _groups(
         dtype: Dtype of queries, keys and values, and of the scores of longer sequences. Scores of short sequences have
             at least fp32.
     """
-    groups, short = [], defaultdict(list)
+    groups, together = [], defaultdict(list)
     for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
-        if length * head_dim <= SHORT_SIZE:
-            short[-(-length // _PADDING_STEP) * _PADDING_STEP].append((start, length))
+        is_short = length * head_dim <= SHORT_SIZE
+        if is_short or dtype.itemsize < torch.float32.itemsize:
+            padded = -(-length // _PADDING_STEP) * _PADDING_STEP
+            together[padded, _at_least_fp32(dtype) if is_short else dtype].append((start, length))
         else:
             bias = score_bias(length, window, causal, dtype)
-            groups.append(_Group(1, length, start=start, bias=None if bias is None else bias[None, None]))
-    for padded, members in short.items():
-        most = max(1, _GROUP_TOKENS // padded)
+            groups.append(_Group(1, length, dtype, start=start, bias=None if bias is None else bias[None, None]))
+    for (padded, score_dtype), members in together.items():
+        most = max(1, _GROUP_BYTES // (padded * score_dtype.itemsize))
         for first in range(0, len(members), most):
             part = members[first : first + most]
-            groups.append(_short_group(padded, part, sum(lengths), window, causal, _at_least_fp32(dtype)))
+            groups.append(_padded_group(padded, part, sum(lengths), window, causal, score_dtype))
     return tuple(groups)
 
 
-def _short_group(
+def _padded_group(
     padded: int,
     members: Sequence[tuple[int, int]],
     num_tokens: int,
@@ -126,6 +130,7 @@ def _short_group(
     return _Group(
         count=len(members),
         length=padded,
+        dtype=dtype,
         rows=(starts + own).flatten(),
         targets=(starts + own).masked_fill(padding, num_tokens).flatten(),
         padding=padding if is_padded else None,
@@ -157,10 +162,9 @@ def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
 def _by_head(qkv: Tensor, rotary: tuple[Tensor, Tensor] | None, group: _Group) -> Tensor:
     """Returns rotated queries, keys and values (3, count * heads, length, head_dim) in the dtype of the scores."""
     parts = group.take(qkv).permute(3, 0, 2, 1, 4)
-    dtype = qkv.dtype if group.rows is None else _at_least_fp32(qkv.dtype)
     if rotary is None:
-        return parts.to(dtype).flatten(1, 2)
-    rotated = torch.empty(parts.shape, dtype=dtype)
+        return parts.to(group.dtype).flatten(1, 2)
+    rotated = torch.empty(parts.shape, dtype=group.dtype)
     rotate_into(rotated[:2], parts[:2], *(group.take(part)[:, None] for part in rotary))
     rotated[2] = parts[2]
     return rotated.flatten(1, 2)

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from framework.batch import PackedBatch
 from framework.nn.dropout import HashedDropout
@@ -28,8 +27,14 @@ class _RowLookup(torch.autograd.Function):
         rows, inverse = torch.unique(ids, return_inverse=True)
         # Not `Tensor.coalesce`, which adds the gradients of a row in another order than a dense gradient does.
         values = grad.new_zeros(len(rows), grad.shape[1]).index_add_(0, inverse, grad)
-        options = {"is_coalesced": True, "check_invariants": False}
-        return torch.sparse_coo_tensor(rows[None], values, ctx.table_shape, **options), None
+        gradient = torch.sparse_coo_tensor(
+            rows[None], values, ctx.table_shape, check_invariants=False, is_coalesced=True
+        )
+        return gradient, None
+
+
+def _lookup(embedding: nn.Embedding, ids: Tensor) -> Tensor:
+    return _RowLookup.apply(embedding.weight, ids) if embedding.sparse else embedding(ids)
 
 
 class TokenEmbeddings(nn.Module):
@@ -65,14 +70,13 @@ class TokenEmbeddings(nn.Module):
 
     def forward(self, batch: PackedBatch, dropout_keys: Tensor | None = None) -> Tensor:
         """Maps a packed batch to (tokens, hidden) fp32."""
-        words, ids = self.word_embeddings, batch.input_ids
-        embeddings = _RowLookup.apply(words.weight, ids) if words.sparse else words(ids)
+        embeddings = _lookup(self.word_embeddings, batch.input_ids)
         if self.token_type_embeddings is not None:
             type_ids = batch.token_type_ids
             if self.token_type_embeddings.num_embeddings == 1:
                 type_ids = type_ids.new_zeros(1)
-            embeddings = embeddings + self.token_type_embeddings(type_ids)
+            embeddings = embeddings + _lookup(self.token_type_embeddings, type_ids)
         if self.position_embeddings is not None:
             position_ids = batch.position_ids + self.position_offset
-            embeddings = embeddings + functional.embedding(position_ids, self.position_embeddings.weight)
+            embeddings = embeddings + _lookup(self.position_embeddings, position_ids)
         return self.dropout(self.norm(embeddings), dropout_keys)

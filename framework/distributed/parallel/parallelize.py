@@ -218,15 +218,16 @@ def materialize(
 
 
 def use_sparse_gradients(model: nn.Module) -> None:
-    """Makes word tables on a CPU that no runtime reduces over ranks return only the rows of a step as their gradient.
+    """Makes the gradients of embeddings sparse on a CPU, unless they are reduced over ranks.
 
-    `CombinedOptimizer` and `clip_gradients` accept such gradients. The sums of a row and all results are those of dense
-    gradients, bit for bit. A decoder tied to the table makes the gradient dense.
+    `CombinedOptimizer` and `clip_gradients` accept such gradients. All results are those of dense gradients, bit for
+    bit. A decoder tied to the word embeddings makes their gradient dense.
     """
     for module in model.modules():
         if isinstance(module, TokenEmbeddings):
-            weight = module.word_embeddings.weight
-            module.word_embeddings.sparse = weight.device.type == "cpu" and not isinstance(weight, DTensor)
+            for table in module.children():
+                if isinstance(table, nn.Embedding):
+                    table.sparse = table.weight.device.type == "cpu" and not isinstance(table.weight, DTensor)
 
 
 def assign_full(parameter: Tensor, value: Tensor) -> None:
