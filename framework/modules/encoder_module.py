@@ -141,7 +141,8 @@ class EncoderModule(pl.LightningModule):
         )
         parameter_device = "cpu" if self.sharding.cpu_offload else None
         materialize(self.model, self.initial_values(self.model), strategy.root_device, parameter_device)
-        use_sparse_gradients(self.model)
+        if self.build_graphs is None:
+            use_sparse_gradients(self.model)
 
     @override
     def configure_optimizers(self) -> CombinedOptimizer:
