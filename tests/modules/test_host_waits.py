@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from framework import train
+from framework.modules import encoder_module
 from framework.optim import combined
 from tests.support.tasks.commands import prepare
 from tests.support.training.host_waits import HostWaits, watch_steps
@@ -39,6 +40,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> HostWaits:
     """Watches steps 2 and 3 of runs in which the optimizer holds its updates on the CPU as it does on CUDA."""
     found = HostWaits()
     monkeypatch.setattr(combined, "HOLDING_DEVICES", ("cpu",))
+    monkeypatch.setattr(encoder_module, "use_sparse_gradients", lambda model: None)  # gradients are dense on CUDA
     watch_steps(monkeypatch, range(1, 3), lambda: found)
     return found
 
