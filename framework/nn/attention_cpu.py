@@ -6,8 +6,9 @@ sequences of 128, the same time in sequences of 256, and more in sequences of 51
 the cache, and the gradient has the layout of the joint projection.
 
 For short sequences, the calls take longer than the products, above all in bf16, whose kernels are written for large
-matrices. Short sequences are therefore computed in fp32, several at once, each padded to the next multiple of 8. The
-padding depends on the sequence alone, so the result does not depend on the other sequences of the batch.
+matrices. Sequences in bf16 and short sequences are therefore computed several at once, each padded to the next multiple
+of 8. The scores of short sequences are fp32. Padding and dtype depend on the sequence alone, so the result does not
+depend on the other sequences of the batch.
 """
 
 import math
@@ -29,11 +30,13 @@ MAX_LENGTH = 256
 """Length up to which it is faster to keep the probabilities, at little memory."""
 
 SHORT_SIZE = 48 * 32
-"""Length times head_dim up to which sequences are computed together in fp32.
+"""Length times head_dim up to which the scores are fp32, and sequences in fp32 are computed together.
 
 Measured in bf16 with 12 heads of 32 and about 768 tokens, forward and backward on two threads: 2.5 ms instead of 6.7 in
 sequences of 24, 3.1 instead of 4.4 in sequences of 48; with heads of 64, 4.0 instead of 8.2, and 5.5 either way. On one
-thread the gain is half of that, and none at the limit. In fp32 both ways are within a fifth of each other.
+thread the gain is half of that, and none at the limit. In fp32 both ways are within a fifth of each other. The other
+way was one call for each sequence. Together in bf16, sequences of 64 take 10.1 ms instead of 17.5, of 128 14.0 instead
+of 18.0, and of 200 19.1 instead of 20.8 (about 1,536 tokens, one thread).
 """
 
 _PADDING_STEP = 8
