@@ -1,8 +1,7 @@
-"""Gradients of word tables that hold only the rows of a step, and the dense memory that optimizers read them from.
+"""Gradients of embeddings that hold only the rows of a step, and the dense memory that optimizers read them from.
 
-A dense gradient costs a pass over the table to clear it, one for its norm and two to clip it. When MiniLM is fine-tuned
-on sentences, a step has 300 of 30,522 words, and these passes take an eighth of the step on a CPU
-(tests/benchmarks/README.md, "Speed of fine-tuning").
+A dense gradient costs a pass over the table to clear it, one for its norm and two to clip it, although a step uses a
+few hundred of 30,522 words (tests/benchmarks/README.md, "Speed of fine-tuning").
 """
 
 from collections.abc import Iterable, Iterator
