@@ -181,10 +181,10 @@ def test_a_real_table():
     assert counts == {"imdb": 25_000, "rotten_tomatoes": 8_530}
 
 
-def values(file, columns, list_columns=(), **table_format):
-    """Returns the values of each row, in the order of the requested columns."""
-    rows = read_rows(file, columns, None, TableFormat(**table_format), list_columns)
-    return [tuple(row.values[column] for column in columns) for row in rows]
+def values(file, requested, list_columns=(), **table_format):
+    """Returns the values of each row, in the order of the requested requested."""
+    rows = read_rows(file, requested, None, TableFormat(**table_format), list_columns)
+    return [tuple(row.values[column] for column in requested) for row in rows]
 
 
 @pytest.mark.parametrize(

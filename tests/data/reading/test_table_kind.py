@@ -20,9 +20,9 @@ LABELLED = ["text", "label"]
 TWO_ROWS = [("good, film", "1"), ("bad", "0")]
 
 
-def values(file: Path, columns=LABELLED, **table_format) -> list[tuple[str, ...]]:
-    rows = read_rows(file, columns, None, TableFormat(**table_format))
-    return [tuple(row.values[column] for column in columns) for row in rows]
+def values(file: Path, requested=LABELLED, **table_format) -> list[tuple[str, ...]]:
+    rows = read_rows(file, requested, None, TableFormat(**table_format))
+    return [tuple(row.values[column] for column in requested) for row in rows]
 
 
 @pytest.mark.parametrize(
