@@ -182,7 +182,7 @@ def test_a_real_table():
 
 
 def values(file, requested, list_columns=(), **table_format):
-    """Returns the values of each row, in the order of the requested requested."""
+    """Returns the values of each row, in the order of the requested columns."""
     rows = read_rows(file, requested, None, TableFormat(**table_format), list_columns)
     return [tuple(row.values[column] for column in requested) for row in rows]
 
