@@ -31,12 +31,14 @@ from tests.support.training.workloads import SEED, DrawnSource, Workload, build_
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 Phases = dict[str, Counter[str]]
-"""Number of calls of each operation, by the point of the step that `framework.distributed.processes.position` names."""
+"""Number of calls of each operation, by the activity that `framework.distributed.processes.position` names."""
 
 WITHOUT_KERNEL = frozenset(
-    "_record_function_enter_new _record_function_exit _reshape_alias _unsafe_view alias as_strided detach device "
-    "diagonal empty empty_like empty_strided expand is_same_size lift_fresh narrow new_empty new_empty_strided permute "
-    "reshape select set_ slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view".split()
+    """
+    _record_function_enter_new _record_function_exit _reshape_alias _unsafe_view alias as_strided detach device diagonal
+    empty empty_like empty_strided expand is_same_size lift_fresh narrow new_empty new_empty_strided permute reshape
+    select set_ slice split split_with_sizes squeeze t transpose unbind unflatten unsqueeze view
+    """.split()  # noqa: SIM905  a list of strings would take 32 lines
 )
 """Operations that make a view, allocate memory or only run on the host."""
 
@@ -49,7 +51,7 @@ class _Counts(TorchDispatchMode):
         self.phases: Phases = defaultdict(Counter)
 
     def add(self, name: str) -> None:
-        self.phases[POSITION.point][name] += 1
+        self.phases[POSITION.activity][name] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
@@ -92,8 +94,8 @@ def _triton(counts: _Counts) -> dict[str, Any]:
     def jit(function: Any = None, **_: Any) -> Any:
         if function is None:
             return jit
-        kernel = MagicMock(name=function.__name__)
-        kernel.__getitem__.return_value = lambda *_, **__: counts.add(f"triton {function.__module__}.{function.__name__}")
+        kernel, name = MagicMock(), f"triton {function.__module__}.{function.__name__}"
+        kernel.__getitem__.return_value = lambda *_, **__: counts.add(name)
         return kernel
 
     language = MagicMock(name="triton.language")
@@ -141,13 +143,11 @@ class _BareModule(EncoderModule):
 def _fake(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
     names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "sequence_ids")
     tensors = {name: mode.from_tensor(getattr(batch, name)) for name in names}
-    return replace(
-        batch, **tensors, targets={name: mode.from_tensor(value) for name, value in batch.targets.items()}
-    )
+    return replace(batch, **tensors, targets={name: mode.from_tensor(value) for name, value in batch.targets.items()})
 
 
 def count_step(drawn: Workload) -> Phases:
-    """Counts the operations of one training step on CUDA, by point of the step.
+    """Counts the operations of one training step on CUDA, by activity.
 
     Args:
         drawn: Workload; its sizes matter little, because most operations do not depend on them.
@@ -157,10 +157,11 @@ def count_step(drawn: Workload) -> Phases:
     (batch,) = plan.batches(0, 0)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         module = _BareModule(**module_arguments(drawn, task, "cpu"))
-        module.prepare()
         step = StepBatch(0, 0, (_fake(batch, mode),))
         counts = _Counts()
         with _cuda_branches(counts):
+            module.prepare()
+            counts.phases.clear()
             module.training_step(step, 0)
     return counts.phases
 
@@ -172,7 +173,8 @@ def total(phases: Phases) -> int:
 
 def describe(phases: Phases) -> str:
     """Returns one line per phase: its operations, the most frequent ones first."""
-    return "\n".join(
-        f"{point}: {phase.total()} operations: " + ", ".join(f"{name} {count}" for name, count in phase.most_common(12))
-        for point, phase in phases.items()
-    )
+    lines = []
+    for activity, phase in phases.items():
+        operations = ", ".join(f"{name} {count}" for name, count in phase.most_common(12))
+        lines.append(f"{activity}: {phase.total()} operations: {operations}")
+    return "\n".join(lines)

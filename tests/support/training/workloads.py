@@ -57,7 +57,7 @@ class Workload:
     def encoder(self) -> EncoderConfig:
         """Returns the encoder configuration."""
         fields = yaml.safe_load((CONF / "model" / f"{self.model}.yaml").read_text(encoding="utf-8"))
-        return EncoderConfig(**{key: value for key, value in fields.items() if key != "defaults"} | dict(self.overrides))
+        return EncoderConfig(**fields | dict(self.overrides))
 
     def lengths(self, num_sequences: int) -> np.ndarray:
         """Draws lengths: uniform for pre-training; for fine-tuning normal with mean 24, as sentences of SST-2."""
@@ -94,12 +94,16 @@ class DrawnSource(HeldItems):
         self.max_length = drawn.max_length
         self.fingerprint = repr(drawn)
         self._mask_rate, self._has_pairs = drawn.mask_rate, config.type_vocab_size > 1
-        self._words = [rng.integers(1, config.vocab_size, length) for length in self._item_lengths]
-        self._labels = rng.integers(0, 2, num_sequences)
+        self.words = [rng.integers(1, config.vocab_size, length) for length in self._item_lengths]
+        self.labels = rng.integers(0, 2, num_sequences)
         self._masked = [
             np.sort(rng.choice(length, round((self._mask_rate or 0.0) * length), replace=False))
             for length in self._item_lengths
         ]
+
+    def most_targets(self, tokens: int, sequences: int) -> int:
+        """Returns the number of masked tokens that a micro-batch of this many tokens and sequences never exceeds."""
+        return round((self._mask_rate or 0.0) * tokens) + sequences
 
     def build(
         self, epochs: np.ndarray, indices: np.ndarray, sequence_ids: np.ndarray, step: int, shape: Shape = None
@@ -107,8 +111,8 @@ class DrawnSource(HeldItems):
         """Builds one micro-batch."""
         lengths = self._item_lengths[indices]
         empty = [np.zeros(0, dtype=np.int64)]
-        words = np.concatenate(empty + [self._words[index] for index in indices])
-        labels, count = Target(self._labels[indices], "sequences"), float(len(indices))
+        words = np.concatenate(empty + [self.words[index] for index in indices])
+        labels, count = Target(self.labels[indices], "sequences"), float(len(indices))
         if self._mask_rate is None:
             return pack_sequences(
                 words, lengths, sequence_ids, None, {"labels": labels}, {"classification": count}, shape
