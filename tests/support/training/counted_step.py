@@ -110,8 +110,10 @@ def _cuda_branches(counts: _Counts) -> Iterator[None]:
     is_enabled, dtype = torch.is_autocast_enabled, torch.get_autocast_dtype
     with ExitStack() as stack:
         stack.enter_context(patch.dict(sys.modules, _triton(counts)))
-        sys.modules.pop("framework.nn.dropout_cuda", None)
-        stack.enter_context(patch.object(dropout, "_has_kernel", lambda x: True))
+        for name in [name for name in sys.modules if name.startswith("framework.nn.") and name.endswith("_cuda")]:
+            del sys.modules[name]
+        stack.enter_context(patch.object(dropout, "_HAS_TRITON", True))
+        stack.enter_context(patch.object(dropout, "detect_fake_mode", lambda: None))
         stack.enter_context(patch.object(torch, "autocast", lambda _, **settings: autocast("cpu", **settings)))
         stack.enter_context(patch.object(torch, "is_autocast_enabled", lambda _: is_enabled("cpu")))
         stack.enter_context(patch.object(torch, "get_autocast_dtype", lambda _: dtype("cpu")))
