@@ -3,9 +3,11 @@
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,12 +148,32 @@ def measure_attention(device: str, quick: bool) -> None:
             emit(measured=measured)
 
 
-def count_operations(drawn: Workload) -> None:
-    """Counts the operations of a step by activity."""
+def prepare_operations(drawn: Workload) -> Callable[[], None]:
+    """Returns a function that counts the operations of a step by activity."""
     from tests.support.training.counted_step import count_step, describe, total
 
-    phases = count_step(drawn)
-    emit(kernels=total(phases), measured={"by activity": "\n" + describe(phases)})
+    def count() -> None:
+        phases = count_step(drawn)
+        emit(kernels=total(phases), measured={"by activity": "\n" + describe(phases)})
+
+    return count
+
+
+def prepare(case: str, model: str, device: str, quick: bool) -> Callable[[], None]:
+    """Imports the modules of a case without touching the device; returns the function that measures it."""
+    if case in ("ceilings", "attention"):
+        measure = measure_ceilings if case == "ceilings" else measure_attention
+        return partial(measure, device, quick)
+    drawn = parse_model(model, quick)
+    if case == "operations":
+        return prepare_operations(drawn)
+    if case == "transformers":
+        from tests.benchmarks.gpu_peer import measure_trainer
+
+        return partial(measure_trainer, drawn, device, quick)
+    from tests.benchmarks.gpu_training import measure_training
+
+    return partial(measure_training, case, drawn, device, quick)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -161,23 +183,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("model")
     parser.add_argument("--device", required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--wait", action="store_true", help="wait for a line of the standard input before measuring")
     given = parser.parse_args(arguments)
+    try:
+        measure = prepare(given.case, given.model, given.device, given.quick)
+    except ImportError as error:
+        emit(state="not available", note=str(error))
+        return
+    if given.wait:
+        sys.stdin.readline()
     if given.device == "cuda" and given.case != "operations" and not torch.cuda.is_available():
         emit(state="not available", note="torch sees no GPU")
-    elif given.case == "ceilings":
-        measure_ceilings(given.device, given.quick)
-    elif given.case == "attention":
-        measure_attention(given.device, given.quick)
-    elif given.case == "operations":
-        count_operations(parse_model(given.model, given.quick))
-    elif given.case == "transformers":
-        from tests.benchmarks.gpu_peer import measure_trainer
-
-        measure_trainer(parse_model(given.model, given.quick), given.device, given.quick)
     else:
-        from tests.benchmarks.gpu_training import measure_training
-
-        measure_training(given.case, parse_model(given.model, given.quick), given.device, given.quick)
+        measure()
 
 
 if __name__ == "__main__":

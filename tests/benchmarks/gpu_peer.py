@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 from tests.benchmarks.gpu_cases import emit
 from tests.support.training.workloads import DrawnSource, Workload
@@ -15,11 +16,6 @@ WARM_UP_STEPS = 20
 
 def measure_trainer(drawn: Workload, device: str, quick: bool) -> None:
     """Reports the real tokens that `transformers.Trainer` trains on in a second."""
-    try:
-        from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
-    except ImportError as error:
-        emit(state="not available", note=str(error))
-        return
     config, steps = drawn.encoder, 5 if quick else 120
     model = BertForSequenceClassification(
         BertConfig(

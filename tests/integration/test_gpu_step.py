@@ -58,7 +58,7 @@ def test_a_case_of_kernels_reports_rates(case, capsys):
 
 
 def test_what_a_case_reported_before_it_hung_is_kept(tmp_path, monkeypatch, capsys):
-    program = "import time; print('{\"losses\": [2.0, 1.0]}', flush=True); time.sleep(60)"
+    program = "import time; input(); print('{\"losses\": [2.0, 1.0]}', flush=True); time.sleep(60)"
     programs = {
         "eager": "print('{\"losses\": [2.0, 1.25]}')",
         "graph": program,
