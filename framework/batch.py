@@ -65,15 +65,24 @@ class PackedBatch:
         return list(dict.fromkeys(sequence_id // self.group_size for sequence_id in ids))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "PackedBatch":
-        """Copies the tensors to a device. Host fields stay on the host."""
+        """Copies the tensors to a device. Host fields stay on the host.
+
+        A copy to CUDA that must not block passes through pinned memory. From pageable memory CUDA would start it only
+        after all earlier kernels, and the host would wait for them.
+        """
+        is_pinned = non_blocking and torch.device(device).type == "cuda" and not self.input_ids.is_cuda
+
+        def copied(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if is_pinned else tensor).to(device, non_blocking=non_blocking)
+
         moved: dict[str, Any] = {
-            field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+            field.name: copied(getattr(self, field.name))
             for field in fields(self)
             if isinstance(getattr(self, field.name), Tensor)
         }
         if self.decoder_inputs is not None:
             moved["decoder_inputs"] = self.decoder_inputs.to(device, non_blocking)
-        moved["targets"] = {name: value.to(device, non_blocking=non_blocking) for name, value in self.targets.items()}
+        moved["targets"] = {name: copied(value) for name, value in self.targets.items()}
         return replace(self, **moved)
 
 
