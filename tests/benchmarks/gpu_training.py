@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from framework.batch import PackedBatch, StepBatch
+from framework.batch import StepBatch
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
 from framework.callbacks.error_analysis import Pictures
@@ -26,7 +26,7 @@ from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.mesh import mesh_shape
 from framework.distributed.peak_flops import peak_flops
 from framework.distributed.strategy import build_strategy
-from framework.models.accounting import count_parameters
+from framework.models.accounting import training_flops
 from framework.models.config import EncoderConfig
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.trainer import build_trainer
@@ -42,21 +42,6 @@ MAX_STEPS = 100_000
 
 class _MeasuredError(Exception):
     """Ends the run after the last measured step."""
-
-
-def step_flops(config: EncoderConfig, batch: PackedBatch) -> float:
-    """Returns the floating-point operations of forward and backward over the real tokens of a micro-batch.
-
-    Matrices take 6 operations a token, attention 12 x hidden for each pair of tokens that attend to each other, and the
-    decoder 6 for each predicted word (Chowdhery et al. 2022, arXiv:2204.02311, appendix B).
-    """
-    lengths = batch.lengths[: batch.num_sequences]
-    windows = [config.attention_window(layer) for layer in range(config.num_layers)]
-    pairs = sum(
-        length * (length if window is None else min(length, window + 1)) for window in windows for length in lengths
-    )
-    decoder = config.hidden_size * (config.hidden_size + config.vocab_size) * batch.counts.get("mlm", 0.0)
-    return 6.0 * (count_parameters(config).matrices * sum(lengths) + decoder) + 12.0 * config.hidden_size * pairs
 
 
 class Watch(pl.Callback):
@@ -101,7 +86,8 @@ class Watch(pl.Callback):
             self.sums["tokens"] += micro.num_tokens
             self.sums["computed"] += len(micro.input_ids)
             self.sums["sequences"] += micro.num_sequences
-            self.sums["flops"] += step_flops(self.config, micro)
+            lengths, num_predicted = micro.lengths[: micro.num_sequences], micro.counts.get("mlm", 0.0)
+            self.sums["flops"] += training_flops(self.config, lengths, num_predicted)
         self.sums["steps"] += 1
 
     def _report_speed(self) -> None:

@@ -5,10 +5,8 @@ import sys
 
 import pytest
 
-from framework.data.planning.collate import Target, pack_sequences
-from framework.models.config import EncoderConfig
 from tests.benchmarks import gpu_cases, gpu_step
-from tests.benchmarks.gpu_training import NUM_LOSSES, step_flops
+from tests.benchmarks.gpu_training import NUM_LOSSES
 from tests.support.training.workloads import workload
 
 CASES = [
@@ -77,26 +75,6 @@ def test_what_a_case_reported_before_it_hung_is_kept(tmp_path, monkeypatch, caps
 def test_no_case_starts_after_the_time_of_the_call(tmp_path, capsys):
     gpu_step.main(["--cases", "ceilings", "--out", str(tmp_path), "--minutes", "0"])
     assert "no time left" in capsys.readouterr().out
-
-
-def test_operations_count_squared_lengths_and_the_decoder():
-    config = EncoderConfig(
-        family="modernbert",
-        vocab_size=10,
-        hidden_size=4,
-        num_layers=2,
-        num_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=16,
-        position_encoding="rotary",
-        local_attention_window=2,
-        global_attention_every=2,
-    )
-    targets = {"mlm_labels": Target([1, 2, 3], "targets")}
-    batch = pack_sequences([1] * 7, [5, 2], [0, 1], targets=targets, counts={"mlm": 3.0})
-    matrices = 2 * (4 * 4 * 4 + 2 * 4 * 8)
-    pairs = (25 + 4) + (5 * 3 + 2 * 2)
-    assert step_flops(config, batch) == 6 * (7 * matrices + 3 * 4 * (4 + 10)) + 12 * 4 * pairs
 
 
 def test_sequences_have_the_lengths_of_the_data():
