@@ -29,9 +29,11 @@ from framework.distributed.strategy import build_strategy
 from framework.models.accounting import training_flops
 from framework.models.config import EncoderConfig
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.captured import CudaGraphs
 from framework.modules.trainer import build_trainer
 from framework.nn import attention_backend
 from tests.benchmarks.gpu_cases import emit
+from tests.support.training.traced_graphs import TracedGraphs, varlen_attention
 from tests.support.training.workloads import SEED, DrawnSource, Workload, build_task, module_arguments
 
 NUM_LOSSES = 20
@@ -140,19 +142,6 @@ class Watch(pl.Callback):
         )
 
 
-def _dense_varlen(
-    query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, _: Tensor, *sizes: int, window_size: Any = (-1, -1)
-) -> Tensor:
-    """Computes `varlen_attn` on the CPU from the offsets only: all tokens against all, with a mask."""
-    places = torch.arange(query.shape[0])
-    owners = torch.bucketize(places, offsets[1:].long(), right=True)
-    seen = owners[:, None] == owners[None, :]
-    if window_size[0] >= 0:
-        seen = seen & ((places[:, None] - places[None, :]).abs() <= window_size[0])
-    query, key, value = (part.transpose(0, 1)[None] for part in (query, key, value))
-    return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)[0].transpose(0, 1)
-
-
 @contextmanager
 def _stand_ins(device: str, case: str) -> Iterator[Any]:
     """Context with what stands for CUDA on the CPU; yields the backend that compiles layers."""
@@ -160,21 +149,14 @@ def _stand_ins(device: str, case: str) -> Iterator[Any]:
         backend: Any = "inductor" if case.startswith("compiled") else "none"
         if device == "cpu" and case != "eager":
             stack.enter_context(patch.object(attention_backend, "_has_varlen_kernel", lambda x: True))
-            stack.enter_context(patch.object(attention_backend, "varlen_attn", _dense_varlen))
+            stack.enter_context(patch.object(attention_backend, "varlen_attn", varlen_attention))
             if backend != "none":
                 backend = "eager"  # dynamo traces the layers, torch runs what it traced
         yield backend
 
 
-def _recorder(device: str) -> Any:
-    """Returns a class of recorders that counts captures; None where steps cannot be captured."""
-    try:
-        from framework.modules.passes.captured import CudaGraphs
-
-        from tests.support.training.traced_graphs import TracedGraphs
-    except ModuleNotFoundError:
-        return None
-    base: Any = CudaGraphs if device == "cuda" else TracedGraphs
+def _counting(base: type[Any]) -> type[Any]:
+    """Returns a subclass of a recorder that counts its captures."""
 
     class Counting(base):
         num_captures = 0
@@ -192,17 +174,13 @@ def _recorder(device: str) -> Any:
 def measure_training(case: str, drawn: Workload, device: str, quick: bool) -> None:
     """Runs one case of a training step and reports it."""
     logging.basicConfig(level=logging.INFO)
-    recorder = _recorder(device) if "graph" in case else None
-    if "graph" in case and recorder is None:
-        emit(state="not available", note="this checkout has no strategy.graph")
-        return
+    recorder = _counting(CudaGraphs if device == "cuda" else TracedGraphs) if "graph" in case else None
     task = build_task(drawn)
     watch = Watch(drawn.encoder, device, 0.5 if quick else 4.0)
     cadence = Cadence(max_steps=MAX_STEPS)
     with _stand_ins(device, case) as backend, tempfile.TemporaryDirectory() as name:
         module = EncoderModule(**module_arguments(drawn, task), compile_backend=backend)
-        if recorder is not None:
-            module.build_graphs = recorder
+        module.build_graphs = recorder
         data = EncoderDataModule(
             {"train": DrawnSource(drawn, 64 * drawn.sequences)},
             SEED,
