@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.benchmarks.gpu_step import ROW
 from tests.support.training.workloads import Workload, workload
 
 TINY = (("hidden_size", 32), ("num_layers", 2), ("num_heads", 2), ("intermediate_size", 48), ("vocab_size", 200))
@@ -22,7 +23,7 @@ TINY = (("hidden_size", 32), ("num_layers", 2), ("num_heads", 2), ("intermediate
 
 def emit(**fields: Any) -> None:
     """Reports fields of the row; what is reported stays if the process fails later."""
-    print(json.dumps(fields), flush=True)
+    print(f"{ROW}{json.dumps(fields)}", flush=True)
 
 
 def seconds_of(function: Callable[[], Any], device: str, repeats: int) -> float:

@@ -24,6 +24,9 @@ from typing import Any
 
 Row = dict[str, Any]
 
+ROW = "row: "
+"""Begins each line of a case's output that holds fields of its row, as JSON."""
+
 LIMITS = {
     "ceilings": 45,
     "eager": 45,
@@ -91,8 +94,8 @@ class CaseProcess:
                 last = self.log.read_text(encoding="utf-8").strip().splitlines()[-1:]
                 row |= {"state": f"failed with {self.process.returncode}", "note": "".join(last)[-300:]}
         for line in output.splitlines():
-            if line.startswith("{"):
-                row |= json.loads(line)
+            if line.startswith(ROW):
+                row |= json.loads(line.removeprefix(ROW))
         return row | {"seconds": round(time.monotonic() - start, 1)}
 
     def stop(self) -> str:

@@ -21,8 +21,11 @@ CASES = [
 def reported(capsys, *arguments: str) -> dict:
     """Runs a case in this process; returns the fields that it reported."""
     gpu_cases.main([*arguments, "--device", "cpu", "--quick"])
-    lines = capsys.readouterr().out.splitlines()
-    return {key: value for line in lines if line.startswith("{") for key, value in json.loads(line).items()}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(gpu_step.ROW)]
+    fields: dict = {}
+    for line in lines:
+        fields |= json.loads(line.removeprefix(gpu_step.ROW))
+    return fields
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,9 @@ def test_a_case_of_kernels_reports_rates(case, capsys):
 
 
 def test_what_a_case_reported_before_it_hung_is_kept(tmp_path, monkeypatch, capsys):
-    program = "import time; input(); print('{\"losses\": [2.0, 1.0]}', flush=True); time.sleep(60)"
+    program = "import time; input(); print('row: {\"losses\": [2.0, 1.0]}', flush=True); time.sleep(60)"
     programs = {
-        "eager": "print('{\"losses\": [2.0, 1.25]}')",
+        "eager": "print('row: {\"losses\": [2.0, 1.25]}')",
         "graph": program,
         "compiled": "raise SystemExit('no layers')",
     }
