@@ -64,8 +64,10 @@ class _AsCuda(TorchFunctionMode):
     """Lets tensors report that they are on CUDA, and creates tensors for CUDA on the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.is_cuda.__get__:  # type: ignore[attr-defined]
+        if func == Tensor.is_cuda.__get__:  # type: ignore[attr-defined]  # each access makes another object
             return True
+        if func is Tensor.pin_memory:
+            return args[0]
         if func is Tensor.backward:
             with self:
                 return torch.autograd.backward(*args, **(kwargs or {}))
