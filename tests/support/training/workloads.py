@@ -14,6 +14,7 @@ import yaml
 from framework.batch import PackedBatch
 from framework.data.flat_source import HeldItems
 from framework.data.planning.collate import Shape, Target, pack_sequences
+from framework.data.planning.plan import StepSequences
 from framework.distributed.parallel.precision import Precision
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
@@ -105,10 +106,9 @@ class DrawnSource(HeldItems):
         """Returns the number of masked tokens that a micro-batch of this many tokens and sequences never exceeds."""
         return round((self._mask_rate or 0.0) * tokens) + sequences
 
-    def build(
-        self, epochs: np.ndarray, indices: np.ndarray, sequence_ids: np.ndarray, step: int, shape: Shape = None
-    ) -> PackedBatch:
+    def build(self, sequences: StepSequences, step: int, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch."""
+        indices, sequence_ids = sequences.indices, sequences.sequence_ids
         lengths = self._item_lengths[indices]
         empty = [np.zeros(0, dtype=np.int64)]
         words = np.concatenate(empty + [self.words[index] for index in indices])
