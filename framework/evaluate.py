@@ -3,6 +3,11 @@
 The same command runs under torchrun, where processes share the split.
 """
 
+if __name__ == "__main__":
+    from framework.config.command import start
+
+    start("framework.evaluate")  # imports this module, and so all of the below, when the config is composed
+
 import json
 import logging
 from collections.abc import Mapping
@@ -13,15 +18,16 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.build import build_data_component
+import framework.distributed.processes.early_check  # must come before Lightning
+import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import EvaluateConfig
-from framework.config.dry_check import describe_trained, print_check
+from framework.config.dry_check import print_check
 from framework.config.evaluation_data import changed_data, named_split
 from framework.config.nodes import TARGET_KEY, check_arguments
 from framework.config.outputs import open_output, write_to_stdout
-from framework.config.trained import Trained, open_inference, open_trained
+from framework.config.task_parts import build_data_component
+from framework.config.trained import Trained, describe_trained, open_inference, open_trained
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
 from framework.data.planning.plan import SequenceSource
@@ -164,7 +170,3 @@ def class_table(classes: list[dict[str, object]]) -> Table:
     for row in classes:
         table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()))
     return table
-
-
-if __name__ == "__main__":
-    evaluate()

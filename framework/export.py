@@ -1,5 +1,10 @@
 """Exports a run or checkpoint for Hugging Face transformers: `python -m framework.export run=RUN`."""
 
+if __name__ == "__main__":
+    from framework.config.command import start
+
+    start("framework.export")  # imports this module, and so all of the below, when the config is composed
+
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -7,12 +12,12 @@ from omegaconf import DictConfig
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExportConfig
-from framework.config.dry_check import describe_trained, print_check
+from framework.config.dry_check import print_check
 from framework.config.export_comparison import compare_with_transformers
 from framework.config.exporting import EXPORT_FOLDER, write_export
 from framework.config.nodes import check_arguments
 from framework.config.outputs import write_to_stdout
-from framework.config.trained import open_trained
+from framework.config.trained import describe_trained, open_trained
 from framework.config.weights import find_adapter, find_run
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError, DistributedError
@@ -63,7 +68,3 @@ def export(composed: DictConfig) -> Path:
 
 
 run = export.run
-
-
-if __name__ == "__main__":
-    export()

@@ -3,6 +3,11 @@
 The same command runs under torchrun, where processes share the rows.
 """
 
+if __name__ == "__main__":
+    from framework.config.command import start
+
+    start("framework.predict")  # imports this module, and so all of the below, when the config is composed
+
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -15,12 +20,12 @@ from omegaconf import DictConfig
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import PredictConfig
-from framework.config.dry_check import describe_trained, print_check
+from framework.config.dry_check import print_check
 from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, open_output
 from framework.config.prediction_files import PredictedRow, check_suffix, find_writer, json_lines
-from framework.config.trained import open_inference, open_trained
+from framework.config.trained import describe_trained, open_inference, open_trained
 from framework.distributed.processes.environment import process_info
 from framework.errors import DataError
 
@@ -84,7 +89,3 @@ def report_bad_rows(inputs: Sequence[InputRow]) -> None:
     bad = [each for each in inputs if each.row is None]
     if bad:
         sys.stderr.write(f"{len(bad)} of {len(inputs)} rows are not predicted. For example: {bad[0].error}\n")
-
-
-if __name__ == "__main__":
-    predict()

@@ -18,8 +18,7 @@ from rich.table import Table
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.option_command import OptionParser, option_command
-from framework.distributed.nodes.inspection import SILENT, Inspection, Report, open_store
-from framework.distributed.nodes.links import LATE, MEGABYTE
+from framework.distributed.nodes.report import LATE, MEGABYTE, SILENT, Report
 from framework.distributed.processes.environment import ProcessInfo, process_info
 from framework.errors import ConfigError, DistributedError
 from framework.tracking.console import open_console
@@ -187,6 +186,9 @@ def _options() -> OptionParser:
 @option_command(_options)
 def preflight(given: argparse.Namespace) -> None:
     """Checks the nodes, and reports on rank 0. All ranks end with the same exit code."""
+    # Imported here because this imports torch, which takes seconds that `--help` and wrong options do not need.
+    from framework.distributed.nodes.inspection import Inspection, open_store
+
     limits = Limits(
         given.min_disk, given.min_gpu, given.max_clock, given.min_link, given.min_link_share, given.min_all_reduce
     )

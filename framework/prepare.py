@@ -1,5 +1,12 @@
 """Builds a token store from text: `python -m framework.prepare corpus=NAME store=FOLDER key=value`."""
 
+if __name__ == "__main__":
+    from framework.config.command import start
+    from framework.tracking.console import make_console_dispensable
+
+    make_console_dispensable()
+    start("framework.prepare")  # imports this module, and so all of the below, when the config is composed
+
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -14,7 +21,7 @@ from framework.config.nodes import check_arguments
 from framework.data.preparation.card_files import CARD_PICTURE_FILE
 from framework.data.preparation.prepare import Prepared, StoreSpec, describe_preparation, prepare_store
 from framework.data.store_data import too_little_to_split
-from framework.tracking.console import make_console_dispensable, open_console, print_line
+from framework.tracking.console import open_console, print_line
 
 
 @command("prepare")
@@ -97,8 +104,3 @@ def counts_table(prepared: Prepared) -> Table:
     for name, count in prepared.counts.items():
         table.add_row(name.replace("_", " "), f"{count:,}")
     return table
-
-
-if __name__ == "__main__":
-    make_console_dispensable()
-    prepare()

@@ -4,6 +4,11 @@ The command reads only files of the run folder and needs neither model nor data.
 fine-tuning, or a killed one.
 """
 
+if __name__ == "__main__":
+    from framework.config.command import start
+
+    start("framework.report")  # imports this module, and so all of the below, when the config is composed
+
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -47,7 +52,3 @@ def find_folder(run: str, runs: Path) -> Path:
     if folder is None:
         raise CheckpointError(f"run={run} is not a run in {runs}. Give the id or the folder of one run.")
     return folder
-
-
-if __name__ == "__main__":
-    report()

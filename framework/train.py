@@ -1,15 +1,24 @@
 """Pre-trains or fine-tunes one encoder: `python -m framework.train experiment=NAME`, the same under torchrun."""
 
+if __name__ == "__main__":
+    from framework.config.command import start
+    from framework.tracking.console import make_console_dispensable
+
+    make_console_dispensable()
+    start("framework.train")  # imports this module, and so all of the below, when the config is composed
+
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
+import framework.distributed.processes.early_check  # must come before Lightning
+import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
 from framework.config.assembly import assemble_run
 from framework.config.command import command, resolve_config
-from framework.config.dry_check import describe_run, planned_process, print_check
+from framework.config.dry_check import print_check
 from framework.config.ending import complete_run
 from framework.config.records import modules_of
+from framework.config.run_check import describe_run, planned_process
 from framework.config.run_folder import find_run_folder
 from framework.config.run_lock import lock_run_folder, wait_limit
 from framework.config.schema import TrainConfig
@@ -26,7 +35,6 @@ from framework.sweeps.slurm import SlurmLauncher
 from framework.sweeps.start import check_own_process
 from framework.sweeps.torchrun import TorchrunLauncher
 from framework.tracking.analysis.closing_table import print_closing_table
-from framework.tracking.console import make_console_dispensable
 
 
 @command("train", plugins=(TorchrunLauncher, SlurmLauncher, OptunaSweeper))
@@ -66,8 +74,3 @@ def train(composed: DictConfig) -> Path:
 
 
 run = train.run
-
-
-if __name__ == "__main__":
-    make_console_dispensable()
-    train()

@@ -77,3 +77,22 @@ def test_the_list_imports_none_of_the_commands():
         "sys.exit(bool({'torch', 'hydra', 'rich'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120, stdout=-3).returncode == 0
+
+
+def test_help_of_every_command_imports_no_torch():
+    program = (
+        "import sys; from framework.__main__ import COMMANDS, main\n"
+        "for name in COMMANDS:\n"
+        "    sys.argv[1:] = [name, '--help']\n"
+        "    try:\n        main()\n"
+        "    except SystemExit as leaving:\n        assert not leaving.code, name\n"
+        "    assert not {'torch', 'lightning', 'numpy', 'pyarrow', 'matplotlib'} & set(sys.modules), name"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.count("python -m framework.") >= len(COMMANDS)
+
+
+def test_commands_that_need_no_model_import_no_torch():
+    program = "import sys, framework.prepare, framework.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from framework.config.command_schema import EvaluateConfig
-from framework.config.schema import PrecisionConfig
+from framework.config.shared_schema import PrecisionConfig
 from framework.errors import ConfigError
 from framework.evaluate import add_to_report, describe_weights, report_folder
 

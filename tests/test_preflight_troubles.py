@@ -2,8 +2,7 @@
 
 import pytest
 
-from framework.distributed.nodes.inspection import SILENT, RankFacts, Report
-from framework.distributed.nodes.links import LATE, Link
+from framework.distributed.nodes.report import LATE, SILENT, Link, RankFacts, Report
 from framework.distributed.processes.environment import ProcessInfo
 from framework.preflight import Limits, clocks, troubles
 

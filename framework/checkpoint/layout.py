@@ -8,11 +8,14 @@ folders without COMPLETE. A folder with COMPLETE is never written to again.
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from framework.checkpoint.storage import Location, has_rename, location, move, remove_tree, sync_folder, write_atomic
 from framework.errors import CheckpointError
 from framework.files import read_json_object
+
+Weights = Literal["auto", "raw", "ema"]
+"""Weights to read: "raw" the trained ones, "ema" their moving average, "auto" the average if the run kept one."""
 
 FORMAT = 1
 """Version of state.json and of the tensor keys. Readers reject other versions."""

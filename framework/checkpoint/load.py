@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from framework.checkpoint.integrity import Verify, verify
 from framework.checkpoint.layout import (
     COMPLETE,
     DamagedError,
+    Weights,
     complete_checkpoints,
     newest_complete,
     read_state,
@@ -33,9 +34,6 @@ from framework.checkpoint.tensors import (
 from framework.distributed.processes.agreement import gather, on_every_rank
 from framework.errors import CheckpointError
 from framework.optim.combined import AVERAGE, CombinedOptimizer
-
-Weights = Literal["auto", "raw", "ema"]
-"""Weights to read: "raw" the trained ones, "ema" their moving average, "auto" the average if the run kept one."""
 
 _MOST_REMOVED = 20
 """Number of checkpoints that a running training may remove before a reader raises an error."""

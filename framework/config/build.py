@@ -1,6 +1,5 @@
 """Builds the objects of a run from validated settings. Reads files and uses no device."""
 
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from framework.config.checks import (
     check_tensor_parallel,
     check_vocabulary,
 )
-from framework.config.nodes import Component, check_arguments
+from framework.config.nodes import check_arguments
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
+from framework.config.task_parts import build_data_component, build_model
 from framework.config.weights import find_weights, starting_values
 from framework.data.planning.batch_size import sequences_of, steps_until
 from framework.data.planning.plan import SequenceSource, steps_per_epoch
@@ -29,10 +29,8 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import Precision, multiplies_bf16
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
-from framework.models.encoder import TransformerEncoder
-from framework.models.freezing import freeze, freeze_others
+from framework.models.freezing import freeze
 from framework.modules.encoder_module import EncoderModule
-from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.published.pretrained import PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
@@ -155,29 +153,6 @@ def build_probes(probes: Mapping[str, ProbeSettings], tokenizer: Tokenizer, conf
     return built
 
 
-def build_data_component(task: Task, data: Component) -> Any:
-    """Builds the data of a config and checks that the task can read it.
-
-    Raises:
-        ConfigError: The task reads data of another class.
-    """
-    built = data.build()
-    expected = data_kind(type(task))
-    if not isinstance(built, expected):
-        raise ConfigError(
-            f"`data` is {type(built).__name__}, but {type(task).__name__} reads {expected.__name__}. Choose other "
-            "`data` or another `task`."
-        )
-    return built
-
-
-def data_kind(task: type[Task]) -> type:
-    """Returns the class of the data that a task reads; object if its signature does not name one."""
-    hint = typing.get_type_hints(task.build_sources).get("data", Any)
-    # isinstance() rejects typing.Any.
-    return hint if isinstance(hint, type) and hint is not Any else object
-
-
 def resolve_global_batch_size(trainer: TrainerConfig, source: SequenceSource) -> int:
     """Returns the sequences per optimizer step; `global_batch_tokens` is divided by the mean sequence length."""
     if trainer.global_batch_size is not None:
@@ -235,23 +210,6 @@ def build_encoder_config(
     """Completes the model's config from the weights, or the vocabulary size from the tokenizer."""
     supplied = asdict(weights.config) if weights is not None else {"vocab_size": tokenizer.vocab_size}
     return settings.model.build(**supplied)
-
-
-def build_model(task: Task, config: EncoderConfig, adapter: LoraSettings | None = None) -> TaskModel:
-    """Builds encoder and head on the meta device, where they have shapes but use no memory.
-
-    With an adapter, all parameters that it does not train are frozen.
-
-    Raises:
-        ConfigError: The adapter names a linear layer or parameter that the model does not have.
-    """
-    with torch.device("meta"):
-        encoder = TransformerEncoder(config)
-        model = TaskModel(encoder, task.build_head(encoder, config))
-        if adapter is not None:
-            apply_lora(encoder.layers, config.num_heads, adapter)
-            freeze_others(model, (*LORA_PARAMETERS, *adapter.train_also), "adapter.train_also")
-    return model
 
 
 def build_module(settings: TrainConfig, parts: Parts, precision: Precision, device_type: str) -> EncoderModule:

@@ -1,11 +1,11 @@
 """Commands with a config that Hydra composes, for the command line and, with `run`, for Python."""
 
-import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -35,8 +35,41 @@ _HYDRA_STATE = (GlobalHydra, HydraConfig, VersionBase)
 """Singletons that hold Hydra's state about the config of this process."""
 
 
+def start(module: str) -> NoReturn:
+    """Runs the command line of this process with the command of a module, and ends the process.
+
+    The module is imported only when a composed config is to run or to be swept, because its imports take seconds.
+    `--help`, `--cfg` and most errors in the config need none of them. `framework.config.guard` describes how errors end
+    the process.
+
+    Args:
+        module: Module of the command, for example "framework.train". Its command and its config have the same name.
+    """
+    name = module.rpartition(".")[2]
+
+    def load() -> Command[object]:
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+    def register_plugins() -> None:
+        for plugin in load().plugins:
+            register_plugin(plugin)
+
+    def task(config: DictConfig) -> None:
+        # Hydra prints "Error executing job" before each error that its task function raises.
+        guard(lambda: _translated(lambda: load().body(config)))
+
+    task.__module__ = module  # Hydra names the job after it
+    # Without this variable, Hydra prints shortened composition errors itself and exits with 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    _prepare(register_plugins)
+    sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
+    app = hydra.main(version_base=_HYDRA_VERSION, config_path=str(conf_folder()), config_name=name)
+    guard(lambda: ignore_closed_pipe(lambda: _translated(app(task))))
+    sys.exit()
+
+
 class Command(Generic[T]):
-    """Command with a composed config. Calling it runs the command line of the process; `run` is for Python.
+    """Command with a composed config. `start` runs it from the command line; `run` is for Python.
 
     Args:
         body: Function of the composed config.
@@ -45,25 +78,10 @@ class Command(Generic[T]):
     """
 
     def __init__(self, body: Callable[[DictConfig], T], config_name: str, plugins: Sequence[type[Plugin]] = ()) -> None:
-        self._body = body
+        self.body = body
+        self.plugins = plugins
         self._config_name = config_name
-        self._plugins = plugins
-        functools.update_wrapper(self, body)
-
-    def __call__(self) -> None:
-        """Runs the command line of this process. `framework.config.guard` describes how errors end the process."""
-        # Without this variable, Hydra prints shortened composition errors itself and exits with 1.
-        os.environ["HYDRA_FULL_ERROR"] = "1"
-        self._prepare()
-        sys.argv[1:] = with_named_choices(with_quotes(sys.argv[1:]))
-
-        @functools.wraps(self._body)
-        def guarded(config: DictConfig) -> None:
-            # Hydra prints "Error executing job" before each error that its task function raises.
-            guard(lambda: self._translated(lambda: self._body(config)))
-
-        app = hydra.main(version_base=_HYDRA_VERSION, config_path=str(conf_folder()), config_name=self._config_name)
-        guard(lambda: ignore_closed_pipe(lambda: self._translated(app(guarded))))
+        self.__doc__ = body.__doc__
 
     def run(self, overrides: Sequence[str] = ()) -> T:
         """Runs the command in this process and returns its result. It may be called repeatedly.
@@ -81,16 +99,9 @@ class Command(Generic[T]):
                     f"`{argument}` is an option of the command line. From Python, a command accepts only overrides "
                     "KEY=VALUE. Remove the option, or start the command in a shell."
                 )
-        self._prepare()
+        _prepare()
         with _own_hydra_state():
-            return self._translated(lambda: self._body(self._compose(overrides)))
-
-    def _prepare(self) -> None:
-        REPORT.close()
-        register_resolvers()
-        use_seams()
-        for plugin in self._plugins:
-            register_plugin(plugin)
+            return _translated(lambda: self.body(self._compose(overrides)))
 
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         arguments = with_named_choices(with_quotes(overrides))
@@ -101,13 +112,19 @@ class Command(Generic[T]):
             del config["hydra"]
         return config
 
-    @staticmethod
-    def _translated(action: Callable[[], T]) -> T:
-        """Runs an action and converts errors of Hydra and OmegaConf to a FrameworkError."""
-        try:
-            return action()
-        except (HydraException, OmegaConfBaseException) as error:
-            raise as_framework_error(error) from error
+
+def _prepare(register_plugins: Callable[[], None] = lambda: None) -> None:
+    REPORT.close()
+    register_resolvers()
+    use_seams(register_plugins)
+
+
+def _translated(action: Callable[[], T]) -> T:
+    """Runs an action and converts errors of Hydra and OmegaConf to a FrameworkError."""
+    try:
+        return action()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise as_framework_error(error) from error
 
 
 def command(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from framework.checkpoint.load import Weights
+from framework.checkpoint.layout import Weights
 from framework.config.nodes import Component
-from framework.config.schema import PrecisionConfig, check_average_last
+from framework.config.shared_schema import PrecisionConfig, check_average_last
 from framework.data.preparation.corpus import Cleaning
 from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, check_at_least

@@ -1,94 +1,11 @@
-"""Reports for `check=true` what a command would do. No step is trained and no file is written."""
+"""Reports for `check=true` what a command would do."""
 
 from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from framework.callbacks.plan_line import MEASURED_STEPS, plan_text
-from framework.checkpoint.layout import step_of
-from framework.config.assembly import AssembledRun
-from framework.config.build import Parts
-from framework.config.trained import Trained
-from framework.distributed.processes.environment import ProcessInfo
-from framework.errors import ConfigError
-from framework.models.accounting import count_parameters
-from framework.published.starting_head import describe_start
 from framework.tracking.console import open_console
-
-
-def planned_process(check: object, info: ProcessInfo) -> ProcessInfo:
-    """Returns the process for which a config is checked: this one, or the first of N under `check=N`.
-
-    Args:
-        check: Value of the key `check`.
-        info: This process.
-
-    Raises:
-        ConfigError: N is below 1.
-    """
-    if not isinstance(check, int) or isinstance(check, bool):
-        return info
-    if check < 1:
-        raise ConfigError(
-            f"`check` is {check}. It must be true, false, or the number of processes of the run, at least 1. Use "
-            "check=true."
-        )
-    return ProcessInfo(world_size=check, local_world_size=check)
-
-
-def describe_run(run: AssembledRun, is_finished: bool, device_type: str) -> list[tuple[str, str]]:
-    """Describes the run of a config as rows of (name, text).
-
-    Args:
-        run: The run.
-        is_finished: True if an earlier start finished the run.
-        device_type: Device type of the check, "cpu" or "cuda".
-    """
-    settings, parts, folder, plan = run.settings, run.parts, run.folder, run.data.plans["train"]
-    start = 0 if folder.checkpoint is None else step_of(folder.checkpoint)
-    config = parts.config
-    rows = [
-        ("run folder", f"{folder.path}: {_start(start, is_finished)}"),
-        ("task", type(parts.task).__name__),
-        (
-            "encoder",
-            f"{config.family}, {config.num_layers} layers of {config.hidden_size}, "
-            f"vocabulary of {config.vocab_size:,}, {count_parameters(config).total:,} parameters",
-        ),
-        ("weights", _weights(parts, settings.seed)),
-        *((f"{split} split", f"{len(source):,} sequences") for split, source in parts.sources.items()),
-        ("steps", f"{parts.max_steps:,}"),
-        ("data-parallel ranks", f"{plan.num_ranks:,} under strategy={settings.strategy.name}"),
-    ]
-    steps = range(start, min(start + MEASURED_STEPS, parts.max_steps))
-    if steps and settings.trainer.micro_batch_tokens != "auto":
-        rows.append(("plan", plan_text(plan, plan.summary(steps), len(steps)).removeprefix("plan: ")))
-    if device_type != "cuda":
-        rows.append(("not checked", "memory, precision=float8 and strategy.compile, which need a GPU"))
-    return rows
-
-
-def describe_trained(trained: Trained) -> list[tuple[str, str]]:
-    """Describes the model that a command would use as rows of (name, text)."""
-    config = trained.weights.config
-    return [
-        ("weights", trained.weights.source),
-        ("task", type(trained.task).__name__),
-        ("encoder", f"{config.family}, {config.num_layers} layers of {config.hidden_size}"),
-    ]
-
-
-def _start(step: int, is_finished: bool) -> str:
-    if is_finished:
-        return "already finished, nothing would be trained"
-    return f"would resume from step {step:,}" if step else "would start at step 0"
-
-
-def _weights(parts: Parts, seed: int) -> str:
-    if parts.weights is None:
-        return f"fresh from seed {seed}"
-    return describe_start(parts.model, parts.weights).removeprefix("weights from ")
 
 
 def print_check(rows: Sequence[tuple[str, str]]) -> None:

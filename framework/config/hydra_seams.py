@@ -5,7 +5,7 @@ A base is a config file whose name begins with an underscore. Other config files
 
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.types import RunMode
+from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from typing_extensions import override
 
@@ -71,7 +71,24 @@ class GroupSweepLoader(ConfigLoaderImpl):
 
 
 class CommentedHelp(internal.Hydra):
-    """Hydra whose `--help` prints the groups of the command and its config files with their comments."""
+    """Hydra whose `--help` prints the groups of the command and its config files with their comments.
+
+    Attributes:
+        register_plugins: Registers the launchers and sweepers of the command. Only a sweep needs them.
+    """
+
+    register_plugins: Callable[[], None]
+
+    @override
+    def multirun(
+        self,
+        config_name: str | None,
+        task_function: TaskFunction,
+        overrides: list[str],
+        with_log_configuration: bool = True,
+    ) -> Any:
+        type(self).register_plugins()
+        return super().multirun(config_name, task_function, overrides, with_log_configuration)
 
     @override
     def app_help(self, config_name: str | None, args_parser: ArgumentParser, args: Namespace) -> None:
@@ -114,8 +131,13 @@ class UnsavedConfig(OmegaConf):
         del config, f, resolve
 
 
-def use_seams() -> None:
-    """Makes Hydra's `main` use the classes above. Repeated calls have no further effect."""
+def use_seams(register_plugins: Callable[[], None]) -> None:
+    """Makes Hydra's `main` use the classes above.
+
+    Args:
+        register_plugins: See `CommentedHelp`.
+    """
+    CommentedHelp.register_plugins = staticmethod(register_plugins)
     internal.ConfigLoaderImpl = GroupSweepLoader  # type: ignore[misc]
     internal.Hydra = CommentedHelp  # type: ignore[misc]
 

@@ -1,22 +1,23 @@
 """Settings of `framework.train`, one dataclass per config group; a group with several classes is a `Component`.
 
-Each dataclass checks its own values. checks.py contains the rules between groups, nodes.py the class `Component`.
+Each dataclass checks its own values. shared_schema.py contains what other commands use too, checks.py the rules between
+groups, nodes.py the class `Component`.
 """
 
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Literal
 
 from framework.callbacks.early_stopping import Patience
 from framework.callbacks.finite_guard import NonFinite, OnNonFinite
 from framework.callbacks.time_limit import TimeLimit
-from framework.checkpoint.load import Weights
+from framework.checkpoint.layout import Weights
 from framework.config.nodes import Component
 from framework.config.run_config import RunConfig
+from framework.config.shared_schema import PrecisionConfig, at_least, check_average_last
 from framework.data.planning.batch_size import BatchWarmup
 from framework.distributed.mesh import SHARDED, MeshShape, StrategyName, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
-from framework.distributed.parallel.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LARGEST_SCALE, SMALLEST_SCALE
 from framework.distributed.parallel.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
@@ -26,40 +27,6 @@ from framework.tracking.logger_config import LoggerConfig
 
 MODEL_METADATA = {"target": EncoderConfig, "supplied": tuple(f.name for f in fields(EncoderConfig))}
 """Missing keys of the model are taken from the weights in `init_from`, the vocabulary size from the tokenizer."""
-
-
-_LARGEST = 10**12
-"""Largest accepted count, more than any run needs. Python rejects lengths of 2**63 and more."""
-
-
-def at_least(group: str, node: Any, minimum: float, *names: str) -> None:
-    """Checks bounds of attributes; None is allowed.
-
-    Args:
-        group: Config group, for messages.
-        node: Settings of the group.
-        minimum: Smallest allowed value.
-        names: Names of the attributes.
-
-    Raises:
-        ConfigError: A value is below the minimum or above 10^12.
-    """
-    for name in names:
-        value = getattr(node, name)
-        if value is not None and value > _LARGEST:
-            raise ConfigError(f"`{group}.{name}` is {value}. It must be at most {_LARGEST:,}. Lower it.")
-        if value is not None and value < minimum:
-            raise ConfigError(f"`{group}.{name}` is {value}. It must be at least {minimum}. Raise it.")
-
-
-def check_average_last(name: str, value: int) -> None:
-    """Checks the number of checkpoints whose weights are averaged.
-
-    Raises:
-        ConfigError: The number is below 1.
-    """
-    if value < 1:
-        raise ConfigError(f"`{name}` is {value}. It must be at least 1. Set 1 to average no checkpoints.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,30 +215,6 @@ class StrategyConfig(Sharding):
         shape = mesh_shape(self.name, world_size, self.replicate_size, self.tensor_parallel_size)
         check_sharding(self, shape)
         return shape
-
-
-@dataclass(frozen=True)
-class PrecisionConfig:
-    """Number format of matrix products.
-
-    Attributes:
-        name: "fp32"; "bf16" or "fp16" for matrix products; "auto": bf16 if the hardware multiplies it natively, else
-            fp32; "float8" for the linear layers, bf16 for the rest (CUDA with torchao, training only).
-        init_scale: Factor of the loss in fp16 at the start of a run. It keeps small gradients from becoming zero.
-        growth_interval: Number of steps without an overflow after which the scale is doubled.
-    """
-
-    name: Literal["fp32", "bf16", "fp16", "auto", "float8"]
-    init_scale: float = INITIAL_SCALE
-    growth_interval: int = GROWTH_INTERVAL
-
-    def __post_init__(self) -> None:
-        at_least("precision", self, 1, "growth_interval")
-        if not SMALLEST_SCALE <= self.init_scale <= LARGEST_SCALE:
-            raise ConfigError(
-                f"`precision.init_scale` is {self.init_scale}. It must be between 1 and 2^127, the largest power of "
-                "two in fp32. A usual value is 65536."
-            )
 
 
 @dataclass(frozen=True)

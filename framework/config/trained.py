@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from framework.config.build import build_model, data_kind
 from framework.config.command_schema import TrainedConfig
 from framework.config.nodes import Component, check_component
 from framework.config.records import Record
 from framework.config.run_folder import read_config, read_task_record, recorded_pair_separators
 from framework.config.run_records import read_starts
+from framework.config.task_parts import build_model, data_kind
 from framework.config.weights import find_run, find_weights, starting_values
 from framework.data.examples.splits import SplitFiles
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
@@ -233,6 +233,16 @@ def build_task(record: Record, changes: Mapping[str, Any]) -> Task:
     changed = check_component("task", {**config, **merged})
     with reading_record(record.file, "Restore the file"):
         return changed.build()
+
+
+def describe_trained(trained: Trained) -> list[tuple[str, str]]:
+    """Describes the model that a command would use as rows of (name, text)."""
+    config = trained.weights.config
+    return [
+        ("weights", trained.weights.source),
+        ("task", type(trained.task).__name__),
+        ("encoder", f"{config.family}, {config.num_layers} layers of {config.hidden_size}"),
+    ]
 
 
 def build_trained_model(trained: Trained, device: torch.device) -> TaskModel:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from framework.checkpoint.layout import CHECKPOINTS
-from framework.checkpoint.load import Loaded, Weights, load_newest_intact, read_full_state
+from framework.checkpoint.layout import CHECKPOINTS, Weights
+from framework.checkpoint.load import Loaded, load_newest_intact, read_full_state
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
 from framework.config.run_folder import (

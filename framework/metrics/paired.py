@@ -8,6 +8,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from framework.metrics.correlation import average_ranks, correlation
+
 
 class PairedMetric(Metric):
     """Base of metrics that store all pairs."""
@@ -84,16 +86,3 @@ class MeanSquaredError(PairedMetric):
     def value(self, predictions: Tensor, references: Tensor) -> Tensor:
         """Returns the error in the squared unit of the references."""
         return (predictions - references).square().mean()
-
-
-def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Returns Pearson's correlation of (targets,) with (targets,)."""
-    x, y = x - x.mean(), y - y.mean()
-    return x.dot(y) / (x.norm() * y.norm())
-
-
-def average_ranks(values: Tensor) -> Tensor:
-    """Returns float64 ranks from 1 of (targets,) values. Equal values share their mean rank."""
-    _, indices, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[indices]

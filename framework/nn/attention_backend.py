@@ -12,7 +12,6 @@ from typing import cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 
 from framework.batch import PackedBatch
 from framework.nn.attention_cpu import MAX_LENGTH, CpuPackedAttention, score_bias
@@ -49,8 +48,7 @@ def attention(
     if _has_varlen_kernel(query):
         half = -1 if window is None else window // 2
         window_size = (half, 0 if causal else half)
-        mixed = varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size)
-        return cast(Tensor, mixed)
+        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size)
     if _is_short(query, lengths):
         return CpuPackedAttention.apply(torch.stack((query, key, value), dim=2), None, lengths, window, causal)
     return _loop_over_sequences(query, key, value, lengths, window, causal)
@@ -102,8 +100,7 @@ def cross_attention(query: Tensor, key: Tensor, value: Tensor, queries: PackedBa
         Like query.
     """
     if _has_varlen_kernel(query):
-        mixed = varlen_attn(query, key, value, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
-        return cast(Tensor, mixed)
+        return varlen_attn(query, key, value, queries.cu_seqlens, keys.cu_seqlens, queries.max_seqlen, keys.max_seqlen)
     return _loop_over_sequences(query, key, value, queries.lengths, None, False, keys.lengths)
 
 
@@ -134,6 +131,34 @@ def reference_attention(
         probabilities.append(weights)
         outputs.append(torch.einsum("hij,jhd->ihd", weights, v))
     return torch.cat(outputs), probabilities
+
+
+def varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    max_queries: int,
+    max_keys: int,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """Calls torch's kernel of the same name, whose module imports torch's compiler: more than a second on every start.
+
+    Args:
+        query: As in `attention`.
+        key: As in `attention`.
+        value: As in `attention`.
+        query_offsets: `cu_seqlens` of the queries.
+        key_offsets: `cu_seqlens` of the keys.
+        max_queries: Upper bound of the lengths of the queries.
+        max_keys: Upper bound of the lengths of the keys.
+        window_size: Tokens to the left and to the right that a token attends to; -1: all.
+    """
+    from torch.nn.attention import varlen
+
+    offsets = (query_offsets, key_offsets, max_queries, max_keys)
+    return cast(Tensor, varlen.varlen_attn(query, key, value, *offsets, window_size=window_size))
 
 
 def _has_varlen_kernel(x: Tensor) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from typing_extensions import override
 
 from framework.batch import PackedBatch
 from framework.nn.dropout import HashedDropout
@@ -37,6 +38,19 @@ def _lookup(embedding: nn.Embedding, ids: Tensor) -> Tensor:
     return _RowLookup.apply(embedding.weight, ids) if embedding.sparse else embedding(ids)
 
 
+class EmbeddingTable(nn.Embedding):
+    """Embedding that is not initialized on the meta device, where weights have no values.
+
+    torch would run Python code for it that imports the compiler, which takes more than a second.
+    """
+
+    @override
+    def reset_parameters(self) -> None:
+        """Initializes weights that have values."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class TokenEmbeddings(nn.Module):
     """Sum of the embeddings of word, position and segment (Devlin et al. 2019, section 3, "Input/Output").
 
@@ -62,9 +76,9 @@ class TokenEmbeddings(nn.Module):
     ) -> None:
         super().__init__()
         self.position_offset = position_offset
-        self.word_embeddings = nn.Embedding(vocab_size, hidden_size)
-        self.position_embeddings = nn.Embedding(num_positions, hidden_size) if num_positions else None
-        self.token_type_embeddings = nn.Embedding(type_vocab_size, hidden_size) if type_vocab_size else None
+        self.word_embeddings = EmbeddingTable(vocab_size, hidden_size)
+        self.position_embeddings = EmbeddingTable(num_positions, hidden_size) if num_positions else None
+        self.token_type_embeddings = EmbeddingTable(type_vocab_size, hidden_size) if type_vocab_size else None
         self.norm = norm
         self.dropout = dropout
 

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from framework.config.build import build_settings
 from framework.config.plugins import PLUGIN_MODULE
-from framework.config.schema import at_least
+from framework.config.shared_schema import at_least
 from framework.errors import ConfigError, check_choice
 from framework.sweeps.closing import close_sweep
 from framework.sweeps.launcher import SweepLauncher

@@ -12,7 +12,7 @@ from rich.console import Console
 from typing_extensions import override
 
 from framework.config.plugins import PLUGIN_MODULE
-from framework.config.schema import at_least
+from framework.config.shared_schema import at_least
 from framework.config.supervision import LOGS_FOLDER
 from framework.distributed.processes.stop_signals import StopSignals
 from framework.errors import ConfigError

@@ -15,7 +15,7 @@ from framework.config.assembly import AssembledRun, assemble_run
 from framework.config.build import build_settings
 from framework.config.identity import GROWING_KEYS, flatten
 from framework.config.run_folder import read_config
-from framework.config.schema import at_least
+from framework.config.shared_schema import at_least
 from framework.distributed.device import device_type
 from framework.distributed.processes.environment import ProcessInfo
 from framework.errors import ConfigError, FrameworkError

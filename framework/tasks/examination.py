@@ -3,13 +3,16 @@
 The tables, curves and pictures built from it are in `framework.tracking.analysis`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from framework.data.planning.plan import SequenceSource
+if TYPE_CHECKING:
+    from framework.data.planning.plan import SequenceSource
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ A task is one object. It converts data to sequences, builds the head, states its
 the metrics. The module that runs steps, the planner and the callbacks use tasks only through this class.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.planning.plan import SequenceSource
@@ -21,6 +22,9 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
 from framework.tasks.examination import Examination, ItemResults, default_examination
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 """New names of methods that a task may override, by their old names."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from framework.batch import PackedBatch
 from framework.callbacks.cadence import Cadence
-from framework.checkpoint.layout import newest_complete
-from framework.checkpoint.load import Weights, read_full_state
+from framework.checkpoint.layout import Weights, newest_complete
+from framework.checkpoint.load import read_full_state
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import StepSequences
 from framework.distributed.parallel.precision import Precision

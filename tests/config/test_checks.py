@@ -9,11 +9,12 @@ import pytest
 import transformers
 from hydra import compose, initialize_config_dir
 
-from framework.config.build import build_settings, data_kind
+from framework.config.build import build_settings
 from framework.config.checks import check_tensor_parallel, check_vocabulary, obstacle_to_graphs
 from framework.config.command import resolve_config
 from framework.config.identity import identity_text
 from framework.config.resolvers import conf_folder, register_resolvers
+from framework.config.task_parts import data_kind
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import Precision

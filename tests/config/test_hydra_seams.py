@@ -7,21 +7,18 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from framework.evaluate import evaluate
-from framework.export import export
-from framework.prepare import prepare
-from framework.train import train
+from framework.config.command import start
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-def leave_with(monkeypatch, *arguments: str, main=train) -> object:
+def leave_with(monkeypatch, *arguments: str, command: str = "train") -> object:
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    monkeypatch.setattr(sys, "argv", [command, *arguments])
     try:
-        main()
+        start(f"framework.{command}")
     except SystemExit as leaving:
         return leaving.code or 0
     return 0
@@ -36,15 +33,15 @@ def test_help_shows_the_comments_of_the_chosen_files(chosen, monkeypatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("main", "groups"),
+    ("command", "groups"),
     [
-        (prepare, ["corpus", "vocabulary"]),
-        (evaluate, ["data", "precision"]),
-        (export, []),
+        ("prepare", ["corpus", "vocabulary"]),
+        ("evaluate", ["data", "precision"]),
+        ("export", []),
     ],
 )
-def test_help_offers_the_groups_of_the_command_and_no_bases(main, groups, monkeypatch, capsys):
-    assert leave_with(monkeypatch, "--help", main=main) == 0
+def test_help_offers_the_groups_of_the_command_and_no_bases(command, groups, monkeypatch, capsys):
+    assert leave_with(monkeypatch, "--help", command=command) == 0
     lines = capsys.readouterr().out.partition("== Files")[0].partition("==\n")[2].split("\n")
     offered = dict(line.split(": ") for line in lines if line)
     assert list(offered) == groups

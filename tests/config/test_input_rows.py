@@ -8,7 +8,7 @@ import pytest
 
 from framework.config.command_schema import InputColumns, PredictConfig
 from framework.config.input_rows import read_input_rows
-from framework.config.schema import PrecisionConfig
+from framework.config.shared_schema import PrecisionConfig
 from framework.data.examples.splits import SplitFiles
 from framework.data.examples.table import TableData
 from framework.errors import DataError

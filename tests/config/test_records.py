@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from framework.config.build import data_kind
 from framework.config.nodes import check_component
 from framework.config.records import Record, modules_of
+from framework.config.task_parts import data_kind
 from framework.config.trained import build_task
 from framework.data.examples.table import TableData
 from framework.errors import CheckpointError, ConfigError

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from framework.config.command_schema import PredictConfig
-from framework.config.schema import PrecisionConfig
+from framework.config.shared_schema import PrecisionConfig
 from framework.config.trained import build_trained_model, open_trained
 from framework.data.reading.rows import Row
 from framework.errors import FrameworkError

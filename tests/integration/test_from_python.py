@@ -252,3 +252,20 @@ def test_import_is_cheap_and_a_bad_variable_of_a_launcher_raises_and_ends_nothin
     )
     environment = {**os.environ, "RANK": "first", "WORLD_SIZE": "1"}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
+
+
+def test_a_prediction_imports_only_what_it_uses(classifier):
+    program = (
+        "import sys\nfrom framework.config.command import start\n"
+        "sys.argv[1:] = ['run=one', 'text=a good film', 'precision=fp32']\n"
+        "try:\n    start('framework.predict')\n"
+        "except SystemExit as leaving:\n    assert not leaving.code\n"
+        "unused = {'lightning', 'torchmetrics', 'scipy', 'transformers', 'matplotlib', 'torch._dynamo'}\n"
+        "assert not unused & set(sys.modules), unused & set(sys.modules)"
+    )
+    folder = classifier.folder.parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, check=False, timeout=120, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"] == "a good film"

@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from framework.config.command import start
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
-from framework.evaluate import evaluate
-from framework.predict import predict
-from framework.train import train
 
 ANIMALS = {"fox": "Ann", "bear": "Bob", "wolf": "Cid", "owl": "Dora", "hare": "Eve", "lynx": "Flo"}
 CONTEXTS = [f"At noon the {animal} came to the river, and {name} saw it." for animal, name in ANIMALS.items()]
@@ -55,13 +53,13 @@ def call(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
     paragraphs = [{"context": context, "qas": questions_about(context)} for context in CONTEXTS]
     Path("q.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}), encoding="utf-8")
 
-    def run(command: Callable[[], None], *overrides: str) -> str:
+    def run(command: str, *overrides: str) -> str:
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", [command.__name__, *overrides])
+        monkeypatch.setattr(sys, "argv", [command, *overrides])
         monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
         code: object = 0
         try:
-            command()
+            start(f"framework.{command}")
         except SystemExit as error:
             code = error.code
         captured = capfd.readouterr()
@@ -71,9 +69,9 @@ def call(tmp_path, monkeypatch, capfd) -> Callable[..., str]:
 
 
 def test_from_training_to_prediction(call):
-    assert call(train, *TINY) == ""
+    assert call("train", *TINY) == ""
     last = json.loads(Path("runs/mine/summary.json").read_text())["last"]
-    assert call(evaluate, "run=mine", "output=scores.json", "precision=fp32") == ""
+    assert call("evaluate", "run=mine", "output=scores.json", "precision=fp32") == ""
     metrics = json.loads(Path("scores.json").read_text())["metrics"]
     assert metrics == pytest.approx({name: last[f"val/{name}"] for name in ("loss", "exact_match", "f1")}, rel=1e-5)
 
@@ -82,7 +80,7 @@ def test_from_training_to_prediction(call):
     requests = [{"q": question, "context": context, "id": index} for index, (question, context) in enumerate(rows)]
     Path("in.jsonl").write_text("\n".join(map(json.dumps, requests)), encoding="utf-8")
     names = ["columns={question: q}", "keep_columns=[id]"]
-    assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names) == ""
+    assert call("predict", "run=mine", "input=in.jsonl", "output=out.jsonl", *names) == ""
     predictions = [json.loads(line) for line in Path("out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(row["q"], row["context"]) for row in predictions] == rows
     assert [row["id"] for row in predictions] == [0, 1, 2]
@@ -93,9 +91,9 @@ def test_from_training_to_prediction(call):
     assert len(predictions[1]["n_best"]) == 20
 
     # An override of n_best applies, and the file records it.
-    assert call(evaluate, "run=mine", "output=scores.json", "task={n_best: 2}") == ""
+    assert call("evaluate", "run=mine", "output=scores.json", "task={n_best: 2}") == ""
     assert json.loads(Path("scores.json").read_text())["task"] == '{"n_best": 2}'
-    assert call(predict, "run=mine", "input=in.jsonl", "output=out.jsonl", *names, "task={n_best: 2}") == ""
+    assert call("predict", "run=mine", "input=in.jsonl", "output=out.jsonl", *names, "task={n_best: 2}") == ""
     assert len(json.loads(Path("out.jsonl").read_text(encoding="utf-8").splitlines()[1])["n_best"]) == 2
 
 
@@ -103,11 +101,11 @@ def test_what_cannot_be_asked_is_told_before_anything_runs(call):
     broken = json.loads(Path("q.json").read_text())
     broken["data"][0]["paragraphs"][3]["qas"][1]["answers"][0]["answer_start"] = 900
     Path("q.json").write_text(json.dumps(broken))
-    error = call(train, *TINY)
+    error = call("train", *TINY)
     assert error.startswith("DataError") and error.count("\n") == 1
     assert (
         "q.json, article 1, paragraph 4, question 2: the answer 'Dora' from character 900 exceeds the context" in error
     )
     assert not Path("runs").exists()
-    assert call(train, *TINY, "task.max_length=16").startswith("ConfigError: max_length=16 has room for 5 tokens")
-    assert call(train, *TINY, "data.on_bad_row=skip") == ""
+    assert call("train", *TINY, "task.max_length=16").startswith("ConfigError: max_length=16 has room for 5 tokens")
+    assert call("train", *TINY, "data.on_bad_row=skip") == ""

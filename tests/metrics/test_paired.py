@@ -8,7 +8,8 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import mean_squared_error, roc_auc_score
 
-from framework.metrics.paired import Auroc, MeanSquaredError, Pearson, Spearman, average_ranks
+from framework.metrics.correlation import average_ranks
+from framework.metrics.paired import Auroc, MeanSquaredError, Pearson, Spearman
 
 METRICS = (Pearson, Spearman, MeanSquaredError, Auroc)
 

@@ -8,7 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import framework.sweeps.start as starting
 import framework.sweeps.torchrun as launching
-from framework.train import train
+from framework.config.command import start
 from tests.support.commands.in_process import FINETUNE, LABELS, TEXTS, write_rows
 
 LINE = [*(each for each in FINETUNE if not each.startswith("run.id=")), "hydra.sweep.dir=runs/mine"]
@@ -24,11 +24,11 @@ def sweep(here, monkeypatch, capfd):
         checked.append(given)
         return assemble(*given)
 
-    def start(*_: object) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("a job was started")
 
     monkeypatch.setattr(starting, "assemble_run", assemble_and_count)
-    monkeypatch.setattr(launching.TorchrunLauncher, "run", start)
+    monkeypatch.setattr(launching.TorchrunLauncher, "run", refuse)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
 
     def run(*overrides: str) -> tuple[int, str, str, int]:
@@ -37,7 +37,7 @@ def sweep(here, monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["train", "--multirun", *LINE, *overrides])
         code = 0
         try:
-            train()
+            start("framework.train")
         except SystemExit as leaving:
             code = int(leaving.code or 0)
         captured = capfd.readouterr()

@@ -10,7 +10,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch.distributed import HashStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
-from framework.distributed.nodes.links import MEGABYTE, Link, measure_all_reduce, measure_link, rounds
+from framework.distributed.nodes.links import measure_all_reduce, measure_link, rounds
+from framework.distributed.nodes.report import MEGABYTE, SILENT, Link, RankFacts, Report
 from framework.distributed.processes.environment import ProcessInfo
 from framework.distributed.processes.meeting_point import meeting_point
 from framework.distributed.processes.process_group import attempt_prefix
@@ -27,59 +28,6 @@ from framework.errors import DistributedError
 _LINK_BYTES = 16 * MEGABYTE
 _FILE_SECONDS = 10.0
 """Time in which a rank must see the file that rank 0 wrote; network file systems show new files late."""
-
-SILENT = "no report"
-
-
-@dataclass(frozen=True)
-class RankFacts:
-    """Report of one process about its node.
-
-    Attributes:
-        rank: Rank of the process.
-        node: SLURM's name of the node, or its host name.
-        gpu: Name of the process's GPU; None without a GPU.
-        num_gpus: Number of GPUs that the process sees.
-        free_gpu_bytes: Free memory of its GPU in bytes.
-        free_disk_bytes: Free space on the folder's disk in bytes; None if the folder cannot be created or read.
-    """
-
-    rank: int
-    node: str
-    gpu: str | None
-    num_gpus: int
-    free_gpu_bytes: int
-    free_disk_bytes: int | None
-
-
-@dataclass
-class Report:
-    """Results that rank 0 has collected.
-
-    Attributes:
-        facts: Reports of the ranks that answered, in the order of ranks.
-        missing: Ranks that did not answer.
-        blind: Ranks that do not see the file that rank 0 wrote into the folder.
-        links: Link of each pair of nodes.
-        all_reduce: Bandwidth in MB/s by size in bytes.
-        stuck: Ranks that did not complete the all-reduces, with their errors: first those without a report, then the
-            others in the order in which they failed.
-    """
-
-    facts: list[RankFacts] = field(default_factory=list)
-    missing: list[int] = field(default_factory=list)
-    blind: list[int] = field(default_factory=list)
-    links: dict[tuple[str, str], Link] = field(default_factory=dict)
-    all_reduce: dict[int, float] = field(default_factory=dict)
-    stuck: dict[int, str] = field(default_factory=dict)
-
-    @property
-    def nodes(self) -> dict[str, list[RankFacts]]:
-        """Reports by node, in the order of ranks."""
-        by_node: dict[str, list[RankFacts]] = {}
-        for each in self.facts:
-            by_node.setdefault(each.node, []).append(each)
-        return by_node
 
 
 def node_name() -> str:

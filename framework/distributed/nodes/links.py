@@ -6,7 +6,6 @@ A library may not notice a dead link in time. Each measurement runs in its own t
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from statistics import median
 from typing import Any, TypeVar
@@ -14,29 +13,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from framework.distributed.nodes.report import LATE, MEGABYTE, Link
 from framework.errors import DistributedError
 
 T = TypeVar("T")
 
-MEGABYTE = 1_000_000
-LATE = "no answer within"
 _CLOCK_ROUNDS = 5
 _SPEED_ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class Link:
-    """Result of a measurement between two nodes.
-
-    Attributes:
-        speed: Bandwidth in MB/s, the best of three round trips; None if the link is dead.
-        clock: Seconds by which the clock of the second node is ahead; None if the link is dead.
-        why: Reason for which the link is dead, else None.
-    """
-
-    speed: float | None
-    clock: float | None
-    why: str | None = None
 
 
 def rounds(count: int) -> list[list[tuple[int, int]]]:

@@ -11,40 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-import torch.nn.attention.varlen  # registers torch_attn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from framework.errors import ConfigError
-
-KEPT_OPERATORS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.torch_attn._varlen_attn.default,
-    torch.ops._c10d_functional.all_reduce.default,
-]
-"""Operators whose outputs `selective` keeps: all matrix products, attention, and the all-reduces of tensor parallel.
-
-torchtitan kept every second product for a long time. Here dropout, norms and the activation function hold about as much
-memory as the products. Keeping all products therefore saves about half of the memory and repeats no product. A rule
-that does not count products also selects the same operators in eager and in compiled code. Use `full` to save more
-memory.
-"""
-
-_full = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
-# The compiler accepts a context function only as a partial of torch's own function that is bound in advance.
-_selective = functools.partial(
-    _full, context_fn=functools.partial(create_selective_checkpoint_contexts, KEPT_OPERATORS)
-)
-
-_COMPUTE = {"full": _full, "selective": _selective}
-"""Checkpoint functions by mode. Each runs a function and recomputes in the backward pass what was not kept."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +61,43 @@ def apply_activation_checkpointing(layers: Iterable[nn.Module], settings: Activa
             layer.__class__ = _checkpointed(layer_class, settings.mode)
 
 
+def kept_operators() -> list[Any]:
+    """Returns the operators whose outputs `selective` keeps: products, attention, all-reduces of tensor parallel.
+
+    torchtitan kept every second product for a long time. Here dropout, norms and the activation function hold about as
+    much memory as the products. Keeping all products therefore saves about half of the memory and repeats no product. A
+    rule that does not count products also selects the same operators in eager and in compiled code. Use `full` to save
+    more memory.
+    """
+    import torch.nn.attention.varlen  # registers torch_attn; it imports torch's compiler, which takes a second
+
+    return [
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.bmm.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.torch_attn._varlen_attn.default,
+        torch.ops._c10d_functional.all_reduce.default,
+    ]
+
+
+def _checkpoint_function(mode: str) -> Any:
+    """Returns a function that runs a function and recomputes in the backward pass what was not kept."""
+    full = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+    if mode == "full":
+        return full
+    # The compiler accepts a context function only as a partial of torch's own function that is bound in advance.
+    kept = functools.partial(create_selective_checkpoint_contexts, kept_operators())
+    return functools.partial(full, context_fn=kept)
+
+
 @functools.cache
 def _checkpointed(layer_class: type[nn.Module], mode: str) -> type[nn.Module]:
     """Returns a checkpointed subclass. All layers of a class share it, so that a compiler treats them as equal."""
-    compute = _COMPUTE[mode]
+    compute = _checkpoint_function(mode)
 
     def forward(self: nn.Module, hidden_states: Tensor, *others: Any) -> Any:
         # The compiler of torch 2.11 guards the whole content of each argument of `compute`. Batches contain lengths on

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from framework.distributed.parallel.loss_scale_limits import (
+    GROWTH_INTERVAL,
+    INITIAL_SCALE,
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+)
 from framework.errors import FrameworkError
 from framework.optim.row_gradients import stored
-
-INITIAL_SCALE = 2.0**16
-GROWTH_INTERVAL = 2000
-SMALLEST_SCALE = 1.0
-LARGEST_SCALE = 2.0**127
-"""Largest power of two in fp32."""
 
 _GROWTH, _BACKOFF = 2.0, 0.5
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from framework.distributed.parallel.loss_scale import GROWTH_INTERVAL, INITIAL_SCALE, LossScale
+from framework.distributed.parallel.loss_scale import LossScale
+from framework.distributed.parallel.loss_scale_limits import GROWTH_INTERVAL, INITIAL_SCALE
 from framework.errors import ConfigError
 from framework.optim.combined import CombinedOptimizer
 

@@ -2,9 +2,9 @@
 
 Lightning (up to 2.6) parses RANK, LOCAL_RANK, SLURM_PROCID and JSM_NAMESPACE_RANK with `int` when it is imported. A bad
 value would print a traceback before any code of a command runs. Imports take seconds, and Ctrl-C during them would
-also print a traceback. Commands import this module before any other module of the package, and torch only through the
-package. In a process that only uses the package, such as a notebook, a bad value raises an exception, and nothing else
-changes.
+also print a traceback. The module of a command imports this module before all modules that import Lightning, and torch
+only through the package. In a process that only uses the package, such as a notebook, a bad value raises an exception,
+and nothing else changes.
 """
 
 import os

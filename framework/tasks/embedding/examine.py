@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from framework.metrics.paired import average_ranks
+from framework.metrics.correlation import average_ranks
 from framework.tasks.embedding.features import SearchRole
 from framework.tasks.embedding.scores import pair_cosines, search_values
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults

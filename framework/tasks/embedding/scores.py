@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from framework.metrics.paired import average_ranks, correlation
+from framework.metrics.correlation import average_ranks, correlation
 from framework.metrics.ranking import hit_rate, ndcg, ranked_relevance, recall, reciprocal_rank
 from framework.tasks.embedding.features import SearchRole
 from framework.tasks.embedding.losses import ANCHOR, POSITIVE

@@ -3,12 +3,13 @@
 Devlin et al. 2019 (arXiv:1810.04805, section 4.4); `BertForMultipleChoice` in transformers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import require_text
@@ -17,7 +18,6 @@ from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
@@ -26,6 +26,9 @@ from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class MultipleChoiceTask(Task):
@@ -111,6 +114,9 @@ class MultipleChoiceTask(Task):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds the fraction of rows whose best choice is the right one; of equal scores the first is the best."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.classification import Accuracy
+
         return {"accuracy": Accuracy()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:

@@ -1,11 +1,12 @@
 """Pre-training: masked words, with or without next-sentence prediction (Devlin et al. 2019, arXiv:1810.04805)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.masking import Masking
@@ -17,7 +18,6 @@ from framework.data.store.sequence_index import Division
 from framework.data.store_data import StoreData
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError, check_at_least
-from framework.metrics.classification import Accuracy
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_and_z_sum, cross_entropy_sum
@@ -25,6 +25,9 @@ from framework.tasks.pretraining.blanks import BlankSource, TopWords, read_blank
 from framework.tasks.pretraining.features import MaskRate, PretrainingSource, num_specials
 from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class PretrainingTask(Task):
@@ -166,6 +169,9 @@ class PretrainingTask(Task):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds the accuracy of masked words (`mlm_accuracy`) and next-sentence prediction (`nsp_accuracy`)."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.classification import Accuracy
+
         return {f"{term}_accuracy": Accuracy() for term in self._validation_weights}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:

@@ -1,15 +1,16 @@
 """Text-based recommendation: two towers that share one encoder. A user is represented by the texts of earlier likes."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.answers import parse_list
@@ -39,6 +40,9 @@ from framework.tasks.recommendation.scores import MODEL, Comparison, metrics_by_
 from framework.tasks.recommendation.search import Score, best_items, score_items, unseen_scores
 from framework.tasks.recommendation.trial import Question, Trial, build_trial
 from framework.tasks.step_level import StepLevelTask
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class RecommendationTask(StepLevelTask):

@@ -1,11 +1,12 @@
 """Relation extraction: one label for two marked entities of a text (Baldini Soares et al. 2019, arXiv:1906.03158)."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
@@ -15,8 +16,6 @@ from framework.data.reading.files import Reading
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import check_at_least, check_fraction
-from framework.metrics.classification import Accuracy
-from framework.metrics.relation_f1 import RelationF1
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults
@@ -26,6 +25,11 @@ from framework.tasks.relation_extraction.head import build_relation_head
 from framework.tasks.relation_extraction.marked_text import read_marked_text
 from framework.tasks.sequence_classification.decode import decode_labels, examine_labels
 from framework.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from framework.metrics.relation_f1 import RelationF1
 
 
 class RelationExtractionTask(Task):
@@ -114,6 +118,10 @@ class RelationExtractionTask(Task):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds the official score of SemEval-2010 task 8 and the accuracy."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.classification import Accuracy
+        from framework.metrics.relation_f1 import RelationF1
+
         return {"relation_f1": RelationF1(self.labels, self.excluded_label), "accuracy": Accuracy()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
@@ -142,9 +150,7 @@ class RelationExtractionTask(Task):
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]
     ) -> list[dict[str, Any]]:
         """Returns precision, recall, F1, wrong directions and number of sequences of each relation."""
-        relation_f1 = metrics["relation_f1"]
-        assert isinstance(relation_f1, RelationF1)
-        return relation_f1.rows()
+        return cast("RelationF1", metrics["relation_f1"]).rows()
 
     def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per text, including its marks."""

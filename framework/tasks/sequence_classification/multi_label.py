@@ -1,23 +1,28 @@
 """Any number of labels for each sequence; each label is a binary classification."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, several_labels
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError
-from framework.metrics.multi_label import ExactMatch, LabelCounts, LabelMacroF1, MicroF1
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults, Outcomes
 from framework.tasks.sequence_classification.decode import class_scores
 from framework.tasks.sequence_classification.problem import Problem, text_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from framework.metrics.multi_label import LabelCounts
 
 
 class MultiLabel(Problem):
@@ -32,6 +37,7 @@ class MultiLabel(Problem):
     """
 
     best_metric = "micro_f1"
+    metric_modes = dict.fromkeys(("micro_f1", "macro_f1", "exact_match"), "max")
 
     def __init__(self, label_separator: str = "|", threshold: float = 0.5) -> None:
         if not label_separator:
@@ -68,6 +74,9 @@ class MultiLabel(Problem):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds micro F1, macro F1, and the fraction of sequences whose labels are all correct."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.multi_label import ExactMatch, LabelMacroF1, MicroF1
+
         num_labels = len(self.labels)
         return {
             "micro_f1": MicroF1(num_labels, self.threshold),
@@ -90,9 +99,7 @@ class MultiLabel(Problem):
 
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and number of sequences of each label."""
-        micro_f1 = metrics["micro_f1"]
-        assert isinstance(micro_f1, LabelCounts)
-        right, false_positives, missed = micro_f1.outcomes.unbind(1)
+        right, false_positives, missed = cast("LabelCounts", metrics["micro_f1"]).outcomes.unbind(1)
         return class_scores(right, right + missed, right + false_positives, self.labels)
 
     def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:

@@ -1,18 +1,22 @@
 """The protocol of a problem, the kind of prediction for each sequence, independent of head and data."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.answers import Answer, AnswerKind
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.tasks.examination import Examination, ItemResults
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Problem(ABC):
@@ -23,11 +27,13 @@ class Problem(ABC):
     Attributes:
         answers: Parser of the cells of the label column.
         best_metric: Metric by which checkpoints are compared unless the config names another one.
+        metric_modes: "max" or "min" for the better values of each metric, by the names of `build_metrics`.
         labels: Label set in the order of scores, empty for problems without labels; known after `learn` or `restore`.
     """
 
     answers: AnswerKind
     best_metric: str
+    metric_modes: Mapping[str, str]
     labels: tuple[str, ...] = ()
 
     @property

@@ -1,26 +1,30 @@
 """A number for each sequence, for example the similarity of a pair."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.answers import Answer, number
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
-from framework.metrics.paired import MeanSquaredError, Pearson, Spearman
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
 from framework.tasks.sequence_classification.problem import Problem, text_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class Regression(Problem):
     """Problem with one score per sequence, in the unit of the labels."""
 
     best_metric = "spearman"
+    metric_modes = dict.fromkeys(("pearson", "spearman"), "max") | {"mse": "min"}
 
     def __init__(self) -> None:
         self.answers = number()
@@ -47,6 +51,9 @@ class Regression(Problem):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds Pearson's and Spearman's correlation and the mean squared error."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.paired import MeanSquaredError, Pearson, Spearman
+
         return {"pearson": Pearson(), "spearman": Spearman(), "mse": MeanSquaredError()}
 
     def update_metrics(self, metrics: Mapping[str, Metric], logits: Tensor, batch: PackedBatch) -> None:

@@ -1,27 +1,31 @@
 """Exactly one label for each sequence (Devlin et al. 2019, arXiv:1810.04805, section 4.1), or out of scope."""
 
+from __future__ import annotations
+
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._guards import detect_fake_mode
 from torch.nn.functional import cross_entropy
-from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.examples.answers import Answer, one_label
 from framework.data.examples.table import LabelledText
 from framework.data.flat_source import FlatTarget
 from framework.errors import ConfigError, DataError, check_fraction
-from framework.metrics.classification import Accuracy, ConfusionMetric, MacroF1, Matthews
-from framework.metrics.paired import Auroc
 from framework.tasks.examination import Examination, ItemResults
 from framework.tasks.sequence_classification.decode import class_scores, decode_labels, examine_labels
 from framework.tasks.sequence_classification.problem import Problem, text_of
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+    from framework.metrics.classification import ConfusionMetric
 
 
 class SingleLabel(Problem):
@@ -64,6 +68,8 @@ class SingleLabel(Problem):
         self.class_weights = class_weights
         self.out_of_scope_label = None if out_of_scope_label is None else str(out_of_scope_label)
         self.answers = one_label(frozenset(() if self.out_of_scope_label is None else (self.out_of_scope_label,)))
+        detection = () if self.out_of_scope_label is None else ("in_scope_accuracy", "out_of_scope_auroc")
+        self.metric_modes = dict.fromkeys(("accuracy", "macro_f1", "matthews", *detection), "max")
         self._weights: tuple[float, ...] | None = None
         self._device_weights: Tensor | None = None
 
@@ -142,6 +148,10 @@ class SingleLabel(Problem):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Builds accuracy, macro F1 and Matthews' correlation; out-of-scope labels add in-scope accuracy and AUROC."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.classification import Accuracy, MacroF1, Matthews
+        from framework.metrics.paired import Auroc
+
         num_labels = len(self.labels)
         metrics: dict[str, Metric] = {
             "accuracy": Accuracy(),
@@ -185,9 +195,7 @@ class SingleLabel(Problem):
 
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and number of sequences of each label."""
-        macro_f1 = metrics["macro_f1"]
-        assert isinstance(macro_f1, ConfusionMetric)
-        matrix = macro_f1.matrix
+        matrix = cast("ConfusionMetric", metrics["macro_f1"]).matrix
         return class_scores(matrix.diagonal(), matrix.sum(1), matrix.sum(0), self.labels)
 
     def examine(self, records: Sequence[LabelledText], results: ItemResults) -> Examination:

@@ -1,11 +1,12 @@
 """Sequence classification: a label, several labels or a number for a text or a pair."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import PackedBatch
 from framework.data.examples.table import LabelledText, TableData
@@ -23,6 +24,9 @@ from framework.tasks.sequence_classification.features import LOSS_TERM, classifi
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
 from framework.tasks.sequence_classification.problems import build_problem
 from framework.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class SequenceClassificationTask(Task):
@@ -93,13 +97,12 @@ class SequenceClassificationTask(Task):
         self.best_mode = self._mode_of(self.best_metric)
 
     def _mode_of(self, metric: str) -> str:
-        is_maximized = {name: bool(each.higher_is_better) for name, each in self.problem.build_metrics().items()}
-        is_maximized["loss"] = False
-        if metric not in is_maximized:
+        modes = {**self.problem.metric_modes, "loss": "min"}
+        if metric not in modes:
             raise ConfigError(
-                f"task.best_metric is {metric!r}, which is unknown. Choose one of {', '.join(is_maximized)}, or null."
+                f"task.best_metric is {metric!r}, which is unknown. Choose one of {', '.join(modes)}, or null."
             )
-        return "max" if is_maximized[metric] else "min"
+        return modes[metric]
 
     @property
     def labels(self) -> tuple[str, ...]:

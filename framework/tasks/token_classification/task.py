@@ -1,12 +1,13 @@
 """Token classification: a tag for each word (Devlin et al. 2019, arXiv:1810.04805, section 5.3), entities in BIO."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
@@ -29,6 +30,9 @@ from framework.tasks.token_classification.examine import examine_entities
 from framework.tasks.token_classification.features import Example, parse_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 from framework.tasks.token_classification.text_units import Units, split_units
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TokenClassificationTask(Task):

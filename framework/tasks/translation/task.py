@@ -1,13 +1,13 @@
 """Machine translation: the encoder with a transformer decoder on top (Rothe et al. 2020, arXiv:1907.12461)."""
 
+from __future__ import annotations
+
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.text import Perplexity
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.facts import with_facts
@@ -35,6 +35,9 @@ from framework.tasks.translation.decode import (
 from framework.tasks.translation.features import TranslationSource, translation_source
 from framework.tasks.translation.head import build_translation_head
 from framework.tasks.translation.search import SearchSettings
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
 
 
 class TranslationTask(Task):
@@ -153,6 +156,9 @@ class TranslationTask(Task):
 
     def build_metrics(self) -> dict[str, Metric]:
         """Returns the perplexity of the references."""
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from torchmetrics.text import Perplexity
+
         return {"perplexity": Perplexity(ignore_index=IGNORE_INDEX)}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:

@@ -5,21 +5,25 @@ Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (their number), `scor
 split was packed.
 """
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from framework.data.planning.plan import SequenceSource, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.files import write_atomic
 from framework.metrics.calibration import calibration_bins, expected_calibration_error
 from framework.tasks.examination import Confusion, ExaminedRow, ExaminedSplit, Outcomes, outcomes_of_rows
 from framework.tracking.run_files import read_object
+
+if TYPE_CHECKING:
+    from framework.data.planning.plan import SequenceSource
 
 FOLDER = "analysis"
 _DECIMALS = 6
@@ -201,6 +205,9 @@ def _example(row: ExaminedRow, index: int, source: SequenceSource, tokenizer: To
 
 def _text_of_item(source: SequenceSource, index: int, tokenizer: Tokenizer) -> str:
     """Returns the decoded tokens of an item, one line per sequence."""
+    # Imported here, because the module imports torch, which a report that is redrawn does not need.
+    from framework.data.planning.plan import StepSequences
+
     batch = source.build(StepSequences(np.zeros(1, dtype=np.int64), np.array([index]), np.array([index])), step=0)
     sequences = batch.input_ids.split(list(batch.lengths))[: batch.num_sequences]
     return "\n".join(tokenizer.decode_batch([ids.tolist() for ids in sequences]))

@@ -15,8 +15,9 @@ from torch.utils._pytree import tree_leaves
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import load_checkpoint
-from framework.config.build import Parts, build_model, build_module
+from framework.config.build import Parts, build_module
 from framework.config.identity import check_same_run
+from framework.config.task_parts import build_model
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.precision import Precision
 from framework.errors import ConfigError

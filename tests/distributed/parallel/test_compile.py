@@ -18,9 +18,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 from framework.callbacks.cadence import Cadence
-from framework.config.build import Parts, build_model, build_module
+from framework.config.build import Parts, build_module
 from framework.config.checks import check_device
 from framework.config.identity import check_same_run
+from framework.config.task_parts import build_model
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing, apply_activation_checkpointing
 from framework.distributed.parallel.compile import apply_compile
 from framework.distributed.parallel.precision import Precision

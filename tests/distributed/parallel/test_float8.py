@@ -14,7 +14,8 @@ from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.resolvers import conf_folder, register_resolvers
-from framework.config.schema import PrecisionConfig, TrainConfig
+from framework.config.schema import TrainConfig
+from framework.config.shared_schema import PrecisionConfig
 from framework.distributed.parallel import parallelize as parallelize_module
 from framework.distributed.parallel.float8 import apply_float8, check_float8, fits_float8
 from framework.distributed.parallel.precision import Precision, resolve_precision

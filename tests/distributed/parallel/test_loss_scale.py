@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from framework.distributed.parallel.loss_scale import LARGEST_SCALE, LossScale
+from framework.distributed.parallel.loss_scale import LossScale
+from framework.distributed.parallel.loss_scale_limits import LARGEST_SCALE
 from framework.errors import FrameworkError
 
 

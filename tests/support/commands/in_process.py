@@ -1,4 +1,4 @@
-"""Runs the commands' own `main` in this process and in a folder of tiny data."""
+"""Runs the command lines of the commands in this process and in a folder of tiny data."""
 
 import re
 import sys
@@ -9,22 +9,12 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from framework.config.command import start
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import FrameworkError
-from framework.evaluate import evaluate
-from framework.export import export
-from framework.predict import predict
-from framework.prepare import prepare
-from framework.train import train
 
-COMMANDS: dict[str, Callable[[], None]] = {
-    "train": train,
-    "prepare": prepare,
-    "evaluate": evaluate,
-    "predict": predict,
-    "export": export,
-}
+COMMANDS = ("train", "prepare", "evaluate", "predict", "export")
 TEXTS = [f"a {word} film of {year}" for year in range(1990, 1998) for word in ("good", "fine", "bad", "poor")]
 LABELS = ["1", "1", "0", "0"] * 8
 TINY = [
@@ -66,7 +56,7 @@ def run_command(monkeypatch: pytest.MonkeyPatch, name: str, *overrides: str) -> 
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     try:
-        COMMANDS[name]()
+        start(f"framework.{name}")
     except SystemExit as error:
         return int(error.code or 0)
     return 0

@@ -10,8 +10,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 import framework.sweeps.torchrun as launching
+from framework.config.command import start
 from framework.sweeps.plan import Job
-from framework.train import train
 
 FAKE = Path(__file__).with_name("fake_training.py")
 LINE = [
@@ -59,7 +59,7 @@ class Sweeping:
         self.monkeypatch.setattr(sys, "argv", ["train", *LINE, *sweep_folder, *overrides])
         code = 0
         try:
-            train()
+            start("framework.train")
         except SystemExit as error:
             code = int(error.code or 0)
         captured = self.capfd.readouterr()

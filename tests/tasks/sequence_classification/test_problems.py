@@ -326,3 +326,17 @@ def test_evaluated_rows_are_available(tokenizer, tmp_path):
     sources = built(task, tokenizer, ["x", "y"], tmp_path, test=["y"])
     assert [(row.text, row.label) for row in sources["test"].records] == [("a 0", "y")]
     assert sources["train"].records == ()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"out_of_scope_label": "oos"}, {"problem": "multi_label"}, {"problem": "regression"}],
+    ids=["single_label", "out_of_scope", "multi_label", "regression"],
+)
+def test_modes_are_those_of_the_metrics(settings):
+    problem = SequenceClassificationTask(**settings).problem
+    metrics = problem.build_metrics()
+    assert list(problem.metric_modes) == list(metrics)
+    assert problem.metric_modes == {
+        name: "max" if metric.higher_is_better else "min" for name, metric in metrics.items()
+    }

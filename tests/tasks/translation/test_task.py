@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX, PackedBatch
-from framework.config.build import build_model
 from framework.config.checks import check_task_is_split
+from framework.config.task_parts import build_model
 from framework.data.facts import Cutting
 from framework.data.planning.plan import GroupedSequences, StepPlan, StepSequences
 from framework.data.reading.table_format import TableFormat
