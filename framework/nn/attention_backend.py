@@ -48,7 +48,7 @@ def attention(
     if _has_varlen_kernel(query):
         half = -1 if window is None else window // 2
         window_size = (half, 0 if causal else half)
-        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size)
+        return varlen_attn(query, key, value, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, window_size=window_size)
     if _is_short(query, lengths):
         return CpuPackedAttention.apply(torch.stack((query, key, value), dim=2), None, lengths, window, causal)
     return _loop_over_sequences(query, key, value, lengths, window, causal)
