@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "pre-train or fine-tune an encoder, or resume a run",
     "evaluate": "measure a run, a checkpoint or an export on a split",
     "predict": "predict each row of a file, in order",
+    "explain": "show which words made each prediction",
     "export": "write a folder that transformers loads",
     "report": "redraw the plots and report.html of a run",
     "status": "show the progress of runs",

@@ -15,6 +15,9 @@ from framework.data.reading.table_format import TableFormat
 from framework.errors import ConfigError, check_at_least
 from framework.tasks.token_classification.tagged_rows import ConllFormat
 
+MIN_STEPS = 8
+"""Fewest points of integrated gradients; with 8 points the completeness error is already about a tenth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig(Cleaning):
@@ -196,6 +199,29 @@ class PredictConfig(InferenceConfig):
             raise ConfigError(
                 f"`input` is {self.input!r} and `text` is {self.text!r}. Exactly one of them must be set. Set the "
                 "other to null."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainConfig(PredictConfig):
+    """Settings of `framework.explain`.
+
+    Attributes:
+        method: Method, see `framework.modules.attribution.attribute`.
+        steps: Points of integrated gradients.
+        explain: Score to explain: "label" the predicted one, "all" each label, or the name of a label.
+    """
+
+    method: Literal["integrated_gradients", "gradient", "leave_one_out", "attention_rollout"] = "integrated_gradients"
+    steps: int = 32
+    explain: str = "label"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < MIN_STEPS:
+            raise ConfigError(
+                f"`steps` is {self.steps}. Integrated gradients need at least {MIN_STEPS} points. Use the default 32, "
+                "or method=gradient for a single point."
             )
 
 

@@ -100,6 +100,18 @@ class TransformerEncoder(nn.Module):
         states[-1] = self.final_norm(states[-1])
         return states
 
+    def attention_maps(self, batch: PackedBatch) -> list[list[Tensor]]:
+        """Returns the attention probabilities of every layer, without dropout. Slow: sequence by sequence in fp32.
+
+        Returns:
+            For each layer and each sequence, dummies included: (heads, length, length) with queries as rows.
+        """
+        hidden_states, rotary, maps = self.embed(batch), self._rotary(batch), []
+        for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
+            maps.append(layer.attention_maps(hidden_states, batch, rotary.get(kind)))
+            hidden_states = layer(hidden_states, batch, rotary.get(kind), None)
+        return maps
+
     def _rotary(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """Returns cosines and sines by kind of layer; empty if positions are embedded."""
         return {kind: table(batch.position_ids) for kind, table in self.rotary_tables.items()}

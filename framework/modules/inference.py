@@ -63,7 +63,7 @@ class Inference:
         """
         check_agreement({"the fingerprint of the input": source.fingerprint})
         decoded: dict[int, Any] = {}
-        for step in self._steps(source, ITEMS_AT_ONCE * self._num_ranks):
+        for step in self._steps(source, ITEMS_AT_ONCE * self.num_ranks):
             for batch, outputs in step:
                 with torch.inference_mode():
                     decoded.update(zip(batch.item_indices(), self.task.decode(outputs, batch), strict=True))
@@ -100,7 +100,8 @@ class Inference:
         return evaluation.compute(), evaluation
 
     @property
-    def _num_ranks(self) -> int:
+    def num_ranks(self) -> int:
+        """Number of processes that share the items."""
         return self.mesh.size() if self.mesh is not None else 1
 
     def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
@@ -111,7 +112,7 @@ class Inference:
         """
         budget = max(self.micro_batch_tokens, source.max_length)
         shapes = shape_on(self.device.type)
-        plan = StepPlan(source, 0, step_size, budget, self._num_ranks, shuffle=False, shapes=shapes)
+        plan = StepPlan(source, 0, step_size, budget, self.num_ranks, shuffle=False, shapes=shapes)
 
         def run(step: int) -> Iterator[_Outputs]:
             for built in plan.batches(step, self.rank):

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from framework.batch import PackedBatch
-from framework.nn.attention_backend import self_attention
+from framework.nn.attention_backend import reference_attention, self_attention
+from framework.nn.rotary import apply_rotary
 
 
 class SelfAttention(nn.Module):
@@ -39,3 +40,18 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(hidden_states).unflatten(-1, (-1, 3, self.head_dim))
         mixed = self_attention(qkv, rotary, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=self.window)
         return self.output(mixed.flatten(1))
+
+    def attention_maps(
+        self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None
+    ) -> list[Tensor]:
+        """Returns the attention probabilities of each sequence: (heads, length, length) fp32 with queries as rows.
+
+        Args:
+            hidden_states: (tokens, hidden), as in `forward`.
+            batch: Batch with the lengths of the sequences.
+            rotary: As in `forward`.
+        """
+        query, key, value = self.qkv(hidden_states).unflatten(-1, (-1, 3, self.head_dim)).unbind(dim=2)
+        if rotary is not None:
+            query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        return reference_attention(query, key, value, batch.lengths, window=self.window)[1]

@@ -56,3 +56,11 @@ class EncoderLayer(nn.Module):
         attended = self.attention(x, batch, rotary)
         x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=x))
         return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))
+
+    def attention_maps(
+        self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None
+    ) -> list[Tensor]:
+        """Returns the attention probabilities of each sequence, see `SelfAttention.attention_maps`."""
+        is_pre_norm = self.norm_placement == "pre"
+        x = self.attention_norm(hidden_states) if is_pre_norm else hidden_states
+        return self.attention.attention_maps(x, batch, rotary)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 """New names of methods that a task may override, by their old names."""
 
+_EXPLAINABLE = "Classification, regression and relation extraction have such scores. Explain a run of such a task."
+
 
 class TaskModel(nn.Module):
     """An encoder and a task head in one module, so that sharding wraps a single root."""
@@ -234,6 +236,53 @@ class Task(ABC):
             f"{type(self).__name__} does not predict texts. Prediction needs a fine-tuned model. Give a run or export "
             "that was fine-tuned."
         )
+
+    @property
+    def explains_predictions(self) -> bool:
+        """Returns True if the task implements `explained_scores`."""
+        return type(self).explained_scores is not Task.explained_scores
+
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the names of the scores that can be explained for every item, such as labels; known after `restore`.
+
+        A task whose scores have no such names, such as answer spans, returns an empty tuple.
+        """
+        return ()
+
+    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, Any]]:
+        """Chooses the scores of an item to explain.
+
+        Args:
+            prediction: Prediction of the item, from `assemble`.
+            name: One of `explained_labels`; None: the prediction itself.
+
+        Returns:
+            Name of each score, and the target that `explained_scores` needs to compute it.
+        """
+        raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
+
+    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[Any]) -> Tensor:
+        """Returns the score that an explanation attributes to words, for each item: (items,) fp32 with a gradient.
+
+        Args:
+            outputs: Outputs of the head.
+            batch: Micro-batch of the outputs.
+            targets: Target of each real item, from `explained`.
+
+        Raises:
+            ConfigError: The task has no scores to explain.
+        """
+        del outputs, batch, targets
+        raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
+
+    def explained_texts(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Returns the texts of a row in the order of its tokens, by field.
+
+        Args:
+            values: Values of the row by field.
+        """
+        return {name: values[name] for name in self.fields}
 
     @property
     def predicts_rows(self) -> bool:

@@ -23,7 +23,7 @@ from framework.tasks.relation_extraction.data import RelationData, RelationExamp
 from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
 from framework.tasks.relation_extraction.marked_text import read_marked_text
-from framework.tasks.sequence_classification.decode import decode_labels, examine_labels
+from framework.tasks.sequence_classification.decode import chosen_scores, decode_labels, examine_labels
 from framework.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -145,6 +145,25 @@ class RelationExtractionTask(Task):
         """Returns the predictions with the texts of the entities, `e1` and `e2`."""
         texts = [record.text.entities for record in source.records]
         return [prediction | {"e1": e1, "e2": e2} for prediction, (e1, e2) in zip(decoded, texts, strict=True)]
+
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the labels."""
+        return self.labels
+
+    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
+        """Returns the predicted label, or the given one, with its column."""
+        label = prediction["label"] if name is None else name
+        return [(label, self.labels.index(label))]
+
+    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
+        """Returns the logit of each sequence in its column."""
+        del batch
+        return chosen_scores(outputs["logits"], targets)
+
+    def explained_texts(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Returns the text without its marks."""
+        return {"text": read_marked_text("row", values["text"]).text}
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]

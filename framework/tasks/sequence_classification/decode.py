@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults, count_confusions
@@ -38,6 +39,17 @@ def decode_labels(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]
         by_label = dict(zip(labels, row, strict=True))
         predictions.append({"label": labels[best], "probability": row[best], "probabilities": by_label})
     return predictions
+
+
+def chosen_scores(logits: Tensor, columns: Sequence[int]) -> Tensor:
+    """Returns (sequences,) fp32: the logit of each real sequence in its column.
+
+    Args:
+        logits: (sequences, labels), dummies included at the end.
+        columns: Column of each real sequence.
+    """
+    rows = torch.arange(len(columns), device=logits.device)
+    return logits.float()[rows, torch.tensor(columns, device=logits.device)]
 
 
 def class_scores(right: Tensor, present: Tensor, predicted: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -97,6 +97,11 @@ class MultiLabel(Problem):
             for row in rows
         ]
 
+    def predicted_labels(self, prediction: Mapping[str, Any]) -> list[str]:
+        """Returns the predicted labels; the most probable one if none is predicted."""
+        probabilities = prediction["probabilities"]
+        return prediction["labels"] or [max(probabilities, key=probabilities.__getitem__)]
+
     def class_table(self, metrics: Mapping[str, Metric]) -> list[dict[str, Any]]:
         """Returns precision, recall, F1 and number of sequences of each label."""
         right, false_positives, missed = cast("LabelCounts", metrics["micro_f1"]).outcomes.unbind(1)

@@ -62,6 +62,15 @@ class Problem(ABC):
         """Restores the values of `to_record`."""
         self.labels = tuple(str(label) for label in record["labels"])
 
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the names of the scores in their order."""
+        return self.labels
+
+    def predicted_labels(self, prediction: Mapping[str, Any]) -> list[str]:
+        """Returns the names of the predicted scores, for a prediction of `decode`."""
+        return [prediction["label"]]
+
     @abstractmethod
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
         """Returns the targets of sequences; an answer of None is unknown, and its sequence is ignored."""

@@ -34,6 +34,16 @@ class Regression(Problem):
         """Returns 1."""
         return 1
 
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the name of the only score."""
+        return ("score",)
+
+    def predicted_labels(self, prediction: Mapping[str, Any]) -> list[str]:
+        """Returns the name of the only score."""
+        del prediction
+        return ["score"]
+
     def targets(self, answers: Sequence[Answer | None]) -> dict[str, FlatTarget]:
         """Returns `labels` (sequences,) as floats, NaN if unknown."""
         values = np.array([np.nan if answer is None else answer for answer in answers], dtype=np.float32)

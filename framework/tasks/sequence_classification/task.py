@@ -20,6 +20,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults, default_examination
 from framework.tasks.pooling import check_pooled_scores
+from framework.tasks.sequence_classification.decode import chosen_scores
 from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
 from framework.tasks.sequence_classification.problems import build_problem
@@ -189,6 +190,21 @@ class SequenceClassificationTask(Task):
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:
         """Returns the problem's prediction for each sequence, with probabilities if it has any."""
         return self.problem.decode(outputs["logits"][: batch.num_sequences])
+
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the labels; for regression the name of the score."""
+        return self.problem.explained_labels
+
+    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
+        """Returns the predicted labels, or the given one, with their columns."""
+        names = self.problem.predicted_labels(prediction) if name is None else [name]
+        return [(each, self.explained_labels.index(each)) for each in names]
+
+    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
+        """Returns the logit of each sequence in its column; for regression the score."""
+        del batch
+        return chosen_scores(outputs["logits"], targets)
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]
