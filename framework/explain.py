@@ -11,11 +11,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.asked_rows import InputRow, check_input, join_rows, read_input_rows
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import describe_trained, print_check
 from framework.config.explained_rows import coloured, explanation
+from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, open_output, write_to_stdout
 from framework.config.prediction_files import check_suffix, find_writer

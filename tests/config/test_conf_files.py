@@ -13,7 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from framework.config.build import build_settings
 from framework.config.command import resolve_config
-from framework.config.command_schema import EvaluateConfig, ExportConfig, PredictConfig, PrepareConfig, ReportConfig
+from framework.config.command_schema import (
+    EvaluateConfig,
+    ExplainConfig,
+    ExportConfig,
+    PredictConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from framework.config.nodes import check_arguments, check_component
 from framework.config.plugins import PLUGIN_MODULE
 from framework.config.resolvers import conf_folder, register_resolvers
@@ -162,12 +169,12 @@ def plugin_keys(file: Path) -> DictConfig:
 
 def check_command(name: str) -> None:
     schemas = {"prepare": PrepareConfig, "evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
-    schemas["report"] = ReportConfig
+    schemas |= {"report": ReportConfig, "explain": ExplainConfig}
     if name == "train":
         check_settings(composed("train", "experiment=pretrain_demo"))
         return
     needs = {"prepare": [], "evaluate": ["run=x"], "predict": ["run=x", "text=hello"], "export": ["run=x"]}
-    needs["report"] = ["run=x"]
+    needs |= {"report": ["run=x"], "explain": needs["predict"]}
     config = resolve_config(composed(name, *needs[name]))
     if name == "evaluate":
         config["data"] = None

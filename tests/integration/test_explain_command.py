@@ -1,0 +1,133 @@
+"""Tests of framework.explain: its rows, its choices of scores, and its errors."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from framework import load
+from tests.support.commands.in_process import FINETUNE, call, here, run_command, tokenizer_folder, train_vocabulary
+from tests.support.commands.in_process import assert_clear_error as assert_clear
+from tests.support.processes.ranks import Ranks
+
+__all__ = ["call", "here", "tokenizer_folder"]
+
+PLANTED = {"good": "1", "bad": "0"}
+FILLERS = [f"w{letter}" for letter in "abcdefghij"]
+
+
+def planted_text(number: int) -> tuple[str, str]:
+    """Returns six words, one of which decides the label."""
+    random = np.random.default_rng(number)
+    words = [FILLERS[index] for index in random.integers(0, len(FILLERS), 5)]
+    word = ("good", "bad")[number % 2]
+    words.insert(int(random.integers(0, 6)), word)
+    return " ".join(words), PLANTED[word]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory) -> Path:
+    """Returns a folder with the run `mine`, which has learned that one word decides, and 100 rows of test.jsonl."""
+    folder = tmp_path_factory.mktemp("planted")
+    rows = [planted_text(number) for number in range(300)]
+    train_vocabulary([text for text, _ in rows], 60, folder / "tokenizer")
+    lines = [f"{text},{label}" for text, label in rows[:200]]
+    (folder / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    with (folder / "test.jsonl").open("w") as file:
+        file.writelines(json.dumps({"id": number, "text": text}) + "\n" for number, (text, _) in enumerate(rows[200:]))
+    sizes = ["trainer.max_steps=60", "trainer.global_batch_size=16", "optimizer.lr=0.005", "trainer.patience=null"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command(patch, "train", *FINETUNE, *sizes) == 0
+    return folder
+
+
+def explained(planted: Path, monkeypatch, capfd, *overrides: str) -> list[dict]:
+    monkeypatch.chdir(planted)
+    assert run_command(monkeypatch, "explain", "run=mine", *overrides) == 0
+    return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("method", ["integrated_gradients", "leave_one_out"])
+def test_the_word_that_decides_comes_first_in_every_row(planted, monkeypatch, capfd, method):
+    rows = explained(planted, monkeypatch, capfd, "input=test.jsonl", "keep_columns=[id]", f"method={method}")
+    assert [row["id"] for row in rows] == list(range(100))
+    for number, row in enumerate(rows, start=200):
+        text, label = planted_text(number)
+        assert (row["label"], row["explained"]) == (label, label)
+        assert all(text[word["start"] : word["end"]] == word["text"] for word in row["words"])
+        assert [word["text"] for word in row["words"]] == text.split()
+        assert max(row["words"], key=lambda word: word["score"])["text"] in PLANTED
+        if method == "integrated_gradients":
+            total = sum(word["score"] for word in row["words"])
+            assert total == pytest.approx(row["score"] - row["baseline_score"], abs=0.02)
+
+
+def test_each_label_or_one_is_explained(planted, monkeypatch, capfd):
+    both = explained(planted, monkeypatch, capfd, "text=wa good wb", "explain=all")
+    assert [row["explained"] for row in both] == ["0", "1"]
+    (one,) = explained(planted, monkeypatch, capfd, "text=wa good wb", "explain=0")
+    assert one == both[0]
+    (predicted,) = explained(planted, monkeypatch, capfd, "text=wa good wb")
+    assert predicted == both[1]
+    (row,) = load("mine").predict(["wa good wb"])
+    assert predicted["probability"] == pytest.approx(row["probability"], abs=0.01)
+
+
+def test_two_ranks_write_what_one_writes(planted, monkeypatch, tmp_path):
+    monkeypatch.chdir(planted)
+    files = []
+    for num_ranks in (1, 2):
+        files.append(tmp_path / f"{num_ranks}.jsonl")
+        overrides = ["run=mine", "input=test.jsonl", f"output={files[-1]}", "steps=8"]
+        ranks = Ranks(overrides, num_ranks, tmp_path / f"{num_ranks}.txt", command="explain")
+        assert ranks.wait(120) == [0] * num_ranks, ranks.read_output()
+    one, two = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
+    assert len(one) == len(two) == 100
+    for alone, shared in zip(one, two, strict=True):
+        assert shared["score"] == pytest.approx(alone["score"], abs=1e-5)
+        scores = [[word["score"] for word in row["words"]] for row in (alone, shared)]
+        assert np.allclose(*scores, atol=1e-5)
+
+
+def test_a_row_that_is_skipped_keeps_its_line(planted, monkeypatch, capfd):
+    (planted / "gap.jsonl").write_text('{"text": "wa good"}\n{"texts": "x"}\n{"text": "wb bad"}\n')
+    monkeypatch.chdir(planted)
+    arguments = ("run=mine", "input=gap.jsonl", "on_bad_row=skip", "output=gap.csv", "steps=8")
+    assert run_command(monkeypatch, "explain", *arguments) == 0
+    assert "1 of 3 rows are not predicted" in capfd.readouterr().err
+    with (planted / "gap.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["explained"] for row in rows] == ["1", "", "0"]
+    assert rows[1]["error"] and [word["text"] for word in json.loads(rows[0]["words"])] == ["wa", "good"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run=nowhere", "text=x", "steps=4"], "`steps` is 4. Integrated gradients need at least 8 points."),
+        (["run=nowhere", "text=x", "method=magic"], "method"),
+        (["run=nowhere", "text=x", "output=out.parquet"], "output=out.parquet has the suffix .parquet"),
+    ],
+)
+def test_bad_settings_are_rejected_before_the_model_is_read(call, overrides, message):
+    assert_clear(call("explain", *overrides), message)
+
+
+def test_a_label_that_the_run_does_not_have_is_rejected(planted, monkeypatch, capfd):
+    monkeypatch.chdir(planted)
+    assert run_command(monkeypatch, "explain", "run=mine", "text=x", "explain=2") == 2
+    assert (
+        "`explain` is '2', which is no label of this run. Choose label, all or one of 0, 1." in capfd.readouterr().err
+    )
+
+
+def test_a_task_without_scores_to_explain_is_rejected(planted, monkeypatch, capfd):
+    monkeypatch.chdir(planted)
+    load("mine")
+    assert run_command(monkeypatch, "export", "run=mine", "output=plain", "compare=false") == 0
+    capfd.readouterr()
+    record = json.loads((planted / "plain" / "cloze.json").read_text())
+    assert record["config"]
