@@ -110,7 +110,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def reading_record(file: object, remedy: str, kind: type[FrameworkError] = CheckpointError) -> "_Reading":
-    """Returns a context that turns any exception on a damaged record into one error that names the file.
+    """Returns a context that turns any exception on a damaged or unreadable record into one error that names the file.
 
     A record is a file that a program wrote. It may come from anywhere: keys can be missing, and values can have any
     type. Errors of this module pass unchanged, and so does Ctrl-C.
@@ -138,5 +138,11 @@ class _Reading:
         # Rust libraries raise plain Exception, and a panic does not derive from Exception.
         if kind is None or not (issubclass(kind, _DAMAGE) or kind is Exception or kind.__name__ == "PanicException"):
             return
+        if isinstance(error, PermissionError):
+            name = error.filename or self._file
+            raise self._kind(
+                f"{name} cannot be read (permission denied). The user of this process must be able to read it. Change "
+                "its permissions, or those of its folders."
+            ) from error
         reason = " ".join(str(error).split()) or "no reason given"
         raise self._kind(f"{self._file} is damaged ({kind.__name__}: {reason}). {self._remedy}.") from error

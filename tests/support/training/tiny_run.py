@@ -22,8 +22,10 @@ def make_store(folder: Path) -> Path:
 @functools.cache
 def _prepared() -> Path:
     """Prepares the store by the command, in a folder that is removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="cloze-tiny-run-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    private = Path(tempfile.mkdtemp(prefix="cloze-tiny-run-"))
+    atexit.register(shutil.rmtree, private, ignore_errors=True)
+    folder = private / "text"  # with the usual permissions, which the copies take over
+    folder.mkdir()
     draw = random.Random(0)
     words = [first + last for first in ("ba", "ke", "lo", "mi", "nu") for last in ("ra", "se", "ti", "vo", "zu", "")]
     for index in range(40):
