@@ -118,5 +118,6 @@ def test_a_user_without_an_entry_finds_weights_caches_and_the_own_folder(image, 
     assert docker("run", "--rm", *options, image, "python", "-c", program).stdout.split() == [
         *("12345", str(work / "runs"), "True", "True")
     ]
-    status = docker("run", "--rm", *options, image, "status", "--runs", ".", check=False)
+    (work / "no_runs").mkdir()
+    status = docker("run", "--rm", *options, image, "status", "--runs", "../no_runs", check=False)
     assert status.returncode == 2 and "there is no run" in status.stderr
