@@ -3,6 +3,11 @@
 The same command runs under torchrun, where processes share the rows.
 """
 
+if __name__ == "__main__":
+    from framework.config.command import start
+
+    start("framework.explain")  # imports this module, and so all of the below, when the config is composed
+
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -13,17 +18,16 @@ from omegaconf import DictConfig
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import ExplainConfig
-from framework.config.dry_check import describe_trained, print_check
+from framework.config.dry_check import print_check
 from framework.config.explained_rows import coloured, explanation
-from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows
+from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows, report_bad_rows
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, open_output, write_to_stdout
 from framework.config.prediction_files import check_suffix, find_writer
-from framework.config.trained import Trained, open_inference, open_trained
+from framework.config.trained import Trained, describe_trained, open_inference, open_trained
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.modules.attribution import Explained, attribute
-from framework.predict import report_bad_rows
 from framework.tasks.task import Task
 from framework.tracking.console import open_console
 
@@ -145,6 +149,3 @@ def report_errors(rows: Sequence[Mapping[str, Any]]) -> None:
             f"baseline by more than {_LARGEST_ERROR:.0%}, at most by {max(inexact):.1%}. Raise `steps`.\n"
         )
 
-
-if __name__ == "__main__":
-    explain()

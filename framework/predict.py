@@ -8,7 +8,6 @@ if __name__ == "__main__":
 
     start("framework.predict")  # imports this module, and so all of the below, when the config is composed
 
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,7 +20,7 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.command import command, resolve_config
 from framework.config.command_schema import PredictConfig
 from framework.config.dry_check import print_check
-from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows
+from framework.config.input_rows import check_input, join_rows, read_input_rows, report_bad_rows
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs, open_output
 from framework.config.prediction_files import PredictedRow, check_suffix, find_writer, json_lines
@@ -82,10 +81,3 @@ def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
         Path(name).unlink(missing_ok=True)
         return error
     return DataError(f"{error} The {len(rows)} rows are in {name}.")
-
-
-def report_bad_rows(inputs: Sequence[InputRow]) -> None:
-    """Reports on standard error how many rows were skipped, and the reason for the first."""
-    bad = [each for each in inputs if each.row is None]
-    if bad:
-        sys.stderr.write(f"{len(bad)} of {len(inputs)} rows are not predicted. For example: {bad[0].error}\n")

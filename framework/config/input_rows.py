@@ -1,5 +1,6 @@
 """Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -321,3 +322,10 @@ def _free_names(columns: Sequence[str], keys: Sequence[str], fields: Collection[
             name = _RENAMED + name
         names[column] = name
     return names
+
+
+def report_bad_rows(inputs: Sequence[InputRow]) -> None:
+    """Reports on standard error how many rows were skipped, and the reason for the first."""
+    bad = [each for each in inputs if each.row is None]
+    if bad:
+        sys.stderr.write(f"{len(bad)} of {len(inputs)} rows are not predicted. For example: {bad[0].error}\n")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from framework.batch import PackedBatch
 from framework.data.planning.collate import shape_on
-from framework.data.planning.plan import SequenceSource
+from framework.data.planning.plan import SequenceSource, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import check_agreement, gather
 from framework.modules.inference import Inference
@@ -266,7 +266,7 @@ class _Attributor:
         if not items:
             return []
         indices = np.array(items, dtype=np.int64)
-        batch = self._source.build(np.zeros_like(indices), indices, np.arange(len(items)), 0)
+        batch = self._source.build(_sequences(indices), 0)
         lengths = self._source.lengths(np.zeros_like(indices), indices)
         return np.split(batch.input_ids.numpy()[: lengths.sum()], np.cumsum(lengths)[:-1])
 
@@ -277,7 +277,7 @@ class _Attributor:
         device, shape = self._inference.device, shape_on(self._inference.device.type)
         for numbers in _chunks(lengths, self._inference.micro_batch_tokens):
             own = indices[numbers]
-            built = self._source.build(np.zeros_like(own), own, np.arange(len(own)), 0, shape)
+            built = self._source.build(_sequences(own), 0, shape)
             sizes = lengths[numbers]
             padding = len(built.input_ids) - int(sizes.sum())
             jobs = np.concatenate([np.repeat(np.arange(len(own)), sizes), np.full(padding, len(own) - 1)])
@@ -290,6 +290,10 @@ class _Attributor:
                 torch.from_numpy(jobs).to(device),
                 torch.from_numpy(is_real).to(device),
             )
+
+
+def _sequences(indices: np.ndarray) -> StepSequences:
+    return StepSequences(np.zeros_like(indices), indices, np.arange(len(indices)))
 
 
 def _chunks(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:

@@ -16,8 +16,8 @@ FLOORS = {
     "modules": 5, "datamodules": 5, "callbacks": 5, "tracking": 5,
     "config": 6,
     "sweeps": 7,
-    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "report": 8, "export": 8, "status": 8, "preflight": 8,
-    "launch": 8, "trained_model": 8,
+    "prepare": 8, "train": 8, "evaluate": 8, "predict": 8, "explain": 8, "report": 8, "export": 8, "status": 8,
+    "preflight": 8, "launch": 8, "trained_model": 8,
     "__main__": 9,
 }  # fmt: skip
 SIBLINGS = {

@@ -101,8 +101,8 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 3,
     }
-    assert len(ALL_FILES) == sum(by_group.values()) + 9
-    assert (len(FILES), len(BASES)) == (100, 12)
+    assert len(ALL_FILES) == sum(by_group.values()) + 10
+    assert (len(FILES), len(BASES)) == (101, 12)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)

@@ -11,6 +11,7 @@ from framework import load
 from tests.support.commands.in_process import FINETUNE, call, here, run_command, tokenizer_folder, train_vocabulary
 from tests.support.commands.in_process import assert_clear_error as assert_clear
 from tests.support.processes.ranks import Ranks
+from tests.support.tasks.commands import prepare
 
 __all__ = ["call", "here", "tokenizer_folder"]
 
@@ -37,7 +38,7 @@ def planted(tmp_path_factory) -> Path:
     (folder / "rows.csv").write_text("\n".join(["text,label", *lines]) + "\n")
     with (folder / "test.jsonl").open("w") as file:
         file.writelines(json.dumps({"id": number, "text": text}) + "\n" for number, (text, _) in enumerate(rows[200:]))
-    sizes = ["trainer.max_steps=60", "trainer.global_batch_size=16", "optimizer.lr=0.005", "trainer.patience=null"]
+    sizes = ["trainer.max_steps=60", "trainer.global_batch_size=16", "optimizer.lr=0.005"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run_command(patch, "train", *FINETUNE, *sizes) == 0
@@ -124,10 +125,10 @@ def test_a_label_that_the_run_does_not_have_is_rejected(planted, monkeypatch, ca
     )
 
 
-def test_a_task_without_scores_to_explain_is_rejected(planted, monkeypatch, capfd):
-    monkeypatch.chdir(planted)
-    load("mine")
-    assert run_command(monkeypatch, "export", "run=mine", "output=plain", "compare=false") == 0
+def test_a_task_without_scores_to_explain_is_rejected(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    overrides = [*prepare("token_classification", tmp_path), "run.id=one", "trainer.max_steps=2"]
+    assert run_command(monkeypatch, "train", *overrides) == 0
     capfd.readouterr()
-    record = json.loads((planted / "plain" / "cloze.json").read_text())
-    assert record["config"]
+    assert run_command(monkeypatch, "explain", "run=one", "text=ada sang") == 2
+    assert "TokenClassificationTask has no scores to explain. Classification, " in capfd.readouterr().err

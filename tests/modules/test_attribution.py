@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from framework.config.explained_rows import scored_words
+from framework.data.planning.plan import StepSequences
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
@@ -20,6 +21,7 @@ from tests.support.models.tiny import tiny_config
 
 __all__ = ["tokenizer_folder"]
 
+FIRST = StepSequences(*np.zeros((3, 1), dtype=np.int64))
 SENTENCES = ["a good film of 1990", "bad", "a fine  film, a poor film of 1993"]
 
 
@@ -53,7 +55,7 @@ def attributed(inference: Inference, tokenizer: Tokenizer, texts: list[str], met
 
 def alone(inference: Inference, tokenizer: Tokenizer, text: str):
     """Returns the micro-batch of one text, and the ids of its baseline."""
-    batch = source_of(inference, tokenizer, [text]).build(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), 0)
+    batch = source_of(inference, tokenizer, [text]).build(FIRST, 0)
     special = {tokenizer.cls_id, tokenizer.sep_id}
     ids = [token if token in special else tokenizer.mask_id for token in batch.input_ids.tolist()]
     return batch, torch.tensor(ids)
@@ -149,7 +151,7 @@ def scored(tokenizer: Tokenizer, *texts: str, max_length: int = 24) -> list[dict
     task.has_pairs = len(texts) == 2
     values = dict(zip(("text", "pair"), texts, strict=False))
     source = task.build_source([Row(1, None, values)], tokenizer)
-    ids = source.build(np.zeros(1, int), np.zeros(1, int), np.zeros(1, int), 0).input_ids.numpy()
+    ids = source.build(FIRST, 0).input_ids.numpy()
     attribution = Attribution(ids, np.arange(len(ids), dtype=float), 0.0, 0.0, None)
     return scored_words(attribution, task.explained_texts(values), tokenizer)
 

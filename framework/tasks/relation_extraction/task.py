@@ -148,7 +148,7 @@ class RelationExtractionTask(Task):
 
     @property
     def explained_labels(self) -> tuple[str, ...]:
-        """Returns the labels."""
+        """Returns the label set, because every relation has a logit."""
         return self.labels
 
     def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
