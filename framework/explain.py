@@ -148,4 +148,3 @@ def report_errors(rows: Sequence[Mapping[str, Any]]) -> None:
             f"In {len(inexact)} of {len(errors)} explanations the scores of the words miss the difference to the "
             f"baseline by more than {_LARGEST_ERROR:.0%}, at most by {max(inexact):.1%}. Raise `steps`.\n"
         )
-
