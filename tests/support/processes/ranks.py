@@ -4,7 +4,6 @@ torchrun would start an interpreter for each rank, which takes ten times as long
 torchrun, `wait` ends the other ranks if one has failed. tests/integration tests kill -9 by torchrun itself.
 """
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -15,6 +14,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+
+from framework.config.command import start
 
 _GRACE_SECONDS = 20.0
 """Time that the remaining ranks have to report why they end."""
@@ -45,7 +46,7 @@ def _run_rank(
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    getattr(importlib.import_module(f"framework.{command}"), command)()
+    start(f"framework.{command}")
 
 
 class Ranks:
