@@ -379,3 +379,16 @@ def test_a_planned_stop_reads_the_decision_before_it_saves(
     assert skipped_in_state(checkpoint) == [[3, 3]]  # type: ignore[arg-type]
     train(tmp_path, cadence=CADENCE, module=bad_module([14, 31]), checkpoint=checkpoint, non_finite=action)
     assert (tmp_path / "metrics.jsonl").read_bytes() == uninterrupted[action.action]
+
+
+def test_a_rollback_in_the_next_step_computes_its_gradients_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 6 is bad and the newest checkpoint is that of step 4, so that step 7 has other weights than its gradients."""
+    cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=4)
+    for name, devices in {"at_once": ("cuda",), "late": ("cpu",)}.items():
+        monkeypatch.setattr(combined, "HOLDING_DEVICES", devices)
+        train(tmp_path / name, cadence=cadence, module=bad_module([31]), non_finite=ROLL_BACK)
+    at_once, late = ((tmp_path / name / "metrics.jsonl").read_bytes() for name in ("at_once", "late"))
+    assert list(rows(tmp_path / "late")) == [6, 9]
+    assert late == at_once
