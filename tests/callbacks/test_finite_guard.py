@@ -384,7 +384,7 @@ def test_a_planned_stop_reads_the_decision_before_it_saves(
 def test_a_rollback_in_the_next_step_computes_its_gradients_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Step 6 is bad and the newest checkpoint is that of step 4, so that step 7 has other weights than its gradients."""
+    """Step 6 is bad and the newest checkpoint is that of step 4, so step 7 has other weights than its gradients."""
     cadence = Cadence(max_steps=9, log_every_n_steps=9, checkpoint_every_n_steps=4)
     for name, devices in {"at_once": ("cuda",), "late": ("cpu",)}.items():
         monkeypatch.setattr(combined, "HOLDING_DEVICES", devices)
