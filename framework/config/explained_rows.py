@@ -73,7 +73,7 @@ def _located(
 ) -> dict[int, tuple[str, int, int]]:
     """Returns the field, start and end of each token that stems from one of the texts."""
     real = np.flatnonzero((words >= 0) & ~np.isin(ids, tokenizer.placeholder_ids))
-    gaps = np.flatnonzero(np.diff(real) > 1) + 1 if len(texts) > 1 else []
+    gaps = np.flatnonzero(np.diff(real) > 1) + 1 if len(texts) > 1 else real[:0]
     parts = iter(np.split(real, gaps))
     located: dict[int, tuple[str, int, int]] = {}
     for field, (own, starts, ends) in zip(texts, tokenizer.encode_with_offsets(list(texts.values())), strict=True):

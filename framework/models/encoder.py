@@ -108,6 +108,7 @@ class TransformerEncoder(nn.Module):
         """
         hidden_states, rotary, maps = self.embed(batch), self._rotary(batch), []
         for layer, kind in zip(self.layers, self.layer_kinds, strict=True):
+            assert isinstance(layer, EncoderLayer)
             maps.append(layer.attention_maps(hidden_states, batch, rotary.get(kind)))
             hidden_states = layer(hidden_states, batch, rotary.get(kind), None)
         return maps

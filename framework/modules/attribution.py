@@ -192,7 +192,7 @@ class _Attributor:
         scores = np.zeros((len(explained), len(points)))
         of_job = np.repeat(np.arange(len(explained)), len(points))
         point_of_job = np.tile(np.arange(len(points)), len(explained))
-        for jobs in self._micro_batches([explained[index].item for index in of_job]):
+        for jobs in self._micro_batches([explained[index].item for index in of_job.tolist()]):
             owners, positions = of_job[jobs.numbers], point_of_job[jobs.numbers]
             alphas, shares = (self._per_token(values[positions], jobs) for values in (points, weights))
             with torch.no_grad(), self._autocast():
@@ -200,7 +200,7 @@ class _Attributor:
                 difference = at_item - self._model.encoder.embed(self._masked(jobs.batch, jobs.is_real)).float()
             offset = (difference * (alphas - 1)[:, None]).requires_grad_()
             with torch.enable_grad(), self._autocast():
-                values = self._scores(jobs.batch, [explained[index].target for index in owners], offset)
+                values = self._scores(jobs.batch, [explained[index].target for index in owners.tolist()], offset)
             (gradient,) = torch.autograd.grad(values.sum(), offset)
             scores[owners, positions] = values.detach().double().cpu().numpy()
             for owner, part in zip(owners, jobs.split((gradient * difference).sum(dim=1) * shares), strict=True):
@@ -214,18 +214,18 @@ class _Attributor:
         ids = self._input_ids([each.item for each in explained])
         words = [word_indices(each, self._tokenizer) for each in ids]
         # For each item: nothing masked, everything masked, then each word masked.
-        num_jobs = np.array([2 + each.max(initial=_NO_WORD) + 1 for each in words])
+        num_jobs = np.array([2 + each.max(initial=_NO_WORD) + 1 for each in words], dtype=np.int64)
         of_job = np.repeat(np.arange(len(explained)), num_jobs)
         number_in_item = (
             np.concatenate([np.arange(count) for count in num_jobs]) if len(explained) else np.zeros(0, int)
         )
         scores = np.zeros(len(of_job))
-        for jobs in self._micro_batches([explained[index].item for index in of_job]):
+        for jobs in self._micro_batches([explained[index].item for index in of_job.tolist()]):
             masked = [_masked_tokens(words[of_job[number]], int(number_in_item[number])) for number in jobs.numbers]
             hidden = torch.zeros_like(jobs.is_real)
             hidden[: int(jobs.sizes.sum())] = torch.from_numpy(np.concatenate(masked)).to(hidden.device)
             with torch.no_grad(), self._autocast():
-                targets = [explained[of_job[number]].target for number in jobs.numbers]
+                targets = [explained[index].target for index in of_job[jobs.numbers].tolist()]
                 values = self._scores(self._masked(jobs.batch, hidden), targets)
             scores[jobs.numbers] = values.double().cpu().numpy()
         results = []
