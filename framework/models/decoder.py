@@ -17,7 +17,7 @@ from framework.nn.decoder_layer import DecoderLayer
 from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward
-from framework.nn.norm import LayerNorm
+from framework.nn.norm import LayerNorm, ResidualNorm
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class DecoderConfig:
 
 
 def _build_layer(encoder: EncoderConfig) -> DecoderLayer:
-    def norm() -> LayerNorm:
-        return LayerNorm(encoder.hidden_size, encoder.norm_eps, encoder.norm_bias)
+    def norm() -> ResidualNorm:
+        return ResidualNorm(encoder.hidden_size, encoder.norm_eps, encoder.norm_bias)
 
     def dropout(site: str) -> HashedDropout:
         return HashedDropout(encoder.hidden_dropout, site)

@@ -9,7 +9,7 @@ from framework.nn.dropout import HashedDropout, layer_keys
 from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.feed_forward import FeedForward, GatedFeedForward
 from framework.nn.layer import EncoderLayer
-from framework.nn.norm import LayerNorm
+from framework.nn.norm import LayerNorm, ResidualNorm
 from framework.nn.rotary import RotaryTable
 
 
@@ -29,15 +29,21 @@ def _build_embeddings(config: EncoderConfig) -> TokenEmbeddings:
     )
 
 
+def _build_residual_norm(config: EncoderConfig) -> ResidualNorm:
+    return ResidualNorm(config.hidden_size, config.norm_eps, config.norm_bias)
+
+
 def _build_layer(config: EncoderConfig, index: int) -> EncoderLayer:
-    # With pre-norm the embeddings already normalise the input of the first layer (as in ModernBERT).
-    already_normalised = config.norm_placement == "pre" and index == 0
+    attention_norm: nn.Module = _build_residual_norm(config)
+    if config.norm_placement == "pre":
+        # The embeddings already normalise the input of the first layer (as in ModernBERT).
+        attention_norm = nn.Identity() if index == 0 else _build_norm(config)
     feed_forward_class = GatedFeedForward if config.gated else FeedForward
     return EncoderLayer(
         attention=SelfAttention(config.hidden_size, config.num_heads, config.bias, config.attention_window(index)),
-        attention_norm=nn.Identity() if already_normalised else _build_norm(config),
+        attention_norm=attention_norm,
         feed_forward=feed_forward_class(config.hidden_size, config.intermediate_size, config.activation, config.bias),
-        feed_forward_norm=_build_norm(config),
+        feed_forward_norm=_build_residual_norm(config),
         attention_output_dropout=HashedDropout(config.hidden_dropout, "attention output"),
         feed_forward_output_dropout=HashedDropout(config.hidden_dropout, "feed-forward output"),
         norm_placement=config.norm_placement,

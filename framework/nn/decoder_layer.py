@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.nn.decoder_attention import AttentionCache, CausalSelfAttention, CrossAttention
 from framework.nn.dropout import HashedDropout
+from framework.nn.norm import ResidualNorm
 
 
 class DecoderLayer(nn.Module):
@@ -25,11 +26,11 @@ class DecoderLayer(nn.Module):
     def __init__(
         self,
         attention: CausalSelfAttention,
-        attention_norm: nn.Module,
+        attention_norm: ResidualNorm,
         cross_attention: CrossAttention,
-        cross_attention_norm: nn.Module,
+        cross_attention_norm: ResidualNorm,
         feed_forward: nn.Module,
-        feed_forward_norm: nn.Module,
+        feed_forward_norm: ResidualNorm,
         attention_output_dropout: HashedDropout,
         cross_attention_output_dropout: HashedDropout,
         feed_forward_output_dropout: HashedDropout,
@@ -64,8 +65,11 @@ class DecoderLayer(nn.Module):
             dropout_keys: (target tokens,) int64 keys of this layer (`layer_keys`); None disables dropout.
             cache: Cache of this layer for hypotheses that grow token by token.
         """
+        both = ("normed", "operand")
         attended = self.attention(hidden_states, batch, cache)
-        x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=hidden_states))
-        attended = self.cross_attention(x, batch, source_states, sources, cache)
-        x = self.cross_attention_norm(self.cross_attention_output_dropout(attended, dropout_keys, residual=x))
-        return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))
+        drops = self.attention_output_dropout, dropout_keys
+        x, operand = self.attention_norm(attended, hidden_states, *drops, both)
+        attended = self.cross_attention(operand, batch, source_states, sources, cache)
+        x, operand = self.cross_attention_norm(attended, x, self.cross_attention_output_dropout, dropout_keys, both)
+        fed = self.feed_forward(operand)
+        return self.feed_forward_norm(fed, x, self.feed_forward_output_dropout, dropout_keys, ("normed",))[0]

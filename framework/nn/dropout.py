@@ -167,8 +167,8 @@ def dropout_mask(dropout_keys: Tensor, num_channels: int, threshold: int, site_k
     return keep.narrow(1, 0, num_channels).to(torch.float32).mul_(_scale(threshold))
 
 
-def _has_kernel(x: Tensor) -> bool:
-    """Returns True if the Triton kernel applies, also within compiled layers. Fake tensors have no memory for it."""
+def has_kernel(x: Tensor) -> bool:
+    """Returns True if Triton kernels apply, also within compiled layers. Fake tensors have no memory for them."""
     return x.is_cuda and _HAS_TRITON and (torch.compiler.is_compiling() or detect_fake_mode() is None)
 
 
@@ -208,6 +208,11 @@ class HashedDropout(nn.Module):
         self.threshold = round(prob * _RESOLUTION)
         self.site_key = key("dropout site", _NO_LAYER, site)
 
+    @property
+    def draw(self) -> tuple[int, float, int]:
+        """Threshold, factor of kept channels and key of the site, as kernels take them."""
+        return self.threshold, _scale(self.threshold), _signed(self.site_key)
+
     def forward(self, x: Tensor, dropout_keys: Tensor | None, residual: Tensor | None = None) -> Tensor:
         """Drops channels and adds the residual.
 
@@ -221,11 +226,10 @@ class HashedDropout(nn.Module):
         """
         if dropout_keys is None or self.threshold == 0:
             return x if residual is None else residual + x
-        if _has_kernel(x):
+        if has_kernel(x):
             from framework.nn.dropout_cuda import FusedDropout
 
-            draw = (self.threshold, _scale(self.threshold), _signed(self.site_key))
-            return FusedDropout.apply(x, dropout_keys, residual, *draw)
+            return FusedDropout.apply(x, dropout_keys, residual, *self.draw)
         return _MaskedSum.apply(x, dropout_mask(dropout_keys, x.shape[1], self.threshold, self.site_key), residual)
 
     def extra_repr(self) -> str:

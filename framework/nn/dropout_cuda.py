@@ -33,6 +33,24 @@ def _mix(x):
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
+@triton.jit
+def kept_lanes(key, word, lane, threshold, site_key: tl.constexpr):
+    """Returns (words, 4) True for the channels that `dropout.dropout_mask` keeps.
+
+    Args:
+        key: Dropout key of the token, for each word or for all.
+        word: (words,) int64 index of the word within its token.
+        lane: (1, 4) index of a channel in its word.
+        threshold: A channel is kept if its 15 bits are not below it.
+        site_key: int64 constant: a model has few sites, and inductor takes a negative argument for an int32.
+    """
+    bits = _mix(key ^ site_key) + (word + 1) * _GOLDEN
+    bits = (bits ^ (bits >> 30)) * _MULTIPLIER_1
+    bits = (bits ^ (bits >> 27)) * _MULTIPLIER_2
+    bits = bits ^ (bits >> 31)
+    return ((bits[:, None] >> (16 * lane).to(tl.int64)) & 0x7FFF) >= threshold
+
+
 @triton.jit(do_not_specialize=["threshold", "num_words"])
 def _kernel(
     x,
@@ -54,11 +72,11 @@ def _kernel(
         dropout_keys: (tokens,) int64.
         residual: Tensor like x; not read without has_residual.
         out: Tensor like x.
-        threshold: A channel is kept if its 15 bits are not below it.
+        threshold: As in `kept_lanes`.
         scale: Factor of kept channels.
         num_words: Number of words of all tokens.
         num_channels: Number of channels of a token.
-        site_key: int64 constant: a model has few sites, and inductor takes a negative argument for an int32.
+        site_key: As in `kept_lanes`.
         has_residual: True if there is a residual.
         words: Number of words per program.
     """
@@ -66,16 +84,11 @@ def _kernel(
     words_of_token = (num_channels + _LANES - 1) // _LANES
     token, place = word // words_of_token, word % words_of_token
     is_word = word < num_words
-    bits = _mix(tl.load(dropout_keys + token, is_word, 0) ^ site_key) + (place + 1) * _GOLDEN
-    bits = (bits ^ (bits >> 30)) * _MULTIPLIER_1
-    bits = (bits ^ (bits >> 27)) * _MULTIPLIER_2
-    bits = bits ^ (bits >> 31)
-
     lane = tl.arange(0, _LANES)[None, :]
     channel = place[:, None] * _LANES + lane
     is_channel = is_word[:, None] & (channel < num_channels)
     offset = token[:, None] * num_channels + channel
-    kept = ((bits[:, None] >> (16 * lane).to(tl.int64)) & 0x7FFF) >= threshold
+    kept = kept_lanes(tl.load(dropout_keys + token, is_word, 0), place, lane, threshold, site_key)
     value = tl.where(kept, tl.load(x + offset, is_channel, 0.0).to(tl.float32) * scale, 0.0)
     if has_residual:
         value += tl.load(residual + offset, is_channel, 0.0).to(tl.float32)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from framework.batch import PackedBatch
 from framework.nn.attention import SelfAttention
 from framework.nn.dropout import HashedDropout
+from framework.nn.norm import ResidualNorm
 
 
 class EncoderLayer(nn.Module):
@@ -12,7 +13,7 @@ class EncoderLayer(nn.Module):
 
     Args:
         attention: Self-attention.
-        attention_norm: Norm of the attention branch.
+        attention_norm: Norm of the attention branch: a `ResidualNorm`, or with pre-norm of its input.
         feed_forward: Feed-forward block.
         feed_forward_norm: Norm of the feed-forward branch.
         attention_output_dropout: Dropout on the output of attention.
@@ -25,7 +26,7 @@ class EncoderLayer(nn.Module):
         attention: SelfAttention,
         attention_norm: nn.Module,
         feed_forward: nn.Module,
-        feed_forward_norm: nn.Module,
+        feed_forward_norm: ResidualNorm,
         attention_output_dropout: HashedDropout,
         feed_forward_output_dropout: HashedDropout,
         norm_placement: str,
@@ -48,14 +49,15 @@ class EncoderLayer(nn.Module):
     ) -> Tensor:
         """Maps (tokens, hidden) to (tokens, hidden), with the dropout keys of this layer (`layer_keys`)."""
         x = hidden_states
+        drops = self.attention_output_dropout, dropout_keys
         if self.norm_placement == "pre":
             attended = self.attention(self.attention_norm(x), batch, rotary)
-            x = self.attention_output_dropout(attended, dropout_keys, residual=x)
-            fed = self.feed_forward(self.feed_forward_norm(x))
-            return self.feed_forward_output_dropout(fed, dropout_keys, residual=x)
+            x, operand = self.feed_forward_norm(attended, x, *drops, ("sum", "operand"))
+            return self.feed_forward_output_dropout(self.feed_forward(operand), dropout_keys, residual=x)
         attended = self.attention(x, batch, rotary)
-        x = self.attention_norm(self.attention_output_dropout(attended, dropout_keys, residual=x))
-        return self.feed_forward_norm(self.feed_forward_output_dropout(self.feed_forward(x), dropout_keys, residual=x))
+        x, operand = self.attention_norm(attended, x, *drops, ("normed", "operand"))
+        fed = self.feed_forward(operand)
+        return self.feed_forward_norm(fed, x, self.feed_forward_output_dropout, dropout_keys, ("normed",))[0]
 
     def attention_maps(
         self, hidden_states: Tensor, batch: PackedBatch, rotary: tuple[Tensor, Tensor] | None

@@ -1,8 +1,14 @@
 """Layer normalisation (Ba, Kiros, Hinton 2016) in fp32 for inputs of any floating dtype."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from framework.nn.dropout import HashedDropout, has_kernel
+
+Output = Literal["sum", "normed", "operand"]
 
 
 class LayerNorm(nn.Module):
@@ -22,3 +28,41 @@ class LayerNorm(nn.Module):
     def extra_repr(self) -> str:
         """Returns the constructor arguments for `repr`."""
         return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"
+
+
+class ResidualNorm(LayerNorm):
+    """Norm of a residual branch's sum. On CUDA, dropout, sum, norm and casts are one kernel (`norm_cuda`)."""
+
+    def forward(  # type: ignore[override]
+        self,
+        branch: Tensor,
+        residual: Tensor,
+        dropout: HashedDropout,
+        dropout_keys: Tensor | None,
+        outputs: tuple[Output, ...],
+    ) -> tuple[Tensor, ...]:
+        """Normalises residual + dropout(branch).
+
+        Args:
+            branch: (tokens, hidden) output of a block.
+            residual: (tokens, hidden) fp32.
+            dropout: Dropout of the branch.
+            dropout_keys: (tokens,) int64; None disables dropout.
+            outputs: Requested results. "sum": the sum, fp32; "normed": its norm, fp32; "operand": the norm as input of
+                linear layers under autocast, whose casts it saves: in the dtype of the branch if the kernel ran, else
+                fp32.
+
+        Returns:
+            The requested results in order, each (tokens, hidden).
+        """
+        if has_kernel(branch):
+            from framework.nn.norm_cuda import fused_residual_norm
+
+            found = fused_residual_norm(
+                branch, residual, self.weight, self.bias, self.eps, dropout, dropout_keys, outputs
+            )
+        else:
+            total = dropout(branch, dropout_keys, residual=residual)
+            normed = super().forward(total)
+            found = {"sum": total, "normed": normed, "operand": normed}
+        return tuple(found[name] for name in outputs)

@@ -1,0 +1,288 @@
+"""Dropout, residual sum and layer norm as one Triton kernel forward and one backward.
+
+The operators they replace read and write each channel of a token three times as often. Statistics, sum and gradients of
+the sum are fp32. Gradients of weight and bias are summed over tokens in a fixed order, so that they are reproducible.
+This module requires Triton, which is part of PyTorch for CUDA.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# Triton functions have their own types.
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from framework.nn.dropout import HashedDropout
+from framework.nn.dropout_cuda import kept_lanes
+
+_CHANNELS_OF_WORD = tl.constexpr(4)
+_MOST_PROGRAMS, _TOKENS_OF_PROGRAM = 528, 4
+"""Limits of the backward pass: four programs for each of the 132 multiprocessors of an H100 or H200, and at least four
+tokens each, since every program writes its own sums for weight and bias."""
+
+
+@triton.jit(do_not_specialize=["threshold"])
+def _forward_kernel(
+    branch,
+    dropout_keys,
+    residual,
+    weight,
+    bias,
+    sums,
+    normed,
+    operand,
+    statistics,
+    threshold,
+    scale,
+    eps,
+    num_channels: tl.constexpr,
+    site_key: tl.constexpr,
+    has_dropout: tl.constexpr,
+    has_bias: tl.constexpr,
+    has_normed: tl.constexpr,
+    has_operand: tl.constexpr,
+    words: tl.constexpr,
+):
+    """Writes the results of one token per program.
+
+    Args:
+        branch: (tokens, channels), contiguous.
+        dropout_keys: (tokens,) int64; not read without has_dropout.
+        residual: (tokens, channels), contiguous.
+        weight: (channels,).
+        bias: (channels,); not read without has_bias.
+        sums: (tokens, channels) fp32: residual + branch * mask.
+        normed: (tokens, channels) fp32: norm of sums; not written without has_normed.
+        operand: (tokens, channels): normed in half precision; not written without has_operand.
+        statistics: (tokens, 2) fp32: mean and reciprocal standard deviation of sums.
+        threshold: A channel is kept if its 15 bits are not below it.
+        scale: Factor of kept channels.
+        eps: Constant added to the variance.
+        num_channels: Number of channels of a token.
+        site_key: int64 key of the dropout site.
+        has_dropout: True if the branch has dropout.
+        has_bias: True if the norm has a bias.
+        has_normed: True if normed is requested.
+        has_operand: True if operand is requested.
+        words: Words of four channels per token, rounded up to a power of 2.
+    """
+    token = tl.program_id(0).to(tl.int64)
+    word = tl.arange(0, words).to(tl.int64)
+    lane = tl.arange(0, _CHANNELS_OF_WORD)[None, :]
+    channel = word[:, None] * _CHANNELS_OF_WORD + lane
+    is_channel = channel < num_channels
+    offset = token * num_channels + channel
+    value = tl.load(branch + offset, is_channel, 0.0).to(tl.float32)
+    if has_dropout:
+        kept = kept_lanes(tl.load(dropout_keys + token), word, lane, threshold, site_key)
+        value = tl.where(kept, value * scale, 0.0)
+    value += tl.load(residual + offset, is_channel, 0.0).to(tl.float32)
+    tl.store(sums + offset, value, is_channel)
+
+    mean = tl.sum(tl.sum(value, 1), 0) / num_channels
+    centred = tl.where(is_channel, value - mean, 0.0)
+    factor = 1.0 / tl.sqrt(tl.sum(tl.sum(centred * centred, 1), 0) / num_channels + eps)
+    tl.store(statistics + 2 * token, mean)
+    tl.store(statistics + 2 * token + 1, factor)
+    out = centred * factor * tl.load(weight + channel, is_channel, 0.0).to(tl.float32)
+    if has_bias:
+        out += tl.load(bias + channel, is_channel, 0.0).to(tl.float32)
+    if has_normed:
+        tl.store(normed + offset, out, is_channel)
+    if has_operand:
+        tl.store(operand + offset, out.to(operand.dtype.element_ty), is_channel)
+
+
+@triton.jit(do_not_specialize=["threshold", "num_tokens"])
+def _backward_kernel(
+    grad_sums,
+    grad_normed,
+    grad_operand,
+    dropout_keys,
+    sums,
+    statistics,
+    weight,
+    grad_branch,
+    grad_residual,
+    grad_parameters,
+    threshold,
+    scale,
+    num_tokens,
+    num_channels: tl.constexpr,
+    site_key: tl.constexpr,
+    has_dropout: tl.constexpr,
+    has_sums: tl.constexpr,
+    has_normed: tl.constexpr,
+    has_operand: tl.constexpr,
+    words: tl.constexpr,
+):
+    """Writes the gradients of every n-th token, n being the number of programs, and their sums for weight and bias.
+
+    Args:
+        grad_sums: Gradient of sums; not read without has_sums.
+        grad_normed: Gradient of normed; not read without has_normed.
+        grad_operand: Gradient of operand; not read without has_operand.
+        dropout_keys: As in `_forward_kernel`, like all arguments that have its names.
+        sums: (tokens, channels) fp32.
+        statistics: (tokens, 2) fp32.
+        weight: (channels,).
+        grad_branch: (tokens, channels).
+        grad_residual: (tokens, channels).
+        grad_parameters: (programs, 2, channels) fp32: sums for weight and bias.
+        threshold: As in `_forward_kernel`.
+        scale: As in `_forward_kernel`.
+        num_tokens: Number of tokens.
+        num_channels: As in `_forward_kernel`.
+        site_key: As in `_forward_kernel`.
+        has_dropout: As in `_forward_kernel`.
+        has_sums: True if sums was requested.
+        has_normed: True if normed was requested.
+        has_operand: True if operand was requested.
+        words: As in `_forward_kernel`.
+    """
+    program = tl.program_id(0)
+    word = tl.arange(0, words).to(tl.int64)
+    lane = tl.arange(0, _CHANNELS_OF_WORD)[None, :]
+    channel = word[:, None] * _CHANNELS_OF_WORD + lane
+    is_channel = channel < num_channels
+    slope = tl.load(weight + channel, is_channel, 0.0).to(tl.float32)
+    grad_weight = tl.zeros([words, _CHANNELS_OF_WORD], tl.float32)
+    grad_bias = tl.zeros([words, _CHANNELS_OF_WORD], tl.float32)
+    for index in range(program, num_tokens, tl.num_programs(0)):
+        token = tl.cast(index, tl.int64)
+        offset = token * num_channels + channel
+        grad = tl.zeros([words, _CHANNELS_OF_WORD], tl.float32)
+        if has_normed:
+            grad += tl.load(grad_normed + offset, is_channel, 0.0).to(tl.float32)
+        if has_operand:
+            grad += tl.load(grad_operand + offset, is_channel, 0.0).to(tl.float32)
+        mean, factor = tl.load(statistics + 2 * token), tl.load(statistics + 2 * token + 1)
+        centred = tl.where(is_channel, tl.load(sums + offset, is_channel, 0.0) - mean, 0.0)
+        standard = centred * factor
+        grad_weight += grad * standard
+        grad_bias += grad
+        grad *= slope
+        along = tl.sum(tl.sum(grad * standard, 1), 0) / num_channels
+        common = tl.sum(tl.sum(grad, 1), 0) / num_channels
+        grad = factor * (grad - standard * along - common)
+        if has_sums:
+            grad += tl.load(grad_sums + offset, is_channel, 0.0).to(tl.float32)
+        tl.store(grad_residual + offset, grad.to(grad_residual.dtype.element_ty), is_channel)
+        if has_dropout:
+            kept = kept_lanes(tl.load(dropout_keys + token), word, lane, threshold, site_key)
+            grad = tl.where(kept, grad * scale, 0.0)
+        tl.store(grad_branch + offset, grad.to(grad_branch.dtype.element_ty), is_channel)
+    place = grad_parameters + program.to(tl.int64) * 2 * num_channels + channel
+    tl.store(place, grad_weight, is_channel)
+    tl.store(place + num_channels, grad_bias, is_channel)
+
+
+class _ResidualNorm(torch.autograd.Function):
+    """Computes the sum and its norm. Only requested outputs are returned, since each costs a gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        branch: Tensor,
+        residual: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        dropout_keys: Tensor | None,
+        threshold: int,
+        scale: float,
+        site_key: int,
+        eps: float,
+        has_sums: bool,
+        has_normed: bool,
+        has_operand: bool,
+    ) -> tuple[Tensor, ...]:
+        """Applies `_forward_kernel`; returns sums, normed and operand, as far as requested."""
+        tokens, channels = branch.shape
+        branch, residual = branch.contiguous(), residual.contiguous()
+        sums = torch.empty_like(branch, dtype=torch.float32)
+        statistics = torch.empty((tokens, 2), dtype=torch.float32, device=branch.device)
+        # Kernels get any tensor in place of one that they neither read nor write.
+        normed = torch.empty_like(sums) if has_normed else weight
+        operand = torch.empty_like(branch) if has_operand else weight
+        if tokens:
+            _forward_kernel[(tokens,)](
+                *(branch, weight if dropout_keys is None else dropout_keys, residual),
+                *(weight, weight if bias is None else bias, sums, normed, operand, statistics),
+                *(threshold, scale, eps),
+                num_channels=channels,
+                site_key=site_key,
+                has_dropout=dropout_keys is not None,
+                has_bias=bias is not None,
+                has_normed=has_normed,
+                has_operand=has_operand,
+                words=_words(channels),
+            )
+        ctx.save_for_backward(sums, statistics, weight, dropout_keys)
+        ctx.draw = (threshold, scale, site_key)
+        ctx.outputs = (has_sums, has_normed, has_operand)
+        ctx.dtypes = (branch.dtype, residual.dtype)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        requested = ((sums, has_sums), (normed, has_normed), (operand, has_operand))
+        return tuple(output for output, is_requested in requested if is_requested)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Returns the gradients of branch, residual, weight and bias."""
+        sums, statistics, weight, dropout_keys = ctx.saved_tensors
+        threshold, scale, site_key = ctx.draw
+        has_sums, has_normed, has_operand = ctx.outputs
+        given = [grad.contiguous() for grad in grads]
+        grad_sums = given.pop(0) if has_sums else weight
+        grad_normed = given.pop(0) if has_normed else weight
+        grad_operand = given.pop(0) if has_operand else weight
+        tokens, channels = sums.shape
+        grad_branch, grad_residual = (torch.empty_like(sums, dtype=dtype) for dtype in ctx.dtypes)
+        programs = min(_MOST_PROGRAMS, -(-tokens // _TOKENS_OF_PROGRAM))
+        parameters = torch.empty((programs, 2, channels), dtype=torch.float32, device=sums.device)
+        if tokens:
+            _backward_kernel[(programs,)](
+                *(grad_sums, grad_normed, grad_operand, weight if dropout_keys is None else dropout_keys),
+                *(sums, statistics, weight, grad_branch, grad_residual, parameters),
+                *(threshold, scale, tokens),
+                num_channels=channels,
+                site_key=site_key,
+                has_dropout=dropout_keys is not None,
+                has_sums=has_sums,
+                has_normed=has_normed,
+                has_operand=has_operand,
+                words=_words(channels),
+            )
+        grad_weight, grad_bias = parameters.sum(dim=0).unbind()
+        grad_bias = None if ctx.bias_dtype is None else grad_bias.to(ctx.bias_dtype)
+        return grad_branch, grad_residual, grad_weight.to(weight.dtype), grad_bias, *(None,) * 8
+
+
+def _words(channels: int) -> int:
+    return 1 << (-(-channels // 4) - 1).bit_length()
+
+
+def fused_residual_norm(
+    branch: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    dropout: HashedDropout,
+    dropout_keys: Tensor | None,
+    outputs: tuple[str, ...],
+) -> dict[str, Tensor]:
+    """Applies the kernel; see `norm.ResidualNorm` for the arguments. Returns the requested results by name."""
+    # In fp32 linear layers cast nothing, and read the norm itself.
+    is_half = branch.dtype in (torch.bfloat16, torch.float16)
+    has_operand = is_half and "operand" in outputs
+    has_normed = "normed" in outputs or ("operand" in outputs and not is_half)
+    written = {"sum": "sum" in outputs, "normed": has_normed, "operand": has_operand}
+    keys = dropout_keys if dropout.threshold else None
+    tensors = _ResidualNorm.apply(branch, residual, weight, bias, keys, *dropout.draw, eps, *written.values())
+    found = dict(zip((name for name, is_written in written.items() if is_written), tensors, strict=True))
+    return found if has_operand or "operand" not in outputs else {**found, "operand": found["normed"]}
