@@ -53,7 +53,7 @@ def plan_text(plan: StepPlan, summary: PlanSummary, num_steps: int) -> str:
         growth = f" (growing to {plan.global_batch_size:,} at step {plan.batch_warmup.steps:,})"
     parts = [
         f"{_range(*summary.sequences)} sequences per step{growth}",
-        f"micro-batches of {plan.micro_batch_tokens:,} tokens, {_range(*summary.micro_batches)} per rank, the last of "
+        f"micro-batches of {plan.budgets[-1]:,} tokens, {_range(*summary.micro_batches)} per rank, the last of "
         f"{_range(summary.last_budgets[0], summary.last_budgets[-1])}",
         f"packing efficiency {summary.efficiency:.1%} over {num_steps} steps",
     ]

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,6 +14,7 @@ from framework.config.schema import TrainConfig
 from framework.config.secrets import masked
 from framework.config.session import as_run, build_data
 from framework.datamodules.datamodule import EncoderDataModule
+from framework.distributed.parallel.compile import resolve_compile
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.encoder_module import EncoderModule
@@ -64,9 +65,19 @@ def assemble_run(
     if device_type == "cuda" or not settings.check:
         check_device(settings, precision, device_type)
     parts = build_parts(settings, info.world_size)
+    strategy = settings.strategy
+    backend = resolve_compile(
+        strategy.compile,
+        device_type,
+        precision,
+        strategy.name,
+        saves_memory=strategy.activation_checkpointing.mode != "none",
+        pretrains=parts.task.wraps_epochs,
+    )
+    settings = replace(settings, strategy=replace(strategy, compile=backend))
     has_graphs = device_type == "cuda" and _has_graphs(settings, precision, parts, info)
     data = build_data(settings, parts, info, device_type, has_graphs)
-    as_it_runs = as_run(config, parts, precision)
+    as_it_runs = as_run(config, parts, precision, backend)
     if composed is not None:
         as_it_runs = masked(composed, as_it_runs)
     module = build_module(settings, parts, precision, device_type)

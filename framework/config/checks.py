@@ -99,7 +99,8 @@ def check_device(settings: TrainConfig, precision: Precision, device_type: str) 
     """
     if precision.name == "float8":
         check_float8(device_type)
-    if settings.strategy.compile != "none" and (device_type != "cuda" or precision.compute_dtype != torch.bfloat16):
+    is_compiled = settings.strategy.compile not in ("none", "auto")
+    if is_compiled and (device_type != "cuda" or precision.compute_dtype != torch.bfloat16):
         raise ConfigError(
             f"`strategy.compile` is {settings.strategy.compile}, but the device is {device_type} and the precision is "
             f"{precision.name}. Layers can be compiled only on CUDA in bf16, because only there the code of attention "
@@ -114,7 +115,8 @@ def check_compiled_items(settings: TrainConfig, sources: Mapping[str, SequenceSo
         ConfigError: Layers are compiled, and an item of the training data holds several sequences.
     """
     train = sources["train"]
-    if settings.strategy.compile != "none" and isinstance(train, GroupedSequences) and train.group_size > 1:
+    is_compiled = settings.strategy.compile not in ("none", "auto")
+    if is_compiled and isinstance(train, GroupedSequences) and train.group_size > 1:
         raise ConfigError(
             f"`strategy.compile` is {settings.strategy.compile}, but items of this task hold up to {train.group_size} "
             "sequences. Compiled layers require items of one sequence. Set `strategy.compile` to none."

@@ -183,7 +183,8 @@ class StrategyConfig(Sharding):
         tensor_parallel_size: Ranks that split each matrix product, for "tp" and "fsdp2_tp"; null: all.
         activation_checkpointing: Activations that layers keep from the forward pass for the backward pass.
         compile: "none": layers are not compiled; else the torch.compile backend of each layer: "inductor", or
-            "aot_eager" for debugging.
+            "aot_eager" for debugging; "auto": "inductor" for pre-training on CUDA in bf16, else "none"
+            (`resolve_compile`).
         graph: Capture training steps as CUDA graphs where the device and the other settings permit it.
     """
 

@@ -40,6 +40,7 @@ from framework.data.planning.plan import StepPlan
 from framework.data.tokenization.tokenizer import SEPARATORS_KEY
 from framework.datamodules.datamodule import EncoderDataModule
 from framework.distributed.memory import CudaMemory
+from framework.distributed.parallel.compile import CompileBackend
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.peak_flops import peak_flops
 from framework.distributed.processes.agreement import check_agreement, check_shared_folder, on_first_rank
@@ -56,10 +57,16 @@ from framework.tracking.study import StudyTrial
 from framework.tracking.summary_file import read_summary
 
 
-def as_run(config: Mapping[str, Any], parts: Parts, precision: Precision) -> dict[str, Any]:
-    """Returns the config as the run uses it: with all keys of the model, and the precision that "auto" selects."""
+def as_run(
+    config: Mapping[str, Any], parts: Parts, precision: Precision, compile_backend: CompileBackend
+) -> dict[str, Any]:
+    """Returns the config as the run uses it: with all keys of the model, and the values that "auto" selects."""
     resolved = {name: value for name, value in config.items() if name not in ("experiment", "check")}
-    return resolved | {"model": vars(parts.config).copy(), "precision": config["precision"] | {"name": precision.name}}
+    return resolved | {
+        "model": vars(parts.config).copy(),
+        "precision": config["precision"] | {"name": precision.name},
+        "strategy": config["strategy"] | {"compile": compile_backend},
+    }
 
 
 def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> bool:

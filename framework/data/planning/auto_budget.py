@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from framework.batch import PackedBatch
-from framework.data.planning.collate import Shape
+from framework.data.planning.collate import FixedShape, Shape
 from framework.data.planning.fixed_shapes import FixedShapes, Shapes
 from framework.data.planning.plan import SequenceSource, StepSequences
 
@@ -82,7 +82,9 @@ def trial_batch(source: SequenceSource, tokens: int, max_steps: int, shapes: Sha
     count = int(np.searchsorted(np.cumsum(lengths), tokens, side="right"))
     shape: Shape
     if isinstance(shapes, FixedShapes):
-        count, shape = min(count, shapes.micro_batch_sequences), shapes.by_budget[tokens]
+        # The shapes of a plan may be smaller than the budget.
+        longest = max(fixed.max_seqlen for fixed in shapes.by_budget.values())
+        shape = FixedShape.around(tokens, max(count, shapes.micro_batch_sequences), None, longest)
     else:
         shape = shapes
     sequences = StepSequences(epochs[:count], indices[:count], np.arange(count))

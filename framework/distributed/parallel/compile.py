@@ -5,15 +5,48 @@ to one with another `forward`, so checkpoints of a run do not depend on it. Data
 Its hooks run around the compiled code, not in it.
 """
 
+from __future__ import annotations
+
 import functools
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-CompileBackend = Literal["none", "inductor", "aot_eager"]
-"""Compiler backends. "inductor" generates kernels; "aot_eager" only traces, to find the cause of a fault."""
+if TYPE_CHECKING:
+    from framework.distributed.parallel.precision import Precision
+
+CompileBackend = Literal["auto", "none", "inductor", "aot_eager"]
+"""Compiler backends. "inductor" generates kernels; "aot_eager" only traces, to find the cause of a fault; "auto" is one
+of these (`resolve_compile`)."""
+
+_RECOMPILE_LIMIT = 32
+"""Variants of a layer. A run has up to three shapes for each of three kinds of layers (ModernBERT), and the trials of
+`trainer.micro_batch_tokens=auto` up to five more. torch allows 8."""
+
+
+def resolve_compile(
+    backend: CompileBackend, device_type: str, precision: Precision, strategy: str, saves_memory: bool, pretrains: bool
+) -> CompileBackend:
+    """Resolves the backend of the config. "auto" compiles layers where this was tested and runs are long.
+
+    These are runs of pre-training on CUDA in bf16 (or float8), without activation checkpointing and tensor parallelism.
+
+    Args:
+        backend: Backend of the config.
+        device_type: "cpu" or "cuda".
+        precision: Precision of the run.
+        strategy: One of `framework.distributed.mesh.STRATEGIES`.
+        saves_memory: True with activation checkpointing.
+        pretrains: True if steps cross epoch ends, as in pre-training. The lengths of a short epoch's last step would
+            need shapes of their own.
+    """
+    if backend != "auto":
+        return backend
+    is_tested = strategy in ("single", "ddp", "fsdp2", "hsdp") and not saves_memory
+    has_code = device_type == "cuda" and precision.compute_dtype == torch.bfloat16
+    return "inductor" if pretrains and is_tested and has_code else "none"
 
 
 def apply_compile(layers: Iterable[nn.Module], backend: Any) -> None:
@@ -26,10 +59,11 @@ def apply_compile(layers: Iterable[nn.Module], backend: Any) -> None:
 
     Args:
         layers: Layers whose `forward` takes positional arguments of fixed shapes.
-        backend: A `CompileBackend`, or any other backend of torch.compile; "none" does not change the layers.
+        backend: A resolved `CompileBackend`, or any other backend of torch.compile; "none" does not change the layers.
     """
     if backend == "none":
         return
+    torch._dynamo.config.recompile_limit = _RECOMPILE_LIMIT
     for layer in layers:
         layer_class: Any = type(layer)
         layer.__class__ = _compiled(layer_class, backend)
