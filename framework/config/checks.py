@@ -89,7 +89,7 @@ def _check_adapter(settings: TrainConfig) -> None:
 
 
 def check_device(settings: TrainConfig, precision: Precision, device_type: str) -> None:
-    """Checks the settings that depend on the device: float8 and compiled layers.
+    """Checks the settings that depend on the device: float8, compiled layers and the attention kernel.
 
     The code of compiled layers must not depend on the lengths of sequences. This is true only for attention on CUDA in
     bf16.
@@ -105,6 +105,12 @@ def check_device(settings: TrainConfig, precision: Precision, device_type: str) 
             f"`strategy.compile` is {settings.strategy.compile}, but the device is {device_type} and the precision is "
             f"{precision.name}. Layers can be compiled only on CUDA in bf16, because only there the code of attention "
             "does not depend on sequence lengths. Set `strategy.compile` to none."
+        )
+    is_half = precision.compute_dtype in (torch.bfloat16, torch.float16)
+    if settings.strategy.attention != "auto" and (device_type != "cuda" or not is_half):
+        raise ConfigError(
+            f"`strategy.attention` is {settings.strategy.attention}, but the device is {device_type} and the precision "
+            f"is {precision.name}. Its kernels need CUDA and half precision. Set `strategy.attention` to auto."
         )
 
 

@@ -186,6 +186,8 @@ class StrategyConfig(Sharding):
             "aot_eager" for debugging; "auto": "inductor" for pre-training on CUDA in bf16, else "none"
             (`resolve_compile`).
         graph: Capture training steps as CUDA graphs where the device and the other settings permit it.
+        attention: Attention kernel on CUDA in half precision: "flash2" (FlashAttention 2, part of PyTorch), "flash3" or
+            "flash4" where installed; "auto": the one that is fastest in the run's micro-batches.
     """
 
     name: StrategyName
@@ -194,6 +196,7 @@ class StrategyConfig(Sharding):
     activation_checkpointing: ActivationCheckpointing = KEEP_ALL
     compile: CompileBackend = "none"
     graph: bool = True
+    attention: Literal["auto", "flash2", "flash3", "flash4"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()

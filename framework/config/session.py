@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 
 from framework.batch import StepBatch
+from framework.callbacks.attention_choice import AttentionChoice
 from framework.callbacks.auto_budget import AutoBudget
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.data_lines import DataLines
@@ -239,6 +240,8 @@ def _first_callbacks(
     if settings.trainer.micro_batch_tokens == "auto":
         memory = CudaMemory(torch.device("cuda", info.local_rank)) if device_type == "cuda" else None
         callbacks.append(AutoBudget(memory))
+    if device_type == "cuda":
+        callbacks.append(AttentionChoice(settings.strategy.attention))
     if parts.weights is not None and folder.checkpoint is None:
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
     if settings.trainer.report_examples is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -44,4 +45,12 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (tokens, hidden) to (tokens, hidden)."""
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        # Compiled code joins the weights while it casts them, and needs one matrix product forward and two backward
+        # instead of two and four. Uncompiled, joining the gradients of both parts costs what this saves.
+        if torch.compiler.is_compiling() and type(self.gate) is type(self.up) is nn.Linear:
+            weight = torch.cat((self.gate.weight, self.up.weight))
+            bias = None if self.gate.bias is None else torch.cat((self.gate.bias, self.up.bias))
+            gate, up = functional.linear(x, weight, bias).chunk(2, dim=-1)
+        else:
+            gate, up = self.gate(x), self.up(x)
+        return self.down(self.activation(gate) * up)
