@@ -208,20 +208,23 @@ class _ResidualNorm(torch.autograd.Function):
         # Kernels get any tensor in place of one that they neither read nor write.
         normed = torch.empty_like(sums) if has_normed else weight
         operand = torch.empty_like(branch) if has_operand else weight
+        has_dropout = dropout_keys is not None
+        keys = dropout_keys if has_dropout else weight
         if tokens:
             _forward_kernel[(tokens,)](
-                *(branch, weight if dropout_keys is None else dropout_keys, residual),
+                *(branch, keys, residual),
                 *(weight, weight if bias is None else bias, sums, normed, operand, statistics),
                 *(threshold, scale, eps),
                 num_channels=channels,
                 site_key=site_key,
-                has_dropout=dropout_keys is not None,
+                has_dropout=has_dropout,
                 has_bias=bias is not None,
                 has_normed=has_normed,
                 has_operand=has_operand,
                 words=_words(channels),
             )
-        ctx.save_for_backward(sums, statistics, weight, dropout_keys)
+        ctx.save_for_backward(sums, statistics, weight, keys)
+        ctx.has_dropout = has_dropout
         ctx.draw = (threshold, scale, site_key)
         ctx.outputs = (has_sums, has_normed, has_operand)
         ctx.dtypes = (branch.dtype, residual.dtype)
@@ -233,7 +236,7 @@ class _ResidualNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of branch, residual, weight and bias."""
-        sums, statistics, weight, dropout_keys = ctx.saved_tensors
+        sums, statistics, weight, keys = ctx.saved_tensors
         threshold, scale, site_key = ctx.draw
         has_sums, has_normed, has_operand = ctx.outputs
         given = [grad.contiguous() for grad in grads]
@@ -246,12 +249,12 @@ class _ResidualNorm(torch.autograd.Function):
         parameters = torch.empty((programs, 2, channels), dtype=torch.float32, device=sums.device)
         if tokens:
             _backward_kernel[(programs,)](
-                *(grad_sums, grad_normed, grad_operand, weight if dropout_keys is None else dropout_keys),
+                *(grad_sums, grad_normed, grad_operand, keys),
                 *(sums, statistics, weight, grad_branch, grad_residual, parameters),
                 *(threshold, scale, tokens),
                 num_channels=channels,
                 site_key=site_key,
-                has_dropout=dropout_keys is not None,
+                has_dropout=ctx.has_dropout,
                 has_sums=has_sums,
                 has_normed=has_normed,
                 has_operand=has_operand,

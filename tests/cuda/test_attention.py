@@ -5,9 +5,18 @@ import torch
 from torch import Tensor
 
 from framework.nn.attention_backend import attention, cross_attention, reference_attention, self_attention
+from framework.nn.attention_kernel import (
+    KERNELS,
+    UnusableKernelError,
+    attention_pass,
+    device_clock,
+    time_kernels,
+    use_kernel,
+)
 from framework.nn.dropout import HashedDropout, dropout_base, token_keys
 from framework.nn.rotary import RotaryTable
 from tests.support.models.packs import make_batch
+from tests.support.models.triton_kernels import CASES, norm_of, results
 from tests.support.needs import cuda
 
 pytestmark = cuda
@@ -98,3 +107,34 @@ def test_dropout_draws_the_same_masks(channels, dtype, has_residual):
         assert on_gpu.dtype == on_cpu.dtype
         assert torch.equal(on_cpu == 0, on_gpu.cpu() == 0)
         assert relative_error(on_gpu, on_cpu) < (1e-6 if dtype == torch.float32 else 5e-3)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.dtype} {case.channels} {'+'.join(case.outputs)}")
+def test_dropout_sum_and_norm_are_those_of_the_cpu(case):
+    found, expected = results(norm_of(case, "cuda"), case, "cuda"), results(norm_of(case), case)
+    for on_gpu, on_cpu in zip(found, expected, strict=True):
+        # Half precision rounds the operand and its gradient, which the CPU keeps in fp32 without autocast.
+        assert relative_error(on_gpu, on_cpu) < (1e-5 if case.dtype == torch.float32 else 5e-3)
+    branch_gradient = len(case.outputs)
+    assert torch.equal(found[branch_gradient] == 0, expected[branch_gradient] == 0)
+
+
+@pytest.mark.parametrize(("window", "causal"), OPTIONS)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_attention_kernel_computes_the_formula(kernel, window, causal):
+    try:
+        use_kernel(kernel)
+    except UnusableKernelError as error:
+        pytest.skip(f"{kernel}: {error}")
+    try:
+        test_outputs_and_gradients_are_those_of_the_formula(torch.bfloat16, window, causal)
+    finally:
+        use_kernel("flash2")
+
+
+def test_installed_kernels_are_timed():
+    batch = make_batch(LENGTHS).to("cuda")
+    run = attention_pass(batch, 4, 32, [None, 128], torch.bfloat16)
+    seconds = time_kernels(tuple(KERNELS), run, device_clock(torch.device("cuda")))
+    use_kernel("flash2")
+    assert 0 < seconds["flash2"] < 1

@@ -18,6 +18,7 @@ DATA = ["data.store=store", "data.validation_fraction=0.2"]
 PRETRAINING = [
     *("experiment=pretrain_demo", "model=bert_mini", "model.num_layers=2", "schedule=constant"),
     *("model.vocab_size=null", "optimizer.lr=1e-3", "logger=none", "run.dir=runs", "task.sequence_length=64"),
+    "strategy.compile=none",
     *(f"trainer.max_steps={STEPS}", "trainer.global_batch_size=16", "trainer.micro_batch_tokens=512"),
     *(
         "trainer.log_every_n_steps=1",
@@ -39,7 +40,7 @@ WAYS = {
     "offload": ["precision=bf16", "strategy=fsdp2", "strategy.cpu_offload=true"],
     "tp": ["precision=bf16", "strategy=tp"],
     "fsdp2_tp": ["precision=bf16", "strategy=fsdp2_tp", "strategy.tensor_parallel_size=1"],
-    "compiled": ["precision=bf16", "strategy=single", "strategy.compile=inductor"],
+    "compiled": ["precision=bf16", "strategy=single", "strategy.compile=auto"],
     "compiled_ddp": ["precision=bf16", "strategy=ddp", "strategy.compile=inductor"],
     "compiled_fsdp2": ["precision=bf16", "strategy=fsdp2", "strategy.compile=inductor"],
     "compiled_float8": ["precision=float8", "strategy=fsdp2", "strategy.compile=inductor"],
