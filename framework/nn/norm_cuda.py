@@ -287,5 +287,8 @@ def fused_residual_norm(
     written = {"sum": "sum" in outputs, "normed": has_normed, "operand": has_operand}
     keys = dropout_keys if dropout.threshold else None
     tensors = _ResidualNorm.apply(branch, residual, weight, bias, keys, *dropout.draw, eps, *written.values())
-    found = dict(zip((name for name, is_written in written.items() if is_written), tensors, strict=True))
-    return found if has_operand or "operand" not in outputs else {**found, "operand": found["normed"]}
+    names = [name for name, is_written in written.items() if is_written]
+    found = dict(zip(names, tensors, strict=True))
+    if "operand" in outputs and not has_operand:
+        found["operand"] = found["normed"]
+    return found
