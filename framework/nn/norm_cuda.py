@@ -7,6 +7,17 @@ This module requires Triton, which is part of PyTorch for CUDA.
 
 # mypy: disable-error-code="no-untyped-def"
 # Triton functions have their own types.
+#
+# Arguments of both kernels; all tensors are contiguous, and those without their flag are neither read nor written:
+#   branch, residual: (tokens, channels). dropout_keys: (tokens,) int64, with has_dropout.
+#   weight, bias: (channels,); bias with has_bias.
+#   sums: (tokens, channels) fp32, residual + branch * mask; returned with has_sums.
+#   normed: (tokens, channels) fp32, the norm of sums, with has_normed. operand: the same in half precision, with
+#   has_operand.
+#   statistics: (tokens, 2) fp32, mean and reciprocal standard deviation of sums.
+#   grad_NAME: gradient of NAME. grad_parameters: (programs, 2, channels) fp32, sums for weight and bias.
+#   threshold, site_key: as in `kept_lanes`. scale: factor of kept channels.
+#   words: words of four channels per token, rounded up to a power of 2.
 
 from typing import Any
 
@@ -23,6 +34,12 @@ _CHANNELS_OF_WORD = tl.constexpr(4)
 _MOST_PROGRAMS, _TOKENS_OF_PROGRAM = 528, 4
 """Limits of the backward pass: four programs for each of the 132 multiprocessors of an H100 or H200, and at least four
 tokens each, since every program writes its own sums for weight and bias."""
+
+
+@triton.jit
+def _mean(x, num_channels):
+    """Returns the mean of (words, 4), which are 0 beyond the channels."""
+    return tl.sum(tl.sum(x, 1), 0) / num_channels
 
 
 @triton.jit(do_not_specialize=["threshold"])
@@ -47,29 +64,7 @@ def _forward_kernel(
     has_operand: tl.constexpr,
     words: tl.constexpr,
 ):
-    """Writes the results of one token per program.
-
-    Args:
-        branch: (tokens, channels), contiguous.
-        dropout_keys: (tokens,) int64; not read without has_dropout.
-        residual: (tokens, channels), contiguous.
-        weight: (channels,).
-        bias: (channels,); not read without has_bias.
-        sums: (tokens, channels) fp32: residual + branch * mask.
-        normed: (tokens, channels) fp32: norm of sums; not written without has_normed.
-        operand: (tokens, channels): normed in half precision; not written without has_operand.
-        statistics: (tokens, 2) fp32: mean and reciprocal standard deviation of sums.
-        threshold: A channel is kept if its 15 bits are not below it.
-        scale: Factor of kept channels.
-        eps: Constant added to the variance.
-        num_channels: Number of channels of a token.
-        site_key: int64 key of the dropout site.
-        has_dropout: True if the branch has dropout.
-        has_bias: True if the norm has a bias.
-        has_normed: True if normed is requested.
-        has_operand: True if operand is requested.
-        words: Words of four channels per token, rounded up to a power of 2.
-    """
+    """Writes the results of one token per program."""
     token = tl.program_id(0).to(tl.int64)
     word = tl.arange(0, words).to(tl.int64)
     lane = tl.arange(0, _CHANNELS_OF_WORD)[None, :]
@@ -83,9 +78,9 @@ def _forward_kernel(
     value += tl.load(residual + offset, is_channel, 0.0).to(tl.float32)
     tl.store(sums + offset, value, is_channel)
 
-    mean = tl.sum(tl.sum(value, 1), 0) / num_channels
+    mean = _mean(value, num_channels)
     centred = tl.where(is_channel, value - mean, 0.0)
-    factor = 1.0 / tl.sqrt(tl.sum(tl.sum(centred * centred, 1), 0) / num_channels + eps)
+    factor = 1.0 / tl.sqrt(_mean(centred * centred, num_channels) + eps)
     tl.store(statistics + 2 * token, mean)
     tl.store(statistics + 2 * token + 1, factor)
     out = centred * factor * tl.load(weight + channel, is_channel, 0.0).to(tl.float32)
@@ -120,30 +115,7 @@ def _backward_kernel(
     has_operand: tl.constexpr,
     words: tl.constexpr,
 ):
-    """Writes the gradients of every n-th token, n being the number of programs, and their sums for weight and bias.
-
-    Args:
-        grad_sums: Gradient of sums; not read without has_sums.
-        grad_normed: Gradient of normed; not read without has_normed.
-        grad_operand: Gradient of operand; not read without has_operand.
-        dropout_keys: As in `_forward_kernel`, like all arguments that have its names.
-        sums: (tokens, channels) fp32.
-        statistics: (tokens, 2) fp32.
-        weight: (channels,).
-        grad_branch: (tokens, channels).
-        grad_residual: (tokens, channels).
-        grad_parameters: (programs, 2, channels) fp32: sums for weight and bias.
-        threshold: As in `_forward_kernel`.
-        scale: As in `_forward_kernel`.
-        num_tokens: Number of tokens.
-        num_channels: As in `_forward_kernel`.
-        site_key: As in `_forward_kernel`.
-        has_dropout: As in `_forward_kernel`.
-        has_sums: True if sums was requested.
-        has_normed: True if normed was requested.
-        has_operand: True if operand was requested.
-        words: As in `_forward_kernel`.
-    """
+    """Writes the gradients of every n-th token, n being the number of programs."""
     program = tl.program_id(0)
     word = tl.arange(0, words).to(tl.int64)
     lane = tl.arange(0, _CHANNELS_OF_WORD)[None, :]
@@ -161,14 +133,11 @@ def _backward_kernel(
         if has_operand:
             grad += tl.load(grad_operand + offset, is_channel, 0.0).to(tl.float32)
         mean, factor = tl.load(statistics + 2 * token), tl.load(statistics + 2 * token + 1)
-        centred = tl.where(is_channel, tl.load(sums + offset, is_channel, 0.0) - mean, 0.0)
-        standard = centred * factor
+        standard = tl.where(is_channel, (tl.load(sums + offset, is_channel, 0.0) - mean) * factor, 0.0)
         grad_weight += grad * standard
         grad_bias += grad
         grad *= slope
-        along = tl.sum(tl.sum(grad * standard, 1), 0) / num_channels
-        common = tl.sum(tl.sum(grad, 1), 0) / num_channels
-        grad = factor * (grad - standard * along - common)
+        grad = factor * (grad - standard * _mean(grad * standard, num_channels) - _mean(grad, num_channels))
         if has_sums:
             grad += tl.load(grad_sums + offset, is_channel, 0.0).to(tl.float32)
         tl.store(grad_residual + offset, grad.to(grad_residual.dtype.element_ty), is_channel)

@@ -107,7 +107,7 @@ def test_without_a_validation_split_there_is_no_loader():
 
 
 def test_fixed_shapes_contain_the_same_sequences_in_few_shapes():
-    """A rank has three sequences of 10.5 tokens on average, at most 20; 35 or 40 tokens hold them."""
+    """A rank has three sequences of 10.5 tokens on average, at most 20, so that steps differ in their budgets."""
     fixed, free = datamodule(2, 0, has_fixed_shapes=True), datamodule(2, 0)
     shapes = set()
     for step, plain in zip(fixed.train_dataloader(), free.train_dataloader(), strict=True):
@@ -115,7 +115,7 @@ def test_fixed_shapes_contain_the_same_sequences_in_few_shapes():
         for share, batch in zip(fixed.plans["train"].micro_batches(step.step, 0), step.micro_batches, strict=True):
             shapes.add((share.budget, len(batch.input_ids), len(batch.sequence_ids), len(batch.targets["labels"])))
             assert batch.num_tokens <= share.budget and max(batch.lengths) <= batch.max_seqlen == 20
-    assert [budget for budget, *_ in sorted(shapes)] == [35, 40]
+    assert 1 < len(shapes) <= 3 and {budget for budget, *_ in shapes} <= set(fixed.plans["train"].budgets)
     whole = [
         sorted(content(step) + content(other))
         for step, other in zip(
