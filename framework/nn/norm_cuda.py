@@ -173,7 +173,7 @@ class _ResidualNorm(torch.autograd.Function):
         tokens, channels = branch.shape
         branch, residual = branch.contiguous(), residual.contiguous()
         sums = torch.empty_like(branch, dtype=torch.float32)
-        statistics = torch.empty((tokens, 2), dtype=torch.float32, device=branch.device)
+        statistics = sums.new_empty((tokens, 2))
         # Kernels get any tensor in place of one that they neither read nor write.
         normed = torch.empty_like(sums) if has_normed else weight
         operand = torch.empty_like(branch) if has_operand else weight
@@ -215,7 +215,7 @@ class _ResidualNorm(torch.autograd.Function):
         tokens, channels = sums.shape
         grad_branch, grad_residual = (torch.empty_like(sums, dtype=dtype) for dtype in ctx.dtypes)
         programs = min(_MOST_PROGRAMS, -(-tokens // _TOKENS_OF_PROGRAM))
-        parameters = torch.empty((programs, 2, channels), dtype=torch.float32, device=sums.device)
+        parameters = sums.new_empty((programs, 2, channels))
         if tokens:
             _backward_kernel[(programs,)](
                 *(grad_sums, grad_normed, grad_operand, keys),
