@@ -100,8 +100,9 @@ def attention_pass(
 
     def run() -> list[Tensor]:
         results = []
+        query, key, value = qkv.unbind(2)
         for window in windows:
-            out = attention(*qkv.unbind(2), batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=window)
+            out = attention(query, key, value, batch.cu_seqlens, batch.lengths, batch.max_seqlen, window=window)
             results += [out.detach(), *torch.autograd.grad(out, qkv, out.detach())]
         return results
 
