@@ -8,6 +8,7 @@ are new or rare run as ordinary passes over the same memory.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP_RUNS = 2
 """Runs of a function before it is captured. They compile layers and kernels and create the workspaces of libraries."""
+_TOLERANCE = 1e-2
+"""Largest difference of a graph from an ordinary run, relative to the norm. Kernels of bf16 may sum in any order."""
 _MOST_SHAPES = 8
 """Shapes of micro-batches that are captured. Steps of fixed shapes have fewer. Others run without a graph."""
 
@@ -80,29 +83,40 @@ class CudaGraphs:
 
 
 class CapturedFunction:
-    """Function that runs as it is at first, and as a graph from its third call on.
+    """Function that runs as it is at first, and as a graph once it is captured in its third call.
+
+    If `accumulated` is given, the graph is first compared with an ordinary run in the fourth call, whose data is not
+    that of the capture. A graph that differs is dropped. The host waits for the device once for this comparison.
 
     Args:
         name: Name for the log.
         function: Function whose data lies at fixed addresses. Its result, if any, has the same shape in each call.
         graphs: Recorder.
+        accumulated: Tensor to which the function adds, besides its result; None: the graph is used unchecked.
     """
 
-    def __init__(self, name: str, function: Callable[[], Tensor | None], graphs: Graphs) -> None:
+    def __init__(
+        self, name: str, function: Callable[[], Tensor | None], graphs: Graphs, accumulated: Tensor | None = None
+    ) -> None:
         self.name = name
         self._function = function
         self._graphs = graphs
+        self._accumulated = accumulated
         self._result: Tensor | None = None
         self._num_runs = 0
         self._replay: Callable[[], None] | None = None
+        self._is_checked = accumulated is None
         self._has_failed = False
 
     def __call__(self) -> Tensor:
         """Runs the function once; returns a copy of its result, or an empty tensor if it has none."""
-        if self._replay is None and self._num_runs >= _WARM_UP_RUNS and not self._has_failed:
+        is_due = self._num_runs == _WARM_UP_RUNS and not self._has_failed
+        if is_due:
             self._capture()
-        if self._replay is not None:
+        if self._replay is not None and self._is_checked:
             self._replay()
+        elif self._replay is not None and not is_due:
+            self._check(self._replay)
         else:
             self._num_runs += 1
             self._graphs.warm_up(self._run)
@@ -127,6 +141,40 @@ class CapturedFunction:
             logger.warning("%s is not captured as a CUDA graph and runs without one: %s", self.name, reason)
         else:
             logger.info("%s is captured as a CUDA graph", self.name)
+
+    def _check(self, replay: Callable[[], None]) -> None:
+        """Runs the function and its graph on the same data, and keeps the results of the function."""
+        assert self._accumulated is not None
+        before = self._accumulated.clone()
+        self._graphs.warm_up(self._run)
+        assert self._result is not None
+        expected, total = self._result.clone(), self._accumulated.clone()
+        self._accumulated.copy_(before)
+        replay()
+        pairs = ((self._result, expected), (self._accumulated - before, total - before))
+        difference = max(_relative_difference(actual, ordinary) for actual, ordinary in pairs)
+        self._result.copy_(expected)
+        self._accumulated.copy_(total)
+        if math.isnan(difference):
+            return  # a step that is not finite says nothing about the graph
+        self._is_checked = difference <= _TOLERANCE
+        if not self._is_checked:
+            self._replay, self._has_failed = None, True
+            logger.warning(
+                "%s runs without its CUDA graph, whose results differ by %.2g of their norm. Please report this with "
+                "the config of the run; strategy.graph=false captures nothing.",
+                self.name,
+                difference,
+            )
+
+
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    """Returns the norm of the difference relative to that of the expected values; NaN if these are not finite."""
+    norm = torch.linalg.vector_norm(expected.double())
+    difference = torch.linalg.vector_norm(actual.double() - expected.double())
+    if not torch.isfinite(norm):
+        return math.nan
+    return float(difference / norm.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 class CapturedSteps:
@@ -188,7 +236,10 @@ class CapturedSteps:
             return self._shapes[form]
         static = StaticBatch(batch, self._counts.device)
         name = f"a micro-batch of {len(batch.input_ids):,} tokens and {len(batch.lengths):,} sequences"
-        shape = static, CapturedFunction(name, lambda: self._run(static.batch), self._graphs)
+        shape = (
+            static,
+            CapturedFunction(name, lambda: self._run(static.batch), self._graphs, self._gradients.flat),
+        )
         if len(self._shapes) < _MOST_SHAPES:
             self._shapes[form] = shape
         return shape
