@@ -110,7 +110,7 @@ def coloured(row: Mapping[str, Any], texts: Mapping[str, str]) -> Text:
     """
     words = [word for word in row["words"] if word["start"] is not None]
     strongest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
-    line = Text(f"{row['explained']} {row['score']:.3f} (baseline {row['baseline_score']:.3f})", style="bold")
+    line = Text(f"{row['explained']}: score {row['score']:.3f}, baseline {row['baseline_score']:.3f}", style="bold")
     for field, text in texts.items():
         position = 0
         line.append("\n")
