@@ -1,5 +1,6 @@
 """Time limit of one start of a run, written in the format of SLURM."""
 
+import functools
 import os
 import re
 import time
@@ -46,11 +47,17 @@ class TimeLimit:
 
 def process_age_seconds() -> float:
     """Returns the seconds since this process started; without /proc, the seconds since this module was imported."""
+    return time.monotonic() - _start_time()
+
+
+@functools.cache
+def _start_time() -> float:
+    """Returns the value of `time.monotonic` at which this process started."""
     try:
         # The second field, the name of the command, may hold spaces and brackets, so fields are counted after it.
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime_seconds = float(Path("/proc/uptime").read_text().split()[0])
     except OSError:
-        return time.monotonic() - _IMPORT_TIME
+        return _IMPORT_TIME
     start_ticks = int(fields[19])  # field 22 of proc(5), counted from 1; `fields` begins with field 3
-    return uptime_seconds - start_ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - (uptime_seconds - start_ticks / os.sysconf("SC_CLK_TCK"))

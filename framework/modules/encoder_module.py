@@ -194,24 +194,25 @@ class EncoderModule(pl.LightningModule):
         if not isinstance(self.steps, CapturedSteps):  # captured steps copy micro-batches to fixed memory
             batch = batch.to(self.device, non_blocking=True)
         values, grad_norm, num_tokens = self._compute_gradients(batch)
+        optimizer = self.optimizer
         if self.settle_last_step():
-            self.optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=True)
             values, grad_norm, num_tokens = self._compute_gradients(batch)
-        self.optimizer.set_learning_rates(self.schedule(batch.step))
+        optimizer.set_learning_rates(self.schedule(batch.step))
         self._num_tokens = self._num_tokens.to(num_tokens.device) + num_tokens
 
         self.step_metrics = {f"train/{name}": value for name, value in values.items()}
-        rate = self.optimizer.param_groups[0]["lr"]
+        rate = optimizer.param_groups[0]["lr"]
         self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
         if self.loss_scale is not None:
             self.step_metrics |= self.loss_scale.metrics()
         if self.holds_on_device:
-            self.optimizer.hold_unless_finite(values["loss"], grad_norm)
+            optimizer.hold_unless_finite(values["loss"], grad_norm)
         begin_activity("updates the weights")
         counting_optimizer = self.optimizers()  # Lightning's wrapper calls the hooks and counts global_step
         assert isinstance(counting_optimizer, LightningOptimizer)
         counting_optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     @property
     def holds_on_device(self) -> bool:
@@ -286,6 +287,11 @@ class EncoderModule(pl.LightningModule):
     def _has_dropout(self) -> bool:
         return has_dropout(self.model)
 
+    @cached_property
+    def _weights(self) -> list[Tensor]:
+        """Parameters of the model, each once. They are the same objects from the first step on."""
+        return list(self.model.parameters())
+
     def _passes(self, step: int) -> ModelPasses:
         return ModelPasses(
             model=self.model,
@@ -297,7 +303,7 @@ class EncoderModule(pl.LightningModule):
             sharding=self.sharding,
             mesh=self._strategy.mesh,
             loss_scale=1.0 if self.loss_scale is None else self.loss_scale.value,
-            run_backward=self.manual_backward,
+            run_backward=torch.autograd.backward,  # `manual_backward` would call two hooks that no callback has
         )
 
     def _compute_gradients(self, batch: StepBatch) -> tuple[dict[str, Tensor], Tensor, Tensor]:
@@ -335,7 +341,7 @@ class EncoderModule(pl.LightningModule):
         """
         if self.loss_scale is None:
             return self._clip_by_norm() if self._captured_clip is None else self._captured_clip()
-        self.loss_scale.unscale(self.model.parameters())
+        self.loss_scale.unscale(self._weights)
         norm = self._clip_by_norm()
         if not torch.isfinite(loss):
             return norm
@@ -347,4 +353,4 @@ class EncoderModule(pl.LightningModule):
         return norm
 
     def _clip_by_norm(self) -> Tensor:
-        return clip_gradients(self.model.parameters(), self.max_grad_norm)
+        return clip_gradients(self._weights, self.max_grad_norm)

@@ -3,9 +3,23 @@
 import logging
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import lightning.pytorch as pl
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import Strategy
+from typing_extensions import override
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Profiler without contexts. Lightning opens one for each hook of each callback, about 70 in a step."""
+
+    _CONTEXT = nullcontext("")
+
+    @override
+    def profile(self, action_name: str) -> AbstractContextManager[str]:  # type: ignore[override]
+        """Returns a context that does nothing."""
+        return self._CONTEXT
 
 
 def build_trainer(
@@ -42,6 +56,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         callbacks=list(callbacks),
         logger=False,
+        profiler=_NoProfiler(),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

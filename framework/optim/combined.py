@@ -54,10 +54,11 @@ class CombinedOptimizer(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 self.state[parameter] = _INITIAL_STATE[group["algorithm"]](parameter)
+        self._all_parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self._held = False
         self._gradients = DenseGradients()
         self.update_on_device: Callable[[], Any] = self._update_on_device
-        devices = {local(parameter).device for group in self.param_groups for parameter in group["params"]}
+        devices = {local(parameter).device for parameter in self._all_parameters}
         device = next(iter(devices))
         self._is_adamw_on_device = device.type in HOLDING_DEVICES and len(devices) == 1
         self._is_adamw_on_device &= all(group["algorithm"] == "adamw" for group in self.param_groups)
@@ -106,7 +107,7 @@ class CombinedOptimizer(Optimizer):
         if held:
             return result
         self.before_change()
-        with self._gradients.dense(parameter for group in self.param_groups for parameter in group["params"]):
+        with self._gradients.dense(self._all_parameters):
             if self.holds_on_device:
                 self.update_on_device()
                 return result
@@ -118,6 +119,14 @@ class CombinedOptimizer(Optimizer):
             weights, averages = map(list, zip(*self._weights_and_averages(), strict=True))
             torch._foreach_lerp_(averages, weights, 1.0 - self._average_decay)
         return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Sets all gradients to None, or to zero. The method of torch does more in each step, for other optimizers."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for parameter in self._all_parameters:
+            parameter.grad = None
 
     def _update_on_device(self) -> None:
         adamw.update(self.param_groups, self.state, self.hold_flag, self._rates.unbind())

@@ -37,8 +37,9 @@ class DenseGradients:
         """Context in which sparse gradients of some parameters are dense."""
         replaced = []
         for parameter in parameters:
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                gradient = parameter.grad.coalesce()
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_sparse:
+                gradient = gradient.coalesce()
                 if parameter not in self._tables:
                     self._tables[parameter] = torch.zeros_like(parameter, requires_grad=False)
                 parameter.grad = self._tables[parameter].index_copy_(0, gradient.indices()[0], gradient.values())

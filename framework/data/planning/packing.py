@@ -43,6 +43,8 @@ class Packing:
     def of_rank(self, rank: int) -> list[np.ndarray]:
         """Returns the sequences of each micro-batch of a rank, as ascending int64 indices into the step."""
         count = len(self.budgets)
+        if count == 1:
+            return [np.flatnonzero(self.assignment == rank)]
         slots = np.flatnonzero(self.assignment // count == rank)
         micro_batches = self.assignment[slots] % count
         order = np.argsort(micro_batches, kind="stable")
@@ -74,6 +76,10 @@ def pack(lengths: np.ndarray, sizes: list[int], num_ranks: int, max_sequences: i
             f"cannot be split. Raise micro_batch_tokens and the source's max_length to at least {lengths.max()}, or "
             "shorten the sequences."
         )
+    num_tokens = int(lengths.sum())
+    if num_ranks == 1 and len(lengths) <= max_sequences and num_tokens <= sizes[-1]:
+        last = next(size for size in sizes if size >= num_tokens)
+        return Packing((last,), np.zeros(len(lengths), dtype=np.int64))
     order = np.argsort(-lengths, kind="stable")
     descending = lengths[order]
     least_room = 0

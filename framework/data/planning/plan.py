@@ -19,6 +19,9 @@ from framework.data.planning.packing import Packing, budget_sizes, pack
 from framework.errors import ConfigError, check_at_least
 from framework.random import key
 
+_AHEAD = 4096
+"""Positions of an epoch that are shuffled at once. Those of a small step alone take almost as long."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepSequences:
@@ -217,6 +220,7 @@ class StepPlan:
         self.wraps_epochs = wraps_epochs
         self.shuffle = shuffle
         self.batch_warmup = batch_warmup
+        self._shuffled = (-1, 0, np.zeros(0, dtype=np.int64))  # epoch, first position, indices
         self.set_budget(micro_batch_tokens, shapes)
 
     def set_budget(self, micro_batch_tokens: int, shapes: Shapes = None) -> None:
@@ -262,7 +266,7 @@ class StepPlan:
         if self.shuffle:
             for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
                 in_epoch = epochs == epoch
-                indices[in_epoch] = self.source.shuffle.indices(key(self.seed, "order", epoch), size, indices[in_epoch])
+                indices[in_epoch] = self._indices(epoch, indices[in_epoch])
         return StepSequences(epochs, indices, sequence_ids)
 
     def windows(self, step: int) -> list[tuple[int, np.ndarray]]:
@@ -321,6 +325,17 @@ class StepPlan:
         sampled = [self.sequences(number * self.steps_per_epoch // count) for number in range(count)]
         totals = [self.source.lengths(sequences.epochs, sequences.indices).sum() for sequences in sampled]
         return np.array(totals) / self.num_ranks
+
+    def _indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        """Returns the indices at consecutive positions in the order of an epoch."""
+        first, stop = int(positions[0]), int(positions[-1]) + 1
+        shuffled_epoch, start, indices = self._shuffled
+        if epoch != shuffled_epoch or first < start or stop > start + len(indices):
+            size, start = len(self.source), first
+            ahead = np.arange(first, max(stop, min(first + _AHEAD, size)), dtype=np.int64)
+            indices = self.source.shuffle.indices(key(self.seed, "order", epoch), size, ahead)
+            self._shuffled = epoch, start, indices
+        return indices[first - start : stop - start]
 
     def _stream(self, step: int) -> range:
         """Returns the positions of a step's sequences in the run's stream of sequences."""

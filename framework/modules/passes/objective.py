@@ -58,7 +58,10 @@ class SumCountObjective:
             named.update({f"{term}_loss": mean for term, mean in zip(self.weights, means.unbind(), strict=True)})
         return named
 
-    def _weights_like(self, tensor: Tensor) -> Tensor:
+    def _weights_like(self, tensor: Tensor) -> Tensor | float:
+        """Returns the weights of the terms; the number 1 if each has this weight, which changes no bit of a result."""
+        if all(weight == 1.0 for weight in self.weights.values()):
+            return 1.0
         # Filled on the device. A tensor copied from the host could not be part of a captured step.
         return torch.stack([tensor.new_full((), weight) for weight in self.weights.values()])
 

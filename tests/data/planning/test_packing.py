@@ -36,6 +36,18 @@ def test_six_sequences_by_hand():
     assert shares(packing, 2) == [[[1], [3]], [[4, 5], [0, 2]]]
 
 
+def test_a_step_that_fits_is_one_micro_batch_of_the_smallest_size():
+    lengths = np.array([2, 4, 3])
+    packing = pack(lengths, [4, 8, 9, 12], num_ranks=1, max_sequences=3)
+    assert packing.budgets == (9,)
+    assert shares(packing, 1) == [[[0, 1, 2]]]
+    assert len(pack(lengths, [4, 8, 9, 12], num_ranks=1, max_sequences=2).budgets) == 2
+    assert len(pack(lengths, [4, 8], num_ranks=1, max_sequences=3).budgets) == 2
+    empty = pack(lengths[:0], [4, 8], num_ranks=1, max_sequences=3)
+    assert empty.budgets == (4,)
+    assert shares(empty, 1) == [[[]]]
+
+
 def test_overfull_bins_exchange_sequences():
     """Longest first would give 5 + 4 and 5 + 3 + 3, which is above 10."""
     packing = pack(np.array([5, 5, 4, 3, 3]), budget_sizes(10, 5), num_ranks=1, max_sequences=5)

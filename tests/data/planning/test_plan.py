@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.collate import FixedShape
 from framework.data.planning.fixed_shapes import FixedShapes
+from framework.data.planning.order import Shuffle
 from framework.data.planning.plan import PlanSummary, StepPlan, steps_per_epoch
 from framework.errors import ConfigError
+from framework.random import key
 from tests.support.data.sequences import NumberedSource
 
 
@@ -93,6 +95,20 @@ def test_evaluation_takes_every_row_once_in_order(num_ranks):
 def test_order_follows_the_seed():
     orders = [StepPlan(NumberedSource(50), seed, 50, 2000).sequences(0).indices.tolist() for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("block_size", [None, 64])
+def test_the_order_of_a_step_does_not_depend_on_the_steps_before(monkeypatch, block_size: int | None):
+    """9,000 sequences are shuffled in three parts; steps of 32 cross their ends and those of epochs."""
+    monkeypatch.setattr(NumberedSource, "shuffle", Shuffle(block_size, window_blocks=4))
+    source = NumberedSource(9000)
+    plan = StepPlan(source, 5, 32, 10**6, wraps_epochs=True)
+    stream = np.concatenate([plan.sequences(step).indices for step in range(600)])
+    for epoch in (0, 1):
+        expected = source.shuffle.indices(key(5, "order", epoch), 9000, np.arange(9000))
+        assert stream[9000 * epoch : 9000 * (epoch + 1)].tolist() == expected.tolist()
+    for step in (599, 0, 281, 127, 128, 3):
+        assert plan.sequences(step).indices.tolist() == stream[32 * step : 32 * (step + 1)].tolist()
 
 
 def test_a_growing_batch_uses_the_sequences_in_their_order():

@@ -35,3 +35,12 @@ def test_a_count_of_zero_gives_zero_and_finite_gradients():
 def test_a_single_term_is_not_listed_separately():
     values = SumCountObjective({"classification": 1.0}).values(torch.ones(1).double(), torch.ones(1).double())
     assert list(values) == ["loss"]
+
+
+def test_weights_of_one_are_left_out_without_a_change_of_any_bit():
+    objective = SumCountObjective({"mlm": 1.0, "nsp": 1.0})
+    sums, counts = torch.tensor([10.0, 7.0], dtype=torch.float64), torch.tensor([3.0, 49.0], dtype=torch.float64)
+    ones = torch.ones(2, dtype=torch.float64)
+    assert torch.equal(objective.values(sums, counts)["loss"], (sums / counts * ones).sum())
+    loss = objective.loss({"mlm": torch.tensor(10.0), "nsp": torch.tensor(7.0)}, counts)
+    assert torch.equal(loss, torch.tensor([10.0, 7.0]).mul((ones / counts).float()).sum())

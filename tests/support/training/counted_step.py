@@ -140,9 +140,6 @@ class _BareModule(EncoderModule):
         self._counting = LightningOptimizer(self.configure_optimizers())
         self._counting._strategy = SimpleNamespace(optimizer_step=lambda optimizer, closure: optimizer.step(closure))  # type: ignore[assignment]
 
-    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        torch.autograd.backward(loss)
-
 
 def _fake(batch: PackedBatch, mode: FakeTensorMode) -> PackedBatch:
     names = ("input_ids", "position_ids", "token_type_ids", "cu_seqlens", "sequence_ids")
