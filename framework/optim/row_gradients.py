@@ -42,9 +42,10 @@ class DenseGradients:
                 gradient = gradient.coalesce()
                 if parameter not in self._tables:
                     self._tables[parameter] = torch.zeros_like(parameter, requires_grad=False)
-                parameter.grad = self._tables[parameter].index_copy_(0, gradient.indices()[0], gradient.values())
-                replaced.append((parameter, gradient))
+                rows = gradient.indices()[0]
+                parameter.grad = self._tables[parameter].index_copy_(0, rows, gradient.values())
+                replaced.append((parameter, gradient, rows))
         yield
-        for parameter, gradient in replaced:
-            self._tables[parameter].index_fill_(0, gradient.indices()[0], 0.0)
+        for parameter, gradient, rows in replaced:
+            self._tables[parameter].index_fill_(0, rows, 0.0)
             parameter.grad = gradient

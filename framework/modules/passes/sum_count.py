@@ -21,7 +21,8 @@ class SumCountSteps:
 
     def counts(self, task: Task, step: StepBatch) -> Tensor:
         """Returns (terms,) float64 counts of this rank's share of a step, on the host or its device."""
-        return torch.stack([self.regularization.counts(task, batch) for batch in step.micro_batches]).sum(dim=0)
+        counts = [self.regularization.counts(task, batch) for batch in step.micro_batches]
+        return counts[0] if len(counts) == 1 else torch.stack(counts).sum(dim=0)
 
     def run(self, passes: ModelPasses, step: StepBatch, counts: Tensor) -> tuple[Tensor, Tensor]:
         """Accumulates the gradients of a step. Collective: all ranks must call.
