@@ -70,8 +70,6 @@ class PackedBatch:
         A copy to CUDA that must not block passes through pinned memory. From pageable memory CUDA would start it only
         after all earlier kernels, and the host would wait for them.
         """
-        if self.input_ids.device == torch.device(device):
-            return self
         is_pinned = non_blocking and torch.device(device).type == "cuda" and not self.input_ids.is_cuda
 
         def copied(tensor: Tensor) -> Tensor:
