@@ -82,7 +82,7 @@ SHORTENED = [
         ["check=true", *OFFLINE, "data.validation_fraction=0.2", "task.sequence_length=16"],
     ),
     (r"\btrain experiment=pretrain_demo data\.store=(\S+)", [*PRETRAIN, r"tokenizer.path=\1/tokenizer"]),
-    (r"framework\.(evaluate|predict) run=mine", ["precision=fp32"]),
+    (r"framework\.(evaluate|predict|explain) run=mine", ["precision=fp32"]),
 ]
 """Overrides by pattern of the line. The first match is used."""
 

@@ -38,7 +38,9 @@ def run_dtypes(strategy: str) -> dict[str, set[str]]:
     norm = tiny.model.encoder.layers[0].attention_norm
     linear = tiny.model.encoder.layers[0].feed_forward.up
     norm.register_forward_hook(
-        lambda module, args, output: seen["norm"].update({str(module.weight.dtype), str(output.dtype)})
+        lambda module, args, outputs: seen["norm"].update(
+            str(tensor.dtype) for tensor in (module.weight, *(outputs if isinstance(outputs, tuple) else (outputs,)))
+        )
     )
     linear.register_forward_hook(lambda module, args, output: seen["linear"].add(str(output.dtype)))
     tiny.gradients(0)

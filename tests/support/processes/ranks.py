@@ -4,6 +4,7 @@ torchrun would start an interpreter for each rank, which takes ten times as long
 torchrun, `wait` ends the other ranks if one has failed. tests/integration tests kill -9 by torchrun itself.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -15,12 +16,15 @@ from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from framework.config.command import start
+from framework.config.command import Command, start
 
 _GRACE_SECONDS = 20.0
 """Time that the remaining ranks have to report why they end."""
 
 _POLL_SECONDS = 0.002
+
+_SERVICE = "WANDB_SERVICE"
+"""Variable with the address of wandb's service of this process, which the ranks must not share."""
 
 
 def _run_rank(
@@ -37,6 +41,7 @@ def _run_rank(
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", 1, closefd=False), os.fdopen(2, "w", 1, closefd=False)
+    os.environ.clear()  # the environment of the server is that of an earlier test
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = [f"framework.{command}", *arguments]
@@ -46,7 +51,11 @@ def _run_rank(
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
-    start(f"framework.{command}")
+    run = getattr(importlib.import_module(f"framework.{command}"), command)
+    if isinstance(run, Command):
+        start(f"framework.{command}")
+    else:
+        run()
 
 
 class Ranks:
@@ -73,7 +82,8 @@ class Ranks:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["framework.train", "tests.support.processes.ranks"])
         self.output = output
-        environment = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        environment = {name: value for name, value in os.environ.items() if name != _SERVICE}
+        environment |= {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.processes: list[BaseProcess] = []
         for rank in range(num_ranks):
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks}
