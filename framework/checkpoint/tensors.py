@@ -15,7 +15,7 @@ from torch.distributed.checkpoint import metadata
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from framework.checkpoint.integrity import HashingFileSystem
+from framework.checkpoint.hashing import HashingFileSystem
 from framework.checkpoint.layout import DamagedError
 from framework.checkpoint.storage import Location, has_rename
 from framework.errors import CheckpointError

@@ -12,7 +12,7 @@ from framework.data.augmentation.source import AugmentedSource
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.distributed.processes.agreement import gather, on_first_rank
 from framework.errors import CheckpointError, ConfigError
 from framework.files import replacing

@@ -20,7 +20,7 @@ from framework.data.examples.splits import SplitFiles
 from framework.data.tokenization.tokenizer import TOKENIZER_KEY, Tokenizer
 from framework.distributed.device import device_type
 from framework.distributed.mesh import build_mesh, mesh_shape
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import resolve_precision
 from framework.distributed.processes.agreement import check_agreement
 from framework.distributed.processes.environment import ProcessInfo, process_info

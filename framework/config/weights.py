@@ -8,11 +8,11 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from framework.checkpoint.layout import CHECKPOINTS, Weights
-from framework.checkpoint.load import Loaded, load_newest_intact, read_full_state
 from framework.checkpoint.storage import Location, location
 from framework.config.nodes import check_value
 from framework.config.run_folder import (
@@ -32,6 +32,9 @@ from framework.published.pretrained import PretrainedWeights, load_pretrained, m
 from framework.tasks.task import TaskModel
 from framework.tracking.run_files import CONFIG_FILE
 from framework.tracking.run_status import named_run
+
+if TYPE_CHECKING:
+    from framework.checkpoint.load import Loaded
 
 
 def find_run(source: str, runs: Path) -> tuple[Path, Location] | None:
@@ -154,7 +157,10 @@ def read_adapter(folder: Path) -> LoraSettings | None:
         raise CheckpointError(f"{folder / CONFIG_FILE} is damaged: {error} Restore the file.") from error
 
 
-def _read_run(source: str, named: Location, weights: Weights, average_last: int) -> Loaded[dict[str, Tensor]]:
+def _read_run(source: str, named: Location, weights: Weights, average_last: int) -> "Loaded[dict[str, Tensor]]":
+    # Imported here because an export needs no reader of checkpoints, whose imports take almost a second.
+    from framework.checkpoint.load import load_newest_intact, read_full_state
+
     checkpoint, falls_back = find_checkpoint(named)
     loaded = load_newest_intact(checkpoint, lambda each: read_full_state(each, weights, average_last), falls_back)
     if loaded.damage_message is not None and process_info().rank == 0:

@@ -14,12 +14,8 @@ from framework.batch import PackedBatch, StepBatch
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.compile import CompileBackend
 from framework.distributed.parallel.gradient_norm import clip_gradients
-from framework.distributed.parallel.parallelize import (
-    drop_gathered,
-    materialize,
-    parallelize,
-    use_sparse_gradients,
-)
+from framework.distributed.parallel.materialization import materialize, use_sparse_gradients
+from framework.distributed.parallel.parallelize import drop_gathered, parallelize
 from framework.distributed.parallel.precision import Precision, check_full_precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.processes.position import begin_activity

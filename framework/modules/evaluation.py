@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from framework.batch import PackedBatch
 from framework.data.planning.plan import SequenceSource
 from framework.distributed.mesh import data_parallel_groups, data_parallel_size
 from framework.distributed.processes.agreement import gather
 from framework.distributed.reduce import sum_over_data_ranks
+from framework.modules.passes.contributions import Rows, rows_of_step
 from framework.modules.passes.objective import SumCountObjective
-from framework.modules.passes.step_level import Rows, rows_of_step
+from framework.optim.shards import is_distributed
 from framework.tasks.examination import ExaminedSplit, ItemResults
 from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task
@@ -87,7 +87,7 @@ class SplitEvaluation:
             self._sums += self.objective.stack(contribution)
         self._counts += self.objective.counts(batch)
         # Metrics do not support sharded logits.
-        full = {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in outputs.items()}
+        full = {name: value.full_tensor() if is_distributed(value) else value for name, value in outputs.items()}
         self.task.update_metrics(self.metrics, full, batch)
         if self.task.scores_predictions or self.examines:
             losses = self.task.sequence_losses(full, batch) if self.examines else None

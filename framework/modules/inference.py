@@ -13,7 +13,7 @@ from framework.data.planning.plan import SequenceSource, StepPlan
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.processes.agreement import check_agreement, gather
 from framework.modules.evaluation import SplitEvaluation
-from framework.modules.passes.model_passes import contribution
+from framework.modules.passes.contributions import contribution
 from framework.tasks.task import Task, TaskModel
 
 ITEMS_AT_ONCE = 1024

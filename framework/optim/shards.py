@@ -1,22 +1,34 @@
 """Local parts of parameters that may be sharded, and sums over them."""
 
+from __future__ import annotations
+
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Returns True for a DTensor. It does not import DTensor, because that takes almost a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that this rank holds, sharing memory; a plain tensor is returned as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def computing_device(parameter: Tensor) -> torch.device:
     """Returns the device of a parameter's mesh, also if the parameter is offloaded to the host."""
-    return torch.device(parameter.device_mesh.device_type) if isinstance(parameter, DTensor) else parameter.device
+    return torch.device(parameter.device_mesh.device_type) if is_distributed(parameter) else parameter.device
 
 
 def sum_of_squares(tensor: Tensor) -> Tensor:
@@ -43,7 +55,7 @@ def sum_over_shards(sums: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """
     sharded: dict[tuple[dist.ProcessGroup, str], list[int]] = defaultdict(list)
     for index, parameter in enumerate(parameters):
-        if isinstance(parameter, DTensor):
+        if is_distributed(parameter):
             for axis, placement in enumerate(parameter.placements):
                 # Not `is_shard()`: it returns False for strided shards of two axes on one dim (torch 2.13).
                 if not placement.is_replicate():

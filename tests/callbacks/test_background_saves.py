@@ -17,7 +17,8 @@ import torch
 from framework.callbacks import checkpointing
 from framework.callbacks.cadence import Cadence
 from framework.callbacks.checkpointing import Checkpointing
-from framework.checkpoint.integrity import HashingFileSystem, verify
+from framework.checkpoint.hashing import HashingFileSystem
+from framework.checkpoint.integrity import verify
 from framework.checkpoint.layout import complete_checkpoints, newest_complete, step_of
 from framework.distributed.processes.beats import Beats
 from framework.distributed.processes.failure_report import REPORT

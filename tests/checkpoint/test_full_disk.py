@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from framework.checkpoint import integrity
+from framework.checkpoint import hashing
 from framework.checkpoint.integrity import verify
 from framework.checkpoint.save import SaveError
 from framework.errors import CheckpointError
@@ -104,7 +104,7 @@ def test_a_programming_error_is_not_reported_as_a_failed_save(tmp_path: Path, mo
     def stumble(*args: object) -> None:
         raise KeyError("shape")
 
-    monkeypatch.setattr(integrity.HashingFileSystem, "create_stream", stumble)
+    monkeypatch.setattr(hashing.HashingFileSystem, "create_stream", stumble)
     with pytest.raises(CheckpointError, match="KeyError") as caught:
         save_checkpoint(tmp_path, 2, tiny.model, tiny.optimizer, {})
     assert not isinstance(caught.value, SaveError)

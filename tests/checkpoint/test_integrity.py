@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.checkpoint.integrity import HashingFileSystem, mark_complete, verify
+from framework.checkpoint.hashing import HashingFileSystem
+from framework.checkpoint.integrity import mark_complete, verify
 from framework.checkpoint.layout import DamagedError
 from tests.support.models.loading import save_checkpoint
 from tests.support.models.tiny import build

@@ -254,18 +254,29 @@ def test_import_is_cheap_and_a_bad_variable_of_a_launcher_raises_and_ends_nothin
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=120)
 
 
-def test_a_prediction_imports_only_what_it_uses(classifier):
+def predict_in_new_process(folder: Path, run: str, unused: set[str]) -> dict[str, object]:
+    """Predicts a text by the command line, and checks that modules are not imported."""
     program = (
         "import sys\nfrom framework.config.command import start\n"
-        "sys.argv[1:] = ['run=one', 'text=a good film', 'precision=fp32']\n"
+        f"sys.argv[1:] = ['run={run}', 'text=a good film', 'precision=fp32']\n"
         "try:\n    start('framework.predict')\n"
         "except SystemExit as leaving:\n    assert not leaving.code\n"
-        "unused = {'lightning', 'torchmetrics', 'scipy', 'transformers', 'matplotlib', 'torch._dynamo'}\n"
+        f"unused = {unused}\n"
         "assert not unused & set(sys.modules), unused & set(sys.modules)"
     )
-    folder = classifier.folder.parents[1]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=folder, check=False, timeout=120, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"] == "a good film"
+    return json.loads(done.stdout)
+
+
+def test_a_prediction_imports_only_what_it_uses(classifier, monkeypatch):
+    folder = classifier.folder.parents[1]
+    monkeypatch.chdir(folder)
+    unused = {"lightning", "torchmetrics", "scipy", "transformers", "matplotlib", "torch._dynamo"}
+    from_run = predict_in_new_process(folder, "one", unused)
+    framework.export.run(["run=one", "output=light", "compare=false"])
+    sharding = {"torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor", "sympy"}
+    from_export = predict_in_new_process(folder, "./light", unused | sharding | {"framework.optim.combined"})
+    assert from_run == from_export and from_run["text"] == "a good film"

@@ -9,7 +9,7 @@ import torch
 from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import read_full_state
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import Precision
 from framework.modules.inference import Inference
 from tests.support.processes.workers import WorkerPool

@@ -11,7 +11,7 @@ from framework.batch import IGNORE_INDEX
 from framework.callbacks.cadence import Cadence
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.plan import StepPlan
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from tests.support.training.toy_run import CONFIG, SEED, ToySource, build_module, train

@@ -10,7 +10,7 @@ from framework.callbacks.cadence import Cadence
 from framework.checkpoint.layout import newest_complete
 from framework.checkpoint.load import read_full_state
 from framework.checkpoint.tensors import read_index
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.distributed.parallel.precision import Precision
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.inference import Inference

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from framework.distributed.parallel.gradient_norm import clip_gradients
 from framework.distributed.parallel.loss_scale import LossScale
-from framework.distributed.parallel.parallelize import use_sparse_gradients
+from framework.distributed.parallel.materialization import use_sparse_gradients
 from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import dropout_base, token_keys
 from framework.optim.combined import CombinedOptimizer

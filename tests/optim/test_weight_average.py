@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.parallel.parallelize import assign_full, drop_gathered
+from framework.distributed.parallel.materialization import assign_full
+from framework.distributed.parallel.parallelize import drop_gathered
 from framework.optim.parameter_groups import AdamW, Muon
 from tests.support.models.tiny import build, full, full_parameters
 from tests.support.processes.workers import WorkerPool

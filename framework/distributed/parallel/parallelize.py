@@ -1,20 +1,18 @@
-"""Functions that parallelize a model in one fixed order and then allocate and initialize its weights.
+"""Functions that parallelize a model on the meta device in one fixed order.
 
-Model code is written for one device. A model is built on the meta device and parallelized. Only then does it get memory
-and values, so that no rank ever holds more than its shard and one full parameter.
+Model code is written for one device. `framework.distributed.parallel.materialization` gives a parallelized model its
+memory and values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed._composable.replicate_with_fsdp import replicate
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from framework.distributed.mesh import TENSOR, data_parallel_mesh
 from framework.distributed.parallel.activation_checkpoint import (
@@ -28,7 +26,6 @@ from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.parallel.tensor_parallel import apply_tensor_parallel
 from framework.nn.decoder_layer import DecoderLayer
-from framework.nn.embeddings import TokenEmbeddings
 from framework.nn.layer import EncoderLayer
 from framework.nn.norm import LayerNorm
 
@@ -107,17 +104,34 @@ def _apply_data_parallel(
 
     layers = transformer_layers(model)
     norms: list[nn.Module] = []
-    if precision.norm_policy != precision.weight_policy:
+    if norm_policy() != weight_policy(precision):
         compiled = {module for layer in layers for module in layer.modules()} if has_compiled_layers else set()
         norms = [module for module in model.modules() if isinstance(module, LayerNorm) and module not in compiled]
         # Norms are small. They stay gathered from forward to backward, so each pass needs one collective for them.
-        wrap(norms, precision.norm_policy, False)
+        wrap(norms, norm_policy(), False)
     for layer in layers:
-        policy = precision.norm_policy if has_compiled_layers else precision.weight_policy
+        policy = norm_policy() if has_compiled_layers else weight_policy(precision)
         wrap(layer, policy, sharding.reshard_after_forward)
-    wrap(model, precision.weight_policy, False)
+    wrap(model, weight_policy(precision), False)
     if strategy != "ddp":
         _set_prefetch(model, norms, sharding)
+
+
+def weight_policy(precision: Precision) -> MixedPrecisionPolicy:
+    """Returns the policy of groups with matrices: gathered in the compute dtype, gradients reduced in fp32.
+
+    Inputs are not cast at module boundaries. Autocast selects the dtype per operation, as in a single process.
+    """
+    if precision.name == "fp32":
+        return MixedPrecisionPolicy(cast_forward_inputs=False)
+    return MixedPrecisionPolicy(
+        param_dtype=precision.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+
+
+def norm_policy() -> MixedPrecisionPolicy:
+    """Returns the policy of the group with the norms: fp32 throughout."""
+    return MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
 def _set_prefetch(model: nn.Module, norms: list[nn.Module], sharding: Sharding) -> None:
@@ -164,89 +178,3 @@ def drop_gathered(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def materialize(
-    model: nn.Module,
-    initial_values: Iterable[tuple[str, Callable[[], Tensor]]],
-    device: torch.device | str,
-    parameter_device: torch.device | str | None = None,
-) -> None:
-    """Allocates a model on the meta device and sets its initial values and buffers; each rank keeps its own shard.
-
-    There is no communication. Every rank creates one full parameter after the other and keeps its part, so that weights
-    are the same at any world size. Tied parameters stay tied.
-
-    Args:
-        model: Model, parallelized or not.
-        initial_values: Pairs of a name in `model.named_parameters()` and a function that returns the full value.
-        device: Device on which the model computes.
-        parameter_device: Device that stores the parameters, for example the CPU if they are offloaded. None: `device`.
-
-    Raises:
-        ValueError: The names of the values differ from those of the parameters, or a module with buffers has no
-            `reset_buffers`.
-    """
-    makers = dict(initial_values)
-    aliases = _tied_names(model)
-    names = {name for name, _ in model.named_parameters()}
-    if names != set(makers):
-        raise ValueError(
-            f"The names of initial values and parameters differ in {sorted(names ^ set(makers))}. Each parameter needs "
-            "one initial value. Pass exactly the names of model.named_parameters()."
-        )
-    model.to_empty(device=torch.device(device if parameter_device is None else parameter_device))
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    for alias, name in aliases.items():
-        owner, _, attribute = alias.rpartition(".")
-        setattr(model.get_submodule(owner), attribute, model.get_parameter(name))
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, make in makers.items():
-            assign_full(parameters[name], make())
-    for name, module in model.named_modules():
-        if next(module.buffers(recurse=False), None) is None:
-            continue
-        if not hasattr(module, "reset_buffers"):
-            raise ValueError(
-                f"The module {name} has buffers but no reset_buffers(). Buffers lose their values on the meta device. "
-                "Define reset_buffers() to fill them."
-            )
-        module.reset_buffers()
-
-
-def use_sparse_gradients(model: nn.Module) -> None:
-    """Makes the gradients of embeddings sparse on a CPU, unless they are reduced over ranks.
-
-    `CombinedOptimizer` and `clip_gradients` accept such gradients. All results are those of dense gradients, bit for
-    bit. A decoder tied to the word embeddings makes their gradient dense.
-    """
-    for module in model.modules():
-        if isinstance(module, TokenEmbeddings):
-            for table in module.children():
-                if isinstance(table, nn.Embedding):
-                    table.sparse = table.weight.device.type == "cpu" and not isinstance(table.weight, DTensor)
-
-
-def assign_full(parameter: Tensor, value: Tensor) -> None:
-    """Copies a full tensor into a parameter, without communication. A sharded parameter takes its own part."""
-    if isinstance(parameter, DTensor):
-        value = value.to(parameter.to_local().device)
-        part = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        parameter.to_local().copy_(part.to_local())
-    else:
-        parameter.copy_(value)
-
-
-def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Maps each additional name of a tied parameter to its first name."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            aliases[name] = first[id(parameter)]
-        else:
-            first[id(parameter)] = name
-    return aliases

@@ -1,16 +1,20 @@
 """Precision under every strategy: matrix products as configured; weights, norms, losses and reductions in fp32."""
 
+from __future__ import annotations
+
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from framework.distributed.parallel.loss_scale import LossScale
 from framework.distributed.parallel.loss_scale_limits import GROWTH_INTERVAL, INITIAL_SCALE
 from framework.errors import ConfigError
-from framework.optim.combined import CombinedOptimizer
+
+if TYPE_CHECKING:
+    from framework.optim.combined import CombinedOptimizer
 
 _COMPUTE_DTYPES = {
     "fp32": torch.float32,
@@ -65,23 +69,6 @@ class Precision:
     def build_loss_scale(self) -> LossScale | None:
         """Builds the loss scale of a run; None for precisions with the range of fp32."""
         return LossScale(self.init_scale, self.growth_interval) if self.name == "fp16" else None
-
-    @property
-    def weight_policy(self) -> MixedPrecisionPolicy:
-        """FSDP policy of groups with matrices: they are gathered in the compute dtype, gradients are reduced in fp32.
-
-        Inputs are not cast at module boundaries. Autocast selects the dtype per operation, as in a single process.
-        """
-        if self.name == "fp32":
-            return MixedPrecisionPolicy(cast_forward_inputs=False)
-        return MixedPrecisionPolicy(
-            param_dtype=self.compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
-
-    @property
-    def norm_policy(self) -> MixedPrecisionPolicy:
-        """FSDP policy of the group with the norms: fp32 throughout."""
-        return MixedPrecisionPolicy(cast_forward_inputs=False)
 
 
 def multiplies_bf16(device_type: str) -> bool:

@@ -12,14 +12,9 @@ from framework.distributed.parallel.parallelize import set_gradient_sync
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import Sharding
 from framework.distributed.processes.position import begin_activity
+from framework.modules.passes.contributions import contribution
 from framework.nn.dropout import dropout_base, token_keys
-from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task, TaskModel
-
-
-def contribution(task: Task, outputs: dict[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-    """Returns a micro-batch's contribution to the loss: the sums of its terms, or the rows of a step-level task."""
-    return task.representations(outputs, batch) if isinstance(task, StepLevelTask) else task.loss_sums(outputs, batch)
 
 
 @dataclass

@@ -6,35 +6,18 @@ Dropout is a hash, so both runs have the same masks. A rank's last micro-batch k
 section 3.2 of the paper runs all of them twice. A single micro-batch is therefore not recomputed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from framework.batch import StepBatch
-from framework.distributed.gather_rows import gather_rows
 from framework.distributed.processes.position import begin_activity
+from framework.modules.passes.contributions import Rows, full_precision, rows_of_step
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.objective import SumCountObjective
-from framework.tasks.step_level import StepLevelTask, in_order, real_rows
+from framework.tasks.step_level import StepLevelTask
 from framework.tasks.task import Task
-
-Rows = Mapping[str, Tensor]
-
-
-def rows_of_step(parts: Sequence[Rows], mesh: DeviceMesh | None) -> dict[str, Tensor]:
-    """Gathers all real rows of a step over all ranks, in the order of their sequences. Collective: all ranks must call.
-
-    The call waits for the device, because the number of rows varies. Floating-point rows are gathered in fp32.
-    Gradients flow to this rank's own rows.
-
-    Args:
-        parts: Rows of each of this rank's micro-batches.
-        mesh: Mesh of the strategy; None: a single process.
-    """
-    own = {name: torch.cat([_full_precision(part[name]) for part in parts]) for name in parts[0]}
-    return in_order(gather_rows(real_rows(own), mesh))
 
 
 class StepLevelSteps:
@@ -84,7 +67,7 @@ class StepLevelSteps:
     ) -> tuple[list[dict[str, Tensor]], Tensor, Tensor]:
         """Computes the gradients of the step's loss for each micro-batch's rows, and the results of `run`."""
         assert isinstance(passes.task, StepLevelTask)
-        leaves = [{name: _full_precision(value.detach()) for name, value in part.items()} for part in parts]
+        leaves = [{name: full_precision(value.detach()) for name, value in part.items()} for part in parts]
         names = [name for name, value in leaves[0].items() if value.is_floating_point()]
         inputs = [part[name].requires_grad_() for part in leaves for name in names]
         with torch.enable_grad():
@@ -98,7 +81,3 @@ class StepLevelSteps:
         all_finite = torch.stack([torch.isfinite(rows[name]).all() for name in names]).all()
         row_sums = [torch.stack([part[name].detach().double().sum() for name in names]).sum() for part in leaves]
         return gradients, sums, torch.where(all_finite, sums, torch.stack(row_sums)[:, None])
-
-
-def _full_precision(rows: Tensor) -> Tensor:
-    return rows.float() if rows.is_floating_point() else rows

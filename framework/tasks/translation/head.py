@@ -2,13 +2,13 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.models.config import EncoderConfig
 from framework.models.decoder import DecoderConfig, TransformerDecoder
 from framework.models.encoder import TransformerEncoder
 from framework.nn.dropout import decoder_keys
+from framework.optim.shards import is_distributed
 from framework.tasks.pretraining.head import MaskedLanguageModelHead, TiedDecoder
 from framework.tasks.translation.search import ActiveTokens, Hypothesis, SearchSettings, beam_search
 
@@ -75,7 +75,7 @@ class TranslationHead(nn.Module):
         """
         growing = _Growing(self, hidden_states, batch)
         hypotheses = beam_search(growing, len(batch.lengths), self.start_id, self.end_id, self.search)
-        if any(isinstance(parameter, DTensor) for parameter in self.decoder.layers.parameters()):
+        if any(is_distributed(parameter) for parameter in self.decoder.layers.parameters()):
             idle = ActiveTokens([self.start_id], [0], [1] + [0] * (len(batch.lengths) - 1))
             while growing.num_calls < self.search.max_length:
                 growing(idle)

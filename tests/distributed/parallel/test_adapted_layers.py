@@ -9,7 +9,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
-from framework.distributed.parallel.parallelize import materialize, parallelize
+from framework.distributed.parallel.materialization import materialize
+from framework.distributed.parallel.parallelize import parallelize
 from framework.distributed.parallel.precision import Precision
 from framework.models.freezing import freeze, freeze_others
 from framework.nn.cross_entropy import cross_entropy_sum

@@ -18,6 +18,7 @@ from framework.config.schema import TrainConfig
 from framework.config.shared_schema import PrecisionConfig
 from framework.distributed.parallel import parallelize as parallelize_module
 from framework.distributed.parallel.float8 import apply_float8, check_float8, fits_float8
+from framework.distributed.parallel.parallelize import weight_policy
 from framework.distributed.parallel.precision import Precision, resolve_precision
 from framework.errors import ConfigError
 from tests.support.models.loading import save_checkpoint
@@ -118,4 +119,4 @@ def test_a_float8_checkpoint_resumes_in_fp32(monkeypatch: pytest.MonkeyPatch, tm
     load_checkpoint(save_checkpoint(tmp_path, 1, emulated.model, emulated.optimizer, {}), other.model, other.optimizer)
     pairs = zip(emulated.model.parameters(), other.model.parameters(), strict=True)
     assert all(torch.equal(first, second) for first, second in pairs)
-    assert Precision("float8").weight_policy == Precision("bf16").weight_policy
+    assert weight_policy(Precision("float8")) == weight_policy(Precision("bf16"))

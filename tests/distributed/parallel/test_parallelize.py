@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.nn.initialization import initial_values
 from tests.support.models.tiny import TinyModel, build, constant_values, full, full_parameters, tiny_config
 from tests.support.processes.collective_trace import CollectiveTrace

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from framework.distributed.parallel.activation_checkpoint import ActivationCheckpointing
+from framework.distributed.parallel.parallelize import norm_policy, weight_policy
 from framework.distributed.parallel.precision import Precision, multiplies_bf16, resolve_precision
 from framework.errors import ConfigError
 from framework.nn.dropout import dropout_base, token_keys
@@ -39,11 +40,11 @@ def test_named_precisions() -> None:
 
 def test_policies() -> None:
     bf16 = Precision("bf16")
-    assert bf16.weight_policy.param_dtype == torch.bfloat16
-    assert bf16.weight_policy.reduce_dtype == torch.float32
-    assert bf16.norm_policy.param_dtype is None
-    assert not bf16.weight_policy.cast_forward_inputs
-    assert Precision("fp32").weight_policy == Precision("fp32").norm_policy
+    assert weight_policy(bf16).param_dtype == torch.bfloat16
+    assert weight_policy(bf16).reduce_dtype == torch.float32
+    assert norm_policy().param_dtype is None
+    assert not weight_policy(bf16).cast_forward_inputs
+    assert weight_policy(Precision("fp32")) == norm_policy()
 
 
 def test_autocast_multiplies_in_bf16() -> None:

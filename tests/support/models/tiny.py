@@ -14,7 +14,8 @@ from framework.batch import DUMMY_SEQUENCE_ID, PackedBatch
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
 from framework.distributed.parallel.activation_checkpoint import KEEP_ALL, ActivationCheckpointing
 from framework.distributed.parallel.gradient_norm import clip_gradients
-from framework.distributed.parallel.parallelize import materialize, parallelize, set_gradient_sync
+from framework.distributed.parallel.materialization import materialize
+from framework.distributed.parallel.parallelize import parallelize, set_gradient_sync
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.parallel.sharding import DEFAULT_SHARDING, Sharding
 from framework.distributed.reduce import sum_over_data_ranks

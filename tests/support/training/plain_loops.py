@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from framework.batch import IGNORE_INDEX, PackedBatch
 from framework.data.planning.plan import StepPlan
-from framework.distributed.parallel.parallelize import materialize
+from framework.distributed.parallel.materialization import materialize
 from framework.nn.dropout import dropout_base, token_keys
 from framework.nn.initialization import initial_values
 from framework.tasks.task import TaskModel

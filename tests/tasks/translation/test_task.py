@@ -21,7 +21,8 @@ from framework.data.reading.table_format import TableFormat
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.mesh import build_mesh, data_parallel_size, mesh_shape
 from framework.distributed.parallel.gradient_norm import clip_gradients
-from framework.distributed.parallel.parallelize import materialize, parallelize, set_gradient_sync, transformer_layers
+from framework.distributed.parallel.materialization import materialize
+from framework.distributed.parallel.parallelize import parallelize, set_gradient_sync, transformer_layers
 from framework.distributed.parallel.precision import Precision
 from framework.distributed.reduce import sum_over_data_ranks
 from framework.errors import ConfigError
