@@ -95,8 +95,8 @@ def assign_full(parameter: Tensor, value: Tensor) -> None:
 def _empty(tensor: Tensor, device: torch.device) -> Tensor:
     """Returns an uninitialized tensor of the same shape on a device.
 
-    `Module.to_empty` calls `empty_like`, which for a plain tensor on the meta device runs in Python (torch 2.13) and
-    imports sympy in half a second.
+    `Module.to_empty` calls `empty_like`, which for a plain tensor on the meta device runs in Python and imports sympy
+    (torch 2.13).
     """
     if is_distributed(tensor):
         return torch.empty_like(tensor, device=device)
