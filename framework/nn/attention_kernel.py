@@ -64,11 +64,11 @@ def time_kernels(
     for name in names:
         try:
             use_kernel(name)
-            found = run()
+            outputs = run()
         except (UnusableKernelError, RuntimeError, NotImplementedError):
             continue
-        expected = found if expected is None else expected
-        if any(_difference(one, other) > _TOLERANCE for one, other in zip(found, expected, strict=True)):
+        expected = outputs if expected is None else expected
+        if any(_difference(one, other) > _TOLERANCE for one, other in zip(outputs, expected, strict=True)):
             continue
         for _ in range(_WARM_UP):
             run()
@@ -119,5 +119,5 @@ def device_clock(device: torch.device) -> Callable[[], float]:
     return clock
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).norm() / expected.float().norm())
+def _difference(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.float() - expected.float()).norm() / expected.float().norm())

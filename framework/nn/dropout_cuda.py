@@ -82,13 +82,13 @@ def _kernel(
     """
     word = tl.program_id(0).to(tl.int64) * words + tl.arange(0, words)
     words_of_token = (num_channels + _LANES - 1) // _LANES
-    token, place = word // words_of_token, word % words_of_token
+    token, index = word // words_of_token, word % words_of_token
     is_word = word < num_words
     lane = tl.arange(0, _LANES)[None, :]
-    channel = place[:, None] * _LANES + lane
+    channel = index[:, None] * _LANES + lane
     is_channel = is_word[:, None] & (channel < num_channels)
     offset = token[:, None] * num_channels + channel
-    kept = kept_lanes(tl.load(dropout_keys + token, is_word, 0), place, lane, threshold, site_key)
+    kept = kept_lanes(tl.load(dropout_keys + token, is_word, 0), index, lane, threshold, site_key)
     value = tl.where(kept, tl.load(x + offset, is_channel, 0.0).to(tl.float32) * scale, 0.0)
     if has_residual:
         value += tl.load(residual + offset, is_channel, 0.0).to(tl.float32)

@@ -58,11 +58,11 @@ class ResidualNorm(LayerNorm):
         if has_kernel(branch):
             from framework.nn.norm_cuda import fused_residual_norm
 
-            found = fused_residual_norm(
+            results = fused_residual_norm(
                 branch, residual, self.weight, self.bias, self.eps, dropout, dropout_keys, outputs
             )
         else:
             total = dropout(branch, dropout_keys, residual=residual)
             normed = super().forward(total)
-            found = {"sum": total, "normed": normed, "operand": normed}
-        return tuple(found[name] for name in outputs)
+            results = {"sum": total, "normed": normed, "operand": normed}
+        return tuple(results[name] for name in outputs)

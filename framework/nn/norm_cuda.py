@@ -145,9 +145,9 @@ def _backward_kernel(
             kept = kept_lanes(tl.load(dropout_keys + token), word, lane, threshold, site_key)
             grad = tl.where(kept, grad * scale, 0.0)
         tl.store(grad_branch + offset, grad.to(grad_branch.dtype.element_ty), is_channel)
-    place = grad_parameters + program.to(tl.int64) * 2 * num_channels + channel
-    tl.store(place, grad_weight, is_channel)
-    tl.store(place + num_channels, grad_bias, is_channel)
+    target = grad_parameters + program.to(tl.int64) * 2 * num_channels + channel
+    tl.store(target, grad_weight, is_channel)
+    tl.store(target + num_channels, grad_bias, is_channel)
 
 
 class _ResidualNorm(torch.autograd.Function):
@@ -257,7 +257,7 @@ def fused_residual_norm(
     keys = dropout_keys if dropout.threshold else None
     tensors = _ResidualNorm.apply(branch, residual, weight, bias, keys, *dropout.draw, eps, *written.values())
     names = [name for name, is_written in written.items() if is_written]
-    found = dict(zip(names, tensors, strict=True))
+    results = dict(zip(names, tensors, strict=True))
     if "operand" in outputs and not has_operand:
-        found["operand"] = found["normed"]
-    return found
+        results["operand"] = results["normed"]
+    return results
