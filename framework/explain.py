@@ -16,14 +16,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 import framework.distributed.processes.early_check  # noqa: F401  must come before Lightning
-from framework.config.command import command, resolve_config
+from framework.config.command import command
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import print_check
 from framework.config.explained_rows import coloured, explanation
-from framework.config.input_rows import InputRow, check_input, join_rows, read_input_rows, report_bad_rows
-from framework.config.nodes import check_arguments
-from framework.config.outputs import check_output_differs, open_output, write_to_stdout
-from framework.config.prediction_files import check_suffix, find_writer
+from framework.config.input_rows import InputRow, join_rows, read_input_rows, read_settings, report_bad_rows
+from framework.config.outputs import open_output, write_to_stdout
+from framework.config.prediction_files import find_writer, write_rows
 from framework.config.trained import Trained, describe_trained, open_inference, open_trained
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
@@ -44,10 +43,7 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
 
     Under `check` it only checks, and returns no rows.
     """
-    settings = ExplainConfig(**check_arguments("", resolve_config(composed, ExplainConfig), ExplainConfig))
-    check_suffix(settings.output)
-    check_output_differs(settings.output, [settings.input])
-    check_input(settings)
+    settings = read_settings(composed, ExplainConfig)
     is_first = process_info().rank == 0
     with open_output(settings.output) if is_first else nullcontext() as write:
         trained = open_trained(settings, settings.task)
@@ -68,7 +64,7 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
                     console.print(coloured(row, values))
             write_to_stdout([printed.get()])
         else:
-            write(writer(rows))
+            write_rows(write, writer, rows)
     report_bad_rows(inputs)
     report_errors(rows)
     return rows

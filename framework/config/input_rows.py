@@ -6,9 +6,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from omegaconf import DictConfig
+
+from framework.config.command import resolve_config
 from framework.config.command_schema import InputFormat, PredictConfig
+from framework.config.nodes import check_arguments
+from framework.config.outputs import check_output_differs
+from framework.config.prediction_files import check_suffix
 from framework.data.examples.splits import SplitFiles
 from framework.data.reading.files import Reading, check_regular, kind_of
 from framework.data.reading.json_rows import row_values
@@ -22,6 +28,8 @@ from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.tagged_rows import read_conll_words
 
 _RENAMED = "input_"
+
+_Settings = TypeVar("_Settings", bound=PredictConfig)
 
 _Reader = Callable[[Reading], Iterator[Row] | None]
 
@@ -65,6 +73,24 @@ class _AnsweredReading(Reading):
     def _take(self, count: int) -> list[InputRow]:
         taken, self.collected = self.collected[:count], self.collected[count:]
         return taken
+
+
+def read_settings(composed: DictConfig, schema: type[_Settings]) -> _Settings:
+    """Returns the settings of a command that predicts rows, and checks its paths before a model is read.
+
+    Args:
+        composed: Composed config.
+        schema: Dataclass of the command's settings.
+
+    Raises:
+        ConfigError: A value is invalid, or the output is the input or has a suffix that is not supported.
+        DataError: The input cannot be read.
+    """
+    settings = schema(**check_arguments("", resolve_config(composed, schema), schema))
+    check_suffix(settings.output)
+    check_output_differs(settings.output, [settings.input])
+    check_input(settings)
+    return settings
 
 
 def check_input(settings: PredictConfig) -> None:

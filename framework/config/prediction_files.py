@@ -5,11 +5,13 @@ import csv
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.errors import ConfigError
+from framework.config.outputs import WriteText
+from framework.errors import ConfigError, DataError
 
 PredictedRow = Mapping[str, Any]
 Writer = Callable[[Sequence[PredictedRow]], Iterator[str]]
@@ -110,3 +112,42 @@ _WRITERS: dict[str, Writer] = {
     ".tsv": _delimited("\t"),
     ".conll": _conll,
 }
+
+
+def write_rows(write: WriteText, writer: Writer, rows: Sequence[PredictedRow]) -> None:
+    """Writes rows to an opened output.
+
+    Args:
+        write: Function from `framework.config.outputs.open_output`.
+        writer: Function from `find_writer`.
+        rows: Rows.
+
+    Raises:
+        DataError: Writing failed. The rows are saved in the temporary folder of the system if possible, and the error
+            names that file.
+    """
+    try:
+        write(writer(rows))
+    except DataError as error:
+        raise _rescued(error, rows) from error
+
+
+def _rescued(error: DataError, rows: Sequence[PredictedRow]) -> DataError:
+    """Saves predictions that could not be written to their output in the temporary folder of the system, if possible.
+
+    Returns:
+        The error, extended by the path of that file.
+    """
+    if isinstance(error.__cause__, BrokenPipeError):
+        return error  # the reader needs no more rows
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="cloze-predictions-", suffix=".jsonl")
+    except OSError:
+        return error
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.writelines(json_lines(rows))
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        return error
+    return DataError(f"{error} The {len(rows)} rows are in {name}.")
