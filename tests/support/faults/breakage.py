@@ -32,7 +32,7 @@ class NanGradient:
     step: int
 
     def __call__(self) -> None:
-        """Replaces `EncoderModule.backward`."""
+        """Replaces `ModelPasses.backward`."""
         _before_backward(self.rank, self.step, lambda loss: loss * float("nan"))
 
 
@@ -49,7 +49,7 @@ class Sleep:
     step: int
 
     def __call__(self) -> None:
-        """Replaces `EncoderModule.backward`."""
+        """Replaces `ModelPasses.backward`."""
 
         def sleep(loss: Tensor) -> Tensor:
             while True:
@@ -60,15 +60,12 @@ class Sleep:
 
 def _before_backward(rank: int, step: int, change: Callable[[Tensor], Tensor]) -> None:
     """Applies a function to the losses of one rank in one step, before their backward pass."""
-    from framework.modules.encoder_module import EncoderModule
+    from framework.modules.passes.model_passes import ModelPasses
 
-    backward = EncoderModule.backward
+    backward = ModelPasses.backward
 
-    def changed(module: EncoderModule, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        batch = module.step_batch
-        assert batch is not None
-        if batch.step == step and os.environ["RANK"] == str(rank):
-            loss = change(loss)
-        backward(module, loss, *args, **kwargs)
+    def changed(passes: ModelPasses, loss: Tensor, is_last: bool) -> None:
+        struck = passes.step == step and os.environ["RANK"] == str(rank)
+        backward(passes, change(loss) if struck else loss, is_last)
 
-    EncoderModule.backward = changed  # type: ignore[assignment,method-assign]
+    ModelPasses.backward = changed  # type: ignore[method-assign]
