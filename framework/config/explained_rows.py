@@ -7,7 +7,8 @@ import numpy as np
 from rich.text import Text
 
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.modules.attribution import Attribution, word_indices
+from framework.modules.attribution import Attribution
+from framework.modules.item_passes import word_indices
 
 _COLOURS = {True: (0, 150, 0), False: (200, 0, 0)}
 """Background of words that raise the score, and of words that lower it."""

@@ -12,8 +12,9 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
 from framework.models.encoder import TransformerEncoder
-from framework.modules.attribution import Attribution, Explained, Method, attribute, word_indices
+from framework.modules.attribution import Attribution, Explained, Method, attribute
 from framework.modules.inference import Inference
+from framework.modules.item_passes import word_indices
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import TaskModel
 from tests.support.commands.in_process import tokenizer_folder, train_vocabulary
