@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a run, a checkpoint or an export on a split",
     "predict": "predict each row of a file, in order",
     "explain": "show which words made each prediction",
+    "audit": "test a model beyond its accuracy: edited texts, behaviour, groups",
     "export": "write a folder that transformers loads",
     "report": "redraw the plots and report.html of a run",
     "status": "show the progress of runs",

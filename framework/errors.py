@@ -53,6 +53,16 @@ class SweepError(FrameworkError):
     """Jobs of a sweep that failed."""
 
 
+class AuditError(FrameworkError):
+    """An audit whose rate exceeds `fail_above`.
+
+    Attributes:
+        exit_code: 1, because the input was valid and the result was written.
+    """
+
+    exit_code = 1
+
+
 class ResourceError(FrameworkError):
     """A machine that ran out of memory or killed a loader process. Another start may succeed.
 

@@ -20,19 +20,15 @@ from rich.table import Table
 
 import framework.distributed.processes.early_check  # must come before Lightning
 import framework.metrics.import_torchmetrics  # noqa: F401  must come before Lightning
-from framework.config.command import command, resolve_config
+from framework.config.command import command
 from framework.config.command_schema import EvaluateConfig
 from framework.config.dry_check import print_check
-from framework.config.evaluation_data import changed_data, named_split
-from framework.config.nodes import TARGET_KEY, check_arguments
+from framework.config.evaluation_data import describe_weights, open_split, read_data_settings
 from framework.config.outputs import open_output, write_to_stdout
-from framework.config.task_parts import build_data_component
 from framework.config.trained import Trained, describe_trained, open_inference, open_trained
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
-from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
-from framework.errors import ConfigError
 from framework.tracking.analysis.content import split_analysis, write_analysis
 from framework.tracking.analysis.report import draw_pictures, write_report
 from framework.tracking.console import open_console, print_line
@@ -51,16 +47,11 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
     Returns:
         Metrics by name; empty under `check`.
     """
-    config = resolve_config(composed, EvaluateConfig)
-    given: Any = config["data"] or {}
-    is_whole = TARGET_KEY in given
-    changes = {} if is_whole else {key: value for key, value in given.items() if value is not None}
-    settings = EvaluateConfig(**check_arguments("", config | {"data": given if is_whole else None}, EvaluateConfig))
-    split = named_split(settings.split, changes)
+    settings, split, changes = read_data_settings(composed, EvaluateConfig)
     is_first = process_info().rank == 0
     with open_output(settings.output) if is_first and settings.output is not None else nullcontext() as write:
         trained = open_trained(settings, settings.task)
-        source = open_split(settings, trained, split, changes)
+        source = open_split(trained, settings.run, settings.data, split, changes)
         if settings.check:
             if is_first:
                 print_check([*describe_trained(trained), (f"{split} split", f"{len(source):,} sequences")])
@@ -98,30 +89,6 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
 run = evaluate.run
 
 
-def open_split(settings: EvaluateConfig, trained: Trained, split: str, changes: Mapping[str, Any]) -> SequenceSource:
-    """Reads the split to evaluate.
-
-    Args:
-        settings: Settings of the command.
-        trained: Run or export.
-        split: Name of the split.
-        changes: Values of the run's data from the command line.
-
-    Raises:
-        ConfigError: The split does not exist, or no data is given.
-    """
-    data = changed_data(trained, settings.run, split, changes) if changes else settings.data or trained.data
-    if data is None:
-        raise ConfigError(
-            f"run={settings.run} is an export, which contains no data. Give a file, for example data.test=FILE, or "
-            "choose other data, for example data=table data.train=FILE."
-        )
-    sources = trained.task.build_sources(build_data_component(trained.task, data), trained.tokenizer, seed=0)
-    if split not in sources:
-        raise ConfigError(f"split={split} does not exist. The data has {', '.join(sources)}. Choose one of these.")
-    return sources[split]
-
-
 def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
     """Returns the folder of the report to extend: the run folder, or for an export a folder next to `output`.
 
@@ -133,14 +100,6 @@ def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:
         return trained.folder
     output = Path(settings.output)
     return output.with_name(f"{output.stem}_report")
-
-
-def describe_weights(settings: EvaluateConfig, trained: Trained) -> str:
-    """Describes the evaluated weights, for example `step_00000012, auto`; for an export, returns its path."""
-    if trained.folder is None:
-        return trained.weights.source
-    mean = f", mean of {settings.average_last} checkpoints" if settings.average_last > 1 else ""
-    return f"{trained.weights.source.rstrip('/').rpartition('/')[2]}, {settings.weights}{mean}"
 
 
 def add_to_report(folder: Path, name: str, analysis: Mapping[str, Any]) -> str:

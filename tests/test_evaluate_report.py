@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from framework.config.command_schema import EvaluateConfig
+from framework.config.evaluation_data import describe_weights
 from framework.config.shared_schema import PrecisionConfig
 from framework.errors import ConfigError
-from framework.evaluate import add_to_report, describe_weights, report_folder
+from framework.evaluate import add_to_report, report_folder
 
 
 def settings(**changes: Any) -> EvaluateConfig:

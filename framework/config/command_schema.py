@@ -226,6 +226,50 @@ class ExplainConfig(PredictConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditConfig(InferenceConfig):
+    """Settings of `framework.audit`.
+
+    Attributes:
+        audit: Audits by name (`framework.audits.audit.Audit`).
+        fail_above: Rate above which the exit code is 1, for all audits or by name of the audit; null: none.
+        split: Split of the user's data that audits read; null: the split whose file `data` names, else "validation".
+        data: Data that replaces the data of the run; an export needs it for audits that read the user's data.
+        seed: Seed of the draws of audits.
+        report_examples: Number of failed cases that the result of an audit contains; 0: the result contains no texts.
+        output: Folder for the results; null: the run folder, or for an export the folder EXPORT_audit beside it.
+    """
+
+    audit: dict[str, Component]
+    fail_above: float | dict[str, float] | None = None
+    split: Literal["train", "validation", "test"] | None = None
+    data: Component | None = None
+    seed: int = 0
+    report_examples: int = 20
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.audit:
+            raise ConfigError(
+                "`audit` names no audit. The command runs at least one. Add, for example, audit=contrast."
+            )
+        check_at_least("`report_examples`", self.report_examples, 0, "Set 0 for results without texts.")
+        for name in self.fail_above if isinstance(self.fail_above, dict) else ():
+            if name not in self.audit:
+                raise ConfigError(
+                    f"`fail_above` names the audit {name!r}, which is not chosen. Chosen are {', '.join(self.audit)}. "
+                    "Choose one of them, or remove it."
+                )
+        for limit in map(self.limit, self.audit):
+            if limit is not None and not 0 <= limit <= 1:
+                raise ConfigError(f"`fail_above` is {limit}. It must be from 0 to 1. Choose, for example, 0.1.")
+
+    def limit(self, name: str) -> float | None:
+        """Returns the largest accepted rate of an audit; None: any."""
+        return self.fail_above.get(name) if isinstance(self.fail_above, dict) else self.fail_above
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig(TrainedConfig):
     """Settings of `framework.export`.
 

@@ -1,12 +1,20 @@
-"""Data that framework.evaluate reads: a file of the run, or a new file in the same format."""
+"""Data that framework.evaluate and framework.audit read: a split of the run, or a new file in the same format."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from framework.config.nodes import TARGET_KEY, Component, check_component
+from omegaconf import DictConfig
+
+from framework.config.command import resolve_config
+from framework.config.command_schema import AuditConfig, EvaluateConfig, TrainedConfig
+from framework.config.nodes import TARGET_KEY, Component, check_arguments, check_component
+from framework.config.task_parts import build_data_component
 from framework.config.trained import Trained
 from framework.data.examples.splits import SplitFiles
+from framework.data.planning.plan import SequenceSource
 from framework.errors import ConfigError
+
+_Settings = TypeVar("_Settings", EvaluateConfig, AuditConfig)
 
 _SPLITS = ("train", "validation", "test")
 _TRAINING_ONLY = {"validation_fraction": 0.0, "test_fraction": 0.0, "deduplicate": False, "max_train_rows": None}
@@ -17,6 +25,24 @@ def named_split(split: str | None, changes: Mapping[str, Any]) -> str:
     if split is not None:
         return split
     return next((name for name in reversed(_SPLITS) if changes.get(name) is not None), "validation")
+
+
+def read_data_settings(composed: DictConfig, schema: type[_Settings]) -> tuple[_Settings, str, dict[str, Any]]:
+    """Reads the settings of a command that reads a split.
+
+    Args:
+        composed: Composed config. Its `data` is a choice of data, or values of the run's data.
+        schema: Dataclass of the command's settings.
+
+    Returns:
+        Settings, whose `data` is None unless other data is chosen; name of the split; and the values of the run's data.
+    """
+    config = resolve_config(composed, schema)
+    given: Any = config["data"] or {}
+    is_whole = TARGET_KEY in given
+    changes = {} if is_whole else {key: value for key, value in given.items() if value is not None}
+    settings = schema(**check_arguments("", config | {"data": given if is_whole else None}, schema))
+    return settings, named_split(settings.split, changes), changes
 
 
 def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, Any]) -> Component:
@@ -57,6 +83,41 @@ def changed_data(trained: Trained, run: str, split: str, changes: Mapping[str, A
         if split != "test" and "test_targets" in node:
             node["test_targets"] = None
     return check_component("data", node)
+
+
+def open_split(
+    trained: Trained, run: str, data: Component | None, split: str, changes: Mapping[str, Any]
+) -> SequenceSource:
+    """Reads a split of the data of a run or of other data.
+
+    Args:
+        trained: Run or export.
+        run: Name of the run, for messages.
+        data: Data that replaces the data of the run; None: the data of the run.
+        split: Name of the split.
+        changes: Values of the run's data from the command line.
+
+    Raises:
+        ConfigError: The split does not exist, or no data is given.
+    """
+    chosen = changed_data(trained, run, split, changes) if changes else data or trained.data
+    if chosen is None:
+        raise ConfigError(
+            f"run={run} is an export, which contains no data. Give a file, for example data.test=FILE, or "
+            "choose other data, for example data=table data.train=FILE."
+        )
+    sources = trained.task.build_sources(build_data_component(trained.task, chosen), trained.tokenizer, seed=0)
+    if split not in sources:
+        raise ConfigError(f"split={split} does not exist. The data has {', '.join(sources)}. Choose one of these.")
+    return sources[split]
+
+
+def describe_weights(settings: TrainedConfig, trained: Trained) -> str:
+    """Describes the weights that a command uses, for example `step_00000012, auto`; for an export, returns its path."""
+    if trained.folder is None:
+        return trained.weights.source
+    mean = f", mean of {settings.average_last} checkpoints" if settings.average_last > 1 else ""
+    return f"{trained.weights.source.rstrip('/').rpartition('/')[2]}, {settings.weights}{mean}"
 
 
 def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -21,7 +21,8 @@ INTERRUPTED = 130
 def guard(body: Callable[[], object]) -> None:
     """Runs the body of a command. Every error except SystemExit ends the process with one message and an exit code.
 
-    Exit codes are 2 for a FrameworkError (1 for a ResourceError), 1 for an unexpected error, and 130 after Ctrl-C.
+    Exit codes are 2 for a FrameworkError (1 for a ResourceError or an AuditError), 1 for an unexpected error, and 130
+    after Ctrl-C.
     """
     try:
         body()

@@ -114,12 +114,21 @@ def import_target(path: str, name: Any) -> Callable[..., Any]:
             "class. Correct the path."
         ) from error
     # Functions of this package are rejected, because a config must not be able to delete a folder, for example.
-    if not callable(target) or (is_own(module_name) and not inspect.isclass(target)):
+    if not _has_signature(target) or (is_own(module_name) and not inspect.isclass(target)):
         raise ConfigError(
-            f"`{path}.{TARGET_KEY}` is {name!r}, which is not a class. It must be the full path of a class. Correct "
-            "the path."
+            f"`{path}.{TARGET_KEY}` is {name!r}, which is not a class with a signature. It must be the full path of a "
+            "class. Correct the path."
         )
     return target
+
+
+def _has_signature(target: Any) -> bool:
+    """Returns True for classes and functions whose parameters are known; some builtin types have no signature."""
+    try:
+        inspect.signature(target)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def is_own(module: str) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from framework.checkpoint.layout import step_of
 from framework.config.command_schema import ExportConfig
+from framework.config.evaluation_data import describe_weights
 from framework.config.nodes import TARGET_KEY
 from framework.config.run_folder import read_config
 from framework.config.run_records import read_starts
@@ -13,6 +14,7 @@ from framework.config.trained import Trained
 from framework.errors import CheckpointError, reading_record
 from framework.exports.model_card import RunFacts
 from framework.tasks.task import Task
+from framework.tracking.analysis.audits import describe_rate, read_audits
 from framework.tracking.metric_names import describe
 from framework.tracking.run_files import PROVENANCE_FILE
 from framework.tracking.summary_file import read_summary
@@ -39,9 +41,17 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
             training=_training(config, summary, step),
             metrics=_metrics(config, summary, step, settings),
             versions={str(library): str(version) for library, version in start["versions"].items()},
+            audits=_audits(trained, folder, settings),
             base_model=start.get("base_model"),
             predicts=type(trained.task).decode is not Task.decode,
         )
+
+
+def _audits(trained: Trained, folder: Path, settings: ExportConfig) -> dict[str, str]:
+    """Describes the results of the audits that measured exactly the exported weights, by name of the audit."""
+    weights = describe_weights(settings, trained)
+    audits = {name: each for name, each in read_audits(folder).items() if each["facts"].get("weights") == weights}
+    return {name: f"{each['summary']} {describe_rate(each)}." for name, each in audits.items()}
 
 
 def _first_start(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ follows the Hugging Face Hub (https://huggingface.co/docs/hub/model-cards).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
@@ -39,6 +39,7 @@ class RunFacts:
         training: Rows of the table on the training.
         metrics: Validation metrics of exactly these weights, by label; empty if they were not measured.
         versions: Versions of the libraries used in training.
+        audits: Results of audits of exactly these weights, by name of the audit; empty if there are none.
         base_model: Hugging Face Hub name of the weights that the run started from; None for other weights.
         predicts: True if `framework.predict` supports the task.
     """
@@ -48,6 +49,7 @@ class RunFacts:
     training: Mapping[str, str]
     metrics: Mapping[str, str]
     versions: Mapping[str, str]
+    audits: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     predicts: bool = False
 
@@ -89,6 +91,7 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
         *_labels(model.labels),
         "## Metrics",
         *_metrics(facts.metrics),
+        *_audits(facts.audits),
         "## Training",
         _table(("", ""), facts.training),
         "## Use",
@@ -143,6 +146,12 @@ def _metrics(metrics: Mapping[str, str]) -> list[str]:
     if not metrics:
         return ["The run folder has no validation metrics of these weights."]
     return ["Measured with these weights on the validation split of the run:", _table(("metric", "value"), metrics)]
+
+
+def _audits(audits: Mapping[str, str]) -> list[str]:
+    if not audits:
+        return []
+    return ["## Audits", "Measured with these weights by `framework.audit`:", _table(("audit", "result"), audits)]
 
 
 def _usage(model: ExportedModel, facts: RunFacts) -> Iterable[str]:

@@ -285,6 +285,14 @@ class Task(ABC):
         return {name: values[name] for name in self.fields}
 
     @property
+    def single_labels(self) -> tuple[str, ...]:
+        """Returns the labels of which each prediction has exactly one, `label`, with the `probabilities` of all labels.
+
+        They are known after `restore`. A task with other predictions returns an empty tuple.
+        """
+        return ()
+
+    @property
     def predicts_rows(self) -> bool:
         """Returns True if the task implements `decode`."""
         return type(self).decode is not Task.decode

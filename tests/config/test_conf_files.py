@@ -11,9 +11,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from framework.audits.audit import Audit
 from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import (
+    AuditConfig,
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
@@ -40,6 +42,7 @@ EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
 # Overrides that a group's option needs besides its name.
 NEEDS = {
+    "audit/contrast": ["audit.contrast.original=x", "audit.contrast.edited=y"],
     "adapter/lora": ["init_from=x"],
     "tokenizer/folder": ["tokenizer.path=x"],
     "tokenizer/from_weights": ["init_from=x"],
@@ -84,6 +87,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
+        "audit": 1,
         "augmentation": 5,
         "corpus": 6,
         "data": 14,
@@ -101,8 +105,8 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 3,
     }
-    assert len(ALL_FILES) == sum(by_group.values()) + 10
-    assert (len(FILES), len(BASES)) == (101, 12)
+    assert len(ALL_FILES) == sum(by_group.values()) + 11
+    assert (len(FILES), len(BASES)) == (103, 12)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
@@ -143,6 +147,9 @@ def test_every_file_composes_checks_and_builds(file):
         config = resolve_config(composed("prepare", f"corpus={option}", *needs))
         settings = PrepareConfig(**check_arguments("", config, PrepareConfig))
         assert all(source.build() for source in settings.corpus.sources.values())
+    elif group == "audit":
+        settings = check_audits(f"audit={option}", *needs)
+        assert isinstance(settings.audit[option].build(), Audit)
     elif group == "vocabulary":
         assert check_component(group, resolve_config(composed(name, *needs))[group]).build()
     elif group == "hydra":
@@ -170,6 +177,9 @@ def plugin_keys(file: Path) -> DictConfig:
 def check_command(name: str) -> None:
     schemas = {"prepare": PrepareConfig, "evaluate": EvaluateConfig, "predict": PredictConfig, "export": ExportConfig}
     schemas |= {"report": ReportConfig, "explain": ExplainConfig}
+    if name == "audit":
+        check_audits("audit=contrast", *NEEDS["audit/contrast"])
+        return
     if name == "train":
         check_settings(composed("train", "experiment=pretrain_demo"))
         return
@@ -179,6 +189,11 @@ def check_command(name: str) -> None:
     if name == "evaluate":
         config["data"] = None
     assert schemas[name](**check_arguments("", config, schemas[name]))
+
+
+def check_audits(*overrides: str) -> AuditConfig:
+    config = resolve_config(composed("audit", "run=x", *overrides)) | {"data": None}
+    return AuditConfig(**check_arguments("", config, AuditConfig))
 
 
 def check_settings(config: DictConfig) -> None:

@@ -151,6 +151,11 @@ class RelationExtractionTask(Task):
         """Returns the label set, because every relation has a logit."""
         return self.labels
 
+    @property
+    def single_labels(self) -> tuple[str, ...]:
+        """Returns the label set, because every pair of entities has one relation."""
+        return self.labels
+
     def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
         """Returns the predicted label, or the given one, with its column."""
         label = prediction["label"] if name is None else name

@@ -67,6 +67,11 @@ class Problem(ABC):
         """Returns the names of the scores in their order."""
         return self.labels
 
+    @property
+    def single_labels(self) -> tuple[str, ...]:
+        """Returns the labels if each sequence has exactly one; empty for other problems."""
+        return ()
+
     def predicted_labels(self, prediction: Mapping[str, Any]) -> list[str]:
         """Returns the names of the predicted scores, for a prediction of `decode`."""
         return [prediction["label"]]

@@ -98,6 +98,11 @@ class SingleLabel(Problem):
         num_rows = sum(rows[label] for label in labels)
         self._weights = tuple(num_rows / (len(labels) * rows[label]) for label in labels)
 
+    @property
+    def single_labels(self) -> tuple[str, ...]:
+        """Returns all labels, because a sequence has exactly one of them."""
+        return self.labels
+
     def to_record(self) -> dict[str, Any]:
         """Returns the labels and, if set, their weights."""
         record = super().to_record()

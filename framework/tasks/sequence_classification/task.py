@@ -196,6 +196,11 @@ class SequenceClassificationTask(Task):
         """Returns the labels; for regression the name of the score."""
         return self.problem.explained_labels
 
+    @property
+    def single_labels(self) -> tuple[str, ...]:
+        """Returns the labels if each sequence has exactly one."""
+        return self.problem.single_labels
+
     def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
         """Returns the predicted labels, or the given one, with their columns."""
         names = self.problem.predicted_labels(prediction) if name is None else [name]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from framework.files import write_atomic
+from framework.tracking.analysis.audits import audit_section, read_audits
 from framework.tracking.analysis.content import read_analyses
 from framework.tracking.analysis.data_section import data_section
 from framework.tracking.analysis.page import Picture, Section, Table, render
@@ -92,6 +93,7 @@ def write_report(run_folder: Path) -> Path:
         Section("metrics", "Metrics", tables=_metrics(summary, analyses)),
         Section("curves", "Curves", pictures=_curves(run_folder, analyses)),
         *(split_section(run_folder, split, analysis) for split, analysis in analyses.items()),
+        *(audit_section(audit, values) for audit, values in read_audits(run_folder).items()),
         data_section(read_data_facts(run_folder)),
         Section("run", "Run", facts=[rows for rows in (settings, _origin(start)) if any(rows.values())]),
     ]

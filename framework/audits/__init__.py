@@ -1,0 +1,1 @@
+"""Audits of trained models: behaviour under tests and edits, and differences between groups of people."""
