@@ -19,14 +19,16 @@ import framework.distributed.processes.early_check  # noqa: F401  must come befo
 from framework.config.command import command
 from framework.config.command_schema import ExplainConfig
 from framework.config.dry_check import print_check
-from framework.config.explained_rows import coloured, explanation
+from framework.config.explained_rows import NOTHING_EXPLAINED, coloured, explanation
 from framework.config.input_rows import InputRow, join_rows, read_input_rows, read_settings, report_bad_rows
 from framework.config.outputs import open_output, write_to_stdout
 from framework.config.prediction_files import find_writer, write_rows
 from framework.config.trained import Trained, describe_trained, open_inference, open_trained
+from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
-from framework.modules.attribution import Explained, attribute
+from framework.modules.attribution import attribute
+from framework.tasks.explanation import TokenPlaces
 from framework.tasks.task import Task
 from framework.tracking.console import open_console
 
@@ -49,23 +51,26 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
         trained = open_trained(settings, settings.task)
         names = chosen_names(trained.task, settings.explain)
         writer = find_writer(settings.output, None)
-        inputs = read_input_rows(settings, trained.task, trained.tokenizer, trained.file_layout)
+        fields = trained.task.explained_fields
+        inputs = read_input_rows(settings, trained.task, trained.tokenizer, trained.file_layout, fields)
+        source = trained.task.build_source([each.row for each in inputs if each.row is not None], trained.tokenizer)
         if settings.check:
             if is_first:
                 print_check([*describe_trained(trained), ("rows", f"{len(inputs):,}")])
             return []
-        rows, texts = explained_rows(settings, trained, names, inputs)
+        rows, places = explained_rows(settings, trained, names, inputs, source)
         if write is None:
             return rows
         console = open_console()
         if settings.output is None and settings.text is not None and console.is_terminal:
             with console.capture() as printed:
-                for row, values in zip(rows, texts, strict=True):
-                    console.print(coloured(row, values))
+                for row, each in zip(rows, places, strict=True):
+                    console.print(coloured(row, each))
             write_to_stdout([printed.get()])
         else:
             write_rows(write, writer, rows)
     report_bad_rows(inputs)
+    report_cut(rows, places)
     report_errors(rows)
     return rows
 
@@ -80,22 +85,32 @@ def chosen_names(task: Task, choice: str) -> list[str | None]:
         ConfigError: The task has no scores to explain, or no label of this name.
     """
     if not task.explains_predictions:
-        task.explained({}, None)  # raises the error of the task
+        task.explained(None, [], None)  # raises the error of the task
+    labels = task.explained_labels
     if choice == PREDICTED:
         return [None]
+    if not labels:
+        raise ConfigError(
+            f"`explain` is {choice!r}, but the scores of this task have no labels. Use explain={PREDICTED}, which "
+            "explains the prediction."
+        )
     if choice == ALL:
-        return list(task.explained_labels)
-    if choice not in task.explained_labels:
+        return list(labels)
+    if choice not in labels:
         raise ConfigError(
             f"`explain` is {choice!r}, which is no label of this run. Choose {PREDICTED}, {ALL} or one of "
-            f"{', '.join(task.explained_labels)}."
+            f"{', '.join(labels)}."
         )
     return [choice]
 
 
 def explained_rows(
-    settings: ExplainConfig, trained: Trained, names: Sequence[str | None], inputs: Sequence[InputRow]
-) -> tuple[list[dict[str, Any]], list[Mapping[str, str]]]:
+    settings: ExplainConfig,
+    trained: Trained,
+    names: Sequence[str | None],
+    inputs: Sequence[InputRow],
+    source: SequenceSource,
+) -> tuple[list[dict[str, Any]], list[TokenPlaces | None]]:
     """Predicts and explains rows. Collective: all ranks must call.
 
     Args:
@@ -103,36 +118,52 @@ def explained_rows(
         trained: Model.
         names: Scores to explain for each row, from `chosen_names`.
         inputs: Rows.
+        source: Source of the rows that are not bad.
 
     Returns:
-        One output row for each explained score, and the texts of each by field.
+        One output row for each explained score, and the places of its tokens. A row without such a score, such as a
+        text without entities, has one output row with nulls, and so has a bad row.
     """
     task, tokenizer = trained.task, trained.tokenizer
-    given = [each.row for each in inputs if each.row is not None]
-    source = task.build_source(given, tokenizer)
     with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
-        predictions = inference.predict(source)
-        chosen = [[pair for name in names for pair in task.explained(prediction, name)] for prediction in predictions]
-        scores = [Explained(item, target) for item, pairs in enumerate(chosen) for _, target in pairs]
+        decoded = inference.decode(source)
+        by_name = [task.explained(source, decoded, name) for name in names]
+        chosen = [[each for scores in row for each in scores] for row in zip(*by_name, strict=True)]
+        scores = [each for row in chosen for each in row]
         attributions = iter(attribute(inference, tokenizer, source, scores, settings.method, settings.steps))
-    texts = [task.explained_texts(row.values) for row in given]
-    explained = [
-        [explanation(name, next(attributions), texts[item], tokenizer) for name, _ in pairs]
-        for item, pairs in enumerate(chosen)
-    ]
+    predictions = task.assemble(source, decoded)
     repeated: list[InputRow] = []
     joined: list[dict[str, Any]] = []
-    shown: list[Mapping[str, str]] = []
-    items = iter(range(len(given)))
+    places: list[TokenPlaces | None] = []
+    items = iter(zip(predictions, chosen, strict=True))
     for each in inputs:
         if each.row is None:
             repeated.append(each)
+            places.append(None)
             continue
-        item = next(items)
-        repeated += [each] * len(explained[item])
-        joined += [predictions[item] | row for row in explained[item]]
-        shown += [texts[item]] * len(explained[item])
-    return join_rows(repeated, joined), shown
+        prediction, row_scores = next(items)
+        repeated += [each] * max(len(row_scores), 1)
+        if not row_scores:
+            joined.append(prediction | NOTHING_EXPLAINED)
+            places.append(None)
+        for score in row_scores:
+            located = task.explained_places(source, score, each.row.values, tokenizer)
+            joined.append(prediction | explanation(score, next(attributions), located, tokenizer))
+            places.append(located)
+    keys = dict.fromkeys(name for row in joined for name in row)
+    return join_rows(repeated, [keys | row for row in joined]), places
+
+
+def report_cut(rows: Sequence[Mapping[str, Any]], places: Sequence[TokenPlaces | None]) -> None:
+    """Reports on standard error how many explained rows have text that the model does not read, and an example."""
+    cut = [(number, each.cut[0]) for number, each in enumerate(places, start=1) if each is not None and each.cut]
+    if cut:
+        number, part = cut[0]
+        sys.stderr.write(
+            f"{len(cut)} of {len(rows)} explanations are of texts that are longer than task.max_length allows. The "
+            f"model does not read their rest. For example, it does not read the characters {part.start} to {part.end} "
+            f"of `{part.field}` in row {number} of the output.\n"
+        )
 
 
 def report_errors(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -223,6 +223,11 @@ class ExplainConfig(PredictConfig):
                 f"`steps` is {self.steps}. Integrated gradients need at least {MIN_STEPS} points. Use the default 32, "
                 "or method=gradient for a single point."
             )
+        if (self.output or "").lower().endswith(".conll"):
+            raise ConfigError(
+                f"output={self.output} is a CoNLL file, which has no place for explanations. They are written as "
+                "JSONL, CSV or TSV. Choose a name that ends in .jsonl, .csv or .tsv."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

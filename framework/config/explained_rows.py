@@ -1,6 +1,6 @@
 """Rows of `framework.explain`: words of the given texts with their scores, and a coloured text for terminals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,110 +9,115 @@ from rich.text import Text
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.modules.attribution import Attribution
 from framework.modules.item_passes import word_indices
+from framework.tasks.explanation import Explained, TokenPlaces
 
 _COLOURS = {True: (0, 150, 0), False: (200, 0, 0)}
 """Background of words that raise the score, and of words that lower it."""
 
+NOTHING_EXPLAINED: dict[str, Any] = {
+    "explained": None,
+    "score": None,
+    "baseline_score": None,
+    "completeness_error": None,
+    "words": [],
+}
+"""Keys of an output row without an explained score."""
 
-def explanation(name: str, attribution: Attribution, texts: Mapping[str, str], tokenizer: Tokenizer) -> dict[str, Any]:
+
+def explanation(
+    explained: Explained, attribution: Attribution, places: TokenPlaces, tokenizer: Tokenizer
+) -> dict[str, Any]:
     """Returns an explanation as JSON values.
 
     Args:
-        name: Name of the explained score.
-        attribution: Token scores of an item.
-        texts: Texts of the row in the order of their tokens, by field.
+        explained: Explained score.
+        attribution: Token scores of its item.
+        places: Places of the tokens.
         tokenizer: Tokenizer of the model.
 
     Returns:
-        `explained`, its `score`, `baseline_score` `completeness_error` and `words`.
+        `explained` (its name), the details of the score, `score`, `baseline_score`, `completeness_error` and `words`.
     """
     return {
-        "explained": name,
+        "explained": explained.name,
+        **explained.details,
         "score": attribution.score,
         "baseline_score": attribution.baseline_score,
         "completeness_error": attribution.error,
-        "words": scored_words(attribution, texts, tokenizer),
+        "words": scored_words(attribution, places, tokenizer),
     }
 
 
-def scored_words(attribution: Attribution, texts: Mapping[str, str], tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Returns the words of an item, each with the sum of the scores of its tokens.
+def scored_words(attribution: Attribution, places: TokenPlaces, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Returns the words that an explained score depends on, each with the sum of the scores of its tokens.
+
+    Adjacent tokens at the same place are one word, such as the parts of `don't` where a task tags white-space words.
 
     Args:
         attribution: Token scores of an item.
-        texts: Texts of the row in the order of their tokens, by field.
+        places: Places of the tokens.
         tokenizer: Tokenizer of the model.
 
     Returns:
-        For each word `text`, its characters `start` (inclusive) and `end` (exclusive) in the text as given, and its
-        `score`. With several texts also the `field`. A token that no character of the texts corresponds to, such as the
-        mark of an entity, has its normalised text, and null as `start` and `end`.
+        For each word `text`, its offsets `start` (inclusive) and `end` (exclusive) in the text as given, and its
+        `score`. With several texts also the `field`. Offsets count characters, or words if the row is a list of words.
+        A word that no character of the texts corresponds to, such as the mark of an entity, has its normalised text,
+        and null as `start` and `end`.
     """
     ids = attribution.input_ids
-    words = word_indices(ids, tokenizer)
-    located = _located(ids, words, texts, tokenizer)
     rows: list[dict[str, Any]] = []
-    for word in range(words.max(initial=-1) + 1):
-        tokens = np.flatnonzero(words == word)
+    for tokens in _words(word_indices(ids, tokenizer), places):
         score = float(attribution.token_scores[tokens].sum())
-        spans = [located[token] for token in tokens.tolist() if token in located]
-        if not spans:
+        own = [place for token in tokens if (place := places.places.get(token)) is not None]
+        field = own[0].field if own else None
+        if field is None:
             rows.append({"text": tokenizer.decode_batch([ids[tokens].tolist()])[0], "start": None, "end": None})
-            field = None
         else:
-            field = spans[0][0]
-            start, end = spans[0][1], max(span[2] for span in spans)
-            text = texts[field][start:end]
-            start += len(text) - len(text.lstrip())
-            rows.append({"text": texts[field][start:end], "start": start, "end": end})
-        rows[-1] |= {"score": score} if len(texts) == 1 else {"field": field, "score": score}
+            rows.append(_written(places.texts[field], own[0].start, max(place.end for place in own)))
+        rows[-1] |= {"score": score} if len(places.texts) == 1 else {"field": field, "score": score}
     return rows
 
 
-def _located(
-    ids: np.ndarray, words: np.ndarray, texts: Mapping[str, str], tokenizer: Tokenizer
-) -> dict[int, tuple[str, int, int]]:
-    """Returns the field, start and end of each token that stems from one of the texts."""
-    real = np.flatnonzero((words >= 0) & ~np.isin(ids, tokenizer.placeholder_ids))
-    gaps = np.flatnonzero(np.diff(real) > 1) + 1 if len(texts) > 1 else real[:0]
-    parts = iter(np.split(real, gaps))
-    located: dict[int, tuple[str, int, int]] = {}
-    for field, (own, starts, ends) in zip(texts, tokenizer.encode_with_offsets(list(texts.values())), strict=True):
-        if not len(own):
+def _words(words: np.ndarray, places: TokenPlaces) -> list[list[int]]:
+    """Returns the tokens of each word."""
+    groups: list[list[int]] = []
+    for token in places.tokens:
+        if words[token] < 0:
             continue
-        part = next(parts, real[:0])
-        offset = _find(own, ids[part])
-        if offset is not None:
-            span = slice(offset, offset + len(part))
-            located |= {
-                token: (field, start, end)
-                for token, start, end in zip(part.tolist(), starts[span].tolist(), ends[span].tolist(), strict=True)
-            }
-    return located
+        last = groups[-1][-1] if groups else None
+        place = places.places.get(token)
+        if last is not None and (words[last] == words[token] or (place and place == places.places.get(last))):
+            groups[-1].append(token)
+        else:
+            groups.append([token])
+    return groups
 
 
-def _find(ids: np.ndarray, part: np.ndarray) -> int | None:
-    """Returns the first offset at which the ids of a text contain a part of them; None if they do not."""
-    if not 0 < len(part) <= len(ids):
-        return None
-    windows = np.lib.stride_tricks.sliding_window_view(ids, len(part))
-    matches = np.flatnonzero((windows == part).all(axis=1))
-    return int(matches[0]) if len(matches) else None
+def _written(text: str | Sequence[str], start: int, end: int) -> dict[str, Any]:
+    """Returns a part of a text without leading space, or of a list of words, with its offsets."""
+    if not isinstance(text, str):
+        return {"text": " ".join(text[start:end]), "start": start, "end": end}
+    part = text[start:end]
+    start += len(part) - len(part.lstrip())
+    return {"text": text[start:end], "start": start, "end": end}
 
 
-def coloured(row: Mapping[str, Any], texts: Mapping[str, str]) -> Text:
+def coloured(row: Mapping[str, Any], places: TokenPlaces | None) -> Text:
     """Returns an explanation for a terminal.
 
     Words that raise the score are green, and words that lower it are red. The strongest word has the full colour.
 
     Args:
         row: Prediction joined with an explanation.
-        texts: Texts of the row by field.
+        places: Places of its tokens; None if nothing is explained.
     """
+    if places is None:
+        return Text(row.get("error") or "The model predicts nothing that could be explained.", style="bold")
     words = [word for word in row["words"] if word["start"] is not None]
     strongest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
     line = Text(f"{row['explained']}: score {row['score']:.3f}, baseline {row['baseline_score']:.3f}", style="bold")
-    for field, text in texts.items():
+    for field, given in places.texts.items():
+        text = given if isinstance(given, str) else " ".join(given)
         position = 0
         line.append("\n")
         for word in (each for each in words if each.get("field", field) == field):

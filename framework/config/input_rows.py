@@ -120,20 +120,21 @@ def check_input(settings: PredictConfig) -> None:
         raise DataError(f"{path} cannot be read ({error.strerror}). Correct the path or its permissions.") from error
 
 
-def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | None = None) -> list[dict[str, str]]:
+def choose_fields(
+    given: Mapping[str, str], known: Sequence[Sequence[str]], layout: SplitFiles | None = None
+) -> list[dict[str, str]]:
     """Returns the possible column choices for a row, each a mapping of field to column, in the order of preference.
 
     A field is read from the given column, else from the column of training, else from the column with its own name.
 
     Args:
         given: Columns whose names differ from the fields that they hold, by field.
-        task: Task that reads the rows.
+        known: Alternative sets of fields that the task reads.
         layout: Reader of the training files; None: unknown.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read.
     """
-    known = task.field_choices
     for name in given:
         if not any(name in fields for fields in known):
             names = ", ".join(dict.fromkeys(each for fields in known for each in fields))
@@ -149,7 +150,11 @@ def choose_fields(given: Mapping[str, str], task: Task, layout: SplitFiles | Non
 
 
 def read_input_rows(
-    settings: PredictConfig, task: Task, tokenizer: Tokenizer, layout: SplitFiles | None
+    settings: PredictConfig,
+    task: Task,
+    tokenizer: Tokenizer,
+    layout: SplitFiles | None,
+    fields: Sequence[Sequence[str]] | None = None,
 ) -> list[InputRow]:
     """Reads and checks the rows to predict.
 
@@ -158,13 +163,14 @@ def read_input_rows(
         task: The task.
         tokenizer: Tokenizer of the model.
         layout: Reader of the training files, whose formats and columns are tried first; None: unknown.
+        fields: Alternative sets of fields that are read from a row; None: those of predictions.
 
     Raises:
         ConfigError: `columns` names a field that the task does not read; or `text` is given, but the task reads other
             fields.
         DataError: The file cannot be used, a row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    choices = choose_fields(settings.columns or {}, task, layout)
+    choices = choose_fields(settings.columns or {}, fields or task.field_choices, layout)
     if settings.input is None:
         texts = [settings.text] if isinstance(settings.text, str) else list(settings.text or ())
         rows, source = _rows_of_texts(texts, choices), "text"
@@ -193,7 +199,7 @@ def read_python_rows(
         ConfigError: Texts are given, but the task reads other fields than `text`.
         DataError: A row is bad and `on_bad_row` is "error", or all rows are bad.
     """
-    choices = choose_fields({}, task, layout)
+    choices = choose_fields({}, task.field_choices, layout)
     if all(isinstance(each, str) for each in inputs):
         rows = _rows_of_texts([str(each) for each in inputs], choices)
     else:

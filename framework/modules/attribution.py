@@ -18,21 +18,9 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import check_agreement
 from framework.modules.inference import Inference
 from framework.modules.item_passes import NO_WORD, ItemPasses, Jobs, word_indices
+from framework.tasks.explanation import Explained
 
 Method = Literal["integrated_gradients", "gradient", "leave_one_out", "attention_rollout"]
-
-
-@dataclass(frozen=True, slots=True)
-class Explained:
-    """A score to explain.
-
-    Attributes:
-        item: Index of the item in the source.
-        target: Part of the outputs whose score is explained, from `Task.explained`.
-    """
-
-    item: int
-    target: Any
 
 
 @dataclass(frozen=True, slots=True)

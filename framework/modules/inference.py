@@ -61,6 +61,16 @@ class Inference:
         Raises:
             DistributedError: Processes read different rows.
         """
+        return self.task.assemble(source, self.decode(source))
+
+    def decode(self, source: SequenceSource) -> list[Any]:
+        """Returns the objects of `Task.decode` for the items of a source, in their order.
+
+        Collective: all ranks must call.
+
+        Raises:
+            DistributedError: Processes read different rows.
+        """
         check_agreement({"the fingerprint of the input": source.fingerprint})
         decoded: dict[int, Any] = {}
         for step in self._steps(source, ITEMS_AT_ONCE * self.num_ranks):
@@ -68,7 +78,7 @@ class Inference:
                 with torch.inference_mode():
                     decoded.update(zip(batch.item_indices(), self.task.decode(outputs, batch), strict=True))
         by_item = {item: result for part in gather(decoded) for item, result in part.items()}
-        return self.task.assemble(source, [by_item[item] for item in range(len(source))])
+        return [by_item[item] for item in range(len(source))]
 
     def evaluate(
         self, source: SequenceSource, step_size: int | None = None, examines: bool = False

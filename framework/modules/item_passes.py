@@ -21,6 +21,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.agreement import gather
 from framework.distributed.processes.position import begin_activity
 from framework.modules.inference import Inference
+from framework.tasks.explanation import is_special
 
 T = TypeVar("T")
 
@@ -129,7 +130,7 @@ class ItemPasses:
         built = self._source.build(_sequences(own), 0, shape_on(device.type))
         padding = len(built.input_ids) - int(sizes.sum())
         jobs = np.concatenate([np.repeat(np.arange(len(own)), sizes), np.full(padding, len(own) - 1)])
-        is_real = ~_is_special(built.input_ids.numpy(), self._tokenizer)
+        is_real = ~is_special(built.input_ids.numpy(), self._tokenizer)
         is_real[len(is_real) - padding :] = False
         of_token, real = torch.from_numpy(jobs).to(device), torch.from_numpy(is_real).to(device)
         return Jobs(built.to(device), numbers, sizes, of_token, real)
@@ -147,16 +148,10 @@ def word_indices(input_ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     Returns:
         (tokens,) int64.
     """
-    special = _is_special(input_ids, tokenizer)
+    special = is_special(input_ids, tokenizer)
     after_special = np.concatenate([[True], special[:-1]])
     begins = ~special & (tokenizer.starts_word[input_ids] | after_special)
     return np.where(special, NO_WORD, np.cumsum(begins) - 1)
-
-
-def _is_special(input_ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Returns True for tokens that no explanation masks. An unknown word is masked like other words."""
-    kept = tokenizer.special_ids[tokenizer.special_ids != tokenizer.unk_id]
-    return np.isin(input_ids, kept)
 
 
 def _sequences(indices: np.ndarray) -> StepSequences:

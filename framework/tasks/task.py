@@ -22,6 +22,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
 from framework.tasks.examination import Examination, ItemResults, default_examination
+from framework.tasks.explanation import Explained, TokenPlaces, locate_texts, one_item
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
 _RENAMED = {"side_config": "to_record", "side_files": "extra_files"}
 """New names of methods that a task may override, by their old names."""
 
-_EXPLAINABLE = "Classification, regression and relation extraction have such scores. Explain a run of such a task."
+_EXPLAINABLE = (
+    "Classification, regression, relation extraction, question answering, token classification, multiple choice and "
+    "embeddings of pairs have such scores. Explain a run of such a task."
+)
 
 
 class TaskModel(nn.Module):
@@ -243,22 +247,31 @@ class Task(ABC):
         return type(self).explained_scores is not Task.explained_scores
 
     @property
+    def explained_fields(self) -> tuple[tuple[str, ...], ...]:
+        """Returns the alternative sets of fields that an explanation reads from a row; known after `restore`."""
+        return self.field_choices
+
+    @property
     def explained_labels(self) -> tuple[str, ...]:
-        """Returns the names of the scores that can be explained for every item, such as labels; known after `restore`.
+        """Returns the names by which scores can be chosen, such as labels; known after `restore`.
 
         A task whose scores have no such names, such as answer spans, returns an empty tuple.
         """
         return ()
 
-    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, Any]]:
-        """Chooses the scores of an item to explain.
+    def explained(self, source: Any, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
+        """Chooses the scores to explain.
 
         Args:
-            prediction: Prediction of the item, from `assemble`.
-            name: One of `explained_labels`; None: the prediction itself.
+            source: Source from `build_source`.
+            decoded: Objects of `decode`, one per item of the source, in its order.
+            name: One of `explained_labels`; None: the predictions themselves.
 
         Returns:
-            Name of each score, and the target that `explained_scores` needs to compute it.
+            For each row of the source its scores. A row may have none, such as a text without entities.
+
+        Raises:
+            ConfigError: The task has no scores to explain.
         """
         raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
 
@@ -273,16 +286,23 @@ class Task(ABC):
         Raises:
             ConfigError: The task has no scores to explain.
         """
-        del outputs, batch, targets
         raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
 
-    def explained_texts(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Returns the texts of a row in the order of its tokens, by field.
+    def explained_places(
+        self, source: Any, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenPlaces:
+        """Locates the tokens of an item in the texts of its row.
+
+        By default the item has one sequence of the texts in `fields`, each truncated at its end.
 
         Args:
+            source: Source from `build_source`.
+            explained: Explained score.
             values: Values of the row by field.
+            tokenizer: Tokenizer of the model.
         """
-        return {name: values[name] for name in self.fields}
+        ids = one_item(source, explained.item).input_ids.numpy()
+        return locate_texts(ids, {name: values[name] for name in self.fields}, tokenizer)
 
     @property
     def single_labels(self) -> tuple[str, ...]:

@@ -8,6 +8,14 @@ import numpy as np
 import pytest
 
 from framework import load
+from framework.config.command_schema import ExplainConfig
+from framework.config.input_rows import read_input_rows
+from framework.config.shared_schema import PrecisionConfig
+from framework.errors import ConfigError, FrameworkError
+from framework.explain import chosen_names
+from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.question_answering.task import QuestionAnsweringTask
+from framework.tasks.recommendation.task import RecommendationTask
 from tests.support.commands.in_process import FINETUNE, call, here, run_command, tokenizer_folder, train_vocabulary
 from tests.support.commands.in_process import assert_clear_error as assert_clear
 from tests.support.processes.ranks import Ranks
@@ -125,10 +133,77 @@ def test_a_label_that_the_run_does_not_have_is_rejected(planted, monkeypatch, ca
     )
 
 
-def test_a_task_without_scores_to_explain_is_rejected(tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    overrides = [*prepare("token_classification", tmp_path), "run.id=one", "trainer.max_steps=2"]
-    assert run_command(monkeypatch, "train", *overrides) == 0
-    capfd.readouterr()
-    assert run_command(monkeypatch, "explain", "run=one", "text=ada sang") == 2
-    assert "TokenClassificationTask has no scores to explain. Classification, " in capfd.readouterr().err
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory) -> Path:
+    """Returns a folder with the run `one`, which has learned to tag people and places."""
+    folder = tmp_path_factory.mktemp("tagged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run_command(patch, "train", *prepare("token_classification", folder), "run.id=one") == 0
+    return folder
+
+
+def test_entities_are_explained_and_a_text_without_any_keeps_its_line(tagged, monkeypatch, capfd):
+    monkeypatch.chdir(tagged)
+    texts = "text=[ada lives in furt,in,bela rot sang in dorf]"
+    assert run_command(monkeypatch, "explain", "run=runs/one", texts) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [(row["text"], row["explained"], row["entity"]) for row in rows] == [
+        *[("ada lives in furt", "person", 0), ("ada lives in furt", "place", 1), ("in", None, None)],
+        *[("bela rot sang in dorf", "person", 0), ("bela rot sang in dorf", "place", 1)],
+    ]
+    assert rows[2]["words"] == [] and rows[2]["tags"] == ["O"]
+    assert all((row["completeness_error"] or 0) < 1e-2 for row in rows)
+    assert max(rows[3]["words"], key=lambda word: word["score"])["text"] in ("bela", "rot")
+    assert run_command(monkeypatch, "explain", "run=runs/one", texts, "explain=place") == 0
+    places = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [places[0]["words"], places[2]["words"]] == [rows[1]["words"], rows[4]["words"]]
+
+
+def test_columns_of_words_are_explained_but_not_written(tagged, monkeypatch, capfd):
+    monkeypatch.chdir(tagged)
+    (tagged / "new.conll").write_text("ada X\nsang X\n\nbela X\nrot X\nworks X\n")
+    arguments = ("run=runs/one", "input=new.conll", "method=leave_one_out", "explain=person")
+    assert run_command(monkeypatch, "explain", *arguments) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert [row["tokens"] for row in rows] == [["ada", "sang"], ["bela", "rot", "works"]]
+    assert [(word["text"], word["start"], word["end"]) for word in rows[1]["words"]] == [
+        *[("bela", 0, 1), ("rot", 1, 2), ("works", 2, 3)]
+    ]
+    assert run_command(monkeypatch, "explain", *arguments, "output=why.conll") == 2
+    assert "output=why.conll is a CoNLL file, which has no place for explanations." in capfd.readouterr().err
+
+
+def test_scores_without_labels_and_tasks_without_scores_are_rejected():
+    assert chosen_names(QuestionAnsweringTask(), "label") == [None]
+    with pytest.raises(ConfigError, match="`explain` is 'all', but the scores of this task have no labels"):
+        chosen_names(QuestionAnsweringTask(), "all")
+    with pytest.raises(ConfigError, match=r"RecommendationTask has no scores to explain\. Classification, "):
+        chosen_names(RecommendationTask(), "label")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text": "One text."}, "`text` is given, but this task reads text and pair. Give rows with these columns"),
+        ({"input": "one.csv"}, "one.csv, line 1: no column 'pair' among "),
+    ],
+)
+def test_an_embedding_of_one_text_is_rejected(here, given, message):
+    (here / "one.csv").write_text("text\nOne text.\n")
+    settings = ExplainConfig(run="mine", precision=PrecisionConfig(name="fp32"), **given)
+    task = EmbeddingTask()
+    with pytest.raises(FrameworkError, match=message):
+        read_input_rows(settings, task, None, None, task.explained_fields)  # type: ignore[arg-type]
+
+
+def test_text_that_is_not_read_is_reported(planted, monkeypatch, capfd):
+    monkeypatch.chdir(planted)
+    long = " ".join(["wa", "good"] * 40)
+    assert run_command(monkeypatch, "explain", "run=mine", f"text=[wb bad,{long}]", "steps=8") == 0
+    captured = capfd.readouterr()
+    last = json.loads(captured.out.splitlines()[1])["words"][-1]["end"]
+    assert "1 of 2 explanations are of texts that are longer than task.max_length allows." in captured.err
+    assert (
+        f"it does not read the characters {last + 1} to {len(long)} of `text` in row 2 of the output." in captured.err
+    )

@@ -12,9 +12,10 @@ from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.parallel.precision import resolve_precision
 from framework.models.encoder import TransformerEncoder
-from framework.modules.attribution import Attribution, Explained, Method, attribute
+from framework.modules.attribution import Attribution, Method, attribute
 from framework.modules.inference import Inference
 from framework.modules.item_passes import word_indices
+from framework.tasks.explanation import Explained
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import TaskModel
 from tests.support.commands.in_process import tokenizer_folder, train_vocabulary
@@ -154,7 +155,7 @@ def scored(tokenizer: Tokenizer, *texts: str, max_length: int = 24) -> list[dict
     source = task.build_source([Row(1, None, values)], tokenizer)
     ids = source.build(FIRST, 0).input_ids.numpy()
     attribution = Attribution(ids, np.arange(len(ids), dtype=float), 0.0, 0.0, None)
-    return scored_words(attribution, task.explained_texts(values), tokenizer)
+    return scored_words(attribution, task.explained_places(source, Explained(0, 0), values, tokenizer), tokenizer)
 
 
 def test_words_have_the_characters_of_the_text_as_given(tokenizer):

@@ -100,8 +100,9 @@ class TextPairData(SplitFiles):
 
     @property
     def field_columns(self) -> dict[str, str]:
-        """Returns the column of the text."""
-        return {"text": self.text_column}
+        """Returns the column of the text and, for pairs, that of the second text."""
+        pair = {} if self.pair_column is None else {"pair": self.pair_column}
+        return {"text": self.text_column, **pair}
 
     def load(self) -> ReadSplits[TextGroup]:
         """Reads, checks and splits the rows.

@@ -22,10 +22,14 @@ from framework.tasks.embedding.examine import examine_pairs, examine_search
 from framework.tasks.embedding.features import DrawnPairs, labelled_source, match_source, scored_source, text_source
 from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
-from framework.tasks.embedding.scores import pair_scores, search_scores
+from framework.tasks.embedding.scores import pair_cosines, pair_scores, search_scores
 from framework.tasks.examination import Examination, ItemResults
+from framework.tasks.explanation import Explained, TokenPlaces, locate_texts, one_item
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import StepLevelTask
+
+PAIR = ("text", "pair")
+"""Fields of a pair of texts."""
 
 _EVALUATED_SEED = 0
 """Seed for the second texts of evaluated splits. It is fixed so that runs with different seeds are comparable."""
@@ -159,8 +163,8 @@ class EmbeddingTask(StepLevelTask):
         return {"pooling": self.pooling, "normalize": self.normalize, "max_length": self.max_length}
 
     def build_source(self, rows: Sequence[Row], tokenizer: Tokenizer) -> FlatSource:
-        """Builds one item of one text per row."""
-        texts = [(row.values["text"],) for row in rows]
+        """Builds one item per row: a text, and its second text if the row has one."""
+        texts = [tuple(row.values[name] for name in PAIR if name in row.values) for row in rows]
         return text_source(texts, {}, list(self.loss_weights), tokenizer, self.max_length)
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[np.ndarray]:
@@ -172,8 +176,36 @@ class EmbeddingTask(StepLevelTask):
         return np.split(vectors, np.flatnonzero(members[is_kept] == 0)[1:]) if len(vectors) else []
 
     def assemble(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-        """Returns the `embedding` of each row as a list of numbers."""
-        return [{"embedding": vectors[0].tolist()} for vectors in decoded]
+        """Returns the `embedding` of each row as a list of numbers; for a pair the `cosine` of its two embeddings."""
+        return [
+            {"embedding": each[0].tolist()}
+            if len(each) == 1
+            else {"cosine": pair_cosines([each], each.shape[1]).item()}
+            for each in decoded
+        ]
+
+    @property
+    def explained_fields(self) -> tuple[tuple[str, ...], ...]:
+        """Returns the fields of a pair: an embedding alone has no score."""
+        return (PAIR,)
+
+    def explained(
+        self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray], name: str | None
+    ) -> list[list[Explained]]:
+        """Returns the cosine of each pair."""
+        return [[Explained(item, None, "cosine")] for item in range(len(decoded))]
+
+    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[None]) -> Tensor:
+        """Returns the cosine of the two embeddings of each pair."""
+        pairs = outputs["embeddings"][: 2 * len(targets)].unflatten(0, (-1, 2))
+        return nn.functional.cosine_similarity(pairs[:, 0], pairs[:, 1])
+
+    def explained_places(
+        self, source: FlatSource | DrawnPairs, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenPlaces:
+        """Locates the tokens of both texts."""
+        ids = one_item(source, explained.item).input_ids.numpy()
+        return locate_texts(ids, {name: values[name] for name in PAIR}, tokenizer)
 
     def score(self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray]) -> dict[str, float]:
         """Returns `pair_scores` or `search_scores`. Metrics of a smaller size have the size as name suffix."""

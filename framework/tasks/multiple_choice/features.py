@@ -14,6 +14,7 @@ from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
+from framework.tasks.explanation import Place, TokenPlaces, locate_texts
 from framework.tasks.multiple_choice.data import ChoiceExample
 
 LOSS_TERM = "choice"
@@ -31,13 +32,8 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
         tokenizer: Tokenizer of the model.
         max_length: Most tokens of a sequence, special tokens included; the longer text of a long pair is truncated.
     """
-    firsts: list[str] = []
-    seconds: list[str] = []
-    for example in examples:
-        before = "" if example.context is None else f"{example.question} "
-        firsts += [example.question if example.context is None else example.context] * len(example.choices)
-        seconds += [before + choice for choice in example.choices]
-    layout = lay_out(firsts, seconds, tokenizer, max_length)
+    pairs = [_sequence_texts(example, choice) for example in examples for choice in example.choices]
+    layout = lay_out([first for first, _ in pairs], [second for _, second in pairs], tokenizer, max_length)
     sizes = np.array([len(example.choices) for example in examples], dtype=np.int64)
     choice_indices = ragged.offsets_within(sizes)
     right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)
@@ -49,3 +45,47 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
     }
     counts = {LOSS_TERM: (right == choice_indices).astype(np.float64)}
     return layout.source(targets, counts, max_length, sizes, examples)
+
+
+def _sequence_texts(example: ChoiceExample, choice: str) -> tuple[str, str]:
+    """Returns the two texts of the sequence of a choice."""
+    if example.context is None:
+        return example.question, choice
+    return example.context, f"{example.question} {choice}"
+
+
+def choice_places(source: FlatSource, item: int, index: int, tokenizer: Tokenizer) -> TokenPlaces:
+    """Locates the tokens of one choice of a row in the context, the question and the choice.
+
+    Args:
+        source: Source of the rows.
+        item: Index of the row.
+        index: Index of the choice.
+        tokenizer: Tokenizer of the model.
+    """
+    example, tokens = source.records[item], source.tokens(np.array([item]))
+    choice = example.choices[index]
+    first, second = _sequence_texts(example, choice)
+    begin = int(tokens.lengths[:index].sum())
+    ids = tokens.input_ids[begin : begin + int(tokens.lengths[index])]
+    name = "question" if example.context is None else "context"
+    both = locate_texts(ids, {name: first, "choices": second}, tokenizer, begin)
+    if example.context is None:
+        return both
+    # The second text is the question, a space and the choice.
+    shift = len(second) - len(choice)
+    cut = [part for each in both.cut for part in _divided(each, shift)]
+    places = {token: parts[-1] for token, place in both.places.items() if (parts := _divided(place, shift))}
+    texts = {"context": first, "question": example.question, "choices": choice}
+    return TokenPlaces(texts, places, both.tokens, cut)
+
+
+def _divided(place: Place, shift: int) -> list[Place]:
+    """Divides a part of the joined question and choice into their parts; the choice begins at `shift`."""
+    if place.field != "choices":
+        return [place]
+    parts = [
+        Place("question", place.start, min(place.end, shift - 1)),
+        Place("choices", max(place.start - shift, 0), place.end - shift),
+    ]
+    return [each for each in parts if each.start < each.end]

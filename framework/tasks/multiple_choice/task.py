@@ -21,9 +21,11 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
+from framework.tasks.explanation import Explained, TokenPlaces
 from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices
-from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source
+from framework.tasks.multiple_choice.features import LOSS_TERM, choice_places, choice_source
 from framework.tasks.pooling import check_pooled_scores
+from framework.tasks.sequence_classification.decode import chosen_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
 from framework.tasks.task import Task
 
@@ -153,6 +155,25 @@ class MultipleChoiceTask(Task):
                 }
             )
         return predictions
+
+    def explained(self, source: FlatSource, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
+        """Returns the score of the best choice of each row, named by the choice."""
+        predictions = self.assemble(source, decoded)
+        return [[Explained(item, each["index"], each["answer"])] for item, each in enumerate(predictions)]
+
+    def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
+        """Returns the logit of the chosen choice of each row."""
+        scores, _ = _by_item(outputs["logits"], batch)
+        return chosen_scores(scores, targets)
+
+    def explained_places(
+        self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenPlaces:
+        """Locates the tokens of the chosen choice's sequence.
+
+        Offsets of the field `choices` count the characters of that choice. The tokens of other choices do not count.
+        """
+        return choice_places(source, explained.item, explained.target, tokenizer)
 
     def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per question."""

@@ -117,13 +117,17 @@ def _by_question(
         null_score = np.inf
         for window, spans in group:
             null_score = min(null_score, spans.null_score)
-            starts = window.passage.starts[window.first + spans.firsts].tolist()
-            ends = window.passage.ends[window.first + spans.lasts].tolist()
-            for start, end, score in zip(starts, ends, spans.scores.tolist(), strict=True):
-                span = _trim(window.question.context, start, end)
+            for span, score in zip(answer_spans(window, spans), spans.scores.tolist(), strict=True):
                 best[span] = max(score, best.get(span, -np.inf))
         ranked = [Candidate(score, span) for span, score in sorted(best.items(), key=lambda item: (-item[1], item[0]))]
         yield window, ranked, Candidate(null_score, None)
+
+
+def answer_spans(window: Window, spans: WindowSpans) -> list[tuple[int, int]]:
+    """Returns the start and exclusive end of each span of a window, in characters of the context."""
+    starts = window.passage.starts[window.first + spans.firsts].tolist()
+    ends = window.passage.ends[window.first + spans.lasts].tolist()
+    return [_trim(window.question.context, start, end) for start, end in zip(starts, ends, strict=True)]
 
 
 def _trim(context: str, start: int, end: int) -> tuple[int, int]:

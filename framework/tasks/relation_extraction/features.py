@@ -16,6 +16,7 @@ from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.reading.files import Reading
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
+from framework.tasks.explanation import Place, TokenPlaces, located
 from framework.tasks.relation_extraction.data import RelationExample
 
 LOSS_TERM = "relation"
@@ -168,3 +169,25 @@ def mark_entities(
     around = [mark for entity in order for mark in marks[2 * entity : 2 * entity + 2]]
     starts = {entity: edges[2 * rank] + 2 * rank for rank, entity in enumerate(order)}
     return np.insert(window, edges, around), (starts[0], starts[1])
+
+
+def marked_places(example: RelationExample, tokenizer: Tokenizer, max_length: int) -> TokenPlaces:
+    """Locates the tokens of a sequence of `relation_source` in the text without its marks.
+
+    Args:
+        example: Row of the sequence.
+        tokenizer: Tokenizer of the model.
+        max_length: Most tokens of the sequence.
+    """
+    text = example.text.text
+    ((ids, firsts, ends),) = tokenizer.encode_with_offsets([text])
+    spans = entity_tokens(example, firsts, ends)
+    # Indices of the text's tokens instead of their ids, with -1 for the marks.
+    numbers = np.arange(len(ids))
+    marked, _ = mark_entities(example.location, numbers, spans, [-1] * _NUM_MARKS, max_length - 2 - _NUM_MARKS)
+    kept = marked[marked >= 0]
+    cut = [Place("text", 0, int(firsts[kept[0]]))] if kept[0] > 0 else []
+    if kept[-1] < len(ids) - 1:
+        cut.append(Place("text", int(firsts[kept[-1] + 1]), len(text)))
+    places = located("text", 1 + np.flatnonzero(marked >= 0), firsts[kept], ends[kept])
+    return TokenPlaces({"text": text}, places, range(len(marked) + 2), cut)

@@ -19,8 +19,9 @@ from framework.errors import check_at_least, check_fraction
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults
+from framework.tasks.explanation import Explained, TokenPlaces
 from framework.tasks.relation_extraction.data import RelationData, RelationExample
-from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, relation_source
+from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, marked_places, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
 from framework.tasks.relation_extraction.marked_text import read_marked_text
 from framework.tasks.sequence_classification.decode import chosen_scores, decode_labels, examine_labels
@@ -156,19 +157,21 @@ class RelationExtractionTask(Task):
         """Returns the label set, because every pair of entities has one relation."""
         return self.labels
 
-    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
-        """Returns the predicted label, or the given one, with its column."""
-        label = prediction["label"] if name is None else name
-        return [(label, self.labels.index(label))]
+    def explained(self, source: FlatSource, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
+        """Returns the predicted label of each sequence, or the given one, with its column."""
+        labels = [each["label"] if name is None else name for each in decoded]
+        return [[Explained(item, self.labels.index(label), label)] for item, label in enumerate(labels)]
 
     def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
         """Returns the logit of each sequence in its column."""
         del batch
         return chosen_scores(outputs["logits"], targets)
 
-    def explained_texts(self, values: Mapping[str, str]) -> dict[str, str]:
-        """Returns the text without its marks."""
-        return {"text": read_marked_text("row", values["text"]).text}
+    def explained_places(
+        self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenPlaces:
+        """Locates the tokens in the text without its marks. The tokens of the marks have no place."""
+        return marked_places(source.records[explained.item], tokenizer, self.max_length)
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]

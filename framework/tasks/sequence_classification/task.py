@@ -19,6 +19,7 @@ from framework.errors import ConfigError, check_choice
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults, default_examination
+from framework.tasks.explanation import Explained
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.decode import chosen_scores
 from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
@@ -201,10 +202,13 @@ class SequenceClassificationTask(Task):
         """Returns the labels if each sequence has exactly one."""
         return self.problem.single_labels
 
-    def explained(self, prediction: Mapping[str, Any], name: str | None) -> list[tuple[str, int]]:
-        """Returns the predicted labels, or the given one, with their columns."""
-        names = self.problem.predicted_labels(prediction) if name is None else [name]
-        return [(each, self.explained_labels.index(each)) for each in names]
+    def explained(self, source: FlatSource, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
+        """Returns the predicted labels of each sequence, or the given one, with their columns."""
+        names = [self.problem.predicted_labels(each) if name is None else [name] for each in decoded]
+        return [
+            [Explained(item, self.explained_labels.index(each), each) for each in chosen]
+            for item, chosen in enumerate(names)
+        ]
 
     def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[int]) -> Tensor:
         """Returns the logit of each sequence in its column; for regression the score."""

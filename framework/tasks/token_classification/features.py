@@ -44,10 +44,12 @@ class Part:
     Attributes:
         row: Index of the example.
         example: Example whose words the sequence predicts, all of them or a contiguous range.
+        first: Index of the first word in the sequence, which another sequence may predict.
     """
 
     row: int
     example: Example
+    first: int = 0
 
 
 def parse_words(location: str, cell: str) -> list[str]:
@@ -105,7 +107,7 @@ def tagging_source(
                 targets[predicted] = word_labels[window.predicted]
             is_word.append(word_mask)
             labels.append(targets)
-            parts.append(Part(row, example))
+            parts.append(Part(row, example, offset))
     return FlatSource(
         np.concatenate(ids),
         np.array(lengths),

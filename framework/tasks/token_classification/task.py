@@ -23,10 +23,17 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.examination import Examination, ItemResults
+from framework.tasks.explanation import Explained, TokenPlaces
 from framework.tasks.task import Task
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
 from framework.tasks.token_classification.examine import examine_entities
+from framework.tasks.token_classification.explain import (
+    EntityLogits,
+    explained_entities,
+    mean_logits,
+    word_places,
+)
 from framework.tasks.token_classification.features import Example, parse_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
 from framework.tasks.token_classification.text_units import Units, split_units
@@ -172,6 +179,28 @@ class TokenClassificationTask(Task):
     @property
     def _join(self) -> Callable[[Sequence[str]], str]:
         return "".join if self.units == "characters" else join_words
+
+    @property
+    def explained_labels(self) -> tuple[str, ...]:
+        """Returns the entity types; choosing one explains the predicted entities of this type."""
+        return self.types
+
+    def explained(self, source: FlatSource, decoded: Sequence[Any], name: str | None) -> list[list[Explained]]:
+        """Returns the predicted entities of each row, or those of one type (`explained_entities`)."""
+        rows = explained_entities(source, decoded, self.tags)
+        return [[each for each in row if name in (None, each.name)] for row in rows]
+
+    def explained_scores(
+        self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[EntityLogits]
+    ) -> Tensor:
+        """Returns the mean of the logits of each entity's tags at its words."""
+        return mean_logits(outputs["logits"], batch, targets)
+
+    def explained_places(
+        self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
+    ) -> TokenPlaces:
+        """Locates each token at its word: by characters of a text, or by its index in a list of words."""
+        return word_places(source, explained.item, tokenizer)
 
     def score(self, source: FlatSource, decoded: Sequence[Any]) -> dict[str, float]:
         """Returns precision, recall and F1 of all entities, and the share of words with the correct tag.
