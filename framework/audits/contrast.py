@@ -58,7 +58,7 @@ class Contrast(RowAudit):
         self._edited = Path(original if edited is None else edited)
         self._columns = (text_column, label_column)
         self._edited_columns = (edited_text_column or text_column, edited_label_column or label_column)
-        self._labels = {str(name): str(label) for name, label in (labels or {}).items()}
+        self._labels = labels
         self._format = format
         self._pairs: list[tuple[_Labelled, _Labelled]] = []
         self._field = "text"
@@ -79,7 +79,7 @@ class Contrast(RowAudit):
                 f"{self._original} has {len(original):,} rows and {self._edited} has {len(edited):,}. Row i of one "
                 "file is the edit of row i of the other. Remove the rows without a partner."
             )
-        given = dict.fromkeys(each.label for each in (*original, *edited))
+        given = {each.label for each in (*original, *edited)}
         mapped = map_labels(given, self._labels, known, f"audit.{_NAME}.labels")
         own = [[_Labelled(each.text, mapped[each.label]) for each in side] for side in (original, edited)]
         self._pairs = list(zip(*own, strict=True))

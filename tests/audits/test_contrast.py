@@ -63,9 +63,9 @@ def test_labels_that_the_model_lacks_are_named_with_a_mapping(files):
         Contrast(*files).check(subject())
     assert str(raised.value) == (
         "the labels neg, pos are not labels of the model, which are 0, 1. Each label needs a label of the model. Map "
-        "them, for example 'audit.contrast.labels={neg: 0, pos: 1}'."
+        "all of them, for example 'audit.contrast.labels={neg: 0, pos: 1}'."
     )
-    with pytest.raises(ConfigError, match="the labels pos are not labels of the model"):
+    with pytest.raises(ConfigError, match=r"`audit.contrast.labels` maps pos to 2, which is not a label of the model."):
         Contrast(*files, labels={"neg": "0", "pos": "2"}).check(subject())
 
 

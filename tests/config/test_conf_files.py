@@ -87,7 +87,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "audit": 1,
+        "audit": 2,
         "augmentation": 5,
         "corpus": 6,
         "data": 14,
@@ -106,7 +106,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES)) == (103, 12)
+    assert (len(FILES), len(BASES)) == (104, 12)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)

@@ -15,7 +15,7 @@ from tests.support.tasks.commands import prepare
 __all__ = ["call", "here", "tokenizer_folder"]
 
 FILLERS = [f"w{letter}" for letter in "abcdefgh"]
-TEXTS = [f"{FILLERS[n % 8]} {('good', 'bad')[n % 2]} {FILLERS[n // 8 % 8]}" for n in range(128)]
+TEXTS = [f"{FILLERS[n // 2 % 8]} {('good', 'bad')[n % 2]} {FILLERS[n // 16]}" for n in range(128)]
 CONTRAST = ["audit=contrast", "audit.contrast.original=original.csv", "audit.contrast.edited=edited.csv"]
 FOREIGN = """
 from framework.audits.audit import Finding, RowAudit
@@ -93,16 +93,43 @@ def test_results_of_an_export_are_beside_it_without_texts_if_so_chosen(planted, 
     assert audited(planted / "mine_too", "contrast")["rate"] == 0.5
 
 
-def test_two_ranks_write_the_file_that_one_writes(planted, monkeypatch, tmp_path):
+def test_a_planted_weakness_fails_exactly_its_test(planted, monkeypatch, capfd):
+    """The run knows only the words good and bad. Negation is the weakness."""
+    monkeypatch.chdir(planted)
+    words = {"a": FILLERS[:4], "b": FILLERS[4:]}
+    tests = [
+        {"name": "words", "kind": "label", "templates": ["{a} good {b}", "{a} bad {b}"], "labels": [1, 0]},
+        {"name": "negation", "kind": "label", "templates": ["{a} not good {b}", "{a} not bad {b}"], "labels": [0, 1]},
+        {"name": "places", "kind": "same", "tolerance": 0.1, "templates": [["{a} good {b}", "{b} good {a}"]]},
+        {
+            "name": "more",
+            "kind": "not_lower",
+            "tolerance": 0.1,
+            "label": 1,
+            "templates": [["good {a}", "good {a} good"]],
+        },
+    ]
+    Path("suite.jsonl").write_text("".join(json.dumps(test | {"words": words}) + "\n" for test in tests))
+    assert run_command(monkeypatch, "audit", "run=mine", "audit=behaviour", "audit.behaviour.suite=suite.jsonl") == 0
+    result = audited(Path("runs/mine"), "behaviour")
+    rates = {part["test"]: (part["cases"], part["rate"]) for part in result["parts"]}
+    assert rates == {"words": (32, 0.0), "negation": (32, 1.0), "places": (16, 0.0), "more": (4, 0.0)}
+    assert {case["part"] for case in result["worst"]} == {"negation"}
+
+
+def test_own_rows_are_edited_alike_by_two_ranks(planted, monkeypatch, tmp_path):
     monkeypatch.chdir(planted)
     files = []
     for num_ranks in (1, 2):
-        folder = tmp_path / str(num_ranks)
-        overrides = ["run=mine", *CONTRAST, f"output={folder}"]
+        overrides = ["run=mine", "audit=[behaviour,contrast]", *CONTRAST[1:], f"output={tmp_path / str(num_ranks)}"]
+        overrides += ["audit.behaviour.edits=[url,case]", "data.test=rows.csv"]
         ranks = Ranks(overrides, num_ranks, tmp_path / f"{num_ranks}.txt", command="audit")
         assert ranks.wait(120) == [0] * num_ranks, ranks.read_output()
-        files.append((folder / "analysis" / "audit_contrast.json").read_bytes())
+        folder = tmp_path / str(num_ranks) / "analysis"
+        files.append([(folder / f"audit_{name}.json").read_bytes() for name in ("behaviour", "contrast")])
     assert files[0] == files[1]
+    parts = json.loads(files[0][0])["parts"]
+    assert [(part["test"], part["cases"]) for part in parts] == [("url", 128), ("case", 128)]
 
 
 def test_an_audit_may_live_elsewhere(planted, monkeypatch, capfd):

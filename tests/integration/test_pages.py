@@ -54,6 +54,7 @@ ELSEWHERE = {
     r"sbatch .*": "tests/integration/test_slurm.py",
     r"slurm/submit\.sh .*": "tests/sweeps/test_submit.py",
     r"python -m framework\.train -m .*hydra/launcher=slurm.*": "tests/sweeps/test_slurm_launcher.py",
+    r"python -m framework\.audit .*sentiment\.jsonl\.gz.*": "tests/audits/test_suite.py",
     r"python -m tests\.benchmarks\..*": "tests/benchmarks",
     r"python -m tests\.support\.faults.*": "tests/integration/test_faults.py",
     r"python -m framework\.(train|predict) .*prototypes.*": "tests/integration/test_own_task.py",
@@ -82,7 +83,7 @@ SHORTENED = [
         ["check=true", *OFFLINE, "data.validation_fraction=0.2", "task.sequence_length=16"],
     ),
     (r"\btrain experiment=pretrain_demo data\.store=(\S+)", [*PRETRAIN, r"tokenizer.path=\1/tokenizer"]),
-    (r"framework\.(evaluate|predict|explain) run=mine", ["precision=fp32"]),
+    (r"framework\.(evaluate|predict|explain|audit) run=mine", ["precision=fp32"]),
 ]
 """Overrides by pattern of the line. The first match is used."""
 
@@ -147,6 +148,9 @@ def reader_files(tmp_path_factory) -> Path:
     )
     BertForPreTraining(config).save_pretrained(folder / "published")
     shutil.copytree(folder / "tokenizer", folder / "published", dirs_exist_ok=True)
+    for name, labels in (("original", LABELS), ("edited", LABELS[::-1])):
+        write_rows(folder / f"{name}.csv", TEXTS, labels)
+    (folder / "tests.jsonl").write_text('{"name": "one", "kind": "label", "label": "1", "cases": ["a good film"]}\n')
     (folder / "hosts.txt").write_text("10.0.0.5\n10.0.0.6\n", encoding="utf-8")
     return folder
 
