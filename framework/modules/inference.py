@@ -114,15 +114,25 @@ class Inference:
         """Number of processes that share the items."""
         return self.mesh.size() if self.mesh is not None else 1
 
-    def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
-        """Yields steps of `step_size` items over all processes: this process's micro-batches with the head's outputs.
+    def micro_batches(self, source: SequenceSource) -> Iterator[PackedBatch]:
+        """Yields the micro-batches of this process, on its device, for callers that run parts of the model.
 
         `PackedBatch.item_indices` returns indices of the source, not in ascending order. All processes have the same
         number of micro-batches; some of them may have no items.
         """
+        plan = self._plan(source, ITEMS_AT_ONCE * self.num_ranks)
+        for step in range(len(plan)):
+            for built in plan.batches(step, self.rank):
+                yield built.to(self.device)
+
+    def _plan(self, source: SequenceSource, step_size: int) -> StepPlan:
         budget = max(self.micro_batch_tokens, source.max_length)
         shapes = shape_on(self.device.type)
-        plan = StepPlan(source, 0, step_size, budget, self.num_ranks, shuffle=False, shapes=shapes)
+        return StepPlan(source, 0, step_size, budget, self.num_ranks, shuffle=False, shapes=shapes)
+
+    def _steps(self, source: SequenceSource, step_size: int) -> Iterator[Iterator[_Outputs]]:
+        """Yields steps of `step_size` items over all processes: this process's `micro_batches` with their outputs."""
+        plan = self._plan(source, step_size)
 
         def run(step: int) -> Iterator[_Outputs]:
             for built in plan.batches(step, self.rank):
