@@ -14,6 +14,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.distributed.processes.environment import process_info
 from framework.errors import DistributedError
 from framework.modules.inference import Inference
+from framework.modules.pooled import pooled_inference
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import Task, TaskModel
 
@@ -83,26 +84,9 @@ class TrainedModel:
         """
         task, record = self.task, self._trained.record
         as_trained = isinstance(task, EmbeddingTask) and pooling is None and normalize is None
-        inference = (
-            self._inference
-            if as_trained
-            else self._pooled(
-                EmbeddingTask(
-                    max_length=record.get("config", {}).get("max_length")
-                    or self.model.encoder.config.max_sequence_length,
-                    pooling=pooling or record.get("pooling", "mean"),
-                    normalize=record.get("normalize", False) if normalize is None else normalize,
-                )
-            )
-        )
+        inference = self._inference if as_trained else pooled_inference(self._inference, record, pooling, normalize)
         vectors = [row["embedding"] for row in self._predicted(inference, texts, "error")]
         return np.array(vectors, dtype=np.float32).reshape(len(vectors), self.model.encoder.config.hidden_size)
-
-    def _pooled(self, task: EmbeddingTask) -> Inference:
-        """Builds the inference of a task that uses the encoder in memory."""
-        encoder, inference = self.model.encoder, self._inference
-        model = TaskModel(encoder, task.build_head(encoder, encoder.config))
-        return Inference(model, task, inference.micro_batch_tokens, inference.precision, inference.device)
 
     def _predicted(
         self, inference: Inference, rows: Sequence[str | Mapping[str, Any]], on_bad_row: Literal["error", "skip"]

@@ -82,8 +82,8 @@ class MetricStates:
         metric = self._metric
         metric.reset()
         for name, parts in lists.items():
-            repeated = np.concatenate([np.tile(part, count) for part, count in zip(parts, counts.tolist(), strict=True)])
-            setattr(metric, name, [torch.from_numpy(repeated)])
+            repeated = [np.tile(part, count) for part, count in zip(parts, counts.tolist(), strict=True)]
+            setattr(metric, name, [torch.from_numpy(np.concatenate(repeated))])
         for name, each in sums.items():
             setattr(metric, name, torch.from_numpy(np.asarray(np.tensordot(counts.astype(np.float64), each, axes=1))))
         return float(metric.compute())

@@ -1,5 +1,7 @@
-"""Association tests of word sets: WEAT (Caliskan et al. 2017, doi:10.1126/science.aal4230) and SEAT, the same test on
-sentences (May et al. 2019, arXiv:1903.10561)."""
+"""Association tests of word sets: WEAT (Caliskan et al. 2017, doi:10.1126/science.aal4230).
+
+SEAT (May et al. 2019, arXiv:1903.10561) is the same test on sentences with these words.
+"""
 
 from itertools import chain, combinations
 from math import comb
