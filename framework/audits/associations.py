@@ -98,32 +98,35 @@ class Associations(ModelAudit):
         rows = [Row(number, None, {"text": text}) for number, text in enumerate(self._rows, start=1)]
         predictions = pooled.predict(pooled.task.build_source(rows, self._subject.tokenizer))
         vectors = {text: row["embedding"] for text, row in zip(self._rows, predictions, strict=True)}
-        parts = []
+        parts: list[dict[str, str | int | float | None]] = []
+        results: list[tuple[float, float, str]] = []
         for form, test, texts in self._tests:
             x, y, a, b = (np.array([vectors[text] for text in words], dtype=np.float64) for words in texts)
             one, other = associations(x, a, b), associations(y, a, b)
             p, is_exact = permutation_p(one, other, self._num_samples, self._subject.seed, form, test.name)
+            size = effect_size(one, other)
+            results.append((size, p, f"{test.name}, {form}"))
             parts.append(
                 {
                     "test": test.name,
                     "form": f"{form} ({_TEST_NAMES[form]})",
                     "targets": " / ".join(test.targets),
                     "attributes": " / ".join(test.attributes),
-                    "effect_size": effect_size(one, other),
+                    "effect_size": size,
                     "p": p,
                     "permutations": "all" if is_exact else f"{self._num_samples:,}",
                     "target_texts": len(one) + len(other),
                 }
             )
-        significant = [part for part in parts if part["p"] < _SIGNIFICANT]
-        largest = max(parts, key=lambda part: abs(part["effect_size"]))
+        num_significant = sum(p < _SIGNIFICANT for _, p, _ in results)
+        largest, _, name = max(results, key=lambda result: abs(result[0]))
         return Finding(
             measure=f"association tests with p < {_SIGNIFICANT}",
-            rate=len(significant) / len(parts),
+            rate=num_significant / len(parts),
             interval=None,
             num_cases=len(parts),
-            summary=f"{len(significant)} of {len(parts)} association tests have p < {_SIGNIFICANT}. The largest effect "
-            f"size is {largest['effect_size']:.2f} ({largest['test']}, {largest['form']}).",
+            summary=f"{num_significant} of {len(parts)} association tests have p < {_SIGNIFICANT}. The largest effect "
+            f"size is {largest:.2f} ({name}).",
             parts=parts,
             notes=["Effect sizes are in standard deviations. Embeddings can be biased in ways that no word set tests."],
         )
@@ -153,7 +156,8 @@ def read_word_sets(name: str) -> tuple[tuple[str, ...], list[WordSets]]:
             f"{', '.join(known)}. Correct it."
         ) from error
     given = content if isinstance(content, dict) else {}
-    templates, tests = given.get("templates"), given.get("tests")
+    templates: Any = given.get("templates")
+    tests: Any = given.get("tests")
     if not _are_texts(templates) or not all(_BLANK in each for each in templates) or not isinstance(tests, dict):
         raise ConfigError(
             f"{name} has no `templates`, a list of sentences with {{}} for a word, or no `tests`, a mapping of names "
@@ -163,7 +167,7 @@ def read_word_sets(name: str) -> tuple[tuple[str, ...], list[WordSets]]:
 
 
 def _word_sets(file: str, test: str, sets: Any) -> WordSets:
-    groups = [sets.get(kind) for kind in _KINDS] if isinstance(sets, Mapping) else []
+    groups: list[Any] = [sets.get(kind) for kind in _KINDS] if isinstance(sets, Mapping) else []
     is_valid = len(groups) == len(_KINDS) and all(
         isinstance(group, Mapping) and len(group) == 2 and all(map(_are_texts, group.values())) for group in groups
     )

@@ -64,7 +64,16 @@ def bootstrap(
         return None
     random = np.random.Generator(np.random.Philox(key=key(seed, "bootstrap")))
     values = np.array([statistic(random.integers(0, num_units, num_units)) for _ in range(num_samples)])
-    values = values[np.isfinite(values)]
+    return percentiles(values)
+
+
+def percentiles(samples: np.ndarray) -> Interval | None:
+    """Returns the interval of a statistic from its values under resampling; None without a finite value.
+
+    Args:
+        samples: (resamples,) values. Values that are not finite are ignored.
+    """
+    values = samples[np.isfinite(samples)]
     if not len(values):
         return None
     low, high = np.percentile(values, (_LOW, _HIGH))
