@@ -25,7 +25,7 @@ from framework.config.dry_check import print_check
 from framework.config.evaluation_data import describe_weights, open_split, read_data_settings
 from framework.config.nodes import TARGET_KEY
 from framework.config.outputs import write_to_stdout
-from framework.config.trained import Trained, describe_trained, open_inference, open_trained
+from framework.config.trained import Trained, describe_trained, open_inference, open_model
 from framework.distributed.processes.environment import process_info
 from framework.errors import AuditError, ConfigError
 from framework.tracking.analysis.audits import format_cell, write_audit
@@ -52,7 +52,7 @@ def audit(composed: DictConfig) -> dict[str, dict[str, Any]]:
     settings, split, changes = read_data_settings(composed, AuditConfig)
     audits = build_audits(settings)
     is_first = process_info().rank == 0
-    trained = open_trained(settings, settings.task)
+    trained = open_model(settings, settings.task)
     folder = result_folder(settings, trained)
     read_split = partial(open_split, trained, settings.run, settings.data, split, changes)
     subject = Subject(trained, split, read_split, settings.seed)

@@ -12,6 +12,7 @@ from framework.audits.audit import Finding, ModelAudit, Subject
 from framework.audits.word_associations import associations, effect_size, permutation_p
 from framework.config.resolvers import conf_folder
 from framework.data.reading.rows import Row
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, check_at_least, check_choice
 from framework.modules.inference import Inference
 from framework.modules.pooled import pooled_inference
@@ -42,6 +43,23 @@ class WordSets:
     words: tuple[tuple[str, ...], ...]
 
 
+@dataclass(frozen=True)
+class _Test:
+    """One test on words or on sentences.
+
+    Attributes:
+        file: Name of the file of the test.
+        form: Key of _TEST_NAMES.
+        sets: Sets of words.
+        texts: Texts of each of the four sets.
+    """
+
+    file: str
+    form: str
+    sets: WordSets
+    texts: Sequence[Sequence[str]]
+
+
 class Associations(ModelAudit):
     """Effect size and permutation p-value of each test, on the embeddings of words and of sentences with these words.
 
@@ -61,7 +79,7 @@ class Associations(ModelAudit):
         self,
         sets: Sequence[str] = ("en",),
         forms: Sequence[Literal["words", "sentences"]] = ("words", "sentences"),
-        num_samples: int = 20_000,
+        num_samples: int = 9_999,
     ) -> None:
         if not sets or not forms:
             raise ConfigError(
@@ -82,36 +100,38 @@ class Associations(ModelAudit):
             ConfigError: A file cannot be read or has no tests, or a test does not have two targets and two attributes.
         """
         self._subject = subject
-        self._tests: list[tuple[str, WordSets, list[list[str]]]] = []
+        self._tests: list[_Test] = []
         for name in self._sets:
             templates, tests = read_word_sets(name)
             for form in self._forms:
                 shapes = templates if form == "sentences" else (_BLANK,)
                 for test in tests:
                     texts = [[each.replace(_BLANK, word) for word in words for each in shapes] for words in test.words]
-                    self._tests.append((form, test, texts))
-        self._rows = list(dict.fromkeys(text for _, _, texts in self._tests for words in texts for text in words))
+                    self._tests.append(_Test(Path(name).stem, form, test, texts))
+        self._texts = list(dict.fromkeys(text for test in self._tests for words in test.texts for text in words))
+        self._notes = _notes_on_unknown_words(self._tests, subject.tokenizer)
 
     def measure(self, inference: Inference) -> Finding:
         """Embeds all texts once and computes the tests. Collective: all ranks must call."""
         pooled = pooled_inference(inference, self._subject.trained.record, normalize=False)
-        rows = [Row(number, None, {"text": text}) for number, text in enumerate(self._rows, start=1)]
+        rows = [Row(number, None, {"text": text}) for number, text in enumerate(self._texts, start=1)]
         predictions = pooled.predict(pooled.task.build_source(rows, self._subject.tokenizer))
-        vectors = {text: row["embedding"] for text, row in zip(self._rows, predictions, strict=True)}
+        vectors = {text: row["embedding"] for text, row in zip(self._texts, predictions, strict=True)}
         parts: list[dict[str, str | int | float | None]] = []
         results: list[tuple[float, float, str]] = []
-        for form, test, texts in self._tests:
-            x, y, a, b = (np.array([vectors[text] for text in words], dtype=np.float64) for words in texts)
+        for test in self._tests:
+            x, y, a, b = (np.array([vectors[text] for text in words], dtype=np.float64) for words in test.texts)
             one, other = associations(x, a, b), associations(y, a, b)
-            p, is_exact = permutation_p(one, other, self._num_samples, self._subject.seed, form, test.name)
+            key = (self._subject.seed, test.file, test.sets.name, test.form)
+            p, is_exact = permutation_p(one, other, self._num_samples, *key)
             size = effect_size(one, other)
-            results.append((size, p, f"{test.name}, {form}"))
+            results.append((size, p, f"{test.file} {test.sets.name}, {test.form}"))
             parts.append(
                 {
-                    "test": test.name,
-                    "form": f"{form} ({_TEST_NAMES[form]})",
-                    "targets": " / ".join(test.targets),
-                    "attributes": " / ".join(test.attributes),
+                    "test": f"{test.file} {test.sets.name}",
+                    "form": f"{test.form} ({_TEST_NAMES[test.form]})",
+                    "targets": " / ".join(test.sets.targets),
+                    "attributes": " / ".join(test.sets.attributes),
                     "effect_size": size,
                     "p": p,
                     "permutations": "all" if is_exact else f"{self._num_samples:,}",
@@ -128,7 +148,7 @@ class Associations(ModelAudit):
             summary=f"{num_significant} of {len(parts)} association tests have p < {_SIGNIFICANT}. The largest effect "
             f"size is {largest:.2f} ({name}).",
             parts=parts,
-            notes=["Effect sizes are in standard deviations. Embeddings can be biased in ways that no word set tests."],
+            notes=[*self._notes, "Embeddings can be biased in ways that no word set tests."],
         )
 
 
@@ -185,6 +205,23 @@ def _word_sets(file: str, test: str, sets: Any) -> WordSets:
             "two different sets. Correct them."
         )
     return WordSets(test, tuple(map(str, targets)), tuple(map(str, attributes)), words)  # type: ignore[arg-type]
+
+
+def _notes_on_unknown_words(tests: Sequence[_Test], tokenizer: Tokenizer) -> list[str]:
+    """Returns a note for each file with words that the tokenizer cannot represent."""
+    words: dict[str, dict[str, None]] = {}
+    for test in tests:
+        words.setdefault(test.file, {}).update(dict.fromkeys(word for each in test.sets.words for word in each))
+    notes = []
+    for file, own in words.items():
+        encoded = tokenizer.encode_batch(list(own))
+        unknown = [word for word, ids in zip(own, encoded, strict=True) if tokenizer.unk_id in ids]
+        if unknown:
+            notes.append(
+                f"{file}: the tokenizer does not know {len(unknown)} of {len(own)} words, for example {unknown[0]}. "
+                "The tests of this file say little about the model."
+            )
+    return notes
 
 
 def _are_texts(value: Any) -> bool:

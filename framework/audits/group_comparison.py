@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from framework.audits.group_rates import LabelRates, bootstrap_weights, disparities, joined_rates, label_rates
+from framework.audits.group_rates import (
+    LabelRates,
+    bootstrap_weights,
+    disparities,
+    extreme_disparities,
+    joined_rates,
+    label_rates,
+)
 from framework.audits.grouping import Grouping
 from framework.audits.intervals import Interval, percentiles
 from framework.audits.item_metrics import MetricStates
@@ -72,7 +79,8 @@ def compare_metrics(
             blocks = bootstrap_weights(len(items), num_samples, seed, grouping.name, group)
             samples.append(np.concatenate([states.values(items, weights) for weights in blocks]))
             yield Compared(group, name, None, float(values[-1]), percentiles(samples[-1]))
-        interval = percentiles(np.ptp(np.stack(samples), axis=0))
+        # The interval is that of the two extreme groups, so that it may contain 0.
+        interval = percentiles(samples[int(np.argmax(values))] - samples[int(np.argmin(values))])
         yield Compared(None, f"{name}_difference", None, float(np.ptp(values)), interval)
 
 
@@ -98,7 +106,7 @@ def compare_labels(grouping: Grouping, labels: Labels, num_samples: int, seed: i
         ):
             for index, label in enumerate(labels.names):
                 yield Compared(group, measure, label, float(value[0, index]), percentiles(drawn[:, index]))
-    observed, drawn_values = disparities(once), disparities(samples)
+    observed, drawn_values = disparities(once), extreme_disparities(once, samples)
     permuted = permuted_disparities(grouping, labels, num_samples, seed)
     for measure, value in observed.items():
         for index, label in enumerate(labels.names):

@@ -90,6 +90,37 @@ def _ratio(rates: np.ndarray) -> np.ndarray:
         return rates.min(axis=0) / rates.max(axis=0)
 
 
+def extreme_disparities(groups: Sequence[LabelRates], samples: Sequence[LabelRates]) -> dict[str, np.ndarray]:
+    """Compares resampled rates of the two groups that differ most in the rates of all rows.
+
+    The largest of several resampled differences would be biased upwards. With the pair of groups fixed, a difference
+    may be negative and a ratio above 1: the resampled groups then differ in the other direction.
+
+    Args:
+        groups: Rates of all rows of each group, with one resampling.
+        samples: Resampled rates of each group.
+
+    Returns:
+        (resamples, labels) by name, as `disparities`.
+    """
+    pairs = {}
+    for name in ("selection", "true_positive", "false_positive"):
+        rates = np.stack([getattr(each, name)[0] for each in groups])
+        drawn = np.stack([getattr(each, name) for each in samples])
+        columns = np.arange(rates.shape[1])
+        high = drawn[np.argmax(rates, axis=0), :, columns].T
+        low = drawn[np.argmin(rates, axis=0), :, columns].T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pairs[name] = (_difference(rates), _ratio(rates), high - low, low / high)
+    positive, negative = pairs["true_positive"], pairs["false_positive"]
+    return {
+        "demographic_parity_difference": pairs["selection"][2],
+        "demographic_parity_ratio": pairs["selection"][3],
+        "equalized_odds_difference": np.where(positive[0] >= negative[0], positive[2], negative[2]),
+        "equalized_odds_ratio": np.where(positive[1] <= negative[1], positive[3], negative[3]),
+    }
+
+
 def bootstrap_weights(num_rows: int, num_samples: int, *key_parts: int | str) -> Iterator[np.ndarray]:
     """Yields blocks of bootstrap weights, which depend on the arguments alone.
 

@@ -57,7 +57,7 @@ def split_records(source: SequenceSource, split: str) -> Sequence[Record]:
 
 
 def column_values(
-    records: Sequence[Record], columns: Sequence[str], form: TableFormat | None
+    records: Sequence[Record], columns: Sequence[str], form: TableFormat | None, text_columns: Sequence[str] = ()
 ) -> list[list[str | None]]:
     """Reads columns of the files that rows come from.
 
@@ -65,6 +65,7 @@ def column_values(
         records: Rows, whose location names their file.
         columns: Columns to read.
         form: Format of the files; None: the defaults.
+        text_columns: Columns of the texts, by which a header is detected.
 
     Returns:
         For each column, the value of each row as text; None for an empty value.
@@ -76,7 +77,7 @@ def column_values(
     kept = {
         f"{path}, {row.location}": row.kept
         for path in paths
-        for row in read_rows(Path(path), (), Reading("skip"), form, (), columns)
+        for row in read_rows(Path(path), text_columns, Reading("skip"), form, (), columns)
     }
     missing = next((record.location for record in records if record.location not in kept), None)
     if missing is not None:

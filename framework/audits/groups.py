@@ -78,8 +78,11 @@ class Groups(ModelAudit):
             )
         self._source: SequenceSource = subject.source
         self._records = split_records(self._source, subject.split)
-        form = getattr(subject.trained.file_layout, "format", None)
-        columns = column_values(self._records, self._columns, form) if self._columns else []
+        columns: list[list[str | None]] = []
+        if self._columns:
+            layout = subject.trained.file_layout
+            texts = () if layout is None else tuple(layout.field_columns.values())
+            columns = column_values(self._records, self._columns, getattr(layout, "format", None), texts)
         self._notes: list[str] = []
         self._groupings = [
             build_grouping(name, values, self._min_rows) for name, values in zip(self._columns, columns, strict=True)

@@ -114,6 +114,9 @@ def measure_items(inference: Inference, source: SequenceSource) -> MeasuredItems
     Raises:
         DistributedError: Processes read different data.
     """
+    # Lazy, because torchmetrics takes seconds to import.
+    import framework.metrics.import_torchmetrics  # noqa: F401
+
     check_agreement({"the fingerprint of the data": source.fingerprint})
     task = inference.task
     metrics = task.build_metrics()

@@ -46,15 +46,12 @@ class MaskedCopies(HeldItems):
         sentences: (tokens,) int64 ids of each sentence, special tokens included.
         masked: (masked,) int64 positions of the tokens of each sentence that are masked, one in each copy.
         mask_id: Id of the mask token.
-        terms: Loss terms of the task, which have no targets here.
 
     Attributes:
         sentence_of_item: (items,) int64 index of the sentence of each copy.
     """
 
-    def __init__(
-        self, sentences: Sequence[np.ndarray], masked: Sequence[np.ndarray], mask_id: int, terms: Sequence[str]
-    ) -> None:
+    def __init__(self, sentences: Sequence[np.ndarray], masked: Sequence[np.ndarray], mask_id: int) -> None:
         sizes = np.array([len(ids) for ids in sentences], dtype=np.int64)
         self.sentence_of_item = np.repeat(np.arange(len(sentences)), [len(each) for each in masked])
         super().__init__(sizes[self.sentence_of_item])
@@ -63,7 +60,6 @@ class MaskedCopies(HeldItems):
         self._starts = ragged.starts(sizes)
         self._positions = np.concatenate([np.zeros(0, np.int64), *masked])
         self._mask_id = mask_id
-        self._terms = terms
 
     @property
     def fingerprint(self) -> str:
@@ -81,9 +77,7 @@ class MaskedCopies(HeldItems):
         labels = ids[positions]
         ids[positions] = self._mask_id
         targets = {POSITIONS: Target(positions, "targets", 0), LABELS: Target(labels, "targets")}
-        return pack_sequences(
-            ids, lengths, sequences.sequence_ids, None, targets, dict.fromkeys(self._terms, 0.0), shape
-        )
+        return pack_sequences(ids, lengths, sequences.sequence_ids, None, targets, {}, shape)
 
 
 def pseudo_log_likelihoods(inference: Inference, source: MaskedCopies, num_sentences: int) -> np.ndarray:

@@ -78,7 +78,7 @@ def test_scores_equal_the_authors_loop_on_30_pairs(modern, budget):
     sentences = [ids for pair in pairs for ids in pair]
     # The first and the last token of both are equal, as the authors assume.
     masked = [positions[1:-1] for pair in pairs for positions in shared_positions(*pair)]
-    source = MaskedCopies(sentences, masked, MASK, list(inference.task.loss_weights))
+    source = MaskedCopies(sentences, masked, MASK)
     found = pseudo_log_likelihoods(inference, source, len(sentences)).reshape(-1, 2)
     assert len(source) == sum(map(len, masked)) > 300
     for (first, second), scores in zip(pairs, found, strict=True):
@@ -94,7 +94,7 @@ def test_only_masked_tokens_reach_the_vocabulary(monkeypatch):
     decoder = inference.model.head.mlm.decoder
     decoder.register_forward_hook(lambda module, given, logits: rows.append((len(logits), logits.shape[1])))
     ids = np.array([CLS, 7, 8, 9, 10, SEP])
-    source = MaskedCopies([ids] * 40, [np.array([1, 3])] * 40, MASK, ["mlm", "nsp"])
+    source = MaskedCopies([ids] * 40, [np.array([1, 3])] * 40, MASK)
     pseudo_log_likelihoods(inference, source, 40)
     assert sum(count for count, _ in rows) == 80
     assert max(count for count, _ in rows) <= 128 // 6
@@ -109,7 +109,7 @@ def test_shared_positions_of_a_longer_word():
 def test_a_sentence_without_masked_tokens_scores_0():
     inference = build_inference(False, 64)
     ids = np.array([CLS, 7, SEP])
-    source = MaskedCopies([ids, ids], [np.array([1]), np.zeros(0, dtype=np.int64)], MASK, ["mlm", "nsp"])
+    source = MaskedCopies([ids, ids], [np.array([1]), np.zeros(0, dtype=np.int64)], MASK)
     scores = pseudo_log_likelihoods(inference, source, 2)
     assert scores[0] < 0
     assert scores[1] == 0

@@ -34,7 +34,8 @@ from framework.sweeps.torchrun import TorchrunLauncher
 
 CONF = conf_folder()
 ALL_FILES = sorted(CONF.rglob("*.yaml"))
-FILES = [path for path in ALL_FILES if not path.stem.startswith("_")]
+WORD_SETS = sorted((CONF / "audit" / "word_sets").glob("*.yaml"))  # read by an audit, no options of a group
+FILES = [path for path in ALL_FILES if not path.stem.startswith("_") and path not in WORD_SETS]
 BASES = [path for path in ALL_FILES if path.stem.startswith("_")]
 EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experiment")
 # Data whose keys are not those of a table.
@@ -43,6 +44,8 @@ PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": Optun
 # Overrides that a group's option needs besides its name.
 NEEDS = {
     "audit/contrast": ["audit.contrast.original=x", "audit.contrast.edited=y"],
+    "audit/groups": ["audit.groups.columns=[x]"],
+    "audit/stereotypes": ["audit.stereotypes.pairs=x"],
     "adapter/lora": ["init_from=x"],
     "tokenizer/folder": ["tokenizer.path=x"],
     "tokenizer/from_weights": ["init_from=x"],
@@ -87,7 +90,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "audit": 2,
+        "audit": 7,
         "augmentation": 5,
         "corpus": 6,
         "data": 14,
@@ -106,7 +109,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES)) == (104, 12)
+    assert (len(FILES), len(BASES), len(WORD_SETS)) == (107, 12, 2)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
