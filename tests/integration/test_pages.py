@@ -83,7 +83,8 @@ SHORTENED = [
         ["check=true", *OFFLINE, "data.validation_fraction=0.2", "task.sequence_length=16"],
     ),
     (r"\btrain experiment=pretrain_demo data\.store=(\S+)", [*PRETRAIN, r"tokenizer.path=\1/tokenizer"]),
-    (r"framework\.(evaluate|predict|explain|audit) run=mine", ["precision=fp32"]),
+    (r"framework\.audit .*audit=groups", ["audit.groups.min_rows=8", "audit.groups.num_samples=100"]),
+    (r"framework\.(evaluate|predict|explain|audit) run=(mine|FOLDER audit=)", ["precision=fp32"]),
 ]
 """Overrides by pattern of the line. The first match is used."""
 
@@ -151,6 +152,11 @@ def reader_files(tmp_path_factory) -> Path:
     for name, labels in (("original", LABELS), ("edited", LABELS[::-1])):
         write_rows(folder / f"{name}.csv", TEXTS, labels)
     (folder / "tests.jsonl").write_text('{"name": "one", "kind": "label", "label": "1", "cases": ["a good film"]}\n')
+    (folder / "terms.yaml").write_text("female: [good, fine]\nmale: [bad, poor]\n", encoding="utf-8")
+    rows = [f"{row},{label},{'fm'[n // 2 % 2]}" for n, (row, label) in enumerate(zip(TEXTS, LABELS, strict=True))]
+    (folder / "people.csv").write_text("\n".join(["text,label,gender", *rows]) + "\n", encoding="utf-8")
+    pairs = "sent_more,sent_less,bias_type\na good film of 1990,a bad film of 1990,age\n"
+    (folder / "crows_pairs_anonymized.csv").write_text(pairs, encoding="utf-8")
     (folder / "hosts.txt").write_text("10.0.0.5\n10.0.0.6\n", encoding="utf-8")
     return folder
 
