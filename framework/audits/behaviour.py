@@ -12,10 +12,10 @@ from framework.audits.audit import Case, Finding, Prediction, RowAudit, Subject,
 from framework.audits.expectations import Expectation, Verdict, judge_case, predicted_label, with_neutral
 from framework.audits.intervals import Interval, bootstrap, wilson
 from framework.audits.labels import check_mapping, check_single_labels, map_labels
+from framework.audits.own_rows import check_editable, chosen_rows
 from framework.audits.perturbations import EDITS, edited
 from framework.audits.suite import BehaviourTest, SuiteCase, read_suite
 from framework.errors import ConfigError, DataError, check_at_least, counted
-from framework.random import key
 
 _NAME = "behaviour"
 _UNDECIDED = "(undecided)"
@@ -168,26 +168,13 @@ class Behaviour(RowAudit):
 
     def _edited_rows(self, subject: Subject) -> tuple[list[BehaviourTest], list[np.ndarray]]:
         """Returns one test per edit, and the index of the row of each case among the chosen rows."""
-        if not subject.task.allows_augmentation:
-            raise ConfigError(
-                f"{type(subject.task).__name__} does not allow edits of texts, because its targets refer to parts of "
-                f"them. Give audit.{_NAME}.suite=FILE."
-            )
-        records = getattr(subject.source, "records", ())
-        if not records:
-            raise ConfigError(
-                f"split={subject.split} has no texts to edit. The rows of train are not kept after they are read. Use "
-                f"split=validation or split=test, or give audit.{_NAME}.suite=FILE."
-            )
-        chosen = np.arange(len(records))
-        if self._max_rows is not None:
-            draws = [key(subject.seed, _NAME, index) for index in range(len(records))]
-            chosen = np.sort(np.argsort(draws, kind="stable")[: self._max_rows])
+        records = check_editable(subject, _NAME, f"Give audit.{_NAME}.suite=FILE")
+        chosen = chosen_rows(len(records), self._max_rows, subject.seed)
         expectation = Expectation("same", tolerance=self._tolerance)
         tests, units = [], []
         for name in self._edits:
             cases, own_units = [], []
-            for unit, row in enumerate(chosen.tolist()):
+            for unit, row in enumerate(chosen):
                 original = {field: getattr(records[row], field) for field in subject.task.fields}
                 changed = {field: edited(name, text, subject.seed, row) for field, text in original.items()}
                 if changed != original:

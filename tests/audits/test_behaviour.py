@@ -122,7 +122,7 @@ def test_a_sample_of_own_rows_depends_on_the_seed():
 def test_data_without_texts_to_edit_is_rejected():
     with pytest.raises(ConfigError, match="split=train has no texts to edit"):
         Behaviour().check(subject(split="train"))
-    with pytest.raises(ConfigError, match="does not allow edits of texts"):
+    with pytest.raises(ConfigError, match="does not allow edits of texts, which the audit behaviour makes"):
         Behaviour().check(subject(allows_augmentation=False))
     with pytest.raises(ConfigError, match="does not predict one label per row, which the audit behaviour needs"):
         Behaviour().check(subject(labels=()))

@@ -43,6 +43,7 @@ EXPERIMENT_OF_DATA = {"parallel_text": "finetune_translation", "interactions": "
 PLUGINS = {"slurm": SlurmLauncher, "torchrun": TorchrunLauncher, "optuna": OptunaSweeper}
 # Overrides that a group's option needs besides its name.
 NEEDS = {
+    "audit/attack": ["audit.attack.candidates=x"],
     "audit/contrast": ["audit.contrast.original=x", "audit.contrast.edited=y"],
     "audit/groups": ["audit.groups.columns=[x]"],
     "audit/stereotypes": ["audit.stereotypes.pairs=x"],
@@ -90,7 +91,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "audit": 7,
+        "audit": 8,
         "augmentation": 5,
         "corpus": 6,
         "data": 14,
@@ -109,7 +110,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_SETS)) == (107, 12, 2)
+    assert (len(FILES), len(BASES), len(WORD_SETS)) == (108, 12, 2)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)

@@ -7,7 +7,15 @@ import pytest
 
 import framework
 from framework.errors import AuditError
-from tests.support.commands.in_process import FINETUNE, call, here, run_command, tokenizer_folder, train_vocabulary
+from tests.support.commands.in_process import (
+    FINETUNE,
+    TINY,
+    call,
+    here,
+    run_command,
+    tokenizer_folder,
+    train_vocabulary,
+)
 from tests.support.commands.in_process import assert_clear_error as assert_clear
 from tests.support.processes.ranks import Ranks
 from tests.support.tasks.commands import prepare
@@ -132,6 +140,59 @@ def test_own_rows_are_edited_alike_by_two_ranks(planted, monkeypatch, tmp_path):
     assert [(part["test"], part["cases"]) for part in parts] == [("url", 128), ("case", 128)]
 
 
+@pytest.fixture(scope="module")
+def masked_words(planted) -> Path:
+    """Returns the folder of `planted` with the pre-trained run `masked` over the same words."""
+    (planted / "texts.txt").write_text("\n\n".join([". ".join(TEXTS[start : start + 8]) for start in range(0, 128, 8)]))
+    corpus = ["corpus.sources.text.files=texts.txt", "corpus.sources.text.documents=blank_lines", "corpus=text"]
+    vocabulary = ["vocabulary=given", "vocabulary.path=tokenizer", "store=store", "num_workers=1"]
+    sizes = ["trainer.max_steps=2", "trainer.global_batch_size=4", "task.sequence_length=32", "data.store=store"]
+    pretrain = ["experiment=pretrain_demo", *TINY, *sizes, "data.validation_fraction=0.2", "tokenizer.path=tokenizer"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(planted)
+        assert run_command(patch, "prepare", *corpus, *vocabulary) == 0
+        assert run_command(patch, "train", *pretrain, "logger=none", "precision=fp32", "run.id=masked") == 0
+    return planted
+
+
+ATTACK = ["audit=attack", "audit.attack.candidates=masked", "audit.attack.max_rows=12", "data.test=rows.csv"]
+
+
+def test_an_attack_finds_the_words_that_decide_and_two_ranks_find_the_same(masked_words, monkeypatch, tmp_path):
+    monkeypatch.chdir(masked_words)
+    files = []
+    for num_ranks in (1, 2):
+        overrides = ["run=mine", *ATTACK, f"output={tmp_path / str(num_ranks)}"]
+        ranks = Ranks(overrides, num_ranks, tmp_path / f"{num_ranks}.txt", command="audit")
+        assert ranks.wait(120) == [0] * num_ranks, ranks.read_output()
+        files.append((tmp_path / str(num_ranks) / "analysis" / "audit_attack.json").read_bytes())
+    assert files[0] == files[1]
+    result = json.loads(files[0])
+    values = {part["value of"]: part["value"] for part in result["parts"]}
+    assert (result["rate"], result["cases"], values["accuracy on the rows"]) == (1.0, 12, 1.0)
+    assert values["accuracy under attack"] == 0.0
+    # One of three words is changed, the one that decides.
+    assert values["mean share of changed words"] == pytest.approx(1 / 3, abs=1e-4)
+    assert {case["part"].split(" → ")[0] for case in result["worst"]} == {"good", "bad"}
+
+
+def test_an_attack_keeps_its_budget(masked_words, monkeypatch, tmp_path):
+    """A row has 3 words. The budget allows its prediction, 2 deletions, and one more prediction."""
+    monkeypatch.chdir(masked_words)
+    arguments = ["run=mine", *ATTACK, f"output={tmp_path}", "audit.attack.max_queries=4"]
+    assert run_command(monkeypatch, "audit", *arguments) == 0
+    values = {part["value of"]: part["value"] for part in audited(tmp_path, "attack")["parts"]}
+    assert values["mean predictions for a row"] <= 4
+
+
+def test_candidates_come_from_a_model_with_a_masked_word_head(masked_words, monkeypatch, capfd):
+    monkeypatch.chdir(masked_words)
+    assert run_command(monkeypatch, "audit", "run=mine", "audit=attack", "audit.attack.candidates=mine") == 2
+    assert "audit.attack.candidates=mine has no masked-word head." in capfd.readouterr().err
+    assert run_command(monkeypatch, "audit", "run=mine", *ATTACK, "split=train", "data.test=null") == 2
+    assert "split=train has no texts to edit." in capfd.readouterr().err
+
+
 def test_an_audit_may_live_elsewhere(planted, monkeypatch, capfd):
     monkeypatch.chdir(planted)
     monkeypatch.syspath_prepend(str(planted))
@@ -161,6 +222,7 @@ def test_a_check_writes_nothing(planted, monkeypatch, capfd, tmp_path):
         (["run=nowhere", *CONTRAST, "fail_above=2"], "`fail_above` is 2.0. It must be from 0 to 1."),
         (["run=nowhere", *CONTRAST, "fail_above={groups: 0.1}"], "`fail_above` names the audit 'groups', which is not"),
         (["run=nowhere", "audit=contrast"], "audit.contrast.original"),
+        (["run=nowhere", *ATTACK, "audit.attack.max_changed=2"], "audit.attack.max_changed is 2.0."),
         (["run=nowhere", *CONTRAST, "report_examples=-1"], "`report_examples` is -1."),
     ],
 )
