@@ -27,14 +27,17 @@ _LONGEST_SEQUENCE = 512
 FUNCTION_WORDS = frozenset(
     re.findall(
         r"\S+",
-        """a about above after again against all am an and any are aren't as at be because been before being below
-    between both but by can cannot could did didn't do does doesn't doing don't down during each few for from further had has
-    have having he her here hers herself him himself his how i if in into is isn't it its itself just me more most my
-    myself never no nor not now of off on once only or other our ours ourselves out over own same she should so some
-    such than that the their theirs them themselves then there these they this those through to too under until up very
-    was wasn't we were what when where which while who whom why will with won't would you your yours yourself
-    的 了 是 在 不 没 有 和 与 也 都 就 而 及 着 或 被 把 这 那 我 你 他
-    她 它 们 一 个 之 吗 呢 吧 很 到 说 要 会 对""",
+        """
+        a about above after again against all am an and any are aren't as at be because been before being
+        below between both but by can cannot could did didn't do does doesn't doing don't down during each
+        few for from further had has have having he her here hers herself him himself his how i if in into
+        is isn't it its itself just me more most my myself never no nor not now of off on once only or other
+        our ours ourselves out over own same she should so some such than that the their theirs them
+        themselves then there these they this those through to too under until up very was wasn't we were
+        what when where which while who whom why will with won't would you your yours yourself
+        的 了 是 在 不 没 有 和 与 也 都 就 而 及 着 或 被 把 这 那 我 你 他 她 它 们 一 个 之 吗
+        呢 吧 很 到 说 要 会 对
+        """,
     )
 )
 """Words that attacks neither change nor insert: function words, negations included, which change the meaning."""
@@ -69,7 +72,7 @@ class Words:
 
     @property
     def text(self) -> str:
-        """Returns the text."""
+        """Returns the words joined with what stands between them."""
         pieces = [piece for pair in zip(self.between, (*self.words, ""), strict=True) for piece in pair]
         return "".join(pieces)
 
