@@ -24,6 +24,7 @@ from framework.config.input_rows import InputRow, join_rows, read_input_rows, re
 from framework.config.outputs import open_output, write_to_stdout
 from framework.config.prediction_files import find_writer, write_rows
 from framework.config.trained import Trained, describe_trained, open_inference, open_trained
+from framework.config.training_influence import TrainingRows, open_training_rows
 from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
@@ -54,11 +55,12 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
         fields = trained.task.explained_fields
         inputs = read_input_rows(settings, trained.task, trained.tokenizer, trained.file_layout, fields)
         source = trained.task.build_source([each.row for each in inputs if each.row is not None], trained.tokenizer)
+        training = open_training_rows(settings, trained) if settings.training_rows else None
         if settings.check:
             if is_first:
                 print_check([*describe_trained(trained), ("rows", f"{len(inputs):,}")])
             return []
-        rows, places = explained_rows(settings, trained, names, inputs, source)
+        rows, places = explained_rows(settings, trained, names, inputs, source, training)
         if write is None:
             return rows
         console = open_console()
@@ -110,6 +112,7 @@ def explained_rows(
     names: Sequence[str | None],
     inputs: Sequence[InputRow],
     source: SequenceSource,
+    training: TrainingRows | None = None,
 ) -> tuple[list[dict[str, Any]], list[TokenPlaces | None]]:
     """Predicts and explains rows. Collective: all ranks must call.
 
@@ -119,6 +122,7 @@ def explained_rows(
         names: Scores to explain for each row, from `chosen_names`.
         inputs: Rows.
         source: Source of the rows that are not bad.
+        training: Training rows whose influence is computed; None: no influence.
 
     Returns:
         One output row for each explained score, and the places of its tokens. A row without such a score, such as a
@@ -131,6 +135,7 @@ def explained_rows(
         chosen = [[each for scores in row for each in scores] for row in zip(*by_name, strict=True)]
         scores = [each for row in chosen for each in row]
         attributions = iter(attribute(inference, tokenizer, source, scores, settings.method, settings.steps))
+        influence = iter(() if training is None else training.influences(trained, inference, source, scores))
     predictions = task.assemble(source, decoded)
     repeated: list[InputRow] = []
     joined: list[dict[str, Any]] = []
@@ -149,6 +154,8 @@ def explained_rows(
         for score in row_scores:
             located = task.explained_places(source, score, each.row.values, tokenizer)
             joined.append(prediction | explanation(score, next(attributions), located, tokenizer))
+            if training is not None:
+                joined[-1]["training_rows"] = training.strongest(next(influence), settings.training_rows, trained)
             places.append(located)
     keys = dict.fromkeys(name for row in joined for name in row)
     return join_rows(repeated, [keys | row for row in joined]), places

@@ -210,11 +210,15 @@ class ExplainConfig(PredictConfig):
         method: Method, see `framework.modules.attribution.attribute`.
         steps: Points of integrated gradients.
         explain: Score to explain: "label" the predicted one, "all" each label, or the name of a label.
+        training_rows: Number of training rows with the largest influence for and against each explained score; 0: none.
+        layers: Number of last layers of the encoder whose gradients measure that influence, beside the head.
     """
 
     method: Literal["integrated_gradients", "gradient", "leave_one_out", "attention_rollout"] = "integrated_gradients"
     steps: int = 32
     explain: str = "label"
+    training_rows: int = 0
+    layers: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -223,6 +227,8 @@ class ExplainConfig(PredictConfig):
                 f"`steps` is {self.steps}. Integrated gradients need at least {MIN_STEPS} points. Use the default 32, "
                 "or method=gradient for a single point."
             )
+        check_at_least("`training_rows`", self.training_rows, 0, "Set 0 to find none.")
+        check_at_least("`layers`", self.layers, 0, "Set 0 to measure the influence on the head only.")
         if (self.output or "").lower().endswith(".conll"):
             raise ConfigError(
                 f"output={self.output} is a CoNLL file, which has no place for explanations. They are written as "

@@ -114,12 +114,18 @@ def skipped_rows(splits: Mapping[str, SplitFacts]) -> Iterator[dict[str, Any]]:
             file, location, reason = (
                 (message[: match.start()], match[1], match[2]) if match is not None else (facts.file, "", message)
             )
-            numbers = {
-                name: int(number[1])
-                for name, pattern in _NUMBER.items()
-                if (number := pattern.search(location)) is not None
-            }
-            yield {"split": split, "file": file, "place": location, **numbers, "reason": reason}
+            yield {"split": split, "file": file, "place": location, **_numbers(location), "reason": reason}
+
+
+def split_location(location: str) -> dict[str, Any]:
+    """Returns the `file` and `place` of a location such as "rows.csv, row 3 (line 4)", and its `row` and `line`."""
+    match = _LOCATION.search(f"{location}: ")
+    file, place = (location, "") if match is None else (location[: match.start()], match[1])
+    return {"file": file, "place": place, **_numbers(place)}
+
+
+def _numbers(place: str) -> dict[str, int]:
+    return {name: int(number[1]) for name, pattern in _NUMBER.items() if (number := pattern.search(place)) is not None}
 
 
 def without_texts(splits: Mapping[str, SplitFacts]) -> dict[str, SplitFacts]:

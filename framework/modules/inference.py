@@ -53,6 +53,10 @@ class Inference:
         self.rank = rank
         self.mesh = mesh
 
+    def with_model(self, model: TaskModel) -> "Inference":
+        """Returns the inference of another model of the same task on the same device."""
+        return Inference(model, self.task, self.micro_batch_tokens, self.precision, self.device, self.rank, self.mesh)
+
     def predict(self, source: SequenceSource) -> list[dict[str, Any]]:
         """Returns the predictions for the rows of a source from `Task.build_source`, in their order.
 

@@ -102,6 +102,13 @@ class ItemPasses:
         by_number = {number: result for part in gather(own) for number, result in part.items()}
         return [(chunk, by_number[number]) for number, chunk in enumerate(chunks)]
 
+    def on_every_rank(self, items: Sequence[int]) -> Iterator[Jobs]:
+        """Yields the micro-batches of `run` on every rank, for passes whose results all ranks need."""
+        indices = np.array(items, dtype=np.int64)
+        lengths = self._source.lengths(np.zeros_like(indices), indices)
+        for numbers in _chunks(lengths, self._inference.micro_batch_tokens):
+            yield self._jobs(indices, lengths, numbers)
+
     def input_ids(self, items: Sequence[int]) -> list[np.ndarray]:
         """Returns the ids of each item, special tokens included."""
         if not items:

@@ -93,6 +93,8 @@ class Task(ABC):
         vocabulary_term: Loss term whose targets are predicted over the vocabulary; None: there is none.
         text_format: Format of input files that are not tables: "conll"; None: only tables.
         list_fields: The `fields` whose values may be lists, which are passed as JSON.
+        keeps_training_rows: True if the records of the split `train` must be kept, which costs memory. Commands that
+            show training rows set it before `build_sources`. Each record has a `location`.
         scores_predictions: True if evaluation must decode every item of a split, gather them from all ranks and call
             `score`.
     """
@@ -108,6 +110,7 @@ class Task(ABC):
     vocabulary_term: str | None = None
     text_format: str | None = None
     list_fields: tuple[str, ...] = ()
+    keeps_training_rows: bool = False
     scores_predictions: bool = False
 
     def __init_subclass__(cls) -> None:

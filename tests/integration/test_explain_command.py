@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,14 @@ from framework import load
 from framework.config.command_schema import ExplainConfig
 from framework.config.input_rows import read_input_rows
 from framework.config.shared_schema import PrecisionConfig
+from framework.config.trained import open_inference, open_trained
+from framework.config.training_influence import open_training_rows
+from framework.data.reading.rows import Row
 from framework.errors import ConfigError, FrameworkError
 from framework.explain import chosen_names
+from framework.modules.influence import influences
 from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.explanation import Explained
 from framework.tasks.question_answering.task import QuestionAnsweringTask
 from framework.tasks.recommendation.task import RecommendationTask
 from tests.support.commands.in_process import FINETUNE, call, here, run_command, tokenizer_folder, train_vocabulary
@@ -47,6 +53,7 @@ def planted(tmp_path_factory) -> Path:
     with (folder / "test.jsonl").open("w") as file:
         file.writelines(json.dumps({"id": number, "text": text}) + "\n" for number, (text, _) in enumerate(rows[200:]))
     sizes = ["trainer.max_steps=60", "trainer.global_batch_size=16", "optimizer.lr=0.005"]
+    sizes += ["trainer.checkpoint_every_n_steps=30", "trainer.log_every_n_steps=30"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run_command(patch, "train", *FINETUNE, *sizes) == 0
@@ -207,3 +214,76 @@ def test_text_that_is_not_read_is_reported(planted, monkeypatch, capfd):
     assert (
         f"it does not read the characters {last + 1} to {len(long)} of `text` in row 2 of the output." in captured.err
     )
+
+
+def test_training_rows_have_their_file_and_row(planted, monkeypatch, capfd):
+    texts = "text=[wa good wb,wc wd bad]"
+    rows = explained(planted, monkeypatch, capfd, texts, "training_rows=4", "method=gradient", "explain=1")
+    lines = list(csv.DictReader((planted / "rows.csv").open(newline="")))
+    for row, (side, sign, word) in zip(rows, (("for", 1, "good"), ("against", -1, "bad")), strict=True):
+        strengths = [each["influence"] * sign for each in row["training_rows"][side]]
+        assert len(strengths) == 4 and strengths == sorted(strengths, reverse=True) and strengths[-1] > 0
+        for each in row["training_rows"][side]:
+            assert (each["file"], each["place"]) == ("rows.csv", f"row {each['row']} (line {each['row'] + 1})")
+            assert lines[each["row"] - 1] == {"text": each["text"], "label": PLANTED[word]}
+
+
+def test_checkpoints_count_by_their_learning_rates(planted, monkeypatch):
+    monkeypatch.chdir(planted)
+    settings = ExplainConfig(run="mine", precision=PrecisionConfig(name="fp32"), text="wa good", training_rows=1)
+    trained = open_trained(settings)
+    training = open_training_rows(settings, trained)
+    metrics = [json.loads(line) for line in (planted / "runs" / "mine" / "metrics.jsonl").read_text().splitlines()]
+    rates = {row["step"]: row["optim/lr"] for row in metrics if "optim/lr" in row}
+    assert [each.name for each in training.checkpoints] == ["step_00000030", "step_00000060"]
+    assert list(training.learning_rates) == pytest.approx([rates[30], rates[60]])
+    source = trained.task.build_source([Row(1, None, {"text": "wa good"})], trained.tokenizer)
+    with open_inference(trained, 4096, "fp32") as inference:
+        scores = [Explained(0, 1)]
+        total = training.influences(trained, inference, source, scores)
+        parts = [
+            replace(training, checkpoints=[folder], learning_rates=[rate]).influences(
+                trained, inference, source, scores
+            )
+            for folder, rate in ((training.checkpoints[0], rates[30]), (training.checkpoints[1], rates[60]))
+        ]
+        own = influences(inference, trained.tokenizer, source, scores, training.source, 2)
+    assert np.allclose(total, parts[0] + parts[1]) and not np.allclose(parts[0], parts[1])
+    assert np.allclose(parts[1], rates[60] * own, rtol=1e-4, atol=1e-9)
+
+
+def test_training_rows_need_a_run_and_its_data(planted, monkeypatch, capfd, tmp_path):
+    monkeypatch.chdir(planted)
+    assert run_command(monkeypatch, "export", "run=mine", f"output={tmp_path / 'out'}", "compare=false") == 0
+    capfd.readouterr()
+    assert run_command(monkeypatch, "explain", f"run={tmp_path / 'out'}", "text=wa", "training_rows=5") == 2
+    assert "is an export, which has no checkpoints and no training data." in capfd.readouterr().err
+    assert run_command(monkeypatch, "explain", "run=mine", "text=wa", "training_rows=-1") == 2
+    assert "`training_rows` is -1" in capfd.readouterr().err
+    content = (planted / "rows.csv").read_text()
+    (planted / "rows.csv").write_text(content.replace("good", "bad", 1))
+    try:
+        assert run_command(monkeypatch, "explain", "run=mine", "text=wa", "training_rows=5") == 2
+        assert "is not the data of its training. Training rows are found by their position." in capfd.readouterr().err
+    finally:
+        (planted / "rows.csv").write_text(content)
+    trained = open_trained(ExplainConfig(run="mine", precision=PrecisionConfig(name="fp32"), text="wa"))
+    settings = ExplainConfig(run="mine", precision=PrecisionConfig(name="fp32"), text="wa", training_rows=5)
+    with pytest.raises(ConfigError, match="the loss of EmbeddingTask compares all rows of a step with each other"):
+        open_training_rows(settings, replace(trained, task=EmbeddingTask()))
+
+
+def test_influences_of_two_ranks_equal_those_of_one(planted, monkeypatch, tmp_path):
+    monkeypatch.chdir(planted)
+    values = []
+    for num_ranks in (1, 2):
+        file = tmp_path / f"{num_ranks}.jsonl"
+        overrides = ["run=mine", "text=[wa good,bad wb wc]", f"output={file}", "method=gradient", "training_rows=200"]
+        ranks = Ranks(
+            [*overrides, "micro_batch_tokens=128"], num_ranks, tmp_path / f"{num_ranks}.txt", command="explain"
+        )
+        assert ranks.wait(120) == [0] * num_ranks, ranks.read_output()
+        rows = [json.loads(line)["training_rows"] for line in file.read_text().splitlines()]
+        values.append([{each["row"]: each["influence"] for side in row.values() for each in side} for row in rows])
+    for one, two in zip(*values, strict=True):
+        assert len(one) > 100 and two == pytest.approx(one, rel=1e-4, abs=1e-6)

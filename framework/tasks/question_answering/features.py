@@ -88,6 +88,11 @@ class Window:
     passage: Passage
     first: int
 
+    @property
+    def location(self) -> str:
+        """Returns the location of the question."""
+        return self.question.location
+
 
 def window_source(
     questions: Sequence[Question], tokenizer: Tokenizer, sizes: WindowSizes, labelled: bool = True

@@ -114,7 +114,8 @@ class SequenceClassificationTask(Task):
     def build_sources(self, data: TableData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it.
 
-        The records of a source are its rows, for comparison with the predictions. The rows of `train` are not kept.
+        The records of a source are its rows, for comparison with the predictions. The rows of `train` are kept only if
+        `keeps_training_rows` is set.
         """
         table = data.load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
@@ -122,7 +123,7 @@ class SequenceClassificationTask(Task):
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
         sources: dict[str, SequenceSource] = {}
         for split, rows in table.splits.items():
-            source = self._source(rows, tokenizer, split != "train")
+            source = self._source(rows, tokenizer, split != "train" or self.keeps_training_rows)
             answers = self.problem.answers
             labels = (label for row in rows for label in answers.labels(row.label))
             read = table.facts[split]

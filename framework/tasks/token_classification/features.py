@@ -51,6 +51,11 @@ class Part:
     example: Example
     first: int = 0
 
+    @property
+    def location(self) -> str:
+        """Returns the location of the example."""
+        return self.example.location
+
 
 def parse_words(location: str, cell: str) -> list[str]:
     """Reads the words of a JSON list.
