@@ -147,7 +147,7 @@ class CardBuilder:
 
         Args:
             counts: Counts of the preparation: dropped documents by reason (duplicates, near_duplicates, excluded,
-                empty, skipped_rows), bytes, files and vocab_size; missing ones count as 0.
+                empty, skipped_rows; personal_data if present), bytes, files and vocab_size; missing ones count as 0.
             sources: Facts about each source (name, documents).
             packing: Packing efficiency in [0, 1] by sequence length in tokens; may be empty.
 
@@ -157,7 +157,8 @@ class CardBuilder:
             ids were added), sources and packing efficiency.
         """
         kept = int(self._documents.counts.sum())
-        dropped = {reason: int(counts.get(reason, 0)) for reason in _DROPPED}
+        reasons = (*_DROPPED, "personal_data") if "personal_data" in counts else _DROPPED
+        dropped = {reason: int(counts.get(reason, 0)) for reason in reasons}
         read = kept + sum(dropped.values())
         return {
             "documents": {"read": read, "kept": kept, **dropped},

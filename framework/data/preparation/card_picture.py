@@ -30,6 +30,7 @@ _FATES = {
     "excluded": "excluded",
     "empty": "empty",
     "skipped_rows": "unreadable rows",
+    "personal_data": "personal data",
 }
 
 
@@ -138,10 +139,11 @@ def _ticks_at_powers_of_two(axes: "Axes") -> None:
 
 
 def _draw_fates(axes: "Axes", documents: Mapping[str, int]) -> None:
-    values = [documents[fate] for fate in _FATES]
+    names = {fate: name for fate, name in _FATES.items() if fate in documents}
+    values = [documents[fate] for fate in names]
     read = documents["read"]
     colors = [_BLUE] + [_ORANGE] * (len(values) - 1)
-    bars = axes.barh(list(_FATES.values()), values, color=colors, height=0.62)
+    bars = axes.barh(list(names.values()), values, color=colors, height=0.62)
     labels = [f"{value:,}   {_percent(value / read)}" if value else "0" for value in values]
     axes.bar_label(bars, labels, padding=5, color=_GREY, fontsize=9)
     axes.invert_yaxis()

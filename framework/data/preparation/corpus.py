@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds
 from framework.data.reading.documents import Cleaner, CleanTexts
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards
@@ -36,6 +37,11 @@ class Cleaning:
         exclude_ngram_bytes: Number of consecutive bytes of normalised text that two texts must share to overlap.
         near_duplicates: Jaccard similarity to an earlier document from which a document is dropped; None: drop none.
         num_permutations: Number of hashes of a document's signature; more hashes find near-duplicates more reliably.
+        personal_data: Handling of personal data in documents that all other steps keep: "report" counts it, "mask"
+            replaces each find by a token of its kind, "drop" drops the documents; None: no search.
+        personal_data_kinds: Kinds to find, of `framework.data.personal_data.kinds.KINDS`.
+        personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`.
+        personal_data_names: File of names to find, one per line; None: no names.
     """
 
     strip_html: bool = False
@@ -44,6 +50,10 @@ class Cleaning:
     exclude_ngram_bytes: int = 48
     near_duplicates: float | None = None
     num_permutations: int = 128
+    personal_data: Literal["report", "mask", "drop"] | None = None
+    personal_data_kinds: Sequence[str] = KINDS
+    personal_data_regions: Sequence[str] = REGIONS
+    personal_data_names: str | None = None
 
     def __post_init__(self) -> None:
         if self.near_duplicates is not None and not 0 < self.near_duplicates <= 1:
@@ -52,6 +62,20 @@ class Cleaning:
                 "0.8, or null."
             )
         check_at_least("num_permutations", self.num_permutations, 2, "Choose, for example, 128.")
+        check_kinds(self.personal_data_kinds)
+        if self.personal_data is None and self.personal_data_names is not None:
+            raise ConfigError(
+                f"personal_data_names is {self.personal_data_names}, but personal_data is null. Without an action, no "
+                "name is searched for. Set personal_data to report, mask or drop."
+            )
+
+    def detection(self) -> Detection:
+        """Reads the names and returns the settings of the search for personal data.
+
+        Raises:
+            ConfigError: See `Detection.of`.
+        """
+        return Detection.of(self.personal_data_kinds, self.personal_data_regions, self.personal_data_names)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ number of kills and resumed starts do not matter. The command `framework.prepare
 and shows the counts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +21,11 @@ from framework.data.preparation.cleaning import screen
 from framework.data.preparation.corpus import Cleaning, Corpus, Progress
 from framework.data.preparation.exclusion import ExclusionIndex
 from framework.data.preparation.folder import PartialFolder, exclusive_access, find_store, read_meta
+from framework.data.preparation.personal_data import ClearedCounting, PersonalDataStep
 from framework.data.preparation.pool import work_in_order
 from framework.data.preparation.settings import check_streamable, store_settings
-from framework.data.preparation.tokens import Totals, write_tokens
+from framework.data.preparation.store_counts import personal_data_content, source_counts, total_counts
+from framework.data.preparation.tokens import write_tokens
 from framework.data.reading.sources import Source
 from framework.data.store.row_groups import save_row_groups
 from framework.data.store.writer import COMPLETE_FILE, TOKENIZER_FOLDER, StoreWriter
@@ -59,13 +61,13 @@ class StoreSpec:
         """Checks the sources and returns their documents.
 
         Raises:
-            ConfigError: The store is streamed, but a source has no random access.
+            ConfigError: The store is streamed, but a source has no random access, or personal data is to be masked.
             DataError: There are no sources, or the files of a source do not exist.
         """
         if not self.sources:
             raise DataError("there are no sources. A store needs at least one. Add one to the corpus.")
         if self.streamed:
-            check_streamable(self.sources)
+            check_streamable(self.sources, self.cleaning)
         return Corpus(self.sources, self.cleaning, self.on_bad_row, self.streamed, progress)
 
 
@@ -78,7 +80,9 @@ class Prepared:
         reused: True if the store already existed, made from the same files and settings.
         counts: Numbers of files, bytes, documents (kept), duplicates, near_duplicates, excluded, empty, skipped_rows,
             sentences, tokens, unknown_tokens and vocab_size. If evaluation texts are excluded, also evaluation_texts,
-            and evaluation_texts_too_short for those too short to be searched for.
+            and evaluation_texts_too_short for those too short to be searched for. If personal data is handled, also
+            personal_data_finds and personal_data_documents (documents with finds), and with "drop" personal_data
+            (documents dropped).
         skipped: Messages about the first bad rows that were skipped.
         fingerprint: Fingerprint of the store.
     """
@@ -104,7 +108,8 @@ def prepare_store(spec: StoreSpec, num_workers: int | None = 1, progress: Progre
 
     Raises:
         ConfigError: Ids are streamed from a source without random access, the size of the vocabulary has no room for
-            the alphabet, or no bands fit the settings of near-duplicates.
+            the alphabet, no bands fit the settings of near-duplicates, or the settings of personal data cannot be used
+            (`Detection.of`, `masks_of`).
         DataError: A source or the tokenizer cannot be used, there are no documents, the folder holds something else,
             cannot be written or is being written by another process, or a worker was killed.
     """
@@ -192,6 +197,7 @@ class Preparation:
         corpus: Documents of the store.
         vocabulary: Given tokenizer, or training settings of a tokenizer.
         exclusion: Index of evaluation texts; None: no texts are excluded.
+        personal_data: Step that handles personal data; None: none.
         num_workers: Number of processes as in `work_in_order`.
         settings: Settings that determine the store, as JSON values.
     """
@@ -199,6 +205,7 @@ class Preparation:
     corpus: Corpus
     vocabulary: GivenTokenizer | VocabularyTraining
     exclusion: ExclusionIndex | None
+    personal_data: PersonalDataStep | None
     num_workers: int | None
     settings: dict[str, Any]
 
@@ -208,10 +215,15 @@ class Preparation:
     ) -> "Preparation":
         """Reads the evaluation files, and reads all sources once for the hashes of their content."""
         cleaning = corpus.cleaning
+        personal_data = None
+        if cleaning.personal_data is not None:
+            given = vocabulary.load() if isinstance(vocabulary, GivenTokenizer) else None
+            personal_data = PersonalDataStep.of(cleaning.personal_data, cleaning.detection(), given)
         exclusion = (
             ExclusionIndex.from_files(cleaning.exclude, cleaning.exclude_ngram_bytes) if cleaning.exclude else None
         )
-        return cls(corpus, vocabulary, exclusion, num_workers, store_settings(corpus, vocabulary, exclusion))
+        settings = store_settings(corpus, vocabulary, exclusion, personal_data)
+        return cls(corpus, vocabulary, exclusion, personal_data, num_workers, settings)
 
     def tokenizer(self, fates: np.ndarray | None, folder: Path) -> Tokenizer:
         """Returns the given tokenizer, or a trained one; a tokenizer that an earlier start trained is loaded."""
@@ -220,10 +232,12 @@ class Preparation:
         if not folder.is_dir():
             counts = WordCounts()
             batches = self.corpus.batches("vocabulary", fates)
-            for _, part in work_in_order(partial(getattr, self.vocabulary, "count"), batches, self.num_workers):
+            step = self.personal_data
+            make_work = partial(ClearedCounting, step, self.vocabulary.count)
+            for _, part in work_in_order(make_work, batches, self.num_workers):
                 counts.add(part)
             fresh = folder.with_name(folder.name + ".new")
-            self.vocabulary.train(counts, fresh)
+            self.vocabulary.train(counts, fresh, () if step is None else step.added_tokens)
             fresh.rename(folder)
         return Tokenizer.from_folder(folder)
 
@@ -232,14 +246,15 @@ class Preparation:
         corpus, folder = self.corpus, unfinished.store
         writer = StoreWriter(folder, tokenizer.vocab_size, corpus.streamed)
         try:
-            totals = write_tokens(corpus, fates, tokenizer, writer, self.num_workers)
-            sources = _sources(corpus, totals)
-            counts = _counts(corpus, totals, sources, tokenizer)
+            totals = write_tokens(corpus, fates, tokenizer, writer, self.num_workers, self.personal_data)
+            sources = source_counts(corpus, totals)
+            counts = total_counts(corpus, totals, sources, tokenizer.vocab_size)
             if self.exclusion is not None:
                 counts["evaluation_texts"] = self.exclusion.num_texts
                 counts["evaluation_texts_too_short"] = self.exclusion.num_too_short
             efficiency = packing_efficiency(stored_boundaries(folder))
-            write_card(totals.card.content(counts, sources, efficiency), folder, unfinished.folder.name)
+            content = totals.card.content(counts, sources, efficiency) | personal_data_content(corpus, totals)
+            write_card(content, folder, unfinished.folder.name)
             meta = {
                 "counts": counts,
                 "sources": [{name: source[name] for name in ("name", "documents")} for source in sources],
@@ -252,42 +267,6 @@ class Preparation:
             writer.finish(meta, tokenizer)
         finally:
             writer.close()
-
-
-def _sources(corpus: Corpus, totals: Totals) -> list[dict[str, Any]]:
-    """Returns the name of each source and the counts of its documents by fate."""
-    sources = []
-    for name, documents, tally in zip(corpus.sources, totals.documents, corpus.tallies, strict=True):
-        dropped = tally.duplicates + tally.near_duplicates + tally.excluded
-        # A document without tokens also counts as empty.
-        empty = tally.read - documents - dropped
-        sources.append({"name": name, "documents": documents, **vars(tally), "empty": empty})
-    return sources
-
-
-def _counts(
-    corpus: Corpus, totals: Totals, sources: Sequence[Mapping[str, Any]], tokenizer: Tokenizer
-) -> dict[str, int]:
-    summed = {
-        name: sum(source[name] for source in sources)
-        for name in ("documents", "duplicates", "near_duplicates", "excluded", "empty")
-    }
-    if summed["documents"] == 0:
-        num_read = sum(source["read"] for source in sources)
-        raise DataError(
-            f"no documents remain after cleaning ({num_read:,} read). A store needs at least one. Check the sources "
-            "and strip_html."
-        )
-    return {
-        "files": corpus.num_files,
-        "bytes": corpus.num_bytes,
-        **summed,
-        "skipped_rows": corpus.reading.num_skipped,
-        "sentences": totals.sentences,
-        "tokens": totals.tokens,
-        "unknown_tokens": totals.unknown_tokens,
-        "vocab_size": tokenizer.vocab_size,
-    }
 
 
 def _prepared(folder: Path, meta: dict[str, Any], reused: bool) -> Prepared:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from framework.data.preparation.corpus import Corpus
+from framework.data.preparation.corpus import Cleaning, Corpus
 from framework.data.preparation.exclusion import ExclusionIndex
+from framework.data.preparation.personal_data import PersonalDataStep
 from framework.data.reading.credentials import without_credentials
 from framework.data.reading.shards import ParquetShards
 from framework.data.reading.sources import Source
@@ -18,7 +19,10 @@ from framework.errors import ConfigError
 
 
 def store_settings(
-    corpus: Corpus, vocabulary: GivenTokenizer | VocabularyTraining, exclusion: ExclusionIndex | None
+    corpus: Corpus,
+    vocabulary: GivenTokenizer | VocabularyTraining,
+    exclusion: ExclusionIndex | None,
+    personal_data: PersonalDataStep | None = None,
 ) -> dict[str, Any]:
     """Returns the settings of a store: kinds, options, and hashes of the content of files, but not their paths.
 
@@ -26,6 +30,7 @@ def store_settings(
         corpus: Documents of the store.
         vocabulary: Given tokenizer, or training settings of a tokenizer.
         exclusion: Index of evaluation texts; None: no texts are excluded.
+        personal_data: Step that handles personal data; None: none.
 
     Raises:
         DataError: A source or the tokenizer cannot be read.
@@ -47,16 +52,23 @@ def store_settings(
         "streamed": corpus.streamed,
         "sources": [{"name": name, **_identity(source)} for name, source in corpus.sources.items()],
     }
+    if personal_data is not None:  # without it, older stores remain valid
+        settings["personal_data"] = personal_data.identity()
     values: dict[str, Any] = json.loads(json.dumps(settings, default=_as_builtin))
     return values
 
 
-def check_streamable(sources: Mapping[str, Source]) -> None:
+def check_streamable(sources: Mapping[str, Source], cleaning: Cleaning) -> None:
     """Checks that the texts of all sources can be streamed while training.
 
     Raises:
-        ConfigError: A source has no random access, or has a secret in its URL.
+        ConfigError: A source has no random access, or has a secret in its URL, or personal data is to be masked.
     """
+    if cleaning.personal_data == "mask":
+        raise ConfigError(
+            "personal_data is mask and stream is true. A streamed store reads the original texts again while training, "
+            "so nothing would stay masked. Use personal_data=drop, or store the tokens (stream=false)."
+        )
     for name, source in sources.items():
         if not isinstance(source, ParquetShards):
             raise ConfigError(

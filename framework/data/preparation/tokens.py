@@ -1,8 +1,9 @@
 """Last pass over a corpus: splits its documents into sentences, encodes them, and writes them to the store."""
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from framework.data.preparation.card import CardBuilder
 from framework.data.preparation.corpus import Batch, Corpus
+from framework.data.preparation.personal_data import Cleared, ClearedEncoding, PersonalDataStep
 from framework.data.preparation.pool import work_in_order
 from framework.data.store.writer import StoreWriter
-from framework.data.tokenization.document_encoder import DocumentEncoder, EncodedDocuments
+from framework.data.tokenization.document_encoder import EncodedDocuments
 from framework.data.tokenization.tokenizer import Tokenizer
 
 COMMIT_CHARACTERS = 64_000_000
@@ -30,6 +32,7 @@ class Totals:
         sentences: Number of sentences.
         tokens: Number of tokens.
         unknown_tokens: Number of unknown tokens.
+        personal_data: For each source, the counts of `Cleared`; empty without such a step.
     """
 
     documents: list[int]
@@ -38,8 +41,9 @@ class Totals:
     sentences: int = 0
     tokens: int = 0
     unknown_tokens: int = 0
+    personal_data: list[dict[str, int]] = field(default_factory=list)
 
-    def add(self, batch: Batch, encoded: EncodedDocuments) -> None:
+    def add(self, batch: Batch, encoded: EncodedDocuments, cleared: Cleared | None) -> None:
         """Adds the counts of a written batch."""
         self.batches = batch.number + 1
         self.documents[batch.source] += len(encoded.document_sentences)
@@ -47,6 +51,9 @@ class Totals:
         self.tokens += len(encoded.input_ids)
         self.unknown_tokens += encoded.num_unknown
         self.card.add(encoded.input_ids, encoded.sentence_lengths, encoded.document_sentences)
+        if cleared is not None:
+            counts = Counter(self.personal_data[batch.source]) + cleared.counts
+            self.personal_data[batch.source] = dict(sorted(counts.items()))
 
     def state(self) -> dict[str, Any]:
         """Returns all counts as JSON values."""
@@ -59,7 +66,12 @@ class Totals:
 
 
 def write_tokens(
-    corpus: Corpus, fates: np.ndarray | None, tokenizer: Tokenizer, writer: StoreWriter, num_workers: int | None
+    corpus: Corpus,
+    fates: np.ndarray | None,
+    tokenizer: Tokenizer,
+    writer: StoreWriter,
+    num_workers: int | None,
+    personal_data: PersonalDataStep | None = None,
 ) -> Totals:
     """Encodes and writes the documents after those that the store already holds, and commits them.
 
@@ -69,6 +81,7 @@ def write_tokens(
         tokenizer: Tokenizer that is backed by a folder.
         writer: Writer of the store; its state is that of a `Totals`, or None at the first start.
         num_workers: Number of processes as in `work_in_order`.
+        personal_data: Step that handles personal data before texts are encoded; None: none.
 
     Returns:
         Counts of all documents of the store.
@@ -80,16 +93,17 @@ def write_tokens(
     """
     if writer.state is None:
         totals = Totals([0] * len(corpus.sources), CardBuilder(tokenizer.unk_id))
+        totals.personal_data = [] if personal_data is None else [{} for _ in corpus.sources]
     else:
         totals = Totals.from_state(writer.state)
     batches = corpus.batches("tokens", fates, first=totals.batches)
-    encoded = work_in_order(partial(DocumentEncoder, tokenizer.folder), batches, num_workers)
+    encoded = work_in_order(partial(ClearedEncoding, personal_data, tokenizer.folder), batches, num_workers)
     characters = 0
     for _, group in itertools.groupby(encoded, key=lambda pair: _record_batch(pair[0])):
-        pieces = list(group)
-        _write_record_batch(writer, pieces)
-        for batch, documents in pieces:
-            totals.add(batch, documents)
+        results = [(_with_hashes(batch, cleared), documents, cleared) for batch, (documents, cleared) in group]
+        _write_record_batch(writer, [(batch, documents) for batch, documents, _ in results])
+        for batch, documents, cleared in results:
+            totals.add(batch, documents, cleared)
             characters += batch.num_characters
         if characters >= COMMIT_CHARACTERS:
             writer.commit(totals.state())
@@ -104,6 +118,15 @@ def _record_batch(batch: Batch) -> int:
     A streamed row group is read as a whole, so its batches form one record batch.
     """
     return batch.number if batch.group is None else batch.group
+
+
+def _with_hashes(batch: Batch, cleared: Cleared | None) -> Batch:
+    """Returns the batch with the hashes of masked texts."""
+    if cleared is None or not cleared.hashes:
+        return batch
+    hashes = batch.hashes.copy()
+    hashes[list(cleared.hashes)] = list(cleared.hashes.values())
+    return replace(batch, hashes=hashes)
 
 
 def _write_record_batch(writer: StoreWriter, pieces: list[tuple[Batch, EncodedDocuments]]) -> None:

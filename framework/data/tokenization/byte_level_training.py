@@ -5,7 +5,7 @@ The alphabet is the 256 bytes, so no text has unknown tokens. The 4 special toke
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,12 +56,13 @@ class ByteLevelBpeTraining:
                     words[word[first : first + _LONGEST_WORD]] += count
         return words
 
-    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
+    def train(self, counts: WordCounts, folder: str | Path, added_tokens: Sequence[str] = ()) -> Tokenizer:
         """Trains and writes tokenizer.json, vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json.
 
         Args:
             counts: Word counts from `count`.
             folder: Folder for the files.
+            added_tokens: Tokens that texts contain as they are; they follow the special tokens.
 
         Raises:
             DataError: The counts are empty.
@@ -69,22 +70,24 @@ class ByteLevelBpeTraining:
         words = words_for_training(counts)
         backend = tokenizers.Tokenizer(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        fixed = [*_SPECIAL_TOKENS, *added_tokens]
         trainer = trainers.BpeTrainer(
-            vocab_size=most_tokens(self.vocab_size, len(_SPECIAL_TOKENS) + _NUM_BYTES, words),
-            special_tokens=list(_SPECIAL_TOKENS),
+            vocab_size=most_tokens(self.vocab_size, len(fixed) + _NUM_BYTES, words),
+            special_tokens=fixed,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(repeated(words), trainer)
-        return _write(backend, folder)
+        return _write(backend, folder, added_tokens)
 
 
-def _write(backend: tokenizers.Tokenizer, folder: str | Path) -> Tokenizer:
+def _write(backend: tokenizers.Tokenizer, folder: str | Path, added_tokens: Sequence[str]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     # The mask token includes the space before it, so that " <mask>" replaces a word with its space.
     mask = AddedToken("<mask>", lstrip=True, normalized=False, special=True)
     backend.add_special_tokens([*_SPECIAL_TOKENS[:-1], mask])
+    backend.add_tokens([AddedToken(token, lstrip=True, normalized=False) for token in added_tokens])
     backend.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     content = backend.to_str(pretty=True)
     model = parse_json(content)["model"]

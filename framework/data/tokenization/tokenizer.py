@@ -98,8 +98,11 @@ class Tokenizer:
         self.cls_id, self.sep_id, self.mask_id, self.pad_id, self.unk_id = (
             vocabulary[special_tokens[name]] for name in ("cls", "sep", "mask", "pad", "unk")
         )
-        added = {token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special}
-        special = added | {vocabulary[token] for token in special_tokens.values()}
+        added = backend.get_added_tokens_decoder()
+        special = {token_id for token_id, token in added.items() if token.special}
+        special |= {vocabulary[token] for token in special_tokens.values()}
+        # These include the space before them, as `<mask>` does.
+        whole_words = special | {token_id for token_id, token in added.items() if token.lstrip}
         self.special_ids = np.array(sorted(special), dtype=np.int64)
         placeholders = {token_id for token, token_id in vocabulary.items() if _UNUSED.fullmatch(token)} - special
         self.placeholder_ids = np.array(sorted(placeholders), dtype=np.int64)
@@ -109,7 +112,7 @@ class Tokenizer:
         self.starts_word = np.ones(self.vocab_size, dtype=bool)
         for token, token_id in vocabulary.items():
             begins = token.startswith(("Ġ", "▁")) if self.space_marked else not (prefix and token.startswith(prefix))
-            self.starts_word[token_id] = begins or token_id in special
+            self.starts_word[token_id] = begins or token_id in whole_words
         self.pair_separators = pair_separators or _pair_separators(backend, self.cls_id, self.sep_id)
         self._file_hash = _file_hash(folder)
         self.fingerprint = _fingerprint(self._file_hash, unhashed_settings or {})

@@ -6,7 +6,7 @@ Each choice of the config group `vocabulary` has one class. The classes that tra
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,8 +23,14 @@ class VocabularyTraining(Protocol):
         """Counts the words of a batch of texts; pure, so that any process can count a batch."""
         ...
 
-    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
-        """Trains and writes files that transformers loads. The same counts yield the same bytes in every process."""
+    def train(self, counts: WordCounts, folder: str | Path, added_tokens: Sequence[str] = ()) -> Tokenizer:
+        """Trains and writes files that transformers loads. The same counts yield the same bytes in every process.
+
+        Args:
+            counts: Word counts from `count`.
+            folder: Folder for the files.
+            added_tokens: Tokens that texts contain as they are, such as "[EMAIL]"; no text is ever split inside them.
+        """
         ...
 
 

@@ -5,12 +5,12 @@ equal count differ with it. The trainer therefore receives the alphabet in a fix
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.vocabulary import check_vocab_size, most_tokens, words_for_training, write_tokenizer
@@ -64,12 +64,13 @@ class WordPieceTraining:
                     words[word] += count
         return words
 
-    def train(self, counts: WordCounts, folder: str | Path) -> Tokenizer:
+    def train(self, counts: WordCounts, folder: str | Path, added_tokens: Sequence[str] = ()) -> Tokenizer:
         """Trains and writes tokenizer.json, vocab.txt, tokenizer_config.json and special_tokens_map.json.
 
         Args:
             counts: Word counts from `count`.
             folder: Folder for the files.
+            added_tokens: Tokens that texts contain as they are; they follow the special tokens.
 
         Raises:
             ConfigError: `vocab_size` is too small for the special tokens and the alphabet.
@@ -80,23 +81,25 @@ class WordPieceTraining:
         # WordPiece encodes a word with a character outside the alphabet as an unknown token, so it is not trained on.
         words = {word: count for word, count in words.items() if kept.issuperset(word)}
         inner = {character for word in words for character in word[1:]}
-        fixed = [*_SPECIAL_TOKENS.values(), *sorted(kept), *(f"##{character}" for character in sorted(inner))]
+        characters = [*sorted(kept), *(f"##{character}" for character in sorted(inner))]
+        fixed = [*_SPECIAL_TOKENS.values(), *added_tokens, *characters]
         if self.vocab_size < len(fixed):
             raise ConfigError(
                 f"vocab_size is {self.vocab_size}, but special tokens and the characters of the text take "
                 f"{len(fixed)}. It must be at least that. Set vocab_size above it."
             )
-        return self._write(_learn(words, self.vocab_size, fixed), folder)
+        return self._write(_learn(words, self.vocab_size, fixed), folder, added_tokens)
 
     def _normalizer(self) -> normalizers.Normalizer:
         return normalizers.BertNormalizer(lowercase=self.lowercase)
 
-    def _write(self, vocabulary: dict[str, int], folder: str | Path) -> Tokenizer:
+    def _write(self, vocabulary: dict[str, int], folder: str | Path, added_tokens: Sequence[str]) -> Tokenizer:
         backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
         backend.normalizer = self._normalizer()
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece(prefix="##")
         backend.add_special_tokens(list(_SPECIAL_TOKENS.values()))
+        backend.add_tokens([AddedToken(token, normalized=False) for token in added_tokens])
         backend.post_processor = processors.TemplateProcessing(
             single="[CLS]:0 $A:0 [SEP]:0",
             pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",

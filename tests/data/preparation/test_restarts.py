@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization import document_encoder
 from framework.errors import DataError
+from tests.support.data.run_prepare import run_process
 from tests.support.data.small_corpus import VOCABULARY, files_of, write_corpus
 
 
@@ -91,23 +89,6 @@ def test_finished_work_is_not_repeated(tmp_path, corpus, small_batches, monkeypa
     assert len(first) > 10 and sum(map(len, first[len(first) - again :])) <= 900
     prepare_store(StoreSpec({"texts": corpus}, VOCABULARY, tmp_path / "whole"))
     assert files_of(tmp_path / "store") == files_of(tmp_path / "whole")
-
-
-def run_process(**options: object) -> str:
-    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-    command = [
-        sys.executable,
-        "-c",
-        "from tests.support.data.prepare_process import main; main()",
-        json.dumps(options),
-    ]
-    # To files: a pipe would stay open until the last worker has ended.
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        done = subprocess.run(command, env=environment, stdout=out, stderr=err, check=False)
-        out.seek(0)
-        err.seek(0)
-        assert done.returncode in (0, -signal.SIGKILL), err.read().decode()
-        return out.read().decode()
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(tmp_path, corpus, small_batches):

@@ -17,12 +17,15 @@ from typing import Any
 
 from framework.data.preparation import card_files, tokens
 from framework.data.preparation import corpus as corpora
-from framework.data.preparation.corpus import Progress
+from framework.data.preparation.corpus import Cleaning, Progress
 from framework.data.preparation.prepare import StoreSpec, prepare_store
 from framework.data.reading.sources import TextFiles
 from framework.data.store.writer import StoreWriter
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.errors import DataError
+
+CLEANING: dict[str, Any] = {}
+"""Settings of cleaning for all preparations of this process."""
 
 
 def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> None:
@@ -31,7 +34,7 @@ def prepare(texts: str, store: str, num_workers: int, progress: Progress) -> Non
     card_files.draw_card = no_picture
     sources = {"texts": TextFiles(texts)}
     training = WordPieceTraining(vocab_size=200)
-    prepare_store(StoreSpec(sources, training, store), num_workers=num_workers, progress=progress)
+    prepare_store(StoreSpec(sources, training, store, Cleaning(**CLEANING)), num_workers=num_workers, progress=progress)
 
 
 def no_picture(content: Mapping[str, Any], path: Path, title: str) -> None:
@@ -127,8 +130,12 @@ def main() -> None:
 
     {"texts", "folder", "every"}: `killed_every_time`. {"texts", "store", "num_workers"}: prepares, with "killed"
     `kill_with_workers`, with "file_bytes" without room for larger files; an error's message goes to standard output.
+    All take "cleaning", settings of `Cleaning`.
     """
     options = json.loads(sys.argv[1])
+    CLEANING.update(options.get("cleaning", {}))
+    if CLEANING:
+        Cleaning(**CLEANING).detection()  # imports its libraries once, before the forks
     if "every" in options:
         sys.stdout.write(str(killed_every_time(options["texts"], options["folder"], options["every"])))
         return

@@ -1,0 +1,1 @@
+"""Finds personal data in texts by format and checksum, and masks it."""

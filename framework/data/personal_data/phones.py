@@ -1,0 +1,99 @@
+"""Finds phone numbers: with a country code anywhere, national ones of given regions.
+
+The library phonenumbers, Google's libphonenumber, decides whether a number can exist. National numbers must also be
+written as their country writes them, since years, dates and prices are numbers too.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from framework.data.personal_data.kinds import Find, privacy_library
+
+_NUMBER = re.compile(
+    r"(?<![A-Za-z0-9_+/=&#$€£¥%@])(?<!\d[.,:\-])(?:\+ ?)?\(?\+?\d(?:[ .\-()/]{0,3}\d){6,17}(?![A-Za-z0-9_%@]|[.,:]\d)"
+)
+_PREFIX = re.compile(r"\+|00|011(?=[ \-])")
+_NO_PHONE = re.compile(
+    r"\D*(?:(?:1[5-9]|20)\d\d[ ./\-()]{1,3}(?:1[5-9]|20)\d\d(?!\d)"  # years
+    r"|\d{1,2}[./\-]\d{1,2}[./\-](?:\d\d|\d{4})(?![./\-]?\d)|(?:19|20)\d\d[./\-]\d{1,2}[./\-]\d{1,2}(?!\d)"  # dates
+    r"|\d{1,3}(?:\.\d{3})+$"  # thousands
+    r"|.*(?: \.|\. ))"  # ends of sentences
+)
+_REFERENCE = re.compile(r"(?:isbn(?:-1[03])?|issn|doi|pmid|ean|arxiv)[ :.#]*$", re.IGNORECASE)
+_FORMS = {
+    "US": re.compile(r"(?:1[ .\-]?)?(?:\(\d{3}\)[ .\-]?|\d{3}[ .\-/]?)\d{3}[ .\-]?\d{4}"),
+    "CN": re.compile(r"1\d{2}[ .\-]?\d{4}[ .\-]?\d{4}|\(?0\d{2,3}\)?[ \-]?\d{3,4}[ \-]?\d{4}"),
+    "ES": re.compile(r"\d{3}([ .\-]?)(?:\d{3}\1\d{3}|\d{2}\1\d{2}\1\d{2})|\d{2}([ .\-])\d{3}\2\d{2}\2\d{2}"),
+    "FR": re.compile(r"0\d([ .\-/]?)\d{2}\1\d{2}\1\d{2}\1\d{2}"),
+    "CA": re.compile(r"(?:1[ .\-]?)?(?:\(\d{3}\)[ .\-]?|\d{3}[ .\-/]?)\d{3}[ .\-]?\d{4}"),
+}
+"""Written forms of the national numbers of a region; for others any grouping is accepted."""
+_MAX_GROUPS = 8
+
+
+class Phones:
+    """Finder of phone numbers.
+
+    Args:
+        regions: Regions whose national numbers are found.
+    """
+
+    def __init__(self, regions: Sequence[str]) -> None:
+        self._library = privacy_library("phonenumbers")
+        self._regions = regions
+        self._needs_zero = {
+            region: self._library.PhoneMetadata.metadata_for_region(region).national_prefix == "0" for region in regions
+        }
+        self._is_phone = lru_cache(maxsize=4096)(self._check)
+
+    def find(self, text: str, start: int, end: int) -> Iterator[Find]:
+        """Yields the phone numbers between two offsets."""
+        for match in _NUMBER.finditer(text, start, end):
+            if _REFERENCE.search(text, max(0, match.start() - 12), match.start()):
+                continue
+            part = self._longest_phone(match.group())
+            if part is not None:
+                yield Find(match.start() + part[0], match.start() + part[1], "phone")
+
+    def _longest_phone(self, written: str) -> tuple[int, int] | None:
+        """Returns the longest part between spaces that is a phone number: "24/7 415-555-2671" has one."""
+        if self._is_phone(written):
+            return 0, len(written)
+        groups = [match.span() for match in re.finditer(r"[^ ]+", written)][:_MAX_GROUPS]
+        parts = [
+            (first[0], last[1])
+            for index, first in enumerate(groups)
+            for last in groups[index:]
+            if (first, last) != (groups[0], groups[-1])
+        ]
+        for begin, stop in sorted(parts, key=lambda part: part[0] - part[1]):
+            if sum(map(str.isdigit, written[begin:stop])) >= 8 and self._is_phone(written[begin:stop]):
+                return begin, stop
+        return None
+
+    def _check(self, written: str) -> bool:
+        prefix = _PREFIX.match(written.lstrip(" ("))
+        if prefix is not None:
+            rest = written.lstrip(" (")[prefix.end() :]
+            if self._exists("+" + rest, None):
+                return True
+        if written.startswith("+") or _NO_PHONE.match(written):
+            return False
+        return any(self._is_national(written, region) for region in self._regions)
+
+    def _is_national(self, written: str, region: str) -> bool:
+        form = _FORMS.get(region)
+        if form is not None and not form.fullmatch(written):
+            return False
+        needs_zero = self._needs_zero[region] and not (region == "CN" and written.startswith("1"))
+        if needs_zero and not written.lstrip("(").startswith("0"):
+            return False
+        return self._exists(written, region)
+
+    def _exists(self, written: str, region: str | None) -> bool:
+        try:
+            number = self._library.parse(written, region)
+        except self._library.NumberParseException:
+            return False
+        return bool(self._library.is_valid_number(number))
