@@ -14,7 +14,7 @@ from framework.tracking.run_files import read_object
 
 _PREFIX = "audit_"
 _KEYS = {"facts", "measure", "rate", "interval", "cases", "summary", "parts", "worst", "notes"}
-_CASE_COLUMNS = {"part": "test", "text": "text", "expected": "expected", "predicted": "predicted"}
+_NO_COLOURS: Mapping[str, Sequence[str]] = {"pieces": (), "first_pieces": ()}
 
 
 def write_audit(folder: Path, name: str, values: Mapping[str, Any]) -> None:
@@ -58,7 +58,8 @@ def audit_section(name: str, values: Mapping[str, Any]) -> Section:
         f"Audit: {name.replace('_', ' ')}",
         details=" · ".join([values["summary"], describe_rate(values), *facts]),
         warnings=values["notes"],
-        tables=[*_parts(values["parts"]), *_worst(values["worst"])],
+        tables=_parts(values["parts"]),
+        examples=[{**case, "place": case["part"], "numbers": {}, **_NO_COLOURS} for case in values["worst"]],
     )
 
 
@@ -67,13 +68,6 @@ def _parts(parts: Sequence[Mapping[str, Any]]) -> list[Table]:
         return []
     header = [column.replace("_", " ") for column in parts[0]]
     return [Table(header, [[format_cell(value) for value in part.values()] for part in parts], "By part")]
-
-
-def _worst(worst: Sequence[Mapping[str, str]]) -> list[Table]:
-    if not worst:
-        return []
-    rows = [[case[key] for key in _CASE_COLUMNS] for case in worst]
-    return [Table(list(_CASE_COLUMNS.values()), rows, f"The {len(worst)} worst cases")]
 
 
 def format_cell(value: str | float | None) -> str:

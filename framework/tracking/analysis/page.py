@@ -70,7 +70,8 @@ class Section:
         pictures: Pictures side by side.
         tables: Tables below each other.
         facts: Tables of names and values, side by side. Names without a value are omitted.
-        examples: Worst examples of a split, with the keys of its analysis and `numbers`, which are texts by column.
+        examples: Worst examples of a split, with the keys of its analysis and `numbers`, which are texts by column. The
+            failed cases of an audit have no `loss`.
     """
 
     identity: str
