@@ -45,6 +45,9 @@ logger = logging.getLogger(RUN_LOGGER)
 SCHEDULE = "schedule"
 """Key of state.json for `max_steps` and the learning-rate factors of the last and the next update."""
 
+TERM_WEIGHTS = "term_weights"
+"""Key of state.json for the weights of loss terms that change during training."""
+
 
 class Checkpointing(pl.Callback):
     """Saves when the cadence requires it and when a stop was requested.
@@ -171,6 +174,8 @@ class Checkpointing(pl.Callback):
         extra[SCHEDULE] = {"max_steps": trainer.max_steps, **factors}
         if pl_module.loss_scale is not None:
             extra["loss_scale"] = pl_module.loss_scale.state_dict()
+        if pl_module.term_weights is not None:
+            extra[TERM_WEIGHTS] = pl_module.term_weights.state_dict()
         if self._validated_step == step:
             metrics = pl_module.validation_metrics.items()
             extra[VALIDATION] = {name: value for name, value in metrics if math.isfinite(value)}

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from rich.console import Console
 from typing_extensions import override
 
-from framework.callbacks.checkpointing import SCHEDULE
+from framework.callbacks.checkpointing import SCHEDULE, TERM_WEIGHTS
 from framework.callbacks.run_log import RunLog
 from framework.checkpoint.integrity import Verify
 from framework.checkpoint.layout import mark_damaged
@@ -134,7 +134,7 @@ def load_undamaged(
     falls_back: bool,
     console: Console | None,
 ) -> Loaded[dict[str, Any]]:
-    """Loads weights and optimizer of a checkpoint. If it is damaged, loads an older one and reports this.
+    """Loads weights, optimizer and weights of loss terms of a checkpoint; if it is damaged, of an older one.
 
     Collective: all ranks must call.
 
@@ -153,6 +153,9 @@ def load_undamaged(
     """
     model, optimizer = pl_module.model, pl_module.optimizer
     loaded = load_newest_intact(newest, lambda folder: load_checkpoint(folder, model, optimizer, verify), falls_back)
+
+    if pl_module.term_weights is not None and TERM_WEIGHTS in loaded.state:
+        pl_module.term_weights.load_state_dict(loaded.state[TERM_WEIGHTS])
 
     def report_damage() -> None:
         logger.warning("checkpoint: %s", loaded.damage_message)

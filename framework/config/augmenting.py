@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from framework.config.nodes import Component
+from framework.config.resolvers import conf_folder
 from framework.config.weights import starting_values
 from framework.data.augmentation.edits import Augmentation, Replace
+from framework.data.augmentation.rewriting import RewrittenSource, TextAugmentation
 from framework.data.augmentation.source import AugmentedSource
 from framework.data.flat_source import FlatSource
 from framework.data.planning.plan import SequenceSource
@@ -26,25 +29,59 @@ from framework.tasks.task import Task, TaskModel
 SAMPLES_FILE = "augmentation.npy"
 
 
+def build_augmentation(settings: Component | None, task: Task) -> Augmentation | TextAugmentation | None:
+    """Builds the augmentation and prepares the task for it, before the data is read; None: no augmentation.
+
+    Raises:
+        ConfigError: The targets of the task would no longer fit the changed texts, or the augmentation rejects its
+            settings or files.
+    """
+    if settings is None:
+        return None
+    augmentation = settings.build(pairs_folder=conf_folder() / "augmentation" / "pairs")
+    if not task.allows_augmentation:
+        raise _unfit(augmentation, task)
+    task.keeps_texts = isinstance(augmentation, TextAugmentation)
+    return augmentation
+
+
 def augmented(
-    sources: Mapping[str, SequenceSource], augmentation: Augmentation, task: Task, tokenizer: Tokenizer, seed: int
+    sources: Mapping[str, SequenceSource],
+    augmentation: Augmentation | TextAugmentation,
+    task: Task,
+    tokenizer: Tokenizer,
+    seed: int,
 ) -> dict[str, SequenceSource]:
     """Returns the sources with an augmented training split.
 
     Raises:
-        ConfigError: The targets of the task would no longer fit the changed texts.
+        ConfigError: The task has no FlatSource, or none with the texts that the augmentation needs; or the
+            augmentation would change no text.
     """
     train = sources["train"]
-    if not task.allows_augmentation or not isinstance(train, FlatSource):
+    if not isinstance(train, FlatSource):
+        raise _unfit(augmentation, task)
+    if not isinstance(augmentation, TextAugmentation):
+        return {**sources, "train": AugmentedSource(train, augmentation, tokenizer, seed)}
+    if train.texts is None:
         raise ConfigError(
-            f"augmentation={type(augmentation).__name__} changes tokens, but the targets of {type(task).__name__} "
-            "would no longer fit them. Augmentation requires a task on whole texts, such as sequence_classification. "
-            "Use augmentation=none."
+            f"augmentation={type(augmentation).__name__} rewrites texts, but {type(task).__name__} keeps none. The "
+            "task must pass `keeps_texts` to `lay_out`. Use an augmentation of tokens, such as augmentation=delete."
         )
-    return {**sources, "train": AugmentedSource(train, augmentation, tokenizer, seed)}
+    return {**sources, "train": RewrittenSource(train, augmentation, tokenizer, seed)}
 
 
-def check_word_samples(augmentation: Augmentation, weights: PretrainedWeights | None, config: EncoderConfig) -> None:
+def _unfit(augmentation: Augmentation | TextAugmentation, task: Task) -> ConfigError:
+    return ConfigError(
+        f"augmentation={type(augmentation).__name__} changes texts, but the targets of {type(task).__name__} "
+        "would no longer fit them. Augmentation requires a task on whole texts, such as sequence_classification. "
+        "Use augmentation=none."
+    )
+
+
+def check_word_samples(
+    augmentation: Augmentation | TextAugmentation, weights: PretrainedWeights | None, config: EncoderConfig
+) -> None:
     """Checks that the starting weights have a head for masked words, which samples the replacement words.
 
     Raises:

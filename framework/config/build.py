@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from framework.config.augmenting import augmented, check_word_samples
+from framework.config.augmenting import augmented, build_augmentation, check_word_samples
 from framework.config.checks import (
     check_compiled_items,
     check_early_stopping,
@@ -108,9 +108,9 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     task: Task = settings.task.build()
     check_tensor_parallel(config, shape.tensor)
     check_task_is_split(task, shape.tensor)
+    augmentation = build_augmentation(settings.augmentation, task)
     sources = task.build_sources(build_data_component(task, settings.data), tokenizer, settings.seed)
-    if settings.augmentation is not None:
-        augmentation = settings.augmentation.build()
+    if augmentation is not None:
         check_word_samples(augmentation, weights, config)
         sources = augmented(sources, augmentation, task, tokenizer, settings.seed)
     check_compiled_items(settings, sources)

@@ -252,6 +252,12 @@ def check_regularization(regularization: Regularization, task: Task, model: Task
             f"the loss of {type(task).__name__} needs all sequences of a step at once, but regularization="
             f"{type(regularization).__name__} makes its passes over one micro-batch. Choose regularization=none."
         )
+    if task.weight_step_size is not None and not isinstance(regularization, OnePass):
+        raise ConfigError(
+            f"the weights of the loss terms of {type(task).__name__} follow their losses, but regularization="
+            f"{type(regularization).__name__} adds terms of its own. Choose regularization=none, or constant weights "
+            "(task.group_loss=null)."
+        )
     regularization.check(task, model)
 
 

@@ -269,7 +269,7 @@ class TrainConfig:
     init_weights: Weights = "auto"
     init_average_last: int = 1
     adapter: LoraSettings | None = None
-    augmentation: Component | None = None
+    augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
     trial: TrialConfig | None = None
     check: bool | int = False

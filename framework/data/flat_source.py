@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
 from framework import ragged
 from framework.batch import IGNORE_INDEX, PackedBatch
@@ -98,6 +99,8 @@ class FlatSource(HeldItems):
         records: Objects that the task needs for each item when it decodes predictions or computes scores.
         cutting: Counts of truncated texts.
         notes: Further facts, by name.
+        texts: (sequences,) first text of each sequence, followed for pairs by the array of second texts; None: texts
+            are not kept.
 
     Attributes:
         facts: Facts about the split; `framework.data.facts.with_facts` adds facts about its rows.
@@ -106,6 +109,7 @@ class FlatSource(HeldItems):
         max_sequence_length: Largest number of tokens of a sequence.
         group_size: Largest number of sequences of an item.
         records: Records as given.
+        texts: Texts as given.
     """
 
     def __init__(
@@ -120,8 +124,10 @@ class FlatSource(HeldItems):
         records: Sequence[Any] = (),
         cutting: Cutting = NO_CUTTING,
         notes: Mapping[str, str] = MappingProxyType({}),
+        texts: tuple[pa.Array, ...] | None = None,
     ) -> None:
         self.records = records
+        self.texts = texts
         self.facts = SplitFacts(len(lengths) if item_sizes is None else len(item_sizes), cutting=cutting, notes=notes)
         self.max_sequence_length = max_length
         self._input_ids = input_ids.astype(np.int32, copy=False)
@@ -154,11 +160,33 @@ class FlatSource(HeldItems):
 
     def tokens(self, indices: np.ndarray) -> FlatTokens:
         """Returns the unchanged sequences of items, given by their indices (items,)."""
-        sizes = self._item_sizes[indices]
-        rows = ragged.ranges(self._item_starts[indices], sizes)
+        rows, sizes = self.sequences_of(indices)
         lengths = self._lengths[rows]
         token_indices = ragged.ranges(self._token_starts[rows], lengths)
         return FlatTokens(self._input_ids[token_indices], token_indices, lengths, sizes)
+
+    def sequences_of(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the sequences of some items, and the number of sequences of each of these items."""
+        sizes = self._item_sizes[indices]
+        return ragged.ranges(self._item_starts[indices], sizes), sizes
+
+    def with_tokens(
+        self, indices: np.ndarray, input_ids: np.ndarray, lengths: np.ndarray, token_type_ids: np.ndarray | None
+    ) -> "FlatSource":
+        """Returns a source of some items with other tokens; all targets must belong to sequences.
+
+        Args:
+            indices: (items,) items to keep, in the order of the new source.
+            input_ids: (tokens,) ids of their sequences, end to end.
+            lengths: (sequences,) number of tokens of each sequence.
+            token_type_ids: (tokens,) segment of each token; None: all 0.
+        """
+        rows, sizes = self.sequences_of(indices)
+        targets = {name: replace(target, values=target.values[rows]) for name, target in self._targets.items()}
+        counts = {term: weights[rows] for term, weights in self._counts.items()}
+        source = FlatSource(input_ids, lengths, targets, counts, self.max_sequence_length, token_type_ids, sizes)
+        source.group_size = self.group_size
+        return source
 
     def pack(self, items: StepSequences, tokens: FlatTokens, shape: Shape = None) -> PackedBatch:
         """Builds one micro-batch of items from their sequences.

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from framework import ragged
 from framework.data.facts import Cutting
@@ -41,12 +42,14 @@ class Layout:
         lengths: (sequences,) int64, number of tokens of each sequence.
         token_type_ids: (tokens,) bool, True in the second segment; None for single texts.
         cutting: Counts of truncated texts.
+        texts: Texts as in FlatSource; None: texts are not kept.
     """
 
     input_ids: np.ndarray
     lengths: np.ndarray
     token_type_ids: np.ndarray | None
     cutting: Cutting
+    texts: tuple[pa.Array, ...] | None = None
 
     def source(
         self,
@@ -58,10 +61,18 @@ class Layout:
     ) -> FlatSource:
         """Returns a source with these sequences; see FlatSource for the arguments."""
         ids, lengths, segments = self.input_ids, self.lengths, self.token_type_ids
-        return FlatSource(ids, lengths, targets, counts, max_length, segments, item_sizes, records, self.cutting)
+        return FlatSource(
+            ids, lengths, targets, counts, max_length, segments, item_sizes, records, self.cutting, texts=self.texts
+        )
 
 
-def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokenizer, max_length: int) -> Layout:
+def lay_out(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    tokenizer: Tokenizer,
+    max_length: int,
+    keeps_texts: bool = False,
+) -> Layout:
     """Tokenises texts, truncates them and adds special tokens.
 
     Args:
@@ -70,6 +81,7 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
         tokenizer: Tokenizer that provides the ids and the special tokens.
         max_length: Largest number of tokens of a sequence, including special tokens. Longer texts are truncated at
             their end; of a pair, the longer text is truncated first.
+        keeps_texts: True to keep the texts for an augmentation that rewrites them.
 
     Raises:
         ConfigError: `max_length` has no room for one token of each text.
@@ -100,7 +112,8 @@ def lay_out(texts: Sequence[str], pairs: Sequence[str] | None, tokenizer: Tokeni
         token_type_ids = ragged.offsets_within(lengths) >= np.repeat(kept[0] + 1 + tokenizer.pair_separators, lengths)
     lost = sizes.sum(axis=0) - kept.sum(axis=0)
     cutting = Cutting(max_length, len(texts), int((lost > 0).sum()), int(sizes.sum()), int(lost.sum()))
-    return Layout(input_ids, lengths, token_type_ids, cutting)
+    kept_texts = tuple(pa.array(segment, pa.large_string()) for segment in segments) if keeps_texts else None
+    return Layout(input_ids, lengths, token_type_ids, cutting, kept_texts)
 
 
 def truncate_longest_first(first: np.ndarray, second: np.ndarray, room: int) -> np.ndarray:

@@ -35,6 +35,43 @@ class Accuracy(Metric):
         return self.num_correct / self.num_targets.clamp(min=1)
 
 
+class WorstGroupAccuracy(Metric):
+    """Accuracy of the group with the lowest accuracy; groups without targets do not count.
+
+    Args:
+        num_groups: Number of groups.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    num_correct: Tensor
+    num_targets: Tensor
+
+    def __init__(self, num_groups: int) -> None:
+        super().__init__()
+        self.add_state("num_correct", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num_targets", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor, groups: Tensor) -> None:
+        """Counts one micro-batch.
+
+        Args:
+            logits: (targets, labels).
+            labels: (targets,) int64, IGNORE_INDEX for filler.
+            groups: (targets,) int64, index of the group of each target; any value for filler.
+        """
+        is_target = labels != IGNORE_INDEX
+        cells = torch.where(is_target, groups, 0)
+        self.num_correct.scatter_add_(0, cells, (is_target & (logits.argmax(-1) == labels)).to(torch.int64))
+        self.num_targets.scatter_add_(0, cells, is_target.to(torch.int64))
+
+    def compute(self) -> Tensor:
+        """Returns the lowest accuracy, in [0, 1]; 0 without targets."""
+        accuracies = self.num_correct / self.num_targets.clamp(min=1)
+        worst = torch.where(self.num_targets > 0, accuracies, 2.0).min()
+        return torch.where(self.num_targets.sum() > 0, worst, 0.0)
+
+
 class ConfusionMetric(Metric):
     """Base of metrics that are computed from the confusion matrix.
 

@@ -28,6 +28,7 @@ from framework.modules.passes.one_pass import OnePass
 from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.step_level import StepLevelSteps
 from framework.modules.passes.sum_count import SumCountSteps
+from framework.modules.passes.term_weights import term_weights_of
 from framework.nn.dropout import has_dropout
 from framework.optim.combined import CombinedOptimizer
 from framework.tasks.pooling import Pooling
@@ -46,6 +47,7 @@ class EncoderModule(pl.LightningModule):
         step_sums: (micro-batches, terms) float64 on the device, this rank's own loss sums of that step. The row of a
             micro-batch that caused a non-finite loss is not finite.
         loss_scale: Loss scale of fp16, which checkpoints must save; None in other precisions.
+        term_weights: Weights of the loss terms, which checkpoints must save; None: they are constant.
         validation_metrics: Metrics of the last validation by metric key, on the host.
         settle_last_step: Callback that reads the result of the last step if it has not been read yet. It is called
             after the gradients of the next step are computed, and before anything is saved. It returns True if it
@@ -58,6 +60,7 @@ class EncoderModule(pl.LightningModule):
 
     build_graphs: Callable[[torch.device], Graphs] | None = None
     _captured_clip: CapturedFunction | None = None
+    _evaluation: SplitEvaluation | None = None
 
     def __init__(
         self,
@@ -98,6 +101,7 @@ class EncoderModule(pl.LightningModule):
         self.seed = seed
         self.precision = precision
         self.loss_scale = precision.build_loss_scale()
+        self.term_weights = term_weights_of(task)
         self.initial_values = initial_values
         self.build_optimizer = build_optimizer
         self.schedule = schedule
@@ -108,7 +112,7 @@ class EncoderModule(pl.LightningModule):
         self.steps: StepLevelSteps | SumCountSteps | CapturedSteps = (
             StepLevelSteps(task)
             if isinstance(task, StepLevelTask)
-            else SumCountSteps(task, OnePass() if regularization is None else regularization)
+            else SumCountSteps(task, regularization or OnePass())
         )
         self.step_metrics: dict[str, Tensor | float] = {}
         self.settle_last_step: Callable[[], bool] = lambda: False
@@ -118,7 +122,6 @@ class EncoderModule(pl.LightningModule):
         self.step_batch: StepBatch | None = None
         self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
-        self._evaluation: SplitEvaluation | None = None
 
     @override
     def configure_model(self) -> None:
@@ -202,6 +205,9 @@ class EncoderModule(pl.LightningModule):
         self.step_metrics |= {"train/tokens": self._num_tokens, "optim/lr": rate, "optim/grad_norm": grad_norm}
         if self.loss_scale is not None:
             self.step_metrics |= self.loss_scale.metrics()
+        if self.term_weights is not None:
+            self.step_metrics |= self.term_weights.metrics()
+            self.term_weights.update(values, grad_norm)
         if self.holds_on_device:
             optimizer.hold_unless_finite(values["loss"], grad_norm)
         begin_activity("updates the weights")
@@ -311,8 +317,11 @@ class EncoderModule(pl.LightningModule):
         self.step_batch = batch
         begin_activity("counts targets", batch.step + 1)
         counts, num_tokens = self._global_counts(batch)
-        sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, counts)
+        weighted = counts if self.term_weights is None else self.term_weights.weighted(counts)
+        sums, self.step_sums = self.steps.run(self._passes(batch.step), batch, weighted)
         values = self.steps.objective.values(sums, counts)
+        if self.term_weights is not None:
+            values["loss"] = self.term_weights.loss(values)
         begin_activity("clips gradients")
         return values, self._clip_gradients(values["loss"], batch.step), num_tokens
 

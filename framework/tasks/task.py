@@ -81,12 +81,16 @@ class Task(ABC):
 
     Attributes:
         loss_weights: Weight of each loss term, by the term's name; `train/loss` is the weighted sum of the terms.
+        weight_step_size: Step size by which the weights of the terms follow their losses during training, from
+            `loss_weights` on (Group DRO, `framework.modules.passes.term_weights`); None: the weights are constant.
         best_metric: Validation metric by which checkpoints are compared, without the `val/` prefix.
         best_mode: "min" or "max".
         wraps_epochs: True if steps cross epoch ends (pre-training); False if each epoch ends with a short step.
         head_kind: Name of the head in exports.
         allows_augmentation: True if targets stay valid when some tokens of a text are changed, moved or dropped. The
             targets then belong to whole sequences of a FlatSource.
+        keeps_texts: True if `build_sources` must keep the texts of `train` (`FlatSource.texts`), because an
+            augmentation rewrites them. The run sets it before `build_sources`.
         changeable_keys: Config keys that affect only how outputs are read or ranked, not the weights. Evaluation and
             prediction may change them; a loss that depends on such ranks changes with them.
         allows_tensor_parallel: False if the head has modules that tensor parallel does not support.
@@ -104,7 +108,9 @@ class Task(ABC):
     best_mode: str
     wraps_epochs: bool
     head_kind: str
+    weight_step_size: float | None = None
     allows_augmentation: bool = False
+    keeps_texts: bool = False
     changeable_keys: tuple[str, ...] = ()
     allows_tensor_parallel: bool = True
     vocabulary_term: str | None = None

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from framework.audits.audit import Audit
+from framework.config.augmenting import build_augmentation
 from framework.config.build import build_settings
 from framework.config.command import resolve_config
 from framework.config.command_schema import (
@@ -34,8 +35,9 @@ from framework.sweeps.torchrun import TorchrunLauncher
 
 CONF = conf_folder()
 ALL_FILES = sorted(CONF.rglob("*.yaml"))
-WORD_SETS = sorted((CONF / "audit" / "word_sets").glob("*.yaml"))  # read by an audit, no options of a group
-FILES = [path for path in ALL_FILES if not path.stem.startswith("_") and path not in WORD_SETS]
+# Lists of words that audits and augmentations read, no options of a group.
+WORD_LISTS = sorted((*(CONF / "audit" / "word_sets").glob("*.yaml"), *(CONF / "augmentation" / "pairs").glob("*.yaml")))
+FILES = [path for path in ALL_FILES if not path.stem.startswith("_") and path not in WORD_LISTS]
 BASES = [path for path in ALL_FILES if path.stem.startswith("_")]
 EXPERIMENTS = sorted(path.stem for path in FILES if path.parent.name == "experiment")
 # Data whose keys are not those of a table.
@@ -92,7 +94,7 @@ def test_the_number_of_files_is_known():
     assert by_group == {
         "adapter": 2,
         "audit": 8,
-        "augmentation": 5,
+        "augmentation": 9,
         "corpus": 6,
         "data": 14,
         "experiment": 16,
@@ -110,7 +112,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_SETS)) == (108, 12, 2)
+    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (110, 12, 4)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
@@ -206,7 +208,9 @@ def check_settings(config: DictConfig) -> None:
     assert settings.task.build().loss_weights
     assert settings.data.build()
     assert settings.optimizer.build().group
-    assert settings.augmentation is None or 0.0 < settings.augmentation.build().rate < 1.0
+    task = settings.task.build()
+    task.allows_augmentation = True
+    assert (settings.augmentation is None) == (build_augmentation(settings.augmentation, task) is None)
     assert settings.regularization.build().weights(settings.task.build())
     assert 0.0 < settings.schedule.build(max_steps=100)(50) <= 1.0
     if settings.model.arguments:

@@ -16,6 +16,7 @@ from tests.support.tasks.commands import FINE_TUNED, call, prepare
 from tests.support.tasks.examples import sequence_classification
 
 STEPS = 6
+PAIRS = "augmentation.pairs=pairs.yaml"
 SHAPE = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
 COMMON = [
     *("data=table", "data.validation_fraction=0.2", "data.train=rows.csv", "tokenizer=folder"),
@@ -49,6 +50,10 @@ def succeed(folder: Path, run_id: str, *overrides: str, num_ranks: int = 1, step
     return [json.loads(line) for line in lines]
 
 
+def write_pairs(folder: Path) -> None:
+    (folder / "pairs.yaml").write_text("pairs: [[film, nobody forgets], [big, small]]\n", encoding="utf-8")
+
+
 def published(folder: Path, name: str, with_head: bool) -> str:
     """Saves weights by transformers, with or without a head for masked words, and returns the override."""
     tokenizer = Tokenizer.from_folder(folder / "tokenizer")
@@ -65,9 +70,11 @@ def published(folder: Path, name: str, with_head: bool) -> str:
     return f"init_from=./{name}"
 
 
-@pytest.mark.parametrize("augmentation", ["delete", "swap", "replace"])
+@pytest.mark.parametrize("augmentation", ["delete", "swap", "replace", "counterfactual", "typos"])
 def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation: str):
-    overrides = [f"augmentation={augmentation}", "augmentation.rate=0.3", published(folder, "weights", with_head=True)]
+    setting = PAIRS if augmentation == "counterfactual" else "augmentation.rate=0.3"
+    overrides = [f"augmentation={augmentation}", setting, published(folder, "weights", with_head=True)]
+    write_pairs(folder)
     reference = succeed(folder, "whole", *overrides)
     for ours, theirs in zip(succeed(folder, "two", *overrides, num_ranks=2), reference, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
@@ -91,6 +98,11 @@ def test_one_and_two_processes_and_a_run_that_was_cut(folder: Path, augmentation
         ),
         (["augmentation=delete", "augmentation.rate=1.5"], "augmentation.rate is 1.5. It must be above 0 and below 1"),
         (["augmentation=delete", "augmentation.share=0.1"], "unknown config key `augmentation.share`"),
+        (["augmentation=counterfactual", PAIRS], "augmentation.pairs is pairs.yaml, which cannot be read"),
+        (
+            ["augmentation=counterfactual", "augmentation.pairs=gender_zh.yaml"],
+            "none of the 46 training texts contains a word of its pairs. Nothing would be swapped.",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_run_folder_is_made(folder: Path, overrides: list[str], message: str):
@@ -105,6 +117,22 @@ def test_weights_without_a_head_for_masked_words_are_refused(folder: Path):
     assert not (folder / "runs").exists()
 
 
+def test_a_changed_file_of_pairs_is_refused_on_resume(folder: Path):
+    write_pairs(folder)
+    overrides = ["augmentation=counterfactual", PAIRS]
+    succeed(folder, "mine", *overrides, steps=1)
+    (folder / "pairs.yaml").write_text("pairs: [[film, nobody]]\n", encoding="utf-8")
+    code, output = train(folder, "mine", *overrides)
+    assert code == 2 and "data" in output, output
+
+
+def test_texts_of_several_choices_are_rewritten(tmp_path: Path):
+    write_pairs(tmp_path)
+    overrides = [*prepare("multiple_choice", tmp_path), "augmentation=counterfactual", PAIRS]
+    code, output = call(tmp_path, "train", *overrides, "trainer.max_steps=2", "run.id=mine")
+    assert code == 0, output
+
+
 @pytest.mark.parametrize("name", FINE_TUNED)
 def test_each_task_allows_it_or_refuses_it(tmp_path: Path, name: str):
     overrides = [*prepare(name, tmp_path), "augmentation=delete", "trainer.max_steps=2", "run.id=mine"]
@@ -113,6 +141,6 @@ def test_each_task_allows_it_or_refuses_it(tmp_path: Path, name: str):
         assert code == 0, output
     else:
         assert code == 2 and re.search(
-            r"augmentation=Delete changes tokens, but the targets of \w+Task would no", output
+            r"augmentation=Delete changes texts, but the targets of \w+Task would no", output
         )
         assert not (tmp_path / "runs").exists()

@@ -22,12 +22,14 @@ class LabelledText:
         text: Text as in the file.
         pair: Second text; None for single texts.
         label: Label as in the file, a tuple of labels, or a number, depending on the AnswerKind.
+        group: Group of the row; None: the data has no groups.
     """
 
     location: str
     text: str
     pair: str | None
     label: Answer
+    group: str | None = None
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -50,6 +52,8 @@ class TableData(SplitFiles):
         label_column: Column of the label, the labels, or the number.
         labels: Label set in the order of scores; None: all labels of the files, sorted (by value if all are integers).
         where: {column: value}; only rows with all these values are used.
+        group_column: Column of the group of a row, or several columns, whose values are joined by commas; None: rows
+            have no groups.
         format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: Handling of a bad row: "error", or "skip", which counts it. A row is bad if it is broken, if a text
             or its label is empty, or if its label is not in the label set or is not the number that the task needs.
@@ -60,6 +64,7 @@ class TableData(SplitFiles):
     label_column: str = "label"
     labels: list[str | int] | None = None
     where: dict[str, str | int | float] | None = field(default=None)
+    group_column: str | list[str] | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
@@ -69,6 +74,11 @@ class TableData(SplitFiles):
             raise ConfigError(
                 f"data.max_train_rows is {self.max_train_rows}. Training needs at least 2 rows, one for each of two "
                 "labels. Raise it, or use null to keep all rows."
+            )
+        if not all(self.group_columns):
+            raise ConfigError(
+                f"data.group_column is {self.group_column!r}. It must name a column, or a list of columns. Name "
+                "them, or use null or [] for data without groups."
             )
         names = [str(label) for label in self.labels or ()]
         if self.labels is not None and (len(names) < 2 or len(set(names)) < len(names)):
@@ -81,6 +91,13 @@ class TableData(SplitFiles):
     def field_columns(self) -> dict[str, str]:
         """Returns the columns of the text and of the second text."""
         return {"text": self.text_column} | ({} if self.pair_column is None else {"pair": self.pair_column})
+
+    @property
+    def group_columns(self) -> list[str]:
+        """Returns the columns whose values together are the group of a row; empty without groups."""
+        if self.group_column is None:
+            return []
+        return [self.group_column] if isinstance(self.group_column, str) else list(self.group_column)
 
     def load(self, labels: Sequence[str] | None = None, answers: AnswerKind | None = None) -> ReadSplits[LabelledText]:
         """Reads, checks and splits the rows.
@@ -111,7 +128,7 @@ class TableData(SplitFiles):
         texts = [self.text_column] if self.pair_column is None else [self.text_column, self.pair_column]
         lists = [self.label_column] if answers.has_several else []
         rows = []
-        columns = [*texts, self.label_column, *where]
+        columns = list(dict.fromkeys([*texts, self.label_column, *where, *self.group_columns]))
         for row in read_rows(path, columns, reading, self.format, lists):
             if any(row.values[column] != value for column, value in where.items()):
                 continue
@@ -130,7 +147,9 @@ class TableData(SplitFiles):
         for column in texts if answers.has_several else (*texts, self.label_column):
             require_text(location, column, values[column])
         answer = read_cell(location, self.label_column, values[self.label_column], answers.read)
-        return LabelledText(location, values[texts[0]], values[texts[1]] if len(texts) > 1 else None, answer)
+        parts = [require_text(location, column, values[column]).strip() for column in self.group_columns]
+        pair = values[texts[1]] if len(texts) > 1 else None
+        return LabelledText(location, values[texts[0]], pair, answer, ",".join(parts) if parts else None)
 
     def _label_set(self, read: FileRecords[LabelledText], answers: AnswerKind) -> tuple[str, ...]:
         if self.labels is not None and answers.has_labels:

@@ -20,7 +20,9 @@ from framework.tasks.multiple_choice.data import ChoiceExample
 LOSS_TERM = "choice"
 
 
-def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_length: int) -> FlatSource:
+def choice_source(
+    examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_length: int, keeps_texts: bool = False
+) -> FlatSource:
     """Builds an item for each row; its record is the row.
 
     Targets, each (sequences,): choice_places, the index of the choice in its item, 0 for dummies; is_right, 1 for the
@@ -31,9 +33,11 @@ def choice_source(examples: Sequence[ChoiceExample], tokenizer: Tokenizer, max_l
         examples: Rows.
         tokenizer: Tokenizer of the model.
         max_length: Most tokens of a sequence, special tokens included; the longer text of a long pair is truncated.
+        keeps_texts: True to keep the texts for an augmentation that rewrites them.
     """
     pairs = [_sequence_texts(example, choice) for example in examples for choice in example.choices]
-    layout = lay_out([first for first, _ in pairs], [second for _, second in pairs], tokenizer, max_length)
+    firsts, seconds = [first for first, _ in pairs], [second for _, second in pairs]
+    layout = lay_out(firsts, seconds, tokenizer, max_length, keeps_texts)
     sizes = np.array([len(example.choices) for example in examples], dtype=np.int64)
     choice_indices = ragged.offsets_within(sizes)
     right = np.array([IGNORE_INDEX if each.right is None else each.right for each in examples], dtype=np.int64)

@@ -69,7 +69,7 @@ class MultipleChoiceTask(Task):
         choices = data.load()
         return {
             split: with_facts(
-                choice_source(examples, tokenizer, self.max_length),
+                choice_source(examples, tokenizer, self.max_length, self.keeps_texts and split == "train"),
                 choices.facts[split],
                 sorted(f"choice {example.right}" for example in examples),
             )

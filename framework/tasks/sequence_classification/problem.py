@@ -28,12 +28,14 @@ class Problem(ABC):
         answers: Parser of the cells of the label column.
         best_metric: Metric by which checkpoints are compared unless the config names another one.
         metric_modes: "max" or "min" for the better values of each metric, by the names of `build_metrics`.
+        has_worst_group: True if predictions are right or wrong, so that groups have an accuracy (one label).
         labels: Label set in the order of scores, empty for problems without labels; known after `learn` or `restore`.
     """
 
     answers: AnswerKind
     best_metric: str
     metric_modes: Mapping[str, str]
+    has_worst_group: bool = False
     labels: tuple[str, ...] = ()
 
     @property

@@ -45,6 +45,7 @@ class SingleLabel(Problem):
     """
 
     best_metric = "accuracy"
+    has_worst_group = True
 
     def __init__(
         self,

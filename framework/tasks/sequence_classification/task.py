@@ -22,13 +22,16 @@ from framework.tasks.examination import Examination, ItemResults, default_examin
 from framework.tasks.explanation import Explained
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.decode import chosen_scores
-from framework.tasks.sequence_classification.features import LOSS_TERM, classification_source
+from framework.tasks.sequence_classification.features import GROUPS, LOSS_TERM, classification_source
+from framework.tasks.sequence_classification.groups import GroupLoss, Groups
 from framework.tasks.sequence_classification.head import PROJECTIONS, build_sequence_classification_head
 from framework.tasks.sequence_classification.problems import build_problem
 from framework.tasks.task import Task
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
+
+WORST_GROUP = "worst_group_accuracy"
 
 
 class SequenceClassificationTask(Task):
@@ -48,9 +51,12 @@ class SequenceClassificationTask(Task):
         out_of_scope_label: Label of rows that belong to no other label (single_label).
         label_separator: Separator of labels in a cell (multi_label).
         threshold: Probability above which a label is predicted (multi_label).
+        group_loss: "worst", or its settings: each group of `data.group_column` has a loss term, and the weights of the
+            terms follow their losses; None: one loss term.
 
     Attributes:
         problem_name: Name of the problem.
+        groups: Groups of the data.
         problem: Problem; it knows its labels after `build_sources` or `restore`.
         has_pairs: True if sequences are pairs of texts; known after `build_sources` or `restore`.
 
@@ -77,6 +83,7 @@ class SequenceClassificationTask(Task):
         out_of_scope_label: str | int | None = None,
         label_separator: str = "|",
         threshold: float = 0.5,
+        group_loss: Literal["worst"] | GroupLoss | None = None,
     ) -> None:
         check_pooled_scores(max_length, pooling, classifier_dropout)
         check_choice("task.projection", projection, PROJECTIONS)
@@ -94,12 +101,17 @@ class SequenceClassificationTask(Task):
         self.problem_name = problem
         self.problem = build_problem(problem, settings)
         self.has_pairs = False
+        self._is_restored = False
         self.loss_weights = {LOSS_TERM: 1.0}
-        self.best_metric = best_metric or self.problem.best_metric
+        self.groups = Groups(has_terms=group_loss is not None)
+        self._group_loss = GroupLoss() if isinstance(group_loss, str) else group_loss
+        is_worst_best = group_loss is not None and self.problem.has_worst_group
+        self.best_metric = best_metric or (WORST_GROUP if is_worst_best else self.problem.best_metric)
         self.best_mode = self._mode_of(self.best_metric)
 
     def _mode_of(self, metric: str) -> str:
-        modes = {**self.problem.metric_modes, "loss": "min"}
+        worst = {WORST_GROUP: "max"} if self.problem.has_worst_group else {}
+        modes = {**self.problem.metric_modes, **worst, "loss": "min"}
         if metric not in modes:
             raise ConfigError(
                 f"task.best_metric is {metric!r}, which is unknown. Choose one of {', '.join(modes)}, or null."
@@ -119,6 +131,7 @@ class SequenceClassificationTask(Task):
         """
         table = data.load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
+        self._learn_groups(table.splits, bool(data.group_columns))
         if not self.labels:
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
         sources: dict[str, SequenceSource] = {}
@@ -134,12 +147,33 @@ class SequenceClassificationTask(Task):
             sources[split] = with_facts(source, read, labels, self.labels)
         return sources
 
+    def _learn_groups(self, splits: Mapping[str, Sequence[LabelledText]], has_groups: bool) -> None:
+        self.groups.learn(splits, has_groups, is_restored=self._is_restored)
+        if self.best_metric == WORST_GROUP and not has_groups and not self._is_restored:
+            raise ConfigError(
+                f"task.best_metric is {WORST_GROUP}, but data.group_column is null. This metric needs the group of "
+                "each row. Set data.group_column, or choose another metric."
+            )
+        terms = self.groups.terms
+        self.loss_weights = dict.fromkeys(terms, 1 / len(terms)) if terms else {LOSS_TERM: 1.0}
+        self.weight_step_size = self._group_loss.step_size if terms and self._group_loss is not None else None
+
     def _source(self, rows: Sequence[LabelledText], tokenizer: Tokenizer, keep: bool) -> FlatSource:
         texts = [row.text for row in rows]
         pairs = [row.pair for row in rows if row.pair is not None] or None
         answers = [row.label for row in rows]
-        records = rows if keep else ()
-        return classification_source(texts, pairs, answers, self.problem, tokenizer, self.max_length, records)
+        records, keeps_texts = (rows, False) if keep else ((), self.keeps_texts)
+        return classification_source(
+            texts,
+            pairs,
+            answers,
+            self.problem,
+            tokenizer,
+            self.max_length,
+            records,
+            keeps_texts,
+            self.groups.of_rows(rows),
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -159,26 +193,40 @@ class SequenceClassificationTask(Task):
         )
 
     def loss_sums(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> dict[str, Tensor]:
-        """Returns the problem's loss summed over sequences (`classification`)."""
-        return {LOSS_TERM: self.sequence_losses(outputs, batch).sum()}
+        """Returns the problem's loss summed over sequences (`classification`), or over those of each group."""
+        losses = self.sequence_losses(outputs, batch)
+        if self.groups.terms:
+            return self.groups.sums(losses, batch.targets[GROUPS])
+        return {LOSS_TERM: losses.sum()}
 
     def sequence_losses(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> Tensor:
         """Returns the loss of each sequence: (sequences,) fp32, 0 for dummies; `loss_sums` returns its sum."""
         return self.problem.losses(outputs["logits"], batch)
 
     def build_metrics(self) -> dict[str, Metric]:
-        """Builds the metrics of the problem."""
-        return self.problem.build_metrics()
+        """Builds the metrics of the problem, and the accuracy of the worst group if the data has groups."""
+        return self.problem.build_metrics() | self._group_metrics()
+
+    def _group_metrics(self) -> dict[str, Metric]:
+        if not (self.groups.is_active and self.problem.has_worst_group):
+            return {}
+        # torchmetrics takes seconds to import, and predictions need no metrics.
+        from framework.metrics.classification import WorstGroupAccuracy
+
+        return {WORST_GROUP: WorstGroupAccuracy(len(self.groups.names))}
 
     def update_metrics(self, metrics: Mapping[str, Metric], outputs: Mapping[str, Tensor], batch: PackedBatch) -> None:
         """Adds one micro-batch."""
         self.problem.update_metrics(metrics, outputs["logits"], batch)
+        if WORST_GROUP in metrics:
+            metrics[WORST_GROUP].update(outputs["logits"], batch.targets["labels"], batch.targets[GROUPS])
 
     def to_record(self) -> dict[str, Any]:
         """Returns the problem, label names in the order of scores, pooling, length, and a flag for pairs."""
         return {
             "problem": self.problem_name,
             **self.problem.to_record(),
+            **self.groups.to_record(),
             "pooling": self.pooling,
             "max_length": self.max_length,
             "has_pairs": self.has_pairs,
@@ -187,6 +235,8 @@ class SequenceClassificationTask(Task):
     def restore(self, record: Mapping[str, Any]) -> None:
         """Restores the label set and the flag for pairs."""
         self.problem.restore(record)
+        self.groups.restore(record)
+        self._is_restored = True
         self.has_pairs = bool(record.get("has_pairs", False))
 
     def decode(self, outputs: Mapping[str, Tensor], batch: PackedBatch) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from framework.batch import PackedBatch
 from framework.data.augmentation.edits import Augmentation, Delete, Swap
 from framework.data.augmentation.source import AugmentedSource
 from framework.data.flat_source import FlatSource, FlatTarget
@@ -13,6 +12,7 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.data.tokenization.word_counts import WordCounts
 from framework.data.tokenization.wordpiece_training import WordPieceTraining
 from framework.random import key, mix, random_integers
+from tests.support.data.planned_items import by_item, contents
 
 WORDS = [f"{a}{b}" for a in "bcdfgk" for b in "aeiou"]
 NUM_ITEMS = 24
@@ -42,24 +42,6 @@ def flat(tokenizer: Tokenizer) -> FlatSource:
     return FlatSource(
         layout.input_ids, layout.lengths, {"labels": labels}, {}, 40, layout.token_type_ids, item_sizes=sizes
     )
-
-
-def by_item(plan: StepPlan, step: int, rank: int) -> dict[int, tuple]:
-    """Returns the id, tokens, segments and label of each sequence of a rank's step."""
-    actual = {}
-    for share in plan.micro_batches(step, rank):
-        batch = plan.source.build(share, step)
-        assert batch.num_tokens <= share.budget
-        assert batch.num_tokens == plan.source.lengths(share.epochs, share.indices).sum()
-        actual |= dict(zip(batch.sequence_ids.tolist(), contents(batch), strict=False)) if batch.num_sequences else {}
-    return actual
-
-
-def contents(batch: PackedBatch) -> list[tuple]:
-    bounds = batch.cu_seqlens.numpy()[1:-1]
-    ids, segments = (np.split(each.numpy(), bounds) for each in (batch.input_ids, batch.token_type_ids))
-    labels = batch.targets["labels"].tolist()
-    return [(i.tolist(), s.tolist(), label) for i, s, label in zip(ids, segments, labels, strict=True)]
 
 
 @pytest.mark.parametrize("augmentation", [Delete(0.2), Swap(0.3)], ids=["delete", "swap"])

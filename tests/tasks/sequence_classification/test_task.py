@@ -176,7 +176,7 @@ def test_loss_and_metrics_exclude_fillers(tokenizer):
         ({"problem": "ranking"}, "problem is 'ranking', which is unknown. Choose one of single_label, multi_label"),
         (
             {"best_metric": "spearman"},
-            "best_metric is 'spearman', which is unknown. Choose one of accuracy, macro_f1, matthews, loss",
+            "is 'spearman', which is unknown. Choose one of accuracy, macro_f1, matthews, worst_group_accuracy, loss",
         ),
         ({"label_smoothing": 1.0}, "label_smoothing is 1.0"),
         ({"class_weights": {"yes": 0.0}}, "class_weights.yes is 0.0"),
