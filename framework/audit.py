@@ -67,7 +67,11 @@ def audit(composed: DictConfig) -> dict[str, dict[str, Any]]:
     with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
         findings = run_audits(audits, rows, subject, inference)
     facts = {"weights": describe_weights(settings, trained), "precision": settings.precision.name}
-    results = {name: as_json(finding, facts, settings.report_examples) for name, finding in findings.items()}
+    facts["seed"] = str(settings.seed)
+    results = {
+        name: as_json(finding, {**facts, "settings": describe_audit(settings, name)}, settings.report_examples)
+        for name, finding in findings.items()
+    }
     if is_first:
         print_results(settings.run, results, folder)
     check_limits(settings, results)
@@ -110,6 +114,12 @@ def result_folder(settings: AuditConfig, trained: Trained) -> Path:
         return trained.folder
     export = Path(settings.run)
     return export.with_name(f"{export.resolve().name}_audit") if export.is_dir() else Path(f"{export.name}_audit")
+
+
+def describe_audit(settings: AuditConfig, name: str) -> str:
+    """Describes the settings of an audit, for example "suite=tests.jsonl, tolerance=0.1"; null ones are left out."""
+    given = settings.audit[name].arguments
+    return ", ".join(f"{key}={value}" for key, value in given.items() if value is not None and value != [])
 
 
 def as_json(finding: Finding, facts: Mapping[str, str], num_cases: int) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def test_results_are_files_a_section_a_row_of_the_card_and_an_exit_code(planted,
     assert "pairs that are not both right" in out and "0.5000" in out
     result = audited(Path("runs/mine"), "contrast")
     assert (result["rate"], result["cases"]) == (0.5, 4)
+    assert result["facts"]["settings"].startswith("original=original.csv, edited=edited.csv, text_column=text")
     assert {case["text"] for case in result["worst"]} == {"wb not good", "wb not bad"}
     report = Path("runs/mine/report.html")
     assert "Audit: contrast" in report.read_text() and "wb not good" in report.read_text()
@@ -162,9 +163,10 @@ def test_an_attack_finds_the_words_that_decide_and_two_ranks_find_the_same(maske
     monkeypatch.chdir(masked_words)
     files = []
     for num_ranks in (1, 2):
-        overrides = ["run=mine", *ATTACK, f"output={tmp_path / str(num_ranks)}"]
+        overrides = ["run=mine", *ATTACK, f"output={tmp_path / str(num_ranks)}", "fail_above=0.9"]
         ranks = Ranks(overrides, num_ranks, tmp_path / f"{num_ranks}.txt", command="audit")
-        assert ranks.wait(120) == [0] * num_ranks, ranks.read_output()
+        assert ranks.wait(120) == [1] * num_ranks, ranks.read_output()
+        assert ranks.read_output().count("AuditError") == 1
         files.append((tmp_path / str(num_ranks) / "analysis" / "audit_attack.json").read_bytes())
     assert files[0] == files[1]
     result = json.loads(files[0])
