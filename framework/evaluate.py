@@ -29,7 +29,12 @@ from framework.config.trained import Trained, describe_trained, open_inference, 
 from framework.data.fact_warnings import warnings_of
 from framework.data.facts import facts_of, without_texts
 from framework.distributed.processes.environment import process_info
-from framework.tracking.analysis.content import split_analysis, write_analysis
+from framework.modules.evaluation import SplitEvaluation
+from framework.modules.inference import Inference
+from framework.modules.split_explanations import explain_split
+from framework.tasks.explained_split import SplitExplanations
+from framework.tracking.analysis.content import split_analysis, worst_rows, write_analysis
+from framework.tracking.analysis.explanations import EXPLANATIONS, explanation_values
 from framework.tracking.analysis.report import draw_pictures, write_report
 from framework.tracking.console import open_console, print_line
 from framework.tracking.metric_names import describe
@@ -59,6 +64,7 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
         with open_inference(trained, settings.micro_batch_tokens, settings.precision.name) as inference:
             folder = report_folder(settings, trained)
             values, evaluation = inference.evaluate(source, trained.step_size, examines=folder is not None)
+            explained = None if folder is None else explain(settings, trained, inference, evaluation)
         if not is_first:
             return values
         data_facts = facts_of({split: source})
@@ -79,6 +85,10 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
             console.print(class_table(classes))
         if folder is not None:
             analysis = split_analysis(evaluation.examine(), facts, trained.tokenizer, settings.report_examples)
+            if explained is not None:
+                shows_texts = settings.report_examples > 0
+                explanations = explanation_values(explained, analysis["examples"], trained.tokenizer, shows_texts)
+                analysis |= {EXPLANATIONS: explanations}
             is_own = not changes and (settings.data is None or trained.data_record is None)
             name = split if is_own else f"{split}_{source.fingerprint[:_FINGERPRINT_CHARACTERS]}"
             print_line(add_to_report(folder, name, analysis), console)
@@ -87,6 +97,21 @@ def evaluate(composed: DictConfig) -> dict[str, float]:
 
 
 run = evaluate.run
+
+
+def explain(
+    settings: EvaluateConfig, trained: Trained, inference: Inference, evaluation: SplitEvaluation
+) -> SplitExplanations | str | None:
+    """Explains rows of the split for the report. Collective: all ranks must call.
+
+    Returns:
+        The explanations, or the reason for which there are none; None if the report shows nothing about them.
+    """
+    if not settings.report_explanations or not trained.task.explains_predictions:
+        return None
+    rows = worst_rows(evaluation.examine().examination.rows)[: settings.report_examples]
+    shows_texts = settings.report_examples > 0
+    return explain_split(inference, trained.tokenizer, evaluation, rows, settings.report_explanations, shows_texts)
 
 
 def report_folder(settings: EvaluateConfig, trained: Trained) -> Path | None:

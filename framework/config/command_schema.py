@@ -119,6 +119,8 @@ class EvaluateConfig(InferenceConfig):
         report: Add an error analysis of the split to the run folder, and create its report.html again. An export has
             no run folder; its analysis is written to the folder OUTPUT_report next to `output`, if `output` is set.
         report_examples: Number of worst rows in the report; 0: the report contains no texts.
+        report_explanations: Number of evenly spaced rows that are explained in addition to the worst rows; 0: the
+            report contains no explanations.
     """
 
     split: Literal["train", "validation", "test"] | None = None
@@ -126,10 +128,13 @@ class EvaluateConfig(InferenceConfig):
     output: str | None = None
     report: bool = True
     report_examples: int = 20
+    report_explanations: int = 32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("`report_examples`", self.report_examples, 0, "Set 0 for a report without texts.")
+        remedy = "Set 0 for a report without explanations."
+        check_at_least("`report_explanations`", self.report_explanations, 0, remedy)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class TrainerConfig:
     probe_every_n_steps: int | None = None
     log_every_n_steps: int = 10
     report_examples: int | None = 20
+    report_explanations: int = 32
 
     checkpoint_every_n_steps: int | None = None
     checkpoint_async: bool = True
@@ -147,7 +148,7 @@ class TrainerConfig:
         at_least("trainer", self, 1, "checkpoint_every_n_steps", "keep_last", "timeout_seconds")
         at_least("trainer", self, 0, "num_workers", "gradient_clip", "keep_best", "max_non_finite_steps")
         at_least("trainer", self, 1, "early_stopping_patience")
-        at_least("trainer", self, 0, "early_stopping_min_delta", "report_examples")
+        at_least("trainer", self, 0, "early_stopping_min_delta", "report_examples", "report_explanations")
         if self.ema_decay is not None and not 0.0 < self.ema_decay < 1.0:
             raise ConfigError(
                 f"`trainer.ema_decay` is {self.ema_decay}. It must be greater than 0 and less than 1. A usual value is "

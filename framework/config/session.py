@@ -246,7 +246,8 @@ def _first_callbacks(
         callbacks.append(WeightsLine(describe_start(parts.model, parts.weights)))
     if settings.trainer.report_examples is not None:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.name == "wandb"
-        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, examples, goes_to_wandb))
+        explanations = settings.trainer.report_explanations
+        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, examples, explanations, goes_to_wandb))
     return callbacks
 
 

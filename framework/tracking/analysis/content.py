@@ -1,8 +1,8 @@
 """Writes and reads the error analysis of a split, `analysis/NAME.json` in a run folder. All plots are drawn from it.
 
 Keys: `facts`, `best_metric`, `metrics`, `classes`, `rows` (their number), `score_name`, `score` (mean over rows),
-`lengths`, `confusion`, `calibration`, `numbers`, `examples`. Numbers are rounded, so that they do not depend on how a
-split was packed.
+`lengths`, `confusion`, `calibration`, `numbers`, `examples`, and optionally `explanations`
+(`framework.tracking.analysis.explanations`). Numbers are rounded, so that they do not depend on how a split was packed.
 """
 
 from __future__ import annotations

@@ -59,6 +59,53 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """A word of a text with its score, or text between words.
+
+    Attributes:
+        text: Characters.
+        share: Score relative to the strongest word, in [-1, 1]; 0: no colour.
+        score: Score, shown when the pointer rests on the word.
+    """
+
+    text: str
+    share: float = 0.0
+    score: str = ""
+
+
+@dataclass(frozen=True)
+class WordRow:
+    """A word in a list.
+
+    Attributes:
+        word: Word.
+        score: Mean score.
+        count: Number of rows that contain it.
+        share: Score relative to the strongest word of the list, in [-1, 1].
+    """
+
+    word: str
+    score: str
+    count: str
+    share: float
+
+
+@dataclass(frozen=True)
+class WordList:
+    """Words of a class, strongest first.
+
+    Attributes:
+        title: Name of the class.
+        details: Text beside the name.
+        rows: Words.
+    """
+
+    title: str
+    details: str
+    rows: Sequence[WordRow]
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page with a heading. Everything else is optional.
 
@@ -67,26 +114,36 @@ class Section:
         title: Heading.
         details: Line below the heading.
         warnings: Items of a list.
+        word_lists: Lists of words side by side.
         pictures: Pictures side by side.
         tables: Tables below each other.
         facts: Tables of names and values, side by side. Names without a value are omitted.
         examples: Worst examples of a split, with the keys of its analysis and `numbers`, which are texts by column. The
-            failed cases of an audit have no `loss`.
+            failed cases of an audit have no `loss`. `pieces` are the coloured text, and `first_pieces` its beginning if
+            it is long; both may be empty or missing.
+        parts: Sections with smaller headings at the end.
     """
 
     identity: str
     title: str
     details: str = ""
     warnings: Sequence[str] = ()
+    word_lists: Sequence[WordList] = ()
     pictures: Sequence[Picture] = ()
     tables: Sequence[Table] = ()
     facts: Sequence[Mapping[str, str]] = ()
     examples: Sequence[Mapping[str, Any]] = ()
+    parts: Sequence["Section"] = ()
 
     @property
     def has_content(self) -> bool:
         """Returns True if the section has more than a heading."""
-        return any((self.details, self.warnings, self.pictures, self.tables, self.facts, self.examples))
+        return any(
+            (
+                *(self.details, self.warnings, self.word_lists, self.pictures, self.tables, self.facts, self.examples),
+                self.parts,
+            )
+        )
 
 
 def render(name: str, summary: Mapping[str, Any] | None, tiles: Mapping[str, str], sections: Iterable[Section]) -> str:

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from framework.tracking.analysis.explanation_pictures import draw_explanations
+from framework.tracking.analysis.explanations import EXPLANATIONS
 from framework.tracking.analysis.fonts import font_for
 from framework.tracking.palette import BLUE, DOTS_PER_INCH, GREY, LIGHT
 from framework.tracking.plots import label_axes, new_figure
@@ -46,7 +48,7 @@ def draw_analysis(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> l
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(name, analysis[key]).savefig(path, dpi=DOTS_PER_INCH)
             written.append(path)
-    return written
+    return written + draw_explanations(run_folder, name, analysis.get(EXPLANATIONS, {}))
 
 
 def needs_legend(labels: Sequence[str]) -> bool:

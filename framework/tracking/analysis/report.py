@@ -8,6 +8,8 @@ from framework.files import write_atomic
 from framework.tracking.analysis.audits import audit_section, read_audits
 from framework.tracking.analysis.content import read_analyses
 from framework.tracking.analysis.data_section import data_section
+from framework.tracking.analysis.explanation_section import explanation_section
+from framework.tracking.analysis.explanations import EXPLANATIONS
 from framework.tracking.analysis.page import Picture, Section, Table, render
 from framework.tracking.analysis.pictures import draw_analysis
 from framework.tracking.analysis.split_section import heading, number, split_section
@@ -92,7 +94,7 @@ def write_report(run_folder: Path) -> Path:
     sections = [
         Section("metrics", "Metrics", tables=_metrics(summary, analyses)),
         Section("curves", "Curves", pictures=_curves(run_folder, analyses)),
-        *(split_section(run_folder, split, analysis) for split, analysis in analyses.items()),
+        *(section for split, analysis in analyses.items() for section in _sections(run_folder, split, analysis)),
         *(audit_section(audit, values) for audit, values in read_audits(run_folder).items()),
         data_section(read_data_facts(run_folder)),
         Section("run", "Run", facts=[rows for rows in (settings, _origin(start)) if any(rows.values())]),
@@ -100,6 +102,15 @@ def write_report(run_folder: Path) -> Path:
     path = run_folder / REPORT_FILE
     write_atomic(path, render(name, summary, _tiles(summary, analyses), sections))
     return path
+
+
+def _sections(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> tuple[Section, Section]:
+    """Returns the section of a split and the section of its explanations."""
+    explanations = analysis.get(EXPLANATIONS, {})
+    return (
+        split_section(run_folder, name, analysis),
+        explanation_section(run_folder, name, heading(name), explanations),
+    )
 
 
 def _tiles(summary: Mapping[str, Any] | None, analyses: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

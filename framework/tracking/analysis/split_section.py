@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from framework.tracking.analysis.content import most_confused
+from framework.tracking.analysis.explanation_section import pieces_of
+from framework.tracking.analysis.explanations import EXPLANATIONS
 from framework.tracking.analysis.page import Picture, Section, Table
 from framework.tracking.analysis.pictures import MOST_NUMBERED_LABELS, needs_legend
 
@@ -14,6 +16,9 @@ _MOST_BESIDE_OTHERS = 12
 """With more labels, a confusion matrix gets the full width."""
 
 _NO_NUMBER = "–"
+_SHOWN_CHARACTERS = 320
+"""Characters of a coloured text that are shown before it is opened; report.html.jinja shows as many of other texts."""
+
 _EXAMPLE_NUMBERS = (
     ("confidence", "confidence", ".1%"),
     ("loss", "loss", ".3f"),
@@ -43,7 +48,7 @@ def split_section(run_folder: Path, name: str, analysis: Mapping[str, Any]) -> S
         details=" · ".join(details),
         pictures=_pictures(run_folder, name, analysis),
         tables=[*_classes(analysis["classes"]), *_confused(analysis["confusion"])],
-        examples=_examples(analysis["examples"]),
+        examples=_examples(analysis["examples"], analysis.get(EXPLANATIONS, {}).get("examples", ())),
     )
 
 
@@ -115,13 +120,29 @@ def _confused(confusion: Mapping[str, Any] | None) -> list[Table]:
     return tables
 
 
-def _examples(examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Adds the `numbers` that the page shows to each example, as texts by column.
+def _examples(
+    examples: Sequence[Mapping[str, Any]], explained: Sequence[Mapping[str, Any] | None]
+) -> list[dict[str, Any]]:
+    """Adds the `numbers` that the page shows to each example, as texts by column, and its coloured text.
 
     Columns whose values are all 0 or missing are omitted: a score of 0 only repeats that the row is wrong.
     """
     columns = [column for column in _EXAMPLE_NUMBERS if any(example[column[0]] for example in examples)]
+    coloured = [*explained, *[None] * len(examples)][: len(examples)]
     return [
-        {**example, "numbers": {title: number(example[key], form) for key, title, form in columns}}
-        for example in examples
+        {
+            **example,
+            "numbers": {title: number(example[key], form) for key, title, form in columns},
+            **_coloured(example["text"], words),
+        }
+        for example, words in zip(examples, coloured, strict=True)
     ]
+
+
+def _coloured(text: str, explained: Mapping[str, Any] | None) -> dict[str, Any]:
+    words = [] if explained is None else explained["words"]
+    if not words:
+        return {"explained": "", "pieces": [], "first_pieces": []}
+    pieces, _ = pieces_of(text, words, len(text))
+    first, is_longer = pieces_of(text, words, _SHOWN_CHARACTERS)
+    return {"explained": explained["explained"], "pieces": pieces, "first_pieces": first if is_longer else []}
