@@ -48,3 +48,8 @@ def test_a_disk_that_rejects_the_report_is_reported(tmp_path: Path):
 def test_a_negative_number_of_examples_is_rejected():
     with pytest.raises(ConfigError, match="report_examples` is -1"):
         settings(report_examples=-1)
+
+
+def test_a_negative_number_of_explanations_is_rejected():
+    with pytest.raises(ConfigError, match="report_explanations` is -1"):
+        settings(report_explanations=-1)

@@ -28,6 +28,9 @@ from framework.tracking.analysis.explanations import EXPLANATIONS, explanation_v
 from framework.tracking.analysis.report import REPORT_FILE, draw_pictures, write_report
 from framework.tracking.console import print_line
 
+_MOST_TOKENS = 4096
+"""Tokens of a micro-batch of explanations. Captured training steps may hold most of the memory of the device."""
+
 
 @dataclass
 class _Analysed:
@@ -57,10 +60,10 @@ class ErrorAnalysis(pl.Callback):
         run_folder: Run folder that the analysis is written into.
         tokenizer: Tokenizer that decodes the tokens of rows without a text.
         num_examples: Number of worst rows that are kept with their texts.
-        num_explanations: Number of evenly spaced rows that are explained in addition to the worst rows; 0: no
-            explanations.
         goes_to_wandb: True if the run's W&B logger uploads the report and its tables.
         console: Console for the notice about texts and for write errors; None: standard output.
+        num_explanations: Number of evenly spaced rows that are explained in addition to the worst rows; 0: no
+            explanations.
     """
 
     def __init__(
@@ -68,16 +71,16 @@ class ErrorAnalysis(pl.Callback):
         run_folder: Path,
         tokenizer: Tokenizer,
         num_examples: int,
-        num_explanations: int = 0,
         goes_to_wandb: bool = False,
         console: Console | None = None,
+        num_explanations: int = 0,
     ) -> None:
         self.run_folder = run_folder
         self.tokenizer = tokenizer
         self.num_examples = num_examples
-        self.num_explanations = num_explanations
         self.goes_to_wandb = goes_to_wandb
         self.console = console
+        self.num_explanations = num_explanations
         self._last: _Analysed | None = None
 
     @override
@@ -147,12 +150,12 @@ class ErrorAnalysis(pl.Callback):
         mesh: DeviceMesh | None = trainer.strategy.mesh  # type: ignore[attr-defined]
         reason = _reason_against(module, mesh)
         if reason is not None:
-            return f"{reason} `python -m framework.evaluate run={self.run_folder.name}` adds explanations."
+            return f"{reason} `python -m framework.evaluate run={self.run_folder}` adds explanations."
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         inference = Inference(
             module.model,
             module.task,
-            data.plans["train"].micro_batch_tokens,
+            min(data.plans["train"].micro_batch_tokens, _MOST_TOKENS),
             module.precision,
             module.device,
             data.rank,

@@ -247,7 +247,9 @@ def _first_callbacks(
     if settings.trainer.report_examples is not None:
         examples, goes_to_wandb = settings.trainer.report_examples, settings.logger.name == "wandb"
         explanations = settings.trainer.report_explanations
-        callbacks.append(ErrorAnalysis(folder.path, parts.tokenizer, examples, explanations, goes_to_wandb))
+        callbacks.append(
+            ErrorAnalysis(folder.path, parts.tokenizer, examples, goes_to_wandb, num_explanations=explanations)
+        )
     return callbacks
 
 

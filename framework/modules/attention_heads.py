@@ -32,8 +32,8 @@ def read_attention(
         def read(module: SelfAttention, arguments: tuple[Any, ...]) -> None:
             layers.append(module.attention_maps(*arguments)[0].float().cpu().numpy())
 
-        modules = [each.attention for each in passes.model.encoder.layers]
-        handles = [each.register_forward_pre_hook(read) for each in modules]  # type: ignore[operator]
+        modules = [each for each in passes.model.encoder.modules() if isinstance(each, SelfAttention)]
+        handles = [each.register_forward_pre_hook(read) for each in modules]
         try:
             with torch.no_grad(), passes.autocast():
                 passes.model(jobs.batch)

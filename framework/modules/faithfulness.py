@@ -3,7 +3,7 @@
 Source: ERASER, DeYoung et al. 2020, arXiv:1911.03429, section 4. `framework.tasks.explained_split` defines both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,21 +55,25 @@ def measure_faithfulness(
         batch = passes.masked(jobs.batch, jobs.on_device(hidden))
         with torch.no_grad(), passes.autocast():
             outputs = passes.model(batch)
-            decoded = passes.task.decode(outputs, batch)
-            names = [explanations[owner].name for owner in owners]
-            if all(
-                isinstance(each, dict) and name in each.get(_PROBABILITIES, ())
-                for each, name in zip(decoded, names, strict=True)
-            ):
-                return True, [each[_PROBABILITIES][name] for each, name in zip(decoded, names, strict=True)]
+            probabilities = [
+                _probability(prediction, explanations[owner].name)
+                for prediction, owner in zip(passes.task.decode(outputs, batch), owners, strict=True)
+            ]
             scores = passes.task.explained_scores(outputs, batch, [targets[owner] for owner in owners])
-        return False, scores.double().cpu().tolist()
+        known = [each for each in probabilities if each is not None]
+        return (True, known) if len(known) == len(owners) else (False, scores.double().cpu().tolist())
 
     results = passes.run([items[index] for index in of_job.tolist()], compute)
     values = np.array([value for _, (_, part) in results for value in part]).reshape(len(explanations), num_jobs)
     changes = (values[:, :1] - values[:, 1:]).reshape(len(explanations), 4, len(fractions))
     are_probabilities = all(flag for _, (flag, _) in results)
     return Faithfulness("probability" if are_probabilities else "score", fractions, *changes.transpose(1, 0, 2))
+
+
+def _probability(prediction: Any, name: str) -> float | None:
+    """Returns the probability of a label in an object of `Task.decode`; None if it has none."""
+    by_name = prediction.get(_PROBABILITIES) if isinstance(prediction, Mapping) else None
+    return by_name.get(name) if isinstance(by_name, Mapping) else None
 
 
 def _masks(explanation: RowExplanation, fractions: Sequence[float]) -> list[np.ndarray]:

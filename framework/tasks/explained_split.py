@@ -79,6 +79,7 @@ class SplitExplanations:
     """Explanations of a split.
 
     Attributes:
+        labels: Names of the scores that can be explained for every row, from `Task.explained_labels`.
         steps: Number of points of integrated gradients.
         error: Median completeness error of the explanations.
         num_rows: Number of rows that represent the split. They are evenly spaced.
@@ -88,6 +89,7 @@ class SplitExplanations:
         attention: Attention for one row; None if the report shows no texts.
     """
 
+    labels: Sequence[str]
     steps: int
     error: float
     num_rows: int

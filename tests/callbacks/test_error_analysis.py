@@ -77,6 +77,25 @@ def test_a_disk_that_rejects_the_files_costs_only_the_analysis(tmp_path: Path):
     assert f"{tmp_path / 'analysis'} could not be written (" in output.getvalue()
 
 
+@pytest.mark.parametrize(("explains", "shown"), [(True, " and words of up to 9 others"), (False, "")])
+def test_the_announcement_names_words_of_explained_rows(tmp_path: Path, explains: bool, shown: str):
+    output, run, trained = StringIO(), trainer(0), module()
+    run.datamodule = SimpleNamespace(plans=dict.fromkeys(("train", "validation")))
+    trained.task.explains_predictions = explains
+    console = Console(file=output, width=200)
+    ErrorAnalysis(tmp_path, None, 3, console=console, num_explanations=9).on_train_start(run, trained)  # type: ignore[arg-type]
+    assert f"texts of up to 3 validation rows{shown}. Set trainer.report_examples=0" in output.getvalue()
+
+
+def test_a_run_that_is_stopped_explains_nothing(tmp_path: Path):
+    run = module()
+    run.task.explains_predictions = True
+    analysis = ErrorAnalysis(tmp_path, None, 3, num_explanations=9)  # type: ignore[arg-type]
+    analysis.on_validation_end(trainer(19), run)
+    analysis.on_train_end(trainer(19), run)
+    assert "explanations" not in read_analyses(tmp_path)["validation"]
+
+
 @pytest.mark.parametrize(
     ("num_examples", "goes_to_wandb", "examines_splits", "splits", "shown"),
     [

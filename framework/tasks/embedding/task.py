@@ -192,8 +192,12 @@ class EmbeddingTask(StepLevelTask):
     def explained(
         self, source: FlatSource | DrawnPairs, decoded: Sequence[np.ndarray], name: str | None
     ) -> list[list[Explained]]:
-        """Returns the cosine of each pair."""
-        return [[Explained(item, None, "cosine")] for item in range(len(decoded))]
+        """Returns the cosine of each pair. Texts without a second text, and items with negatives, have no score."""
+        has_pairs = source.group_size == len(PAIR)
+        return [
+            [Explained(item, None, "cosine")] if has_pairs and len(vectors) == len(PAIR) else []
+            for item, vectors in enumerate(decoded)
+        ]
 
     def explained_scores(self, outputs: Mapping[str, Tensor], batch: PackedBatch, targets: Sequence[None]) -> Tensor:
         """Returns the cosine of the two embeddings of each pair."""

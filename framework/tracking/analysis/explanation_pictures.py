@@ -60,7 +60,14 @@ def _draw_faithfulness(title: str, measured: Mapping[str, Any], name: str) -> Fi
     ):
         means = [mean for mean, _ in measured[key]]
         errors = [error or 0.0 for _, error in measured[key]]
-        style = {"yerr": errors, "ecolor": GREY, "capsize": 3, "color": colour, "alpha": alpha, "label": label}
+        style: dict[str, Any] = {
+            "yerr": errors,
+            "ecolor": GREY,
+            "capsize": 3,
+            "color": colour,
+            "alpha": alpha,
+            "label": label,
+        }
         axes.bar(positions + offset, means, 0.38, **style)
     label_axes(axes, heading, "share of the words of a row", f"drop of the {measured['value']}")
     axes.set_xticks(positions, [f"{fraction:.0%}" for fraction in measured["fractions"]])

@@ -43,8 +43,11 @@ def explanation_section(run_folder: Path, name: str, title: str, explanations: M
         f"with {explanations['steps']} points. A score is the part of a word in the score of the prediction, compared "
         f"with a text in which every word is masked. Median error of the sums: {explanations['error']:.1%}."
     )
-    parts = [_words(explanations["words"]), _faithfulness(run_folder, name, explanations["faithfulness"])]
-    parts.append(_attention(run_folder, name, explanations["attention"]))
+    parts = [
+        _words(explanations["words"], explanations["labels"]),
+        _faithfulness(run_folder, name, explanations["faithfulness"]),
+        _attention(run_folder, name, explanations["attention"]),
+    ]
     return Section(identity, heading, details=details, parts=[part for part in parts if part.has_content])
 
 
@@ -77,9 +80,9 @@ def pieces_of(text: str, words: Sequence[Sequence[Any]], length: int) -> tuple[l
     return pieces, len(text) > length
 
 
-def _words(tables: Mapping[str, Any]) -> Section:
+def _words(tables: Mapping[str, Any], num_labels: int) -> Section:
     """Builds a list of words for each class, or for a single score the words that raise and that lower it."""
-    if len(tables) == 1 and next(iter(tables)) == "score":
+    if num_labels == 1 and tables:
         (table,) = tables.values()
         lists = [_word_list("raise the score", table, "raise"), _word_list("lower the score", table, "lower")]
     else:

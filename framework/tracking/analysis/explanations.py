@@ -1,7 +1,8 @@
 """Converts the explanations of a split to values for its analysis, under the optional key `explanations`.
 
-Keys: `omitted` (the reason for which there are none) or `steps`, `error`, `rows`, `examples`, `words`, `faithfulness`,
-`attention`. Without texts in the report `examples` and `words` are empty, and `attention` is None.
+Keys: `omitted` (the reason for which there are none) or `steps`, `error`, `rows`, `examples`, `labels` (number of names
+of scores), `words`, `faithfulness`, `attention`. Without texts in the report `examples` and `words` are empty, and
+`attention` is null.
 """
 
 import base64
@@ -52,7 +53,8 @@ def explanation_values(
             None if each is None else _coloured(each, example["text"], tokenizer)
             for each, example in zip(explanations.shown, examples, strict=True)
         ],
-        "words": words_that_decide(explanations.sampled, tokenizer) if shows_texts else {},
+        "labels": len(explanations.labels),
+        "words": words_that_decide(_named(explanations), tokenizer) if shows_texts else {},
         "faithfulness": None if faithfulness is None else _faithfulness(faithfulness),
         "attention": None if attention is None else _attention(attention, tokenizer),
     }
@@ -83,7 +85,7 @@ def words_that_decide(explanations: Sequence[RowExplanation], tokenizer: Tokeniz
     tables = {}
     for name, scores in by_name.items():
         fewest = _FEWEST_ROWS if any(len(own) >= _FEWEST_ROWS for own in scores.values()) else 1
-        means = [(word, _rounded(np.mean(own)), len(own)) for word, own in scores.items() if len(own) >= fewest]
+        means = [(word, _rounded(float(np.mean(own))), len(own)) for word, own in scores.items() if len(own) >= fewest]
         means.sort(key=lambda row: (-row[1], row[0]))
         tables[name] = {
             "rows": rows[name],
@@ -129,6 +131,11 @@ def located_words(explanation: RowExplanation, text: str, tokenizer: Tokenizer) 
         if start < end and (not found or start >= found[-1][1]):
             found.append((start, end, float(explanation.token_scores[tokens].sum())))
     return found
+
+
+def _named(explanations: SplitExplanations) -> list[RowExplanation]:
+    """Returns the explanations of scores that other rows have too. An answer of a question is no such score."""
+    return [each for each in explanations.sampled if each.name in set(explanations.labels)]
 
 
 def _coloured(explanation: RowExplanation, text: str, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def _examples(
 
 def _coloured(text: str, explained: Mapping[str, Any] | None) -> dict[str, Any]:
     words = [] if explained is None else explained["words"]
-    if not words:
+    if explained is None or not words:
         return {"explained": "", "pieces": [], "first_pieces": []}
     pieces, _ = pieces_of(text, words, len(text))
     first, is_longer = pieces_of(text, words, _SHOWN_CHARACTERS)
