@@ -256,7 +256,7 @@ def _summary(parts: Sequence[Mapping[str, Any]], failed: int, total: int) -> str
         return "No case of a test applies."
     worst = max((part for part in parts if part["rate"] is not None), key=lambda part: part["rate"])
     return (
-        f"{failed:,} of {total:,} cases of {counted(len(rates), 'test')} fail. The highest rate is "
+        f"{failed:,} of {counted(total, 'case')} of {counted(len(rates), 'test')} fail. The highest rate is "
         f"{worst['rate']:.1%}, in {worst['test']!r}."
     )
 

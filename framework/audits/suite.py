@@ -30,6 +30,7 @@ from framework.audits.checklist import checklist_expectations, is_checklist, is_
 from framework.audits.expectations import KINDS, Expectation
 from framework.config.nodes import suggestion
 from framework.data.reading.files import Reading, check_regular, decode_line, raw_lines
+from framework.data.reading.json_rows import check_surrogates
 from framework.errors import DataError, counted
 from framework.files import parse_json
 
@@ -120,6 +121,7 @@ def _read_test(where: str, value: Mapping[str, Any], fields: Sequence[str]) -> B
     name, kind = value.get("name"), value.get("kind")
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where} has the name {name!r}. It must be text. Add it.")
+    check_surrogates(where, "name", name)
     where = f"{where}, test {name!r}"
     if kind not in KINDS:
         raise DataError(f"{where} has the kind {kind!r}. It must be one of {', '.join(KINDS)}. Correct it.")
@@ -245,6 +247,7 @@ def _text(where: str, text: Any, fields: Sequence[str]) -> Texts:
             raise DataError(
                 f"{where} has the {field} {values[field]!r}. It must be a text that is not empty. Correct it."
             )
+        check_surrogates(where, field, values[field])
     return {field: values[field] for field in fields}
 
 

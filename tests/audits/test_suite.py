@@ -121,6 +121,7 @@ def test_tests_of_checklist_are_read_as_they_are(tmp_path):
         (label_test(cases=[]), r"has the cases \[\]. They must be a list that is not empty."),
         (label_test(cases=["a", 3]), "case 2 is '3'. It must be a text."),
         (label_test(cases=["a", " "]), "case 2 has the text ' '. It must be a text that is not empty."),
+        (label_test(cases=["\ud800"]), "case 1"),
         (label_test(labels=["1", "0"]), "has 1 cases and 2 labels."),
         (label_test(templates=["x"]), "must have either cases or templates."),
         ({"name": "one", "kind": "label", "cases": ["a"]}, "has no label. The kind label needs the expected one."),
