@@ -95,6 +95,7 @@ class CommentedHelp(internal.Hydra):
         composed = self.compose_config(config_name, args.overrides, RunMode.RUN, with_log_configuration=False)
         chosen = self.config_loader.compute_defaults_list(config_name, list(args.overrides), RunMode.RUN)
         read = {group for group in chosen.overrides.known_choices if not group.startswith("hydra/")}
+        read |= self._groups_of_several(config_name)
         files = "\n".join(
             f"# {name}\n{file.read_text(encoding='utf-8')}" for name, file in self._files(chosen.defaults)
         )
@@ -106,17 +107,32 @@ class CommentedHelp(internal.Hydra):
             "`--hydra-help` lists the options of Hydra.\n"
         )
 
+    def _groups_of_several(self, config_name: str | None) -> set[str]:
+        """Returns the groups of a command's defaults that may have several choices, such as `audit: []`.
+
+        Hydra knows no choice of an empty list.
+        """
+        file = self._find(f"{config_name}.yaml")
+        read: Any = {} if file is None else OmegaConf.to_container(OmegaConf.load(file))
+        defaults = read.get("defaults", [])
+        groups = [item for each in defaults if isinstance(each, dict) for item in each.items()]
+        return {group for group, chosen in groups if isinstance(chosen, list)}
+
     def _files(self, chosen: Sequence[ResultDefault]) -> Iterator[tuple[str, Path]]:
         """Yields the name and path of each chosen config file, except those of Hydra.
 
         After the name of a base follows the package of its keys.
         """
-        folders = [Path(source.path) for source in self.config_loader.get_sources() if source.scheme() == "file"]
         for each in dict.fromkeys((each.config_path, each.package) for each in chosen if each.config_path is not None):
             name = f"{each[0]}.yaml"
-            file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+            file = self._find(name)
             if file is not None:
                 yield f"{name}, keys of {each[1]}" if file.name.startswith(BASE_PREFIX) and each[1] else name, file
+
+    def _find(self, name: str) -> Path | None:
+        """Returns the path of a config file; None if Hydra contains it."""
+        folders = [Path(source.path) for source in self.config_loader.get_sources() if source.scheme() == "file"]
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 class UnsavedConfig(OmegaConf):

@@ -37,6 +37,7 @@ def test_help_shows_the_comments_of_the_chosen_files(chosen, monkeypatch, capsys
     [
         ("prepare", ["corpus", "vocabulary"]),
         ("evaluate", ["data", "precision"]),
+        ("audit", ["audit", "data", "precision"]),
         ("export", []),
     ],
 )
