@@ -1,64 +1,58 @@
-"""Head of masked words of a trained model: of a pre-training run, or of a published model that was saved with it."""
+"""Masked-word head of a trained model: of a pre-training run, or of a published model that was saved with this head."""
 
 import torch
 
-from framework.errors import ConfigError
-from framework.models.encoder import TransformerEncoder
 from framework.modules.inference import Inference
 from framework.published.pretrained import PretrainedWeights
-from framework.tasks.pretraining.head import build_pretraining_head
 from framework.tasks.pretraining.task import PretrainingTask
-from framework.tasks.task import TaskModel
+from framework.tasks.task import Task, TaskModel
 
 
-def check_masked_words(weights: PretrainedWeights, audit: str) -> None:
-    """Checks that weights contain a trained head of masked words.
+def masked_word_task(task: Task, weights: PretrainedWeights, longest: int | None = None) -> PretrainingTask | None:
+    """Returns the task of predicting masked words; None if the model has no trained head for it.
 
     Args:
+        task: Task of the model.
         weights: Weights of the model.
-        audit: Name of the audit, for messages.
-
-    Raises:
-        ConfigError: They do not.
+        longest: Largest number of tokens of a sequence of a published model; None: as many as it has positions.
     """
-    with torch.device("meta"):
-        head = build_pretraining_head(TransformerEncoder(weights.config), weights.config, nsp=False)
-    needed = {name for name, _ in head.named_parameters()} - {_TIED}
-    missing = sorted(needed - weights.heads.keys())
-    if missing:
-        raise ConfigError(
-            f"{weights.source} has no trained head of masked words (it lacks {missing[0]}). The audit {audit} compares "
-            "probabilities of masked words. Audit a pre-training run, its export, or a published model with this head."
-        )
+    if isinstance(task, PretrainingTask):
+        return task
+    if weights.head_kind != PretrainingTask.head_kind:
+        return None
+    positions = weights.config.max_sequence_length
+    return PretrainingTask(
+        sequence_length=positions if longest is None else min(positions, longest),
+        nsp=any(name.startswith("nsp.") for name in weights.heads),
+    )
 
 
-def masked_word_inference(inference: Inference, weights: PretrainedWeights, max_length: int) -> Inference:
+def masked_word_inference(inference: Inference, weights: PretrainedWeights, task: PretrainingTask) -> Inference:
     """Returns the inference of masked words, which uses the encoder in memory.
 
     Args:
         inference: Model on its device.
-        weights: Weights with the head; `check_masked_words` has passed.
-        max_length: Largest number of tokens of a sequence.
+        weights: Weights of the model.
+        task: Result of `masked_word_task`.
     """
+    if inference.task is task:
+        return inference
     encoder = inference.model.encoder
     with torch.device("meta"):
-        head = build_pretraining_head(encoder, encoder.config, nsp=False)
+        head = task.build_head(encoder, encoder.config)
+    # The weight of the decoder is that of the word embeddings, which are in memory.
     own = {
         name: weights.heads[name].to(inference.device, torch.float32)
-        for name, _ in head.named_parameters()
-        if name != _TIED
+        for name, parameter in head.named_parameters()
+        if parameter.is_meta
     }
     head.load_state_dict(own, strict=False, assign=True)
     return Inference(
-        TaskModel(encoder, head).eval().requires_grad_(False),
-        PretrainingTask(sequence_length=max_length, nsp=False),
+        TaskModel(encoder, head.requires_grad_(False)),
+        task,
         inference.micro_batch_tokens,
         inference.precision,
         inference.device,
         inference.rank,
         inference.mesh,
     )
-
-
-_TIED = "mlm.decoder.weight"
-"""Parameter that the head shares with the word embeddings."""

@@ -9,13 +9,12 @@ import numpy as np
 from framework.audits.audit import Case, Finding, ModelAudit, Subject
 from framework.audits.intervals import WILSON, Interval, wilson
 from framework.audits.masked_copies import MaskedCopies, pseudo_log_likelihoods, shared_positions
-from framework.audits.masked_words import check_masked_words, masked_word_inference
+from framework.audits.masked_words import masked_word_inference, masked_word_task
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.errors import DataError
+from framework.errors import ConfigError, DataError
 from framework.modules.inference import Inference
-from framework.tasks.pretraining.task import PretrainingTask
 
 _ALL = "all"
 
@@ -64,10 +63,14 @@ class Stereotypes(ModelAudit):
             ConfigError: The model has no trained head of masked words.
             DataError: The file cannot be read, or no pair fits into the model.
         """
-        self._weights, task = subject.trained.weights, subject.task
-        check_masked_words(self._weights, "stereotypes")
-        longest = self._weights.config.max_sequence_length
-        self._max_length = task.sequence_length if isinstance(task, PretrainingTask) else longest
+        self._weights = subject.trained.weights
+        task = masked_word_task(subject.task, self._weights)
+        if task is None:
+            raise ConfigError(
+                f"{self._weights.source} has no trained masked-word head. The audit stereotypes compares probabilities "
+                "of masked words. Audit a pre-training run, its export, or a published model with its masked-word head."
+            )
+        self._task = task
         rows = read_rows(self._path, self._columns, table_format=self._format)
         pairs = [_Pair(*(row.values[name] for name in self._columns)) for row in rows]
         sentences = _encoded([text for pair in pairs for text in (pair.more, pair.less)], subject.tokenizer)
@@ -77,7 +80,7 @@ class Stereotypes(ModelAudit):
         for index, pair in enumerate(pairs):
             sides = sentences[2 * index : 2 * index + 2]
             shared = [_ordinary(ids, own) for ids, own in zip(sides, shared_positions(*sides), strict=True)]
-            if max(map(len, sides)) <= self._max_length and len(shared[0]):
+            if max(map(len, sides)) <= task.sequence_length and len(shared[0]):
                 self._pairs.append(pair)
                 kept += sides
                 masked += shared
@@ -85,13 +88,13 @@ class Stereotypes(ModelAudit):
         if not self._pairs:
             raise DataError(
                 f"{self._path} has no pair that can be compared. Both sentences of a pair must fit into "
-                f"{self._max_length} tokens and share words. Give a file of such pairs."
+                f"{task.sequence_length} tokens and share words. Give a file of such pairs."
             )
         self._copies = MaskedCopies(kept, masked, subject.tokenizer.mask_id)
 
     def measure(self, inference: Inference) -> Finding:
         """Scores all pairs. Collective: all ranks must call."""
-        masked_words = masked_word_inference(inference, self._weights, self._max_length)
+        masked_words = masked_word_inference(inference, self._weights, self._task)
         scores = (
             pseudo_log_likelihoods(masked_words, self._copies, 2 * len(self._pairs)).reshape(-1, 2).round(_DECIMALS)
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from framework.audits.masked_words import masked_word_task
 from framework.config.command_schema import TrainedConfig
 from framework.config.trained import Trained, build_inference, open_model
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -19,7 +20,6 @@ from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.modules.inference import Inference
 from framework.tasks.pretraining.blanks import BlankSource, BlankText
-from framework.tasks.pretraining.task import PretrainingTask
 
 _WORD = re.compile(r"[\u4e00-\u9fff]|[^\W_\u4e00-\u9fff]+(?:['’][^\W_\u4e00-\u9fff]+)*")
 _LONGEST_SEQUENCE = 512
@@ -92,16 +92,11 @@ def open_masked_words(run: str, runs: str, trust: Sequence[str], top_k: int, key
         CheckpointError: The model does not exist or cannot be read.
     """
     trained = open_model(TrainedConfig(run=run, runs=runs, trust=tuple(trust)))
-    task, weights = trained.task, trained.weights
-    if not isinstance(task, PretrainingTask):
-        if weights.head_kind != PretrainingTask.head_kind:
-            raise ConfigError(
-                f"{key}={run} has no masked-word head. Words are chosen by such a head. Give a pre-trained run, or a "
-                "published encoder with its masked-word head."
-            )
-        task = PretrainingTask(
-            sequence_length=min(weights.config.max_sequence_length, _LONGEST_SEQUENCE),
-            nsp=any(name.startswith("nsp.") for name in weights.heads),
+    task = masked_word_task(trained.task, trained.weights, _LONGEST_SEQUENCE)
+    if task is None:
+        raise ConfigError(
+            f"{key}={run} has no masked-word head. Words are chosen by such a head. Give a pre-trained run, or a "
+            "published encoder with its masked-word head."
         )
     task.top_k = top_k
     return replace(trained, task=task)

@@ -17,7 +17,7 @@ from framework.modules.inference import Inference
 from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.task import TaskModel
 from tests.support.commands.in_process import tokenizer_folder
-from tests.support.models.tiny import tiny_config
+from tests.support.models.tiny import set_random_weights, tiny_config
 
 __all__ = ["tokenizer_folder"]
 
@@ -38,10 +38,7 @@ def tokenizer(tokenizer_folder) -> Tokenizer:
 def built(pooling: str) -> Inference:
     config = tiny_config(False)
     encoder = TransformerEncoder(config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+    set_random_weights(encoder, 1)
     task = EmbeddingTask(max_length=16, pooling=pooling)
     model = TaskModel(encoder, task.build_head(encoder, config))
     return Inference(model, task, 64, resolve_precision("fp32", "cpu"), torch.device("cpu"))

@@ -14,7 +14,7 @@ from framework.tasks.sequence_classification.features import classification_sour
 from framework.tasks.sequence_classification.task import SequenceClassificationTask
 from framework.tasks.task import TaskModel
 from tests.support.commands.in_process import TEXTS, tokenizer_folder
-from tests.support.models.tiny import tiny_config
+from tests.support.models.tiny import set_random_weights, tiny_config
 
 __all__ = ["tokenizer_folder"]
 
@@ -34,10 +34,7 @@ def measured(tokenizer: Tokenizer, problem: str, answers: list, budget: int):
     task.problem.learn(names, answers)
     encoder = TransformerEncoder(config)
     model = TaskModel(encoder, task.build_head(encoder, config))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+    set_random_weights(model, 0)
     inference = Inference(model, task, budget, resolve_precision("fp32", "cpu"), torch.device("cpu"))
 
     def source(numbers: range):

@@ -13,7 +13,7 @@ from framework.models.encoder import TransformerEncoder
 from framework.modules.inference import Inference
 from framework.tasks.pretraining.task import PretrainingTask
 from framework.tasks.task import TaskModel
-from tests.support.models.tiny import VOCAB_SIZE, tiny_config
+from tests.support.models.tiny import VOCAB_SIZE, set_random_weights, tiny_config
 
 CLS, SEP, MASK = 1, 2, 3
 
@@ -23,10 +23,7 @@ def build_inference(modern: bool, budget: int) -> Inference:
     config, task = tiny_config(modern), PretrainingTask(sequence_length=24, nsp=not modern)
     encoder = TransformerEncoder(config)
     model = TaskModel(encoder, task.build_head(encoder, config))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+    set_random_weights(model, 0)
     return Inference(model, task, budget, resolve_precision("fp32", "cpu"), torch.device("cpu"))
 
 

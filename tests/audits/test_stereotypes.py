@@ -18,10 +18,11 @@ from framework.errors import ConfigError, DataError
 from framework.models.encoder import TransformerEncoder
 from framework.modules.inference import Inference
 from framework.published.pretrained import PretrainedWeights
+from framework.tasks.embedding.task import EmbeddingTask
 from framework.tasks.pretraining.task import PretrainingTask
-from framework.tasks.task import TaskModel
+from framework.tasks.task import Task, TaskModel
 from tests.support.commands.in_process import tokenizer_folder
-from tests.support.models.tiny import tiny_config
+from tests.support.models.tiny import set_random_weights, tiny_config
 
 __all__ = ["tokenizer_folder"]
 
@@ -43,15 +44,16 @@ def built(modern: bool = False) -> tuple[Inference, PretrainedWeights]:
     config, task = tiny_config(modern), PretrainingTask(sequence_length=24)
     encoder = TransformerEncoder(config)
     model = TaskModel(encoder, task.build_head(encoder, config))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+    set_random_weights(model, 0)
     heads = {
         name: value.detach().clone() for name, value in model.head.named_parameters() if "decoder.weight" not in name
     }
     inference = Inference(model, task, 64, resolve_precision("fp32", "cpu"), torch.device("cpu"))
-    return inference, PretrainedWeights("mine", config, dict(encoder.named_parameters()), heads)
+    return inference, PretrainedWeights("mine", config, dict(encoder.named_parameters()), heads, task.head_kind)
+
+
+def replace_model(inference: Inference, model: TaskModel, task: Task) -> Inference:
+    return Inference(model, task, 64, inference.precision, inference.device)
 
 
 def subject(tokenizer: Tokenizer, weights: PretrainedWeights, task=None) -> SimpleNamespace:
@@ -89,14 +91,18 @@ def test_shares_by_type_with_the_sentence_on_no_preference(tmp_path, tokenizer, 
     assert finding.interval.low == 0 < finding.rate < finding.interval.high
 
 
-@pytest.mark.parametrize("modern", [False, True])
-def test_scores_are_those_of_the_models_own_head(tmp_path, tokenizer, modern):
+@pytest.mark.parametrize(("modern", "published"), [(False, False), (False, True), (True, True)])
+def test_scores_are_those_of_the_models_own_head(tmp_path, tokenizer, modern, published):
     inference, weights = built(modern)
+    task = EmbeddingTask(max_length=24) if published else inference.task
     rows = [{"more": more, "less": less} for more, less, _ in PAIRS]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     audit = Stereotypes(str(tmp_path / "pairs.jsonl"), "more", "less", None)
-    audit.check(subject(tokenizer, weights))
-    finding = audit.measure(inference)
+    audit.check(subject(tokenizer, weights, task))
+    encoder = inference.model.encoder
+    embedding = TaskModel(encoder, EmbeddingTask(max_length=24).build_head(encoder, encoder.config))
+    given = replace_model(inference, embedding, task) if published else inference
+    finding = audit.measure(given)
     assert [part["bias_type"] for part in finding.parts] == ["all"]
     more, less = tokenizer.encode_batch(PAIRS[2][:2])
     totals = []
@@ -112,7 +118,8 @@ def test_scores_are_those_of_the_models_own_head(tmp_path, tokenizer, modern):
                 total += float(inference.model(batch)["mlm"].double().log_softmax(1)[0, sentence[position]])
         totals.append(total)
     assert len(more) == len(less) == 3
-    own = masked_word_inference(inference, weights, 24)
+    own = masked_word_inference(given, weights, audit._task)
+    assert (own is inference) != published
     found = stereotypes.pseudo_log_likelihoods(own, audit._copies, 6)[4:]
     assert found == pytest.approx(totals, abs=1e-4)
     assert own.model.head.mlm.decoder.weight is inference.model.encoder.embeddings.word_embeddings.weight
@@ -121,8 +128,8 @@ def test_scores_are_those_of_the_models_own_head(tmp_path, tokenizer, modern):
 def test_a_model_without_a_trained_head_is_rejected(tmp_path, tokenizer):
     _, weights = built()
     bare = PretrainedWeights("mine", weights.config, weights.encoder, {"classifier.weight": torch.zeros(2, 32)})
-    with pytest.raises(ConfigError, match="mine has no trained head of masked words"):
-        Stereotypes(write_pairs(tmp_path)).check(subject(tokenizer, bare))
+    with pytest.raises(ConfigError, match="mine has no trained masked-word head"):
+        Stereotypes(write_pairs(tmp_path)).check(subject(tokenizer, bare, EmbeddingTask()))
 
 
 def test_files_without_usable_pairs_are_rejected(tmp_path, tokenizer):

@@ -105,7 +105,7 @@ def test_two_ranks_write_the_files_that_one_writes(biased, monkeypatch, tmp_path
             "age has 0 groups",
         ),
         (["audit=groups", "audit.groups.columns=[gender]", "split=train"], "the split train keeps no labelled rows"),
-        (["audit=stereotypes", "audit.stereotypes.pairs=x.csv"], "has no trained head of masked words"),
+        (["audit=stereotypes", "audit.stereotypes.pairs=x.csv"], "has no trained masked-word head"),
         (["audit=associations", "audit.associations.sets=[de]"], "audit.associations.sets names de, which cannot be"),
     ],
 )

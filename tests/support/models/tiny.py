@@ -51,6 +51,14 @@ def tiny_config(modern: bool) -> EncoderConfig:
     )
 
 
+def set_random_weights(model: nn.Module, seed: int) -> None:
+    """Sets large random weights, so that the outputs of a model are far from linear in its inputs."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(float(name.endswith("norm.weight")), 0.4, generator=generator)
+
+
 class TiedHead(nn.Module):
     """Head of a linear layer, a norm and a decoder that shares the weight of the word embedding."""
 
