@@ -55,6 +55,9 @@ def test_a_planted_difference_is_significant_and_a_random_one_is_not():
                 assert (each.p < 0.01) == is_unfair
                 assert (each.interval.low > 0) == is_unfair
                 assert each.interval.low < each.value < each.interval.high
+            if each.measure == "demographic_parity_ratio" and each.label == "1":
+                assert each.p is not None
+                assert (each.p < 0.01) == is_unfair
 
 
 def test_an_undefined_rate_has_no_interval_and_no_p():

@@ -103,6 +103,13 @@ def test_shared_positions_of_a_longer_word():
     assert [each.tolist() for each in shared_positions(first, second)] == [[0, 1, 3, 4], [0, 1, 4, 5]]
 
 
+def test_frequent_tokens_of_long_sequences_are_shared():
+    first = np.array([1, *[5, 6, 7] * 100, 2])
+    second = first.copy()
+    second[[100, 200]] = 8, 9
+    assert [len(each) for each in shared_positions(first, second)] == [300, 300]
+
+
 def test_a_sentence_without_masked_tokens_scores_0():
     inference = build_inference(False, 64)
     ids = np.array([CLS, 7, SEP])
