@@ -66,7 +66,7 @@ class HeldItems:
     """
 
     def __init__(self, item_lengths: np.ndarray) -> None:
-        self.shuffle = Shuffle()
+        self.shuffle: Shuffle = Shuffle()
         self._item_lengths = item_lengths
 
     def __len__(self) -> int:
@@ -74,8 +74,8 @@ class HeldItems:
 
     @property
     def mean_length(self) -> float:
-        """Returns the mean number of tokens of an item, including special tokens."""
-        return float(self._item_lengths.mean())
+        """Returns the mean number of tokens of an item of an epoch, including special tokens."""
+        return self.shuffle.mean(self._item_lengths)
 
     def read_ahead(self, epoch: int, start: int, stop: int) -> None:
         """Does nothing: everything is in memory."""

@@ -79,6 +79,13 @@ def test_counterfactual_augmentation_halves_the_bias_and_keeps_the_accuracy(fold
     assert last(folder, "counterfactual")["val/accuracy"] > last(folder, "plain")["val/accuracy"] - 0.01
 
 
+def test_a_balanced_epoch_raises_the_accuracy_of_the_worst_group(folder: Path):
+    succeed(folder, "train", *COMMON, "data.group_column=[sex,label]", "data.balance=group", "run.id=balanced")
+    plain, balanced = last(folder, "plain"), last(folder, "balanced")
+    assert balanced["val/worst_group_accuracy"] > plain["val/worst_group_accuracy"] + 0.3
+    assert balanced["val/accuracy"] > plain["val/accuracy"]
+
+
 def test_group_dro_raises_the_accuracy_of_the_worst_group(folder: Path):
     overrides = ["task.group_loss={step_size: 0.1}", "data.group_column=[sex,label]"]
     succeed(folder, "train", *COMMON, *overrides, "run.id=worst")
@@ -98,6 +105,7 @@ def test_group_dro_raises_the_accuracy_of_the_worst_group(folder: Path):
     ("overrides", "message"),
     [
         (["data.group_column=gender"], "no column 'gender' among"),
+        (["data.balance=label"], "`data.balance` is 'label'. It must be one of group or null."),
         (["task.group_loss=best"], "`task.group_loss` is 'best'. It must be one of worst or a group of keys or null."),
         (["regularization=r_drop"], "follow their losses, but regularization=RDrop adds terms of its own"),
     ],

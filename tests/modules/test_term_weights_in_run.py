@@ -61,6 +61,15 @@ def test_the_weights_follow_the_losses_of_the_steps_before(whole: Path) -> None:
     assert rows(whole)[-1]["train/z_weight"] > 2 * rows(whole)[0]["train/z_weight"]
 
 
+def test_a_step_has_the_gradient_of_a_task_with_these_weights(whole: Path, tmp_path: Path) -> None:
+    run(tmp_path, max_steps=2)
+    task = ToyTask()
+    task.loss_weights = {term: rows(whole)[2][f"train/{term}_weight"] for term in TERMS}
+    run(tmp_path, max_steps=3, module=build_module(task=task))
+    for key in ("train/loss", "optim/grad_norm"):
+        assert rows(tmp_path)[2][key] == pytest.approx(rows(whole)[2][key], rel=1e-6)
+
+
 def test_other_micro_batches_give_the_same_rows(whole: Path, tmp_path: Path) -> None:
     run(tmp_path, budget=60)
     for ours, theirs in zip(rows(tmp_path), rows(whole), strict=True):

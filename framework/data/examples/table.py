@@ -54,6 +54,8 @@ class TableData(SplitFiles):
         where: {column: value}; only rows with all these values are used.
         group_column: Column of the group of a row, or several columns, whose values are joined by commas; None: rows
             have no groups.
+        balance: "group": in each epoch of training all groups have the same number of rows; None: rows are used as they
+            are.
         format: Format of the files; None: the defaults of TableFormat.
         on_bad_row: Handling of a bad row: "error", or "skip", which counts it. A row is bad if it is broken, if a text
             or its label is empty, or if its label is not in the label set or is not the number that the task needs.
@@ -65,6 +67,7 @@ class TableData(SplitFiles):
     labels: list[str | int] | None = None
     where: dict[str, str | int | float] | None = field(default=None)
     group_column: str | list[str] | None = None
+    balance: Literal["group"] | None = None
     format: TableFormat | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 

@@ -3,7 +3,7 @@
 The bijection is a Feistel network over Z_a x Z_b with additions modulo a and b (Black and Rogaway 2002, "Ciphers with
 arbitrary finite domains", section 4). Cycle walking skips the few values beyond `size`: a * b < size + 2 * sqrt(size) +
 1. It needs no memory and no state. `Shuffle` permutes all sequences at once, or in two levels for stores that are
-larger than the memory.
+larger than the memory. `BalancedShuffle` draws the same number of sequences from each group.
 """
 
 import math
@@ -126,6 +126,10 @@ class Shuffle:
         slots, offsets = blocks.locate(shuffled)
         return (blocks.numbers(slots) * self.block_size + offsets).reshape(positions.shape)
 
+    def mean(self, values: np.ndarray) -> float:
+        """Returns the mean of the values (sequences,) over an epoch."""
+        return float(values.mean())
+
     def window(self, order_key: int, size: int, position: int) -> np.ndarray:
         """Returns the index ranges of the window that contains a position in an epoch's order.
 
@@ -144,6 +148,42 @@ class Shuffle:
         last = min(first + self.window_blocks, blocks.num_blocks)
         starts = np.sort(blocks.numbers(np.arange(first, last))) * self.block_size
         return np.stack([starts, np.minimum(starts + self.block_size, size)], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class BalancedShuffle(Shuffle):
+    """Random order of an epoch in which all groups have the same number of sequences, or one more.
+
+    An epoch is as long as without groups. A group that is larger than its share contributes a random part to each
+    epoch. Of a smaller group all sequences are repeated, so that two of its sequences differ by at most one repetition.
+
+    Attributes:
+        groups: Indices of the sequences of each group, no group empty, together those of the source.
+    """
+
+    groups: tuple[np.ndarray, ...] = ()
+
+    @classmethod
+    def of(cls, groups: np.ndarray) -> "BalancedShuffle":
+        """Returns the order for the group of each sequence (sequences,); groups without sequences are left out."""
+        return cls(groups=tuple(np.flatnonzero(groups == group) for group in np.unique(groups)))
+
+    def indices(self, order_key: int, size: int, positions: np.ndarray) -> np.ndarray:
+        """Maps positions in an epoch's order to sequence indices; a position has the same index for the same key."""
+        slots = permute(order_key, size, positions)
+        ends = np.arange(1, len(self.groups) + 1) * size // len(self.groups)
+        owners = np.searchsorted(ends, slots, side="right")
+        indices = np.empty_like(slots)
+        for number, members in enumerate(self.groups):
+            own = owners == number
+            offsets = slots[own] - (ends[number - 1] if number else 0)
+            order = permute(key(order_key, "group", number), len(members), offsets % len(members))
+            indices[own] = members[order]
+        return indices
+
+    def mean(self, values: np.ndarray) -> float:
+        """Returns the mean over groups of the mean of each."""
+        return float(np.mean([values[members].mean() for members in self.groups]))
 
 
 class _BlockOrder:

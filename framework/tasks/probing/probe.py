@@ -50,6 +50,10 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         check_pooled_scores(self.max_length, self.pooling, 0.0)
+        if self.data.balance is not None:
+            raise ConfigError(
+                f"data.balance is {self.data.balance} in a probe. A probe is fitted to each row once. Set it to null."
+            )
         if not self.l2 > 0:
             raise ConfigError(
                 f"l2 is {self.l2}. It must be above 0, otherwise the weights of separable labels grow without limit. "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from framework.data.examples.table import LabelledText
+from framework.data.examples.table import LabelledText, TableData
 from framework.errors import ConfigError, DataError, check_above_zero, counted
 from framework.tasks.sequence_classification.features import SequenceGroups
 
@@ -53,26 +53,28 @@ class Groups:
         """Returns the loss term of each group; empty if all groups share one term."""
         return tuple(f"group_{name}" for name in self.names) if self._has_terms and self.is_active else ()
 
-    def learn(self, splits: Mapping[str, Sequence[LabelledText]], has_groups: bool, is_restored: bool) -> None:
+    def learn(self, splits: Mapping[str, Sequence[LabelledText]], data: TableData, is_restored: bool) -> None:
         """Determines the groups of the data.
 
         Args:
             splits: Rows by split.
-            has_groups: True if rows have groups.
+            data: Settings of the data.
             is_restored: True if the task was trained before. Its groups are then known, and rows may have none.
 
         Raises:
-            ConfigError: The groups have loss terms, and the data has none.
+            ConfigError: The groups have loss terms or are balanced, and the data has none.
             DataError: A group has loss terms but no training row, a trained model does not know it, or there are less
                 than two groups or too many.
         """
-        self.is_active = has_groups
-        if not has_groups and self._has_terms and not is_restored:
+        self.is_active = bool(data.group_columns)
+        users = {"task.group_loss": self._has_terms, "data.balance": data.balance is not None}
+        user = next((name for name, is_set in users.items() if is_set), None)
+        if not self.is_active and user is not None and not is_restored:
             raise ConfigError(
-                "task.group_loss is set, but data.group_column is null. The loss of the worst group needs the group of "
-                "each row. Set data.group_column, or task.group_loss=null."
+                f"{user} is set, but data.group_column is null. It needs the group of each row. Set data.group_column, "
+                f"or {user}=null."
             )
-        if not has_groups:
+        if not self.is_active:
             return
         if not self.names:
             self.names = tuple(sorted({str(row.group) for rows in splits.values() for row in rows}))

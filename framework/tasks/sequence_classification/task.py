@@ -12,6 +12,7 @@ from framework.batch import PackedBatch
 from framework.data.examples.table import LabelledText, TableData
 from framework.data.facts import range_of, with_facts
 from framework.data.flat_source import FlatSource
+from framework.data.planning.order import BalancedShuffle
 from framework.data.planning.plan import SequenceSource
 from framework.data.reading.rows import Row
 from framework.data.tokenization.tokenizer import Tokenizer
@@ -131,12 +132,15 @@ class SequenceClassificationTask(Task):
         """
         table = data.load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
-        self._learn_groups(table.splits, bool(data.group_columns))
+        self._learn_groups(table.splits, data)
         if not self.labels:
             self.problem.learn(table.labels, [row.label for row in table.splits["train"]])
         sources: dict[str, SequenceSource] = {}
         for split, rows in table.splits.items():
             source = self._source(rows, tokenizer, split != "train" or self.keeps_training_rows)
+            groups = self.groups.of_rows(rows)
+            if data.balance is not None and groups is not None and split == "train":
+                source.shuffle = BalancedShuffle.of(groups.indices)
             answers = self.problem.answers
             labels = (label for row in rows for label in answers.labels(row.label))
             read = table.facts[split]
@@ -147,9 +151,9 @@ class SequenceClassificationTask(Task):
             sources[split] = with_facts(source, read, labels, self.labels)
         return sources
 
-    def _learn_groups(self, splits: Mapping[str, Sequence[LabelledText]], has_groups: bool) -> None:
-        self.groups.learn(splits, has_groups, is_restored=self._is_restored)
-        if self.best_metric == WORST_GROUP and not has_groups and not self._is_restored:
+    def _learn_groups(self, splits: Mapping[str, Sequence[LabelledText]], data: TableData) -> None:
+        self.groups.learn(splits, data, is_restored=self._is_restored)
+        if self.best_metric == WORST_GROUP and not self.groups.is_active and not self._is_restored:
             raise ConfigError(
                 f"task.best_metric is {WORST_GROUP}, but data.group_column is null. This metric needs the group of "
                 "each row. Set data.group_column, or choose another metric."

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from framework.data.planning import order
-from framework.data.planning.order import Shuffle, permute
+from framework.data.planning.order import BalancedShuffle, Shuffle, permute
 from framework.errors import ConfigError
 from framework.random import key
 
@@ -238,3 +238,36 @@ def test_a_position_out_of_range_of_two_levels_is_rejected():
         Shuffle(3).indices(1, 10, np.array([10]))
     with pytest.raises(ValueError, match="not within 0 to 9"):
         Shuffle(3).window(1, 10, -1)
+
+
+GROUPS = np.array([2] * 70 + [0] * 7 + [5] * 3 + [2] * 20)  # sizes 7, 90, 3
+
+
+def test_groups_have_equal_parts_of_each_epoch_and_rows_equal_parts_of_small_groups():
+    balanced = BalancedShuffle.of(GROUPS)
+    seen = np.zeros(100, dtype=np.int64)
+    for epoch in range(200):
+        indices = balanced.indices(key(3, epoch), 100, np.arange(100))
+        counts = np.bincount(indices, minlength=100)
+        assert np.bincount(GROUPS[indices], minlength=6).tolist() == [33, 0, 33, 0, 0, 34]
+        assert set(counts[GROUPS == 0]) == {4, 5} and set(counts[GROUPS == 5]) == {11, 12}
+        assert counts[GROUPS == 2].max() == 1
+        seen += counts
+    # Each of the 90 rows of the large group is in 33 / 90 of the epochs: mean 73, standard deviation 6.8.
+    large = seen[GROUPS == 2]
+    assert large.sum() == 200 * 33 and large.min() > 73 - 4 * 7 and large.max() < 73 + 4 * 7
+
+
+def test_positions_of_a_balanced_epoch_are_independent_of_the_call():
+    balanced = BalancedShuffle.of(GROUPS)
+    whole = balanced.indices(9, 100, np.arange(100))
+    some = np.array([99, 3, 50])
+    assert np.array_equal(balanced.indices(9, 100, some), whole[some])
+    assert not np.array_equal(balanced.indices(8, 100, np.arange(100)), whole)
+    # Groups are spread over the epoch.
+    assert all(len(set(GROUPS[whole[start : start + 20]])) == 3 for start in range(0, 100, 20))
+
+
+def test_the_mean_of_a_balanced_epoch_is_that_of_the_groups():
+    balanced = BalancedShuffle.of(np.array([1, 1, 1, 4]))
+    assert balanced.mean(np.array([3, 3, 6, 20])) == 12.0 and Shuffle().mean(np.array([3, 3, 6, 20])) == 8.0

@@ -10,7 +10,7 @@ import torch
 from framework.batch import IGNORE_INDEX
 from framework.data.examples.table import TableData
 from framework.data.planning.collate import FixedShape
-from framework.data.planning.plan import StepSequences
+from framework.data.planning.plan import StepPlan, StepSequences
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
 from framework.metrics.classification import WorstGroupAccuracy
@@ -123,6 +123,12 @@ REFUSED = {
         r"has 1 group, such as 'm'\. There must be",
     ),
     "empty": ({"rows": [*ROWS, {"text": "a", "label": "no", "sex": " "}]}, {}, DataError, r"'sex' is empty"),
+    "balance": (
+        {"columns": None, "balance": "group"},
+        {"group_loss": None},
+        ConfigError,
+        r"data\.balance is set, but data\.group_column is null\. It needs the group of each row",
+    ),
     "metric": (
         {"columns": None},
         {"group_loss": None, "best_metric": "worst_group_accuracy"},
@@ -139,6 +145,18 @@ def test_data_without_usable_groups_is_refused(
     task = SequenceClassificationTask(**{"group_loss": "worst"} | of_task)
     with pytest.raises(error, match=message):
         task.build_sources(data(tmp_path, **of_data), tokenizer, 0)
+
+
+def test_a_balanced_split_has_equal_groups_and_other_splits_do_not(tokenizer: Tokenizer, tmp_path: Path):
+    rows = [ROWS[0]] * 30 + [ROWS[1]] * 5
+    validation = write(tmp_path / "validation.jsonl", rows)
+    settings = data(tmp_path, "sex", rows, balance="group", validation=validation)
+    sources = SequenceClassificationTask().build_sources(settings, tokenizer, 0)
+    plan = StepPlan(sources["train"], 0, 10, 200)
+    assert len(plan) == 4 and plan.source.mean_length == (3 + 4) / 2
+    indices = np.concatenate([plan.sequences(step).indices for step in range(4)])
+    assert np.bincount(indices >= 30).tolist() == [17, 18]
+    assert StepPlan(sources["validation"], 0, 40, 200, shuffle=False).sequences(0).indices.tolist() == list(range(35))
 
 
 def test_a_group_without_training_rows_is_refused(tokenizer: Tokenizer, tmp_path: Path):
