@@ -40,7 +40,8 @@ def influences(
 
     To first order, a step of gradient descent on the loss of an item changes a score by the learning rate times the
     negative inner product of the two gradients. Departure from the paper: the score takes the place of the loss of the
-    explained item, which needs no label. The inner products are over the head and the last layers only (section 4.3
+    explained item, which needs no label. A loss of several terms is their weighted sum, without the denominators of a
+    step. The inner products are over the head and the last layers only (section 4.3
     there), without the embeddings.
 
     Collective: all ranks must call with the same arguments; they share the training items.
