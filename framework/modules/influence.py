@@ -1,4 +1,4 @@
-"""Influence of training items on explained scores: TracIn (Pruthi et al. 2020, arXiv:2002.08484, section 3.2).
+"""Influence of training items on explained scores: TracIn (Pruthi et al. 2020, arXiv:2002.08484).
 
 The inner products of gradients per item come from one packed forward and backward pass for the scores and one for the
 losses, without a gradient of a weight: for a linear layer the product of the gradients of two items is the sum over
@@ -41,8 +41,7 @@ def influences(
     To first order, a step of gradient descent on the loss of an item changes a score by the learning rate times the
     negative inner product of the two gradients. Departure from the paper: the score takes the place of the loss of the
     explained item, which needs no label. A loss of several terms is their weighted sum, without the denominators of a
-    step. The inner products are over the head and the last layers only (section 4.3
-    there), without the embeddings.
+    step. The inner products are over the head and the last layers, without the embeddings.
 
     Collective: all ranks must call with the same arguments; they share the training items.
 
