@@ -56,7 +56,7 @@ def data_lines(splits: Mapping[str, SplitFacts]) -> Iterator[str]:
         parts = [f"{facts.rows:,} {facts.unit}{_origin(split, splits)}"]
         if facts.labels:
             parts.append(_labels(facts.labels))
-        parts += [f"{name} {value}" for name, value in facts.notes.items()]
+        parts += [f"{name} {value}" for name, value in facts.all_notes.items()]
         cutting = facts.cutting
         if cutting.cut:
             parts.append(

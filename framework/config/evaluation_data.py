@@ -130,7 +130,7 @@ def portable_data(node: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     if TARGET_KEY not in node or not {"train", "test"} <= node.keys():
         return None
-    paths = {*_SPLITS, *(f"{name}_targets" for name in _SPLITS)}
+    paths = {*_SPLITS, *(f"{name}_targets" for name in _SPLITS), "personal_data_names"}
     kept = {key: value for key, value in node.items() if key not in paths}
     has_targets = node.get("train_targets") is not None
     return kept | {"train": ""} | ({"train_targets": ""} if has_targets else {})

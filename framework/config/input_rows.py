@@ -1,5 +1,6 @@
 """Reads the rows to predict, checks each for the task, and joins them with their predictions in input order."""
 
+import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from framework.config.command_schema import InputFormat, PredictConfig
 from framework.config.nodes import check_arguments
 from framework.config.outputs import check_output_differs
 from framework.config.prediction_files import check_suffix
+from framework.data.examples.answers import parse_list
 from framework.data.examples.splits import SplitFiles
 from framework.data.reading.files import Reading, check_regular, kind_of
 from framework.data.reading.json_rows import row_values
@@ -176,7 +178,7 @@ def read_input_rows(
         rows, source = _rows_of_texts(texts, choices), "text"
     else:
         rows, source = _read_file(settings, task, choices, layout), settings.input
-    return _checked_rows(rows, task, tokenizer, source, settings.on_bad_row)
+    return _checked_rows(_masked(rows, task, tokenizer, layout), task, tokenizer, source, settings.on_bad_row)
 
 
 def read_python_rows(
@@ -206,7 +208,7 @@ def read_python_rows(
         keys = next(iter(inputs), ())
         choice = next((choice for choice in choices if set(choice.values()) <= set(keys)), choices[0])
         rows = _rows_of_mappings(inputs, choice, task, _AnsweredReading(on_bad_row))
-    return _checked_rows(rows, task, tokenizer, "input", on_bad_row)
+    return _checked_rows(_masked(rows, task, tokenizer, layout), task, tokenizer, "input", on_bad_row)
 
 
 def _rows_of_mappings(
@@ -221,6 +223,30 @@ def _rows_of_mappings(
             values = {name: texts[column] for name, column in choice.items()}
             reading.collected.append(InputRow(Row(number, None, values), kept))
     return reading.collected
+
+
+def _masked(
+    rows: Sequence[InputRow], task: Task, tokenizer: Tokenizer, layout: SplitFiles | None
+) -> Sequence[InputRow]:
+    """Masks personal data as in training, unless predictions refer to spans of the texts."""
+    masking = None if layout is None or layout.has_spans else layout.with_masks(tokenizer).masking
+    if masking is None:
+        return rows
+
+    def masked(name: str, value: str) -> str:
+        items = parse_list(value) if name in task.list_fields else None
+        if items is None:
+            return masking.text(value)
+        return json.dumps([masking.text(str(item)) for item in items], ensure_ascii=False)
+
+    return [
+        each
+        if each.row is None
+        else replace(
+            each, row=replace(each.row, values={name: masked(name, text) for name, text in each.row.values.items()})
+        )
+        for each in rows
+    ]
 
 
 def _checked_rows(

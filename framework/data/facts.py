@@ -67,6 +67,7 @@ class SplitFacts:
         labels: Number of rows or entities by label; empty if rows have no labels.
         notes: Further facts, by name.
         cutting: Counts of truncated texts.
+        personal_data: Number of masked finds of personal data in the file, by kind.
         warnings: Warnings of the reader and the task.
     """
 
@@ -81,12 +82,24 @@ class SplitFacts:
     labels: Mapping[str, int] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
     cutting: Cutting = NO_CUTTING
+    personal_data: Mapping[str, int] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+    @property
+    def all_notes(self) -> dict[str, str]:
+        """Returns the notes, and one on personal data if some was masked."""
+        found = ", ".join(f"{kind} {number:,}" for kind, number in self.personal_data.items())
+        return {**self.notes, **({"personal data masked": found} if found else {})}
 
     def as_json(self) -> dict[str, Any]:
         """Returns the facts as JSON values, without empty ones and messages."""
         own = {"file": self.file, "read": self.read, "skipped": self.num_skipped} if self.file else {}
-        optional = {"left_out": self.left_out, "repaired": self.repaired, "labels": self.labels, "notes": self.notes}
+        optional = {
+            "left_out": self.left_out,
+            "repaired": self.repaired,
+            "labels": self.labels,
+            "notes": self.all_notes,
+        }
         cutting = self.cutting
         cut = {
             "texts": cutting.texts,

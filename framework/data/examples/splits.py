@@ -5,16 +5,20 @@ split when others are added, and equal texts never belong to two splits. The siz
 their fractions, but not exact.
 """
 
+import copy
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from framework.data.facts import SplitFacts
+from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds, check_names_are_used
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.table_format import Row, TableFile
+from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError, check_at_least, check_fraction
 from framework.random import key
 
@@ -38,6 +42,17 @@ class Record(Protocol):
 
 
 R = TypeVar("R", bound=Record)
+
+
+class MaskableRecord(Record, Protocol):
+    """Example whose personal data can be masked."""
+
+    def masked(self, masking: TextMasking) -> Self:
+        """Returns the example with masked texts; its spans move with them.
+
+        Raises:
+            DataError: The example cannot be used any more.
+        """
 
 
 def same_text(text: str) -> str:
@@ -131,7 +146,20 @@ class SplitFiles:
         max_train_rows: Largest number of training records; None: all. The choice is random but seeded, and a smaller
             choice is a subset of a larger one.
         split_seed: Seed of the splits and of the choice.
+        personal_data: "mask" replaces personal data in the texts of all splits by one token per kind; None: no search.
+            Splits and duplicates are those of the masked texts.
+        personal_data_kinds: Kinds to find, of `framework.data.personal_data.kinds.KINDS`; empty: all.
+        personal_data_regions: Regions whose national phone numbers and identity numbers are found, as in `Detection`;
+            empty: `framework.data.personal_data.kinds.REGIONS`.
+        personal_data_names: File of names to find, one per line; None: no names.
+        can_mask: True if the records are `MaskableRecord`.
+        has_spans: True if the records have spans, or predictions have spans of the texts.
+        masking: Masking of the texts, which `with_masks` sets.
     """
+
+    can_mask: ClassVar[bool] = True
+    has_spans: ClassVar[bool] = False
+    masking: ClassVar[TextMasking | None] = None
 
     train: str
     validation: str | None = None
@@ -141,9 +169,20 @@ class SplitFiles:
     deduplicate: bool = False
     max_train_rows: int | None = None
     split_seed: int = 0
+    personal_data: Literal["mask"] | None = None
+    personal_data_kinds: list[str] = field(default_factory=list)
+    personal_data_regions: list[str] = field(default_factory=list)
+    personal_data_names: str | None = None
 
     def __post_init__(self) -> None:
         check_fractions(self.validation_fraction, self.test_fraction)
+        check_kinds(self.personal_data_kinds)
+        check_names_are_used(self.personal_data, self.personal_data_names)
+        if self.personal_data is not None and not self.can_mask:
+            raise ConfigError(
+                f"data.personal_data is {self.personal_data}, but {type(self).__name__} cannot mask texts. Their words "
+                "are read apart, so addresses and numbers would be missed. Mask the files first, and set it to null."
+            )
         if self.max_train_rows is not None:
             check_at_least("data.max_train_rows", self.max_train_rows, 1, "Use null to keep all rows.")
 
@@ -169,6 +208,33 @@ class SplitFiles:
         """
         del table, columns, reading
         return None
+
+    def with_masks(self, tokenizer: Tokenizer) -> Self:
+        """Returns data that masks personal data for the vocabulary of a tokenizer; itself if nothing is masked.
+
+        Raises:
+            ConfigError: The vocabulary has no mask for a kind, or the search cannot be set up (`Detection.of`).
+        """
+        if self.personal_data is None:
+            return self
+        kinds, regions = self.personal_data_kinds or KINDS, self.personal_data_regions or REGIONS
+        detection = Detection.of(kinds, regions, self.personal_data_names)
+        data = copy.copy(self)
+        object.__setattr__(data, "masking", TextMasking.of(detection, tokenizer))
+        return data
+
+    def _mask(self, read: FileRecords[Any]) -> dict[str, dict[str, int]]:
+        """Masks the records of each file, and returns the number of finds by split and kind."""
+        if self.personal_data is None:
+            return {}
+        masking = self.masking
+        assert masking is not None, "with_masks must be called before texts are read"
+        counts = {}
+        for split in read.records:
+            masking.counts.clear()
+            read.checked(split, lambda record: cast(MaskableRecord, record).masked(masking))
+            counts[split] = dict(sorted(masking.counts.items()))
+        return counts
 
     def read_files(
         self, read: Callable[[Path, Reading], Iterable[R]], on_bad_row: Literal["error", "skip"]
@@ -213,6 +279,7 @@ class SplitFiles:
         Raises:
             DataError: A file has bad rows only, or a split would be empty.
         """
+        found = self._mask(read)
         for split, path in read.files.items():
             if not read.records[split] and read.readings[split].skipped:
                 raise DataError(f"{path} has no usable row. The first error: {read.readings[split].skipped[0]}")
@@ -245,6 +312,7 @@ class SplitFiles:
                 num_skipped=reading.num_skipped,
                 left_out={reason: number for reason, number in left_out.items() if number} if split == "train" else {},
                 warnings=warnings if split == "train" else (),
+                personal_data=found.get(split, {}),
             )
         return ReadSplits(splits, facts, labels)
 

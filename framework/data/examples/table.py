@@ -1,12 +1,13 @@
 """Reads labelled rows of tables, checks them and splits them (`splits`). `framework.data.reading` reads the files."""
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.answers import Answer, AnswerKind, one_label, read_cell, require_text
 from framework.data.examples.splits import FileRecords, ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
@@ -40,6 +41,11 @@ class LabelledText:
     def answer(self) -> Hashable:
         """Returns the label, the labels or the number."""
         return self.label
+
+    def masked(self, masking: TextMasking) -> "LabelledText":
+        """Returns the row with masked texts."""
+        pair = None if self.pair is None else masking.text(self.pair)
+        return replace(self, text=masking.text(self.text), pair=pair)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,19 @@ def check_kinds(kinds: Sequence[str]) -> None:
         check_choice("a kind in personal_data_kinds", kind, KINDS)
 
 
+def check_names_are_used(action: str | None, names_file: str | None) -> None:
+    """Checks that a file of names is not given without an action.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if action is None and names_file is not None:
+        raise ConfigError(
+            f"personal_data_names is {names_file}, but personal_data is null. Without an action, no name is searched "
+            "for. Set personal_data, for example to mask."
+        )
+
+
 def privacy_library(name: str) -> ModuleType:
     """Imports a module of a library of the extra `privacy`.
 

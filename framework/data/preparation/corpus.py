@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds
+from framework.data.personal_data.kinds import KINDS, REGIONS, Detection, check_kinds, check_names_are_used
 from framework.data.reading.documents import Cleaner, CleanTexts
 from framework.data.reading.files import Reading
 from framework.data.reading.shards import ParquetShards
@@ -63,11 +63,7 @@ class Cleaning:
             )
         check_at_least("num_permutations", self.num_permutations, 2, "Choose, for example, 128.")
         check_kinds(self.personal_data_kinds)
-        if self.personal_data is None and self.personal_data_names is not None:
-            raise ConfigError(
-                f"personal_data_names is {self.personal_data_names}, but personal_data is null. Without an action, no "
-                "name is searched for. Set personal_data to report, mask or drop."
-            )
+        check_names_are_used(self.personal_data, self.personal_data_names)
 
     def detection(self) -> Detection:
         """Reads the names and returns the settings of the search for personal data.

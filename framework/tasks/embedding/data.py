@@ -1,12 +1,13 @@
 """Training texts for embeddings: pairs, scored pairs, or labelled texts; validated and split."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.answers import number, parse_list, read_cell, require_text
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
@@ -34,6 +35,10 @@ class TextGroup:
     def identity(self) -> tuple[str, ...]:
         """Returns the normalized texts."""
         return tuple(map(same_text, self.texts))
+
+    def masked(self, masking: TextMasking) -> "TextGroup":
+        """Returns the row with masked texts."""
+        return replace(self, texts=tuple(map(masking.text, self.texts)))
 
 
 @dataclass(frozen=True)

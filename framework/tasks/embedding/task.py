@@ -109,7 +109,7 @@ class EmbeddingTask(StepLevelTask):
                 f"task.objective is {self.objective}, but the rows of the data are {data.kind}. Such rows need the "
                 f"objective {fitting}. Set task.objective={fitting}, or correct data.score_column."
             )
-        pairs = data.load()
+        pairs = data.with_masks(tokenizer).load()
         sources: dict[str, SequenceSource] = {}
         for split, groups in pairs.splits.items():
             searched = pairs.splits["train"] if split != "train" and self.candidates == "train" else []

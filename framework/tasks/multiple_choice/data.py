@@ -8,6 +8,7 @@ from typing import Literal
 
 from framework.data.examples.answers import parse_list, require_text
 from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading
 from framework.data.reading.json_rows import has_text
 from framework.data.reading.rows import Row, read_rows
@@ -42,6 +43,16 @@ class ChoiceExample:
     def answer(self) -> str | None:
         """Returns the right choice; None if it is unknown."""
         return None if self.right is None else same_text(self.choices[self.right])
+
+    def masked(self, masking: TextMasking) -> "ChoiceExample":
+        """Returns the row with masked texts.
+
+        Raises:
+            DataError: Two choices differ only in what is masked.
+        """
+        context = None if self.context is None else masking.text(self.context)
+        choices = _checked(self.location, [masking.text(choice) for choice in self.choices])
+        return replace(self, question=masking.text(self.question), context=context, choices=choices)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ class MultipleChoiceTask(Task):
     def build_sources(self, data: ChoiceData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split."""
         self.has_context = data.context_column is not None
-        choices = data.load()
+        choices = data.with_masks(tokenizer).load()
         return {
             split: with_facts(
                 choice_source(examples, tokenizer, self.max_length, self.keeps_texts and split == "train"),

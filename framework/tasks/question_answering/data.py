@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import COMPRESSIONS, Reading, decode_line, raw_lines
 from framework.data.reading.json_rows import check_surrogates, json_objects
 from framework.data.reading.table_format import Row, TableFile, TableFormat, check_columns
@@ -66,6 +67,18 @@ class Question:
         """Returns an empty tuple, because different answers to one question do not contradict each other."""
         return ()
 
+    def masked(self, masking: TextMasking) -> "Question":
+        """Returns the question with masked texts; an answer that overlaps a mask contains all of it."""
+        context = masking.mask(self.context)
+        answers = []
+        for answer in self.answers:
+            if answer.start is None:
+                answers.append(replace(answer, text=masking.text(answer.text)))
+                continue
+            start, end = context.moved(answer.start, answer.start + len(answer.text))
+            answers.append(replace(answer, text=context.text[start:end], start=start))
+        return replace(self, question=masking.text(self.question), context=context.text, answers=tuple(answers))
+
 
 @dataclass(frozen=True)
 class QuestionData(SplitFiles):
@@ -88,6 +101,8 @@ class QuestionData(SplitFiles):
     Raises:
         ConfigError: `invalid_answers` or a key of `columns` is unknown.
     """
+
+    has_spans = True
 
     columns: dict[str, str] | None = None
     answer_unit: AnswerUnit = "words"

@@ -88,7 +88,7 @@ class QuestionAnsweringTask(Task):
     def build_sources(self, data: QuestionData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the questions of each split, and takes the unit of the scores from the data."""
         self.answer_unit = data.answer_unit
-        read = data.load()
+        read = data.with_masks(tokenizer).load()
         return {
             split: with_facts(
                 window_source(questions, tokenizer, self.sizes),

@@ -7,12 +7,13 @@ from typing import Literal
 
 from framework.data.examples.answers import require_text
 from framework.data.examples.splits import R, ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading, head_of, kind_of
 from framework.data.reading.rows import Row, read_rows
 from framework.data.reading.table_format import TableFile, TableFormat
 from framework.data.reading.table_kind import head_lines, json_kind
 from framework.errors import ConfigError, DataError
-from framework.tasks.relation_extraction.marked_text import MarkedText, read_marked_text
+from framework.tasks.relation_extraction.marked_text import MarkedText, mark_entities, read_marked_text
 from framework.tasks.relation_extraction.relation_rows import read_relation_json
 from framework.tasks.relation_extraction.semeval_rows import is_semeval, read_semeval
 
@@ -41,6 +42,16 @@ class RelationExample:
         """Returns the label."""
         return self.label
 
+    def masked(self, masking: TextMasking) -> "RelationExample":
+        """Returns the row with a masked text; an entity that overlaps a mask contains all of it.
+
+        Raises:
+            DataError: Both entities overlap the same mask.
+        """
+        masked = masking.mask(self.text.text)
+        first, second = (masked.moved(*span) for span in self.text.spans)
+        return replace(self, text=mark_entities(self.location, masked.text, first, second))
+
 
 @dataclass(frozen=True)
 class RelationData(SplitFiles):
@@ -58,6 +69,8 @@ class RelationData(SplitFiles):
         on_bad_row: Handling of a row that is broken, whose entities are marked incorrectly or do not fit into a
             sequence, or whose label is empty or outside the label set: "error", or "skip", which counts the row.
     """
+
+    has_spans = True
 
     text_column: str = "text"
     label_column: str = "label"

@@ -69,7 +69,7 @@ class RelationExtractionTask(Task):
 
     def build_sources(self, data: RelationData, tokenizer: Tokenizer, seed: int) -> dict[str, SequenceSource]:
         """Reads and tokenizes the rows of each split; determines the label set unless an earlier run restored it."""
-        relations = data.load(self.labels or None)
+        relations = data.with_masks(tokenizer).load(self.labels or None)
         self.labels = relations.labels
         warnings = []
         if self.excluded_label is not None and self.excluded_label not in self.labels:

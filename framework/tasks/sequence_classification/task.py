@@ -130,7 +130,7 @@ class SequenceClassificationTask(Task):
         The records of a source are its rows, for comparison with the predictions. The rows of `train` are kept only if
         `keeps_training_rows` is set.
         """
-        table = data.load(self.labels or None, self.problem.answers)
+        table = data.with_masks(tokenizer).load(self.labels or None, self.problem.answers)
         self.has_pairs = data.pair_column is not None
         self._learn_groups(table.splits, data)
         if not self.labels:

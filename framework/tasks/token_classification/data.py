@@ -30,6 +30,9 @@ class TaggedData(SplitFiles):
         conll: Layout of CoNLL files, and the encoding of all files. None: the defaults of ConllFormat.
     """
 
+    can_mask = False
+    has_spans = True
+
     scheme: Literal["auto", "iob1", "bio", "bioes"] = "auto"
     invalid_tags: Literal["error", "repair"] = "error"
     on_bad_row: Literal["error", "skip"] = "error"

@@ -1,12 +1,13 @@
 """Parallel texts, read from two line-aligned files or two columns of a table, validated and split."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
 from framework.data.examples.splits import ReadSplits, SplitFiles, same_text
+from framework.data.personal_data.masking import TextMasking
 from framework.data.reading.files import Reading, decode_line, raw_lines
 from framework.data.reading.rows import Row, is_table, read_rows
 from framework.data.reading.table_format import TableFile, TableFormat, check_columns
@@ -36,6 +37,10 @@ class TextPair:
     def answer(self) -> str:
         """Returns an empty text, because different translations of one text do not contradict each other."""
         return ""
+
+    def masked(self, masking: TextMasking) -> "TextPair":
+        """Returns the pair with masked texts."""
+        return replace(self, source=masking.text(self.source), target=masking.text(self.target))
 
 
 @dataclass(frozen=True)

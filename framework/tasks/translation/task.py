@@ -115,7 +115,7 @@ class TranslationTask(Task):
         check_bleu_tokens(self.bleu_tokens or "13a")
         self.start_id, self.end_id = tokenizer.cls_id, tokenizer.sep_id
         sources: dict[str, SequenceSource] = {}
-        read = data.load()
+        read = data.with_masks(tokenizer).load()
         for split, pairs in read.splits.items():
             texts, translations = [pair.source for pair in pairs], [pair.target for pair in pairs]
             source = self._source(texts, translations, tokenizer, self.skips_long and split == "train")

@@ -1,0 +1,187 @@
+"""Personal data in labelled tables is masked before the split, and spans move with the texts."""
+
+import json
+
+import pytest
+
+from framework.config.evaluation_data import portable_data
+from framework.config.input_rows import read_python_rows
+from framework.data.examples.table import TableData
+from framework.data.personal_data.kinds import Detection, Find
+from framework.data.personal_data.masking import MaskedText, TextMasking
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.data.tokenization.word_counts import WordCounts
+from framework.data.tokenization.wordpiece_training import WordPieceTraining
+from framework.errors import ConfigError, DataError
+from framework.tasks.embedding.data import TextPairData
+from framework.tasks.multiple_choice.data import ChoiceData
+from framework.tasks.multiple_choice.task import MultipleChoiceTask
+from framework.tasks.question_answering.data import QuestionData
+from framework.tasks.question_answering.task import QuestionAnsweringTask
+from framework.tasks.relation_extraction.data import RelationData
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
+from framework.tasks.token_classification.data import TaggedData
+from framework.tasks.translation.data import ParallelTextData
+
+pytest.importorskip("phonenumbers")
+pytest.importorskip("stdnum")
+
+MASK = {"personal_data": "mask"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory) -> Tokenizer:
+    training = WordPieceTraining(vocab_size=400)
+    words = "email phone card bank ip url id user name good bad write call or to is now who"
+    return training.train(WordCounts(training.count([words] * 9)), tmp_path_factory.mktemp("vocabulary"))
+
+
+def write_json(path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_spans_move_with_the_text():
+    #            0         1         2
+    #            0123456789012345678901234567
+    original = "to a@b.de or c@d.org is good"
+    masked = MaskedText("to email or email is good", [Find(3, 9, "email"), Find(13, 20, "email")], [5, 5])
+    for span, expected in (
+        ((0, 2), "to"),
+        ((3, 9), "email"),
+        ((10, 12), "or"),
+        ((21, 28), "is good"),
+        ((0, 28), masked.text),
+        ((5, 9), "email"),  # within the first address
+        ((3, 5), "email"),
+        ((9, 15), " or email"),  # ends within the second address
+    ):
+        start, end = masked.moved(*span)
+        assert masked.text[start:end] == expected, original[slice(*span)]
+
+
+def test_a_table_is_masked_before_it_is_split(tmp_path, tokenizer):
+    rows = [
+        {"text": f"write to user{index}@example.com", "pair": "call 415-555-2671", "label": "a"} for index in range(40)
+    ]
+    rows += [{"text": f"good {index}", "pair": "bad", "label": "b"} for index in range(40)]
+    path = write_json(tmp_path / "rows.jsonl", rows)
+    data = TableData(path, pair_column="pair", validation_fraction=0.3, **MASK)
+    read = data.with_masks(tokenizer).load()
+    texts = [(row.text, row.pair) for split in read.splits.values() for row in split]
+    assert sorted(texts)[-40:] == [("write to email", "call phone")] * 40
+    # Equal masked texts are in the same split.
+    assert [any(row.label == "a" for row in read.splits[split]) for split in ("train", "validation")].count(True) == 1
+    assert read.facts["train"].personal_data == {"email": 40, "phone": 40}
+    assert read.facts["train"].as_json()["notes"] == {"personal data masked": "email 40, phone 40"}
+    assert read.facts["validation"].personal_data == {}
+
+
+def test_without_the_key_nothing_changes(tmp_path, tokenizer):
+    path = write_json(tmp_path / "rows.jsonl", [{"text": "a@b.de", "label": 0}, {"text": "good", "label": 1}])
+    data = TableData(path)
+    assert data.with_masks(tokenizer) is data
+    assert data.load().splits["train"][0].text == "a@b.de"
+
+
+def test_all_records_of_texts_are_masked(tmp_path, tokenizer):
+    mail = "write to a@b.de"
+    pairs = write_json(tmp_path / "pairs.jsonl", [{"text": mail, "pair": "good", "no": "call 415-555-2671"}] * 2)
+    group = TextPairData(pairs, negative_columns=["no"], **MASK).with_masks(tokenizer).load().splits["train"][0]
+    assert group.texts == ("write to email", "good", "call phone")
+    parallel = write_json(tmp_path / "parallel.jsonl", [{"source": mail, "target": mail}])
+    pair = ParallelTextData(parallel, **MASK).with_masks(tokenizer).load().splits["train"][0]
+    assert (pair.source, pair.target) == ("write to email", "write to email")
+    choices = [{"question": mail, "context": mail, "choices": ["good", mail], "label": 1}]
+    choice_path = write_json(tmp_path / "choices.jsonl", choices)
+    choice = ChoiceData(choice_path, context_column="context", **MASK).with_masks(tokenizer).load().splits["train"][0]
+    assert (choice.question, choice.context, choice.choices) == (
+        "write to email",
+        "write to email",
+        ("good", "write to email"),
+    )
+
+
+def test_choices_that_differ_only_in_the_masked_are_a_bad_row(tmp_path, tokenizer):
+    row = {"question": "who", "choices": ["a@b.de", "c@d.de"], "label": 0}
+    path = write_json(tmp_path / "choices.jsonl", [row, {**row, "choices": ["good", "bad"]}])
+    with pytest.raises(DataError, match=r"choices\.jsonl, row 1.* the choices are 'email', 'email'"):
+        ChoiceData(path, **MASK).with_masks(tokenizer).load()
+    read = ChoiceData(path, on_bad_row="skip", **MASK).with_masks(tokenizer).load()
+    assert len(read.splits["train"]) == 1 and read.facts["train"].num_skipped == 1
+
+
+def test_answers_move_with_their_context(tmp_path, tokenizer):
+    context = "write to jane@example.com or call 415-555-2671 now"
+    answers = [[("now", 47)], [("jane@example.com", 9)], [("example.com or", 14)], []]
+    rows = [
+        {"question": f"who is a@b.de {index}", "context": context,
+         "answers": [{"text": text, "answer_start": start} for text, start in each]}
+        for index, each in enumerate(answers)
+    ]  # fmt: skip
+    read = QuestionData(write_json(tmp_path / "rows.jsonl", rows), **MASK).with_masks(tokenizer).load()
+    questions = read.splits["train"]
+    assert {question.context for question in questions} == {"write to email or call phone now"}
+    assert len({id(question.context) for question in questions}) == 1
+    assert questions[0].question == "who is email 0"
+    assert [[(answer.text, answer.start) for answer in question.answers] for question in questions] == [
+        [("now", 29)],
+        [("email", 9)],
+        [("email or", 9)],
+        [],
+    ]
+
+
+def test_entities_move_with_their_text(tmp_path, tokenizer):
+    rows = [
+        {"text": "call 415-555-2671 or <e1>jane@example.com</e1> to <e2>bad</e2> now", "label": "a"},
+        {"text": "<e2>good</e2> is <e1>bad</e1>", "label": "b"},
+    ]
+    read = RelationData(write_json(tmp_path / "rows.jsonl", rows), **MASK).with_masks(tokenizer).load()
+    first, second = (row.text for row in read.splits["train"])
+    assert first.marked == "call phone or <e1>email</e1> to <e2>bad</e2> now" and first.entities == ("email", "bad")
+    assert second.marked == rows[1]["text"]
+
+
+def test_predictions_of_texts_are_masked_as_in_training(tmp_path, tokenizer):
+    path = write_json(tmp_path / "rows.jsonl", [{"text": "a@b.de", "label": 0}, {"text": "good", "label": 1}])
+    rows = read_python_rows(
+        ["write to a@b.de"], SequenceClassificationTask(), tokenizer, "error", TableData(path, **MASK)
+    )
+    assert [(each.row.values, each.kept) for each in rows] == [
+        ({"text": "write to email"}, {"text": "write to a@b.de"})
+    ]
+    choice = {"question": "who", "choices": ["a@b.de", "good"]}
+    (row,) = read_python_rows([choice], MultipleChoiceTask(), tokenizer, "error", ChoiceData("", **MASK))
+    assert json.loads(row.row.values["choices"]) == ["email", "good"]
+    question = {"question": "who", "context": "write to a@b.de"}
+    (row,) = read_python_rows([question], QuestionAnsweringTask(), tokenizer, "error", QuestionData("", **MASK))
+    assert row.row.values["context"] == "write to a@b.de"  # answers are spans of it
+
+
+def test_an_export_masks_without_the_file_of_names():
+    node = {"_target_": "x", "train": "a", "validation": None, "test": None, "personal_data": "mask"}
+    assert portable_data({**node, "personal_data_names": "names.txt"}) == {
+        "_target_": "x", "train": "", "personal_data": "mask",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TaggedData, MASK, "TaggedData cannot mask texts.*Mask the files first"),
+        (TableData, {**MASK, "personal_data_kinds": ["passport"]}, "'passport', which is unknown"),
+        (TableData, {"personal_data_names": "names.txt"}, "personal_data is null"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_rejected(kind, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        kind("rows.jsonl", **settings)
+
+
+def test_a_vocabulary_without_a_mask_is_rejected_before_the_file_is_read(tmp_path):
+    training = WordPieceTraining(vocab_size=100)
+    small = training.train(WordCounts(training.count(["good email"] * 9)), tmp_path)
+    assert TextMasking.of(Detection(("email",)), small).text("good a@b.de") == "good email"
+    with pytest.raises(ConfigError, match="splits each mask for phone"):
+        TableData("there is no such file", **MASK).with_masks(small)
