@@ -29,7 +29,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.distributed.processes.environment import process_info
 from framework.errors import ConfigError
 from framework.modules.attribution import attribute
-from framework.tasks.explanation import TokenPlaces
+from framework.tasks.explanation import TokenSpans
 from framework.tasks.task import Task
 from framework.tracking.console import open_console
 
@@ -60,19 +60,19 @@ def explain(composed: DictConfig) -> list[dict[str, Any]]:
             if is_first:
                 print_check([*describe_trained(trained), ("rows", f"{len(inputs):,}")])
             return []
-        rows, places = explained_rows(settings, trained, names, inputs, source, training)
+        rows, spans = explained_rows(settings, trained, names, inputs, source, training)
         if write is None:
             return rows
         console = open_console()
         if settings.output is None and settings.text is not None and console.is_terminal:
             with console.capture() as printed:
-                for row, each in zip(rows, places, strict=True):
+                for row, each in zip(rows, spans, strict=True):
                     console.print(coloured(row, each))
             write_to_stdout([printed.get()])
         else:
             write_rows(write, writer, rows)
     report_bad_rows(inputs)
-    report_cut(rows, places)
+    report_cut(rows, spans)
     report_errors(rows)
     return rows
 
@@ -113,7 +113,7 @@ def explained_rows(
     inputs: Sequence[InputRow],
     source: SequenceSource,
     training: TrainingRows | None = None,
-) -> tuple[list[dict[str, Any]], list[TokenPlaces | None]]:
+) -> tuple[list[dict[str, Any]], list[TokenSpans | None]]:
     """Predicts and explains rows. Collective: all ranks must call.
 
     Args:
@@ -125,7 +125,7 @@ def explained_rows(
         training: Training rows whose influence is computed; None: no influence.
 
     Returns:
-        One output row for each explained score, and the places of its tokens. A row without such a score, such as a
+        One output row for each explained score, and the spans of its tokens. A row without such a score, such as a
         text without entities, has one output row with nulls, and so has a bad row.
     """
     task, tokenizer = trained.task, trained.tokenizer
@@ -139,31 +139,31 @@ def explained_rows(
     predictions = task.assemble(source, decoded)
     repeated: list[InputRow] = []
     joined: list[dict[str, Any]] = []
-    places: list[TokenPlaces | None] = []
+    spans: list[TokenSpans | None] = []
     items = iter(zip(predictions, chosen, strict=True))
     for each in inputs:
         if each.row is None:
             repeated.append(each)
-            places.append(None)
+            spans.append(None)
             continue
         prediction, row_scores = next(items)
         repeated += [each] * max(len(row_scores), 1)
         if not row_scores:
             joined.append(prediction | NOTHING_EXPLAINED)
-            places.append(None)
+            spans.append(None)
         for score in row_scores:
-            located = task.explained_places(source, score, each.row.values, tokenizer)
+            located = task.explained_spans(source, score, each.row.values, tokenizer)
             joined.append(prediction | explanation(score, next(attributions), located, tokenizer))
             if training is not None:
                 joined[-1]["training_rows"] = training.strongest(next(influence), settings.training_rows, trained)
-            places.append(located)
+            spans.append(located)
     keys = dict.fromkeys(name for row in joined for name in row)
-    return join_rows(repeated, [keys | row for row in joined]), places
+    return join_rows(repeated, [keys | row for row in joined]), spans
 
 
-def report_cut(rows: Sequence[Mapping[str, Any]], places: Sequence[TokenPlaces | None]) -> None:
+def report_cut(rows: Sequence[Mapping[str, Any]], spans: Sequence[TokenSpans | None]) -> None:
     """Reports on standard error how many explained rows have text that the model does not read, and an example."""
-    cut = [(number, each.cut[0]) for number, each in enumerate(places, start=1) if each is not None and each.cut]
+    cut = [(number, each.cut[0]) for number, each in enumerate(spans, start=1) if each is not None and each.cut]
     if cut:
         number, part = cut[0]
         sys.stderr.write(

@@ -9,7 +9,7 @@ from rich.text import Text
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.modules.attribution import Attribution
 from framework.modules.item_passes import word_indices
-from framework.tasks.explanation import Explained, TokenPlaces
+from framework.tasks.explanation import Explained, TokenSpans
 
 _COLOURS = {True: (0, 150, 0), False: (200, 0, 0)}
 """Background of words that raise the score, and of words that lower it."""
@@ -25,14 +25,14 @@ NOTHING_EXPLAINED: dict[str, Any] = {
 
 
 def explanation(
-    explained: Explained, attribution: Attribution, places: TokenPlaces, tokenizer: Tokenizer
+    explained: Explained, attribution: Attribution, spans: TokenSpans, tokenizer: Tokenizer
 ) -> dict[str, Any]:
     """Returns an explanation as JSON values.
 
     Args:
         explained: Explained score.
         attribution: Token scores of its item.
-        places: Places of the tokens.
+        spans: Spans of the tokens.
         tokenizer: Tokenizer of the model.
 
     Returns:
@@ -44,18 +44,18 @@ def explanation(
         "score": attribution.score,
         "baseline_score": attribution.baseline_score,
         "completeness_error": attribution.error,
-        "words": scored_words(attribution, places, tokenizer),
+        "words": scored_words(attribution, spans, tokenizer),
     }
 
 
-def scored_words(attribution: Attribution, places: TokenPlaces, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def scored_words(attribution: Attribution, spans: TokenSpans, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Returns the words that an explained score depends on, each with the sum of the scores of its tokens.
 
-    Adjacent tokens at the same place are one word, such as the parts of `don't` where a task tags white-space words.
+    Adjacent tokens with the same span are one word, such as the parts of `don't` where a task tags white-space words.
 
     Args:
         attribution: Token scores of an item.
-        places: Places of the tokens.
+        spans: Spans of the tokens.
         tokenizer: Tokenizer of the model.
 
     Returns:
@@ -66,27 +66,27 @@ def scored_words(attribution: Attribution, places: TokenPlaces, tokenizer: Token
     """
     ids = attribution.input_ids
     rows: list[dict[str, Any]] = []
-    for tokens in _words(word_indices(ids, tokenizer), places):
+    for tokens in _words(word_indices(ids, tokenizer), spans):
         score = float(attribution.token_scores[tokens].sum())
-        own = [place for token in tokens if (place := places.places.get(token)) is not None]
+        own = [span for token in tokens if (span := spans.spans.get(token)) is not None]
         field = own[0].field if own else None
         if field is None:
             rows.append({"text": tokenizer.decode_batch([ids[tokens].tolist()])[0], "start": None, "end": None})
         else:
-            rows.append(_written(places.texts[field], own[0].start, max(place.end for place in own)))
-        rows[-1] |= {"score": score} if len(places.texts) == 1 else {"field": field, "score": score}
+            rows.append(_written(spans.texts[field], own[0].start, max(span.end for span in own)))
+        rows[-1] |= {"score": score} if len(spans.texts) == 1 else {"field": field, "score": score}
     return rows
 
 
-def _words(words: np.ndarray, places: TokenPlaces) -> list[list[int]]:
+def _words(words: np.ndarray, spans: TokenSpans) -> list[list[int]]:
     """Returns the tokens of each word."""
     groups: list[list[int]] = []
-    for token in places.tokens:
+    for token in spans.tokens:
         if words[token] < 0:
             continue
         last = groups[-1][-1] if groups else None
-        place = places.places.get(token)
-        if last is not None and (words[last] == words[token] or (place and place == places.places.get(last))):
+        span = spans.spans.get(token)
+        if last is not None and (words[last] == words[token] or (span and span == spans.spans.get(last))):
             groups[-1].append(token)
         else:
             groups.append([token])
@@ -102,21 +102,21 @@ def _written(text: str | Sequence[str], start: int, end: int) -> dict[str, Any]:
     return {"text": text[start:end], "start": start, "end": end}
 
 
-def coloured(row: Mapping[str, Any], places: TokenPlaces | None) -> Text:
+def coloured(row: Mapping[str, Any], spans: TokenSpans | None) -> Text:
     """Returns an explanation for a terminal.
 
     Words that raise the score are green, and words that lower it are red. The strongest word has the full colour.
 
     Args:
         row: Prediction joined with an explanation.
-        places: Places of its tokens; None if nothing is explained.
+        spans: Spans of its tokens; None if nothing is explained.
     """
-    if places is None:
+    if spans is None:
         return Text(row.get("error") or "The model predicts nothing that could be explained.", style="bold")
     words = [word for word in row["words"] if word["start"] is not None]
     strongest = max((abs(word["score"]) for word in words), default=0.0) or 1.0
     line = Text(f"{row['explained']}: score {row['score']:.3f}, baseline {row['baseline_score']:.3f}", style="bold")
-    for field, given in places.texts.items():
+    for field, given in spans.texts.items():
         text = given if isinstance(given, str) else " ".join(given)
         position = 0
         line.append("\n")

@@ -1,4 +1,4 @@
-"""Explained scores of predictions, and the places of tokens in the texts of their rows."""
+"""Explained scores of predictions, and the spans of tokens in the texts of their rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Explained:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Place(NamedTuple):
+class TextSpan(NamedTuple):
     """Part of a text that a token stands for.
 
     Attributes:
@@ -43,21 +43,21 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPlaces:
-    """Places of the tokens of an item.
+class TokenSpans:
+    """Spans of the tokens of an item.
 
     Attributes:
         texts: Texts or lists of words of the row in the order of the tokens, by field.
-        places: Place of each token, by its index in the item. Special tokens have none, and neither has a token that no
+        spans: Span of each token, by its index in the item. Special tokens have none, and neither has a token that no
             character corresponds to, such as the mark of an entity.
         tokens: Range of the tokens that the explained score depends on. An item may have further sequences.
         cut: Parts of the texts that the model does not read, because they are longer than a sequence.
     """
 
     texts: Mapping[str, str | Sequence[str]]
-    places: Mapping[int, Place]
+    spans: Mapping[int, TextSpan]
     tokens: range
-    cut: Sequence[Place] = ()
+    cut: Sequence[TextSpan] = ()
 
 
 def one_item(source: SequenceSource, item: int) -> Any:
@@ -78,7 +78,7 @@ def is_special(input_ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
     return np.isin(input_ids, tokenizer.special_ids[tokenizer.special_ids != tokenizer.unk_id])
 
 
-def locate_texts(input_ids: np.ndarray, texts: Mapping[str, str], tokenizer: Tokenizer, begin: int = 0) -> TokenPlaces:
+def locate_texts(input_ids: np.ndarray, texts: Mapping[str, str], tokenizer: Tokenizer, begin: int = 0) -> TokenSpans:
     """Locates the tokens of texts that special tokens separate, and that may be truncated at their ends.
 
     Args:
@@ -89,20 +89,22 @@ def locate_texts(input_ids: np.ndarray, texts: Mapping[str, str], tokenizer: Tok
     """
     real = np.flatnonzero(~is_special(input_ids, tokenizer))
     parts = iter(np.split(real, np.flatnonzero(np.diff(real) > 1) + 1) if len(texts) > 1 else [real])
-    places: dict[int, Place] = {}
-    cut: list[Place] = []
+    spans: dict[int, TextSpan] = {}
+    cut: list[TextSpan] = []
     for name, (own, starts, ends) in zip(texts, tokenizer.encode_with_offsets(list(texts.values())), strict=True):
         if not len(own):
             continue
         indices = next(parts, real[:0])
-        places |= located(name, indices + begin, starts, ends)
+        spans |= located(name, indices + begin, starts, ends)
         if len(indices) < len(own):
-            cut.append(Place(name, int(starts[len(indices)]), len(texts[name])))
-    return TokenPlaces(texts, places, range(begin, begin + len(input_ids)), cut)
+            cut.append(TextSpan(name, int(starts[len(indices)]), len(texts[name])))
+    return TokenSpans(texts, spans, range(begin, begin + len(input_ids)), cut)
 
 
-def located(name: str, indices: Sequence[int] | np.ndarray, starts: np.ndarray, ends: np.ndarray) -> dict[int, Place]:
-    """Returns the places of tokens in one text.
+def located(
+    name: str, indices: Sequence[int] | np.ndarray, starts: np.ndarray, ends: np.ndarray
+) -> dict[int, TextSpan]:
+    """Returns the spans of tokens in one text.
 
     Args:
         name: Field of the text.
@@ -110,5 +112,5 @@ def located(name: str, indices: Sequence[int] | np.ndarray, starts: np.ndarray, 
         starts: Offset of the first character of each token; there may be more than tokens.
         ends: Offset after the last character of each token.
     """
-    spans = zip(starts.tolist(), ends.tolist(), strict=True)
-    return {int(index): Place(name, *span) for index, span in zip(indices, spans, strict=False)}
+    offsets = zip(starts.tolist(), ends.tolist(), strict=True)
+    return {int(index): TextSpan(name, *offset) for index, offset in zip(indices, offsets, strict=False)}

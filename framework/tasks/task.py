@@ -22,7 +22,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.norm import LayerNorm
 from framework.tasks.examination import Examination, ItemResults, default_examination
-from framework.tasks.explanation import Explained, TokenPlaces, locate_texts, one_item
+from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
 
 if TYPE_CHECKING:
     from torchmetrics import Metric
@@ -297,9 +297,9 @@ class Task(ABC):
         """
         raise ConfigError(f"{type(self).__name__} has no scores to explain. {_EXPLAINABLE}")
 
-    def explained_places(
+    def explained_spans(
         self, source: Any, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
+    ) -> TokenSpans:
         """Locates the tokens of an item in the texts of its row.
 
         By default the item has one sequence of the texts in `fields`, each truncated at its end.

@@ -155,7 +155,7 @@ def scored(tokenizer: Tokenizer, *texts: str, max_length: int = 24) -> list[dict
     source = task.build_source([Row(1, None, values)], tokenizer)
     ids = source.build(FIRST, 0).input_ids.numpy()
     attribution = Attribution(ids, np.arange(len(ids), dtype=float), 0.0, 0.0, None)
-    return scored_words(attribution, task.explained_places(source, Explained(0, 0), values, tokenizer), tokenizer)
+    return scored_words(attribution, task.explained_spans(source, Explained(0, 0), values, tokenizer), tokenizer)
 
 
 def test_words_have_the_characters_of_the_text_as_given(tokenizer):

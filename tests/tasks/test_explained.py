@@ -124,8 +124,8 @@ class Explanations:
         for each in self.by_row[row]:
             ids, _ = self.outputs(each.item)
             attribution = Attribution(np.array(ids), np.arange(len(ids), dtype=float), 0.0, 0.0, None)
-            places = self.task.explained_places(self.source, each, self.values[row], self.tokenizer)
-            found.append(scored_words(attribution, places, self.tokenizer))
+            spans = self.task.explained_spans(self.source, each, self.values[row], self.tokenizer)
+            found.append(scored_words(attribution, spans, self.tokenizer))
         return found
 
 
@@ -259,8 +259,8 @@ def test_each_field_has_its_words_in_their_order(tokenizer):
 def test_parts_that_are_cut_are_stated(tokenizer):
     def cut_of(name: str, row: int) -> list[tuple[str, str]]:
         case = Explanations(name, tokenizer)
-        places = case.task.explained_places(case.source, case.by_row[row][0], case.values[row], tokenizer)
-        return [(each.field, str(places.texts[each.field])[each.start : each.end]) for each in places.cut]
+        spans = case.task.explained_spans(case.source, case.by_row[row][0], case.values[row], tokenizer)
+        return [(each.field, str(spans.texts[each.field])[each.start : each.end]) for each in spans.cut]
 
     assert cut_of("answers", 0) == []
     assert cut_of("answers", 1) == [("question", "poor film")]

@@ -24,7 +24,7 @@ from framework.tasks.embedding.head import EmbeddingHead
 from framework.tasks.embedding.losses import POSITIVE, cosent, info_nce, mean_over_sizes
 from framework.tasks.embedding.scores import pair_cosines, pair_scores, search_scores
 from framework.tasks.examination import Examination, ItemResults
-from framework.tasks.explanation import Explained, TokenPlaces, locate_texts, one_item
+from framework.tasks.explanation import Explained, TokenSpans, locate_texts, one_item
 from framework.tasks.pooling import POOLINGS
 from framework.tasks.step_level import StepLevelTask
 
@@ -204,9 +204,9 @@ class EmbeddingTask(StepLevelTask):
         pairs = outputs["embeddings"][: 2 * len(targets)].unflatten(0, (-1, 2))
         return nn.functional.cosine_similarity(pairs[:, 0], pairs[:, 1])
 
-    def explained_places(
+    def explained_spans(
         self, source: FlatSource | DrawnPairs, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
+    ) -> TokenSpans:
         """Locates the tokens of both texts."""
         ids = one_item(source, explained.item).input_ids.numpy()
         return locate_texts(ids, {name: values[name] for name in PAIR}, tokenizer)

@@ -14,7 +14,7 @@ from framework.batch import IGNORE_INDEX
 from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.layout import lay_out
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.tasks.explanation import Place, TokenPlaces, locate_texts
+from framework.tasks.explanation import TextSpan, TokenSpans, locate_texts
 from framework.tasks.multiple_choice.data import ChoiceExample
 
 LOSS_TERM = "choice"
@@ -58,7 +58,7 @@ def _sequence_texts(example: ChoiceExample, choice: str) -> tuple[str, str]:
     return example.context, f"{example.question} {choice}"
 
 
-def choice_places(source: FlatSource, item: int, index: int, tokenizer: Tokenizer) -> TokenPlaces:
+def locate_choice(source: FlatSource, item: int, index: int, tokenizer: Tokenizer) -> TokenSpans:
     """Locates the tokens of one choice of a row in the context, the question and the choice.
 
     Args:
@@ -79,17 +79,17 @@ def choice_places(source: FlatSource, item: int, index: int, tokenizer: Tokenize
     # The second text is the question, a space and the choice.
     shift = len(second) - len(choice)
     cut = [part for each in both.cut for part in _divided(each, shift)]
-    places = {token: parts[-1] for token, place in both.places.items() if (parts := _divided(place, shift))}
+    spans = {token: parts[-1] for token, span in both.spans.items() if (parts := _divided(span, shift))}
     texts = {"context": first, "question": example.question, "choices": choice}
-    return TokenPlaces(texts, places, both.tokens, cut)
+    return TokenSpans(texts, spans, both.tokens, cut)
 
 
-def _divided(place: Place, shift: int) -> list[Place]:
+def _divided(span: TextSpan, shift: int) -> list[TextSpan]:
     """Divides a part of the joined question and choice into their parts; the choice begins at `shift`."""
-    if place.field != "choices":
-        return [place]
+    if span.field != "choices":
+        return [span]
     parts = [
-        Place("question", place.start, min(place.end, shift - 1)),
-        Place("choices", max(place.start - shift, 0), place.end - shift),
+        TextSpan("question", span.start, min(span.end, shift - 1)),
+        TextSpan("choices", max(span.start - shift, 0), span.end - shift),
     ]
     return [each for each in parts if each.start < each.end]

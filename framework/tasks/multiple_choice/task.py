@@ -21,9 +21,9 @@ from framework.data.tokenization.tokenizer import Tokenizer
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ExaminedRow, ItemResults
-from framework.tasks.explanation import Explained, TokenPlaces
+from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.multiple_choice.data import ChoiceData, ChoiceExample, parse_choices
-from framework.tasks.multiple_choice.features import LOSS_TERM, choice_places, choice_source
+from framework.tasks.multiple_choice.features import LOSS_TERM, choice_source, locate_choice
 from framework.tasks.pooling import check_pooled_scores
 from framework.tasks.sequence_classification.decode import chosen_scores
 from framework.tasks.sequence_classification.head import build_sequence_classification_head
@@ -166,14 +166,14 @@ class MultipleChoiceTask(Task):
         scores, _ = _by_item(outputs["logits"], batch)
         return chosen_scores(scores, targets)
 
-    def explained_places(
+    def explained_spans(
         self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
+    ) -> TokenSpans:
         """Locates the tokens of the chosen choice's sequence.
 
         Offsets of the field `choices` count the characters of that choice. The tokens of other choices do not count.
         """
-        return choice_places(source, explained.item, explained.target, tokenizer)
+        return locate_choice(source, explained.item, explained.target, tokenizer)
 
     def examine(self, source: FlatSource, results: ItemResults) -> Examination:
         """Builds the error analysis with one row per question."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from framework.data.flat_source import FlatSource
 from framework.data.tokenization.tokenizer import Tokenizer
-from framework.tasks.explanation import Explained, TokenPlaces, locate_texts, located, one_item
+from framework.tasks.explanation import Explained, TokenSpans, locate_texts, located, one_item
 from framework.tasks.question_answering.decode import WindowSpans, answer_spans
 from framework.tasks.question_answering.features import Window
 
@@ -58,7 +58,7 @@ def _best_window(
     return item, index
 
 
-def window_places(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenPlaces:
+def locate_window(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenSpans:
     """Locates the tokens of a window in the question and in the context.
 
     Args:
@@ -71,6 +71,6 @@ def window_places(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenP
     question, context = window.question.question, window.question.context
     front = locate_texts(batch.input_ids.numpy()[:head], {"question": question}, tokenizer)
     passage, own = window.passage, slice(window.first, window.first + length - 1 - head)
-    places = located("context", np.arange(head, length - 1), passage.starts[own], passage.ends[own])
+    of_context = located("context", np.arange(head, length - 1), passage.starts[own], passage.ends[own])
     texts = {"question": question, "context": context}
-    return TokenPlaces(texts, {**front.places, **places}, range(length), front.cut)
+    return TokenSpans(texts, {**front.spans, **of_context}, range(length), front.cut)

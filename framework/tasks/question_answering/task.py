@@ -20,11 +20,11 @@ from framework.metrics.span_f1 import score_answers
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults
-from framework.tasks.explanation import Explained, TokenPlaces
+from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.question_answering.data import Question, QuestionData
 from framework.tasks.question_answering.decode import WindowSpans, assemble_answers, best_spans
 from framework.tasks.question_answering.examine import examine_answers
-from framework.tasks.question_answering.explain import explained_answers, window_places
+from framework.tasks.question_answering.explain import explained_answers, locate_window
 from framework.tasks.question_answering.features import WindowSizes, window_source
 from framework.tasks.question_answering.head import build_question_answering_head
 from framework.tasks.task import Task
@@ -190,11 +190,11 @@ class QuestionAnsweringTask(Task):
         tokens = torch.tensor(targets, device=batch.cu_seqlens.device) + batch.cu_seqlens[: len(targets), None].long()
         return outputs["start_logits"].float()[tokens[:, 0]] + outputs["end_logits"].float()[tokens[:, 1]]
 
-    def explained_places(
+    def explained_spans(
         self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
+    ) -> TokenSpans:
         """Locates the tokens of a window in question and context."""
-        return window_places(source, explained.item, tokenizer)
+        return locate_window(source, explained.item, tokenizer)
 
     def score(self, source: FlatSource, decoded: Sequence[WindowSpans]) -> dict[str, float]:
         """Returns exact match and F1 of the SQuAD script (`framework.metrics.span_f1`)."""

@@ -16,7 +16,7 @@ from framework.data.flat_source import FlatSource, FlatTarget
 from framework.data.reading.files import Reading
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.errors import ConfigError, DataError
-from framework.tasks.explanation import Place, TokenPlaces, located
+from framework.tasks.explanation import TextSpan, TokenSpans, located
 from framework.tasks.relation_extraction.data import RelationExample
 
 LOSS_TERM = "relation"
@@ -171,7 +171,7 @@ def mark_entities(
     return np.insert(window, edges, around), (starts[0], starts[1])
 
 
-def marked_places(example: RelationExample, tokenizer: Tokenizer, max_length: int) -> TokenPlaces:
+def locate_marked(example: RelationExample, tokenizer: Tokenizer, max_length: int) -> TokenSpans:
     """Locates the tokens of a sequence of `relation_source` in the text without its marks.
 
     Args:
@@ -186,8 +186,8 @@ def marked_places(example: RelationExample, tokenizer: Tokenizer, max_length: in
     numbers = np.arange(len(ids))
     marked, _ = mark_entities(example.location, numbers, spans, [-1] * _NUM_MARKS, max_length - 2 - _NUM_MARKS)
     kept = marked[marked >= 0]
-    cut = [Place("text", 0, int(firsts[kept[0]]))] if kept[0] > 0 else []
+    cut = [TextSpan("text", 0, int(firsts[kept[0]]))] if kept[0] > 0 else []
     if kept[-1] < len(ids) - 1:
-        cut.append(Place("text", int(firsts[kept[-1] + 1]), len(text)))
-    places = located("text", 1 + np.flatnonzero(marked >= 0), firsts[kept], ends[kept])
-    return TokenPlaces({"text": text}, places, range(len(marked) + 2), cut)
+        cut.append(TextSpan("text", int(firsts[kept[-1] + 1]), len(text)))
+    located_spans = located("text", 1 + np.flatnonzero(marked >= 0), firsts[kept], ends[kept])
+    return TokenSpans({"text": text}, located_spans, range(len(marked) + 2), cut)

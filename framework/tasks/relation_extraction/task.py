@@ -19,9 +19,9 @@ from framework.errors import check_at_least, check_fraction
 from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.tasks.examination import Examination, ItemResults
-from framework.tasks.explanation import Explained, TokenPlaces
+from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.relation_extraction.data import RelationData, RelationExample
-from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, marked_places, relation_source
+from framework.tasks.relation_extraction.features import LOSS_TERM, SHORTEST, locate_marked, relation_source
 from framework.tasks.relation_extraction.head import build_relation_head
 from framework.tasks.relation_extraction.marked_text import read_marked_text
 from framework.tasks.sequence_classification.decode import chosen_scores, decode_labels, examine_labels
@@ -167,11 +167,11 @@ class RelationExtractionTask(Task):
         del batch
         return chosen_scores(outputs["logits"], targets)
 
-    def explained_places(
+    def explained_spans(
         self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
-        """Locates the tokens in the text without its marks. The tokens of the marks have no place."""
-        return marked_places(source.records[explained.item], tokenizer, self.max_length)
+    ) -> TokenSpans:
+        """Locates the tokens in the text without its marks. The tokens of the marks have no span."""
+        return locate_marked(source.records[explained.item], tokenizer, self.max_length)
 
     def class_table(
         self, metrics: Mapping[str, Metric], source: FlatSource, decoded: Sequence[Any]

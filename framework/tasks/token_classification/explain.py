@@ -1,4 +1,4 @@
-"""Explanations of entities: the logits of the predicted tags at the words of an entity, and the places of tokens."""
+"""Explanations of entities: the logits of the predicted tags at the words of an entity, and the spans of tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from framework.batch import PackedBatch
 from framework.data.flat_source import FlatSource
 from framework.data.tokenization.tokenizer import Tokenizer
 from framework.metrics.entity_f1 import EntitySpan, entity_spans
-from framework.tasks.explanation import Explained, Place, TokenPlaces, one_item
+from framework.tasks.explanation import Explained, TextSpan, TokenSpans, one_item
 from framework.tasks.token_classification.decode import join_parts, predict_tags
 from framework.tasks.token_classification.features import Part, encode_words
 
@@ -95,7 +95,7 @@ def mean_logits(logits: Tensor, batch: PackedBatch, targets: Sequence[EntityLogi
     return values.new_zeros(len(targets)).index_add(0, owners, values) / counts
 
 
-def word_places(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenPlaces:
+def locate_words(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenSpans:
     """Locates the tokens of a sequence, each at its word.
 
     Args:
@@ -107,7 +107,7 @@ def word_places(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenPla
     example, first = part.example, part.first
     length = len(one_item(source, item).input_ids)
     ids_of: Mapping[str, np.ndarray] = encode_words(example.words[first:], tokenizer)
-    places: dict[int, Place] = {}
+    spans: dict[int, TextSpan] = {}
     token = 1
     for index in range(first, len(example.words)):
         if token >= length - 1:
@@ -115,10 +115,10 @@ def word_places(source: FlatSource, item: int, tokenizer: Tokenizer) -> TokenPla
         # A word that is longer than a sequence is truncated.
         size = min(len(ids_of[example.words[index]]), length - 1 - token)
         if example.text is None:
-            place = Place("tokens", index, index + 1)
+            span = TextSpan("tokens", index, index + 1)
         else:
-            place = Place("text", example.units[index].start, example.units[index].stop)
-        places |= dict.fromkeys(range(token, token + size), place)
+            span = TextSpan("text", example.units[index].start, example.units[index].stop)
+        spans |= dict.fromkeys(range(token, token + size), span)
         token += size
     texts = {"tokens": example.words} if example.text is None else {"text": example.text}
-    return TokenPlaces(texts, places, range(length))
+    return TokenSpans(texts, spans, range(length))

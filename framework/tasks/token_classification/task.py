@@ -23,7 +23,7 @@ from framework.models.config import EncoderConfig
 from framework.models.encoder import TransformerEncoder
 from framework.nn.cross_entropy import cross_entropy_sum
 from framework.tasks.examination import Examination, ItemResults
-from framework.tasks.explanation import Explained, TokenPlaces
+from framework.tasks.explanation import Explained, TokenSpans
 from framework.tasks.task import Task
 from framework.tasks.token_classification.data import TaggedData
 from framework.tasks.token_classification.decode import bio_tag_set, entities_of, join_parts, predict_tags
@@ -31,8 +31,8 @@ from framework.tasks.token_classification.examine import examine_entities
 from framework.tasks.token_classification.explain import (
     EntityLogits,
     explained_entities,
+    locate_words,
     mean_logits,
-    word_places,
 )
 from framework.tasks.token_classification.features import Example, parse_words, tagging_source
 from framework.tasks.token_classification.head import build_token_classification_head
@@ -196,11 +196,11 @@ class TokenClassificationTask(Task):
         """Returns the mean of the logits of each entity's tags at its words."""
         return mean_logits(outputs["logits"], batch, targets)
 
-    def explained_places(
+    def explained_spans(
         self, source: FlatSource, explained: Explained, values: Mapping[str, str], tokenizer: Tokenizer
-    ) -> TokenPlaces:
+    ) -> TokenSpans:
         """Locates each token at its word: by characters of a text, or by its index in a list of words."""
-        return word_places(source, explained.item, tokenizer)
+        return locate_words(source, explained.item, tokenizer)
 
     def score(self, source: FlatSource, decoded: Sequence[Any]) -> dict[str, float]:
         """Returns precision, recall and F1 of all entities, and the share of words with the correct tag.
