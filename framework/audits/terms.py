@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
+from framework.data.augmentation.word_pairs import in_case_of
 from framework.errors import ConfigError
 
 _WITHOUT_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff]")
@@ -71,10 +72,7 @@ class GroupTerms:
 
         def replacement(match: re.Match[str]) -> str:
             found = match.group()
-            term = terms[places[found.casefold()] % len(terms)]
-            if len(found) > 1 and found.isupper():
-                return term.upper()
-            return term[0].upper() + term[1:] if found[0].isupper() else term
+            return in_case_of(found, terms[places[found.casefold()] % len(terms)])
 
         return self._patterns[group].sub(replacement, text)
 

@@ -68,10 +68,17 @@ class WordPairs:
         if elsewhere == word:  # a kept phrase
             return match.group()
         if before_word == elsewhere:
-            return _in_case_of(found, elsewhere)
+            return in_case_of(found, elsewhere)
         following = _NEXT_WORD.match(match.string, match.end())
         is_before_word = following is not None and following.group(1).lower() not in self.not_before
-        return _in_case_of(found, before_word if is_before_word else elsewhere)
+        return in_case_of(found, before_word if is_before_word else elsewhere)
+
+
+def in_case_of(found: str, counterpart: str) -> str:
+    """Returns a word in capitals, with a capital first letter, or as it is, like the word that it replaces."""
+    if len(found) > 1 and found.isupper():
+        return counterpart.upper()
+    return counterpart[:1].upper() + counterpart[1:] if found[:1].isupper() else counterpart
 
 
 def read_word_pairs(name: str, folder: Path | None = None) -> WordPairs:
@@ -177,10 +184,3 @@ def _pattern_of(word: str) -> str:
     end = "" if re.match(f"[{_UNSPACED}]", word[-1]) else _WORD_END
     escaped = r"\s+".join(map(re.escape, word.split()))
     return f"{start}(?i:{escaped}){end}" if word == word.lower() else f"{start}{escaped}{end}"
-
-
-def _in_case_of(found: str, counterpart: str) -> str:
-    """Returns the counterpart in capitals, with a capital first letter, or as it is, like the word found."""
-    if len(found) > 1 and found.isupper():
-        return counterpart.upper()
-    return counterpart[:1].upper() + counterpart[1:] if found[:1].isupper() else counterpart
