@@ -78,7 +78,7 @@ def test_rows_with_terms_of_several_groups_belong_to_none():
         ("a: [one]\nb: [no]\n", "terms.yaml is no mapping of groups to lists of words"),
         (
             "a: [she]\nb: [She]\n",
-            "the term 'She' of the group 'a' overlaps|the term 'She' of the group 'b' overlaps|'she'",
+            "the term 'She' of the group 'a' overlaps with 'She' of 'b'",
         ),
     ],
 )

@@ -49,7 +49,7 @@ class WordPairs:
 
     def __post_init__(self) -> None:
         longest_first = sorted(self.counterparts, key=lambda word: (-len(word), word))
-        object.__setattr__(self, "_pattern", re.compile("|".join(map(_pattern_of, longest_first))))
+        object.__setattr__(self, "_pattern", re.compile("|".join(map(word_pattern, longest_first))))
 
     @property
     def fingerprint(self) -> str:
@@ -179,7 +179,8 @@ def _text(name: str, key: str, value: Any) -> str:
     return value.strip()
 
 
-def _pattern_of(word: str) -> str:
+def word_pattern(word: str) -> str:
+    """Returns a regular expression that finds a word or phrase as the docstring of this module says."""
     start = "" if re.match(f"[{_UNSPACED}]", word[0]) else _WORD_START
     end = "" if re.match(f"[{_UNSPACED}]", word[-1]) else _WORD_END
     escaped = r"\s+".join(map(re.escape, word.split()))
