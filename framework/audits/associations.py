@@ -124,7 +124,8 @@ class Associations(ModelAudit):
             one, other = associations(x, a, b), associations(y, a, b)
             key = (self._subject.seed, test.file, test.sets.name, test.form)
             p, is_exact = permutation_p(one, other, self._num_samples, *key)
-            size = effect_size(one, other)
+            # Packing changes later decimals.
+            size, p = round(effect_size(one, other), 3), round(p, 3 if p >= _SIGNIFICANT else 4)
             results.append((size, p, f"{test.file} {test.sets.name}, {test.form}"))
             parts.append(
                 {

@@ -124,7 +124,7 @@ class Stereotypes(ModelAudit):
                     self._pairs[index].kind,
                     f"{self._pairs[index].more}\n{self._pairs[index].less}",
                     "equal pseudo-log-likelihoods",
-                    f"{scores[index, 0]:.3f} and {scores[index, 1]:.3f}",
+                    f"{scores[index, 0]:.1f} and {scores[index, 1]:.1f}",
                 )
                 for index in order.tolist()
                 if prefers[index]
