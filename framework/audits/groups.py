@@ -88,17 +88,16 @@ class Groups(ModelAudit):
             build_grouping(name, values, self._min_rows) for name, values in zip(self._columns, columns, strict=True)
         ]
         self._swaps: TermSwaps | None = None
+        num_several = 0
         if terms is not None:
             values, num_several = term_values(("\n".join(record.identity) for record in self._records), terms)
             self._groupings.append(build_grouping(_TERMS, values, self._min_rows))
-            if num_several:
-                self._notes.append(f"{num_several:,} rows with terms of several groups belong to no group.")
             if has_counterfactuals(subject.task, self._records):
                 self._swaps = TermSwaps(terms, self._groupings[-1], self._records, subject)
             else:
                 self._notes.append(f"{type(subject.task).__name__} has no counterfactual texts; terms are not swapped.")
         for grouping in self._groupings:
-            self._notes += _notes_of(grouping, self._min_rows)
+            self._notes += _notes_of(grouping, self._min_rows, num_several if grouping.name == _TERMS else 0)
 
     def measure(self, inference: Inference) -> Finding:
         """Runs the model on the split and on the swapped rows. Collective: all ranks must call."""
@@ -184,11 +183,12 @@ def _part(grouping: Grouping, compared: Compared) -> dict[str, str | int | float
     }
 
 
-def _notes_of(grouping: Grouping, min_rows: int) -> list[str]:
+def _notes_of(grouping: Grouping, min_rows: int, num_several: int) -> list[str]:
     notes = []
     if grouping.too_small:
         sizes = ", ".join(f"{group} ({count})" for group, count in grouping.too_small.items())
         notes.append(f"{grouping.name}: groups with fewer than {min_rows} rows are too small for numbers: {sizes}.")
     if grouping.num_outside:
-        notes.append(f"{grouping.name}: {grouping.num_outside:,} rows belong to no group.")
+        several = f" ({num_several:,} have terms of several groups)" if num_several else ""
+        notes.append(f"{grouping.name}: {grouping.num_outside:,} rows belong to no group{several}.")
     return notes
