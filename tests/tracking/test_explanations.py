@@ -127,6 +127,16 @@ def test_the_page_shows_words_pictures_and_a_verdict(tmp_path, tokenizer):
     assert "It is no reason for a prediction" in page
 
 
+def test_tokens_that_no_font_has_are_numbered(tmp_path, tokenizer):
+    found = explanations(tokenizer)
+    assert "Tokens: 1" not in written(tmp_path, tokenizer, found)
+    values = explanation_values(found, [{"text": "good film"}], tokenizer, True)
+    values["attention"]["tokens"][1] = "\U0003fffd"  # no font has it
+    write_analysis(tmp_path, "test", analysis_of(labelled(["a", "b"])) | {EXPLANATIONS: values | {"examples": []}})
+    draw_pictures(tmp_path)
+    assert "Tokens: 1 [CLS], 2 \U0003fffd, 3 film" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_explanations_that_are_no_better_than_random_are_reported(tmp_path, tokenizer):
     found = explanations(tokenizer, gain=0.0)
     assert "do not trust these explanations" in written(tmp_path, tokenizer, found)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from framework.tracking.analysis.fonts import font_for
 from framework.tracking.analysis.page import Picture, Piece, Section, Table, WordList, WordRow
 
 _FAINT = 0.05
@@ -159,13 +160,20 @@ def _attention(run_folder: Path, name: str, attention: Mapping[str, Any] | None)
         "often little better than random ones (Jain, Wallace 2019)."
     )
     captions = {
-        "attention": "The token at the left looks at the tokens at the top; a row sums to 100 %, and dark blue is the "
-        "most.",
+        "attention": "The token at the left looks at the tokens at the top. A row sums to 100\u00a0%, and the "
+        f"strongest colour is the most.{_numbered(attention['tokens'])}",
         "attention_heads": "The same rows and columns for each head. A stripe down is a token that all others look at, "
         "often a special token; a diagonal is a token that looks at itself or at its neighbour.",
     }
     pictures = _pictures(run_folder, name, captions)
     return Section("attention", "Attention", details=details, pictures=pictures)
+
+
+def _numbered(tokens: Sequence[str]) -> str:
+    """Returns the tokens by their numbers, if the picture has numbers because no font has all their characters."""
+    if font_for(tokens) is not None:
+        return ""
+    return " Tokens: " + ", ".join(f"{number} {token}" for number, token in enumerate(tokens, start=1)) + "."
 
 
 def _pictures(run_folder: Path, name: str, captions: Mapping[str, str]) -> list[Picture]:
