@@ -139,7 +139,9 @@ def _job_of(folder: Path) -> str:
 def status_table(statuses: Sequence[RunStatus]) -> Table:
     """Builds a table with one row per run."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0))
-    for name in ("run", "state", "step", "loss", "tokens/s", "left", "checkpoint", "validation"):
+    is_private = any(status.epsilon is not None for status in statuses)
+    epsilon = ("epsilon",) if is_private else ()
+    for name in ("run", "state", "step", "loss", *epsilon, "tokens/s", "left", "checkpoint", "validation"):
         is_text = name in ("run", "state", "validation")
         table.add_column(name, justify="left" if is_text else "right", no_wrap=name != "validation")
     for status in statuses:
@@ -148,6 +150,7 @@ def status_table(statuses: Sequence[RunStatus]) -> Table:
             Text(status.state, style=_COLOURS.get(status.state, "default")),
             _of(status.step, status.max_steps),
             _number(status.loss, ".4f"),
+            *([_number(status.epsilon, ".2f")] if is_private else []),
             _number(status.tokens_per_second, ",.0f"),
             _duration(status.seconds_left),
             _checkpoint(status),

@@ -50,10 +50,12 @@ class RunLog(pl.Callback):
         self._added: dict[str, float] = {}
         self._joined: dict[str, float] = {}
         self._row_is_due = False
+        self._hidden: frozenset[str] = frozenset()
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: EncoderModule) -> None:
         """Opens the files on rank 0 and removes the rows after the step at which the run resumes."""
+        self._hidden = pl_module.hidden_metrics
         if trainer.is_global_zero:
             names = {False: METRICS_FILE, True: PERF_FILE}
             self._files = {
@@ -148,6 +150,7 @@ class RunLog(pl.Callback):
 
     def _collect(self, metrics: Mapping[str, Tensor | float], device: torch.device) -> None:
         """Reads the metrics of a step, with one wait for the device, and closes the window of the throughput."""
+        metrics = {key: value for key, value in metrics.items() if key not in self._hidden}
         on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
         read = torch.stack([value.to(device).double() for value in on_device.values()]).tolist()
         values = {**metrics, **dict(zip(on_device, read, strict=True))}

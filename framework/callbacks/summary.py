@@ -22,6 +22,7 @@ from framework.tracking.console import print_line
 from framework.tracking.data_facts import read_data_facts
 from framework.tracking.metric_names import depends_on_clock
 from framework.tracking.metrics_jsonl import read_rows
+from framework.tracking.privacy_file import privacy_spent
 from framework.tracking.run_files import BEST_METRIC
 from framework.tracking.summary_file import write_summary
 
@@ -111,6 +112,8 @@ class Summary(pl.Callback):
             "best": best_row(rows, self.best_key, self.best_mode),
             "data": read_data_facts(self.run_folder),
         }
+        if (privacy := privacy_spent(self.run_folder, trainer.global_step)) is not None:
+            summary["privacy"] = privacy
         write_summary(self.run_folder, summary)
 
 

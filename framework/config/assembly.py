@@ -19,6 +19,7 @@ from framework.distributed.parallel.precision import Precision, resolve_precisio
 from framework.distributed.processes.environment import ProcessInfo
 from framework.modules.encoder_module import EncoderModule
 from framework.modules.passes.captured import CudaGraphs
+from framework.privacy.secret import SECRET_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,10 @@ def assemble_run(
         pretrains=parts.task.wraps_epochs,
     )
     settings = replace(settings, strategy=replace(strategy, compile=backend))
+    if parts.privacy is not None:  # examples are texts
+        settings = replace(settings, trainer=replace(settings.trainer, report_examples=None))
+        if settings.check:  # a check has no run folder, and its samples are never trained on
+            parts.privacy.secret.set(bytes(SECRET_BYTES))
     has_graphs = device_type == "cuda" and _has_graphs(settings, precision, parts, info)
     data = build_data(settings, parts, info, device_type, has_graphs)
     as_it_runs = as_run(config, parts, precision, backend)

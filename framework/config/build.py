@@ -20,6 +20,7 @@ from framework.config.checks import (
     check_vocabulary,
 )
 from framework.config.nodes import check_arguments
+from framework.config.privacy import Privacy, build_privacy, check_privacy
 from framework.config.schema import TokenizerConfig, TrainConfig, TrainerConfig
 from framework.config.task_parts import build_data_component, build_model
 from framework.config.weights import find_weights, starting_values
@@ -31,13 +32,14 @@ from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.models.freezing import freeze
 from framework.modules.encoder_module import EncoderModule
+from framework.modules.passes.private import PrivateSteps
 from framework.optim.combined import CombinedOptimizer
 from framework.published.pretrained import PretrainedWeights, match_parameters
 from framework.published.starting_head import fit_head
 from framework.tasks.probing.probe import Probe, ProbeSettings
 from framework.tasks.task import Task, TaskModel
 
-_GROUPS_OR_NONE = ("adapter", "augmentation")
+_GROUPS_OR_NONE = ("adapter", "augmentation", "privacy")
 """Config groups whose option `none` is an empty mapping."""
 
 
@@ -56,6 +58,7 @@ class Parts:
         max_steps: Optimizer steps of the whole run.
         validate_every_n_steps: Interval of validations in steps; None: there is no validation split.
         probes: Probes that are fitted to the features of the encoder, by name.
+        privacy: Guarantee and secret of a private run; None: the run is not private.
     """
 
     tokenizer: Tokenizer
@@ -68,6 +71,7 @@ class Parts:
     max_steps: int
     validate_every_n_steps: int | None
     probes: Mapping[str, Probe]
+    privacy: Privacy | None = None
 
 
 def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
@@ -84,6 +88,7 @@ def build_settings(config: Mapping[str, Any], world_size: int) -> TrainConfig:
         **check_arguments("", {**config, **{key: config.get(key) or None for key in _GROUPS_OR_NONE}}, TrainConfig)
     )
     check_settings(settings, world_size)
+    check_privacy(settings)
     return settings
 
 
@@ -126,6 +131,7 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
     size = resolve_global_batch_size(settings.trainer, sources["train"])
     num_sequences = len(sources["train"])
     every = settings.trainer.val_every_n_steps or steps_per_epoch(num_sequences, size)
+    max_steps = run_length(settings.trainer, size, num_sequences, task.wraps_epochs)
     return Parts(
         tokenizer,
         config,
@@ -134,9 +140,10 @@ def build_parts(settings: TrainConfig, world_size: int) -> Parts:
         weights,
         model,
         global_batch_size=size,
-        max_steps=run_length(settings.trainer, size, num_sequences, task.wraps_epochs),
+        max_steps=max_steps,
         validate_every_n_steps=every if "validation" in sources else None,
         probes=build_probes(settings.probes, tokenizer, config),
+        privacy=build_privacy(settings, task, sources, model, size, max_steps),
     )
 
 
@@ -228,7 +235,7 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
             built.keep_average(settings.trainer.ema_decay)
         return built
 
-    return EncoderModule(
+    module = EncoderModule(
         model=parts.model,
         task=parts.task,
         seed=settings.seed,
@@ -242,3 +249,6 @@ def build_module(settings: TrainConfig, parts: Parts, precision: Precision, devi
         compile_backend=settings.strategy.compile,
         regularization=settings.regularization.build(),
     )
+    if parts.privacy is not None:
+        module.make_private(PrivateSteps(parts.privacy.guarantee, parts.privacy.secret))
+    return module

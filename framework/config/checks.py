@@ -153,6 +153,7 @@ def obstacle_to_graphs(
         f"the loss of {type(task).__name__} needs all sequences of a step at once": isinstance(task, StepLevelTask),
         f"{type(task).__name__} has a decoder": not task.allows_tensor_parallel,
         f"items of {type(task).__name__} hold several sequences": group_size > 1,
+        "private steps need the norms of single rows": settings.privacy is not None,
         "the regularization adds passes": not isinstance(settings.regularization.build(), OnePass),
     }
     return next((reason for reason, applies in obstacles.items() if applies), None)

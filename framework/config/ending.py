@@ -4,6 +4,7 @@ import logging
 
 from framework.checkpoint.retention import Retention
 from framework.config.nodes import check_arguments
+from framework.config.privacy import delete_secret
 from framework.config.run_folder import RunFolder, read_config
 from framework.config.schema import TrainerConfig
 from framework.errors import FrameworkError
@@ -11,6 +12,7 @@ from framework.tasks.task import Task
 from framework.tracking.analysis.report import REPORT_FILE, has_report, make_report
 from framework.tracking.console import print_line
 from framework.tracking.rank_log import RUN_LOGGER
+from framework.tracking.summary_file import read_summary
 
 logger = logging.getLogger(RUN_LOGGER)
 
@@ -28,7 +30,9 @@ def retention_of(trainer: TrainerConfig, task: Task) -> Retention:
 
 
 def complete_run(folder: RunFolder, task: Task) -> None:
-    """Deletes checkpoints that need not be kept, and creates the report if it is missing. Call on rank 0 only.
+    """Deletes the secret and checkpoints that need not be kept, and creates the report if it is missing.
+
+    Call on rank 0 only.
 
     Changes nothing if the run ended normally. If writing fails, the report is missing, but the run does not fail.
 
@@ -37,6 +41,9 @@ def complete_run(folder: RunFolder, task: Task) -> None:
             this start, which trains no step, may keep fewer.
         task: Task, which names the metric that ranks checkpoints.
     """
+    summary = read_summary(folder.path)
+    if summary is not None and summary["ended"] == "finished":
+        delete_secret(folder.path)
     try:
         saved = read_config(folder.path)["trainer"]
         trainer = TrainerConfig(**check_arguments("trainer", saved, TrainerConfig))

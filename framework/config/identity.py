@@ -16,6 +16,7 @@ IDENTITY_KEYS = (
     "task",
     "augmentation",
     "adapter",
+    "privacy",
     "optimizer",
     "regularization",
     "schedule",

@@ -22,6 +22,7 @@ from framework.distributed.parallel.sharding import Sharding, check_sharding
 from framework.errors import ConfigError
 from framework.models.config import EncoderConfig
 from framework.nn.lora import LoraSettings
+from framework.privacy.guarantee import PrivacySettings
 from framework.tasks.probing.probe import ProbeSettings
 from framework.tracking.logger_config import LoggerConfig
 
@@ -247,6 +248,7 @@ class TrainConfig:
         init_average_last: Number of its checkpoints that are averaged, as in `TrainedConfig.average_last`.
         adapter: Low-rank updates that are trained instead of the weights; null: the weights are trained.
         augmentation: Changes to texts of the training split; null: no changes.
+        privacy: Differential privacy of the training rows; null: none.
         probes: Probes that are fitted to the features of the encoder during the run, by name.
         check: True: run all checks that need no GPU, print what would run, and exit; a number N: the same for N
             processes.
@@ -271,6 +273,7 @@ class TrainConfig:
     init_average_last: int = 1
     adapter: LoraSettings | None = None
     augmentation: Component | None = field(default=None, metadata={"supplied": ("pairs_folder",)})
+    privacy: PrivacySettings | None = None
     probes: dict[str, ProbeSettings] = field(default_factory=dict)
     trial: TrialConfig | None = None
     check: bool | int = False

@@ -25,6 +25,7 @@ from framework.checkpoint.layout import DamagedError, read_state, step_of
 from framework.config.augmenting import prepare_word_samples
 from framework.config.build import Parts
 from framework.config.ending import retention_of
+from framework.config.privacy import open_secret
 from framework.config.provenance import data_fingerprint, facts_to_agree_on, provenance
 from framework.config.run_folder import (
     TOKENIZER_FOLDER,
@@ -63,11 +64,16 @@ def as_run(
 ) -> dict[str, Any]:
     """Returns the config as the run uses it: with all keys of the model, and the values that "auto" selects."""
     resolved = {name: value for name, value in config.items() if name not in ("experiment", "check")}
-    return resolved | {
-        "model": vars(parts.config).copy(),
-        "precision": config["precision"] | {"name": precision.name},
-        "strategy": config["strategy"] | {"compile": compile_backend},
-    }
+    private = {} if parts.privacy is None else {"trainer": config["trainer"] | {"report_examples": None}}
+    return (
+        resolved
+        | private
+        | {
+            "model": vars(parts.config).copy(),
+            "precision": config["precision"] | {"name": precision.name},
+            "strategy": config["strategy"] | {"compile": compile_backend},
+        }
+    )
 
 
 def is_finished(folder: RunFolder, parts: Parts, patience: Patience | None) -> bool:
@@ -134,6 +140,7 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         write_start(folder, config, start_of_run, record, parts.task.extra_files())
 
     on_first_rank(write)
+    open_secret(folder, parts.privacy)
 
 
 def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def build_data(
     shape = settings.strategy.shape(info.world_size)
     budget = settings.trainer.micro_batch_tokens
     longest = max(source.max_length for source in parts.sources.values())
-    return EncoderDataModule(
+    data = EncoderDataModule(
         sources=parts.sources,
         seed=settings.seed,
         global_batch_size=parts.global_batch_size,
@@ -178,6 +185,9 @@ def build_data(
         shape=shape_on(device_type),
         has_fixed_shapes=has_graphs or settings.strategy.compile != "none",
     )
+    if parts.privacy is not None:
+        data.sample_privately(parts.privacy.secret)
+    return data
 
 
 def build_run_trainer(

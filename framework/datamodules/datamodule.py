@@ -11,9 +11,11 @@ from framework.data.planning.batch_size import BatchWarmup
 from framework.data.planning.collate import RoundedShape
 from framework.data.planning.fixed_shapes import Shapes, fixed_shapes
 from framework.data.planning.plan import ChosenTargets, SequenceSource, StepPlan
+from framework.data.planning.poisson import PoissonPlan
 from framework.datamodules.steps import SeekSampler, StepDataset
 from framework.distributed.processes.stop_signals import ignore_stop_signals
 from framework.errors import ConfigError
+from framework.privacy.secret import Secret
 
 _SAMPLED_STEPS = 32
 """Number of steps of an epoch whose token counts determine the fixed shapes."""
@@ -61,7 +63,7 @@ class EncoderDataModule(LightningDataModule):
         super().__init__()
         self._shape = shape
         self._has_fixed_shapes = has_fixed_shapes
-        self.plans = {
+        self.plans: dict[str, StepPlan] = {
             split: StepPlan(
                 source,
                 seed,
@@ -79,6 +81,13 @@ class EncoderDataModule(LightningDataModule):
         self.rank = rank
         self.num_workers = num_workers
         self.start_step = 0
+
+    def sample_privately(self, secret: Secret) -> None:
+        """Makes each training step a Poisson sample that the secret determines; call it before building loaders."""
+        plan = self.plans["train"]
+        budget = plan.micro_batch_tokens
+        self.plans["train"] = PoissonPlan(plan.source, secret, plan.global_batch_size, budget, plan.num_ranks)
+        self.set_budget(budget)
 
     @property
     def steps_per_epoch(self) -> int:

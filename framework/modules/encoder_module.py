@@ -25,6 +25,7 @@ from framework.modules.evaluation import SplitEvaluation
 from framework.modules.passes.captured import CapturedFunction, CapturedSteps, Graphs
 from framework.modules.passes.model_passes import ModelPasses
 from framework.modules.passes.one_pass import OnePass
+from framework.modules.passes.private import PrivateSteps
 from framework.modules.passes.regularization import Regularization
 from framework.modules.passes.step_level import StepLevelSteps
 from framework.modules.passes.sum_count import SumCountSteps
@@ -56,9 +57,11 @@ class EncoderModule(pl.LightningModule):
         examined: Evaluation of the last validation, with the data of its items; None if it ran without `examines`.
         build_graphs: Function from the device to the recorder of captured training steps, for a single process or
             `ddp`; None: steps are not captured. A captured step needs micro-batches of fixed shapes.
+        hidden_metrics: Keys of `step_metrics` that are not written anywhere.
     """
 
     build_graphs: Callable[[torch.device], Graphs] | None = None
+    hidden_metrics: frozenset[str] = frozenset()
     _captured_clip: CapturedFunction | None = None
     _evaluation: SplitEvaluation | None = None
 
@@ -109,7 +112,7 @@ class EncoderModule(pl.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.sharding = sharding
         self.compile_backend = compile_backend
-        self.steps: StepLevelSteps | SumCountSteps | CapturedSteps = (
+        self.steps: StepLevelSteps | SumCountSteps | CapturedSteps | PrivateSteps = (
             StepLevelSteps(task)
             if isinstance(task, StepLevelTask)
             else SumCountSteps(task, regularization or OnePass())
@@ -122,6 +125,11 @@ class EncoderModule(pl.LightningModule):
         self.step_batch: StepBatch | None = None
         self.step_sums = torch.zeros((0, 0), dtype=torch.float64)
         self._num_tokens = torch.zeros((), dtype=torch.float64)
+
+    def make_private(self, steps: PrivateSteps) -> None:
+        """Replaces the steps by private ones, whose losses are not written; call it before the model has weights."""
+        self.steps = steps
+        self.hidden_metrics = frozenset({"train/loss"})
 
     @override
     def configure_model(self) -> None:
@@ -140,7 +148,7 @@ class EncoderModule(pl.LightningModule):
         )
         parameter_device = "cpu" if self.sharding.cpu_offload else None
         materialize(self.model, self.initial_values(self.model), strategy.root_device, parameter_device)
-        if self.build_graphs is None:
+        if self.build_graphs is None and not isinstance(self.steps, PrivateSteps):  # noise is dense
             use_sparse_gradients(self.model)
 
     @override

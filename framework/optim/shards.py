@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,6 +25,21 @@ def is_distributed(tensor: Tensor) -> TypeGuard[DTensor]:
 def local(tensor: Tensor) -> Tensor:
     """Returns the part of a tensor that this rank holds, sharing memory; a plain tensor is returned as it is."""
     return tensor.to_local() if is_distributed(tensor) else tensor
+
+
+def first_element(tensor: Tensor) -> int:
+    """Returns the position of a local part's first element in the flattened full tensor; 0 for a plain tensor.
+
+    Shards on the first dim are contiguous. A shard on another dim is not supported.
+    """
+    if not is_distributed(tensor):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    assert tuple(shape) == tuple(tensor.to_local().shape)
+    assert not any(offset[1:])
+    return int(offset[0]) * math.prod(tensor.shape[1:]) if offset and shape[0] else 0
 
 
 def computing_device(parameter: Tensor) -> torch.device:

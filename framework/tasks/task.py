@@ -99,6 +99,9 @@ class Task(ABC):
         list_fields: The `fields` whose values may be lists, which are passed as JSON.
         keeps_training_rows: True if the records of the split `train` must be kept, which costs memory. Commands that
             show training rows set it before `build_sources`. Each record has a `location`.
+        head_rows: Meaning of the rows of activations in the head, by name of a module in it ("": all others): "tokens",
+            "sequences", or the name of a target with the index of each row's token. Privacy needs it, and
+            `sequence_losses`; a task without it cannot be trained with privacy.
         scores_predictions: True if evaluation must decode every item of a split, gather them from all ranks and call
             `score`.
     """
@@ -117,6 +120,7 @@ class Task(ABC):
     text_format: str | None = None
     list_fields: tuple[str, ...] = ()
     keeps_training_rows: bool = False
+    head_rows: Mapping[str, str] = {}
     scores_predictions: bool = False
 
     def __init_subclass__(cls) -> None:

@@ -16,6 +16,7 @@ from framework.distributed.processes.beats import Beat, Beats, is_gone, last_lin
 from framework.distributed.processes.failure_file import read_failure
 from framework.errors import CheckpointError, FrameworkError
 from framework.files import parse_json
+from framework.tracking.privacy_file import privacy_spent
 from framework.tracking.run_files import (
     BEST_METRIC,
     CONFIG_FILE,
@@ -72,6 +73,7 @@ class RunStatus:
         checkpoint_step: Step of the newest complete checkpoint.
         checkpoint_age: Seconds since this checkpoint was completed.
         last_lines: Newest line in the log of each rank.
+        epsilon: Epsilon of the completed steps of a private run; None: the run is not private.
     """
 
     name: str
@@ -88,6 +90,7 @@ class RunStatus:
     checkpoint_step: int | None = None
     checkpoint_age: float | None = None
     last_lines: Mapping[int, str] = field(default_factory=dict)
+    epsilon: float | None = None
 
     @property
     def ended_badly(self) -> bool:
@@ -184,6 +187,7 @@ def _read_status(folder: Path, name: str) -> RunStatus:
         checkpoint_step=checkpoint_step,
         checkpoint_age=checkpoint_age,
         last_lines={rank: last_line(beat.log) for rank, beat in sorted(beats.items())},
+        epsilon=(privacy_spent(folder, step or 0) or {}).get("spent_epsilon"),
     )
 
 

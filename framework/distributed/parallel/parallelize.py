@@ -170,6 +170,14 @@ def set_gradient_sync(model: nn.Module, is_last: bool, sharding: Sharding = DEFA
             module.set_reshard_after_backward(is_last, recurse=False)
 
 
+def hold_gradients(model: nn.Module) -> None:
+    """Makes the next backward pass reduce no gradients, whatever the sharding; `set_gradient_sync` ends this."""
+    if not isinstance(model, FSDPModule):
+        return
+    set_gradient_sync(model, is_last=False)
+    model.set_requires_gradient_sync(False)
+
+
 def drop_gathered(model: nn.Module) -> None:
     """Frees weights that a pass without backward left gathered, so that the next pass gathers the current weights.
 

@@ -43,6 +43,7 @@ from framework.nn.initialization import initial_values
 from framework.nn.lora import LORA_PARAMETERS, LoraSettings, apply_lora
 from framework.optim.combined import CombinedOptimizer
 from framework.optim.parameter_groups import AdamW
+from framework.privacy.secret import Secret
 from framework.random import key, mix, random_integers
 from framework.tasks.probing.probe import Probe
 from framework.tasks.task import Task, TaskModel
@@ -213,8 +214,12 @@ def train(
     shape: RoundedShape | None = None,
     accepts_missing_rows: bool = False,
     has_fixed_shapes: bool = False,
+    secret: Secret | None = None,
 ) -> EncoderModule:
-    """Runs or resumes a toy run in this process, which is one of the ranks that the environment defines."""
+    """Runs or resumes a toy run in this process, which is one of the ranks that the environment defines.
+
+    With a secret, the steps are Poisson samples.
+    """
     cadence = cadence or Cadence(max_steps=7, log_every_n_steps=1, validate_every_n_steps=3, checkpoint_every_n_steps=2)
     info = process_info() if dist.is_initialized() and strategy != "single" else None
     rank, num_ranks = (info.rank, info.world_size) if info else (0, 1)
@@ -257,5 +262,7 @@ def train(
         shape=shape,
         has_fixed_shapes=has_fixed_shapes or module.compile_backend != "none",
     )
+    if secret is not None:
+        data.sample_privately(secret)
     trainer.fit(module, datamodule=data)
     return module
