@@ -32,10 +32,17 @@ class Kept:
     Attributes:
         tensors: Tensors whose gradients the squares need.
         squares: Function from these gradients and the units of the rows to (units,) fp64 squares.
+        gradients: Function from these gradients to the gradient of each trained parameter of the module.
     """
 
     tensors: Sequence[Tensor]
     squares: Callable[[Sequence[Tensor], RowUnits], Tensor]
+    gradients: Callable[[Sequence[Tensor]], list[tuple[nn.Parameter, Tensor]]]
+
+
+def outer_sum(gradient: Tensor, x: Tensor) -> Tensor:
+    """Returns the gradient (out, in) of a linear layer's weight, from the gradient (rows, out) and input (rows, in)."""
+    return gradient.mT @ x.to(gradient.dtype)
 
 
 def linear_squares(x: Tensor, gradient: Tensor, units: RowUnits) -> Tensor:
@@ -145,7 +152,12 @@ def _linear(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Kept
             total += vector_squares(gradient, units)
         return total
 
-    return Kept((output,), squares)
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        (gradient,) = gradients
+        weight = [(module.weight, outer_sum(gradient, x))] if has_weight else []
+        return weight + ([(module.bias, gradient.float().sum(0))] if has_bias else [])
+
+    return Kept((output,), squares, parameter_gradients)
 
 
 def _low_rank(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Kept:
@@ -156,18 +168,25 @@ def _low_rank(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Ke
         inner = functional.linear(x, module.lora_a)
         lora_b = module.lora_b.detach().clone()
 
+    def parts(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        scaled = gradient * scaling
+        return scaled, scaled @ lora_b.to(scaled.dtype)
+
     def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
-        gradient = gradients[0] * scaling
-        inner_gradient = gradient @ lora_b.to(gradient.dtype)
+        gradient, inner_gradient = parts(gradients[0])
         return linear_squares(x, inner_gradient, units) + linear_squares(inner, gradient, units)
 
-    return Kept((output,), squares)
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        gradient, inner_gradient = parts(gradients[0])
+        return [(module.lora_a, outer_sum(inner_gradient, x)), (module.lora_b, outer_sum(gradient, inner))]
+
+    return Kept((output,), squares, parameter_gradients)
 
 
 def _norm(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Kept:
     """Keeps the input of a norm."""
     assert isinstance(module, LayerNorm)
-    return Kept((output,), _norm_squares(module, inputs[0].detach()))
+    return _kept_norm(module, inputs[0].detach(), (output,))
 
 
 def _residual_norm(module: nn.Module, inputs: Sequence[Any], output: Sequence[Tensor]) -> Kept:
@@ -180,23 +199,28 @@ def _residual_norm(module: nn.Module, inputs: Sequence[Any], output: Sequence[Te
         with torch.no_grad():
             total = dropout(branch, dropout_keys, residual=residual)
     normed = {id(tensor): tensor for name, tensor in results.items() if name != "sum"}
-    return Kept(tuple(normed.values()), _norm_squares(module, total.detach()))
+    return _kept_norm(module, total.detach(), tuple(normed.values()))
 
 
-def _norm_squares(module: LayerNorm, x: Tensor) -> Callable[[Sequence[Tensor], RowUnits], Tensor]:
+def _kept_norm(module: LayerNorm, x: Tensor, outputs: tuple[Tensor, ...]) -> Kept:
     has_weight = module.weight.requires_grad
     has_bias = module.bias is not None and module.bias.requires_grad
 
-    def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
-        gradient = torch.stack([each.float() for each in gradients]).sum(0)
-        total = torch.zeros(units.num_units, dtype=torch.float64, device=gradient.device)
-        if has_weight:
-            total += vector_squares(gradient * functional.layer_norm(x.float(), x.shape[-1:], eps=module.eps), units)
-        if has_bias:
-            total += vector_squares(gradient, units)
-        return total
+    def parts(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        """Returns the gradient of each row for each trained parameter."""
+        gradient = (
+            gradients[0].float() if len(gradients) == 1 else torch.stack([each.float() for each in gradients]).sum(0)
+        )
+        normed = [(module.weight, gradient * functional.layer_norm(x.float(), x.shape[-1:], eps=module.eps))]
+        return normed * has_weight + ([(module.bias, gradient)] if has_bias else [])
 
-    return squares
+    def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
+        return torch.stack([vector_squares(rows, units) for _, rows in parts(gradients)]).sum(0)
+
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+        return [(parameter, rows.sum(0)) for parameter, rows in parts(gradients)]
+
+    return Kept(outputs, squares, parameter_gradients)
 
 
 Rule = Callable[[nn.Module, Sequence[Any], Any], Kept]

@@ -1,12 +1,14 @@
 """Steps of DP-SGD (Abadi et al. 2016, arXiv:1607.00133, algorithm 1) on packed micro-batches.
 
 A micro-batch runs forward once. A first backward pass gives the gradient norm of each item without any gradient of a
-weight (`tape`). The second one is that of the sum of the items' losses, each scaled so that its gradient has at most
-the clipping norm. Noise is added once, to the sum over all ranks.
+weight (`tape`). Each item's gradient is scaled so that its norm is at most the clipping norm. A single process adds the
+gradients of weights from the same tape. Under data parallelism, whose runtime reduces gradients in a backward pass, a
+second one is that of the scaled sum of losses. Noise is added once, to the sum over all ranks.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from framework.batch import PackedBatch, StepBatch
 from framework.distributed.parallel.parallelize import hold_gradients
@@ -91,9 +93,15 @@ class PrivateSteps:
         losses = units.item_losses(sequence_losses)
         begin_activity(f"gradient norms of micro-batch {passes.number}")
         hold_gradients(passes.model)
-        norms = tape.squares(recording, losses, units).sqrt()
+        is_reduced = isinstance(passes.model, FSDPModule)
+        gradients = tape.differentiate(recording, losses, units, retain_graph=is_reduced)
+        norms = gradients.squares().sqrt()
         scales = (self.guarantee.clip / norms.clamp(min=1e-30)).clamp(max=1).to(losses.dtype)
-        passes.backward((losses * scales).sum() / self.guarantee.expected_batch, is_last)
+        scales = scales / self.guarantee.expected_batch
+        if is_reduced:  # gradients that are reduced over ranks must come from a backward pass
+            passes.backward((losses * scales).sum(), is_last)
+        else:
+            gradients.accumulate(scales)
         real = slice(units.num_items)
         return torch.stack([losses.detach()[real].double().sum(), (norms[real] > self.guarantee.clip).double().sum()])
 

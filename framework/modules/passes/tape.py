@@ -129,57 +129,112 @@ class Tape:
 
         return keep
 
-    def squares(self, recording: Recording, losses: Tensor, units: BatchUnits) -> Tensor:
-        """Returns the squared gradient norm of each unit over all trained parameters.
-
-        The graph is kept for the backward pass that follows.
+    def differentiate(
+        self, recording: Recording, losses: Tensor, units: BatchUnits, retain_graph: bool
+    ) -> "UnitGradients":
+        """Runs a backward pass that forms no gradient of a weight.
 
         Args:
             recording: Records of the forward pass.
             losses: (units,) loss of each unit, which depends on no row of another unit.
             units: Units of the micro-batch.
-
-        Returns:
-            (units,) fp64.
+            retain_graph: Keep the graph for another backward pass.
         """
-        kept = [record.kept for record in recording.records.values()]
-        wanted = [tensor for each in kept for tensor in each.tensors]
+        wanted = [tensor for record in recording.records.values() for tensor in record.kept.tensors]
         if recording.embeddings is not None:
             wanted.append(recording.embeddings)
-        found = torch.autograd.grad(losses.sum(), wanted, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(losses.sum(), wanted, retain_graph=retain_graph, allow_unused=True)
         gradients = iter(found)
-        total = torch.zeros(units.num_units, dtype=torch.float64, device=losses.device)
         by_name: dict[str, list[Tensor]] = {}
-        with torch.no_grad(), torch.autocast(losses.device.type, enabled=False):
-            for name, record in recording.records.items():
-                own = [next(gradients) for _ in record.kept.tensors]
-                by_name[name] = [gradient for gradient in own if gradient is not None]
-                if by_name[name]:
-                    total += record.kept.squares(by_name[name], units.of(record.meaning))
-            if recording.embeddings is not None and found[-1] is not None:
-                total += self._embedding_squares(recording, found[-1], units, by_name)
+        for name, record in recording.records.items():
+            own = [next(gradients) for _ in record.kept.tensors]
+            reached = [gradient for gradient in own if gradient is not None]
+            if reached:
+                by_name[name] = reached
+        embeddings = None if recording.embeddings is None else found[-1]
+        return UnitGradients(recording.records, by_name, embeddings, self._embeddings, self._decoder, units)
+
+
+@dataclass(frozen=True)
+class UnitGradients:
+    """Gradients of the outputs of all trained modules of a micro-batch.
+
+    Attributes:
+        records: Records of the modules, by name.
+        by_name: Gradients of their tensors, for modules that the losses depend on.
+        embeddings: (tokens, hidden) gradient of the sum of the embeddings; None if no table is trained.
+        module: Module of the embeddings; None if there is none.
+        decoder: Name of a decoder that shares the word embeddings; None: there is none.
+        units: Units of the micro-batch.
+    """
+
+    records: Mapping[str, _Record]
+    by_name: Mapping[str, list[Tensor]]
+    embeddings: Tensor | None
+    module: TokenEmbeddings | None
+    decoder: str | None
+    units: BatchUnits
+
+    def squares(self) -> Tensor:
+        """Returns the squared gradient norm of each unit over all trained parameters: (units,) fp64."""
+        total = torch.zeros(self.units.num_units, dtype=torch.float64, device=self.units.batch.input_ids.device)
+        with _plain_arithmetic(total):
+            for name, gradients in self.by_name.items():
+                record = self.records[name]
+                total += record.kept.squares(gradients, self.units.of(record.meaning))
+            tokens = self.units.of(TOKENS)
+            for table, ids in self._trained_tables():
+                assert self.embeddings is not None
+                total += table_squares(ids, self.embeddings, tokens, table.num_embeddings)
+            if self.decoder in self.by_name and self.embeddings is not None:
+                total += 2 * self._shared_products(tokens)
         return total
 
-    def _embedding_squares(
-        self, recording: Recording, gradient: Tensor, units: BatchUnits, by_name: Mapping[str, list[Tensor]]
-    ) -> Tensor:
-        """Returns the squares of the tables, whose rows are added to one sum, and the term of a tied decoder."""
-        assert self._embeddings is not None
-        batch, tokens = units.batch, units.of(TOKENS)
-        total = torch.zeros(units.num_units, dtype=torch.float64, device=gradient.device)
-        for name, table in _tables(self._embeddings).items():
+    def accumulate(self, scales: Tensor) -> None:
+        """Adds the scaled gradients of all units to `grad` of the parameters, which no rank shares.
+
+        Args:
+            scales: (units,) factor on the gradient of each unit.
+        """
+        with _plain_arithmetic(scales):
+            for name, gradients in self.by_name.items():
+                record = self.records[name]
+                rows = scales[self.units.of(record.meaning).index][:, None]
+                for parameter, value in record.kept.gradients([(each * rows).to(each.dtype) for each in gradients]):
+                    _gradient_of(parameter).add_(value)
+            for table, ids in self._trained_tables():
+                assert self.embeddings is not None
+                rows = scales[self.units.of(TOKENS).index][:, None]
+                _gradient_of(table.weight).index_add_(0, ids, self.embeddings.float() * rows)
+
+    def _trained_tables(self) -> Iterator[tuple[nn.Embedding, Tensor]]:
+        """Yields each trained table that was reached, with (tokens,) its rows that were added to the embeddings."""
+        if self.module is None or self.embeddings is None:
+            return
+        for name, table in _tables(self.module).items():
             if table.weight.requires_grad:
-                ids = _ids(self._embeddings, name, batch)
-                total += table_squares(ids, gradient, tokens, table.num_embeddings)
-        if self._decoder is not None and by_name.get(self._decoder):
-            record = recording.records[self._decoder]
-            decoder: tuple[Tensor, Tensor, RowUnits] = (
-                record.inputs[0].detach(),
-                by_name[self._decoder][0],
-                units.of(record.meaning),
-            )
-            total += 2 * shared_table_products(decoder, batch.input_ids, gradient, tokens)
-        return total
+                yield table, _ids(self.module, name, self.units.batch)
+
+    def _shared_products(self, tokens: RowUnits) -> Tensor:
+        """Returns the inner products of the two gradients of the word embeddings for each unit."""
+        assert self.decoder is not None and self.embeddings is not None
+        record = self.records[self.decoder]
+        decoder = record.inputs[0].detach(), self.by_name[self.decoder][0], self.units.of(record.meaning)
+        return shared_table_products(decoder, self.units.batch.input_ids, self.embeddings, tokens)
+
+
+@contextmanager
+def _plain_arithmetic(tensor: Tensor) -> Iterator[None]:
+    """Context without autograd and autocast."""
+    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False):
+        yield
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    """Returns `grad` of a parameter, which is created if it is missing."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 def _tables(embeddings: TokenEmbeddings) -> dict[str, nn.Embedding]:

@@ -115,7 +115,7 @@ def norms_by_tape(model: TaskModel, batch: PackedBatch, head: str) -> torch.Tens
     with tape.recording() as recording:
         losses = losses_of(model, batch, head)
     units = BatchUnits(batch)
-    norms = tape.squares(recording, losses, units).sqrt()
+    norms = tape.differentiate(recording, losses, units, retain_graph=False).squares().sqrt()
     assert all(each.grad is None for each in model.parameters())
     assert units.num_items == batch.num_sequences
     return norms[: units.num_items]
@@ -169,7 +169,7 @@ def test_items_of_several_sequences_are_one_unit():
     losses = cross_entropy(outputs, batch.targets["labels"], ignore_index=IGNORE_INDEX, reduction="none")
     units = BatchUnits(grouped)
     assert units.num_items == 2
-    norms = tape.squares(recording, units.item_losses(losses), units).sqrt()
+    norms = tape.differentiate(recording, units.item_losses(losses), units, retain_graph=False).squares().sqrt()
     for item in range(2):
         model.zero_grad()
         one = pack(numbers[2 * item : 2 * item + 2], is_padded=False)
