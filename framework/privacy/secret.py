@@ -51,15 +51,19 @@ class Secret:
             start: First element of the flattened parameter.
             stop: Element after the last one.
         """
-        return torch.cat([torch.zeros(0, dtype=torch.float64), *self._normal_parts(step, name, start, stop)])
+        return torch.cat([torch.zeros(0, dtype=torch.float64), *self.normal_parts(step, name, start, stop)])
 
-    def _normal_parts(self, step: int, name: str, start: int, stop: int) -> Iterator[Tensor]:
+    def normal_parts(self, step: int, name: str, start: int, stop: int) -> Iterator[Tensor]:
+        """Yields the numbers of `normals` in parts that fit into the cache of a CPU."""
         half = _BLOCK // 2
         for block, first, last in _blocks(start, stop):
             uniform = torch.from_numpy(self._block("noise", step, name, block))
-            radius = uniform[:half].log().mul_(-2).sqrt_()
-            angle = uniform[half:] * (2 * math.pi)
-            yield torch.cat([radius * angle.cos(), radius * angle.sin()])[first:last]
+            radius = uniform[:half].log_().mul_(-2).sqrt_()
+            angle = uniform[half:].mul_(2 * math.pi)
+            values = torch.empty_like(uniform)
+            torch.cos(angle, out=values[:half]).mul_(radius)
+            torch.sin(angle, out=values[half:]).mul_(radius)
+            yield values[first:last]
 
     def _parts(self, purpose: str, step: int, name: str, start: int, stop: int) -> Iterator[np.ndarray]:
         for block, first, last in _blocks(start, stop):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from framework.modules.passes.row_units import RowUnits, in_parts, padded
+from framework.modules.passes.row_units import RowUnits, in_parts, with_zero_row
 from framework.nn.lora import LoraLinear, LowRankUpdate
 from framework.nn.norm import LayerNorm, ResidualNorm
 from framework.tasks.pretraining.head import TiedDecoder
@@ -56,9 +56,10 @@ def linear_squares(x: Tensor, gradient: Tensor, units: RowUnits) -> Tensor:
     Returns:
         (units,) fp64.
     """
-    x, gradient = x.to(gradient.dtype).float(), gradient.float()
+    x = x.to(gradient.dtype)
     if units.has_one_row_each:
-        return (x.square().sum(1) * gradient.square().sum(1)).double()
+        return (x.float().square().sum(1) * gradient.float().square().sum(1)).double()
+    x, gradient = with_zero_row(x), with_zero_row(gradient)
     result = x.new_zeros(units.num_units, dtype=torch.float64)
     num_in, num_out = x.shape[1], gradient.shape[1]
     for bucket in units.buckets:
@@ -68,7 +69,7 @@ def linear_squares(x: Tensor, gradient: Tensor, units: RowUnits) -> Tensor:
         for part in in_parts(
             bucket, max(width * (num_in + num_out), num_in * num_out * (not by_pairs)), _MOST_ELEMENTS
         ):
-            own_x, own_gradient = padded(x, part.rows), padded(gradient, part.rows)
+            own_x, own_gradient = x[part.rows], gradient[part.rows]
             if by_pairs:
                 products = torch.bmm(own_x, own_x.mT).mul_(torch.bmm(own_gradient, own_gradient.mT))
                 squares = products.sum((1, 2), dtype=torch.float64)
@@ -121,16 +122,17 @@ def shared_table_products(
         (units,) fp64.
     """
     x, logit_gradient, targets = decoder
-    x = x.to(logit_gradient.dtype).float()
+    num_targets = len(x)
+    x, gradient = with_zero_row(x.to(logit_gradient.dtype)), with_zero_row(gradient)
     result = x.new_zeros(tokens.num_units, dtype=torch.float64)
     for bucket in tokens.buckets:
         target_rows = targets.rows_of(bucket.units)
         if not target_rows.shape[1]:
             continue
-        products = torch.bmm(padded(x, target_rows), padded(gradient.float(), bucket.rows).mT)
+        products = torch.bmm(x[target_rows], gradient[bucket.rows].mT)
         # Padded places have a product of zero, so any element of the logits' gradient can stand for them.
         own_ids = torch.cat([ids, ids.new_zeros(1)])[bucket.rows]
-        own_targets = target_rows.clamp(max=len(x) - 1)
+        own_targets = target_rows.clamp(max=num_targets - 1)
         scores = logit_gradient[own_targets[:, :, None], own_ids[:, None, :]].float()
         result[bucket.units] = products.mul_(scores).sum((1, 2), dtype=torch.float64)
     return result

@@ -120,7 +120,8 @@ def add_noise(model: nn.Module, secret: Secret, step: int, scale: float) -> None
             continue
         if parameter.grad is None:  # a parameter without noise would show that no item reached it
             parameter.grad = torch.zeros_like(parameter)
-        gradient = local(parameter.grad)
-        start = first_element(parameter.grad)
-        noise = secret.normals(step, name, start, start + gradient.numel()).mul_(scale)
-        gradient.add_(noise.view(gradient.shape).to(gradient.device, gradient.dtype))
+        flat = local(parameter.grad).view(-1)
+        start, done = first_element(parameter.grad), 0
+        for noise in secret.normal_parts(step, name, start, start + flat.numel()):
+            flat[done : done + len(noise)].add_(noise.mul_(scale).to(flat.device, flat.dtype))
+            done += len(noise)

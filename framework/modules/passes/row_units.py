@@ -144,9 +144,12 @@ def meaning_of_rows(name: str, head_rows: dict[str, str]) -> str:
     return head_rows[max(known, key=len)]
 
 
-def padded(rows: Tensor, bucket_rows: Tensor) -> Tensor:
-    """Selects rows by bucket: (rows, width of a row) to (n, width, width of a row), with zeros in padded places."""
-    return torch.cat([rows, rows.new_zeros(1, rows.shape[1])])[bucket_rows]
+def with_zero_row(rows: Tensor) -> Tensor:
+    """Adds the row that the padded places of a bucket select: (rows, channels) to (rows + 1, channels) fp32."""
+    result = rows.new_empty(len(rows) + 1, rows.shape[1], dtype=torch.float32)
+    result[:-1] = rows
+    result[-1] = 0
+    return result
 
 
 def in_parts(bucket: Bucket, elements_per_unit: int, most: int) -> Iterator[Bucket]:
