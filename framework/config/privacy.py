@@ -101,6 +101,18 @@ def _exclusions(settings: TrainConfig) -> dict[str, tuple[object, bool, str, str
             "Balanced weights are computed from the labels of all rows without noise",
             "task.class_weights={LABEL: WEIGHT}",
         ),
+        "task.group_loss": (
+            settings.task.arguments.get("group_loss"),
+            settings.task.arguments.get("group_loss") is not None,
+            "The weights of groups follow the losses of all rows of a step",
+            "task.group_loss=null",
+        ),
+        "data.balance": (
+            settings.data.arguments.get("balance"),
+            settings.data.arguments.get("balance") is not None,
+            "With a balance, the sampling rate of a row depends on other rows",
+            "data.balance=null",
+        ),
     }
 
 

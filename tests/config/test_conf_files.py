@@ -112,13 +112,8 @@ def test_the_number_of_files_is_known():
         "trainer": 1,
         "vocabulary": 3,
     }
-<<<<<<< HEAD
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (110, 12, 4)
-=======
-    assert len(ALL_FILES) == sum(by_group.values()) + 10
-    assert (len(FILES), len(BASES)) == (103, 12)
->>>>>>> c21ed66 (Less copying in norms and noise; counts of conf files)
+    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (112, 12, 4)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)
