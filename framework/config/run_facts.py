@@ -16,6 +16,7 @@ from framework.exports.model_card import RunFacts
 from framework.tasks.task import Task
 from framework.tracking.analysis.audits import describe_rate, read_audits
 from framework.tracking.metric_names import describe
+from framework.tracking.privacy_file import privacy_spent
 from framework.tracking.run_files import PROVENANCE_FILE
 from framework.tracking.summary_file import read_summary
 
@@ -44,6 +45,7 @@ def run_facts(trained: Trained, folder: Path, settings: ExportConfig) -> RunFact
             audits=_audits(trained, folder, settings),
             base_model=start.get("base_model"),
             predicts=type(trained.task).decode is not Task.decode,
+            privacy=_privacy(folder, step),
         )
 
 
@@ -96,6 +98,22 @@ def _training(config: Mapping[str, Any], summary: Mapping[str, Any], step: int) 
         "precision": str(config["precision"]["name"]),
     }
     return rows | ({"tokens of the whole run": f"{summary['tokens']:,}"} if summary else {})
+
+
+def _privacy(folder: Path, step: int) -> dict[str, str]:
+    """Returns the guarantee of the exported weights, and what it does not cover; empty if the run was not private."""
+    spent = privacy_spent(folder, step)
+    if spent is None:
+        return {}
+    return {
+        "guarantee": f"({spent['spent_epsilon']:.2f}, {spent['delta']:g})-differential privacy after {step:,} steps; "
+        f"neighbouring data sets differ by one {spent['unit']}",
+        "method": f"DP-SGD, gradient norm of a {spent['unit']} at most {spent['clip']:g}, noise multiplier "
+        f"{spent['sigma']:.4f}",
+        "sampling": f"{spent['sampling']}, rate {spent['sampling_rate']:.4g}, {spent['expected_batch']:,} expected",
+        "accountant": spent["accountant"],
+        "not covered": "; ".join(spent["not_covered"]),
+    }
 
 
 def _rates(optimizer: Mapping[str, Any]) -> dict[str, str]:

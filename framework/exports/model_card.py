@@ -42,6 +42,7 @@ class RunFacts:
         audits: Results of audits of exactly these weights, by name of the audit; empty if there are none.
         base_model: Hugging Face Hub name of the weights that the run started from; None for other weights.
         predicts: True if `framework.predict` supports the task.
+        privacy: Rows of the table on the privacy of the training rows; empty if the run was not private.
     """
 
     name: str
@@ -52,6 +53,7 @@ class RunFacts:
     audits: Mapping[str, str] = field(default_factory=dict)
     base_model: str | None = None
     predicts: bool = False
+    privacy: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def model_card(model: ExportedModel, facts: RunFacts) -> str:
         *_audits(facts.audits),
         "## Training",
         _table(("", ""), facts.training),
+        *(["## Privacy", _table(("", ""), facts.privacy)] if facts.privacy else []),
         "## Use",
         *_usage(model, facts),
         "## Library versions in training",
