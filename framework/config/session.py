@@ -139,8 +139,8 @@ def start_run(folder: RunFolder, config: Mapping[str, Any], parts: Parts, world_
         write_data_facts(folder.path, _facts(parts, report_examples))
         write_start(folder, config, start_of_run, record, parts.task.extra_files())
 
+    open_secret(folder, parts.privacy)  # first, because it may refuse the config
     on_first_rank(write)
-    open_secret(folder, parts.privacy)
 
 
 def task_record(task: Task, pair_separators: int) -> dict[str, Any]:
