@@ -41,17 +41,20 @@ def check_privacy(settings: TrainConfig) -> None:
     """
     if settings.privacy is None:
         return
-    for key, (value, is_excluded, reason, remedy) in _exclusions(settings).items():
+    for key, (value, is_excluded, reason, remedy) in (_of_steps(settings) | _of_rows(settings)).items():
         if is_excluded:
             raise ConfigError(
                 f"`{key}` is {value}, but privacy=dp_sgd is set. {reason}. Use {remedy}, or privacy=none."
             )
 
 
-def _exclusions(settings: TrainConfig) -> dict[str, tuple[object, bool, str, str]]:
-    """Returns by key: the value, whether it excludes privacy, the reason, and the remedy."""
-    strategy, trainer, augmentation = settings.strategy, settings.trainer, settings.augmentation
-    regularization, weights = settings.regularization.target, settings.task.arguments.get("class_weights")
+_Exclusions = dict[str, tuple[object, bool, str, str]]
+"""By key: the value, True if it excludes privacy, the reason, and the remedy."""
+
+
+def _of_steps(settings: TrainConfig) -> _Exclusions:
+    """Returns the exclusions by settings of steps."""
+    strategy, trainer, regularization = settings.strategy, settings.trainer, settings.regularization.target
     return {
         "strategy": (
             strategy.name,
@@ -77,12 +80,6 @@ def _exclusions(settings: TrainConfig) -> dict[str, tuple[object, bool, str, str
             "R-Drop and adversarial passes add losses whose gradient norms are not computed",
             "regularization=none",
         ),
-        "augmentation": (
-            None if augmentation is None else augmentation.target.__name__,
-            augmentation is not None and augmentation.target not in (Delete, Swap),
-            "The guarantee covers only an augmentation that depends on nothing but its row",
-            "augmentation=delete, swap or none",
-        ),
         "trainer.on_non_finite": (
             trainer.on_non_finite,
             trainer.on_non_finite != "stop",
@@ -95,6 +92,20 @@ def _exclusions(settings: TrainConfig) -> dict[str, tuple[object, bool, str, str
             "The guarantee counts the steps of one run with one secret",
             "run.resume=auto",
         ),
+    }
+
+
+def _of_rows(settings: TrainConfig) -> _Exclusions:
+    """Returns the exclusions by settings that make a row's part depend on other rows."""
+    augmentation, task, balance = settings.augmentation, settings.task.arguments, settings.data.arguments.get("balance")
+    weights, group_loss = task.get("class_weights"), task.get("group_loss")
+    return {
+        "augmentation": (
+            None if augmentation is None else augmentation.target.__name__,
+            augmentation is not None and augmentation.target not in (Delete, Swap),
+            "The guarantee covers only an augmentation that depends on nothing but its row",
+            "augmentation=delete, swap or none",
+        ),
         "task.class_weights": (
             weights,
             weights == "balanced",
@@ -102,14 +113,14 @@ def _exclusions(settings: TrainConfig) -> dict[str, tuple[object, bool, str, str
             "task.class_weights={LABEL: WEIGHT}",
         ),
         "task.group_loss": (
-            settings.task.arguments.get("group_loss"),
-            settings.task.arguments.get("group_loss") is not None,
+            group_loss,
+            group_loss is not None,
             "The weights of groups follow the losses of all rows of a step",
             "task.group_loss=null",
         ),
         "data.balance": (
-            settings.data.arguments.get("balance"),
-            settings.data.arguments.get("balance") is not None,
+            balance,
+            balance is not None,
             "With a balance, the sampling rate of a row depends on other rows",
             "data.balance=null",
         ),

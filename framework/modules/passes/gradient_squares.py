@@ -37,7 +37,7 @@ class Kept:
 
     tensors: Sequence[Tensor]
     squares: Callable[[Sequence[Tensor], RowUnits], Tensor]
-    gradients: Callable[[Sequence[Tensor]], list[tuple[nn.Parameter, Tensor]]]
+    gradients: Callable[[Sequence[Tensor]], list[tuple[Tensor, Tensor]]]
 
 
 def outer_sum(gradient: Tensor, x: Tensor) -> Tensor:
@@ -143,21 +143,21 @@ def _linear(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Kept
     assert isinstance(module, nn.Linear | TiedDecoder)
     x = inputs[0].detach()
     has_weight = module.weight.requires_grad
-    has_bias = module.bias is not None and module.bias.requires_grad
+    bias = module.bias if module.bias is not None and module.bias.requires_grad else None
 
     def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
         (gradient,) = gradients
         total = torch.zeros(units.num_units, dtype=torch.float64, device=gradient.device)
         if has_weight:
             total += linear_squares(x, gradient, units)
-        if has_bias:
+        if bias is not None:
             total += vector_squares(gradient, units)
         return total
 
-    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         (gradient,) = gradients
-        weight = [(module.weight, outer_sum(gradient, x))] if has_weight else []
-        return weight + ([(module.bias, gradient.float().sum(0))] if has_bias else [])
+        weight: list[tuple[Tensor, Tensor]] = [(module.weight, outer_sum(gradient, x))] if has_weight else []
+        return weight + ([] if bias is None else [(bias, gradient.float().sum(0))])
 
     return Kept((output,), squares, parameter_gradients)
 
@@ -178,7 +178,7 @@ def _low_rank(module: nn.Module, inputs: Sequence[Tensor], output: Tensor) -> Ke
         gradient, inner_gradient = parts(gradients[0])
         return linear_squares(x, inner_gradient, units) + linear_squares(inner, gradient, units)
 
-    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         gradient, inner_gradient = parts(gradients[0])
         return [(module.lora_a, outer_sum(inner_gradient, x)), (module.lora_b, outer_sum(gradient, inner))]
 
@@ -206,20 +206,22 @@ def _residual_norm(module: nn.Module, inputs: Sequence[Any], output: Sequence[Te
 
 def _kept_norm(module: LayerNorm, x: Tensor, outputs: tuple[Tensor, ...]) -> Kept:
     has_weight = module.weight.requires_grad
-    has_bias = module.bias is not None and module.bias.requires_grad
+    bias = module.bias if module.bias is not None and module.bias.requires_grad else None
 
-    def parts(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    def parts(gradients: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Returns the gradient of each row for each trained parameter."""
         gradient = (
             gradients[0].float() if len(gradients) == 1 else torch.stack([each.float() for each in gradients]).sum(0)
         )
-        normed = [(module.weight, gradient * functional.layer_norm(x.float(), x.shape[-1:], eps=module.eps))]
-        return normed * has_weight + ([(module.bias, gradient)] if has_bias else [])
+        normed: list[tuple[Tensor, Tensor]] = [
+            (module.weight, gradient * functional.layer_norm(x.float(), x.shape[-1:], eps=module.eps))
+        ]
+        return normed * has_weight + ([] if bias is None else [(bias, gradient)])
 
     def squares(gradients: Sequence[Tensor], units: RowUnits) -> Tensor:
         return torch.stack([vector_squares(rows, units) for _, rows in parts(gradients)]).sum(0)
 
-    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[nn.Parameter, Tensor]]:
+    def parameter_gradients(gradients: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         return [(parameter, rows.sum(0)) for parameter, rows in parts(gradients)]
 
     return Kept(outputs, squares, parameter_gradients)
