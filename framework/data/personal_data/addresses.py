@@ -95,29 +95,33 @@ def find_user_urls(text: str) -> Iterator[Find]:
     mark = text.find("://")
     while mark >= 0:
         scheme = _SCHEME.search(text, max(0, mark - 12), mark)
-        rest = _URL_CHARACTERS.match(text, mark + 3)
-        if scheme is not None and rest is not None:
-            find = _user_url(text, scheme.start(), rest.end())
+        end = mark + 3
+        if scheme is not None:
+            find, end = _user_url(text, scheme.start(), end)
             if find is not None:
                 yield find
-        mark = text.find("://", mark + 3)
+        mark = text.find("://", end)
     for site in SITES:
         mark = text.find(site)
         while mark >= 0:
-            bare = _BARE_PROFILE.search(text, max(0, mark - 40), mark + len(site) + 3)
-            rest = None if bare is None else _URL_CHARACTERS.match(text, bare.start())
-            find = None if bare is None or rest is None else _user_url(text, bare.start(), rest.end())
-            if find is not None:
-                yield find
-            mark = text.find(site, mark + 1)
+            end = mark + len(site)
+            bare = _BARE_PROFILE.search(text, max(0, mark - 40), end + 3)
+            if bare is not None:
+                find, end = _user_url(text, bare.start(), end)
+                if find is not None:
+                    yield find
+            mark = text.find(site, end)
 
 
-def _user_url(text: str, start: int, end: int) -> Find | None:
+def _user_url(text: str, start: int, least_end: int) -> tuple[Find | None, int]:
+    """Returns the URL that begins at an offset if it names a user, and the offset at which the search goes on."""
+    rest = _URL_CHARACTERS.match(text, start)
+    end = least_end if rest is None else max(least_end, rest.end())
     url = text[start:end].rstrip(".,;:!?'*_~")
     while url.endswith((")", "]")) and url.count(url[-1]) > url.count("(" if url[-1] == ")" else "["):
         url = url[:-1].rstrip(".,;:!?'")
     is_personal = _USER_PART.search(url) or _PROFILE.search(url)
-    return Find(start, start + len(url), "url_user") if is_personal else None
+    return (Find(start, start + len(url), "url_user") if is_personal else None), end
 
 
 def find_ips(text: str) -> Iterator[Find]:

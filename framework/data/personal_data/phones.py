@@ -68,7 +68,7 @@ class Phones:
             if (first, last) != (groups[0], groups[-1])
         ]
         for begin, stop in sorted(parts, key=lambda part: part[0] - part[1]):
-            if sum(map(str.isdigit, written[begin:stop])) >= 8 and self._is_phone(written[begin:stop]):
+            if _stands_out(written[begin:stop]) and self._is_phone(written[begin:stop]):
                 return begin, stop
         return None
 
@@ -97,3 +97,9 @@ class Phones:
         except self._library.NumberParseException:
             return False
         return bool(self._library.is_valid_number(number))
+
+
+def _stands_out(part: str) -> bool:
+    """Returns whether a part differs from the groups of digits around it; in a row of numbers none does."""
+    digits = sum(map(str.isdigit, part))
+    return digits >= 8 and (part[0] in "+(0" or "-" in part or (" " not in part and digits >= 10))

@@ -29,8 +29,8 @@ def _classes() -> bytes:
 
 
 _CLASSES = _classes()
-# Six digits that at most three separators divide, or the middle of an IPv4 address.
-_NUMBER = re.compile(rb"0(?:(?:[-.]{0,3}0){5}|0{0,2}\.0{1,3}\.0)")
+# Six digits that at most three separators of up to three bytes divide, or the middle of an IPv4 address.
+_NUMBER = re.compile(rb"0(?:(?:[-.]{0,9}0){5}|0{0,2}\.0{1,3}\.0)")
 _IPV6 = re.compile(rb":[0h]{0,4}:")
 _WIDE_NUMBER = re.compile(rb"(?:\xef\xbc[\x90-\x99]){3}")
 _AT = (b"@", "＠".encode(), *map(str.encode, WRITTEN_AT))
