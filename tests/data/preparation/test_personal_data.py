@@ -89,6 +89,12 @@ def test_masks_are_tokens_of_a_trained_vocabulary(tmp_path, sources, vocabulary)
     ]
 
 
+def test_a_vocabulary_is_not_trained_on_the_letters_of_masks(tmp_path, sources):
+    prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "store", Cleaning(personal_data="mask")))
+    vocabulary = Tokenizer.from_folder(tmp_path / "store" / "tokenizer").backend.get_vocab()
+    assert "[" not in vocabulary and "." in vocabulary
+
+
 def test_the_tokens_of_masks_load_in_transformers(tmp_path, sources):
     transformers = pytest.importorskip("transformers")
     prepare_store(StoreSpec(sources, VOCABULARY, tmp_path / "store", Cleaning(personal_data="mask")))
