@@ -80,7 +80,8 @@ def compare_metrics(
             samples.append(np.concatenate([states.values(items, weights) for weights in blocks]))
             yield Compared(group, name, None, float(values[-1]), percentiles(samples[-1]))
         # The interval is that of the two extreme groups, so that it may contain 0.
-        interval = percentiles(samples[int(np.argmax(values))] - samples[int(np.argmin(values))])
+        order = np.argsort(values, kind="stable").tolist()
+        interval = percentiles(samples[order[-1]] - samples[order[0]])
         yield Compared(None, f"{name}_difference", None, float(np.ptp(values)), interval)
 
 

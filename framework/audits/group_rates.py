@@ -108,8 +108,9 @@ def extreme_disparities(groups: Sequence[LabelRates], samples: Sequence[LabelRat
         rates = np.stack([getattr(each, name)[0] for each in groups])
         drawn = np.stack([getattr(each, name) for each in samples])
         columns = np.arange(rates.shape[1])
-        high = drawn[np.argmax(rates, axis=0), :, columns].T
-        low = drawn[np.argmin(rates, axis=0), :, columns].T
+        # Sorted, so that two groups with equal rates are two groups.
+        order = np.argsort(rates, axis=0, kind="stable")
+        high, low = drawn[order[-1], :, columns].T, drawn[order[0], :, columns].T
         with np.errstate(invalid="ignore", divide="ignore"):
             pairs[name] = (_difference(rates), _ratio(rates), high - low, low / high)
     positive, negative = pairs["true_positive"], pairs["false_positive"]

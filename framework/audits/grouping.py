@@ -15,7 +15,7 @@ from framework.data.planning.plan import SequenceSource
 from framework.data.reading.files import Reading
 from framework.data.reading.rows import read_rows
 from framework.data.reading.table_format import TableFormat
-from framework.errors import ConfigError, DataError
+from framework.errors import ConfigError, DataError, counted
 
 
 class Records(Protocol):
@@ -138,8 +138,8 @@ def build_grouping(name: str, values: Sequence[str | None], min_rows: int) -> Gr
     if len(large) < 2:
         sizes = ", ".join(f"{group} {count}" for group, count in counts.most_common(8)) or "none"
         raise DataError(
-            f"{name} has {len(large)} groups with at least {min_rows} rows (rows of the groups: {sizes}). A comparison "
-            "needs at least 2. Give a larger file, or lower audit.groups.min_rows."
+            f"{name} has {counted(len(large), 'group')} with at least {min_rows} rows (rows of the groups: {sizes}). A "
+            "comparison needs at least 2. Give a larger file, or lower audit.groups.min_rows."
         )
     array = np.array(["" if value is None else value for value in values], dtype=object)
     outside = np.array([value is None for value in values])

@@ -60,6 +60,16 @@ def test_a_planted_difference_is_significant_and_a_random_one_is_not():
                 assert (each.p < 0.01) == is_unfair
 
 
+def test_equal_groups_have_an_interval_around_no_difference():
+    labels = binary([1, 0] * 40, [1, 1, 0, 0] * 20)
+    for each in compare_labels(grouping(40, 40), labels, 200, 0):
+        if each.group is None:
+            assert each.interval is not None
+            none = 1.0 if each.measure.endswith("ratio") else 0.0
+            assert each.value == none
+            assert each.interval.low < none < each.interval.high
+
+
 def test_an_undefined_rate_has_no_interval_and_no_p():
     labels = binary([1, 0, 1, 0], [0, 0, 1, 0])
     found = {

@@ -59,7 +59,7 @@ def test_a_comparison_needs_two_large_groups():
     with pytest.raises(DataError) as error:
         build_grouping("gender", ["f"] * 60 + ["m"] * 49 + [None], 50)
     assert str(error.value) == (
-        "gender has 1 groups with at least 50 rows (rows of the groups: f 60, m 49). A comparison needs at least 2. "
+        "gender has 1 group with at least 50 rows (rows of the groups: f 60, m 49). A comparison needs at least 2. "
         "Give a larger file, or lower audit.groups.min_rows."
     )
 

@@ -48,7 +48,7 @@ def test_the_longest_term_is_replaced():
 @pytest.mark.parametrize(
     ("terms", "message"),
     [
-        ({"a": ["one"]}, "terms.yaml has 1 groups of terms. A comparison needs at least 2."),
+        ({"a": ["one"]}, "terms.yaml has terms of 1 group. A comparison needs at least 2."),
         ({"a": ["one"], "b": []}, "the group 'b' has no terms"),
         ({"a": ["one"], "b": [" "]}, "the group 'b' has an empty term"),
         ({"a": ["one", "She"], "b": ["she"]}, "the term 'She' of the group 'b' overlaps with 'She' of 'a'"),
