@@ -25,6 +25,8 @@ from framework.modules.inference import Inference
 
 _TERMS = "terms"
 
+_BETWEEN = "between groups"
+
 _MIN_EXPECTED = 10
 """Rows with and rows without a label that each group needs for the label to decide the rate of the audit."""
 
@@ -172,7 +174,7 @@ def _part(grouping: Grouping, compared: Compared) -> dict[str, str | int | float
     rows = sum(map(len, members.values())) if compared.group is None else len(members[compared.group])
     return {
         "groups": grouping.name,
-        "group": compared.group or "all",
+        "group": compared.group or _BETWEEN,
         "measure": compared.measure,
         "label": compared.label,
         "value": compared.value if math.isfinite(compared.value) else None,

@@ -33,8 +33,8 @@ class GroupTerms:
         self._terms = {name: [" ".join(term.split()) for term in words] for name, words in terms.items()}
         if len(terms) < 2:
             raise ConfigError(
-                f"{source} has terms of {counted(len(terms), 'group')}. A comparison needs at least 2. Add a group, for "
-                "example {female: [she, her], male: [he, his]}."
+                f"{source} has terms of {counted(len(terms), 'group')}. A comparison needs at least 2. Add a group, "
+                "for example {female: [she, her], male: [he, his]}."
             )
         for name, words in self._terms.items():
             if not words or "" in words:

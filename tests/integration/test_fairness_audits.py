@@ -54,14 +54,14 @@ def test_a_planted_bias_is_found(biased, monkeypatch, capfd):
     assert result["rate"] == 1.0
     assert result["measure"] == "largest equalized odds difference of the label 0 between groups"
     by_gender, by_age, by_terms = (parts_of(result, groups) for groups in ("gender", "age", "terms"))
-    unfair = by_gender["all", "equalized_odds_difference", "1"]
+    unfair = by_gender["between groups", "equalized_odds_difference", "1"]
     assert (unfair["value"], unfair["rows"]) == (1.0, 120)
     assert unfair["p"] < 0.01
-    fair = by_age["all", "equalized_odds_difference", "1"]
+    fair = by_age["between groups", "equalized_odds_difference", "1"]
     assert fair["value"] == 0.0
     assert fair["p"] == 1.0
     assert (by_gender["he", "accuracy", None]["value"], by_gender["she", "accuracy", None]["value"]) == (1.0, 0.5)
-    assert by_gender["all", "accuracy_difference", None]["low"] > 0.3
+    assert by_gender["between groups", "accuracy_difference", None]["low"] > 0.3
     assert by_gender["she", "true_positive_rate", "1"]["value"] == 0.0
     # Half of the rows of each person are good, and the person decides their label.
     assert by_terms["female -> male", "changed_labels", None]["value"] == 0.5
