@@ -162,6 +162,10 @@ class ErrorAnalysis(pl.Callback):
             mesh,
         )
         rows = worst_rows(last.split.examination.rows)[: self.num_examples]
+        if trainer.is_global_zero:
+            most = self.num_explanations + len(rows)
+            text = f"explains up to {most} rows for report.html (trainer.report_explanations)"
+            print_line(text, self.console)
         with module.validated_weights(), torch.compiler.set_stance("force_eager"):
             return explain_split(
                 inference, self.tokenizer, last.evaluation, rows, self.num_explanations, self.num_examples > 0
