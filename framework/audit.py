@@ -22,7 +22,7 @@ from framework.audits.passes import gather_rows, run_audits
 from framework.config.command import command
 from framework.config.command_schema import AuditConfig
 from framework.config.dry_check import print_check
-from framework.config.evaluation_data import describe_weights, open_split, read_data_settings
+from framework.config.evaluation_data import describe_weights, open_split, open_training, read_data_settings
 from framework.config.nodes import TARGET_KEY
 from framework.config.outputs import write_to_stdout
 from framework.config.trained import Trained, describe_trained, open_inference, open_model
@@ -55,7 +55,8 @@ def audit(composed: DictConfig) -> dict[str, dict[str, Any]]:
     trained = open_model(settings, settings.task)
     folder = result_folder(settings, trained)
     read_split = partial(open_split, trained, settings.run, settings.data, split, changes)
-    subject = Subject(trained, split, read_split, settings.seed)
+    read_training = partial(open_training, trained, settings.run, settings.data, changes)
+    subject = Subject(trained, split, read_split, read_training, settings.seed)
     for each in audits.values():
         each.check(subject)
     rows = gather_rows({name: each for name, each in audits.items() if isinstance(each, RowAudit)}, subject)

@@ -73,6 +73,7 @@ class Subject:
         trained: Trained model with its task and tokenizer.
         split: Name of the split of the user's data that audits read.
         read_split: Function that reads the split.
+        read_training: Function that reads the split `train` of the training.
         seed: Seed of all draws of the audits.
 
     Attributes:
@@ -83,13 +84,21 @@ class Subject:
         seed: Seed of all draws.
     """
 
-    def __init__(self, trained: Trained, split: str, read_split: Callable[[], SequenceSource], seed: int) -> None:
+    def __init__(
+        self,
+        trained: Trained,
+        split: str,
+        read_split: Callable[[], SequenceSource],
+        read_training: Callable[[], SequenceSource],
+        seed: int,
+    ) -> None:
         self.trained = trained
         self.task = trained.task
         self.tokenizer = trained.tokenizer
         self.split = split
         self.seed = seed
         self._read_split = read_split
+        self._read_training = read_training
 
     @cached_property
     def source(self) -> SequenceSource:
@@ -99,6 +108,15 @@ class Subject:
             FrameworkError: The model is an export and no file is given, or a file cannot be used.
         """
         return self._read_split()
+
+    @cached_property
+    def training(self) -> SequenceSource:
+        """Rows that the model was trained on, with their labels, read at the first access.
+
+        Raises:
+            FrameworkError: The model is an export and no file is given, or a file cannot be used.
+        """
+        return self._read_training()
 
 
 class Audit(ABC):

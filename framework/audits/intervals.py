@@ -8,7 +8,7 @@ import numpy as np
 
 from framework.random import key
 
-_NORMAL_95 = 1.959963984540054
+NORMAL_95 = 1.959963984540054
 _LOW, _HIGH = 2.5, 97.5
 
 WILSON = "Wilson, 95 %"
@@ -39,7 +39,7 @@ def wilson(count: int, total: int) -> Interval | None:
     """
     if total == 0:
         return None
-    share, square = count / total, _NORMAL_95**2 / total
+    share, square = count / total, NORMAL_95**2 / total
     centre = share + square / 2
     spread = math.sqrt(square * (share * (1 - share) + square / 4))
     return Interval(

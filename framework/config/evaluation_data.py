@@ -112,6 +112,27 @@ def open_split(
     return sources[split]
 
 
+def open_training(trained: Trained, run: str, data: Component | None, changes: Mapping[str, Any]) -> SequenceSource:
+    """Reads the rows that a model was trained on: the split `train` of its run, of other data, or of a given file.
+
+    Args:
+        trained: Run or export.
+        run: Name of the run, for messages.
+        data: Data that replaces the data of the run; None: the data of the run.
+        changes: Values of the run's data from the command line. Only a file for `train` changes the training rows.
+
+    Raises:
+        ConfigError: The training rows of an export are not given.
+    """
+    given = {key: value for key, value in changes.items() if key in ("train", "train_targets")}
+    if not given and data is None and trained.data is None:
+        raise ConfigError(
+            f"run={run} is an export, which contains no data. Its training rows are needed. Give data.train=FILE in "
+            "addition to data.test=FILE, or give the run."
+        )
+    return open_split(trained, run, data, "train", given)
+
+
 def describe_weights(settings: TrainedConfig, trained: Trained) -> str:
     """Describes the weights that a command uses, for example `step_00000012, auto`; for an export, returns its path."""
     if trained.folder is None:

@@ -93,7 +93,7 @@ def test_the_number_of_files_is_known():
     by_group = {group.name: len(list(group.rglob("*.yaml"))) for group in CONF.iterdir() if group.is_dir()}
     assert by_group == {
         "adapter": 2,
-        "audit": 8,
+        "audit": 9,
         "augmentation": 9,
         "corpus": 6,
         "data": 14,
@@ -113,7 +113,7 @@ def test_the_number_of_files_is_known():
         "vocabulary": 3,
     }
     assert len(ALL_FILES) == sum(by_group.values()) + 11
-    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (112, 12, 4)
+    assert (len(FILES), len(BASES), len(WORD_LISTS)) == (113, 12, 4)
 
 
 @pytest.mark.parametrize("base", BASES, ids=name_of)

@@ -4,6 +4,7 @@ Layout: `[CLS] A [SEP] B [SEP]` with segments 0 and 1; without next-sentence pre
 follow A if the tokenizer uses two, as in RoBERTa.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
@@ -54,6 +55,11 @@ class MaskRate:
         return self.start + (self.end - self.start) * done
 
 
+def _draw_keys(seed: int) -> tuple[int, int]:
+    """Returns the keys of the sentence pairs and of the masks."""
+    return key(seed, "sentence pairs"), key(seed, "masks")
+
+
 class PretrainingSource:
     """A `SequenceSource` of one split, whose sequences are pure functions of (seed, epoch, index).
 
@@ -91,8 +97,7 @@ class PretrainingSource:
         self._num_separators = tokenizer.pair_separators if chunks.pairs else 1
         self._masking = masking
         self._is_evaluation = seed is None
-        seed = EVALUATION_SEED if seed is None else seed
-        self._pairs_key, self._masks_key = key(seed, "sentence pairs"), key(seed, "masks")
+        self._pairs_key, self._masks_key = _draw_keys(EVALUATION_SEED if seed is None else seed)
 
     def __len__(self) -> int:
         return len(self._mixture)
@@ -117,6 +122,18 @@ class PretrainingSource:
         """Estimates the mean number of tokens of a sequence, special tokens included, from a sample of epoch 0."""
         indices = self._sample()
         return float(self.lengths(np.zeros_like(indices), indices).mean())
+
+    def for_evaluation(self, mask_rate: MaskRate) -> "PretrainingSource":
+        """Returns the sequences of the first epoch with the pairs and masks of evaluation.
+
+        Args:
+            mask_rate: Mask rate of evaluation.
+        """
+        source = copy(self)
+        source.mask_rate = mask_rate
+        source._is_evaluation = True
+        source._pairs_key, source._masks_key = _draw_keys(EVALUATION_SEED)
+        return source
 
     def lengths(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Returns (sequences,) int64 tokens of each sequence, special tokens included."""

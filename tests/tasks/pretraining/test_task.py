@@ -296,3 +296,19 @@ def test_a_source_that_is_seen_twice_in_an_epoch_gets_other_masks(data, tokenize
     first, second = (sequences_of(build(source, 0, np.arange(half) + begin)) for begin in (0, half))
     assert [original_ids(sequence) for sequence in first] == [original_ids(sequence) for sequence in second]
     assert sum(one[2] == other[2] for one, other in zip(first, second, strict=True)) < 0.1 * half
+
+
+@pytest.mark.parametrize("nsp", [False, True])
+def test_training_text_with_the_masks_of_evaluation_depends_neither_on_the_seed_nor_on_the_step(data, tokenizer, nsp):
+    """Both splits then have the same mask rate, so that their losses can be compared."""
+    task = PretrainingTask(sequence_length=LENGTH, nsp=nsp, mask_rate=0.9, eval_mask_rate=0.2)
+    first, second = (task.build_sources(data, tokenizer, seed)["train"] for seed in (0, 5))
+    trained = sequences_of(build(first, 0, range(20)))
+    compared = first.for_evaluation(task.eval_mask_rate)
+    found = sequences_of(build(compared, 0, range(20)))
+    assert found == sequences_of(build(second.for_evaluation(task.eval_mask_rate), 3, range(20), step=9))
+    assert found != trained
+    for ids, _, positions, *_ in found:
+        num_text = len(ids) - (3 if nsp else 2)
+        assert len(positions) == num_masked(np.array([num_text]), 0.2)[0]
+    assert sequences_of(build(first, 0, range(20))) == trained

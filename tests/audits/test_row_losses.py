@@ -1,0 +1,91 @@
+"""Tests of losses of chosen items against one item at a time, and of items that two splits share."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from framework.audits.row_losses import ChosenItems, has_item_losses, item_losses, items_of_both, masked_word_losses
+from framework.data.planning.collate import Target, pack_sequences
+from framework.data.planning.plan import StepSequences
+from framework.data.tokenization.tokenizer import Tokenizer
+from framework.distributed.parallel.precision import resolve_precision
+from framework.models.encoder import TransformerEncoder
+from framework.modules.inference import Inference
+from framework.tasks.embedding.task import EmbeddingTask
+from framework.tasks.pretraining.task import PretrainingTask
+from framework.tasks.sequence_classification.features import classification_source
+from framework.tasks.sequence_classification.task import SequenceClassificationTask
+from framework.tasks.task import TaskModel
+from tests.support.commands.in_process import TEXTS, tokenizer_folder
+from tests.support.models.tiny import set_random_weights, tiny_config
+
+__all__ = ["tokenizer_folder"]
+
+ROWS = [*TEXTS[:9], "a", *(f"{text} of {text}" for text in TEXTS[9:15])]
+
+
+@pytest.fixture(scope="module")
+def task() -> SequenceClassificationTask:
+    task = SequenceClassificationTask(max_length=24)
+    task.problem.learn(("no", "yes", "maybe"), [])
+    return task
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder) -> Tokenizer:
+    return Tokenizer.from_folder(tokenizer_folder)
+
+
+def source_of(task: SequenceClassificationTask, tokenizer: Tokenizer, texts: list[str]):
+    answers = [("no", "yes", "maybe")[number % 3] for number in range(len(texts))]
+    return classification_source(texts, None, answers, task.problem, tokenizer, 24)
+
+
+@pytest.mark.parametrize("budget", [24, 4096])
+def test_losses_are_those_of_single_items_in_the_order_chosen(budget, task, tokenizer):
+    config = tiny_config(False)
+    encoder = TransformerEncoder(config)
+    model = TaskModel(encoder, task.build_head(encoder, config))
+    set_random_weights(model, 0)
+    inference = Inference(model, task, budget, resolve_precision("fp32", "cpu"), torch.device("cpu"))
+    source, items = source_of(task, tokenizer, ROWS), np.array([12, 0, 9, 3, 15])
+    found = item_losses(inference, ChosenItems(source, items))
+    expected = []
+    for item in items:
+        own = np.array([item])
+        with torch.no_grad():
+            logits = model(source.build(StepSequences(own * 0, own, own), 0))["logits"][0].double()
+        expected.append(float(logits.logsumexp(0) - logits[item % 3]))
+    assert found.losses.tolist() == pytest.approx(expected, abs=2e-6)
+    assert found.losses.tolist() == found.losses.round(6).tolist()
+    assert found.labels.tolist() == [0, 0, 0, 0, 0]
+    assert found.lengths.tolist() == source.lengths(items * 0, items).tolist()
+    others = item_losses(inference, ChosenItems(source, np.array([1, 5, 4])))
+    assert others.labels.tolist() == [1, 2, 1]
+
+
+def test_masked_words_count_equally_within_their_sequence():
+    """Sequences of 3, 2 and 4 tokens with 1, 0 and 2 masked words; each logit is that of one of two words."""
+    positions, labels = np.array([2, 5, 8]), np.array([0, 1, 0])
+    targets = {"mlm_positions": Target(positions, "targets", 0), "mlm_labels": Target(labels, "targets")}
+    batch = pack_sequences(np.arange(9), np.array([3, 2, 4]), np.arange(3), None, targets, {}, None)
+    logits = torch.log(torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]))
+    first, second, third = masked_word_losses(logits, batch).tolist()
+    assert first == pytest.approx(math.log(2), abs=1e-6)
+    assert math.isnan(second)
+    assert third == pytest.approx((-math.log(0.1) - math.log(0.2)) / 2, abs=1e-6)
+
+
+def test_rows_that_training_contains_are_found_by_their_tokens(task, tokenizer):
+    training = source_of(task, tokenizer, [TEXTS[4], TEXTS[0].upper(), TEXTS[2]])
+    held_out = source_of(task, tokenizer, [TEXTS[1], TEXTS[2], TEXTS[3], TEXTS[0]])
+    # The vocabulary is lower-cased, so that the second training row has the tokens of TEXTS[0]. Labels do not matter.
+    assert items_of_both(training, held_out).tolist() == [False, True, False, True]
+
+
+def test_tasks_without_losses_of_single_rows_are_known(task):
+    assert has_item_losses(task)
+    assert has_item_losses(PretrainingTask())
+    assert not has_item_losses(EmbeddingTask())
