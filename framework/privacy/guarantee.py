@@ -10,7 +10,7 @@ from framework.privacy.accountant import epsilon_of, solve_sigma
 ACCOUNTANT = "RDP (Mironov, Talwar, Zhang 2019)"
 SAMPLING = "Poisson"
 NOT_COVERED = (
-    "starting weights, tokenizer and label names",
+    "starting weights, tokenizer, and names of labels and groups",
     "rows of validation and test, and all metrics on them",
     "the number of training rows, their counts by label and length in the record of the data",
     "numbers of rows and tokens and times of steps, and the share of clipped gradients",

@@ -97,7 +97,7 @@ def test_the_number_of_files_is_known():
         "augmentation": 9,
         "corpus": 6,
         "data": 14,
-        "experiment": 16,
+        "experiment": 17,
         "hydra": 3,
         "logger": 2,
         "model": 11,

@@ -78,6 +78,7 @@ SHORTENED = [
     ),
     (r"\btrain experiment=finetune_sst2", [*ENCODER, *SMALL]),
     (r"\btrain -m experiment=finetune_sst2", ["check=true", *ENCODER, *SMALL]),
+    (r"\btrain experiment=finetune_private", ["check=true", *ENCODER, *SMALL, "adapter=none"]),
     (r"\btrain experiment=finetune_ner", ["check=true", "task.stride=4", *ENCODER, *SMALL]),
     (r"\btrain experiment=finetune_demo", [*SMALL, "task.max_length=16", "data.validation_fraction=0.2"]),
     (
